@@ -1,0 +1,63 @@
+"""The `loadgen` command: one file per subcommand, no logic here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from loadgen._version import __version__
+from loadgen.errors import ServerError, UsageError
+
+COMMANDS = {
+    "sweep": "Measure every target at every concurrency: the main job.",
+    "report": "Recompute tables, figures and report of a run directory.",
+    "serve": "Run one vLLM server from its recipe, in the foreground.",
+    "simulate": "Run one simulated server.",
+    "cpu-env": "Build an environment with vLLM's CPU build and tiny models.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a subcommand's module when it is called, so that `--help` and `serve` need no pandas."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"loadgen.cli.{cmd_name.replace('-', '_')}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="loadgen")
+def group() -> None:
+    """Which precision pays off on your GPU, under your traffic?
+
+    \b
+    Example:
+      loadgen sweep --target fp16=http://127.0.0.1:8001 --target awq=http://127.0.0.1:8002
+    """
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback."""
+    try:
+        group.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except (UsageError, ServerError) as error:
+        click.echo(f"loadgen: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"loadgen: {error.format_message()}", err=True)
+        sys.exit(2)
