@@ -1,0 +1,44 @@
+"""loadgen: which precision pays off on your GPU, under your traffic?
+
+    import loadgen
+    run = loadgen.sweep(targets={"fp16": "http://127.0.0.1:8001", "awq": "http://127.0.0.1:8002"}, concurrency=[1, 16])
+    run.summary
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from loadgen._version import __version__
+from loadgen.errors import ServerError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loadgen.analysis.run import Run
+
+__all__ = ["ServerError", "UsageError", "__version__", "load_run", "sweep"]
+
+
+def sweep(**options: Any) -> Run:
+    """What `loadgen sweep` does, with its options as arguments (`loadgen.sweep.config.configure` lists them).
+
+    Returns the analysed run. Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
+    """
+    from loadgen.analysis.analyse import analyse
+    from loadgen.report.html import write_report
+    from loadgen.sweep.config import configure
+    from loadgen.sweep.run import run_sweep
+
+    run_dir = run_sweep(configure(**options))
+    analyse(run_dir)
+    run = load_run(run_dir)
+    write_report(run)
+    return run
+
+
+def load_run(path: str | Path) -> Run:
+    """A run directory, opened: `.summary`, `.cells`, `.requests`, `.server` are pandas data frames."""
+    from loadgen.analysis.run import load_run as load
+
+    return load(path)

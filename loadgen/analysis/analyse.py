@@ -1,0 +1,91 @@
+"""From journal to numbers: run directory in, derived files out, no server and no clock."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.analysis.celldata import read_cell
+from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.summary import summarize
+from loadgen.analysis.tables import RunTables, write_analysis, write_cells, write_summary
+from loadgen.errors import UsageError
+from loadgen.sweep.journal import cell_files
+
+SCHEMA = 1
+BUSY_CLIENT = 0.8
+"""Share of a core from which on the client may be what is measured."""
+
+
+def analyse(run_dir: Path) -> None:
+    """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
+
+    Raises UsageError if this is no run directory, or nothing was measured.
+    """
+    manifest = read_manifest(run_dir)
+    gold: dict[str, str] = {}
+    if manifest["graded"] and (run_dir / "items.json").exists():
+        gold = msgspec.json.decode((run_dir / "items.json").read_bytes())
+    cells: list[CellSummary] = []
+    points: dict[tuple[str, int], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    with RunTables(run_dir) as tables:
+        for path in cell_files(run_dir):
+            data = read_cell(path)
+            if data is None:
+                continue
+            verdicts = grade_cell(data, gold)
+            summary = summarize_cell(data, verdicts)
+            cells.append(summary)
+            tables.add(data, verdicts)
+            if summary.valid:
+                items = points[data.cell.target, data.cell.concurrency]
+                for exchange, verdict in zip(data.exchanges, verdicts, strict=True):
+                    if verdict is not None:
+                        items[exchange.item_id].append(verdict.outcome == "correct")
+    if not cells:
+        raise UsageError(f"{run_dir} holds no measured cell; there is nothing to report")
+    scores = {
+        key: {item: sum(answers) / len(answers) for item, answers in items.items()} for key, items in points.items()
+    }
+    write_cells(run_dir, cells)
+    write_summary(run_dir, summarize(cells, scores))
+    write_analysis(run_dir, _analysis(manifest, cells))
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """The manifest's content. Raises UsageError if there is none."""
+    path = run_dir / "manifest.json"
+    if not path.is_file():
+        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
+    content: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+    return content
+
+
+def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, Any]:
+    warnings = [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid]
+    warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
+    warnings += [
+        f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "
+        "its figures may be the client's, not the server's"
+        for cell in cells
+        if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
+    ]
+    if not manifest["dataset"]["published"]:
+        warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
+    return {
+        "schema": SCHEMA,
+        "reference": manifest["config"]["reference"],
+        "simulated": manifest["simulated"],
+        "crossovers": [],
+        "trust": [],
+        "models": [],
+        "indices": [],
+        "warnings": warnings,
+    }
+
+
+def _name(cell: CellSummary) -> str:
+    return f"{cell.target}, B = {cell.concurrency}, repeat {cell.repeat}"

@@ -1,0 +1,88 @@
+"""CellData: one cell's journal as arrays."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.client.exchange import Exchange
+from loadgen.serving.metrics import ServerSample
+from loadgen.sweep.journal import CellEnd, CellStart, read_records
+from loadgen.sweep.plan import Cell
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+class CellData(msgspec.Struct, frozen=True, kw_only=True):
+    """What one cell left behind. Arrays have one entry per exchange; times in ns, -1 where there is none."""
+
+    cell: Cell
+    simulated: bool
+    end: CellEnd | None
+    """None: the cell was interrupted before its last record."""
+    exchanges: list[Exchange]
+    samples: list[ServerSample]
+    t_send_ns: Ints
+    t_first_ns: Ints
+    t_end_ns: Ints
+    output_tokens: Ints
+    """-1 where the server gave no usage."""
+    measured: Mask
+    ok: Mask
+    token_offsets: Ints
+    """Events of exchange k are `token_t_ns[token_offsets[k]:token_offsets[k + 1]]`."""
+    token_t_ns: Ints
+    token_counts: Ints
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Open and close in ns, None if the cell never got warm."""
+        end = self.end
+        if end is None or end.window_open_ns is None or end.window_close_ns is None:
+            return None
+        return end.window_open_ns, end.window_close_ns
+
+
+def read_cell(path: Path) -> CellData | None:
+    """The cell of one journal file; None if the file holds not even its first line."""
+    start: CellStart | None = None
+    end: CellEnd | None = None
+    exchanges: list[Exchange] = []
+    samples: list[ServerSample] = []
+    for record in read_records(path):
+        match record:
+            case Exchange():
+                exchanges.append(record)
+            case ServerSample():
+                samples.append(record)
+            case CellStart():
+                start = record
+            case CellEnd():
+                end = record
+    if start is None:
+        return None
+    tokens = np.array(list(chain.from_iterable(e.token_times for e in exchanges)), dtype=np.int64).reshape(-1, 2)
+    return CellData(
+        cell=start.cell,
+        simulated=start.simulated,
+        end=end,
+        exchanges=exchanges,
+        samples=samples,
+        t_send_ns=np.array([e.t_send_ns for e in exchanges], dtype=np.int64),
+        t_first_ns=np.array([-1 if e.t_first_ns is None else e.t_first_ns for e in exchanges], dtype=np.int64),
+        t_end_ns=np.array([e.t_end_ns for e in exchanges], dtype=np.int64),
+        output_tokens=np.array(
+            [-1 if e.output_tokens is None else e.output_tokens for e in exchanges], dtype=np.int64
+        ),
+        measured=np.array([e.phase == "measured" for e in exchanges], dtype=np.bool_),
+        ok=np.array([e.status == "ok" for e in exchanges], dtype=np.bool_),
+        token_offsets=np.cumsum([0, *(len(e.token_times) for e in exchanges)], dtype=np.int64),
+        token_t_ns=tokens[:, 0],
+        token_counts=tokens[:, 1],
+    )

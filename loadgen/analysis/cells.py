@@ -1,0 +1,209 @@
+"""CellSummary: one row of cells.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.celldata import CellData, Floats
+from loadgen.analysis.latency import e2e_s, ended_in, icl_s, itl_s, tpot_s, ttft_s
+from loadgen.analysis.validity import Evidence, reasons_against
+from loadgen.serving.metrics import ServerSample
+from loadgen.workload.grading import Verdict, grade
+
+Quantiles = Sequence[int]
+
+
+class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of one cell over its window; None is 'not measured'. Accuracy is over all measured answers."""
+
+    target: str
+    precision: str
+    concurrency: int
+    repeat: int
+    valid: bool
+    reasons: str
+    requests: int
+    errors: int
+    window_s: float | None
+    output_tokens: int | None
+    tokens_per_s: float | None
+    inflight_mean: float | None
+    running_mean: float | None
+    waiting_mean: float | None
+    preemptions: float | None
+    step_batch_mean: float | None
+    """Tokens generated per engine step: vLLM's counters, not its gauge."""
+    server_samples: int
+    server_tokens: float | None
+    recorded_tokens: int | None
+    ttft_ms_mean: float | None
+    ttft_ms_p50: float | None
+    ttft_ms_p90: float | None
+    ttft_ms_p99: float | None
+    itl_ms_mean: float | None
+    itl_ms_p50: float | None
+    itl_ms_p99: float | None
+    icl_ms_mean: float | None
+    icl_ms_p99: float | None
+    tpot_ms_mean: float | None
+    tpot_ms_p50: float | None
+    tpot_ms_p99: float | None
+    e2e_ms_mean: float | None
+    e2e_ms_p50: float | None
+    e2e_ms_p99: float | None
+    output_tokens_mean: float | None
+    answers: int
+    """Measured requests that were answered, in the window or in its drain."""
+    accuracy: float | None
+    truncated_rate: float | None
+    unparsed_rate: float | None
+    refill_gap_ms_p99: float | None
+    """A slot's last byte to its next send."""
+    client_cpu_share: float | None
+    loop_lag_ms_p99: float | None
+    simulated: bool
+
+
+def grade_cell(data: CellData, gold: Mapping[str, str]) -> list[Verdict | None]:
+    """A verdict per exchange; None for warm-up, failed requests and items without a gold answer."""
+    return [
+        grade(e.text, gold[e.item_id], finish_reason=e.finish_reason)
+        if e.phase == "measured" and e.status == "ok" and e.item_id in gold
+        else None
+        for e in data.exchanges
+    ]
+
+
+def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSummary:
+    """The cell's row. `verdicts` as from `grade_cell`, or all None when answers are not to be graded."""
+    window = data.window
+    window_s = (window[1] - window[0]) / 1e9 if window else None
+    ended = ended_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
+    errors = _errors(data, window)
+    tokens = _tokens_in(data, window) if window else None
+    rate = tokens / window_s if tokens and window_s else None
+    samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
+    recorded = int(data.output_tokens.sum()) if data.ok.all() and (data.output_tokens >= 0).all() else None
+    evidence = Evidence(
+        concurrency=data.cell.concurrency,
+        aborted=data.end.aborted if data.end else None,
+        has_window=window is not None and bool(window_s),
+        requests=int(ended.sum()),
+        errors=len(errors),
+        first_error=errors[0] if errors else None,
+        tokens_per_s=rate,
+        inflight_mean=_inflight(data, window) if window else None,
+        running_mean=_mean(samples, "running"),
+        waiting_mean=_mean(samples, "waiting"),
+        preemptions=_difference(samples, "preemptions"),
+        server_tokens=data.end.generation_tokens if data.end else None,
+        recorded_tokens=recorded,
+    )
+    reasons = reasons_against(evidence)
+    judged = [verdict.outcome for verdict in verdicts if verdict is not None]
+    cpu_s = data.end.client_cpu_s if data.end else None
+    lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
+    latencies: dict[str, float | None] = {}
+    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
+        ("ttft", ttft_s, (50, 90, 99)),
+        ("itl", itl_s, (50, 99)),
+        ("icl", icl_s, (99,)),
+        ("tpot", tpot_s, (50, 99)),
+        ("e2e", e2e_s, (50, 99)),
+    )
+    for name, values_of, quantiles in kinds:
+        latencies |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
+    return CellSummary(
+        target=data.cell.target,
+        precision=data.cell.precision,
+        concurrency=data.cell.concurrency,
+        repeat=data.cell.repeat,
+        valid=not reasons,
+        reasons="; ".join(reasons),
+        requests=evidence.requests,
+        errors=evidence.errors,
+        window_s=window_s,
+        output_tokens=tokens,
+        tokens_per_s=rate,
+        inflight_mean=evidence.inflight_mean,
+        running_mean=evidence.running_mean,
+        waiting_mean=evidence.waiting_mean,
+        preemptions=evidence.preemptions,
+        step_batch_mean=_step_batch(samples),
+        server_samples=len(samples),
+        server_tokens=evidence.server_tokens,
+        recorded_tokens=recorded,
+        output_tokens_mean=float(lengths.mean()) if lengths.size else None,
+        answers=int((data.measured & data.ok).sum()),
+        accuracy=_share(judged, "correct"),
+        truncated_rate=_share(judged, "truncated"),
+        unparsed_rate=_share(judged, "unparsed"),
+        refill_gap_ms_p99=_refill_gap_ms(data, window),
+        client_cpu_share=cpu_s / window_s if cpu_s is not None and window_s else None,
+        loop_lag_ms_p99=data.end.loop_lag_ms_p99 if data.end else None,
+        simulated=data.simulated,
+        **latencies,
+    )
+
+
+def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
+    """Failures of the window (of the whole cell where there is none), warm-up requests included."""
+    return [
+        f"{e.status} {e.error}"
+        for e in data.exchanges
+        if e.status != "ok" and (window is None or window[0] < e.t_end_ns <= window[1])
+    ]
+
+
+def _tokens_in(data: CellData, window: tuple[int, int]) -> int:
+    """Tokens by their own arrival, whichever request they belong to."""
+    inside = (data.token_t_ns > window[0]) & (data.token_t_ns <= window[1])
+    return int(data.token_counts[inside].sum())
+
+
+def _inflight(data: CellData, window: tuple[int, int]) -> float:
+    """Time-weighted mean of requests in flight: the summed overlaps of [send, last byte] with the window."""
+    overlap = np.minimum(data.t_end_ns, window[1]) - np.maximum(data.t_send_ns, window[0])
+    return float(np.maximum(overlap, 0).sum() / (window[1] - window[0]))
+
+
+def _mean(samples: Sequence[ServerSample], field: str) -> float | None:
+    values = [value for s in samples if (value := getattr(s, field)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
+    values = [value for s in samples if (value := getattr(s, field)) is not None]
+    return values[-1] - values[0] if len(values) > 1 else None
+
+
+def _step_batch(samples: Sequence[ServerSample]) -> float | None:
+    tokens, steps = _difference(samples, "generation_tokens"), _difference(samples, "iterations")
+    return tokens / steps if tokens is not None and steps else None
+
+
+def _share(outcomes: Sequence[str], outcome: str) -> float | None:
+    return outcomes.count(outcome) / len(outcomes) if outcomes else None
+
+
+def _refill_gap_ms(data: CellData, window: tuple[int, int] | None) -> float | None:
+    gaps_ns: list[int] = []
+    last_end_ns: dict[int, int] = {}
+    for e in sorted(data.exchanges, key=lambda e: e.t_send_ns):
+        before = last_end_ns.get(e.slot)
+        if before is not None and window and window[0] < e.t_send_ns <= window[1]:
+            gaps_ns.append(e.t_send_ns - before)
+        last_end_ns[e.slot] = e.t_end_ns
+    return float(np.percentile(gaps_ns, 99)) / 1e6 if gaps_ns else None
+
+
+def _in_ms(name: str, values_s: Floats, quantiles: Quantiles) -> dict[str, Any]:
+    keys = [f"{name}_ms_mean", *(f"{name}_ms_p{q}" for q in quantiles)]
+    if not values_s.size:
+        return dict.fromkeys(keys)
+    figures = [values_s.mean(), *np.percentile(values_s, list(quantiles))]
+    return {key: float(figure) * 1e3 for key, figure in zip(keys, figures, strict=True)}

@@ -1,0 +1,70 @@
+"""Run: a run directory, opened for reading."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+
+from loadgen.analysis.analyse import analyse, read_manifest
+
+
+class Run:
+    """What a sweep left behind, as data frames; figures come from the derived files, units are in the column names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What was run, by what, on what."""
+        return read_manifest(self.path)
+
+    @cached_property
+    def analysis(self) -> dict[str, Any]:
+        """analysis.json."""
+        content: dict[str, Any] = msgspec.json.decode((self.path / "analysis.json").read_bytes())
+        return content
+
+    @property
+    def complete(self) -> bool:
+        """Every planned cell was measured and is valid."""
+        config = self.manifest["config"]
+        planned = len(config["targets"]) * len(config["concurrency"]) * config["repeats"]
+        return bool(len(self.cells) == planned and self.cells["valid"].all())
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per target x concurrency, with intervals."""
+        return pd.read_csv(self.path / "summary.csv")
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row per target x concurrency x repeat, with validity."""
+        cells = pd.read_csv(self.path / "cells.csv")
+        return cells.assign(reasons=cells["reasons"].fillna("").astype(str))
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row per request, warm-up and failed ones included."""
+        return pd.read_parquet(self.path / "requests.parquet")
+
+    @cached_property
+    def server(self) -> pd.DataFrame:
+        """Samples of the servers' `/metrics`."""
+        return pd.read_parquet(self.path / "server.parquet")
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in a directory, its derived files made anew if they are missing. UsageError if it is none."""
+    run = Run(Path(path))
+    read_manifest(run.path)
+    if not (run.path / "analysis.json").exists():
+        analyse(run.path)
+    return run

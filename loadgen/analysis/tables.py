@@ -1,0 +1,137 @@
+"""The derived files of a run directory: requests.parquet, server.parquet, cells.csv, summary.csv, analysis.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loadgen.analysis.celldata import CellData
+from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.latency import ended_in
+from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.workload.grading import Verdict
+
+_TOKEN_TIME = pa.struct([("t_ns", pa.int64()), ("tokens", pa.int32())])
+_CELL = [
+    ("target", pa.string()), ("precision", pa.string()), ("concurrency", pa.int32()), ("repeat", pa.int32()),
+]  # fmt: skip
+REQUESTS = pa.schema([
+    *_CELL,
+    ("phase", pa.string()), ("slot", pa.int32()), ("item_id", pa.string()), ("prompt_sha", pa.string()),
+    ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_end_ns", pa.int64()), ("in_window", pa.bool_()),
+    ("token_times", pa.list_(_TOKEN_TIME)), ("token_source", pa.string()),
+    ("prompt_tokens", pa.int32()), ("output_tokens", pa.int32()), ("finish_reason", pa.string()),
+    ("stop_reason", pa.string()), ("http_status", pa.int32()), ("status", pa.string()), ("error", pa.string()),
+    ("text", pa.string()), ("reasoning", pa.string()), ("outcome", pa.string()), ("answer", pa.string()),
+    ("correct", pa.bool_()), ("simulated", pa.bool_()),
+])  # fmt: skip
+SERVER = pa.schema([
+    *_CELL,
+    ("t_ns", pa.int64()), ("scrape_ns", pa.int64()), ("running", pa.float64()), ("waiting", pa.float64()),
+    ("preemptions", pa.float64()), ("kv_usage", pa.float64()), ("generation_tokens", pa.float64()),
+    ("prompt_tokens", pa.float64()), ("iterations", pa.float64()), ("simulated", pa.bool_()),
+])  # fmt: skip
+
+
+class RunTables:
+    """Writes requests.parquet and server.parquet, a row group per cell; use as a context manager.
+
+    The files appear whole under their names when the last cell was added.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._paths = {schema_name: run_dir / f"{schema_name}.parquet" for schema_name in ("requests", "server")}
+        self._writers: dict[str, pq.ParquetWriter] = {}
+
+    def __enter__(self) -> RunTables:
+        for name, schema in (("requests", REQUESTS), ("server", SERVER)):
+            self._writers[name] = pq.ParquetWriter(_partial(self._paths[name]), schema, compression="zstd")
+        return self
+
+    def add(self, data: CellData, verdicts: Sequence[Verdict | None]) -> None:
+        for name, table in (("requests", requests_table(data, verdicts)), ("server", server_table(data))):
+            if table.num_rows:
+                self._writers[name].write_table(table)
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        for name, writer in self._writers.items():
+            writer.close()
+            if failed is None:
+                _partial(self._paths[name]).replace(self._paths[name])
+            else:
+                _partial(self._paths[name]).unlink()
+
+
+def requests_table(data: CellData, verdicts: Sequence[Verdict | None]) -> pa.Table:
+    """One row per request, warm-up and failed ones included."""
+    exchanges = data.exchanges
+    in_window = ended_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
+    times = pa.StructArray.from_arrays(
+        [pa.array(data.token_t_ns), pa.array(data.token_counts.astype(np.int32))], fields=list(_TOKEN_TIME)
+    )
+    columns: dict[str, Any] = {
+        **_cell_columns(data, len(exchanges)),
+        "in_window": in_window,
+        "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times),
+        "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
+        "outcome": [v.outcome if v else None for v in verdicts],
+        "answer": [v.answer if v else None for v in verdicts],
+        "correct": [v.outcome == "correct" if v else None for v in verdicts],
+    }
+    for field in REQUESTS.names:
+        if field not in columns:
+            columns[field] = [getattr(e, field) for e in exchanges]
+    return pa.table({name: columns[name] for name in REQUESTS.names}, schema=REQUESTS)
+
+
+def server_table(data: CellData) -> pa.Table:
+    """One row per scrape of the server's `/metrics`, the whole cell long."""
+    columns: dict[str, Any] = _cell_columns(data, len(data.samples))
+    for field in SERVER.names:
+        if field not in columns:
+            columns[field] = [getattr(s, field) for s in data.samples]
+    return pa.table({name: columns[name] for name in SERVER.names}, schema=SERVER)
+
+
+def write_cells(run_dir: Path, cells: Sequence[CellSummary]) -> None:
+    frame = pd.DataFrame([msgspec.structs.asdict(cell) for cell in cells], columns=list(CellSummary.__struct_fields__))
+    _write_csv(frame, run_dir / "cells.csv")
+
+
+def write_summary(run_dir: Path, rows: Sequence[Row]) -> None:
+    _write_csv(pd.DataFrame(list(rows), columns=list(COLUMNS)), run_dir / "summary.csv")
+
+
+def write_analysis(run_dir: Path, analysis: dict[str, Any]) -> None:
+    text = msgspec.json.format(msgspec.json.encode(analysis), indent=2)
+    path = run_dir / "analysis.json"
+    _partial(path).write_bytes(text + b"\n")
+    _partial(path).replace(path)
+
+
+def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
+    cell = data.cell
+    values: dict[str, Any] = {
+        "target": cell.target,
+        "precision": cell.precision,
+        "concurrency": cell.concurrency,
+        "repeat": cell.repeat,
+        "simulated": data.simulated,
+    }
+    return {name: [value] * rows for name, value in values.items()}
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_csv(_partial(path), index=False)
+    _partial(path).replace(path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")

@@ -1,0 +1,70 @@
+"""When a cell's figures may be believed; every limit stands here."""
+
+from __future__ import annotations
+
+import msgspec
+
+RUNNING_SHARE = 0.97
+"""Least measured running batch (and in-flight requests), as a share of B."""
+WAITING_SHARE = 0.03
+"""Most requests waiting in the server's queue on average, as a share of B."""
+ERROR_RATE = 0.005
+TOKEN_MISMATCH = 0.01
+"""Most difference between the server's token count and the recorded requests': beyond it, somebody else asks too."""
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verdict on a cell rests on; None is 'not measured'."""
+
+    concurrency: int
+    aborted: str | None
+    has_window: bool
+    requests: int
+    errors: int
+    first_error: str | None
+    tokens_per_s: float | None
+    inflight_mean: float | None
+    running_mean: float | None
+    waiting_mean: float | None
+    preemptions: float | None
+    server_tokens: float | None
+    recorded_tokens: int | None
+    """None where some request failed and its tokens are unknown."""
+
+
+def reasons_against(e: Evidence) -> list[str]:
+    """Why the cell is invalid, a sentence each with its figures; empty: valid."""
+    if not e.has_window:
+        return [e.aborted or "interrupted before the window opened"]
+    reasons = [e.aborted] if e.aborted else []
+    b = e.concurrency
+    if e.errors > ERROR_RATE * (e.requests + e.errors):
+        reasons.append(f"{e.errors} of {e.requests + e.errors} requests failed, the first: {e.first_error}")
+    if e.requests == 0:
+        reasons.append("no request ended within the window; make --duration longer")
+    elif e.tokens_per_s is None:
+        reasons.append("the server reports no token usage in its streams")
+    if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b:
+        reasons.append(f"only {e.inflight_mean:.2f} of {b} requests were in flight")
+    if e.running_mean is None:
+        reasons.append("running batch not measured: the server gives no vllm:num_requests_running at /metrics")
+    elif e.running_mean < RUNNING_SHARE * b:
+        reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
+    if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
+        reasons.append(f"{e.waiting_mean:.2f} requests waited in the server's queue on average")
+    if e.preemptions:
+        reasons.append(f"{e.preemptions:.0f} preemptions: the KV cache is too small for B = {b}")
+    if e.server_tokens is not None and e.recorded_tokens is not None:
+        off = abs(e.server_tokens - e.recorded_tokens)
+        if off > TOKEN_MISMATCH * max(e.server_tokens, 1.0):
+            reasons.append(
+                f"the server made {e.server_tokens:.0f} tokens, these requests got {e.recorded_tokens}: "
+                "is somebody else using it?"
+            )
+    return reasons
+
+
+def _cause(e: Evidence) -> str:
+    if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency:
+        return ": the server caps it (--max-num-seqs, or KV cache)"
+    return ": answers are so short that refills leave gaps, or the client is too slow"

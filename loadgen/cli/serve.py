@@ -1,0 +1,138 @@
+"""`loadgen serve`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+import click
+from platformdirs import user_log_path
+
+from loadgen.errors import ServerError, UsageError
+from loadgen.serving.launch import Launch, find_vllm, plan_launch
+from loadgen.serving.process import ServerProcess
+from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
+
+
+@click.command("serve")
+@click.argument("name", required=False)
+@click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGS]")
+@click.option("--model", metavar="MODEL", help="The 16-bit model: a Hugging Face id or a folder.")
+@click.option("--checkpoint", metavar="ID", help="Serve this quantized checkpoint instead of the recipe's choice.")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--max-num-seqs", type=click.IntRange(min=1), default=256, show_default=True,
+              help="Largest batch; at least the largest concurrency you will ask for.")  # fmt: skip
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Activations; default float16 on cuda, bfloat16 on cpu."
+)
+@click.option("--vllm", metavar="PATH", help="The vllm command; default LOADGEN_VLLM, cpu-env's, or PATH's.")
+@click.option("--list", "listing", is_flag=True, help="Show every recipe and end.")
+@click.option("--print", "printing", is_flag=True, help="Show the command and its environment; start nothing.")
+def command(
+    name: str | None,
+    model: str | None,
+    device: Device,
+    dtype: Dtype | None,
+    vllm: str | None,
+    listing: bool,
+    printing: bool,
+    **rest: Any,
+) -> None:
+    """Run one vLLM server from its recipe, in the foreground; Ctrl-C stops it.
+
+    What stands after `--` goes to vLLM as it is. Ends with status 1 when the server crashes or does not run its recipe.
+
+    \b
+    Examples:
+      loadgen serve --list
+      loadgen serve awq --model mistralai/Mistral-7B-Instruct-v0.3 --print
+      loadgen serve bnb-nf4 --model ~/models/my-model --port 8001 -- --gpu-memory-utilization 0.8
+    """
+    if listing:
+        click.echo(recipe_table(load_recipes()))
+        return
+    if name is None:
+        raise UsageError("serve needs the NAME of a recipe; `loadgen serve --list` shows them")
+    recipe = load_recipe(name)
+    if model is None:
+        raise UsageError(f"serve {name} needs --model, a Hugging Face id or a folder")
+    if dtype and recipe.dtype and dtype != recipe.dtype:
+        raise UsageError(f"recipe {name!r} fixes its activations to {recipe.dtype}; leave --dtype {dtype} away")
+    vllm = find_vllm(device, vllm) if vllm or not printing else _vllm_to_show(device)
+    launch = plan_launch(recipe, model=model, device=device, dtype=dtype, vllm=vllm, **rest)
+    if printing:
+        click.echo(launch.shell)
+        return
+    try:
+        _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log")
+    except ServerError as error:
+        click.echo(f"loadgen: {error}", err=True)
+        sys.exit(1)
+
+
+def recipe_table(recipes: dict[str, Recipe]) -> str:
+    """One aligned line per recipe, under a heading."""
+    heading = ("NAME", "PRECISION", "BITS", "GPU FROM", "CPU", "WEIGHTS")
+    rows = [heading, *(_row(recipe) for recipe in recipes.values())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _row(recipe: Recipe) -> tuple[str, ...]:
+    weights = "the 16-bit checkpoint" if recipe.checkpoint == "same" else "a checkpoint of its own"
+    if recipe.in_flight_args:
+        weights += ", quantized while loading" if recipe.checkpoint == "same" else ", else quantized while loading"
+    cpu = " ".join(recipe.cpu_flags) or "any"
+    return recipe.name, recipe.label, str(recipe.bits), recipe.gpu_capability, cpu, weights
+
+
+def _vllm_to_show(device: Device) -> str:
+    """The command's path, or its bare name where none is installed: a plan may be for another machine."""
+    try:
+        return find_vllm(device)
+    except UsageError:
+        return "vllm"
+
+
+def _serve(launch: Launch, log_path: Path) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)
+    click.echo(f"$ {launch.shell}", err=True)
+    with ServerProcess(launch, log_path) as server:
+        try:
+            _follow(server)
+        except KeyboardInterrupt:
+            click.echo("loadgen: stopping the server", err=True)
+            for warning in server.stop():
+                click.echo(f"loadgen: {warning}", err=True)
+
+
+def _follow(server: ServerProcess) -> None:
+    """Copy the log to the terminal until the server ends, and say when it is ready."""
+    ready = False
+    with server.log_path.open("rb") as log:
+        log.seek(server.log_offset)
+        while True:
+            _copy(log)
+            server.check_alive()
+            if not ready and server.is_ready():
+                server.verify()
+                ready = True
+                click.echo(f"loadgen: {server.launch.name} is ready at {server.launch.url}", err=True)
+            time.sleep(0.2)
+
+
+def _copy(log: BinaryIO) -> None:
+    sys.stdout.buffer.write(log.read())
+    sys.stdout.buffer.flush()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,127 @@
+"""`loadgen sweep`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+
+from loadgen.errors import UsageError
+
+
+def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {path}: write a mapping of option names to values")
+    known = {option.name for option in ctx.command.params}
+    options: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise UsageError(f"--config {path}: {key!r} is no option of loadgen sweep; see loadgen sweep --help")
+        if name == "target":
+            value = [f"{n}={url}" for n, url in value.items()] if isinstance(value, dict) else value
+        elif isinstance(value, list):
+            value = ",".join(map(str, value))
+        options[name] = value
+    ctx.default_map = options
+
+
+@click.command("sweep")
+@click.option("--target", "target", multiple=True, metavar="NAME=URL",
+              help="A running server; NAME is a precision or LABEL:PRECISION. Repeatable.")
+@click.option("--serve", metavar="NAMES", help="Recipes to launch in turn, e.g. fp16,awq; NAME=CHECKPOINT overrides.")
+@click.option("--model", metavar="ID", help="The 16-bit model for --serve (id or folder); for --target, which to ask.")
+@click.option("--device", default="cuda", show_default=True, metavar="DEVICE", help="For --serve: cuda or cpu.")
+@click.option("--vllm", metavar="PATH", help="For --serve: the vllm command.")
+@click.option("--max-num-seqs", type=int, metavar="N", help="For --serve: largest batch [default: largest B + 8].")
+@click.option("--concurrency", default="1,16,64,128", show_default=True, metavar="LIST", help="Batch sizes B to hold.")
+@click.option("--dataset", metavar="NAME", help="gsm8k or sample [default: gsm8k; sample if simulated].")
+@click.option("--data-file", metavar="PATH", help="The dataset's file in its published schema [default: download].")
+@click.option("--protocol", default="gsm8k", show_default=True, metavar="NAME", help="Prompt, shots, stops, limit.")
+@click.option("--shots-file", metavar="PATH", help="The published train split, for worked examples.")
+@click.option("--limit", type=int, metavar="N", help="First N items only [default: all].")
+@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1.5].")
+@click.option("--requests", type=int, metavar="N", help="Instead of a duration: completed requests per window.")
+@click.option("--repeats", type=int, default=3, show_default=True, metavar="R", help="Independent repeats per cell.")
+@click.option("--warmup", type=float, metavar="S", help="Warm-up at the same B, other prompts [default: automatic].")
+@click.option("--max-tokens", type=int, metavar="N", help="Cap of an answer [default: the protocol's].")
+@click.option("--fixed-length", type=int, metavar="N", help="Exactly N tokens an answer (ignore_eos); not graded.")
+@click.option("--arrival", default="closed", show_default=True, metavar="KIND", help="closed (others come later).")
+@click.option("--api", metavar="KIND", help="completions or chat [default: the protocol's].")
+@click.option("--power", default="auto", show_default=True, metavar="SOURCE", help="none (others come later).")
+@click.option("--tdp-w", type=float, metavar="W", help="Board power (comes later).")
+@click.option("--carbon", type=float, metavar="G", help="kgCO2e/kWh (comes later).")
+@click.option("--transport", default="raw", show_default=True, metavar="KIND", help="raw or openai (the SDK).")
+@click.option("--reference", metavar="NAME", help="What the others are compared with [default: fp16, else the first].")
+@click.option("--out", metavar="DIR", help="Run directory [default: runs/<time>-<model>].")
+@click.option("--resume", metavar="DIR", help="Continue an interrupted run (comes later).")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S", help="Per request.")
+@click.option("--api-key-env", metavar="VAR", help="Environment variable that holds the servers' API key.")
+@click.option("--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_read_config,
+              metavar="FILE", help="The same options as YAML; the command line wins.")
+@click.option("--dry-run", is_flag=True, help="Check everything, show the plan, start nothing.")
+@click.option("--quiet", is_flag=True, help="No progress; the final table only.")
+def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any) -> None:  # fmt: skip
+    """Measure every target at every concurrency, write a run directory, print the table.
+
+    Without --target and --serve the servers are simulated and everything is stamped SIMULATED. Exit status: 0 done,
+    1 a cell is invalid, 2 wrong use, 130 interrupted (what was measured is kept).
+
+    \b
+    Examples:
+      loadgen sweep
+      loadgen sweep --target fp16=http://127.0.0.1:8001 --target awq=http://127.0.0.1:8002 --concurrency 1,16,64
+      loadgen sweep --serve fp16,awq,bnb-nf4 --model mistralai/Mistral-7B-Instruct-v0.3
+    """
+    from loadgen.sweep.config import configure
+    from loadgen.sweep.run import Interrupted, plan_sweep, run_sweep
+    from loadgen.sweep.servers import source_of
+
+    options["serve"] = options["serve"] or ()
+    config = configure(targets=target, **options)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    if dry_run:
+        plan = plan_sweep(config)
+        source_of(config).check()
+        for block in plan.blocks:
+            levels = ", ".join(str(cell.concurrency) for cell in block.cells)
+            console.print(f"repeat {block.repeat}  {block.target.name:12} B = {levels}", highlight=False)
+        console.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
+        return
+
+    from loadgen.analysis.analyse import analyse
+    from loadgen.analysis.run import load_run
+    from loadgen.report.html import write_report
+    from loadgen.report.live import LiveView, PlainView
+    from loadgen.report.terminal import print_end
+    from loadgen.sweep.observer import Observer, Silent
+
+    interrupted = False
+    with contextlib.ExitStack() as stack:
+        view: Observer = Silent() if quiet else PlainView(console)
+        if console.is_terminal and not quiet:
+            view = stack.enter_context(LiveView(console))
+        try:
+            run_dir = run_sweep(config, view)
+        except Interrupted as stop:
+            interrupted, run_dir = True, stop.run_dir
+    analyse(run_dir)
+    run = load_run(run_dir)
+    write_report(run)
+    print_end(run, console)
+    if interrupted:
+        click.echo(f"Interrupted: what was measured is kept in {run_dir}.", err=True)
+        sys.exit(130)
+    sys.exit(0 if run.complete else 1)

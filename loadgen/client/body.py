@@ -1,0 +1,78 @@
+"""The JSON body of a request, encoded once before it is sent."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from loadgen.client.exchange import Phase, Request
+from loadgen.workload.item import Item
+from loadgen.workload.protocol import Protocol
+
+
+class RequestMaker:
+    """Turns items into requests of one protocol, endpoint and model; prompts are built once per item.
+
+    Greedy decoding with a fixed seed; per-token usage asked for on every event (`continuous_usage_stats`).
+    With `fixed_length` every answer has exactly that many tokens (`ignore_eos`, no stops).
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        *,
+        api: str,
+        model: str,
+        seed: int,
+        max_tokens: int | None = None,
+        fixed_length: int | None = None,
+    ) -> None:
+        self._protocol = protocol
+        self._api = api
+        self._model = model
+        self._seed = seed
+        self.limit = fixed_length or max_tokens or protocol.max_tokens
+        self._fixed = fixed_length is not None
+        self._prompts: dict[str, tuple[str, str]] = {}
+        self._requests: dict[tuple[str, Phase], Request] = {}
+
+    def measured(self, item: Item) -> Request:
+        """The item's request, the same bytes every time."""
+        return self._request(item, "measured", self.limit)
+
+    def warmup(self, item: Item, share: float = 1.0) -> Request:
+        """A request that is never measured; `share` of the token limit staggers the slots."""
+        return self._make(item, "warmup", max(1, round(self.limit * share)))
+
+    def _request(self, item: Item, phase: Phase, limit: int) -> Request:
+        known = self._requests.get((item.id, phase))
+        if known is None:
+            known = self._requests[item.id, phase] = self._make(item, phase, limit)
+        return known
+
+    def _make(self, item: Item, phase: Phase, limit: int) -> Request:
+        if item.id not in self._prompts:
+            text = self._protocol.prompt(item)
+            self._prompts[item.id] = text, hashlib.sha256(text.encode()).hexdigest()
+        prompt, prompt_sha = self._prompts[item.id]
+        body: dict[str, Any] = {"model": self._model}
+        if self._api == "chat":
+            body["messages"] = [{"role": "user", "content": prompt}]
+        else:
+            body["prompt"] = prompt
+        body |= {
+            "max_tokens": limit,
+            "temperature": 0,
+            "seed": self._seed,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        if self._fixed:
+            body |= {"ignore_eos": True, "min_tokens": limit}
+        else:
+            body["stop"] = list(self._protocol.stops)
+        return Request(
+            item_id=item.id, prompt_sha=prompt_sha, phase=phase, body=msgspec.json.encode(body)
+        )

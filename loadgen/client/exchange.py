@@ -1,0 +1,243 @@
+"""Exchange: one request and its answer, read from the stream after its last byte arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+Phase = Literal["warmup", "measured"]
+Status = Literal["ok", "connect", "timeout", "http", "broken", "malformed"]
+TokenSource = Literal["usage", "chunks", "spread"]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a slot sends: a ready HTTP body and what it stands for."""
+
+    item_id: str
+    prompt_sha: str
+    phase: Phase
+    body: bytes
+
+
+class Raw(Protocol):
+    """A finished stream, not yet read: what a transport hands over."""
+
+    request: Request
+    slot: int
+    t_send_ns: int
+    t_end_ns: int
+    http_status: int | None
+    failure: tuple[Status, str] | None
+
+    def events(self) -> list[tuple[int, bytes]]:
+        """Server-sent events in order: arrival time in ns and data."""
+        ...
+
+    def error_body(self) -> bytes:
+        """The body of an answer that is no event stream."""
+        ...
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
+    """One row of requests.parquet. Times are CLOCK_MONOTONIC nanoseconds; None is 'not measured'."""
+
+    slot: int
+    phase: Phase
+    item_id: str
+    prompt_sha: str
+    t_send_ns: int
+    """Just before the request is written (or the connection opened, if there is none yet)."""
+    t_first_ns: int | None = None
+    """Arrival of the first event that brought a token."""
+    t_end_ns: int
+    """Arrival of the answer's last byte, or the moment it was given up."""
+    token_times: tuple[tuple[int, int], ...] = ()
+    """(arrival in ns, tokens) of each event that brought tokens."""
+    token_source: TokenSource | None = None
+    """`usage`: cumulative usage on every event; `chunks`: as many events as tokens, one each;
+    `spread`: the total spread over the events, arrival times of single tokens unknown."""
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    http_status: int | None = None
+    status: Status = "ok"
+    error: str | None = None
+    text: str = ""
+    reasoning: str = ""
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+class _ErrorBody(msgspec.Struct):
+    message: str | None = None
+    error: msgspec.Raw | None = None
+    detail: msgspec.Raw | None = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_error = msgspec.json.Decoder(_ErrorBody).decode
+
+
+def read_exchange(raw: Raw) -> Exchange:
+    """The Exchange of a finished stream; whatever is wrong with it ends in `status` and `error`, never in a raise."""
+    failure = raw.failure
+    if raw.http_status is not None and raw.http_status != 200:
+        failure = failure or ("http", f"{raw.http_status}: {_message(raw.error_body())}")
+        return _exchange(raw, failure=failure)
+    return _read_stream(raw, failure)
+
+
+def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
+    texts: list[str] = []
+    reasonings: list[str] = []
+    arrivals: list[tuple[int, int, bool]] = []
+    usage: _Usage | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    done = False
+    for t_ns, data in raw.events():
+        if data == b"[DONE]":
+            done = True
+            break
+        try:
+            event = _decode_event(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            failure = failure or ("malformed", f"{error}: {data[:120]!r}")
+            break
+        if event.error is not None and bytes(event.error) != b"null":
+            failure = failure or ("http", f"in the stream: {_message(data)}")
+            break
+        brought_text = False
+        for choice in event.choices:
+            text, reasoning = _texts(choice)
+            brought_text = brought_text or bool(text or reasoning)
+            if text:
+                texts.append(text)
+            if reasoning:
+                reasonings.append(reasoning)
+            finish_reason = choice.finish_reason or finish_reason
+            stop_reason = choice.stop_reason if choice.stop_reason is not None else stop_reason
+        usage = event.usage or usage
+        counted = event.usage.completion_tokens if event.usage and event.choices else None
+        arrivals.append((t_ns, -1 if counted is None else counted, brought_text))
+    if failure is None and not done:
+        failure = ("broken", "the stream ended before [DONE]")
+    if failure is None and finish_reason is None:
+        failure = ("malformed", "the stream has no finish_reason")
+    token_times, source = _locate_tokens(arrivals, usage.completion_tokens if usage else None)
+    return _exchange(
+        raw,
+        failure=failure,
+        token_times=token_times,
+        token_source=source,
+        usage=usage,
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+        text="".join(texts),
+        reasoning="".join(reasonings),
+    )
+
+
+def _texts(choice: _Choice) -> tuple[str | None, str | None]:
+    if choice.delta is None:
+        return choice.text, None
+    return choice.delta.content, choice.delta.reasoning_content or choice.delta.reasoning
+
+
+def _locate_tokens(
+    arrivals: Sequence[tuple[int, int, bool]], total: int | None
+) -> tuple[tuple[tuple[int, int], ...], TokenSource | None]:
+    """When how many tokens arrived, by the best evidence the stream holds."""
+    if any(counted >= 0 for _, counted, _ in arrivals):
+        located = []
+        before = 0
+        for t_ns, counted, _ in arrivals:
+            if counted > before:
+                located.append((t_ns, counted - before))
+                before = counted
+        return tuple(located), "usage"
+    times = [t_ns for t_ns, _, brought_text in arrivals if brought_text]
+    if total is None or not times:
+        return (), None
+    if total == len(times):
+        return tuple((t_ns, 1) for t_ns in times), "chunks"
+    bounds = [total * k // len(times) for k in range(len(times) + 1)]
+    return tuple((t, b - a) for t, a, b in zip(times, bounds, bounds[1:], strict=False) if b > a), "spread"
+
+
+def _exchange(
+    raw: Raw,
+    *,
+    failure: tuple[Status, str] | None,
+    token_times: tuple[tuple[int, int], ...] = (),
+    token_source: TokenSource | None = None,
+    usage: _Usage | None = None,
+    finish_reason: str | None = None,
+    stop_reason: str | int | None = None,
+    text: str = "",
+    reasoning: str = "",
+) -> Exchange:
+    return Exchange(
+        slot=raw.slot,
+        phase=raw.request.phase,
+        item_id=raw.request.item_id,
+        prompt_sha=raw.request.prompt_sha,
+        t_send_ns=raw.t_send_ns,
+        t_first_ns=token_times[0][0] if token_times else None,
+        t_end_ns=raw.t_end_ns,
+        token_times=token_times,
+        token_source=token_source,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        output_tokens=usage.completion_tokens if usage else None,
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+        http_status=raw.http_status,
+        status=failure[0] if failure else "ok",
+        error=failure[1] if failure else None,
+        text=text,
+        reasoning=reasoning,
+    )
+
+
+def _message(body: bytes) -> str:
+    """The server's own words: `error.message`, `message` or `detail` of a JSON body, else the body's beginning."""
+    try:
+        answer = _decode_error(body)
+        nested = None if answer.error is None else bytes(answer.error)
+        if nested is not None:
+            try:
+                answer = _decode_error(nested)
+            except msgspec.ValidationError:
+                return str(msgspec.json.decode(nested))
+        if answer.message:
+            return answer.message
+        if answer.detail is not None:
+            return bytes(answer.detail).decode(errors="replace")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    return body[:200].decode(errors="replace").strip() or "no message"

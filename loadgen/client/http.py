@@ -1,0 +1,195 @@
+"""HTTP/1.1 transport: one keep-alive connection per slot, stamps taken where bytes enter the process."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import cast
+from urllib.parse import SplitResult, urlsplit
+
+import httptools
+
+from loadgen.client.exchange import Raw, Request, Status
+from loadgen.client.sse import split_events
+
+Done = Callable[[Raw], None]
+
+
+class Endpoint:
+    """Where requests go: `POST <url>/v1/completions` or `/v1/chat/completions`."""
+
+    def __init__(self, url: str, api: str, api_key: str | None = None) -> None:
+        parts: SplitResult = urlsplit(url)
+        self.host = parts.hostname or ""
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.port = parts.port or (443 if self.tls else 80)
+        path = parts.path.rstrip("/") + ("/v1/chat/completions" if api == "chat" else "/v1/completions")
+        authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._head = (
+            f"POST {path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{authorization}"
+            "Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: "
+        ).encode()
+
+    def wire(self, body: bytes) -> bytes:
+        """The whole request as bytes."""
+        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+
+
+class HttpRaw:
+    """A stream as it arrived: (arrival in ns, body bytes) of every read."""
+
+    __slots__ = ("failure", "http_status", "reads", "request", "slot", "t_end_ns", "t_send_ns")
+
+    def __init__(self, request: Request, slot: int) -> None:
+        self.request = request
+        self.slot = slot
+        self.reads: list[tuple[int, bytes]] = []
+        self.http_status: int | None = None
+        self.failure: tuple[Status, str] | None = None
+        self.t_end_ns = 0
+        self.t_send_ns = monotonic_ns()
+
+    def events(self) -> list[tuple[int, bytes]]:
+        return split_events(self.reads)
+
+    def error_body(self) -> bytes:
+        return b"".join(data for _, data in self.reads)
+
+
+class HttpSlot:
+    """One slot of the closed loop: a request at a time, on a connection that is kept while it works."""
+
+    def __init__(self, endpoint: Endpoint, slot: int, timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._slot = slot
+        self._timeout_s = timeout_s
+        self._connection: _Connection | None = None
+
+    def send(self, request: Request, done: Done) -> None:
+        """Start a request; `done` is called in the very callback that read its last byte."""
+        raw = HttpRaw(request, self._slot)
+        if self._connection is None or not self._connection.usable:
+            self._connection = _Connection(self._endpoint)
+        self._connection.start(raw, done, self._timeout_s)
+
+    @property
+    def answering(self) -> bool:
+        """The request in flight has begun to be answered."""
+        return self._connection is not None and self._connection.answering
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection. Nothing is parsed here but HTTP framing (httptools); after a failure it is not used again."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._raw: HttpRaw | None = None
+        self._done: Done | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._now_ns = 0
+        self._complete = False
+        self._framed = False
+        self.usable = True
+
+    @property
+    def answering(self) -> bool:
+        return self._raw is not None and bool(self._raw.reads)
+
+    def start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
+        self._raw, self._done = raw, done
+        self._complete = self._framed = False
+        self._deadline = self._loop.call_later(timeout_s, self._give_up, timeout_s)
+        if self._transport is None:
+            self._connecting = self._loop.create_task(self._connect(raw))
+        else:
+            self._parser = httptools.HttpResponseParser(self)
+            self._transport.write(self._endpoint.wire(raw.request.body))
+
+    def close(self) -> None:
+        self._finish(("broken", "given up: the run was stopped"))
+        self._abandon()
+
+    async def _connect(self, raw: HttpRaw) -> None:
+        endpoint = self._endpoint
+        try:
+            transport, _ = await self._loop.create_connection(
+                lambda: self, endpoint.host, endpoint.port, ssl=endpoint.tls
+            )
+        except OSError as error:
+            self._finish(("connect", f"{endpoint.host}:{endpoint.port}: {error.strerror or error}"))
+            return
+        transport.write(endpoint.wire(raw.request.body))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._now_ns = monotonic_ns()
+        if self._raw is None:
+            self._abandon()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._finish(("broken", f"not HTTP: {error}"))
+            return
+        if self._complete:
+            self._finish(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
+        raw = self._raw
+        if raw is None:
+            return
+        if raw.http_status is not None and exc is None and not self._framed:
+            self._finish(None)
+            return
+        where = "before the answer" if raw.http_status is None else "inside the answer"
+        self._finish(("broken", f"connection lost {where}" + (f": {exc}" if exc else "")))
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        self._framed = self._framed or name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        if self._raw is not None:
+            self._raw.http_status = self._parser.get_status_code()
+
+    def on_body(self, body: bytes) -> None:
+        if self._raw is not None:
+            self._raw.reads.append((self._now_ns, body))
+
+    def on_message_complete(self) -> None:
+        self._complete = True
+
+    def _give_up(self, timeout_s: float) -> None:
+        self._finish(("timeout", f"no complete answer within {timeout_s:g} s"))
+
+    def _finish(self, failure: tuple[Status, str] | None) -> None:
+        raw, done = self._raw, self._done
+        if raw is None or done is None:
+            return
+        self._raw = self._done = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+        raw.failure = failure
+        raw.t_end_ns = monotonic_ns() if failure else self._now_ns
+        if failure is not None or not self._framed or not self._parser.should_keep_alive():
+            self._abandon()
+        done(raw)
+
+    def _abandon(self) -> None:
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._connecting is not None:
+            self._connecting.cancel()

@@ -1,0 +1,103 @@
+"""ClosedLoop: B slots, each sending its next request in the moment its last answer is complete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from loadgen.client.exchange import Raw, Request
+
+FIRST_BACKOFF_S = 0.05
+LONGEST_BACKOFF_S = 2.0
+
+
+class Slot(Protocol):
+    """A transport's end for one request at a time."""
+
+    def send(self, request: Request, done: Callable[[Raw], None]) -> None: ...
+
+    @property
+    def answering(self) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class ClosedLoop:
+    """Keeps every slot busy as long as `next_request(slot)` gives a request.
+
+    A slot whose request failed waits before its next one: 50 ms, doubled up to 2 s while it keeps failing, so that
+    a dead server is not flooded. `on_done` sees each finished stream after the slot has been refilled.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        next_request: Callable[[int], Request | None],
+        on_done: Callable[[Raw], None],
+    ) -> None:
+        self._slots = slots
+        self._next_request = next_request
+        self._on_done = on_done
+        self._failures = [0] * len(slots)
+        self._current: list[Request | None] = [None] * len(slots)
+        self._waiting: dict[int, asyncio.TimerHandle] = {}
+        self._idle = asyncio.Event()
+        self._stopped = False
+
+    def start(self) -> None:
+        for slot in range(len(self._slots)):
+            self._refill(slot)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(request is not None for request in self._current)
+
+    def current(self, slot: int) -> Request | None:
+        """The request in flight on a slot."""
+        return self._current[slot]
+
+    def answering(self, slot: int) -> bool:
+        """The slot's request in flight has begun to be answered."""
+        return self._slots[slot].answering
+
+    async def drained(self) -> None:
+        """Returns when no slot is busy, which `next_request` decides by giving None."""
+        await self._idle.wait()
+
+    def stop(self) -> None:
+        """Give up what is in flight at once; each such request ends as a row with status `broken`."""
+        self._stopped = True
+        for handle in self._waiting.values():
+            handle.cancel()
+        self._waiting.clear()
+        for slot in self._slots:
+            slot.close()
+        self._check_idle()
+
+    def _refill(self, slot: int) -> None:
+        self._waiting.pop(slot, None)
+        request = None if self._stopped else self._next_request(slot)
+        self._current[slot] = request
+        if request is None:
+            self._check_idle()
+        else:
+            self._slots[slot].send(request, self._finished)
+
+    def _finished(self, raw: Raw) -> None:
+        slot = raw.slot
+        self._current[slot] = None
+        if raw.failure is None and raw.http_status == 200:
+            self._failures[slot] = 0
+            self._refill(slot)
+        else:
+            self._failures[slot] += 1
+            delay_s = min(FIRST_BACKOFF_S * 2 ** min(self._failures[slot] - 1, 10), LONGEST_BACKOFF_S)
+            if not self._stopped:
+                self._waiting[slot] = asyncio.get_running_loop().call_later(delay_s, self._refill, slot)
+        self._on_done(raw)
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if not self._waiting and not self.in_flight:
+            self._idle.set()

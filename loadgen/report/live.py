@@ -1,0 +1,145 @@
+"""The sweep as it runs: a live view on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from time import monotonic
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from loadgen.sweep.observer import Progress
+from loadgen.sweep.plan import Cell
+
+
+class _Clock:
+    """Time left: the first guess, replaced by the pace of the cells that ended."""
+
+    def __init__(self, cells: int, expected_s: float) -> None:
+        self.cells = cells
+        self.ended = 0
+        self._expected_s = expected_s
+        self._t_start = monotonic()
+
+    def left_s(self, share: float) -> float:
+        elapsed_s = monotonic() - self._t_start
+        over = self.ended + share
+        if self.ended == 0:
+            return max(0.0, self._expected_s - elapsed_s)
+        return elapsed_s / over * (self.cells - over)
+
+
+class PlainView:
+    """One line per event, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._clock = _Clock(0, 0.0)
+
+    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+        self._clock = _Clock(cells, expected_s)
+        if simulated:
+            self._say("SIMULATED: no GPU is measured, the servers are a cost model")
+        self._say(f"{title}; about {_duration(expected_s)}")
+
+    def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
+        self._say(f"{name}: starting")
+
+    def server_ready(self, name: str, note: str) -> None:
+        self._say(f"{name}: ready ({note})")
+
+    def progress(self, progress: Progress) -> None:
+        """A plain log has no use for it."""
+
+    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+        self._clock.ended += 1
+        place = f"[{self._clock.ended}/{self._clock.cells}]"
+        left = _duration(self._clock.left_s(0.0))
+        self._say(f"{place} {cell.target} B={cell.concurrency} repeat {cell.repeat}: {line}; {left} left")
+
+    def warn(self, sentence: str) -> None:
+        self._say(f"warning: {sentence}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveView(PlainView):
+    """A block at the bottom of the terminal that follows the running cell; ended cells scroll above it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._simulated = False
+        self._status = ""
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> LiveView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+        super().run_begins(title, cells, simulated, expected_s)
+        self._simulated = simulated
+
+    def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
+        self._status, self._progress = f"{name}: starting", None
+        self._draw()
+
+    def server_ready(self, name: str, note: str) -> None:
+        self._status = f"{name}: ready ({note})"
+        self._draw()
+
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+        self._draw()
+
+    def _draw(self) -> None:
+        lines: list[Text | Table | ProgressBar] = []
+        if self._simulated:
+            lines.append(Text("SIMULATED", style="bold red"))
+        share = self._progress.share if self._progress else 0.0
+        done = self._clock.ended + share
+        lines.append(ProgressBar(total=max(self._clock.cells, 1), completed=done, width=60))
+        left = _duration(self._clock.left_s(share))
+        lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}, {left} left"))
+        lines.append(_glance(self._progress) if self._progress else Text(escape(self._status)))
+        self._live.update(Group(*lines))
+
+
+def _glance(progress: Progress) -> Table:
+    table = Table.grid(padding=(0, 2))
+    cell = progress.cell
+    shown = {
+        "target": cell.target,
+        "stage": progress.stage,
+        "B asked": str(cell.concurrency),
+        "in flight": str(progress.in_flight),
+        "running": _figure(progress.running, 0),
+        "tok/s": _figure(progress.tokens_per_s, 0),
+        "TTFT ms": _figure(progress.ttft_ms, 1),
+        "TPOT ms": _figure(progress.tpot_ms, 2),
+        "answers": str(progress.requests),
+        "errors": str(progress.errors),
+    }
+    table.add_row(*(Text(name, style="dim") for name in shown))
+    table.add_row(*(Text(value) for value in shown.values()))
+    return table
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return str(timedelta(seconds=round(seconds))) if seconds >= 3600 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,50 @@
+"""The table at the end of a sweep: the same rows for the terminal and for the report."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+HEADINGS = (
+    "B", "target", "running", "tok/s", "95% CI", "× ref", "TTFT p50 ms", "TTFT p99", "TPOT p50 ms", "E2E p50 ms",
+    "accuracy %", "95% CI", "cells",
+)  # fmt: skip
+
+
+def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
+    """One tuple per target x concurrency, ordered by concurrency; what was not measured is an empty string."""
+    base = summary[summary["target"] == reference].set_index("concurrency")["tokens_per_s"]
+    rows: list[tuple[str, ...]] = []
+    for _, row in summary.sort_values("concurrency", kind="stable").iterrows():
+        of_reference = base.get(row["concurrency"], math.nan)
+        ratio = row["tokens_per_s"] / of_reference if row["target"] != reference else math.nan
+        rows.append(
+            (
+                str(row["concurrency"]),
+                f"{row['target']} SIMULATED" if row["simulated"] else str(row["target"]),
+                _number(row["running_mean"], 2),
+                _number(row["tokens_per_s"], 0 if row["tokens_per_s"] >= 100 else 1),
+                _interval(row["tokens_per_s_lo"], row["tokens_per_s_hi"], 1.0, 0),
+                _number(ratio, 2),
+                _number(row["ttft_ms_p50"], 1),
+                _number(row["ttft_ms_p99"], 1),
+                _number(row["tpot_ms_p50"], 2),
+                _number(row["e2e_ms_p50"], 0),
+                _number(100 * row["accuracy"], 1),
+                _interval(row["accuracy_lo"], row["accuracy_hi"], 100.0, 1),
+                "valid" if row["valid"] == row["repeats"] else f"{row['valid']} of {row['repeats']} valid",
+            )
+        )
+    return rows
+
+
+def _number(value: Any, digits: int) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _interval(low: float, high: float, factor: float, digits: int) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f"{factor * low:,.{digits}f}–{factor * high:,.{digits}f}"

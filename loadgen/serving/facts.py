@@ -1,0 +1,84 @@
+"""ServerFacts: what a running server says about itself, for the manifest."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+MASK = "***"
+TIMEOUT_S = 5.0
+# Straight to the server, whatever http_proxy says.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The identity of one launched server."""
+
+    name: str
+    precision: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    """The variables that loadgen added; secrets are masked."""
+    pid: int
+    version: str | None
+    """What GET /version says."""
+    model: str | None
+    """The id that requests must name."""
+    max_model_len: int | None
+    """Tokens of prompt and answer together."""
+    kernels: tuple[str, ...]
+    """The kernels that the log says were selected, in the order of their first mention."""
+    metric_names: tuple[str, ...]
+    """Sample names under /metrics, sorted."""
+    started_ns: int
+    """Monotonic clock."""
+    ready_ns: int | None
+    """When GET /health first answered 200; monotonic clock."""
+
+
+def get(url: str) -> bytes | None:
+    """The body of a 200 answer, or None for anything else."""
+    try:
+        with OPENER.open(url, timeout=TIMEOUT_S) as answer:
+            body: bytes = answer.read()
+            return body if answer.status == 200 else None
+    except (OSError, urllib.error.URLError, ValueError):
+        return None
+
+
+def get_object(url: str) -> dict[str, Any]:
+    """The JSON object of a 200 answer; empty for anything else."""
+    try:
+        value = json.loads(get(url) or b"{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def metric_names(exposition: str) -> tuple[str, ...]:
+    """The distinct sample names of a Prometheus text exposition, sorted."""
+    lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))
+    return tuple(sorted({re.split(r"[{\s]", line, maxsplit=1)[0] for line in lines}))
+
+
+def masked_env(env: dict[str, str]) -> dict[str, str]:
+    """The variables with the values of keys, tokens and passwords replaced."""
+    return {name: MASK if SECRET.search(name) else value for name, value in env.items()}
+
+
+def masked_argv(argv: Sequence[str]) -> tuple[str, ...]:
+    """The arguments with the value of `--api-key` replaced."""
+    masked = list(argv)
+    for index, argument in enumerate(argv):
+        if argument.startswith("--api-key="):
+            masked[index] = f"--api-key={MASK}"
+        elif index and argv[index - 1] == "--api-key":
+            masked[index] = MASK
+    return tuple(masked)

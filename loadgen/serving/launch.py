@@ -1,0 +1,148 @@
+"""Launch: the exact command of one server, planned before anything is started."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.serving.cpu_env import default_environment
+from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """One server process: what to run, where it will listen and how to tell that it runs what was asked."""
+
+    name: str
+    """Unique in a run; the target's name."""
+    precision: str
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    """Variables added to loadgen's own environment."""
+    host: str = "127.0.0.1"
+    port: int
+    device: Device = "cpu"
+    expect: tuple[str, ...] = ()
+    """Regular expressions that the log must show."""
+    kernel: str | None = None
+    """A regular expression whose first group names the kernel that was selected."""
+    simulated: bool = False
+
+    @property
+    def url(self) -> str:
+        """Scheme, host and port."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def shell(self) -> str:
+        """The command with its environment, quoted for a POSIX shell."""
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        return " ".join([*assignments, shlex.join(self.argv)])
+
+
+def plan_launch(
+    recipe: Recipe,
+    *,
+    model: str,
+    port: int,
+    device: Device,
+    max_num_seqs: int,
+    dtype: Dtype | None = None,
+    checkpoint: str | None = None,
+    vllm: str | None = None,
+    extra_args: Sequence[str] = (),
+    host: str = "127.0.0.1",
+) -> Launch:
+    """The vLLM server of a recipe for the 16-bit `model`, an id or a folder.
+
+    `dtype` is the activation dtype of every recipe that does not fix its own (default: the device's); `checkpoint`
+    overrides the recipe's choice; `vllm` is the command itself (default: `find_vllm`); `extra_args` come last and so
+    win. Raises UsageError when the recipe has no checkpoint for the model, this machine's CPU cannot run it, or no
+    vLLM is found.
+    """
+    if device == "cpu":
+        _require_cpu_flags(recipe)
+    _require_folder(model)
+    served = checkpoint or recipe.checkpoint_for(model)
+    _require_folder(served)
+    in_flight = recipe.in_flight_args if served == model else ()
+    fair = fair_settings()
+    on_device = fair.device[device]
+    activation = recipe.dtype or dtype or on_device.dtype
+    local = Path(served).expanduser()
+    if local.is_dir():
+        served = str(local.resolve())
+    argv = (
+        vllm or find_vllm(device), "serve", served, "--host", host, "--port", str(port),
+        "--dtype", activation, "--max-num-seqs", str(max_num_seqs),
+        *fair.args, *on_device.args, *recipe.args, *in_flight, *extra_args,
+    )  # fmt: skip
+    offline = {"HF_HUB_OFFLINE": "1"} if local.is_dir() else {}
+    return Launch(
+        name=recipe.name,
+        precision=recipe.name,
+        argv=argv,
+        env={**fair.env, **on_device.env, **offline, **recipe.env},
+        host=host,
+        port=port,
+        device=device,
+        expect=tuple(text.replace("{dtype}", activation) for text in (*fair.expect, *recipe.expect)),
+        kernel=recipe.kernel,
+    )
+
+
+def plan_simulated(
+    precision: str, *, port: int, seed: int = 0, dataset: str | None = None, data_file: Path | None = None
+) -> Launch:
+    """A simulated server of that precision, run by this Python; it grades its answers from the dataset's items."""
+    argv = [sys.executable, "-m", "loadgen", "simulate"]
+    argv += ["--precision", precision, "--port", str(port), "--seed", str(seed)]
+    if dataset is not None:
+        argv += ["--dataset", dataset]
+    if data_file is not None:
+        argv += ["--data-file", str(data_file)]
+    return Launch(name=precision, precision=precision, argv=tuple(argv), port=port, simulated=True)
+
+
+def find_vllm(device: Device, named: str | None = None) -> str:
+    """The path of the `vllm` command: `named`, else $LOADGEN_VLLM, else `loadgen cpu-env`'s for a CPU, else PATH's.
+
+    Raises UsageError when the named command does not exist or none is found.
+    """
+    for source, command in (("--vllm", named), ("LOADGEN_VLLM", os.environ.get("LOADGEN_VLLM"))):
+        if command:
+            found = shutil.which(str(Path(command).expanduser()))
+            if found is None:
+                raise UsageError(f"{source} names {command!r}, which is not a command; give the path of vLLM's `vllm`")
+            return str(Path(found).absolute())
+    environment = default_environment()
+    if device == "cpu" and environment.is_complete:
+        return str(environment.vllm)
+    if found := shutil.which("vllm"):
+        return found
+    remedy = "run `loadgen cpu-env` to build one" if device == "cpu" else "install vLLM"
+    raise UsageError(f"no vllm command for device {device!r} was found; {remedy}, or name one with --vllm PATH")
+
+
+def _require_folder(model: str) -> None:
+    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise UsageError(f"the model folder {model} does not exist; name a folder or a Hugging Face id")
+
+
+def _require_cpu_flags(recipe: Recipe) -> None:
+    if not recipe.cpu_flags or not CPU_INFO.exists():
+        return
+    flags = CPU_INFO.read_text(encoding="utf-8").split()
+    if missing := [flag for flag in recipe.cpu_flags if flag not in flags]:
+        raise UsageError(
+            f"recipe {recipe.name!r} on a CPU needs {', '.join(missing)}, which this CPU lacks; use a GPU, or one of "
+            "fp16, bf16, int8, fp8, bnb-nf4"
+        )

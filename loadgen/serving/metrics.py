@@ -1,0 +1,131 @@
+"""The server's own word on its batch: vLLM's `/metrics`, sampled beside the load."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import threading
+from time import monotonic, monotonic_ns
+from urllib.parse import urlsplit
+
+import msgspec
+
+SHORTEST_PERIOD_S = 0.1
+COST_FACTOR = 20
+"""A scrape takes t (the least of the last nine) and the next comes after 20 t: 5% of the server's time at most."""
+_PROBE_TIMEOUT_S = 10.0
+
+_NAMES = {
+    b"vllm:num_requests_running": "running",
+    b"vllm:num_requests_waiting": "waiting",
+    b"vllm:num_preemptions_total": "preemptions",
+    b"vllm:kv_cache_usage_perc": "kv_usage",
+    b"vllm:gpu_cache_usage_perc": "kv_usage",
+    b"vllm:generation_tokens_total": "generation_tokens",
+    b"vllm:prompt_tokens_total": "prompt_tokens",
+    b"vllm:iteration_tokens_total_count": "iterations",
+}
+_LINE = re.compile(rb"^(vllm:[a-z_]+)(?:\{[^}\n]*\})? ([0-9.eE+-]+)", re.MULTILINE)
+
+
+class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
+    """One reading of `/metrics`: gauges now, counters since the server's start, summed over its engines."""
+
+    t_ns: int
+    """Middle of the scrape."""
+    scrape_ns: int
+    running: float | None = None
+    waiting: float | None = None
+    preemptions: float | None = None
+    kv_usage: float | None = None
+    generation_tokens: float | None = None
+    prompt_tokens: float | None = None
+    iterations: float | None = None
+    """Engine steps (count of the histogram `vllm:iteration_tokens_total`)."""
+
+
+def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int) -> ServerSample:
+    """The sample in a `/metrics` page (Prometheus text format 0.0.4); names the server lacks stay None.
+
+    Over several engines requests and counters add up, the KV usage is the fullest engine's.
+    """
+    values: dict[str, float] = {}
+    for name, value in _LINE.findall(text):
+        field = _NAMES.get(name)
+        if field is not None:
+            so_far = values.get(field, 0.0)
+            values[field] = max(so_far, float(value)) if field == "kv_usage" else so_far + float(value)
+    return ServerSample(t_ns=t_ns, scrape_ns=scrape_ns, **values)
+
+
+class MetricsProbe:
+    """Scrapes one server over a kept connection; not thread-safe."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._path = parts.path.rstrip("/") + "/metrics"
+        self._connection = kind(parts.hostname or "", parts.port, timeout=_PROBE_TIMEOUT_S)
+
+    def scrape(self) -> ServerSample | None:
+        """A sample, or None when the server gives no `/metrics` now."""
+        before_ns = monotonic_ns()
+        try:
+            self._connection.request("GET", self._path)
+            answer = self._connection.getresponse()
+            text = answer.read()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            return None
+        if answer.status != 200:
+            return None
+        after_ns = monotonic_ns()
+        return read_metrics(text, t_ns=(before_ns + after_ns) // 2, scrape_ns=after_ns - before_ns)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class MetricsSampler:
+    """Scrapes in a thread of its own on absolute deadlines, 10 times a second if that costs the server little."""
+
+    def __init__(self, url: str) -> None:
+        self._probe = MetricsProbe(url)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="server-metrics", daemon=True)
+        self._fresh: list[ServerSample] = []
+        self._lock = threading.Lock()
+        self.latest: ServerSample | None = None
+        self.failures = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def take(self) -> list[ServerSample]:
+        """Samples that came since the last call."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._probe.close()
+
+    def _run(self) -> None:
+        costs_s: list[float] = []
+        deadline = monotonic()
+        while not self._stop.is_set():
+            sample = self._probe.scrape()
+            if sample is None:
+                self.failures += 1
+            else:
+                costs_s = [*costs_s[-8:], sample.scrape_ns / 1e9]
+                self.latest = sample
+                with self._lock:
+                    self._fresh.append(sample)
+            period = max(SHORTEST_PERIOD_S, COST_FACTOR * min(costs_s, default=0.0))
+            deadline = max(deadline + period, monotonic())
+            self._stop.wait(deadline - monotonic())

@@ -1,0 +1,212 @@
+"""ServerProcess: one launched server from start to the last of its memory given back."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from loadgen.errors import ServerError, UsageError
+from loadgen.serving.facts import ServerFacts, get, get_object, masked_argv, masked_env, metric_names
+from loadgen.serving.gpu_memory import used_bytes
+from loadgen.serving.group import ProcessGroup
+from loadgen.serving.launch import Launch
+
+READY_DEADLINE_S = 900.0
+LAST_WORDS = 15
+GPU_SLACK_BYTES = 256 * 2**20
+GPU_PATIENCE_S = 60.0
+PORT_PATIENCE_S = 30.0
+ROOT_CAUSE = re.compile(r"\b[A-Za-z_.]*(Error|Exception)\b: ")
+NOT_THE_CAUSE = "See root cause above"
+
+
+class ServerProcess:
+    """A server that runs in its own session, so that the terminal's Ctrl-C reaches loadgen alone, which then stops it.
+
+    Blocking; a context manager that stops on the way out. It does not outlive loadgen, even when loadgen is killed.
+    """
+
+    def __init__(self, launch: Launch, log_path: Path) -> None:
+        """Start the server; its output is appended to `log_path`.
+
+        Raises UsageError when the port is taken or the command cannot be executed; then nothing was started.
+        """
+        if not port_is_free(launch.host, launch.port):
+            raise UsageError(
+                f"port {launch.port} on {launch.host} is already in use; stop what listens there or choose another port"
+            )
+        self.launch = launch
+        self.log_path = log_path
+        self._gpu_bytes_before = used_bytes() if launch.device == "cuda" and not launch.simulated else None
+        self._ready_ns: int | None = None
+        self._started_ns = time.monotonic_ns()
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.log_offset = log_path.stat().st_size if log_path.exists() else 0
+        try:
+            self._group = ProcessGroup(launch.argv, self._environment(), log_path)
+        except OSError as error:
+            raise UsageError(f"cannot run {launch.argv[0]}: {error.strerror}; give the path of a command") from error
+        self._stopped = False
+        atexit.register(self.stop)
+
+    @property
+    def pid(self) -> int:
+        return self._group.leader.pid
+
+    def poll(self) -> int | None:
+        """The exit status (negative: the signal that ended it), or None while the server runs."""
+        return self._group.poll()
+
+    def wait_ready(self, deadline_s: float = READY_DEADLINE_S) -> None:
+        """Return when GET /health answers 200.
+
+        Raises ServerError as soon as the server ends, or when it is not ready after `deadline_s` seconds.
+        """
+        give_up_ns = self._started_ns + round(deadline_s * 1e9)
+        while True:
+            self.check_alive()
+            if self.is_ready():
+                return
+            if time.monotonic_ns() >= give_up_ns:
+                raise ServerError(self._report(f"was not ready after {deadline_s:g} s"))
+            time.sleep(0.1)
+
+    def is_ready(self) -> bool:
+        """Whether GET /health answers 200 now."""
+        healthy = get(f"{self.launch.url}/health") is not None
+        if healthy and self._ready_ns is None:
+            self._ready_ns = time.monotonic_ns()
+        return healthy
+
+    def check_alive(self) -> None:
+        """Raises ServerError, with the last words, when the server has ended."""
+        status = self.poll()
+        if status is not None:
+            when = "before it was ready" if self._ready_ns is None else "while it served"
+            raise ServerError(self._report(f"ended with {_exit_words(status)} {when}"))
+
+    def verify(self) -> None:
+        """Raises ServerError when the log lacks a line that the recipe says it must show."""
+        log = self.log()
+        for pattern in self.launch.expect:
+            if not re.search(pattern, log):
+                raise ServerError(
+                    f"server {self.launch.name!r} does not run what its recipe says: nothing in its log matches "
+                    f"{pattern!r}; see {self.log_path}"
+                )
+
+    def facts(self) -> ServerFacts:
+        """What the server says about itself now; what it does not answer is None or empty."""
+        models = get_object(f"{self.launch.url}/v1/models").get("data") or [{}]
+        exposition = get(f"{self.launch.url}/metrics") or b""
+        return ServerFacts(
+            name=self.launch.name,
+            precision=self.launch.precision,
+            argv=masked_argv(self.launch.argv),
+            env=masked_env(self.launch.env),
+            pid=self.pid,
+            version=get_object(f"{self.launch.url}/version").get("version"),
+            model=models[0].get("id"),
+            max_model_len=models[0].get("max_model_len"),
+            kernels=self.kernels(),
+            metric_names=metric_names(exposition.decode("utf-8", "replace")),
+            started_ns=self._started_ns,
+            ready_ns=self._ready_ns,
+        )
+
+    def kernels(self) -> tuple[str, ...]:
+        """What the recipe's `kernel` pattern captures in the log, each once."""
+        if self.launch.kernel is None:
+            return ()
+        return tuple(dict.fromkeys(found[1] for found in re.finditer(self.launch.kernel, self.log())))
+
+    def log(self) -> str:
+        """What this server has written so far."""
+        with self.log_path.open("rb") as file:
+            file.seek(self.log_offset)
+            return file.read().decode("utf-8", "replace")
+
+    def last_words(self, lines: int = LAST_WORDS) -> str:
+        """The end of the log, led by the last error named before it: vLLM's echoes of an error come after its cause."""
+        written = [line for line in self.log().splitlines() if line.strip()]
+        earlier, end = written[:-lines], written[-lines:]
+        causes = [line for line in earlier if ROOT_CAUSE.search(line) and NOT_THE_CAUSE not in line]
+        return "\n".join([*causes[-1:], *(["..."] if causes else []), *end])
+
+    def stop(self, *, interrupt_s: float = 20.0, terminate_s: float = 10.0) -> list[str]:
+        """End the server and everything it started; return warnings about what it did not give back.
+
+        Waits until no process of its session is left, the port can be bound and, on CUDA, GPU memory is back.
+        """
+        if self._stopped:
+            return []
+        self._group.end(interrupt_s=interrupt_s, terminate_s=terminate_s)
+        self._stopped = True
+        atexit.unregister(self.stop)
+        warnings = []
+        if not _within(PORT_PATIENCE_S, lambda: port_is_free(self.launch.host, self.launch.port)):
+            warnings.append(f"port {self.launch.port} is still in use after server {self.launch.name!r} was stopped")
+        if not _within(GPU_PATIENCE_S, self._gpu_is_free):
+            warnings.append(f"GPU memory is not back to its former level after server {self.launch.name!r} was stopped")
+        return warnings
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _environment(self) -> dict[str, str]:
+        """The command's own folder leads PATH: vLLM calls tools (ninja) that are installed beside it."""
+        environment = {**os.environ, **self.launch.env}
+        folder = os.path.dirname(self.launch.argv[0])  # noqa: PTH120
+        if folder:
+            environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
+        return environment
+
+    def _gpu_is_free(self) -> bool:
+        if self._gpu_bytes_before is None:
+            return True
+        now = used_bytes()
+        return now is None or now <= self._gpu_bytes_before + GPU_SLACK_BYTES
+
+    def _report(self, what: str) -> str:
+        words = self.last_words() or "(it wrote nothing)"
+        return f"server {self.launch.name!r} {what}; its log is {self.log_path} and ends:\n{words}"
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _within(patience_s: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _exit_words(status: int) -> str:
+    if status >= 0:
+        return f"exit status {status}"
+    return f"signal {signal.Signals(-status).name}"

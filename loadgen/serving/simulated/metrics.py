@@ -1,0 +1,122 @@
+"""The simulated server's /metrics: vLLM's names and labels, filled once per engine step."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+_STEP_TOKENS = tuple(float(n) for n in (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384))
+_TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+_REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+
+FINISHED_REASONS = ("stop", "length", "abort")
+
+
+class Histogram:
+    """Counts per bucket and the sum of all values."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Upper bound and number of values up to it, ending with +Inf."""
+        labels = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
+        return list(zip(labels, accumulate(self.counts), strict=True))
+
+
+class EngineStats:
+    """What the engine knows about itself; latencies in seconds of real time."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.waiting = 0
+        self.kv_usage = 0.0
+        self.lag_s = 0.0
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.generation_tokens = 0
+        self.finished = dict.fromkeys(FINISHED_REASONS, 0)
+        self.iteration_tokens = Histogram(_STEP_TOKENS)
+        self.first_token_s = Histogram(_TTFT_S)
+        self.inter_token_s = Histogram(_ITL_S)
+        self.e2e_s = Histogram(_REQUEST_S)
+        self.queue_s = Histogram(_REQUEST_S)
+
+
+class StatsCollector(Collector):
+    """Turns EngineStats into Prometheus families when /metrics is read."""
+
+    def __init__(self, stats: EngineStats, *, model_name: str, kv_capacity_tokens: int, block_size: int) -> None:
+        self._stats = stats
+        self._labels = (model_name, "0")
+        self._created = time.time()
+        self._cache_config = {
+            "block_size": str(block_size),
+            "num_gpu_blocks": str(kv_capacity_tokens // block_size),
+            "kv_cache_size_tokens": str(kv_capacity_tokens),
+            "enable_prefix_caching": "False",
+            "engine": "0",
+        }
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats
+        yield GaugeMetricFamily("loadgen_simulated", "1: nothing here was measured on a GPU.", value=1)
+        yield GaugeMetricFamily(
+            "loadgen_simulated_lag_seconds", "How far the last step ended behind its deadline.", value=stats.lag_s
+        )
+        cache = GaugeMetricFamily("vllm:cache_config_info", "Simulated KV cache.", labels=list(self._cache_config))
+        cache.add_metric(list(self._cache_config.values()), 1)
+        yield cache
+        yield self._gauge("num_requests_running", "Requests in the batch at the end of the last step.", stats.running)
+        yield self._gauge("num_requests_waiting", "Requests not admitted at the end of the last step.", stats.waiting)
+        yield self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 1 is all.", stats.kv_usage)
+        yield self._counter("num_preemptions", "Preempted requests.", stats.preemptions)
+        yield self._counter("prompt_tokens", "Prompt tokens processed.", stats.prompt_tokens)
+        yield self._counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+        success = CounterMetricFamily(
+            "vllm:request_success", "Finished requests.", labels=["model_name", "engine", "finished_reason"]
+        )
+        for reason, count in stats.finished.items():
+            success.add_metric([*self._labels, reason], count, created=self._created)
+        yield success
+        yield self._histogram("iteration_tokens_total", "Tokens per engine step.", stats.iteration_tokens)
+        yield self._histogram("time_to_first_token_seconds", "Arrival to first token.", stats.first_token_s)
+        yield self._histogram("inter_token_latency_seconds", "Token to token.", stats.inter_token_s)
+        yield self._histogram("e2e_request_latency_seconds", "Arrival to last token.", stats.e2e_s)
+        yield self._histogram("request_queue_time_seconds", "Arrival to admission.", stats.queue_s)
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name", "engine"])
+        family.add_metric(self._labels, value)
+        return family
+
+    def _counter(self, name: str, text: str, value: float) -> Metric:
+        family = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name", "engine"])
+        family.add_metric(self._labels, value, created=self._created)
+        return family
+
+    def _histogram(self, name: str, text: str, histogram: Histogram) -> Metric:
+        family = HistogramMetricFamily(f"vllm:{name}", text, labels=["model_name", "engine"])
+        family.add_metric(self._labels, buckets=histogram.cumulative(), sum_value=histogram.sum)
+        return family
+
+
+def build_registry(collector: StatsCollector) -> CollectorRegistry:
+    """A registry of its own that holds only this collector."""
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry

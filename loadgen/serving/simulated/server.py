@@ -1,0 +1,179 @@
+"""The simulated server over HTTP: vLLM's endpoints on aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+from aiohttp import web
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from loadgen.errors import UsageError
+from loadgen.serving.simulated.answers import AnswerBook
+from loadgen.serving.simulated.cost import H100, MISTRAL_7B, find_precision
+from loadgen.serving.simulated.engine import BLOCK_TOKENS, Engine, EngineLimits, Sequence
+from loadgen.serving.simulated.metrics import EngineStats, StatsCollector, build_registry
+from loadgen.serving.simulated.output import cut_output
+from loadgen.serving.simulated.request import Generation, RequestError, parse_chat, parse_completion
+from loadgen.serving.simulated.sse import EventStream, WholeAnswer
+from loadgen.serving.simulated.steploop import StepLoop
+from loadgen.workload.item import Item
+
+VERSION = "0.32.0+simulated"
+HEADER = "X-Loadgen-Simulated"
+_encode = msgspec.json.encode
+
+
+class SimulatedServer:
+    """One model at one precision."""
+
+    def __init__(
+        self,
+        *,
+        precision: str,
+        items: Iterable[Item],
+        seed: int = 0,
+        limits: EngineLimits | None = None,
+        accuracy: float | None = None,
+    ) -> None:
+        """Raises UsageError for an unknown precision. `accuracy` replaces the precision's own, from 0 to 1."""
+        self._limits = limits or EngineLimits()
+        self._stats = EngineStats()
+        self._engine = Engine(H100, MISTRAL_7B, find_precision(precision), self._limits, self._stats)
+        self._book = AnswerBook(items, precision=precision, seed=seed, accuracy=accuracy)
+        self._model = MISTRAL_7B.name
+        self._created = int(time.time())
+        self._registry = build_registry(
+            StatsCollector(
+                self._stats,
+                model_name=self._model,
+                kv_capacity_tokens=self._engine.kv_capacity_tokens,
+                block_size=BLOCK_TOKENS,
+            )
+        )
+
+    def application(self) -> web.Application:
+        """The aiohttp application; it belongs to the event loop that runs when it starts."""
+        app = web.Application(client_max_size=16 * 2**20)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.on_startup.append(self._start)
+        app.on_response_prepare.append(_stamp)
+        return app
+
+    async def _start(self, _app: web.Application) -> None:
+        self._steps = StepLoop(self._engine, self._stats, asyncio.get_running_loop())
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _version(self, _request: web.Request) -> web.Response:
+        return _json({"version": VERSION})
+
+    async def _models(self, _request: web.Request) -> web.Response:
+        model = {
+            "id": self._model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "loadgen-simulated",
+            "root": self._model,
+            "parent": None,
+            "max_model_len": self._limits.max_model_len,
+            "simulated": True,
+        }
+        return _json({"object": "list", "data": [model]})
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse_completion)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._generate(request, parse_chat)
+
+    async def _generate(self, request: web.Request, parse: Callable[..., Generation]) -> web.StreamResponse:
+        arrival_s = time.perf_counter()
+        try:
+            generation = parse(await request.read(), model=self._model, max_model_len=self._limits.max_model_len)
+        except RequestError as error:
+            return _json(error.body, status=error.status)
+        output = cut_output(
+            self._book.answer(generation.prompt, sample=generation.sample),
+            self._book.continuation(generation.prompt),
+            max_tokens=generation.max_tokens,
+            min_tokens=generation.min_tokens,
+            ignore_eos=generation.ignore_eos,
+            stops=generation.stops,
+        )
+        response: web.StreamResponse | None = None
+        sink: EventStream | WholeAnswer
+        if generation.stream:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+            response.enable_chunked_encoding()
+            await response.prepare(request)
+            if request.transport is None:
+                raise asyncio.CancelledError
+            sink = EventStream(generation, output, model=self._model, transport=request.transport)
+        else:
+            sink = WholeAnswer(generation, output, model=self._model)
+        sequence = Sequence(
+            prompt_tokens=generation.prompt_tokens,
+            output_tokens=len(output.texts),
+            finish_reason=output.finish_reason,
+            arrival_s=arrival_s,
+            deliver=sink.deliver,
+        )
+        self._steps.submit(sequence)
+        try:
+            await sink.done
+        except asyncio.CancelledError:
+            self._steps.abort(sequence)
+            raise
+        if isinstance(sink, WholeAnswer):
+            return _json(sink.body())
+        assert response is not None
+        await response.write_eof()
+        return response
+
+
+async def _stamp(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[HEADER] = "1"
+
+
+def _json(value: object, *, status: int = 200) -> web.Response:
+    return web.Response(body=_encode(value), status=status, content_type="application/json")
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; raises UsageError when the address cannot be taken."""
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None
+
+
+async def serve(server: SimulatedServer, listening: socket.socket, *, on_ready: Callable[[], None]) -> None:
+    """Serves until SIGINT or SIGTERM; answers under way then end broken."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(
+        server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.05, keepalive_timeout=75
+    )
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    on_ready()
+    await stop.wait()
+    await runner.cleanup()

@@ -1,0 +1,313 @@
+"""One cell, live: warm up at B, open the window, hold B, close, drain. Everything seen goes to the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from time import monotonic_ns, process_time
+
+import msgspec
+
+from loadgen.client.body import RequestMaker
+from loadgen.client.exchange import Exchange, Raw, read_exchange
+from loadgen.client.pool import ClosedLoop, Slot
+from loadgen.serving.metrics import MetricsProbe, MetricsSampler
+from loadgen.sweep.feed import Feed
+from loadgen.sweep.journal import CellEnd, CellJournal
+from loadgen.sweep.observer import Observer, Progress
+from loadgen.sweep.plan import Cell
+from loadgen.workload.item import Item
+
+TURN_S = 0.005
+PROGRESS_EVERY_NS = 250_000_000
+LAG_PROBE_S = 0.02
+COUNTERS_SETTLE_S = 5.0
+
+
+class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a cell lasts; exactly one of `duration_s` and `requests` is given."""
+
+    duration_s: float | None
+    requests: int | None
+    warmup_s: float
+
+    @classmethod
+    def of(cls, duration_s: float | None, requests: int | None, warmup_s: float | None) -> CellSettings:
+        """Without `warmup_s`: a tenth of the window, and always one staggered request per slot."""
+        automatic_s = 0.1 * duration_s if duration_s is not None else 0.0
+        return cls(duration_s=duration_s, requests=requests, warmup_s=automatic_s if warmup_s is None else warmup_s)
+
+
+class CellRun:
+    """Measures one cell against one server. `run()` returns the cell's last record, already journalled."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        settings: CellSettings,
+        url: str,
+        make_slots: Callable[[int], Sequence[Slot]],
+        maker: RequestMaker,
+        items: Sequence[Item],
+        warmup_items: Sequence[Item],
+        journal: CellJournal,
+        observer: Observer,
+        server_died: Callable[[], str | None],
+    ) -> None:
+        self._cell = cell
+        self._settings = settings
+        self._make_slots = make_slots
+        self._feed = Feed(maker, items, warmup_items, cell.concurrency)
+        self._journal = journal
+        self._observer = observer
+        self._server_died = server_died
+        self._probe = MetricsProbe(url)
+        self._sampler = MetricsSampler(url)
+        self._unread: deque[Raw] = deque()
+        self._measured_ends = [0] * cell.concurrency
+        self._completed = 0
+        self._last_completion_ns = 0
+        self._failures_in_a_row = 0
+        self._glance = _Glance()
+        self._t_start_ns = 0
+        self._aborted: str | None = None
+        self._lags_s: list[float] = []
+
+    async def run(self) -> CellEnd:
+        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, after the journal is whole."""
+        tokens_before = await asyncio.to_thread(self._generation_tokens)
+        self._pool = pool = ClosedLoop(
+            self._make_slots(self._cell.concurrency), self._feed.next_request, self._on_done
+        )
+        self._t_start_ns = monotonic_ns()
+        self._sampler.start()
+        reader = asyncio.create_task(self._read_ended_streams())
+        window: tuple[int, int] | None = None
+        cpu_s: float | None = None
+        gc.collect()
+        gc.disable()
+        try:
+            pool.start()
+            if await self._until_warm():
+                open_ns, cpu_before_s = monotonic_ns(), process_time()
+                lag_probe = asyncio.create_task(self._probe_lag())
+                await self._until_window_over(open_ns)
+                cpu_s = process_time() - cpu_before_s
+                window = open_ns, self._close_ns(open_ns)
+                lag_probe.cancel()
+            self._feed.stop()
+            await self._until_drained()
+        except asyncio.CancelledError:
+            self._aborted = "interrupted"
+            task = asyncio.current_task()
+            if task is not None:
+                task.uncancel()
+        finally:
+            gc.enable()
+            pool.stop()
+            await asyncio.sleep(0)
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+            self._read_all()
+            self._sampler.stop()
+            self._journal_samples()
+        end = CellEnd(
+            t_ns=monotonic_ns(),
+            window_open_ns=window[0] if window else None,
+            window_close_ns=window[1] if window else None,
+            generation_tokens=self._tokens_since(tokens_before),
+            client_cpu_s=cpu_s,
+            loop_lag_ms_p99=_p99(self._lags_s) * 1e3 if self._lags_s else None,
+            aborted=self._aborted,
+        )
+        self._journal.append(end)
+        self._probe.close()
+        return end
+
+    # the stages
+
+    async def _until_warm(self) -> bool:
+        """True once every slot is being answered for a measured item (or has had one answered)."""
+        warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
+        while not self._broken():
+            self._feed.warm = monotonic_ns() >= warm_at_ns
+            if self._feed.warm and all(self._on_measured_item(slot) for slot in range(self._cell.concurrency)):
+                return True
+            self._tell("warm-up", 0.0)
+            await asyncio.sleep(TURN_S)
+        return False
+
+    def _on_measured_item(self, slot: int) -> bool:
+        if self._measured_ends[slot]:
+            return True
+        request = self._pool.current(slot)
+        return request is not None and request.phase == "measured" and self._pool.answering(slot)
+
+    async def _until_window_over(self, open_ns: int) -> None:
+        duration_s, requests = self._settings.duration_s, self._settings.requests
+        completed_before = self._completed
+        while not self._broken():
+            if duration_s is not None:
+                left_s = duration_s - (monotonic_ns() - open_ns) / 1e9
+                share = 1 - left_s / duration_s
+                if left_s <= 0:
+                    return
+            else:
+                assert requests is not None
+                left_s, share = TURN_S, (self._completed - completed_before) / requests
+                if share >= 1:
+                    return
+            self._tell("window", share)
+            await asyncio.sleep(min(TURN_S, left_s))
+
+    def _close_ns(self, open_ns: int) -> int:
+        if self._settings.duration_s is not None and self._aborted is None:
+            return open_ns + int(self._settings.duration_s * 1e9)
+        return max(self._last_completion_ns, open_ns) if self._aborted is None else monotonic_ns()
+
+    async def _until_drained(self) -> None:
+        drained = asyncio.create_task(self._pool.drained())
+        while not drained.done():
+            self._tell("drain", 1.0)
+            await asyncio.wait([drained], timeout=0.1)
+
+    def _broken(self) -> bool:
+        """The server is gone or answers nothing but errors: the cell ends early and says why."""
+        if self._aborted is None and self._failures_in_a_row:
+            died = self._server_died()
+            if died is not None:
+                self._aborted = died
+            elif self._failures_in_a_row >= max(20, 3 * self._cell.concurrency):
+                self._aborted = f"{self._failures_in_a_row} failures in a row, the last: {self._glance.last_error}"
+        return self._aborted is not None
+
+    # what comes back
+
+    def _on_done(self, raw: Raw) -> None:
+        """Called after the slot was refilled: note the end, read the stream later."""
+        failed = raw.failure is not None or raw.http_status != 200
+        if raw.request.phase == "measured":
+            self._measured_ends[raw.slot] += 1
+            if not failed:
+                self._completed += 1
+                if self._settings.requests is not None:
+                    self._last_completion_ns = raw.t_end_ns
+        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+        self._unread.append(raw)
+
+    async def _read_ended_streams(self) -> None:
+        """One ended stream per turn of the event loop: bytes that arrive meanwhile wait for one parse at most."""
+        next_samples_ns = 0
+        while True:
+            if self._unread:
+                self._read_one()
+                await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(TURN_S)
+            now_ns = monotonic_ns()
+            if now_ns >= next_samples_ns:
+                self._journal_samples()
+                next_samples_ns = now_ns + PROGRESS_EVERY_NS
+
+    def _read_one(self) -> None:
+        exchange = read_exchange(self._unread.popleft())
+        self._journal.append(exchange)
+        self._glance.add(exchange)
+
+    def _read_all(self) -> None:
+        while self._unread:
+            self._read_one()
+
+    def _journal_samples(self) -> None:
+        for sample in self._sampler.take():
+            self._journal.append(sample)
+
+    # the server's counters, the client's own lag, the view
+
+    def _generation_tokens(self) -> float | None:
+        sample = self._probe.scrape()
+        return None if sample is None else sample.generation_tokens
+
+    def _tokens_since(self, before: float | None) -> float | None:
+        """Tokens the server says it made for this cell; waits until it reports nothing running."""
+        deadline_ns = monotonic_ns() + int(COUNTERS_SETTLE_S * 1e9)
+        while before is not None:
+            sample = self._probe.scrape()
+            if sample is None or sample.generation_tokens is None:
+                return None
+            if not sample.running or monotonic_ns() > deadline_ns:
+                return sample.generation_tokens - before
+        return None
+
+    async def _probe_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_PROBE_S
+            await asyncio.sleep(LAG_PROBE_S)
+            self._lags_s.append(max(0.0, loop.time() - due))
+
+    def _tell(self, stage: str, share: float) -> None:
+        now_ns = monotonic_ns()
+        if now_ns < self._glance.next_ns:
+            return
+        self._glance.next_ns = now_ns + PROGRESS_EVERY_NS
+        latest = self._sampler.latest
+        elapsed_s = (now_ns - self._t_start_ns) / 1e9
+        self._observer.progress(
+            self._glance.progress(
+                self._cell, stage, share, self._pool.in_flight, latest.running if latest else None, elapsed_s
+            )
+        )
+
+
+class _Glance:
+    """Running figures for the live view, from ended requests."""
+
+    def __init__(self) -> None:
+        self.next_ns = 0
+        self.last_error = ""
+        self._requests = 0
+        self._errors = 0
+        self._tokens = 0
+        self._ttfts_s: deque[float] = deque(maxlen=256)
+        self._tpots_s: deque[float] = deque(maxlen=256)
+
+    def add(self, exchange: Exchange) -> None:
+        if exchange.status != "ok":
+            self._errors += 1
+            self.last_error = f"{exchange.status}: {exchange.error}"
+            return
+        self._requests += 1
+        self._tokens += exchange.output_tokens or 0
+        if exchange.t_first_ns is not None:
+            self._ttfts_s.append((exchange.t_first_ns - exchange.t_send_ns) / 1e9)
+            if exchange.output_tokens and exchange.output_tokens > 1:
+                decode_ns = exchange.token_times[-1][0] - exchange.t_first_ns
+                self._tpots_s.append(decode_ns / 1e9 / (exchange.output_tokens - 1))
+
+    def progress(
+        self, cell: Cell, stage: str, share: float, in_flight: int, running: float | None, elapsed_s: float
+    ) -> Progress:
+        return Progress(
+            cell=cell,
+            stage=stage,
+            in_flight=in_flight,
+            running=running,
+            requests=self._requests,
+            errors=self._errors,
+            tokens_per_s=self._tokens / elapsed_s if self._tokens else None,
+            ttft_ms=fmean(self._ttfts_s) * 1e3 if self._ttfts_s else None,
+            tpot_ms=fmean(self._tpots_s) * 1e3 if self._tpots_s else None,
+            share=share,
+        )
+
+
+def _p99(values: Sequence[float]) -> float:
+    return sorted(values)[math.ceil(0.99 * len(values)) - 1]

@@ -1,0 +1,248 @@
+"""SweepConfig: the options of `loadgen sweep`, checked once, the same from the command line, YAML and Python."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.serving.recipe import load_recipe, load_recipes
+from loadgen.sweep.plan import TargetSpec
+
+SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
+SIMULATED_DURATION_S = 1.5
+DURATION_S = 60.0
+HEADROOM_SEQS = 8
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Mode = Literal["target", "serve", "simulated"]
+
+
+class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep does. Made by `configure`, written into the manifest as it is."""
+
+    mode: Mode
+    targets: tuple[TargetSpec, ...]
+    model: str | None
+    device: str
+    vllm: str | None
+    max_num_seqs: int
+    concurrency: tuple[int, ...]
+    dataset: str
+    data_file: str | None
+    protocol: str
+    shots_file: str | None
+    limit: int | None
+    duration_s: float | None
+    requests: int | None
+    repeats: int
+    warmup_s: float | None
+    max_tokens: int | None
+    fixed_length: int | None
+    api: str | None
+    transport: str
+    reference: str
+    out: str | None
+    seed: int
+    timeout_s: float
+    api_key_env: str | None
+
+    @property
+    def api_key(self) -> str | None:
+        """The key itself, read from the environment when needed and never stored."""
+        return os.environ.get(self.api_key_env) if self.api_key_env else None
+
+
+def configure(
+    *,
+    targets: Mapping[str, str] | Sequence[str] = (),
+    serve: str | Sequence[str] = (),
+    model: str | None = None,
+    device: str = "cuda",
+    vllm: str | Path | None = None,
+    max_num_seqs: int | None = None,
+    concurrency: str | Sequence[int] = "1,16,64,128",
+    dataset: str | None = None,
+    data_file: str | Path | None = None,
+    protocol: str = "gsm8k",
+    shots_file: str | Path | None = None,
+    limit: int | None = None,
+    duration: float | None = None,
+    requests: int | None = None,
+    repeats: int = 3,
+    warmup: float | None = None,
+    max_tokens: int | None = None,
+    fixed_length: int | None = None,
+    arrival: str = "closed",
+    api: str | None = None,
+    power: str = "auto",
+    tdp_w: float | None = None,
+    carbon: float | None = None,
+    transport: str = "raw",
+    reference: str | None = None,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    seed: int = 0,
+    timeout: float = 600.0,
+    api_key_env: str | None = None,
+) -> SweepConfig:
+    """The checked options. `targets` are `{name: url}` or `NAME=URL`, `serve` recipe names or `NAME=CHECKPOINT`.
+
+    Raises UsageError, one sentence, for the first option that cannot be meant.
+    """
+    _refuse_later(arrival=arrival, power=power, tdp_w=tdp_w, carbon=carbon, resume=resume)
+    pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
+    served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
+    if pairs and served:
+        raise UsageError("--target and --serve exclude each other: measure running servers or launch them, not both")
+    mode: Mode = "target" if pairs else "serve" if served else "simulated"
+    if mode == "target":
+        specs = [_running(pair) for pair in pairs]
+    elif mode == "serve":
+        specs = [_launched(name) for name in served]
+    else:
+        specs = [TargetSpec(name=name, precision=name) for name in SIMULATED_PRECISIONS]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"target {name!r} is named twice; give one of them a label, as in {name}-b:{name}=...")
+    if mode == "serve" and not model:
+        raise UsageError("--serve needs --model: the 16-bit model's id or folder")
+    if mode == "simulated" and model:
+        raise UsageError(f"--model {model} needs --serve or --target: without them the servers are simulated")
+    if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
+        raise UsageError(f"--model {model}: there is no such folder")
+    levels = _concurrency(concurrency)
+    _positive(
+        limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
+        max_num_seqs=max_num_seqs, duration=duration, timeout=timeout,
+    )  # fmt: skip
+    if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
+        raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
+    if duration is not None and requests is not None:
+        raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
+    if max_tokens is not None and fixed_length is not None:
+        raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
+    _one_of("api", api, ("completions", "chat"))
+    _one_of("transport", transport, ("raw", "openai"))
+    _one_of("device", device, ("cuda", "cpu"))
+    if reference is not None and reference not in names:
+        raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
+    if api_key_env is not None and not os.environ.get(api_key_env):
+        raise UsageError(f"--api-key-env {api_key_env}: the environment has no such variable, or it is empty")
+    default_duration = SIMULATED_DURATION_S if mode == "simulated" else DURATION_S
+    return SweepConfig(
+        mode=mode,
+        targets=tuple(specs),
+        model=str(Path(model).expanduser()) if model and model.startswith("~") else model,
+        device=device,
+        vllm=str(vllm) if vllm else None,
+        max_num_seqs=max_num_seqs or max(levels) + HEADROOM_SEQS,
+        concurrency=levels,
+        dataset=dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k"),
+        data_file=str(data_file) if data_file else None,
+        protocol=protocol,
+        shots_file=str(shots_file) if shots_file else None,
+        limit=limit,
+        duration_s=None if requests is not None else duration or default_duration,
+        requests=requests,
+        repeats=repeats,
+        warmup_s=warmup,
+        max_tokens=max_tokens,
+        fixed_length=fixed_length,
+        api=api,
+        transport=transport,
+        reference=reference or ("fp16" if "fp16" in names else names[0]),
+        out=str(out) if out else None,
+        seed=seed,
+        timeout_s=timeout,
+        api_key_env=api_key_env,
+    )
+
+
+def _refuse_later(**later: Any) -> None:
+    if later["arrival"] != "closed":
+        raise UsageError(f"--arrival {later['arrival']} is not built yet in this version; only 'closed' is")
+    if later["power"] not in ("auto", "none"):
+        raise UsageError(f"--power {later['power']} is not built yet in this version; only 'none' is")
+    for option in ("tdp_w", "carbon"):
+        if later[option] is not None:
+            raise UsageError(f"--{option.replace('_', '-')} needs energy, which is not built yet in this version")
+    if later["resume"] is not None:
+        raise UsageError(f"--resume {later['resume']} is not built yet in this version; start a new run with --out")
+
+
+def _known_precision(name: str, asked: str) -> str:
+    known = list(load_recipes())
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"{asked}: {name!r} is no precision; {hint}known: {', '.join(known)} (a label of your own goes before "
+            "a colon, as in mine:awq=URL)"
+        )
+    return name
+
+
+def _running(pair: str) -> TargetSpec:
+    left, separator, url = pair.partition("=")
+    if not separator or not left:
+        raise UsageError(f"--target {pair}: write NAME=URL, as in fp16=http://127.0.0.1:8001")
+    label, _, precision = left.partition(":")
+    _check_label(label, f"--target {pair}")
+    parts = urlsplit(url)
+    try:
+        port_ok = parts.port is None or parts.port > 0
+    except ValueError:
+        port_ok = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok:
+        raise UsageError(f"--target {pair}: {url!r} is no server's address; write http://HOST:PORT")
+    base = url.rstrip("/").removesuffix("/v1")
+    return TargetSpec(name=label, precision=_known_precision(precision or label, f"--target {pair}"), url=base)
+
+
+def _launched(entry: str) -> TargetSpec:
+    left, _, checkpoint = entry.strip().partition("=")
+    label, _, precision = left.partition(":")
+    _check_label(label, f"--serve {entry}")
+    recipe = load_recipe(precision or label)
+    return TargetSpec(name=label, precision=recipe.name, checkpoint=checkpoint or None)
+
+
+def _check_label(label: str, asked: str) -> None:
+    if not _LABEL.fullmatch(label):
+        raise UsageError(f"{asked}: {label!r} is no name; use letters, digits, '.', '_' and '-'")
+
+
+def _concurrency(value: str | Sequence[int]) -> tuple[int, ...]:
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    levels = []
+    for part in parts:
+        text = str(part).strip()
+        if not text.isdecimal() or int(text) < 1:
+            raise UsageError(f"--concurrency: {text!r} is no batch size; write whole numbers from 1, as in 1,16,64")
+        if int(text) in levels:
+            raise UsageError(f"--concurrency: {text} stands there twice; name every batch size once")
+        levels.append(int(text))
+    if not levels:
+        raise UsageError("--concurrency is empty; write batch sizes, as in 1,16,64")
+    return tuple(levels)
+
+
+def _positive(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not (number > 0 and math.isfinite(number)):
+            raise UsageError(f"--{name.replace('_', '-')} {number:g}: give a number above zero")
+
+
+def _one_of(option: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise UsageError(f"--{option} {value}: unknown; write {' or '.join(known)}")

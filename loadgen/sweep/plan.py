@@ -1,0 +1,60 @@
+"""The plan of a sweep: which cell is measured when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user asked to be measured under one name."""
+
+    name: str
+    precision: str
+    url: str | None = None
+    """Where it runs already; None: loadgen starts it."""
+    checkpoint: str | None = None
+    """The checkpoint to serve instead of the recipe's choice."""
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """Target x concurrency x repeat: what one row of cells.csv is about."""
+
+    index: int
+    target: str
+    precision: str
+    concurrency: int
+    repeat: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.index:03d}-{self.target}-b{self.concurrency}-r{self.repeat}"
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """Cells that one start of a server measures."""
+
+    target: TargetSpec
+    repeat: int
+    cells: tuple[Cell, ...]
+
+
+def plan_blocks(targets: Sequence[TargetSpec], concurrency: Sequence[int], repeats: int) -> list[Block]:
+    """Blocks in the order they run: repeats outermost, targets and concurrencies reversed in every second repeat.
+
+    For targets A and B: A B, B A, A B, ... (ABBA), so that slow drift (heat, other load) hits both alike.
+    """
+    blocks: list[Block] = []
+    index = 0
+    for repeat in range(1, repeats + 1):
+        forward = repeat % 2 == 1
+        for target in targets if forward else list(reversed(targets)):
+            cells = []
+            for b in concurrency if forward else list(reversed(concurrency)):
+                index += 1
+                cells.append(
+                    Cell(index=index, target=target.name, precision=target.precision, concurrency=b, repeat=repeat)
+                )
+            blocks.append(Block(target=target, repeat=repeat, cells=tuple(cells)))
+    return blocks

@@ -1,0 +1,220 @@
+"""A sweep from its first check to its run directory."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from loadgen.client.body import RequestMaker
+from loadgen.client.http import Endpoint, HttpSlot
+from loadgen.client.openai_sdk import SdkSlot, sdk_client
+from loadgen.client.pool import Slot
+from loadgen.errors import ServerError, UsageError
+from loadgen.sweep.cell import CellRun, CellSettings
+from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.journal import CellEnd, CellJournal, CellStart
+from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
+from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
+from loadgen.sweep.observer import Observer, Silent
+from loadgen.sweep.plan import Block, Cell, plan_blocks
+from loadgen.sweep.servers import Server, source_of
+from loadgen.workload.dataset import Dataset, load_dataset
+from loadgen.workload.protocol import Protocol, load_protocol
+from loadgen.workload.sample import warmup_items
+
+EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
+EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
+
+
+class Interrupted(Exception):
+    """Ctrl-C: what was measured is in `run_dir`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(str(run_dir))
+        self.run_dir = run_dir
+
+
+class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that is known before a server is started."""
+
+    config: SweepConfig
+    dataset: Dataset
+    protocol: Protocol
+    api: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for block in self.blocks for cell in block.cells]
+
+    @property
+    def expected_s(self) -> float:
+        """A first guess of the sweep's length; the live view corrects it as cells end."""
+        mode = self.config.mode
+        cell_s = (self.config.duration_s or 30.0) + (self.config.warmup_s or 0.0) + 3 * EXPECTED_ANSWER_S[mode]
+        return len(self.cells) * cell_s + len(self.blocks) * EXPECTED_START_S[mode]
+
+
+def plan_sweep(config: SweepConfig) -> SweepPlan:
+    """Loads data and protocol; raises UsageError. Starts nothing, creates nothing but the cache of published files."""
+    data_file = Path(config.data_file) if config.data_file else None
+    shots_file = Path(config.shots_file) if config.shots_file else None
+    dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit)
+    protocol = load_protocol(config.protocol, shots_file=shots_file, download=config.dataset == "gsm8k")
+    return SweepPlan(
+        config=config,
+        dataset=dataset,
+        protocol=protocol,
+        api=config.api or protocol.api,
+        blocks=tuple(plan_blocks(config.targets, config.concurrency, config.repeats)),
+    )
+
+
+def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
+    """Measures every cell and returns the run directory, journal and manifest complete, nothing derived yet.
+
+    A server that fails costs its own cells, the others go on. Raises UsageError before anything is created, and
+    Interrupted on Ctrl-C.
+    """
+    plan = plan_sweep(config)
+    source = source_of(config)
+    source.check()
+    observer = observer or Silent()
+    run_dir = _create_run_dir(config)
+    manifest = _manifest(plan, run_dir, source.simulated)
+    manifest.write()
+    gold = {item.id: item.gold for item in plan.dataset.items}
+    (run_dir / "items.json").write_bytes(msgspec.json.encode(gold))
+    title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
+    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
+    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
+    observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
+    try:
+        for block in plan.blocks:
+            try:
+                with source.serve(block.target, block.repeat, run_dir, observer) as server:
+                    manifest.add_server(block.repeat, server.target, server.facts)
+                    for cell in block.cells:
+                        _measure(cell, plan, server, run_dir, observer)
+            except ServerError as error:
+                manifest.add_failure(block.repeat, block.target.name, str(error))
+                observer.warn(str(error))
+    except KeyboardInterrupt:
+        raise Interrupted(run_dir) from None
+    finally:
+        manifest.close()
+    return run_dir
+
+
+def _measure(cell: Cell, plan: SweepPlan, server: Server, run_dir: Path, observer: Observer) -> None:
+    journal = CellJournal(run_dir / "journal" / f"{cell.label}.jsonl")
+    try:
+        start = clock_anchor()["monotonic_ns"]
+        journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            end = runner.run(_run_cell(cell, plan, server, journal, observer))
+    finally:
+        journal.close()
+    if end.aborted == "interrupted":
+        raise KeyboardInterrupt
+    observer.cell_ends(cell, _cell_line(end), end.aborted is None)
+
+
+def _cell_line(end: CellEnd) -> str:
+    if end.aborted is not None:
+        return f"ended early: {end.aborted}"
+    assert end.window_open_ns is not None and end.window_close_ns is not None
+    window_s = (end.window_close_ns - end.window_open_ns) / 1e9
+    tokens = "" if end.generation_tokens is None else f", {end.generation_tokens:,.0f} tokens by the server's count"
+    return f"window {window_s:.1f} s{tokens}"
+
+
+async def _run_cell(
+    cell: Cell, plan: SweepPlan, server: Server, journal: CellJournal, observer: Observer
+) -> CellEnd:
+    config = plan.config
+    run = CellRun(
+        cell,
+        settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s),
+        url=server.target.url,
+        make_slots=lambda count: _slots(count, plan, server),
+        maker=RequestMaker(
+            plan.protocol,
+            api=plan.api,
+            model=server.target.model,
+            seed=config.seed,
+            max_tokens=config.max_tokens,
+            fixed_length=config.fixed_length,
+        ),
+        items=plan.dataset.items,
+        warmup_items=warmup_items(),
+        journal=journal,
+        observer=observer,
+        server_died=server.died,
+    )
+    return await run.run()
+
+
+def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:
+    config = plan.config
+    if config.transport == "openai":
+        client = sdk_client(server.target.url, api_key=config.api_key, timeout_s=config.timeout_s)
+        return [SdkSlot(client, plan.api, slot) for slot in range(count)]
+    endpoint = Endpoint(server.target.url, plan.api, config.api_key)
+    return [HttpSlot(endpoint, slot, config.timeout_s) for slot in range(count)]
+
+
+def _create_run_dir(config: SweepConfig) -> Path:
+    if config.out is not None:
+        run_dir = Path(config.out)
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise UsageError(f"--out {run_dir}: exists already and is not empty; name a new folder")
+    else:
+        model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.model).name) if config.model else config.mode
+        base = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{model}"
+        run_dir = next(path for path in _numbered(base) if not path.exists())
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {run_dir}: cannot be created ({error.strerror}); name a writable folder") from None
+    return run_dir
+
+
+def _numbered(base: Path) -> Sequence[Path]:
+    return [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))]
+
+
+def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
+    content: dict[str, Any] = {
+        "schema": MANIFEST_SCHEMA,
+        "simulated": simulated,
+        "config": msgspec.to_builtins(plan.config),
+        "dataset": {
+            "name": plan.dataset.name,
+            "sha256": plan.dataset.sha256,
+            "published": plan.dataset.published,
+            "items": len(plan.dataset.items),
+        },
+        "protocol": {
+            "name": plan.protocol.name,
+            "sha256": plan.protocol.sha256,
+            "api": plan.api,
+            "stops": list(plan.protocol.stops),
+            "max_tokens": plan.config.fixed_length or plan.config.max_tokens or plan.protocol.max_tokens,
+        },
+        "graded": plan.config.fixed_length is None,
+        "client": client_facts(),
+        "host": host_facts(),
+        "gpu": None,
+        "clock_anchors": [clock_anchor()],
+        "servers": [],
+        "failures": [],
+    }
+    return Manifest(run_dir / "manifest.json", content)

@@ -1,0 +1,194 @@
+"""Where the servers of a sweep come from: running already, launched from recipes, or simulated."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from loadgen.errors import ServerError, UsageError
+from loadgen.serving.launch import Launch, plan_launch, plan_simulated
+from loadgen.serving.process import ServerProcess
+from loadgen.serving.recipe import load_recipe
+from loadgen.serving.target import Target
+from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.observer import Observer
+from loadgen.sweep.plan import TargetSpec
+
+PROBE_TIMEOUT_S = 10.0
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that is up: its target, what is known of it, and a way to ask whether it has died."""
+
+    target: Target
+    facts: dict[str, Any]
+    died: Callable[[], str | None]
+
+
+class Source(Protocol):
+    """Brings up one target's server for a block of cells."""
+
+    simulated: bool
+
+    def check(self) -> None:
+        """Raises UsageError for what can be known to fail before anything is created or started."""
+        ...
+
+    def serve(
+        self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer
+    ) -> contextlib.AbstractContextManager[Server]: ...
+
+
+def source_of(config: SweepConfig) -> Source:
+    """The source that the sweep's mode names."""
+    if config.mode == "target":
+        return _Running(config)
+    if config.mode == "serve":
+        return _Launched(config)
+    return _Simulated(config)
+
+
+class _Running:
+    """Servers that somebody else started: asked who they are once, before the run begins."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._config = config
+        self._servers: dict[str, Server] = {}
+        self.simulated = False
+
+    def check(self) -> None:
+        for spec in self._config.targets:
+            self._servers[spec.name] = self._greet(spec)
+        self.simulated = any(server.target.simulated for server in self._servers.values())
+
+    @contextlib.contextmanager
+    def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
+        yield self._servers[spec.name]
+
+    def _greet(self, spec: TargetSpec) -> Server:
+        assert spec.url is not None
+        models, simulated = self._ask(spec, "/v1/models")
+        try:
+            ids = [entry["id"] for entry in json.loads(models)["data"]]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"target {spec.name}: {spec.url}/v1/models is no model list; is this an OpenAI-compatible server?"
+            ) from None
+        model = self._config.model or (str(ids[0]) if ids else "")
+        if model not in ids:
+            served = ", ".join(ids) or "no model"
+            raise UsageError(f"target {spec.name}: {spec.url} serves {served}, not {model or 'one'}")
+        with contextlib.suppress(UsageError, ValueError, KeyError, TypeError):
+            version = json.loads(self._ask(spec, "/version")[0])["version"]
+            return self._server(spec, model, simulated, {"version": version})
+        return self._server(spec, model, simulated, {"version": None})
+
+    def _server(self, spec: TargetSpec, model: str, simulated: bool, facts: dict[str, Any]) -> Server:
+        metrics = b""
+        with contextlib.suppress(UsageError):
+            metrics, _ = self._ask(spec, "/metrics")
+        names = sorted({line.split()[2].decode() for line in metrics.splitlines() if line.startswith(b"# TYPE ")})
+        assert spec.url is not None
+        target = Target(name=spec.name, precision=spec.precision, url=spec.url, model=model, simulated=simulated)
+        return Server(target=target, facts={**facts, "model": model, "metric_names": names}, died=lambda: None)
+
+    def _ask(self, spec: TargetSpec, path: str) -> tuple[bytes, bool]:
+        request = urllib.request.Request(f"{spec.url}{path}")
+        if self._config.api_key:
+            request.add_header("Authorization", f"Bearer {self._config.api_key}")
+        try:
+            with urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S) as answer:
+                return answer.read(), answer.headers.get("X-Loadgen-Simulated") is not None
+        except urllib.error.HTTPError as error:
+            reason = f"answers {error.code} {error.reason} at {path}"
+            remedy = "give the key with --api-key-env VAR" if error.code in (401, 403) else "is this a vLLM server?"
+        except (urllib.error.URLError, OSError) as error:
+            reason = f"does not answer ({getattr(error, 'reason', error)})"
+            remedy = "start the server or mend the address"
+        raise UsageError(f"target {spec.name}: {spec.url} {reason}; {remedy}")
+
+
+class _Processes:
+    """Servers that loadgen starts one at a time, anew for every block, and stops before the next."""
+
+    simulated = False
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._config = config
+
+    def plan(self, spec: TargetSpec, port: int) -> Launch:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        for spec in self._config.targets:
+            self.plan(spec, free_port())
+
+    @contextlib.contextmanager
+    def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
+        launch = msgspec.structs.replace(self.plan(spec, free_port()), name=spec.name)
+        observer.server_starts(spec.name, launch.argv)
+        log = run_dir / "servers" / f"{spec.name}-r{repeat}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with ServerProcess(launch, log) as process:
+            process.wait_ready()
+            process.verify()
+            facts = process.facts()
+            observer.server_ready(spec.name, f"vLLM {facts.version}" + "".join(f", {k}" for k in facts.kernels))
+
+            def died() -> str | None:
+                code = process.poll()
+                return None if code is None else f"the server died with exit status {code}; see {log}"
+
+            if facts.model is None:
+                raise ServerError(f"{spec.name}: the server names no model at /v1/models; see {log}")
+            target = Target(
+                name=spec.name,
+                precision=spec.precision,
+                url=launch.url,
+                model=facts.model,
+                simulated=launch.simulated,
+            )
+            yield Server(target=target, facts=msgspec.to_builtins(facts), died=died)
+            for warning in process.stop():
+                observer.warn(f"{spec.name}: {warning}")
+
+
+class _Launched(_Processes):
+    def plan(self, spec: TargetSpec, port: int) -> Launch:
+        config = self._config
+        assert config.model is not None
+        reference = next(spec for spec in config.targets if spec.name == config.reference)
+        return plan_launch(
+            load_recipe(spec.precision),
+            model=config.model,
+            port=port,
+            device="cpu" if config.device == "cpu" else "cuda",
+            max_num_seqs=config.max_num_seqs,
+            dtype=load_recipe(reference.precision).dtype or "float16",
+            checkpoint=spec.checkpoint,
+            vllm=config.vllm,
+        )
+
+
+class _Simulated(_Processes):
+    simulated = True
+
+    def plan(self, spec: TargetSpec, port: int) -> Launch:
+        data_file = Path(self._config.data_file) if self._config.data_file else None
+        return plan_simulated(spec.precision, port=port, seed=self._config.seed, data_file=data_file)
+
+
+def free_port() -> int:
+    """A port that nothing listens on now (RFC 6056 leaves the choice to the system)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

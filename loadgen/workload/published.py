@@ -1,0 +1,62 @@
+"""Published data files: fetched once, kept in the user's cache, pinned by sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from loadgen.errors import UsageError
+
+DOWNLOAD_TIMEOUT_S = 20.0
+
+
+class PublishedFile(msgspec.Struct, frozen=True):
+    """One file of a dataset, as its authors published it."""
+
+    name: str
+    url: str
+    sha256: str
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of the file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where published files are kept: `$LOADGEN_CACHE`, else the user's cache folder."""
+    override = os.environ.get("LOADGEN_CACHE")
+    return (Path(override) if override else platformdirs.user_cache_path("loadgen")) / "data"
+
+
+def fetch(file: PublishedFile) -> Path:
+    """Path of the verified file, downloaded on first use.
+
+    Raises UsageError when it cannot be downloaded or is not the pinned file.
+    """
+    path = cache_dir() / file.name
+    if path.exists() and sha256_of(path) == file.sha256:
+        return path
+    try:
+        with urllib.request.urlopen(file.url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
+            data: bytes = answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise UsageError(
+            f"{file.name} could not be downloaded from {file.url} ({reason}); "
+            "download it elsewhere and name it with --data-file (or --shots-file for the train split)"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise UsageError(f"{file.url} is no longer the pinned file (sha256 {file.sha256[:16]}...); use --data-file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+        partial.write(data)
+    Path(partial.name).replace(path)
+    return path

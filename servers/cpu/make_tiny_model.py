@@ -1,0 +1,184 @@
+"""Writes tiny Llama checkpoints with random weights and a tokenizer trained on word problems.
+
+Runs under the Python of the server environment (torch, safetensors, tokenizers, transformers), not under loadgen's:
+
+    python make_tiny_model.py --out MODELS sample.jsonl [more.jsonl ...]
+
+Writes `tiny` (bfloat16) and, from the same weights rounded to nearest, `tiny-int8` and `tiny-fp8` in the
+compressed-tensors format: one scale per output channel, activations quantized per token while serving.
+The answers are noise; the tokenizer, the checkpoint formats and the work per token are real.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+HIDDEN = 256
+INTERMEDIATE = 512
+LAYERS = 2
+HEADS = 4
+KV_HEADS = 2
+HEAD_DIM = HIDDEN // HEADS
+MAX_POSITIONS = 8192
+VOCABULARY = 2048
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ message['role'] }}: {{ message['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def texts(files: list[Path]) -> Iterator[str]:
+    """The strings to train on: every string value of a JSONL file's rows, every line of any other file."""
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if file.suffix == ".jsonl":
+                yield from (value for value in json.loads(line).values() if isinstance(value, str))
+            else:
+                yield line
+
+
+def train_tokenizer(files: list[Path]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most VOCABULARY tokens that starts every text with BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts(files), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_POSITIONS,
+    )
+
+
+def random_weights(vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
+    """The model's tensors under Llama's names, bfloat16, scaled so that activations neither vanish nor explode."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        values = torch.randn(rows, columns, generator=generator) / math.sqrt(columns)
+        return values.to(torch.bfloat16)
+
+    ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    weights = {
+        "model.embed_tokens.weight": matrix(vocabulary, HIDDEN),
+        "model.norm.weight": ones.clone(),
+        "lm_head.weight": matrix(vocabulary, HIDDEN),
+    }
+    for layer in range(LAYERS):
+        name = f"model.layers.{layer}"
+        weights |= {
+            f"{name}.input_layernorm.weight": ones.clone(),
+            f"{name}.post_attention_layernorm.weight": ones.clone(),
+            f"{name}.self_attn.q_proj.weight": matrix(HIDDEN, HIDDEN),
+            f"{name}.self_attn.k_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
+            f"{name}.self_attn.v_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
+            f"{name}.self_attn.o_proj.weight": matrix(HIDDEN, HIDDEN),
+            f"{name}.mlp.gate_proj.weight": matrix(INTERMEDIATE, HIDDEN),
+            f"{name}.mlp.up_proj.weight": matrix(INTERMEDIATE, HIDDEN),
+            f"{name}.mlp.down_proj.weight": matrix(HIDDEN, INTERMEDIATE),
+        }
+    return weights
+
+
+def quantize(weights: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """The same tensors with every linear layer's weight in 8 bits and a `weight_scale` [out, 1] beside it."""
+    limit = 127.0 if kind == "int" else float(torch.finfo(torch.float8_e4m3fn).max)
+    quantized: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if "_proj." not in name:
+            quantized[name] = weight
+            continue
+        scale = weight.float().abs().amax(dim=1, keepdim=True) / limit
+        scaled = (weight.float() / scale).clamp(-limit, limit)
+        quantized[name] = scaled.round().to(torch.int8) if kind == "int" else scaled.to(torch.float8_e4m3fn)
+        quantized[name.replace(".weight", ".weight_scale")] = scale
+    return quantized
+
+
+def quantization_config(kind: str) -> dict[str, object]:
+    """The `quantization_config` of config.json in the compressed-tensors schema; `kind` is `int` or `float`."""
+    eight_bits = {"num_bits": 8, "type": kind, "symmetric": True}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": f"{kind}-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**eight_bits, "strategy": "channel", "dynamic": False},
+                "input_activations": {**eight_bits, "strategy": "token", "dynamic": True},
+            }
+        },
+    }
+
+
+def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+    """config.json of the 16-bit model."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "hidden_act": "silu",
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write tiny checkpoints for vLLM's CPU build.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for tiny, tiny-int8 and tiny-fp8")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("text", type=Path, nargs="+", help="JSONL or plain text to train the tokenizer on")
+    options = parser.parse_args()
+
+    tokenizer = train_tokenizer(options.text)
+    weights = random_weights(len(tokenizer), options.seed)
+    config = model_config(tokenizer)
+    for name, kind in (("tiny", None), ("tiny-int8", "int"), ("tiny-fp8", "float")):
+        folder = options.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
+        tensors = quantize(weights, kind) if kind else weights
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        extra = {"quantization_config": quantization_config(kind)} if kind else {}
+        (folder / "config.json").write_text(json.dumps(config | extra, indent=2) + "\n")
+    print(f"vocabulary {len(tokenizer)}, parameters {sum(w.numel() for w in weights.values()):,}")
+
+
+if __name__ == "__main__":
+    main()

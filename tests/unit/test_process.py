@@ -1,0 +1,244 @@
+"""ServerProcess: what happens to a launched server from start to end, shown on small servers of our own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from loadgen.errors import ServerError, UsageError
+from loadgen.serving.facts import masked_argv, masked_env, metric_names
+from loadgen.serving.group import living_members
+from loadgen.serving.launch import Launch
+from loadgen.serving.process import ServerProcess, port_is_free
+
+FAKE_SERVER = """
+import http.server, json, os, signal, subprocess, sys, time
+port, behaviour = int(sys.argv[1]), sys.argv[2:]
+print("engine config: dtype=torch.bfloat16, quantization=None,", flush=True)
+print("Selected MarlinKernel for layer\\nSelected MarlinKernel for layer", flush=True)
+if "crash" in behaviour:
+    print("ValueError: the root cause", *["noise"] * 40, "bye", sep="\\n", flush=True)
+    sys.exit(3)
+if "killed" in behaviour:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "stubborn" in behaviour:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "child" in behaviour:
+    child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
+    print("child", subprocess.Popen([sys.executable, "-c", child]).pid, flush=True)
+time.sleep(0.5 if "slow" in behaviour else 0)
+ANSWERS = {
+    "/health": b"",
+    "/version": b'{"version": "9.9"}',
+    "/v1/models": json.dumps({"data": [{"id": "m", "max_model_len": 77}]}).encode(),
+    "/metrics": b'# HELP x\\nvllm:b{engine="0"} 1.0\\nvllm:a 2\\nvllm:b{engine="1"} 1.0\\n',
+}
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path in ANSWERS else 404)
+        self.end_headers()
+        self.wfile.write(ANSWERS.get(self.path, b""))
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def launch_of(tmp_path: Path) -> Callable[..., Launch]:
+    script = tmp_path / "fake_server.py"
+    script.write_text(FAKE_SERVER)
+
+    def plan(*behaviour: str, **fields: object) -> Launch:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        argv = (sys.executable, str(script), str(port), *behaviour)
+        return Launch(name="fake", precision="bf16", argv=argv, port=port, **fields)  # type: ignore[arg-type]
+
+    return plan
+
+
+def gone(pid: int) -> bool:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if not living_members(pid) and not is_alive(pid):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def child_of(server: ServerProcess) -> int:
+    return next(int(line.split()[1]) for line in server.log().splitlines() if line.startswith("child"))
+
+
+def test_a_server_becomes_ready_and_its_port_is_free_after_the_stop(
+    launch_of: Callable[..., Launch], tmp_path: Path
+) -> None:
+    launch = launch_of("slow")
+    with ServerProcess(launch, tmp_path / "new" / "server.log") as server:
+        server.wait_ready(PATIENCE_S)
+        assert server.poll() is None
+        assert not port_is_free(launch.host, launch.port)
+        assert server.stop() == []
+        assert server.stop() == []
+    assert server.poll() is not None
+    assert port_is_free(launch.host, launch.port)
+    assert living_members(server.pid) == []
+
+
+def test_facts_are_the_servers_own_words(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    launch = launch_of(env={"HF_TOKEN": "hf_secret", "PLAIN": "1"}, kernel=r"Selected (\w+)")
+    with ServerProcess(launch, tmp_path / "log") as server:
+        before = server.facts()
+        server.wait_ready(PATIENCE_S)
+        facts = server.facts()
+    assert (facts.version, facts.model, facts.max_model_len) == ("9.9", "m", 77)
+    assert facts.kernels == ("MarlinKernel",)
+    assert facts.metric_names == ("vllm:a", "vllm:b")
+    assert facts.argv == launch.argv
+    assert facts.env == {"HF_TOKEN": "***", "PLAIN": "1"}
+    assert facts.pid == server.pid
+    assert before.ready_ns is None
+    assert facts.ready_ns is not None
+    assert facts.ready_ns > facts.started_ns
+
+
+def test_a_crash_is_reported_at_once_with_status_cause_last_words_and_log(
+    launch_of: Callable[..., Launch], tmp_path: Path
+) -> None:
+    with (
+        ServerProcess(launch_of("crash"), tmp_path / "server.log") as server,
+        pytest.raises(ServerError) as error,
+    ):
+        server.wait_ready(deadline_s=PATIENCE_S)
+    message = str(error.value)
+    assert "ended with exit status 3 before it was ready" in message
+    assert str(tmp_path / "server.log") in message
+    assert "ValueError: the root cause" in message
+    assert message.endswith("bye")
+
+
+def test_an_end_by_a_signal_names_the_signal(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    with ServerProcess(launch_of("killed"), tmp_path / "log") as server, pytest.raises(ServerError, match="SIGKILL"):
+        server.wait_ready(PATIENCE_S)
+
+
+def test_a_death_while_serving_is_noticed(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    with ServerProcess(launch_of(), tmp_path / "log") as server:
+        server.wait_ready(PATIENCE_S)
+        server.check_alive()
+        os.kill(server.pid, signal.SIGKILL)
+        assert gone(server.pid)
+        with pytest.raises(ServerError, match="ended with signal SIGKILL while it served"):
+            server.check_alive()
+
+
+def test_a_server_that_never_answers_is_given_up_and_ended(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    launch = launch_of()
+    sleeper = Launch(
+        name="mute", precision="bf16", argv=(sys.executable, "-c", "import time; time.sleep(600)"), port=launch.port
+    )
+    with (
+        ServerProcess(sleeper, tmp_path / "log") as server,
+        pytest.raises(ServerError, match=r"not ready after 0\.3 s"),
+    ):
+        server.wait_ready(deadline_s=0.3)
+    assert server.poll() is not None
+
+
+def test_a_used_port_is_refused_before_anything_happens(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    launch = launch_of()
+    with socket.socket() as other:
+        other.bind((launch.host, launch.port))
+        other.listen()
+        with pytest.raises(UsageError, match=f"port {launch.port} on 127.0.0.1 is already in use"):
+            ServerProcess(launch, tmp_path / "runs" / "log")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_command_that_does_not_exist_is_a_usage_error(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    launch = Launch(name="x", precision="x", argv=(str(tmp_path / "absent"),), port=launch_of().port)
+    with pytest.raises(UsageError, match=r"cannot run .*absent: No such file"):
+        ServerProcess(launch, tmp_path / "log")
+
+
+def test_a_server_deaf_to_polite_signals_is_ended_all_the_same(
+    launch_of: Callable[..., Launch], tmp_path: Path
+) -> None:
+    with ServerProcess(launch_of("stubborn"), tmp_path / "log") as server:
+        server.wait_ready(PATIENCE_S)
+        server.stop(interrupt_s=0.2, terminate_s=0.2)
+    assert server.poll() == -signal.SIGKILL
+
+
+def test_what_the_server_started_does_not_outlive_it(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    with ServerProcess(launch_of("child"), tmp_path / "log") as server:
+        server.wait_ready(PATIENCE_S)
+        child = child_of(server)
+        assert is_alive(child)
+    assert not is_alive(child)
+
+
+def test_a_server_that_does_not_run_its_recipe_is_refused(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    right = (r"dtype=torch\.bfloat16,", r"quantization=None,")
+    with ServerProcess(launch_of(expect=right), tmp_path / "right") as server:
+        server.wait_ready(PATIENCE_S)
+        server.verify()
+    with ServerProcess(launch_of(expect=(*right, "quantization=awq,")), tmp_path / "wrong") as server:
+        server.wait_ready(PATIENCE_S)
+        with pytest.raises(ServerError, match=r"does not run what its recipe says.*quantization=awq"):
+            server.verify()
+
+
+def test_an_older_servers_words_in_the_same_log_prove_nothing(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("quantization=awq,\n")
+    with ServerProcess(launch_of(expect=("quantization=awq,",)), tmp_path / "log") as server:
+        server.wait_ready(PATIENCE_S)
+        with pytest.raises(ServerError, match="does not run"):
+            server.verify()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_server_does_not_outlive_a_killed_loadgen(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    launch = launch_of("child")
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom loadgen.serving.launch import Launch\n"
+        "from loadgen.serving.process import ServerProcess\n"
+        f"server = ServerProcess(Launch(name='x', precision='x', argv={launch.argv!r}, port={launch.port}), "
+        f"Path({str(tmp_path / 'log')!r}))\nserver.wait_ready({PATIENCE_S})\n"
+        "print(server.pid, flush=True)\ntime.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    with owner.stdout:
+        pid = int(owner.stdout.readline())
+        owner.kill()
+        owner.wait()
+    assert gone(pid)
+    assert port_is_free(launch.host, launch.port)
+
+
+def test_secrets_are_masked_wherever_they_stand() -> None:
+    assert masked_argv(["vllm", "--api-key", "s", "--api-key=t", "--port", "1"]) == (
+        "vllm", "--api-key", "***", "--api-key=***", "--port", "1",
+    )  # fmt: skip
+    assert masked_env({"VLLM_API_KEY": "s", "HF_HUB_OFFLINE": "1"}) == {"VLLM_API_KEY": "***", "HF_HUB_OFFLINE": "1"}
+
+
+def test_metric_names_are_taken_from_samples_not_from_comments() -> None:
+    assert metric_names('# TYPE c counter\nb_total 1\na{x="# y"} 2\n\nb_total 3\n') == ("a", "b_total")

@@ -1,0 +1,227 @@
+"""Recipes: every shipped file is valid, and a launch follows from a recipe without surprise."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from loadgen.cli.serve import command as serve
+from loadgen.errors import UsageError
+from loadgen.serving import launch as launching
+from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
+from loadgen.serving.recipe import Recipe, fair_settings, load_recipe, load_recipes, read_recipe
+
+VLLM = "/opt/vllm/bin/vllm"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A local model with an int8 checkpoint beside it."""
+    for name in ("tiny", "tiny-int8"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def any_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A /proc/cpuinfo without AVX-512."""
+    info = tmp_path / "cpuinfo"
+    info.write_text("flags\t\t: fpu avx avx2\n")
+    monkeypatch.setattr(launching, "CPU_INFO", info)
+    return info
+
+
+def plan(name: str, model: Path | str, **options: object) -> Launch:
+    given = {"port": 8001, "device": "cpu", "max_num_seqs": 64, "vllm": VLLM, **options}
+    return plan_launch(load_recipe(name), model=str(model), **given)  # type: ignore[arg-type]
+
+
+def value_of(launch: Launch, option: str) -> str:
+    """The value that wins: argparse takes the last one."""
+    positions = [index for index, argument in enumerate(launch.argv) if argument == option]
+    return launch.argv[positions[-1] + 1]
+
+
+def test_all_precisions_of_the_design_are_shipped() -> None:
+    assert set(load_recipes()) == {"fp16", "bf16", "int8", "fp8", "bnb-nf4", "bnb-int8", "awq", "gptq"}
+
+
+def test_sixteen_bit_recipes_expect_no_quantization_and_others_expect_theirs() -> None:
+    for recipe in load_recipes().values():
+        expects_none = any(re.search(pattern, "quantization=None, x") for pattern in recipe.expect)
+        assert expects_none == (recipe.bits == 16), recipe.name
+
+
+def test_unknown_name_lists_the_known_ones_and_the_closest() -> None:
+    with pytest.raises(UsageError, match=r"unknown recipe 'fp61'; did you mean 'fp16'\? known: awq, .*int8"):
+        load_recipe("fp61")
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('lable = "x"', "unknown field `lable`"),
+        ("bits = 0", r"bits"),
+        ('checkpoint = "mine"', "mine"),
+        ('expect = ["("]', "not a regular expression"),
+        ('kernel = "Selected"', "no group"),
+        ('name = "other"', "given by the file's name"),
+        ("bits = ", "Invalid value"),
+    ],
+)
+def test_a_broken_recipe_file_is_refused_with_its_path(tmp_path: Path, line: str, complaint: str) -> None:
+    fields = {
+        "label": '"X"',
+        "bits": "4",
+        "format": '"x"',
+        "backend": '"x"',
+        "checkpoint": '"own"',
+        "gpu_capability": '"8.0"',
+    }
+    key = line.partition(" ")[0]
+    lines = [f"{name} = {value}" for name, value in fields.items() if name != key]
+    path = tmp_path / "x.toml"
+    path.write_text("\n".join([*lines, line]))
+    with pytest.raises(UsageError, match=complaint) as error:
+        read_recipe(path)
+    assert str(path) in str(error.value)
+
+
+def test_own_checkpoint_of_a_folder_is_the_sibling_with_the_recipe_name(tiny: Path) -> None:
+    assert load_recipe("int8").checkpoint_for(f"{tiny}/") == f"{tiny}-int8"
+    assert plan("int8", tiny).argv[2] == f"{tiny}-int8"
+
+
+def test_own_checkpoint_of_an_id_comes_from_the_recipe_and_an_override_wins() -> None:
+    model = "mistralai/Mistral-7B-Instruct-v0.3"
+    known = load_recipe("awq").checkpoints[model]
+    assert plan("awq", model, device="cuda").argv[2] == known
+    assert plan("awq", model, device="cuda", checkpoint="me/mine").argv[2] == "me/mine"
+
+
+def test_missing_own_checkpoint_is_refused_naming_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UsageError, match=r"model-int8 does not exist; name one with --checkpoint"):
+        plan("int8", tmp_path / "model")
+    with pytest.raises(UsageError, match=r"knows none for 'a/b'"):
+        plan("gptq", "a/b", device="cuda")
+
+
+def test_in_flight_arguments_go_only_with_the_sixteen_bit_checkpoint(tiny: Path) -> None:
+    assert value_of(plan("bnb-nf4", tiny), "--quantization") == "bitsandbytes"
+    assert "--quantization" not in plan("bnb-nf4", tiny, checkpoint="me/model-bnb-4bit").argv
+    assert value_of(plan("fp8", tiny), "--quantization") == "fp8_per_channel"
+    (tiny.parent / "tiny-fp8").mkdir()
+    assert "--quantization" not in plan("fp8", tiny).argv
+
+
+def test_every_recipe_of_a_sweep_computes_in_one_dtype_unless_the_recipe_is_one(tiny: Path) -> None:
+    chosen = {
+        name: value_of(plan(name, tiny, dtype="bfloat16"), "--dtype") for name in ("fp16", "bf16", "int8", "bnb-nf4")
+    }
+    assert chosen == {"fp16": "float16", "bf16": "bfloat16", "int8": "bfloat16", "bnb-nf4": "bfloat16"}
+    assert value_of(plan("int8", tiny), "--dtype") == fair_settings().device["cpu"].dtype
+
+
+def test_all_precisions_share_every_other_argument(tiny: Path) -> None:
+    def common(name: str) -> list[str]:
+        argv = list(plan(name, tiny, dtype="float16").argv)
+        argv[2] = "CHECKPOINT"
+        quantization = load_recipe(name).in_flight_args
+        return [argument for argument in argv if argument not in quantization]
+
+    assert common("fp16") == common("int8") == common("bnb-nf4")
+    assert "--no-enable-prefix-caching" in common("fp16")
+
+
+def test_the_log_must_show_the_dtype_that_was_asked_for(tiny: Path) -> None:
+    launch = plan("int8", tiny, dtype="bfloat16")
+    config = "dtype=torch.{}, kv_cache_dtype=auto, enable_prefix_caching=False, enable_chunked_prefill=True, "
+    config += "quantization=compressed-tensors, "
+    assert all(re.search(pattern, config.format("bfloat16")) for pattern in launch.expect)
+    assert not all(re.search(pattern, config.format("float16")) for pattern in launch.expect)
+
+
+def test_cpu_settings_go_to_cpu_servers_only(tiny: Path) -> None:
+    cpu, cuda = plan("bf16", tiny), plan("bf16", tiny, device="cuda")
+    assert "--enforce-eager" in cpu.argv
+    assert "--enforce-eager" not in cuda.argv
+    assert set(fair_settings().device["cpu"].env) <= set(cpu.env)
+    assert not set(fair_settings().device["cpu"].env) & set(cuda.env)
+
+
+def test_extra_arguments_come_last(tiny: Path) -> None:
+    launch = plan("bf16", tiny, extra_args=["--max-model-len", "512"])
+    assert launch.argv[-2:] == ("--max-model-len", "512")
+    assert value_of(launch, "--max-num-seqs") == "64"
+
+
+def test_recipes_that_need_avx512_are_refused_on_a_cpu_without_it(any_cpu: Path) -> None:
+    model = "mistralai/Mistral-7B-Instruct-v0.3"
+    with pytest.raises(UsageError, match="'awq' on a CPU needs avx512f"):
+        plan("awq", model)
+    any_cpu.write_text("flags\t\t: fpu avx2 avx512f\n")
+    assert plan("awq", model).precision == "awq"
+
+
+def test_a_model_folder_that_does_not_exist_is_not_taken_for_an_id() -> None:
+    with pytest.raises(UsageError, match=r"the model folder \./nope does not exist"):
+        plan("bf16", "./nope")
+
+
+def test_vllm_is_the_named_one_then_the_variable_then_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    programs = {}
+    for place in ("named", "variable", "path"):
+        programs[place] = tmp_path / place / "vllm"
+        programs[place].parent.mkdir()
+        programs[place].write_text("#!/bin/sh\n")
+        programs[place].chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setenv("LOADGEN_CPU_ENV", str(tmp_path / "none"))
+    monkeypatch.setenv("LOADGEN_VLLM", str(programs["variable"]))
+    assert find_vllm("cuda", str(programs["named"])) == str(programs["named"])
+    assert find_vllm("cuda") == str(programs["variable"])
+    monkeypatch.delenv("LOADGEN_VLLM")
+    assert find_vllm("cuda") == str(programs["path"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="run `loadgen cpu-env`"):
+        find_vllm("cpu")
+    with pytest.raises(UsageError, match="--vllm names"):
+        find_vllm("cuda", str(tmp_path / "absent"))
+
+
+def test_simulated_servers_run_under_this_python() -> None:
+    launch = plan_simulated("awq", port=9000, seed=7, dataset="gsm8k", data_file=Path("x.jsonl"))
+    assert launch.argv[:4] == (sys.executable, "-m", "loadgen", "simulate")
+    assert launch.argv[4:] == (
+        "--precision", "awq", "--port", "9000", "--seed", "7", "--dataset", "gsm8k", "--data-file", "x.jsonl",
+    )  # fmt: skip
+    assert launch.simulated
+    assert launch.url == "http://127.0.0.1:9000"
+
+
+def test_print_shows_exactly_what_would_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.cli.serve.find_vllm", lambda *_: VLLM)
+    arguments = ["int8", "--model", str(tiny), "--device", "cpu", "--port", "8001", "--max-num-seqs", "64", "--print"]
+    shown = CliRunner().invoke(serve, [*arguments, "--", "--max-model-len", "512"])
+    launch = plan("int8", tiny, extra_args=["--max-model-len", "512"])
+    words = shlex.split(shown.output)
+    assert tuple(words[len(launch.env) :]) == launch.argv
+    assert dict(word.split("=", 1) for word in words[: len(launch.env)]) == launch.env
+
+
+def test_list_names_every_recipe() -> None:
+    shown = CliRunner().invoke(serve, ["--list"]).output
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == sorted(load_recipes())
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = load_recipe("bf16")
+    assert isinstance(recipe, Recipe)
+    with pytest.raises(AttributeError):
+        recipe.bits = 4  # type: ignore[misc]
