@@ -14,6 +14,8 @@ from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.serving.metrics import ServerSample
 from loadgen.workload.grading import Verdict, grade
 
+GAUGE_TOLERANCE = 0.05
+
 Quantiles = Sequence[int]
 
 
@@ -33,10 +35,11 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None
     inflight_mean: float | None
     running_mean: float | None
+    """The measured running batch; see `running_batch`."""
+    running_gauge_mean: float | None
+    """Mean of the gauge vllm:num_requests_running."""
     waiting_mean: float | None
     preemptions: float | None
-    step_batch_mean: float | None
-    """Tokens generated per engine step: vLLM's counters, not its gauge."""
     server_samples: int
     server_tokens: float | None
     recorded_tokens: int | None
@@ -97,7 +100,7 @@ def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSu
         first_error=errors[0] if errors else None,
         tokens_per_s=rate,
         inflight_mean=_inflight(data, window) if window else None,
-        running_mean=_mean(samples, "running"),
+        running_mean=running_batch(samples),
         waiting_mean=_mean(samples, "waiting"),
         preemptions=_difference(samples, "preemptions"),
         server_tokens=data.end.generation_tokens if data.end else None,
@@ -131,9 +134,9 @@ def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSu
         tokens_per_s=rate,
         inflight_mean=evidence.inflight_mean,
         running_mean=evidence.running_mean,
+        running_gauge_mean=_mean(samples, "running"),
         waiting_mean=evidence.waiting_mean,
         preemptions=evidence.preemptions,
-        step_batch_mean=_step_batch(samples),
         server_samples=len(samples),
         server_tokens=evidence.server_tokens,
         recorded_tokens=recorded,
@@ -148,6 +151,20 @@ def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSu
         simulated=data.simulated,
         **latencies,
     )
+
+
+def running_batch(samples: Sequence[ServerSample]) -> float | None:
+    """Sequences per engine step: the difference of generation_tokens_total over that of the iteration count.
+
+    The gauge is not used where the counters can be: vLLM sets it at the end of a step, after finished requests left
+    and before their successors are scheduled, so it stands about one step per answer too low. It counts where the
+    counters are missing, or where they show more tokens than sequences per step (speculative decoding).
+    """
+    gauge = [s.running for s in samples if s.running is not None]
+    tokens, steps = _difference(samples, "generation_tokens"), _difference(samples, "iterations")
+    if tokens is not None and steps and gauge and tokens / steps <= max(gauge) * (1 + GAUGE_TOLERANCE):
+        return tokens / steps
+    return float(np.mean(gauge)) if gauge else None
 
 
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
@@ -181,9 +198,6 @@ def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
     return values[-1] - values[0] if len(values) > 1 else None
 
 
-def _step_batch(samples: Sequence[ServerSample]) -> float | None:
-    tokens, steps = _difference(samples, "generation_tokens"), _difference(samples, "iterations")
-    return tokens / steps if tokens is not None and steps else None
 
 
 def _share(outcomes: Sequence[str], outcome: str) -> float | None:

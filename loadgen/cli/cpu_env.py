@@ -18,7 +18,7 @@ from loadgen.workload.sample import SAMPLE_FILE
 def command(folder: Path | None, texts: tuple[Path, ...], rebuild: bool) -> None:
     """Build an environment with vLLM's CPU build and tiny models, to try `sweep --serve` without a GPU.
 
-    About 6 GB of disk and some minutes; a complete environment is reused. LOADGEN_CPU_ENV names another folder.
+    About 4 GB of disk and some minutes; a complete environment is reused. LOADGEN_CPU_ENV names another folder.
 
     \b
     Example:

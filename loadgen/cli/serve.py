@@ -103,7 +103,8 @@ def _vllm_to_show(device: Device) -> str:
 
 
 def _serve(launch: Launch, log_path: Path) -> None:
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     click.echo(f"$ {launch.shell}", err=True)
     with ServerProcess(launch, log_path) as server:
         try:

@@ -29,7 +29,8 @@ figure { margin: 0 } code { font-size: .85em; overflow-wrap: anywhere } .warn { 
 """
 _SOURCES = """
 <dl>
-<dt>running</dt><dd>mean of vllm:num_requests_running over the window, sampled from the server: the x axis.</dd>
+<dt>running</dt><dd>the running batch, the x axis: tokens per engine step within the window, from the server's own
+counters (its gauge num_requests_running where those are missing).</dd>
 <dt>tok/s</dt><dd>output tokens that arrived within the window / its length, averaged over valid repeats;
 interval: Student's t over repeats.</dd>
 <dt>TTFT, TPOT, E2E</dt><dd>send to first token; (last - first token) / (tokens - 1); send to last byte. Quantiles of

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 SHORTEST_PERIOD_S = 0.1
+LONGEST_PERIOD_S = 0.5
 COST_FACTOR = 20
-"""A scrape takes t (the least of the last nine) and the next comes after 20 t: 5% of the server's time at most."""
+"""A scrape takes t (the least of the last nine) and the next comes after 20 t: 5% of the server's time."""
 _PROBE_TIMEOUT_S = 10.0
 
 _NAMES = {
@@ -126,6 +127,7 @@ class MetricsSampler:
                 self.latest = sample
                 with self._lock:
                     self._fresh.append(sample)
-            period = max(SHORTEST_PERIOD_S, COST_FACTOR * min(costs_s, default=0.0))
+            wanted = COST_FACTOR * min(costs_s, default=0.0)
+            period = min(max(SHORTEST_PERIOD_S, wanted), LONGEST_PERIOD_S)
             deadline = max(deadline + period, monotonic())
             self._stop.wait(deadline - monotonic())

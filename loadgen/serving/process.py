@@ -24,8 +24,9 @@ LAST_WORDS = 15
 GPU_SLACK_BYTES = 256 * 2**20
 GPU_PATIENCE_S = 60.0
 PORT_PATIENCE_S = 30.0
-ROOT_CAUSE = re.compile(r"\b[A-Za-z_.]*(Error|Exception)\b: ")
-NOT_THE_CAUSE = "See root cause above"
+NAMED_ERROR = re.compile(r"^(.*\bERROR\b.*\] )?[\w.]*(Error|Exception): ")
+ECHO = "root cause"
+"""Errors in vLLM's log that only point to an earlier one say where the root cause is to be found."""
 
 
 class ServerProcess:
@@ -138,7 +139,7 @@ class ServerProcess:
         """The end of the log, led by the last error named before it: vLLM's echoes of an error come after its cause."""
         written = [line for line in self.log().splitlines() if line.strip()]
         earlier, end = written[:-lines], written[-lines:]
-        causes = [line for line in earlier if ROOT_CAUSE.search(line) and NOT_THE_CAUSE not in line]
+        causes = [line for line in earlier if NAMED_ERROR.search(line) and ECHO not in line]
         return "\n".join([*causes[-1:], *(["..."] if causes else []), *end])
 
     def stop(self, *, interrupt_s: float = 20.0, terminate_s: float = 10.0) -> list[str]:

@@ -25,7 +25,9 @@ port, behaviour = int(sys.argv[1]), sys.argv[2:]
 print("engine config: dtype=torch.bfloat16, quantization=None,", flush=True)
 print("Selected MarlinKernel for layer\\nSelected MarlinKernel for layer", flush=True)
 if "crash" in behaviour:
-    print("ValueError: the root cause", *["noise"] * 40, "bye", sep="\\n", flush=True)
+    print("(Worker) ERROR 11-22 [executor.py:9] ValueError: no weights", *["  at line 1"] * 20, sep="\\n")
+    print("(Engine) ERROR 11-22 [core.py:1] RuntimeError: See root cause above", *["  at line 2"] * 20, sep="\\n")
+    print("(API) WARNING 11-22 [x.py:1] too many, `OSError: none`", *["  at line 3"] * 20, "bye", sep="\\n", flush=True)
     sys.exit(3)
 if "killed" in behaviour:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -129,7 +131,9 @@ def test_a_crash_is_reported_at_once_with_status_cause_last_words_and_log(
     message = str(error.value)
     assert "ended with exit status 3 before it was ready" in message
     assert str(tmp_path / "server.log") in message
-    assert "ValueError: the root cause" in message
+    assert "ValueError: no weights" in message
+    assert "RuntimeError" not in message
+    assert "OSError" not in message
     assert message.endswith("bye")
 
 
