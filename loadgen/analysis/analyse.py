@@ -14,6 +14,7 @@ from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, write_analysis, write_cells, write_summary
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
+from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 
 SCHEMA = 1
 BUSY_CLIENT = 0.8
@@ -56,11 +57,16 @@ def analyse(run_dir: Path) -> None:
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest's content. Raises UsageError if there is none."""
+    """The manifest's content. Raises UsageError if there is none, or it is of another schema."""
     path = run_dir / "manifest.json"
     if not path.is_file():
         raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
-    content: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+    try:
+        content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
+    if content.get("schema") != MANIFEST_SCHEMA:
+        raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {MANIFEST_SCHEMA}")
     return content
 
 

@@ -42,12 +42,12 @@ class Run:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per target x concurrency, with intervals."""
-        return pd.read_csv(self.path / "summary.csv")
+        return _read_csv(self.path / "summary.csv")
 
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per target x concurrency x repeat, with validity."""
-        cells = pd.read_csv(self.path / "cells.csv")
+        cells = _read_csv(self.path / "cells.csv")
         return cells.assign(reasons=cells["reasons"].fillna("").astype(str))
 
     @cached_property
@@ -59,6 +59,11 @@ class Run:
     def server(self) -> pd.DataFrame:
         """Samples of the servers' `/metrics`."""
         return pd.read_parquet(self.path / "server.parquet")
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Only an empty field is 'not measured': a target may be named `NA` or `8`."""
+    return pd.read_csv(path, dtype={"target": str, "precision": str}, keep_default_na=False, na_values=[""])
 
 
 def load_run(path: str | Path) -> Run:

@@ -27,12 +27,15 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     options: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).replace("-", "_")
-        if name not in known:
+        if name not in known or name == "config":
             raise UsageError(f"--config {path}: {key!r} is no option of loadgen sweep; see loadgen sweep --help")
         if name == "target":
-            value = [f"{n}={url}" for n, url in value.items()] if isinstance(value, dict) else value
+            pairs = [f"{n}={url}" for n, url in value.items()] if isinstance(value, dict) else value
+            value = [str(pair) for pair in pairs] if isinstance(pairs, list) else [str(pairs)]
         elif isinstance(value, list):
             value = ",".join(map(str, value))
+        elif value is not None:
+            value = str(value)
         options[name] = value
     ctx.default_map = options
 

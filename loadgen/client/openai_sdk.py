@@ -47,8 +47,10 @@ class SdkSlot:
 
     def __init__(self, client: Any, api: str, slot: int) -> None:
         self._create = client.chat.completions.create if api == "chat" else client.completions.create
+        self._timeout_s: float = client.timeout
         self._slot = slot
         self._raw: SdkRaw | None = None
+        self._done: Callable[[Raw], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -56,37 +58,50 @@ class SdkSlot:
         return self._raw is not None and bool(self._raw.chunks)
 
     def send(self, request: Request, done: Callable[[Raw], None]) -> None:
-        self._raw = SdkRaw(request, self._slot)
-        self._task = asyncio.get_running_loop().create_task(self._exchange(self._raw, done))
+        self._raw, self._done = SdkRaw(request, self._slot), done
+        self._task = asyncio.get_running_loop().create_task(self._exchange(self._raw))
 
     def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        task = self._task
+        self._finish(self._raw, ("broken", "given up: the run was stopped"))
+        if task is not None:
+            task.cancel()
 
-    async def _exchange(self, raw: SdkRaw, done: Callable[[Raw], None]) -> None:
+    async def _exchange(self, raw: SdkRaw) -> None:
         import openai
 
         arguments: dict[str, Any] = msgspec.json.decode(raw.request.body)
         beyond_sdk = {key: arguments.pop(key) for key in ("ignore_eos", "min_tokens") if key in arguments}
+        failure: tuple[Status, str] | None = None
         try:
-            stream = await self._create(**arguments, extra_body=beyond_sdk or None)
-            raw.http_status = 200
-            async for chunk in stream:
-                raw.chunks.append((monotonic_ns(), chunk))
-        except openai.APITimeoutError as error:
-            raw.failure = ("timeout", str(error))
+            async with asyncio.timeout(self._timeout_s):
+                stream = await self._create(**arguments, extra_body=beyond_sdk or None)
+                raw.http_status = 200
+                async for chunk in stream:
+                    raw.chunks.append((monotonic_ns(), chunk))
+        except (TimeoutError, openai.APITimeoutError):
+            failure = ("timeout", f"no complete answer within {self._timeout_s:g} s")
         except openai.APIStatusError as error:
             raw.refuse(error.status_code, error.response.content)
         except openai.APIConnectionError as error:
-            raw.failure = ("broken" if raw.http_status else "connect", str(error.__cause__ or error))
-        except openai.OpenAIError as error:
-            raw.failure = ("malformed", str(error))
-        except asyncio.CancelledError:
-            raw.failure = ("broken", "given up: the run was stopped")
-        except Exception as error:  # the SDK lets httpx and json errors through once a stream runs
-            raw.failure = ("broken", f"{type(error).__name__}: {error}")
+            failure = ("broken" if raw.http_status else "connect", str(error.__cause__ or error))
+        except openai.APIResponseValidationError as error:
+            failure = ("malformed", str(error))
+        except openai.APIError as error:
+            failure = ("http", f"in the stream: {error.message}")
+        except (openai.OpenAIError, ValueError) as error:
+            failure = ("malformed", str(error))
+        except Exception as error:  # the SDK lets httpx errors through once a stream runs
+            failure = ("broken", f"{type(error).__name__}: {error}")
+        self._finish(raw, failure)
+
+    def _finish(self, raw: SdkRaw | None, failure: tuple[Status, str] | None) -> None:
+        done = self._done
+        if raw is None or raw is not self._raw or done is None:
+            return
+        self._raw = self._done = None
+        raw.failure = failure
         raw.t_end_ns = monotonic_ns()
-        self._raw = None
         done(raw)
 
 

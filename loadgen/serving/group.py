@@ -52,8 +52,8 @@ class ProcessGroup:
         """The leader's exit status (negative: the signal that ended it), or None while it runs."""
         return self.leader.poll()
 
-    def end(self, *, interrupt_s: float, terminate_s: float) -> None:
-        """SIGINT to the leader, then SIGTERM, then SIGKILL to whatever is left; returns when nothing is."""
+    def end(self, *, interrupt_s: float, terminate_s: float) -> bool:
+        """SIGINT to the leader, then SIGTERM, then SIGKILL to whatever is left; whether nothing is left."""
         if self.poll() is None:
             self.leader.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -67,6 +67,7 @@ class ProcessGroup:
         self._guardian.wait()
         if self._guardian.stdin:
             self._guardian.stdin.close()
+        return self._wait_gone(0.0)
 
     def _wait_gone(self, patience_s: float) -> bool:
         deadline = time.monotonic() + patience_s

@@ -7,7 +7,7 @@ import http.client
 import re
 import threading
 from time import monotonic, monotonic_ns
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
@@ -61,28 +61,43 @@ def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int) -> ServerSample:
 
 
 class MetricsProbe:
-    """Scrapes one server over a kept connection; not thread-safe."""
+    """Scrapes one server over a kept connection; not thread-safe.
+
+    Only the names above are asked for: prometheus_client's own endpoint (behind `/metrics/`, with the slash) then
+    renders 1.5 KB instead of vLLM's 64 KB. Where that is not understood, the whole page is.
+    """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._path = parts.path.rstrip("/") + "/metrics"
+        whole = parts.path.rstrip("/") + "/metrics"
+        wanted = urlencode([("name[]", name.decode()) for name in _NAMES])
+        self._paths = [f"{whole}/?{wanted}", whole]
         self._connection = kind(parts.hostname or "", parts.port, timeout=_PROBE_TIMEOUT_S)
 
     def scrape(self) -> ServerSample | None:
         """A sample, or None when the server gives no `/metrics` now."""
         before_ns = monotonic_ns()
-        try:
-            self._connection.request("GET", self._path)
-            answer = self._connection.getresponse()
-            text = answer.read()
-        except (OSError, http.client.HTTPException):
-            self._connection.close()
-            return None
-        if answer.status != 200:
+        text = self._get(self._paths[0])
+        if len(self._paths) > 1 and (text is None or b"vllm:" not in text):
+            self._paths.pop(0)
+            text = self._get(self._paths[0])
+        if text is None:
             return None
         after_ns = monotonic_ns()
         return read_metrics(text, t_ns=(before_ns + after_ns) // 2, scrape_ns=after_ns - before_ns)
+
+    def _get(self, path: str) -> bytes | None:
+        """The page, or None; a kept connection that the server has closed meanwhile is opened anew once."""
+        for _ in range(2):
+            try:
+                self._connection.request("GET", path)
+                answer = self._connection.getresponse()
+                text = answer.read()
+                return text if answer.status == 200 else None
+            except (OSError, http.client.HTTPException):
+                self._connection.close()
+        return None
 
     def close(self) -> None:
         self._connection.close()

@@ -149,10 +149,10 @@ class ServerProcess:
         """
         if self._stopped:
             return []
-        self._group.end(interrupt_s=interrupt_s, terminate_s=terminate_s)
+        ended = self._group.end(interrupt_s=interrupt_s, terminate_s=terminate_s)
         self._stopped = True
         atexit.unregister(self.stop)
-        warnings = []
+        warnings = [] if ended else [f"server {self.launch.name!r} left processes that even SIGKILL did not end"]
         if not _within(PORT_PATIENCE_S, lambda: port_is_free(self.launch.host, self.launch.port)):
             warnings.append(f"port {self.launch.port} is still in use after server {self.launch.name!r} was stopped")
         if not _within(GPU_PATIENCE_S, self._gpu_is_free):

@@ -120,6 +120,9 @@ def configure(
         raise UsageError(f"--model {model} needs --serve or --target: without them the servers are simulated")
     if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UsageError(f"--model {model}: there is no such folder")
+    for option, value in (("vllm", vllm), ("max-num-seqs", max_num_seqs)):
+        if mode != "serve" and value is not None:
+            raise UsageError(f"--{option} {value} needs --serve: it concerns servers that loadgen launches")
     levels = _concurrency(concurrency)
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
@@ -131,6 +134,8 @@ def configure(
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
     if max_tokens is not None and fixed_length is not None:
         raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed}: give a whole number from 0 to 2^63 - 1")
     _one_of("api", api, ("completions", "chat"))
     _one_of("transport", transport, ("raw", "openai"))
     _one_of("device", device, ("cuda", "cpu"))
@@ -198,15 +203,21 @@ def _running(pair: str) -> TargetSpec:
         raise UsageError(f"--target {pair}: write NAME=URL, as in fp16=http://127.0.0.1:8001")
     label, _, precision = left.partition(":")
     _check_label(label, f"--target {pair}")
-    parts = urlsplit(url)
-    try:
-        port_ok = parts.port is None or parts.port > 0
-    except ValueError:
-        port_ok = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok:
+    if not _is_address(url):
         raise UsageError(f"--target {pair}: {url!r} is no server's address; write http://HOST:PORT")
     base = url.rstrip("/").removesuffix("/v1")
     return TargetSpec(name=label, precision=_known_precision(precision or label, f"--target {pair}"), url=base)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        port_ok = parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+    plain = not (parts.query or parts.fragment or any(character.isspace() for character in url))
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_ok and plain
 
 
 def _launched(entry: str) -> TargetSpec:
@@ -240,7 +251,7 @@ def _concurrency(value: str | Sequence[int]) -> tuple[int, ...]:
 def _positive(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not (number > 0 and math.isfinite(number)):
-            raise UsageError(f"--{name.replace('_', '-')} {number:g}: give a number above zero")
+            raise UsageError(f"--{name.replace('_', '-')} {number:g}: give a finite number above zero")
 
 
 def _one_of(option: str, value: str | None, known: Sequence[str]) -> None:

@@ -77,4 +77,4 @@ def read_records(path: Path) -> Iterator[Record]:
 
 def cell_files(run_dir: Path) -> list[Path]:
     """The journal's files in the order in which the cells were measured."""
-    return sorted((run_dir / "journal").glob("*.jsonl"))
+    return sorted((run_dir / "journal").glob("*.jsonl"), key=lambda path: (len(path.name.partition("-")[0]), path.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import urllib.error
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.launch import Launch, plan_launch, plan_simulated
+from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.process import ServerProcess
 from loadgen.serving.recipe import load_recipe
 from loadgen.serving.target import Target
@@ -110,7 +111,7 @@ class _Running:
         except urllib.error.HTTPError as error:
             reason = f"answers {error.code} {error.reason} at {path}"
             remedy = "give the key with --api-key-env VAR" if error.code in (401, 403) else "is this a vLLM server?"
-        except (urllib.error.URLError, OSError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             reason = f"does not answer ({getattr(error, 'reason', error)})"
             remedy = "start the server or mend the address"
         raise UsageError(f"target {spec.name}: {spec.url} {reason}; {remedy}")
@@ -172,9 +173,9 @@ class _Launched(_Processes):
             port=port,
             device="cpu" if config.device == "cpu" else "cuda",
             max_num_seqs=config.max_num_seqs,
-            dtype=load_recipe(reference.precision).dtype or "float16",
+            dtype=load_recipe(reference.precision).dtype,
             checkpoint=spec.checkpoint,
-            vllm=config.vllm,
+            vllm=find_vllm("cpu" if config.device == "cpu" else "cuda", config.vllm),
         )
 
 

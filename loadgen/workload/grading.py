@@ -31,7 +31,7 @@ def grade(text: str, gold: str, *, finish_reason: str | None) -> Verdict:
     text = text.replace("\N{MINUS SIGN}", "-")
     if not text.strip():
         return Verdict("truncated" if cut else "empty", None)
-    marked = [m for m in _MARKED.finditer(text) if not (cut and m.end() == len(text))]
+    marked = [m for m in _MARKED.finditer(text) if not cut or "\n" in text[m.end() :]]
     if marked:
         found = marked[-1].group(1)
     elif cut:

@@ -5,6 +5,7 @@ Source: github.com/openai/grade-school-math (MIT), 1319 test and 7473 train rows
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,9 @@ TRAIN = PublishedFile(
 )
 
 
+_GOLD = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+
+
 class Row(msgspec.Struct):
     question: str
     answer: str
@@ -43,7 +47,7 @@ def read_gsm8k(path: Path, *, split: str) -> list[Item]:
             continue
         try:
             row = decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"{path}, line {number}, is not a GSM8K row ({error}); "
                 'each line must be {"question": ..., "answer": "... #### N"}'
@@ -51,12 +55,15 @@ def read_gsm8k(path: Path, *, split: str) -> list[Item]:
         _, marker, gold = row.answer.rpartition("####")
         if not marker:
             raise UsageError(f"{path}, line {number}: the answer has no '#### N' at its end; is this GSM8K?")
+        gold = gold.strip().replace(",", "")
+        if not _GOLD.fullmatch(gold):
+            raise UsageError(f"{path}, line {number}: {gold!r} after '####' is no number; is this GSM8K?")
         items.append(
             Item(
                 id=f"gsm8k-{split}-{number - 1:04d}",
                 question=row.question,
                 solution=row.answer,
-                gold=gold.strip().replace(",", ""),
+                gold=gold,
             )
         )
     if not items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import tempfile
 import urllib.error
@@ -47,7 +48,7 @@ def fetch(file: PublishedFile) -> Path:
     try:
         with urllib.request.urlopen(file.url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
             data: bytes = answer.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise UsageError(
             f"{file.name} could not be downloaded from {file.url} ({reason}); "
@@ -55,8 +56,13 @@ def fetch(file: PublishedFile) -> Path:
         ) from None
     if hashlib.sha256(data).hexdigest() != file.sha256:
         raise UsageError(f"{file.url} is no longer the pinned file (sha256 {file.sha256[:16]}...); use --data-file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-        partial.write(data)
-    Path(partial.name).replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
+            partial.write(data)
+        Path(partial.name).replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"{file.name} cannot be kept in {path.parent} ({error.strerror}); name a writable folder with LOADGEN_CACHE"
+        ) from None
     return path

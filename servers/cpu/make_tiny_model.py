@@ -22,11 +22,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-HIDDEN = 256
-INTERMEDIATE = 512
-LAYERS = 2
-HEADS = 4
-KV_HEADS = 2
+# Deep and thin: a decode step is long against the API server's work on a request (else a refill costs many steps and
+# the batch is never full), and a prompt step is short against an answer.
+HIDDEN = 128
+INTERMEDIATE = 256
+LAYERS = 12
+HEADS = 2
+KV_HEADS = 1
 HEAD_DIM = HIDDEN // HEADS
 MAX_POSITIONS = 8192
 VOCABULARY = 2048

@@ -1,0 +1,89 @@
+"""The main job on real vLLM servers on this machine's CPU: true tokens, true batch, refusals for the right reason."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loadgen
+from loadgen.serving.cpu_env import default_environment
+
+pytestmark = pytest.mark.vllm
+
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_test.jsonl"
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "loadgen", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The 16-bit tiny model of `loadgen cpu-env`, which is built here if it is not complete."""
+    built = command("cpu-env")
+    assert built.returncode == 0, built.stdout + built.stderr
+    return default_environment().model
+
+
+def gsm8k() -> list[str | Path]:
+    """The published test split where it is at hand, else the shipped questions."""
+    return ["--dataset", "gsm8k", "--data-file", GSM8K] if GSM8K.exists() else ["--dataset", "sample"]
+
+
+def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    swept = command(
+        "sweep", "--serve", "bf16,bnb-nf4,int8", "--model", tiny, "--device", "cpu", "--concurrency", "1,4,16",
+        *gsm8k(), "--duration", "15", "--repeats", "2", "--out", out,
+    )  # fmt: skip
+    print(swept.stdout, swept.stderr)
+    run = loadgen.load_run(out)
+    cells = run.cells
+    assert len(cells) == 3 * 3 * 2
+    assert (cells["errors"] == 0).all()
+    assert (cells["server_tokens"] == cells["recorded_tokens"]).all(), "recorded requests and server count differ"
+    valid = cells[cells["valid"]]
+    assert ((valid["running_mean"] / valid["concurrency"] - 1).abs() <= 0.03).all()
+    for concurrency in (1, 4, 16):
+        assert len(valid[valid["concurrency"] == concurrency]) >= 4, cells[["target", "concurrency", "reasons"]]
+    assert swept.returncode == (0 if cells["valid"].all() else 1)
+    assert not run.manifest["simulated"]
+    servers = {server["name"]: server for server in run.manifest["servers"]}
+    assert servers["bf16"]["version"].startswith("0.32")
+    assert "vllm:num_requests_running" in servers["bf16"]["metric_names"]
+    assert any("Int8" in kernel for kernel in servers["int8"]["kernels"])
+    assert "bitsandbytes" in servers["bnb-nf4"]["argv"]
+    assert "SIMULATED" not in (out / "report.html").read_text()
+
+
+def test_a_server_that_caps_its_batch_makes_the_cell_invalid(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    swept = command(
+        "sweep", "--serve", "bf16", "--model", tiny, "--device", "cpu", "--concurrency", "16", "--max-num-seqs", "8",
+        *gsm8k(), "--duration", "8", "--repeats", "1", "--out", out,
+    )  # fmt: skip
+    assert swept.returncode == 1, swept.stdout + swept.stderr
+    (cell,) = loadgen.load_run(out).cells.to_dict("records")
+    assert not cell["valid"]
+    assert 7.0 < cell["running_mean"] <= 8.0
+    assert cell["waiting_mean"] > 6
+    assert "did not reach B = 16" in cell["reasons"]
+    assert "--max-num-seqs" in cell["reasons"]
+    assert cell["server_tokens"] == cell["recorded_tokens"]
+
+
+def test_a_server_that_does_not_run_its_recipe_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """The W8A8 recipe pointed at the plain BF16 checkpoint."""
+    out = tmp_path / "run"
+    swept = command(
+        "sweep", "--serve", f"int8={tiny}", "--model", tiny, "--device", "cpu", "--concurrency", "1",
+        "--dataset", "sample", "--requests", "2", "--repeats", "1", "--out", out,
+    )  # fmt: skip
+    assert swept.returncode != 0
+    assert "does not run what its recipe says" in swept.stdout + swept.stderr
+    assert not list((out / "journal").glob("*.jsonl"))
