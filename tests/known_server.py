@@ -2,10 +2,10 @@
 
     python tests/known_server.py --port 8100 --ttft-ms 200 --itl-ms 20 --tokens 50
 
-A process of its own, a thread per connection, `time.sleep` to absolute deadlines: a late token does not delay the next,
-and asyncio's millisecond timers play no part. It speaks vLLM's SSE on /v1/completions and /v1/chat/completions. An answer
-has `--tokens` tokens, or the request's `max_tokens` if that is less; every fifth token has no text, as half a character
-has none. The role-only chunk of a chat leaves at TTFT / 2, long before the first token.
+A process of its own, a thread per connection, `time.sleep` to absolute deadlines: a late token does not delay the
+next, and asyncio's millisecond timers play no part. It speaks vLLM's SSE on /v1/completions and /v1/chat/completions.
+An answer has `--tokens` tokens, or the request's `max_tokens` if that is less; every fifth token has no text, as half a
+character has none. The role-only chunk of a chat leaves at TTFT / 2, long before the first token.
 
 /metrics counts what was really written. There is no `vllm:iteration_tokens_total`, since nothing here runs in steps:
 whoever reads it has to take the gauge `vllm:num_requests_running`.

@@ -47,7 +47,8 @@ def analyse(run_dir: Path) -> None:
                     if verdict is not None:
                         items[exchange.item_id].append(verdict.outcome == "correct")
     if not cells:
-        raise UsageError(f"{run_dir} holds no measured cell; there is nothing to report")
+        why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
+        raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
     scores = {
         key: {item: sum(answers) / len(answers) for item, answers in items.items()} for key, items in points.items()
     }

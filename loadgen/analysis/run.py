@@ -48,7 +48,7 @@ class Run:
     def cells(self) -> pd.DataFrame:
         """One row per target x concurrency x repeat, with validity."""
         cells = _read_csv(self.path / "cells.csv")
-        return cells.assign(reasons=cells["reasons"].fillna("").astype(str))
+        return cells.assign(reasons=cells["reasons"].fillna(""))
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -63,7 +63,8 @@ class Run:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Only an empty field is 'not measured': a target may be named `NA` or `8`."""
-    return pd.read_csv(path, dtype={"target": str, "precision": str}, keep_default_na=False, na_values=[""])
+    text = {"target": str, "precision": str, "reasons": str}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 
 def load_run(path: str | Path) -> Run:

@@ -73,7 +73,7 @@ def _row(cells: Sequence[CellSummary], scores: Mapping[str, float]) -> Row:
     row["output_tokens"] = sum(tokens) if tokens else None
     rates = [cell.tokens_per_s for cell in valid if cell.tokens_per_s is not None]
     row["tokens_per_s"] = float(np.mean(rates)) if rates else None
-    row["tokens_per_s_lo"], row["tokens_per_s_hi"] = t_interval(rates)
+    row["tokens_per_s_lo"], row["tokens_per_s_hi"] = rate_interval(rates)
     if valid and scores:
         row["accuracy"] = float(np.mean(list(scores.values())))
         row["accuracy_lo"], row["accuracy_hi"] = wilson_interval(sum(scores.values()), len(scores))
@@ -85,13 +85,17 @@ def _mean(cells: Sequence[CellSummary], column: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def t_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Student's 95% interval of the mean over independent repeats; empty with fewer than two."""
-    if len(values) < 2:
+def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's 95% interval over independent repeats, taken on the logarithms; empty with fewer than two.
+
+    Rates are positive and their repeats differ by factors (clocks, heat, other load), so that ratios of rates get
+    their interval in the same way.
+    """
+    if len(rates) < 2:
         return None, None
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean - half, mean + half
+    logs = np.log(rates)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(rates) - 1) * np.std(logs, ddof=1) / math.sqrt(len(rates)))
+    return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:

@@ -67,4 +67,4 @@ def reasons_against(e: Evidence) -> list[str]:
 def _cause(e: Evidence) -> str:
     if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency:
         return ": the server caps it (--max-num-seqs, or KV cache)"
-    return ": answers are so short that refills leave gaps, or the client is too slow"
+    return ": the server was slow to take up new requests (a stall, or answers so short that every refill shows)"

@@ -52,7 +52,10 @@ def group() -> None:
 def main() -> None:
     """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback."""
     try:
-        group.main(standalone_mode=False)
+        group.main(prog_name="loadgen", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
     except click.exceptions.Abort:
         sys.exit(130)
     except (UsageError, ServerError) as error:

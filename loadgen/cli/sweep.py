@@ -51,10 +51,10 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--concurrency", default="1,16,64,128", show_default=True, metavar="LIST", help="Batch sizes B to hold.")
 @click.option("--dataset", metavar="NAME", help="gsm8k or sample [default: gsm8k; sample if simulated].")
 @click.option("--data-file", metavar="PATH", help="The dataset's file in its published schema [default: download].")
-@click.option("--protocol", default="gsm8k", show_default=True, metavar="NAME", help="Prompt, shots, stops, limit.")
+@click.option("--protocol", metavar="NAME", help="Prompt, shots, stops, limit [default: the dataset's].")
 @click.option("--shots-file", metavar="PATH", help="The published train split, for worked examples.")
 @click.option("--limit", type=int, metavar="N", help="First N items only [default: all].")
-@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1.5].")
+@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1.2].")
 @click.option("--requests", type=int, metavar="N", help="Instead of a duration: completed requests per window.")
 @click.option("--repeats", type=int, default=3, show_default=True, metavar="R", help="Independent repeats per cell.")
 @click.option("--warmup", type=float, metavar="S", help="Warm-up at the same B, other prompts [default: automatic].")
@@ -96,8 +96,8 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
     config = configure(targets=target, **options)
     console = Console() if sys.stdout.isatty() else Console(width=160)
     if dry_run:
-        plan = plan_sweep(config)
         source_of(config).check()
+        plan = plan_sweep(config)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
             console.print(f"repeat {block.repeat}  {block.target.name:12} B = {levels}", highlight=False)
@@ -109,6 +109,7 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
     from loadgen.report.html import write_report
     from loadgen.report.live import LiveView, PlainView
     from loadgen.report.terminal import print_end
+    from loadgen.sweep.journal import cell_files
     from loadgen.sweep.observer import Observer, Silent
 
     interrupted = False
@@ -120,6 +121,10 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
             run_dir = run_sweep(config, view)
         except Interrupted as stop:
             interrupted, run_dir = True, stop.run_dir
+    if not cell_files(run_dir):
+        why = "Interrupted before anything was measured" if interrupted else "No server came up, nothing was measured"
+        click.echo(f"{why}; {run_dir} holds the plan and the servers' logs.", err=True)
+        sys.exit(130 if interrupted else 1)
     analyse(run_dir)
     run = load_run(run_dir)
     write_report(run)

@@ -87,18 +87,22 @@ class _Choice(msgspec.Struct):
     stop_reason: str | int | None = None
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
 
 
 class _ErrorBody(msgspec.Struct):
     message: str | None = None
-    error: msgspec.Raw | None = None
-    detail: msgspec.Raw | None = None
+    error: msgspec.Raw = _NULL
+    detail: msgspec.Raw = _NULL
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_error = msgspec.json.Decoder(_ErrorBody).decode
 
@@ -126,10 +130,10 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
             break
         try:
             event = _decode_event(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             failure = failure or ("malformed", f"{error}: {data[:120]!r}")
             break
-        if event.error is not None and bytes(event.error) != b"null":
+        if bytes(event.error) != b"null":
             failure = failure or ("http", f"in the stream: {_message(data)}")
             break
         brought_text = False
@@ -228,16 +232,16 @@ def _message(body: bytes) -> str:
     """The server's own words: `error.message`, `message` or `detail` of a JSON body, else the body's beginning."""
     try:
         answer = _decode_error(body)
-        nested = None if answer.error is None else bytes(answer.error)
-        if nested is not None:
+        nested = bytes(answer.error)
+        if nested != b"null":
             try:
                 answer = _decode_error(nested)
             except msgspec.ValidationError:
                 return str(msgspec.json.decode(nested))
         if answer.message:
             return answer.message
-        if answer.detail is not None:
+        if bytes(answer.detail) != b"null":
             return bytes(answer.detail).decode(errors="replace")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         pass
     return body[:200].decode(errors="replace").strip() or "no message"

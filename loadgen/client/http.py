@@ -99,6 +99,7 @@ class _Connection(asyncio.Protocol):
         self._now_ns = 0
         self._complete = False
         self._framed = False
+        self._keep_alive = False
         self.usable = True
 
     @property
@@ -107,7 +108,7 @@ class _Connection(asyncio.Protocol):
 
     def start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
         self._raw, self._done = raw, done
-        self._complete = self._framed = False
+        self._complete = self._framed = self._keep_alive = False
         self._deadline = self._loop.call_later(timeout_s, self._give_up, timeout_s)
         if self._transport is None:
             self._connecting = self._loop.create_task(self._connect(raw))
@@ -170,6 +171,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._complete = True
+        self._keep_alive = self._framed and self._parser.should_keep_alive()
 
     def _give_up(self, timeout_s: float) -> None:
         self._finish(("timeout", f"no complete answer within {timeout_s:g} s"))
@@ -183,7 +185,7 @@ class _Connection(asyncio.Protocol):
             self._deadline.cancel()
         raw.failure = failure
         raw.t_end_ns = monotonic_ns() if failure else self._now_ns
-        if failure is not None or not self._framed or not self._parser.should_keep_alive():
+        if failure is not None or not self._keep_alive:
             self._abandon()
         done(raw)
 

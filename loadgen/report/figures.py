@@ -52,7 +52,7 @@ def _curves(summary: pd.DataFrame, column: str, label: str) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xlabel("running batch, measured on the server")
     axes.set_ylabel(label)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter("{x:g}")
     if column != "accuracy":
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))

@@ -32,7 +32,7 @@ _SOURCES = """
 <dt>running</dt><dd>the running batch, the x axis: tokens per engine step within the window, from the server's own
 counters (its gauge num_requests_running where those are missing).</dd>
 <dt>tok/s</dt><dd>output tokens that arrived within the window / its length, averaged over valid repeats;
-interval: Student's t over repeats.</dd>
+interval: Student's t over repeats, on logarithms.</dd>
 <dt>TTFT, TPOT, E2E</dt><dd>send to first token; (last - first token) / (tokens - 1); send to last byte. Quantiles of
 each cell, averaged over valid repeats.</dd>
 <dt>accuracy</dt><dd>share of answers whose final number equals the published one, per item, then averaged over items;
@@ -103,7 +103,7 @@ def _table(summary: pd.DataFrame, reference: str) -> str:
 
 
 def _text_class(place: int) -> str:
-    return ' class="text"' if HEADINGS[place] in ("target", "cells") else ""
+    return ' class="text"' if HEADINGS[place] == "target" else ""
 
 
 def _warnings(warnings: list[str]) -> str:

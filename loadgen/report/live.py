@@ -116,7 +116,7 @@ class LiveView(PlainView):
 
 
 def _glance(progress: Progress) -> Table:
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, 1))
     cell = progress.cell
     shown = {
         "target": cell.target,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
 from loadgen.analysis.run import Run
-from loadgen.report.table import HEADINGS, table_rows
+from loadgen.report.table import HEADINGS, NARROW, table_rows
 
-_LEFT = ("target", "cells")
 MOST_WARNINGS = 12
 
 
@@ -20,17 +21,15 @@ def print_end(run: Run, console: Console) -> None:
     reference = manifest["config"]["reference"]
     if manifest["simulated"]:
         console.print("[bold red]SIMULATED[/]: every figure below comes from a cost model, none from a GPU.")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=True)
     rows = table_rows(summary, reference)
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        table.add_row(*map(escape, row), end_section=following is not None and following[0] != row[0])
+    table = _table(rows, range(len(HEADINGS)))
+    if console.measure(table).minimum > console.width:
+        table = _table(rows, NARROW)
     console.print(table)
     cells = run.cells
     console.print(
-        f"{int(cells['valid'].sum())} of {len(cells)} cells valid. Figures: mean over valid repeats; "
-        f"× ref: tokens/s against {escape(reference)}; interval over repeats (accuracy: over items).",
+        f"{int(cells['valid'].sum())} of {len(cells)} cells valid. Figures are means over valid repeats; "
+        f"× ref: tokens/s against {escape(reference)}; intervals are over repeats (accuracy: over items).",
         highlight=False,
     )
     warnings = run.analysis["warnings"]
@@ -39,3 +38,14 @@ def print_end(run: Run, console: Console) -> None:
     if len(warnings) > MOST_WARNINGS:
         console.print(f"[yellow]![/] and {len(warnings) - MOST_WARNINGS} more in {run.path / 'analysis.json'}")
     console.print(f"Report: {run.path / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _table(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        justify: JustifyMethod = "left" if HEADINGS[column] == "target" else "right"
+        table.add_column(HEADINGS[column], justify=justify, no_wrap=True)
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        shown = [escape(row[column]) for column in columns]
+        table.add_row(*shown, end_section=following is not None and following[0] != row[0])
+    return table

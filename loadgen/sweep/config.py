@@ -18,7 +18,7 @@ from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
-SIMULATED_DURATION_S = 1.5
+SIMULATED_DURATION_S = 1.2
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -72,7 +72,7 @@ def configure(
     concurrency: str | Sequence[int] = "1,16,64,128",
     dataset: str | None = None,
     data_file: str | Path | None = None,
-    protocol: str = "gsm8k",
+    protocol: str | None = None,
     shots_file: str | Path | None = None,
     limit: int | None = None,
     duration: float | None = None,
@@ -143,6 +143,7 @@ def configure(
         raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
     if api_key_env is not None and not os.environ.get(api_key_env):
         raise UsageError(f"--api-key-env {api_key_env}: the environment has no such variable, or it is empty")
+    questions = dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k")
     default_duration = SIMULATED_DURATION_S if mode == "simulated" else DURATION_S
     return SweepConfig(
         mode=mode,
@@ -152,9 +153,9 @@ def configure(
         vllm=str(vllm) if vllm else None,
         max_num_seqs=max_num_seqs or max(levels) + HEADROOM_SEQS,
         concurrency=levels,
-        dataset=dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k"),
+        dataset=questions,
         data_file=str(data_file) if data_file else None,
-        protocol=protocol,
+        protocol=protocol or questions,
         shots_file=str(shots_file) if shots_file else None,
         limit=limit,
         duration_s=None if requests is not None else duration or default_duration,
@@ -204,7 +205,9 @@ def _running(pair: str) -> TargetSpec:
     label, _, precision = left.partition(":")
     _check_label(label, f"--target {pair}")
     if not _is_address(url):
-        raise UsageError(f"--target {pair}: {url!r} is no server's address; write http://HOST:PORT")
+        raise UsageError(f"--target {label}: {url!r} is no server's address; write http://HOST:PORT")
+    if urlsplit(url).username is not None:
+        raise UsageError(f"--target {label}: leave user and password out of the address; give a key with --api-key-env")
     base = url.rstrip("/").removesuffix("/v1")
     return TargetSpec(name=label, precision=_known_precision(precision or label, f"--target {pair}"), url=base)
 

@@ -67,7 +67,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     data_file = Path(config.data_file) if config.data_file else None
     shots_file = Path(config.shots_file) if config.shots_file else None
     dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit)
-    protocol = load_protocol(config.protocol, shots_file=shots_file, download=config.dataset == "gsm8k")
+    protocol = load_protocol(config.protocol, shots_file=shots_file)
     return SweepPlan(
         config=config,
         dataset=dataset,
@@ -83,9 +83,9 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     A server that fails costs its own cells, the others go on. Raises UsageError before anything is created, and
     Interrupted on Ctrl-C.
     """
-    plan = plan_sweep(config)
     source = source_of(config)
     source.check()
+    plan = plan_sweep(config)
     observer = observer or Silent()
     run_dir = _create_run_dir(config)
     manifest = _manifest(plan, run_dir, source.simulated)

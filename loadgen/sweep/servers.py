@@ -78,12 +78,12 @@ class _Running:
         assert spec.url is not None
         models, simulated = self._ask(spec, "/v1/models")
         try:
-            ids = [entry["id"] for entry in json.loads(models)["data"]]
+            ids = [str(entry["id"]) for entry in json.loads(models)["data"]]
         except (ValueError, KeyError, TypeError):
             raise UsageError(
                 f"target {spec.name}: {spec.url}/v1/models is no model list; is this an OpenAI-compatible server?"
             ) from None
-        model = self._config.model or (str(ids[0]) if ids else "")
+        model = self._config.model or (ids[0] if ids else "")
         if model not in ids:
             served = ", ".join(ids) or "no model"
             raise UsageError(f"target {spec.name}: {spec.url} serves {served}, not {model or 'one'}")
@@ -112,7 +112,8 @@ class _Running:
             reason = f"answers {error.code} {error.reason} at {path}"
             remedy = "give the key with --api-key-env VAR" if error.code in (401, 403) else "is this a vLLM server?"
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-            reason = f"does not answer ({getattr(error, 'reason', error)})"
+            said = " ".join(str(getattr(error, "reason", error)).split())
+            reason = f"does not answer ({said})"
             remedy = "start the server or mend the address"
         raise UsageError(f"target {spec.name}: {spec.url} {reason}; {remedy}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from loadgen.errors import UsageError
 from loadgen.workload import gsm8k, sample
 from loadgen.workload.dataset import existing_file
 from loadgen.workload.item import Item
-from loadgen.workload.published import cache_dir, fetch, sha256_of
+from loadgen.workload.published import fetch, sha256_of
 
 SHOTS = 5
 
@@ -43,15 +44,20 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
-def load_protocol(name: str, *, shots_file: Path | None = None, download: bool = True) -> Protocol:
-    """The protocol `gsm8k`, as `gsm8k-5shot-train` or, without the train split, `gsm8k-5shot-own`.
+def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
+    """The protocol `gsm8k` with five shots, or `sample`: the same with one shot, for trying things out.
 
-    The train split is taken from `shots_file`, else from the cache, else downloaded when `download`.
+    Full names: `gsm8k-5shot-train` with shots from GSM8K's train split (`shots_file`, else the cache, else downloaded),
+    `gsm8k-5shot-custom` from another file, `gsm8k-5shot-own` with shots written for this project; `sample-1shot-own`.
     Raises UsageError for an unknown name or a bad shots file.
     """
+    if name == "sample":
+        if shots_file is not None:
+            raise UsageError(f"--shots-file {shots_file} needs --protocol gsm8k: 'sample' has its own shot")
+        return _protocol("sample-1shot-own", sample.own_shots()[:1])
     if name != "gsm8k":
-        raise UsageError(f"unknown protocol {name!r}; known: gsm8k")
-    train = _train_split(shots_file, download)
+        raise UsageError(f"unknown protocol {name!r}; known: gsm8k, sample")
+    train = _train_split(shots_file)
     if train is None:
         source, shots = "own", sample.own_shots()
     else:
@@ -60,20 +66,22 @@ def load_protocol(name: str, *, shots_file: Path | None = None, download: bool =
             source = "custom"
     if len(shots) < SHOTS:
         raise UsageError(f"--shots-file {shots_file} holds {len(shots)} examples; {name} needs {SHOTS}")
+    return _protocol(f"gsm8k-{SHOTS}shot-{source}", shots[:SHOTS])
+
+
+def _protocol(name: str, shots: Sequence[Item]) -> Protocol:
     return Protocol(
-        name=f"gsm8k-{SHOTS}shot-{source}",
-        shots=tuple(shots[:SHOTS]),
+        name=name,
+        shots=tuple(shots),
         stops=("Question:", "</s>", "<|im_end|>"),
         max_tokens=256,
         api="completions",
     )
 
 
-def _train_split(shots_file: Path | None, download: bool) -> Path | None:
+def _train_split(shots_file: Path | None) -> Path | None:
     if shots_file is not None:
         return existing_file(shots_file, "--shots-file")
-    if not download and not (cache_dir() / gsm8k.TRAIN.name).exists():
-        return None
     try:
         return fetch(gsm8k.TRAIN)
     except UsageError:

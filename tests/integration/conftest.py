@@ -67,6 +67,10 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], port: int) -> None:
 
 @pytest.fixture(scope="module")
 def known() -> Iterator[KnownServer]:
-    """400 ms to the first of 26 tokens, 40 ms between them: 2% is 8 ms and 0.8 ms, far beyond a busy scheduler's noise."""
-    with known_server(ttft_s=0.4, itl_s=0.04, tokens=26) as server:
+    """2% of its times are 8 ms and 0.8 ms, far beyond a busy scheduler's noise.
+
+    Its answers take 1392.5 ms: a multiple of the 100 ms between two samples of /metrics would show a refill to every
+    fourteenth sample, or to none.
+    """
+    with known_server(ttft_s=0.41, itl_s=0.0393, tokens=26) as server:
         yield server

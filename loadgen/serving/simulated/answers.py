@@ -12,8 +12,8 @@ import msgspec
 from loadgen.serving.simulated.tokens import split_tokens
 from loadgen.workload.item import Item
 
-MEAN_TOKENS = 50
-LENGTH_SIGMA = 0.35
+MEAN_TOKENS = 72
+LENGTH_SIGMA = 0.25
 OWN_DRAW_SHARE = 0.15
 
 

@@ -1,0 +1,143 @@
+"""Journals made by hand, so that every figure of the analysis can be worked out on paper. Times here are in ms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loadgen.analysis.celldata import CellData, read_cell
+from loadgen.client.exchange import Exchange
+from loadgen.serving.metrics import ServerSample
+from loadgen.sweep.journal import CellEnd, CellJournal, CellStart
+from loadgen.sweep.plan import Cell
+
+MS = 1_000_000
+WINDOW = (1000, 2000)
+
+
+def cell(b: int = 1, *, target: str = "fp16", repeat: int = 1, index: int = 1) -> Cell:
+    return Cell(index=index, target=target, precision=target, concurrency=b, repeat=repeat)
+
+
+def answer(send: float, tokens: Sequence[tuple[float, int]] = (), end: float | None = None, **fields: Any) -> Exchange:
+    """An exchange sent at `send`, with (arrival, tokens) events; its last byte comes with the last event."""
+    last = tokens[-1][0] if tokens else send
+    made: dict[str, Any] = {
+        "slot": 0,
+        "phase": "measured",
+        "item_id": "sample-0000",
+        "prompt_sha": "0" * 64,
+        "t_send_ns": round(send * MS),
+        "t_first_ns": round(tokens[0][0] * MS) if tokens else None,
+        "t_end_ns": round((last if end is None else end) * MS),
+        "token_times": tuple((round(t * MS), n) for t, n in tokens),
+        "token_source": "usage" if tokens else None,
+        "prompt_tokens": 20 if tokens else None,
+        "output_tokens": sum(n for _, n in tokens) if tokens else None,
+        "finish_reason": "stop",
+        "http_status": 200,
+    }
+    return Exchange(**made | fields)
+
+
+def scrape(t: float, **figures: float | None) -> ServerSample:
+    return ServerSample(t_ns=round(t * MS), scrape_ns=MS, **figures)
+
+
+def ended(window: tuple[float, float] | None = WINDOW, **fields: Any) -> CellEnd:
+    opened, closed = (round(window[0] * MS), round(window[1] * MS)) if window else (None, None)
+    return CellEnd(t_ns=10_000 * MS, window_open_ns=opened, window_close_ns=closed, **fields)
+
+
+def write_cell(
+    run_dir: Path,
+    of: Cell,
+    exchanges: Sequence[Exchange],
+    samples: Sequence[ServerSample] = (),
+    end: CellEnd | None = None,
+    *,
+    simulated: bool = False,
+) -> Path:
+    path = run_dir / "journal" / f"{of.label}.jsonl"
+    journal = CellJournal(path)
+    journal.append(CellStart(cell=of, t_ns=0, simulated=simulated))
+    for record in (*exchanges, *samples):
+        journal.append(record)
+    if end is not None:
+        journal.append(end)
+    journal.close()
+    return path
+
+
+def cell_data(
+    run_dir: Path,
+    exchanges: Sequence[Exchange],
+    samples: Sequence[ServerSample] = (),
+    *,
+    b: int = 1,
+    end: CellEnd | None = None,
+) -> CellData:
+    data = read_cell(write_cell(run_dir, cell(b), exchanges, samples, ended() if end is None else end))
+    assert data is not None
+    return data
+
+
+def valid_cell(run_dir: Path, of: Cell, *, tokens_per_s: int = 100, simulated: bool = False) -> None:
+    """A cell with nothing against it: one answer ends in its window of 1 s, the batch is B throughout."""
+    step = 1000 / tokens_per_s
+    tokens = [(1000 + step * (k + 1), 1) for k in range(tokens_per_s)]
+    asked = [answer(900, tokens, item_id="q1", text="#### 5")]
+    asked += [answer(900, end=2100, slot=slot, item_id="q2", text="#### 7", output_tokens=0, prompt_tokens=20)
+              for slot in range(1, of.concurrency)]  # fmt: skip
+    b = float(of.concurrency)
+    write_cell(
+        run_dir, of, asked, [scrape(1100, running=b, waiting=0.0), scrape(1900, running=b, waiting=0.0)], ended(),
+        simulated=simulated,
+    )  # fmt: skip
+
+
+def make_run(
+    run_dir: Path,
+    *,
+    targets: Sequence[str] = ("fp16", "awq"),
+    concurrency: Sequence[int] = (1, 2),
+    repeats: int = 2,
+    simulated: bool = False,
+    model: str | None = "some/model",
+    servers: Sequence[dict[str, Any]] = (),
+    failures: Sequence[dict[str, Any]] = (),
+) -> Path:
+    """A whole run directory as the sweep leaves it, nothing derived: manifest, items and a valid cell everywhere."""
+    run_dir.mkdir(parents=True)
+    manifest = {
+        "schema": 1,
+        "simulated": simulated,
+        "config": {
+            "reference": targets[0],
+            "targets": [{"name": name} for name in targets],
+            "concurrency": list(concurrency),
+            "repeats": repeats,
+            "model": model,
+            "duration_s": 1.0,
+            "requests": None,
+        },
+        "dataset": {"name": "sample", "sha256": "0" * 64, "published": True, "items": 2},
+        "protocol": {"name": "gsm8k-5shot-own", "sha256": "0" * 64, "api": "completions", "max_tokens": 256},
+        "graded": True,
+        "client": {"loadgen": "0.0"},
+        "host": {"cpu": "a processor", "cpus": 2},
+        "servers": list(servers),
+        "failures": list(failures),
+    }
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    (run_dir / "items.json").write_text('{"q1": "5", "q2": "8"}')
+    index = 0
+    for repeat in range(1, repeats + 1):
+        for target in targets:
+            for b in concurrency:
+                index += 1
+                of = cell(b, target=target, repeat=repeat, index=index)
+                valid_cell(run_dir, of, tokens_per_s=90 + 10 * repeat, simulated=simulated)
+    return run_dir

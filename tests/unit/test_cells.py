@@ -1,0 +1,185 @@
+"""A cell's row from journals made by hand; the window is (1000 ms, 2000 ms]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from made_run import answer, cell_data, ended, scrape
+
+from loadgen.analysis.cells import CellSummary, grade_cell, running_batch, summarize_cell
+from loadgen.client.exchange import Exchange
+from loadgen.serving.metrics import ServerSample
+from loadgen.sweep.journal import CellEnd
+
+
+def row(
+    tmp_path: Path,
+    exchanges: Sequence[Exchange],
+    samples: Sequence[ServerSample] = (),
+    *,
+    b: int = 1,
+    end: CellEnd | None = None,
+    gold: dict[str, str] | None = None,
+) -> CellSummary:
+    data = cell_data(tmp_path, exchanges, samples, b=b, end=end)
+    return summarize_cell(data, grade_cell(data, gold or {}))
+
+
+def test_tokens_count_by_their_own_arrival(tmp_path: Path) -> None:
+    spanning = answer(900, [(950, 10), (1000, 20), (1001, 1), (1500, 2), (2000, 3), (2001, 40)])
+    figures = row(tmp_path, [spanning])
+    assert figures.output_tokens == 1 + 2 + 3
+    assert figures.tokens_per_s == 6.0
+    assert figures.requests == 0, "it ended after the window"
+
+
+def test_tokens_of_warm_up_and_failed_requests_in_the_window_were_made_too(tmp_path: Path) -> None:
+    lines = [
+        answer(900, [(1500, 1)], phase="warmup"),
+        answer(900, [(1500, 2)], status="broken", error="cut"),
+        answer(900, [(1500, 4)]),
+    ]
+    assert row(tmp_path, lines).output_tokens == 7
+
+
+def test_the_rate_is_over_the_windows_length(tmp_path: Path) -> None:
+    figures = row(tmp_path, [answer(900, [(1200, 30)])], end=ended((1000, 1500)))
+    assert (figures.window_s, figures.tokens_per_s) == (0.5, 60.0)
+
+
+def test_in_flight_is_the_time_weighted_mean(tmp_path: Path) -> None:
+    lines = [
+        answer(0, end=3000),
+        answer(500, end=1250, slot=1),
+        answer(1500, end=2500, slot=1),
+        answer(2100, end=2200, slot=2),
+    ]
+    assert row(tmp_path, lines, b=2).inflight_mean == 1 + 0.25 + 0.5
+
+
+def test_requests_are_the_measured_ones_that_ended_in_the_window(tmp_path: Path) -> None:
+    lines = [
+        answer(500, [(900, 7)]),
+        answer(900, [(1100, 2)]),
+        answer(1100, [(1900, 4)]),
+        answer(1900, [(2100, 9)]),
+        answer(900, [(1100, 5)], phase="warmup", slot=1),
+    ]
+    figures = row(tmp_path, lines)
+    assert figures.requests == 2
+    assert figures.output_tokens_mean == 3.0
+    assert figures.answers == 4, "all measured answers are graded, those of the drain too"
+
+
+def test_the_running_batch_is_tokens_per_engine_step() -> None:
+    samples = [
+        scrape(1100, running=7.0, generation_tokens=100.0, iterations=50.0),
+        scrape(1500, running=8.0, generation_tokens=250.0, iterations=70.0),
+        scrape(1900, running=7.0, generation_tokens=420.0, iterations=90.0),
+    ]
+    assert running_batch(samples) == (420 - 100) / (90 - 50)
+
+
+def test_several_tokens_a_sequence_and_step_leave_the_gauge() -> None:
+    speculative = [
+        scrape(1100, running=7.0, generation_tokens=100.0, iterations=50.0),
+        scrape(1900, running=8.0, generation_tokens=900.0, iterations=90.0),
+    ]
+    assert running_batch(speculative) == 7.5
+
+
+@pytest.mark.parametrize(
+    "counters", [{}, {"generation_tokens": 100.0}, {"iterations": 50.0}, {"generation_tokens": 9.0, "iterations": 5.0}]
+)
+def test_without_moving_counters_the_gauge_counts(counters: dict[str, float]) -> None:
+    assert running_batch([scrape(1100, running=3.0, **counters), scrape(1900, running=4.0, **counters)]) == 3.5
+
+
+def test_a_server_without_the_gauge_has_no_running_batch() -> None:
+    assert running_batch([scrape(1100), scrape(1900)]) is None
+    assert running_batch([]) is None
+
+
+def test_only_samples_of_the_window_count(tmp_path: Path) -> None:
+    samples = [
+        scrape(999, running=90.0, waiting=90.0, preemptions=0.0),
+        scrape(1000, running=1.0, waiting=0.0, preemptions=10.0),
+        scrape(2000, running=2.0, waiting=1.0, preemptions=13.0),
+        scrape(2001, running=90.0, waiting=90.0, preemptions=90.0),
+    ]
+    figures = row(tmp_path, [answer(900, [(1500, 1)])], samples)
+    assert (figures.server_samples, figures.running_gauge_mean, figures.waiting_mean) == (2, 1.5, 0.5)
+    assert figures.preemptions == 3.0
+
+
+def test_what_was_not_measured_is_none_and_not_zero(tmp_path: Path) -> None:
+    figures = row(tmp_path, [answer(900, end=1500, token_source=None)])
+    for name in (
+        "tokens_per_s", "running_mean", "running_gauge_mean", "waiting_mean", "preemptions", "server_tokens",
+        "recorded_tokens", "ttft_ms_mean", "ttft_ms_p99", "itl_ms_p50", "icl_ms_mean", "tpot_ms_mean",
+        "output_tokens_mean", "accuracy", "truncated_rate", "unparsed_rate", "refill_gap_ms_p99", "client_cpu_share",
+        "loop_lag_ms_p99",
+    ):  # fmt: skip
+        assert getattr(figures, name) is None, name
+
+
+def test_a_cell_that_never_got_warm_has_no_window_and_no_figures(tmp_path: Path) -> None:
+    figures = row(tmp_path, [answer(1, [(2, 1)])], end=ended(None, aborted="the server died"))
+    assert (figures.valid, figures.reasons) == (False, "the server died")
+    assert figures.window_s is figures.output_tokens is figures.tokens_per_s is figures.inflight_mean is None
+    assert figures.e2e_ms_mean is None
+
+
+def test_recorded_tokens_are_all_of_the_cells_and_unknown_when_one_request_failed(tmp_path: Path) -> None:
+    lines = [answer(1, [(2, 5)], phase="warmup"), answer(900, [(1500, 7)]), answer(1900, [(2500, 9)])]
+    assert row(tmp_path / "a", lines).recorded_tokens == 21
+    failed = answer(900, [(950, 1)], status="timeout", error="600 s")
+    assert row(tmp_path / "b", [*lines, failed]).recorded_tokens is None
+
+
+def test_latency_figures_are_the_mean_and_the_percentiles_in_ms(tmp_path: Path) -> None:
+    lines = [answer(1000, [(1000 + ttft, 1)]) for ttft in (100, 200, 300, 400)]
+    figures = row(tmp_path, lines)
+    assert figures.ttft_ms_mean == pytest.approx(250)
+    assert figures.ttft_ms_p50 == pytest.approx(250)
+    assert figures.ttft_ms_p90 == pytest.approx(300 + 0.7 * 100), "linear between order statistics"
+
+
+def test_accuracy_is_over_all_measured_answers_and_failures_have_no_verdict(tmp_path: Path) -> None:
+    lines = [
+        answer(1100, [(1200, 1)], item_id="a", text="#### 5"),
+        answer(1900, [(2500, 1)], item_id="a", text="#### 6"),
+        answer(1100, [(1200, 1)], item_id="b", text="12", finish_reason="length"),
+        answer(1100, [(1200, 1)], item_id="b", text="none"),
+        answer(1100, [(1200, 1)], item_id="a", text="#### 5", status="broken", error="cut"),
+        answer(1100, [(1200, 1)], item_id="a", text="#### 5", phase="warmup"),
+        answer(1100, [(1200, 1)], item_id="unknown", text="#### 5"),
+    ]
+    figures = row(tmp_path, lines, gold={"a": "5", "b": "12"})
+    assert (figures.accuracy, figures.truncated_rate, figures.unparsed_rate) == (0.25, 0.25, 0.25)
+
+
+def test_errors_of_the_window_count_and_the_first_is_quoted(tmp_path: Path) -> None:
+    lines = [
+        answer(1, end=900, status="connect", error="refused"),
+        answer(900, end=1100, status="http", error="503: full"),
+        answer(900, end=1200, status="timeout", error="late", phase="warmup"),
+        answer(1900, end=2100, status="broken", error="cut"),
+        answer(900, [(1500, 1)]),
+    ]
+    figures = row(tmp_path, lines)
+    assert (figures.requests, figures.errors) == (1, 2)
+    assert "2 of 3 requests failed, the first: http 503: full" in figures.reasons
+
+
+def test_the_refill_gap_is_last_byte_to_next_send_of_the_same_slot(tmp_path: Path) -> None:
+    lines = [answer(1, [(500, 1)]), answer(900, [(1100, 1)]), answer(1102, [(1500, 1)]), answer(2500, [(2600, 1)])]
+    lines.append(answer(900, [(1190, 1)], slot=1))
+    assert row(tmp_path, lines).refill_gap_ms_p99 == pytest.approx(2.0)
+
+
+def test_the_clients_own_load_is_cpu_time_over_the_window(tmp_path: Path) -> None:
+    figures = row(tmp_path, [answer(900, [(1500, 1)])], end=ended(client_cpu_s=0.25, loop_lag_ms_p99=1.5))
+    assert (figures.client_cpu_share, figures.loop_lag_ms_p99) == (0.25, 1.5)

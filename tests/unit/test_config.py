@@ -1,0 +1,211 @@
+"""SweepConfig: the same options from the command line, YAML and Python, and one sentence for each wrong use."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen.cli import main
+from loadgen.errors import UsageError
+from loadgen.sweep import config as configuring
+from loadgen.sweep.config import SweepConfig, configure
+from loadgen.sweep.plan import TargetSpec
+
+URL = "http://127.0.0.1:8001"
+
+
+@pytest.fixture
+def from_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`loadgen sweep ARGUMENTS`, stopped once its options are understood: returns the SweepConfig."""
+    monkeypatch.chdir(tmp_path)
+
+    def understand(*arguments: str) -> SweepConfig:
+        seen: list[SweepConfig] = []
+
+        def stop_here(**options: Any) -> None:
+            seen.append(configure(**options))
+            raise UsageError("stopped by the test")
+
+        monkeypatch.setattr(configuring, "configure", stop_here)
+        monkeypatch.setattr(sys, "argv", ["loadgen", "sweep", *arguments])
+        with pytest.raises(SystemExit):
+            main()
+        (config,) = seen
+        return config
+
+    return understand
+
+
+def yaml(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    return ["--config", str(path)]
+
+
+def test_the_defaults_without_servers_are_simulated_and_short() -> None:
+    config = configure()
+    assert [spec.name for spec in config.targets] == ["fp16", "awq", "gptq", "bnb-nf4"]
+    assert (config.mode, config.dataset, config.duration_s, config.repeats) == ("simulated", "sample", 1.2, 3)
+    assert (config.concurrency, config.reference) == ((1, 16, 64, 128), "fp16")
+
+
+def test_the_defaults_against_servers_are_gsm8k_and_a_minute() -> None:
+    config = configure(targets={"fp16": URL})
+    assert (config.mode, config.dataset, config.protocol, config.duration_s) == ("target", "gsm8k", "gsm8k", 60.0)
+    assert configure(serve="fp16", model="m").dataset == "gsm8k"
+    assert configure(data_file="rows.jsonl").dataset == "gsm8k", "a data file is GSM8K's also for simulated servers"
+
+
+def test_the_protocol_is_the_datasets_unless_named() -> None:
+    assert configure(dataset="sample").protocol == "sample"
+    assert configure(dataset="gsm8k").protocol == "gsm8k"
+    assert configure(dataset="sample", protocol="gsm8k").protocol == "gsm8k"
+
+
+def test_a_count_of_requests_replaces_the_duration() -> None:
+    config = configure(requests=100)
+    assert (config.duration_s, config.requests) == (None, 100)
+
+
+def test_a_target_is_named_by_precision_or_by_label_and_precision() -> None:
+    config = configure(targets=[f"awq={URL}", "mine:awq=http://h:2/v1/"])
+    assert config.targets == (
+        TargetSpec(name="awq", precision="awq", url=URL),
+        TargetSpec(name="mine", precision="awq", url="http://h:2"),
+    )
+
+
+def test_served_recipes_may_have_labels_and_checkpoints() -> None:
+    config = configure(serve="fp16,ours:awq=org/model-awq", model="org/model")
+    assert config.targets == (
+        TargetSpec(name="fp16", precision="fp16"),
+        TargetSpec(name="ours", precision="awq", checkpoint="org/model-awq"),
+    )
+
+
+def test_the_reference_is_fp16_else_the_first() -> None:
+    assert configure(targets={"awq": URL, "fp16": URL}).reference == "fp16"
+    assert configure(targets={"awq": URL, "gptq": URL}).reference == "awq"
+    assert configure(targets={"awq": URL, "gptq": URL}, reference="gptq").reference == "gptq"
+
+
+def test_a_served_batch_has_room_for_the_largest_concurrency() -> None:
+    assert configure(serve="fp16", model="m", concurrency=[4, 64, 1]).max_num_seqs >= 64
+    assert configure(serve="fp16", model="m", max_num_seqs=8).max_num_seqs == 8
+
+
+def test_the_key_is_read_from_the_environment_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "secret")
+    config = configure(api_key_env="SOME_KEY")
+    assert config.api_key == "secret"
+    assert "secret" not in repr(config)
+
+
+def test_yaml_means_what_the_command_line_means(from_command_line: Any, tmp_path: Path) -> None:
+    by_file = from_command_line(
+        *yaml(
+            tmp_path,
+            f"target:\n  fp16: {URL}\n  mine:awq: http://h:2\nconcurrency: [1, 16]\nrepeats: 2\nduration: 2.5\n"
+            "limit: 10\nfixed-length: 64\nquiet: true\nreference: mine\n",
+        )
+    )
+    by_options = from_command_line(
+        "--target", f"fp16={URL}", "--target", "mine:awq=http://h:2", "--concurrency", "1,16", "--repeats", "2",
+        "--duration", "2.5", "--limit", "10", "--fixed-length", "64", "--quiet", "--reference", "mine",
+    )  # fmt: skip
+    assert by_file == by_options
+    assert by_file == configure(
+        targets={"fp16": URL, "mine:awq": "http://h:2"}, concurrency=[1, 16], repeats=2, duration=2.5, limit=10,
+        fixed_length=64, reference="mine",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [f"target: fp16={URL}", f"target: [fp16={URL}]", f"target: {{fp16: '{URL}'}}"])
+def test_yaml_targets_are_a_mapping_a_list_or_one_string(from_command_line: Any, tmp_path: Path, text: str) -> None:
+    assert from_command_line(*yaml(tmp_path, text)).targets == (TargetSpec(name="fp16", precision="fp16", url=URL),)
+
+
+def test_yaml_single_values_and_empty_ones(from_command_line: Any, tmp_path: Path) -> None:
+    config = from_command_line(*yaml(tmp_path, "concurrency: 8\nlimit:\n"))
+    assert (config.concurrency, config.limit) == ((8,), None)
+
+
+def test_the_command_line_wins_over_yaml(from_command_line: Any, tmp_path: Path) -> None:
+    config = from_command_line(*yaml(tmp_path, "repeats: 2\nseed: 5\n"), "--repeats", "7")
+    assert (config.repeats, config.seed) == (7, 5)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"concurrency": ""}, "--concurrency: '' is no batch size"),
+    ({"concurrency": []}, "--concurrency is empty"),
+    ({"concurrency": "0"}, "'0' is no batch size"),
+    ({"concurrency": "-1"}, "'-1' is no batch size"),
+    ({"concurrency": "1,,4"}, "'' is no batch size"),
+    ({"concurrency": "1,1"}, "1 stands there twice"),
+    ({"concurrency": "1.5"}, "'1.5' is no batch size"),
+    ({"concurrency": [1, True]}, "'True' is no batch size"),
+    ({"concurrency": "abc"}, "'abc' is no batch size"),
+    ({"targets": ["fp17=http://h:1"]}, "'fp17' is no precision; did you mean fp16?"),
+    ({"targets": ["mine:fp17=http://h:1"]}, "'fp17' is no precision"),
+    ({"targets": ["fp16=http://h:1", "fp16=http://h:2"]}, "target 'fp16' is named twice"),
+    ({"targets": ["fp16"]}, "write NAME=URL"),
+    ({"targets": ["=http://h:1"]}, "write NAME=URL"),
+    ({"targets": ["a b:fp16=http://h:1"]}, "'a b' is no name"),
+    ({"targets": ["../x:fp16=http://h:1"]}, "'../x' is no name"),
+    ({"targets": ["fp16="]}, "'' is no server's address"),
+    ({"targets": ["fp16=h:8001"]}, "is no server's address"),
+    ({"targets": ["fp16=ftp://h:1"]}, "is no server's address"),
+    ({"targets": ["fp16=http://"]}, "is no server's address"),
+    ({"targets": ["fp16=http://h:99999"]}, "is no server's address"),
+    ({"targets": ["fp16=http://h:x"]}, "is no server's address"),
+    ({"targets": ["fp16=http://[::1"]}, "is no server's address"),
+    ({"targets": ["fp16=http://a..b:1"]}, "is no server's address"),
+    ({"targets": ["fp16=http://h:1/?a=b"]}, "is no server's address"),
+    ({"targets": {"fp16": URL}, "serve": "awq"}, "--target and --serve exclude each other"),
+    ({"serve": "fp17", "model": "m"}, "fp17"),
+    ({"serve": "fp16,", "model": "m"}, "'' is no name"),
+    ({"serve": "fp16,fp16", "model": "m"}, "target 'fp16' is named twice"),
+    ({"serve": "fp16"}, "--serve needs --model"),
+    ({"serve": "fp16", "model": "./none"}, "--model ./none: there is no such folder"),
+    ({"model": "m"}, "--model m needs --serve or --target"),
+    ({"vllm": "vllm"}, "--vllm vllm needs --serve"),
+    ({"targets": {"fp16": URL}, "max_num_seqs": 8}, "--max-num-seqs 8 needs --serve"),
+    ({"duration": 5.0, "requests": 5}, "--duration and --requests exclude each other"),
+    ({"max_tokens": 5, "fixed_length": 5}, "--max-tokens and --fixed-length exclude each other"),
+    ({"warmup": -1.0}, "--warmup -1: give zero or more seconds"),
+    ({"warmup": math.nan}, "--warmup nan"),
+    ({"seed": -1}, "--seed -1: give a whole number"),
+    ({"seed": 2**63}, "--seed 9223372036854775808: give a whole number"),
+    ({"api": "embeddings"}, "--api embeddings: unknown; write completions or chat"),
+    ({"transport": "curl"}, "--transport curl: unknown; write raw or openai"),
+    ({"device": "tpu"}, "--device tpu: unknown; write cuda or cpu"),
+    ({"reference": "fp8"}, "--reference fp8: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
+    ({"api_key_env": "NO_SUCH_VARIABLE"}, "--api-key-env NO_SUCH_VARIABLE: the environment has no such variable"),
+    ({"arrival": "poisson:3"}, "--arrival poisson:3 is not built yet"),
+    ({"power": "nvml"}, "--power nvml is not built yet"),
+    ({"tdp_w": 700.0}, "--tdp-w needs energy, which is not built yet"),
+    ({"carbon": 0.4}, "--carbon needs energy, which is not built yet"),
+    ({"resume": "runs/x"}, "--resume runs/x is not built yet"),
+    *(
+        ({option: number}, f"--{option.replace('_', '-')} {number:g}: give a finite number above zero")
+        for option in ("limit", "requests", "repeats", "max_tokens", "fixed_length", "duration", "timeout")
+        for number in (0, -1)
+    ),
+    *(
+        ({option: number}, f"--{option} {number:g}: give a finite number above zero")
+        for option in ("duration", "timeout")
+        for number in (math.nan, math.inf)
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "sentence"), WRONG, ids=[str(options) for options, _ in WRONG])
+def test_wrong_use_is_one_sentence_that_names_the_value(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        configure(**options)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)

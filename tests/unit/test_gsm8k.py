@@ -1,0 +1,104 @@
+"""GSM8K in its published schema; every question here was written for this test."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from loadgen.errors import UsageError
+from loadgen.workload.dataset import load_dataset
+from loadgen.workload.grading import grade
+from loadgen.workload.gsm8k import TEST, TRAIN, read_gsm8k
+from loadgen.workload.published import sha256_of
+
+
+def row(question: str = "How many?", answer: str = "1 + 1 = <<1+1=2>>2\n#### 2") -> str:
+    return json.dumps({"question": question, "answer": answer})
+
+
+def jsonl(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_row_becomes_an_item_with_its_published_words(tmp_path: Path) -> None:
+    (item,) = read_gsm8k(jsonl(tmp_path, row()), split="test")
+    assert (item.question, item.solution, item.gold) == ("How many?", "1 + 1 = <<1+1=2>>2\n#### 2", "2")
+
+
+def test_ids_name_dataset_split_and_row_and_count_skipped_lines(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, row(), "", row())
+    assert [item.id for item in read_gsm8k(path, split="train")] == ["gsm8k-train-0000", "gsm8k-train-0002"]
+
+
+@pytest.mark.parametrize(
+    ("published", "gold"), [("#### 1,234,567", "1234567"), ("#### -5", "-5"), ("a #### 3 b\n#### 0.5", "0.5")]
+)
+def test_the_gold_answer_is_the_last_marked_number_without_commas(tmp_path: Path, published: str, gold: str) -> None:
+    assert read_gsm8k(jsonl(tmp_path, row(answer=published)), split="test")[0].gold == gold
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["{not json", '{"question": "How many?"}', '{"question": 3, "answer": "#### 3"}', "[]"],
+)
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(UsageError, match=r"rows\.jsonl, line 2, is not a GSM8K row") as caught:
+        read_gsm8k(jsonl(tmp_path, row(), bad), split="test")
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(row().encode() + b'\n{"question": "\xff", "answer": "#### 1"}\n')
+    with pytest.raises(UsageError, match="line 2, is not a GSM8K row"):
+        read_gsm8k(path, split="test")
+
+
+def test_an_answer_without_its_marker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 1: the answer has no '#### N'"):
+        read_gsm8k(jsonl(tmp_path, row(answer="it is 2")), split="test")
+
+
+@pytest.mark.parametrize("gold", ["many", "", "1/2", "NaN"])
+def test_a_gold_answer_that_is_no_number_is_refused_before_the_run(tmp_path: Path, gold: str) -> None:
+    with pytest.raises(UsageError, match=r"line 1: .* after '####' is no number"):
+        read_gsm8k(jsonl(tmp_path, row(answer=f"#### {gold}")), split="test")
+
+
+def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no question"):
+        read_gsm8k(jsonl(tmp_path, ""), split="test")
+
+
+def test_another_file_than_the_published_one_is_said_to_be_so(tmp_path: Path) -> None:
+    dataset = load_dataset("gsm8k", data_file=jsonl(tmp_path, row(), row(), row()), limit=2)
+    assert (len(dataset.items), dataset.published) == (2, False)
+
+
+def published(name: str) -> Path:
+    folder = os.environ.get("LOADGEN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
+    path = Path(folder) / name
+    if not path.exists():
+        pytest.skip(f"the published {name} is not at hand (LOADGEN_TEST_DATA names its folder)")
+    return path
+
+
+def test_the_published_test_split_is_the_pinned_one_and_grades_its_own_solutions_correct() -> None:
+    path = published("gsm8k_test.jsonl")
+    assert sha256_of(path) == TEST.sha256
+    dataset = load_dataset("gsm8k", data_file=path)
+    assert dataset.published
+    assert len(dataset.items) == 1319
+    outcomes = [grade(item.solution, item.gold, finish_reason="stop").outcome for item in dataset.items]
+    assert outcomes == ["correct"] * 1319
+
+
+def test_the_published_train_split_is_the_pinned_one() -> None:
+    path = published("gsm8k_train.jsonl")
+    assert sha256_of(path) == TRAIN.sha256
+    assert len(read_gsm8k(path, split="train")) == 7473

@@ -1,0 +1,119 @@
+"""Every reason against a cell, alone, with its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_run import answer, cell_data, ended, scrape
+
+from loadgen.analysis.cells import summarize_cell
+from loadgen.analysis.validity import Evidence, reasons_against
+
+GOOD: dict[str, Any] = {
+    "concurrency": 16,
+    "aborted": None,
+    "has_window": True,
+    "requests": 1000,
+    "errors": 0,
+    "first_error": None,
+    "tokens_per_s": 500.0,
+    "inflight_mean": 16.0,
+    "running_mean": 16.0,
+    "waiting_mean": 0.0,
+    "preemptions": 0.0,
+    "server_tokens": 10_000.0,
+    "recorded_tokens": 10_000,
+}
+
+
+def reasons(**changed: object) -> list[str]:
+    return reasons_against(Evidence(**GOOD | changed))
+
+
+def test_nothing_stands_against_a_good_cell() -> None:
+    assert reasons() == []
+
+
+def test_what_the_server_does_not_tell_is_not_held_against_it_but_its_batch_is() -> None:
+    assert reasons(waiting_mean=None, preemptions=None, server_tokens=None, recorded_tokens=None) == []
+    assert reasons(running_mean=None) == [
+        "running batch not measured: the server gives no vllm:num_requests_running at /metrics"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"aborted": "the server died"}, "the server died"),
+        (
+            {"errors": 6, "requests": 994, "first_error": "http 503: full"},
+            "6 of 1000 requests failed, the first: http 503: full",
+        ),
+        ({"requests": 0}, "no request ended within the window; make --duration longer"),
+        ({"tokens_per_s": None}, "the server reports no token usage in its streams"),
+        ({"inflight_mean": 15.51}, "only 15.51 of 16 requests were in flight"),
+        (
+            {"running_mean": 15.51},
+            "running batch 15.51 did not reach B = 16: the server was slow to take up new requests "
+            "(a stall, or answers so short that every refill shows)",
+        ),
+        ({"waiting_mean": 0.49}, "0.49 requests waited in the server's queue on average"),
+        ({"preemptions": 2.0}, "2 preemptions: the KV cache is too small for B = 16"),
+        (
+            {"server_tokens": 10_102.0},
+            "the server made 10102 tokens, these requests got 10000: is somebody else using it?",
+        ),
+        (
+            {"server_tokens": 9_900.0},
+            "the server made 9900 tokens, these requests got 10000: is somebody else using it?",
+        ),
+    ],
+)
+def test_each_reason_alone(changed: dict[str, object], reason: str) -> None:
+    assert reasons(**changed) == [reason]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"errors": 5, "requests": 995, "first_error": "x"},
+        {"inflight_mean": 15.53},
+        {"running_mean": 15.53},
+        {"waiting_mean": 0.48},
+        {"server_tokens": 10_101.0},
+    ],
+)
+def test_just_within_each_limit_is_valid(changed: dict[str, object]) -> None:
+    assert reasons(**changed) == []
+
+
+def test_a_batch_that_queues_is_put_down_to_the_servers_cap() -> None:
+    assert reasons(running_mean=8.0, waiting_mean=8.0) == [
+        "running batch 8.00 did not reach B = 16: the server caps it (--max-num-seqs, or KV cache)",
+        "8.00 requests waited in the server's queue on average",
+    ]
+
+
+def test_without_a_window_only_the_cause_is_said() -> None:
+    assert reasons(has_window=False, running_mean=None, tokens_per_s=None) == [
+        "interrupted before the window opened"
+    ]
+    assert reasons(has_window=False, aborted="20 failures in a row", requests=0) == ["20 failures in a row"]
+
+
+def test_a_server_with_max_num_seqs_8_asked_for_16_is_found_out_from_its_metrics(tmp_path: Path) -> None:
+    asked = [answer(900, [(1500, 10)], end=2100, slot=slot) for slot in range(16)]
+    asked += [answer(500, [(900, 1)], end=1500)]
+    counters = [(1000, 0.0, 0.0), (2000, 800.0, 100.0)]
+    samples = [
+        scrape(t, running=8.0, waiting=8.0, preemptions=0.0, generation_tokens=tokens, iterations=steps)
+        for t, tokens, steps in counters
+    ]
+    data = cell_data(tmp_path, asked, samples, b=16, end=ended(generation_tokens=161.0))
+    figures = summarize_cell(data, [None] * len(asked))
+    assert not figures.valid
+    assert figures.reasons.startswith(
+        "running batch 8.00 did not reach B = 16: the server caps it (--max-num-seqs, or KV cache)"
+    )
