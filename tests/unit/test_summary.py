@@ -90,7 +90,8 @@ def test_figures_are_means_over_valid_repeats_and_counts_are_sums(base: CellSumm
     assert (row["repeats"], row["valid"]) == (3, 2)
     assert (row["tokens_per_s"], row["output_tokens"], row["requests"]) == (11.0, 220, 11)
     assert row["ttft_ms_p99"] == 6.0
-    assert row["tokens_per_s_lo"] == pytest.approx(11 - 12.7062, abs=1e-4)
+    half = 12.7062 * math.log(12 / 10) / 2
+    assert row["tokens_per_s_lo"] == pytest.approx(math.sqrt(10 * 12) * math.exp(-half), rel=1e-4)
 
 
 def test_without_a_valid_cell_only_the_diagnosis_stands(base: CellSummary) -> None:
