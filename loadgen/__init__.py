@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from loadgen._version import __version__
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadgen.analysis.run import Run
+
+importlib.import_module("loadgen.sweep")
+"""The room is imported before the function of its name is defined: a later first import would hide the function."""
 
 __all__ = ["ServerError", "UsageError", "__version__", "load_run", "sweep"]
 

@@ -71,6 +71,12 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     return content
 
 
+def planned_cells(manifest: dict[str, Any]) -> int:
+    """How many cells the run was to measure."""
+    config = manifest["config"]
+    return len(config["targets"]) * len(config["concurrency"]) * int(config["repeats"])
+
+
 def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, Any]:
     warnings = [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid]
     warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
@@ -80,6 +86,9 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, A
         for cell in cells
         if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
     ]
+    planned = planned_cells(manifest)
+    if len(cells) < planned:
+        warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
     if not manifest["dataset"]["published"]:
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
     return {

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from loadgen.analysis.analyse import analyse, read_manifest
+from loadgen.analysis.analyse import analyse, planned_cells, read_manifest
 
 
 class Run:
@@ -35,9 +35,7 @@ class Run:
     @property
     def complete(self) -> bool:
         """Every planned cell was measured and is valid."""
-        config = self.manifest["config"]
-        planned = len(config["targets"]) * len(config["concurrency"]) * config["repeats"]
-        return bool(len(self.cells) == planned and self.cells["valid"].all())
+        return bool(len(self.cells) == planned_cells(self.manifest) and self.cells["valid"].all())
 
     @cached_property
     def summary(self) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import random
 import re
 import threading
 from time import monotonic, monotonic_ns
@@ -104,7 +105,11 @@ class MetricsProbe:
 
 
 class MetricsSampler:
-    """Scrapes in a thread of its own on absolute deadlines, 10 times a second if that costs the server little."""
+    """Scrapes in a thread of its own, about 10 times a second if that costs the server little.
+
+    Every period is drawn from 0.75 to 1.25 times its mean: an even grid could stay in step with answers that take a
+    multiple of it and always, or never, see the gap between two of them.
+    """
 
     def __init__(self, url: str) -> None:
         self._probe = MetricsProbe(url)
@@ -132,6 +137,7 @@ class MetricsSampler:
 
     def _run(self) -> None:
         costs_s: list[float] = []
+        jitter = random.Random(0)
         deadline = monotonic()
         while not self._stop.is_set():
             sample = self._probe.scrape()
@@ -143,6 +149,6 @@ class MetricsSampler:
                 with self._lock:
                     self._fresh.append(sample)
             wanted = COST_FACTOR * min(costs_s, default=0.0)
-            period = min(max(SHORTEST_PERIOD_S, wanted), LONGEST_PERIOD_S)
-            deadline = max(deadline + period, monotonic())
+            period_s = min(max(SHORTEST_PERIOD_S, wanted), LONGEST_PERIOD_S) * jitter.uniform(0.75, 1.25)
+            deadline = max(deadline + period_s, monotonic())
             self._stop.wait(deadline - monotonic())
