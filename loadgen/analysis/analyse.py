@@ -10,6 +10,7 @@ import msgspec
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, write_analysis, write_cells, write_summary
 from loadgen.errors import UsageError
@@ -32,13 +33,26 @@ def analyse(run_dir: Path) -> None:
         gold = msgspec.json.decode((run_dir / "items.json").read_bytes())
     cells: list[CellSummary] = []
     points: dict[tuple[str, int], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    config = manifest["config"]
+    powers: dict[tuple[str, int], PowerData | None] = {}
     with RunTables(run_dir) as tables:
         for path in cell_files(run_dir):
             data = read_cell(path)
             if data is None:
                 continue
             verdicts = grade_cell(data, gold)
-            summary = summarize_cell(data, verdicts)
+            block = data.cell.target, data.cell.repeat
+            if block not in powers:
+                power = powers[block] = read_power(run_dir, manifest, *block)
+                if power is not None:
+                    tables.add_power(data.cell, power, simulated=data.simulated)
+            summary = summarize_cell(
+                data,
+                verdicts,
+                powers[block],
+                tdp_w=config["tdp_w"],
+                carbon_kg_per_kwh=config["carbon_kg_per_kwh"],
+            )
             cells.append(summary)
             tables.add(data, verdicts)
             if summary.valid:

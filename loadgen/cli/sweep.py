@@ -62,9 +62,13 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--fixed-length", type=int, metavar="N", help="Exactly N tokens an answer (ignore_eos); not graded.")
 @click.option("--arrival", default="closed", show_default=True, metavar="KIND", help="closed (others come later).")
 @click.option("--api", metavar="KIND", help="completions or chat [default: the protocol's].")
-@click.option("--power", default="auto", show_default=True, metavar="SOURCE", help="none (others come later).")
-@click.option("--tdp-w", type=float, metavar="W", help="Board power (comes later).")
-@click.option("--carbon", type=float, metavar="G", help="kgCO2e/kWh (comes later).")
+@click.option("--power", default="auto", show_default=True, metavar="SOURCE",
+              help="nvml, exporter=URL, rapl, simulated or none.")
+@click.option("--gpu", metavar="UUIDS", help="The target's GPUs [default: CUDA_VISIBLE_DEVICES, or the only one].")
+@click.option("--tdp-w", type=float, metavar="W", help="Datasheet board power for the HLI bound [default: NVML's].")
+@click.option("--carbon", type=float, metavar="G", help="Grid intensity, kgCO2e/kWh.")
+@click.option("--metrics-port", type=int, default=9400, show_default=True, metavar="N",
+              help="Where Prometheus can scrape the running sweep (loopback).")
 @click.option("--transport", default="raw", show_default=True, metavar="KIND", help="raw or openai (the SDK).")
 @click.option("--reference", metavar="NAME", help="What the others are compared with [default: fp16, else the first].")
 @click.option("--out", metavar="DIR", help="Run directory [default: runs/<time>-<model>].")
