@@ -50,8 +50,8 @@ def analyse(run_dir: Path) -> None:
                 data,
                 verdicts,
                 powers[block],
-                tdp_w=config["tdp_w"],
-                carbon_kg_per_kwh=config["carbon_kg_per_kwh"],
+                tdp_w=config.get("tdp_w"),
+                carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
             )
             cells.append(summary)
             tables.add(data, verdicts)

@@ -11,7 +11,7 @@ import numpy as np
 
 from loadgen.errors import UsageError
 from loadgen.power import throttle
-from loadgen.power.sample import GpuInfo, PowerSample
+from loadgen.power.sample import GPU_LOST, GpuInfo, PowerSample
 from loadgen.power.staircase import Floats, staircase
 
 RATIO_GOOD = 0.03
@@ -70,7 +70,7 @@ def energy_of_window(samples: Sequence[PowerSample], t0_ns: int, t1_ns: int) -> 
     margin_ns = int(MARGIN_S * 1e9)
     near = sorted((s for s in samples if t0_ns - margin_ns <= s.t_ns <= t1_ns + margin_ns), key=lambda s: s.t_ns)
     window = _Window(near, t0_ns, t1_ns)
-    window.check_lost()
+    window.check_lost(samples)
     if window.check_cover():
         window.count_joules()
         window.integrate_power()
@@ -84,7 +84,8 @@ def mig_reason(info: GpuInfo) -> str | None:
     if not info.mig:
         return None
     return (
-        f"{info.name} {info.uuid} is in MIG mode: its power and energy are the whole GPU's, whoever uses the other slices"
+        f"{info.name} {info.uuid} is in MIG mode: "
+        "its power and energy are the whole GPU's, whoever uses the other slices"
     )
 
 
@@ -117,13 +118,13 @@ class _Window:
         last = [s for i, s in enumerate(read) if i + 1 == len(read) or read[i + 1].t_ns > s.t_ns]
         return np.array([self._seconds(s) for s in last]), np.array([getattr(s, name) for s in last], dtype=np.float64)
 
-    def check_lost(self) -> None:
-        for sample in self.near:
-            lost = [error for error in sample.errors if error.startswith("gpu: ")]
+    def check_lost(self, samples: Sequence[PowerSample]) -> None:
+        for sample in self.near or samples:
+            lost = [error.removeprefix(GPU_LOST) for error in sample.errors if error.startswith(GPU_LOST)]
             if lost and sample.t_ns <= self.t1_ns:
-                self.invalid.append(
-                    f"the GPU was lost {self._seconds(sample):.2f} s after the window began ({lost[0].removeprefix('gpu: ')})"
-                )
+                after_s = self._seconds(sample)
+                when = f"{after_s:.2f} s into" if after_s > 0 else f"{-after_s:.2f} s before"
+                self.invalid.append(f"the GPU was lost {when} the window ({lost[0]})")
                 return
 
     def check_cover(self) -> bool:
@@ -146,9 +147,9 @@ class _Window:
         first, last = np.searchsorted(t, 0.0, side="right") - 1, np.searchsorted(t, self.length_s)
         steps = np.diff(t[first : last + 1])
         limit_s = max(GAP_MIN_S, GAP_PERIODS * float(np.median(np.diff(t))))
-        longest = int(steps.argmax()) if steps.size else 0
-        gap_s = float(steps[longest]) if steps.size else 0.0
-        if gap_s > limit_s:
+        longest = int(steps.argmax())
+        gap_s = float(steps[longest])
+        if gap_s > max(limit_s, self.max_gap_s or 0.0):
             self.invalid.append(
                 f"no {what} for {gap_s:.2f} s, {max(float(t[first + longest]), 0.0):.2f} s into the window "
                 f"(the limit is {limit_s:.2f} s)"
@@ -177,6 +178,7 @@ class _Window:
         if not (steps.covers(0.0) and steps.covers(self.length_s)):
             self.warnings.append(self._uncovered(steps.instants_s))
             return
+        self._check_gaps(t, "reading of the energy counter")
         self.counter_j = steps.at(self.length_s) - steps.at(0.0)
         self.edge_error = (steps.doubt_at(0.0) + steps.doubt_at(self.length_s)) / self.length_s
         count = steps.updates_between(0.0, self.length_s)
@@ -203,19 +205,16 @@ class _Window:
             return
         if t[0] > 0 or t[-1] < self.length_s:
             self.warnings.append(
-                f"instantaneous power was read from {t[0]:.3f} to {t[-1]:.3f} s of the window's {self.length_s:.3f} s only: "
-                "it is not used"
+                f"instantaneous power was read from {t[0]:.3f} to {t[-1]:.3f} s of the window's {self.length_s:.3f} s "
+                "only: it is not used"
             )
             return
         self._check_gaps(t, "reading of instantaneous power")
         within = (t > 0) & (t < self.length_s)
-        edges = np.interp([0.0, self.length_s], t, watts)
-        self.integral_j = float(
-            np.trapezoid(
-                np.concatenate([edges[:1], watts[within], edges[1:]]),
-                np.concatenate([[0.0], t[within], [self.length_s]]),
-            )
-        )
+        begin_w, end_w = np.interp([0.0, self.length_s], t, watts)
+        t = np.concatenate([[0.0], t[within], [self.length_s]])
+        watts = np.concatenate([[begin_w], watts[within], [end_w]])
+        self.integral_j = float(np.sum(np.diff(t) * (watts[1:] + watts[:-1]) / 2))
 
     def compare(self) -> None:
         """Counter and integral must agree, in a short window up to what its edges leave open."""
@@ -229,8 +228,8 @@ class _Window:
         if off > RATIO_GOOD:
             allowed = RATIO_GOOD if off <= RATIO_WARNING else RATIO_WARNING
             (self.warnings if off <= RATIO_WARNING else self.invalid).append(
-                f"the integral of instantaneous power ({self.integral_j:.3f} J) is {ratio:.3f} times the energy counter's "
-                f"{self.counter_j:.3f} J: more than {allowed:.0%} apart"
+                f"the integral of instantaneous power ({self.integral_j:.3f} J) is {ratio:.3f} times the energy "
+                f"counter's {self.counter_j:.3f} J: more than {allowed:.0%} apart"
             )
 
     def ratio(self) -> float | None:

@@ -100,7 +100,9 @@ class PowerCollector(Collector):
             "loadgen_gpu_throttle_seconds", "Time during which a reason held the clocks.", labels=(*_GPU, "reason")
         )
         errors = CounterMetricFamily(
-            "loadgen_gpu_nvml_errors", "Readings that failed, by field and NVML's code.", labels=(*_GPU, "field", "code")
+            "loadgen_gpu_nvml_errors",
+            "Readings that failed, by field and NVML's code.",
+            labels=(*_GPU, "field", "code"),
         )
         samples = CounterMetricFamily("loadgen_gpu_samples", "Samples taken.", labels=_GPU)
         last = GaugeMetricFamily(
@@ -124,7 +126,9 @@ class PowerCollector(Collector):
 
     def _identity(self) -> Iterator[Metric]:
         supported = GaugeMetricFamily(
-            "loadgen_gpu_field_supported", "Whether the GPU has a field; 0: its series is absent.", labels=(*_GPU, "field")
+            "loadgen_gpu_field_supported",
+            "Whether the GPU has a field; 0: its series is absent.",
+            labels=(*_GPU, "field"),
         )
         names = ("name", "driver", "vbios", "mig", "source", "simulated")
         known = GaugeMetricFamily("loadgen_gpu_info", "What the GPU is.", labels=(*_GPU, *names))

@@ -8,6 +8,9 @@ import msgspec
 
 SourceKind = Literal["nvml", "rapl", "simulated"]
 
+GPU_LOST = "gpu: "
+"""How the one entry in `errors` of a lost GPU's last sample begins; the rest says why."""
+
 
 class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power"):
     """One reading of one GPU (or CPU package). None: not supported, failed, or not due at this tick."""
@@ -33,7 +36,10 @@ class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power"):
     """Enforced limit."""
     memory_used_bytes: int | None = None
     errors: tuple[str, ...] = ()
-    """`field: NVML_ERROR_...` of each field that failed at this tick other than by not being supported."""
+    """`field: NVML_ERROR_...` of each field that failed at this tick other than by not being supported.
+
+    The last sample of a lost GPU has `gpu: NVML_ERROR_GPU_IS_LOST` (GPU_LOST) instead, and no reading.
+    """
 
 
 class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):

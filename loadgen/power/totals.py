@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 
+from loadgen.power import throttle
 from loadgen.power.sample import PowerSample
 
 BRIDGE_S = 1.0
@@ -16,18 +17,6 @@ READINGS = (
     "counter_j", "power_instant_w", "power_average_w", "temperature_c", "sm_clock_hz", "memory_clock_hz",
     "throttle_reasons", "power_limit_w", "memory_used_bytes",
 )  # fmt: skip
-THROTTLE_REASONS = {
-    "gpu_idle": 0x1,
-    "applications_clocks_setting": 0x2,
-    "sw_power_cap": 0x4,
-    "hw_slowdown": 0x8,
-    "sync_boost": 0x10,
-    "sw_thermal_slowdown": 0x20,
-    "hw_thermal_slowdown": 0x40,
-    "hw_power_brake_slowdown": 0x80,
-    "display_clock_setting": 0x100,
-}
-"""Bits of nvmlDeviceGetCurrentClocksEventReasons (nvml.h: nvmlClocksEventReason...)."""
 
 
 class GpuTotals:
@@ -40,7 +29,7 @@ class GpuTotals:
         """Trapezoid of instantaneous power since the first reading; None until there is one."""
         self.resets = 0
         """How often the energy counter went down."""
-        self.throttle_s = dict.fromkeys(THROTTLE_REASONS, 0.0)
+        self.throttle_s = dict.fromkeys(throttle.NAMES.values(), 0.0)
         """How long each reason has been read as set."""
         self.errors: Counter[tuple[str, str]] = Counter()
         """(field, NVML's code) -> readings that failed."""
@@ -94,6 +83,6 @@ class GpuTotals:
             return
         dt_s = (sample.t_ns - before[0]) / 1e9
         if dt_s <= SLOW_BRIDGE_S:
-            for reason, bit in THROTTLE_REASONS.items():
+            for bit, reason in throttle.NAMES.items():
                 if int(before[1]) & bit:
                     self.throttle_s[reason] += dt_s

@@ -33,8 +33,8 @@ def print_end(run: Run, console: Console) -> None:
         f"× ref: tokens/s against {escape(reference)}; intervals are over repeats (accuracy: over items).",
         highlight=False,
     )
-    power = manifest["power"]
-    if power["kind"] == "none":
+    power = manifest.get("power") or {}
+    if power.get("kind") == "none":
         console.print(f"Energy: not measured, {escape(power['reason'])}.", highlight=False)
     warnings = run.analysis["warnings"]
     for warning in warnings[:MOST_WARNINGS]:
