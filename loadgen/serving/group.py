@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -31,7 +31,7 @@ class ProcessGroup:
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> None:
         """Start the command. Raises OSError when it cannot be executed."""
-        with log_path.open("ab") as log:
+        with log_path.open("ab") as log, _interruptible():
             self.leader = subprocess.Popen(
                 argv,
                 env=dict(env),
@@ -76,6 +76,19 @@ class ProcessGroup:
                 return False
             time.sleep(POLL_S)
         return True
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """A shell's background job (`nohup loadgen sweep &`) ignores SIGINT, and so would a server that inherited that."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def living_members(session: int) -> list[int]:

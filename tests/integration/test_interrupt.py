@@ -17,10 +17,20 @@ DERIVED = ("requests.parquet", "server.parquet", "cells.csv", "summary.csv", "an
 DEADLINE_S = 60.0
 
 
+def hear_interrupts():
+    """CI may run this as a background job, whose children would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def sweep(run_dir, *options):
     argv = [sys.executable, "-m", "loadgen", "sweep", "--dataset", "sample", "--repeats", "1", "--out", str(run_dir)]
     return subprocess.Popen(
-        [*argv, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "CI": ""}
+        [*argv, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CI": ""},
+        preexec_fn=hear_interrupts,
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.serving.facts import masked_argv, masked_env, metric_names
-from loadgen.serving.group import living_members
+from loadgen.serving.group import ProcessGroup, living_members
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, port_is_free
 
@@ -246,3 +246,18 @@ def test_secrets_are_masked_wherever_they_stand() -> None:
 
 def test_metric_names_are_taken_from_samples_not_from_comments() -> None:
     assert metric_names('# TYPE c counter\nb_total 1\na{x="# y"} 2\n\nb_total 3\n') == ("a", "b_total")
+
+
+def test_a_server_hears_the_interrupt_although_loadgen_is_a_background_job(tmp_path: Path) -> None:
+    """`nohup loadgen sweep &` starts with SIGINT ignored, which children inherit."""
+    log = tmp_path / "log"
+    says = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, flush=True)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        group = ProcessGroup([sys.executable, "-c", says], os.environ, log)
+        group.leader.wait()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    group.end(interrupt_s=1.0, terminate_s=1.0)
+    assert log.read_text() == "False\n"
