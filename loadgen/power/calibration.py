@@ -27,7 +27,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     counter_period_s: float | None
     """Median time between changes of the energy counter."""
     counter_resolution_j: float | None
-    """Largest joules of which every change of the counter is a multiple."""
+    """Largest joules of which every change of the counter is a multiple: the sensor's own unless power was too even."""
     instant_period_s: float | None
     """Median time between changes of power_instant_w; steady power shows fewer changes than updates."""
     average_period_s: float | None

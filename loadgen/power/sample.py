@@ -12,7 +12,7 @@ GPU_LOST = "gpu: "
 """How the one entry in `errors` of a lost GPU's last sample begins; the rest says why."""
 
 
-class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power"):
+class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power", gc=False):
     """One reading of one GPU (or CPU package). None: not supported, failed, or not due at this tick."""
 
     t_ns: int

@@ -19,7 +19,9 @@ LONGEST_INSTANT_WINDOW_S = 0.025
 AVERAGE_WINDOW_S = 1.0
 """NVML field 185: mean of the last second."""
 AVERAGE_PERIOD_S = 0.1
-COUNTER_STEP_J = 1e-3
+DELAY_S = 0.02
+"""Readings tell of this long ago: a step's power is recorded when the event loop comes to begin it, a little late."""
+COUNTS_PER_J = 1000
 """NVML field 83 counts millijoules."""
 COUNTER_START_J = 250_000.0
 AMBIENT_C = 30.0
@@ -192,8 +194,9 @@ class SimulatedReader:
         return self._curve.joules(t_ns) + sum(fault.joules(elapsed_s) for fault in self._faults)
 
     def _updated_ns(self, t_ns: int, period_s: float) -> int:
-        """When a sensor of that period last updated."""
+        """The last instant that a sensor of that period tells of."""
         period_ns = round(period_s * 1e9)
+        t_ns -= round(DELAY_S * 1e9)
         return t_ns - (t_ns - self._curve.start_ns - round(self._phase * period_ns)) % period_ns
 
     def _counter_j(self, t_ns: int) -> float:
@@ -202,7 +205,7 @@ class SimulatedReader:
         if resets > self._resets_seen:
             self._resets_seen = resets
             self._counter_base_j = joules
-        return round((joules - self._counter_base_j) / COUNTER_STEP_J) * COUNTER_STEP_J
+        return int((joules - self._counter_base_j) * COUNTS_PER_J) / COUNTS_PER_J
 
     def _instant_w(self, t_ns: int) -> float:
         updated_ns = self._updated_ns(t_ns, self._sensors.instant_period_s)

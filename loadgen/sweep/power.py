@@ -78,7 +78,13 @@ def _local(config: SweepConfig, kind: str) -> PowerPlan:
         reader.close()
     if kind == "rapl":
         return PowerPlan(kind=kind, gpus=tuple(info.uuid for info in infos))
-    chosen = select_gpus(infos, asked=config.gpus, visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    environment = os.environ
+    chosen = select_gpus(
+        infos,
+        asked=config.gpus,
+        visible=environment.get("CUDA_VISIBLE_DEVICES"),
+        order=environment.get("CUDA_DEVICE_ORDER"),
+    )
     return PowerPlan(kind=kind, gpus=tuple(chosen))
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
+from contextlib import ExitStack
 from urllib.parse import urlencode
 
 import msgspec
@@ -21,6 +16,7 @@ from loadgen.power.sampler import SamplerStatistics
 from loadgen.power.wire import PAGE_SAMPLES, ClockReading, Gpus, SamplePage, Windows
 
 S = 1_000_000_000
+ONE = (info(),)
 
 
 class Exporter:
@@ -41,16 +37,10 @@ class Exporter:
 @pytest.fixture
 def serve():
     """`serve(sampler, infos, source)` -> Exporter."""
-    with_open = []
-
-    def start(sampler, infos=(info(),), source="nvml"):
-        context = served(application(sampler, infos, source))
-        with_open.append(context)
-        return Exporter(context.__enter__())
-
-    yield start
-    for context in with_open:
-        context.__exit__(None, None, None)
+    with ExitStack() as open_until_the_end:
+        yield lambda sampler, infos=ONE, source="nvml": Exporter(
+            open_until_the_end.enter_context(served(application(sampler, infos, source)))
+        )
 
 
 def test_the_clock_is_this_machines(serve):
@@ -208,66 +198,3 @@ def test_another_application_can_serve_it_below_a_prefix():
     add_routes(app, MadeSampler([sample(7)]), [info(simulated=True)], "simulated", prefix="/power")
     with served(app) as url:
         assert Exporter(f"{url}/power").ask("/samples", SamplePage, since=0).samples == (sample(7),)
-
-
-def loadgen_exporter(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "loadgen", "exporter", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--port", "0"), "--port 0 is not between 1 and 65535"),
-        (("--period-ms", "2"), "--period-ms 2 is not between 10 and 1000"),
-        (("--gpu", "GPU-1,"), "--gpu GPU-1, has an empty entry"),
-        (("--source", "tea"), "'tea' is not one of"),
-    ],
-)
-def test_wrong_options_are_one_sentence(arguments, said):
-    process = loadgen_exporter(*arguments)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert said in stderr
-    assert stderr.count("\n") == 1
-
-
-def test_a_port_in_use_is_one_sentence():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        process = loadgen_exporter("--port", str(port))
-        _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert stderr == (
-        f"loadgen: cannot listen on 127.0.0.1:{port} (Address already in use); choose another --port or --host\n"
-    )
-
-
-def test_no_nvml_is_one_sentence(tmp_path):
-    """A library of that name without NVML's functions: the machine's own, if it has one, is not found."""
-    (tmp_path / "libnvidia-ml.so.1").write_bytes(b"not a library")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = loadgen_exporter("--port", str(port), LD_LIBRARY_PATH=str(tmp_path))
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert stderr.startswith("loadgen: ")
-    assert stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_quietly(number, nvml_environment):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = loadgen_exporter("--port", str(port), **nvml_environment)
-    assert process.stdout is not None
-    ready = process.stdout.readline()
-    assert f"http://127.0.0.1:{port}" in ready
-    assert get(f"http://127.0.0.1:{port}/health")[0] == 200
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stdout, stderr) == (0, "", "")
-    with pytest.raises(urllib.error.URLError):
-        get(f"http://127.0.0.1:{port}/health")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.serving.simulated.answers import BEHAVIOURS
 from loadgen.serving.simulated.cost import Cost, Gpu, Model, Precision
 
 DEFAULT_GPU = "h100-like"
@@ -69,11 +70,13 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
 
 
 def _check(presets: Presets) -> None:
-    """Raises ValueError for a number that no cost can be computed from."""
+    """Raises ValueError for what no cost, or no answer, can be computed from."""
+    if unknown := presets.precision.keys() - BEHAVIOURS.keys():
+        raise ValueError(f"no answers for precision {', '.join(sorted(unknown))}, only for {', '.join(BEHAVIOURS)}")
     for kind, table in (("gpu", presets.gpu), ("model", presets.model), ("precision", presets.precision)):
         for name, entry in table.items():
             for field, value in msgspec.structs.asdict(entry).items():
-                if isinstance(value, int | float) and (value < 0 or (value == 0 and field not in MAY_BE_ZERO)):
+                if isinstance(value, int | float) and not (value > 0 or (value == 0 and field in MAY_BE_ZERO)):
                     raise ValueError(f"{field} = {value} of {kind}.{name} is not positive")
     for name, gpu in presets.gpu.items():
         if gpu.idle_w >= gpu.limit_w:
