@@ -34,6 +34,7 @@ def analyse(run_dir: Path) -> None:
     cells: list[CellSummary] = []
     points: dict[tuple[str, int], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     config = manifest["config"]
+    calibrations: list[dict[str, Any]] = []
     powers: dict[tuple[str, int], PowerData | None] = {}
     with RunTables(run_dir) as tables:
         for path in cell_files(run_dir):
@@ -46,6 +47,7 @@ def analyse(run_dir: Path) -> None:
                 power = powers[block] = read_power(run_dir, manifest, *block)
                 if power is not None:
                     tables.add_power(data.cell, power, simulated=data.simulated)
+                    calibrations.append({"target": block[0], "repeat": block[1], "gpus": power.calibration()})
             summary = summarize_cell(
                 data,
                 verdicts,
@@ -68,7 +70,7 @@ def analyse(run_dir: Path) -> None:
     }
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, scores))
-    write_analysis(run_dir, _analysis(manifest, cells))
+    write_analysis(run_dir, {**_analysis(manifest, cells), "calibration": calibrations})
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -100,6 +102,12 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, A
         for cell in cells
         if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
     ]
+    doubtful = [cell for cell in cells if cell.energy.energy_verdict == "warning"]
+    if doubtful:
+        warnings.append(
+            f"energy of {len(doubtful)} cells with a reservation (energy_reasons in cells.csv), as "
+            f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
+        )
     planned = planned_cells(manifest)
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from loadgen.power.calibration import calibrate
 from loadgen.power.sample import PowerSample
 from loadgen.sweep.journal import power_file, read_records
 
@@ -26,6 +27,11 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     """Sum of the GPUs' default limits, the board power that NVML knows."""
     mig: tuple[str, ...] = ()
     """GPUs in MIG mode: their joules are not this server's alone."""
+
+    def calibration(self) -> dict[str, Any]:
+        """By GPU: update periods and resolution of its sensors, as these samples show them."""
+        found = calibrate([sample for ours in self.samples.values() for sample in ours])
+        return {gpu: msgspec.to_builtins(calibration) for gpu, calibration in found.items()}
 
     def around(self, t0_ns: int, t1_ns: int) -> dict[str, list[PowerSample]]:
         """Samples that a window from t0 to t1 needs."""

@@ -98,7 +98,7 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
 
     options["serve"] = options["serve"] or ()
     config = configure(targets=target, **options)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     if dry_run:
         source_of(config).check()
         plan = plan_sweep(config)

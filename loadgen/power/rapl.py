@@ -47,7 +47,7 @@ class RaplReader:
                     )
             except PermissionError as error:
                 raise UsageError(
-                    f"{error.filename} may be read by root only: run `loadgen exporter --power rapl` as root and use "
+                    f"{error.filename} may be read by root only: run `loadgen exporter --source rapl` as root and use "
                     "it with --power exporter=URL, or choose --power none"
                 ) from error
             except (OSError, ValueError) as error:

@@ -27,6 +27,8 @@ from loadgen.sweep.journal import Journal
 
 REST_S = 3.0
 SIMULATED_REST_S = 0.3
+LEAD_S = 0.1
+"""Samples must reach back before a window's first instant."""
 COVER_TIMEOUT_S = 3.0
 SIMULATED_PATH = "/power"
 
@@ -111,8 +113,17 @@ def exporter_of(plan: PowerPlan, run_dir: Path) -> Iterator[str | None]:
         yield launch.url
 
 
+def idle_power(url: str, plan: PowerPlan, run_dir: Path) -> dict[str, float | None]:
+    """Mean power of each GPU before any server has started, W, its samples in `journal/power/idle.jsonl`."""
+    recorder = PowerRecorder(PowerFeed(url, plan.gpus), run_dir / "journal" / "power" / "idle.jsonl", simulated=False)
+    try:
+        return recorder.rest()
+    finally:
+        recorder.close()
+
+
 class PowerRecorder:
-    """Writes every sample of one server's life to `journal/power/<block>.jsonl`."""
+    """Writes every sample of one server's life to a file of its own."""
 
     def __init__(self, feed: PowerFeed, path: Path, *, simulated: bool) -> None:
         self._feed = feed
@@ -136,6 +147,7 @@ class PowerRecorder:
 
     def rest(self) -> dict[str, float | None]:
         """Mean power of each GPU while nothing is asked of the server, W; None where it cannot be told."""
+        sleep(LEAD_S)
         t0_ns = monotonic_ns()
         sleep(self._rest_s)
         t1_ns = monotonic_ns()

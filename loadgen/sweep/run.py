@@ -27,7 +27,7 @@ from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_fa
 from loadgen.sweep.metrics import SweepMetrics
 from loadgen.sweep.observer import Observer, Silent, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
-from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, plan_power
+from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.servers import Server, source_of
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.protocol import Protocol, load_protocol
@@ -106,6 +106,8 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
     try:
         with exporter_of(power, run_dir) as exporter_url:
+            if exporter_url is not None and config.mode == "serve":
+                manifest.content["power"]["idle_w"] = idle_power(exporter_url, power, run_dir)
             for block in plan.blocks:
                 try:
                     with source.serve(block.target, block.repeat, run_dir, observer) as server:

@@ -10,7 +10,7 @@ from typing import Any
 from loadgen.analysis.celldata import CellData, read_cell
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd, Journal, CellStart
+from loadgen.sweep.journal import CellEnd, CellStart, Journal
 from loadgen.sweep.plan import Cell
 
 MS = 1_000_000

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_run import answer, cell, ended, scrape, write_cell
 
 from loadgen.analysis.celldata import read_cell
-from loadgen.sweep.journal import CellEnd, Journal, CellStart, Record, cell_files, read_records
+from loadgen.sweep.journal import CellEnd, CellStart, Journal, Record, cell_files, read_records
 
 RECORDS: list[Record] = [
     CellStart(cell=cell(16, target="bnb-nf4", repeat=2, index=7), t_ns=1, simulated=True),
