@@ -54,7 +54,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--protocol", metavar="NAME", help="Prompt, shots, stops, limit [default: the dataset's].")
 @click.option("--shots-file", metavar="PATH", help="The published train split, for worked examples.")
 @click.option("--limit", type=int, metavar="N", help="First N items only [default: all].")
-@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1.2].")
+@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1].")
 @click.option("--requests", type=int, metavar="N", help="Instead of a duration: completed requests per window.")
 @click.option("--repeats", type=int, default=3, show_default=True, metavar="R", help="Independent repeats per cell.")
 @click.option("--warmup", type=float, metavar="S", help="Warm-up at the same B, other prompts [default: automatic].")

@@ -18,7 +18,7 @@ from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
-SIMULATED_DURATION_S = 1.2
+SIMULATED_DURATION_S = 1.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

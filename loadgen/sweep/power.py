@@ -26,7 +26,7 @@ from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.journal import Journal
 
 REST_S = 3.0
-SIMULATED_REST_S = 0.3
+SIMULATED_REST_S = 0.2
 LEAD_S = 0.1
 """Samples must reach back before a window's first instant."""
 COVER_TIMEOUT_S = 3.0

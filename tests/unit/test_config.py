@@ -49,7 +49,7 @@ def yaml(tmp_path: Path, text: str) -> list[str]:
 def test_the_defaults_without_servers_are_simulated_and_short() -> None:
     config = configure()
     assert [spec.name for spec in config.targets] == ["fp16", "awq", "gptq", "bnb-nf4"]
-    assert (config.mode, config.dataset, config.duration_s, config.repeats) == ("simulated", "sample", 1.2, 3)
+    assert (config.mode, config.dataset, config.duration_s, config.repeats) == ("simulated", "sample", 1.0, 3)
     assert (config.concurrency, config.reference) == ((1, 16, 64, 128), "fp16")
 
 

@@ -112,7 +112,7 @@ def test_an_unreadable_counter_says_what_to_do(tmp_path: Path, monkeypatch: pyte
             return self.read_bytes().decode()
 
         monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(UsageError, match="energy_uj may be read by root only: run `loadgen exporter --power rapl`"):
+    with pytest.raises(UsageError, match="energy_uj may be read by root only: run `loadgen exporter --source rapl`"):
         RaplReader(tmp_path)
 
 
