@@ -10,6 +10,7 @@ import msgspec
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, write_analysis, write_cells, write_summary
 from loadgen.errors import UsageError
@@ -32,13 +33,28 @@ def analyse(run_dir: Path) -> None:
         gold = msgspec.json.decode((run_dir / "items.json").read_bytes())
     cells: list[CellSummary] = []
     points: dict[tuple[str, int], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    config = manifest["config"]
+    calibrations: list[dict[str, Any]] = []
+    powers: dict[tuple[str, int], PowerData | None] = {}
     with RunTables(run_dir) as tables:
         for path in cell_files(run_dir):
             data = read_cell(path)
             if data is None:
                 continue
             verdicts = grade_cell(data, gold)
-            summary = summarize_cell(data, verdicts)
+            block = data.cell.target, data.cell.repeat
+            if block not in powers:
+                power = powers[block] = read_power(run_dir, manifest, *block)
+                if power is not None:
+                    tables.add_power(data.cell, power, simulated=data.simulated)
+                    calibrations.append({"target": block[0], "repeat": block[1], "gpus": power.calibration()})
+            summary = summarize_cell(
+                data,
+                verdicts,
+                powers[block],
+                tdp_w=config.get("tdp_w"),
+                carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+            )
             cells.append(summary)
             tables.add(data, verdicts)
             if summary.valid:
@@ -54,7 +70,7 @@ def analyse(run_dir: Path) -> None:
     }
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, scores))
-    write_analysis(run_dir, _analysis(manifest, cells))
+    write_analysis(run_dir, {**_analysis(manifest, cells), "calibration": calibrations})
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -86,6 +102,12 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, A
         for cell in cells
         if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
     ]
+    doubtful = [cell for cell in cells if cell.energy.energy_verdict == "warning"]
+    if doubtful:
+        warnings.append(
+            f"energy of {len(doubtful)} cells with a reservation (energy_reasons in cells.csv), as "
+            f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
+        )
     planned = planned_cells(manifest)
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")

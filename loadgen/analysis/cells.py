@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats
+from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.latency import e2e_s, ended_in, icl_s, itl_s, tpot_s, ttft_s
+from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.serving.metrics import ServerSample
 from loadgen.workload.grading import Verdict, grade
@@ -68,7 +70,13 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A slot's last byte to its next send."""
     client_cpu_share: float | None
     loop_lag_ms_p99: float | None
+    energy: CellEnergy
     simulated: bool
+
+    def columns(self) -> dict[str, Any]:
+        """The row as a flat mapping, energy columns among the others."""
+        row = {name: getattr(self, name) for name in self.__struct_fields__ if name != "energy"}
+        return row | msgspec.structs.asdict(self.energy)
 
 
 def grade_cell(data: CellData, gold: Mapping[str, str]) -> list[Verdict | None]:
@@ -81,7 +89,14 @@ def grade_cell(data: CellData, gold: Mapping[str, str]) -> list[Verdict | None]:
     ]
 
 
-def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSummary:
+def summarize_cell(
+    data: CellData,
+    verdicts: Sequence[Verdict | None],
+    power: PowerData | None = None,
+    *,
+    tdp_w: float | None = None,
+    carbon_kg_per_kwh: float | None = None,
+) -> CellSummary:
     """The cell's row. `verdicts` as from `grade_cell`, or all None when answers are not to be graded."""
     window = data.window
     window_s = (window[1] - window[0]) / 1e9 if window else None
@@ -106,10 +121,22 @@ def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSu
         server_tokens=data.end.generation_tokens if data.end else None,
         recorded_tokens=recorded,
     )
+    lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
+    tokens_per_query = float(lengths.mean()) if lengths.size else None
+    e2e = e2e_s(data, window) if window else np.array([])
+    work = Work(
+        window_s=window_s or 0.0,
+        tokens=tokens,
+        requests=evidence.requests,
+        tokens_per_query=tokens_per_query,
+        e2e_s=float(e2e.mean()) if e2e.size else None,
+    )
+    energy = energy_of_cell(data, power, work, tdp_w=tdp_w, carbon_kg_per_kwh=carbon_kg_per_kwh)
     reasons = reasons_against(evidence)
+    if energy.energy_verdict == "invalid":
+        reasons.append(f"energy: {energy.energy_reasons}")
     judged = [verdict.outcome for verdict in verdicts if verdict is not None]
     cpu_s = data.end.client_cpu_s if data.end else None
-    lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
     latencies: dict[str, float | None] = {}
     kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
         ("ttft", ttft_s, (50, 90, 99)),
@@ -140,7 +167,7 @@ def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSu
         server_samples=len(samples),
         server_tokens=evidence.server_tokens,
         recorded_tokens=recorded,
-        output_tokens_mean=float(lengths.mean()) if lengths.size else None,
+        output_tokens_mean=tokens_per_query,
         answers=int((data.measured & data.ok).sum()),
         accuracy=_share(judged, "correct"),
         truncated_rate=_share(judged, "truncated"),
@@ -148,6 +175,7 @@ def summarize_cell(data: CellData, verdicts: Sequence[Verdict | None]) -> CellSu
         refill_gap_ms_p99=_refill_gap_ms(data, window),
         client_cpu_share=cpu_s / window_s if cpu_s is not None and window_s else None,
         loop_lag_ms_p99=data.end.loop_lag_ms_p99 if data.end else None,
+        energy=energy,
         simulated=data.simulated,
         **latencies,
     )

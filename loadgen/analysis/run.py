@@ -54,6 +54,11 @@ class Run:
         return pd.read_parquet(self.path / "requests.parquet")
 
     @cached_property
+    def power(self) -> pd.DataFrame:
+        """Every raw power sample; no rows where power was not measured."""
+        return pd.read_parquet(self.path / "power.parquet")
+
+    @cached_property
     def server(self) -> pd.DataFrame:
         """Samples of the servers' `/metrics`."""
         return pd.read_parquet(self.path / "server.parquet")

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.energy import CellEnergy
 
 CONFIDENCE = 0.95
 
@@ -18,18 +19,21 @@ AVERAGED = (
     "tpot_ms_mean", "tpot_ms_p50", "tpot_ms_p99", "e2e_ms_mean", "e2e_ms_p50", "e2e_ms_p99",
     "output_tokens_mean", "truncated_rate", "unparsed_rate",
 )  # fmt: skip
-NOT_YET_MEASURED = (
-    "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
-    "energy_per_query_j", "energy_per_query_j_lo", "energy_per_query_j_hi", "energy_hli_per_query_j",
-    "energy_per_correct_j", "cor", "t_si", "e_si", "s_si", "si",
+ENERGY = (
+    "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
+    "tokens_per_j", "energy_net_j", "energy_per_query_completions_j", "carbon_g_per_query", "memory_peak_bytes",
 )  # fmt: skip
+NOT_YET_MEASURED = ("energy_per_correct_j", "cor", "t_si", "e_si", "s_si", "si")
 COLUMNS = (
     "target", "precision", "concurrency", "repeats", "valid", "requests", "errors", "window_s", "output_tokens",
     "tokens_per_s", "tokens_per_s_lo", "tokens_per_s_hi", "inflight_mean", "running_mean",
     *AVERAGED[:13],
-    *NOT_YET_MEASURED[:10],
+    "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
+    "energy_per_query_j", "energy_per_query_j_lo", "energy_per_query_j_hi", "energy_hli_per_query_j",
+    NOT_YET_MEASURED[0],
     "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "truncated_rate", "unparsed_rate",
-    *NOT_YET_MEASURED[10:],
+    *NOT_YET_MEASURED[1:],
+    *ENERGY[5:],
     "simulated",
 )  # fmt: skip
 
@@ -69,6 +73,13 @@ def _row(cells: Sequence[CellSummary], scores: Mapping[str, float]) -> Row:
         row[column] = _mean(counted, column)
     for column in AVERAGED:
         row[column] = _mean(valid, column)
+    energies = [cell.energy for cell in valid]
+    for column in ENERGY:
+        row[column] = _mean(energies, column)
+    row["energy_per_token_j_lo"], row["energy_per_token_j_hi"] = _energy_interval(energies)
+    row["energy_per_query_j_lo"], row["energy_per_query_j_hi"] = rate_interval(
+        [e.energy_per_query_j for e in energies if e.energy_per_query_j is not None]
+    )
     tokens = [cell.output_tokens for cell in valid if cell.output_tokens is not None]
     row["output_tokens"] = sum(tokens) if tokens else None
     rates = [cell.tokens_per_s for cell in valid if cell.tokens_per_s is not None]
@@ -80,7 +91,15 @@ def _row(cells: Sequence[CellSummary], scores: Mapping[str, float]) -> Row:
     return row
 
 
-def _mean(cells: Sequence[CellSummary], column: str) -> float | None:
+def _energy_interval(energies: Sequence[CellEnergy]) -> tuple[float | None, float | None]:
+    """Over repeats; of a single repeat the block bootstrap inside its window."""
+    known = [e for e in energies if e.energy_per_token_j is not None]
+    if len(known) == 1:
+        return known[0].energy_per_token_j_lo, known[0].energy_per_token_j_hi
+    return rate_interval([e.energy_per_token_j for e in known if e.energy_per_token_j is not None])
+
+
+def _mean(cells: Sequence[CellSummary | CellEnergy], column: str) -> float | None:
     values = [value for cell in cells if (value := getattr(cell, column)) is not None]
     return float(np.mean(values)) if values else None
 

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 from loadgen.analysis.celldata import CellData
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.latency import ended_in
+from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.sweep.plan import Cell
 from loadgen.workload.grading import Verdict
 
 _TOKEN_TIME = pa.struct([("t_ns", pa.int64()), ("tokens", pa.int32())])
@@ -40,18 +42,28 @@ SERVER = pa.schema([
 ])  # fmt: skip
 
 
+POWER = pa.schema([
+    ("target", pa.string()), ("precision", pa.string()), ("repeat", pa.int32()), ("t_ns", pa.int64()),
+    ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()), ("counter_j", pa.float64()),
+    ("power_instant_w", pa.float64()), ("power_average_w", pa.float64()), ("temperature_c", pa.float64()),
+    ("sm_clock_hz", pa.float64()), ("memory_clock_hz", pa.float64()), ("throttle_reasons", pa.int64()),
+    ("power_limit_w", pa.float64()), ("memory_used_bytes", pa.int64()), ("errors", pa.string()),
+    ("simulated", pa.bool_()),
+])  # fmt: skip
+
+
 class RunTables:
-    """Writes requests.parquet and server.parquet, a row group per cell; use as a context manager.
+    """Writes requests, server and power.parquet, a row group per cell or server; use as a context manager.
 
     The files appear whole under their names when the last cell was added.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._paths = {schema_name: run_dir / f"{schema_name}.parquet" for schema_name in ("requests", "server")}
+        self._paths = {name: run_dir / f"{name}.parquet" for name in ("requests", "server", "power")}
         self._writers: dict[str, pq.ParquetWriter] = {}
 
     def __enter__(self) -> RunTables:
-        for name, schema in (("requests", REQUESTS), ("server", SERVER)):
+        for name, schema in (("requests", REQUESTS), ("server", SERVER), ("power", POWER)):
             self._writers[name] = pq.ParquetWriter(_partial(self._paths[name]), schema, compression="zstd")
         return self
 
@@ -59,6 +71,12 @@ class RunTables:
         for name, table in (("requests", requests_table(data, verdicts)), ("server", server_table(data))):
             if table.num_rows:
                 self._writers[name].write_table(table)
+
+    def add_power(self, cell: Cell, power: PowerData, *, simulated: bool) -> None:
+        """Every raw sample of the server that `cell` was measured on."""
+        table = power_table(cell, power, simulated=simulated)
+        if table.num_rows:
+            self._writers["power"].write_table(table)
 
     def __exit__(self, failed: object, *_: object) -> None:
         for name, writer in self._writers.items():
@@ -100,8 +118,21 @@ def server_table(data: CellData) -> pa.Table:
     return pa.table({name: columns[name] for name in SERVER.names}, schema=SERVER)
 
 
+def power_table(cell: Cell, power: PowerData, *, simulated: bool) -> pa.Table:
+    """One row per raw sample, GPU by GPU."""
+    samples = [sample for ours in power.samples.values() for sample in ours]
+    given = {"target": cell.target, "precision": cell.precision, "repeat": cell.repeat, "simulated": simulated}
+    columns: dict[str, Any] = {name: [value] * len(samples) for name, value in given.items()}
+    columns["gpu_uuid"] = [sample.gpu for sample in samples]
+    columns["errors"] = ["; ".join(sample.errors) or None for sample in samples]
+    for name in POWER.names:
+        if name not in columns:
+            columns[name] = [getattr(sample, name) for sample in samples]
+    return pa.table({name: columns[name] for name in POWER.names}, schema=POWER)
+
+
 def write_cells(run_dir: Path, cells: Sequence[CellSummary]) -> None:
-    frame = pd.DataFrame([msgspec.structs.asdict(cell) for cell in cells], columns=list(CellSummary.__struct_fields__))
+    frame = pd.DataFrame([cell.columns() for cell in cells])
     _write_csv(frame, run_dir / "cells.csv")
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "Recompute tables, figures and report of a run directory.",
     "serve": "Run one vLLM server from its recipe, in the foreground.",
     "simulate": "Run one simulated server.",
+    "exporter": "Export GPU power and energy to Prometheus.",
     "cpu-env": "Build an environment with vLLM's CPU build and tiny models.",
 }
 

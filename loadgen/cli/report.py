@@ -26,4 +26,4 @@ def command(run: Path) -> None:
     analyse(run)
     opened = load_run(run)
     write_report(opened)
-    print_end(opened, Console() if sys.stdout.isatty() else Console(width=160))
+    print_end(opened, Console() if sys.stdout.isatty() else Console(width=200))

@@ -14,6 +14,8 @@ FIGURES = {
     "ttft": ("ttft_ms_p50", "time to first token, median, ms"),
     "tpot": ("tpot_ms_p50", "time per output token, median, ms"),
     "e2e": ("e2e_ms_p50", "request latency (E2E), median, ms"),
+    "energy": ("energy_per_query_j", "energy per query, J"),
+    "power": ("power_w_mean", "power, mean, W"),
     "accuracy": ("accuracy", "share of answers correct"),
 }
 _COLOURS = ("#0b62a4", "#d1495b", "#2e8b57", "#b8860b", "#6a4c93", "#008b8b", "#8b4513", "#555555")

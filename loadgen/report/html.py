@@ -12,7 +12,7 @@ import pandas as pd
 from loadgen._version import __version__
 from loadgen.analysis.run import Run
 from loadgen.report.figures import draw_figures
-from loadgen.report.table import HEADINGS, table_rows
+from loadgen.report.table import HEADINGS, shown_columns, table_rows
 
 _ID = re.compile(r'\bid="|url\(#|xlink:href="#')
 """SVG ids are global to a page: every figure's get the figure's name in front."""
@@ -35,6 +35,9 @@ counters (its gauge num_requests_running where those are missing).</dd>
 interval: Student's t over repeats, on logarithms.</dd>
 <dt>TTFT, TPOT, E2E</dt><dd>send to first token; (last - first token) / (tokens - 1); send to last byte. Quantiles of
 each cell, averaged over valid repeats.</dd>
+<dt>W, J/token, J/query</dt><dd>energy of the window by the GPU's own counter (checked against the integral of its
+instantaneous power) over the window's length; over its tokens; energy per token times the mean tokens of an answer.
+cells.csv has both ways, the power at rest, and TDP times time as an upper bound (HLI).</dd>
 <dt>accuracy</dt><dd>share of answers whose final number equals the published one, per item, then averaged over items;
 Wilson's interval over items. Truncated and unparsed answers count as not correct.</dd>
 </dl>
@@ -91,13 +94,15 @@ def _facts(manifest: dict[str, Any]) -> str:
 
 
 def _table(summary: pd.DataFrame, reference: str) -> str:
-    heads = "".join(f"<th{_text_class(place)}>{escape(name)}</th>" for place, name in enumerate(HEADINGS))
+    rows = table_rows(summary, reference)
+    columns = shown_columns(rows)
+    heads = "".join(f"<th{_text_class(place)}>{escape(HEADINGS[place])}</th>" for place in columns)
     body = []
     last = ""
-    for row in table_rows(summary, reference):
+    for row in rows:
         first = ' class="first"' if row[0] != last else ""
         last = row[0]
-        cells = "".join(f"<td{_text_class(place)}>{escape(value)}</td>" for place, value in enumerate(row))
+        cells = "".join(f"<td{_text_class(place)}>{escape(row[place])}</td>" for place in columns)
         body.append(f"<tr{first}>{cells}</tr>")
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loadgen.client.exchange import Exchange
 from loadgen.sweep.observer import Progress
 from loadgen.sweep.plan import Cell
 
@@ -55,6 +56,9 @@ class PlainView:
 
     def progress(self, progress: Progress) -> None:
         """A plain log has no use for it."""
+
+    def answered(self, cell: Cell, exchange: Exchange) -> None:
+        """Single answers are too many to show."""
 
     def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
         self._clock.ended += 1
@@ -127,6 +131,9 @@ def _glance(progress: Progress) -> Table:
         "tok/s": _figure(progress.tokens_per_s, 0),
         "TTFT ms": _figure(progress.ttft_ms, 1),
         "TPOT ms": _figure(progress.tpot_ms, 2),
+        "W": _figure(progress.power_w, 0),
+        "J/tok": "" if progress.energy_per_token_j is None else f"{progress.energy_per_token_j:.3g}",
+        "correct": "" if progress.accuracy is None else f"{progress.accuracy:.0%}",
         "answers": str(progress.requests),
         "errors": str(progress.errors),
     }

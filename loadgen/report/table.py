@@ -9,10 +9,15 @@ import pandas as pd
 
 HEADINGS = (
     "B", "target", "running", "tok/s", "95% CI", "× ref", "TTFT p50 ms", "TTFT p99", "TPOT p50 ms", "E2E p50 ms",
-    "accuracy %", "95% CI", "valid",
+    "W", "J/token", "J/query", "95% CI", "accuracy %", "95% CI", "valid",
 )  # fmt: skip
-NARROW = (0, 1, 2, 3, 5, 6, 8, 10, 12)
+NARROW = (0, 1, 2, 3, 5, 8, 12, 14, 16)
 """Columns that fit into 80 characters."""
+
+
+def shown_columns(rows: list[tuple[str, ...]]) -> list[int]:
+    """Places of the columns that hold anything at all."""
+    return [place for place in range(len(HEADINGS)) if any(row[place] for row in rows)]
 
 
 def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
@@ -34,6 +39,10 @@ def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
                 _number(row["ttft_ms_p99"], 1),
                 _number(row["tpot_ms_p50"], 2),
                 _number(row["e2e_ms_p50"], 0),
+                _number(row["power_w_mean"], 0),
+                _figure(row["energy_per_token_j"]),
+                _figure(row["energy_per_query_j"]),
+                _interval(row["energy_per_query_j_lo"], row["energy_per_query_j_hi"], 1.0, 1),
                 _number(100 * row["accuracy"], 1),
                 _interval(row["accuracy_lo"], row["accuracy_hi"], 100.0, 1),
                 f"{row['valid']}/{row['repeats']}",
@@ -44,6 +53,11 @@ def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
 
 def _number(value: Any, digits: int) -> str:
     return "" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _figure(value: float) -> str:
+    """Three significant digits."""
+    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _interval(low: float, high: float, factor: float, digits: int) -> str:

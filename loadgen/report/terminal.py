@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadgen.analysis.run import Run
-from loadgen.report.table import HEADINGS, NARROW, table_rows
+from loadgen.report.table import HEADINGS, NARROW, shown_columns, table_rows
 
 MOST_WARNINGS = 12
 
@@ -22,9 +22,10 @@ def print_end(run: Run, console: Console) -> None:
     if manifest["simulated"]:
         console.print("[bold red]SIMULATED[/]: every figure below comes from a cost model, none from a GPU.")
     rows = table_rows(summary, reference)
-    table = _table(rows, range(len(HEADINGS)))
+    columns = shown_columns(rows)
+    table = _table(rows, columns)
     if console.measure(table).minimum > console.width:
-        table = _table(rows, NARROW)
+        table = _table(rows, [column for column in columns if column in NARROW])
     console.print(table)
     cells = run.cells
     console.print(
@@ -32,6 +33,9 @@ def print_end(run: Run, console: Console) -> None:
         f"× ref: tokens/s against {escape(reference)}; intervals are over repeats (accuracy: over items).",
         highlight=False,
     )
+    power = manifest.get("power") or {}
+    if power.get("kind") == "none":
+        console.print(f"Energy: not measured, {escape(power['reason'])}.", highlight=False)
     warnings = run.analysis["warnings"]
     for warning in warnings[:MOST_WARNINGS]:
         console.print(f"[yellow]![/] {escape(warning)}", highlight=False)

@@ -186,6 +186,14 @@ class ServerProcess:
         return f"server {self.launch.name!r} {what}; its log is {self.log_path} and ends:\n{words}"
 
 
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nothing listens on now; the system chooses it."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

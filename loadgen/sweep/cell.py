@@ -7,20 +7,21 @@ import contextlib
 import gc
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from statistics import fmean
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic_ns, process_time
 
 import msgspec
 
 from loadgen.client.body import RequestMaker
-from loadgen.client.exchange import Exchange, Raw, read_exchange
+from loadgen.client.exchange import Raw, read_exchange
 from loadgen.client.pool import ClosedLoop, Slot
 from loadgen.serving.metrics import MetricsProbe, MetricsSampler
 from loadgen.sweep.feed import Feed
-from loadgen.sweep.journal import CellEnd, CellJournal
-from loadgen.sweep.observer import Observer, Progress
+from loadgen.sweep.glance import Glance
+from loadgen.sweep.journal import CellEnd, Journal
+from loadgen.sweep.observer import Observer
 from loadgen.sweep.plan import Cell
+from loadgen.sweep.power import PowerRecorder
 from loadgen.workload.item import Item
 
 TURN_S = 0.005
@@ -56,9 +57,11 @@ class CellRun:
         maker: RequestMaker,
         items: Sequence[Item],
         warmup_items: Sequence[Item],
-        journal: CellJournal,
+        journal: Journal,
         observer: Observer,
         server_died: Callable[[], str | None],
+        gold: Mapping[str, str],
+        power: PowerRecorder | None,
     ) -> None:
         self._cell = cell
         self._settings = settings
@@ -67,6 +70,7 @@ class CellRun:
         self._journal = journal
         self._observer = observer
         self._server_died = server_died
+        self._power = power
         self._probe = MetricsProbe(url)
         self._sampler = MetricsSampler(url)
         self._unread: deque[Raw] = deque()
@@ -74,7 +78,7 @@ class CellRun:
         self._completed = 0
         self._last_completion_ns = 0
         self._failures_in_a_row = 0
-        self._glance = _Glance()
+        self._glance = Glance(gold)
         self._t_start_ns = 0
         self._aborted: str | None = None
         self._lags_s: list[float] = []
@@ -129,6 +133,8 @@ class CellRun:
         )
         self._journal.append(end)
         self._probe.close()
+        if self._power is not None and window is not None:
+            self._power.cover(window[1])
         return end
 
     # the stages
@@ -220,6 +226,7 @@ class CellRun:
         exchange = read_exchange(self._unread.popleft())
         self._journal.append(exchange)
         self._glance.add(exchange)
+        self._observer.answered(self._cell, exchange)
 
     def _read_all(self) -> None:
         while self._unread:
@@ -228,6 +235,8 @@ class CellRun:
     def _journal_samples(self) -> None:
         for sample in self._sampler.take():
             self._journal.append(sample)
+        if self._power is not None:
+            self._power.flush()
 
     # the server's counters, the client's own lag, the view
 
@@ -262,50 +271,14 @@ class CellRun:
         elapsed_s = (now_ns - self._t_start_ns) / 1e9
         self._observer.progress(
             self._glance.progress(
-                self._cell, stage, share, self._pool.in_flight, latest.running if latest else None, elapsed_s
+                self._cell,
+                stage,
+                share,
+                in_flight=self._pool.in_flight,
+                running=latest.running if latest else None,
+                power_w=self._power.latest_w if self._power is not None else None,
+                elapsed_s=elapsed_s,
             )
-        )
-
-
-class _Glance:
-    """Running figures for the live view, from ended requests."""
-
-    def __init__(self) -> None:
-        self.next_ns = 0
-        self.last_error = ""
-        self._requests = 0
-        self._errors = 0
-        self._tokens = 0
-        self._ttfts_s: deque[float] = deque(maxlen=256)
-        self._tpots_s: deque[float] = deque(maxlen=256)
-
-    def add(self, exchange: Exchange) -> None:
-        if exchange.status != "ok":
-            self._errors += 1
-            self.last_error = f"{exchange.status}: {exchange.error}"
-            return
-        self._requests += 1
-        self._tokens += exchange.output_tokens or 0
-        if exchange.t_first_ns is not None:
-            self._ttfts_s.append((exchange.t_first_ns - exchange.t_send_ns) / 1e9)
-            if exchange.output_tokens and exchange.output_tokens > 1:
-                decode_ns = exchange.token_times[-1][0] - exchange.t_first_ns
-                self._tpots_s.append(decode_ns / 1e9 / (exchange.output_tokens - 1))
-
-    def progress(
-        self, cell: Cell, stage: str, share: float, in_flight: int, running: float | None, elapsed_s: float
-    ) -> Progress:
-        return Progress(
-            cell=cell,
-            stage=stage,
-            in_flight=in_flight,
-            running=running,
-            requests=self._requests,
-            errors=self._errors,
-            tokens_per_s=self._tokens / elapsed_s if self._tokens else None,
-            ttft_ms=fmean(self._ttfts_s) * 1e3 if self._ttfts_s else None,
-            tpot_ms=fmean(self._tpots_s) * 1e3 if self._tpots_s else None,
-            share=share,
         )
 
 

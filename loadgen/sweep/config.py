@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,7 +18,7 @@ from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
-SIMULATED_DURATION_S = 1.2
+SIMULATED_DURATION_S = 1.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -54,6 +54,12 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     timeout_s: float
     api_key_env: str | None
+    power: str
+    """`auto`, `nvml`, `rapl`, `simulated`, `none` or `exporter=URL`."""
+    gpus: tuple[str, ...] | None
+    tdp_w: float | None
+    carbon_kg_per_kwh: float | None
+    metrics_port: int | None
 
     @property
     def api_key(self) -> str | None:
@@ -84,8 +90,10 @@ def configure(
     arrival: str = "closed",
     api: str | None = None,
     power: str = "auto",
+    gpu: str | Sequence[str] | None = None,
     tdp_w: float | None = None,
     carbon: float | None = None,
+    metrics_port: int | None = 9400,
     transport: str = "raw",
     reference: str | None = None,
     out: str | Path | None = None,
@@ -98,7 +106,7 @@ def configure(
 
     Raises UsageError, one sentence, for the first option that cannot be meant.
     """
-    _refuse_later(arrival=arrival, power=power, tdp_w=tdp_w, carbon=carbon, resume=resume)
+    _refuse_later(arrival=arrival, resume=resume)
     pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
     served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
@@ -126,7 +134,8 @@ def configure(
     levels = _concurrency(concurrency)
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
-        max_num_seqs=max_num_seqs, duration=duration, timeout=timeout,
+        max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
+        metrics_port=metrics_port,
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
@@ -171,19 +180,44 @@ def configure(
         seed=seed,
         timeout_s=timeout,
         api_key_env=api_key_env,
+        power=_power(power, mode, device),
+        gpus=_gpus(gpu),
+        tdp_w=tdp_w,
+        carbon_kg_per_kwh=carbon,
+        metrics_port=metrics_port,
     )
 
 
-def _refuse_later(**later: Any) -> None:
-    if later["arrival"] != "closed":
-        raise UsageError(f"--arrival {later['arrival']} is not built yet in this version; only 'closed' is")
-    if later["power"] not in ("auto", "none"):
-        raise UsageError(f"--power {later['power']} is not built yet in this version; only 'none' is")
-    for option in ("tdp_w", "carbon"):
-        if later[option] is not None:
-            raise UsageError(f"--{option.replace('_', '-')} needs energy, which is not built yet in this version")
-    if later["resume"] is not None:
-        raise UsageError(f"--resume {later['resume']} is not built yet in this version; start a new run with --out")
+def _refuse_later(*, arrival: str, resume: str | Path | None) -> None:
+    if arrival != "closed":
+        raise UsageError(f"--arrival {arrival} is not built yet in this version; only 'closed' is")
+    if resume is not None:
+        raise UsageError(f"--resume {resume} is not built yet in this version; start a new run with --out")
+
+
+def _power(power: str, mode: Mode, device: str) -> str:
+    """The source that is meant; `auto` is left for servers that may run on a GPU of this machine."""
+    if power.startswith("exporter="):
+        if not _is_address(power.removeprefix("exporter=")):
+            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT")
+        return power.rstrip("/")
+    _one_of("power", power, ("auto", "nvml", "rapl", "simulated", "none"))
+    if power in ("nvml", "rapl") and mode == "simulated":
+        raise UsageError(f"--power {power} measures a real machine, but these servers are simulated; use simulated")
+    if power != "auto":
+        return power
+    if mode == "simulated":
+        return "simulated"
+    return "none" if mode == "serve" and device == "cpu" else "auto"
+
+
+def _gpus(gpu: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if gpu is None:
+        return None
+    names = tuple(name.strip() for name in (gpu.split(",") if isinstance(gpu, str) else gpu))
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"--gpu {','.join(names)}: name each GPU's UUID once, as nvidia-smi -L prints them")
+    return names
 
 
 def _known_precision(name: str, asked: str) -> str:

@@ -1,4 +1,4 @@
-"""The journal: one append-only file per cell, a line per record, written the moment the record exists.
+"""The journal: one append-only file per cell (and per server, for power), a line per record, written as it comes.
 
 A kill loses only requests in flight: every line is one `write`, and a torn last line is recognised by its missing
 end of line. Everything else in a run directory that holds figures is derived from these files.
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.client.exchange import Exchange
+from loadgen.power.sample import PowerSample
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.plan import Cell
 
@@ -43,14 +44,14 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     aborted: str | None = None
 
 
-Record = CellStart | Exchange | ServerSample | CellEnd
+Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
 
-class CellJournal:
-    """Writes one cell's records; the file must not exist yet."""
+class Journal:
+    """Writes one file of records; it must not exist yet."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,11 @@ def read_records(path: Path) -> Iterator[Record]:
         for line in file:
             if line.endswith(b"\n"):
                 yield _decoder.decode(line)
+
+
+def power_file(run_dir: Path, target: str, repeat: int) -> Path:
+    """Where the power samples of one server's life are kept."""
+    return run_dir / "journal" / "power" / f"{target}-r{repeat}.jsonl"
 
 
 def cell_files(run_dir: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from loadgen._version import __version__
+from loadgen.power.feed import PowerFacts
 from loadgen.serving.target import Target
 
 SCHEMA = 1
@@ -29,6 +30,13 @@ class Manifest:
     def add_server(self, repeat: int, target: Target, facts: dict[str, Any]) -> None:
         """A server came up: who it is and, if loadgen launched it, its argv, version and kernels."""
         self.content["servers"].append({"repeat": repeat, **msgspec.to_builtins(target), **facts})
+        self.write()
+
+    def add_power(self, repeat: int, target: str, facts: PowerFacts, rest_w: dict[str, float | None]) -> None:
+        """The sensors beside one server: GPUs, clock offset, calibration, power at rest with the model loaded (W)."""
+        self.content["gpu"] = self.content["gpu"] or msgspec.to_builtins(facts.gpus)
+        entry = {"repeat": repeat, "target": target, **msgspec.to_builtins(facts), "rest_w": rest_w}
+        self.content.setdefault("power_blocks", []).append(entry)
         self.write()
 
     def add_failure(self, repeat: int, target: str, error: str) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from loadgen.client.exchange import Exchange
 from loadgen.sweep.plan import Cell
 
 
@@ -23,8 +24,17 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None
     ttft_ms: float | None
     tpot_ms: float | None
+    power_w: float | None
+    """The target's GPUs now, together."""
+    accuracy: float | None
     share: float
     """How much of the cell's expected time is over, 0 to 1."""
+
+
+    @property
+    def energy_per_token_j(self) -> float | None:
+        """Power now over the rate of ended requests: a glance, not the cell's figure."""
+        return self.power_w / self.tokens_per_s if self.power_w is not None and self.tokens_per_s else None
 
 
 class Observer(Protocol):
@@ -35,6 +45,8 @@ class Observer(Protocol):
     def server_ready(self, name: str, note: str) -> None: ...
 
     def progress(self, progress: Progress) -> None: ...
+
+    def answered(self, cell: Cell, exchange: Exchange) -> None: ...
 
     def cell_ends(self, cell: Cell, line: str, valid: bool) -> None: ...
 
@@ -52,6 +64,43 @@ class Silent:
 
     def progress(self, progress: Progress) -> None: ...
 
+    def answered(self, cell: Cell, exchange: Exchange) -> None: ...
+
     def cell_ends(self, cell: Cell, line: str, valid: bool) -> None: ...
 
     def warn(self, sentence: str) -> None: ...
+
+
+class Tee:
+    """Tells several observers."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+        for observer in self._observers:
+            observer.run_begins(title, cells, simulated, expected_s)
+
+    def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
+        for observer in self._observers:
+            observer.server_starts(name, argv)
+
+    def server_ready(self, name: str, note: str) -> None:
+        for observer in self._observers:
+            observer.server_ready(name, note)
+
+    def progress(self, progress: Progress) -> None:
+        for observer in self._observers:
+            observer.progress(progress)
+
+    def answered(self, cell: Cell, exchange: Exchange) -> None:
+        for observer in self._observers:
+            observer.answered(cell, exchange)
+
+    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+        for observer in self._observers:
+            observer.cell_ends(cell, line, valid)
+
+    def warn(self, sentence: str) -> None:
+        for observer in self._observers:
+            observer.warn(sentence)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ from loadgen.client.http import Endpoint, HttpSlot
 from loadgen.client.openai_sdk import SdkSlot, sdk_client
 from loadgen.client.pool import Slot
 from loadgen.errors import ServerError, UsageError
+from loadgen.power.feed import PowerFeed
 from loadgen.sweep.cell import CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
-from loadgen.sweep.journal import CellEnd, CellJournal, CellStart
+from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
-from loadgen.sweep.observer import Observer, Silent
+from loadgen.sweep.metrics import SweepMetrics
+from loadgen.sweep.observer import Observer, Silent, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
+from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.servers import Server, source_of
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.protocol import Protocol, load_protocol
@@ -85,41 +89,80 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     """
     source = source_of(config)
     source.check()
+    power = plan_power(config, simulated=source.simulated)
     plan = plan_sweep(config)
     observer = observer or Silent()
     run_dir = _create_run_dir(config)
     manifest = _manifest(plan, run_dir, source.simulated)
+    manifest.content["power"] = msgspec.to_builtins(power)
     manifest.write()
     gold = {item.id: item.gold for item in plan.dataset.items}
     (run_dir / "items.json").write_bytes(msgspec.json.encode(gold))
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
     title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
     title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
+    metrics = _metrics(config, observer, simulated=source.simulated)
+    observer = Tee(observer, metrics)
     observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
     try:
-        for block in plan.blocks:
-            try:
-                with source.serve(block.target, block.repeat, run_dir, observer) as server:
-                    manifest.add_server(block.repeat, server.target, server.facts)
-                    for cell in block.cells:
-                        _measure(cell, plan, server, run_dir, observer)
-            except ServerError as error:
-                manifest.add_failure(block.repeat, block.target.name, str(error))
-                observer.warn(str(error))
+        with exporter_of(power, run_dir) as exporter_url:
+            if exporter_url is not None and config.mode == "serve":
+                manifest.content["power"]["idle_w"] = idle_power(exporter_url, power, run_dir)
+            for block in plan.blocks:
+                try:
+                    with source.serve(block.target, block.repeat, run_dir, observer) as server:
+                        manifest.add_server(block.repeat, server.target, server.facts)
+                        url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
+                        with _recorder(url, power, block, server, run_dir, manifest) as recorder:
+                            for cell in block.cells:
+                                _measure(cell, plan, server, run_dir, observer, recorder)
+                except ServerError as error:
+                    manifest.add_failure(block.repeat, block.target.name, str(error))
+                    observer.warn(str(error))
     except KeyboardInterrupt:
         raise Interrupted(run_dir) from None
     finally:
+        metrics.close()
         manifest.close()
     return run_dir
 
 
-def _measure(cell: Cell, plan: SweepPlan, server: Server, run_dir: Path, observer: Observer) -> None:
-    journal = CellJournal(run_dir / "journal" / f"{cell.label}.jsonl")
+def _metrics(config: SweepConfig, observer: Observer, *, simulated: bool) -> SweepMetrics:
+    metrics = SweepMetrics(simulated=simulated)
+    if config.metrics_port is not None:
+        try:
+            metrics.serve(config.metrics_port)
+        except OSError:
+            observer.warn(f"port {config.metrics_port} is taken: this run's /metrics is not served (--metrics-port)")
+    return metrics
+
+
+@contextlib.contextmanager
+def _recorder(
+    url: str | None, power: PowerPlan, block: Block, server: Server, run_dir: Path, manifest: Manifest
+) -> Iterator[PowerRecorder | None]:
+    """Power of one server's life, its rest before the first cell included; None where power is not measured."""
+    if url is None:
+        yield None
+        return
+    path = power_file(run_dir, block.target.name, block.repeat)
+    recorder = PowerRecorder(PowerFeed(url, power.gpus), path, simulated=server.target.simulated)
+    try:
+        manifest.add_power(block.repeat, block.target.name, recorder.facts, recorder.rest())
+        yield recorder
+    finally:
+        recorder.close()
+
+
+def _measure(
+    cell: Cell, plan: SweepPlan, server: Server, run_dir: Path, observer: Observer, power: PowerRecorder | None
+) -> None:
+    journal = Journal(run_dir / "journal" / f"{cell.label}.jsonl")
     try:
         start = clock_anchor()["monotonic_ns"]
         journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            end = runner.run(_run_cell(cell, plan, server, journal, observer))
+            end = runner.run(_run_cell(cell, plan, server, journal, observer, power))
     finally:
         journal.close()
     if end.aborted == "interrupted":
@@ -137,7 +180,12 @@ def _cell_line(end: CellEnd) -> str:
 
 
 async def _run_cell(
-    cell: Cell, plan: SweepPlan, server: Server, journal: CellJournal, observer: Observer
+    cell: Cell,
+    plan: SweepPlan,
+    server: Server,
+    journal: Journal,
+    observer: Observer,
+    power: PowerRecorder | None,
 ) -> CellEnd:
     config = plan.config
     run = CellRun(
@@ -158,6 +206,8 @@ async def _run_cell(
         journal=journal,
         observer=observer,
         server_died=server.died,
+        gold={item.id: item.gold for item in plan.dataset.items} if config.fixed_length is None else {},
+        power=power,
     )
     return await run.run()
 
@@ -213,6 +263,7 @@ def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
         "client": client_facts(),
         "host": host_facts(),
         "gpu": None,
+        "power": None,
         "clock_anchors": [clock_anchor()],
         "servers": [],
         "failures": [],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import msgspec
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
-from loadgen.serving.process import ServerProcess
+from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
 from loadgen.serving.target import Target
 from loadgen.sweep.config import SweepConfig
@@ -186,11 +185,3 @@ class _Simulated(_Processes):
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         data_file = Path(self._config.data_file) if self._config.data_file else None
         return plan_simulated(spec.precision, port=port, seed=self._config.seed, data_file=data_file)
-
-
-def free_port() -> int:
-    """A port that nothing listens on now (RFC 6056 leaves the choice to the system)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -80,10 +80,11 @@ def test_the_run_directory_holds_what_the_design_says(swept: Swept) -> None:
     path = swept.run.path
     files = {entry.name for entry in path.iterdir()}
     assert files >= {
-        "manifest.json", "requests.parquet", "server.parquet", "cells.csv", "summary.csv", "analysis.json",
-        "report.html", "figures", "journal",
+        "manifest.json", "requests.parquet", "server.parquet", "power.parquet", "cells.csv", "summary.csv",
+        "analysis.json", "report.html", "figures", "journal",
     }  # fmt: skip
-    assert len(list((path / "journal").iterdir())) == 16
+    assert len(list((path / "journal").glob("*.jsonl"))) == 16
+    assert len(list((path / "journal" / "power").glob("*.jsonl"))) == 4 * 2
     assert list((path / "figures").glob("*.svg"))
     assert [entry.name for entry in path.parent.iterdir()] == ["run"], "something was created beside the run"
     assert list(swept.run.summary.columns) == list(COLUMNS)
@@ -114,7 +115,8 @@ def test_the_same_questions_in_the_same_order_for_every_cell(swept: Swept) -> No
 
 def test_report_makes_the_derived_files_again(swept: Swept) -> None:
     path = swept.run.path
-    names = ("requests.parquet", "server.parquet", "cells.csv", "summary.csv", "analysis.json", "report.html")
+    derived = "requests.parquet server.parquet power.parquet cells.csv summary.csv analysis.json report.html"
+    names = derived.split()
     before = {name: (path / name).read_bytes() for name in names}
     for name in names:
         (path / name).unlink()

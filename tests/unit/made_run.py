@@ -10,7 +10,7 @@ from typing import Any
 from loadgen.analysis.celldata import CellData, read_cell
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd, CellJournal, CellStart
+from loadgen.sweep.journal import CellEnd, CellStart, Journal
 from loadgen.sweep.plan import Cell
 
 MS = 1_000_000
@@ -61,7 +61,7 @@ def write_cell(
     simulated: bool = False,
 ) -> Path:
     path = run_dir / "journal" / f"{of.label}.jsonl"
-    journal = CellJournal(path)
+    journal = Journal(path)
     journal.append(CellStart(cell=of, t_ns=0, simulated=simulated))
     for record in (*exchanges, *samples):
         journal.append(record)

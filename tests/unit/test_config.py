@@ -49,7 +49,7 @@ def yaml(tmp_path: Path, text: str) -> list[str]:
 def test_the_defaults_without_servers_are_simulated_and_short() -> None:
     config = configure()
     assert [spec.name for spec in config.targets] == ["fp16", "awq", "gptq", "bnb-nf4"]
-    assert (config.mode, config.dataset, config.duration_s, config.repeats) == ("simulated", "sample", 1.2, 3)
+    assert (config.mode, config.dataset, config.duration_s, config.repeats) == ("simulated", "sample", 1.0, 3)
     assert (config.concurrency, config.reference) == ((1, 16, 64, 128), "fp16")
 
 
@@ -186,9 +186,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"reference": "fp8"}, "--reference fp8: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
     ({"api_key_env": "NO_SUCH_VARIABLE"}, "--api-key-env NO_SUCH_VARIABLE: the environment has no such variable"),
     ({"arrival": "poisson:3"}, "--arrival poisson:3 is not built yet"),
-    ({"power": "nvml"}, "--power nvml is not built yet"),
-    ({"tdp_w": 700.0}, "--tdp-w needs energy, which is not built yet"),
-    ({"carbon": 0.4}, "--carbon needs energy, which is not built yet"),
+    ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
+    ({"power": "exporter=here"}, "--power exporter=here: write exporter=http://HOST:PORT"),
+    ({"tdp_w": -700.0}, "--tdp-w -700"),
+    ({"carbon": 0.0}, "--carbon 0"),
+    ({"gpu": "GPU-1,,GPU-2"}, "--gpu GPU-1,,GPU-2: name each GPU's UUID once"),
     ({"resume": "runs/x"}, "--resume runs/x is not built yet"),
     *(
         ({option: number}, f"--{option.replace('_', '-')} {number:g}: give a finite number above zero")

@@ -13,11 +13,13 @@ from types import ModuleType
 import pytest
 
 from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.summary import COLUMNS
-from loadgen.analysis.tables import REQUESTS, SERVER
+from loadgen.analysis.tables import POWER, REQUESTS, SERVER
 from loadgen.cli import COMMANDS
 
 DOCS = Path(__file__).parents[2] / "docs"
+CELLS = [name for name in CellSummary.__struct_fields__ if name != "energy"] + list(CellEnergy.__struct_fields__)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,8 @@ def test_every_commands_help_shows_an_example_of_itself(generate: ModuleType, na
 
 @pytest.mark.parametrize(
     "columns",
-    [REQUESTS.names, SERVER.names, list(CellSummary.__struct_fields__), list(COLUMNS)],
-    ids=["requests.parquet", "server.parquet", "cells.csv", "summary.csv"],
+    [REQUESTS.names, SERVER.names, POWER.names, CELLS, list(COLUMNS)],
+    ids=["requests.parquet", "server.parquet", "power.parquet", "cells.csv", "summary.csv"],
 )
 def test_every_column_of_a_run_directory_is_explained(columns: list[str]) -> None:
     explained = set(re.findall(r"`([^`\s]+)`", (DOCS / "run-directory.md").read_text(encoding="utf-8")))

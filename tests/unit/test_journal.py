@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_run import answer, cell, ended, scrape, write_cell
 
 from loadgen.analysis.celldata import read_cell
-from loadgen.sweep.journal import CellEnd, CellJournal, CellStart, Record, cell_files, read_records
+from loadgen.sweep.journal import CellEnd, CellStart, Journal, Record, cell_files, read_records
 
 RECORDS: list[Record] = [
     CellStart(cell=cell(16, target="bnb-nf4", repeat=2, index=7), t_ns=1, simulated=True),
@@ -24,7 +24,7 @@ RECORDS: list[Record] = [
 
 
 def written(path: Path) -> bytes:
-    journal = CellJournal(path)
+    journal = Journal(path)
     for record in RECORDS:
         journal.append(record)
     journal.close()
@@ -37,7 +37,7 @@ def test_every_kind_of_record_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_record_is_on_disk_when_append_returns(tmp_path: Path) -> None:
-    journal = CellJournal(tmp_path / "cell.jsonl")
+    journal = Journal(tmp_path / "cell.jsonl")
     for count, record in enumerate(RECORDS, start=1):
         journal.append(record)
         assert len(list(read_records(tmp_path / "cell.jsonl"))) == count
@@ -64,7 +64,7 @@ def test_cutting_the_file_anywhere_costs_at_most_the_record_that_was_cut(
 def test_an_existing_journal_is_never_written_over(tmp_path: Path) -> None:
     written(tmp_path / "cell.jsonl")
     with pytest.raises(FileExistsError):
-        CellJournal(tmp_path / "cell.jsonl")
+        Journal(tmp_path / "cell.jsonl")
 
 
 def test_cells_are_listed_in_the_order_they_ran(tmp_path: Path) -> None:

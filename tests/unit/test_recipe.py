@@ -196,10 +196,10 @@ def test_vllm_is_the_named_one_then_the_variable_then_path(monkeypatch: pytest.M
 
 
 def test_simulated_servers_run_under_this_python() -> None:
-    launch = plan_simulated("awq", port=9000, seed=7, dataset="gsm8k", data_file=Path("x.jsonl"))
+    launch = plan_simulated("awq", port=9000, seed=7, data_file=Path("x.jsonl"))
     assert launch.argv[:4] == (sys.executable, "-m", "loadgen", "simulate")
     assert launch.argv[4:] == (
-        "--precision", "awq", "--port", "9000", "--seed", "7", "--dataset", "gsm8k", "--data-file", "x.jsonl",
+        "--precision", "awq", "--port", "9000", "--seed", "7", "--data-file", "x.jsonl",
     )  # fmt: skip
     assert launch.simulated
     assert launch.url == "http://127.0.0.1:9000"

@@ -2,10 +2,14 @@
 
 import pytest
 
+from loadgen.power.simulated import PowerCurve
 from loadgen.serving.simulated import steploop
-from loadgen.serving.simulated.cost import H100, MISTRAL_7B, PRECISIONS, step_s
 from loadgen.serving.simulated.engine import Engine, EngineLimits, Sequence
 from loadgen.serving.simulated.metrics import EngineStats, Histogram
+from loadgen.serving.simulated.presets import load_presets
+
+PRESETS = load_presets()
+FP16 = PRESETS.cost("fp16")
 
 
 class VirtualServer:
@@ -13,7 +17,7 @@ class VirtualServer:
 
     def __init__(self, precision="fp16", **limits):
         self.stats = EngineStats()
-        self.engine = Engine(H100, MISTRAL_7B, PRECISIONS[precision], EngineLimits(**limits), self.stats)
+        self.engine = Engine(PRESETS.cost(precision), EngineLimits(**limits), self.stats)
         self.now_s = 0.0
         self.tokens = {}
 
@@ -37,12 +41,12 @@ class VirtualServer:
         return sequence
 
     def step(self):
-        duration_s = self.engine.begin_step(self.now_s)
-        if duration_s is None:
+        step = self.engine.begin_step(self.now_s)
+        if step is None:
             return None
-        self.now_s += duration_s
+        self.now_s += step.duration_s
         self.engine.end_step(self.now_s)
-        return duration_s
+        return step
 
 
 def closed_loop_tokens_per_s(precision, concurrency, prompt_tokens=50, output_tokens=80):
@@ -104,8 +108,7 @@ def test_a_long_prompt_is_processed_in_chunks_beside_running_decodes():
     server.step()
     server.submit("long", prompt_tokens=250, output_tokens=2)
     # one decode takes one token of each step's budget: 99 + 99 + 52
-    duration_s = server.step()
-    assert duration_s == step_s(H100, MISTRAL_7B, PRECISIONS["fp16"], batch=1, context_tokens=11, prefill_tokens=99)
+    assert server.step() == FP16.step(batch=1, context_tokens=11, prefill_tokens=99)
     server.step()
     assert "long" not in server.tokens
     server.step()
@@ -121,6 +124,8 @@ def test_a_request_waits_while_the_kv_cache_is_full():
         server.step()
     assert (server.stats.running, server.stats.waiting) == (1, 1)
     assert 0.99 < server.stats.kv_usage <= 1
+    used = server.engine.memory_used_bytes
+    assert used == pytest.approx(0.92 * 80e9, rel=0.01)
     while server.step() is not None:
         pass
     assert server.tokens == {"big": 50, "next": 50}
@@ -209,20 +214,21 @@ class LateLoop:
             callback(*arguments)
 
 
-def test_late_timers_do_not_slow_the_mean_rate(monkeypatch):
+def test_late_timers_slow_neither_the_mean_rate_nor_the_energy(monkeypatch):
     server = VirtualServer()
     loop = LateLoop(late_s=0.003)
-    monkeypatch.setattr(steploop.time, "perf_counter", lambda: loop.now_s)
-    steps = steploop.StepLoop(server.engine, server.stats, loop)
-    steps.submit(server.request("a", prompt_tokens=10, output_tokens=200))
+    monkeypatch.setattr(steploop.time, "monotonic", lambda: loop.now_s)
+    curve = PowerCurve(idle_w=FP16.gpu.idle_w, start_ns=0)
+    loop.call_later(0.5, lambda: steps.submit(server.request("a", prompt_tokens=10, output_tokens=200)))
+    steps = steploop.StepLoop(server.engine, server.stats, curve, loop)
     loop.run()
-    durations_s = [
-        step_s(H100, MISTRAL_7B, PRECISIONS["fp16"], batch=0, context_tokens=0, prefill_tokens=10),
-        *(
-            step_s(H100, MISTRAL_7B, PRECISIONS["fp16"], batch=1, context_tokens=10 + n, prefill_tokens=0)
-            for n in range(1, 200)
-        ),
+    costs = [
+        FP16.step(batch=0, context_tokens=0, prefill_tokens=10),
+        *(FP16.step(batch=1, context_tokens=10 + n, prefill_tokens=0) for n in range(1, 200)),
     ]
+    end_s = 0.503 + sum(step.duration_s for step in costs)
     assert server.tokens == {"a": 200}
     # late by one timer at the end (3 ms and the rounding to whole milliseconds), not by 200 of them
-    assert sum(durations_s) <= loop.now_s <= sum(durations_s) + 0.004
+    assert end_s <= loop.now_s <= end_s + 0.004
+    joules = FP16.gpu.idle_w * 0.503 + sum(step.energy_j for step in costs)
+    assert curve.joules(round(end_s * 1e9)) == pytest.approx(joules, rel=1e-6)

@@ -12,7 +12,7 @@ import msgspec
 from loadgen.serving.simulated.tokens import split_tokens
 from loadgen.workload.item import Item
 
-MEAN_TOKENS = 72
+MEAN_TOKENS = 64
 LENGTH_SIGMA = 0.25
 OWN_DRAW_SHARE = 0.15
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from loadgen.serving.simulated.cost import Gpu, Model, Precision, kv_capacity_tokens, step_s
+from loadgen.serving.simulated.cost import Cost, Step
 from loadgen.serving.simulated.metrics import EngineStats
-
-BLOCK_TOKENS = 16
+from loadgen.serving.simulated.steadystate import BLOCK_TOKENS
 
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,15 +62,13 @@ class Sequence:
 class Engine:
     """A scheduler like vLLM's with chunked prefill; the caller keeps the time.
 
-    `begin_step` forms a batch and says how long it takes, `end_step` yields its tokens. Requests submitted
+    `begin_step` forms a batch and says what it costs, `end_step` yields its tokens. Requests submitted
     during a step are looked at when the next one begins. KV cache is reserved for a sequence's whole length
     when it is admitted, so nothing is ever preempted.
     """
 
-    def __init__(self, gpu: Gpu, model: Model, precision: Precision, limits: EngineLimits, stats: EngineStats) -> None:
-        self._gpu = gpu
-        self._model = model
-        self._precision = precision
+    def __init__(self, cost: Cost, limits: EngineLimits, stats: EngineStats) -> None:
+        self._cost = cost
         self._limits = limits
         self._stats = stats
         self._arrived: list[Sequence] = []
@@ -79,7 +76,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._reserved_tokens = 0
         self._last_end_s = 0.0
-        self.kv_capacity_tokens = kv_capacity_tokens(gpu, model, precision)
+        self.kv_capacity_tokens = cost.kv_capacity_tokens
 
     def submit(self, sequence: Sequence) -> None:
         """Hands a request in; it joins the batch when a later step begins."""
@@ -99,8 +96,13 @@ class Engine:
         self._stats.finished["abort"] += 1
         self._update_gauges()
 
-    def begin_step(self, now_s: float) -> float | None:
-        """Forms the next batch; returns its duration in seconds, None when there is nothing to do."""
+    @property
+    def memory_used_bytes(self) -> int:
+        """The weights, and the keys and values of what is in the batch."""
+        return int(self._cost.weight_bytes + self._reserved_tokens * self._cost.model.kv_bytes_per_token)
+
+    def begin_step(self, now_s: float) -> Step | None:
+        """Forms the next batch; returns what it costs, None when there is nothing to do."""
         self._waiting.extend(self._arrived)
         self._arrived.clear()
         batch = context_tokens = 0
@@ -123,14 +125,7 @@ class Engine:
             prefill_tokens += _prefill(sequence, budget - prefill_tokens)
         if not batch and not prefill_tokens:
             return None
-        return step_s(
-            self._gpu,
-            self._model,
-            self._precision,
-            batch=batch,
-            context_tokens=context_tokens,
-            prefill_tokens=prefill_tokens,
-        )
+        return self._cost.step(batch=batch, context_tokens=context_tokens, prefill_tokens=prefill_tokens)
 
     def end_step(self, now_s: float) -> None:
         """Yields one token of every sequence whose prompt is done, and lets the finished ones go."""

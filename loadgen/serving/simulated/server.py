@@ -15,12 +15,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.answers import AnswerBook
-from loadgen.serving.simulated.cost import H100, MISTRAL_7B, find_precision
-from loadgen.serving.simulated.engine import BLOCK_TOKENS, Engine, EngineLimits, Sequence
+from loadgen.serving.simulated.cost import MEMORY_SHARE, Cost
+from loadgen.serving.simulated.engine import Engine, EngineLimits, Sequence
+from loadgen.serving.simulated.gpu import GpuOptions, SimulatedGpu
 from loadgen.serving.simulated.metrics import EngineStats, StatsCollector, build_registry
 from loadgen.serving.simulated.output import cut_output
 from loadgen.serving.simulated.request import Generation, RequestError, parse_chat, parse_completion
 from loadgen.serving.simulated.sse import EventStream, WholeAnswer
+from loadgen.serving.simulated.steadystate import BLOCK_TOKENS
 from loadgen.serving.simulated.steploop import StepLoop
 from loadgen.workload.item import Item
 
@@ -34,19 +36,26 @@ class SimulatedServer:
 
     def __init__(
         self,
+        cost: Cost,
         *,
         precision: str,
+        gpu: GpuOptions,
         items: Iterable[Item],
         seed: int = 0,
         limits: EngineLimits | None = None,
         accuracy: float | None = None,
     ) -> None:
-        """Raises UsageError for an unknown precision. `accuracy` replaces the precision's own, from 0 to 1."""
+        """`accuracy` replaces the precision's own, from 0 to 1.
+
+        Raises UsageError when the model leaves no room on the GPU for one sequence of the longest length.
+        """
         self._limits = limits or EngineLimits()
+        _check_room(cost, precision, self._limits.max_model_len)
         self._stats = EngineStats()
-        self._engine = Engine(H100, MISTRAL_7B, find_precision(precision), self._limits, self._stats)
+        self._engine = Engine(cost, self._limits, self._stats)
+        self._gpu = SimulatedGpu(cost.gpu, gpu, memory_used_bytes=lambda: self._engine.memory_used_bytes, seed=seed)
         self._book = AnswerBook(items, precision=precision, seed=seed, accuracy=accuracy)
-        self._model = MISTRAL_7B.name
+        self._model = cost.model.name
         self._created = int(time.time())
         self._registry = build_registry(
             StatsCollector(
@@ -66,12 +75,13 @@ class SimulatedServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_post("/v1/chat/completions", self._chat)
+        self._gpu.add_to(app)
         app.on_startup.append(self._start)
         app.on_response_prepare.append(_stamp)
         return app
 
     async def _start(self, _app: web.Application) -> None:
-        self._steps = StepLoop(self._engine, self._stats, asyncio.get_running_loop())
+        self._steps = StepLoop(self._engine, self._stats, self._gpu.curve, asyncio.get_running_loop())
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.Response()
@@ -89,6 +99,7 @@ class SimulatedServer:
             "parent": None,
             "max_model_len": self._limits.max_model_len,
             "simulated": True,
+            "gpu": self._gpu.info.name,
         }
         return _json({"object": "list", "data": [model]})
 
@@ -102,7 +113,7 @@ class SimulatedServer:
         return await self._generate(request, parse_chat)
 
     async def _generate(self, request: web.Request, parse: Callable[..., Generation]) -> web.StreamResponse:
-        arrival_s = time.perf_counter()
+        arrival_s = time.monotonic()
         try:
             generation = parse(await request.read(), model=self._model, max_model_len=self._limits.max_model_len)
         except RequestError as error:
@@ -144,6 +155,17 @@ class SimulatedServer:
         assert response is not None
         await response.write_eof()
         return response
+
+
+def _check_room(cost: Cost, precision: str, max_model_len: int) -> None:
+    room = max(0, cost.kv_capacity_tokens)
+    usable_bytes = MEMORY_SHARE * cost.gpu.memory_bytes
+    if room < max_model_len:
+        raise UsageError(
+            f"the {precision} weights of {cost.model.name} take {cost.weight_bytes / 1e9:.1f} of the "
+            f"{usable_bytes / 1e9:.1f} GB that {cost.gpu.name} offers, which leaves {room} tokens of KV cache for "
+            f"--max-model-len {max_model_len}; choose a larger --gpu, a smaller --model or a smaller --max-model-len"
+        )
 
 
 async def _stamp(_request: web.Request, response: web.StreamResponse) -> None:

@@ -1,0 +1,63 @@
+"""PowerData: the power samples beside one server, GPU by GPU."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.power.calibration import calibrate
+from loadgen.power.sample import PowerSample
+from loadgen.sweep.journal import power_file, read_records
+
+EDGE_NS = 3_000_000_000
+"""How far beyond a window's edges samples are of use."""
+
+
+class PowerData(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples of one server's life and what the manifest knows of its GPUs."""
+
+    samples: dict[str, list[PowerSample]]
+    """By GPU, in the order of time."""
+    rest_w: dict[str, float | None]
+    """Power with the model loaded and nothing asked."""
+    limit_default_w: float | None
+    """Sum of the GPUs' default limits, the board power that NVML knows."""
+    mig: tuple[str, ...] = ()
+    """GPUs in MIG mode: their joules are not this server's alone."""
+
+    def calibration(self) -> dict[str, Any]:
+        """By GPU: update periods and resolution of its sensors, as these samples show them."""
+        found = calibrate([sample for ours in self.samples.values() for sample in ours])
+        return {gpu: msgspec.to_builtins(calibration) for gpu, calibration in found.items()}
+
+    def around(self, t0_ns: int, t1_ns: int) -> dict[str, list[PowerSample]]:
+        """Samples that a window from t0 to t1 needs."""
+        return {
+            gpu: [s for s in samples if t0_ns - EDGE_NS <= s.t_ns <= t1_ns + EDGE_NS]
+            for gpu, samples in self.samples.items()
+        }
+
+
+def read_power(run_dir: Path, manifest: dict[str, Any], target: str, repeat: int) -> PowerData | None:
+    """The power data of one server, or None if its power was not measured."""
+    path = power_file(run_dir, target, repeat)
+    if not path.exists():
+        return None
+    samples: dict[str, list[PowerSample]] = defaultdict(list)
+    for record in read_records(path):
+        if isinstance(record, PowerSample):
+            samples[record.gpu].append(record)
+    block: dict[str, Any] = next(
+        (b for b in manifest.get("power_blocks", []) if (b["target"], b["repeat"]) == (target, repeat)), {}
+    )
+    gpus = block.get("gpus", [])
+    limits = [gpu["power_limit_default_w"] for gpu in gpus]
+    return PowerData(
+        samples={gpu: sorted(ours, key=lambda s: s.t_ns) for gpu, ours in samples.items()},
+        rest_w=block.get("rest_w", {}),
+        limit_default_w=sum(limits) if limits and None not in limits else None,
+        mig=tuple(gpu["uuid"] for gpu in gpus if gpu["mig"]),
+    )

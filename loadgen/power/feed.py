@@ -1,0 +1,217 @@
+"""PowerFeed: an exporter's samples, pulled in the background and stamped by our own clock."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Sequence
+from typing import TypeVar
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.power.calibration import Calibration
+from loadgen.power.clock import ClockOffset, boot_id, measure_offset
+from loadgen.power.coverage import REACH_NS
+from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
+from loadgen.power.wire import ClockReading, Gpus, SamplePage
+
+PERIOD_S = 0.5
+HURRY_S = 0.05
+"""The period while somebody waits in `drain_until`."""
+CLOCK_EVERY_S = 60.0
+"""Two quartz clocks part by at most about 6 ms in between (100 ppm)."""
+TIMEOUT_S = 5.0
+_FAILURES = (OSError, http.client.HTTPException, msgspec.DecodeError)
+T = TypeVar("T")
+
+
+class PowerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the samples come from."""
+
+    source: SourceKind
+    simulated: bool
+    gpus: tuple[GpuInfo, ...]
+    """Those that were asked for."""
+    calibration: dict[str, Calibration | None]
+    """By UUID; None where the exporter has not sampled enough for it yet."""
+    clock: ClockOffset
+
+
+class PowerFeed:
+    """Samples of an exporter's GPUs; `gpus` are UUIDs, None for all that it samples."""
+
+    def __init__(self, url: str, gpus: Sequence[str] | None = None) -> None:
+        """Raises UsageError for a malformed `url` (http://host:port, a path may follow)."""
+        self._url = url.rstrip("/")
+        self._asked = tuple(gpus) if gpus is not None else None
+        self._link = _Link(self._url)
+        self._seq: int | None = None
+        self._clock = ClockOffset(offset_ns=0, bound_ns=0, same_machine=False)
+        self._news = threading.Condition()
+        self._samples: list[PowerSample] = []
+        self._newest_ns: dict[str, int] = {}
+        self._waiting = 0
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self.lost = 0
+        """Samples that the exporter forgot before they were pulled."""
+        self.failures = 0
+        """Pulls that failed; what they missed is pulled by a later one."""
+
+    def connect(self) -> PowerFacts:
+        """Ask who is there and compare clocks; samples count from here.
+
+        Raises UsageError, one sentence, when there is no exporter or it does not sample a GPU that was asked for.
+        """
+        try:
+            self._clock = self._measure_clock()
+            facts = self._link.ask("/gpus", Gpus)
+            infos = self._pick(facts.gpus)
+            self._seq = self._link.ask("/samples", SamplePage).next
+        except _FAILURES as error:
+            why = str(error) or type(error).__name__
+            sentence = f"no power exporter answers at {self._url} ({why}); start `loadgen exporter` there"
+            raise UsageError(sentence) from None
+        finally:
+            self._link.close()
+        self._newest_ns = {info.uuid: 0 for info in infos}
+        return PowerFacts(
+            source=facts.source,
+            simulated=facts.simulated,
+            gpus=infos,
+            calibration={info.uuid: facts.calibration.get(info.uuid) for info in infos},
+            clock=self._clock,
+        )
+
+    @property
+    def clock(self) -> ClockOffset:
+        """As last measured."""
+        return self._clock
+
+    def start(self) -> None:
+        """Pull in the background from now on; `connect` comes first."""
+        if self._seq is None:
+            raise RuntimeError("PowerFeed.start() before connect()")
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="power-feed", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Pull a last time and end; what came can still be taken."""
+        if self._thread is None:
+            return
+        with self._news:
+            self._stopping = True
+            self._news.notify_all()
+        self._thread.join()
+        self._thread = None
+
+    def take(self) -> list[PowerSample]:
+        """The samples since the last call, oldest first, `t_ns` on our CLOCK_MONOTONIC."""
+        with self._news:
+            samples, self._samples = self._samples, []
+        return samples
+
+    def drain_until(self, t_ns: int, timeout_s: float) -> bool:
+        """Wait until samples of every GPU reach REACH_NS beyond `t_ns`; False when they did not within `timeout_s`."""
+        with self._news:
+            self._waiting += 1
+            self._news.notify_all()
+            try:
+                return self._news.wait_for(lambda: self._reaches(t_ns + REACH_NS), timeout_s)
+            finally:
+                self._waiting -= 1
+
+    def _reaches(self, t_ns: int) -> bool:
+        return all(newest_ns > t_ns for newest_ns in self._newest_ns.values())
+
+    def _pick(self, infos: tuple[GpuInfo, ...]) -> tuple[GpuInfo, ...]:
+        if self._asked is None:
+            return infos
+        known = {info.uuid: info for info in infos}
+        for uuid in self._asked:
+            if uuid not in known:
+                raise UsageError(f"GPU {uuid} is not sampled by {self._url}; it samples {', '.join(known) or 'none'}")
+        return tuple(known[uuid] for uuid in self._asked)
+
+    def _measure_clock(self) -> ClockOffset:
+        return measure_offset(lambda: self._link.ask("/clock", ClockReading), own_boot_id=boot_id())
+
+    def _run(self) -> None:
+        clock_due_s = time.monotonic() + CLOCK_EVERY_S
+        while True:
+            stopping = self._stopping
+            try:
+                if not self._clock.same_machine and time.monotonic() >= clock_due_s:
+                    self._clock = self._measure_clock()
+                    clock_due_s = time.monotonic() + CLOCK_EVERY_S
+                more = self._pull()
+            except _FAILURES:
+                more = False
+                self.failures += 1
+                self._link.close()
+            if stopping and not more:
+                break
+            if not more:
+                self._pause()
+        self._link.close()
+
+    def _pause(self) -> None:
+        """Half a second, cut short when somebody begins to wait."""
+        with self._news:
+            if not self._waiting:
+                self._news.wait_for(lambda: self._stopping or self._waiting, PERIOD_S)
+            elif not self._stopping:
+                self._news.wait_for(lambda: self._stopping, HURRY_S)
+
+    def _pull(self) -> bool:
+        """One page into the list; True when there is more at once."""
+        assert self._seq is not None
+        page = self._link.ask("/samples", SamplePage, since=self._seq, gpu=",".join(self._newest_ns))
+        if page.next < self._seq:
+            self._seq = 0
+            return True
+        self._seq = page.next
+        clock = self._clock
+        samples = page.samples
+        if clock.offset_ns:
+            samples = tuple(msgspec.structs.replace(s, t_ns=clock.local_ns(s.t_ns)) for s in samples)
+        with self._news:
+            self.lost += page.lost
+            self._samples += samples
+            for sample in samples:
+                self._newest_ns[sample.gpu] = sample.t_ns
+            self._news.notify_all()
+        return page.more
+
+
+class _Link:
+    """A keep-alive connection that asks an exporter, one question at a time."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            raise UsageError(f"exporter URL {url} is malformed; write http://host:port") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise UsageError(f"exporter URL {url} is malformed; write http://host:port")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, port, timeout=TIMEOUT_S)
+        self._path = parts.path
+
+    def ask(self, path: str, answer: type[T], **query: object) -> T:
+        """GET; raises OSError, HTTPException or DecodeError when the answer is not one."""
+        target = f"{self._path}{path}?{urlencode(query, safe=',')}" if query else f"{self._path}{path}"
+        self._connection.request("GET", target)
+        response = self._connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise http.client.HTTPException(f"{path} answers {response.status}")
+        return msgspec.json.decode(body, type=answer)
+
+    def close(self) -> None:
+        self._connection.close()

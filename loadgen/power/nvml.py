@@ -1,0 +1,256 @@
+"""NVML: power, energy and state of NVIDIA GPUs, through nvidia-ml-py."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pynvml
+
+from loadgen.errors import UsageError
+from loadgen.power.sample import GpuInfo, GpuLostError, PowerSample, SourceKind
+
+_FIELDS = {
+    "counter_j": pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION,  # 83, mJ
+    "power_instant_w": pynvml.NVML_FI_DEV_POWER_INSTANT,  # 186, mW
+    "power_average_w": pynvml.NVML_FI_DEV_POWER_AVERAGE,  # 185, mW
+}
+_MILLI = 1e-3
+_MEGA = 1e6
+_NEVER = frozenset(
+    {
+        pynvml.NVML_ERROR_INVALID_ARGUMENT,  # what a driver older than a field may say of its number
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    }
+)
+"""Codes that will not change while the process runs: the field is given up."""
+_GONE = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED})
+_VALUE_MEMBERS = {
+    pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+    pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+    pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
+}
+_CODE_NAMES: dict[int, str] = {code: name for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
+_Ask = Callable[[Any], float]
+"""A device's handle -> a value in the unit of its PowerSample field; raises NVMLError."""
+
+_SLOW: dict[str, tuple[_Ask, ...]] = {
+    "temperature_c": (lambda h: pynvml.nvmlDeviceGetTemperature(h, pynvml.NVML_TEMPERATURE_GPU),),
+    "sm_clock_hz": (lambda h: pynvml.nvmlDeviceGetClockInfo(h, pynvml.NVML_CLOCK_SM) * _MEGA,),
+    "memory_clock_hz": (lambda h: pynvml.nvmlDeviceGetClockInfo(h, pynvml.NVML_CLOCK_MEM) * _MEGA,),
+    "throttle_reasons": (
+        lambda h: pynvml.nvmlDeviceGetCurrentClocksEventReasons(h),
+        lambda h: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(h),  # its name until driver 535
+    ),
+    "power_limit_w": (lambda h: pynvml.nvmlDeviceGetEnforcedPowerLimit(h) * _MILLI,),
+    "memory_used_bytes": (
+        lambda h: pynvml.nvmlDeviceGetMemoryInfo(h, pynvml.nvmlMemory_v2).used,  # without what the driver reserves
+        lambda h: pynvml.nvmlDeviceGetMemoryInfo(h).used,
+    ),
+}
+"""Field -> the ways to ask for it, the better first; the next is for drivers that do not know the one before."""
+
+
+def _functions_for(handle: Any) -> dict[str, tuple[_Ask, ...]]:
+    """What drivers without nvmlDeviceGetFieldValues offer.
+
+    NVML says of nvmlDeviceGetPowerUsage: a mean of one second from Ampere on, momentary before. (GA100 is momentary
+    too, but not told apart here: its value goes under the name that claims less.)
+    """
+    try:
+        momentary = pynvml.nvmlDeviceGetArchitecture(handle) < pynvml.NVML_DEVICE_ARCH_AMPERE
+    except pynvml.NVMLError:
+        momentary = False
+    return {
+        "counter_j": (lambda h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) * _MILLI,),
+        "power_instant_w" if momentary else "power_average_w": (lambda h: pynvml.nvmlDeviceGetPowerUsage(h) * _MILLI,),
+    }
+
+
+@dataclass
+class _Gpu:
+    """A device and what it was found to have; fields are given up as they prove unsupported."""
+
+    handle: Any
+    info: GpuInfo
+    fields: dict[str, int] = field(default_factory=lambda: dict(_FIELDS))
+    fast: dict[str, tuple[_Ask, ...]] = field(default_factory=dict)
+    slow: dict[str, tuple[_Ask, ...]] = field(default_factory=lambda: dict(_SLOW))
+
+
+class NvmlReader:
+    """Every GPU that NVML shows, by UUID. Not thread-safe."""
+
+    kind: SourceKind = "nvml"
+
+    def __init__(self) -> None:
+        """Reads each GPU once to learn its fields. Raises UsageError without a driver, its library, or a GPU."""
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            raise UsageError(_no_nvml(error)) from error
+        try:
+            found = [_open(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        except pynvml.NVMLError as error:
+            pynvml.nvmlShutdown()
+            raise UsageError(f"NVML cannot list the GPUs ({_code(error)}): see whether nvidia-smi works") from error
+        if not found:
+            pynvml.nvmlShutdown()
+            raise UsageError("NVML shows no GPU: in a container set NVIDIA_VISIBLE_DEVICES, or choose --power none")
+        self._gpus = {gpu.info.uuid: gpu for gpu in found}
+        for uuid in self._gpus:
+            try:
+                self.read(uuid, slow=True)
+            except GpuLostError as error:
+                self.close()
+                raise UsageError(f"the GPU {uuid} does not answer ({error}): reset it or reboot the machine") from error
+
+    def gpus(self) -> list[GpuInfo]:
+        """In NVML's order (by PCI bus); `supported` is what the readings so far have shown."""
+        return [_with_support(gpu) for gpu in self._gpus.values()]
+
+    def read(self, uuid: str, *, slow: bool) -> PowerSample:
+        """One nvmlDeviceGetFieldValues, stamped; then, when `slow`, the rest. Raises GpuLostError."""
+        gpu = self._gpus[uuid]
+        errors: list[str] = []
+        before_ns = time.monotonic_ns()
+        values = _field_values(gpu, errors)
+        if gpu.fast:
+            before_ns = time.monotonic_ns()
+            values = _ask_each(gpu.handle, gpu.fast, errors)
+        after_ns = time.monotonic_ns()
+        if slow:
+            values |= _ask_each(gpu.handle, gpu.slow, errors)
+        return PowerSample(
+            t_ns=(before_ns + after_ns) // 2,
+            latency_ns=after_ns - before_ns,
+            gpu=uuid,
+            counter_j=values.get("counter_j"),
+            power_instant_w=values.get("power_instant_w"),
+            power_average_w=values.get("power_average_w"),
+            temperature_c=values.get("temperature_c"),
+            sm_clock_hz=values.get("sm_clock_hz"),
+            memory_clock_hz=values.get("memory_clock_hz"),
+            throttle_reasons=_whole(values.get("throttle_reasons")),
+            power_limit_w=values.get("power_limit_w"),
+            memory_used_bytes=_whole(values.get("memory_used_bytes")),
+            errors=tuple(errors),
+        )
+
+    def close(self) -> None:
+        pynvml.nvmlShutdown()
+
+
+def _field_values(gpu: _Gpu, errors: list[str]) -> dict[str, float]:
+    """The energy fields of one call, each by its own return code; gives up what is not supported."""
+    if not gpu.fields:
+        return {}
+    try:
+        answers = pynvml.nvmlDeviceGetFieldValues(gpu.handle, list(gpu.fields.values()))
+    except pynvml.NVMLError as error:
+        if error.value in _NEVER:
+            gpu.fields.clear()
+            gpu.fast = _functions_for(gpu.handle)
+        else:
+            errors.extend(f"{name}: {_failure(error)}" for name in gpu.fields)
+        return {}
+    values: dict[str, float] = {}
+    for name, answer in zip(tuple(gpu.fields), answers, strict=True):
+        if answer.nvmlReturn == pynvml.NVML_SUCCESS:
+            values[name] = getattr(answer.value, _VALUE_MEMBERS[answer.valueType]) * _MILLI
+        elif answer.nvmlReturn in _NEVER:
+            del gpu.fields[name]
+        else:
+            errors.append(f"{name}: {_failure(pynvml.NVMLError(answer.nvmlReturn))}")
+    return values
+
+
+def _ask_each(handle: Any, asks: dict[str, tuple[_Ask, ...]], errors: list[str]) -> dict[str, float]:
+    """Each field by the first way that the driver knows; a way, then a field, that it does not know is given up."""
+    values: dict[str, float] = {}
+    for name in tuple(asks):
+        while name in asks and name not in values:
+            try:
+                values[name] = asks[name][0](handle)
+            except pynvml.NVMLError as error:
+                if error.value not in _NEVER:
+                    errors.append(f"{name}: {_failure(error)}")
+                    break
+                asks[name] = asks[name][1:]
+                if not asks[name]:
+                    del asks[name]
+    return values
+
+
+def _failure(error: pynvml.NVMLError) -> str:
+    """The code's name, for a field that failed this once; raises GpuLostError when the GPU is gone."""
+    if error.value in _GONE:
+        raise GpuLostError(_code(error)) from error
+    return _code(error)
+
+
+def _code(error: pynvml.NVMLError) -> str:
+    code = int(error.value)
+    return _CODE_NAMES.get(code, f"NVML_ERROR_{code}")
+
+
+def _open(index: int) -> _Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    constraints_mw = _optional(lambda: pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
+    mig = _optional(lambda: pynvml.nvmlDeviceGetMigMode(handle))
+    return _Gpu(
+        handle=handle,
+        info=GpuInfo(
+            uuid=pynvml.nvmlDeviceGetUUID(handle),
+            index=index,
+            name=pynvml.nvmlDeviceGetName(handle),
+            driver=_optional(pynvml.nvmlSystemGetDriverVersion),
+            vbios=_optional(lambda: pynvml.nvmlDeviceGetVbiosVersion(handle)),
+            power_limit_enforced_w=_watts(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)),
+            power_limit_default_w=_watts(lambda: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle)),
+            power_limit_max_w=None if constraints_mw is None else constraints_mw[1] * _MILLI,
+            memory_total_bytes=_optional(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)),
+            mig=mig is not None and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
+        ),
+    )
+
+
+def _optional(ask: Callable[[], Any]) -> Any:
+    """The answer, or None where this GPU or driver has none."""
+    try:
+        return ask()
+    except pynvml.NVMLError:
+        return None
+
+
+def _watts(ask_mw: Callable[[], int]) -> float | None:
+    milliwatts = _optional(ask_mw)
+    return None if milliwatts is None else milliwatts * _MILLI
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _with_support(gpu: _Gpu) -> GpuInfo:
+    there = {*gpu.fields, *gpu.fast, *gpu.slow}
+    return msgspec.structs.replace(gpu.info, supported={name: name in there for name in (*_FIELDS, *_SLOW)})
+
+
+def _no_nvml(error: pynvml.NVMLError) -> str:
+    if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+        return (
+            "libnvidia-ml.so.1 is not here: install NVIDIA's driver (in a container set "
+            "NVIDIA_DRIVER_CAPABILITIES=utility), or choose --power none"
+        )
+    if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+        return "NVML's library and the loaded driver differ in version: reboot the machine after the driver's update"
+    return f"NVIDIA's driver does not answer ({_code(error)}): see whether nvidia-smi works, or choose --power none"

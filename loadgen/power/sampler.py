@@ -1,0 +1,167 @@
+"""Sampler: a thread that reads a machine's power sensors on absolute deadlines and keeps the recent samples."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import numpy as np
+
+from loadgen.power.sample import GPU_LOST, GpuLostError, PowerReader, PowerSample
+
+PERIOD_S = 0.02
+SLOW_PERIOD_S = 1.0
+HISTORY_S = 900.0
+LATENESS_TICKS = 100_000
+
+
+class SamplerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """How well a sampler kept its time, since it was started."""
+
+    period_s: float
+    ticks: int
+    """Deadlines at which it read."""
+    ticks_missed: int
+    """Deadlines that passed while it was still reading or not scheduled; they are not made up for."""
+    lateness_ms_p50: float | None
+    """How long after its deadline a tick began, over the last 100 000 ticks."""
+    lateness_ms_p99: float | None
+    lateness_ms_max: float | None
+    slow_reads: dict[str, int]
+    """UUID -> readings dropped because they took longer than the period: their stamp would be too vague."""
+    lost: dict[str, str]
+    """UUID -> why the GPU no longer answers."""
+
+
+class Sampler:
+    """Samples `uuids` every `period_s`, all fields every `slow_period_s`, from start() to stop(); a context manager.
+
+    Samples are numbered from 0 in the order taken; the last `history_s` of them are kept. Of a lost GPU the last sample
+    says so in its errors and has no reading; the others go on. The reader belongs to the thread until stop().
+    """
+
+    def __init__(
+        self,
+        reader: PowerReader,
+        uuids: Sequence[str],
+        *,
+        period_s: float = PERIOD_S,
+        slow_period_s: float = SLOW_PERIOD_S,
+        history_s: float = HISTORY_S,
+    ) -> None:
+        self.period_s = period_s
+        self._reader = reader
+        self._active = list(uuids)
+        self._period_ns = round(period_s * 1e9)
+        self._slow_period_ns = round(slow_period_s * 1e9)
+        self._slow_due_ns = dict.fromkeys(uuids, 0)
+        self._capacity = max(1, round(history_s / period_s) * len(uuids))
+        self._ring: list[PowerSample] = []
+        self._next = 0
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="loadgen-power", daemon=True)
+        self._failure: Exception | None = None
+        self._ticks = 0
+        self._ticks_missed = 0
+        self._lateness_ns: deque[int] = deque(maxlen=LATENESS_TICKS)
+        self._slow_reads: Counter[str] = Counter()
+        self._lost: dict[str, str] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; what was sampled can still be asked for."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def since(self, sequence: int, uuids: Sequence[str] | None = None) -> tuple[int, int, list[PowerSample]]:
+        """(the number to ask with next time, how many were too old to be kept, the samples from `sequence` on).
+
+        `uuids` narrows the samples, not the count of the lost. Raises RuntimeError when the thread has failed.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise RuntimeError(f"the power sampler has stopped: {self._failure!r}") from self._failure
+            oldest = self._next - len(self._ring)
+            first = min(max(sequence, oldest), self._next)
+            samples = [self._ring[number % self._capacity] for number in range(first, self._next)]
+            following = self._next
+        lost = max(0, oldest - max(sequence, 0))
+        if uuids is not None:
+            samples = [sample for sample in samples if sample.gpu in uuids]
+        return following, lost, samples
+
+    def statistics(self) -> SamplerStatistics:
+        with self._lock:
+            late_ms = np.array(self._lateness_ns, dtype=np.float64) / 1e6
+            p50, p99, most = np.percentile(late_ms, [50, 99, 100]).tolist() if late_ms.size else (None, None, None)
+            return SamplerStatistics(
+                period_s=self.period_s,
+                ticks=self._ticks,
+                ticks_missed=self._ticks_missed,
+                lateness_ms_p50=p50,
+                lateness_ms_p99=p99,
+                lateness_ms_max=most,
+                slow_reads=dict(self._slow_reads),
+                lost=dict(self._lost),
+            )
+
+    def _run(self) -> None:
+        try:
+            deadline_ns = time.monotonic_ns()
+            while not self._stopping.wait(max(0, deadline_ns - time.monotonic_ns()) / 1e9):
+                self._tick(time.monotonic_ns() - deadline_ns)
+                deadline_ns += self._period_ns
+                missed = max(0, (time.monotonic_ns() - deadline_ns) // self._period_ns)
+                deadline_ns += missed * self._period_ns
+                with self._lock:
+                    self._ticks_missed += missed
+        except Exception as error:
+            with self._lock:
+                self._failure = error
+
+    def _tick(self, late_ns: int) -> None:
+        samples = []
+        for uuid in tuple(self._active):
+            slow = time.monotonic_ns() >= self._slow_due_ns[uuid]
+            try:
+                sample = self._reader.read(uuid, slow=slow)
+            except GpuLostError as error:
+                self._active.remove(uuid)
+                sample = PowerSample(t_ns=time.monotonic_ns(), latency_ns=0, gpu=uuid, errors=(f"{GPU_LOST}{error}",))
+                with self._lock:
+                    self._lost[uuid] = str(error)
+            if sample.latency_ns > self._period_ns:
+                with self._lock:
+                    self._slow_reads[uuid] += 1
+                continue
+            samples.append(sample)
+            if slow:
+                self._slow_due_ns[uuid] = sample.t_ns + self._slow_period_ns
+        with self._lock:
+            self._ticks += 1
+            self._lateness_ns.append(max(0, late_ns))
+            for sample in samples:
+                self._keep(sample)
+
+    def _keep(self, sample: PowerSample) -> None:
+        if len(self._ring) < self._capacity:
+            self._ring.append(sample)
+        else:
+            self._ring[self._next % self._capacity] = sample
+        self._next += 1

@@ -1,0 +1,84 @@
+"""`loadgen exporter` as a function: this machine's sensors, sampled and served until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from aiohttp import web
+
+from loadgen.errors import UsageError
+from loadgen.power.exporter import application
+from loadgen.power.nvml import NvmlReader
+from loadgen.power.rapl import RaplReader
+from loadgen.power.sample import GpuInfo
+from loadgen.power.sampler import Sampler
+from loadgen.power.selection import select_gpus
+
+HISTORY_S = 3600.0
+
+
+def run_exporter(
+    host: str,
+    port: int,
+    *,
+    source: Literal["nvml", "rapl"],
+    gpus: Sequence[str] | None,
+    period_s: float,
+    say: Callable[[str], object],
+) -> None:
+    """Serves until SIGINT or SIGTERM; `say` gets one line once it answers.
+
+    `gpus` are UUIDs; None for those of CUDA_VISIBLE_DEVICES or the only one there is (RAPL: every package). Raises
+    UsageError, one sentence, when there are no such sensors or the address is taken.
+    """
+    listening = _listen(host, port)
+    with listening:
+        reader = NvmlReader() if source == "nvml" else RaplReader()
+        try:
+            infos = _chosen(reader.gpus(), source, gpus)
+            names = ", ".join(f"{info.name} {info.uuid}" for info in infos)
+            ready = f"{source} exporter ready on http://{host}:{port}: {names}, sampled each {period_s * 1e3:g} ms"
+            with Sampler(reader, [info.uuid for info in infos], period_s=period_s, history_s=HISTORY_S) as sampler:
+                asyncio.run(_serve(application(sampler, infos, source), listening, on_ready=lambda: say(ready)))
+        finally:
+            reader.close()
+
+
+def _chosen(infos: Sequence[GpuInfo], source: str, asked: Sequence[str] | None) -> list[GpuInfo]:
+    if source == "rapl" and asked is None:
+        return list(infos)
+    uuids = select_gpus(
+        infos,
+        asked=asked,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES") if source == "nvml" else None,
+        order=os.environ.get("CUDA_DEVICE_ORDER"),
+    )
+    return [info for info in infos if info.uuid in uuids]
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=128)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None
+
+
+async def _serve(app: web.Application, listening: socket.socket, *, on_ready: Callable[[], object]) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listening).start()
+        on_ready()
+        await stop.wait()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,223 @@
+"""SimulatedReader: a power curve seen through sensors like a GPU's; nothing it gives was measured."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from loadgen.power.faults import Fault
+from loadgen.power.sample import GpuInfo, GpuLostError, PowerSample, SourceKind
+from loadgen.power.throttle import SW_THERMAL_SLOWDOWN
+
+KEPT_SEGMENTS = 16384
+LONGEST_INSTANT_WINDOW_S = 0.025
+AVERAGE_WINDOW_S = 1.0
+"""NVML field 185: mean of the last second."""
+AVERAGE_PERIOD_S = 0.1
+DELAY_S = 0.02
+"""Readings tell of this long ago: a step's power is recorded when the event loop comes to begin it, a little late."""
+COUNTS_PER_J = 1000
+"""NVML field 83 counts millijoules."""
+COUNTER_START_J = 250_000.0
+AMBIENT_C = 30.0
+FULL_LOAD_C = 40.0
+"""Above ambient at the power limit."""
+THROTTLED_C = 90.0
+SM_CLOCK_HZ = 1.755e9
+THROTTLED_CLOCK_HZ = 1.2e9
+MEMORY_CLOCK_HZ = 2.6e9
+FIELDS = (
+    "counter_j",
+    "power_instant_w",
+    "power_average_w",
+    "temperature_c",
+    "sm_clock_hz",
+    "memory_clock_hz",
+    "throttle_reasons",
+    "power_limit_w",
+    "memory_used_bytes",
+)
+
+
+class Sensors(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the sensors update (seconds of real time) and how well they read."""
+
+    counter_period_s: float = 0.02
+    instant_period_s: float = 0.02
+    instant_window_s: float = 0.02
+    """Each instantaneous reading is the mean of this long before its update."""
+    instant_noise: float = 0.005
+    """Standard deviation over the reading."""
+
+    @classmethod
+    def of_period(cls, period_s: float) -> Sensors:
+        """Counter and instantaneous power with that update period; the latter sees at most 25 ms of it, as an A100's
+        does (arXiv 2312.02741)."""
+        return cls(
+            counter_period_s=period_s,
+            instant_period_s=period_s,
+            instant_window_s=min(period_s, LONGEST_INSTANT_WINDOW_S),
+        )
+
+
+class PowerCurve:
+    """True power over time: watts of each stretch recorded, idle in between. One thread records, others may ask."""
+
+    def __init__(self, idle_w: float, start_ns: int) -> None:
+        self.start_ns = start_ns
+        self._idle_w = idle_w
+        self._starts_ns: list[int] = [start_ns]
+        self._segments: list[tuple[int, float, float]] = [(start_ns, 0.0, 0.0)]
+        """End, watts, and joules from the start to the segment's begin."""
+        self._lock = threading.Lock()
+
+    def record(self, start_ns: int, end_ns: int, watts: float) -> None:
+        """The power from one instant to another, not before what is recorded already."""
+        with self._lock:
+            start_ns = max(start_ns, self._segments[-1][0])
+            if end_ns <= start_ns:
+                return
+            joules = self._joules(start_ns)
+            self._starts_ns.append(start_ns)
+            self._segments.append((end_ns, watts, joules))
+            if len(self._segments) > 2 * KEPT_SEGMENTS:
+                del self._starts_ns[:KEPT_SEGMENTS], self._segments[:KEPT_SEGMENTS]
+
+    def joules(self, t_ns: int) -> float:
+        """Energy from the start until `t_ns`, negative before it; exact within the last 16,000 stretches."""
+        with self._lock:
+            return self._joules(t_ns)
+
+    def _joules(self, t_ns: int) -> float:
+        index = max(bisect_right(self._starts_ns, t_ns) - 1, 0)
+        start_ns = self._starts_ns[index]
+        end_ns, watts, joules = self._segments[index]
+        busy_ns = min(max(t_ns - start_ns, 0), end_ns - start_ns)
+        return joules + (watts * busy_ns + self._idle_w * (t_ns - start_ns - busy_ns)) / 1e9
+
+
+class SimulatedReader:
+    """One simulated GPU, a PowerReader.
+
+    Equal seed, curve and times of reading give equal samples. A lost GPU raises GpuLostError; in a gap every field
+    fails, named in the sample's errors.
+    """
+
+    kind: SourceKind = "simulated"
+
+    def __init__(
+        self,
+        curve: PowerCurve,
+        info: GpuInfo,
+        *,
+        sensors: Sensors | None = None,
+        faults: Sequence[Fault] = (),
+        memory_used_bytes: Callable[[], int] = lambda: 0,
+        seed: int = 0,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """`info` needs its enforced limit; fault times count from the curve's start."""
+        assert info.power_limit_enforced_w is not None
+        self._curve = curve
+        self._info = msgspec.structs.replace(info, simulated=True, supported=dict.fromkeys(FIELDS, True))
+        self._limit_w = info.power_limit_enforced_w
+        self._sensors = sensors or Sensors()
+        self._faults = tuple(faults)
+        self._resets_s = sorted(fault.at_s for fault in faults if fault.kind == "reset")
+        self._memory_used_bytes = memory_used_bytes
+        self._seed = seed
+        self._clock_ns = clock_ns
+        self._phase = random.Random(f"phase {seed}").random()
+        self._counter_base_j = -COUNTER_START_J
+        self._resets_seen = 0
+        self._average: tuple[int, float] | None = None
+
+    def gpus(self) -> list[GpuInfo]:
+        return [self._info]
+
+    def read(self, uuid: str, *, slow: bool) -> PowerSample:
+        """One sample; `slow` asks for clocks, temperature, throttle reasons, limit and memory too.
+
+        Raises GpuLostError after a `lost` fault, ValueError for another GPU's UUID.
+        """
+        if uuid != self._info.uuid:
+            raise ValueError(f"{uuid} is not {self._info.uuid}")
+        before_ns = self._clock_ns()
+        elapsed_s = self._elapsed_s(before_ns)
+        if any(fault.kind == "lost" and elapsed_s >= fault.at_s for fault in self._faults):
+            raise GpuLostError(f"{uuid}: NVML_ERROR_GPU_IS_LOST (simulated)")
+        if self._is_on("gap", elapsed_s):
+            asked = FIELDS if slow else FIELDS[:3]
+            errors = tuple(f"{field}: NVML_ERROR_TIMEOUT" for field in asked)
+            return PowerSample(t_ns=before_ns, latency_ns=0, gpu=uuid, errors=errors)
+        counter_j = self._counter_j(before_ns)
+        instant_w = self._instant_w(before_ns)
+        average_w = self._average_w(before_ns)
+        after_ns = self._clock_ns()
+        sample = PowerSample(
+            t_ns=(before_ns + after_ns) // 2,
+            latency_ns=after_ns - before_ns,
+            gpu=uuid,
+            counter_j=counter_j,
+            power_instant_w=instant_w,
+            power_average_w=average_w,
+        )
+        if not slow:
+            return sample
+        throttled = self._is_on("throttle", elapsed_s)
+        return msgspec.structs.replace(
+            sample,
+            temperature_c=THROTTLED_C if throttled else round(AMBIENT_C + FULL_LOAD_C * average_w / self._limit_w),
+            sm_clock_hz=THROTTLED_CLOCK_HZ if throttled else SM_CLOCK_HZ,
+            memory_clock_hz=MEMORY_CLOCK_HZ,
+            throttle_reasons=SW_THERMAL_SLOWDOWN if throttled else 0,
+            power_limit_w=self._limit_w,
+            memory_used_bytes=self._memory_used_bytes(),
+        )
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _elapsed_s(self, t_ns: int) -> float:
+        return (t_ns - self._curve.start_ns) / 1e9
+
+    def _is_on(self, kind: str, elapsed_s: float) -> bool:
+        return any(fault.kind == kind and fault.is_on(elapsed_s) for fault in self._faults)
+
+    def _joules(self, t_ns: int) -> float:
+        elapsed_s = self._elapsed_s(t_ns)
+        return self._curve.joules(t_ns) + sum(fault.joules(elapsed_s) for fault in self._faults)
+
+    def _updated_ns(self, t_ns: int, period_s: float) -> int:
+        """The last instant that a sensor of that period tells of."""
+        period_ns = round(period_s * 1e9)
+        t_ns -= round(DELAY_S * 1e9)
+        return t_ns - (t_ns - self._curve.start_ns - round(self._phase * period_ns)) % period_ns
+
+    def _counter_j(self, t_ns: int) -> float:
+        joules = self._joules(self._updated_ns(t_ns, self._sensors.counter_period_s))
+        resets = bisect_right(self._resets_s, self._elapsed_s(t_ns))
+        if resets > self._resets_seen:
+            self._resets_seen = resets
+            self._counter_base_j = joules
+        return int((joules - self._counter_base_j) * COUNTS_PER_J) / COUNTS_PER_J
+
+    def _instant_w(self, t_ns: int) -> float:
+        updated_ns = self._updated_ns(t_ns, self._sensors.instant_period_s)
+        draw = random.Random(f"{self._seed} {updated_ns - self._curve.start_ns}")
+        noise = draw.gauss(0.0, self._sensors.instant_noise)
+        return round(self._mean_w(updated_ns, self._sensors.instant_window_s) * (1 + noise), 3)
+
+    def _average_w(self, t_ns: int) -> float:
+        updated_ns = self._updated_ns(t_ns, AVERAGE_PERIOD_S)
+        if self._average is None or self._average[0] != updated_ns:
+            self._average = updated_ns, round(self._mean_w(updated_ns, AVERAGE_WINDOW_S), 3)
+        return self._average[1]
+
+    def _mean_w(self, t_ns: int, window_s: float) -> float:
+        return (self._joules(t_ns) - self._joules(t_ns - round(window_s * 1e9))) / window_s

@@ -1,0 +1,71 @@
+"""Glance: how the running cell is doing, for the live view and the sweep's own metrics."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from statistics import fmean
+
+from loadgen.client.exchange import Exchange
+from loadgen.sweep.observer import Progress
+from loadgen.sweep.plan import Cell
+from loadgen.workload.grading import grade
+
+
+class Glance:
+    """Running figures of one cell, from ended requests. `gold` maps item to answer; empty: nothing is graded."""
+
+    def __init__(self, gold: Mapping[str, str]) -> None:
+        self._gold = gold
+        self._graded = 0
+        self._correct = 0
+        self.next_ns = 0
+        self.last_error = ""
+        self._requests = 0
+        self._errors = 0
+        self._tokens = 0
+        self._ttfts_s: deque[float] = deque(maxlen=256)
+        self._tpots_s: deque[float] = deque(maxlen=256)
+
+    def add(self, exchange: Exchange) -> None:
+        if exchange.status != "ok":
+            self._errors += 1
+            self.last_error = f"{exchange.status}: {exchange.error}"
+            return
+        self._requests += 1
+        self._tokens += exchange.output_tokens or 0
+        if exchange.phase == "measured" and exchange.item_id in self._gold:
+            verdict = grade(exchange.text, self._gold[exchange.item_id], finish_reason=exchange.finish_reason)
+            self._graded += 1
+            self._correct += verdict.outcome == "correct"
+        if exchange.t_first_ns is not None:
+            self._ttfts_s.append((exchange.t_first_ns - exchange.t_send_ns) / 1e9)
+            if exchange.output_tokens and exchange.output_tokens > 1:
+                decode_ns = exchange.token_times[-1][0] - exchange.t_first_ns
+                self._tpots_s.append(decode_ns / 1e9 / (exchange.output_tokens - 1))
+
+    def progress(
+        self,
+        cell: Cell,
+        stage: str,
+        share: float,
+        *,
+        in_flight: int,
+        running: float | None,
+        power_w: float | None,
+        elapsed_s: float,
+    ) -> Progress:
+        return Progress(
+            cell=cell,
+            stage=stage,
+            in_flight=in_flight,
+            running=running,
+            requests=self._requests,
+            errors=self._errors,
+            tokens_per_s=self._tokens / elapsed_s if self._tokens else None,
+            ttft_ms=fmean(self._ttfts_s) * 1e3 if self._ttfts_s else None,
+            tpot_ms=fmean(self._tpots_s) * 1e3 if self._tpots_s else None,
+            power_w=power_w,
+            accuracy=self._correct / self._graded if self._graded else None,
+            share=share,
+        )

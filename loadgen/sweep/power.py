@@ -1,0 +1,175 @@
+"""Power beside the load: which source, and a recorder that keeps every raw sample of a server's life."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic_ns, sleep
+from urllib.parse import urlsplit
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.power.energy import energy_of_window
+from loadgen.power.feed import PowerFacts, PowerFeed
+from loadgen.power.nvml import NvmlReader
+from loadgen.power.rapl import RaplReader
+from loadgen.power.sample import PowerSample
+from loadgen.power.selection import select_gpus
+from loadgen.serving.launch import Launch
+from loadgen.serving.process import ServerProcess, free_port
+from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.journal import Journal
+
+REST_S = 3.0
+SIMULATED_REST_S = 0.2
+LEAD_S = 0.1
+"""Samples must reach back before a window's first instant."""
+COVER_TIMEOUT_S = 3.0
+SIMULATED_PATH = "/power"
+
+
+class PowerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The source of a run's power, settled before anything is created."""
+
+    kind: str
+    """`nvml`, `rapl`, `simulated`, `exporter` or `none`."""
+    url: str | None = None
+    gpus: tuple[str, ...] | None = None
+    reason: str | None = None
+    """Why there is none."""
+
+
+def plan_power(config: SweepConfig, *, simulated: bool) -> PowerPlan:
+    """The source that `--power` means; `simulated` servers bring a simulated GPU with them.
+
+    Raises UsageError when a source that was asked for cannot be had; what `auto` cannot have is `none` with a reason.
+    """
+    kind = config.power
+    if kind == "none":
+        return PowerPlan(kind="none", reason="not asked for: give --power")
+    if kind == "simulated" and not simulated:
+        raise UsageError("--power simulated needs simulated servers; these are real, give nvml, rapl or exporter=URL")
+    if simulated:
+        return PowerPlan(kind="simulated")
+    if kind.startswith("exporter="):
+        url = kind.removeprefix("exporter=")
+        PowerFeed(url, config.gpus).connect()
+        return PowerPlan(kind="exporter", url=url, gpus=config.gpus)
+    if kind == "auto":
+        if not all(_is_here(spec.url) for spec in config.targets if spec.url is not None):
+            reason = "the servers run on another machine: start `loadgen exporter` there, give --power exporter=URL"
+            return PowerPlan(kind="none", reason=reason)
+        try:
+            return _local(config, "nvml")
+        except UsageError as error:
+            return PowerPlan(kind="none", reason=str(error))
+    return _local(config, kind)
+
+
+def _local(config: SweepConfig, kind: str) -> PowerPlan:
+    """The sensors are opened once here, so that what is missing is said before anything starts."""
+    reader = NvmlReader() if kind == "nvml" else RaplReader()
+    try:
+        infos = reader.gpus()
+    finally:
+        reader.close()
+    if kind == "rapl":
+        return PowerPlan(kind=kind, gpus=tuple(info.uuid for info in infos))
+    environment = os.environ
+    chosen = select_gpus(
+        infos,
+        asked=config.gpus,
+        visible=environment.get("CUDA_VISIBLE_DEVICES"),
+        order=environment.get("CUDA_DEVICE_ORDER"),
+    )
+    return PowerPlan(kind=kind, gpus=tuple(chosen))
+
+
+def _is_here(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+@contextlib.contextmanager
+def exporter_of(plan: PowerPlan, run_dir: Path) -> Iterator[str | None]:
+    """The exporter's URL for the whole run: started here for this machine's own sensors, None where there is none."""
+    port = free_port()
+    if plan.kind not in ("nvml", "rapl"):
+        yield plan.url
+        return
+    argv = [sys.executable, "-m", "loadgen", "exporter", "--port", str(port), "--source", plan.kind]
+    if plan.kind == "nvml":
+        argv += ["--gpu", ",".join(plan.gpus or ())]
+    launch = Launch(name="exporter", precision=plan.kind, argv=tuple(argv), port=port)
+    with ServerProcess(launch, run_dir / "servers" / "exporter.log") as process:
+        process.wait_ready(30.0)
+        yield launch.url
+
+
+def idle_power(url: str, plan: PowerPlan, run_dir: Path) -> dict[str, float | None]:
+    """Mean power of each GPU before any server has started, W, its samples in `journal/power/idle.jsonl`."""
+    recorder = PowerRecorder(PowerFeed(url, plan.gpus), run_dir / "journal" / "power" / "idle.jsonl", simulated=False)
+    try:
+        return recorder.rest()
+    finally:
+        recorder.close()
+
+
+class PowerRecorder:
+    """Writes every sample of one server's life to a file of its own."""
+
+    def __init__(self, feed: PowerFeed, path: Path, *, simulated: bool) -> None:
+        self._feed = feed
+        self._rest_s = SIMULATED_REST_S if simulated else REST_S
+        self.facts: PowerFacts = feed.connect()
+        self._journal = Journal(path)
+        self._recent: list[PowerSample] = []
+        feed.start()
+
+    def flush(self) -> None:
+        """Journal what has come since the last call."""
+        for sample in self._feed.take():
+            self._journal.append(sample)
+            self._recent.append(sample)
+
+    def cover(self, t_ns: int) -> None:
+        """Wait until samples reach beyond `t_ns`, so that a window that ends there is bracketed."""
+        self._feed.drain_until(t_ns, COVER_TIMEOUT_S)
+        self.flush()
+        self._recent.clear()
+
+    def rest(self) -> dict[str, float | None]:
+        """Mean power of each GPU while nothing is asked of the server, W; None where it cannot be told."""
+        sleep(LEAD_S)
+        t0_ns = monotonic_ns()
+        sleep(self._rest_s)
+        t1_ns = monotonic_ns()
+        self._feed.drain_until(t1_ns, COVER_TIMEOUT_S)
+        self.flush()
+        watts: dict[str, float | None] = {}
+        for info in self.facts.gpus:
+            samples = [sample for sample in self._recent if sample.gpu == info.uuid]
+            watts[info.uuid] = energy_of_window(samples, t0_ns, t1_ns).power_w_mean
+        self._recent.clear()
+        return watts
+
+    @property
+    def latest_w(self) -> float | None:
+        """Instantaneous power of all GPUs together, as last seen."""
+        last: dict[str, float] = {}
+        for sample in self._recent[-64:]:
+            if sample.power_instant_w is not None:
+                last[sample.gpu] = sample.power_instant_w
+        return sum(last.values()) if len(last) == len(self.facts.gpus) else None
+
+    def close(self) -> None:
+        self._feed.stop()
+        self.flush()
+        self._journal.close()

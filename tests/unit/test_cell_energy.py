@@ -1,0 +1,142 @@
+"""Joules of a cell, from made power samples whose energy is known on paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_run import MS, answer, cell, cell_data, ended, make_run, scrape
+
+import loadgen
+from loadgen.analysis.analyse import analyse
+from loadgen.analysis.bootstrap import ratio_interval
+from loadgen.analysis.cells import grade_cell, summarize_cell
+from loadgen.analysis.energy import CellEnergy
+from loadgen.analysis.powerdata import PowerData
+from loadgen.power.sample import PowerSample
+from loadgen.sweep.journal import Journal, power_file
+
+WINDOW_MS = (1000.0, 41_000.0)
+
+
+def constant(watts: float, gpu: str = "GPU-a", *, until_ms: int = 43_000, **fields: object) -> list[PowerSample]:
+    """A sample each 25 ms; the counter climbs with every one."""
+    known: dict[str, object] = {"latency_ns": MS, "gpu": gpu, "power_instant_w": watts, "power_average_w": watts}
+    return [
+        PowerSample(t_ns=t * MS, counter_j=watts * t / 1000, **known, **fields) for t in range(0, until_ms, 25)
+    ]
+
+
+def energy(tmp_path: Path, power: PowerData | None, **options: float | None) -> CellEnergy:
+    """A window of 40 s with one answer of 400 tokens, 10 a second, ended inside it."""
+    tokens = [(1000 + 100 * (k + 1), 1) for k in range(400)]
+    data = cell_data(
+        tmp_path, [answer(900, tokens, end=40_999)],
+        [scrape(2000, running=1.0, waiting=0.0), scrape(40_000, running=1.0, waiting=0.0)], end=ended(WINDOW_MS),
+    )  # fmt: skip
+    return summarize_cell(data, grade_cell(data, {}), power, **options).energy
+
+
+def of(samples: dict[str, list[PowerSample]], **fields: object) -> PowerData:
+    return PowerData(samples=samples, **({"rest_w": {}, "limit_default_w": None} | fields))
+
+
+def test_energy_is_power_times_window_and_is_shared_by_its_tokens(tmp_path: Path) -> None:
+    """300 W for 40 s: 12 000 J over the 399 or 400 tokens that arrived in (1 s, 41 s]: 30 J each."""
+    e = energy(tmp_path, of({"GPU-a": constant(300.0)}, rest_w={"GPU-a": 100.0}))
+    assert e.energy_verdict == "good", e.energy_reasons
+    assert e.energy_j == pytest.approx(12_000, rel=1e-3)
+    assert e.power_w_mean == pytest.approx(300, rel=1e-3)
+    assert e.energy_per_token_j == pytest.approx(30, rel=1e-3)
+    assert e.energy_per_query_j == pytest.approx(30 * 400, rel=1e-3)
+    assert e.energy_net_j == pytest.approx(8_000, rel=2e-3)
+    assert e.tokens_per_j == pytest.approx(1 / 30, rel=1e-3)
+    assert e.energy_ratio == pytest.approx(1.0, abs=1e-3)
+
+
+def test_energies_of_several_gpus_add_up(tmp_path: Path) -> None:
+    e = energy(tmp_path, of({"GPU-a": constant(300.0), "GPU-b": constant(200.0, "GPU-b")}))
+    assert e.energy_j == pytest.approx(20_000, rel=1e-3)
+
+
+def test_a_gpu_that_cannot_be_told_leaves_the_sum_empty(tmp_path: Path) -> None:
+    e = energy(tmp_path, of({"GPU-a": constant(300.0), "GPU-b": constant(200.0, "GPU-b", until_ms=20_000)}))
+    assert e.energy_verdict == "invalid"
+    assert e.energy_j is None or e.energy_reasons
+
+
+def test_the_bound_is_board_power_times_time_per_query(tmp_path: Path) -> None:
+    """400 tokens at 10 a second are 40 s a query: at 700 W, 28 000 J; the datasheet's figure wins over NVML's limit."""
+    power = of({"GPU-a": constant(300.0)}, limit_default_w=650.0)
+    assert energy(tmp_path / "a", power, tdp_w=700.0).energy_hli_per_query_j == pytest.approx(28_000, rel=1e-3)
+    assert energy(tmp_path / "b", power).energy_hli_per_query_j == pytest.approx(26_000, rel=1e-3)
+
+
+def test_the_bound_needs_no_sensor_and_a_sensor_no_bound(tmp_path: Path) -> None:
+    bound = energy(tmp_path / "a", None, tdp_w=700.0)
+    assert bound.energy_hli_per_query_j == pytest.approx(28_000, rel=1e-3)
+    assert (bound.energy_j, bound.energy_per_token_j, bound.power_w_mean) == (None, None, None)
+    assert energy(tmp_path / "b", of({"GPU-a": constant(300.0)})).energy_hli_per_query_j is None
+
+
+def test_carbon_is_energy_times_intensity(tmp_path: Path) -> None:
+    """12 000 J a query are 12 000 / 3.6e6 kWh; at 0.4 kg per kWh: 1.333 g."""
+    e = energy(tmp_path, of({"GPU-a": constant(300.0)}), carbon_kg_per_kwh=0.4)
+    assert e.carbon_g_per_query == pytest.approx(12_000 / 3.6e6 * 400, rel=1e-3)
+
+
+def test_mig_makes_the_energy_somebody_elses_too(tmp_path: Path) -> None:
+    e = energy(tmp_path, of({"GPU-a": constant(300.0)}, mig=("GPU-a",)))
+    assert e.energy_verdict == "invalid"
+    assert "MIG" in (e.energy_reasons or "")
+
+
+def test_invalid_energy_makes_the_cell_invalid(tmp_path: Path) -> None:
+    tokens = [(1000 + 100 * (k + 1), 1) for k in range(400)]
+    scrapes = [scrape(2000, running=1.0, waiting=0.0), scrape(40_000, running=1.0, waiting=0.0)]
+    data = cell_data(tmp_path, [answer(900, tokens, end=40_999)], scrapes, end=ended(WINDOW_MS))
+    good = summarize_cell(data, grade_cell(data, {}), of({"GPU-a": constant(300.0)}))
+    bad = summarize_cell(data, grade_cell(data, {}), of({"GPU-a": constant(300.0, until_ms=20_000)}))
+    assert (good.valid, bad.valid) == (True, False)
+    assert bad.reasons.startswith("energy: ")
+
+
+def test_peak_memory_is_the_most_seen(tmp_path: Path) -> None:
+    e = energy(tmp_path, of({"GPU-a": constant(300.0, memory_used_bytes=5 * 2**30)}))
+    assert e.memory_peak_bytes == 5 * 2**30
+
+
+def test_a_constant_ratio_has_an_interval_of_no_width() -> None:
+    tokens = np.array([10.0, 20.0, 30.0, 10.0, 20.0, 30.0])
+    assert ratio_interval(3 * tokens, tokens, block=2) == pytest.approx((3.0, 3.0))
+
+
+def test_a_block_as_long_as_the_disturbance_widens_the_interval() -> None:
+    """Neighbours that resemble each other say less than as many independent bins."""
+    above = np.repeat(np.random.default_rng(1).normal(100, 10, 12), 10)
+    below = np.ones(120)
+    narrow, wide = (np.subtract(*ratio_interval(above, below, block=b)[::-1]) for b in (1, 10))
+    assert wide > 1.5 * narrow
+
+
+@pytest.mark.parametrize("below", [np.zeros(6), np.array([1.0, 1.0])])
+def test_a_ratio_without_ground_has_no_interval(below: np.ndarray) -> None:
+    assert ratio_interval(np.ones(len(below)), below, block=1) == (None, None)
+
+
+def test_power_samples_become_power_parquet_and_the_columns_of_the_summary(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1)
+    journal = Journal(power_file(run_dir, cell().target, 1))
+    samples = constant(300.0, until_ms=4_000)
+    for sample in samples:
+        journal.append(sample)
+    journal.close()
+    analyse(run_dir)
+    run = loadgen.load_run(run_dir)
+    assert len(run.power) == len(samples)
+    assert set(run.power["gpu_uuid"]) == {"GPU-a"}
+    (row,) = run.summary.to_dict("records")
+    assert row["power_w_mean"] == pytest.approx(300, rel=0.02)
+    assert row["energy_per_token_j"] == pytest.approx(3.0, rel=0.02), "300 W at 100 tokens a second"
+    assert row["energy_per_token_j_lo"] <= 3.0 <= row["energy_per_token_j_hi"] * 1.001
