@@ -10,6 +10,7 @@ import click
 from loadgen._version import __version__
 from loadgen.errors import ServerError, UsageError
 
+CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
     "sweep": "Measure every target at every concurrency: the main job.",
     "report": "Recompute tables, figures and report of a run directory.",
@@ -39,7 +40,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="loadgen")
 def group() -> None:
     """Which precision pays off on your GPU, under your traffic?

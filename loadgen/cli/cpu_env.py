@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from loadgen.cli import CONTEXT
 from loadgen.serving.cpu_env import CpuEnvironment, build, default_environment
 from loadgen.workload.sample import SAMPLE_FILE
 
 
-@click.command("cpu-env")
+@click.command("cpu-env", context_settings=CONTEXT)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where; default: the user's cache folder.")
 @click.option("--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="More text for the tokenizer, e.g. GSM8K's JSONL; repeatable.")  # fmt: skip

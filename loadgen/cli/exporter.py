@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
 
 
-@click.command()
+@click.command("exporter", context_settings=CONTEXT)
 @click.option("--port", type=int, default=9401, show_default=True, metavar="N", help="TCP port to listen on.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
               help="Address to listen on; 0.0.0.0 lets other machines read.")  # fmt: skip

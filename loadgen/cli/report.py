@@ -8,8 +8,10 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from loadgen.cli import CONTEXT
 
-@click.command("report")
+
+@click.command("report", context_settings=CONTEXT)
 @click.argument("run", type=click.Path(path_type=Path))
 def command(run: Path) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.

@@ -12,13 +12,14 @@ from typing import Any, BinaryIO
 import click
 from platformdirs import user_log_path
 
+from loadgen.cli import CONTEXT
 from loadgen.errors import ServerError, UsageError
 from loadgen.serving.launch import Launch, find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
 
 
-@click.command("serve")
+@click.command("serve", context_settings=CONTEXT)
 @click.argument("name", required=False)
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGS]")
 @click.option("--model", metavar="MODEL", help="The 16-bit model: a Hugging Face id or a folder.")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
+from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
 
 
-@click.command()
+@click.command("simulate", context_settings=CONTEXT)
 @click.option("--precision", metavar="NAME", help="fp16, bf16, awq, gptq, bnb-nf4, bnb-int8, fp8, int8.")
 @click.option("--port", type=int, metavar="N", help="TCP port to listen on.")
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS")

@@ -11,6 +11,7 @@ import click
 import yaml
 from rich.console import Console
 
+from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
 
 
@@ -40,7 +41,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     ctx.default_map = options
 
 
-@click.command("sweep")
+@click.command("sweep", context_settings=CONTEXT)
 @click.option("--target", "target", multiple=True, metavar="NAME=URL",
               help="A running server; NAME is a precision or LABEL:PRECISION. Repeatable.")
 @click.option("--serve", metavar="NAMES", help="Recipes to launch in turn, e.g. fp16,awq; NAME=CHECKPOINT overrides.")
