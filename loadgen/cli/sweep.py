@@ -115,11 +115,11 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
     from loadgen.report.live import LiveView, PlainView
     from loadgen.report.terminal import print_end
     from loadgen.sweep.journal import cell_files
-    from loadgen.sweep.observer import Observer, Silent
+    from loadgen.sweep.observer import Observer
 
     interrupted = False
     with contextlib.ExitStack() as stack:
-        view: Observer = Silent() if quiet else PlainView(console)
+        view: Observer = Observer() if quiet else PlainView(console)
         if console.is_terminal and not quiet:
             view = stack.enter_context(LiveView(console))
         try:

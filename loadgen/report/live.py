@@ -13,8 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.client.exchange import Exchange
-from loadgen.sweep.observer import Progress
+from loadgen.sweep.observer import Observer, Progress
 from loadgen.sweep.plan import Cell
 
 
@@ -35,7 +34,7 @@ class _Clock:
         return elapsed_s / over * (self.cells - over)
 
 
-class PlainView:
+class PlainView(Observer):
     """One line per event, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
@@ -53,12 +52,6 @@ class PlainView:
 
     def server_ready(self, name: str, note: str) -> None:
         self._say(f"{name}: ready ({note})")
-
-    def progress(self, progress: Progress) -> None:
-        """A plain log has no use for it."""
-
-    def answered(self, cell: Cell, exchange: Exchange) -> None:
-        """Single answers are too many to show."""
 
     def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
         self._clock.ended += 1
@@ -125,17 +118,14 @@ def _glance(progress: Progress) -> Table:
     shown = {
         "target": cell.target,
         "stage": progress.stage,
-        "B asked": str(cell.concurrency),
-        "in flight": str(progress.in_flight),
-        "running": _figure(progress.running, 0),
+        "B/flight/run": f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0)}",
         "tok/s": _figure(progress.tokens_per_s, 0),
         "TTFT ms": _figure(progress.ttft_ms, 1),
         "TPOT ms": _figure(progress.tpot_ms, 2),
         "W": _figure(progress.power_w, 0),
         "J/tok": "" if progress.energy_per_token_j is None else f"{progress.energy_per_token_j:.3g}",
         "correct": "" if progress.accuracy is None else f"{progress.accuracy:.0%}",
-        "answers": str(progress.requests),
-        "errors": str(progress.errors),
+        "ok/err": f"{progress.requests}/{progress.errors}",
     }
     table.add_row(*(Text(name, style="dim") for name in shown))
     table.add_row(*(Text(value) for value in shown.values()))

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, JustifyMethod
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from loadgen.analysis.run import Run
 from loadgen.report.table import HEADINGS, NARROW, shown_columns, table_rows
 
 MOST_WARNINGS = 12
+WIDEST = 1000
 
 
 def print_end(run: Run, console: Console) -> None:
@@ -24,13 +26,13 @@ def print_end(run: Run, console: Console) -> None:
     rows = table_rows(summary, reference)
     columns = shown_columns(rows)
     table = _table(rows, columns)
-    if console.measure(table).minimum > console.width:
+    if Measurement.get(console, console.options.update(width=WIDEST), table).maximum > console.width:
         table = _table(rows, [column for column in columns if column in NARROW])
     console.print(table)
     cells = run.cells
     console.print(
-        f"{int(cells['valid'].sum())} of {len(cells)} cells valid. Figures are means over valid repeats; "
-        f"× ref: tokens/s against {escape(reference)}; intervals are over repeats (accuracy: over items).",
+        f"{int(cells['valid'].sum())} of {len(cells)} cells valid. Figures are means over valid repeats, latencies "
+        f"medians; × ref: tokens/s against {escape(reference)}; intervals are over repeats (accuracy: over items).",
         highlight=False,
     )
     power = manifest.get("power") or {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from loadgen.client.exchange import Exchange
-from loadgen.sweep.observer import Progress, Silent
+from loadgen.sweep.observer import Observer, Progress
 from loadgen.sweep.plan import Cell
 
 LABELS = ("target", "precision", "concurrency", "repeat")
@@ -13,7 +13,7 @@ TTFT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 
 TPOT_BUCKETS_S = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3)
 
 
-class SweepMetrics(Silent):
+class SweepMetrics(Observer):
     """Prometheus series of the cell that runs now, by target, precision, asked B and repeat; loopback only.
 
     Figures of ended requests, none of them final: the run directory has those.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import msgspec
 
@@ -37,41 +36,32 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return self.power_w / self.tokens_per_s if self.power_w is not None and self.tokens_per_s else None
 
 
-class Observer(Protocol):
-    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None: ...
+class Observer:
+    """Hears what happens; this one listens to nothing, others override what they want to hear."""
 
-    def server_starts(self, name: str, argv: Sequence[str] | None) -> None: ...
+    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+        pass
 
-    def server_ready(self, name: str, note: str) -> None: ...
+    def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
+        pass
 
-    def progress(self, progress: Progress) -> None: ...
+    def server_ready(self, name: str, note: str) -> None:
+        pass
 
-    def answered(self, cell: Cell, exchange: Exchange) -> None: ...
+    def progress(self, progress: Progress) -> None:
+        pass
 
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None: ...
+    def answered(self, cell: Cell, exchange: Exchange) -> None:
+        pass
 
-    def warn(self, sentence: str) -> None: ...
+    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+        pass
 
-
-class Silent:
-    """Listens to nothing."""
-
-    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None: ...
-
-    def server_starts(self, name: str, argv: Sequence[str] | None) -> None: ...
-
-    def server_ready(self, name: str, note: str) -> None: ...
-
-    def progress(self, progress: Progress) -> None: ...
-
-    def answered(self, cell: Cell, exchange: Exchange) -> None: ...
-
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None: ...
-
-    def warn(self, sentence: str) -> None: ...
+    def warn(self, sentence: str) -> None:
+        pass
 
 
-class Tee:
+class Tee(Observer):
     """Tells several observers."""
 
     def __init__(self, *observers: Observer) -> None:

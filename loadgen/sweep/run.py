@@ -25,7 +25,7 @@ from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
 from loadgen.sweep.metrics import SweepMetrics
-from loadgen.sweep.observer import Observer, Silent, Tee
+from loadgen.sweep.observer import Observer, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.servers import Server, source_of
@@ -91,7 +91,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     source.check()
     power = plan_power(config, simulated=source.simulated)
     plan = plan_sweep(config)
-    observer = observer or Silent()
+    observer = observer or Observer()
     run_dir = _create_run_dir(config)
     manifest = _manifest(plan, run_dir, source.simulated)
     manifest.content["power"] = msgspec.to_builtins(power)
