@@ -42,6 +42,8 @@ class CellEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """Board power times time: an upper bound, not a measurement."""
     carbon_g_per_query: float | None = None
     memory_peak_bytes: int | None = None
+    memory_headroom_bytes: int | None = None
+    """GPU memory less its peak use; what a server reserves for its KV cache counts as used."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +83,8 @@ def energy_of_cell(
     counter_j, integral_j = _sum([p.counter_j for p in parts]), _sum([p.integral_j for p in parts])
     rest_w = _sum([power.rest_w.get(gpu) for gpu in around])
     peaks = [part.memory_used_bytes_max for part in parts]
+    peak_bytes = sum(p for p in peaks if p is not None) if peaks and None not in peaks else None
+    total_bytes = power.memory_total_bytes
     return msgspec.structs.replace(
         bound,
         energy_j=energy_j,
@@ -101,7 +105,8 @@ def energy_of_cell(
         carbon_g_per_query=(
             per_query_j / 3.6e6 * carbon_kg_per_kwh * 1e3 if per_query_j is not None and carbon_kg_per_kwh else None
         ),
-        memory_peak_bytes=sum(p for p in peaks if p is not None) if peaks and None not in peaks else None,
+        memory_peak_bytes=peak_bytes,
+        memory_headroom_bytes=total_bytes - peak_bytes if total_bytes is not None and peak_bytes is not None else None,
     )
 
 

@@ -25,6 +25,7 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     """Power with the model loaded and nothing asked."""
     limit_default_w: float | None
     """Sum of the GPUs' default limits, the board power that NVML knows."""
+    memory_total_bytes: int | None = None
     mig: tuple[str, ...] = ()
     """GPUs in MIG mode: their joules are not this server's alone."""
 
@@ -54,10 +55,12 @@ def read_power(run_dir: Path, manifest: dict[str, Any], target: str, repeat: int
         (b for b in manifest.get("power_blocks", []) if (b["target"], b["repeat"]) == (target, repeat)), {}
     )
     gpus = block.get("gpus", [])
+    memories = [gpu["memory_total_bytes"] for gpu in gpus]
     limits = [gpu["power_limit_default_w"] for gpu in gpus]
     return PowerData(
         samples={gpu: sorted(ours, key=lambda s: s.t_ns) for gpu, ours in samples.items()},
         rest_w=block.get("rest_w", {}),
         limit_default_w=sum(limits) if limits and None not in limits else None,
+        memory_total_bytes=sum(memories) if memories and None not in memories else None,
         mig=tuple(gpu["uuid"] for gpu in gpus if gpu["mig"]),
     )

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
 MASK = "***"
 TIMEOUT_S = 5.0
 # Straight to the server, whatever http_proxy says.
@@ -35,12 +36,20 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of prompt and answer together."""
     kernels: tuple[str, ...]
     """The kernels that the log says were selected, in the order of their first mention."""
+    model_bytes: int | None
+    """GPU memory that the weights took, as vLLM's log says; None where it does not (its CPU build)."""
     metric_names: tuple[str, ...]
     """Sample names under /metrics, sorted."""
     started_ns: int
     """Monotonic clock."""
     ready_ns: int | None
     """When GET /health first answered 200; monotonic clock."""
+
+
+def model_bytes(log: str) -> int | None:
+    """What vLLM's log says of the weights' memory, over its workers together."""
+    parts = [float(found) for found in MODEL_GIB.findall(log)]
+    return round(sum(parts) * 2**30) if parts else None
 
 
 def get(url: str) -> bytes | None:

@@ -103,8 +103,9 @@ def test_invalid_energy_makes_the_cell_invalid(tmp_path: Path) -> None:
 
 
 def test_peak_memory_is_the_most_seen(tmp_path: Path) -> None:
-    e = energy(tmp_path, of({"GPU-a": constant(300.0, memory_used_bytes=5 * 2**30)}))
-    assert e.memory_peak_bytes == 5 * 2**30
+    power = of({"GPU-a": constant(300.0, memory_used_bytes=5 * 2**30)}, memory_total_bytes=24 * 2**30)
+    e = energy(tmp_path, power)
+    assert (e.memory_peak_bytes, e.memory_headroom_bytes) == (5 * 2**30, 19 * 2**30)
 
 
 def test_a_constant_ratio_has_an_interval_of_no_width() -> None:

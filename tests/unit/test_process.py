@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.facts import masked_argv, masked_env, metric_names
+from loadgen.serving.facts import masked_argv, masked_env, metric_names, model_bytes
 from loadgen.serving.group import ProcessGroup, living_members
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, port_is_free
@@ -261,3 +261,9 @@ def test_a_server_hears_the_interrupt_although_loadgen_is_a_background_job(tmp_p
         signal.signal(signal.SIGINT, before)
     group.end(interrupt_s=1.0, terminate_s=1.0)
     assert log.read_text() == "False\n"
+
+
+def test_the_weights_memory_is_what_the_log_says_over_all_workers() -> None:
+    line = "INFO 11-22 [gpu_model_runner.py:5150] Model loading took {} GiB memory and 3.1 seconds\n"
+    assert model_bytes(line.format(3.5) + line.format("3.5000")) == 7 * 2**30
+    assert model_bytes("INFO nothing of the kind") is None
