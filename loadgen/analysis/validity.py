@@ -64,6 +64,11 @@ def reasons_against(e: Evidence) -> list[str]:
     return reasons
 
 
+def answers_stand(answers: int, errors: int) -> bool:
+    """Whether a cell's answers may be graded: `errors` of so many failed. Batch and energy do not enter into it."""
+    return answers > 0 and errors <= ERROR_RATE * answers
+
+
 def _cause(e: Evidence) -> str:
     if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency:
         return ": the server caps it (--max-num-seqs, or KV cache)"
