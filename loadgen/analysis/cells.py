@@ -116,6 +116,7 @@ def summarize_cell(
         tokens_per_s=rate,
         inflight_mean=_inflight(data, window) if window else None,
         running_mean=running_batch(samples),
+        running_peak=max((s.running for s in samples if s.running is not None), default=None),
         waiting_mean=_mean(samples, "waiting"),
         preemptions=_difference(samples, "preemptions"),
         server_tokens=data.end.generation_tokens if data.end else None,
