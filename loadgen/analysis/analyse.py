@@ -10,6 +10,7 @@ import msgspec
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, write_analysis, write_cells, write_summary
@@ -52,6 +53,7 @@ def analyse(run_dir: Path) -> None:
                 data,
                 verdicts,
                 powers[block],
+                memory=server_memory(manifest, *block),
                 tdp_w=config.get("tdp_w"),
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
             )
@@ -108,6 +110,12 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, A
             f"energy of {len(doubtful)} cells with a reservation (energy_reasons in cells.csv), as "
             f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
         )
+    for block in manifest.get("power_blocks", []):
+        if lost := block.get("samples_lost"):
+            warnings.append(
+                f"{block['target']}, repeat {block['repeat']}: {lost} power samples were gone before they were pulled; "
+                "windows that miss them have no energy"
+            )
     planned = planned_cells(manifest)
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")

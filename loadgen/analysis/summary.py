@@ -17,7 +17,7 @@ DIAGNOSTICS = ("window_s", "inflight_mean", "running_mean")
 AVERAGED = (
     "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99", "itl_ms_mean", "itl_ms_p50", "itl_ms_p99",
     "tpot_ms_mean", "tpot_ms_p50", "tpot_ms_p99", "e2e_ms_mean", "e2e_ms_p50", "e2e_ms_p99",
-    "output_tokens_mean", "truncated_rate", "unparsed_rate",
+    "output_tokens_mean", "truncated_rate", "unparsed_rate", "memory_needed_bytes",
 )  # fmt: skip
 ENERGY = (
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
@@ -34,6 +34,7 @@ COLUMNS = (
     "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "truncated_rate", "unparsed_rate",
     *NOT_YET_MEASURED[1:],
     *ENERGY[5:],
+    "memory_needed_bytes",
     "simulated",
 )  # fmt: skip
 

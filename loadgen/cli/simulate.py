@@ -133,6 +133,7 @@ def command(
         accuracy=accuracy,
     )
     listening = open_socket(host, port)
+    click.echo(server.memory_report)
     ready = f"SIMULATED {precision} server ready on http://{host}:{port} (no GPU, nothing measured)"
     uvloop.run(serve(server, listening, on_ready=lambda: click.echo(ready)))
 
