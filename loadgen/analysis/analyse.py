@@ -9,6 +9,7 @@ import msgspec
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
@@ -53,6 +54,7 @@ def analyse(run_dir: Path) -> None:
                 data,
                 verdicts,
                 powers[block],
+                memory=server_memory(manifest, *block),
                 tdp_w=config.get("tdp_w"),
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
             )
@@ -108,6 +110,12 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustSt
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
     ]
+    for block in manifest.get("power_blocks", []):
+        if lost := block.get("samples_lost"):
+            warnings.append(
+                f"{block['target']}, repeat {block['repeat']}: {lost} power samples were gone before they were pulled; "
+                "windows that miss them have no energy"
+            )
     planned = planned_cells(manifest)
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")

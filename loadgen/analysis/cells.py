@@ -11,6 +11,7 @@ import numpy as np
 from loadgen.analysis.celldata import CellData, Floats
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.latency import e2e_s, ended_in, icl_s, itl_s, tpot_s, ttft_s
+from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.client.exchange import Exchange
@@ -71,6 +72,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     """A slot's last byte to its next send."""
     client_cpu_share: float | None
     loop_lag_ms_p99: float | None
+    memory_needed_bytes: int | None
+    """Weights and the KV cache in use at its peak in the window, by the server's own report."""
     energy: CellEnergy
     simulated: bool
 
@@ -90,6 +93,7 @@ def summarize_cell(
     verdicts: Sequence[Verdict | None],
     power: PowerData | None = None,
     *,
+    memory: ServerMemory | None = None,
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
 ) -> CellSummary:
@@ -112,6 +116,7 @@ def summarize_cell(
         tokens_per_s=rate,
         inflight_mean=_inflight(data, window) if window else None,
         running_mean=running_batch(samples),
+        running_peak=max((s.running for s in samples if s.running is not None), default=None),
         waiting_mean=_mean(samples, "waiting"),
         preemptions=_difference(samples, "preemptions"),
         server_tokens=data.end.generation_tokens if data.end else None,
@@ -171,6 +176,7 @@ def summarize_cell(
         refill_gap_ms_p99=_refill_gap_ms(data, window),
         client_cpu_share=cpu_s / window_s if cpu_s is not None and window_s else None,
         loop_lag_ms_p99=data.end.loop_lag_ms_p99 if data.end else None,
+        memory_needed_bytes=memory.needed_bytes(samples) if memory else None,
         energy=energy,
         simulated=data.simulated,
         **latencies,

@@ -22,7 +22,7 @@ DIAGNOSTICS = ("window_s", "inflight_mean", "running_mean")
 AVERAGED = (
     "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99", "itl_ms_mean", "itl_ms_p50", "itl_ms_p99",
     "tpot_ms_mean", "tpot_ms_p50", "tpot_ms_p99", "e2e_ms_mean", "e2e_ms_p50", "e2e_ms_p99",
-    "output_tokens_mean",
+    "output_tokens_mean", "memory_needed_bytes",
 )  # fmt: skip
 ENERGY = (
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
@@ -39,6 +39,7 @@ COLUMNS = (
     "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "truncated_rate", "unparsed_rate",
     "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
     *ENERGY[5:],
+    "memory_needed_bytes",
     "simulated",
 )  # fmt: skip
 

@@ -51,7 +51,8 @@ POWER = pa.schema([
     ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()), ("counter_j", pa.float64()),
     ("power_instant_w", pa.float64()), ("power_average_w", pa.float64()), ("temperature_c", pa.float64()),
     ("sm_clock_hz", pa.float64()), ("memory_clock_hz", pa.float64()), ("throttle_reasons", pa.int64()),
-    ("power_limit_w", pa.float64()), ("memory_used_bytes", pa.int64()), ("errors", pa.string()),
+    ("power_limit_w", pa.float64()), ("memory_used_bytes", pa.int64()),
+    ("utilization", pa.float64()), ("errors", pa.string()),
     ("simulated", pa.bool_()),
 ])  # fmt: skip
 

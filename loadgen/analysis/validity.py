@@ -25,6 +25,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None
     inflight_mean: float | None
     running_mean: float | None
+    running_peak: float | None
+    """Most sequences that the server's gauge showed at once."""
     waiting_mean: float | None
     preemptions: float | None
     server_tokens: float | None
@@ -70,6 +72,7 @@ def answers_stand(answers: int, errors: int) -> bool:
 
 
 def _cause(e: Evidence) -> str:
-    if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency:
+    waits = e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency
+    if waits and (e.running_peak is None or e.running_peak < RUNNING_SHARE * e.concurrency):
         return ": the server caps it (--max-num-seqs, or KV cache)"
     return ": the server was slow to take up new requests (a stall, or answers so short that every refill shows)"

@@ -152,7 +152,7 @@ def command(
     )
     listening = open_socket(host, port)
     ready = f"SIMULATED {precision} server ready on http://{host}:{port} (no GPU, nothing measured)"
-    uvloop.run(serve(server, listening, on_ready=lambda: click.echo(ready)))
+    uvloop.run(serve(server, listening, on_ready=lambda: click.echo(f"{ready}\n{server.memory_report}")))
 
 
 def _check_positive(*options: tuple[str, int | None]) -> None:

@@ -82,6 +82,9 @@ class PowerCollector(Collector):
         temperature = GaugeMetricFamily("loadgen_gpu_temperature_celsius", "Temperature of the die.", labels=_GPU)
         clock = GaugeMetricFamily("loadgen_gpu_clock_hertz", "Clock frequencies.", labels=(*_GPU, "clock"))
         memory = GaugeMetricFamily("loadgen_gpu_memory_used_bytes", "Device memory in use.", labels=_GPU)
+        utilization = GaugeMetricFamily(
+            "loadgen_gpu_utilization_ratio", "Share of the last second or less in which a kernel ran.", labels=_GPU
+        )
         for gpu, info, totals in self._each():
             for kind, field in _POWERS.items():
                 _set(power, (*gpu, kind), totals.latest(field, fresh_ns))
@@ -93,7 +96,8 @@ class PowerCollector(Collector):
             for name, field in _CLOCKS.items():
                 _set(clock, (*gpu, name), totals.latest(field, fresh_ns))
             _set(memory, gpu, totals.latest("memory_used_bytes", fresh_ns))
-        yield from (power, limit, temperature, clock, memory)
+            _set(utilization, gpu, totals.latest("utilization", fresh_ns))
+        yield from (power, limit, temperature, clock, memory, utilization)
 
     def _health(self) -> Iterator[Metric]:
         throttle = CounterMetricFamily(

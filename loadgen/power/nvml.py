@@ -20,6 +20,7 @@ _FIELDS = {
 }
 _MILLI = 1e-3
 _MEGA = 1e6
+_PERCENT = 1e-2
 _NEVER = frozenset(
     {
         pynvml.NVML_ERROR_INVALID_ARGUMENT,  # what a driver older than a field may say of its number
@@ -55,6 +56,7 @@ _SLOW: dict[str, tuple[_Ask, ...]] = {
         lambda h: pynvml.nvmlDeviceGetMemoryInfo(h, pynvml.nvmlMemory_v2).used,  # without what the driver reserves
         lambda h: pynvml.nvmlDeviceGetMemoryInfo(h).used,
     ),
+    "utilization": (lambda h: pynvml.nvmlDeviceGetUtilizationRates(h).gpu * _PERCENT,),
 }
 """Field -> the ways to ask for it, the better first; the next is for drivers that do not know the one before."""
 
@@ -142,6 +144,7 @@ class NvmlReader:
             throttle_reasons=_whole(values.get("throttle_reasons")),
             power_limit_w=values.get("power_limit_w"),
             memory_used_bytes=_whole(values.get("memory_used_bytes")),
+            utilization=values.get("utilization"),
             errors=tuple(errors),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from loadgen.errors import UsageError
 from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
 
 POWERCAP = Path("/sys/class/powercap")
+POWERCAP_VARIABLE = "LOADGEN_POWERCAP"
+"""Names the tree where it is mounted elsewhere, as in a container."""
 _PACKAGE = re.compile(r"intel-rapl:\d+")
 """A package's zone; those below it (core, dram) have a further number. AMD's packages bear the same name."""
 
@@ -34,8 +37,12 @@ class RaplReader:
 
     kind: SourceKind = "rapl"
 
-    def __init__(self, root: Path = POWERCAP) -> None:
-        """Raises UsageError when there is no package zone, or one that this user may not read."""
+    def __init__(self, root: Path | None = None) -> None:
+        """`root`: $LOADGEN_POWERCAP, else /sys/class/powercap.
+
+        Raises UsageError when there is no package zone, or one that this user may not read.
+        """
+        root = root or Path(os.environ.get(POWERCAP_VARIABLE) or POWERCAP)
         self._zones: dict[str, _Zone] = {}
         folders = sorted(f for f in root.glob("intel-rapl:*") if _PACKAGE.fullmatch(f.name))
         for folder in folders:

@@ -35,6 +35,8 @@ class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power", gc=Fal
     power_limit_w: float | None = None
     """Enforced limit."""
     memory_used_bytes: int | None = None
+    utilization: float | None = None
+    """Share of NVML's last sampling period (a sixth of a second to a second) in which any kernel ran, 0 to 1."""
     errors: tuple[str, ...] = ()
     """`field: NVML_ERROR_...` of each field that failed at this tick other than by not being supported.
 

@@ -15,7 +15,7 @@ SLOW_BRIDGE_S = 5.0
 GAP_BUCKETS_S = (0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 READINGS = (
     "counter_j", "power_instant_w", "power_average_w", "temperature_c", "sm_clock_hz", "memory_clock_hz",
-    "throttle_reasons", "power_limit_w", "memory_used_bytes",
+    "throttle_reasons", "power_limit_w", "memory_used_bytes", "utilization",
 )  # fmt: skip
 
 

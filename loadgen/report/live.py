@@ -59,6 +59,9 @@ class PlainView(Observer):
         left = _duration(self._clock.left_s(0.0))
         self._say(f"{place} {cell.target} B={cell.concurrency} repeat {cell.repeat}: {line}; {left} left")
 
+    def note(self, sentence: str) -> None:
+        self._say(sentence)
+
     def warn(self, sentence: str) -> None:
         self._say(f"warning: {sentence}")
 

@@ -13,6 +13,7 @@ import msgspec
 
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
+KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB")
 MASK = "***"
 TIMEOUT_S = 5.0
 # Straight to the server, whatever http_proxy says.
@@ -38,6 +39,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The kernels that the log says were selected, in the order of their first mention."""
     model_bytes: int | None
     """GPU memory that the weights took, as vLLM's log says; None where it does not (its CPU build)."""
+    kv_cache_bytes: int | None
+    """GPU memory reserved for keys and values, as vLLM's log says; None where it does not (its CPU build)."""
     metric_names: tuple[str, ...]
     """Sample names under /metrics, sorted."""
     started_ns: int
@@ -48,7 +51,16 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def model_bytes(log: str) -> int | None:
     """What vLLM's log says of the weights' memory, over its workers together."""
-    parts = [float(found) for found in MODEL_GIB.findall(log)]
+    return _sum_gib(MODEL_GIB, log)
+
+
+def kv_cache_bytes(log: str) -> int | None:
+    """What vLLM's log says of the memory for keys and values, over its workers together."""
+    return _sum_gib(KV_CACHE_GIB, log)
+
+
+def _sum_gib(pattern: re.Pattern[str], log: str) -> int | None:
+    parts = [float(found) for found in pattern.findall(log)]
     return round(sum(parts) * 2**30) if parts else None
 
 

@@ -14,7 +14,16 @@ from types import TracebackType
 from typing import Self
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.facts import ServerFacts, get, get_object, masked_argv, masked_env, metric_names, model_bytes
+from loadgen.serving.facts import (
+    ServerFacts,
+    get,
+    get_object,
+    kv_cache_bytes,
+    masked_argv,
+    masked_env,
+    metric_names,
+    model_bytes,
+)
 from loadgen.serving.gpu_memory import used_bytes
 from loadgen.serving.group import ProcessGroup
 from loadgen.serving.launch import Launch
@@ -119,6 +128,7 @@ class ServerProcess:
             max_model_len=models[0].get("max_model_len"),
             kernels=self.kernels(),
             model_bytes=model_bytes(self.log()),
+            kv_cache_bytes=kv_cache_bytes(self.log()),
             metric_names=metric_names(exposition.decode("utf-8", "replace")),
             started_ns=self._started_ns,
             ready_ns=self._ready_ns,

@@ -14,6 +14,7 @@ import msgspec
 
 from loadgen._version import __version__
 from loadgen.power.feed import PowerFacts
+from loadgen.power.rest import Rest
 from loadgen.serving.target import Target
 
 SCHEMA = 1
@@ -32,12 +33,19 @@ class Manifest:
         self.content["servers"].append({"repeat": repeat, **msgspec.to_builtins(target), **facts})
         self.write()
 
-    def add_power(self, repeat: int, target: str, facts: PowerFacts, rest_w: dict[str, float | None]) -> None:
-        """The sensors beside one server: GPUs, clock offset, calibration, power at rest with the model loaded (W)."""
+    def add_idle(self, rest: Rest) -> None:
+        """Power (W) and sensors before the first server started."""
+        self.content["power"] |= {"idle_w": rest.power_w, "idle_calibration": msgspec.to_builtins(rest.calibration)}
+        self.write()
+
+    def add_power(self, repeat: int, target: str, facts: PowerFacts, rest: Rest) -> dict[str, Any]:
+        """The sensors beside one server: GPUs, clock offset, and calibration and power (W) at rest, model loaded."""
         self.content["gpu"] = self.content["gpu"] or msgspec.to_builtins(facts.gpus)
-        entry = {"repeat": repeat, "target": target, **msgspec.to_builtins(facts), "rest_w": rest_w}
+        entry = {"repeat": repeat, "target": target, **msgspec.to_builtins(facts), "rest_w": rest.power_w}
+        entry |= {"calibration": msgspec.to_builtins(rest.calibration)}
         self.content.setdefault("power_blocks", []).append(entry)
         self.write()
+        return entry
 
     def add_failure(self, repeat: int, target: str, error: str) -> None:
         """A server failed and its cells of this repeat are missing."""

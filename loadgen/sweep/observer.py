@@ -57,6 +57,9 @@ class Observer:
     def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
         pass
 
+    def note(self, sentence: str) -> None:
+        pass
+
     def warn(self, sentence: str) -> None:
         pass
 
@@ -90,6 +93,10 @@ class Tee(Observer):
     def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
         for observer in self._observers:
             observer.cell_ends(cell, line, valid)
+
+    def note(self, sentence: str) -> None:
+        for observer in self._observers:
+            observer.note(sentence)
 
     def warn(self, sentence: str) -> None:
         for observer in self._observers:

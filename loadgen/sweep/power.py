@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.power.calibration import calibrate
 from loadgen.power.energy import energy_of_window
 from loadgen.power.feed import PowerFacts, PowerFeed
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
+from loadgen.power.rest import Rest
 from loadgen.power.sample import PowerSample
 from loadgen.power.selection import select_gpus
 from loadgen.serving.launch import Launch
@@ -113,8 +115,8 @@ def exporter_of(plan: PowerPlan, run_dir: Path) -> Iterator[str | None]:
         yield launch.url
 
 
-def idle_power(url: str, plan: PowerPlan, run_dir: Path) -> dict[str, float | None]:
-    """Mean power of each GPU before any server has started, W, its samples in `journal/power/idle.jsonl`."""
+def idle_power(url: str, plan: PowerPlan, run_dir: Path) -> Rest:
+    """The GPUs before any server has started; samples in `journal/power/idle.jsonl`."""
     recorder = PowerRecorder(PowerFeed(url, plan.gpus), run_dir / "journal" / "power" / "idle.jsonl", simulated=False)
     try:
         return recorder.rest()
@@ -145,8 +147,8 @@ class PowerRecorder:
         self.flush()
         self._recent.clear()
 
-    def rest(self) -> dict[str, float | None]:
-        """Mean power of each GPU while nothing is asked of the server, W; None where it cannot be told."""
+    def rest(self) -> Rest:
+        """Power and sensors of each GPU over some seconds in which nothing is asked of the server."""
         sleep(LEAD_S)
         t0_ns = monotonic_ns()
         sleep(self._rest_s)
@@ -157,8 +159,9 @@ class PowerRecorder:
         for info in self.facts.gpus:
             samples = [sample for sample in self._recent if sample.gpu == info.uuid]
             watts[info.uuid] = energy_of_window(samples, t0_ns, t1_ns).power_w_mean
+        calibration = calibrate(self._recent)
         self._recent.clear()
-        return watts
+        return Rest(watts, calibration)
 
     @property
     def latest_w(self) -> float | None:
@@ -168,6 +171,11 @@ class PowerRecorder:
             if sample.power_instant_w is not None:
                 last[sample.gpu] = sample.power_instant_w
         return sum(last.values()) if len(last) == len(self.facts.gpus) else None
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """Samples that the exporter forgot before they were pulled, and pulls that failed."""
+        return {"samples_lost": self._feed.lost, "pulls_failed": self._feed.failures}
 
     def close(self) -> None:
         self._feed.stop()

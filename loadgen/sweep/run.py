@@ -124,13 +124,15 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     try:
         with exporter_of(power, run_dir) as exporter_url:
             if exporter_url is not None and config.mode == "serve":
-                manifest.content["power"]["idle_w"] = idle_power(exporter_url, power, run_dir)
+                idle = idle_power(exporter_url, power, run_dir)
+                manifest.add_idle(idle)
+                observer.note(f"before the first server: {idle}")
             for block in plan.blocks:
                 try:
                     with source.serve(block.target, block.repeat, run_dir, observer) as server:
                         manifest.add_server(block.repeat, server.target, server.facts)
                         url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
-                        with _recorder(url, power, block, server, run_dir, manifest) as recorder:
+                        with _recorder(url, power, block, server, run_dir, manifest, observer) as recorder:
                             for cell in block.cells:
                                 _measure(cell, plan, server, run_dir, observer, recorder)
                 except ServerError as error:
@@ -156,7 +158,13 @@ def _metrics(config: SweepConfig, observer: Observer, *, simulated: bool) -> Swe
 
 @contextlib.contextmanager
 def _recorder(
-    url: str | None, power: PowerPlan, block: Block, server: Server, run_dir: Path, manifest: Manifest
+    url: str | None,
+    power: PowerPlan,
+    block: Block,
+    server: Server,
+    run_dir: Path,
+    manifest: Manifest,
+    observer: Observer,
 ) -> Iterator[PowerRecorder | None]:
     """Power of one server's life, its rest before the first cell included; None where power is not measured."""
     if url is None:
@@ -164,11 +172,16 @@ def _recorder(
         return
     path = power_file(run_dir, block.target.name, block.repeat)
     recorder = PowerRecorder(PowerFeed(url, power.gpus), path, simulated=server.target.simulated)
+    entry: dict[str, Any] = {}
     try:
-        manifest.add_power(block.repeat, block.target.name, recorder.facts, recorder.rest())
+        rest = recorder.rest()
+        entry = manifest.add_power(block.repeat, block.target.name, recorder.facts, rest)
+        observer.note(f"{block.target.name} at rest: {rest}")
         yield recorder
     finally:
         recorder.close()
+        entry |= recorder.losses
+        manifest.write()
 
 
 def _measure(

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 # the batch is never full), and a prompt step is short against an answer.
 HIDDEN = 128
 INTERMEDIATE = 256
-LAYERS = 12
+LAYERS = 24
 HEADS = 2
 KV_HEADS = 1
 HEAD_DIM = HIDDEN // HEADS

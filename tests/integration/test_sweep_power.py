@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import KnownServer, known_server
+from conftest import KNOWN_SERVER, KnownServer, known_server
 from nvml_stub.build import Curve, build_stub, uuid_of
 
 import loadgen
@@ -58,6 +60,94 @@ def test_joules_of_a_constant_gpu_come_out_right(stub: Path, server: KnownServer
     assert set(run.power["gpu_uuid"]) == {uuid_of(0)}
     assert run.manifest["gpu"][0]["uuid"] == uuid_of(0)
     assert run.manifest["power_blocks"][0]["clock"]["same_machine"]
+
+
+def test_sensors_are_known_from_the_start(stub: Path, server: KnownServer, tmp_path: Path) -> None:
+    """Before the first cell: how often each sensor updates, and power with nothing asked."""
+    out = tmp_path / "run"
+    env = Curve(base_w=WATTS).environment(stub, COUNTER_PERIOD_MS=100)
+    done = sweep(server, out, env, "--power", "nvml")
+    (block,) = loadgen.load_run(out).manifest["power_blocks"]
+    assert block["rest_w"][uuid_of(0)] == pytest.approx(WATTS, rel=0.01)
+    assert block["calibration"][uuid_of(0)]["counter_period_s"] == pytest.approx(0.1, rel=0.1)
+    assert (block["samples_lost"], block["pulls_failed"]) == (0, 0)
+    assert f"fp16 at rest: {uuid_of(0)} {WATTS}.0 W (energy counter each 100 ms" in done.stdout
+
+
+def fake_vllm(folder: Path) -> Path:
+    """A `vllm serve` that logs what the bf16 recipe expects and answers with known timing."""
+    says = [
+        "dtype=torch.bfloat16, quantization=None, kv_cache_dtype=auto,",
+        "enable_prefix_caching=False, enable_chunked_prefill=True,",
+    ]
+    script = folder / "vllm"
+    script.write_text(
+        f"#!{sys.executable}\nimport os, sys\nprint({says!r}, flush=True)\n"
+        "port = sys.argv[sys.argv.index('--port') + 1]\n"
+        f"known = [{sys.executable!r}, {str(KNOWN_SERVER)!r}, '--port', port, '--ttft-ms', '50', '--itl-ms', '20']\n"
+        "os.execv(known[0], [*known, '--tokens', '40'])\n"
+    )
+    script.chmod(0o755)
+    return script
+
+
+def test_idle_power_is_taken_before_the_first_server(stub: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "loadgen", "sweep", "--serve", "bf16", "--model", "tiny/model", "--device", "cpu",
+            "--vllm", str(fake_vllm(tmp_path)), "--concurrency", "2", "--dataset", "sample", "--repeats", "2",
+            "--duration", "2", "--power", "nvml", "--out", str(out),
+        ],
+        capture_output=True, text=True, env=Curve(base_w=WATTS).environment(stub), check=False,
+    )  # fmt: skip
+    manifest = loadgen.load_run(out).manifest
+    assert manifest["power"]["idle_w"] == {uuid_of(0): pytest.approx(WATTS, rel=0.01)}, done.stderr
+    assert manifest["power"]["idle_calibration"][uuid_of(0)]["samples"] > 50
+    idle = [json.loads(line)["t_ns"] for line in (out / "journal" / "power" / "idle.jsonl").read_text().splitlines()]
+    assert max(idle) < min(server["started_ns"] for server in manifest["servers"])
+    assert f"before the first server: {uuid_of(0)} {WATTS}.0 W" in done.stdout
+
+
+def test_joules_of_a_cpu_server_through_rapl(server: KnownServer, tmp_path: Path) -> None:
+    """A made powercap tree: 80 W and 20 W in two packages, of which one turns over at 262 J in the midst of the run."""
+    tree = tmp_path / "powercap"
+    watts, range_uj = {"package-0": 80, "package-1": 20}, 262_143_328
+    for number, name in enumerate(watts):
+        zone = tree / f"intel-rapl:{number}"
+        zone.mkdir(parents=True)
+        (zone / "name").write_text(name)
+        (zone / "max_energy_range_uj").write_text(str(range_uj))
+    began = time.monotonic()
+
+    def tick() -> None:
+        for number, w in enumerate(watts.values()):
+            energy_uj = round((time.monotonic() - began) * w * 1e6) % range_uj
+            partial = tree / f"energy{number}"
+            partial.write_text(f"{energy_uj}\n")
+            partial.replace(tree / f"intel-rapl:{number}" / "energy_uj")
+
+    tick()
+    over = threading.Event()
+
+    def kernel() -> None:
+        while not over.wait(0.002):
+            tick()
+
+    thread = threading.Thread(target=kernel)
+    thread.start()
+    out = tmp_path / "run"
+    try:
+        done = sweep(server, out, {**os.environ, "LOADGEN_POWERCAP": str(tree)}, "--power", "rapl")
+    finally:
+        over.set()
+        thread.join()
+    run = loadgen.load_run(out)
+    (cell,) = run.cells.to_dict("records")
+    assert cell["valid"], cell["reasons"] + done.stderr
+    assert cell["energy_j"] == pytest.approx(sum(watts.values()) * cell["window_s"], rel=0.01)
+    assert cell["energy_source"] == "counter"
+    assert set(run.power["gpu_uuid"]) == {"rapl:package-0", "rapl:package-1"}
 
 
 def test_a_gpu_lost_on_the_way_makes_the_cell_invalid(stub: Path, server: KnownServer, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ typedef struct {
 typedef struct { unsigned long long total, free, used; } Memory;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } MemoryV2;
 
+typedef struct { unsigned gpu, memory; } Utilization;
+
 static struct { int index; } devices[64];
 static double began_s;
 
@@ -196,6 +198,11 @@ int nvmlDeviceGetMemoryInfo(Device d, Memory *memory) {
 int nvmlDeviceGetMemoryInfo_v2(Device d, MemoryV2 *memory) {
     memory->total = 80ULL << 30, memory->reserved = 1ULL << 30, memory->used = 10ULL << 30, memory->free = 69ULL << 30;
     return status_of(d, "MemoryInfo_v2");
+}
+
+int nvmlDeviceGetUtilizationRates(Device d, Utilization *percent) {
+    *percent = (Utilization){.gpu = 83, .memory = 41};
+    return status_of(d, "UtilizationRates");
 }
 
 int nvmlDeviceGetMigMode(Device d, unsigned *current, unsigned *pending) {

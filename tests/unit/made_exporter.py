@@ -20,7 +20,7 @@ GPU = "GPU-0a"
 OTHER = "GPU-1b"
 FIELDS = (
     "counter_j", "power_instant_w", "power_average_w", "temperature_c", "sm_clock_hz", "memory_clock_hz",
-    "throttle_reasons", "power_limit_w", "memory_used_bytes",
+    "throttle_reasons", "power_limit_w", "memory_used_bytes", "utilization",
 )  # fmt: skip
 
 

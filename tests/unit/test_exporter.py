@@ -105,7 +105,8 @@ class TestSamples:
     def test_lose_no_field_on_the_way(self, serve):
         full = sample(
             9, counter_j=0.001, power_instant_w=1.5, power_average_w=2.5, temperature_c=30.0, sm_clock_hz=1e9,
-            memory_clock_hz=2e9, throttle_reasons=4, power_limit_w=300.0, memory_used_bytes=1 << 40, errors=("a: B",),
+            memory_clock_hz=2e9, throttle_reasons=4, power_limit_w=300.0, memory_used_bytes=1 << 40,
+            utilization=0.5, errors=("a: B",),
         )  # fmt: skip
         assert serve(MadeSampler([full])).ask("/samples", SamplePage, since=0).samples == (full,)
 

@@ -63,7 +63,7 @@ def test_every_reading_has_its_name_and_unit():
     page = Page(
         sample(
             S, counter_j=7.0, power_instant_w=301.5, power_average_w=299.0, temperature_c=61.0, sm_clock_hz=1.98e9,
-            memory_clock_hz=2.619e9, power_limit_w=650.0, memory_used_bytes=5 << 30,
+            memory_clock_hz=2.619e9, power_limit_w=650.0, memory_used_bytes=5 << 30, utilization=0.37,
         ),
         infos=[info(power_limit_enforced_w=700.0, power_limit_default_w=690.0, power_limit_max_w=720.0)],
     )  # fmt: skip
@@ -77,6 +77,7 @@ def test_every_reading_has_its_name_and_unit():
     assert page.of("loadgen_gpu_clock_hertz", clock="sm") == 1.98e9
     assert page.of("loadgen_gpu_clock_hertz", clock="mem") == 2.619e9
     assert page.of("loadgen_gpu_memory_used_bytes") == 5 << 30
+    assert page.of("loadgen_gpu_utilization_ratio") == 0.37
     assert page.of("loadgen_gpu_info", name="Made GPU", source="nvml", mig="false") == 1
 
 

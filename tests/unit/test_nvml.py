@@ -87,11 +87,13 @@ def test_every_field_in_its_unit(library: Path) -> None:
     assert (info.power_limit_enforced_w, info.power_limit_default_w, info.power_limit_max_w) == (650, 700, 700)
     assert (info.memory_total_bytes, info.mig, info.simulated) == (80 << 30, False, False)
     assert all(info.supported.values())
-    assert len(info.supported) == 9
+    assert len(info.supported) == 10
     slow, fast = seen.samples
     assert (slow.power_instant_w, slow.power_average_w) == (300, 300)
     assert (slow.temperature_c, slow.sm_clock_hz, slow.memory_clock_hz) == (55, 1.98e9, 2.619e9)
     assert (slow.throttle_reasons, slow.power_limit_w, slow.memory_used_bytes) == (0, 650, 10 << 30)
+    assert slow.utilization == pytest.approx(0.83)
+    assert fast.utilization is None
     assert fast.power_instant_w == 300
     assert (fast.temperature_c, fast.throttle_reasons, fast.memory_used_bytes) == (None, None, None)
 

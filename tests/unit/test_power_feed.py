@@ -169,6 +169,30 @@ def test_another_machines_stamps_are_put_on_our_clock(sampler):
     assert abs(taken_ns[0] - ours_ns) <= clock.bound_ns
 
 
+def test_a_clock_that_drifts_is_compared_again(sampler, monkeypatch):
+    """The other machine's clock jumps by a second; the next comparison finds it."""
+    monkeypatch.setattr("loadgen.power.feed.CLOCK_EVERY_S", 0.05)
+    ahead_ns = AHEAD_NS
+
+    @web.middleware
+    async def drifting(request, handler):
+        if request.path != "/clock":
+            return await handler(request)
+        reading = ClockReading(monotonic_ns=time.monotonic_ns() + ahead_ns, unix_ns=0, boot_id="elsewhere")
+        return web.Response(body=msgspec.json.encode(reading))
+
+    app = web.Application(middlewares=[drifting])
+    add_routes(app, sampler, BOTH, "nvml")
+    with served(app) as url:
+        feed = PowerFeed(url)
+        before = feed.connect().clock
+        feed.start()
+        ahead_ns += 1_000_000_000
+        wait_for(lambda: feed.clock.offset_ns != before.offset_ns, "a new comparison")
+        wait_for(lambda: abs(feed.clock.offset_ns - ahead_ns) <= feed.clock.bound_ns, "the new offset")
+        feed.stop()
+
+
 class TestWrongUse:
     @pytest.mark.parametrize(
         "url", ["", "127.0.0.1:9401", "ftp://host", "http://", "http://host:port", "http://h/?a=1"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.facts import masked_argv, masked_env, metric_names, model_bytes
+from loadgen.serving.facts import kv_cache_bytes, masked_argv, masked_env, metric_names, model_bytes
 from loadgen.serving.group import ProcessGroup, living_members
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, port_is_free
@@ -270,3 +270,6 @@ def test_the_weights_memory_is_what_the_log_says_over_all_workers() -> None:
     line = "INFO 11-22 [gpu_model_runner.py:5150] Model loading took {} GiB memory and 3.1 seconds\n"
     assert model_bytes(line.format(3.5) + line.format("3.5000")) == 7 * 2**30
     assert model_bytes("INFO nothing of the kind") is None
+    line = "INFO 11-22 [gpu_worker.py:760] Available KV cache memory: {} GiB\n"
+    assert kv_cache_bytes(line.format("52.25") * 2) == 104.5 * 2**30
+    assert kv_cache_bytes("INFO nothing of the kind") is None

@@ -21,6 +21,7 @@ GOOD: dict[str, Any] = {
     "tokens_per_s": 500.0,
     "inflight_mean": 16.0,
     "running_mean": 16.0,
+    "running_peak": 16.0,
     "waiting_mean": 0.0,
     "preemptions": 0.0,
     "server_tokens": 10_000.0,
@@ -90,10 +91,15 @@ def test_just_within_each_limit_is_valid(changed: dict[str, object]) -> None:
 
 
 def test_a_batch_that_queues_is_put_down_to_the_servers_cap() -> None:
-    assert reasons(running_mean=8.0, waiting_mean=8.0) == [
+    assert reasons(running_mean=8.0, running_peak=8.0, waiting_mean=8.0) == [
         "running batch 8.00 did not reach B = 16: the server caps it (--max-num-seqs, or KV cache)",
         "8.00 requests waited in the server's queue on average",
     ]
+
+
+def test_a_queue_in_a_server_that_did_run_b_at_once_is_no_cap() -> None:
+    slow, _ = reasons(running_mean=12.9, running_peak=16.0, waiting_mean=0.53)
+    assert "slow to take up new requests" in slow
 
 
 def test_without_a_window_only_the_cause_is_said() -> None:

@@ -52,6 +52,7 @@ class SimulatedServer:
         """
         self._limits = limits or EngineLimits()
         _check_room(cost, precision, self._limits.max_model_len)
+        self._cost = cost
         self._stats = EngineStats()
         self._engine = Engine(cost, self._limits, self._stats)
         self._gpu = SimulatedGpu(cost.gpu, gpu, memory_used_bytes=lambda: self._engine.memory_used_bytes, seed=seed)
@@ -65,6 +66,16 @@ class SimulatedServer:
                 kv_capacity_tokens=self._engine.kv_capacity_tokens,
                 block_size=BLOCK_TOKENS,
             )
+        )
+
+    @property
+    def memory_report(self) -> str:
+        """What vLLM's log says of memory: weights, and what is left for keys and values."""
+        cost = self._cost
+        kv_bytes = cost.kv_capacity_tokens * cost.model.kv_bytes_per_token
+        return (
+            f"SIMULATED Model loading took {cost.weight_bytes / 2**30:.2f} GiB memory\n"
+            f"SIMULATED Available KV cache memory: {kv_bytes / 2**30:.2f} GiB"
         )
 
     def application(self) -> web.Application:
