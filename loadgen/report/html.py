@@ -115,7 +115,7 @@ def _table(summary: pd.DataFrame, reference: str) -> str:
 
 def _trust(analysis: dict[str, Any]) -> str:
     """Accuracy against the reference, over B and by depth; empty where nothing was graded."""
-    parts = []
+    parts, simulated = [], analysis["simulated"]
     if analysis["trust"]:
         reference = escape(analysis["trust"][0]["reference"])
         sentences = "".join(
@@ -123,11 +123,11 @@ def _trust(analysis: dict[str, Any]) -> str:
             for test in analysis["trust"]
         )
         parts.append(f"<h2>Accuracy against {reference}, question by question</h2>")
-        parts.append(_rows(AGAINST, against_rows(analysis["trust"])) + f"<ul>{sentences}</ul>")
+        parts.append(_rows(AGAINST, against_rows(analysis["trust"], simulated=simulated)) + f"<ul>{sentences}</ul>")
     if analysis["trust_invariance"]:
         parts.append("<h2>Accuracy over the batch size</h2>")
-        parts.append(_rows(OVER_B, over_b_rows(analysis["trust_invariance"])))
-    if rows := depth_rows(analysis["depth"]):
+        parts.append(_rows(OVER_B, over_b_rows(analysis["trust_invariance"], simulated=simulated)))
+    if rows := depth_rows(analysis["depth"], simulated=simulated):
         told = "".join(f"<li>{escape(sentence)}</li>" for sentence in depth_sentences(analysis["depth"]))
         parts.append(f"<h2>Loss by reasoning steps</h2>{_rows(BY_DEPTH, rows)}<ul>{told}</ul>")
     return "".join(parts)

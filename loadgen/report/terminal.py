@@ -54,11 +54,10 @@ def _print_trust(run: Run, console: Console) -> None:
     if not tests:
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
-    simulated = "SIMULATED: " if run.manifest["simulated"] else ""
-    table.title = f"{simulated}accuracy against {escape(tests[0]['reference'])}, question by question"
+    table.title = f"Accuracy against {escape(tests[0]['reference'])}, question by question"
     for heading in AGAINST:
         table.add_column(heading, justify="left" if heading in ("target", "verdict") else "right")
-    rows = against_rows(tests)
+    rows = against_rows(tests, simulated=run.manifest["simulated"])
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*map(escape, row), end_section=following is not None and following[0] != row[0])
     console.print(table)

@@ -13,11 +13,11 @@ Row = tuple[str, ...]
 Entry = Mapping[str, Any]
 
 
-def against_rows(tests: Sequence[Entry]) -> list[Row]:
+def against_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
     """A row per target x concurrency."""
     return [
         (
-            test["target"],
+            _label(test["target"], simulated),
             str(test["concurrency"]),
             _number(test["t_si"], 3),
             _interval(test["t_si_lo"], test["t_si_hi"], 3),
@@ -30,7 +30,7 @@ def against_rows(tests: Sequence[Entry]) -> list[Row]:
     ]
 
 
-def over_b_rows(tests: Sequence[Entry]) -> list[Row]:
+def over_b_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
     """A row per target that answered the same items at several concurrencies."""
     rows: list[Row] = []
     for test in tests:
@@ -39,7 +39,7 @@ def over_b_rows(tests: Sequence[Entry]) -> list[Row]:
         flips = [batch["changed"]["flip_rate"] for batch in seen["batches"]]
         rows.append(
             (
-                test["target"],
+                _label(test["target"], simulated),
                 str(seen["items"]),
                 f"{100 * min(accuracies):.1f}–{100 * max(accuracies):.1f}%",
                 _number(seen["p"], 3),
@@ -52,11 +52,11 @@ def over_b_rows(tests: Sequence[Entry]) -> list[Row]:
     return rows
 
 
-def depth_rows(tests: Sequence[Entry]) -> list[Row]:
+def depth_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
     """A row per target and bucket of reasoning steps."""
     return [
         (
-            test["target"],
+            _label(test["target"], simulated),
             bucket["steps"],
             str(bucket["items"]),
             f"{100 * bucket['reference_accuracy']:.1f}",
@@ -90,6 +90,10 @@ def depth_sentences(tests: Sequence[Entry]) -> list[str]:
         if parts:
             sentences.append(f"{test['target']}: {'; '.join(parts)}")
     return sentences
+
+
+def _label(target: str, simulated: bool) -> str:
+    return f"{target} SIMULATED" if simulated else target
 
 
 def _short(test: Entry) -> str:

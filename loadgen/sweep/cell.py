@@ -80,8 +80,6 @@ class CellRun:
         self._unread: deque[Raw] = deque()
         self._measured_ends = [0] * cell.concurrency
         self._completed = 0
-        self._idle_slot_ns: int | None = None
-        """When the first slot ended without a successor."""
         self._failures_in_a_row = 0
         self._glance = Glance(grader)
         self._t_start_ns = 0
@@ -148,7 +146,7 @@ class CellRun:
         """True once every slot is being answered for a measured item (or has had one answered)."""
         warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
         while not self._broken():
-            if self._idle_slot_ns is not None:
+            if self._feed.dry_ns is not None:
                 self._aborted = "every request was sent before all slots were busy; ask for more --requests"
                 return False
             self._feed.warm = monotonic_ns() >= warm_at_ns
@@ -175,7 +173,7 @@ class CellRun:
             else:
                 assert requests is not None
                 left_s, share = TURN_S, self._completed / requests
-                if self._idle_slot_ns is not None:
+                if self._feed.dry_ns is not None:
                     return
             self._tell("window", share)
             await asyncio.sleep(min(TURN_S, left_s))
@@ -183,7 +181,7 @@ class CellRun:
     def _close_ns(self, open_ns: int) -> int:
         if self._settings.duration_s is not None and self._aborted is None:
             return open_ns + int(self._settings.duration_s * 1e9)
-        return monotonic_ns() if self._idle_slot_ns is None else self._idle_slot_ns
+        return monotonic_ns() if self._feed.dry_ns is None else self._feed.dry_ns
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._pool.drained())
@@ -210,8 +208,6 @@ class CellRun:
             self._measured_ends[raw.slot] += 1
             if not failed:
                 self._completed += 1
-            if self._feed.dry and self._idle_slot_ns is None:
-                self._idle_slot_ns = raw.t_end_ns
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         self._unread.append(raw)
 

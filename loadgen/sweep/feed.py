@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic_ns
 
 from loadgen.client.body import RequestMaker
 from loadgen.client.exchange import Request
@@ -33,8 +34,8 @@ class Feed:
         self._next_item = 0
         self.warm = False
         """Set when the warm-up time is over: slots that had a warm-up request get measured items."""
-        self.dry = False
-        """Set when a slot asked for a request and none was left."""
+        self.dry_ns: int | None = None
+        """When a slot first asked for a request and none was left."""
         self._stopped = False
 
     def stop(self) -> None:
@@ -49,7 +50,7 @@ class Feed:
             item = self._warmup_items[(slot + sent * self._concurrency) % len(self._warmup_items)]
             return self._maker.warmup(item, 1.0 if sent else (slot + 1) / self._concurrency)
         if self._limit is not None and self._next_item >= self._limit:
-            self.dry = True
+            self.dry_ns = self.dry_ns or monotonic_ns()
             return None
         item = self._items[self._next_item % len(self._items)]
         self._next_item += 1

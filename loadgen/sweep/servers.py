@@ -178,16 +178,18 @@ class _Launched(_Processes):
             dtype=load_recipe(reference.precision).dtype,
             checkpoint=spec.checkpoint,
             vllm=find_vllm("cpu" if config.device == "cpu" else "cuda", config.vllm),
-            extra_args=_reasoning_args(config),
+            extra_args=[
+                *(["--reasoning-parser", config.reasoning_parser] if config.reasoning_parser else []),
+                *_room_args(config),
+            ],
         )
 
 
-def _reasoning_args(config: SweepConfig) -> list[str]:
-    """Room for a long answer, and the parser that keeps reasoning apart from it."""
-    args = ["--reasoning-parser", config.reasoning_parser] if config.reasoning_parser else []
-    if config.thinking is not None and config.thinking.on:
-        args += ["--max-model-len", str((config.max_tokens or MAX_TOKENS) + PROMPT_ROOM_TOKENS)]
-    return args
+def _room_args(config: SweepConfig) -> list[str]:
+    """Room for reasoning before the answer."""
+    if config.thinking is None or not config.thinking.on:
+        return []
+    return ["--max-model-len", str((config.max_tokens or MAX_TOKENS) + PROMPT_ROOM_TOKENS)]
 
 
 class _Simulated(_Processes):
@@ -196,4 +198,10 @@ class _Simulated(_Processes):
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         named = Path(self._config.data_file) if self._config.data_file else None
         data_file = data_path(self._config.dataset, named)
-        return plan_simulated(spec.precision, port=port, seed=self._config.seed, data_file=data_file)
+        return plan_simulated(
+            spec.precision,
+            port=port,
+            seed=self._config.seed,
+            data_file=data_file,
+            extra_args=_room_args(self._config),
+        )

@@ -42,8 +42,7 @@ def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None 
 
     Raises UsageError for an unknown name, a missing or malformed file, or a failed download.
     """
-    if name not in DATASETS:
-        raise UsageError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    _check_name(name)
     name = "mathqa:all" if name == "mathqa" else name
     family = name.partition(":")[0]
     path, published = _file(family, data_file)
@@ -72,6 +71,7 @@ def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None 
 
 def data_path(name: str, data_file: Path | None) -> Path | None:
     """The file that the dataset is read from; None for the shipped one. Raises UsageError as `load_dataset` does."""
+    _check_name(name)
     path, _ = _file(name.partition(":")[0], data_file)
     return None if path == sample.SAMPLE_FILE else path
 
@@ -91,6 +91,11 @@ def existing_file(path: Path, option: str) -> Path:
     if not path.is_file():
         raise UsageError(f"{option} {path}: there is no such file")
     return path
+
+
+def _check_name(name: str) -> None:
+    if name not in DATASETS:
+        raise UsageError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
 
 
 def _file(family: str, data_file: Path | None) -> tuple[Path, bool]:

@@ -61,9 +61,9 @@ def test_with_a_limit_each_item_is_given_out_once_and_then_none() -> None:
     one.next_request(0)
     one.warm = True
     assert ids(one, [0] * 5) == ["q0", "q1", "q2", "q3", "q4"]
-    assert not one.dry, "the last item is being answered"
+    assert one.dry_ns is None, "the last item is being answered"
     assert one.next_request(0) is None
-    assert one.dry
+    assert one.dry_ns is not None
 
 
 def test_measured_items_come_in_the_same_order_for_every_cell_and_wrap_around() -> None:

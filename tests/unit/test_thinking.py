@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 import loadgen
-from loadgen.cli import main
 from loadgen.client.body import RequestMaker
 from loadgen.errors import UsageError
 from loadgen.sweep.config import configure
@@ -53,9 +53,10 @@ def test_wrong_use(options: dict[str, Any], sentence: str) -> None:
 def test_reasoning_is_counted_and_kept_apart_and_only_the_answer_is_graded(tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["sweep", "--concurrency", "4", "--repeats", "1", "--requests", "16", "--thinking", "on"]
-    done = CliRunner().invoke(main, [*arguments, "--thinking-budget", "50", "--out", str(out), "--quiet"])
+    command = [sys.executable, "-m", "loadgen", *arguments, "--thinking-budget", "50", "--max-tokens", "300", "--out", str(out), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     run = loadgen.load_run(out)
-    assert run.manifest["protocol"]["api"] == "chat", done.output
+    assert run.manifest["protocol"]["api"] == "chat", done.stderr
     assert run.manifest["protocol"]["thinking"] == {"on": True, "budget": 50}
     asked = run.requests[run.requests["phase"] == "measured"]
     assert (asked["reasoning_tokens"] == 50).all()

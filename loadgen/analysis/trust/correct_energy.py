@@ -46,6 +46,7 @@ def correct_energy(
     rng = np.random.default_rng([seed, 1])
     noise = rng.standard_normal(resamples) if degrees is None else rng.standard_t(degrees, resamples)
     usable = accuracies > 0
-    draws = energy_per_query_j * np.exp(relative_error * noise[usable]) / accuracies[usable]
+    with np.errstate(over="ignore"):  # two repeats: Student's t with one degree of freedom has no bounds to speak of
+        draws = energy_per_query_j * np.exp(relative_error * noise[usable]) / accuracies[usable]
     lo, hi = np.quantile(draws, [tail, 1 - tail])
     return CorrectEnergy(value_j=value, lo_j=float(lo), hi_j=float(hi))
