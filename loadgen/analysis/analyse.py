@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,15 @@ from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
+from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, write_analysis, write_cells, write_summary
+from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
+from loadgen.workload.facts import read_facts
+from loadgen.workload.grading import Grader
 
 SCHEMA = 1
 BUSY_CLIENT = 0.8
@@ -29,11 +32,9 @@ def analyse(run_dir: Path) -> None:
     Raises UsageError if this is no run directory, or nothing was measured.
     """
     manifest = read_manifest(run_dir)
-    gold: dict[str, str] = {}
-    if manifest["graded"] and (run_dir / "items.json").exists():
-        gold = msgspec.json.decode((run_dir / "items.json").read_bytes())
+    grader = Grader(read_facts(run_dir) if manifest["graded"] else {}, manifest["protocol"]["name"])
     cells: list[CellSummary] = []
-    points: dict[tuple[str, int], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    sides = Sides(manifest["protocol"])
     config = manifest["config"]
     calibrations: list[dict[str, Any]] = []
     powers: dict[tuple[str, int], PowerData | None] = {}
@@ -42,7 +43,7 @@ def analyse(run_dir: Path) -> None:
             data = read_cell(path)
             if data is None:
                 continue
-            verdicts = grade_cell(data, gold)
+            verdicts = grade_cell(data, grader)
             block = data.cell.target, data.cell.repeat
             if block not in powers:
                 power = powers[block] = read_power(run_dir, manifest, *block)
@@ -58,21 +59,15 @@ def analyse(run_dir: Path) -> None:
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
             )
             cells.append(summary)
-            tables.add(data, verdicts)
-            if summary.valid:
-                items = points[data.cell.target, data.cell.concurrency]
-                for exchange, verdict in zip(data.exchanges, verdicts, strict=True):
-                    if verdict is not None:
-                        items[exchange.item_id].append(verdict.outcome == "correct")
+            tables.add(data, verdicts, grader.items)
+            sides.add(data, verdicts)
     if not cells:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
-    scores = {
-        key: {item: sum(answers) / len(answers) for item, answers in items.items()} for key, items in points.items()
-    }
+    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"])
     write_cells(run_dir, cells)
-    write_summary(run_dir, summarize(cells, scores))
-    write_analysis(run_dir, {**_analysis(manifest, cells), "calibration": calibrations})
+    write_summary(run_dir, summarize(cells, sides.answers, trust))
+    write_analysis(run_dir, {**_analysis(manifest, cells, trust), "calibration": calibrations})
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -95,7 +90,7 @@ def planned_cells(manifest: dict[str, Any]) -> int:
     return len(config["targets"]) * len(config["concurrency"]) * int(config["repeats"])
 
 
-def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, Any]:
+def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy) -> dict[str, Any]:
     warnings = [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid]
     warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
     warnings += [
@@ -110,6 +105,11 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, A
             f"energy of {len(doubtful)} cells with a reservation (energy_reasons in cells.csv), as "
             f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
         )
+    warnings += [
+        f"accuracy of {test.target} against {test.reference} at B = {test.concurrency}: {test.sentence}"
+        for test in trust.trust
+        if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
+    ]
     for block in manifest.get("power_blocks", []):
         if lost := block.get("samples_lost"):
             warnings.append(
@@ -119,14 +119,14 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary]) -> dict[str, A
     planned = planned_cells(manifest)
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
-    if not manifest["dataset"]["published"]:
+    if not manifest["dataset"]["published"] and manifest["dataset"]["name"] != "jsonl":
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
     return {
         "schema": SCHEMA,
         "reference": manifest["config"]["reference"],
         "simulated": manifest["simulated"],
         "crossovers": [],
-        "trust": [],
+        **msgspec.to_builtins(trust),
         "models": [],
         "indices": [],
         "warnings": warnings,

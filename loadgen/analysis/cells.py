@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,8 +14,9 @@ from loadgen.analysis.latency import e2e_s, ended_in, icl_s, itl_s, tpot_s, ttft
 from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.validity import Evidence, reasons_against
+from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
-from loadgen.workload.grading import Verdict, grade
+from loadgen.workload.grading import FAILED, Grader, Verdict
 
 GAUGE_TOLERANCE = 0.05
 
@@ -82,14 +83,9 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
         return row | msgspec.structs.asdict(self.energy)
 
 
-def grade_cell(data: CellData, gold: Mapping[str, str]) -> list[Verdict | None]:
-    """A verdict per exchange; None for warm-up, failed requests and items without a gold answer."""
-    return [
-        grade(e.text, gold[e.item_id], finish_reason=e.finish_reason)
-        if e.phase == "measured" and e.status == "ok" and e.item_id in gold
-        else None
-        for e in data.exchanges
-    ]
+def grade_cell(data: CellData, grader: Grader) -> list[Verdict | None]:
+    """A verdict per exchange; None for warm-up and for items that are not to be graded."""
+    return [_verdict(e, grader) if e.phase == "measured" else None for e in data.exchanges]
 
 
 def summarize_cell(
@@ -140,7 +136,7 @@ def summarize_cell(
     reasons = reasons_against(evidence)
     if energy.energy_verdict == "invalid":
         reasons.append(f"energy: {energy.energy_reasons}")
-    judged = [verdict.outcome for verdict in verdicts if verdict is not None]
+    judged = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
     cpu_s = data.end.client_cpu_s if data.end else None
     latencies: dict[str, float | None] = {}
     kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
@@ -185,6 +181,12 @@ def summarize_cell(
         simulated=data.simulated,
         **latencies,
     )
+
+
+def _verdict(exchange: Exchange, grader: Grader) -> Verdict | None:
+    if exchange.status != "ok":
+        return FAILED if exchange.item_id in grader.items else None
+    return grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
 
 
 def running_batch(samples: Sequence[ServerSample]) -> float | None:

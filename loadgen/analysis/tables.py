@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from loadgen.analysis.latency import ended_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.sweep.plan import Cell
+from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Verdict
 
 _TOKEN_TIME = pa.struct([("t_ns", pa.int64()), ("tokens", pa.int32())])
@@ -29,11 +30,14 @@ REQUESTS = pa.schema([
     ("phase", pa.string()), ("slot", pa.int32()), ("item_id", pa.string()), ("prompt_sha", pa.string()),
     ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_end_ns", pa.int64()), ("in_window", pa.bool_()),
     ("token_times", pa.list_(_TOKEN_TIME)), ("token_source", pa.string()),
-    ("prompt_tokens", pa.int32()), ("output_tokens", pa.int32()), ("finish_reason", pa.string()),
+    ("prompt_tokens", pa.int32()), ("output_tokens", pa.int32()), ("reasoning_tokens", pa.int32()),
+    ("finish_reason", pa.string()),
     ("stop_reason", pa.string()), ("http_status", pa.int32()), ("status", pa.string()), ("error", pa.string()),
     ("text", pa.string()), ("reasoning", pa.string()), ("outcome", pa.string()), ("answer", pa.string()),
-    ("correct", pa.bool_()), ("simulated", pa.bool_()),
+    ("correct", pa.bool_()), ("extractor", pa.string()), ("correct_but_truncated", pa.bool_()),
+    ("strict", pa.bool_()), ("flexible", pa.bool_()), ("steps", pa.int32()), ("simulated", pa.bool_()),
 ])  # fmt: skip
+_VERDICT = ("outcome", "answer", "correct", "extractor", "correct_but_truncated", "strict", "flexible")
 SERVER = pa.schema([
     *_CELL,
     ("t_ns", pa.int64()), ("scrape_ns", pa.int64()), ("running", pa.float64()), ("waiting", pa.float64()),
@@ -68,8 +72,8 @@ class RunTables:
             self._writers[name] = pq.ParquetWriter(_partial(self._paths[name]), schema, compression="zstd")
         return self
 
-    def add(self, data: CellData, verdicts: Sequence[Verdict | None]) -> None:
-        for name, table in (("requests", requests_table(data, verdicts)), ("server", server_table(data))):
+    def add(self, data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]) -> None:
+        for name, table in (("requests", requests_table(data, verdicts, items)), ("server", server_table(data))):
             if table.num_rows:
                 self._writers[name].write_table(table)
 
@@ -88,7 +92,9 @@ class RunTables:
                 _partial(self._paths[name]).unlink()
 
 
-def requests_table(data: CellData, verdicts: Sequence[Verdict | None]) -> pa.Table:
+def requests_table(
+    data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]
+) -> pa.Table:
     """One row per request, warm-up and failed ones included."""
     exchanges = data.exchanges
     in_window = ended_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
@@ -100,9 +106,8 @@ def requests_table(data: CellData, verdicts: Sequence[Verdict | None]) -> pa.Tab
         "in_window": in_window,
         "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times),
         "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
-        "outcome": [v.outcome if v else None for v in verdicts],
-        "answer": [v.answer if v else None for v in verdicts],
-        "correct": [v.outcome == "correct" if v else None for v in verdicts],
+        "steps": [items[e.item_id].steps if e.item_id in items else None for e in exchanges],
+        **{name: [v and getattr(v, name) for v in verdicts] for name in _VERDICT},
     }
     for field in REQUESTS.names:
         if field not in columns:

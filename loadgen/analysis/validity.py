@@ -66,6 +66,11 @@ def reasons_against(e: Evidence) -> list[str]:
     return reasons
 
 
+def answers_stand(answers: int, errors: int) -> bool:
+    """Whether a cell's answers may be graded: `errors` of so many failed. Batch and energy do not enter into it."""
+    return answers > 0 and errors <= ERROR_RATE * answers
+
+
 def _cause(e: Evidence) -> str:
     waits = e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency
     if waits and (e.running_peak is None or e.running_peak < RUNNING_SHARE * e.concurrency):

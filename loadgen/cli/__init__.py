@@ -13,10 +13,13 @@ from loadgen.errors import ServerError, UsageError
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
     "sweep": "Measure every target at every concurrency: the main job.",
+    "data": "List, fetch and verify the published question sets.",
     "report": "Recompute tables, figures and report of a run directory.",
+    "regrade": "Grade stored answers again, no GPU and no server.",
     "serve": "Run one vLLM server from its recipe, in the foreground.",
     "simulate": "Run one simulated server.",
     "exporter": "Export GPU power and energy to Prometheus.",
+    "plan": "How many items and minutes a claim about accuracy needs.",
     "cpu-env": "Build an environment with vLLM's CPU build and tiny models.",
 }
 

@@ -32,6 +32,11 @@ from loadgen.errors import UsageError
 )
 @click.option("--data-file", type=click.Path(path_type=Path), metavar="PATH", help="GSM8K in its published schema.")
 @click.option("--accuracy", type=float, metavar="X", help="Share of right answers, 0 to 1, instead of the precision's.")
+@click.option("--discordance", type=float, metavar="X", help="Share of items that only it or only FP16 gets right.")
+@click.option("--reference-accuracy", type=float, metavar="X", help="FP16's share of right answers.  [default: 0.52]")
+@click.option("--truncated", type=float, metavar="X", help="Share of answers that never end.")
+@click.option("--unparsed", type=float, metavar="X", help="Share of answers that name no result.")
+@click.option("--batch-flips", type=float, metavar="X", help="Share of items that the batch's size decides.")
 @click.option(
     "--time-scale",
     type=float,
@@ -68,6 +73,11 @@ def command(
     max_model_len: int,
     data_file: Path | None,
     accuracy: float | None,
+    discordance: float | None,
+    reference_accuracy: float | None,
+    truncated: float | None,
+    unparsed: float | None,
+    batch_flips: float | None,
     time_scale: float,
     sensor_ms: float,
     faults: tuple[str, ...],
@@ -104,8 +114,6 @@ def command(
     if not 1 <= port <= 65535:
         raise UsageError(f"--port {port} is not between 1 and 65535")
     _check_positive(("--max-num-seqs", max_num_seqs), ("--max-model-len", max_model_len))
-    if accuracy is not None and not 0 <= accuracy <= 1:
-        raise UsageError(f"--accuracy {accuracy} is not between 0 and 1")
     if not 0.01 <= time_scale <= 1000:
         raise UsageError(f"--time-scale {time_scale} is not between 0.01 and 1000")
     if not 1 <= sensor_ms <= 1000:
@@ -115,14 +123,24 @@ def command(
 
     from loadgen.power.faults import parse_faults
     from loadgen.power.simulated import Sensors
+    from loadgen.serving.simulated.behaviour import BEHAVIOURS
     from loadgen.serving.simulated.cost import speed_up
     from loadgen.serving.simulated.engine import EngineLimits
     from loadgen.serving.simulated.gpu import GpuOptions
     from loadgen.serving.simulated.questions import known_items
     from loadgen.serving.simulated.server import SimulatedServer, open_socket, serve
 
+    cost = speed_up(presets.cost(precision, gpu=gpu, model=model), time_scale)
+    behaviour = BEHAVIOURS[precision].but(
+        accuracy=accuracy,
+        discordance=discordance,
+        truncated=truncated,
+        unparsed=unparsed,
+        batch_flips=batch_flips,
+        reference_accuracy=reference_accuracy,
+    )
     server = SimulatedServer(
-        speed_up(presets.cost(precision, gpu=gpu, model=model), time_scale),
+        cost,
         precision=precision,
         gpu=GpuOptions(
             preset=gpu, sensors=Sensors.of_period(sensor_ms / 1e3), faults=parse_faults(faults), time_scale=time_scale
@@ -130,7 +148,7 @@ def command(
         items=known_items(data_file),
         seed=seed,
         limits=EngineLimits(max_num_seqs=max_num_seqs, max_model_len=max_model_len),
-        accuracy=accuracy,
+        behaviour=behaviour,
     )
     listening = open_socket(host, port)
     ready = f"SIMULATED {precision} server ready on http://{host}:{port} (no GPU, nothing measured)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from loadgen.client.exchange import Phase, Request
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import Protocol
+from loadgen.workload.thinking import Thinking
 
 
 class RequestMaker:
@@ -28,14 +28,16 @@ class RequestMaker:
         seed: int,
         max_tokens: int | None = None,
         fixed_length: int | None = None,
+        thinking: Thinking | None = None,
     ) -> None:
-        self._protocol = protocol
+        self._protocol = msgspec.structs.replace(protocol, api=api)
         self._api = api
         self._model = model
         self._seed = seed
         self.limit = fixed_length or max_tokens or protocol.max_tokens
+        self._thinking = thinking.body if thinking else {}
         self._fixed = fixed_length is not None
-        self._prompts: dict[str, tuple[str, str]] = {}
+        self._prompts: dict[str, tuple[str | list[dict[str, str]], str]] = {}
         self._requests: dict[tuple[str, Phase], Request] = {}
 
     def measured(self, item: Item) -> Request:
@@ -54,12 +56,12 @@ class RequestMaker:
 
     def _make(self, item: Item, phase: Phase, limit: int) -> Request:
         if item.id not in self._prompts:
-            text = self._protocol.prompt(item)
-            self._prompts[item.id] = text, hashlib.sha256(text.encode()).hexdigest()
+            asked = self._protocol.messages(item) if self._api == "chat" else self._protocol.prompt(item)
+            self._prompts[item.id] = asked, self._protocol.prompt_sha(item)
         prompt, prompt_sha = self._prompts[item.id]
         body: dict[str, Any] = {"model": self._model}
         if self._api == "chat":
-            body["messages"] = [{"role": "user", "content": prompt}]
+            body |= {"messages": prompt, **self._thinking}
         else:
             body["prompt"] = prompt
         body |= {

@@ -60,6 +60,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     `spread`: the total spread over the events, arrival times of single tokens unknown."""
     prompt_tokens: int | None = None
     output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Of the output tokens, by the server's count; None where it gives none (it needs a reasoning parser)."""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     http_status: int | None = None
@@ -69,9 +71,14 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     reasoning: str = ""
 
 
+class _UsageDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    completion_tokens_details: _UsageDetails | None = None
 
 
 class _Delta(msgspec.Struct):
@@ -206,6 +213,7 @@ def _exchange(
     text: str = "",
     reasoning: str = "",
 ) -> Exchange:
+    details = usage.completion_tokens_details if usage else None
     return Exchange(
         slot=raw.slot,
         phase=raw.request.phase,
@@ -218,6 +226,7 @@ def _exchange(
         token_source=token_source,
         prompt_tokens=usage.prompt_tokens if usage else None,
         output_tokens=usage.completion_tokens if usage else None,
+        reasoning_tokens=details.reasoning_tokens if details else None,
         finish_reason=finish_reason,
         stop_reason=stop_reason,
         http_status=raw.http_status,

@@ -29,7 +29,7 @@ def draw_figures(run_dir: Path, summary: pd.DataFrame) -> dict[str, Path]:
     drawn = {}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "loadgen", "font.size": 10}):
         for name, (column, label) in FIGURES.items():
-            if not summary[column].notna().any():
+            if not (summary[column].notna() & summary["running_mean"].notna()).any():
                 continue
             path = folder / f"{name}.svg"
             _curves(summary, column, label).savefig(path, format="svg", metadata={"Date": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from loadgen._version import __version__
 from loadgen.analysis.run import Run
 from loadgen.report.figures import draw_figures
 from loadgen.report.table import HEADINGS, shown_columns, table_rows
+from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
 
 _ID = re.compile(r'\bid="|url\(#|xlink:href="#')
 """SVG ids are global to a page: every figure's get the figure's name in front."""
@@ -40,6 +42,9 @@ instantaneous power) over the window's length; over its tokens; energy per token
 cells.csv has both ways, the power at rest, and TDP times time as an upper bound (HLI).</dd>
 <dt>accuracy</dt><dd>share of answers whose final number equals the published one, per item, then averaged over items;
 Wilson's interval over items. Truncated and unparsed answers count as not correct.</dd>
+<dt>T_SI, lost, won, verdict</dt><dd>accuracy over the reference's on the items that both answered, with a paired
+bootstrap over items; items that only the reference, or only the target, got right; exact McNemar and equivalence tests
+(within 2 percentage points) with Holm's correction over all comparisons of the run.</dd>
 </dl>
 <p>A cell's own figures stand in cells.csv, single requests with their time stamps in requests.parquet.</p>
 """
@@ -73,6 +78,7 @@ def _page(run: Run, summary: pd.DataFrame, figures: dict[str, Path]) -> str:
 {banner}<h1>{escape(title)}</h1>
 <p>{escape(_facts(manifest))} · {int(cells["valid"].sum())} of {len(cells)} cells valid</p>
 <h2>Result</h2><div class="scroll">{_table(summary, manifest["config"]["reference"])}</div>
+{_trust(run.analysis)}
 {_warnings(run.analysis["warnings"])}
 <h2>Curves</h2><div class="figures">{"".join(_inline(path) for path in figures.values())}</div>
 <h2>Where the numbers come from</h2>{_SOURCES}
@@ -105,6 +111,32 @@ def _table(summary: pd.DataFrame, reference: str) -> str:
         cells = "".join(f"<td{_text_class(place)}>{escape(row[place])}</td>" for place in columns)
         body.append(f"<tr{first}>{cells}</tr>")
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _trust(analysis: dict[str, Any]) -> str:
+    """Accuracy against the reference, over B and by depth; empty where nothing was graded."""
+    parts, simulated = [], analysis["simulated"]
+    if analysis["trust"]:
+        reference = escape(analysis["trust"][0]["reference"])
+        sentences = "".join(
+            f"<li>{escape(test['target'])}, B = {test['concurrency']}: {escape(test['sentence'])}</li>"
+            for test in analysis["trust"]
+        )
+        parts.append(f"<h2>Accuracy against {reference}, question by question</h2>")
+        parts.append(_rows(AGAINST, against_rows(analysis["trust"], simulated=simulated)) + f"<ul>{sentences}</ul>")
+    if analysis["trust_invariance"]:
+        parts.append("<h2>Accuracy over the batch size</h2>")
+        parts.append(_rows(OVER_B, over_b_rows(analysis["trust_invariance"], simulated=simulated)))
+    if rows := depth_rows(analysis["depth"], simulated=simulated):
+        told = "".join(f"<li>{escape(sentence)}</li>" for sentence in depth_sentences(analysis["depth"]))
+        parts.append(f"<h2>Loss by reasoning steps</h2>{_rows(BY_DEPTH, rows)}<ul>{told}</ul>")
+    return "".join(parts)
+
+
+def _rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    heads = "".join(f'<th class="text">{escape(heading)}</th>' for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(value)}</td>' for value in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _text_class(place: int) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from loadgen.analysis.run import Run
 from loadgen.report.table import HEADINGS, NARROW, shown_columns, table_rows
+from loadgen.report.trust import AGAINST, against_rows, depth_sentences
 
 MOST_WARNINGS = 12
 WIDEST = 1000
@@ -35,6 +36,7 @@ def print_end(run: Run, console: Console) -> None:
         f"medians; × ref: tokens/s against {escape(reference)}; intervals are over repeats (accuracy: over items).",
         highlight=False,
     )
+    _print_trust(run, console)
     power = manifest.get("power") or {}
     if power.get("kind") == "none":
         console.print(f"Energy: not measured, {escape(power['reason'])}.", highlight=False)
@@ -44,6 +46,23 @@ def print_end(run: Run, console: Console) -> None:
     if len(warnings) > MOST_WARNINGS:
         console.print(f"[yellow]![/] and {len(warnings) - MOST_WARNINGS} more in {run.path / 'analysis.json'}")
     console.print(f"Report: {run.path / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _print_trust(run: Run, console: Console) -> None:
+    """Accuracy against the reference, question by question; nothing where nothing was graded."""
+    tests = run.analysis["trust"]
+    if not tests:
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
+    table.title = f"Accuracy against {escape(tests[0]['reference'])}, question by question"
+    for heading in AGAINST:
+        table.add_column(heading, justify="left" if heading in ("target", "verdict") else "right")
+    rows = against_rows(tests, simulated=run.manifest["simulated"])
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        table.add_row(*map(escape, row), end_section=following is not None and following[0] != row[0])
+    console.print(table)
+    for sentence in depth_sentences(run.analysis["depth"]):
+        console.print(f"Depth: {escape(sentence)}", highlight=False)
 
 
 def _table(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:

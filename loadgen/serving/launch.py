@@ -100,13 +100,14 @@ def plan_launch(
 
 
 def plan_simulated(
-    precision: str, *, port: int, seed: int = 0, data_file: Path | None = None
+    precision: str, *, port: int, seed: int = 0, data_file: Path | None = None, extra_args: Sequence[str] = ()
 ) -> Launch:
     """A simulated server of that precision, run by this Python; it grades its answers from the dataset's items."""
     argv = [sys.executable, "-m", "loadgen", "simulate"]
     argv += ["--precision", precision, "--port", str(port), "--seed", str(seed)]
     if data_file is not None:
         argv += ["--data-file", str(data_file)]
+    argv += extra_args
     return Launch(name=precision, precision=precision, argv=tuple(argv), port=port, simulated=True)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic_ns, process_time
 
 import msgspec
@@ -22,6 +22,7 @@ from loadgen.sweep.journal import CellEnd, Journal
 from loadgen.sweep.observer import Observer
 from loadgen.sweep.plan import Cell
 from loadgen.sweep.power import PowerRecorder
+from loadgen.workload.grading import Grader
 from loadgen.workload.item import Item
 
 TURN_S = 0.005
@@ -31,7 +32,10 @@ COUNTERS_SETTLE_S = 5.0
 
 
 class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a cell lasts; exactly one of `duration_s` and `requests` is given."""
+    """How long a cell lasts; exactly one of `duration_s` and `requests` is given.
+
+    With `requests`, that many items are asked once each; the window closes when the first slot finds none left.
+    """
 
     duration_s: float | None
     requests: int | None
@@ -60,13 +64,13 @@ class CellRun:
         journal: Journal,
         observer: Observer,
         server_died: Callable[[], str | None],
-        gold: Mapping[str, str],
+        grader: Grader,
         power: PowerRecorder | None,
     ) -> None:
         self._cell = cell
         self._settings = settings
         self._make_slots = make_slots
-        self._feed = Feed(maker, items, warmup_items, cell.concurrency)
+        self._feed = Feed(maker, items, warmup_items, cell.concurrency, settings.requests)
         self._journal = journal
         self._observer = observer
         self._server_died = server_died
@@ -76,9 +80,8 @@ class CellRun:
         self._unread: deque[Raw] = deque()
         self._measured_ends = [0] * cell.concurrency
         self._completed = 0
-        self._last_completion_ns = 0
         self._failures_in_a_row = 0
-        self._glance = Glance(gold)
+        self._glance = Glance(grader)
         self._t_start_ns = 0
         self._aborted: str | None = None
         self._lags_s: list[float] = []
@@ -143,6 +146,9 @@ class CellRun:
         """True once every slot is being answered for a measured item (or has had one answered)."""
         warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
         while not self._broken():
+            if self._feed.dry_ns is not None:
+                self._aborted = "every request was sent before all slots were busy; ask for more --requests"
+                return False
             self._feed.warm = monotonic_ns() >= warm_at_ns
             if self._feed.warm and all(self._on_measured_item(slot) for slot in range(self._cell.concurrency)):
                 return True
@@ -158,7 +164,6 @@ class CellRun:
 
     async def _until_window_over(self, open_ns: int) -> None:
         duration_s, requests = self._settings.duration_s, self._settings.requests
-        completed_before = self._completed
         while not self._broken():
             if duration_s is not None:
                 left_s = duration_s - (monotonic_ns() - open_ns) / 1e9
@@ -167,8 +172,8 @@ class CellRun:
                     return
             else:
                 assert requests is not None
-                left_s, share = TURN_S, (self._completed - completed_before) / requests
-                if share >= 1:
+                left_s, share = TURN_S, self._completed / requests
+                if self._feed.dry_ns is not None:
                     return
             self._tell("window", share)
             await asyncio.sleep(min(TURN_S, left_s))
@@ -176,7 +181,7 @@ class CellRun:
     def _close_ns(self, open_ns: int) -> int:
         if self._settings.duration_s is not None and self._aborted is None:
             return open_ns + int(self._settings.duration_s * 1e9)
-        return max(self._last_completion_ns, open_ns) if self._aborted is None else monotonic_ns()
+        return monotonic_ns() if self._feed.dry_ns is None else self._feed.dry_ns
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._pool.drained())
@@ -203,8 +208,6 @@ class CellRun:
             self._measured_ends[raw.slot] += 1
             if not failed:
                 self._completed += 1
-                if self._settings.requests is not None:
-                    self._last_completion_ns = raw.t_end_ns
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         self._unread.append(raw)
 

@@ -16,6 +16,8 @@ import msgspec
 from loadgen.errors import UsageError
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
+from loadgen.workload.protocol import default_protocol
+from loadgen.workload.thinking import Thinking
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
 SIMULATED_DURATION_S = 1.0
@@ -48,6 +50,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None
     fixed_length: int | None
     api: str | None
+    thinking: Thinking | None
+    reasoning_parser: str | None
     transport: str
     reference: str
     out: str | None
@@ -89,6 +93,9 @@ def configure(
     fixed_length: int | None = None,
     arrival: str = "closed",
     api: str | None = None,
+    thinking: str | None = None,
+    thinking_budget: int | None = None,
+    reasoning_parser: str | None = None,
     power: str = "auto",
     gpu: str | Sequence[str] | None = None,
     tdp_w: float | None = None,
@@ -128,19 +135,25 @@ def configure(
         raise UsageError(f"--model {model} needs --serve or --target: without them the servers are simulated")
     if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UsageError(f"--model {model}: there is no such folder")
-    for option, value in (("vllm", vllm), ("max-num-seqs", max_num_seqs)):
+    for option, value in (
+        ("vllm", vllm), ("max-num-seqs", max_num_seqs), ("reasoning-parser", reasoning_parser),
+    ):  # fmt: skip
         if mode != "serve" and value is not None:
             raise UsageError(f"--{option} {value} needs --serve: it concerns servers that loadgen launches")
     levels = _concurrency(concurrency)
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
         max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
-        metrics_port=metrics_port,
+        metrics_port=metrics_port, thinking_budget=thinking_budget,
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
     if duration is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
+    if requests is not None and requests < 2 * max(levels):
+        raise UsageError(
+            f"--requests {requests}: B = {max(levels)} needs {2 * max(levels)} at least, so that every slot is refilled"
+        )
     if max_tokens is not None and fixed_length is not None:
         raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
     if not 0 <= seed < 2**63:
@@ -164,7 +177,7 @@ def configure(
         concurrency=levels,
         dataset=questions,
         data_file=str(data_file) if data_file else None,
-        protocol=protocol or questions,
+        protocol=protocol or default_protocol(questions),
         shots_file=str(shots_file) if shots_file else None,
         limit=limit,
         duration_s=None if requests is not None else duration or default_duration,
@@ -173,7 +186,9 @@ def configure(
         warmup_s=warmup,
         max_tokens=max_tokens,
         fixed_length=fixed_length,
-        api=api,
+        api="chat" if thinking else api,
+        thinking=_thinking(thinking, thinking_budget, api),
+        reasoning_parser=reasoning_parser,
         transport=transport,
         reference=reference or ("fp16" if "fp16" in names else names[0]),
         out=str(out) if out else None,
@@ -193,6 +208,17 @@ def _refuse_later(*, arrival: str, resume: str | Path | None) -> None:
         raise UsageError(f"--arrival {arrival} is not built yet in this version; only 'closed' is")
     if resume is not None:
         raise UsageError(f"--resume {resume} is not built yet in this version; start a new run with --out")
+
+
+def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thinking | None:
+    if budget is not None and thinking != "on":
+        raise UsageError(f"--thinking-budget {budget} needs --thinking on")
+    if thinking is None:
+        return None
+    _one_of("thinking", thinking, ("on", "off"))
+    if api == "completions":
+        raise UsageError(f"--thinking {thinking} needs --api chat: the model's chat template switches it")
+    return Thinking(on=thinking == "on", budget=budget)
 
 
 def _power(power: str, mode: Mode, device: str) -> str:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from statistics import fmean
 
 from loadgen.client.exchange import Exchange
 from loadgen.sweep.observer import Progress
 from loadgen.sweep.plan import Cell
-from loadgen.workload.grading import grade
+from loadgen.workload.grading import Grader
 
 
 class Glance:
-    """Running figures of one cell, from ended requests. `gold` maps item to answer; empty: nothing is graded."""
+    """Running figures of one cell, from ended requests."""
 
-    def __init__(self, gold: Mapping[str, str]) -> None:
-        self._gold = gold
+    def __init__(self, grader: Grader) -> None:
+        self._grader = grader
         self._graded = 0
         self._correct = 0
         self.next_ns = 0
@@ -34,10 +33,10 @@ class Glance:
             return
         self._requests += 1
         self._tokens += exchange.output_tokens or 0
-        if exchange.phase == "measured" and exchange.item_id in self._gold:
-            verdict = grade(exchange.text, self._gold[exchange.item_id], finish_reason=exchange.finish_reason)
-            self._graded += 1
-            self._correct += verdict.outcome == "correct"
+        if exchange.phase == "measured":
+            verdict = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
+            self._graded += verdict is not None
+            self._correct += verdict is not None and verdict.outcome == "correct"
         if exchange.t_first_ns is not None:
             self._ttfts_s.append((exchange.t_first_ns - exchange.t_send_ns) / 1e9)
             if exchange.output_tokens and exchange.output_tokens > 1:

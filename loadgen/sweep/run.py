@@ -30,8 +30,11 @@ from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.servers import Server, source_of
 from loadgen.workload.dataset import Dataset, load_dataset
+from loadgen.workload.facts import facts_of, write_facts
+from loadgen.workload.grading import Grader
 from loadgen.workload.protocol import Protocol, load_protocol
 from loadgen.workload.sample import warmup_items
+from loadgen.workload.thinking import MAX_TOKENS as THINKING_TOKENS
 
 EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
 EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
@@ -59,6 +62,19 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
         return [cell for block in self.blocks for cell in block.cells]
 
     @property
+    def grader(self) -> Grader:
+        """Grades nothing where the answers' length was fixed."""
+        items = self.dataset.items if self.config.fixed_length is None else ()
+        return Grader({item.id: facts_of(item) for item in items}, self.protocol.name)
+
+    @property
+    def max_tokens(self) -> int:
+        """Cap of an answer, or its length."""
+        config = self.config
+        own = THINKING_TOKENS if config.thinking is not None and config.thinking.on else self.protocol.max_tokens
+        return config.fixed_length or config.max_tokens or own
+
+    @property
     def expected_s(self) -> float:
         """A first guess of the sweep's length; the live view corrects it as cells end."""
         mode = self.config.mode
@@ -72,11 +88,13 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     shots_file = Path(config.shots_file) if config.shots_file else None
     dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit)
     protocol = load_protocol(config.protocol, shots_file=shots_file)
+    protocol.check_fits(dataset)
+    api = config.api or protocol.api
     return SweepPlan(
         config=config,
         dataset=dataset,
-        protocol=protocol,
-        api=config.api or protocol.api,
+        protocol=msgspec.structs.replace(protocol, api=api),
+        api=api,
         blocks=tuple(plan_blocks(config.targets, config.concurrency, config.repeats)),
     )
 
@@ -96,8 +114,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     manifest = _manifest(plan, run_dir, source.simulated)
     manifest.content["power"] = msgspec.to_builtins(power)
     manifest.write()
-    gold = {item.id: item.gold for item in plan.dataset.items}
-    (run_dir / "items.json").write_bytes(msgspec.json.encode(gold))
+    write_facts(run_dir, plan.dataset.items)
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
     title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
     title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
@@ -211,15 +228,16 @@ async def _run_cell(
             api=plan.api,
             model=server.target.model,
             seed=config.seed,
-            max_tokens=config.max_tokens,
+            max_tokens=plan.max_tokens,
             fixed_length=config.fixed_length,
+            thinking=config.thinking,
         ),
         items=plan.dataset.items,
         warmup_items=warmup_items(),
         journal=journal,
         observer=observer,
         server_died=server.died,
-        gold={item.id: item.gold for item in plan.dataset.items} if config.fixed_length is None else {},
+        grader=plan.grader,
         power=power,
     )
     return await run.run()
@@ -270,7 +288,12 @@ def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
             "sha256": plan.protocol.sha256,
             "api": plan.api,
             "stops": list(plan.protocol.stops),
-            "max_tokens": plan.config.fixed_length or plan.config.max_tokens or plan.protocol.max_tokens,
+            "max_tokens": plan.max_tokens,
+            "version": plan.protocol.version,
+            "answer": plan.protocol.answer,
+            "thinking": msgspec.to_builtins(plan.config.thinking),
+            "temperature": 0,
+            "seed": plan.config.seed,
         },
         "graded": plan.config.fixed_length is None,
         "client": client_facts(),

@@ -21,6 +21,8 @@ from loadgen.serving.target import Target
 from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.observer import Observer
 from loadgen.sweep.plan import TargetSpec
+from loadgen.workload.dataset import data_path
+from loadgen.workload.thinking import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
 PROBE_TIMEOUT_S = 10.0
 
@@ -176,12 +178,30 @@ class _Launched(_Processes):
             dtype=load_recipe(reference.precision).dtype,
             checkpoint=spec.checkpoint,
             vllm=find_vllm("cpu" if config.device == "cpu" else "cuda", config.vllm),
+            extra_args=[
+                *(["--reasoning-parser", config.reasoning_parser] if config.reasoning_parser else []),
+                *_room_args(config),
+            ],
         )
+
+
+def _room_args(config: SweepConfig) -> list[str]:
+    """Room for reasoning before the answer."""
+    if config.thinking is None or not config.thinking.on:
+        return []
+    return ["--max-model-len", str((config.max_tokens or MAX_TOKENS) + PROMPT_ROOM_TOKENS)]
 
 
 class _Simulated(_Processes):
     simulated = True
 
     def plan(self, spec: TargetSpec, port: int) -> Launch:
-        data_file = Path(self._config.data_file) if self._config.data_file else None
-        return plan_simulated(spec.precision, port=port, seed=self._config.seed, data_file=data_file)
+        named = Path(self._config.data_file) if self._config.data_file else None
+        data_file = data_path(self._config.dataset, named)
+        return plan_simulated(
+            spec.precision,
+            port=port,
+            seed=self._config.seed,
+            data_file=data_file,
+            extra_args=_room_args(self._config),
+        )

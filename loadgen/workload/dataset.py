@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.workload import gsm8k, sample
+from loadgen.workload import gsm8k, mathqa, sample
 from loadgen.workload.item import Item
-from loadgen.workload.published import fetch, sha256_of
+from loadgen.workload.jsonl import read_jsonl
+from loadgen.workload.published import PublishedFile, fetch, sha256_of
 
-DATASETS = ("gsm8k", "sample")
+DATASETS = ("gsm8k", "mathqa", "mathqa:all", "mathqa:clean", "jsonl", "sample")
+FILES: dict[str, tuple[PublishedFile, ...]] = {
+    "gsm8k": (gsm8k.TEST, gsm8k.TRAIN),
+    "mathqa": (mathqa.TEST, mathqa.DEV),
+}
+"""The published files of a dataset: the split that is asked, then the one that worked examples come from."""
+
+Answer = Literal["number", "letter"]
+"""What a final answer is: a number, or the letter of an option."""
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """Questions with the identity of the file they came from."""
 
     name: str
+    """As in `DATASETS`; `mathqa` is called `mathqa:all`."""
     items: tuple[Item, ...]
     sha256: str
+    """Of the whole file, whatever part of it the items are."""
     published: bool
     """The file is byte for byte the one its authors published (or the one shipped here)."""
+    answer: Answer = "number"
 
 
 def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None = None) -> Dataset:
@@ -29,19 +42,48 @@ def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None 
 
     Raises UsageError for an unknown name, a missing or malformed file, or a failed download.
     """
-    if name == "mathqa":
-        raise UsageError("dataset 'mathqa' is not built yet in this version; use gsm8k or sample")
-    if name not in DATASETS:
-        raise UsageError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
-    if name == "sample":
-        if data_file is not None:
-            raise UsageError(f"--data-file {data_file} needs --dataset gsm8k: 'sample' is shipped with loadgen")
-        items, digest, published = sample.sample_items(), sha256_of(sample.SAMPLE_FILE), True
+    _check_name(name)
+    name = "mathqa:all" if name == "mathqa" else name
+    family = name.partition(":")[0]
+    path, published = _file(family, data_file)
+    if name == "gsm8k":
+        items = gsm8k.read_gsm8k(path, split="test")
+    elif name == "mathqa:all":
+        items = mathqa.read_mathqa(path, split="test")
+    elif name == "mathqa:clean":
+        items = mathqa.read_clean(path, split="test")
+        if not items:
+            raise UsageError(f"{path} has no row whose formula comes to its answer; use --dataset mathqa")
+        if published and mathqa.ids_sha256(items) != mathqa.CLEAN_TEST_IDS_SHA256:
+            raise RuntimeError("mathqa:clean has become another list of items than the frozen one")
+    elif name == "jsonl":
+        items = read_jsonl(path)
     else:
-        path = existing_file(data_file, "--data-file") if data_file is not None else fetch(gsm8k.TEST)
-        items, digest = gsm8k.read_gsm8k(path, split="test"), sha256_of(path)
-        published = digest == gsm8k.TEST.sha256
-    return Dataset(name=name, items=tuple(items[:limit]), sha256=digest, published=published)
+        items = sample.sample_items()
+    return Dataset(
+        name=name,
+        items=tuple(items[:limit]),
+        sha256=sha256_of(path),
+        published=published,
+        answer="letter" if family == "mathqa" else "number",
+    )
+
+
+def data_path(name: str, data_file: Path | None) -> Path | None:
+    """The file that the dataset is read from; None for the shipped one. Raises UsageError as `load_dataset` does."""
+    _check_name(name)
+    path, _ = _file(name.partition(":")[0], data_file)
+    return None if path == sample.SAMPLE_FILE else path
+
+
+def items_of_file(path: Path) -> list[Item]:
+    """The items of a data file of any schema: a JSON array is MathQA's, JSON lines are question and answer.
+
+    Raises UsageError for a file that is missing or malformed.
+    """
+    if existing_file(path, "--data-file").read_bytes().lstrip().startswith(b"["):
+        return mathqa.read_mathqa(path, split="test")
+    return read_jsonl(path)
 
 
 def existing_file(path: Path, option: str) -> Path:
@@ -49,3 +91,24 @@ def existing_file(path: Path, option: str) -> Path:
     if not path.is_file():
         raise UsageError(f"{option} {path}: there is no such file")
     return path
+
+
+def _check_name(name: str) -> None:
+    if name not in DATASETS:
+        raise UsageError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+
+
+def _file(family: str, data_file: Path | None) -> tuple[Path, bool]:
+    """The file to read, and whether it is the published (or shipped) one."""
+    if family == "sample":
+        if data_file is not None:
+            raise UsageError(
+                f"--data-file {data_file} needs --dataset gsm8k, mathqa or jsonl: 'sample' is shipped with loadgen"
+            )
+        return sample.SAMPLE_FILE, True
+    if family == "jsonl" and data_file is None:
+        raise UsageError("--dataset jsonl needs --data-file: a file of question and answer, one JSON object a line")
+    if data_file is None:
+        return fetch(FILES[family][0]), True
+    path = existing_file(data_file, "--data-file")
+    return path, family in FILES and sha256_of(path) == FILES[family][0].sha256

@@ -14,4 +14,12 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     solution: str
     """The published worked answer, as it would stand in a few-shot example."""
     gold: str
-    """The final answer alone, without thousands separators."""
+    """The final answer alone: a number without thousands separators, or an upper-case letter A to E."""
+    options: tuple[str, ...] = ()
+    """The texts of options A, B, ... in order; empty for a question without options."""
+    accepted: tuple[str, ...] = ()
+    """Every answer that counts as right, gold included, where more than gold alone is right; else empty."""
+    steps: int | None = None
+    """Reasoning steps, the primary depth: GSM8K solution lines, MathQA operations of `linear_formula`."""
+    annotated_steps: int | None = None
+    """GSM8K's `<<...>>` calculations, the depth for sensitivity; None elsewhere."""

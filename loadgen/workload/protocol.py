@@ -3,86 +3,218 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
 from pathlib import Path
 
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.workload import gsm8k, sample
-from loadgen.workload.dataset import existing_file
+from loadgen.workload import sample, shots
+from loadgen.workload.dataset import Answer, Dataset
 from loadgen.workload.item import Item
-from loadgen.workload.published import fetch, sha256_of
+from loadgen.workload.mathqa import LETTERS
 
-SHOTS = 5
+PROTOCOLS = (
+    "gsm8k",
+    "gsm8k_fixed",
+    "gsm8k_cot",
+    "gsm8k_cot_zeroshot",
+    "gsm8k_cot_llama",
+    "mathqa_gen_v1",
+    "mathqa_gen_v1_5shot",
+    "sample",
+)
+_DEFAULTS = {
+    "mathqa": "mathqa_gen_v1",
+    "mathqa:all": "mathqa_gen_v1",
+    "mathqa:clean": "mathqa_gen_v1",
+    "jsonl": "gsm8k_cot_zeroshot",
+}
+
+GSM8K_ASK = "Question: {question}\nAnswer:"
+COT_ASK = "Q: {question}\nA:"
+ZEROSHOT_ASK = "Q: {question}\nA: Let's think step by step."
+OWN_LLAMA_ASK = (
+    "Problem: {question}\nWork it out step by step and close with the sentence "
+    '"The final answer is N", where N is the number asked for.\n'
+)
+MATHQA_ASK = (
+    "Question: {question}\n{options}Think step by step, then finish with "
+    '"The answer is (X)", where X is the letter of the right option.\nAnswer:'
+)
+GSM8K_STOPS = ("Question:", "</s>", "<|im_end|>")
+COT_STOPS = ("Q:", "</s>", "<|im_end|>")
+LLAMA_STOPS = ("<|eot_id|>", "<|start_header_id|>user<|end_header_id|>", *COT_STOPS)
+TURN_END_STOPS = ("</s>", "<|im_end|>")
+HARNESS_MAX_TOKENS = 256
+"""lm-evaluation-harness's limit for a task that names none."""
+
+_FIELD = re.compile(r"\{(question|options)\}")
 
 
 class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt, stops and limit under a name that says where the shots came from.
 
-    The template, the stops and the limit of 256 tokens are those of lm-evaluation-harness's task `gsm8k`
-    (version 3); its shots are drawn per question, these are the same five for every question.
+    A name that ends in `-custom` has its examples from another file than the published one, `-own` from loadgen.
     """
 
     name: str
-    shots: tuple[Item, ...]
+    version: str
+    """lm-evaluation-harness's task version where it is one of its tasks, else loadgen's own count."""
+    ask: str
+    """The question turn: `{question}`, and `{options}` for a line `Options:` with one line per option below."""
+    delimiter: str = " "
+    """Between a question turn and its worked answer, where the prompt is one text."""
+    shots: tuple[Item, ...] = ()
+    """`solution` is the answer turn, word for word."""
+    drawn: int | None = None
+    """So many of the shots, drawn anew for each question; None: all of them for every question."""
     stops: tuple[str, ...]
     max_tokens: int
-    api: str
+    api: str = "completions"
     """`completions` or `chat`: what the protocol uses unless `--api` says otherwise."""
+    answer: Answer = "number"
+    """What is graded: a number, or the letter of an option."""
+
+    def shots_of(self, item: Item) -> tuple[Item, ...]:
+        """The worked examples that stand before this question."""
+        if self.drawn is None:
+            return self.shots
+        return tuple(self.shots[index] for index in shots.drawn(len(self.shots), self.drawn, item.id))
 
     def prompt(self, item: Item) -> str:
-        """The whole prompt: worked examples, a blank line between them, then the question."""
-        shots = [f"Question: {shot.question}\nAnswer: {shot.solution}" for shot in self.shots]
-        return "\n\n".join([*shots, f"Question: {item.question}\nAnswer:"])
+        """The whole prompt as one text: worked examples, a blank line after each, then the question."""
+        worked = [f"{self._turn(shot)}{self.delimiter}{shot.solution}\n\n" for shot in self.shots_of(item)]
+        return "".join([*worked, self._turn(item)])
+
+    def messages(self, item: Item) -> list[dict[str, str]]:
+        """The same as a conversation: each example is a user's turn and an assistant's, the question comes last."""
+        turns = []
+        for shot in self.shots_of(item):
+            turns.append({"role": "user", "content": self._turn(shot)})
+            turns.append({"role": "assistant", "content": shot.solution})
+        return [*turns, {"role": "user", "content": self._turn(item)}]
+
+    def prompt_sha(self, item: Item) -> str:
+        """Hex sha256 of what the item's request asks: the prompt's UTF-8 text, or the messages as JSON for `chat`."""
+        asked = msgspec.json.encode(self.messages(item)) if self.api == "chat" else self.prompt(item).encode()
+        return hashlib.sha256(asked).hexdigest()
 
     @property
     def sha256(self) -> str:
-        """Changes when anything that shapes a request changes: template, shots, stops or limit."""
-        probe = Item(id="", question="{question}", solution="", gold="")
-        content = [self.prompt(probe), list(self.stops), self.max_tokens, self.api]
+        """Changes when anything that shapes a request changes: template, shots, their choice, stops or limit."""
+        worked = [[self._turn(shot), shot.solution] for shot in self.shots]
+        choice = self.drawn and [self.drawn, shots.DRAW_SEED]
+        content = [self.ask, self.delimiter, worked, choice, list(self.stops), self.max_tokens, self.api]
         return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+    def check_fits(self, dataset: Dataset) -> None:
+        """Raises UsageError when the dataset's answers are of another kind than the protocol asks for."""
+        if self.answer != dataset.answer:
+            raise UsageError(
+                f"--protocol {self.name} asks for a {self.answer}, but answers of --dataset {dataset.name} are "
+                f"{dataset.answer}s; use --protocol {default_protocol(dataset.name)}"
+            )
+
+    def _turn(self, item: Item) -> str:
+        options = "".join(f"({letter}) {text}\n" for letter, text in zip(LETTERS, item.options, strict=False))
+        fields = {"question": item.question, "options": f"Options:\n{options}" if options else ""}
+        return _FIELD.sub(lambda field: fields[field[1]], self.ask)
+
+
+def default_protocol(dataset: str) -> str:
+    """The name of the protocol for a dataset when none is asked for."""
+    return _DEFAULTS.get(dataset, dataset)
 
 
 def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
-    """The protocol `gsm8k` with five shots, or `sample`: the same with one shot, for trying things out.
+    """The protocol of `PROTOCOLS` with its worked examples; docs/workload.md describes each.
 
-    Full names: `gsm8k-5shot-train` with shots from GSM8K's train split (`shots_file`, else the cache, else downloaded),
-    `gsm8k-5shot-custom` from another file, `gsm8k-5shot-own` with shots written for this project; `sample-1shot-own`.
+    `shots_file` is GSM8K's train split, an lm-evaluation-harness task file (`gsm8k_cot`, `gsm8k_cot_llama`) or MathQA's
+    dev split; without it the published file is taken from the cache or downloaded, a task file from the installed
+    lm_eval, and where neither is at hand the examples are the project's own and the name ends in `-own`.
     Raises UsageError for an unknown name or a bad shots file.
     """
-    if name == "sample":
-        if shots_file is not None:
-            raise UsageError(f"--shots-file {shots_file} needs --protocol gsm8k: 'sample' has its own shot")
-        return _protocol("sample-1shot-own", sample.own_shots()[:1])
-    if name != "gsm8k":
-        raise UsageError(f"unknown protocol {name!r}; known: gsm8k, sample")
-    train = _train_split(shots_file)
-    if train is None:
-        source, shots = "own", sample.own_shots()
-    else:
-        source, shots = "train", gsm8k.read_gsm8k(train, split="train")
-        if sha256_of(train) != gsm8k.TRAIN.sha256:
-            source = "custom"
-    if len(shots) < SHOTS:
-        raise UsageError(f"--shots-file {shots_file} holds {len(shots)} examples; {name} needs {SHOTS}")
-    return _protocol(f"gsm8k-{SHOTS}shot-{source}", shots[:SHOTS])
-
-
-def _protocol(name: str, shots: Sequence[Item]) -> Protocol:
+    if name not in PROTOCOLS:
+        raise UsageError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
+    if name in ("gsm8k", "gsm8k_fixed"):
+        return _gsm8k(name, shots_file)
+    if name in ("gsm8k_cot", "gsm8k_cot_llama"):
+        return _harness(name, shots_file)
+    if name == "mathqa_gen_v1_5shot":
+        return _mathqa(name, shots.letter_shots(shots_file, "The answer is ({gold})."))
+    if shots_file is not None:
+        own = "has its own shot" if name == "sample" else "has no shots"
+        raise UsageError(f"--shots-file {shots_file} needs --protocol gsm8k or another with shots: {name!r} {own}")
+    if name == "mathqa_gen_v1":
+        return _mathqa(name, None)
+    if name == "gsm8k_cot_zeroshot":
+        return Protocol(name=name, version="3", ask=ZEROSHOT_ASK, stops=COT_STOPS, max_tokens=HARNESS_MAX_TOKENS)
     return Protocol(
         name=name,
-        shots=tuple(shots),
-        stops=("Question:", "</s>", "<|im_end|>"),
-        max_tokens=256,
-        api="completions",
+        version="1",
+        ask=GSM8K_ASK,
+        shots=tuple(sample.own_shots()[:1]),
+        stops=GSM8K_STOPS,
+        max_tokens=HARNESS_MAX_TOKENS,
     )
 
 
-def _train_split(shots_file: Path | None) -> Path | None:
-    if shots_file is not None:
-        return existing_file(shots_file, "--shots-file")
-    try:
-        return fetch(gsm8k.TRAIN)
-    except UsageError:
-        return None
+def _gsm8k(name: str, shots_file: Path | None) -> Protocol:
+    """Five shots of the train split: drawn for each question, or the first five for every one."""
+    found = shots.train_shots(shots_file, needed=5)
+    fixed = name == "gsm8k_fixed"
+    return Protocol(
+        name=_named(name, found.origin),
+        version="1" if fixed else "3",
+        ask=GSM8K_ASK,
+        shots=found.items[:5] if fixed else found.items,
+        drawn=None if fixed else 5,
+        stops=GSM8K_STOPS,
+        max_tokens=HARNESS_MAX_TOKENS,
+    )
+
+
+def _harness(name: str, shots_file: Path | None) -> Protocol:
+    """Eight fixed examples, with the wording of the harness's task file where there is one."""
+    llama = name == "gsm8k_cot_llama"
+    found = shots.task_shots(name, shots_file)
+    if found is not None:
+        task, origin = found
+        ask, delimiter, examples = task.ask, task.delimiter, task.shots
+    else:
+        own = shots.own_sentences("The final answer is {gold}" if llama else "The answer is {gold}.")
+        ask, delimiter, examples, origin = (
+            OWN_LLAMA_ASK if llama else COT_ASK,
+            "" if llama else " ",
+            own.items,
+            own.origin,
+        )
+    return Protocol(
+        name=_named(name, origin),
+        version="4" if llama else "3",
+        ask=ask,
+        delimiter=delimiter,
+        shots=examples,
+        stops=LLAMA_STOPS if llama else COT_STOPS,
+        max_tokens=HARNESS_MAX_TOKENS,
+        api="chat" if llama else "completions",
+    )
+
+
+def _mathqa(name: str, found: shots.Shots | None) -> Protocol:
+    """0-shot for chat models, or five examples that keep a base model's answer short."""
+    return Protocol(
+        name=_named(name, found.origin) if found else name,
+        version="1",
+        ask=MATHQA_ASK,
+        shots=found.items if found else (),
+        stops=GSM8K_STOPS if found else TURN_END_STOPS,
+        max_tokens=512 if found else 1024,
+        api="completions" if found else "chat",
+        answer="letter",
+    )
+
+
+def _named(name: str, origin: shots.Origin) -> str:
+    return name if origin == "published" else f"{name}-{origin}"

@@ -9,6 +9,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import platformdirs
@@ -17,6 +18,9 @@ from loadgen.errors import UsageError
 
 DOWNLOAD_TIMEOUT_S = 20.0
 
+CacheState = Literal["cached", "absent", "damaged"]
+"""`damaged`: a file of that name with other bytes than the pinned ones."""
+
 
 class PublishedFile(msgspec.Struct, frozen=True):
     """One file of a dataset, as its authors published it."""
@@ -24,6 +28,7 @@ class PublishedFile(msgspec.Struct, frozen=True):
     name: str
     url: str
     sha256: str
+    size_bytes: int
 
 
 def sha256_of(path: Path) -> str:
@@ -37,13 +42,21 @@ def cache_dir() -> Path:
     return (Path(override) if override else platformdirs.user_cache_path("loadgen")) / "data"
 
 
+def state_of(file: PublishedFile) -> CacheState:
+    """What stands in the cache under the file's name; nothing is downloaded."""
+    path = cache_dir() / file.name
+    if not path.is_file():
+        return "absent"
+    return "cached" if sha256_of(path) == file.sha256 else "damaged"
+
+
 def fetch(file: PublishedFile) -> Path:
     """Path of the verified file, downloaded on first use.
 
     Raises UsageError when it cannot be downloaded or is not the pinned file.
     """
     path = cache_dir() / file.name
-    if path.exists() and sha256_of(path) == file.sha256:
+    if state_of(file) == "cached":
         return path
     try:
         with urllib.request.urlopen(file.url, timeout=DOWNLOAD_TIMEOUT_S) as answer:

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.workload.item import Item
+from loadgen.workload.jsonl import solution_lines
 
 HERE = Path(__file__).parent
 SAMPLE_FILE = HERE / "sample.jsonl"
@@ -18,12 +19,20 @@ class Row(msgspec.Struct):
     question: str
     solution: str
     gold: str
+    options: tuple[str, ...] = ()
 
 
 def _read(path: Path, prefix: str) -> list[Item]:
     rows = [msgspec.json.decode(line, type=Row) for line in path.read_bytes().splitlines()]
     return [
-        Item(id=f"{prefix}-{number:04d}", question=row.question, solution=row.solution, gold=row.gold)
+        Item(
+            id=f"{prefix}-{number:04d}",
+            question=row.question,
+            solution=row.solution,
+            gold=row.gold,
+            options=row.options,
+            steps=solution_lines(row.solution),
+        )
         for number, row in enumerate(rows)
     ]
 
@@ -39,5 +48,8 @@ def warmup_items() -> list[Item]:
 
 
 def own_shots() -> list[Item]:
-    """Five worked examples written for this project, for machines without GSM8K's train split."""
+    """Eight worked examples written for this project, for machines without published ones.
+
+    `gold` is a number and `solution` ends in its `####` line; `options` are for a protocol that asks for a letter.
+    """
     return _read(OWN_SHOTS_FILE, "own-shot")

@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,14 +23,6 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-# Deep and thin: a decode step is long against the API server's work on a request (else a refill costs many steps and
-# the batch is never full), and a prompt step is short against an answer.
-HIDDEN = 128
-INTERMEDIATE = 256
-LAYERS = 24
-HEADS = 2
-KV_HEADS = 1
-HEAD_DIM = HIDDEN // HEADS
 MAX_POSITIONS = 8192
 VOCABULARY = 2048
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
@@ -38,6 +31,26 @@ CHAT_TEMPLATE = (
     "{{ message['role'] }}: {{ message['content'] }}\n"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Llama, without its vocabulary."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+
+# Deep and thin: a decode step is long against the API server's work on a request (else a refill costs many steps and
+# the batch is never full), and a prompt step is short against an answer.
+TINY = Shape(hidden=128, intermediate=256, layers=24, heads=2, kv_heads=1)
 
 
 def texts(files: list[Path]) -> Iterator[str]:
@@ -50,18 +63,20 @@ def texts(files: list[Path]) -> Iterator[str]:
                 yield line
 
 
-def train_tokenizer(files: list[Path]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most VOCABULARY tokens that starts every text with BOS."""
+def train_tokenizer(
+    lines: Iterable[str], vocabulary: int, pre_tokenizer: pre_tokenizers.PreTokenizer
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens that starts every text with BOS."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[BOS, EOS, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(files), trainer)
+    tokenizer.train_from_iterator(lines, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -75,7 +90,7 @@ def train_tokenizer(files: list[Path]) -> PreTrainedTokenizerFast:
     )
 
 
-def random_weights(vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
+def random_weights(shape: Shape, vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
     """The model's tensors under Llama's names, bfloat16, scaled so that activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -83,24 +98,25 @@ def random_weights(vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
         values = torch.randn(rows, columns, generator=generator) / math.sqrt(columns)
         return values.to(torch.bfloat16)
 
-    ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    hidden, inner, kv = shape.hidden, shape.intermediate, shape.kv_heads * shape.head_dim
+    ones = torch.ones(hidden, dtype=torch.bfloat16)
     weights = {
-        "model.embed_tokens.weight": matrix(vocabulary, HIDDEN),
+        "model.embed_tokens.weight": matrix(vocabulary, hidden),
         "model.norm.weight": ones.clone(),
-        "lm_head.weight": matrix(vocabulary, HIDDEN),
+        "lm_head.weight": matrix(vocabulary, hidden),
     }
-    for layer in range(LAYERS):
+    for layer in range(shape.layers):
         name = f"model.layers.{layer}"
         weights |= {
             f"{name}.input_layernorm.weight": ones.clone(),
             f"{name}.post_attention_layernorm.weight": ones.clone(),
-            f"{name}.self_attn.q_proj.weight": matrix(HIDDEN, HIDDEN),
-            f"{name}.self_attn.k_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{name}.self_attn.v_proj.weight": matrix(KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{name}.self_attn.o_proj.weight": matrix(HIDDEN, HIDDEN),
-            f"{name}.mlp.gate_proj.weight": matrix(INTERMEDIATE, HIDDEN),
-            f"{name}.mlp.up_proj.weight": matrix(INTERMEDIATE, HIDDEN),
-            f"{name}.mlp.down_proj.weight": matrix(HIDDEN, INTERMEDIATE),
+            f"{name}.self_attn.q_proj.weight": matrix(hidden, hidden),
+            f"{name}.self_attn.k_proj.weight": matrix(kv, hidden),
+            f"{name}.self_attn.v_proj.weight": matrix(kv, hidden),
+            f"{name}.self_attn.o_proj.weight": matrix(hidden, hidden),
+            f"{name}.mlp.gate_proj.weight": matrix(inner, hidden),
+            f"{name}.mlp.up_proj.weight": matrix(inner, hidden),
+            f"{name}.mlp.down_proj.weight": matrix(hidden, inner),
         }
     return weights
 
@@ -138,18 +154,18 @@ def quantization_config(kind: str) -> dict[str, object]:
     }
 
 
-def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
+def model_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
     """config.json of the 16-bit model."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "dtype": "bfloat16",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": MAX_POSITIONS,
         "rms_norm_eps": 1e-5,
@@ -161,6 +177,20 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:
     }
 
 
+def write_checkpoints(
+    out: Path, name: str, shape: Shape, tokenizer: PreTrainedTokenizerFast, weights: dict[str, torch.Tensor]
+) -> None:
+    """The folders NAME (bfloat16), NAME-int8 and NAME-fp8 in `out`."""
+    config = model_config(shape, tokenizer)
+    for folder, kind in ((out / name, None), (out / f"{name}-int8", "int"), (out / f"{name}-fp8", "float")):
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
+        tensors = quantize(weights, kind) if kind else weights
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        extra = {"quantization_config": quantization_config(kind)} if kind else {}
+        (folder / "config.json").write_text(json.dumps(config | extra, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write tiny checkpoints for vLLM's CPU build.")
     parser.add_argument("--out", type=Path, required=True, help="folder for tiny, tiny-int8 and tiny-fp8")
@@ -168,17 +198,9 @@ def main() -> None:
     parser.add_argument("text", type=Path, nargs="+", help="JSONL or plain text to train the tokenizer on")
     options = parser.parse_args()
 
-    tokenizer = train_tokenizer(options.text)
-    weights = random_weights(len(tokenizer), options.seed)
-    config = model_config(tokenizer)
-    for name, kind in (("tiny", None), ("tiny-int8", "int"), ("tiny-fp8", "float")):
-        folder = options.out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(folder)
-        tensors = quantize(weights, kind) if kind else weights
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        extra = {"quantization_config": quantization_config(kind)} if kind else {}
-        (folder / "config.json").write_text(json.dumps(config | extra, indent=2) + "\n")
+    tokenizer = train_tokenizer(texts(options.text), VOCABULARY, pre_tokenizers.ByteLevel(add_prefix_space=False))
+    weights = random_weights(TINY, len(tokenizer), options.seed)
+    write_checkpoints(options.out, "tiny", TINY, tokenizer, weights)
     print(f"vocabulary {len(tokenizer)}, parameters {sum(w.numel() for w in weights.values()):,}")
 
 

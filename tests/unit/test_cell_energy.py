@@ -11,7 +11,7 @@ from made_run import MS, answer, cell, cell_data, ended, make_run, scrape
 import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.bootstrap import ratio_interval
-from loadgen.analysis.cells import grade_cell, summarize_cell
+from loadgen.analysis.cells import summarize_cell
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.sample import PowerSample
@@ -35,7 +35,7 @@ def energy(tmp_path: Path, power: PowerData | None, **options: float | None) -> 
         tmp_path, [answer(900, tokens, end=40_999)],
         [scrape(2000, running=1.0, waiting=0.0), scrape(40_000, running=1.0, waiting=0.0)], end=ended(WINDOW_MS),
     )  # fmt: skip
-    return summarize_cell(data, grade_cell(data, {}), power, **options).energy
+    return summarize_cell(data, [None] * len(data.exchanges), power, **options).energy
 
 
 def of(samples: dict[str, list[PowerSample]], **fields: object) -> PowerData:
@@ -96,8 +96,8 @@ def test_invalid_energy_makes_the_cell_invalid(tmp_path: Path) -> None:
     tokens = [(1000 + 100 * (k + 1), 1) for k in range(400)]
     scrapes = [scrape(2000, running=1.0, waiting=0.0), scrape(40_000, running=1.0, waiting=0.0)]
     data = cell_data(tmp_path, [answer(900, tokens, end=40_999)], scrapes, end=ended(WINDOW_MS))
-    good = summarize_cell(data, grade_cell(data, {}), of({"GPU-a": constant(300.0)}))
-    bad = summarize_cell(data, grade_cell(data, {}), of({"GPU-a": constant(300.0, until_ms=20_000)}))
+    good = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0)}))
+    bad = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0, until_ms=20_000)}))
     assert (good.valid, bad.valid) == (True, False)
     assert bad.reasons.startswith("energy: ")
 

@@ -12,6 +12,8 @@ from loadgen.analysis.cells import CellSummary, grade_cell, running_batch, summa
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.journal import CellEnd
+from loadgen.workload.facts import ItemFacts
+from loadgen.workload.grading import Grader
 
 
 def row(
@@ -24,7 +26,8 @@ def row(
     gold: dict[str, str] | None = None,
 ) -> CellSummary:
     data = cell_data(tmp_path, exchanges, samples, b=b, end=end)
-    return summarize_cell(data, grade_cell(data, gold or {}))
+    grader = Grader({item: ItemFacts(gold=answer) for item, answer in (gold or {}).items()}, "gsm8k")
+    return summarize_cell(data, grade_cell(data, grader))
 
 
 def test_tokens_count_by_their_own_arrival(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_latency_figures_are_the_mean_and_the_percentiles_in_ms(tmp_path: Path) 
     assert figures.ttft_ms_p90 == pytest.approx(300 + 0.7 * 100), "linear between order statistics"
 
 
-def test_accuracy_is_over_all_measured_answers_and_failures_have_no_verdict(tmp_path: Path) -> None:
+def test_accuracy_is_over_all_measured_answers_and_failures_are_none(tmp_path: Path) -> None:
     lines = [
         answer(1100, [(1200, 1)], item_id="a", text="#### 5"),
         answer(1900, [(2500, 1)], item_id="a", text="#### 6"),

@@ -67,8 +67,8 @@ def test_the_protocol_is_the_datasets_unless_named() -> None:
 
 
 def test_a_count_of_requests_replaces_the_duration() -> None:
-    config = configure(requests=100)
-    assert (config.duration_s, config.requests) == (None, 100)
+    config = configure(requests=256)
+    assert (config.duration_s, config.requests) == (None, 256)
 
 
 def test_a_target_is_named_by_precision_or_by_label_and_precision() -> None:
@@ -174,6 +174,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": "m"}, "--model m needs --serve or --target"),
     ({"vllm": "vllm"}, "--vllm vllm needs --serve"),
     ({"targets": {"fp16": URL}, "max_num_seqs": 8}, "--max-num-seqs 8 needs --serve"),
+    ({"requests": 255}, "--requests 255: B = 128 needs 256 at least"),
     ({"duration": 5.0, "requests": 5}, "--duration and --requests exclude each other"),
     ({"max_tokens": 5, "fixed_length": 5}, "--max-tokens and --fixed-length exclude each other"),
     ({"warmup": -1.0}, "--warmup -1: give zero or more seconds"),

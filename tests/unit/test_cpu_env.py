@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from loadgen.errors import UsageError
 from loadgen.serving import cpu_env
 from loadgen.serving.cpu_env import CpuEnvironment, build, default_environment
+from loadgen.serving.recipe import recipes_dir
 
 
 class Commands:
@@ -85,6 +87,39 @@ def test_other_text_makes_the_models_again_but_not_the_environment(commands: Com
     build(commands.environment, texts=[text], say=quiet)
     assert commands.count("make_tiny_model") == 2
     assert commands.count("-m venv") == 1
+
+
+def test_a_model_is_trained_once_and_only_when_asked_for(commands: Commands, text: Path) -> None:
+    build(commands.environment, texts=[text], say=quiet)
+    assert commands.count("train_tiny_model") == 0
+    for _ in range(2):
+        build(commands.environment, texts=[text], trained=True, say=quiet)
+    assert commands.count("train_tiny_model") == 1
+    build(commands.environment, texts=[text], trained=True, rebuild=True, say=quiet)
+    assert commands.count("train_tiny_model") == 2
+
+
+def test_a_training_that_broke_off_is_started_again(commands: Commands, text: Path) -> None:
+    commands.failing = "train_tiny_model"
+    with pytest.raises(UsageError, match=r"train_tiny_model.* failed with status 1, see .*build\.log"):
+        build(commands.environment, texts=[text], trained=True, say=quiet)
+    commands.failing = "nothing"
+    build(commands.environment, texts=[text], trained=True, say=quiet)
+    assert commands.count("train_tiny_model") == 2
+
+
+@pytest.mark.parametrize("name", ["train_tiny_model", "make_tiny_model", "word_problems"])
+def test_a_change_to_any_part_of_the_training_trains_anew(
+    commands: Commands, text: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes = tmp_path / "servers"
+    shutil.copytree(recipes_dir(), recipes)
+    monkeypatch.setattr(cpu_env, "recipes_dir", lambda: recipes)
+    build(commands.environment, texts=[text], trained=True, say=quiet)
+    with (recipes / "cpu" / f"{name}.py").open("a") as file:
+        file.write("# changed\n")
+    build(commands.environment, texts=[text], trained=True, say=quiet)
+    assert commands.count("train_tiny_model") == 2
 
 
 def test_an_installation_that_fails_says_what_pip_must_find_and_where_the_log_is(

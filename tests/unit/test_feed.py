@@ -15,9 +15,9 @@ def items(prefix: str, count: int) -> list[Item]:
     return [Item(id=f"{prefix}{n}", question=f"{prefix} {n}?", solution="", gold="1") for n in range(count)]
 
 
-def feed(b: int, measured: int = 5) -> Feed:
+def feed(b: int, measured: int = 5, limit: int | None = None) -> Feed:
     maker = RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0, max_tokens=64)
-    return Feed(maker, items("q", measured), items("w", 3), b)
+    return Feed(maker, items("q", measured), items("w", 3), b, limit)
 
 
 def limit(request: Request | None) -> int:
@@ -54,6 +54,16 @@ def test_every_slot_warms_up_once_even_when_the_warmup_time_is_over() -> None:
 def test_slots_warm_up_until_the_feed_is_warm() -> None:
     one = feed(1)
     assert {request.phase for _ in range(7) if (request := one.next_request(0))} == {"warmup"}
+
+
+def test_with_a_limit_each_item_is_given_out_once_and_then_none() -> None:
+    one = feed(1, measured=5, limit=5)
+    one.next_request(0)
+    one.warm = True
+    assert ids(one, [0] * 5) == ["q0", "q1", "q2", "q3", "q4"]
+    assert one.dry_ns is None, "the last item is being answered"
+    assert one.next_request(0) is None
+    assert one.dry_ns is not None
 
 
 def test_measured_items_come_in_the_same_order_for_every_cell_and_wrap_around() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def jsonl(tmp_path: Path, *lines: str) -> Path:
 def test_a_row_becomes_an_item_with_its_published_words(tmp_path: Path) -> None:
     (item,) = read_gsm8k(jsonl(tmp_path, row()), split="test")
     assert (item.question, item.solution, item.gold) == ("How many?", "1 + 1 = <<1+1=2>>2\n#### 2", "2")
+
+
+def test_depth_is_solution_lines_and_annotated_calculations_are_counted_apart(tmp_path: Path) -> None:
+    answer = "She has 3.\n\nThen 3 + 2 = <<3+2=5>>5\n5 * 2 = <<5*2=10>>10, <<10-1=9>>9\n#### 9"
+    (item,) = read_gsm8k(jsonl(tmp_path, row(answer=answer)), split="test")
+    assert (item.steps, item.annotated_steps) == (3, 3)
+    assert (item.options, item.accepted) == ((), ())
 
 
 def test_ids_name_dataset_split_and_row_and_count_skipped_lines(tmp_path: Path) -> None:
@@ -94,8 +102,16 @@ def test_the_published_test_split_is_the_pinned_one_and_grades_its_own_solutions
     dataset = load_dataset("gsm8k", data_file=path)
     assert dataset.published
     assert len(dataset.items) == 1319
-    outcomes = [grade(item.solution, item.gold, finish_reason="stop").outcome for item in dataset.items]
+    outcomes = [grade(item.solution, item, protocol="gsm8k", finish_reason="stop").outcome for item in dataset.items]
     assert outcomes == ["correct"] * 1319
+
+
+def test_depths_of_the_published_test_split() -> None:
+    items = load_dataset("gsm8k", data_file=published("gsm8k_test.jsonl")).items
+    lines = Counter(item.steps for item in items)
+    assert lines == {2: 326, 3: 371, 4: 297, 5: 175, 6: 87, 7: 40, 8: 20, 9: 2, 11: 1}
+    marks = Counter(item.annotated_steps for item in items)
+    assert marks == {0: 18, 1: 65, 2: 357, 3: 364, 4: 290, 5: 138, 6: 57, 7: 21, 8: 9}
 
 
 def test_the_published_train_split_is_the_pinned_one() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.workload.published import PublishedFile, cache_dir, fetch
+from loadgen.workload.published import PublishedFile, cache_dir, fetch, state_of
 
 CONTENT = b'{"question": "q", "answer": "#### 1"}\n'
 
@@ -58,7 +58,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def file_at(url: str) -> PublishedFile:
-    return PublishedFile("rows.jsonl", url, hashlib.sha256(CONTENT).hexdigest())
+    return PublishedFile("rows.jsonl", url, hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
 
 
 def refused(file: PublishedFile) -> str:
@@ -82,6 +82,15 @@ def test_a_damaged_cached_file_is_fetched_again(web: Web) -> None:
     fetch(file_at(web.url)).write_bytes(b"cut")
     assert fetch(file_at(web.url)).read_bytes() == CONTENT
     assert web.visits == 2
+
+
+def test_the_state_of_a_cached_file_is_known_without_a_download(web: Web) -> None:
+    file = file_at(web.url)
+    assert state_of(file) == "absent"
+    path = fetch(file)
+    assert state_of(file) == "cached"
+    path.write_bytes(b"cut")
+    assert (state_of(file), web.visits) == ("damaged", 1)
 
 
 def test_a_cached_file_needs_no_network(web: Web) -> None:

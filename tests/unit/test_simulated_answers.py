@@ -4,11 +4,13 @@ from itertools import repeat
 
 import pytest
 
-from loadgen.serving.simulated.answers import BEHAVIOURS, AnswerBook
+from loadgen.serving.simulated.answers import AnswerBook
+from loadgen.serving.simulated.behaviour import BEHAVIOURS
 from loadgen.serving.simulated.output import cut_output
 from loadgen.serving.simulated.questions import known_items
 from loadgen.serving.simulated.tokens import count_prompt_tokens, split_tokens
 from loadgen.workload.item import Item
+from loadgen.workload.sample import own_shots
 
 ITEMS = [
     Item(id=f"t-{n}", question=f"Ada owns {n} ropes and buys one more. How many now?", solution="", gold=str(n + 1))
@@ -16,12 +18,12 @@ ITEMS = [
 ]
 
 
-def book(precision="fp16", seed=0, **options):
-    return AnswerBook(ITEMS, precision=precision, seed=seed, **options)
+def book(precision="fp16", seed=0, **changes):
+    return AnswerBook(ITEMS, precision=precision, seed=seed, behaviour=BEHAVIOURS[precision].but(**changes))
 
 
 def text(book, prompt, sample=""):
-    return "".join(book.answer(prompt, sample=sample))
+    return "".join(book.answer(prompt, sample=sample).tokens)
 
 
 def test_pieces_join_to_the_text_and_are_at_most_four_characters_of_a_word():
@@ -49,8 +51,8 @@ def test_shipped_problems_and_a_data_file_are_known(tmp_path):
         '{"question": "Two kites and one kite?", "answer": "2 + 1 = 3\\n#### 3"}\n'
         '{"question": "Nine frogs less four?", "answer": "9 - 4 = 5\\n#### 5"}\n'
     )
-    assert len(known_items(path)) == len(known_items()) + 2 == 72 + 5 + 2
-    known = AnswerBook(known_items(path), precision="awq", seed=0, accuracy=1.0)
+    assert len(known_items(path)) == len(known_items()) + 2 == 72 + len(own_shots()) + 2
+    known = AnswerBook(known_items(path), precision="awq", seed=0, behaviour=BEHAVIOURS["awq"].but(accuracy=1.0))
     assert text(known, "Question: Nine frogs less four?\nAnswer:").endswith("#### 5")
 
 
@@ -62,21 +64,41 @@ def test_accuracy_is_about_the_one_set(precision):
     assert right / 2000 == pytest.approx(BEHAVIOURS[precision].accuracy, abs=4 * (0.25 / 2000) ** 0.5)
 
 
-def test_accuracy_zero_and_one_are_exact():
-    assert not any(book(accuracy=0.0).is_correct(item) for item in ITEMS)
-    assert all(book(accuracy=1.0).is_correct(item) for item in ITEMS)
+def test_the_last_line_is_worded_as_the_prompt_asks():
+    right = book(accuracy=1.0)
+    question = ITEMS[7].question
+    assert text(right, f"Question: {question}\nAnswer:").endswith("\n#### 8")
+    shot = "Q: One?\nA: It is one. The answer is 1.\n\n"
+    assert text(right, f"{shot}Q: {question}\nA:").endswith("\nThe answer is 8.")
+    assert text(right, f"Q: {question}\nA: Let's think step by step.").endswith("\nThe answer is 8.")
+    told = 'Your response should end with "The final answer is [answer]".'
+    assert text(right, f"Problem: {question}\n{told}").endswith("\nThe final answer is 8")
 
 
-def test_precisions_differ_on_few_items_in_both_directions():
-    fp16, awq = book("fp16"), book("awq")
-    lost = sum(fp16.is_correct(item) and not awq.is_correct(item) for item in ITEMS)
-    won = sum(awq.is_correct(item) and not fp16.is_correct(item) for item in ITEMS)
-    assert lost > won > 0
-    assert lost + won < 0.25 * len(ITEMS)
+def test_a_question_with_options_is_answered_by_a_letter():
+    item = Item(
+        id="o", question="which one ?", solution="", gold="C", options=("1", "2", "3", "3", "5"), accepted=("C", "D")
+    )
+    prompt = "Question: which one ?\nOptions:\n(A) 1"
+    said = {}
+    for accuracy in (0.0, 1.0):
+        behaviour = BEHAVIOURS["awq"].but(accuracy=accuracy)
+        answers = AnswerBook([item], precision="awq", seed=3, behaviour=behaviour).answer(prompt).tokens
+        said[accuracy] = "".join(answers).rpartition("\n")[2]
+    assert said[1.0] == "The answer is (C)."
+    assert said[0.0] in {f"The answer is ({letter})." for letter in "ABE"}
+
+
+def test_an_answer_without_a_number_and_one_without_an_end():
+    never = book(accuracy=0.0, unparsed=1.0)
+    assert not any(any(map(str.isdigit, text(never, item.question))) for item in ITEMS[:50])
+    endless = book(accuracy=0.0, truncated=1.0, unparsed=0.0)
+    assert all(endless.answer(item.question).endless for item in ITEMS[:50])
+    assert not any(book(accuracy=1.0).answer(item.question).endless for item in ITEMS)
 
 
 def test_answers_are_about_64_tokens_and_longer_at_fewer_bits():
-    lengths = {p: sum(len(book(p).answer(i.question)) for i in ITEMS) / len(ITEMS) for p in ("fp16", "bnb-nf4")}
+    lengths = {p: sum(len(book(p).answer(i.question).tokens) for i in ITEMS) / len(ITEMS) for p in ("fp16", "bnb-nf4")}
     assert lengths["fp16"] == pytest.approx(64, rel=0.05)
     assert lengths["bnb-nf4"] / lengths["fp16"] == pytest.approx(1.06, abs=0.02)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,8 +13,12 @@ from made_run import MS, answer, cell_data
 from scipy import stats
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.summary import COLUMNS, rate_interval, summarize, wilson_interval
+from loadgen.analysis.intervals import rate_interval, wilson_interval
+from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.analysis.summary import summarize as summarize_with
 from loadgen.analysis.tables import write_summary
+from loadgen.analysis.trust.answers import Answer, Answers
+from loadgen.analysis.trust.study import TrustStudy
 
 DESIGN = """
 target, precision, concurrency, repeats, valid, requests, errors, window_s, output_tokens, tokens_per_s,
@@ -25,6 +30,16 @@ accuracy, accuracy_lo, accuracy_hi, truncated_rate, unparsed_rate, cor, t_si, e_
 """.replace(",", " ").split()
 UNMEASURED = [name for name in DESIGN if name.startswith(("energy", "power"))]
 UNMEASURED += ["cor", "t_si", "e_si", "s_si", "si"]
+
+
+def summarize(cells: list[CellSummary], answers: dict[tuple[str, int], Answers], **trust: Any) -> list[Row]:
+    return summarize_with(cells, answers, TrustStudy(**trust))
+
+
+def answered(**shares: float) -> Answers:
+    """Four answers to each item, of which that share is right."""
+    right, wrong = Answer(repeat=1, outcome="correct", correct=True), Answer(repeat=1, outcome="wrong", correct=False)
+    return {item: [right] * round(4 * share) + [wrong] * (4 - round(4 * share)) for item, share in shares.items()}
 
 
 @pytest.fixture
@@ -96,16 +111,35 @@ def test_figures_are_means_over_valid_repeats_and_counts_are_sums(base: CellSumm
 
 def test_without_a_valid_cell_only_the_diagnosis_stands(base: CellSummary) -> None:
     cells = [with_(base, valid=False, running_mean=8.0, inflight_mean=16.0, tokens_per_s=50.0)]
-    (row,) = summarize(cells, {("fp16", 1): {"a": 1.0}})
+    (row,) = summarize(cells, {})
     assert (row["valid"], row["running_mean"], row["inflight_mean"], row["window_s"]) == (0, 8.0, 16.0, 1.0)
     for name in ("tokens_per_s", "tokens_per_s_lo", "output_tokens", "ttft_ms_p50", "accuracy", "accuracy_lo"):
         assert row[name] is None, name
 
 
 def test_accuracy_is_over_items_however_often_each_was_answered(base: CellSummary) -> None:
-    (row,) = summarize([base], {("fp16", 1): {"a": 1.0, "b": 0.5, "c": 0.0, "d": 0.0}})
+    (row,) = summarize([base], {("fp16", 1): answered(a=1.0, b=0.5, c=0.0, d=0.0)})
     assert row["accuracy"] == 0.375
     assert (row["accuracy_lo"], row["accuracy_hi"]) == wilson_interval(1.5, 4)
+
+
+def test_answers_stand_whatever_is_wrong_with_the_cells_rates(base: CellSummary) -> None:
+    (row,) = summarize([with_(base, valid=False)], {("fp16", 1): answered(a=1.0, b=0.0)})
+    assert (row["accuracy"], row["tokens_per_s"]) == (0.5, None)
+
+
+def test_joules_per_correct_answer_are_those_per_query_over_the_accuracy(base: CellSummary) -> None:
+    cells = [
+        with_(base, repeat=k, energy=msgspec.structs.replace(base.energy, energy_per_query_j=joules))
+        for k, joules in enumerate((9.0, 11.0), start=1)
+    ]
+    (row,) = summarize(cells, {("fp16", 1): answered(**{f"q{k}": float(k % 4 == 0) for k in range(40)})})
+    assert row["energy_per_correct_j"] == pytest.approx(10 / 0.25)
+    low, high = row["energy_per_correct_j_lo"], row["energy_per_correct_j_hi"]
+    assert isinstance(low, float) and isinstance(high, float)
+    assert low < 40 < high
+    (none,) = summarize(cells, {("fp16", 1): answered(a=0.0)})
+    assert none["energy_per_correct_j"] is None
 
 
 def test_rows_keep_the_order_of_targets_and_sort_by_concurrency(base: CellSummary) -> None:

@@ -5,37 +5,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
+from itertools import chain, islice
 
 import msgspec
 
+from loadgen.serving.simulated.behaviour import BEHAVIOURS, Behaviour, Fate, Fates
 from loadgen.serving.simulated.tokens import split_tokens
 from loadgen.workload.item import Item
 
 MEAN_TOKENS = 64
 LENGTH_SIGMA = 0.25
-OWN_DRAW_SHARE = 0.15
-
-
-class Behaviour(msgspec.Struct, frozen=True):
-    """How a precision answers."""
-
-    accuracy: float
-    """Probability that an item is answered correctly."""
-    length_factor: float
-    """Mean answer length over that of FP16."""
-
-
-BEHAVIOURS = {
-    "fp16": Behaviour(0.52, 1.00),
-    "bf16": Behaviour(0.52, 1.00),
-    "fp8": Behaviour(0.515, 1.01),
-    "int8": Behaviour(0.51, 1.01),
-    "bnb-int8": Behaviour(0.51, 1.01),
-    "awq": Behaviour(0.49, 1.04),
-    "gptq": Behaviour(0.48, 1.05),
-    "bnb-nf4": Behaviour(0.47, 1.06),
-}
+REASONING_LENGTH = 3.0
 
 _FILLER = tuple(
     split_tokens(sentence)
@@ -60,18 +40,27 @@ _FILLER = tuple(
 )
 _OPENING = split_tokens(" Let us work through it.")
 _QUESTION = re.compile(r"(?:Question|Problem|Q):\s*")
-_ANSWER_CUE = re.compile(r"\n\s*(?:Answer|A|Solution):")
+_ANSWER_CUE = re.compile(r"\n\s*(?:Answer|A|Solution|Options):|\nYour response")
+_LETTERS = "ABCDE"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the model says, token by token, without the end-of-sequence token."""
+
+    tokens: list[str]
+    endless: bool
+    """It goes on until something stops it."""
 
 
 class AnswerBook:
     """What the simulated model says to each prompt."""
 
-    def __init__(self, items: Iterable[Item], *, precision: str, seed: int, accuracy: float | None = None) -> None:
-        behaviour = BEHAVIOURS[precision]
+    def __init__(self, items: Iterable[Item], *, precision: str, seed: int, behaviour: Behaviour | None = None) -> None:
+        """`behaviour` replaces the precision's own."""
+        behaviour = behaviour or BEHAVIOURS[precision]
         self._items = {_normal(item.question): item for item in items}
         self._precision = precision
-        self._seed = seed
-        self._accuracy = behaviour.accuracy if accuracy is None else accuracy
+        self._fates = Fates(behaviour, precision=precision, seed=seed)
         self._mean_tokens = MEAN_TOKENS * behaviour.length_factor
 
     def find_item(self, prompt: str) -> Item | None:
@@ -84,63 +73,72 @@ class AnswerBook:
                 return item
         return None
 
-    def answer(self, prompt: str, *, sample: str = "") -> list[str]:
-        """The tokens of the natural answer, without the end-of-sequence token.
+    def answer(self, prompt: str, *, sample: str = "", batch: int | None = None) -> Answer:
+        """The natural answer to a prompt that is served in a batch of that size.
 
         `sample` distinguishes draws from each other when the request asks for sampling.
         """
         item = self.find_item(prompt)
         key = item.question if item else prompt
+        fate = self.fate(item, sample=sample, batch=batch) if item else "unparsed"
         target = self._target_tokens(key, sample)
-        last = split_tokens(f"\n#### {self._number(item, sample)}") if item else []
+        last = split_tokens(self._last_line(prompt, item, fate, sample)) if item else []
         tokens = list(_OPENING)
         for sentence in self._sentences(key, sample):
             if len(tokens) + len(sentence) // 2 + len(last) >= target:
                 break
             tokens += sentence
-        return tokens + last
+        return Answer(tokens + last, endless=fate == "truncated")
+
+    def fate(self, item: Item, *, sample: str = "", batch: int | None = None) -> Fate:
+        """What becomes of the answer to an item."""
+        return self._fates.of(item.question, sample=sample, batch=batch)
+
+    def reasoning(self, prompt: str) -> list[str]:
+        """Tokens that a thinking model spends before its answer: some three answers' worth."""
+        item = self.find_item(prompt)
+        key = item.question if item else prompt
+        length = int(REASONING_LENGTH * self._target_tokens(key, "reasoning"))
+        return list(islice(chain.from_iterable(self._sentences(key, "reasoning")), length))
 
     def continuation(self, prompt: str) -> Iterator[str]:
         """Endless tokens for a request that ignores the end of the sequence."""
         for sentence in self._sentences(prompt, "continuation"):
             yield from sentence
 
-    def is_correct(self, item: Item, *, sample: str = "") -> bool:
-        """Whether the item is answered correctly.
+    def _last_line(self, prompt: str, item: Item, fate: Fate, sample: str) -> str:
+        """The line that names the result, worded as the prompt's examples or instructions ask for it."""
+        if fate in ("truncated", "unparsed"):
+            return ""
+        answer = item.gold if fate == "correct" else self._wrong(item, sample)
+        if item.options:
+            return f"\nThe answer is ({answer})."
+        if "The final answer is" in prompt:
+            return f"\nThe final answer is {answer}"
+        if "####" not in prompt and ("The answer is" in prompt or prompt.rstrip().endswith("step by step.")):
+            return f"\nThe answer is {answer}."
+        return f"\n#### {answer}"
 
-        Most items are decided by a draw that all precisions share, the others by one of their own: precisions
-        then differ on few answers, in both directions, and each has exactly its accuracy in expectation.
-        """
-        question = item.question
-        own = self._uniform("own?", self._precision, question) < OWN_DRAW_SHARE
-        draw = self._uniform("answer", self._precision if own else "", question, sample)
-        return draw < self._accuracy
-
-    def _number(self, item: Item | None, sample: str) -> str:
-        if item is None or self.is_correct(item, sample=sample):
-            return item.gold if item else ""
-        shift = 1 + int(20 * self._uniform("shift", self._precision, item.question, sample))
+    def _wrong(self, item: Item, sample: str) -> str:
+        draw = self._fates.uniform("shift", self._precision, item.question, sample)
+        if item.options:
+            right = {item.gold, *item.accepted}
+            letters = [letter for letter in _LETTERS[: len(item.options)] if letter not in right]
+            return letters[int(draw * len(letters))]
         try:
-            return str(int(item.gold) + shift)
+            return str(int(item.gold) + 1 + int(20 * draw))
         except ValueError:
-            return str(shift)
+            return str(1 + int(20 * draw))
 
     def _target_tokens(self, key: str, sample: str) -> float:
-        rng = random.Random(self._hash("length", key, sample))
+        rng = random.Random(self._fates.hash("length", key, sample))
         mu = -(LENGTH_SIGMA**2) / 2
         return self._mean_tokens * rng.lognormvariate(mu, LENGTH_SIGMA)
 
     def _sentences(self, *key: str) -> Iterator[list[str]]:
-        rng = random.Random(self._hash("sentences", self._precision, *key))
+        rng = random.Random(self._fates.hash("sentences", self._precision, *key))
         while True:
             yield _FILLER[int(rng.random() * len(_FILLER))]
-
-    def _uniform(self, *key: str) -> float:
-        return self._hash(*key) / 2**64
-
-    def _hash(self, *key: str) -> int:
-        data = "\0".join((str(self._seed), *key)).encode("utf-8", "surrogatepass")
-        return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
 
 
 def _normal(question: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.answers import BEHAVIOURS
+from loadgen.serving.simulated.behaviour import BEHAVIOURS
 from loadgen.serving.simulated.cost import Cost, Gpu, Model, Precision
 
 DEFAULT_GPU = "h100-like"

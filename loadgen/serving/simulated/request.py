@@ -57,9 +57,15 @@ class Message(msgspec.Struct):
         return self.content or ""
 
 
+class TemplateOptions(msgspec.Struct):
+    enable_thinking: bool = False
+
+
 class ChatBody(Body, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    thinking_token_budget: int | None = None
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +81,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    thinks: bool = False
+    thinking_budget: int | None = None
     sample: str
     """Empty for greedy decoding; else names the draw."""
 
@@ -105,7 +113,11 @@ def parse_chat(body: bytes, *, model: str, max_model_len: int) -> Generation:
     wanted = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
     if wanted is None:
         wanted = max(1, max_model_len - tokens)
-    return _generation("chat", parsed, text, tokens, wanted, model=model, max_model_len=max_model_len)
+    generation = _generation("chat", parsed, text, tokens, wanted, model=model, max_model_len=max_model_len)
+    template = parsed.chat_template_kwargs or TemplateOptions()
+    return msgspec.structs.replace(
+        generation, thinks=template.enable_thinking, thinking_budget=parsed.thinking_token_budget
+    )
 
 
 def _decode(body: bytes, kind: type[_B]) -> _B:

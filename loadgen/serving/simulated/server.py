@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.answers import AnswerBook
+from loadgen.serving.simulated.behaviour import Behaviour
 from loadgen.serving.simulated.cost import MEMORY_SHARE, Cost
 from loadgen.serving.simulated.engine import Engine, EngineLimits, Sequence
 from loadgen.serving.simulated.gpu import GpuOptions, SimulatedGpu
@@ -43,9 +44,9 @@ class SimulatedServer:
         items: Iterable[Item],
         seed: int = 0,
         limits: EngineLimits | None = None,
-        accuracy: float | None = None,
+        behaviour: Behaviour | None = None,
     ) -> None:
-        """`accuracy` replaces the precision's own, from 0 to 1.
+        """`behaviour` replaces the precision's own.
 
         Raises UsageError when the model leaves no room on the GPU for one sequence of the longest length.
         """
@@ -55,7 +56,7 @@ class SimulatedServer:
         self._stats = EngineStats()
         self._engine = Engine(cost, self._limits, self._stats)
         self._gpu = SimulatedGpu(cost.gpu, gpu, memory_used_bytes=lambda: self._engine.memory_used_bytes, seed=seed)
-        self._book = AnswerBook(items, precision=precision, seed=seed, accuracy=accuracy)
+        self._book = AnswerBook(items, precision=precision, seed=seed, behaviour=behaviour)
         self._model = cost.model.name
         self._created = int(time.time())
         self._registry = build_registry(
@@ -129,14 +130,17 @@ class SimulatedServer:
             generation = parse(await request.read(), model=self._model, max_model_len=self._limits.max_model_len)
         except RequestError as error:
             return _json(error.body, status=error.status)
+        answer = self._book.answer(generation.prompt, sample=generation.sample, batch=self._stats.running + 1)
+        thoughts = self._book.reasoning(generation.prompt)[: generation.thinking_budget] if generation.thinks else []
         output = cut_output(
-            self._book.answer(generation.prompt, sample=generation.sample),
+            [*thoughts, *answer.tokens],
             self._book.continuation(generation.prompt),
             max_tokens=generation.max_tokens,
             min_tokens=generation.min_tokens,
-            ignore_eos=generation.ignore_eos,
+            ignore_eos=generation.ignore_eos or answer.endless,
             stops=generation.stops,
         )
+        thought = min(len(thoughts), len(output.texts))
         response: web.StreamResponse | None = None
         sink: EventStream | WholeAnswer
         if generation.stream:
@@ -145,9 +149,11 @@ class SimulatedServer:
             await response.prepare(request)
             if request.transport is None:
                 raise asyncio.CancelledError
-            sink = EventStream(generation, output, model=self._model, transport=request.transport)
+            sink = EventStream(
+                generation, output, model=self._model, transport=request.transport, reasoning_tokens=thought
+            )
         else:
-            sink = WholeAnswer(generation, output, model=self._model)
+            sink = WholeAnswer(generation, output, model=self._model, reasoning_tokens=thought)
         sequence = Sequence(
             prompt_tokens=generation.prompt_tokens,
             output_tokens=len(output.texts),

@@ -24,8 +24,15 @@ class EventStream:
     """
 
     def __init__(
-        self, generation: Generation, output: Output, *, model: str, transport: asyncio.WriteTransport
+        self,
+        generation: Generation,
+        output: Output,
+        *,
+        model: str,
+        transport: asyncio.WriteTransport,
+        reasoning_tokens: int = 0,
     ) -> None:
+        """The first `reasoning_tokens` are sent as reasoning, apart from the content (chat only)."""
         chat = generation.api == "chat"
         self._transport = transport
         self._texts = [msgspec.json.encode(text) for text in output.texts]
@@ -41,13 +48,16 @@ class EventStream:
         end = msgspec.json.encode({"finish_reason": output.finish_reason, "stop_reason": output.stop_reason})
         self._last_close = close + b',"logprobs":null,' + end[1:] + b"]"
         self._token_open = self._open + self._text_open
+        self._reasoning_tokens = reasoning_tokens
+        self._reasoning_open = self._token_open.replace(b'"content":', b'"reasoning":')
         self.done = asyncio.get_running_loop().create_future()
 
     def deliver(self, emitted: int) -> None:
         last = emitted == len(self._texts)
+        text_open = self._reasoning_open if emitted <= self._reasoning_tokens else self._token_open
         close = self._last_close if last else self._text_close
         usage = self._usage(emitted) if self._continuous else b""
-        data = http_chunk(b"%b%b%b%b}\n\n" % (self._token_open, self._texts[emitted - 1], close, usage))
+        data = http_chunk(b"%b%b%b%b}\n\n" % (text_open, self._texts[emitted - 1], close, usage))
         if emitted == 1 and self._chat:
             data = self._role_chunk() + data
         if last:
@@ -58,11 +68,13 @@ class EventStream:
             self._transport.write(data)
 
     def _usage(self, emitted: int) -> bytes:
-        prompt = self._prompt_tokens
-        return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (
+        prompt, thought = self._prompt_tokens, min(emitted, self._reasoning_tokens)
+        details = b',"completion_tokens_details":{"reasoning_tokens":%d}' % thought if self._reasoning_tokens else b""
+        return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % (
             prompt,
             prompt + emitted,
             emitted,
+            details,
         )
 
     def _role_chunk(self) -> bytes:
@@ -79,7 +91,8 @@ class EventStream:
 class WholeAnswer:
     """Collects an answer for one JSON body; `done` is set after the last token."""
 
-    def __init__(self, generation: Generation, output: Output, *, model: str) -> None:
+    def __init__(self, generation: Generation, output: Output, *, model: str, reasoning_tokens: int = 0) -> None:
+        self._reasoning_tokens = reasoning_tokens
         self._generation = generation
         self._output = output
         self._model = model
@@ -92,9 +105,12 @@ class WholeAnswer:
     def body(self) -> dict[str, Any]:
         """The response object of the request's endpoint."""
         output, prompt_tokens = self._output, self._generation.prompt_tokens
-        text = "".join(output.texts)
-        chat = self._generation.api == "chat"
-        content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        thought, said = (
+            "".join(output.texts[: self._reasoning_tokens]),
+            "".join(output.texts[self._reasoning_tokens :]),
+        )
+        message = {"role": "assistant", "content": said} | ({"reasoning": thought} if thought else {})
+        content: dict[str, Any] = {"message": message} if self._generation.api == "chat" else {"text": said}
         choice = {
             "index": 0,
             **content,

@@ -1,0 +1,195 @@
+"""Do the intervals cover and the tests hold their size? Simulated studies with known truth.
+
+    python bench/trust_coverage.py     # about 4 minutes; prints each setting, writes bench/results/trust_coverage.json
+
+Each setting is simulated `STUDIES` times and put through the package's own functions. A share of 1000 studies is known
+to 0.7 pp (one standard error at 5% and 95%).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from loadgen.analysis.celldata import Floats
+from loadgen.analysis.intervals import wilson_interval
+from loadgen.analysis.trust.cochran import cochran_q
+from loadgen.analysis.trust.correct_energy import correct_energy
+from loadgen.analysis.trust.depth_trend import absolute_trend, relative_trend, step_survival
+from loadgen.analysis.trust.holm import holm
+from loadgen.analysis.trust.paired import mcnemar_p
+from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.trust.planning import MARGIN
+from loadgen.analysis.trust.ratio import trust_ratio
+from loadgen.analysis.trust.score import changes, difference_interval, equivalence_p
+
+STUDIES = 1000
+RESAMPLES = 2000
+"""Draws of a bootstrap or randomisation, fewer than a report's: their noise is part of what is measured here."""
+ALPHA = 0.05
+GSM8K_STEPS = {2: 326, 3: 371, 4: 297, 5: 175, 6: 87, 7: 40, 8: 20, 9: 2, 11: 1}
+"""Items of GSM8K's test split by solution lines."""
+FALL_PER_STEP = 0.8
+"""Reference accuracy at k steps: 0.8^(k - 1), so 80% at 2 and 26% at 7."""
+
+Shares = dict[str, float]
+
+
+def paired(reference: Floats, target: Floats) -> PairedItems:
+    return PairedItems(item_ids=tuple(map(str, range(len(reference)))), reference=reference, target=target)
+
+
+def table_study(rng: np.random.Generator, n: int, p: float, delta: float, psi: float) -> PairedItems:
+    """n items: reference accuracy p, target p + delta, share psi changed."""
+    lost, won = (psi - delta) / 2, (psi + delta) / 2
+    cell = rng.choice(4, size=n, p=[p - lost, lost, won, 1 - p - won])
+    return paired((cell < 2).astype(float), (cell % 2 == 0).astype(float))
+
+
+def repeated_study(rng: np.random.Generator, n: int, p: float, delta: float, answers: int) -> PairedItems:
+    """Items of differing difficulty (Beta with mean p, or p + delta), `answers` independent answers of each side."""
+    ease = rng.beta(2 * p, 2 * (1 - p), size=n)
+    harder = ease * (1 + delta / p)
+    return paired(rng.binomial(answers, ease) / answers, rng.binomial(answers, harder) / answers)
+
+
+def comparison_shares(studies: Iterator[PairedItems], p: float, delta: float) -> Shares:
+    """Coverage of the intervals (truth: p, p + delta) and how often the tests reject."""
+    truth = 1 + delta / p
+    counts = dict.fromkeys(("accuracy", "difference", "t_si", "t_si_delta", "correct_energy"), 0)
+    verdicts = dict.fromkeys(("worse", "better", "equivalent"), 0)
+    total = bounded = 0
+    rng = np.random.default_rng(1)
+    for pairs in studies:
+        total += 1
+        low, high = wilson_interval(float(pairs.target.sum()), pairs.n)
+        counts["accuracy"] += low <= p + delta <= high
+        seen = changes(pairs)
+        lo, hi = difference_interval(seen)
+        counts["difference"] += lo <= delta <= hi
+        ratio = trust_ratio(pairs, resamples=RESAMPLES, seed=total)
+        if ratio.lo is not None and ratio.hi is not None and ratio.delta_lo is not None and ratio.delta_hi is not None:
+            bounded += 1
+            counts["t_si"] += ratio.lo <= truth <= ratio.hi
+            counts["t_si_delta"] += ratio.delta_lo <= truth <= ratio.delta_hi
+        logs = np.log(100) + 0.02 * rng.standard_normal(5)
+        energy = correct_energy(
+            float(np.exp(logs.mean())), pairs.target, relative_error=float(logs.std(ddof=1)) / 5**0.5, degrees=4,
+            resamples=RESAMPLES, seed=total,
+        )  # fmt: skip
+        counts["correct_energy"] += (
+            energy.lo_j is not None and energy.hi_j is not None and energy.lo_j <= 100 / (p + delta) <= energy.hi_j
+        )
+        if mcnemar_p(pairs, draws=RESAMPLES, seed=total) <= ALPHA:
+            verdicts["worse" if pairs.difference.sum() < 0 else "better"] += 1
+        verdicts["equivalent"] += equivalence_p(seen, MARGIN) <= ALPHA
+    of = {"t_si": bounded, "t_si_delta": bounded}
+    return {f"{name}_covered": count / of.get(name, total) for name, count in counts.items()} | {
+        name: count / total for name, count in verdicts.items()
+    }
+
+
+def family_false_alarms(rng: np.random.Generator, n: int, targets: int, psi: float, studies: int) -> float:
+    """How often any of `targets` A/A comparisons with one reference is called worse or better, after Holm."""
+    alarms = 0
+    for _ in range(studies):
+        reference = rng.random(n) < 0.43
+        p_values = []
+        for _ in range(targets):
+            redrawn = rng.random(n) < psi / (2 * 0.43 * 0.57)
+            target = np.where(redrawn, rng.random(n) < 0.43, reference)
+            p_values.append(mcnemar_p(paired(reference.astype(float), target.astype(float))))
+        alarms += min(holm(p_values)) <= ALPHA
+    return alarms / studies
+
+
+def cochran_size(rng: np.random.Generator, n: int, conditions: int, flipping: float, studies: int) -> float:
+    """How often Q rejects where every condition answers equally well: a share `flipping` of the items is undecided."""
+    rejected = 0
+    for study in range(studies):
+        ease = np.where(rng.random(n) < flipping, 0.5, rng.random(n) < 0.5)
+        scores = (rng.random((n, conditions)) < ease[:, None]).astype(float)
+        rejected += cochran_q(scores, seed=study).p <= ALPHA
+    return rejected / studies
+
+
+def depth_shares(rng: np.random.Generator, truth: str, studies: int) -> Shares:
+    """Rejections of both interaction tests and coverage of q on GSM8K's depths; 12% of the right answers are redrawn.
+
+    `truth`: `none` (no loss), `ratio` (T_SI 0.9 at any depth), `difference` (-4 pp at any depth), `survival` (0.95^k).
+    """
+    steps = np.repeat(list(GSM8K_STEPS), list(GSM8K_STEPS.values())).astype(float)
+    p = FALL_PER_STEP ** (steps - 1)
+    kept = {"none": np.ones_like(p), "ratio": np.full_like(p, 0.9), "difference": 1 - 0.04 / p, "survival": 0.95**steps}
+    absolute = relative = covered = 0
+    for _ in range(studies):
+        reference = rng.random(len(p)) < p
+        same = rng.random(len(p)) < 0.88
+        again = np.where(same, reference, rng.random(len(p)) < p)
+        target = again & (rng.random(len(p)) < kept[truth])
+        pairs = paired(reference.astype(float), target.astype(float))
+        over, under = absolute_trend(pairs, steps), relative_trend(pairs, steps)
+        absolute += over is not None and over.p <= ALPHA
+        relative += under is not None and under.p <= ALPHA
+        fit = step_survival(pairs, steps)
+        covered += fit is not None and fit.lo <= (0.95 if truth == "survival" else 1.0) <= fit.hi
+    shares = {"absolute_rejected": absolute / studies, "relative_rejected": relative / studies}
+    return shares | ({"q_covered": covered / studies} if truth in ("none", "survival") else {})
+
+
+def settings() -> list[tuple[int, float, float, float]]:
+    """n, reference accuracy, true difference, discordance: null, the paper's T_SI, a tenth lost, the margin itself."""
+    grid = product((200, 1319), (0.2, 0.4314), (0.0, -0.0372, -0.1, -MARGIN), (0.04, 0.12, 0.2))
+    return [
+        (n, p, d, psi) for n, p, d, psi in grid if abs(d) <= psi and p - (psi - d) / 2 > 0 and (p + (psi + d) / 2) < 1
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=STUDIES)
+    studies = parser.parse_args().studies
+    began = time.monotonic()
+    rows = []
+    for number, (n, p, delta, psi) in enumerate(settings()):
+        rng = np.random.default_rng([7, number])
+        shares = comparison_shares((table_study(rng, n, p, delta, psi) for _ in range(studies)), p, delta)
+        rows.append({"items": n, "reference_accuracy": p, "difference": delta, "discordance": psi, **shares})
+        print(rows[-1])
+    repeated = []
+    for number, (n, delta) in enumerate([(200, 0.0), (1319, -0.04)]):
+        rng = np.random.default_rng([8, number])
+        shares = comparison_shares((repeated_study(rng, n, 0.43, delta, 3) for _ in range(studies)), 0.43, delta)
+        repeated.append({"items": n, "answers": 3, "reference_accuracy": 0.43, "difference": delta, **shares})
+        print(repeated[-1])
+    families = []
+    for number, (n, psi) in enumerate(product((200, 1319), (0.04, 0.12))):
+        alarms = family_false_alarms(np.random.default_rng([11, number]), n, 4, psi, studies)
+        families.append({"items": n, "targets": 4, "discordance": psi, "false_alarms": alarms})
+        print(families[-1])
+    cochran = []
+    for number, (n, k, flipping) in enumerate(product((200, 1319), (4, 6), (0.01, 0.05, 0.2))):
+        size = cochran_size(np.random.default_rng([9, number]), n, k, flipping, studies)
+        cochran.append({"items": n, "conditions": k, "undecided": flipping, "rejected": size})
+        print(cochran[-1])
+    depth = []
+    for number, truth in enumerate(("none", "ratio", "difference", "survival")):
+        depth.append({"truth": truth, **depth_shares(np.random.default_rng([10, number]), truth, studies)})
+        print(depth[-1])
+    content = {
+        "studies": studies, "alpha": ALPHA, "margin": MARGIN,
+        "comparisons": rows, "repeated": repeated, "families": families, "cochran": cochran, "depth": depth,
+    }  # fmt: skip
+    path = Path(__file__).parent / "results" / "trust_coverage.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{time.monotonic() - began:.0f} s; {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Confidence intervals of a mean over repeats and of a proportion over items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's 95% interval over independent repeats, taken on the logarithms; empty with fewer than two.
+
+    Rates are positive and their repeats differ by factors (clocks, heat, other load), so that ratios of rates get
+    their interval in the same way.
+    """
+    if len(rates) < 2:
+        return None, None
+    logs = np.log(rates)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(rates) - 1) * np.std(logs, ddof=1) / math.sqrt(len(rates)))
+    return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion (Wilson 1927); `n` counts items, not answers to the same item."""
+    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)

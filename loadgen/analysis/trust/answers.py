@@ -1,0 +1,56 @@
+"""Answer: one graded answer; Answers: all answers of a target at one concurrency, by item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One request's graded answer."""
+
+    repeat: int
+    outcome: str
+    """correct, wrong, unparsed, truncated, empty or error."""
+    correct: bool
+    output_tokens: int | None = None
+    text_sha: str | None = None
+    """Digest of the answer's text, to tell identical texts; None where it is of no interest."""
+
+
+Answers = Mapping[str, Sequence[Answer]]
+
+
+def given(answers: Answers) -> dict[str, list[Answer]]:
+    """The answers without failed requests (outcome `error`); items left without an answer are dropped.
+
+    A failed request says nothing about the model: it makes a cell invalid when there are many, never less accurate.
+    Truncated, empty and unparsed answers stay: they are answers, and wrong.
+    """
+    kept = {item: [answer for answer in answered if answer.outcome != "error"] for item, answered in answers.items()}
+    return {item: answered for item, answered in kept.items() if answered}
+
+
+def item_means(answers: Answers) -> dict[str, float]:
+    """Share of correct answers (0 to 1) of every item that was answered."""
+    return {
+        item: sum(answer.correct for answer in answered) / len(answered) for item, answered in given(answers).items()
+    }
+
+
+def outcome_rate(answers: Answers, outcome: str) -> float | None:
+    """Share of answers with this outcome (0 to 1), each item weighing the same; None without answers."""
+    shares = [sum(a.outcome == outcome for a in answered) / len(answered) for answered in given(answers).values()]
+    return float(np.mean(shares)) if shares else None
+
+
+def mean_output_tokens(answers: Answers) -> float | None:
+    """Tokens per answer where the server reported them, each item weighing the same; None if it never did."""
+    lengths = [
+        [answer.output_tokens for answer in answered if answer.output_tokens is not None]
+        for answered in given(answers).values()
+    ]
+    means = [sum(known) / len(known) for known in lengths if known]
+    return float(np.mean(means)) if means else None

@@ -1,0 +1,204 @@
+"""TrustStudy: every comparison of a run's answers, against the reference, over batch sizes and by depth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from loadgen.analysis.trust.answers import Answer, Answers, item_means
+from loadgen.analysis.trust.comparison import AccuracyComparison, compare_accuracy
+from loadgen.analysis.trust.depth import GSM8K_BUCKETS, MATHQA_BUCKETS, DepthCurve, depth_curve
+from loadgen.analysis.trust.invariance import EffectRatio, TrustInvariance, effect_ratio, trust_invariance
+from loadgen.analysis.trust.pairing import Asked, pair_items, pairing_refusal
+from loadgen.analysis.trust.verdict import AccuracyVerdict, judge
+from loadgen.workload.facts import ItemFacts
+
+Verdict = Literal["worse", "better", "equivalent", "inconclusive", "refused"]
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers of a target at one concurrency, over its repeats."""
+
+    target: str
+    concurrency: int
+    answers: Answers
+    asked: Mapping[str, Asked]
+
+
+class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of analysis.json's `trust`: a target against the reference at one concurrency.
+
+    `t_si` is accuracy over the reference's, on the items that both answered, with its paired 95% interval.
+    """
+
+    target: str
+    reference: str
+    concurrency: int
+    verdict: Verdict
+    sentence: str
+    t_si: float | None = None
+    t_si_lo: float | None = None
+    t_si_hi: float | None = None
+    items: int | None = None
+    lost: float | None = None
+    won: float | None = None
+    comparison: AccuracyComparison | None = None
+    judgement: AccuracyVerdict | None = None
+
+
+class BatchTest(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of `trust_invariance`: one target over its concurrencies."""
+
+    target: str
+    invariance: TrustInvariance
+    effect_ratio: EffectRatio | None
+    """Precision effect over batch effect; None for the reference."""
+
+
+class DepthTest(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of `depth`: a target against the reference by reasoning steps, all concurrencies together."""
+
+    target: str
+    reference: str
+    measure: Literal["steps", "annotated_steps"]
+    curve: DepthCurve
+
+
+class TrustStudy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run's answers prove; every list may be empty."""
+
+    trust: tuple[TrustTest, ...] = ()
+    trust_invariance: tuple[BatchTest, ...] = ()
+    depth: tuple[DepthTest, ...] = ()
+
+    def of(self, target: str, concurrency: int) -> TrustTest | None:
+        """The test of one target at one concurrency; None for the reference."""
+        found = (test for test in self.trust if (test.target, test.concurrency) == (target, concurrency))
+        return next(found, None)
+
+
+def study(sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: str) -> TrustStudy:
+    """All comparisons of a run, one family for Holm's correction. Sides without any graded answer are left out."""
+    sides = [side for side in sides if item_means(side.answers)]
+    options = [len(item.options) for item in facts.values() if item.options]
+    chance = len(options) / sum(options) if options else None
+    targets: dict[str, dict[int, Side]] = defaultdict(dict)
+    for side in sides:
+        targets[side.target][side.concurrency] = side
+    against = targets.get(reference, {})
+    others = {name: by_b for name, by_b in targets.items() if name != reference}
+    pairs = [
+        (side, against[b]) for by_b in others.values() for b, side in by_b.items() if b in against
+    ]  # fmt: skip
+    return TrustStudy(
+        trust=tuple(_tests(pairs, chance)),
+        trust_invariance=tuple(_over_batches(targets, reference)),
+        depth=tuple(_by_depth(others, against, facts, lettered=bool(options))),
+    )
+
+
+def _tests(pairs: Sequence[tuple[Side, Side]], chance: float | None) -> Iterable[TrustTest]:
+    refusals = [pairing_refusal(ours.asked, theirs.asked) for ours, theirs in pairs]
+    comparisons = [
+        None if refusal else compare_accuracy(ours.answers, theirs.answers, chance=chance)
+        for (ours, theirs), refusal in zip(pairs, refusals, strict=True)
+    ]
+    judged = iter(judge([comparison for comparison in comparisons if comparison is not None]))
+    for (ours, theirs), refusal, comparison in zip(pairs, refusals, comparisons, strict=True):
+        if comparison is None:
+            yield TrustTest(
+                target=ours.target,
+                reference=theirs.target,
+                concurrency=ours.concurrency,
+                verdict="refused",
+                sentence=refusal or "",
+            )
+            continue
+        judgement = next(judged)
+        yield TrustTest(
+            target=ours.target,
+            reference=theirs.target,
+            concurrency=ours.concurrency,
+            verdict=judgement.verdict,
+            sentence=_sentence(comparison, judgement),
+            t_si=comparison.t_si.value,
+            t_si_lo=comparison.t_si.lo,
+            t_si_hi=comparison.t_si.hi,
+            items=comparison.items,
+            lost=comparison.table.lost,
+            won=comparison.table.won,
+            comparison=comparison,
+            judgement=judgement,
+        )
+
+
+def _sentence(c: AccuracyComparison, judgement: AccuracyVerdict) -> str:
+    difference = f"{_pp(c.difference)} pp ({_pp(c.difference_lo)} to {_pp(c.difference_hi)})"
+    margin = f"{100 * judgement.margin:g} pp"
+    verdict = {
+        "worse": "worse",
+        "better": "better",
+        "equivalent": f"equivalent within {margin}",
+        "inconclusive": f"inconclusive, you need {judgement.more_items} more items",
+    }[judgement.verdict]
+    if judgement.verdict in ("worse", "better") and judgement.within_margin:
+        verdict += f", by less than {margin}"
+    flips = f"{_count(c.table.lost + c.table.won)} of {c.items} answers changed"
+    flips += f" ({_count(c.table.lost)} lost, {_count(c.table.won)} won)"
+    sentence = f"{difference}: {verdict}; {flips}"
+    if judgement.confounded:
+        assert c.truncated_rate is not None and c.reference_truncated_rate is not None
+        sentence += f"; confounded by length: {c.truncated_rate:.1%} truncated against {c.reference_truncated_rate:.1%}"
+    return sentence
+
+
+def _pp(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _count(number: float) -> str:
+    return f"{number:.1f}".removesuffix(".0")
+
+
+def _over_batches(targets: Mapping[str, Mapping[int, Side]], reference: str) -> Iterable[BatchTest]:
+    answers = {name: {b: side.answers for b, side in by_b.items()} for name, by_b in targets.items()}
+    for name, by_b in answers.items():
+        invariance = trust_invariance(by_b)
+        if invariance is not None:
+            ratio = effect_ratio(by_b, answers[reference]) if name != reference and reference in answers else None
+            yield BatchTest(target=name, invariance=invariance, effect_ratio=ratio)
+
+
+def _by_depth(
+    targets: Mapping[str, Mapping[int, Side]],
+    against: Mapping[int, Side],
+    facts: Mapping[str, ItemFacts],
+    *,
+    lettered: bool,
+) -> Iterable[DepthTest]:
+    buckets = MATHQA_BUCKETS if lettered else GSM8K_BUCKETS
+    for name, by_b in targets.items():
+        shared = [b for b in by_b if b in against and pairing_refusal(by_b[b].asked, against[b].asked) is None]
+        if not shared:
+            continue
+        pairs = pair_items(_together(by_b[b] for b in shared), _together(against[b] for b in shared))
+        steps: Mapping[str, int | None] = {item: fact.steps for item, fact in facts.items()}
+        annotated: Mapping[str, int | None] = {item: fact.annotated_steps for item, fact in facts.items()}
+        if any(known is not None for known in steps.values()):
+            curve = depth_curve(pairs, steps, buckets)
+            yield DepthTest(target=name, reference=against[shared[0]].target, measure="steps", curve=curve)
+        if any(known is not None for known in annotated.values()):
+            curve = depth_curve(pairs, annotated, ((0, 2), *buckets[1:]))
+            yield DepthTest(target=name, reference=against[shared[0]].target, measure="annotated_steps", curve=curve)
+
+
+def _together(sides: Iterable[Side]) -> Answers:
+    """All answers to each item, whatever the concurrency: one cluster."""
+    pooled: dict[str, list[Answer]] = defaultdict(list)
+    for side in sides:
+        for item, answered in side.answers.items():
+            pooled[item].extend(answered)
+    return pooled

@@ -1,0 +1,71 @@
+"""`loadgen data`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from loadgen.cli import CONTEXT
+from loadgen.errors import UsageError
+from loadgen.workload.dataset import FILES
+from loadgen.workload.published import PublishedFile, cache_dir, fetch, state_of
+
+
+@click.group("data", context_settings=CONTEXT, invoke_without_command=True)
+@click.pass_context
+def data(ctx: click.Context) -> None:
+    """List, fetch and verify the published question sets; each is pinned by its sha256.
+
+    \b
+    Example:
+      loadgen data
+      loadgen data fetch gsm8k mathqa
+      loadgen data verify
+    """
+    if ctx.invoked_subcommand is None:
+        _print_states([file for files in FILES.values() for file in files])
+
+
+@data.command("fetch", context_settings=CONTEXT)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def fetch_command(names: tuple[str, ...]) -> None:
+    """Download the files of datasets into the cache, unless they are there already.
+
+    \b
+    Example:
+      loadgen data fetch gsm8k
+    """
+    for file in _files(names):
+        click.echo(f"{file.name}  {fetch(file)}")
+
+
+@data.command("verify", context_settings=CONTEXT)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def verify_command(names: tuple[str, ...]) -> None:
+    """Compare cached files with their pinned sha256; exit status 1 when one is absent or damaged.
+
+    \b
+    Example:
+      loadgen data verify gsm8k
+    """
+    files = _files(names or tuple(FILES))
+    _print_states(files)
+    if any(state_of(file) != "cached" for file in files):
+        sys.exit(1)
+
+
+def _files(names: tuple[str, ...]) -> list[PublishedFile]:
+    for name in names:
+        if name not in FILES:
+            raise UsageError(f"{name!r} is no published dataset; known: {', '.join(FILES)}")
+    return [file for name in dict.fromkeys(names) for file in FILES[name]]
+
+
+def _print_states(files: list[PublishedFile]) -> None:
+    click.echo(f"cache: {cache_dir()}")
+    for file in files:
+        click.echo(f"{file.name:18} {file.size_bytes:>9,} bytes  sha256 {file.sha256}  {state_of(file)}")
+
+
+command = data

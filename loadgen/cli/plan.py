@@ -1,0 +1,157 @@
+"""`loadgen plan`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import click
+
+from loadgen.cli import CONTEXT
+from loadgen.errors import UsageError
+
+DATASETS = {"GSM8K": 1319, "MathQA": 2985}
+"""Items of the published test splits."""
+
+
+@click.command("plan", context_settings=CONTEXT)
+@click.option("--accuracy-delta", type=float, metavar="D",
+              help="The accuracy difference to be shown, as a proportion: 0.0372 is 3.72 pp.")  # fmt: skip
+@click.option("--equivalence-margin", type=float, metavar="M",
+              help="Or: show that the difference is smaller than this proportion.")  # fmt: skip
+@click.option("--discordance", type=float, default=0.15, show_default=True, metavar="P",
+              help="Share of items that only one side answers correctly.")  # fmt: skip
+@click.option("--power", type=float, default=0.8, show_default=True, metavar="P",
+              help="Chance to show it if it is so.")  # fmt: skip
+@click.option("--alpha", type=float, default=0.05, show_default=True, metavar="P",
+              help="Chance to claim it if it is not.")  # fmt: skip
+@click.option("--items", type=int, metavar="N", help="Also say what N items can show.")
+@click.option("--concurrency", type=int, metavar="B", help="For the minutes: requests in flight.")
+@click.option("--seconds-per-query", type=float, metavar="S", help="For the minutes: what one answer takes at B.")
+@click.option("--tokens-per-s", type=float, metavar="R",
+              help="For the minutes, instead of those two: the server's output tokens per second.")  # fmt: skip
+@click.option("--tokens-per-answer", type=float, metavar="N", help="With --tokens-per-s: output tokens per answer.")
+def plan(
+    accuracy_delta: float | None,
+    equivalence_margin: float | None,
+    discordance: float,
+    power: float,
+    alpha: float,
+    items: int | None,
+    concurrency: int | None,
+    seconds_per_query: float | None,
+    tokens_per_s: float | None,
+    tokens_per_answer: float | None,
+) -> None:
+    """How many items, and how many minutes, a claim about accuracy needs. Both sides answer the same items.
+
+    \b
+    Example:
+      loadgen plan --accuracy-delta 0.0372 --discordance 0.15
+      loadgen plan --equivalence-margin 0.02 --discordance 0.06
+    """
+    if accuracy_delta is None and equivalence_margin is None:
+        raise UsageError("nothing to plan: give --accuracy-delta D or --equivalence-margin M, such as 0.02 for 2 pp")
+    _check_probability("--discordance", discordance, 1)
+    _check_probability("--power", power, 1)
+    _check_probability("--alpha", alpha, 0.5)
+    if power <= alpha:
+        raise UsageError(f"--power {power:g} is not above --alpha {alpha:g}; 0.8 or 0.9 are usual")
+    if accuracy_delta is not None:
+        _check_probability("--accuracy-delta", abs(accuracy_delta), 1)
+        if abs(accuracy_delta) > discordance:
+            raise UsageError(
+                f"--discordance {discordance:g} is below --accuracy-delta {accuracy_delta:g}: "
+                "accuracy cannot change by more than the share of items that change"
+            )
+    if equivalence_margin is not None:
+        _check_probability("--equivalence-margin", equivalence_margin, 1)
+    if items is not None and items < 1:
+        raise UsageError(f"--items {items} is no number of items; write at least 1")
+    minutes = _minutes(concurrency, seconds_per_query, tokens_per_s, tokens_per_answer)
+
+    from loadgen.analysis.trust import planning
+
+    sizes = {f"{name}, {size} items": size for name, size in DATASETS.items()}
+    if items is not None:
+        sizes = {f"{items} items": items, **sizes}
+
+    def time(count: int) -> str:
+        """Of both sides; empty if nothing was said about speed."""
+        if minutes is None:
+            return ""
+        both = 2 * minutes(count)
+        return f", {both:.1f} minutes" if both < 10 else f", {both:.0f} minutes"
+
+    def line(label: str, text: str) -> None:
+        click.echo(f"  {label:<22}{text}")
+
+    click.echo(f"{discordance:.1%} of the items change between the two sides; alpha {alpha:g}.")
+    if minutes is not None:
+        click.echo("Minutes are those of both sides together, one after the other, without warm-up.")
+    if accuracy_delta is not None:
+        delta = abs(accuracy_delta)
+        needed = planning.items_for_difference(delta, discordance, power=power, alpha=alpha)
+        click.echo(f"\nTo show a difference of {_pp(delta)} (McNemar, {power:.0%} power)")
+        line("needed", f"{needed} items{time(needed)}")
+        for label, size in sizes.items():
+            chance = planning.power_of_mcnemar(size, delta, discordance, alpha=alpha)
+            smallest = planning.detectable_difference(size, discordance, power=power, alpha=alpha)
+            shown = "no difference" if smallest is None else f"{_pp(smallest)} or more"
+            line(label, f"power {_percent(chance)}; at {power:.0%} power they show {shown}{time(size)}")
+    if equivalence_margin is not None:
+        margin = equivalence_margin
+        needed = planning.items_for_equivalence(margin, discordance, power=power, alpha=alpha)
+        click.echo(f"\nTo show a difference below {_pp(margin)} where there is none (TOST, {power:.0%} power)")
+        line("needed", f"{needed} items{time(needed)}")
+        for label, size in sizes.items():
+            chance = planning.power_of_equivalence(size, margin, discordance, alpha=alpha)
+            smallest = planning.provable_margin(size, discordance, power=power, alpha=alpha)
+            line(label, f"power {_percent(chance)}; at {power:.0%} power they show {_pp(smallest)}{time(size)}")
+
+
+command = plan
+
+
+def _check_probability(option: str, value: float, upper: float) -> None:
+    if not 0 < value < upper:
+        raise UsageError(f"{option} {value:g} is not between 0 and {upper:g}; write a proportion, such as 0.05 for 5%")
+
+
+def _minutes(
+    concurrency: int | None,
+    seconds_per_query: float | None,
+    tokens_per_s: float | None,
+    tokens_per_answer: float | None,
+) -> Callable[[int], float] | None:
+    """Minutes that one side takes for a number of items; None if nothing was said about speed."""
+    from loadgen.analysis.trust.planning import minutes_at_concurrency, minutes_at_rate
+
+    options = {
+        "--concurrency": concurrency,
+        "--seconds-per-query": seconds_per_query,
+        "--tokens-per-s": tokens_per_s,
+        "--tokens-per-answer": tokens_per_answer,
+    }
+    said = {option: value for option, value in options.items() if value is not None}
+    for option, value in said.items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"{option} {value:g} is no positive number")
+    if not said:
+        return None
+    if len(said) == 2 and concurrency is not None and seconds_per_query is not None:
+        return lambda items: minutes_at_concurrency(items, concurrency, seconds_per_query)
+    if len(said) == 2 and tokens_per_s is not None and tokens_per_answer is not None:
+        return lambda items: minutes_at_rate(items, tokens_per_s, tokens_per_answer)
+    raise UsageError(
+        f"no time follows from {' and '.join(said)}: give --concurrency with --seconds-per-query, "
+        "or --tokens-per-s with --tokens-per-answer"
+    )
+
+
+def _percent(share: float) -> str:
+    return "over 99%" if share > 0.99 else f"{share:.0%}"
+
+
+def _pp(proportion: float) -> str:
+    return f"{100 * proportion:.3g} pp"

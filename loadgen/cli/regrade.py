@@ -1,0 +1,35 @@
+"""`loadgen regrade`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from loadgen.cli import CONTEXT
+
+
+@click.command("regrade", context_settings=CONTEXT)
+@click.argument("run", type=click.Path(path_type=Path))
+def command(run: Path) -> None:
+    """Grade the stored answers of a run again, without GPU or server, and rewrite its tables and report.
+
+    Prints how many verdicts changed, and from what to what.
+
+    \b
+    Example:
+      loadgen regrade runs/2026-11-22-091500-tiny
+    """
+    from loadgen.analysis.regrade import regrade
+    from loadgen.analysis.run import load_run
+    from loadgen.report.html import write_report
+
+    result = regrade(run)
+    write_report(load_run(run))
+    changed = result.changed
+    if changed is None:
+        click.echo(f"{result.graded} answers graded for the first time")
+        return
+    click.echo(f"{result.graded} answers graded, {sum(changed.values())} verdicts changed")
+    for (old, new), count in changed.items():
+        click.echo(f"{count:6}  {old} → {new}")

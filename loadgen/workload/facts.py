@@ -1,0 +1,48 @@
+"""ItemFacts: what grading and depth need of an item, kept in a run directory; no question and no solution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.workload.item import Item
+
+FILE = "items.json"
+
+
+class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields of the same names of an Item."""
+
+    gold: str
+    options: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    steps: int | None = None
+    annotated_steps: int | None = None
+
+
+def facts_of(item: Item) -> ItemFacts:
+    """The item without its texts, but for options: an answer may name one by its value."""
+    return ItemFacts(**{name: getattr(item, name) for name in ItemFacts.__struct_fields__})
+
+
+def write_facts(run_dir: Path, items: Iterable[Item]) -> None:
+    """items.json: item id to facts."""
+    (run_dir / FILE).write_bytes(msgspec.json.encode({item.id: facts_of(item) for item in items}))
+
+
+def read_facts(run_dir: Path) -> dict[str, ItemFacts]:
+    """The facts of items.json by item id, none if there is no such file; runs of 0.1 hold gold alone.
+
+    Raises UsageError if the file is not readable as such.
+    """
+    path = run_dir / FILE
+    if not path.exists():
+        return {}
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, ItemFacts | str])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} does not hold the items of a run ({error}); restore it to grade this run") from None
+    return {item: ItemFacts(gold=facts) if isinstance(facts, str) else facts for item, facts in kept.items()}

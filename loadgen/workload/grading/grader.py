@@ -1,0 +1,95 @@
+"""Grader: from an answer's text to its verdict. Only the content is read, never the reasoning beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from loadgen.workload.facts import ItemFacts
+from loadgen.workload.grading.harness import task_of
+from loadgen.workload.grading.letter import Letter, read_letter
+from loadgen.workload.grading.number import Number, read_number, same_number
+from loadgen.workload.grading.verdict import Verdict
+
+CUT = "length"
+"""The finish_reason of an answer that ran into the token limit."""
+_NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Question|Q|Given the following problem)[ \t]*[:,]")
+
+
+class Gradable(Protocol):
+    """What of an Item, or of its ItemFacts, an answer is held against."""
+
+    @property
+    def gold(self) -> str: ...
+    @property
+    def options(self) -> Sequence[str]: ...
+    @property
+    def accepted(self) -> Sequence[str]: ...
+
+
+def grade(text: str, item: Gradable, *, protocol: str, finish_reason: str | None) -> Verdict:
+    """The verdict on the content of one finished answer; `protocol` is a name as in the manifest.
+
+    An answer cut off by the token limit counts only by a marked answer on a line that was ended; without one it is
+    `truncated`, as is a `<think>` that was never closed. Raises ValueError if `item.gold` is neither letter nor number.
+    """
+    lettered = item.gold.isalpha()
+    task = None if lettered else task_of(protocol)
+    strict = task.strict.matches(text, item.gold) if task else None
+    flexible = task.flexible.matches(text, item.gold) if task else None
+    cut = finish_reason == CUT
+    said = text.rpartition("</think>")[2]
+    if "<think>" in said:
+        return Verdict(outcome="truncated", strict=strict, flexible=flexible)
+    if not said.strip():
+        return Verdict(outcome="truncated" if cut else "empty", strict=strict, flexible=flexible)
+    next_question = _NEXT_QUESTION.search(said)
+    if next_question:
+        said = said[: next_question.start()]
+    whole = said if next_question or not cut else said[: said.rfind("\n") + 1]
+    found = _read(whole, item, marked=cut)
+    if found is not None:
+        return Verdict(
+            outcome="correct" if _is_right(found, item) else "wrong",
+            answer=str(found),
+            extractor=found.extractor,
+            strict=strict,
+            flexible=flexible,
+        )
+    if not cut:
+        return Verdict(outcome="unparsed", strict=strict, flexible=flexible)
+    at_the_end = _read(said, item, marked=True)
+    return Verdict(
+        outcome="truncated",
+        correct_but_truncated=at_the_end is not None and _is_right(at_the_end, item),
+        strict=strict,
+        flexible=flexible,
+    )
+
+
+class Grader:
+    """Grades the answers of one run."""
+
+    def __init__(self, items: Mapping[str, ItemFacts], protocol: str) -> None:
+        self.items = items
+        """By item id; an answer to any other item has no verdict."""
+        self._protocol = protocol
+
+    def grade(self, item_id: str, text: str, finish_reason: str | None) -> Verdict | None:
+        """The verdict on one finished answer; None for an item that is not to be graded."""
+        item = self.items.get(item_id)
+        return grade(text, item, protocol=self._protocol, finish_reason=finish_reason) if item else None
+
+
+def _read(text: str, item: Gradable, *, marked: bool) -> Letter | Number | None:
+    if item.gold.isalpha():
+        return read_letter(text, item.options, marked=marked)
+    return read_number(text, marked=marked)
+
+
+def _is_right(found: Letter | Number, item: Gradable) -> bool:
+    accepted = {item.gold, *item.accepted}
+    if isinstance(found, Letter):
+        return found.value in accepted
+    return any(same_number(found.value, gold) for gold in accepted)

@@ -1,0 +1,38 @@
+"""Verdict: what became of one answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Outcome = Literal["correct", "wrong", "unparsed", "truncated", "empty", "error"]
+Extractor = Literal[
+    "hashes", "boxed", "answer_is", "last_number", "answer_colon", "last_letter", "option_text", "option_value"
+]
+"""The rule that found the answer; `last_*` and `option_*` are guesses at what an unmarked answer meant."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """One outcome, and the two verdicts of lm-evaluation-harness beside it."""
+
+    outcome: Outcome
+    answer: str | None = None
+    """What was read: a letter, or a number in plain decimal notation (`18`, `0.5`, `-3`, `1/3`)."""
+    extractor: Extractor | None = None
+    """None where nothing was read."""
+    correct_but_truncated: bool = False
+    """`truncated`, though the right answer stood marked at the very end. No accuracy counts it."""
+    strict: bool | None = None
+    """The harness's `strict-match`; None where it has no task of this protocol."""
+    flexible: bool | None = None
+    """The harness's `flexible-extract`; None where it has no task of this protocol."""
+
+    @property
+    def correct(self) -> bool | None:
+        """The headline verdict: everything but `correct` is not; None where the request failed."""
+        return None if self.outcome == "error" else self.outcome == "correct"
+
+
+FAILED = Verdict(outcome="error")
+"""Of a request that brought no answer."""

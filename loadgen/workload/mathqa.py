@@ -1,0 +1,162 @@
+"""MathQA in its published schema: one JSON array of problems with five options and an operation program.
+
+Source: Amini et al., NAACL 2019; the files as github.com/shaigue/mathqa keeps them, 2985 test and 4475 dev rows.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.workload.item import Item
+from loadgen.workload.mathqa_formula import FormulaError, value_of
+from loadgen.workload.published import PublishedFile
+
+_FOLDER = "https://raw.githubusercontent.com/shaigue/mathqa/175079e579ae1948a80a948c4b00c43d082ddb2e/data/MathQA"
+TEST = PublishedFile(
+    "mathqa_test.json",
+    f"{_FOLDER}/test.json",
+    "dfe7bc4691caf26842ccd4cf14e8f978327bab4f2989e0b076a4e6b38a9371d1",
+    2_346_754,
+)
+DEV = PublishedFile(
+    "mathqa_dev.json",
+    f"{_FOLDER}/dev.json",
+    "aeca12424fc8f32d0e35c09b7738986a446c12f110c8071f3cc8913712f04bf3",
+    3_505_596,
+)
+CLEAN_TEST_IDS_SHA256 = "76d9f5535a5d27d3fa7ed6e1ebee45c9ea5f5f14111664ff38c5d195a930f4f3"
+"""`ids_sha256` of the 1926 items of `mathqa:clean` in the published test split: the list never changes unnoticed."""
+LETTERS = "ABCDE"
+TOLERANCE = 0.01
+"""How far, as a share of the published answer, a formula may be off and still agree: options are rounded."""
+
+_FLAT = re.compile(r" , ".join(rf"{letter} \) (.+?)" for letter in "abcde"))
+_OPTION = re.compile(r"\s*([a-e]) \) (.*)", re.DOTALL)
+_NUMBER = re.compile(
+    r"(?P<sign>[-–−]\s*)?(?P<number>\d[\d,]*(?:\.\d+)?|\.\d+)"
+    r"(?:\s+(?P<part>\d+)\s*[/⁄]\s*(?P<parts>\d+)|\s*[/⁄:]\s*(?P<below>\d[\d,]*(?:\.\d+)?))?"
+)
+
+
+class Row(msgspec.Struct):
+    problem: str = msgspec.field(name="Problem")
+    rationale: str = msgspec.field(name="Rationale")
+    options: str
+    correct: str
+    annotated_formula: str
+    linear_formula: str
+
+
+def read_mathqa(path: Path, *, split: str) -> list[Item]:
+    """The file's rows in their order, ids `mathqa-<split>-<row>`, `gold` an upper-case letter.
+
+    `steps` are the operations of `linear_formula`; `accepted` names every letter whose option reads as the gold one's.
+    Raises UsageError naming the row that is not in the published schema.
+    """
+    return [_item(path, split, number, row) for number, row in enumerate(_rows(path))]
+
+
+def read_clean(path: Path, *, split: str) -> list[Item]:
+    """The items of `read_mathqa` whose `annotated_formula` comes to the gold option's number, within `TOLERANCE`.
+
+    Of the published test split these are always the same rows: those that `CLEAN_TEST_IDS_SHA256` stands for.
+    """
+    return [
+        item
+        for item, row in zip(read_mathqa(path, split=split), _rows(path), strict=True)
+        if agrees(row.annotated_formula, item.options[LETTERS.index(item.gold)])
+    ]
+
+
+def agrees(formula: str, option: str) -> bool:
+    """Whether the formula has a value and it is the option's number, within `TOLERANCE` of that number."""
+    published = option_value(option)
+    if published is None:
+        return False
+    try:
+        return math.isclose(value_of(formula), published, rel_tol=0, abs_tol=TOLERANCE * abs(published) + 1e-9)
+    except FormulaError:
+        return False
+
+
+def option_value(option: str) -> float | None:
+    """The first number of an option: fractions and ratios divided, mixed numbers added; None where there is none."""
+    found = _NUMBER.search(option)
+    if found is None:
+        return None
+    value = float(found["number"].replace(",", ""))
+    try:
+        if found["part"]:
+            value += int(found["part"]) / int(found["parts"])
+        elif found["below"]:
+            value /= float(found["below"].replace(",", ""))
+    except ZeroDivisionError:
+        return None
+    return -value if found["sign"] else value
+
+
+def split_options(published: str) -> tuple[str, ...] | None:
+    """The five option texts of a row; None where there are not five.
+
+    Three forms occur: `a ) 1 , b ) 2 , ...`; the same with the letter doubled (`a ) a ) 1`), in some rows not
+    throughout; and a Python list of the single options.
+    """
+    if published.lstrip().startswith("["):
+        try:
+            parts = ast.literal_eval(published)
+        except (SyntaxError, ValueError):
+            return None
+        matches = [_OPTION.fullmatch(part) for part in parts if isinstance(part, str)]
+        letters = "".join(match[1] for match in matches if match)
+        texts = [match[2] for match in matches if match]
+    else:
+        flat = _FLAT.fullmatch(published.strip())
+        letters, texts = "abcde", list(flat.groups()) if flat else []
+    if letters != "abcde" or len(texts) != len(LETTERS):
+        return None
+    return tuple(text.strip().removeprefix(f"{letter} ) ").strip() for letter, text in zip(letters, texts, strict=True))
+
+
+def ids_sha256(items: Iterable[Item]) -> str:
+    """Hex sha256 of the items' ids, one a line."""
+    return hashlib.sha256("\n".join(item.id for item in items).encode()).hexdigest()
+
+
+def _rows(path: Path) -> Sequence[Row]:
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=list[Row])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not MathQA ({error}); it must be the published JSON array of Problem, options, correct, ..."
+        ) from None
+    if not found:
+        raise UsageError(f"{path} holds no question; give MathQA's published JSON")
+    return found
+
+
+def _item(path: Path, split: str, number: int, row: Row) -> Item:
+    options = split_options(row.options)
+    if options is None:
+        raise UsageError(f"{path}, row {number}: {row.options[:60]!r} does not list five options; is this MathQA?")
+    gold = row.correct.strip().upper()
+    if len(gold) != 1 or gold not in LETTERS:
+        raise UsageError(f"{path}, row {number}: {row.correct!r} is no letter from a to e; is this MathQA?")
+    right = " ".join(options[LETTERS.index(gold)].split())
+    same = tuple(letter for letter, option in zip(LETTERS, options, strict=True) if " ".join(option.split()) == right)
+    return Item(
+        id=f"mathqa-{split}-{number:04d}",
+        question=row.problem,
+        solution=row.rationale,
+        gold=gold,
+        options=options,
+        accepted=same if len(same) > 1 else (),
+        steps=sum(1 for operation in row.linear_formula.split("|") if operation.strip()),
+    )

@@ -1,0 +1,104 @@
+"""Worse, better, equivalent or inconclusive; over a family; how many more items; confounded."""
+
+from __future__ import annotations
+
+import pytest
+from statsmodels.stats.multitest import multipletests
+from trust_answers import answer, sides
+
+from loadgen.analysis.trust.comparison import AccuracyComparison, compare_accuracy
+from loadgen.analysis.trust.holm import holm
+from loadgen.analysis.trust.planning import items_for_difference, power_of_mcnemar
+from loadgen.analysis.trust.verdict import judge
+
+
+def compared(both_right: int, lost: int, won: int, both_wrong: int) -> AccuracyComparison:
+    return compare_accuracy(*sides(both_right, lost, won, both_wrong))
+
+
+def test_holm_as_statsmodels_has_it() -> None:
+    family = [0.01, 0.04, 0.03, 0.005, 0.9, 0.03]
+    assert holm(family) == pytest.approx(list(multipletests(family, method="holm")[1]))
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+def test_the_papers_drop_is_worse_at_12_percent_flips() -> None:
+    comparison = compared(465, 104, 55, 695)
+    assert (comparison.items, comparison.answers, comparison.unpaired_items) == (1319, 1319, 0)
+    assert comparison.difference == pytest.approx(-49 / 1319)
+    assert comparison.difference_hi < 0
+    assert comparison.table.flips == pytest.approx(159 / 1319)
+    assert comparison.t_si.value == pytest.approx(520 / 569)
+    assert comparison.t_si_above_chance is None
+    verdict = judge([comparison])[0]
+    assert (verdict.verdict, verdict.within_margin, verdict.more_items) == ("worse", False, None)
+
+
+def test_the_other_way_round_is_better() -> None:
+    assert judge([compared(465, 55, 104, 695)])[0].verdict == "better"
+
+
+def test_few_flips_of_many_items_are_equivalent() -> None:
+    verdict = judge([compared(570, 13, 12, 724)])[0]
+    assert (verdict.verdict, verdict.within_margin, verdict.more_items) == ("equivalent", True, None)
+
+
+def test_a_proven_loss_smaller_than_the_margin_is_still_worse() -> None:
+    verdict = judge([compared(570, 14, 1, 734)])[0]
+    assert (verdict.verdict, verdict.within_margin) == ("worse", True)
+
+
+def test_inconclusive_says_how_many_more_items() -> None:
+    """5 pp lost at 20% flips of 200 items: about 630 are needed to show it."""
+    comparison = compared(75, 25, 15, 85)
+    verdict = judge([comparison])[0]
+    assert verdict.verdict == "inconclusive"
+    assert verdict.more_items is not None
+    needed = 200 + verdict.more_items
+    assert needed == items_for_difference(10 / 200, 42 / 202)
+    assert power_of_mcnemar(needed, 10 / 200, 42 / 202) == pytest.approx(0.8, abs=0.03)
+
+
+def test_without_a_difference_the_items_are_those_of_equivalence() -> None:
+    """No net change at 42 of 202 (adjusted): 0.2079 x (1.645 + 1.282)^2 / 0.02^2 = 4451 items."""
+    verdict = judge([compared(80, 20, 20, 80)])[0]
+    assert verdict.verdict == "inconclusive"
+    assert verdict.more_items == pytest.approx(4451 - 200, abs=2)
+
+
+def test_what_the_items_could_have_shown_is_said() -> None:
+    """The anchors' smallest detectable difference of 1319 items at 12% flips is 2.7 pp; a family's is larger."""
+    comparison = compared(490, 79, 79, 671)
+    alone, family = judge([comparison])[0].detectable, judge([comparison] * 4)[0].detectable
+    assert alone == pytest.approx(0.027, abs=0.0005)
+    assert family is not None
+    assert alone is not None
+    assert family > 1.1 * alone
+    assert judge([compared(3, 1, 0, 4)])[0].detectable is None
+
+
+def test_a_family_is_judged_more_strictly_than_its_members() -> None:
+    """p = .027 alone, .11 as one of four."""
+    lone = compared(500, 46, 27, 427)
+    alone, family = judge([lone])[0], judge([lone, *[compared(500, 20, 20, 460)] * 3])[0]
+    assert 0.02 < alone.p < 0.04
+    assert family.p == pytest.approx(4 * alone.p)
+    assert alone.verdict == "worse"
+    assert family.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(("truncated", "confounded"), [(0, False), (10, False), (11, True)])
+def test_truncation_that_differs_by_more_than_one_point_confounds(truncated: int, confounded: bool) -> None:
+    target, reference = sides(500, 20, 20, 460)
+    for item in list(target)[-truncated:] if truncated else []:
+        target[item] = [answer(False, outcome="truncated")]
+    comparison = compare_accuracy(target, reference)
+    assert comparison.truncated_rate == pytest.approx(truncated / 1000)
+    assert judge([comparison])[0].confounded is confounded
+
+
+def test_chance_is_corrected_when_it_is_known() -> None:
+    ratio = compare_accuracy(*sides(300, 80, 30, 590), chance=0.2).t_si_above_chance
+    assert ratio is not None
+    assert ratio.value == pytest.approx(0.13 / 0.18)
