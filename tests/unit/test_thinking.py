@@ -53,8 +53,10 @@ def test_wrong_use(options: dict[str, Any], sentence: str) -> None:
 def test_reasoning_is_counted_and_kept_apart_and_only_the_answer_is_graded(tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["sweep", "--concurrency", "4", "--repeats", "1", "--requests", "16", "--thinking", "on"]
-    command = [sys.executable, "-m", "loadgen", *arguments, "--thinking-budget", "50", "--max-tokens", "300", "--out", str(out), "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments += ["--thinking-budget", "50", "--max-tokens", "300", "--out", str(out), "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "loadgen", *arguments], capture_output=True, text=True, check=False
+    )
     run = loadgen.load_run(out)
     assert run.manifest["protocol"]["api"] == "chat", done.stderr
     assert run.manifest["protocol"]["thinking"] == {"on": True, "budget": 50}
