@@ -12,6 +12,7 @@ from loadgen.errors import UsageError
 
 DATASETS = {"GSM8K": 1319, "MathQA": 2985}
 """Items of the published test splits."""
+USUAL_RATES_PER_S = (1, 5, 20)
 
 
 @click.command("plan", context_settings=CONTEXT)
@@ -94,6 +95,8 @@ def plan(
         needed = planning.items_for_difference(delta, discordance, power=power, alpha=alpha)
         click.echo(f"\nTo show a difference of {_pp(delta)} (McNemar, {power:.0%} power)")
         line("needed", f"{needed} items{time(needed)}")
+        if minutes is None:
+            line("minutes for them", _minutes_at_usual_rates(needed))
         for label, size in sizes.items():
             chance = planning.power_of_mcnemar(size, delta, discordance, alpha=alpha)
             smallest = planning.detectable_difference(size, discordance, power=power, alpha=alpha)
@@ -104,6 +107,8 @@ def plan(
         needed = planning.items_for_equivalence(margin, discordance, power=power, alpha=alpha)
         click.echo(f"\nTo show a difference below {_pp(margin)} where there is none (TOST, {power:.0%} power)")
         line("needed", f"{needed} items{time(needed)}")
+        if minutes is None:
+            line("minutes for them", _minutes_at_usual_rates(needed))
         for label, size in sizes.items():
             chance = planning.power_of_equivalence(size, margin, discordance, alpha=alpha)
             smallest = planning.provable_margin(size, discordance, power=power, alpha=alpha)
@@ -147,6 +152,13 @@ def _minutes(
         f"no time follows from {' and '.join(said)}: give --concurrency with --seconds-per-query, "
         "or --tokens-per-s with --tokens-per-answer"
     )
+
+
+def _minutes_at_usual_rates(items: int) -> str:
+    """For both sides, where nothing was said about speed."""
+    times = ", ".join(f"{2 * items / rate / 60:.3g}" for rate in USUAL_RATES_PER_S)
+    rates = ", ".join(f"{rate:g}" for rate in USUAL_RATES_PER_S)
+    return f"{times} at {rates} answers per second, both sides together; say yours with --concurrency ..."
 
 
 def _percent(share: float) -> str:
