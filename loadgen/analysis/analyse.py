@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
+from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import Sides
@@ -65,9 +67,16 @@ def analyse(run_dir: Path) -> None:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
     trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"])
+    answer = answer_of(
+        cells,
+        sides.answers,
+        trust,
+        reference=manifest["config"]["reference"],
+        carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+    )
     write_cells(run_dir, cells)
-    write_summary(run_dir, summarize(cells, sides.answers, trust))
-    write_analysis(run_dir, {**_analysis(manifest, cells, trust), "calibration": calibrations})
+    write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
+    write_analysis(run_dir, {**_analysis(manifest, cells, trust, answer), "calibration": calibrations})
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def planned_cells(manifest: dict[str, Any]) -> int:
     return len(config["targets"]) * len(config["concurrency"]) * int(config["repeats"])
 
 
-def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy) -> dict[str, Any]:
+def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer) -> dict[str, Any]:
     warnings = [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid]
     warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
     warnings += [
@@ -116,6 +125,7 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustSt
                 f"{block['target']}, repeat {block['repeat']}: {lost} power samples were gone before they were pulled; "
                 "windows that miss them have no energy"
             )
+    warnings += answer.hli_disagreements
     planned = planned_cells(manifest)
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
@@ -125,10 +135,10 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustSt
         "schema": SCHEMA,
         "reference": manifest["config"]["reference"],
         "simulated": manifest["simulated"],
-        "crossovers": [],
+        "crossovers": [msgspec.to_builtins(found) | {"sentence": sentence(found)} for found in answer.crossovers],
         **msgspec.to_builtins(trust),
         "models": [],
-        "indices": [],
+        **msgspec.to_builtins(answer.indices),
         "warnings": warnings,
     }
 

@@ -9,6 +9,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+NORMAL_95 = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+"""Standard errors from the middle of a normal 95% interval to its end."""
 
 
 def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:

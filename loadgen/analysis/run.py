@@ -10,6 +10,9 @@ import msgspec
 import pandas as pd
 
 from loadgen.analysis.analyse import analyse, planned_cells, read_manifest
+from loadgen.analysis.crossover.crossover import Crossover
+from loadgen.analysis.crossover.metric import METRICS
+from loadgen.errors import UsageError
 
 
 class Run:
@@ -31,6 +34,14 @@ class Run:
         """analysis.json."""
         content: dict[str, Any] = msgspec.json.decode((self.path / "analysis.json").read_bytes())
         return content
+
+    def crossover(self, target: str, metric: str) -> Crossover:
+        """Of a target against the run's reference; `metric` as in `METRICS`. Raises UsageError if there is none."""
+        for found in self.analysis["crossovers"]:
+            if (found["target"], found["metric"]) == (target, metric):
+                return msgspec.convert(found, Crossover)
+        there = ", ".join(dict.fromkeys(found["target"] for found in self.analysis["crossovers"])) or "none"
+        raise UsageError(f"no crossover of {target!r} by {metric!r}; targets: {there}; metrics: {', '.join(METRICS)}")
 
     @property
     def complete(self) -> bool:

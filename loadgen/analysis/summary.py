@@ -6,17 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import CellEnergy
-from loadgen.analysis.intervals import rate_interval, wilson_interval
+from loadgen.analysis.indices.study import IndexStudy
+from loadgen.analysis.indices.target import TargetIndices
+from loadgen.analysis.intervals import NORMAL_95, rate_interval, wilson_interval
 from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
 from loadgen.analysis.trust.correct_energy import CorrectEnergy, correct_energy
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
-
-NORMAL_95 = float(stats.norm.ppf(0.975))
 
 DIAGNOSTICS = ("window_s", "inflight_mean", "running_mean")
 AVERAGED = (
@@ -28,7 +27,6 @@ ENERGY = (
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
     "tokens_per_j", "energy_net_j", "energy_per_query_completions_j", "carbon_g_per_query", "memory_peak_bytes",
 )  # fmt: skip
-NOT_YET_MEASURED = ("cor", "e_si", "s_si", "si")
 COLUMNS = (
     "target", "precision", "concurrency", "repeats", "valid", "requests", "errors", "window_s", "output_tokens",
     "tokens_per_s", "tokens_per_s_lo", "tokens_per_s_hi", "inflight_mean", "running_mean",
@@ -46,7 +44,10 @@ COLUMNS = (
 Row = dict[str, str | int | float | bool | None]
 
 def summarize(
-    cells: Sequence[CellSummary], answers: Mapping[tuple[str, int], Answers], trust: TrustStudy
+    cells: Sequence[CellSummary],
+    answers: Mapping[tuple[str, int], Answers],
+    trust: TrustStudy,
+    indices: IndexStudy,
 ) -> list[Row]:
     """Rows in the order of first appearance, with the columns of `COLUMNS`.
 
@@ -61,10 +62,12 @@ def summarize(
         groups.setdefault((cell.target, cell.concurrency), []).append(cell)
     order = {target: place for place, target in enumerate(dict.fromkeys(cell.target for cell in cells))}
     keys = sorted(groups, key=lambda key: (order[key[0]], key[1]))
-    return [_row(groups[key], answers.get(key, {}), trust.of(*key)) for key in keys]
+    return [_row(groups[key], answers.get(key, {}), trust.of(*key), indices.of(*key)) for key in keys]
 
 
-def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None) -> Row:
+def _row(
+    cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None, indices: TargetIndices | None
+) -> Row:
     valid = [cell for cell in cells if cell.valid]
     counted = valid or cells
     row: Row = dict.fromkeys(COLUMNS)
@@ -105,6 +108,9 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None)
         row["energy_per_correct_j_lo"], row["energy_per_correct_j_hi"] = correct.lo_j, correct.hi_j
     if test is not None:
         row["t_si"], row["t_si_lo"], row["t_si_hi"] = test.t_si, test.t_si_lo, test.t_si_hi
+    if indices is not None:
+        shown = {"cor": indices.cor_tps, "e_si": indices.e_si.value, "s_si": indices.s_si, "si": indices.si}
+        row |= {column: estimate.value for column, estimate in shown.items() if estimate is not None}
     return row
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from loadgen._version import __version__
 from loadgen.analysis.run import Run
+from loadgen.report.answer import answer_sentences
 from loadgen.report.figures import draw_figures
 from loadgen.report.table import HEADINGS, shown_columns, table_rows
 from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
@@ -77,6 +78,7 @@ def _page(run: Run, summary: pd.DataFrame, figures: dict[str, Path]) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>
 {banner}<h1>{escape(title)}</h1>
 <p>{escape(_facts(manifest))} · {int(cells["valid"].sum())} of {len(cells)} cells valid</p>
+{_answer(run.analysis)}
 <h2>Result</h2><div class="scroll">{_table(summary, manifest["config"]["reference"])}</div>
 {_trust(run.analysis)}
 {_warnings(run.analysis["warnings"])}
@@ -111,6 +113,17 @@ def _table(summary: pd.DataFrame, reference: str) -> str:
         cells = "".join(f"<td{_text_class(place)}>{escape(row[place])}</td>" for place in columns)
         body.append(f"<tr{first}>{cells}</tr>")
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def _answer(analysis: dict[str, Any]) -> str:
+    """The crossovers and the trap verdict in words, target by target."""
+    stamp = " (SIMULATED)" if analysis["simulated"] else ""
+    parts = [
+        f"<h3>{escape(target)} against {escape(analysis['reference'])}{stamp}</h3>"
+        f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
+        for target, sentences in answer_sentences(analysis).items()
+    ]
+    return f"<h2>The answer</h2>{''.join(parts)}" if parts else ""
 
 
 def _trust(analysis: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from loadgen.analysis.run import Run
+from loadgen.report.answer import answer_sentences
 from loadgen.report.table import HEADINGS, NARROW, shown_columns, table_rows
 from loadgen.report.trust import AGAINST, against_rows, depth_sentences
 
@@ -37,6 +38,11 @@ def print_end(run: Run, console: Console) -> None:
         highlight=False,
     )
     _print_trust(run, console)
+    for target, sentences in answer_sentences(run.analysis).items():
+        stamp = " (SIMULATED)" if manifest["simulated"] else ""
+        console.print(f"\n[bold]{escape(target)} against {escape(reference)}[/]{stamp}", highlight=False)
+        for sentence in sentences:
+            console.print(f"  {escape(sentence)}", highlight=False)
     power = manifest.get("power") or {}
     if power.get("kind") == "none":
         console.print(f"Energy: not measured, {escape(power['reason'])}.", highlight=False)

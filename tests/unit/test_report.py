@@ -187,3 +187,11 @@ def test_unmeasured_fields_of_cells_csv_are_empty(tmp_path: Path) -> None:
         (row,) = csv.DictReader(file)
     assert row["preemptions"] == row["server_tokens"] == row["client_cpu_share"] == ""
     assert row["errors"] == "0"
+
+
+def test_a_crossover_is_an_object_of_its_own(tmp_path: Path) -> None:
+    run, _ = report(make_run(tmp_path / "run"))
+    found = run.crossover("awq", "tokens_per_s")
+    assert (found.target, found.reference, found.status) == ("awq", "fp16", "unresolved")
+    with pytest.raises(UsageError, match="no crossover of 'gptq' by 'tokens_per_s'; targets: awq; metrics: tokens"):
+        run.crossover("gptq", "tokens_per_s")

@@ -13,6 +13,7 @@ from made_run import MS, answer, cell_data
 from scipy import stats
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
+from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.intervals import rate_interval, wilson_interval
 from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.analysis.summary import summarize as summarize_with
@@ -33,7 +34,7 @@ UNMEASURED += ["cor", "t_si", "e_si", "s_si", "si"]
 
 
 def summarize(cells: list[CellSummary], answers: dict[tuple[str, int], Answers], **trust: Any) -> list[Row]:
-    return summarize_with(cells, answers, TrustStudy(**trust))
+    return summarize_with(cells, answers, TrustStudy(**trust), IndexStudy())
 
 
 def answered(**shares: float) -> Answers:

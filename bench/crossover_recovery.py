@@ -1,0 +1,261 @@
+"""Are crossovers found where they are, and not where there are none? Simulated studies with known truth.
+
+    python bench/crossover_recovery.py     # up to five minutes; writes bench/results/crossover_recovery.json
+
+Every study draws a true curve of the log-advantage over the batch, measures it at the batches of a grid in `REPEATS`
+noisy repeats, and goes through the package's own `crossover`. A share of 600 is known to 0.9 pp (one standard error at
+95%). Beside it, on the same studies: linear interpolation with a bootstrap that draws repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.celldata import Floats
+from loadgen.analysis.crossover.crossing import Crossing
+from loadgen.analysis.crossover.crossover import Crossover, crossover
+from loadgen.analysis.crossover.curve import Curve, CurvePoint
+from loadgen.serving.simulated.cost import Cost
+from loadgen.serving.simulated.presets import Presets, load_presets
+from loadgen.serving.simulated.steadystate import closed_loop
+
+STUDIES = 600
+REPEATS = 3
+NOISE = (0.01, 0.03)
+"""Relative standard deviation of a value between repeats, drawn per study."""
+GRIDS = {"fine": (1, 2, 4, 8, 16, 32, 64, 128, 256), "coarse": (1, 16, 64, 128)}
+BATCHES = tuple(sorted({round(b) for b in np.geomspace(1, 256, 65)} | {b for grid in GRIDS.values() for b in grid}))
+"""Where a true curve is computed."""
+
+ITEM_ERROR = 0.02
+
+
+Noise = Literal["independent", "shared", "uneven", "items"]
+NOISES: tuple[Noise, ...] = get_args(Noise)
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the result."""
+
+    truth: str
+    grid: str
+    noise: Noise
+    """`independent` in every cell; `shared`: half of its variance is common to the cells of a side's repeat (one start
+    of its server); `uneven`: every point has its own standard deviation; `items`: besides, an error of `ITEM_ERROR`
+    that all cells share."""
+    repeats: int = REPEATS
+
+
+Truth = tuple[Floats, Floats]
+"""Running batches, ascending, and the true log-advantage at `BATCHES`."""
+
+
+def cost_model(rng: np.random.Generator) -> Truth:
+    """Tokens/s or joules per token of a random quantized cost model against FP16 in closed form, drawn until they
+    cross (a third does)."""
+    presets = load_presets()
+    while True:
+        truth = random_costs(rng, presets)
+        if true_crossings(truth):
+            return truth
+
+
+def random_costs(rng: np.random.Generator, presets: Presets) -> Truth:
+    gpu = presets.gpu[rng.choice(sorted(presets.gpu))]
+    model = presets.model[rng.choice(["qwen3-0.6b", "falcon3-3b", "mistral-7b", "qwen2.5-14b"])]
+    precision = presets.precision[rng.choice(["awq", "gptq", "bnb-nf4", "bnb-int8", "fp8", "int8"])]
+    gpu = varied(rng, gpu, "bandwidth_bytes_s", "compute_flops", "launch_s", "sequence_s")
+    precision = varied(
+        rng, precision, "compute_factor", "extra_s_per_layer", "buffer_bytes_per_weight", "dequant_flops_per_weight"
+    )
+    prompt, answer = rng.integers(20, 500), rng.integers(50, 1000)
+    energy = rng.random() < 0.5
+    running, logs = [], []
+    sides = [Cost(gpu=gpu, model=model, precision=p) for p in (precision, presets.precision["fp16"])]
+    for b in BATCHES:
+        ours, theirs = (closed_loop(side, b, float(prompt), float(answer)) for side in sides)
+        running.append(ours.running)
+        logs.append(
+            math.log(theirs.energy_per_token_j / ours.energy_per_token_j)
+            if energy
+            else math.log(ours.tokens_per_s / theirs.tokens_per_s)
+        )
+    return np.array(running), np.array(logs)
+
+
+def varied(rng: np.random.Generator, entry: Any, *fields: str) -> Any:
+    """The entry with these fields multiplied by lognormal factors of 50%."""
+    return msgspec.structs.replace(
+        entry, **{f: getattr(entry, f) * math.exp(0.5 * rng.standard_normal()) for f in fields}
+    )
+
+
+def monotone(rng: np.random.Generator) -> Truth:
+    """A smooth fall or rise between two levels, centred anywhere, as narrow as an octave or as wide as the grid."""
+    batch = np.array(BATCHES, dtype=float)
+    u = np.log2(batch)
+    step = np.tanh((u - rng.uniform(0, 8)) / rng.uniform(1, 6))
+    return batch, rng.choice([-1.0, 1.0]) * (rng.uniform(0.1, 0.6) * step + rng.uniform(-0.2, 0.2))
+
+
+def hill(rng: np.random.Generator) -> Truth:
+    """Two crossings, 2 to 5 octaves apart: above 0 between them and below elsewhere, or reversed."""
+    batch = np.array(BATCHES, dtype=float)
+    u = np.log2(batch)
+    centre, half = rng.uniform(3, 5), rng.uniform(1, 2.5)
+    height = rng.uniform(0.15, 0.6)
+    width = half / math.sqrt(2 * math.log(2))
+    bump = 2 * np.exp(-((u - centre) ** 2) / (2 * width**2)) - 1
+    return batch, rng.choice([-1.0, 1.0]) * height * bump
+
+
+def level(rng: np.random.Generator) -> Truth:
+    """A/A: no difference at any batch."""
+    return np.array(BATCHES, dtype=float), np.zeros(len(BATCHES))
+
+
+TRUTHS: dict[str, Callable[[np.random.Generator], Truth]] = {
+    "cost_model": cost_model, "monotone": monotone, "hill": hill, "a_a": level,
+}  # fmt: skip
+
+
+def true_crossings(truth: Truth) -> list[tuple[float, str]]:
+    """Batch and direction of every sign change, interpolated on log B between neighbouring `BATCHES`."""
+    x, y = np.log(truth[0]), truth[1]
+    found = []
+    for i in np.flatnonzero((y[:-1] > 0) != (y[1:] > 0)):
+        place = x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])
+        found.append((math.exp(place), "wins_below" if y[i] > 0 else "wins_above"))
+    return found
+
+
+def measured(rng: np.random.Generator, truth: Truth, setting: Setting) -> tuple[Floats, Floats]:
+    """Batches and log-advantages (points, repeats)."""
+    at = [BATCHES.index(b) for b in GRIDS[setting.grid]]
+    sigma = rng.uniform(*NOISE, size=(1, len(at), 1)) if setting.noise == "uneven" else rng.uniform(*NOISE)
+    noise = rng.standard_normal((2, len(at), setting.repeats))
+    if setting.noise == "shared":
+        noise = math.sqrt(0.5) * (noise + rng.standard_normal((2, 1, setting.repeats)))
+    items = ITEM_ERROR * rng.standard_normal() if setting.noise == "items" else 0.0
+    return truth[0][at], truth[1][at][:, None] + (sigma * noise)[0] - (sigma * noise)[1] + items
+
+
+def analysed(setting: Setting, batch: Floats, logs: Floats) -> Crossover:
+    grid = GRIDS[setting.grid]
+
+    def curve(name: str, values: Floats) -> Curve:
+        return Curve(
+            target=name,
+            points=tuple(
+                CurvePoint(concurrency=b, running=float(x), values=tuple(row))
+                for b, x, row in zip(grid, batch, values.tolist(), strict=True)
+            ),
+        )
+
+    return crossover(
+        curve("target", np.exp(logs)),
+        curve("reference", np.ones_like(logs)),
+        "tokens_per_s",
+        item_errors=dict.fromkeys(grid, ITEM_ERROR) if setting.noise == "items" else None,
+    )
+
+
+def bootstrap_interval(batch: Floats, logs: Floats, crossing: Crossing, grid: tuple[int, ...]) -> tuple[float, float]:
+    """The plain way: whole repeats drawn with replacement (all draws of three), chords, percentiles of the zero."""
+    x = np.log(batch)
+    repeats = logs.shape[1]
+    roots = []
+    left, right = (grid.index(b) for b in crossing.bracket)
+    for drawn in product(range(repeats), repeat=repeats):
+        y = logs[:, list(drawn)].mean(axis=1)
+        for i in range(left, right):
+            if (y[i] > 0) != (y[i + 1] > 0):
+                roots.append(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1]))
+                break
+    if not roots:
+        return math.nan, math.nan
+    low, high = np.exp(np.quantile(roots, [0.025, 0.975]))
+    return float(low), float(high)
+
+
+def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Setting) -> dict[str, Any]:
+    """What became of the true crossings within the grid, and of the reported ones."""
+    grid = GRIDS[setting.grid]
+    studies = present = reported = covered = boot_covered = wrong = found = false_studies = false_verdicts = 0
+    multiple = multiple_found = 0
+    widths, errors = [], []
+    for truth in truths:
+        studies += 1
+        batch, logs = measured(rng, truth, setting)
+        result = analysed(setting, batch, logs)
+        true = [(b, d) for b, d in true_crossings(truth) if batch[0] < b < batch[-1]]
+        present += len(true)
+        misplaced = 0
+        for crossing in result.crossings:
+            assert crossing.lo is not None and crossing.hi is not None
+            low, high = (batch[grid.index(b)] for b in crossing.bracket)
+            inside = [b for b, direction in true if direction == crossing.direction and low <= b <= high]
+            reported += 1
+            wrong += not inside
+            misplaced += not inside
+            covered += any(crossing.lo <= b <= crossing.hi for b in inside)
+            plain = bootstrap_interval(batch, logs, crossing, grid)
+            boot_covered += any(plain[0] <= b <= plain[1] for b in inside)
+            widths.append(math.log2(crossing.hi / crossing.lo))
+            errors += [abs(math.log2(crossing.b / b)) for b in inside]
+        found += len(result.crossings) - misplaced
+        false_studies += misplaced > 0
+        signs = {y > 0 for y in truth[1][[BATCHES.index(b) for b in grid]]}
+        honest = (signs == {True}) if result.status == "better" else (signs == {False})
+        false_verdicts += result.status in ("better", "worse") and (not honest or not truth[1].any())
+        multiple += len(true) > 1
+        multiple_found += len(true) > 1 and len(result.crossings) == len(true) and not misplaced
+    return {
+        "studies": studies,
+        "true_crossings": present,
+        "reported": reported,
+        "covered": covered / reported if reported else None,
+        "bootstrap_covered": boot_covered / reported if reported else None,
+        "direction_errors": wrong,
+        "found": found / present if present else None,
+        "false_crossover_studies": false_studies / studies,
+        "false_verdicts": false_verdicts / studies,
+        "several": multiple,
+        "several_found": multiple_found / multiple if multiple else None,
+        "median_width_octaves": float(np.median(widths)) if widths else None,
+        "median_error_octaves": float(np.median(errors)) if errors else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=STUDIES)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "crossover_recovery.json")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    rows = []
+    for number, (name, draw) in enumerate(TRUTHS.items()):
+        rng = np.random.default_rng([5, number])
+        truths = [draw(rng) for _ in range(arguments.studies)]
+        settings = [Setting(truth=name, grid=grid, noise=noise) for grid, noise in product(GRIDS, NOISES)]
+        settings += [Setting(truth=name, grid="fine", noise="shared", repeats=repeats) for repeats in (2, 5)]
+        for setting in settings:
+            rows.append(msgspec.structs.asdict(setting) | study_shares(truths, rng, setting))
+            print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    content = {"noise": NOISE, "item_error": ITEM_ERROR, "grids": GRIDS, "settings": rows}
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{time.monotonic() - began:.0f} s; {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The answer of a run: at which batch each precision wins, by each metric, and whether it is a trap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.crossover.agreement import hli_disagreement
+from loadgen.analysis.crossover.crossover import Crossover, crossover
+from loadgen.analysis.crossover.curve import Curve, CurvePoint
+from loadgen.analysis.crossover.metric import METRICS
+from loadgen.analysis.indices.formulas import efficiency, si_linear
+from loadgen.analysis.indices.point import OperatingPoint, Repeat
+from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.study import IndexStudy, index_study
+from loadgen.analysis.intervals import NORMAL_95
+from loadgen.analysis.trust.answers import Answers, item_means
+from loadgen.analysis.trust.study import TrustStudy
+
+Key = tuple[str, int]
+"""Target and concurrency."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Crossovers by target and metric, and every index."""
+
+    crossovers: tuple[Crossover, ...] = ()
+    indices: IndexStudy = IndexStudy()
+
+    @property
+    def hli_disagreements(self) -> list[str]:
+        """A sentence per target for which board power times time proves the opposite of the meter."""
+        of = {(found.target, found.metric): found for found in self.crossovers}
+        measured = [found for found in self.crossovers if found.metric == "energy_per_query_j"]
+        said = [hli_disagreement(found, of[found.target, "energy_hli_per_query_j"]) for found in measured]
+        return [sentence for sentence in said if sentence is not None]
+
+
+def answer_of(
+    cells: Sequence[CellSummary],
+    answers: Mapping[Key, Answers],
+    trust: TrustStudy,
+    *,
+    reference: str,
+    carbon_kg_per_kwh: float | None = None,
+) -> Answer:
+    """Of the valid cells; `answers` as they stand, by target and concurrency."""
+    points = _points(cells, answers, trust)
+    settings = IndexSettings(carbon_kg_per_kwh=carbon_kg_per_kwh)
+    study = _Study(cells, points, trust, reference, settings)
+    return Answer(
+        crossovers=tuple(
+            study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
+        ),
+        indices=index_study(list(points.values()), reference=reference, settings=settings),
+    )
+
+
+def _points(
+    cells: Sequence[CellSummary], answers: Mapping[Key, Answers], trust: TrustStudy
+) -> dict[Key, OperatingPoint]:
+    points: dict[Key, OperatingPoint] = {}
+    for key in dict.fromkeys((cell.target, cell.concurrency) for cell in cells):
+        test = trust.of(*key)
+        comparable = test is None or test.verdict != "refused"
+        points[key] = OperatingPoint(
+            target=key[0],
+            concurrency=key[1],
+            repeats=tuple(
+                Repeat(
+                    repeat=cell.repeat,
+                    running_mean=cell.running_mean or None,
+                    tokens_per_s=cell.tokens_per_s or None,
+                    energy_per_query_j=cell.energy.energy_per_query_j or None,
+                    energy_hli_per_query_j=cell.energy.energy_hli_per_query_j or None,
+                    tokens_per_query=cell.output_tokens_mean or None,
+                    memory_needed_bytes=cell.memory_needed_bytes or None,
+                    memory_peak_bytes=cell.energy.memory_peak_bytes or None,
+                )
+                for cell in cells
+                if cell.valid and (cell.target, cell.concurrency) == key
+            ),
+            scores=item_means(answers.get(key, {})) if comparable else {},
+        )
+    return points
+
+
+class _Study:
+    """One run's curves, metric by metric."""
+
+    def __init__(
+        self,
+        cells: Sequence[CellSummary],
+        points: Mapping[Key, OperatingPoint],
+        trust: TrustStudy,
+        reference: str,
+        settings: IndexSettings,
+    ) -> None:
+        self._cells = {(cell.target, cell.concurrency, cell.repeat): cell for cell in cells if cell.valid}
+        self._points = points
+        self._trust = trust
+        self._reference = reference
+        self._settings = settings
+        self._repeats = range(1, max((cell.repeat for cell in cells), default=0) + 1)
+        self.targets = tuple(dict.fromkeys(target for target, _ in points))
+
+    def crossover(self, target: str, metric: str) -> Crossover:
+        """The target against the reference."""
+        if metric == "energy_per_correct_j":
+            errors = self._item_errors(target, lambda _, relative: relative)
+        elif metric == "si":
+            errors = self._item_errors(target, self._share_of_trust)
+        else:
+            errors = None
+        return crossover(self._curve(target, metric), self._curve(self._reference, metric), metric, item_errors=errors)
+
+    def _curve(self, target: str, metric: str) -> Curve:
+        return Curve(
+            target=target,
+            points=tuple(
+                CurvePoint(
+                    concurrency=b,
+                    running=point.running_mean,
+                    values=tuple(self._value(target, b, repeat, metric) for repeat in self._repeats),
+                    window_errors=tuple(self._window_error(target, b, repeat, metric) for repeat in self._repeats),
+                )
+                for (name, b), point in self._points.items()
+                if name == target
+            ),
+        )
+
+    def _value(self, target: str, b: int, repeat: int, metric: str) -> float | None:
+        cell = self._cells.get((target, b, repeat))
+        if cell is None:
+            return None
+        if metric in ("energy_per_correct_j", "si") and not self._accuracy_is_known(target, b):
+            return None
+        if metric == "tokens_per_s":
+            return cell.tokens_per_s or None
+        if metric == "energy_per_correct_j":
+            scores = self._points[target, b].scores
+            accuracy = sum(scores.values()) / len(scores) if scores else 0.0
+            joules = cell.energy.energy_per_query_j
+            return joules / accuracy if joules and accuracy else None
+        if metric == "si":
+            return self._si(cell)
+        value: float | None = getattr(cell.energy, metric)
+        return value or None
+
+    def _accuracy_is_known(self, target: str, b: int) -> bool:
+        """T_SI has an interval: without one, a figure with accuracy in it has none either, and proves nothing."""
+        test = self._trust.of(target, b)
+        return target == self._reference or bool(test is not None and test.t_si_lo and test.t_si_hi)
+
+    def _window_error(self, target: str, b: int, repeat: int, metric: str) -> float | None:
+        """Of the energy metrics, from the bootstrap inside the window."""
+        cell = self._cells.get((target, b, repeat))
+        if cell is None or metric not in ("energy_per_token_j", "energy_per_query_j", "energy_per_correct_j"):
+            return None
+        low, high = cell.energy.energy_per_token_j_lo, cell.energy.energy_per_token_j_hi
+        return math.log(high / low) / (2 * NORMAL_95) if low and high else None
+
+    def _si(self, cell: CellSummary) -> float | None:
+        """SI of one repeat, T from all answers (of the reference: 1); None where a pillar is missing."""
+        if cell.target == self._reference:
+            return 1.0
+        against = self._cells.get((self._reference, cell.concurrency, cell.repeat))
+        test = self._trust.of(cell.target, cell.concurrency)
+        if against is None or test is None or not test.t_si:
+            return None
+        speeds = cell.tokens_per_s, against.tokens_per_s
+        joules = cell.energy.energy_per_query_j, against.energy.energy_per_query_j
+        memories = _memory(cell), _memory(against)
+        if None in speeds or None in joules or None in memories:
+            return None
+        eta, s = _ratio(speeds), 1 / _ratio(joules)
+        e = efficiency(eta, 1 / _ratio(memories), self._settings.alpha)
+        return si_linear(test.t_si, e, float(np.minimum(s, 1.0)), self._settings.weights)
+
+    def _item_errors(self, target: str, error: Callable[[Key, float], float | None]) -> dict[int, float]:
+        errors = {}
+        for (name, b) in self._points:
+            test = self._trust.of(name, b) if name == target else None
+            if test is None or not test.t_si_lo or not test.t_si_hi:
+                continue
+            found = error((name, b), math.log(test.t_si_hi / test.t_si_lo) / (2 * NORMAL_95))
+            if found is not None:
+                errors[b] = found
+        return errors
+
+    def _share_of_trust(self, key: Key, relative: float) -> float | None:
+        """Error of log SI that comes from T's: T's share of SI times that of log T."""
+        cells = [self._cells.get((*key, repeat)) for repeat in self._repeats]
+        values = [si for cell in cells if cell is not None and (si := self._si(cell)) is not None]
+        test = self._trust.of(*key)
+        if not values or test is None or test.t_si is None:
+            return None
+        return relative * self._settings.weights[0] * test.t_si / (sum(values) / len(values))
+
+
+def _memory(cell: CellSummary) -> int | None:
+    return cell.memory_needed_bytes if cell.memory_needed_bytes is not None else cell.energy.memory_peak_bytes
+
+
+def _ratio(pair: tuple[float | None, float | None]) -> float:
+    ours, theirs = pair
+    assert ours is not None and theirs is not None
+    return ours / theirs
+

@@ -1,0 +1,109 @@
+"""Crossover: is a target better or worse than the reference, and up to which batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from loadgen.analysis.crossover.band import band_of
+from loadgen.analysis.crossover.beyond import Beyond, beyond
+from loadgen.analysis.crossover.crossing import Crossing, crossings
+from loadgen.analysis.crossover.curve import Curve, PairedCurve, pair
+from loadgen.analysis.crossover.metric import metric_of
+from loadgen.analysis.crossover.noise import noise_of
+from loadgen.analysis.crossover.sign import GridPoint, grid_points
+
+Status = Literal["better", "worse", "crosses", "unresolved"]
+
+
+class Crossover(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of analysis.json's `crossovers`."""
+
+    target: str
+    reference: str
+    metric: str
+    status: Status
+    """`better`, `worse`: proven at every measured batch; `crosses`: at least one crossing is established."""
+    crossings: tuple[Crossing, ...] = ()
+    """The established ones, by ascending batch."""
+    suspected: tuple[Crossing, ...] = ()
+    """Other sign changes of the means, which noise may have made."""
+    beyond: tuple[Beyond, ...] = ()
+    points: tuple[GridPoint, ...] = ()
+    """By ascending batch."""
+    refusal: str | None = None
+    """Why nothing can be said; then everything else is empty."""
+    notes: tuple[str, ...] = ()
+
+
+def crossover(
+    target: Curve, reference: Curve, metric: str, *, item_errors: Mapping[int, float] | None = None
+) -> Crossover:
+    """Compares two curves of the metric (a key of METRICS), repeat k of one with repeat k of the other.
+
+    `item_errors`: by concurrency, the standard error of log(target / reference) that comes from the choice of items
+    (for energy per correct answer and SI: that of log T_SI); it is added in quadrature. At most 5% of comparisons
+    without any difference get a status other than `unresolved`. Raises UsageError for an unknown metric or a value
+    that is not positive.
+    """
+    curve = pair(target, reference, metric_of(metric), item_errors)
+    if len(curve.batch) < 2:
+        return Crossover(
+            target=target.target,
+            reference=reference.target,
+            metric=metric,
+            status="unresolved",
+            refusal=_refusal(target, reference, curve),
+            notes=curve.notes,
+        )
+    noise = noise_of(curve)
+    points = grid_points(curve, noise)
+    band = None if noise is None else band_of(curve.batch, curve.mean, noise)
+    found = crossings(points, band)
+    established = tuple(crossing for crossing in found if crossing.established)
+    notes = curve.notes + tuple(_advice(crossing) for crossing in established if _is_wide(crossing))
+    if noise is None:
+        notes += ("one repeat has no interval: measure three",)
+    elif not curve.repeated:
+        notes += ("one repeat: the intervals know the noise inside the windows, not that between starts of a server",)
+    return Crossover(
+        target=target.target,
+        reference=reference.target,
+        metric=metric,
+        status=_status(points, established),
+        crossings=established,
+        suspected=tuple(crossing for crossing in found if not crossing.established),
+        beyond=() if noise is None or band is None else beyond(points, band, noise),
+        points=points,
+        notes=notes,
+    )
+
+
+def _is_wide(crossing: Crossing) -> bool:
+    """The interval spans more than an octave, and concurrencies are left out in it."""
+    low, high = crossing.bracket
+    return crossing.lo is not None and crossing.hi is not None and crossing.hi > 2 * crossing.lo and high > 2 * low
+
+
+def _advice(crossing: Crossing) -> str:
+    low, high = crossing.bracket
+    return f"B* is somewhere between B = {low} and {high}: measure at B = {round(math.sqrt(low * high))} to place it"
+
+
+def _status(points: Sequence[GridPoint], established: Sequence[Crossing]) -> Status:
+    if established:
+        return "crosses"
+    signs = {point.sign for point in points}
+    if signs == {"wins"}:
+        return "better"
+    return "worse" if signs == {"loses"} else "unresolved"
+
+
+def _refusal(target: Curve, reference: Curve, curve: PairedCurve) -> str:
+    shared = {p.concurrency for p in target.points} & {p.concurrency for p in reference.points}
+    if len(shared) >= 2:
+        return f"{len(curve.batch) or 'no'} concurrency has a valid repeat on both sides, and a curve needs 2"
+    return f"{len(shared) or 'no'} concurrency was measured on both sides, and a curve needs 2"

@@ -1,0 +1,122 @@
+"""Curve: one metric of one target over the batch; and two of them paired, repeat by repeat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.celldata import Floats
+from loadgen.analysis.crossover.metric import Metric
+from loadgen.errors import UsageError
+
+
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric at one concurrency."""
+
+    concurrency: int
+    """As asked for."""
+    running: float | None
+    """The measured running batch, mean over the valid repeats."""
+    values: tuple[float | None, ...]
+    """By repeat, positive; None: not measured, or the cell is invalid."""
+    window_errors: tuple[float | None, ...] = ()
+    """Relative standard error of each value from inside its own window. Repeats show this noise by themselves; it is
+    used where there is one repeat only."""
+
+
+class Curve(msgspec.Struct, frozen=True, kw_only=True):
+    """A metric of one target over the concurrencies, in any order."""
+
+    target: str
+    points: tuple[CurvePoint, ...]
+
+
+class PairedCurve(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-advantage of a target over the reference by batch and repeat, batches ascending."""
+
+    concurrency: tuple[int, ...]
+    batch: Floats
+    """Geometric mean of the two sides' running batches; shape (points,)."""
+    advantage: Floats
+    """Shape (points, repeats), NaN where either side has no value; every point has at least one."""
+    window_error: Floats | None
+    """Standard errors of the log-advantages if there is one per point and every window's error is known."""
+    item_error: Floats
+    """Standard errors of the points' log-advantages that all repeats and all points share; 0 if there is none."""
+    notes: tuple[str, ...]
+
+    @property
+    def mean(self) -> Floats:
+        """Log-advantage per point, mean over its repeats."""
+        return np.asarray(np.nanmean(self.advantage, axis=1))
+
+    @property
+    def repeated(self) -> bool:
+        """Whether any point has two repeats."""
+        return bool((~np.isnan(self.advantage)).sum() > len(self.advantage))
+
+
+def pair(
+    target: Curve, reference: Curve, metric: Metric, item_errors: Mapping[int, float] | None = None
+) -> PairedCurve:
+    """The points that both curves have, repeat k of one with repeat k of the other.
+
+    `item_errors`: by concurrency, the standard error of log(target / reference) that comes from the choice of items:
+    the same items are asked in every repeat and at every batch, so no repeat shows it. A point whose batch does not
+    exceed the one before it is left out, with a note. Raises UsageError for values that are not positive.
+    """
+    ours, theirs = _by_concurrency(target), _by_concurrency(reference)
+    kept: list[tuple[int, float, list[float], float | None, float]] = []
+    notes = []
+    for b in sorted(ours.keys() & theirs.keys()):
+        a, r = ours[b], theirs[b]
+        ratios = {
+            k: x / y
+            for k, (x, y) in enumerate(zip(a.values, r.values, strict=False))
+            if x is not None and y is not None
+        }
+        if not ratios:
+            notes.append(f"B = {b}: no repeat is valid on both sides")
+            continue
+        logs = [metric.sign * math.log(ratios[k]) if k in ratios else math.nan for k in range(max(ratios) + 1)]
+        if a.running is None or r.running is None:
+            notes.append(f"B = {b}: the running batch was not measured, the concurrency asked for stands for it")
+            batch = float(b)
+        else:
+            batch = math.sqrt(a.running * r.running)
+        if kept and batch <= kept[-1][1]:
+            notes.append(f"B = {b}: left out, it ran at a batch of {batch:.3g}, no larger than B = {kept[-1][0]} did")
+            continue
+        error = _window_error(a, r, max(ratios)) if len(ratios) == 1 else None
+        kept.append((b, batch, logs, error, (item_errors or {}).get(b, 0.0)))
+    repeats = max((len(logs) for _, _, logs, _, _ in kept), default=0)
+    errors = [error for *_, error, _ in kept if error is not None]
+    return PairedCurve(
+        concurrency=tuple(b for b, *_ in kept),
+        batch=np.array([batch for _, batch, *_ in kept]),
+        advantage=np.array([logs + [math.nan] * (repeats - len(logs)) for _, _, logs, _, _ in kept]),
+        window_error=np.array(errors) if errors and len(errors) == len(kept) else None,
+        item_error=np.array([item for *_, item in kept]),
+        notes=tuple(notes),
+    )
+
+
+def _by_concurrency(curve: Curve) -> dict[int, CurvePoint]:
+    points = {point.concurrency: point for point in curve.points}
+    for point in curve.points:
+        if bad := [value for value in point.values if value is not None and not 0 < value < math.inf]:
+            raise UsageError(
+                f"{curve.target} at B = {point.concurrency} has the value {bad[0]:g}; give positive figures, or None "
+                "for what was not measured"
+            )
+    return points
+
+
+def _window_error(a: CurvePoint, r: CurvePoint, repeat: int) -> float | None:
+    """Of the log ratio of one repeat: both windows' errors in quadrature."""
+    errors = [point.window_errors[repeat] for point in (a, r) if repeat < len(point.window_errors)]
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) if len(known) == 2 else None

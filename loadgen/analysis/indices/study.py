@@ -1,0 +1,152 @@
+"""IndexStudy: all indices of a run, over targets and batch sizes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from loadgen.analysis.indices.accuracy import accuracy_ratios, paired
+from loadgen.analysis.indices.cor import CorCurve, CorPoint, cor_curve
+from loadgen.analysis.indices.dominance import Dominance, dominances
+from loadgen.analysis.indices.drawn import Drawn, Estimate, RepeatNoise
+from loadgen.analysis.indices.point import OperatingPoint, batch_refusal
+from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.speed import Speed, speed
+from loadgen.analysis.indices.standing import Standing, reference_standing, stand
+from loadgen.analysis.indices.target import TargetIndices, target_indices
+from loadgen.analysis.indices.trap import TrapAnswer, TrapPoint, trap_answer
+from loadgen.analysis.indices.weights import WeightSpace, weight_space
+from loadgen.analysis.trust.ratio import trust_ratio
+from loadgen.analysis.trust.resample import RESAMPLES
+
+
+class IndexStudy(msgspec.Struct, frozen=True, kw_only=True):
+    """What the indices say of a run; every list may be empty."""
+
+    indices: tuple[TargetIndices, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    cor_curves: tuple[CorCurve, ...] = ()
+    traps: tuple[TrapAnswer, ...] = ()
+    weight_space: tuple[WeightSpace, ...] = ()
+    dominance: tuple[Dominance, ...] = ()
+
+    def of(self, target: str, concurrency: int) -> TargetIndices | None:
+        """Of one target at one concurrency; None for the reference."""
+        found = (entry for entry in self.indices if (entry.target, entry.concurrency) == (target, concurrency))
+        return next(found, None)
+
+
+def index_study(
+    points: Sequence[OperatingPoint],
+    *,
+    reference: str,
+    settings: IndexSettings | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> IndexStudy:
+    """Every target against the reference at the same asked concurrency; points of concurrencies at which the
+    reference was not measured get no indices.
+
+    At one concurrency all figures of all targets come from the same draws: items resampled together, repeats by
+    `RepeatNoise`.
+    """
+    settings = settings or IndexSettings()
+    at_b: dict[int, list[OperatingPoint]] = defaultdict(list)
+    for point in points:
+        at_b[point.concurrency].append(point)
+    entries: list[tuple[OperatingPoint, TargetIndices]] = []
+    spaces: list[WeightSpace] = []
+    dominance: list[Dominance] = []
+    for b, together in sorted(at_b.items()):
+        against = next((point for point in together if point.target == reference), None)
+        if against is None:
+            continue
+        others = [point for point in together if point.target != reference]
+        ratios = accuracy_ratios(others, against, resamples=resamples, seed=seed)
+        noise = RepeatNoise({r.repeat for point in together for r in point.repeats}, resamples=resamples, seed=seed)
+        standings = [reference_standing(reference)]
+        for point in others:
+            refusal = batch_refusal(point, against)
+            standing = _standing(point, against, ratios.get(point.target), noise, settings, refusal)
+            standings.append(standing)
+            entry = target_indices(
+                standing,
+                reference=reference,
+                concurrency=b,
+                settings=settings,
+                t_si=_t_si(point, against, resamples, seed),
+                refusal=refusal,
+            )
+            entries.append((point, entry))
+        if others:
+            spaces.append(weight_space(b, standings, seed=seed))
+            dominance.extend(dominances(b, standings))
+    return IndexStudy(
+        indices=tuple(entry for _, entry in entries),
+        speeds=tuple(speed(point) for point in points),
+        cor_curves=tuple(_curves(entries)),
+        traps=tuple(_traps([entry for _, entry in entries])),
+        weight_space=tuple(spaces),
+        dominance=tuple(dominance),
+    )
+
+
+def _standing(
+    point: OperatingPoint,
+    against: OperatingPoint,
+    t: Drawn | None,
+    noise: RepeatNoise,
+    settings: IndexSettings,
+    refusal: str | None,
+) -> Standing:
+    if refusal is not None:
+        return Standing(target=point.target, t=t)
+    return stand(point, against, t=t, noise=noise, settings=settings)
+
+
+def _t_si(point: OperatingPoint, against: OperatingPoint, resamples: int, seed: int) -> Estimate | None:
+    pairs = paired(point, against)
+    ratio = trust_ratio(pairs, resamples=resamples, seed=seed) if pairs else None
+    if ratio is None or ratio.value is None:
+        return None
+    return Estimate(value=ratio.value, lo=ratio.lo, hi=ratio.hi)
+
+
+def _curves(entries: Sequence[tuple[OperatingPoint, TargetIndices]]) -> Iterable[CorCurve]:
+    points: dict[tuple[str, str], list[CorPoint]] = defaultdict(list)
+    for point, entry in entries:
+        if entry.cor_tps is not None and entry.cor_class is not None:
+            points[entry.target, entry.reference].append(
+                CorPoint(
+                    concurrency=entry.concurrency,
+                    running_mean=point.running_mean,
+                    cor_tps=entry.cor_tps,
+                    cor_class=entry.cor_class,
+                )
+            )
+    return (cor_curve(target, reference, found) for (target, reference), found in points.items())
+
+
+def _traps(entries: Sequence[TargetIndices]) -> Iterable[TrapAnswer]:
+    points: dict[tuple[str, str], list[TrapPoint]] = defaultdict(list)
+    for entry in entries:
+        points[entry.target, entry.reference].append(
+            TrapPoint(concurrency=entry.concurrency, si=entry.si, si_raw=entry.si_raw, missing=_missing(entry))
+        )
+    return (trap_answer(target, reference, found) for (target, reference), found in points.items())
+
+
+def _missing(entry: TargetIndices) -> str:
+    if entry.si is not None:
+        return ""
+    if entry.refusal is not None:
+        return "unequal batch"
+    pillars = {
+        "accuracy": entry.t_si,
+        "tokens/s": entry.e_si.eta,
+        "memory": entry.e_si.value if entry.e_si.eta is not None else entry.e_si.rho,
+        "energy": entry.s_si,
+    }
+    return "no " + ", no ".join(name for name, figure in pillars.items() if figure is None)

@@ -1,0 +1,176 @@
+"""TargetIndices: every index of a target against the reference at one concurrency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from loadgen.analysis.celldata import Floats
+from loadgen.analysis.indices.cor import CorClass, cor_class
+from loadgen.analysis.indices.drawn import Drawn, Estimate, derive, least
+from loadgen.analysis.indices.formulas import (
+    carbon_kg,
+    cor_tps,
+    deficit,
+    efficiency_floor,
+    improvement,
+    percent_increase,
+    si_geometric,
+    si_linear,
+)
+from loadgen.analysis.indices.settings import Form, IndexSettings
+from loadgen.analysis.indices.standing import Energy, EnergySource, MemorySource, Standing
+from loadgen.analysis.indices.trap import Trap, trap_verdict
+
+
+class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
+    """E_SI with what it is made of."""
+
+    value: Estimate | None
+    alpha: float
+    eta: Estimate | None
+    """TPS / TPS_ref."""
+    rho: Estimate | None
+    """V_ref / V: measured, never 16 / bits. Below 1 the target needs more memory than the reference."""
+    memory_source: MemorySource | None
+    floor: float | None
+    """Least E_SI at this eta with rho of 1 or more; an E_SI below it needs rho < 1."""
+
+
+class EnergyChange(msgspec.Struct, frozen=True, kw_only=True):
+    """E/query of the target over the reference's: ratio = per_token_ratio x tokens_ratio."""
+
+    source: EnergySource
+    """hli: a bound, in which the ratio is one of latencies."""
+    ratio: Estimate
+    increase_percent: Estimate
+    """100 (ratio - 1)."""
+    per_token_ratio: Estimate | None
+    tokens_ratio: Estimate | None
+    """Of the lengths of the answers."""
+
+
+class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of analysis.json's `indices`; None: not measured, or refused."""
+
+    target: str
+    reference: str
+    concurrency: int
+    refusal: str | None
+    """Why nothing but T_SI can be compared."""
+    cor_tps: Estimate | None
+    """TPS_ref / TPS - 1."""
+    cor_class: CorClass | None
+    t_si: Estimate | None
+    e_si: Efficiency
+    sustainability: Form
+    """The form of S_SI."""
+    s_si: Estimate | None
+    """At most 1: this one enters SI."""
+    s_si_raw: Estimate | None
+    caes_kg_per_query: Estimate | None
+    """Of the target, in kgCO2e."""
+    energy: EnergyChange | None
+    energy_hli: EnergyChange | None
+    """By the bound; beside a measured one."""
+    weights: tuple[float, float, float]
+    si: Estimate | None
+    """Linear, of T, E and S clamped."""
+    si_raw: Estimate | None
+    """Linear, of T, E and S not clamped."""
+    si_geometric: Estimate | None
+    """Of S clamped."""
+    si_geometric_raw: Estimate | None
+    deficit: Estimate | None
+    """1 - si."""
+    improvement: Estimate | None
+    """1 / si - 1."""
+    trap: Trap
+    """By `si`."""
+    trap_raw: Trap
+    """By `si_raw`."""
+
+
+def target_indices(
+    standing: Standing,
+    *,
+    reference: str,
+    concurrency: int,
+    settings: IndexSettings,
+    t_si: Estimate | None,
+    refusal: str | None = None,
+) -> TargetIndices:
+    """Of a standing; `t_si` as reported by the trust tests, from the same items."""
+    si, raw = _index(standing, si_linear, settings)
+    geometric, geometric_raw = _index(standing, si_geometric, settings)
+    cor = derive(lambda eta: cor_tps(eta, 1.0), standing.eta) if standing.eta else None
+    gamma, energy = settings.carbon_kg_per_kwh, standing.energy
+    return TargetIndices(
+        target=standing.target,
+        reference=reference,
+        concurrency=concurrency,
+        refusal=refusal,
+        cor_tps=_estimate(cor),
+        cor_class=cor_class(cor.estimate) if cor else None,
+        t_si=t_si,
+        e_si=_efficiency(standing, settings.alpha),
+        sustainability=settings.sustainability,
+        s_si=_estimate(standing.s_clamped),
+        s_si_raw=_estimate(standing.s),
+        caes_kg_per_query=(
+            derive(lambda energy_j: carbon_kg(energy_j, gamma), energy.target_j).estimate if energy and gamma else None
+        ),
+        energy=_change(energy, standing.tokens),
+        energy_hli=_change(standing.hli, standing.tokens),
+        weights=settings.weights,
+        si=si,
+        si_raw=raw,
+        si_geometric=geometric,
+        si_geometric_raw=geometric_raw,
+        deficit=si.falling(deficit) if si else None,
+        improvement=si.falling(improvement) if si else None,
+        trap=trap_verdict(si),
+        trap_raw=trap_verdict(raw),
+    )
+
+
+def _index(
+    standing: Standing, formula: Callable[..., float | Floats], settings: IndexSettings
+) -> tuple[Estimate | None, Estimate | None]:
+    """SI with S clamped, and not. Clamped it is the smaller of SI with S and SI with 1 in its place."""
+    t, e, s = standing.t, standing.e, standing.s
+    if not (t and e and s):
+        return None, None
+    raw = derive(lambda *pillars: formula(*pillars, settings.weights), t, e, s)
+    full = derive(lambda *pillars: formula(*pillars, 1.0, settings.weights), t, e)
+    return least(raw, full), raw.estimate
+
+
+def _efficiency(standing: Standing, alpha: float) -> Efficiency:
+    return Efficiency(
+        value=_estimate(standing.e),
+        alpha=alpha,
+        eta=_estimate(standing.eta),
+        rho=_estimate(standing.rho),
+        memory_source=standing.memory_source,
+        floor=efficiency_floor(standing.eta.value, alpha) if standing.eta else None,
+    )
+
+
+def _change(energy: Energy | None, tokens: Drawn | None) -> EnergyChange | None:
+    if energy is None:
+        return None
+    ratio = derive(lambda ours, theirs: ours / theirs, energy.target_j, energy.reference_j)
+    per_token = derive(lambda query, length: query / length, ratio, tokens) if tokens else None
+    return EnergyChange(
+        source=energy.source,
+        ratio=ratio.estimate,
+        increase_percent=derive(percent_increase, ratio).estimate,
+        per_token_ratio=_estimate(per_token),
+        tokens_ratio=_estimate(tokens),
+    )
+
+
+def _estimate(drawn: Drawn | None) -> Estimate | None:
+    return drawn.estimate if drawn else None

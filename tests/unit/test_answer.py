@@ -1,0 +1,124 @@
+"""The answer of a run: from its cells to crossovers, indices and sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from made_run import answer, cell_data
+
+from loadgen.analysis.answer import Answer, answer_of
+from loadgen.analysis.cells import CellSummary, summarize_cell
+from loadgen.analysis.trust.answers import Answer as Graded
+from loadgen.analysis.trust.answers import Answers
+from loadgen.analysis.trust.pairing import Asked
+from loadgen.analysis.trust.study import Side, TrustStudy, study
+
+BATCHES = (1, 4, 16, 64)
+REPEATS = (1, 2, 3)
+WOBBLE = {1: 0.99, 2: 1.0, 3: 1.01}
+"""Repeats differ by 1%, awq's the other way round."""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> CellSummary:
+    data = cell_data(tmp_path, [answer(1100, [(1200, 1), (1300, 1)])])
+    return msgspec.structs.replace(summarize_cell(data, [None]), valid=True, reasons="")
+
+
+def cells(base: CellSummary, **changed: Any) -> list[CellSummary]:
+    """fp16 makes 100 B tokens/s; awq (64 / B) ^ 0.5 / 2 times that: 4 times at B = 1, as many at 16, half at 64."""
+    made = []
+    for target in ("fp16", "awq"):
+        for b in BATCHES:
+            for repeat in REPEATS:
+                speed = 100.0 * b * (1 if target == "fp16" else (64 / b) ** 0.5 / 2)
+                wobble = WOBBLE[repeat] if target == "fp16" else WOBBLE[4 - repeat]
+                joules = 1e5 / speed * (1.5 if target == "awq" else 1.0)
+                energy = msgspec.structs.replace(
+                    base.energy, energy_per_query_j=joules * wobble, energy_hli_per_query_j=1e5 / speed * wobble
+                )
+                made.append(
+                    msgspec.structs.replace(
+                        base, target=target, precision=target, concurrency=b, repeat=repeat, running_mean=float(b),
+                        tokens_per_s=speed * wobble, energy=energy,
+                        memory_needed_bytes=4_000 if target == "awq" else 12_000, **changed,
+                    )
+                )  # fmt: skip
+    return made
+
+
+def graded(right: int) -> Answers:
+    """Of 200 items, the first `right` ones correct."""
+    return {
+        f"q{k}": [Graded(repeat=1, outcome="correct" if k < right else "wrong", correct=k < right)] for k in range(200)
+    }
+
+
+def answered(made: list[CellSummary]) -> Answer:
+    answers = {("fp16", b): graded(120) for b in BATCHES} | {("awq", b): graded(114) for b in BATCHES}
+    asked = {f"q{k}": Asked(prompt_sha="0", max_tokens=256, sampling={}) for k in range(200)}
+    sides = [Side(target=t, concurrency=b, answers=given, asked=asked) for (t, b), given in answers.items()]
+    trust: TrustStudy = study(sides, {}, reference="fp16")
+    return answer_of(made, answers, trust, reference="fp16")
+
+
+def crossing(result: Answer, metric: str) -> tuple[float, str]:
+    (found,) = [c for c in result.crossovers if c.metric == metric]
+    assert found.status == "crosses", found
+    (one,) = found.crossings
+    assert one.lo is not None and one.hi is not None and one.lo <= one.b <= one.hi
+    return one.b, one.direction
+
+
+def test_speeds_meet_where_their_ratio_is_one(base: CellSummary) -> None:
+    assert crossing(answered(cells(base)), "tokens_per_s") == (pytest.approx(16, rel=0.05), "wins_below")
+
+
+def test_energy_meets_where_speed_pays_for_power(base: CellSummary) -> None:
+    """awq draws 1.5 times the power: joules are equal where it is 1.5 times as fast, (64 / B) ^ 0.5 = 3, B = 7.1."""
+    result = answered(cells(base))
+    assert crossing(result, "energy_per_query_j") == (pytest.approx(64 / 9, rel=0.05), "wins_below")
+    assert crossing(result, "energy_hli_per_query_j") == (pytest.approx(16, rel=0.05), "wins_below")
+
+
+def test_wrong_answers_move_the_crossing_of_energy_per_correct_answer(base: CellSummary) -> None:
+    """T_SI = 0.95: equal where 0.95 times the advantage is one, (64 / B) ^ 0.5 = 3 / 0.95, B = 6.4."""
+    (found,) = [c for c in answered(cells(base)).crossovers if c.metric == "energy_per_correct_j"]
+    (one,) = (*found.crossings, *found.suspected)
+    assert one.b == pytest.approx(64 * (0.95 / 3) ** 2, rel=0.05)
+
+
+def test_indices_are_those_of_the_paper(base: CellSummary) -> None:
+    """At B = 4: eta 2, rho 3, so E_SI = 1 / (0.5 / 2 + 0.5 / 3) = 2.4; 1.5 / 2 of fp16's joules: S 1.33, clamped 1."""
+    entry = answered(cells(base)).indices.of("awq", 4)
+    assert entry is not None
+    assert entry.cor_tps is not None and entry.cor_tps.value == pytest.approx(-0.5, abs=0.01)
+    assert entry.e_si.value is not None and entry.e_si.value.value == pytest.approx(2.4, rel=0.01)
+    assert entry.s_si is not None and entry.s_si.value == 1.0
+    assert entry.s_si_raw is not None and entry.s_si_raw.value == pytest.approx(4 / 3, rel=0.01)
+
+
+def test_an_invalid_cell_enters_nothing(base: CellSummary) -> None:
+    result = answered(cells(base, valid=False))
+    assert {found.status for found in result.crossovers} == {"unresolved"}
+    assert all(found.refusal for found in result.crossovers)
+
+
+def test_where_the_bound_contradicts_the_meter_it_is_said(base: CellSummary) -> None:
+    """awq at B = 8 to 16: faster, so cheaper by the bound, but dearer by the meter; on this grid no B shows it."""
+    made = cells(base)
+    flipped = [
+        msgspec.structs.replace(
+            cell,
+            energy=msgspec.structs.replace(cell.energy, energy_per_query_j=1e9 * (cell.energy.energy_per_query_j or 0)),
+        )
+        if cell.target == "awq"
+        else cell
+        for cell in made
+    ]
+    assert answered(made).hli_disagreements == []
+    (sentence,) = answered(flipped).hli_disagreements
+    assert "believe the meter" in sentence

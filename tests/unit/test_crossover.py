@@ -1,0 +1,339 @@
+"""Crossovers: what is better, worse, crosses or stays open, from curves whose answer is known."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+from statsmodels.stats.multitest import multipletests
+
+from loadgen.analysis.crossover.agreement import hli_disagreement
+from loadgen.analysis.crossover.crossover import Crossover, crossover
+from loadgen.analysis.crossover.curve import Curve, CurvePoint
+from loadgen.analysis.crossover.metric import METRICS
+from loadgen.analysis.crossover.sentence import sentence
+from loadgen.analysis.crossover.sign import hochberg
+from loadgen.errors import UsageError
+
+GRID = (1, 2, 4, 8, 16, 32, 64, 128)
+NOISE = (-0.01, 0.0, 0.01)
+"""Three repeats about their mean."""
+
+
+def curve(name: str, logs: Sequence[Sequence[float | None]], grid: Sequence[int] = GRID) -> Curve:
+    return Curve(
+        target=name,
+        points=tuple(
+            CurvePoint(
+                concurrency=b,
+                running=float(b),
+                values=tuple(None if log is None else 100 * math.exp(log) for log in row),
+            )
+            for b, row in zip(grid, logs, strict=True)
+        ),
+    )
+
+
+def compared(
+    means: Sequence[float],
+    metric: str = "tokens_per_s",
+    *,
+    grid: Sequence[int] = GRID,
+    noise: Sequence[float] = NOISE,
+    item_errors: dict[int, float] | None = None,
+) -> Crossover:
+    """A target whose log ratio has these means; the noise of neighbouring points has opposite signs."""
+    rows = [[mean + (-1) ** i * e for e in noise] for i, mean in enumerate(means)]
+    reference = curve("fp16", [[0.0] * len(noise)] * len(grid), grid)
+    return crossover(curve("awq", rows, grid), reference, metric, item_errors=item_errors)
+
+
+def falling(zero: float, per_octave: float = 0.1, grid: Sequence[int] = GRID) -> list[float]:
+    return [per_octave * (math.log2(zero) - math.log2(b)) for b in grid]
+
+
+def test_a_straight_fall_on_log_batch_crosses_where_it_was_built_to() -> None:
+    result = compared(falling(45.0))
+    assert result.status == "crosses"
+    (found,) = result.crossings
+    assert found.b == pytest.approx(45.0, rel=1e-3)
+    assert (found.bracket, found.direction, found.established) == ((32, 64), "wins_below", True)
+    assert found.lo is not None and found.hi is not None and 32 < found.lo < 45 < found.hi < 64
+    assert found.probability is not None and found.probability > 0.99
+    assert result.suspected == ()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_same_ratio_wins_or_loses_by_what_is_better(metric: str) -> None:
+    higher = compared([0.3] * len(GRID), metric).status
+    assert higher == ("better" if metric in ("tokens_per_s", "si") else "worse")
+    assert {compared([-0.3] * len(GRID), metric).status, higher} == {"better", "worse"}
+
+
+def test_swapping_the_sides_mirrors_everything() -> None:
+    rows = [[mean + e for e in NOISE] for mean in falling(45.0)]
+    ours, theirs = curve("awq", rows), curve("fp16", [[0.0] * 3] * len(GRID))
+    there = crossover(ours, theirs, "tokens_per_s").crossings[0]
+    back = crossover(theirs, ours, "tokens_per_s").crossings[0]
+    assert (there.direction, back.direction) == ("wins_below", "wins_above")
+    assert (back.b, back.lo, back.hi) == pytest.approx((there.b, there.lo, there.hi))
+
+
+def test_two_crossings_are_found_with_their_directions() -> None:
+    result = compared([-0.3, -0.2, 0.1, 0.3, 0.3, 0.1, -0.2, -0.4])
+    assert [(c.direction, c.bracket) for c in result.crossings] == [("wins_above", (2, 4)), ("wins_below", (32, 64))]
+    assert result.crossings[0].b < result.crossings[1].b
+
+
+def test_the_axis_is_the_measured_batch() -> None:
+    def side(name: str, share: float, values: Sequence[float]) -> Curve:
+        points = [
+            CurvePoint(concurrency=b, running=b * share, values=tuple(v * math.exp(e) for e in NOISE))
+            for b, v in zip(GRID, values, strict=True)
+        ]
+        return Curve(target=name, points=tuple(points))
+
+    ours = side("awq", 0.98, [math.exp(v) for v in falling(45.0)])
+    flat = Curve(
+        target="fp16",
+        points=tuple(CurvePoint(concurrency=b, running=float(b), values=(1.0, 1.0, 1.0)) for b in GRID),
+    )
+    (found,) = crossover(ours, flat, "tokens_per_s").crossings
+    assert found.b == pytest.approx(45 * math.sqrt(0.98), rel=1e-3)
+
+
+def test_point_intervals_without_noise_between_starts_are_students() -> None:
+    """Repeats that all points share cancel out of nothing: sd 0.01 between three repeats, the same at every point, is
+    the standard error 0.01 / sqrt(3) with two degrees of freedom."""
+    rows = [[0.1 + e for e in NOISE]] * len(GRID)
+    point = crossover(curve("awq", rows), curve("fp16", [[0.0] * 3] * len(GRID)), "tokens_per_s").points[0]
+    assert point.lo is not None
+    assert point.log_advantage - point.lo == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-6)
+
+
+def test_repeats_are_paired() -> None:
+    """Drift of a factor 2 between repeats, common to both sides, leaves no trace."""
+    drift = [0.0, 0.7, -0.7]
+    ours = curve("awq", [[0.05 + d + e for d, e in zip(drift, NOISE, strict=True)] for _ in GRID])
+    theirs = curve("fp16", [drift] * len(GRID))
+    assert crossover(ours, theirs, "tokens_per_s").status == "better"
+    shuffled = curve("fp16", [[0.7, -0.7, 0.0]] * len(GRID))
+    assert crossover(ours, shuffled, "tokens_per_s").status == "unresolved"
+
+
+def test_noise_of_the_items_is_added() -> None:
+    """Two standard errors of 4% are 8%: an advantage of 5% is no longer proven."""
+    assert compared([0.05] * len(GRID), "si").status == "better"
+    errors = dict.fromkeys(GRID, 0.04)
+    assert compared([0.05] * len(GRID), "si", item_errors=errors).status == "unresolved"
+    plain, wide = (compared([0.05] * len(GRID), "si", item_errors=e).points[0] for e in (None, errors))
+    assert plain.hi is not None and wide.hi is not None
+    assert (wide.hi - 0.05) ** 2 - (plain.hi - 0.05) ** 2 == pytest.approx((1.959964 * 0.04) ** 2, rel=1e-5)
+
+
+def test_equal_sides_are_unresolved() -> None:
+    result = compared([0.0] * len(GRID))
+    assert result.status == "unresolved"
+    assert result.crossings == ()
+    assert compared([0.0] * len(GRID), noise=(0.0, 0.0, 0.0)).status == "unresolved"
+
+
+def test_a_sign_change_inside_the_noise_is_suspected_only() -> None:
+    result = compared(falling(45.0, per_octave=0.0005))
+    assert result.status == "unresolved"
+    (maybe,) = result.suspected
+    assert not maybe.established
+    assert maybe.b == pytest.approx(45.0, rel=0.02)
+    assert maybe.probability is not None and maybe.probability < 0.95
+    assert (maybe.lo, maybe.hi) == (None, None)
+
+
+def test_one_open_point_forbids_better() -> None:
+    result = compared([0.3] * 7 + [0.001])
+    assert result.status == "unresolved"
+    assert [point.sign for point in result.points] == ["wins"] * 7 + ["open"]
+    (end,) = result.beyond
+    assert end.side == "above" and 64 < end.batch < 128
+
+
+def test_an_advantage_that_shrinks_towards_the_end_has_its_crossing_beyond_if_anywhere() -> None:
+    result = compared(falling(500.0))
+    assert (result.status, [(end.side, end.batch) for end in result.beyond]) == ("better", [("above", 128.0)])
+    assert compared([0.3] * len(GRID)).beyond == ()
+    grid = (16, 32, 64, 128)
+    below = compared(falling(3.0, grid=grid), grid=grid)
+    assert (below.status, [(end.side, end.batch) for end in below.beyond]) == ("worse", [("below", 16.0)])
+
+
+def test_between_far_apart_batches_the_interval_is_nearly_all_of_the_bracket() -> None:
+    grid = (1, 16, 64, 128)
+    result = compared([0.5, -0.5, -0.6, -0.7], grid=grid)
+    (found,) = result.crossings
+    assert found.lo is not None and found.hi is not None
+    assert 1 < found.lo < 1.1 and 14 < found.hi < 16
+    assert result.notes == ("B* is somewhere between B = 1 and 16: measure at B = 4 to place it",)
+
+
+def test_the_interval_holds_any_bend_that_the_neighbours_allow() -> None:
+    """Level up to 8, -0.4 in the next octave and -0.8 in the one after, hardly any noise.
+
+    The latest zero is that of the fall beyond 16 prolonged, 16 * 2^(-0.1/0.8) = 14.67 (the chord's is 8 * 2^0.75 =
+    13.45), the earliest that of an octave's early curve, 1 - (1 - s)^k = 0.75 with k = 16/15: s = 0.7273, so 13.24.
+    """
+    result = compared([0.3, 0.3, 0.3, 0.3, -0.1, -0.9, -1.7, -2.5], noise=(-1e-6, 0.0, 1e-6))
+    (found,) = result.crossings
+    assert (found.lo, found.hi) == (pytest.approx(13.24, abs=0.01), pytest.approx(14.67, abs=0.01))
+    assert 13.45 < found.b < 14.67
+
+
+def test_missing_repeats_and_missing_points() -> None:
+    rows: list[list[float | None]] = [[mean - 0.01, mean, mean + 0.01] for mean in falling(45.0)]
+    rows[0] = [None, None, None]
+    rows[3][1] = None
+    result = crossover(curve("awq", rows), curve("fp16", [[0.0] * 3] * len(GRID)), "tokens_per_s")
+    assert [point.repeats for point in result.points] == [3, 3, 2, 3, 3, 3, 3]
+    assert result.status == "crosses"
+    assert result.notes == ("B = 1: no repeat is valid on both sides",)
+
+
+def test_one_repeat_has_no_interval_unless_the_windows_have() -> None:
+    result = compared(falling(45.0), noise=(0.0,))
+    assert result.status == "unresolved"
+    assert result.points[0].lo is None and result.suspected[0].lo is None
+    assert result.suspected[0].b == pytest.approx(45.0)
+    assert result.notes == ("one repeat has no interval: measure three",)
+
+    def windowed(name: str, means: Sequence[float]) -> Curve:
+        points = [
+            CurvePoint(concurrency=b, running=float(b), values=(math.exp(m),), window_errors=(0.01,))
+            for b, m in zip(GRID, means, strict=True)
+        ]
+        return Curve(target=name, points=tuple(points))
+
+    known = crossover(windowed("awq", falling(45.0)), windowed("fp16", [0.0] * len(GRID)), "tokens_per_s")
+    assert known.status == "crosses"
+    half = 1.959964 * 0.01 * math.sqrt(2)
+    assert known.points[0].lo == pytest.approx(known.points[0].log_advantage - half, rel=1e-5)
+    assert "between starts" in known.notes[0]
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    flat = [[0.0] * 3]
+    apart = crossover(curve("awq", flat * 2, (1, 2)), curve("fp16", flat * 2, (4, 8)), "si")
+    assert (apart.status, apart.refusal) == (
+        "unresolved",
+        "no concurrency was measured on both sides, and a curve needs 2",
+    )
+    empty = curve("awq", [[None]] * 2, (1, 2))
+    assert crossover(empty, curve("fp16", flat * 2, (1, 2)), "si").refusal == (
+        "no concurrency has a valid repeat on both sides, and a curve needs 2"
+    )
+    with pytest.raises(UsageError, match=r"no crossover metric 'watts'; choose from tokens_per_s"):
+        crossover(empty, empty, "watts")
+    zero = Curve(target="awq", points=(CurvePoint(concurrency=1, running=1.0, values=(0.0,)),))
+    with pytest.raises(UsageError, match=r"awq at B = 1 has the value 0; give positive figures"):
+        crossover(zero, zero, "si")
+
+
+def test_a_batch_that_did_not_grow_is_left_out() -> None:
+    def capped(name: str, log: float) -> Curve:
+        points = [
+            CurvePoint(concurrency=b, running=min(b, 40.0), values=tuple(math.exp(log + e) for e in NOISE))
+            for b in GRID
+        ]
+        return Curve(target=name, points=tuple(points))
+
+    result = crossover(capped("awq", 0.3), capped("fp16", 0.0), "tokens_per_s")
+    assert [point.concurrency for point in result.points] == [1, 2, 4, 8, 16, 32, 64]
+    assert result.notes == ("B = 128: left out, it ran at a batch of 40, no larger than B = 64 did",)
+
+
+def test_the_json_has_the_published_shape() -> None:
+    entry = msgspec.to_builtins(compared(falling(45.0)))
+    assert {"target", "metric", "status", "crossings"} <= entry.keys()
+    assert {"b", "lo", "hi", "bracket", "direction"} <= entry["crossings"][0].keys()
+    assert entry["crossings"][0]["bracket"] == (32, 64)
+
+
+@pytest.mark.parametrize(
+    ("means", "metric", "words"),
+    [
+        (
+            falling(45.0, per_octave=0.5),
+            "tokens_per_s",
+            r"awq is faster than fp16 below B\* = 45 \(95% CI 4\d–4\d\) and slower above it",
+        ),
+        (
+            falling(45.0, per_octave=-0.5),
+            "energy_per_query_j",
+            r"awq uses less energy per query than fp16 below B\* = 45 \(95% CI 4\d–4\d\) and more above it",
+        ),
+        (
+            [-0.3, -0.2, 0.1, 0.3, 0.3, 0.1, -0.2, -0.4],
+            "tokens_per_s",
+            r"awq is slower than fp16 below B\* = 3\.\d \(95% CI .*–.*\), faster up to B\* = \d+ \(95% CI .*–.*\), "
+            r"and slower above it",
+        ),
+        (
+            [0.3] * 8,
+            "energy_per_correct_j",
+            r"awq uses more energy per correct answer than fp16 at every B measured \(1–128\)",
+        ),
+        ([0.3] * 8, "si", r"awq has a higher SI than fp16 at every B measured \(1–128\)"),
+        (
+            falling(500.0),
+            "tokens_per_s",
+            r"awq is faster than fp16 at every B measured \(1–128\); if a B\* exists, it is above 128",
+        ),
+        (
+            [0.0] * 8,
+            "tokens_per_s",
+            r"not decided: whether awq is faster than fp16; no difference is proven at any B measured \(1–128\)",
+        ),
+        (
+            [0.3] * 7 + [0.001],
+            "tokens_per_s",
+            r"not decided: whether awq is faster than fp16 at every B measured; faster at B = 1, 2, 4, 8, 16, 32, 64, "
+            r"open at B = 128; if a B\* exists, it is above 1?\d\d",
+        ),
+    ],
+)  # fmt: skip
+def test_in_words(means: Sequence[float], metric: str, words: str) -> None:
+    assert re.fullmatch(words, sentence(compared(means, metric))), sentence(compared(means, metric))
+
+
+def test_one_repeat_and_refusals_in_words() -> None:
+    assert sentence(compared(falling(45.0), noise=(0.0,))) == (
+        "not decided: whether awq is faster than fp16; one repeat has no interval; the means cross at B = 45, "
+        "which noise may have made"
+    )
+    alone = compared([0.1], grid=(4,))
+    assert sentence(alone) == (
+        "not decided: whether awq is faster than fp16; 1 concurrency was measured on both sides, and a curve needs 2"
+    )
+
+
+def test_the_hli_bound_is_checked_against_the_meter() -> None:
+    meter = compared(falling(45.0, per_octave=-0.1), "energy_per_query_j")
+    same = compared(falling(47.0, per_octave=-0.1), "energy_hli_per_query_j")
+    later = compared(falling(90.0, per_octave=-0.1), "energy_hli_per_query_j")
+    assert hli_disagreement(meter, same) is None
+    assert hli_disagreement(meter, later) == (
+        "the HLI bound (power limit times time) contradicts the measured energy per query: it has awq use less "
+        "at B = 64, where the meter proves more than fp16; believe the meter"
+    )
+    open_everywhere = compared([0.0] * 8, "energy_hli_per_query_j")
+    assert hli_disagreement(meter, open_everywhere) is None
+
+
+def test_hochberg_is_that_of_statsmodels() -> None:
+    p = np.random.default_rng(0).random(9) ** 3
+    assert hochberg(p) == pytest.approx(multipletests(p, method="simes-hochberg")[1])
+
+
+def test_every_point_significant_by_itself_proves_every_sign() -> None:
+    assert max(hochberg(np.full(9, 0.049))) == pytest.approx(0.049)

@@ -1,0 +1,111 @@
+"""For which weights a precision wins, and whether it is better in everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loadgen.analysis.indices.dominance import Dominance, dominance
+from loadgen.analysis.indices.drawn import Drawn
+from loadgen.analysis.indices.standing import Energy, Standing, reference_standing
+from loadgen.analysis.indices.weights import weight_space
+
+REFERENCE = reference_standing("fp16")
+
+
+def drawn(value: float, error: float = 0.0, seed: int = 0) -> Drawn:
+    """Normal draws."""
+    return Drawn(value=value, draws=value + error * np.random.default_rng(seed).standard_normal(2000))
+
+
+def pillars(target: str, t: Drawn, e: Drawn, s: Drawn) -> Standing:
+    return Standing(target=target, t=t, e=e, s=s)
+
+
+def metrics(t: Drawn | None, eta: Drawn, saving: Drawn, rho: Drawn, source: str = "measured") -> Standing:
+    one = drawn(1)
+    energy = Energy(source=source, target_j=one, reference_j=one)  # type: ignore[arg-type]
+    return Standing(target="awq", t=t, eta=eta, saving=saving, rho=rho, memory_source="needed", energy=energy)
+
+
+def test_a_precision_wins_the_weights_on_its_side_of_a_line() -> None:
+    """-.1 w_T + .5 w_E - .2 w_S > 0: a triangle at the corner of E, of 5/6 and 5/7 of the sides."""
+    awq = pillars("awq", drawn(0.9), drawn(1.5), drawn(0.8))
+    fp16, ours = weight_space(16, [REFERENCE, awq]).clamped
+    assert ours.share == pytest.approx(5 / 6 * 5 / 7, abs=0.01)
+    assert fp16.share == pytest.approx(1 - 5 / 6 * 5 / 7, abs=0.01)
+    assert (ours.lo, ours.hi) == pytest.approx((ours.established, ours.established))
+
+
+def test_the_clamp_takes_the_weights_of_energy_away() -> None:
+    """Clamped, S ties: -.1 w_T + 0 w_S - .1 w_E < 0 everywhere. Raw, S of 2 wins the corner where w_S > 1/11."""
+    awq = pillars("awq", drawn(0.9), drawn(0.9), drawn(2.0))
+    space = weight_space(16, [REFERENCE, awq])
+    assert space.clamped[1].share == 0
+    assert space.raw[1].share == pytest.approx((10 / 11) ** 2, abs=0.01)
+
+
+def test_three_precisions_share_all_weights() -> None:
+    t, e = pillars("t", drawn(2), drawn(0.5), drawn(0.5)), pillars("e", drawn(0.5), drawn(2), drawn(0.5))
+    shares = weight_space(1, [REFERENCE, t, e]).raw
+    assert sum(share.share for share in shares) == pytest.approx(1)
+    assert shares[1].share == pytest.approx(shares[2].share, abs=0.02)
+
+
+def test_uncertain_pillars_leave_weights_that_nobody_has_for_sure() -> None:
+    """T = 1 and S = 1 for sure, E = 1.1 +- 0.1: established at 5% nowhere, as P(E > 1) is .84."""
+    awq = pillars("awq", drawn(1), drawn(1.1, 0.1), drawn(1))
+    fp16, ours = weight_space(16, [REFERENCE, awq]).clamped
+    assert ours.share == 1
+    assert (ours.lo, ours.hi) == (0, 1)
+    assert fp16.established == ours.established == 0
+
+
+def decide(one: Standing) -> Dominance:
+    return dominance(16, one, REFERENCE)
+
+
+def test_better_in_everything_dominates() -> None:
+    found = decide(metrics(drawn(1.02, 0.005), drawn(1.2, 0.01), drawn(1.3, 0.01), drawn(3)))
+    assert found.verdict == "dominates"
+    assert found.better == ("accuracy", "tokens_per_s", "energy_per_query_j", "memory_bytes")
+
+
+def test_as_good_in_three_and_better_in_one_dominates() -> None:
+    assert decide(metrics(drawn(1), drawn(1), drawn(1), drawn(3))).verdict == "dominates"
+    assert decide(metrics(drawn(1), drawn(1), drawn(1), drawn(1))).verdict == "cannot tell"
+
+
+def test_worse_in_one_does_not_dominate_whatever_the_rest() -> None:
+    found = decide(metrics(drawn(0.95, 0.01), drawn(2), drawn(2), drawn(3)))
+    assert (found.verdict, found.worse) == ("does not", ("accuracy",))
+    unknown = decide(metrics(None, drawn(0.5), drawn(2), drawn(3)))
+    assert (unknown.verdict, unknown.unknown) == ("does not", ("accuracy",))
+
+
+def test_what_may_be_worse_leaves_dominance_open() -> None:
+    """Accuracy 1 standard error below, then unknown: neither proves anything."""
+    assert decide(metrics(drawn(0.99, 0.01), drawn(2), drawn(2), drawn(3))).verdict == "cannot tell"
+    assert decide(metrics(None, drawn(2), drawn(2), drawn(3))).verdict == "cannot tell"
+
+
+def test_worse_is_established_over_all_four_metrics_together() -> None:
+    """2.1 standard errors are 98.2%: enough for one metric, not for four (99.4%); 3 are 99.9%."""
+    assert decide(metrics(drawn(0.979, 0.01), drawn(2), drawn(2), drawn(3))).worse == ()
+    assert decide(metrics(drawn(0.97, 0.01), drawn(2), drawn(2), drawn(3))).worse == ("accuracy",)
+
+
+def test_fp16_does_not_dominate_what_fits_in_less_memory() -> None:
+    awq = metrics(drawn(0.9), drawn(0.5), drawn(0.5), drawn(3))
+    assert dominance(16, REFERENCE, awq).worse == ("memory_bytes",)
+
+
+def test_memories_within_one_percent_are_equal() -> None:
+    assert decide(metrics(drawn(1), drawn(1.2), drawn(1), drawn(0.995))).verdict == "dominates"
+    assert decide(metrics(drawn(1), drawn(1.2), drawn(1), drawn(0.98))).verdict == "does not"
+
+
+def test_a_measured_energy_is_not_compared_with_a_bound() -> None:
+    measured = metrics(drawn(1), drawn(1.2), drawn(1), drawn(1))
+    bound = metrics(drawn(1), drawn(1), drawn(1), drawn(1), source="hli")
+    assert dominance(16, measured, bound).unknown == ("energy_per_query_j",)
