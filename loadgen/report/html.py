@@ -43,9 +43,10 @@ instantaneous power) over the window's length; over its tokens; energy per token
 cells.csv has both ways, the power at rest, and TDP times time as an upper bound (HLI).</dd>
 <dt>accuracy</dt><dd>share of answers whose final number equals the published one, per item, then averaged over items;
 Wilson's interval over items. Truncated and unparsed answers count as not correct.</dd>
-<dt>T_SI, lost, won, verdict</dt><dd>accuracy over the reference's on the items that both answered, with a paired
-bootstrap over items; items that only the reference, or only the target, got right; exact McNemar and equivalence tests
-(within 2 percentage points) with Holm's correction over all comparisons of the run.</dd>
+<dt>T_SI, lost, won, tokens, verdict</dt><dd>accuracy over the reference's on the items that both answered, with a
+paired bootstrap over items; items that only the reference, or only the target, got right; mean output tokens of an
+answer, target : reference; exact McNemar and equivalence tests (within 2 percentage points) with Holm's correction over
+all comparisons of the run.</dd>
 </dl>
 <p>A cell's own figures stand in cells.csv, single requests with their time stamps in requests.parquet.</p>
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-AGAINST = ("target", "B", "T_SI", "95% CI", "lost", "won", "items", "verdict")
+AGAINST = ("target", "B", "T_SI", "95% CI", "lost", "won", "items", "tokens", "verdict")
 OVER_B = ("target", "items", "accuracy over B", "Cochran's p", "verdict", "flips by B", "at one B", "effect ratio")
 BY_DEPTH = ("target", "steps", "items", "reference %", "target %", "difference", "95% CI", "relative loss", "95% CI")
 
@@ -24,6 +24,7 @@ def against_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
             _count(test["lost"]),
             _count(test["won"]),
             _count(test["items"]),
+            _lengths(test["comparison"]),
             _short(test),
         )
         for test in tests
@@ -94,6 +95,14 @@ def depth_sentences(tests: Sequence[Entry]) -> list[str]:
 
 def _label(target: str, simulated: bool) -> str:
     return f"{target} SIMULATED" if simulated else target
+
+
+def _lengths(comparison: Entry | None) -> str:
+    """Mean output tokens of an answer, the target's and the reference's."""
+    if comparison is None:
+        return ""
+    ours, theirs = comparison["output_tokens_mean"], comparison["reference_output_tokens_mean"]
+    return "" if ours is None or theirs is None else f"{ours:.0f} : {theirs:.0f}"
 
 
 def _short(test: Entry) -> str:
