@@ -10,6 +10,7 @@ import msgspec
 from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
@@ -76,7 +77,9 @@ def analyse(run_dir: Path) -> None:
     )
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
-    write_analysis(run_dir, {**_analysis(manifest, cells, trust, answer), "calibration": calibrations})
+    claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
+    content = {**_analysis(manifest, cells, trust, answer), "claims": msgspec.to_builtins(claims)}
+    write_analysis(run_dir, {**content, "calibration": calibrations})
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

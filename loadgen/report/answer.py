@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+CLAIMS = ("targets", "claim", "where", "verdict", "evidence")
+
+
+def claim_rows(claims: Sequence[Mapping[str, Any]], *, simulated: bool) -> list[tuple[str, ...]]:
+    """A row per claim and target, in the order of the analysis."""
+    stamp = " SIMULATED" if simulated else ""
+    return [
+        (" and ".join(c["targets"]) + stamp, c["claim"], c["source"], c["verdict"], c["evidence"]) for c in claims
+    ]
 
 
 def answer_sentences(analysis: Mapping[str, Any]) -> dict[str, list[str]]:

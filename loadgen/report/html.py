@@ -12,7 +12,7 @@ import pandas as pd
 
 from loadgen._version import __version__
 from loadgen.analysis.run import Run
-from loadgen.report.answer import answer_sentences
+from loadgen.report.answer import CLAIMS, answer_sentences, claim_rows
 from loadgen.report.figures import draw_figures
 from loadgen.report.table import HEADINGS, shown_columns, table_rows
 from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
@@ -144,6 +144,9 @@ def _trust(analysis: dict[str, Any]) -> str:
     if rows := depth_rows(analysis["depth"], simulated=simulated):
         told = "".join(f"<li>{escape(sentence)}</li>" for sentence in depth_sentences(analysis["depth"]))
         parts.append(f"<h2>Loss by reasoning steps</h2>{_rows(BY_DEPTH, rows)}<ul>{told}</ul>")
+    if claims := analysis["claims"]:
+        parts.append("<h2>The claims of arXiv 2602.13595, held against this run</h2>")
+        parts.append(_rows(CLAIMS, claim_rows(claims, simulated=simulated)))
     return "".join(parts)
 
 
