@@ -28,7 +28,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     for number, (precision, options) in enumerate(shares.items()):
         port = 8750 + number
         command = [sys.executable, "-m", "loadgen", "simulate", "--precision", precision, "--port", str(port)]
-        command += ["--data-file", str(DATA / "gsm8k_test.jsonl"), *options]
+        command += ["--data-file", str(DATA / "gsm8k_test.jsonl"), "--time-scale", "3", *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert "SIMULATED" in process.stdout.readline()
