@@ -77,16 +77,16 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
 
 
 BEHAVIOURS = {
-    "fp16": Behaviour(accuracy=0.52, truncated=0.006, unparsed=0.006),
-    "bf16": Behaviour(accuracy=0.52, discordance=0.03, truncated=0.006, unparsed=0.006),
-    "fp8": Behaviour(accuracy=0.515, length_factor=1.01, discordance=0.06, truncated=0.006, unparsed=0.006),
-    "int8": Behaviour(accuracy=0.51, length_factor=1.01, discordance=0.07, truncated=0.006, unparsed=0.006),
+    "fp16": Behaviour(accuracy=0.52, truncated=0.002, unparsed=0.006),
+    "bf16": Behaviour(accuracy=0.52, discordance=0.03, truncated=0.002, unparsed=0.006),
+    "fp8": Behaviour(accuracy=0.515, length_factor=1.01, discordance=0.06, truncated=0.002, unparsed=0.006),
+    "int8": Behaviour(accuracy=0.51, length_factor=1.01, discordance=0.07, truncated=0.002, unparsed=0.006),
     "bnb-int8": Behaviour(
-        accuracy=0.51, length_factor=1.01, discordance=0.07, truncated=0.006, unparsed=0.006, batch_flips=0.02
+        accuracy=0.51, length_factor=1.01, discordance=0.07, truncated=0.002, unparsed=0.006, batch_flips=0.02
     ),
-    "awq": Behaviour(accuracy=0.49, length_factor=1.04, discordance=0.12, truncated=0.008, unparsed=0.008),
-    "gptq": Behaviour(accuracy=0.48, length_factor=1.05, discordance=0.13, truncated=0.009, unparsed=0.009),
-    "bnb-nf4": Behaviour(accuracy=0.47, length_factor=1.06, discordance=0.14, truncated=0.010, unparsed=0.010),
+    "awq": Behaviour(accuracy=0.49, length_factor=1.04, discordance=0.12, truncated=0.003, unparsed=0.008),
+    "gptq": Behaviour(accuracy=0.48, length_factor=1.05, discordance=0.13, truncated=0.003, unparsed=0.009),
+    "bnb-nf4": Behaviour(accuracy=0.47, length_factor=1.06, discordance=0.14, truncated=0.004, unparsed=0.010),
 }
 
 
