@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -17,7 +16,7 @@ from loadgen.analysis.indices.formulas import efficiency, si_linear
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy, index_study
-from loadgen.analysis.intervals import NORMAL_95
+from loadgen.analysis.intervals import log_error
 from loadgen.analysis.trust.answers import Answers, item_means
 from loadgen.analysis.trust.study import TrustStudy
 
@@ -162,7 +161,7 @@ class _Study:
         if cell is None or metric not in ("energy_per_token_j", "energy_per_query_j", "energy_per_correct_j"):
             return None
         low, high = cell.energy.energy_per_token_j_lo, cell.energy.energy_per_token_j_hi
-        return math.log(high / low) / (2 * NORMAL_95) if low and high else None
+        return log_error(low, high) if low and high else None
 
     def _si(self, cell: CellSummary) -> float | None:
         """SI of one repeat, T from all answers (of the reference: 1); None where a pillar is missing."""
@@ -187,7 +186,7 @@ class _Study:
             test = self._trust.of(name, b) if name == target else None
             if test is None or not test.t_si_lo or not test.t_si_hi:
                 continue
-            found = error((name, b), math.log(test.t_si_hi / test.t_si_lo) / (2 * NORMAL_95))
+            found = error((name, b), log_error(test.t_si_lo, test.t_si_hi))
             if found is not None:
                 errors[b] = found
         return errors

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.intervals import CONFIDENCE
 
 RESAMPLES = 1000
-CONFIDENCE = 0.95
 
 
 def ratio_interval(above: Floats, below: Floats, *, block: int, seed: int = 0) -> tuple[float | None, float | None]:

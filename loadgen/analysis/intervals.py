@@ -26,9 +26,14 @@ def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:
     return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
 
 
+def log_error(low: float, high: float) -> float:
+    """Standard error of the logarithm of a figure whose 95% interval is (low, high), both above 0."""
+    return math.log(high / low) / (2 * NORMAL_95)
+
+
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """Wilson's 95% score interval of a proportion (Wilson 1927); `n` counts items, not answers to the same item."""
-    z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+    z = NORMAL_95
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))

@@ -12,7 +12,7 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.indices.target import TargetIndices
-from loadgen.analysis.intervals import NORMAL_95, rate_interval, wilson_interval
+from loadgen.analysis.intervals import log_error, rate_interval, wilson_interval
 from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
 from loadgen.analysis.trust.correct_energy import CorrectEnergy, correct_energy
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
@@ -124,7 +124,7 @@ def _energy_per_correct(energies: Sequence[CellEnergy], scores: Floats) -> Corre
         error = float(np.std(np.log(joules), ddof=1)) / math.sqrt(len(joules))
         return correct_energy(float(np.mean(joules)), scores, relative_error=error, degrees=len(joules) - 1)
     low, high = known[0].energy_per_token_j_lo, known[0].energy_per_token_j_hi
-    error_of_window = math.log(high / low) / (2 * NORMAL_95) if low and high else None
+    error_of_window = log_error(low, high) if low and high else None
     return correct_energy(joules[0], scores, relative_error=error_of_window)
 
 

@@ -67,8 +67,9 @@ def _print_trust(run: Run, console: Console) -> None:
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(*map(escape, row), end_section=following is not None and following[0] != row[0])
     console.print(table)
+    stamp = "SIMULATED, depth" if run.manifest["simulated"] else "Depth"
     for sentence in depth_sentences(run.analysis["depth"]):
-        console.print(f"Depth: {escape(sentence)}", highlight=False)
+        console.print(f"{stamp}: {escape(sentence)}", highlight=False)
 
 
 def _table(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:

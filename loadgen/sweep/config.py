@@ -186,7 +186,7 @@ def configure(
         warmup_s=warmup,
         max_tokens=max_tokens,
         fixed_length=fixed_length,
-        api="chat" if thinking else api,
+        api=api,
         thinking=_thinking(thinking, thinking_budget, api),
         reasoning_parser=reasoning_parser,
         transport=transport,

@@ -34,7 +34,6 @@ from loadgen.workload.facts import facts_of, write_facts
 from loadgen.workload.grading import Grader
 from loadgen.workload.protocol import Protocol, load_protocol
 from loadgen.workload.sample import warmup_items
-from loadgen.workload.thinking import MAX_TOKENS as THINKING_TOKENS
 
 EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
 EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
@@ -54,7 +53,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     config: SweepConfig
     dataset: Dataset
     protocol: Protocol
-    api: str
+    """As it is asked: `--api` and `--thinking` are in it."""
     blocks: tuple[Block, ...]
 
     @property
@@ -70,9 +69,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def max_tokens(self) -> int:
         """Cap of an answer, or its length."""
-        config = self.config
-        own = THINKING_TOKENS if config.thinking is not None and config.thinking.on else self.protocol.max_tokens
-        return config.fixed_length or config.max_tokens or own
+        return self.config.fixed_length or self.config.max_tokens or self.protocol.max_tokens
 
     @property
     def expected_s(self) -> float:
@@ -89,12 +86,13 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit)
     protocol = load_protocol(config.protocol, shots_file=shots_file)
     protocol.check_fits(dataset)
-    api = config.api or protocol.api
+    if config.thinking is not None:
+        protocol = config.thinking.shape(protocol)
+    protocol = msgspec.structs.replace(protocol, api=config.api or protocol.api)
     return SweepPlan(
         config=config,
         dataset=dataset,
-        protocol=msgspec.structs.replace(protocol, api=api),
-        api=api,
+        protocol=protocol,
         blocks=tuple(plan_blocks(config.targets, config.concurrency, config.repeats)),
     )
 
@@ -205,8 +203,9 @@ def _cell_line(end: CellEnd) -> str:
         return f"ended early: {end.aborted}"
     assert end.window_open_ns is not None and end.window_close_ns is not None
     window_s = (end.window_close_ns - end.window_open_ns) / 1e9
-    tokens = "" if end.generation_tokens is None else f", {end.generation_tokens:,.0f} tokens by the server's count"
-    return f"window {window_s:.1f} s{tokens}"
+    if end.generation_tokens is None:
+        return f"window {window_s:.1f} s"
+    return f"window {window_s:.1f} s, {end.generation_tokens:,.0f} tokens in the whole cell by the server's count"
 
 
 async def _run_cell(
@@ -225,7 +224,7 @@ async def _run_cell(
         make_slots=lambda count: _slots(count, plan, server),
         maker=RequestMaker(
             plan.protocol,
-            api=plan.api,
+            api=plan.protocol.api,
             model=server.target.model,
             seed=config.seed,
             max_tokens=plan.max_tokens,
@@ -247,8 +246,8 @@ def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:
     config = plan.config
     if config.transport == "openai":
         client = sdk_client(server.target.url, api_key=config.api_key, timeout_s=config.timeout_s)
-        return [SdkSlot(client, plan.api, slot) for slot in range(count)]
-    endpoint = Endpoint(server.target.url, plan.api, config.api_key)
+        return [SdkSlot(client, plan.protocol.api, slot) for slot in range(count)]
+    endpoint = Endpoint(server.target.url, plan.protocol.api, config.api_key)
     return [HttpSlot(endpoint, slot, config.timeout_s) for slot in range(count)]
 
 
@@ -286,7 +285,7 @@ def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
         "protocol": {
             "name": plan.protocol.name,
             "sha256": plan.protocol.sha256,
-            "api": plan.api,
+            "api": plan.protocol.api,
             "stops": list(plan.protocol.stops),
             "max_tokens": plan.max_tokens,
             "version": plan.protocol.version,

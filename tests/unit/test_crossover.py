@@ -197,7 +197,7 @@ def test_missing_repeats_and_missing_points() -> None:
     result = crossover(curve("awq", rows), curve("fp16", [[0.0] * 3] * len(GRID)), "tokens_per_s")
     assert [point.repeats for point in result.points] == [3, 3, 2, 3, 3, 3, 3]
     assert result.status == "crosses"
-    assert result.notes == ("B = 1: no repeat is valid on both sides",)
+    assert result.notes == ("B = 1: no repeat has this figure on both sides",)
 
 
 def test_one_repeat_has_no_interval_unless_the_windows_have() -> None:
@@ -230,7 +230,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
     )
     empty = curve("awq", [[None]] * 2, (1, 2))
     assert crossover(empty, curve("fp16", flat * 2, (1, 2)), "si").refusal == (
-        "no concurrency has a valid repeat on both sides, and a curve needs 2"
+        "no concurrency has this figure on both sides, and a curve needs 2"
     )
     with pytest.raises(UsageError, match=r"no crossover metric 'watts'; choose from tokens_per_s"):
         crossover(empty, empty, "watts")

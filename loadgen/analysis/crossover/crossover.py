@@ -105,5 +105,5 @@ def _status(points: Sequence[GridPoint], established: Sequence[Crossing]) -> Sta
 def _refusal(target: Curve, reference: Curve, curve: PairedCurve) -> str:
     shared = {p.concurrency for p in target.points} & {p.concurrency for p in reference.points}
     if len(shared) >= 2:
-        return f"{len(curve.batch) or 'no'} concurrency has a valid repeat on both sides, and a curve needs 2"
+        return f"{len(curve.batch) or 'no'} concurrency has this figure on both sides, and a curve needs 2"
     return f"{len(shared) or 'no'} concurrency was measured on both sides, and a curve needs 2"

@@ -79,7 +79,7 @@ def pair(
             if x is not None and y is not None
         }
         if not ratios:
-            notes.append(f"B = {b}: no repeat is valid on both sides")
+            notes.append(f"B = {b}: no repeat has this figure on both sides")
             continue
         logs = [metric.sign * math.log(ratios[k]) if k in ratios else math.nan for k in range(max(ratios) + 1)]
         if a.running is None or r.running is None:

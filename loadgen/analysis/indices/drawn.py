@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.intervals import CONFIDENCE
 
-CONFIDENCE = 0.95
 TAIL = 0.5 - CONFIDENCE / 2
 ROUNDING = 1e-9
 """Closer to a border than this is on it: equal figures differ by their arithmetic."""

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.indices.drawn import CONFIDENCE, TAIL, Drawn, derive
+from loadgen.analysis.indices.drawn import TAIL, Drawn, derive
 from loadgen.analysis.indices.formulas import clamped
 from loadgen.analysis.indices.standing import Standing
+from loadgen.analysis.intervals import CONFIDENCE
 
 WEIGHTS = 20_000
 """Drawn from the simplex: a share is known to 0.7 pp (95%)."""

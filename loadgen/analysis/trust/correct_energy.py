@@ -6,9 +6,8 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.intervals import CONFIDENCE
 from loadgen.analysis.trust.resample import RESAMPLES, resampled_means
-
-CONFIDENCE = 0.95
 
 
 class CorrectEnergy(msgspec.Struct, frozen=True, kw_only=True):

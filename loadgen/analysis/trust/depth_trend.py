@@ -9,9 +9,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.intervals import NORMAL_95
 from loadgen.analysis.trust.pairing import PairedItems
-
-Z = float(stats.norm.ppf(0.975))
 
 
 class DepthTrend(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +76,8 @@ def step_survival(pairs: PairedItems, steps: Floats) -> StepSurvival | None:
     log_q = float(optimize.brentq(score, -edge, edge))
     expected = np.exp(log_q * steps) * pairs.reference
     spread = math.sqrt(float((steps * (pairs.target - expected)) @ (steps * (pairs.target - expected))))
-    error = spread / float(steps**2 @ expected)
-    return StepSurvival(q=math.exp(log_q), lo=math.exp(log_q - Z * error), hi=math.exp(log_q + Z * error))
+    half = NORMAL_95 * spread / float(steps**2 @ expected)
+    return StepSurvival(q=math.exp(log_q), lo=math.exp(log_q - half), hi=math.exp(log_q + half))
 
 
 def _score_test(contributions: Floats) -> DepthTrend | None:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.intervals import CONFIDENCE
 from loadgen.analysis.trust.agreement import Agreement, across, within
 from loadgen.analysis.trust.answers import Answers, item_means
 from loadgen.analysis.trust.cochran import cochran_q
@@ -16,8 +17,6 @@ from loadgen.analysis.trust.pairing import PairedItems
 from loadgen.analysis.trust.planning import ALPHA, MARGIN
 from loadgen.analysis.trust.resample import RESAMPLES, resampled_means
 from loadgen.analysis.trust.score import changes, difference_interval, equivalence_p
-
-CONFIDENCE = 0.95
 
 
 class BatchTrust(msgspec.Struct, frozen=True, kw_only=True):

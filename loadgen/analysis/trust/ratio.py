@@ -6,12 +6,10 @@ import math
 
 import msgspec
 import numpy as np
-from scipy import stats
 
+from loadgen.analysis.intervals import CONFIDENCE, NORMAL_95
 from loadgen.analysis.trust.pairing import PairedItems
 from loadgen.analysis.trust.resample import RESAMPLES, resampled_means
-
-CONFIDENCE = 0.95
 
 
 class TrustRatio(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,5 +53,5 @@ def _delta(pairs: PairedItems, above: float, below: float) -> tuple[float | None
         return None, None
     influence = (pairs.target - pairs.target.mean()) / above - (pairs.reference - pairs.reference.mean()) / below
     error = float(influence.std()) / math.sqrt(pairs.n)
-    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * error
+    half = NORMAL_95 * error
     return above / below * math.exp(-half), above / below * math.exp(half)
