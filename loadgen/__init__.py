@@ -14,14 +14,16 @@ from loadgen._version import __version__
 from loadgen.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from loadgen.analysis.compare.comparison import RunComparison
     from loadgen.analysis.run import Run
 
 importlib.import_module("loadgen.sweep")
 """The room is imported before the function of its name is defined: a later first import would hide the function."""
 
-__all__ = ["ServerError", "UsageError", "__version__", "load_run", "sweep"]
+__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "sweep"]
 
 
 def sweep(**options: Any) -> Run:
@@ -46,3 +48,26 @@ def load_run(path: str | Path) -> Run:
     from loadgen.analysis.run import load_run as load
 
     return load(path)
+
+
+def compare(
+    *runs: str | Path,
+    size: Mapping[str, str | float] | None = None,
+    imports: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> RunComparison:
+    """What `loadgen compare` does: run directories beside each other, `.rows`, `.n_stars`, `.published` and `.table`.
+
+    `size`: parameters, such as {"qwen-7b": "7.6B"}, by run, model or target; `imports`: "vllm-bench:fp16=FILE" and the
+    like. With `out`, compare.csv, compare.json and compare.html are written there. Raises UsageError for wrong use.
+    """
+    from pathlib import Path
+
+    from loadgen.analysis.compare.comparison import compare_runs, write_comparison
+    from loadgen.report.compare.page import write_page
+
+    comparison = compare_runs(runs, size=size, imports=imports)
+    if out is not None:
+        write_comparison(comparison, Path(out))
+        write_page(comparison, Path(out))
+    return comparison

@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": "Measure every target at every concurrency: the main job.",
     "data": "List, fetch and verify the published question sets.",
     "report": "Recompute tables, figures and report of a run directory.",
+    "compare": "Put several runs into one table: COR over model size, N*, published figures.",
     "regrade": "Grade stored answers again, no GPU and no server.",
     "serve": "Run one vLLM server from its recipe, in the foreground.",
     "simulate": "Run one simulated server.",

@@ -1,0 +1,248 @@
+"""Imported: results of other load generators, as curves without energy.
+
+Formats: `vllm bench serve --save-result` (one object, or one per line with --append-result), GuideLLM's
+benchmarks.json, AIPerf's profile_export_aiperf.json (GenAI-Perf's is alike). Figures stay as their tool defines them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.errors import UsageError
+
+Object = Mapping[str, Any]
+
+
+class ImportedPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One benchmark; None: the tool does not give it."""
+
+    tool: str
+    label: str
+    model: str | None
+    concurrency: int | None
+    """Asked for; None where the load was not a fixed concurrency."""
+    requests: float | None
+    """Completed."""
+    errors: float | None
+    tokens_per_s: float
+    """Output tokens."""
+    ttft_ms_mean: float | None = None
+    ttft_ms_p50: float | None = None
+    ttft_ms_p99: float | None = None
+    tpot_ms_mean: float | None = None
+    tpot_ms_p50: float | None = None
+    tpot_ms_p99: float | None = None
+    itl_ms_mean: float | None = None
+    itl_ms_p50: float | None = None
+    itl_ms_p99: float | None = None
+    e2e_ms_mean: float | None = None
+    e2e_ms_p50: float | None = None
+    e2e_ms_p99: float | None = None
+    file: str
+
+
+DIFFERENCES = {
+    "vllm-bench": "tokens/s counts ramp and drain; ITL is per message, however many tokens it brings; "
+    "latencies start when a slot is free",
+    "guidellm": "TPOT counts the first token too; times of tokens between first and last are interpolated, on the wall "
+    "clock; tokens/s is the tool's mean over completed requests",
+    "aiperf": "ITL is a mean per request (what loadgen calls TPOT); tokens/s is over the whole profiling phase",
+}
+"""Tool -> how its definitions differ from loadgen's."""
+
+
+def read_import(argument: str) -> list[ImportedPoint]:
+    """The points of TOOL[:LABEL]=FILE, by ascending concurrency; LABEL defaults to the file's name.
+
+    Raises UsageError if the argument, the tool or the file is not one of these.
+    """
+    left, equals, file = argument.partition("=")
+    tool, _, label = left.partition(":")
+    if not equals or not file:
+        raise UsageError(f"--import {argument} names no file; write TOOL[:LABEL]=FILE, such as vllm-bench:awq=awq.json")
+    if tool not in _READERS:
+        raise UsageError(f"--import {argument}: no tool {tool!r}; choose from {', '.join(_READERS)}")
+    path = Path(file)
+    try:
+        objects = _objects(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(f"--import {argument}: {file} cannot be read ({reason}); name the tool's JSON file") from None
+    except ValueError as error:
+        raise UsageError(f"--import {argument}: {file} is no JSON ({error}); name the tool's JSON file") from None
+    try:
+        points = [point for found in objects for point in _READERS[tool](found, tool, label or path.stem, file)]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        points = []
+    if not points:
+        raise UsageError(f"--import {argument}: {file} holds no result of {tool}; {_EXPECTED[tool]}")
+    return sorted(points, key=lambda point: point.concurrency or math.inf)
+
+
+def _objects(text: str) -> list[Any]:
+    """One JSON value, or one per line."""
+    try:
+        return [json.loads(text)]
+    except ValueError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise
+        return [json.loads(line) for line in lines]
+
+
+def _vllm_bench(found: Object, tool: str, label: str, file: str) -> list[ImportedPoint]:
+    latencies = {
+        f"{ours}_ms_{name}": _number(found.get(f"{theirs}_{key}_ms"))
+        for ours, key in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2e", "e2el"))
+        for name, theirs in (("mean", "mean"), ("p50", "median"), ("p99", "p99"))
+    }
+    return [
+        ImportedPoint(
+            tool=tool,
+            label=label,
+            model=found.get("model_id"),
+            concurrency=_count(found.get("max_concurrency")),
+            requests=_number(found.get("completed")),
+            errors=_number(found.get("failed")),
+            tokens_per_s=_rate(found["output_throughput"]),
+            file=file,
+            **latencies,
+        )
+    ]
+
+
+def _guidellm(found: Object, tool: str, label: str, file: str) -> list[ImportedPoint]:
+    points = []
+    for benchmark in found["benchmarks"]:
+        metrics = benchmark["metrics"]
+        config = benchmark.get("config") or benchmark.get("args") or {}
+        strategy = config.get("strategy") or {}
+        alone = 1 if strategy.get("type_") == "synchronous" else None
+        totals = metrics.get("request_totals") or {}
+        latencies: dict[str, float | None] = {}
+        for ours, key, factor in (
+            ("ttft", "time_to_first_token_ms", 1.0),
+            ("tpot", "time_per_output_token_ms", 1.0),
+            ("itl", "inter_token_latency_ms", 1.0),
+            ("e2e", "request_latency", 1e3),
+        ):
+            given = (metrics.get(key) or {}).get("successful") or {}
+            values = given.get("mean"), given.get("median"), (given.get("percentiles") or {}).get("p99")
+            for name, value in zip(("mean", "p50", "p99"), values, strict=True):
+                number = _number(value)
+                latencies[f"{ours}_ms_{name}"] = None if number is None else factor * number
+        points.append(
+            ImportedPoint(
+                tool=tool,
+                label=label,
+                model=_first(_at(config, "backend", "model"), _at(found, "args", "model")),
+                concurrency=_count(strategy.get("streams")) or alone,
+                requests=_number(totals.get("successful")),
+                errors=_number(totals.get("errored")),
+                tokens_per_s=_rate(metrics["output_tokens_per_second"]["successful"]["mean"]),
+                file=file,
+                **latencies,
+            )
+        )
+    return points
+
+
+_IN_MS = {"ms": 1.0, "s": 1e3, "sec": 1e3, "seconds": 1e3, "us": 1e-3, "ns": 1e-6}
+
+
+def _aiperf(found: Object, tool: str, label: str, file: str) -> list[ImportedPoint]:
+    latencies: dict[str, float | None] = {}
+    for ours, key in (
+        ("ttft", "time_to_first_token"),
+        ("itl", "inter_token_latency"),
+        ("e2e", "request_latency"),
+    ):
+        given = found.get(key) or {}
+        for name, theirs in (("mean", "avg"), ("p50", "p50"), ("p99", "p99")):
+            number = _number(given.get(theirs))
+            latencies[f"{ours}_ms_{name}"] = None if number is None else number * _IN_MS[given.get("unit", "ms")]
+    config = found.get("input_config") or {}
+    return [
+        ImportedPoint(
+            tool=tool,
+            label=label,
+            model=_first(
+                _at(config, "endpoint", "model_names"), _at(config, "models", "items"), _at(config, "model_names")
+            ),
+            concurrency=_aiperf_concurrency(found, config),
+            requests=_number(_at(found, "request_count", "avg")),
+            errors=_number(_at(found, "error_request_count", "avg")),
+            tokens_per_s=_rate(found["output_token_throughput"]["avg"]),
+            file=file,
+            **latencies,
+        )
+    ]
+
+
+def _aiperf_concurrency(found: Object, config: Object) -> int | None:
+    """Where the versions of AIPerf and GenAI-Perf keep it."""
+    swept = _at(found, "run_info", "variation_values") or {}
+    phases = config.get("phases") or {}
+    named = phases if isinstance(phases, Mapping) else {str(phase.get("name", "")): phase for phase in phases}
+    profiling = [phase for name, phase in named.items() if "warm" not in name.lower()]
+    places = [
+        *(value for key, value in swept.items() if key.split(".")[-1] == "concurrency"),
+        _at(config, "loadgen", "concurrency"),
+        *(phase.get("concurrency") for phase in profiling),
+        _at(config, "perf_analyzer", "stimulus", "concurrency"),
+    ]
+    return next((count for place in places if (count := _count(place)) is not None), None)
+
+
+_READERS: dict[str, Callable[[Object, str, str, str], Sequence[ImportedPoint]]] = {
+    "vllm-bench": _vllm_bench,
+    "guidellm": _guidellm,
+    "aiperf": _aiperf,
+}
+_EXPECTED = {
+    "vllm-bench": "name a file of `vllm bench serve --save-result`",
+    "guidellm": "name its benchmarks.json",
+    "aiperf": "name its profile_export_aiperf.json",
+}
+
+
+def _at(found: Object, *keys: str) -> Any:
+    value: Any = found
+    for key in keys:
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(key)
+    return value
+
+
+def _first(*names: Any) -> str | None:
+    """The first model name among strings, lists of strings and lists of objects with a name."""
+    for name in names:
+        one = name[0] if isinstance(name, list) and name else name
+        one = one.get("name") if isinstance(one, Mapping) else one
+        if isinstance(one, str) and one:
+            return one
+    return None
+
+
+def _number(value: Any) -> float | None:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
+
+
+def _count(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number else None
+
+
+def _rate(value: Any) -> float:
+    number = _number(value)
+    if number is None or number <= 0:
+        raise ValueError(value)
+    return number

@@ -1,0 +1,200 @@
+"""NStar: the model size at which a precision stops being a trap, or starts to be one: the zero of COR over log N.
+
+Paper: Theorem 4.6 and Figure 8 of arXiv 2602.13595v2. Its formula (N* = phi B_W B / (alpha (pi - p))) is not used here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+from scipy import special
+
+from loadgen.analysis.compare.row import CompareRow
+from loadgen.analysis.compare.stratum import Stratum, strata
+from loadgen.analysis.crossover.band import band_of
+from loadgen.analysis.crossover.beyond import beyond
+from loadgen.analysis.crossover.crossing import Crossing, Direction, crossings
+from loadgen.analysis.crossover.curve import PairedCurve
+from loadgen.analysis.crossover.noise import ALPHA, Noise
+from loadgen.analysis.crossover.sign import GridPoint, grid_points
+
+Status = Literal["better", "worse", "crosses", "unresolved"]
+SMALLEST_ERROR = 1e-12
+
+
+class SizePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """COR at one model size; several runs of one size stand as one point."""
+
+    parameters: float
+    models: tuple[str, ...]
+    runs: tuple[str, ...]
+    cor: float
+    cor_lo: float
+    cor_hi: float
+    sign: Literal["wins", "loses", "open"]
+    """`wins`: proven faster than the reference (COR < 0), over all sizes together at 5%."""
+    headroom: float | None
+    """Of the precision's memory; None: not known."""
+    reference_headroom: float | None
+    accuracy_verdicts: tuple[str, ...]
+
+
+class SizeCrossing(msgspec.Struct, frozen=True, kw_only=True):
+    """A zero of COR, in parameters."""
+
+    n: float
+    lo: float | None
+    """95% interval; None: not bounded within the sizes measured."""
+    hi: float | None
+    bracket: tuple[float, float]
+    direction: Direction
+    """`wins_above`: faster than the reference above n (the paper's N*); `wins_below`: a trap again above n."""
+
+
+class NStar(msgspec.Struct, frozen=True, kw_only=True):
+    """COR over model size in one stratum."""
+
+    stratum: Stratum
+    points: tuple[SizePoint, ...] = ()
+    """By ascending size."""
+    status: Status = "unresolved"
+    """`better`, `worse`: proven at every size; `crosses`: at least one crossing is established."""
+    crossings: tuple[SizeCrossing, ...] = ()
+    """The established ones."""
+    suspected: tuple[SizeCrossing, ...] = ()
+    """Other sign changes of COR, which noise may have made."""
+    above: float | None = None
+    """If a (further) N* exists, the trend puts it above so many parameters; None: no such trend is proven."""
+    below: float | None = None
+    refusal: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def n_stars(rows: Sequence[CompareRow]) -> tuple[NStar, ...]:
+    """One per stratum that holds a COR, sorted."""
+    return tuple(_n_star(stratum, found, rows) for stratum, found in sorted(strata(rows).items(), key=_order))
+
+
+def _order(item: tuple[Stratum, list[CompareRow]]) -> tuple[object, ...]:
+    stratum = item[0]
+    return stratum.simulated, stratum.precision, stratum.concurrency, str(stratum)
+
+
+def _n_star(stratum: Stratum, members: Sequence[CompareRow], rows: Sequence[CompareRow]) -> NStar:
+    notes = []
+    by_size: dict[float, list[CompareRow]] = {}
+    for row in members:
+        if row.parameters is None:
+            notes.append(f"{row.run}: left out, {row.parameters_source}")
+        elif row.cor_lo is None or row.cor_hi is None or row.pairs < 2:
+            notes.append(f"{row.run}: left out, one repeat has no interval; measure three")
+        else:
+            by_size.setdefault(row.parameters, []).append(row)
+    notes += [
+        f"{', '.join(row.run for row in group)} have the same size: their mean is one point, with the widest interval"
+        for group in by_size.values() if len(group) > 1
+    ]  # fmt: skip
+    versions = sorted({row.vllm for row in members if row.vllm})
+    if len(versions) > 1:
+        notes.append(f"vLLM versions differ ({', '.join(versions)}), which alone can move a COR")
+    if len(by_size) < 2:
+        kinds = "one model size" if by_size else "no model size with an interval"
+        return NStar(stratum=stratum, refusal=f"{kinds}, and a curve over N needs two", notes=tuple(notes))
+    sizes = sorted(by_size)
+    curve, noise = _curve(sizes, [by_size[size] for size in sizes])
+    grid = grid_points(curve, noise)
+    band = band_of(curve.batch, curve.mean, noise)
+    found = crossings(grid, band)
+    ends = {end.side: end.batch for end in beyond(grid, band, noise)}
+    return NStar(
+        stratum=stratum,
+        points=tuple(_point(size, by_size[size], point, rows) for size, point in zip(sizes, grid, strict=True)),
+        status=_status(grid, found),
+        crossings=tuple(_in_parameters(crossing, sizes) for crossing in found if crossing.established),
+        suspected=tuple(_in_parameters(crossing, sizes) for crossing in found if not crossing.established),
+        above=ends.get("above"),
+        below=ends.get("below"),
+        notes=tuple(notes),
+    )
+
+
+def _curve(sizes: Sequence[float], groups: Sequence[Sequence[CompareRow]]) -> tuple[PairedCurve, Noise]:
+    """-log(1 + COR), the log-advantage in tokens/s, over N; its errors are those of the runs' own intervals of COR.
+
+    Runs are independent of each other; the fewest repeats' degrees of freedom count for all.
+    """
+    logs = [float(np.mean([-math.log1p(row.cor or 0.0) for row in group])) for group in groups]
+    errors = np.array([max(max(map(_log_error, group)), SMALLEST_ERROR) for group in groups])
+    curve = PairedCurve(
+        concurrency=tuple(range(len(sizes))),
+        batch=np.array(sizes),
+        advantage=np.array(logs)[:, None],
+        window_error=errors,
+        item_error=np.zeros(len(sizes)),
+        notes=(),
+    )
+    noise = Noise(
+        repeat_square=0.0,
+        repeat_degrees=math.inf,
+        rest_square=1.0,
+        rest_degrees=min(row.pairs for group in groups for row in group) - 1,
+        coefficient=math.inf,
+        counts=1 / errors**2,
+        overlap=np.eye(len(sizes)),
+        item_error=np.zeros(len(sizes)),
+    )
+    return curve, noise
+
+
+def _log_error(row: CompareRow) -> float:
+    """Standard error of log(1 + COR): the interval's half is Student's quantile times it."""
+    assert row.cor_lo is not None and row.cor_hi is not None
+    half = (math.log1p(row.cor_hi) - math.log1p(row.cor_lo)) / 2
+    return half / -float(special.stdtrit(row.pairs - 1, ALPHA / 2))
+
+
+def _point(size: float, group: Sequence[CompareRow], point: GridPoint, rows: Sequence[CompareRow]) -> SizePoint:
+    assert point.lo is not None and point.hi is not None
+    references = [
+        row.memory_headroom
+        for row in rows
+        if row.is_reference and any((row.run, row.concurrency) == (own.run, own.concurrency) for own in group)
+    ]
+    return SizePoint(
+        parameters=size,
+        models=tuple(dict.fromkeys(row.model or "" for row in group)),
+        runs=tuple(dict.fromkeys(row.run for row in group)),
+        cor=math.expm1(-point.log_advantage),
+        cor_lo=math.expm1(-point.hi),
+        cor_hi=math.expm1(-point.lo),
+        sign=point.sign,
+        headroom=_least([row.memory_headroom for row in group]),
+        reference_headroom=_least(references),
+        accuracy_verdicts=tuple(dict.fromkeys(row.accuracy_verdict or "not tested" for row in group)),
+    )
+
+
+def _least(values: Sequence[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _status(points: Sequence[GridPoint], found: Sequence[Crossing]) -> Status:
+    if any(crossing.established for crossing in found):
+        return "crosses"
+    signs = {point.sign for point in points}
+    return "better" if signs == {"wins"} else "worse" if signs == {"loses"} else "unresolved"
+
+
+def _in_parameters(crossing: Crossing, sizes: Sequence[float]) -> SizeCrossing:
+    low, high = crossing.bracket
+    return SizeCrossing(
+        n=crossing.b,
+        lo=crossing.lo,
+        hi=crossing.hi,
+        bracket=(sizes[low], sizes[high]),
+        direction=crossing.direction,
+    )

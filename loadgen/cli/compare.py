@@ -1,0 +1,43 @@
+"""`loadgen compare`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from loadgen.cli import CONTEXT
+from loadgen.errors import UsageError
+
+
+@click.command("compare", context_settings=CONTEXT)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--size", "sizes", metavar="NAME=N", multiple=True,
+              help="Parameters of a run's, model's or target's model, as 7.25B. Repeatable.")  # fmt: skip
+@click.option("--import", "imports", metavar="TOOL[:LABEL]=FILE", multiple=True,
+              help="Also another tool's result: vllm-bench, guidellm or aiperf. Repeatable.")  # fmt: skip
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path),
+              help="Write compare.csv, compare.json and compare.html there.")  # fmt: skip
+def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, ...], out: Path | None) -> None:
+    """Put several runs into one table: COR over model size with N*, and published figures beside ours.
+
+    \b
+    Example:
+      loadgen compare runs/qwen-7b runs/qwen-14b runs/qwen-32b --out compared
+      loadgen compare runs/mistral-7b --size mistral-7b=7.25B --import vllm-bench:fp16=fp16.json
+    """
+    from loadgen import compare
+    from loadgen.report.compare.terminal import print_comparison
+
+    size = {}
+    for entry in sizes:
+        name, equals, number = entry.rpartition("=")
+        if not equals or not name:
+            raise UsageError(f"--size {entry} is no NAME=N; write --size RUN=7.25B")
+        size[name] = number
+    comparison = compare(*runs, size=size, imports=imports, out=out)
+    print_comparison(comparison, Console() if sys.stdout.isatty() else Console(width=160))
+    if out is not None:
+        click.echo(f"Report: {out / 'compare.html'}")

@@ -1,0 +1,1 @@
+"""`loadgen compare` in a terminal and as compare.html."""

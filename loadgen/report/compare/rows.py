@@ -1,0 +1,160 @@
+"""The rows and sentences of `loadgen compare`, the same for the terminal and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loadgen.analysis.claims import Claim
+from loadgen.analysis.compare.comparison import RunComparison
+from loadgen.analysis.compare.imported import ImportedPoint
+from loadgen.analysis.compare.published import Beside, Ours
+from loadgen.analysis.compare.row import CompareRow
+from loadgen.analysis.compare.stratum import Unmixed
+from loadgen.analysis.compare.words import size_words
+
+Rows = list[tuple[str, ...]]
+
+RUNS = (
+    "run", "model", "N", "N from", "hardware", "dataset", "protocol", "target", "B", "running", "tok/s", "COR",
+    "95% CI", "class", "N* by paper formula", "J/token", "J/query", "right %", "T_SI", "headroom", "valid",
+)  # fmt: skip
+PUBLISHED = (
+    "run", "target", "figure", "theirs", "ours (× theirs)", "source", "may differ because", "contradicted",
+)  # fmt: skip
+IMPORTED = ("tool", "label", "model", "concurrency", "tok/s", "TTFT ms", "TPOT ms", "ITL ms", "E2E ms", "errors")
+CLAIMED = ("precision", "claim", "where", "verdict", "evidence")
+TEXT = {
+    "run", "model", "N from", "hardware", "dataset", "protocol", "target", "class", "figure", "source", "tool", "label",
+    "may differ because", "contradicted", "precision", "claim", "where", "verdict", "evidence",
+}  # fmt: skip
+BANNER = "SIMULATED: rows marked so come from a cost model, not from a GPU."
+
+
+def run_rows(rows: Sequence[CompareRow]) -> Rows:
+    """A row per run x target x concurrency, under `RUNS`; what is not known is empty."""
+    return [
+        (
+            row.run,
+            row.model or "",
+            size_words(row.parameters) if row.parameters else "",
+            row.parameters_source if row.parameters else "not known",
+            f"{row.gpu} × {row.gpu_count}" if row.gpu else "not recorded",
+            row.dataset,
+            row.protocol + (f", {row.fixed_length} tokens" if row.fixed_length else ""),
+            _stamped(row.target, row.simulated),
+            str(row.concurrency),
+            _figure(row.running_mean),
+            _figure(row.tokens_per_s),
+            "" if row.cor is None else f"{row.cor:.2f}",
+            _interval(row.cor_lo, row.cor_hi),
+            row.cor_class or "",
+            size_words(row.n_star_paper) if row.n_star_paper else "",
+            _figure(row.energy_per_token_j),
+            _figure(row.energy_per_query_j),
+            _percent(row.accuracy),
+            _figure(row.t_si),
+            _percent(row.memory_headroom, "%"),
+            f"{row.valid}/{row.repeats}",
+        )
+        for row in rows
+    ]
+
+
+def published_rows(found: Sequence[Beside]) -> Rows:
+    """A row per published figure x run x target, under `PUBLISHED`."""
+    return [
+        (
+            one.run,
+            _stamped(one.target, one.simulated),
+            f"{one.published.metric}, {one.published.model}, {one.published.precision}"
+            + (" (ours: HLI bound)" if one.column == "energy_hli_per_query_j" else ""),
+            f"{one.published.value:g} {one.published.unit}"
+            f" ({one.published.gpu or 'GPU not stated'}, B {one.published.batch or 'not stated'})",
+            " · ".join(map(_ours, one.ours)),
+            one.published.source,
+            "; ".join(one.differs),
+            one.published.contradiction,
+        )
+        for one in found
+    ]
+
+
+def imported_rows(points: Sequence[ImportedPoint]) -> Rows:
+    """A row per imported benchmark, under `IMPORTED`; latencies as mean / p50 / p99."""
+    return [
+        (
+            point.tool,
+            point.label,
+            point.model or "",
+            "" if point.concurrency is None else str(point.concurrency),
+            _figure(point.tokens_per_s),
+            *(
+                _triple([getattr(point, f"{name}_ms_{stat}") for stat in ("mean", "p50", "p99")])
+                for name in ("ttft", "tpot", "itl", "e2e")
+            ),
+            _figure(point.errors),
+        )
+        for point in points
+    ]
+
+
+def claim_lines(claims: Sequence[Claim]) -> Rows:
+    """A row per claim and stratum, under `CLAIMED`."""
+    return [(claim.targets[0], claim.claim, claim.source, claim.verdict, claim.evidence) for claim in claims]
+
+
+def told(comparison: RunComparison) -> list[str]:
+    """What is found of N* and what could not be mixed, a sentence each: found ones first, refusals summed up."""
+    both = zip(comparison.n_stars, comparison.sentences, strict=True)
+    said = [sentence for found, sentence in both if found.refusal is None]
+    refused = [found for found in comparison.n_stars if found.refusal is not None]
+    if refused:
+        said.append(
+            f"{len(refused)} of {len(comparison.n_stars)} strata (precision, B, hardware, dataset, ...) hold one model "
+            "size or none, and get no N*"
+        )
+    return said + _unmixed(comparison.unmixed)
+
+
+def _unmixed(pairs: Sequence[Unmixed]) -> list[str]:
+    """A line per run, precisions and reason, with all that it cannot be mixed with."""
+    others: dict[tuple[str, tuple[str, ...], str], list[str]] = {}
+    for pair in pairs:
+        others.setdefault((pair.runs[1], pair.precisions, pair.reason), []).append(pair.runs[0])
+    return [
+        f"not mixed: {', '.join(firsts)} with {second} ({', '.join(precisions)}), {reason}"
+        for (second, precisions, reason), firsts in others.items()
+    ]
+
+
+def notes(comparison: RunComparison) -> list[str]:
+    """Warnings, and the notes of the strata that have a curve."""
+    curves = [found for found in comparison.n_stars if found.refusal is None]
+    return [*comparison.warnings, *dict.fromkeys(note for found in curves for note in found.notes)]
+
+
+def _stamped(target: str, simulated: bool) -> str:
+    return f"{target} SIMULATED" if simulated else target
+
+
+def _figure(value: float | None) -> str:
+    """Three significant digits."""
+    return "" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _percent(share: float | None, unit: str = "") -> str:
+    return "" if share is None else f"{100 * share:.1f}{unit}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+
+
+def _triple(values: Sequence[float | None]) -> str:
+    shown = [_figure(value) or "–" for value in values]
+    return "" if set(shown) == {"–"} else " / ".join(shown)
+
+
+def _ours(one: Ours) -> str:
+    times = f" (×{_figure(one.ratio)})" if one.ratio is not None else ""
+    return f"B {one.concurrency}: {_figure(one.value)}{times}"
