@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
+import shutil
+from base64 import b64decode
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,15 +18,45 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 from loadgen.report.html import write_report
+from loadgen.report.html.page import page
 
 DERIVED = ("requests.parquet", "server.parquet", "cells.csv", "summary.csv", "analysis.json", "report.html")
-HOSTILE = "<script>alert('x')</script>&\"[bold]"
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&[bold]"
+SCRIPT_LIMIT_BYTES = 8000
 
 
-def report(run_dir: Path) -> tuple[Run, str]:
+class Outline(HTMLParser):
+    """Tags with their attributes, and headings with their depth, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.depths: list[int] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if re.fullmatch("h[1-6]", tag):
+            self.depths.append(int(tag[1]))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def analysed(run_dir: Path) -> Run:
     analyse(run_dir)
-    run = loadgen.load_run(run_dir)
-    return run, write_report(run).read_text(encoding="utf-8")
+    return loadgen.load_run(run_dir)
+
+
+def words(run_dir: Path) -> tuple[Run, str]:
+    """The run and its page, figures left out."""
+    run = analysed(run_dir)
+    return run, page(run, [])
+
+
+def body(text: str) -> str:
+    """The page without style and script."""
+    return text[text.index("<body") :]
 
 
 def hashes(run_dir: Path) -> dict[str, str]:
@@ -31,90 +64,161 @@ def hashes(run_dir: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def test_the_page_loads_nothing_from_anywhere(tmp_path: Path) -> None:
-    _, page = report(make_run(tmp_path / "run"))
-    loaded = re.findall(r"""(?:\b(?:src|href|action|data|poster)\s*=\s*|url\(|@import\s*)["']?([^"')\s>]*)""", page)
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A simulated run with its report written."""
+    run = analysed(make_run(tmp_path_factory.mktemp("simulated") / "run", simulated=True))
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def written(simulated: Run) -> str:
+    return (simulated.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_loads_nothing_from_anywhere(written: str) -> None:
+    loaded = re.findall(r"""(?:\b(?:src|href|action|data|poster)\s*=\s*|url\(|@import\s*)["']?([^"')\s>]*)""", written)
     assert [address for address in loaded if not address.startswith("#")] == []
-    assert not re.search(r"<(?:script|link|iframe|img|object|embed)\b", page)
+    assert not re.search(r"<(?:link|iframe|img|object|embed|base|form)\b", written)
+    (policy,) = [meta["content"] for meta in Outline(written).all("meta") if meta.get("http-equiv")]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
 
 
-def test_every_reference_inside_a_figure_has_its_target_once(tmp_path: Path) -> None:
-    _, page = report(make_run(tmp_path / "run"))
-    ids = re.findall(r'\bid="([^"]+)"', page)
+def test_the_only_script_is_the_one_that_the_policy_names_and_it_is_small(written: str) -> None:
+    (script,) = re.findall(r"<script>(.*?)</script>", written, re.DOTALL)
+    assert len(script.encode()) < SCRIPT_LIMIT_BYTES
+    digest = hashlib.sha256(script.encode()).digest().hex()
+    (named,) = re.findall(r"script-src 'sha256-([^']+)'", re.sub("&#x27;", "'", written))
+    assert b64decode(named).hex() == digest
+
+
+def test_every_reference_has_its_target_and_every_id_stands_once(written: str) -> None:
+    ids = re.findall(r'\bid="([^"]+)"', body(written))
     assert len(ids) == len(set(ids)), "two figures share an id"
-    referenced = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', page)
+    referenced = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', body(written))
     assert {a or b for a, b in referenced} <= set(ids)
 
 
-def test_a_simulated_run_says_so_in_title_banner_every_row_and_every_figure(tmp_path: Path) -> None:
-    run, page = report(make_run(tmp_path / "run", simulated=True))
-    assert re.search(r"<title>SIMULATED\b", page)
-    assert '<p class="simulated">SIMULATED' in page
-    rows = re.findall(r"<tr.*?</tr>", page)[1:]
-    assert len(run.summary) == 4
-    assert len([row for row in rows if "<td" in row]) > 4, "the trust tables are there too"
-    assert all("SIMULATED" in row for row in rows if "<td" in row)
-    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
-    assert len(figures) == 5
+def test_a_simulated_run_says_so_in_title_banner_every_table_row_section_and_figure(
+    simulated: Run, written: str
+) -> None:
+    assert re.search(r"<title>SIMULATED\b", written)
+    assert re.search(r'<p class="simulated"[^>]*><strong>SIMULATED</strong>', written)
+    rows = [row for row in re.findall(r"<tr.*?</tr>", written) if '<td class="figure"' in row]
+    assert len(simulated.summary) == 4
+    assert len(rows) > 4, "the trust tables are there too"
+    assert all("SIMULATED" in row for row in rows)
+    assert all("SIMULATED" in heading for heading in re.findall(r"<h2>.*?</h2>", written))
+    figures = re.findall(r"<figure.*?</figure>", written, re.DOTALL)
+    assert len(figures) >= 5
     assert all("SIMULATED" in figure for figure in figures)
-    assert all("SIMULATED" in path.read_text() for path in (run.path / "figures").glob("*.svg"))
-    assert run.analysis["simulated"] is True
-    for frame in (run.summary, run.cells, run.requests, run.server):
+    assert simulated.analysis["simulated"] is True
+    for frame in (simulated.summary, simulated.cells, simulated.requests, simulated.server):
         assert frame["simulated"].all()
 
 
 def test_a_measured_run_says_so_nowhere(tmp_path: Path) -> None:
-    run, page = report(make_run(tmp_path / "run"))
-    assert "SIMULATED" not in page
+    run, text = words(make_run(tmp_path / "run"))
+    assert "SIMULATED" not in re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)
     assert run.analysis["simulated"] is False
     for frame in (run.summary, run.cells, run.requests, run.server):
         assert not frame["simulated"].any()
 
 
 def test_words_of_others_are_shown_and_never_run(tmp_path: Path) -> None:
-    server = {"name": HOSTILE, "repeat": 1, "version": HOSTILE, "url": HOSTILE, "kernels": [HOSTILE]}
-    failure = {"repeat": 1, "target": "fp16", "error": HOSTILE}
+    server = {"name": HOSTILE, "repeat": 1, "version": HOSTILE, "url": HOSTILE, "kernels": [HOSTILE], "model": HOSTILE}
+    failure = {"repeat": 1, "target": HOSTILE, "error": HOSTILE}
     run_dir = make_run(tmp_path / "run", model=HOSTILE, servers=[server], failures=[failure])
     write_cell(run_dir, cell(index=90), [answer(900, end=1100, status="http", error=HOSTILE)], [], ended())
-    _, page = report(run_dir)
-    assert "<script" not in page
-    assert page.count("&lt;script&gt;") >= 7
+    _, text = words(run_dir)
+    outline = Outline(text)
+    assert outline.all("img") == []
+    assert len(outline.all("script")) == 1
+    assert not any(name.startswith("on") for _, attributes in outline.tags for name in attributes)
+    assert text.count("&lt;img src=x") >= 7
 
 
-def test_a_run_is_rebuilt_from_its_journal_byte_for_byte(tmp_path: Path) -> None:
-    run_dir = make_run(tmp_path / "run", simulated=True)
-    report(run_dir)
+def test_headings_go_down_one_step_at_a_time_and_head_cells_say_what_they_head(written: str) -> None:
+    outline = Outline(written)
+    assert outline.depths[0] == 1
+    assert outline.depths.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(outline.depths, outline.depths[1:], strict=False))
+    assert {head.get("scope") for head in outline.all("th")} == {"col", "row"}
+    figures = outline.all("figure")
+    drawn = [svg for svg in outline.all("svg") if svg.get("role") == "img" and svg.get("aria-label")]
+    assert len(drawn) == len(figures) > 0
+
+
+def test_figures_take_the_pages_colours_and_points_carry_their_text(simulated: Run, written: str) -> None:
+    drawn = "".join(re.findall(r"<figure.*?</figure>", written, re.DOTALL))
+    assert "#1c1c1c" not in drawn
+    assert "#9a9a9a" not in drawn
+    assert "currentColor" in drawn
+    assert set(re.findall(r'data-series="([^"]+)"', drawn)) == {"fp16", "awq"}
+    assert len(re.findall(r'class="point"[^>]*>\s*<title>[^<]+</title>', drawn)) >= len(simulated.summary)
+
+
+def test_a_run_is_rebuilt_from_its_journal_byte_for_byte(simulated: Run, written: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(simulated.path, run_dir)
     before = hashes(run_dir)
     for name in DERIVED:
         (run_dir / name).unlink()
-    for figure in (run_dir / "figures").iterdir():
-        figure.unlink()
-    report(run_dir)
+    shutil.rmtree(run_dir / "figures")
+    write_report(analysed(run_dir))
     assert hashes(run_dir) == before
-
-
-def test_nothing_half_written_is_left(tmp_path: Path) -> None:
-    run_dir = make_run(tmp_path / "run")
-    report(run_dir)
-    assert not list(run_dir.rglob("*.partial"))
+    assert not list(run_dir.rglob("*.partial")), "something half written is left"
 
 
 def test_the_table_has_the_figures_of_the_summary(tmp_path: Path) -> None:
     """100 and 110 tokens in 1 s: mean 105; both targets alike: a ratio of 1."""
-    run, page = report(make_run(tmp_path / "run"))
+    run, text = words(make_run(tmp_path / "run"))
     assert list(run.summary["tokens_per_s"]) == [105.0] * 4
     assert list(run.summary["running_mean"]) == [1.0, 2.0, 1.0, 2.0]
-    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr.*?</tr>", page)[1:5]]
-    assert [row[:4] for row in cells] == [
+    (table,) = re.findall(r'<table class="sortable">.*?</table>', text)
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in re.findall(r"<tr.*?</tr>", table)]
+    assert rows[0][:6] == ["B", "target", "running", "tok/s", "95% CI", "× ref"]
+    assert [row[:4] for row in rows[1:]] == [
         ["1", "fp16", "1.00", "105"], ["1", "awq", "1.00", "105"],
         ["2", "fp16", "2.00", "105"], ["2", "awq", "2.00", "105"],
     ]  # fmt: skip
-    assert [row[5] for row in cells] == ["", "1.00", "", "1.00"]
+    assert [row[5] for row in rows[1:]] == ["", "1.00", "", "1.00"]
+
+
+def test_target_names_are_text_whatever_they_look_like(tmp_path: Path) -> None:
+    run, text = words(make_run(tmp_path / "run", targets=("NA", "8")))
+    assert list(run.summary["target"]) == ["NA", "NA", "8", "8"]
+    assert '<th scope="row">NA</th>' in text
+    assert run.complete
+
+
+def test_a_run_of_the_reference_alone_says_that_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    _, text = words(make_run(tmp_path / "run", targets=("fp16",)))
+    assert "Only fp16 was measured: there is nothing to compare." in text
+    assert 'id="crossovers"' not in text
+    assert 'id="models"' not in text
+
+
+def test_an_invalid_cell_is_listed_with_its_reason_and_the_run_is_not_complete(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=2)
+    last = sorted((run_dir / "journal").iterdir())[-1]
+    last.write_bytes(b"".join(last.read_bytes().splitlines(keepends=True)[:-1]))
+    run, text = words(run_dir)
+    assert list(run.cells["valid"]) == [True, False]
+    assert run.analysis["warnings"] == ["fp16, B = 1, repeat 2: interrupted before the window opened"]
+    assert "1 of 2 cells valid." in text
+    first, rest = text.split('<section id="answer">')
+    assert "fp16, B = 1, repeat 2: interrupted before the window opened" in first, "on the first screen"
+    row = '<td class="figure">1</td><td class="figure">2</td><td>interrupted before the window opened</td>'
+    assert f'<th scope="row">fp16</th>{row}' in rest
+    assert not run.complete
 
 
 def test_accuracy_of_the_summary_is_over_items(tmp_path: Path) -> None:
     """At B = 2 question q1 is right and q2 wrong in every repeat; at B = 1 only q1 was asked."""
-    run, _ = report(make_run(tmp_path / "run"))
+    run = analysed(make_run(tmp_path / "run"))
     assert list(run.summary["accuracy"]) == [1.0, 0.5, 1.0, 0.5]
 
 
@@ -124,17 +228,10 @@ def test_answers_of_a_cell_that_is_invalid_for_its_batch_count_those_of_a_failin
     failed = answer(900, end=1100, status="timeout", error="late", item_id="q1")
     write_cell(run_dir, cell(index=90, repeat=2), [wrong], [], ended())
     write_cell(run_dir, cell(index=91, repeat=3), [wrong, failed], [], ended())
-    run, _ = report(run_dir)
+    run = analysed(run_dir)
     assert list(run.cells["valid"]) == [True, False, False], "two have no running batch, one fails too"
     assert list(run.cells["accuracy"]) == [1.0, 0.0, 0.0]
     assert list(run.summary["accuracy"]) == [0.5], "one answer to each of two questions"
-
-
-def test_target_names_are_text_whatever_they_look_like(tmp_path: Path) -> None:
-    run, page = report(make_run(tmp_path / "run", targets=("NA", "8")))
-    assert list(run.summary["target"]) == ["NA", "NA", "8", "8"]
-    assert '<td class="text">NA</td>' in page
-    assert run.complete
 
 
 def test_requests_are_never_dropped_and_none_of_their_fields_is_invented(tmp_path: Path) -> None:
@@ -142,7 +239,7 @@ def test_requests_are_never_dropped_and_none_of_their_fields_is_invented(tmp_pat
     failed = answer(900, end=1100, status="timeout", error="late", http_status=None, finish_reason=None)
     warm = answer(1, [(2, 1), (3, 2)], phase="warmup")
     write_cell(run_dir, cell(index=90, repeat=2), [warm, failed], [], ended())
-    run, _ = report(run_dir)
+    run = analysed(run_dir)
     rows = run.requests[run.requests["repeat"] == 2]
     assert list(rows["phase"]) == ["warmup", "measured"]
     assert list(rows["in_window"]) == [False, False]
@@ -154,21 +251,10 @@ def test_requests_are_never_dropped_and_none_of_their_fields_is_invented(tmp_pat
         assert rows[name].isna().iloc[1], name
 
 
-def test_an_invalid_cell_is_listed_with_its_reason_and_the_run_is_not_complete(tmp_path: Path) -> None:
-    run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=2)
-    last = sorted((run_dir / "journal").iterdir())[-1]
-    last.write_bytes(b"".join(last.read_bytes().splitlines(keepends=True)[:-1]))
-    run, page = report(run_dir)
-    assert list(run.cells["valid"]) == [True, False]
-    assert run.analysis["warnings"] == ["fp16, B = 1, repeat 2: interrupted before the window opened"]
-    assert "fp16, B = 1, repeat 2: interrupted before the window opened" in page
-    assert not run.complete
-
-
 def test_a_missing_cell_makes_the_run_incomplete(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
     sorted((run_dir / "journal").iterdir())[-1].unlink()
-    run, _ = report(run_dir)
+    run = analysed(run_dir)
     assert run.cells["valid"].all()
     assert not run.complete
 
@@ -182,7 +268,7 @@ def test_a_run_without_a_cell_says_why(tmp_path: Path) -> None:
 
 def test_unmeasured_fields_of_cells_csv_are_empty(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1)
-    report(run_dir)
+    analysed(run_dir)
     with (run_dir / "cells.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["preemptions"] == row["server_tokens"] == row["client_cpu_share"] == ""
@@ -190,8 +276,46 @@ def test_unmeasured_fields_of_cells_csv_are_empty(tmp_path: Path) -> None:
 
 
 def test_a_crossover_is_an_object_of_its_own(tmp_path: Path) -> None:
-    run, _ = report(make_run(tmp_path / "run"))
+    run = analysed(make_run(tmp_path / "run"))
     found = run.crossover("awq", "tokens_per_s")
     assert (found.target, found.reference, found.status) == ("awq", "fp16", "unresolved")
     with pytest.raises(UsageError, match="no crossover of 'gptq' by 'tokens_per_s'; targets: awq; metrics: tokens"):
         run.crossover("gptq", "tokens_per_s")
+
+
+def test_cost_models_have_a_section_where_some_were_fitted(tmp_path: Path) -> None:
+    run, text = words(make_run(tmp_path / "run"))
+    assert 'id="models"' not in text
+    run.analysis["models"] = [
+        {
+            "target": "awq", "quantity": "time_per_token_s", "sentence": "M3 fits <best>", "reading": "",
+            "observed": [], "notes": ["launch is not determined"], "models": [],
+        }
+    ]  # fmt: skip
+    section = re.findall(r'<section id="models">.*?</section>', page(run, []), re.DOTALL)[0]
+    assert "M3 fits &lt;best&gt;" in section
+    assert "awq, ms/token: launch is not determined" in section
+
+
+def test_the_headline_is_energy_where_it_was_measured_and_speed_where_not(tmp_path: Path) -> None:
+    run, text = words(make_run(tmp_path / "run"))
+    found = {entry["metric"]: entry for entry in run.analysis["crossovers"]}
+    assert found["energy_per_query_j"]["refusal"] is not None
+    assert '<p class="big">Not decided: whether awq is faster than fp16' in text
+    energy = {"sentence": "awq uses less energy per query than fp16 below B* = 61 (95% CI 52–75)", "refusal": None}
+    found["energy_per_query_j"].update(energy)
+    assert f'<p class="big">{energy["sentence"]}.</p>' in page(run, [])
+
+
+def test_an_established_crossover_stands_in_its_table_with_its_interval(tmp_path: Path) -> None:
+    run, _ = words(make_run(tmp_path / "run"))
+    found = next(entry for entry in run.analysis["crossovers"] if entry["metric"] == "tokens_per_s")
+    found["crossings"] = [{"b": 4.06, "lo": 3.52, "hi": 12.4, "direction": "wins_below"}]
+    section = re.findall(r'<section id="crossovers">.*?</section>', page(run, []), re.DOTALL)[0]
+    assert '<td class="figure">4.1</td><td class="interval">3.5–12</td>' in section
+
+
+def test_a_local_model_goes_by_its_folder_and_several_gpus_are_counted(tmp_path: Path) -> None:
+    run, _ = words(make_run(tmp_path / "run", model="/models/cache/tiny"))
+    run.manifest["gpu"] = [{"name": "NVIDIA L4"}, {"name": "NVIDIA L4"}]
+    assert "<h1>tiny on 2 × NVIDIA L4</h1>" in page(run, [])

@@ -1,0 +1,115 @@
+"""What follows the first screen: tables of the run, of what the answers prove, and of the paper's claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loadgen.analysis.run import Run
+from loadgen.report.answer import CLAIMS, claim_rows
+from loadgen.report.html.markup import Html, element, items, join
+from loadgen.report.html.tables import STAMP, stamp, table
+from loadgen.report.models import ASIDE, MODELS, model_notes, model_rows, model_sentences
+from loadgen.report.table import HEADINGS, shown_columns, table_rows
+from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
+
+Entry = Mapping[str, Any]
+_METRICS = {
+    "tokens_per_s": "tokens/s",
+    "energy_per_token_j": "J/token",
+    "energy_per_query_j": "J/query",
+    "energy_hli_per_query_j": "J/query, HLI bound",
+    "energy_per_correct_j": "J/correct answer",
+    "si": "SI",
+}
+_CROSSOVERS = ("target", "by", "B*", "95% CI", "in words")
+
+
+def result(run: Run) -> Html:
+    """The table of the terminal with all its columns."""
+    reference = run.manifest["config"]["reference"]
+    rows = table_rows(run.summary, reference)
+    columns = shown_columns(rows)
+    made = table(
+        [HEADINGS[place] for place in columns],
+        [[row[place] for place in columns] for row in rows],
+        label="Result",
+        name_column=columns.index(HEADINGS.index("target")),
+        grouped_by=(columns.index(HEADINGS.index("B")),),
+        sortable=True,
+    )
+    note = (
+        "Means over valid repeats; latencies are medians of the cells, averaged. "
+        f"× ref: tokens/s against {reference}. Intervals: over repeats, of accuracy over questions."
+    )
+    return join((element("p", note, class_="small"), made))
+
+
+def crossovers(analysis: Entry) -> Html:
+    """A row per B*, and one per comparison without any; then COR over B in words."""
+    suffix = f" {STAMP}" if analysis["simulated"] else ""
+    rows = []
+    for found in analysis["crossovers"]:
+        if found["refusal"] is not None:
+            continue
+        named = (found["target"] + suffix, _METRICS.get(found["metric"], found["metric"]))
+        words = " · ".join((found["sentence"], *found["notes"]))
+        for at in found["crossings"] or (None,):
+            rows.append((*named, *_b_star(at), words))
+            words = "as above"
+    made = table(_CROSSOVERS, rows, label="Crossovers", grouped_by=(0,), short_columns=(0, 1))
+    told = [f"{curve['target']}: {curve['sentence']}" for curve in analysis["cor_curves"] if curve["sentence"]]
+    heading = element("h3", "COR, tokens/s of the reference over the target's, less 1 ", stamp(simulated=bool(suffix)))
+    return join((made, heading, items(told))) if told else made
+
+
+def accuracy(analysis: Entry) -> Html:
+    """Question by question against the reference, over B and by depth; empty where nothing was graded."""
+    parts: list[Html] = []
+    simulated = analysis["simulated"]
+    if tests := analysis["trust"]:
+        parts.append(element("h3", f"Against {tests[0]['reference']}, question by question"))
+        rows = against_rows(tests, simulated=simulated)
+        parts.append(table(AGAINST, rows, label="Accuracy, paired", grouped_by=(0,)))
+        told = [f"{test['target']}, B = {test['concurrency']}: {test['sentence']}" for test in tests]
+        parts.append(element("details", element("summary", "The same in words ", stamp(simulated=simulated)),
+                             items(told)))  # fmt: skip
+    if tests := analysis["trust_invariance"]:
+        parts.append(element("h3", "Over the batch size"))
+        parts.append(table(OVER_B, over_b_rows(tests, simulated=simulated), label="Accuracy over the batch size"))
+    if rows := depth_rows(analysis["depth"], simulated=simulated):
+        parts.append(element("h3", "By reasoning steps"))
+        parts.append(table(BY_DEPTH, rows, label="Loss by reasoning steps", grouped_by=(0,)))
+        told = depth_sentences(analysis["depth"])
+        parts.append(element("p", "; ".join(told), " ", stamp(simulated=simulated), class_="small") if told else Html())
+    return join(parts)
+
+
+def claims(analysis: Entry) -> Html:
+    """The paper's claims with a verdict each."""
+    rows = claim_rows(analysis.get("claims", ()), simulated=analysis["simulated"])
+    return table(CLAIMS, rows, label="Claims of arXiv 2602.13595", grouped_by=(1,), short_columns=(0, 2, 3))
+
+
+def models(analysis: Entry) -> Html:
+    """The fitted cost models: what they say in words, then every fit."""
+    studies, simulated = analysis["models"], analysis["simulated"]
+    parts: list[Html] = []
+    for target, sentences in model_sentences(studies, simulated=simulated).items():
+        parts += [element("h3", target), items(sentences)]
+    if rows := model_rows(studies, simulated=simulated):
+        parts += [element("p", ASIDE, class_="small"), table(MODELS, rows, label="Cost models", grouped_by=(0, 1))]
+    parts.append(items(model_notes(studies), class_="small"))
+    return join(parts)
+
+
+def _b_star(crossing: Entry | None) -> tuple[str, str]:
+    if crossing is None:
+        return "", ""
+    low, high = crossing["lo"], crossing["hi"]
+    interval = "" if low is None or high is None else f"{_batch(low)}–{_batch(high)}"
+    return _batch(crossing["b"]), interval
+
+
+def _batch(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"

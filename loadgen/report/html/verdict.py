@@ -1,0 +1,161 @@
+"""The first screen: what was measured, what came out of it, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from loadgen.analysis.run import Run
+from loadgen.report.html.markup import Html, element, join
+from loadgen.report.html.tables import STAMP, stamp, table
+
+Entry = Mapping[str, Any]
+HEADLINES = ("energy_per_query_j", "tokens_per_s")
+"""The crossover of the first of them that was measured is the headline."""
+_GLANCE = ("target", "B", "tok/s × ref", "95% CI", "J/query × ref", "95% CI", "accuracy, pp", "95% CI", "SI", "95% CI")
+_TRAP = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
+
+
+def subject(run: Run) -> str:
+    """Model (of a local one its folder's name) and device, as in "some/model on 2 × NVIDIA L4"."""
+    manifest = run.manifest
+    model = manifest["config"]["model"] or next((s["model"] for s in manifest["servers"] if s.get("model")), None)
+    model = str(model or run.path.name)
+    model = Path(model).name if model.startswith("/") else model
+    names = [str(gpu["name"]) for gpu in manifest.get("gpu") or ()]
+    devices = [f"{count} × {name}" if (count := names.count(name)) > 1 else name for name in dict.fromkeys(names)]
+    if not devices and manifest["config"].get("device") == "cpu":
+        devices = [str(manifest["host"]["cpu"])]
+    return " on ".join((model, *([", ".join(devices)] if devices else [])))
+
+
+def conditions(manifest: Entry) -> str:
+    """Dataset, protocol, batches, windows, repeats and date in one line."""
+    dataset, protocol, config = manifest["dataset"], manifest["protocol"], manifest["config"]
+    window = f"{config['duration_s']:g} s" if config["duration_s"] else f"{config['requests']} requests"
+    parts = [
+        f"{dataset['name']}, {dataset['items']} items",
+        f"protocol {protocol['name']}, {protocol['api']}, at most {protocol['max_tokens']} tokens",
+        f"B {', '.join(map(str, config['concurrency']))}",
+        f"windows of {window}",
+        f"{config['repeats']} repeats",
+        started(manifest),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def started(manifest: Entry) -> str:
+    """When the run began, in UTC; empty where the manifest does not say."""
+    anchors = manifest.get("clock_anchors") or ()
+    if not anchors:
+        return ""
+    return f"{datetime.fromtimestamp(anchors[0]['unix_ns'] / 1e9, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def verdicts(run: Run) -> Html:
+    """A sentence and a row of verdicts per target, then the figures behind both, B by B."""
+    analysis = run.analysis
+    targets = list(dict.fromkeys(entry["target"] for entry in analysis["crossovers"]))
+    parts = [_target(analysis, target) for target in targets]
+    if not parts:
+        parts = [element("p", f"Only {analysis['reference']} was measured: there is nothing to compare.", class_="big")]
+    return join((*parts, _glance(analysis)))
+
+
+def _target(analysis: Entry, target: str) -> Html:
+    simulated = analysis["simulated"]
+    heading = element("h3", f"{target} against {analysis['reference']} ", stamp(simulated=simulated))
+    traps = [entry["sentence"] for entry in analysis.get("traps", ()) if entry["target"] == target]
+    parts = [
+        heading,
+        element("p", _headline(analysis, target), class_="big"),
+        _strip([entry for entry in analysis["indices"] if entry["target"] == target]),
+        *(element("p", _sentence(text), class_="small") for text in traps),
+        *(element("p", text, class_="small") for text in _accuracy(analysis, target)),
+    ]
+    return element("article", *parts, class_="target")
+
+
+def _headline(analysis: Entry, target: str) -> str:
+    found = {entry["metric"]: entry for entry in analysis["crossovers"] if entry["target"] == target}
+    there = [found[metric] for metric in HEADLINES if metric in found]
+    measured = [entry for entry in there if entry["refusal"] is None]
+    return _sentence((measured or there)[0]["sentence"])
+
+
+def _strip(indices: Sequence[Entry]) -> Html:
+    """Trap: yes, no or cannot tell, over B; neighbours with the same verdict together."""
+    spans = [(trap, list(span)) for trap, span in groupby(indices, key=lambda entry: entry["trap"])]
+    cells = [
+        element("li", element("b", _TRAP[trap]), f" B = {_ends(span)}", class_=str(trap).replace(" ", "-"))
+        for trap, span in spans
+    ]
+    return element("div", element("span", "Trap?"), element("ul", *cells), class_="verdicts") if cells else Html("")
+
+
+def _ends(span: Sequence[Entry]) -> str:
+    first, last = span[0]["concurrency"], span[-1]["concurrency"]
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _accuracy(analysis: Entry, target: str) -> list[str]:
+    """Of the batch at which both answered most questions."""
+    tests = [test for test in analysis["trust"] if test["target"] == target and test["items"]]
+    if not tests:
+        return []
+    test = max(tests, key=lambda test: int(test["items"]))
+    where = f"accuracy over the {test['items']:g} questions that both answered at B = {test['concurrency']}"
+    return [_sentence(f"{where}: {test['sentence']}")]
+
+
+def _glance(analysis: Entry) -> Html:
+    differences = {(test["target"], test["concurrency"]): test["comparison"] for test in analysis["trust"]}
+    suffix = f" {STAMP}" if analysis["simulated"] else ""
+    rows = []
+    for entry in analysis["indices"]:
+        energy, compared = entry["energy"] or {}, differences.get((entry["target"], entry["concurrency"])) or {}
+        rows.append(
+            (
+                entry["target"] + suffix,
+                str(entry["concurrency"]),
+                *_estimate(entry["e_si"]["eta"]),
+                *_estimate(energy.get("ratio") if energy.get("source") == "measured" else None),
+                *_points(compared),
+                *_estimate(entry["si"]),
+            )
+        )
+    rows = [row for row in rows if any(row[2:])]
+    label = f"Every target against {analysis['reference']}, B by B"
+    shown = [place for place in range(len(_GLANCE)) if any(row[place] for row in rows)]
+    headings = [_GLANCE[place].replace("ref", analysis["reference"]) for place in shown]
+    made = table(headings, [[row[place] for place in shown] for row in rows], label=label, grouped_by=(1,))
+    return Html(element("h3", label) + made) if rows else Html("")
+
+
+def _estimate(found: Entry | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    low, high = found["lo"], found["hi"]
+    return f"{found['value']:.2f}", "" if low is None or high is None else f"{low:.2f}–{high:.2f}"
+
+
+def _points(compared: Entry) -> tuple[str, str]:
+    """A difference of accuracies in percentage points."""
+    if compared.get("difference") is None:
+        return "", ""
+    low, high = compared["difference_lo"], compared["difference_hi"]
+    interval = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
+    return _signed(compared["difference"]), interval
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _sentence(text: str) -> str:
+    """With a capital where it does not begin with a name, and a full stop."""
+    begun = text[:1].upper() + text[1:] if text.startswith(("not decided", "quantization", "accuracy")) else text
+    return begun if begun.endswith(".") else f"{begun}."

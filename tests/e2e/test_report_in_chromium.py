@@ -1,0 +1,244 @@
+"""report.html in a real browser: quiet, drawn, readable at every width, in the dark and on paper, and hostile text
+stays text."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import Page, chromium, open_chromium
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+from made_run import answer, cell, ended, make_run, write_cell
+
+import loadgen
+from loadgen.analysis.analyse import analyse
+from loadgen.report.html import write_report
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    """Where Chromium is missing: a failure in CI, else a reason to skip."""
+    program = chromium()
+    if program is None and os.environ.get("CI") != "true":
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    assert program is not None, "Chromium is not installed: CI needs Debian's package chromium"
+    with open_chromium(program) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a simulated run with one invalid cell, and with text from outside that would like to be run."""
+    server = {"name": HOSTILE, "repeat": 1, "version": HOSTILE, "url": HOSTILE, "kernels": [HOSTILE], "model": HOSTILE}
+    run_dir = make_run(
+        tmp_path_factory.mktemp("chromium") / "run", concurrency=(1, 2, 4), model=HOSTILE, simulated=True,
+        servers=[server], failures=[{"repeat": 1, "target": HOSTILE, "error": HOSTILE}],
+    )  # fmt: skip
+    write_cell(run_dir, cell(index=90), [answer(900, end=1100, status="http", error=HOSTILE)], [], ended(),
+               simulated=True)  # fmt: skip
+    analyse(run_dir)
+    return write_report(loadgen.load_run(run_dir))
+
+
+@pytest.fixture
+def page(browser: Page, report: Path) -> Page:
+    """The report, freshly opened: 1280 x 900, light."""
+    browser.resize(1280, 900)
+    browser.prefer("light")
+    browser.open(report)
+    return browser
+
+
+def click(page: Page, selector: str) -> None:
+    """With the mouse, in the middle of the first such element."""
+    at = page.evaluate(
+        f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center'}});"
+        "const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2] })()"
+    )
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1)
+
+
+def style(page: Page, selector: str, name: str) -> Any:
+    return page.evaluate(f"getComputedStyle(document.querySelector({selector!r}))[{name!r}]")
+
+
+def lightness(colour: str) -> float:
+    """Mean of red, green and blue, 0 to 255."""
+    return sum(float(part) for part in re.findall(r"[\d.]+", colour)[:3]) / 3
+
+
+def test_it_opens_without_a_word_on_the_console_and_asks_for_nothing_but_itself(page: Page, report: Path) -> None:
+    page.evaluate("new Promise(done => setTimeout(done, 200))")
+    assert [event["request"]["url"] for event in page.of("Network.requestWillBeSent")] == [report.as_uri()]
+    for kind in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+        assert page.of(kind) == []
+
+
+def test_hostile_text_is_text(page: Page) -> None:
+    assert page.of("Page.javascriptDialogOpening") == []
+    assert page.evaluate("[document.images.length, document.scripts.length]") == [0, 1]
+    assert HOSTILE in page.evaluate("document.querySelector('h1').textContent")
+    assert HOSTILE in page.evaluate("document.querySelector('#servers').textContent")
+    assert page.evaluate("document.body.textContent").count(HOSTILE) >= 7
+
+
+def test_the_policy_stops_what_escaping_might_let_through(page: Page) -> None:
+    page.evaluate(
+        "window.ran = 0; document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"ran = 1\">');"
+        "const s = document.createElement('script'); s.textContent = 'ran = 2'; document.body.append(s);"
+        "new Promise(done => setTimeout(done, 100))"
+    )
+    assert page.evaluate("ran") == 0
+    assert [event["blockedReason"] for event in page.of("Network.loadingFailed")] == ["csp"]
+
+
+def test_every_figure_is_drawn_with_its_points(page: Page, report: Path) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('figure svg')].map(svg => { const r = svg.getBoundingClientRect();"
+        "return [r.width, r.height, svg.querySelectorAll('path, use').length, svg.querySelectorAll('.point').length,"
+        "[...svg.querySelectorAll('.point')].filter(p => p.getClientRects().length > 0).length] })"
+    )
+    assert len(drawn) == len(list((report.parent / "figures").glob("*.svg"))) >= 5
+    for width, height, lines, points, seen in drawn:
+        assert width > 250
+        assert height > 100
+        assert lines > 10
+        assert seen == points
+    assert sum(points for *_, points, _ in drawn) >= 6
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_makes_the_page_scroll_sideways(page: Page, width: int) -> None:
+    page.resize(width, 800)
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("innerWidth") == width
+    assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.scroll td')).fontSize)") >= 12
+
+
+def test_the_answer_stands_on_the_first_screen_and_the_stamp_on_every_one(page: Page) -> None:
+    page.resize(360, 740)
+    first = "document.querySelector('.target .big').getBoundingClientRect()"
+    assert page.evaluate(f"{first}.bottom") < 740
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    assert page.evaluate("document.querySelector('.simulated').getBoundingClientRect().top") == 0
+
+
+def test_it_follows_the_systems_theme_and_the_button_turns_it(page: Page) -> None:
+    assert lightness(style(page, "body", "backgroundColor")) == 255
+    page.prefer("dark")
+    assert lightness(style(page, "body", "backgroundColor")) < 40
+    for selector in ("body", "figure svg", ".small", "tbody td"):
+        assert lightness(style(page, selector, "color")) > 150, selector
+    click(page, "#theme")
+    assert lightness(style(page, "body", "backgroundColor")) == 255
+    assert lightness(style(page, "figure svg", "color")) < 60
+    click(page, "#theme")
+    assert lightness(style(page, "body", "backgroundColor")) < 40
+
+
+def test_a_point_tells_its_figures_under_the_pointer_and_by_keyboard(page: Page) -> None:
+    click(page, ".point[data-series=awq]")
+    said = page.evaluate("document.querySelector('.point[data-series=awq]').getAttribute('aria-label')")
+    assert "SIMULATED" in said
+    assert page.evaluate("[document.querySelector('#tip').hidden, document.querySelector('#tip').textContent]") == [
+        False, said,
+    ]  # fmt: skip
+    page.evaluate("document.querySelector('.point').focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight")
+    first, second = page.evaluate("[...document.querySelectorAll('.point')].slice(0, 2).map(p => p.ariaLabel)")
+    assert page.evaluate("document.querySelector('#tip').textContent") == second != first
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="Escape")
+    assert page.evaluate("document.querySelector('#tip').hidden") is True
+
+
+def test_a_button_hides_its_target_in_every_figure(page: Page) -> None:
+    seen = "[...document.querySelectorAll('figure [data-series={}]')].filter(e => e.getClientRects().length).length"
+    awq, fp16 = (page.evaluate(seen.format(target)) for target in ("awq", "fp16"))
+    assert min(awq, fp16) > 0
+    click(page, ".series [data-button=awq]")
+    assert (page.evaluate(seen.format("awq")), page.evaluate(seen.format("fp16"))) == (0, fp16)
+    click(page, ".series [data-button=awq]")
+    assert page.evaluate(seen.format("awq")) == awq
+
+
+def test_a_click_on_a_heading_sorts_the_result(page: Page) -> None:
+    column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[1].textContent.split(' ')[0])"
+    assert page.evaluate(column) == ["fp16", "awq"] * 3
+    click(page, ".sortable th:nth-child(2) button")
+    assert page.evaluate(column) == ["awq"] * 3 + ["fp16"] * 3
+    click(page, ".sortable th:nth-child(2) button")
+    assert page.evaluate(column) == ["fp16"] * 3 + ["awq"] * 3
+    assert page.evaluate("document.querySelector('.sortable th:nth-child(2)').ariaSort") == "descending"
+
+
+def test_every_words_contrast_is_at_least_4_5_in_both_themes(page: Page) -> None:
+    for theme in ("light", "dark"):
+        page.prefer(theme)
+        assert page.evaluate(CONTRASTS) == [], theme
+
+
+CONTRASTS = """(() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => parts(colour).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const back = (e) => { for (; e; e = e.parentElement) {
+    const colour = getComputedStyle(e).backgroundColor; if ((parts(colour)[3] ?? 1) === 1) return colour; } };
+  const poor = new Set();
+  for (const e of document.querySelectorAll("body *")) {
+    if (e.closest("svg") || ![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(back(e))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) poor.add(`${e.tagName}.${e.className}`);
+  }
+  return [...poor];
+})()"""
+
+
+def test_on_paper_it_has_pages_with_words_and_no_fold_is_closed(page: Page) -> None:
+    page.prefer("dark")
+    paper = page.pdf()
+    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", paper)) > 1
+    streams = [_inflated(found) for found in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", paper, re.DOTALL)]
+    assert sum(stream.count(b" Tj") + stream.count(b" TJ") for stream in streams) > 100
+    page.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert lightness(style(page, "body", "color")) < 60
+        folded = "[...document.querySelectorAll('details > :not(summary, .series)')]"
+        assert min(page.evaluate(f"{folded}.map(e => e.getBoundingClientRect().height)")) > 20
+        boxes = "[...document.querySelectorAll('.scroll, .frame')]"
+        assert set(page.evaluate(f"{boxes}.map(e => getComputedStyle(e).overflowX)")) == {"visible"}
+    finally:
+        page.call("Emulation.setEmulatedMedia", media="")
+
+
+def _inflated(stream: bytes) -> bytes:
+    try:
+        return zlib.decompress(stream)
+    except zlib.error:
+        return stream
+
+
+def test_without_scripts_nothing_is_missing(browser: Page, report: Path) -> None:
+    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.resize(1280, 900)
+        browser.open(report)
+        document = browser.call("DOM.getDocument", depth=0)["root"]["nodeId"]
+        titles = browser.call("DOM.querySelectorAll", nodeId=document, selector=".point > title")["nodeIds"]
+        closed = browser.call("DOM.querySelectorAll", nodeId=document, selector="[hidden], .off")["nodeIds"]
+        assert len(titles) >= 6
+        assert closed == []
+    finally:
+        browser.call("Emulation.setScriptExecutionDisabled", value=False)
