@@ -1,0 +1,119 @@
+"""Each target against the reference: COR, and the paired advantage by every metric of a crossover."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from loadgen.analysis.crossover.metric import METRICS
+from loadgen.analysis.run import Run
+from loadgen.report.figures.axes import RUNNING, batch_axis, border, log_axis
+from loadgen.report.figures.curves import draw_estimates, mark_crossovers
+from loadgen.report.figures.figure import Figure
+from loadgen.report.figures.look import Look
+from loadgen.report.figures.sheet import Sheet
+from loadgen.report.figures.words import figure, interval, known, place
+
+_PANELS = {
+    "tokens_per_s": "tokens/s",
+    "energy_per_token_j": "energy per token",
+    "energy_per_query_j": "energy per query",
+    "energy_hli_per_query_j": "energy per query by the HLI bound",
+    "energy_per_correct_j": "energy per correct answer",
+    "si": "SI",
+}
+
+
+def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
+    """COR over the running batch with the lines at 0 and 1; None where there is no pair to compare."""
+    curves = {
+        curve["target"]: [p for p in curve["points"] if known(p["running_mean"])]
+        for curve in run.analysis["cor_curves"]
+    }
+    curves = {target: points for target, points in curves.items() if points}
+    if not curves:
+        return None
+    sheet = Sheet(looks, simulated=run.manifest["simulated"])
+    axes = sheet.axes[0]
+    for value, words in ((0.0, "as fast as the reference"), (1.0, "half as fast")):
+        border(axes, value, dashed=value > 0)
+        axes.annotate(
+            words, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+            ha="right", fontsize=8,
+        )  # fmt: skip
+    for target, points in curves.items():
+        draw_estimates(
+            sheet, axes, target, [(p["running_mean"], p["concurrency"], p["cor_tps"]) for p in points], "COR"
+        )
+    batch_axis(axes)
+    axes.set_ylabel(f"COR = TPS of {run.analysis['reference']} / TPS − 1")
+    sheet.legend(curves)
+    caption = (
+        "Slowdown in tokens/s against the reference at equal B, over the measured running batch; bars are 95% "
+        "intervals. Below 0 dissolved, 0 to 1 trap, above 1 casting-dominant. Corresponds to Figures 3 (B) and "
+        "5 (B) of the paper. Numbers: analysis.json, cor_curves."
+    )
+    return sheet.save(
+        folder, "cor", "answer", "Slowdown against the reference (COR)", caption,
+        f"COR over the running batch, a curve for each of {', '.join(curves)}, with lines at 0 and 1",
+    )  # fmt: skip
+
+
+def draw_advantage(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
+    """How many times better each target is than the reference, a panel per metric; None without any comparison."""
+    found = {
+        metric: [c for c in run.analysis["crossovers"] if c["metric"] == metric and c["points"]] for metric in METRICS
+    }
+    shown = {metric: crossovers for metric, crossovers in found.items() if crossovers}
+    if not shown:
+        return None
+    columns = min(2, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    sheet = Sheet(
+        looks, simulated=run.manifest["simulated"], rows=rows, columns=columns, panel=(2.9, 2.1), gap=(0.78, 0.5)
+    )
+    for axes, (metric, crossovers) in zip(sheet.axes, shown.items(), strict=False):
+        _panel(sheet, axes, run, metric, crossovers)
+    for axes in sheet.axes[len(shown) :]:
+        axes.set_visible(False)
+    for axes in sheet.axes[max(0, len(shown) - columns) : len(shown)]:
+        axes.set_xlabel(RUNNING)
+    compared = dict.fromkeys(c["target"] for crossovers in shown.values() for c in crossovers)
+    sheet.legend(compared)
+    caption = (
+        "How many times better than the reference, repeat by repeat at equal B: above 1 the target wins. Bands are "
+        "95% intervals of each point alone; dashed lines are established crossovers B* with theirs. "
+        "Numbers: analysis.json, crossovers: points (exp of log_advantage)."
+    )
+    return sheet.save(
+        folder, "advantage", "answer", f"Advantage over {run.analysis['reference']}", caption,
+        f"Ratio to the reference over the running batch for {', '.join(_PANELS[metric] for metric in shown)}",
+    )  # fmt: skip
+
+
+def _panel(sheet: Sheet, axes: Axes, run: Run, metric: str, crossovers: Sequence[Mapping[str, Any]]) -> None:
+    border(axes, 1.0)
+    for crossover in crossovers:
+        target, points = crossover["target"], crossover["points"]
+        batches = [p["batch"] for p in points]
+        sheet.line(axes, target, batches, [math.exp(p["log_advantage"]) for p in points])
+        if all(known(p["lo"]) and known(p["hi"]) for p in points):
+            low, high = ([math.exp(p[end]) for p in points] for end in ("lo", "hi"))
+            sheet.band(axes, target, batches, low, high)
+        for p in points:
+            ends = [math.exp(p[end]) if known(p[end]) else None for end in ("lo", "hi")]
+            times = figure(math.exp(p["log_advantage"]))
+            tip = f"{place(target, p['concurrency'], p['batch'])} {_PANELS[metric]} {times} times better"
+            sheet.point(
+                axes, target, p["batch"], math.exp(p["log_advantage"]), f"{tip}{interval(*ends)}, {p['sign']}",
+                markersize=4.5,
+            )  # fmt: skip
+    batch_axis(axes, label=False)
+    log_axis(axes)
+    axes.set_title(_PANELS[metric])
+    axes.set_ylabel("times better")
+    mark_crossovers(sheet, axes, run, metric)

@@ -1,0 +1,130 @@
+"""Distributions of TTFT, TPOT and E2E, target over target at each B."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from loadgen.analysis.run import Run
+from loadgen.report.figures.axes import log_axis, percent_axis, plain_line
+from loadgen.report.figures.figure import Figure
+from loadgen.report.figures.look import INVALID, Look
+from loadgen.report.figures.requests import Cell, latencies_ms
+from loadgen.report.figures.sheet import Sheet
+from loadgen.report.figures.words import figure, known
+
+_TITLES = {
+    "ttft": "Time to first token",
+    "tpot": "Time per output token",
+    "e2e": "Request latency (E2E)",
+}
+_QUANTILES = 200
+_VERTICES = 3200
+"""Of all lines of a figure together: what keeps its file small."""
+
+Samples = dict[str, list[NDArray[np.float64]]]
+"""By metric."""
+
+
+class Latencies:
+    """Latencies of a run, gathered cell by cell: of valid cells, and apart from them of invalid ones."""
+
+    def __init__(self, run: Run) -> None:
+        cells = run.cells
+        self._valid = {
+            (t, b, r): bool(v)
+            for t, b, r, v in zip(cells["target"], cells["concurrency"], cells["repeat"], cells["valid"], strict=True)
+        }
+        self._of: dict[tuple[str, int, bool], Samples] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, cell: Cell, rows: pd.DataFrame) -> None:
+        """The requests of one cell."""
+        target, b, _ = cell
+        for metric, values in latencies_ms(rows).items():
+            if values.size:
+                self._of[target, b, self._valid.get(cell, False)][metric].append(values)
+
+    def of(self, target: str, concurrency: int, metric: str) -> tuple[NDArray[np.float64], bool] | None:
+        """Pooled over the valid cells and True; where there are none, over the invalid ones and False."""
+        for valid in (True, False):
+            found = self._of.get((target, concurrency, valid), {}).get(metric)
+            if found:
+                return np.concatenate(found), valid
+        return None
+
+    @property
+    def concurrencies(self) -> list[int]:
+        """Those with any request answered in its window."""
+        return sorted({b for _, b, _ in self._of})
+
+
+def draw_latency(run: Run, looks: Mapping[str, Look], folder: Path, latencies: Latencies) -> Iterator[Figure]:
+    """A figure per metric, a panel per B."""
+    for metric in _TITLES:
+        batches = [b for b in latencies.concurrencies if any(latencies.of(t, b, metric) for t in looks)]
+        if batches:
+            yield _draw(run, looks, folder, latencies, metric, batches)
+
+
+def _draw(
+    run: Run, looks: Mapping[str, Look], folder: Path, latencies: Latencies, metric: str, batches: list[int]
+) -> Figure:
+    columns = min(2, len(batches))
+    rows = math.ceil(len(batches) / columns)
+    lines = len(batches) * len(looks)
+    shares = np.linspace(0.0, 1.0, max(20, min(_QUANTILES, _VERTICES // lines)))
+    width = 4.5 if columns == 1 else 2.6
+    sheet = Sheet(
+        looks, simulated=run.manifest["simulated"], rows=rows, columns=columns, panel=(width, 1.7), gap=(0.25, 0.62),
+        left=0.62, sharey=True, sharex=True,
+    )  # fmt: skip
+    invalid = False
+    for axes, b in zip(sheet.axes, batches, strict=False):
+        for target in looks:
+            found = latencies.of(target, b, metric)
+            if found is not None:
+                _line(sheet, axes, run, (target, b), metric, found, shares)
+                invalid = invalid or not found[1]
+        axes.set_title(f"B = {b}")
+    for axes in sheet.axes[len(batches) :]:
+        axes.set_visible(False)
+    log_axis(sheet.axes[0], "x")
+    percent_axis(sheet.axes[0])
+    for axes in sheet.axes[max(0, len(batches) - columns) : len(batches)]:
+        axes.set_xlabel(f"{metric.upper()}, ms")
+        axes.tick_params(axis="x", labelbottom=True)
+    extra = [plain_line("invalid cells only", dashed=True, colour=INVALID)] if invalid else []
+    sheet.legend(looks, extra=extra)
+    caption = (
+        f"{_TITLES[metric]}: share of requests at or below each value, pooled over valid cells, of requests that "
+        "were measured and answered within their cell's window; no intervals. "
+        + ("TPOT here runs to the answer's last byte. " if metric == "tpot" else "")
+        + ("Dashed grey: no valid cell. " if invalid else "")
+        + f"Numbers: requests.parquet; quantiles: summary.csv, {metric}_ms_p50 and p99."
+    )
+    return sheet.save(
+        folder, f"{metric}-distribution", "latency", f"{_TITLES[metric]}, distribution", caption,
+        f"Cumulative distribution of {metric.upper()} at B = {', '.join(map(str, batches))}, a line per target",
+    )  # fmt: skip
+
+
+def _line(
+    sheet: Sheet, axes: Axes, run: Run, key: tuple[str, int], metric: str,
+    found: tuple[NDArray[np.float64], bool], shares: NDArray[np.float64],
+) -> None:  # fmt: skip
+    values, valid = found
+    target, b = key
+    row = run.summary[(run.summary["target"] == target) & (run.summary["concurrency"] == b)].iloc[0]
+    middle, tail = float(row[f"{metric}_ms_p50"]), float(row[f"{metric}_ms_p99"])
+    tip = f"{target} · B = {b}: {len(values):,} requests" + ("" if valid else " of invalid cells")
+    if valid and known(middle):
+        tip += f", median {figure(middle)} ms, p99 {figure(tail)} ms"
+    style = {} if valid else {"color": INVALID, "linestyle": "--"}
+    sheet.line(axes, target, np.quantile(values, shares), shares, tip, linewidth=1.5, **style)

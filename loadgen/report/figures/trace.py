@@ -1,0 +1,140 @@
+"""CellTrace: what happened in one cell over time, thinned for drawing. Times in s since the cell's first request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from loadgen.analysis.run import Run
+from loadgen.report.figures.requests import Cell
+
+Floats = NDArray[np.float64]
+Trace = tuple[Floats, Floats]
+"""Times and values."""
+_MOST = 150
+
+
+class CellTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """None: not measured."""
+
+    in_flight: Trace | None
+    """Means over a 150th of the cell's time, as is power."""
+    running: Trace | None
+    power: Trace | None
+    """W, summed over GPUs."""
+    window: tuple[float, float] | None
+    """Its edges, where cells.csv has them."""
+
+
+class Traces:
+    """Makes the trace of a cell from its requests and from the run's samples of server and power."""
+
+    def __init__(self, run: Run) -> None:
+        columns = ["target", "concurrency", "repeat", "t_ns", "running"]
+        server = _read(run.path / "server.parquet", columns).dropna(subset="running")
+        self._server = dict(iter(server.groupby(["target", "concurrency", "repeat"], observed=True)))
+        columns = ["target", "repeat", "gpu_uuid", "t_ns", "counter_j", "power_instant_w", "power_average_w"]
+        power = _read(run.path / "power.parquet", columns)
+        self._power = dict(iter(power.groupby(["target", "repeat"], observed=True)))
+        self._windows = _windows(run)
+        self._most = max(20, min(_MOST, 8000 // max(1, 3 * len(run.cells) // run.cells["target"].nunique())))
+
+    def of(self, cell: Cell, requests: pd.DataFrame) -> CellTrace:
+        """`requests`: all of the cell's, warm-up included."""
+        target, _, repeat = cell
+        sends, ends = requests["t_send_ns"].to_numpy(), requests["t_end_ns"].to_numpy()
+        start = int(sends.min())
+        edges = np.linspace(0.0, (int(ends.max()) - start) / 1e9, self._most + 1)
+        server, power = self._server.get(cell), self._power.get((target, repeat))
+        window = self._windows.get(cell)
+        return CellTrace(
+            in_flight=_in_flight(_seconds(sends, start), _seconds(ends, start), edges),
+            running=None if server is None else self._running(server, start),
+            power=None if power is None else _power(power, start, edges),
+            window=None if window is None else ((window[0] - start) / 1e9, (window[1] - start) / 1e9),
+        )
+
+    def _running(self, rows: pd.DataFrame, start: int) -> Trace | None:
+        rows = rows[rows["t_ns"] >= start]
+        if rows.empty:
+            return None
+        kept = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, self._most).round().astype(int))]
+        return _seconds(kept["t_ns"].to_numpy(), start), kept["running"].to_numpy(dtype=np.float64)
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    names = [name for name in columns if name in ("target", "gpu_uuid")]
+    frame: pd.DataFrame = pq.read_table(path, columns=columns, read_dictionary=names).to_pandas()
+    return frame
+
+
+def _windows(run: Run) -> Mapping[Cell, tuple[float, float]]:
+    if "window_open_ns" not in run.cells:
+        return {}
+    cells = run.cells.dropna(subset=["window_open_ns", "window_close_ns"])
+    return {
+        (row["target"], row["concurrency"], row["repeat"]): (row["window_open_ns"], row["window_close_ns"])
+        for row in cells.to_dict("records")
+    }
+
+
+def _in_flight(sends: Floats, ends: Floats, edges: Floats) -> Trace | None:
+    """Mean requests in flight between neighbouring edges; None for a cell without any duration."""
+    if edges[-1] <= 0:
+        return None
+    areas = np.diff(_waited(sends, edges) - _waited(ends, edges))
+    return _middle(edges), areas / np.diff(edges)
+
+
+def _waited(stamps: Floats, at: Floats) -> Floats:
+    """Sum over the stamps of the time since each of them, at each of the times."""
+    stamps = np.sort(stamps)
+    before = np.searchsorted(stamps, at)
+    waited: Floats = before * at - np.concatenate([[0.0], np.cumsum(stamps)])[before]
+    return waited
+
+
+def _power(rows: pd.DataFrame, start: int, edges: Floats) -> Trace | None:
+    """Mean W between neighbouring edges, GPUs summed; None where a GPU gives neither power nor energy."""
+    total = np.zeros(len(edges) - 1)
+    for _, gpu in rows.groupby("gpu_uuid", observed=True):
+        watts = _watts(gpu.sort_values("t_ns"), start, edges)
+        if watts is None:
+            return None
+        total += watts
+    there = ~np.isnan(total)
+    return (_middle(edges)[there], total[there]) if there.any() else None
+
+
+def _watts(rows: pd.DataFrame, start: int, edges: Floats) -> Floats | None:
+    """By the instantaneous power, else by the counter's rise, else by the driver's average."""
+    for column in ("power_instant_w", "counter_j", "power_average_w"):
+        known = rows[rows[column].notna()]
+        if len(known) < 2:
+            continue
+        t, values = _seconds(known["t_ns"].to_numpy(), start), known[column].to_numpy(dtype=np.float64)
+        if column == "counter_j":
+            joules = np.interp(edges, t, values, left=np.nan, right=np.nan)
+            by_energy: Floats = np.diff(joules) / np.diff(edges)
+            return by_energy
+        which = np.digitize(t, edges) - 1
+        inside = (which >= 0) & (which < len(edges) - 1)
+        counts = np.bincount(which[inside], minlength=len(edges) - 1)
+        sums = np.bincount(which[inside], weights=values[inside], minlength=len(edges) - 1)
+        return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return None
+
+
+def _middle(edges: Floats) -> Floats:
+    middle: Floats = (edges[:-1] + edges[1:]) / 2
+    return middle
+
+
+def _seconds(t_ns: NDArray[np.int64], start: int) -> Floats:
+    return (t_ns - start) / 1e9

@@ -1,0 +1,34 @@
+"""Figures as they are read in a tooltip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def known(value: Any) -> bool:
+    """Whether it was measured: neither None nor nan."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def figure(value: float) -> str:
+    """Three significant digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def interval(low: Any, high: Any) -> str:
+    """As ` (12 to 15)`; empty without both ends."""
+    return f" ({figure(low)} to {figure(high)})" if known(low) and known(high) else ""
+
+
+def quantity(estimate: Mapping[str, Any], *, percent: bool = False) -> str:
+    """A value with its interval, from a mapping with `value`, `lo` and `hi`."""
+    scale, unit = (100, "%") if percent else (1, "")
+    low, high = (scale * estimate[end] if known(estimate[end]) else None for end in ("lo", "hi"))
+    return f"{figure(scale * estimate['value'])}{unit}{interval(low, high)}"
+
+
+def place(target: str, concurrency: int, running: Any = None) -> str:
+    """As `awq · B = 16: running 15.9`, the second part only where the running batch is known."""
+    return f"{target} · B = {concurrency}:" + (f" running {figure(running)}," if known(running) else "")
