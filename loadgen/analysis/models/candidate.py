@@ -1,0 +1,162 @@
+"""Candidate: a cost model of a token, written for a reference and a target at once.
+
+Every candidate is linear in its parameters, none of which may be below 0. The roofline is so once it is known which
+batches lie above the roof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.celldata import Floats
+
+Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+Bits = Mapping[bool, int]
+"""Bits per weight, of the reference under False and of the target under True."""
+Direction = Literal["wins_below", "wins_above"]
+
+
+class Axis(msgspec.Struct, frozen=True, kw_only=True):
+    """Places at which a model says what a token costs."""
+
+    batch: Floats
+    of_target: Bools
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """A parameter: `per` is token, step, or bit and step; the unit is that of the cost (J or s) over it."""
+
+    name: str
+    per: Literal["token", "step", "bit·step"]
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One model."""
+
+    name: str
+    words: str
+    terms: tuple[Term, ...]
+    design: Callable[[Axis, Bits | None, float], Floats]
+    """Costs per token are design(axis, bits, roof) @ parameters; shape (places, terms)."""
+    b_star: Callable[[Floats, Bits | None], tuple[float, Direction] | None]
+    """Where target and reference cost the same by the parameters; None: nowhere."""
+    needs_bits: bool = False
+    has_roof: bool = False
+    """`roof`, the batch from which on the reference computes longer than it reads weights, is to be fitted too."""
+    contains: tuple[str, ...] = ()
+    """Models that are special cases of this one."""
+
+
+def _crossing(per_token: float, per_step: float) -> tuple[float, Direction] | None:
+    """Zero of per_token + per_step / B, the target's cost less the reference's."""
+    if per_token * per_step >= 0:
+        return None
+    return -per_step / per_token, "wins_below" if per_step < 0 else "wins_above"
+
+
+def _known(bits: Bits | None) -> Bits:
+    assert bits is not None
+    return bits
+
+
+def _eq19(axis: Axis, bits: Bits | None, roof: float) -> Floats:
+    wide = np.where(axis.of_target, _known(bits)[True], _known(bits)[False])
+    return np.column_stack([np.ones(len(axis.batch)), wide / axis.batch, axis.of_target])
+
+
+def _eq23(axis: Axis, bits: Bits | None, roof: float) -> Floats:
+    return np.column_stack([~axis.of_target, axis.of_target, axis.of_target / axis.batch])
+
+
+def _amortized(axis: Axis, bits: Bits | None, roof: float) -> Floats:
+    step = 1 / axis.batch
+    return np.column_stack([~axis.of_target, ~axis.of_target * step, axis.of_target, axis.of_target * step])
+
+
+def _one_floor(axis: Axis, bits: Bits | None, roof: float) -> Floats:
+    step = 1 / axis.batch
+    return np.column_stack([np.ones(len(step)), ~axis.of_target * step, axis.of_target * step])
+
+
+def _roofline(axis: Axis, bits: Bits | None, roof: float) -> Floats:
+    step = 1 / axis.batch
+    share = np.where(axis.of_target, _known(bits)[True] / _known(bits)[False], 1.0)
+    computes = axis.batch > share * roof
+    return np.column_stack([step, np.where(computes, 0.0, share * step), computes, np.ones(len(step)),
+                            axis.of_target * step])  # fmt: skip
+
+
+def _roofline_b_star(theta: Floats, bits: Bits | None) -> tuple[float, Direction] | None:
+    """The target's step has reached its roof, the reference's reads weights still: dequant + compute * B = weights."""
+    _, weights, compute, _, dequant = theta
+    saved = weights * (1 - _known(bits)[True] / _known(bits)[False])
+    if not 0 < dequant < saved or compute == 0:
+        return None
+    return float((weights - dequant) / compute), "wins_below"
+
+
+CANDIDATES = {
+    candidate.name: candidate
+    for candidate in (
+        Candidate(
+            name="M1",
+            words="Eq 19: weight reads shared by the batch, overhead paid per token",
+            terms=(
+                Term(name="gamma", per="token"), Term(name="alpha", per="bit·step"), Term(name="phi", per="token"),
+            ),
+            design=_eq19,
+            b_star=lambda theta, bits: _crossing(theta[2], theta[1] * (_known(bits)[True] - _known(bits)[False])),
+            needs_bits=True,
+        ),
+        Candidate(
+            name="M2",
+            words="Eq 23: overhead shared by the batch, no weight reads",
+            terms=(
+                Term(name="e_comp reference", per="token"), Term(name="e_comp target", per="token"),
+                Term(name="e_cast", per="step"),
+            ),
+            design=_eq23,
+            b_star=lambda theta, bits: _crossing(theta[1] - theta[0], theta[2]),
+        ),
+        Candidate(
+            name="M3",
+            words="both shared by the batch, and a cost per token of each precision",
+            terms=(
+                Term(name="c0 reference", per="token"), Term(name="c1 reference", per="step"),
+                Term(name="c0 target", per="token"), Term(name="c1 target", per="step"),
+            ),
+            design=_amortized,
+            b_star=lambda theta, bits: _crossing(theta[2] - theta[0], theta[3] - theta[1]),
+            contains=("M1", "M2", "M3c"),
+        ),
+        Candidate(
+            name="M3c",
+            words="both shared by the batch, and the same cost per token: B cancels",
+            terms=(
+                Term(name="c0", per="token"), Term(name="c1 reference", per="step"),
+                Term(name="c1 target", per="step"),
+            ),
+            design=_one_floor,
+            b_star=lambda theta, bits: None,
+        ),
+        Candidate(
+            name="M4",
+            words="roofline: weight reads or compute, whichever is longer, and overheads per step",
+            terms=(
+                Term(name="launch", per="step"), Term(name="weights", per="step"), Term(name="compute", per="token"),
+                Term(name="sequence", per="token"), Term(name="dequant", per="step"),
+            ),
+            design=_roofline,
+            b_star=_roofline_b_star,
+            needs_bits=True,
+            has_roof=True,
+        ),
+    )
+}  # fmt: skip
+"""By name, in the order of reports."""
+TIME_ONLY = ("M4",)
+"""Reading and computing hide each other's time, not each other's energy."""

@@ -1,0 +1,218 @@
+"""ModelStudy: the cost models of one target against the reference, fitted and compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.crossover.crossover import Crossover
+from loadgen.analysis.models.candidate import CANDIDATES, TIME_ONLY, Candidate, Direction
+from loadgen.analysis.models.modelfit import Estimate, Judged, ModelFit, model_fit
+from loadgen.analysis.models.noise import scatter
+from loadgen.analysis.models.pair import Pair, pair_of
+from loadgen.analysis.models.resample import interval
+from loadgen.serving.recipe import load_recipes
+
+LEAST_BATCHES = 4
+RIVAL_AICC = 2.0
+"""Within this, a candidate has substantial support of its own (Burnham and Anderson 2002, section 2.6)."""
+MISFIT_P = 0.01
+
+Quantity = Literal["energy_per_token_j", "time_per_token_s"]
+Verdict = Literal["best", "cannot tell", "none fits", "refused"]
+UNITS: Mapping[Quantity, str] = {"energy_per_token_j": "J", "time_per_token_s": "s"}
+
+
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """An established crossing of the measured curves: the headline, whatever the models say."""
+
+    b: float
+    lo: float | None
+    hi: float | None
+    direction: Direction
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """By M3, the target's cost per token less the reference's is per_token + per_step / B.
+
+    Eq 19 has per_token above 0 and per_step below, Eq 23 has per_step above 0.
+    """
+
+    per_token: Estimate
+    """J or s."""
+    per_step: Estimate
+    """J or s."""
+
+
+class ModelStudy(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of analysis.json's `models`."""
+
+    target: str
+    reference: str
+    quantity: Quantity
+    concurrencies: tuple[int, ...]
+    """Measured on both sides."""
+    verdict: Verdict
+    """`best`: within `RIVAL_AICC` there are only models that contain it; `none fits`: the repeats refute every one."""
+    best: str | None = None
+    """The model of the lowest AICc."""
+    rivals: tuple[str, ...] = ()
+    """Those within `RIVAL_AICC` of it that do not contain it."""
+    models: tuple[ModelFit, ...] = ()
+    """In the order of `CANDIDATES`."""
+    difference: Difference | None = None
+    repeat_scatter: float | None = None
+    """Relative standard deviation of a cell between repeats."""
+    observed: tuple[Observed, ...] = ()
+    refusal: str | None = None
+    notes: tuple[str, ...] = ()
+    simulated: bool
+
+
+def cost_models(
+    cells: Sequence[CellSummary], crossovers: Sequence[Crossover] = (), *, reference: str
+) -> tuple[ModelStudy, ...]:
+    """A study per target and quantity, of the valid cells; none of a quantity that no cell has.
+
+    Joules per token and seconds per token (1 / tokens_per_s, so a step takes B times that) over the measured running
+    batch. `crossovers` of the same run are quoted beside the models' B*. Bits per weight are those of the recipes.
+    """
+    recipes = load_recipes()
+    bits = {cell.target: recipes[cell.precision].bits for cell in cells if cell.precision in recipes}
+    targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
+    simulated = any(cell.simulated for cell in cells)
+    measured = [quantity for quantity, (cost, _) in _COSTS.items() if any(c.valid and cost(c) for c in cells)]
+    return tuple(
+        model_study(
+            pair_of(cells, _COSTS[quantity][0], target=target, reference=reference, bits=bits),
+            target=target,
+            reference=reference,
+            quantity=quantity,
+            observed=_observed(crossovers, target, _COSTS[quantity][1]),
+            simulated=simulated,
+        )
+        for target in targets
+        for quantity in measured
+    )
+
+
+def model_study(
+    pair: Pair,
+    *,
+    target: str,
+    reference: str,
+    quantity: Quantity,
+    observed: tuple[Observed, ...] = (),
+    simulated: bool = False,
+) -> ModelStudy:
+    """Every candidate that the quantity and the known bits allow; refused with fewer than `LEAST_BATCHES` batches."""
+    study = ModelStudy(
+        target=target,
+        reference=reference,
+        quantity=quantity,
+        concurrencies=tuple(pair.concurrencies),
+        verdict="refused",
+        repeat_scatter=None,
+        observed=observed,
+        refusal=_refusal(pair, target, reference),
+        simulated=simulated,
+    )
+    if study.refusal is not None:
+        return study
+    chosen = [c for c in CANDIDATES.values() if quantity == "time_per_token_s" or c.name not in TIME_ONLY]
+    fitted = [c for c in chosen if pair.bits is not None or not c.needs_bits]
+    judged = [model_fit(candidate, pair, UNITS[quantity]) for candidate in fitted]
+    entries = _weighed([each.entry for each in judged])
+    ranked = sorted((e for e in entries if e.delta_aicc is not None), key=lambda e: e.delta_aicc or 0.0)
+    best = ranked[0]
+    rivals = tuple(
+        e.model
+        for e in ranked[1:]
+        if e.delta_aicc is not None and e.delta_aicc < RIVAL_AICC and best.model not in CANDIDATES[e.model].contains
+    )
+    misfit = all(e.lack_of_fit_p is not None and e.lack_of_fit_p < MISFIT_P for e in entries)
+    return msgspec.structs.replace(
+        study,
+        verdict="none fits" if misfit else "cannot tell" if rivals else "best",
+        best=best.model,
+        rivals=rivals,
+        models=entries,
+        difference=_difference(next(each for each in judged if each.entry.model == "M3")),
+        repeat_scatter=scatter(pair),
+        notes=tuple(_notes(pair, judged, entries, best, [c for c in chosen if c not in fitted])),
+    )
+
+
+_COSTS: Mapping[Quantity, tuple[Callable[[CellSummary], float | None], str]] = {
+    "energy_per_token_j": (lambda cell: cell.energy.energy_per_token_j or None, "energy_per_token_j"),
+    "time_per_token_s": (lambda cell: 1 / cell.tokens_per_s if cell.tokens_per_s else None, "tokens_per_s"),
+}
+"""What a cell's cost is, and the metric of the crossover it goes with."""
+
+
+def _observed(crossovers: Sequence[Crossover], target: str, metric: str) -> tuple[Observed, ...]:
+    return tuple(
+        Observed(b=crossing.b, lo=crossing.lo, hi=crossing.hi, direction=crossing.direction)
+        for found in crossovers
+        if (found.target, found.metric) == (target, metric)
+        for crossing in found.crossings
+    )
+
+
+def _refusal(pair: Pair, target: str, reference: str) -> str | None:
+    batches = len(pair.concurrencies)
+    if batches < LEAST_BATCHES:
+        there = f"{batches} is" if batches == 1 else f"{batches or 'none'} are"
+        return f"cost models need {LEAST_BATCHES} concurrencies measured on both sides, {there} there"
+    if pair.bits is not None and pair.bits[True] > pair.bits[False]:
+        return (
+            f"{reference} has {pair.bits[False]} bits and {target} {pair.bits[True]}: the models want the reference to "
+            "be the wider one"
+        )
+    return None
+
+
+def _weighed(entries: Sequence[ModelFit]) -> tuple[ModelFit, ...]:
+    """With distance to the lowest AICc, and Akaike weights."""
+    lowest = min(entry.aicc for entry in entries if entry.aicc is not None)
+    deltas = [None if entry.aicc is None else entry.aicc - lowest for entry in entries]
+    total = sum(math.exp(-delta / 2) for delta in deltas if delta is not None)
+    return tuple(
+        msgspec.structs.replace(entry, delta_aicc=delta, weight=None if delta is None else math.exp(-delta / 2) / total)
+        for entry, delta in zip(entries, deltas, strict=True)
+    )
+
+
+def _difference(m3: Judged) -> Difference:
+    def estimate(target: int, reference: int) -> Estimate:
+        lo, hi = interval(m3.drawn[:, target] - m3.drawn[:, reference])
+        return Estimate(value=float(m3.fitted.theta[target] - m3.fitted.theta[reference]), lo=lo, hi=hi)
+
+    return Difference(per_token=estimate(2, 0), per_step=estimate(3, 1))
+
+
+def _notes(
+    pair: Pair, judged: Sequence[Judged], entries: Sequence[ModelFit], best: ModelFit, left_out: Sequence[Candidate]
+) -> list[str]:
+    notes = [f"{c.name} is left out: the bits per weight of a side are unknown" for c in left_out]
+    curves = {each.entry.model: each.fitted.log_cost(pair, pair.axis) for each in judged}
+    notes += [
+        f"{one} and {other} are the same curves at these batches"
+        for one, other in combinations(curves, 2)
+        if float(np.abs(curves[one] - curves[other]).max()) < 1e-5
+    ]
+    for entry in entries:
+        unknown = [parameter.name for parameter in entry.parameters if parameter.value is None]
+        if unknown:
+            notes.append(f"{entry.model}: these batches do not determine {', '.join(unknown)}")
+    known = [entry for entry in entries if entry.cv_error is not None]
+    least = min(known, key=lambda entry: entry.cv_error or 0.0, default=best)
+    if least.model != best.model:
+        notes.append(f"left-out batches are predicted best by {least.model}, not by {best.model}")
+    return notes
