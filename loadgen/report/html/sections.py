@@ -9,6 +9,7 @@ from loadgen.analysis.run import Run
 from loadgen.report.answer import CLAIMS, claim_rows
 from loadgen.report.html.markup import Html, element, items, join
 from loadgen.report.html.tables import STAMP, stamp, table
+from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
 from loadgen.report.models import ASIDE, MODELS, model_notes, model_rows, model_sentences
 from loadgen.report.table import HEADINGS, shown_columns, table_rows
 from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
@@ -82,6 +83,26 @@ def accuracy(analysis: Entry) -> Html:
         parts.append(table(BY_DEPTH, rows, label="Loss by reasoning steps", grouped_by=(0,)))
         told = depth_sentences(analysis["depth"])
         parts.append(element("p", "; ".join(told), " ", stamp(simulated=simulated), class_="small") if told else Html())
+    return join(parts)
+
+
+def indices(analysis: Entry) -> Html:
+    """Pillars and SI per target and B, the weights each precision wins, Pareto dominance."""
+    simulated = analysis["simulated"]
+    rows = index_rows(analysis["indices"], simulated=simulated)
+    shares = share_rows(analysis["weight_space"], simulated=simulated)
+    pairs = dominance_rows(analysis["dominance"], simulated=simulated)
+    parts = [table(INDICES, rows, label="Indices", grouped_by=(0,), short_columns=(0, 11, 12))]
+    if shares:
+        parts += [
+            element("h3", "Share of all weights of T, E and S for which a precision has the highest SI"),
+            table(SHARES, shares, label="Weights", name_column=1, grouped_by=(0,), short_columns=(1,)),
+        ]
+    if pairs:
+        parts += [
+            element("h3", "Pareto dominance: at least as good in everything, better in something"),
+            table(DOMINANCE, pairs, label="Dominance", name_column=1, grouped_by=(0,), short_columns=(1, 2, 3)),
+        ]
     return join(parts)
 
 
