@@ -8,15 +8,13 @@ from typing import Any
 import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
-from loadgen.analysis.celldata import read_cell
-from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.cellresult import CellReader
+from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.sentence import sentence
-from loadgen.analysis.memory import server_memory
-from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
-from loadgen.analysis.tables import RunTables, write_analysis, write_cells, write_summary
+from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
 from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
@@ -39,31 +37,20 @@ def analyse(run_dir: Path) -> None:
     cells: list[CellSummary] = []
     sides = Sides(manifest["protocol"])
     config = manifest["config"]
-    calibrations: list[dict[str, Any]] = []
-    powers: dict[tuple[str, int], PowerData | None] = {}
+    blocks: dict[tuple[str, int], dict[str, Any]] = {}
+    reader = CellReader(run_dir, manifest, grader)
     with RunTables(run_dir) as tables:
-        for path in cell_files(run_dir):
-            data = read_cell(path)
-            if data is None:
-                continue
-            verdicts = grade_cell(data, grader)
-            block = data.cell.target, data.cell.repeat
-            if block not in powers:
-                power = powers[block] = read_power(run_dir, manifest, *block)
-                if power is not None:
-                    tables.add_power(data.cell, power, simulated=data.simulated)
-                    calibrations.append({"target": block[0], "repeat": block[1], "gpus": power.calibration()})
-            summary = summarize_cell(
-                data,
-                verdicts,
-                powers[block],
-                memory=server_memory(manifest, *block),
-                tdp_w=config.get("tdp_w"),
-                carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
-            )
-            cells.append(summary)
-            tables.add(data, verdicts, grader.items)
-            sides.add(data, verdicts)
+        for result in reader.results(cell_files(run_dir)):
+            cell = result.summary
+            cells.append(cell)
+            sides.add(result.answers)
+            tables.add("requests", result.requests)
+            tables.add("server", result.server)
+            block = cell.target, cell.repeat
+            power = reader.power(*block) if block not in blocks else None
+            if power is not None:
+                tables.add("power", power_table(cell, power))
+                blocks[block] = {"target": cell.target, "repeat": cell.repeat, "gpus": power.calibration()}
     if not cells:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
@@ -79,7 +66,7 @@ def analyse(run_dir: Path) -> None:
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
     content = {**_analysis(manifest, cells, trust, answer), "claims": msgspec.to_builtins(claims)}
-    write_analysis(run_dir, {**content, "calibration": calibrations})
+    write_analysis(run_dir, {**content, "calibration": list(blocks.values())})
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,12 +11,21 @@ from numpy.typing import NDArray
 
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd, CellStart, read_records
+from loadgen.sweep.journal import CellEnd, CellStart, read_lines
 from loadgen.sweep.plan import Cell
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+
+
+class Line(Exchange, frozen=True, kw_only=True, tag="exchange", gc=False):
+    """An Exchange whose token times are left as they stand in the file: `CellData` has those of all in one array."""
+
+    token_times: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
+
+
+_decode_lines = msgspec.json.Decoder(CellStart | Line | ServerSample | CellEnd).decode_lines
 
 
 class CellData(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +35,7 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     end: CellEnd | None
     """None: the cell was interrupted before its last record."""
-    exchanges: list[Exchange]
+    exchanges: Sequence[Exchange]
     samples: list[ServerSample]
     t_send_ns: Ints
     t_first_ns: Ints
@@ -53,21 +62,28 @@ def read_cell(path: Path) -> CellData | None:
     """The cell of one journal file; None if the file holds not even its first line."""
     start: CellStart | None = None
     end: CellEnd | None = None
-    exchanges: list[Exchange] = []
+    exchanges: list[Line] = []
     samples: list[ServerSample] = []
-    for record in read_records(path):
-        match record:
-            case Exchange():
-                exchanges.append(record)
-            case ServerSample():
-                samples.append(record)
-            case CellStart():
-                start = record
-            case CellEnd():
-                end = record
+    events: list[int] = []
+    numbers = [np.empty(0, dtype=np.int64)]
+    for block in read_lines(path):
+        lines: list[Line] = []
+        for record in _decode_lines(block):
+            match record:
+                case Line():
+                    lines.append(record)
+                case ServerSample():
+                    samples.append(record)
+                case CellStart():
+                    start = record
+                case CellEnd():
+                    end = record
+        texts = [bytes(line.token_times) for line in lines]
+        events += [(text.count(b",") + 1) // 2 for text in texts]
+        numbers.append(_numbers(b",".join(text for text in texts if text != b"[]").translate(None, b"[]")))
+        exchanges += lines
     if start is None:
         return None
-    tokens = np.array(list(chain.from_iterable(e.token_times for e in exchanges)), dtype=np.int64).reshape(-1, 2)
     return CellData(
         cell=start.cell,
         simulated=start.simulated,
@@ -82,7 +98,12 @@ def read_cell(path: Path) -> CellData | None:
         ),
         measured=np.array([e.phase == "measured" for e in exchanges], dtype=np.bool_),
         ok=np.array([e.status == "ok" for e in exchanges], dtype=np.bool_),
-        token_offsets=np.cumsum([0, *(len(e.token_times) for e in exchanges)], dtype=np.int64),
-        token_t_ns=tokens[:, 0],
-        token_counts=tokens[:, 1],
+        token_offsets=np.cumsum([0, *events], dtype=np.int64),
+        token_t_ns=np.concatenate([block[0::2] for block in numbers]),
+        token_counts=np.concatenate([block[1::2] for block in numbers]),
     )
+
+
+def _numbers(pairs: bytes) -> Ints:
+    """Of `t,n,t,n,...`."""
+    return np.fromstring(pairs, dtype=np.int64, sep=",") if pairs else np.empty(0, dtype=np.int64)

@@ -205,10 +205,9 @@ def running_batch(samples: Sequence[ServerSample]) -> float | None:
 
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
     """Failures of the window (of the whole cell where there is none), warm-up requests included."""
+    failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok).tolist()]
     return [
-        f"{e.status} {e.error}"
-        for e in data.exchanges
-        if e.status != "ok" and (window is None or window[0] < e.t_end_ns <= window[1])
+        f"{e.status} {e.error}" for e in failed if window is None or window[0] < e.t_end_ns <= window[1]
     ]
 
 
@@ -234,21 +233,20 @@ def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
     return values[-1] - values[0] if len(values) > 1 else None
 
 
-
-
 def _share(outcomes: Sequence[str], outcome: str) -> float | None:
     return outcomes.count(outcome) / len(outcomes) if outcomes else None
 
 
 def _refill_gap_ms(data: CellData, window: tuple[int, int] | None) -> float | None:
-    gaps_ns: list[int] = []
-    last_end_ns: dict[int, int] = {}
-    for e in sorted(data.exchanges, key=lambda e: e.t_send_ns):
-        before = last_end_ns.get(e.slot)
-        if before is not None and window and window[0] < e.t_send_ns <= window[1]:
-            gaps_ns.append(e.t_send_ns - before)
-        last_end_ns[e.slot] = e.t_end_ns
-    return float(np.percentile(gaps_ns, 99)) / 1e6 if gaps_ns else None
+    if window is None:
+        return None
+    slot = np.array([e.slot for e in data.exchanges], dtype=np.int64)
+    order = np.lexsort((data.t_send_ns, slot))
+    before, after = order[:-1], order[1:]
+    sent_ns = data.t_send_ns[after]
+    refills = (slot[before] == slot[after]) & (window[0] < sent_ns) & (sent_ns <= window[1])
+    gaps_ns = (sent_ns - data.t_end_ns[before])[refills]
+    return float(np.percentile(gaps_ns, 99)) / 1e6 if gaps_ns.size else None
 
 
 def _in_ms(name: str, values_s: Floats, quantiles: Quantiles) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _interval(
             return None, None
         t_ns, watts = np.array([t for t, _ in known], dtype=np.int64), np.array([w for _, w in known])
         joules += np.diff(_cumulative_j(t_ns, watts, edges))
-    tokens, _ = np.histogram(data.token_t_ns, bins=edges, weights=data.token_counts)
+    tokens, _ = np.histogram(data.token_t_ns, bins=bins, range=window, weights=data.token_counts)
     block = round(work.e2e_s / (work.window_s / bins)) if work.e2e_s else 1
     return ratio_interval(joules, tokens.astype(np.float64), block=block)
 

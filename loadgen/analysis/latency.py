@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from loadgen.analysis.celldata import CellData, Floats, Mask
+from loadgen.analysis.celldata import CellData, Floats, Ints, Mask
 
 
 def ttft_s(data: CellData, window: tuple[int, int]) -> Floats:
@@ -39,7 +39,7 @@ def icl_s(data: CellData, window: tuple[int, int]) -> Floats:
 def itl_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Inter-token latency: an event with n tokens after a gap g stands for n values g/n."""
     gaps, counts = _gaps(data, window)
-    return np.repeat(gaps / np.maximum(counts, 1), counts)
+    return gaps if (counts == 1).all() else np.repeat(gaps / np.maximum(counts, 1), counts)
 
 
 def ended_in(data: CellData, window: tuple[int, int]) -> Mask:
@@ -47,12 +47,12 @@ def ended_in(data: CellData, window: tuple[int, int]) -> Mask:
     return data.measured & data.ok & _within(data.t_end_ns, window)
 
 
-def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, np.ndarray[tuple[int], np.dtype[np.int64]]]:
-    owner = np.repeat(np.arange(len(data.exchanges)), np.diff(data.token_offsets))
-    later = np.arange(1, len(data.token_t_ns))
-    same = owner[later] == owner[later - 1]
-    chosen = later[same & (data.measured & data.ok)[owner[later]] & _within(data.token_t_ns[later], window)]
-    return (data.token_t_ns[chosen] - data.token_t_ns[chosen - 1]) / 1e9, data.token_counts[chosen]
+def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Ints]:
+    """Seconds from the event before, and tokens, of the events of measured requests; a request's first has no gap."""
+    events = np.diff(data.token_offsets)
+    chosen = np.repeat(data.measured & data.ok, events) & _within(data.token_t_ns, window)
+    chosen[data.token_offsets[:-1][events > 0]] = False
+    return np.diff(data.token_t_ns)[chosen[1:]] / 1e9, data.token_counts[chosen]
 
 
 def _within(t_ns: np.ndarray[tuple[int], np.dtype[np.int64]], window: tuple[int, int]) -> Mask:

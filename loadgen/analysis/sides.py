@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
+
+import msgspec
 
 from loadgen.analysis.celldata import CellData
 from loadgen.analysis.trust.answers import Answer, Answers
@@ -19,8 +21,45 @@ Key = tuple[str, int]
 _SETTINGS = ("temperature", "seed", "api", "stops", "thinking")
 
 
+class CellAnswers(msgspec.Struct, frozen=True, kw_only=True):
+    """The graded answers of one cell; none where too many of its requests failed."""
+
+    target: str
+    concurrency: int
+    answers: dict[str, list[Answer]]
+    """By item; equal ones are one, given several times."""
+    prompt_sha: dict[str, str]
+    """By item."""
+
+
+def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnswers:
+    """Answers of cells that failed too often are left out, whatever else the cells measured."""
+    graded = [(e, v) for e, v in zip(data.exchanges, verdicts, strict=True) if v is not None]
+    if not answers_stand(len(graded), sum(v.outcome == "error" for _, v in graded)):
+        graded = []
+    alike = Counter((e.item_id, e.text, e.output_tokens, v.outcome) for e, v in graded)
+    answers: dict[str, list[Answer]] = defaultdict(list)
+    for (item, text, output_tokens, outcome), times in alike.items():
+        answers[item].append(
+            Answer(
+                repeat=data.cell.repeat,
+                times=times,
+                outcome=outcome,
+                correct=outcome == "correct",
+                output_tokens=output_tokens,
+                text_sha=blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
+            )
+        )
+    return CellAnswers(
+        target=data.cell.target,
+        concurrency=data.cell.concurrency,
+        answers=dict(answers),
+        prompt_sha={exchange.item_id: exchange.prompt_sha for exchange, _ in graded},
+    )
+
+
 class Sides:
-    """Give it every cell; answers of cells that failed too often are left out, whatever else the cells measured."""
+    """Give it every cell's answers."""
 
     def __init__(self, protocol: dict[str, Any]) -> None:
         """`protocol`: the manifest's."""
@@ -29,23 +68,12 @@ class Sides:
         self._answers: dict[Key, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
         self._asked: dict[Key, dict[str, Asked]] = defaultdict(dict)
 
-    def add(self, data: CellData, verdicts: Sequence[Verdict | None]) -> None:
-        graded = [(e, v) for e, v in zip(data.exchanges, verdicts, strict=True) if v is not None]
-        if not answers_stand(len(graded), sum(v.correct is None for _, v in graded)):
-            return
-        key = data.cell.target, data.cell.concurrency
-        for exchange, verdict in graded:
-            self._answers[key][exchange.item_id].append(
-                Answer(
-                    repeat=data.cell.repeat,
-                    outcome=verdict.outcome,
-                    correct=bool(verdict.correct),
-                    output_tokens=exchange.output_tokens,
-                    text_sha=blake2b(exchange.text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
-                )
-            )
-            self._asked[key][exchange.item_id] = Asked(
-                prompt_sha=exchange.prompt_sha, max_tokens=self._max_tokens, sampling=self._sampling
+    def add(self, cell: CellAnswers) -> None:
+        key = cell.target, cell.concurrency
+        for item, answers in cell.answers.items():
+            self._answers[key][item] += answers
+            self._asked[key][item] = Asked(
+                prompt_sha=cell.prompt_sha[item], max_tokens=self._max_tokens, sampling=self._sampling
             )
 
     @property

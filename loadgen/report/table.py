@@ -1,4 +1,4 @@
-"""The table at the end of a sweep: the same rows for the terminal and for the report."""
+"""The table of the report: a row per target x concurrency."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ HEADINGS = (
     "B", "target", "running", "tok/s", "95% CI", "× ref", "TTFT ms", "TTFT p99", "TPOT ms", "E2E ms",
     "W", "J/token", "J/query", "95% CI", "right %", "95% CI", "valid",
 )  # fmt: skip
-NARROW = (0, 1, 2, 3, 8, 12, 14, 16)
-"""Columns that fit into 80 characters."""
 
 
 def shown_columns(rows: list[tuple[str, ...]]) -> list[int]:
@@ -31,19 +29,19 @@ def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
             (
                 str(row["concurrency"]),
                 f"{row['target']} SIMULATED" if row["simulated"] else str(row["target"]),
-                _number(row["running_mean"], 2),
-                _number(row["tokens_per_s"], 0 if row["tokens_per_s"] >= 100 else 1),
+                number(row["running_mean"], 2),
+                number(row["tokens_per_s"], 0 if row["tokens_per_s"] >= 100 else 1),
                 _interval(row["tokens_per_s_lo"], row["tokens_per_s_hi"], 1.0, 0),
-                _number(ratio, 2),
-                _number(row["ttft_ms_p50"], 1),
-                _number(row["ttft_ms_p99"], 1),
-                _number(row["tpot_ms_p50"], 2),
-                _number(row["e2e_ms_p50"], 0),
-                _number(row["power_w_mean"], 0),
-                _figure(row["energy_per_token_j"]),
-                _figure(row["energy_per_query_j"]),
+                number(ratio, 2),
+                number(row["ttft_ms_p50"], 1),
+                number(row["ttft_ms_p99"], 1),
+                number(row["tpot_ms_p50"], 2),
+                number(row["e2e_ms_p50"], 0),
+                number(row["power_w_mean"], 0),
+                figure(row["energy_per_token_j"]),
+                figure(row["energy_per_query_j"]),
                 _interval(row["energy_per_query_j_lo"], row["energy_per_query_j_hi"], 1.0, 1),
-                _number(100 * row["accuracy"], 1),
+                number(100 * row["accuracy"], 1),
                 _interval(row["accuracy_lo"], row["accuracy_hi"], 100.0, 1),
                 f"{row['valid']}/{row['repeats']}",
             )
@@ -51,13 +49,14 @@ def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def _number(value: Any, digits: int) -> str:
+def number(value: Any, digits: int) -> str:
+    """With thousands separators; empty for what was not measured."""
     return "" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
 
 
-def _figure(value: float) -> str:
-    """Three significant digits."""
-    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def figure(value: float) -> str:
+    """Three significant digits; empty for what was not measured."""
+    return "" if math.isnan(value) else f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def _interval(low: float, high: float, factor: float, digits: int) -> str:

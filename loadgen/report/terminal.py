@@ -1,83 +1,153 @@
-"""The end of a sweep in a terminal."""
+"""The end of a sweep in a terminal: the report's answer in at most 30 lines, whatever the width."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, JustifyMethod
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
+import msgspec
+from rich.console import Console
 
+from loadgen.analysis.crossover.crossover import Crossover
+from loadgen.analysis.crossover.sentence import brief
 from loadgen.analysis.run import Run
-from loadgen.report.answer import answer_sentences
-from loadgen.report.table import HEADINGS, NARROW, shown_columns, table_rows
-from loadgen.report.trust import AGAINST, against_rows, depth_sentences
+from loadgen.report.grid import grid_lines
 
-MOST_WARNINGS = 12
-WIDEST = 1000
+MOST_LINES = 30
+SIMULATED = "SIMULATED"
+LABELS = {
+    "energy_per_query_j": "energy per query",
+    "tokens_per_s": "throughput",
+    "trap": "trap",
+    "accuracy": "accuracy",
+    "energy_per_correct_j": "per correct answer",
+    "si": "SI",
+    "energy_per_token_j": "energy per token",
+    "energy_hli_per_query_j": "energy by HLI",
+}
+"""What is said of a target, the most important first."""
+_INDENT = 2
+_BESIDE = _INDENT + 1 + max(map(len, LABELS.values()))
+
+Lines = list[str]
 
 
 def print_end(run: Run, console: Console) -> None:
-    """Table, reasons of invalid cells and the report's path."""
-    summary, manifest = run.summary, run.manifest
-    reference = manifest["config"]["reference"]
-    if manifest["simulated"]:
-        console.print("[bold red]SIMULATED[/]: every figure below comes from a cost model, none from a GPU.")
-    rows = table_rows(summary, reference)
-    columns = shown_columns(rows)
-    table = _table(rows, columns)
-    if Measurement.get(console, console.options.update(width=WIDEST), table).maximum > console.width:
-        table = _table(rows, [column for column in columns if column in NARROW])
-    console.print(table)
-    cells = run.cells
-    console.print(
-        f"{int(cells['valid'].sum())} of {len(cells)} cells valid. Figures are means over valid repeats, latencies "
-        f"medians; × ref: tokens/s against {escape(reference)}; intervals are over repeats (accuracy: over items).",
-        highlight=False,
+    """Prints `end_lines` for the console's width; the path is never broken."""
+    for line in end_lines(run, console.width):
+        style = "bold red" if line.startswith(SIMULATED) else "yellow" if line.startswith("!") else None
+        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def end_lines(run: Run, width: int) -> Lines:
+    """What was run, the figures, each target against the reference, warnings, and where the report is.
+
+    No more than 30 lines, unless the figures of many targets and B alone take more; none but the report's path is
+    longer than `width` (of 40 and more). What does not fit is counted and stands in the report.
+    """
+    reference = run.manifest["config"]["reference"]
+    simulated = bool(run.manifest["simulated"])
+    head = _wrapped(_head(run, simulated=simulated), width)
+    head += grid_lines(run.summary, reference, width, simulated=simulated)
+    report = f"Report: {run.path / 'report.html'}"
+    room = MOST_LINES - len(head) - -(-len(report) // width) - 1
+    warnings = [_wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]
+    answers = _answers(run.analysis, reference, width, simulated=simulated)
+    told, left_answers = _answers_that_fit(answers, room - sum(map(len, warnings[:1])))
+    room -= len(told)
+    shown = 0
+    while shown < len(warnings) and len(warnings[shown]) <= room:
+        told += warnings[shown]
+        room -= len(warnings[shown])
+        shown += 1
+    left = {"answer": left_answers, "warning": len(warnings) - shown}
+    missing = [f"+{count} more {what}{'s' * (count > 1)}" for what, count in left.items() if count]
+    return [*head, *told, *([f"{', '.join(missing)} in report.html"] if missing else []), report]
+
+
+def _head(run: Run, *, simulated: bool) -> str:
+    manifest, cells = run.manifest, run.cells
+    config, dataset = manifest["config"], manifest["dataset"]
+    targets = len(config["targets"])
+    parts = [
+        f"{SIMULATED}: a cost model's figures, no GPU's" if simulated else None,
+        config.get("model"),
+        f"{dataset['name']}, {dataset['items']} items",
+        f"{targets} target{'s' * (targets > 1)} × B {', '.join(map(str, config['concurrency']))} × "
+        f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}",
+        f"{int(cells['valid'].sum())} of {len(cells)} cells valid",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _warnings(run: Run) -> list[str]:
+    power = run.manifest.get("power") or {}
+    unmetered = [f"energy not measured: {power['reason']}"] if power.get("kind") == "none" else []
+    return [*unmetered, *run.analysis["warnings"]]
+
+
+def _answers(analysis: Mapping[str, Any], reference: str, width: int, *, simulated: bool) -> list[list[Lines]]:
+    """Per target its heading, then what is known of it, the most important first."""
+    said: dict[str, dict[str, str]] = {}
+    for entry in analysis["crossovers"]:
+        found = msgspec.convert(entry, Crossover)
+        known = said.setdefault(found.target, {})
+        if found.refusal is None:
+            known[found.metric] = _shortened(brief(found), width, ";.*")
+    for trap in analysis.get("traps", ()):
+        if any(entry["si"] for entry in analysis["indices"] if entry["target"] == trap["target"]):
+            verdicts = trap["sentence"].removeprefix("quantization trap: ")
+            said.setdefault(trap["target"], {})["trap"] = _shortened(verdicts, width, r" \(.*?\)")
+    for test in analysis["trust"]:
+        judged = f"at B = {test['concurrency']} {str(test['sentence']).partition(';')[0]}"
+        said.setdefault(test["target"], {})["accuracy"] = _shortened(judged, width, ", you need.*")
+    stamp = f" ({SIMULATED})" if simulated else ""
+    return [
+        [
+            _wrapped(f"{target} against {reference}{stamp}", width),
+            *(
+                _wrapped(f"{'':{_INDENT}}{label:<{_BESIDE - _INDENT}}{known[name]}", width, indent=_BESIDE)
+                for name, label in LABELS.items()
+                if name in known
+            ),
+        ]
+        for target, known in said.items()
+        if known
+    ]
+
+
+def _answers_that_fit(targets: Sequence[Sequence[Lines]], room: int) -> tuple[Lines, int]:
+    """As many answers on every target as there are lines for, and how many are left out."""
+    depth = max(map(len, targets), default=0)
+    while depth > 2 and sum(len(lines) for answers in targets for lines in answers[:depth]) > room:
+        depth -= 1
+    shown: Lines = []
+    left = 0
+    for answers in targets:
+        lines = [line for answer in answers[:depth] for line in answer]
+        if len(shown) + len(lines) <= room:
+            shown += lines
+            left += max(len(answers) - depth, 0)
+        else:
+            left += len(answers) - 1
+    return shown, left
+
+
+def _shortened(text: str, width: int, details: str) -> str:
+    """Without what matches `details`, where a line beside a label has no room for it."""
+    return text if len(text) <= width - _BESIDE else re.sub(details, "", text)
+
+
+def _wrapped(text: str, width: int, *, indent: int = 0, most: int | None = None) -> Lines:
+    """Broken between words alone; of a text of more than `most` lines the end is left out."""
+    return textwrap.wrap(
+        text,
+        max(width, indent + 20),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        max_lines=most,
+        placeholder=" …",
     )
-    _print_trust(run, console)
-    for target, sentences in answer_sentences(run.analysis).items():
-        stamp = " (SIMULATED)" if manifest["simulated"] else ""
-        console.print(f"\n[bold]{escape(target)} against {escape(reference)}[/]{stamp}", highlight=False)
-        for sentence in sentences:
-            console.print(f"  {escape(sentence)}", highlight=False)
-    power = manifest.get("power") or {}
-    if power.get("kind") == "none":
-        console.print(f"Energy: not measured, {escape(power['reason'])}.", highlight=False)
-    warnings = run.analysis["warnings"]
-    for warning in warnings[:MOST_WARNINGS]:
-        console.print(f"[yellow]![/] {escape(warning)}", highlight=False)
-    if len(warnings) > MOST_WARNINGS:
-        console.print(f"[yellow]![/] and {len(warnings) - MOST_WARNINGS} more in {run.path / 'analysis.json'}")
-    console.print(f"Report: {run.path / 'report.html'}", highlight=False, soft_wrap=True)
-
-
-def _print_trust(run: Run, console: Console) -> None:
-    """Accuracy against the reference, question by question; nothing where nothing was graded."""
-    tests = run.analysis["trust"]
-    if not tests:
-        return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="")
-    table.title = f"Accuracy against {escape(tests[0]['reference'])}, question by question"
-    for heading in AGAINST:
-        table.add_column(heading, justify="left" if heading in ("target", "verdict") else "right")
-    rows = against_rows(tests, simulated=run.manifest["simulated"])
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        table.add_row(*map(escape, row), end_section=following is not None and following[0] != row[0])
-    console.print(table)
-    stamp = "SIMULATED, depth" if run.manifest["simulated"] else "Depth"
-    for sentence in depth_sentences(run.analysis["depth"]):
-        console.print(f"{stamp}: {escape(sentence)}", highlight=False)
-
-
-def _table(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        justify: JustifyMethod = "left" if HEADINGS[column] == "target" else "right"
-        table.add_column(HEADINGS[column], justify=justify, no_wrap=True)
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        shown = [escape(row[column]) for column in columns]
-        table.add_row(*shown, end_section=following is not None and following[0] != row[0])
-    return table

@@ -48,6 +48,7 @@ Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
+_BLOCK_BYTES = 1 << 22
 
 
 class Journal:
@@ -70,10 +71,16 @@ class Journal:
 
 def read_records(path: Path) -> Iterator[Record]:
     """The records of one cell's file in order; a torn last line is left out."""
+    for block in read_lines(path):
+        yield from _decoder.decode_lines(block)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The file in blocks of whole lines, without a torn last one; so a file of any size is read in little memory."""
     with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                yield _decoder.decode(line)
+        while block := file.read(_BLOCK_BYTES):
+            block += file.readline()
+            yield block[: block.rfind(b"\n") + 1]
 
 
 def power_file(run_dir: Path, target: str, repeat: int) -> Path:

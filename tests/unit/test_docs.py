@@ -12,14 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.energy import CellEnergy
-from loadgen.analysis.summary import COLUMNS
-from loadgen.analysis.tables import POWER, REQUESTS, SERVER
 from loadgen.cli import COMMANDS
 
 DOCS = Path(__file__).parents[2] / "docs"
-CELLS = [name for name in CellSummary.__struct_fields__ if name != "energy"] + list(CellEnergy.__struct_fields__)
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +52,3 @@ def test_every_commands_help_shows_an_example_of_itself(generate: ModuleType, na
     _, marker, examples = generate.help_of(name).partition("Example")
     assert marker
     assert f"loadgen {name}" in examples
-
-
-@pytest.mark.parametrize(
-    "columns",
-    [REQUESTS.names, SERVER.names, POWER.names, CELLS, list(COLUMNS)],
-    ids=["requests.parquet", "server.parquet", "power.parquet", "cells.csv", "summary.csv"],
-)
-def test_every_column_of_a_run_directory_is_explained(columns: list[str]) -> None:
-    explained = set(re.findall(r"`([^`\s]+)`", (DOCS / "run-directory.md").read_text(encoding="utf-8")))
-    assert [name for name in columns if name not in explained] == []

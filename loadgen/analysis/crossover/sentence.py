@@ -14,13 +14,15 @@ def sentence(result: Crossover) -> str:
     """One line without a full stop, such as "awq uses less energy per query than fp16 below B* = 61 (95% CI 52–75) and
     more above it"."""
     metric = metric_of(result.metric)
-    if result.status == "unresolved":
-        return _undecided(result, metric)
-    if result.status == "crosses":
-        return _crosses(result, metric) + _beyond(result, "another B*")
-    verb = metric.wins if result.status == "better" else metric.loses
-    every = f"{result.target} {verb} {result.reference} at every B measured ({_range(result.points)})"
-    return every + _beyond(result, "a B*")
+    wins = f"{result.target} {metric.wins} {result.reference}"
+    loses = f"{result.target} {metric.loses} {result.reference}"
+    return _said(result, metric, wins, loses, question=f"not decided: whether {wins}")
+
+
+def brief(result: Crossover) -> str:
+    """The same where target, reference and metric are known: "less below B* = 61 (95% CI 52–75) and more above it"."""
+    metric = metric_of(result.metric)
+    return _said(result, metric, metric.wins_briefly, metric.loses_briefly, question="not decided")
 
 
 def number(batch: float) -> str:
@@ -28,10 +30,19 @@ def number(batch: float) -> str:
     return f"{batch:.1f}" if batch < 9.95 else f"{batch:.0f}"
 
 
-def _crosses(result: Crossover, metric: Metric) -> str:
+def _said(result: Crossover, metric: Metric, wins: str, loses: str, *, question: str) -> str:
+    if result.status == "unresolved":
+        return _undecided(result, metric, question)
+    if result.status == "crosses":
+        return _crosses(result, metric, wins, loses) + _beyond(result, "another B*")
+    every = f"{wins if result.status == 'better' else loses} at every B measured ({_range(result.points)})"
+    return every + _beyond(result, "a B*")
+
+
+def _crosses(result: Crossover, metric: Metric, better: str, worse: str) -> str:
     first, *others = result.crossings
     wins = first.direction == "wins_below"
-    text = f"{result.target} {metric.wins if wins else metric.loses} {result.reference} below {_b_star(first)}"
+    text = f"{better if wins else worse} below {_b_star(first)}"
     for crossing in others:
         wins = not wins
         text += f", {metric.wins_briefly if wins else metric.loses_briefly} up to {_b_star(crossing)}"
@@ -45,8 +56,7 @@ def _crosses(result: Crossover, metric: Metric) -> str:
     return text + (f"; not decided at B = {_list(away)}" if away else "")
 
 
-def _undecided(result: Crossover, metric: Metric) -> str:
-    question = f"not decided: whether {result.target} {metric.wins} {result.reference}"
+def _undecided(result: Crossover, metric: Metric, question: str) -> str:
     if result.refusal:
         return f"{question}; {result.refusal}"
     if result.points[0].p is None:

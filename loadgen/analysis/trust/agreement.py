@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations, product
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
 
 from loadgen.analysis.trust.answers import Answer, Answers, given
-
-Pair = tuple[Answer, Answer]
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,25 +24,54 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 def across(answers: Answers, others: Answers) -> Agreement:
     """Each answer with each of the other side's answers to the same item."""
     ours, theirs = given(answers), given(others)
-    return _agreement(list(product(ours[item], theirs[item])) for item in ours if item in theirs)
+    flips, same = [], []
+    for item, answered in ours.items():
+        if item in theirs:
+            rights, others_right = _by_correctness(answered), _by_correctness(theirs[item])
+            texts, other_texts = _by_text(answered), _by_text(theirs[item])
+            changed = rights[True] * others_right[False] + rights[False] * others_right[True]
+            flips.append(changed / (rights.total() * others_right.total()))
+            if texts and other_texts:
+                equal = sum(times * other_texts[text] for text, times in texts.items())
+                same.append(equal / (texts.total() * other_texts.total()))
+    return _agreement(flips, same)
 
 
 def within(sides: Iterable[Answers]) -> Agreement:
     """Answers with other answers of the same side: the noise floor of asking again. An item counts once per side."""
-    return _agreement(list(combinations(answered, 2)) for side in sides for answered in _repeated(side))
-
-
-def _repeated(side: Answers) -> Iterator[Sequence[Answer]]:
-    return (answered for answered in given(side).values() if len(answered) > 1)
-
-
-def _agreement(items: Iterable[Sequence[Pair]]) -> Agreement:
     flips, same = [], []
-    for pairs in items:
-        flips.append(sum(a.correct != b.correct for a, b in pairs) / len(pairs))
-        known = [a.text_sha == b.text_sha for a, b in pairs if a.text_sha is not None and b.text_sha is not None]
-        if known:
-            same.append(sum(known) / len(known))
+    for side in sides:
+        for answered in given(side).values():
+            rights, texts = _by_correctness(answered), _by_text(answered)
+            if rights.total() > 1:
+                flips.append(rights[True] * rights[False] / _pairs(rights.total()))
+            if texts.total() > 1:
+                same.append(sum(map(_pairs, texts.values())) / _pairs(texts.total()))
+    return _agreement(flips, same)
+
+
+def _by_correctness(answered: Sequence[Answer]) -> Counter[bool]:
+    counts: Counter[bool] = Counter()
+    for answer in answered:
+        counts[answer.correct] += answer.times
+    return counts
+
+
+def _by_text(answered: Sequence[Answer]) -> Counter[str]:
+    """Of the texts that are known."""
+    counts: Counter[str] = Counter()
+    for answer in answered:
+        if answer.text_sha is not None:
+            counts[answer.text_sha] += answer.times
+    return counts
+
+
+def _pairs(answers: int) -> int:
+    return answers * (answers - 1) // 2
+
+
+def _agreement(flips: Sequence[float], same: Sequence[float]) -> Agreement:
+    """Of each item's share."""
     return Agreement(
         items=len(flips),
         flip_rate=float(np.mean(flips)) if flips else None,

@@ -1,4 +1,4 @@
-"""Answer: one graded answer; Answers: all answers of a target at one concurrency, by item."""
+"""Answer: a graded answer; Answers: all answers of a target at one concurrency, by item."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import msgspec
 import numpy as np
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """One request's graded answer."""
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one request was answered, or several of one repeat alike."""
 
     repeat: int
+    times: int = 1
+    """How many requests were answered so."""
     outcome: str
     """correct, wrong, unparsed, truncated, empty or error."""
     correct: bool
@@ -36,21 +38,30 @@ def given(answers: Answers) -> dict[str, list[Answer]]:
 def item_means(answers: Answers) -> dict[str, float]:
     """Share of correct answers (0 to 1) of every item that was answered."""
     return {
-        item: sum(answer.correct for answer in answered) / len(answered) for item, answered in given(answers).items()
+        item: sum(answer.times for answer in answered if answer.correct) / count(answered)
+        for item, answered in given(answers).items()
     }
+
+
+def count(answered: Sequence[Answer]) -> int:
+    """Requests that these answers stand for."""
+    return sum(answer.times for answer in answered)
 
 
 def outcome_rate(answers: Answers, outcome: str) -> float | None:
     """Share of answers with this outcome (0 to 1), each item weighing the same; None without answers."""
-    shares = [sum(a.outcome == outcome for a in answered) / len(answered) for answered in given(answers).values()]
+    shares = [
+        sum(a.times for a in answered if a.outcome == outcome) / count(answered)
+        for answered in given(answers).values()
+    ]
     return float(np.mean(shares)) if shares else None
 
 
 def mean_output_tokens(answers: Answers) -> float | None:
     """Tokens per answer where the server reported them, each item weighing the same; None if it never did."""
-    lengths = [
-        [answer.output_tokens for answer in answered if answer.output_tokens is not None]
-        for answered in given(answers).values()
-    ]
-    means = [sum(known) / len(known) for known in lengths if known]
+    means = []
+    for answered in given(answers).values():
+        lengths = [(answer.output_tokens, answer.times) for answer in answered if answer.output_tokens is not None]
+        if lengths:
+            means.append(sum(tokens * times for tokens, times in lengths) / sum(times for _, times in lengths))
     return float(np.mean(means)) if means else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from loadgen.analysis.intervals import wilson_interval
-from loadgen.analysis.trust.answers import Answers, mean_output_tokens, outcome_rate
+from loadgen.analysis.trust.answers import Answers, count, given, mean_output_tokens, outcome_rate
 from loadgen.analysis.trust.paired import PairedTable, mcnemar_p, paired_table
 from loadgen.analysis.trust.pairing import pair_items
 from loadgen.analysis.trust.ratio import TrustRatio, trust_ratio
@@ -61,7 +61,7 @@ def compare_accuracy(
     return AccuracyComparison(
         items=pairs.n,
         unpaired_items=len(set(target) | set(reference)) - pairs.n,
-        answers=sum(answer.outcome != "error" for answered in ours.values() for answer in answered),
+        answers=sum(count(answered) for answered in given(ours).values()),
         accuracy=float(pairs.target.mean()),
         accuracy_lo=accuracy_lo,
         accuracy_hi=accuracy_hi,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from loadgen.workload.facts import ItemFacts
@@ -14,6 +15,8 @@ from loadgen.workload.grading.verdict import Verdict
 
 CUT = "length"
 """The finish_reason of an answer that ran into the token limit."""
+REMEMBERED = 1 << 16
+"""Verdicts that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
 _NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Question|Q|Given the following problem)[ \t]*[:,]")
 
 
@@ -69,15 +72,19 @@ def grade(text: str, item: Gradable, *, protocol: str, finish_reason: str | None
 
 
 class Grader:
-    """Grades the answers of one run."""
+    """Grades the answers of one run; an answer that was given before, to the same item, is not read again."""
 
     def __init__(self, items: Mapping[str, ItemFacts], protocol: str) -> None:
         self.items = items
         """By item id; an answer to any other item has no verdict."""
         self._protocol = protocol
+        self._graded = lru_cache(REMEMBERED)(self._grade)
 
     def grade(self, item_id: str, text: str, finish_reason: str | None) -> Verdict | None:
         """The verdict on one finished answer; None for an item that is not to be graded."""
+        return self._graded(item_id, text, finish_reason)
+
+    def _grade(self, item_id: str, text: str, finish_reason: str | None) -> Verdict | None:
         item = self.items.get(item_id)
         return grade(text, item, protocol=self._protocol, finish_reason=finish_reason) if item else None
 

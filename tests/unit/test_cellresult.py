@@ -1,0 +1,99 @@
+"""Cells are read by several processes as by one; equal answers count, and are graded once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made_run import answer, cell, ended, make_run, write_cell
+
+from loadgen.analysis.analyse import read_manifest
+from loadgen.analysis.celldata import read_cell
+from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, processes_for
+from loadgen.analysis.sides import cell_answers
+from loadgen.sweep import journal
+from loadgen.sweep.journal import cell_files
+from loadgen.workload.facts import ItemFacts, read_facts
+from loadgen.workload.grading import FAILED, Grader, Verdict, grader
+
+
+def reader(run_dir: Path) -> CellReader:
+    return CellReader(run_dir, read_manifest(run_dir), Grader(read_facts(run_dir), "gsm8k"))
+
+
+def test_two_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", concurrency=(1, 2, 4), repeats=3)
+    torn = run_dir / "journal" / f"{cell(index=99).label}.jsonl"
+    torn.write_bytes(b'{"type":"cell"')
+    paths = cell_files(run_dir)
+    alone, together = (list(reader(run_dir).results(paths, processes=n)) for n in (1, 2))
+    assert len(alone) == 18, "the torn one is no cell"
+    assert [result.summary for result in alone] == [result.summary for result in together]
+    assert [result.answers for result in alone] == [result.answers for result in together]
+    for one, other in zip(alone, together, strict=True):
+        assert one.requests.equals(other.requests)
+        assert one.server.equals(other.server)
+
+
+def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    first = cell_files(run_dir)[0]
+    first.write_bytes(first.read_bytes() + b'{"type":"nothing"}\n')
+    with pytest.raises(ValueError, match="nothing"):
+        list(reader(run_dir).results(cell_files(run_dir), processes=2))
+
+
+@pytest.mark.parametrize("block_bytes", [100, 1 << 24])
+def test_token_times_of_all_requests_lie_in_one_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """Requests without a token, with one event and with several; read line by line, and all at once."""
+    monkeypatch.setattr(journal, "_BLOCK_BYTES", block_bytes)
+    asked = [answer(1), answer(2, [(3, 7)]), answer(4, [(5, 1), (6, 2), (7.5, 3)]), answer(8)]
+    data = read_cell(write_cell(tmp_path, cell(), asked, [], ended()))
+    assert data is not None
+    assert data.token_offsets.tolist() == [0, 0, 1, 4, 4]
+    assert data.token_t_ns.tolist() == [3_000_000, 5_000_000, 6_000_000, 7_500_000]
+    assert data.token_counts.tolist() == [7, 1, 2, 3]
+
+
+def test_equal_answers_of_a_cell_are_one_that_counts(tmp_path: Path) -> None:
+    texts = ["#### 5", "#### 5", "#### 6", "#### 5"]
+    asked = [answer(k, [(k + 0.5, 4)], item_id="q", text=text) for k, text in enumerate(texts)]
+    data = read_cell(write_cell(tmp_path, cell(repeat=2), asked, [], ended()))
+    assert data is not None
+    graded = Grader({"q": ItemFacts(gold="5")}, "gsm8k")
+    verdicts = [graded.grade(e.item_id, e.text, e.finish_reason) for e in data.exchanges]
+    found = cell_answers(data, verdicts).answers["q"]
+    assert [(a.repeat, a.times, a.correct, a.output_tokens) for a in found] == [(2, 3, True, 4), (2, 1, False, 4)]
+    failed: list[Verdict | None] = [FAILED, *verdicts[1:]]
+    assert cell_answers(data, failed).answers == {}, "a quarter of the requests failed"
+
+
+def test_an_answer_given_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = grader.grade
+
+    def spied(text: str, item: grader.Gradable, *, protocol: str, finish_reason: str | None) -> Verdict:
+        read.append(text)
+        return original(text, item, protocol=protocol, finish_reason=finish_reason)
+
+    monkeypatch.setattr(grader, "grade", spied)
+    ours = Grader({"a": ItemFacts(gold="18"), "b": ItemFacts(gold="17")}, "gsm8k")
+    asked = [("a", "#### 18"), ("a", "#### 18"), ("b", "#### 18")]
+    outcomes = [verdict.outcome for item, text in asked if (verdict := ours.grade(item, text, "stop"))]
+    assert outcomes == ["correct", "correct", "wrong"]
+    assert read == ["#### 18", "#### 18"], "once for each item"
+    cut = ours.grade("a", "the answer is 1", "length")
+    assert cut is not None
+    assert cut.outcome != getattr(ours.grade("a", "the answer is 1", "stop"), "outcome", None)
+
+
+def test_small_runs_are_read_in_this_process(tmp_path: Path) -> None:
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_text(json.dumps({}))
+    with large.open("wb") as file:
+        file.truncate(LARGE_BYTES)
+    assert processes_for([small]) == 1
+    assert 1 <= processes_for([large]) <= 4
