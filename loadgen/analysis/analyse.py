@@ -111,6 +111,11 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustSt
         for cell in cells
         if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
     ]
+    warnings += [
+        f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
+        for cell in cells
+        if cell.failures and "requests failed" not in cell.reasons
+    ]
     doubtful = [cell for cell in cells if cell.energy.energy_verdict == "warning"]
     if doubtful:
         warnings.append(

@@ -34,6 +34,10 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     reasons: str
     requests: int
     errors: int
+    failures: int
+    """Requests of the whole cell that failed: `errors` and those of the warm-up and the drain."""
+    first_failure: str
+    """What the first of them said."""
     window_s: float | None
     output_tokens: int | None
     tokens_per_s: float | None
@@ -101,7 +105,7 @@ def summarize_cell(
     window = data.window
     window_s = (window[1] - window[0]) / 1e9 if window else None
     ended = ended_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
-    errors = _errors(data, window)
+    errors, failures = _errors(data, window), _errors(data, None)
     tokens = _tokens_in(data, window) if window else None
     rate = tokens / window_s if tokens and window_s else None
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
@@ -157,6 +161,8 @@ def summarize_cell(
         reasons="; ".join(reasons),
         requests=evidence.requests,
         errors=evidence.errors,
+        failures=len(failures),
+        first_failure=failures[0] if failures else "",
         window_s=window_s,
         output_tokens=tokens,
         tokens_per_s=rate,
@@ -206,7 +212,7 @@ def running_batch(samples: Sequence[ServerSample]) -> float | None:
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
     """Failures of the window (of the whole cell where there is none), warm-up requests included."""
     return [
-        f"{e.status} {e.error}"
+        f"{e.status}: {e.error}"
         for e in data.exchanges
         if e.status != "ok" and (window is None or window[0] < e.t_end_ns <= window[1])
     ]
