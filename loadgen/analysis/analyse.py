@@ -12,6 +12,8 @@ from loadgen.analysis.cellresult import CellReader
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.sentence import sentence
+from loadgen.analysis.models.sentence import entry_of
+from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
@@ -98,6 +100,11 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustSt
         for cell in cells
         if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
     ]
+    warnings += [
+        f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
+        for cell in cells
+        if cell.failures and "requests failed" not in cell.reasons
+    ]
     doubtful = [cell for cell in cells if cell.energy.energy_verdict == "warning"]
     if doubtful:
         warnings.append(
@@ -116,18 +123,18 @@ def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustSt
                 "windows that miss them have no energy"
             )
     warnings += answer.hli_disagreements
-    planned = planned_cells(manifest)
+    planned, reference = planned_cells(manifest), manifest["config"]["reference"]
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
     if not manifest["dataset"]["published"] and manifest["dataset"]["name"] != "jsonl":
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
     return {
         "schema": SCHEMA,
-        "reference": manifest["config"]["reference"],
+        "reference": reference,
         "simulated": manifest["simulated"],
         "crossovers": [msgspec.to_builtins(found) | {"sentence": sentence(found)} for found in answer.crossovers],
         **msgspec.to_builtins(trust),
-        "models": [],
+        "models": [entry_of(found) for found in cost_models(cells, answer.crossovers, reference=reference)],
         **msgspec.to_builtins(answer.indices),
         "warnings": warnings,
     }

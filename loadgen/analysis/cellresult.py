@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -93,8 +94,10 @@ class CellReader:
 
 
 def processes_for(paths: Sequence[Path]) -> int:
-    """How many processes read these files best, on this machine."""
-    if sys.platform != "linux" or sum(path.stat().st_size for path in paths) < LARGE_BYTES:
+    """How many processes read these files best, on this machine. Beside other threads only this one: it cannot fork."""
+    if sys.platform != "linux" or threading.active_count() > 1:
+        return 1
+    if sum(path.stat().st_size for path in paths) < LARGE_BYTES:
         return 1
     return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 

@@ -34,6 +34,12 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     reasons: str
     requests: int
     errors: int
+    failures: int
+    """Requests of the whole cell that failed: `errors` and those of the warm-up and the drain."""
+    first_failure: str
+    """What the first of them said."""
+    window_open_ns: int | None
+    window_close_ns: int | None
     window_s: float | None
     output_tokens: int | None
     tokens_per_s: float | None
@@ -101,7 +107,7 @@ def summarize_cell(
     window = data.window
     window_s = (window[1] - window[0]) / 1e9 if window else None
     ended = ended_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
-    errors = _errors(data, window)
+    errors, failures = _errors(data, window), _errors(data, None)
     tokens = _tokens_in(data, window) if window else None
     rate = tokens / window_s if tokens and window_s else None
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
@@ -157,6 +163,10 @@ def summarize_cell(
         reasons="; ".join(reasons),
         requests=evidence.requests,
         errors=evidence.errors,
+        failures=len(failures),
+        first_failure=failures[0] if failures else "",
+        window_open_ns=window[0] if window else None,
+        window_close_ns=window[1] if window else None,
         window_s=window_s,
         output_tokens=tokens,
         tokens_per_s=rate,
@@ -207,7 +217,7 @@ def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
     """Failures of the window (of the whole cell where there is none), warm-up requests included."""
     failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok).tolist()]
     return [
-        f"{e.status} {e.error}" for e in failed if window is None or window[0] < e.t_end_ns <= window[1]
+        f"{e.status}: {e.error}" for e in failed if window is None or window[0] < e.t_end_ns <= window[1]
     ]
 
 

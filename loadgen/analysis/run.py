@@ -56,8 +56,7 @@ class Run:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per target x concurrency x repeat, with validity."""
-        cells = _read_csv(self.path / "cells.csv")
-        return cells.assign(reasons=cells["reasons"].fillna(""))
+        return _read_csv(self.path / "cells.csv").fillna({"reasons": "", "first_failure": ""})
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -77,7 +76,7 @@ class Run:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Only an empty field is 'not measured': a target may be named `NA` or `8`."""
-    text = {"target": str, "precision": str, "reasons": str}
+    text = {"target": str, "precision": str, "reasons": str, "first_failure": str}
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 

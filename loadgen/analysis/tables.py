@@ -27,7 +27,8 @@ _CELL = [
 REQUESTS = pa.schema([
     *_CELL,
     ("phase", pa.string()), ("slot", pa.int32()), ("item_id", pa.string()), ("prompt_sha", pa.string()),
-    ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_end_ns", pa.int64()), ("in_window", pa.bool_()),
+    ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_last_ns", pa.int64()), ("t_end_ns", pa.int64()),
+    ("in_window", pa.bool_()),
     ("token_times", pa.list_(_TOKEN_TIME)), ("token_source", pa.string()),
     ("prompt_tokens", pa.int32()), ("output_tokens", pa.int32()), ("reasoning_tokens", pa.int32()),
     ("finish_reason", pa.string()),
@@ -103,8 +104,12 @@ def requests_table(
     times = pa.StructArray.from_arrays(
         [pa.array(data.token_t_ns), pa.array(data.token_counts.astype(np.int32))], fields=list(_TOKEN_TIME)
     )
+    has_tokens = np.diff(data.token_offsets) > 0
+    last_ns = np.full(len(exchanges), -1)
+    last_ns[has_tokens] = data.token_t_ns[data.token_offsets[1:][has_tokens] - 1]
     columns: dict[str, Any] = {
         **_cell_columns(data, len(exchanges)),
+        "t_last_ns": pa.array(last_ns, mask=~has_tokens),
         "in_window": in_window,
         "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times),
         "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],

@@ -45,8 +45,13 @@ def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     run = loadgen.load_run(out)
     cells = run.cells
     assert len(cells) == 3 * 3 * 2
-    assert (cells["errors"] == 0).all()
-    assert (cells["server_tokens"] == cells["recorded_tokens"]).all(), "recorded requests and server count differ"
+    failed = run.requests[run.requests["status"] != "ok"]
+    print(failed[["target", "concurrency", "repeat", "phase", "slot", "t_send_ns", "t_end_ns", "status", "error"]])
+    # A request that fails on a starved machine is told, and its cell's token count unknown; more than one is a fault.
+    assert len(failed) == cells["failures"].sum() <= 1, list(cells["first_failure"])
+    assert sum("of its requests failed" in told for told in run.analysis["warnings"]) == len(failed)
+    whole = cells[cells["failures"] == 0]
+    assert (whole["server_tokens"] == whole["recorded_tokens"]).all(), "recorded requests and server count differ"
     valid, invalid = cells[cells["valid"]], cells[~cells["valid"]]
     assert ((valid["running_mean"] / valid["concurrency"] - 1).abs() <= 0.03).all()
     # Other work on this machine starves the API server now and then: such a cell must say so, and nothing else.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from loadgen.analysis.analyse import read_manifest
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, processes_for
 from loadgen.analysis.sides import cell_answers
+from loadgen.analysis.tables import requests_table
 from loadgen.sweep import journal
 from loadgen.sweep.journal import cell_files
 from loadgen.workload.facts import ItemFacts, read_facts
@@ -34,6 +37,25 @@ def test_two_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -
     for one, other in zip(alone, together, strict=True):
         assert one.requests.equals(other.requests)
         assert one.server.equals(other.server)
+
+
+def test_requests_have_the_arrival_of_their_last_token(tmp_path: Path) -> None:
+    asked = [answer(1, end=2), answer(2, [(3, 7)], end=4), answer(4, [(5, 1), (6, 2), (7.5, 3)], end=9)]
+    data = read_cell(write_cell(tmp_path, cell(), asked, [], ended()))
+    assert data is not None
+    assert requests_table(data, [None] * 3, {})["t_last_ns"].to_pylist() == [None, 3_000_000, 7_500_000]
+
+
+def test_beside_other_threads_no_process_is_forked(tmp_path: Path) -> None:
+    large = tmp_path / "large.jsonl"
+    large.touch()
+    os.truncate(large, LARGE_BYTES)
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    assert processes_for([large]) == 1
+    done.set()
+    other.join()
 
 
 def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:

@@ -142,6 +142,15 @@ def test_recorded_tokens_are_all_of_the_cells_and_unknown_when_one_request_faile
     assert row(tmp_path / "b", [*lines, failed]).recorded_tokens is None
 
 
+def test_failures_outside_the_window_are_counted_apart_and_told(tmp_path: Path) -> None:
+    early = answer(10, end=20, status="broken", error="connection lost before the answer", phase="warmup")
+    late = answer(1950, end=2500, status="timeout", error="600 s")
+    figures = row(tmp_path, [early, answer(900, [(1500, 7)]), late])
+    assert (figures.errors, figures.failures) == (0, 2)
+    assert figures.first_failure == "broken: connection lost before the answer"
+    assert row(tmp_path / "none", [answer(900, [(1500, 7)])]).failures == 0
+
+
 def test_latency_figures_are_the_mean_and_the_percentiles_in_ms(tmp_path: Path) -> None:
     lines = [answer(1000, [(1000 + ttft, 1)]) for ttft in (100, 200, 300, 400)]
     figures = row(tmp_path, lines)
@@ -174,7 +183,7 @@ def test_errors_of_the_window_count_and_the_first_is_quoted(tmp_path: Path) -> N
     ]
     figures = row(tmp_path, lines)
     assert (figures.requests, figures.errors) == (1, 2)
-    assert "2 of 3 requests failed, the first: http 503: full" in figures.reasons
+    assert "2 of 3 requests failed, the first: http: 503: full" in figures.reasons
 
 
 def test_the_refill_gap_is_last_byte_to_next_send_of_the_same_slot(tmp_path: Path) -> None:

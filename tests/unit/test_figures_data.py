@@ -50,13 +50,14 @@ def trace_of(run: Run) -> CellTrace:
 
 
 def test_latencies_are_those_of_requests_that_ended_in_the_window(tmp_path: Path) -> None:
-    """The window is 1000 to 2000 ms. Of the one answer in it: TTFT 100 ms, 3 tokens in 500 ms of which 400 after the
-    first, so TPOT 200 ms; the others are of the warm-up, failed, or end too late."""
+    """The window is 1000 to 2000 ms. Of the one answer in it: TTFT 100 ms, the last of 3 tokens 400 ms after the
+    first, so TPOT 200 ms, the last byte 600 ms after the request; the others are of the warm-up, failed, or end
+    too late."""
     tokens = [(1100, 1), (1300, 1), (1500, 1)]
     run = analysed(
         tmp_path,
         exchanges=[
-            answer(1000, tokens),
+            answer(1000, tokens, end=1600),
             answer(1000, tokens, phase="warmup", slot=1),
             answer(1000, tokens, status="timeout", error="late", slot=2),
             answer(1500, [(1600, 1), (2100, 1)], slot=3),
@@ -65,12 +66,14 @@ def test_latencies_are_those_of_requests_that_ended_in_the_window(tmp_path: Path
     ((of, rows),) = read_cells(run.path)
     assert of == ("fp16", 1, 1) and len(rows) == 4
     found = {name: values.tolist() for name, values in latencies_ms(rows).items()}
-    assert found == {"ttft": [100.0], "tpot": [200.0], "e2e": [500.0]}
+    assert found == {"ttft": [100.0], "tpot": [200.0], "e2e": [600.0]}
+    assert rows["t_last_ns"].tolist()[:3] == [1.5 * S] * 3
 
 
 def test_an_answer_of_one_token_has_no_tpot() -> None:
     rows = pd.DataFrame(
-        {"in_window": [True], "t_send_ns": [0], "t_first_ns": [5.0], "t_end_ns": [9], "output_tokens": [1.0]}
+        {"in_window": [True], "t_send_ns": [0], "t_first_ns": [5.0], "t_last_ns": [5.0], "t_end_ns": [9],
+         "output_tokens": [1.0]}
     )
     assert latencies_ms(rows)["tpot"].size == 0
     assert latencies_ms(rows)["ttft"].tolist() == [5e-6]
@@ -151,7 +154,6 @@ def test_without_power_there_is_no_trace_of_it(tmp_path: Path) -> None:
 def test_the_window_is_shaded_where_its_edges_are_known(tmp_path: Path) -> None:
     """First request at 0.5 s, window from 1 to 2 s: 0.5 to 1.5 s after it."""
     run = analysed(tmp_path, exchanges=[answer(500, end=2500)])
-    run.cells["window_open_ns"], run.cells["window_close_ns"] = 1.0 * S, 2.0 * S
     assert trace_of(run).window == (0.5, 1.5)
     run.cells["window_open_ns"] = np.nan
     assert trace_of(run).window is None

@@ -105,7 +105,6 @@ def _draw(
     caption = (
         f"{_TITLES[metric]}: share of requests at or below each value, pooled over valid cells, of requests that "
         "were measured and answered within their cell's window; no intervals. "
-        + ("TPOT here runs to the answer's last byte. " if metric == "tpot" else "")
         + ("Dashed grey: no valid cell. " if invalid else "")
         + f"Numbers: requests.parquet; quantiles: summary.csv, {metric}_ms_p50 and p99."
     )

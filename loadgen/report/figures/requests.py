@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 COLUMNS = (
-    "target", "concurrency", "repeat", "t_send_ns", "t_first_ns", "t_end_ns", "in_window", "output_tokens",
+    "target", "concurrency", "repeat", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns", "in_window",
+    "output_tokens",
 )  # fmt: skip
 Cell = tuple[str, int, int]
 """Target, concurrency, repeat."""
@@ -33,17 +34,14 @@ def _pieces(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
 
 
 def latencies_ms(rows: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """TTFT, TPOT and E2E of the requests that were answered within the cell's window.
-
-    TPOT here runs to the answer's last byte: (end - first token) / (tokens - 1), of answers with two tokens or more.
-    """
+    """TTFT, TPOT and E2E of the requests that were answered within the cell's window."""
     ended = rows[rows["in_window"] & rows["t_first_ns"].notna()]
-    first, end, tokens = ended["t_first_ns"], ended["t_end_ns"], ended["output_tokens"]
+    first, last, tokens = ended["t_first_ns"], ended["t_last_ns"], ended["output_tokens"]
     several = tokens > 1
     return {
         "ttft": _ms(first - ended["t_send_ns"]),
-        "tpot": _ms((end - first)[several] / (tokens[several] - 1)),
-        "e2e": _ms(end - ended["t_send_ns"]),
+        "tpot": _ms((last - first)[several] / (tokens[several] - 1)),
+        "e2e": _ms(ended["t_end_ns"] - ended["t_send_ns"]),
     }
 
 

@@ -75,8 +75,6 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
 
 
 def _windows(run: Run) -> Mapping[Cell, tuple[float, float]]:
-    if "window_open_ns" not in run.cells:
-        return {}
     cells = run.cells.dropna(subset=["window_open_ns", "window_close_ns"])
     return {
         (row["target"], row["concurrency"], row["repeat"]): (row["window_open_ns"], row["window_close_ns"])
