@@ -14,7 +14,7 @@ from platformdirs import user_log_path
 
 from loadgen.cli import CONTEXT
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.launch import Launch, find_vllm, plan_launch
+from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
 
@@ -70,6 +70,7 @@ def command(
     if printing:
         click.echo(launch.shell)
         return
+    confirm_checkpoint(launch)
     try:
         _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log")
     except ServerError as error:
@@ -79,7 +80,7 @@ def command(
 
 def recipe_table(recipes: dict[str, Recipe]) -> str:
     """One aligned line per recipe, under a heading."""
-    heading = ("NAME", "PRECISION", "BITS", "GPU FROM", "CPU", "WEIGHTS")
+    heading = ("NAME", "PRECISION", "BITS", "GPU FROM", "CPU", "CHECKPOINTS", "WEIGHTS")
     rows = [heading, *(_row(recipe) for recipe in recipes.values())]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
     return "\n".join(
@@ -92,7 +93,12 @@ def _row(recipe: Recipe) -> tuple[str, ...]:
     if recipe.in_flight_args:
         weights += ", quantized while loading" if recipe.checkpoint == "same" else ", else quantized while loading"
     cpu = " ".join(recipe.cpu_flags) or "any"
-    return recipe.name, recipe.label, str(recipe.bits), recipe.gpu_capability, cpu, weights
+    return recipe.name, recipe.label, str(recipe.bits), recipe.gpu_capability, cpu, _known(recipe), weights
+
+
+def _known(recipe: Recipe) -> str:
+    counts = {"verified": len(recipe.checkpoints), "unverified": len(recipe.unverified_checkpoints)}
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "-"
 
 
 def _vllm_to_show(device: Device) -> str:

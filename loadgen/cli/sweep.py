@@ -73,8 +73,10 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--gpu", metavar="UUIDS", help="The target's GPUs [default: CUDA_VISIBLE_DEVICES, or the only one].")
 @click.option("--tdp-w", type=float, metavar="W", help="Datasheet board power for the HLI bound [default: NVML's].")
 @click.option("--carbon", type=float, metavar="G", help="Grid intensity, kgCO2e/kWh.")
-@click.option("--metrics-port", type=int, default=9400, show_default=True, metavar="N",
-              help="Where Prometheus can scrape the running sweep (loopback).")
+@click.option("--metrics-port", type=int, default=9402, show_default=True, metavar="N",
+              help="Where Prometheus can scrape the running sweep.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
+              help="On which address; a Prometheus in a container cannot reach loopback.")
 @click.option("--transport", default="raw", show_default=True, metavar="KIND", help="raw or openai (the SDK).")
 @click.option("--reference", metavar="NAME", help="What the others are compared with [default: fp16, else the first].")
 @click.option("--out", metavar="DIR", help="Run directory [default: runs/<time>-<model>].")

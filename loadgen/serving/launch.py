@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.serving.checkpoint import require_quantization
 from loadgen.serving.cpu_env import default_environment
-from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings
+from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -35,6 +36,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str | None = None
     """A regular expression whose first group names the kernel that was selected."""
     simulated: bool = False
+    checkpoint: str | None = None
+    """The folder or id that vLLM serves; None for a simulated server."""
+    in_flight: bool = False
+    """The recipe quantizes the checkpoint while loading."""
 
     @property
     def url(self) -> str:
@@ -65,8 +70,8 @@ def plan_launch(
 
     `dtype` is the activation dtype of every recipe that does not fix its own (default: the device's); `checkpoint`
     overrides the recipe's choice; `vllm` is the command itself (default: `find_vllm`); `extra_args` come last and so
-    win. Raises UsageError when the recipe has no checkpoint for the model, this machine's CPU cannot run it, or no
-    vLLM is found.
+    win. Raises UsageError when the recipe has no checkpoint for the model, the checkpoint's config.json on this
+    machine is of another kind, this machine's CPU cannot run it, or no vLLM is found.
     """
     if device == "cpu":
         _require_cpu_flags(recipe)
@@ -74,6 +79,7 @@ def plan_launch(
     served = checkpoint or recipe.checkpoint_for(model)
     _require_folder(served)
     in_flight = recipe.in_flight_args if served == model else ()
+    require_quantization(recipe, served, in_flight=bool(in_flight), online=False)
     fair = fair_settings()
     on_device = fair.device[device]
     activation = recipe.dtype or dtype or on_device.dtype
@@ -96,7 +102,16 @@ def plan_launch(
         device=device,
         expect=tuple(text.replace("{dtype}", activation) for text in (*fair.expect, *recipe.expect)),
         kernel=recipe.kernel,
+        checkpoint=served,
+        in_flight=bool(in_flight),
     )
+
+
+def confirm_checkpoint(launch: Launch) -> None:
+    """Raises UsageError when the hub can be asked and says that the checkpoint is not what the recipe serves."""
+    if launch.checkpoint is not None:
+        recipe = load_recipe(launch.precision)
+        require_quantization(recipe, launch.checkpoint, in_flight=launch.in_flight, online=True)
 
 
 def plan_simulated(

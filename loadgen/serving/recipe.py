@@ -39,8 +39,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The activation dtype when the recipe fixes it; else the sweep's one dtype."""
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
+    quant_methods: tuple[str, ...] = ()
+    """What `quantization_config.quant_method` of a quantized checkpoint's config.json may say."""
+    numbers: str | None = None
+    """What the checkpoint's weights are, and its activations unless 16-bit: `int4`, `int8/int8`, `nf4`, ..."""
     checkpoints: dict[str, str] = {}
-    """16-bit checkpoint id -> quantized checkpoint id."""
+    """16-bit checkpoint id -> quantized checkpoint id, its page seen on the hub."""
+    unverified_checkpoints: dict[str, str] = {}
+    """The same, for ids that are only expected to exist."""
     expect: tuple[str, ...] = ()
     """Regular expressions that the server's log must show, or it does not run this recipe."""
     kernel: str | None = None
@@ -59,8 +65,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def checkpoint_for(self, model: str) -> str:
         """The checkpoint to serve when the 16-bit model is `model`, a local folder or an id.
 
-        For a local folder DIR a recipe with its own checkpoint takes the folder DIR-NAME beside it. Raises UsageError
-        when there is none and the recipe cannot quantize while loading.
+        For a local folder DIR a recipe with its own checkpoint takes the folder DIR-NAME beside it; for an id it takes
+        an unverified checkpoint only where it cannot quantize while loading. Raises UsageError when there is neither.
         """
         if self.checkpoint == "same":
             return model
@@ -76,6 +82,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             remedy = f"the recipe knows none for {model!r}"
         if self.in_flight_args:
             return model
+        if model in self.unverified_checkpoints:
+            return self.unverified_checkpoints[model]
         raise UsageError(f"recipe {self.name!r} needs a quantized checkpoint and {remedy}; name one with --checkpoint")
 
 

@@ -64,6 +64,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     tdp_w: float | None
     carbon_kg_per_kwh: float | None
     metrics_port: int | None
+    metrics_host: str
+    """The address on which this run's own /metrics listens."""
 
     @property
     def api_key(self) -> str | None:
@@ -100,7 +102,8 @@ def configure(
     gpu: str | Sequence[str] | None = None,
     tdp_w: float | None = None,
     carbon: float | None = None,
-    metrics_port: int | None = 9400,
+    metrics_port: int | None = 9402,
+    metrics_host: str = "127.0.0.1",
     transport: str = "raw",
     reference: str | None = None,
     out: str | Path | None = None,
@@ -200,6 +203,7 @@ def configure(
         tdp_w=tdp_w,
         carbon_kg_per_kwh=carbon,
         metrics_port=metrics_port,
+        metrics_host=metrics_host,
     )
 
 

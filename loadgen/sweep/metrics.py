@@ -2,34 +2,76 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Iterator
+from time import monotonic_ns
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from loadgen.client.exchange import Exchange
+from loadgen.sweep.livewindow import LiveFigures, LiveWindow
 from loadgen.sweep.observer import Observer, Progress
 from loadgen.sweep.plan import Cell
 
 LABELS = ("target", "precision", "concurrency", "repeat")
+OF_RUN = ("run", *LABELS)
+LAST_SCRAPE_S = 5.0
+"""How long the end waits for two more scrapes, if there were any: rules look at the first until the second."""
 TTFT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0)
 TPOT_BUCKETS_S = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3)
+NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
+    "concurrency": ("Requests to hold in flight, B.", lambda p: p.cell.concurrency),
+    "requests_in_flight": ("Requests in flight.", lambda p: p.in_flight),
+    "server_requests_running": ("Running on the server.", lambda p: p.running),
+    "output_tokens_per_second": ("Of ended requests.", lambda p: p.tokens_per_s),
+    "power_watts": ("Power now, the target's GPUs together.", lambda p: p.power_w),
+    "energy_per_token_joules": ("Power now over tokens per second.", lambda p: p.energy_per_token_j),
+    "accuracy_ratio": ("Share of graded answers correct.", lambda p: p.accuracy),
+    "cell_progress_ratio": ("Share of the cell's window that is over.", lambda p: p.share),
+}
+"""Gauges of the cell that runs: name after `loadgen_`, help, figure."""
+ENDED: dict[str, tuple[str, Callable[[LiveFigures], float | None]]] = {
+    "running_requests": ("Mean running batch on the server.", lambda f: f.running),
+    "running_requests_peak": ("Largest running batch on the server.", lambda f: f.running_peak),
+    "output_tokens_per_second": ("Tokens that arrived in the window, a second.", lambda f: f.tokens_per_s),
+    "power_watts": ("Mean power of the target's GPUs.", lambda f: f.power_w),
+    "energy_per_token_joules": ("Power over tokens per second.", lambda f: f.energy_per_token_j),
+    "energy_per_query_joules": ("Energy per token times tokens per answer.", lambda f: f.energy_per_query_j),
+    "ttft_seconds": ("Mean send to first token.", lambda f: f.ttft_s),
+    "tpot_seconds": ("Mean time per later token.", lambda f: f.tpot_s),
+    "accuracy_ratio": ("Share of graded answers correct.", lambda f: f.accuracy),
+}
+"""Gauges of cells that have ended: name after `loadgen_ended_cell_`, help, figure."""
 
 
 class SweepMetrics(Observer):
-    """Prometheus series of the cell that runs now, by target, precision, asked B and repeat; loopback only.
+    """Prometheus series of a sweep: the cell that runs now, and what every ended cell came to.
 
-    Figures of ended requests, none of them final: the run directory has those.
+    All are figures of the moment, seen from the client; the run directory has the final ones. By target, precision,
+    asked B and repeat, and by run where a series outlives its cell.
     """
 
-    def __init__(self, *, simulated: bool) -> None:
+    def __init__(
+        self,
+        *,
+        simulated: bool,
+        run: str = "",
+        model: str = "",
+        dataset: str = "",
+        now_ns: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        """`run` names the run directory; without a name the run's title stands in."""
+        self._run, self._model, self._dataset = run, model, dataset
+        self._now_ns = now_ns
         self.registry = registry = CollectorRegistry()
+        self._scrapes = _Scrapes()
+        registry.register(self._scrapes)
         name = "loadgen_"
         self._info = Gauge(f"{name}cell_info", "1 while the cell runs.", (*LABELS, "stage"), registry=registry)
-        self._in_flight = Gauge(f"{name}requests_in_flight", "Requests in flight.", LABELS, registry=registry)
-        self._running = Gauge(f"{name}server_requests_running", "Running on the server.", LABELS, registry=registry)
-        self._rate = Gauge(f"{name}output_tokens_per_second", "Of ended requests.", LABELS, registry=registry)
-        self._energy = Gauge(
-            f"{name}energy_per_token_joules", "Power now over tokens per second.", LABELS, registry=registry
-        )
-        self._accuracy = Gauge(f"{name}accuracy_ratio", "Share of graded answers correct.", LABELS, registry=registry)
+        self._now = {key: Gauge(name + key, text, LABELS, registry=registry) for key, (text, _) in NOW.items()}
         self._tokens = Counter(f"{name}output_tokens", "Tokens of ended requests.", LABELS, registry=registry)
         self._requests = Counter(f"{name}requests", "Ended requests.", (*LABELS, "status"), registry=registry)
         self._ttft = Histogram(
@@ -38,38 +80,61 @@ class SweepMetrics(Observer):
         self._tpot = Histogram(
             f"{name}tpot_seconds", "Time per later token.", LABELS, buckets=TPOT_BUCKETS_S, registry=registry
         )
-        Gauge(f"{name}simulated", "1: the servers are simulated.", registry=registry).set(float(simulated))
+        Gauge(f"{name}simulated", "1: SIMULATED, the servers are a model.", registry=registry).set(float(simulated))
+        self._run_info = Gauge(
+            f"{name}run_info", "1: what is measured.", ("run", "title", "model", "dataset"), registry=registry
+        )
+        self._cells = Gauge(f"{name}run_cells", "Cells by state.", ("run", "state"), registry=registry)
+        self._left = Gauge(f"{name}run_left_seconds", "Expected time to the run's end.", ("run",), registry=registry)
+        self._start = Gauge(
+            f"{name}cell_start_timestamp_seconds", "Unix time of the cell's first glance.", OF_RUN, registry=registry
+        )
+        ended = f"{name}ended_cell_"
+        self._batch = Gauge(f"{ended}concurrency", "Requests held in flight, B.", OF_RUN, registry=registry)
+        self._valid = Gauge(f"{ended}valid", "1: measured to its end; 0: invalid.", OF_RUN, registry=registry)
+        self._ended = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in ENDED.items()}
+        self._window = LiveWindow()
+        self._cell: Cell | None = None
+        self._pace = _Pace(0, 0.0, now_ns)
         self._server: object | None = None
 
-    def serve(self, port: int) -> None:
-        """Listen on 127.0.0.1. Raises OSError when the port is taken."""
-        self._server, _ = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+    def serve(self, port: int, host: str = "127.0.0.1") -> None:
+        """Listen on `host`: loopback unless told otherwise. Raises OSError when the port is taken."""
+        self._server, _ = start_http_server(port, addr=host, registry=self.registry)
 
     def close(self) -> None:
+        """Stop listening; where somebody scrapes, not before they have seen the last cell's end."""
+        if self._server is not None:
+            self._scrapes.wait_for_two(LAST_SCRAPE_S)
         shutdown = getattr(self._server, "shutdown", None)
         close = getattr(self._server, "server_close", None)
         if shutdown is not None and close is not None:
             shutdown()
             close()
 
+    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+        self._run = self._run or title
+        self._run_info.labels(self._run, title, self._model, self._dataset).set(1)
+        self._pace = _Pace(cells, expected_s, self._now_ns)
+        self._tell_pace(0.0)
+
     def progress(self, progress: Progress) -> None:
-        labels = _labels(progress.cell)
+        cell, labels = progress.cell, _labels(progress.cell)
+        if cell != self._cell:
+            self._cell, self._window = cell, LiveWindow()
+            self._start.labels(self._run, *labels).set(time.time())
+        self._window.glance(progress, self._now_ns())
         self._info.clear()
         self._info.labels(*labels, progress.stage).set(1)
-        figures = {
-            self._in_flight: progress.in_flight,
-            self._running: progress.running,
-            self._rate: progress.tokens_per_s,
-            self._energy: progress.energy_per_token_j,
-            self._accuracy: progress.accuracy,
-        }
-        for gauge, figure in figures.items():
-            if figure is not None:
-                gauge.labels(*labels).set(figure)
+        for key, (_, figure_of) in NOW.items():
+            _set(self._now[key], labels, figure_of(progress))
+        self._tell_pace(progress.share)
 
     def answered(self, cell: Cell, exchange: Exchange) -> None:
         labels = _labels(cell)
         self._requests.labels(*labels, exchange.status).inc()
+        if cell == self._cell:
+            self._window.answered(exchange)
         if exchange.output_tokens:
             self._tokens.labels(*labels).inc(exchange.output_tokens)
         if exchange.status != "ok" or exchange.t_first_ns is None:
@@ -80,10 +145,76 @@ class SweepMetrics(Observer):
             self._tpot.labels(*labels).observe(decode_s / (exchange.output_tokens - 1))
 
     def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
-        """Gauges of a cell that has ended would stand still: they go; counters and histograms stay."""
-        for gauge in (self._info, self._in_flight, self._running, self._rate, self._energy, self._accuracy):
+        """Gauges of the running cell would stand still: they go; what it came to stays."""
+        for gauge in (self._info, *self._now.values()):
             gauge.clear()
+        labels = (self._run, *_labels(cell))
+        self._batch.labels(*labels).set(cell.concurrency)
+        self._valid.labels(*labels).set(float(valid))
+        if cell == self._cell:
+            figures = self._window.figures()
+            for key, (_, figure_of) in ENDED.items():
+                _set(self._ended[key], labels, figure_of(figures))
+        self._pace.cell_ends(valid)
+        self._tell_pace(0.0)
+
+    def _tell_pace(self, share: float) -> None:
+        for state, count in self._pace.counts.items():
+            self._cells.labels(self._run, state).set(count)
+        self._left.labels(self._run).set(self._pace.left_s(share))
+
+
+class _Scrapes(Collector):
+    """Counts how often the page is read; it has no series of its own. Registered first, it hears a scrape begin."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        with self._changed:
+            self._count += 1
+            self._changed.notify_all()
+        yield from ()
+
+    def wait_for_two(self, timeout_s: float) -> None:
+        with self._changed:
+            before = self._count
+            if before:
+                self._changed.wait_for(lambda: self._count >= before + 2, timeout_s)
+
+
+class _Pace:
+    """Cells by state, and the time left by the pace so far."""
+
+    def __init__(self, cells: int, expected_s: float, now_ns: Callable[[], int]) -> None:
+        self.counts = {"valid": 0, "invalid": 0, "left": cells}
+        self._cells = cells
+        self._expected_s = expected_s
+        self._now_ns = now_ns
+        self._start_ns = now_ns()
+
+    def cell_ends(self, valid: bool) -> None:
+        self.counts["valid" if valid else "invalid"] += 1
+        self.counts["left"] -= 1
+
+    def left_s(self, share: float) -> float:
+        """The first guess until a cell has ended, then that of the cells' own pace."""
+        elapsed_s = (self._now_ns() - self._start_ns) / 1e9
+        ended = self._cells - self.counts["left"]
+        if not ended:
+            return max(0.0, self._expected_s - elapsed_s)
+        over = min(ended + share, self._cells)
+        return elapsed_s / over * (self._cells - over)
 
 
 def _labels(cell: Cell) -> tuple[str, str, str, str]:
     return cell.target, cell.precision, str(cell.concurrency), str(cell.repeat)
+
+
+def _set(gauge: Gauge, labels: tuple[str, ...], figure: float | None) -> None:
+    if figure is not None:
+        gauge.labels(*labels).set(figure)

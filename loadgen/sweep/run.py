@@ -148,9 +148,10 @@ def _metrics(config: SweepConfig, observer: Observer, *, simulated: bool) -> Swe
     metrics = SweepMetrics(simulated=simulated)
     if config.metrics_port is not None:
         try:
-            metrics.serve(config.metrics_port)
+            metrics.serve(config.metrics_port, config.metrics_host)
         except OSError:
-            observer.warn(f"port {config.metrics_port} is taken: this run's /metrics is not served (--metrics-port)")
+            where = f"{config.metrics_host}:{config.metrics_port}"
+            observer.warn(f"{where} is taken or not this machine's: this run's /metrics is not served (--metrics-port)")
     return metrics
 
 

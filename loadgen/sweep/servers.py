@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
+from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
 from loadgen.serving.target import Target
@@ -165,6 +165,10 @@ class _Processes:
 
 
 class _Launched(_Processes):
+    def check(self) -> None:
+        for spec in self._config.targets:
+            confirm_checkpoint(self.plan(spec, free_port()))
+
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         config = self._config
         assert config.model is not None

@@ -1,0 +1,1 @@
+"""The four dashboards as plain dictionaries; dashboards/generate.py writes them as JSON."""

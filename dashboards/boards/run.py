@@ -1,0 +1,108 @@
+"""Run: the cell that is measured now, and how far the run has come."""
+
+from __future__ import annotations
+
+from boards.dashboard import RUN, TARGET, dashboard
+from boards.panel import RATE, Json, Query, lines, stat, steps, table
+
+OF_RUN = 'and on (instance, job) loadgen_run_info{run="$run"}'
+STARTED = 'loadgen_cell_start_timestamp_seconds{run="$run", target=~"$target"}'
+NAMED = "{{target}} B={{concurrency}} repeat {{repeat}}"
+VALID = steps((None, "red"), (1, "green"))
+
+
+def now(metric: str, more: str = "") -> str:
+    """A gauge of the running cell, of the chosen runs and targets."""
+    return f'loadgen_{metric}{{target=~"$target"{more}}} {OF_RUN}'
+
+
+def ended(metric: str) -> str:
+    """A figure of every ended cell of the range, whether or not its run goes on."""
+    return f'last_over_time(loadgen_ended_cell_{metric}{{run="$run", target=~"$target"}}[$__range])'
+
+
+def mean_s(name: str) -> str:
+    """Mean of a histogram of the sweep over the last scrapes."""
+    of = f'sum(rate(loadgen_{name}_seconds_%s{{target=~"$target"}}{RATE}))'
+    return f"{of % 'sum'} / ({of % 'count'} > 0)"
+
+
+def quantile(share: float, name: str) -> Query:
+    buckets = f'sum by (le, target) (rate(loadgen_{name}_seconds_bucket{{target=~"$target"}}{RATE}))'
+    return Query(f"histogram_quantile({share:g}, {buckets})", f"{{{{target}}}} p{share * 100:g}")
+
+
+def run() -> Json:
+    """The dashboard. One cell runs at a time: `max` over its labels keeps one series from cell to cell."""
+    batch = [
+        Query(f"max({now('concurrency')})", "asked"),
+        Query(f"max({now('requests_in_flight')})", "in flight"),
+        Query(f"max({now('server_requests_running')})", "running"),
+    ]
+    cell = [
+        stat("Cell", "The latest of loadgen_cell_start_timestamp_seconds: target, B and repeat that began last.",
+             "none", Query(f"topk(1, last_over_time({STARTED}[$__range]))", NAMED, instant=True), w=6, text="name"),
+        stat("Asked / in flight / running",
+             "loadgen_concurrency, loadgen_requests_in_flight and loadgen_server_requests_running (the server's own "
+             "gauge): a cell counts only where the three agree.", "none", *batch, w=6),
+        stat("Tokens/s", "loadgen_output_tokens_per_second: tokens of ended requests since the cell began.",
+             "suffix: tok/s", Query(f"max({now('output_tokens_per_second')})", "tokens/s")),
+        stat("Power", "loadgen_power_watts: the target's GPUs together, instantaneous.", "watt",
+             Query(f"max({now('power_watts')})", "power")),
+        stat("Energy per token", "loadgen_energy_per_token_joules: power now over tokens per second, a glance.",
+             "joule", Query(f"max({now('energy_per_token_joules')})", "energy per token"), decimals=4),
+        stat("Accuracy so far", "loadgen_accuracy_ratio: share of this cell's graded answers that are correct.",
+             "percentunit", Query(f"max({now('accuracy_ratio')})", "accuracy")),
+    ]  # fmt: skip
+    course = [
+        stat("TTFT", "Mean of loadgen_ttft_seconds over the last scrapes: send to first token.", "s",
+             Query(mean_s("ttft"), "TTFT")),
+        stat("TPOT", "Mean of loadgen_tpot_seconds over the last scrapes: time per token after the first.", "s",
+             Query(mean_s("tpot"), "TPOT")),
+        stat("Cells", "loadgen_run_cells: valid (measured to the end), invalid, and left.", "none",
+             Query('loadgen_run_cells{run="$run"}', "{{state}}"), w=6),
+        stat("Time left", "loadgen_run_left_seconds, by the pace of the cells so far.", "s",
+             Query('loadgen_run_left_seconds{run="$run"}', "left")),
+        stat("This cell", "loadgen_cell_progress_ratio: share of its window that is over.", "percentunit",
+             Query(f"max({now('cell_progress_ratio')})", "over")),
+        stat("Invalid cells", "loadgen_run_cells, state invalid: why stands in the terminal and in cells.csv.", "none",
+             Query('loadgen_run_cells{run="$run", state="invalid"}', "invalid"),
+             thresholds=steps((None, "green"), (1, "red"))),
+        stat("Failed requests", "loadgen_requests_total with a status other than ok, over the range.", "none",
+             Query('sum(increase(loadgen_requests_total{target=~"$target", status!="ok"}[$__range])) or vector(0)',
+                   "failed"), thresholds=steps((None, "green"), (1, "red"))),
+    ]  # fmt: skip
+    over_time = [
+        lines("Batch", "loadgen_concurrency, loadgen_requests_in_flight, loadgen_server_requests_running.", "none",
+              *batch),
+        lines("Output tokens", "Rate of loadgen_output_tokens_total: tokens of ended requests.", "suffix: tok/s",
+              Query(f'sum by (target) (rate(loadgen_output_tokens_total{{target=~"$target"}}{RATE}))', "{{target}}")),
+        lines("Time to first token", "Quantiles of the histogram loadgen_ttft_seconds, measured by the client.", "s",
+              quantile(0.5, "ttft"), quantile(0.99, "ttft")),
+        lines("Time per output token", "Quantiles of the histogram loadgen_tpot_seconds, measured by the client.", "s",
+              quantile(0.5, "tpot"), quantile(0.99, "tpot")),
+        lines("Power of the target", "loadgen_power_watts: the GPUs of the running cell's target.", "watt",
+              Query(f"max by (target) ({now('power_watts')})", "{{target}}")),
+        lines("Energy per token", "loadgen_energy_per_token_joules: power now over tokens per second.", "joule",
+              Query(f"max by (target) ({now('energy_per_token_joules')})", "{{target}}")),
+        lines("Accuracy so far", "loadgen_accuracy_ratio: it starts anew with every cell.", "percentunit",
+              Query(f"max by (target) ({now('accuracy_ratio')})", "{{target}}"), min=0, max=1),
+        lines("Ended requests", "Rate of loadgen_requests_total by status.", "reqps",
+              Query(f'sum by (status) (rate(loadgen_requests_total{{target=~"$target"}}{RATE}))', "{{status}}")),
+    ]  # fmt: skip
+    verdicts = [
+        table("Validity of ended cells", "loadgen_ended_cell_valid: 1 where the cell was measured to its end. The "
+              "report's verdict in cells.csv is stricter and final.", "none",
+              Query(ended("valid"), table=True), thresholds=VALID),
+        table("Largest running batch over B", "loadgen_ended_cell_running_requests_peak over "
+              "loadgen_ended_cell_concurrency: below 0.97 the server caps the batch and the cell does not count here.",
+              "percentunit", Query(f"{ended('running_requests_peak')} / {ended('concurrency')}", table=True),
+              decimals=1, thresholds=steps((None, "red"), (0.97, "green"))),
+    ]  # fmt: skip
+    return dashboard(
+        "loadgen-run",
+        "loadgen · Run",
+        "The cell that a sweep measures now. Glances: the run directory has the final figures.",
+        [("The cell now", cell), ("The run", course), ("Over time", over_time), ("Ended cells", verdicts)],
+        [RUN, TARGET],
+    )

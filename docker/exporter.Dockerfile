@@ -1,0 +1,27 @@
+# `loadgen exporter` alone, without what only sweeps and reports need. Context: the project's root.
+# NVML itself comes from the host through NVIDIA's container toolkit.
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_NO_INDEX
+ENV PIP_FIND_LINKS=/wheels PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY LICENSE build/wheels* /wheels/
+RUN python3 -m venv /opt/loadgen
+COPY . /src
+RUN /opt/loadgen/bin/python -m pip install --quiet aiohttp click msgspec numpy nvidia-ml-py prometheus-client \
+    && /opt/loadgen/bin/python -m pip install --quiet --no-deps /src \
+    && /opt/loadgen/bin/python -m pip uninstall --quiet --yes pip setuptools \
+    && find /opt/loadgen/lib -type d -name tests -prune -exec rm -r {} + \
+    && /opt/loadgen/bin/python -m compileall -q /opt/loadgen/lib
+
+FROM ${PYTHON_IMAGE}
+COPY --from=build /opt/loadgen /opt/loadgen
+ENV PATH=/opt/loadgen/bin:${PATH} HOME=/tmp NVIDIA_DRIVER_CAPABILITIES=utility \
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 10001:10001
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=6 CMD ["python", "-c", \
+    "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9401/health', timeout=4)"]
+ENTRYPOINT ["loadgen"]
+CMD ["exporter", "--host", "0.0.0.0", "--port", "9401"]

@@ -1,0 +1,118 @@
+"""The Hugging Face hub: where a checkpoint's config.json is read, from this machine's cache or over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import urllib.error
+import urllib.request
+from email.message import Message
+from pathlib import Path
+from typing import IO, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+TIMEOUT_S = 5.0
+_YES = frozenset({"1", "ON", "YES", "TRUE"})
+
+
+class HubAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hub says of one checkpoint."""
+
+    state: Literal["found", "absent", "gated", "unreachable"]
+    """`gated`: it wants a token, or its licence accepted; without a token the hub says so of absent ones too."""
+    config: dict[str, Any] | None = None
+    """The config.json of a found one."""
+    reason: str = ""
+
+
+def endpoint() -> str:
+    """`$HF_ENDPOINT`, else the public hub; without a trailing slash."""
+    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def is_offline() -> bool:
+    """Whether `$HF_HUB_OFFLINE` or `$TRANSFORMERS_OFFLINE` asks for no connection."""
+    return any(os.environ.get(name, "").upper() in _YES for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def cache_folder() -> Path:
+    """Where checkpoints are kept: `$HF_HUB_CACHE`, else `hub` in `$HF_HOME`, else in the user's cache folder."""
+    if named := os.environ.get("HF_HUB_CACHE"):
+        return Path(named).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+
+
+def cached_snapshot(checkpoint: str) -> Path | None:
+    """The folder of the cached branch `main` of a checkpoint; None when it is not cached."""
+    folder = cache_folder() / f"models--{checkpoint.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds weights as vLLM reads them, and not an index of absent ones only."""
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The config.json of a checkpoint's folder; None when there is none or it is no JSON object."""
+    try:
+        value = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def local_config(checkpoint: str) -> dict[str, Any] | None:
+    """The config.json of a folder, or of an id in the cache; None when this machine has none."""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return read_config(folder)
+    snapshot = cached_snapshot(checkpoint)
+    return read_config(snapshot) if snapshot else None
+
+
+def fetch_config(checkpoint: str) -> HubAnswer:
+    """GET of the config.json of an id's branch `main`, with `$HF_TOKEN` where set; at most 5 s, never raises."""
+    token = os.environ.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        request = urllib.request.Request(f"{endpoint()}/{checkpoint}/resolve/main/config.json", headers=headers)
+        with urllib.request.build_opener(_KeepsTokens).open(request, timeout=TIMEOUT_S) as answer:
+            config = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        said = f"{error.code} {error.headers.get('X-Error-Code') or error.reason}"
+        state: Literal["absent", "gated", "unreachable"] = "unreachable"
+        if error.code == 404:
+            state = "absent"
+        elif error.code in (401, 403):
+            state = "gated"
+        return HubAnswer(state=state, reason=said)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        said = str(getattr(error, "reason", error)) or type(error).__name__
+        return HubAnswer(state="unreachable", reason=" ".join(said.split()))
+    if not isinstance(config, dict):
+        return HubAnswer(state="unreachable", reason="config.json is no JSON object")
+    return HubAnswer(state="found", config=config)
+
+
+class _KeepsTokens(urllib.request.HTTPRedirectHandler):
+    """A redirect to another host does not get the token."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> urllib.request.Request | None:
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+        if new is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
+            new.remove_header("Authorization")
+        return new

@@ -1,0 +1,95 @@
+"""LiveWindow: figures of one cell between its first and its last glance inside the window."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import msgspec
+
+from loadgen.client.exchange import Exchange
+from loadgen.sweep.observer import Progress
+
+
+class LiveFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cell came to, as seen while it ran; None is 'not measured'. The run directory has the final figures."""
+
+    running: float | None
+    """Mean of the server's gauge at the glances. Few glances at a low B: it stands a step per answer too low."""
+    running_peak: float | None
+    """Most that the gauge showed: below B the server caps the batch."""
+    tokens_per_s: float | None
+    power_w: float | None
+    """Mean of the power at the glances, the target's GPUs together."""
+    energy_per_token_j: float | None
+    energy_per_query_j: float | None
+    """Energy per token times the mean tokens of the measured answers, those of the drain included."""
+    ttft_s: float | None
+    tpot_s: float | None
+    accuracy: float | None
+
+
+class LiveWindow:
+    """Hears a cell's glances and ended requests.
+
+    Tokens count by their own arrival between two glances (about four a second), so that the figures' window is the
+    cell's less the pieces before the first and behind the last of them.
+    """
+
+    def __init__(self) -> None:
+        self._open_ns: int | None = None
+        self._close_ns = 0
+        self._closed = False
+        self._inside = 0
+        self._later = 0
+        """Tokens that came behind the last glance; they count once another one follows inside the window."""
+        self._lengths: list[int] = []
+        self._running: list[float] = []
+        self._watts: list[float] = []
+        self._last: Progress | None = None
+
+    def glance(self, progress: Progress, now_ns: int) -> None:
+        """One glance; `now_ns` is when it was taken, on the clock of the exchanges."""
+        self._last = progress
+        if progress.stage != "window":
+            self._closed = self._open_ns is not None
+            return
+        if self._open_ns is None:
+            self._open_ns = now_ns
+        self._close_ns = now_ns
+        self._inside, self._later = self._inside + self._later, 0
+        if progress.running is not None:
+            self._running.append(progress.running)
+        if progress.power_w is not None:
+            self._watts.append(progress.power_w)
+
+    def answered(self, exchange: Exchange) -> None:
+        """One ended request."""
+        if exchange.status == "ok" and exchange.phase == "measured" and exchange.output_tokens is not None:
+            self._lengths.append(exchange.output_tokens)
+        if self._open_ns is None:
+            return
+        for t_ns, tokens in exchange.token_times:
+            if self._open_ns < t_ns <= self._close_ns:
+                self._inside += tokens
+            elif t_ns > self._close_ns and not self._closed:
+                self._later += tokens
+
+    def figures(self) -> LiveFigures:
+        """The figures, once the cell has ended."""
+        window_s = (self._close_ns - self._open_ns) / 1e9 if self._open_ns is not None else 0.0
+        rate = self._inside / window_s if window_s and self._inside else None
+        watts = fmean(self._watts) if self._watts else None
+        per_token_j = watts / rate if watts is not None and rate else None
+        length = fmean(self._lengths) if self._lengths else None
+        last = self._last
+        return LiveFigures(
+            running=fmean(self._running) if self._running else None,
+            running_peak=max(self._running, default=None),
+            tokens_per_s=rate,
+            power_w=watts,
+            energy_per_token_j=per_token_j,
+            energy_per_query_j=per_token_j * length if per_token_j is not None and length is not None else None,
+            ttft_s=last.ttft_ms / 1e3 if last and last.ttft_ms is not None else None,
+            tpot_s=last.tpot_ms / 1e3 if last and last.tpot_ms is not None else None,
+            accuracy=last.accuracy if last else None,
+        )

@@ -1,0 +1,260 @@
+"""docker/compose.yaml follows from the recipes, and is what it says to be about ports, privileges and fairness."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from loadgen.serving.compose.file import environment_file, environment_name, generated_files
+from loadgen.serving.compose.servers import DEFAULT, KV_CACHE_BYTES, MODEL, ON_CPU, PORT
+from loadgen.serving.families import load_models
+from loadgen.serving.launch import plan_launch
+from loadgen.serving.recipe import load_recipe, recipe_names
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+VARIABLE = re.compile(r"\$\{(\w+):-([^}]*)\}")
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_compose", DOCKER / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def raw() -> dict[str, Any]:
+    """The services as they are written."""
+    services: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    return services
+
+
+@pytest.fixture(scope="module")
+def services(raw: dict[str, Any]) -> dict[str, Any]:
+    """The services as compose sees them when no variable is set."""
+    return filled(raw, {})
+
+
+def filled(node: Any, variables: dict[str, str]) -> Any:
+    """Compose's ${NAME:-default}, as deep as the node goes."""
+    if isinstance(node, str):
+        return VARIABLE.sub(lambda found: variables.get(found[1]) or found[2], node)
+    if isinstance(node, list):
+        return [filled(item, variables) for item in node]
+    return {key: filled(item, variables) for key, item in node.items()} if isinstance(node, dict) else node
+
+
+def argv(service: dict[str, Any]) -> list[str]:
+    return shlex.split(service["command"])
+
+
+def without(arguments: list[str], *options: str) -> list[str]:
+    """The arguments less these options and their values."""
+    dropped = {place for option in options for place in (arguments.index(option), arguments.index(option) + 1)}
+    return [word for place, word in enumerate(arguments) if place not in dropped]
+
+
+def test_what_is_committed_is_what_the_recipes_say(generate: ModuleType) -> None:
+    assert generate.stale_files() == [], "stale: run `python docker/generate.py`"
+
+
+def test_a_changed_recipe_and_a_forgotten_file_are_noticed(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "DOCKER", tmp_path)
+    generate.write()
+    assert generate.stale_files() == []
+    compose = tmp_path / "compose.yaml"
+    compose.write_text(compose.read_text(encoding="utf-8").replace("--dtype float16", "--dtype bfloat16", 1))
+    (tmp_path / "models" / "forgotten.env").touch()
+    assert generate.stale_files() == ["compose.yaml", "models/forgotten.env"]
+    generate.write()
+    assert generate.stale_files() == []
+
+
+def test_every_recipe_is_a_service_with_the_command_that_loadgen_serve_plans(services: dict[str, Any]) -> None:
+    for name in recipe_names():
+        service = services[name]
+        served = argv(service)[0]
+        launch = plan_launch(
+            load_recipe(name), model=MODEL, checkpoint=None if served == MODEL else served, port=PORT, device="cuda",
+            max_num_seqs=256, vllm="vllm", host="0.0.0.0",
+        )  # fmt: skip
+        assert [
+            *service["entrypoint"],
+            *without(argv(service), "--kv-cache-memory-bytes", "--gpu-memory-utilization"),
+        ] == [*launch.argv]
+        assert service["environment"].items() >= launch.env.items()
+
+
+def test_a_plain_up_serves_the_four_precisions_with_the_models_checkpoints(services: dict[str, Any]) -> None:
+    assert (DOCKER / ".env").read_text(encoding="utf-8").splitlines()[-1] == "COMPOSE_PROFILES=gpu"
+    up = {name: argv(service)[0] for name, service in services.items() if "gpu" in service.get("profiles", [])}
+    del up["exporter"]
+    assert up == {name: load_recipe(name).checkpoint_for(MODEL) for name in DEFAULT}
+    assert {name for name, service in services.items() if "profiles" not in service} == {"prometheus", "grafana"}
+
+
+def test_each_precision_is_a_profile_that_brings_the_exporter(services: dict[str, Any]) -> None:
+    for name in recipe_names():
+        assert name in services[name]["profiles"]
+        assert name in services["exporter"]["profiles"]
+
+
+def test_all_precisions_have_the_same_vllm_kv_cache_and_batch(raw: dict[str, Any], services: dict[str, Any]) -> None:
+    kept = [argv(services[name]) for name in recipe_names()]
+    for option, value in (("--kv-cache-memory-bytes", str(KV_CACHE_BYTES)), ("--max-num-seqs", "256")):
+        assert {words[words.index(option) + 1] for words in kept} == {value}
+    changed = filled(raw, {"KV_CACHE_BYTES": "1073741824", "VLLM_IMAGE": "vllm:another"})
+    assert {
+        words[words.index("--kv-cache-memory-bytes") + 1] for words in (argv(changed[n]) for n in recipe_names())
+    } == {"1073741824"}
+    images = {
+        changed[n]["build"]["args"]["VLLM_IMAGE"] if "build" in changed[n] else changed[n]["image"]
+        for n in recipe_names()
+    }
+    assert images == {"vllm:another"}
+
+
+def test_bitsandbytes_is_a_derived_image_and_nothing_else_is(services: dict[str, Any]) -> None:
+    derived = [name for name in recipe_names() if "build" in services[name]]
+    assert derived == ["bnb-int8", "bnb-nf4"]
+    for name in derived:
+        assert services[name]["build"]["dockerfile"] == "docker/vllm-bnb.Dockerfile"
+
+
+def test_servers_share_one_gpu_unless_told_otherwise(raw: dict[str, Any]) -> None:
+    def device(service: dict[str, Any]) -> list[str]:
+        (reserved,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert reserved["driver"] == "nvidia"
+        assert "gpu" in reserved["capabilities"]
+        ids: list[str] = reserved["device_ids"]
+        return ids
+
+    spread = filled(raw, {"AWQ_GPU": "1", "BNB_NF4_GPU": "GPU-5a"})
+    assert [device(spread[name]) for name in DEFAULT] == [["0"], ["1"], ["0"], ["GPU-5a"]]
+    assert device(spread["exporter"]) == ["0"]
+
+
+def test_extra_arguments_come_last_and_empty_ones_leave_nothing(raw: dict[str, Any], services: dict[str, Any]) -> None:
+    more = filled(raw, {"VLLM_ARGS": "--load-format dummy", "FP8_ARGS": "--quantization fp8_per_channel"})
+    assert argv(more["fp8"]) == [
+        *argv(services["fp8"]),
+        *shlex.split("--load-format dummy --quantization fp8_per_channel"),
+    ]
+    assert argv(more["awq"])[-2:] == ["--load-format", "dummy"]
+    assert "" not in argv(services["awq"])
+
+
+def test_ports_are_on_loopback_each_its_own_and_servers_listen_on_8000(services: dict[str, Any]) -> None:
+    published = {name: port for name, service in services.items() for port in service.get("ports", [])}
+    inside = {"exporter": "9401", "prometheus": "9090", "grafana": "3000"}
+    assert set(published) == set(services) - {"loadgen"}
+    for name, text in published.items():
+        assert re.fullmatch(rf"127\.0\.0\.1:\d+:{inside.get(name, '8000')}", text), name
+    assert len(set(published.values())) == len(published)
+    assert [published[name].split(":")[1] for name in DEFAULT] == ["8001", "8002", "8003", "8004"]
+
+
+def test_nothing_is_privileged_and_loadgens_own_images_are_read_only(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert not service.keys() & {"privileged", "cap_add", "pid", "ipc"}, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+    own = [name for name in services if name.startswith(("sim-", "cpu-")) or name in ("exporter", "loadgen")]
+    for name in own:
+        assert services[name]["read_only"], name
+        assert services[name]["cap_drop"] == ["ALL"], name
+        assert services[name]["tmpfs"] == ["/tmp"], name
+
+
+@pytest.mark.parametrize("name", ["loadgen", "exporter", "vllm-cpu"])
+def test_own_images_are_staged_pinned_by_argument_unprivileged_and_checked(name: str) -> None:
+    lines = (DOCKER / f"{name}.Dockerfile").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("FROM")] == [
+        "FROM ${PYTHON_IMAGE} AS build",
+        "FROM ${PYTHON_IMAGE}",
+    ]
+    assert "USER 10001:10001" in lines
+    assert any(line.startswith("HEALTHCHECK") for line in lines)
+    assert not [line for line in lines if "--mount" in line or "<<" in line or "# syntax" in line], "needs BuildKit"
+
+
+def test_no_file_names_a_registry_or_an_index() -> None:
+    for path in [DOCKER / "compose.yaml", *DOCKER.glob("*.Dockerfile"), *DOCKER.glob("models/*.env")]:
+        assert not re.search(r"https?://(?!127\.0\.0\.1)(?!fp16:)(?!exporter:)", path.read_text(encoding="utf-8")), path
+
+
+def test_the_simulated_and_cpu_servers_follow_from_the_same_plans(services: dict[str, Any]) -> None:
+    for name in DEFAULT:
+        assert argv(services[f"sim-{name}"])[:5] == ["simulate", "--precision", name, "--port", "8000"]
+        assert services[f"sim-{name}"]["profiles"] == ["simulated"]
+    for name in ON_CPU:
+        service = services[f"cpu-{name}"]
+        assert service["profiles"] == ["cpu"]
+        assert "--enforce-eager" in argv(service)
+        assert service["environment"]["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert [argv(services[f"cpu-{name}"])[0] for name in ON_CPU] == ["models/tiny", "models/tiny", "models/tiny-int8"]
+
+
+def test_prometheus_asks_for_every_server(services: dict[str, Any]) -> None:
+    config = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text(encoding="utf-8"))
+    asked = {
+        job["job_name"]: job["dns_sd_configs"][0]["names"]
+        for job in config["scrape_configs"]
+        if "dns_sd_configs" in job
+    }
+    serving = [name for name, service in services.items() if service.get("ports", [""])[0].endswith(f":{PORT}")]
+    assert sorted(asked["servers"]) == sorted(serving)
+
+
+@pytest.mark.parametrize("model", load_models())
+def test_a_models_environment_never_serves_another_model(model: str) -> None:
+    lines = environment_file(model).splitlines()
+    chosen = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        prefix = name.upper().replace("-", "_")
+        known = {model, recipe.checkpoints.get(model), recipe.unverified_checkpoints.get(model)}
+        assert chosen[f"{prefix}_CHECKPOINT"] in {*known, f"set-{prefix}_CHECKPOINT"} - {None}
+        in_flight = recipe.checkpoint == "own" and chosen[f"{prefix}_CHECKPOINT"] == model
+        assert shlex.split(chosen.get(f"{prefix}_ARGS", "")) == (list(recipe.in_flight_args) if in_flight else [])
+
+
+def test_the_committed_environments_are_the_known_models() -> None:
+    assert {path.name for path in (DOCKER / "models").iterdir()} == {environment_name(model) for model in load_models()}
+    assert len(generated_files()) == 1 + len(load_models())
+
+
+def test_docker_compose_reads_it(tmp_path: Path) -> None:
+    """Debian's docker-compose 1.29 resolves every profile to what is asserted above."""
+    program = shutil.which("docker-compose")
+    if program is None and os.environ.get("CI") != "true":
+        pytest.skip("docker-compose is not installed (Debian: apt-get install docker-compose)")
+    assert program is not None, "CI needs Debian's package docker-compose"
+    profiles = ["gpu", "simulated", "cpu", "loadgen", *recipe_names()]
+    chosen = {"COMPOSE_PROFILES": ",".join(profiles), "AWQ_GPU": "1", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run([program, "config"], cwd=DOCKER, env=chosen, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    resolved = yaml.safe_load(done.stdout)["services"]
+    written = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert resolved.keys() == written.keys()
+    expected = filled(written, chosen)
+    for name in recipe_names():
+        assert argv(resolved[name]) == argv(expected[name]), name
+        assert resolved[name]["deploy"] == expected[name]["deploy"], name
+        assert json.dumps(resolved[name]["healthcheck"]["test"]) == json.dumps(expected[name]["healthcheck"]["test"])

@@ -1,0 +1,250 @@
+"""What the doctor says of GPUs, CPU, Docker, ports, disk, clock and client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_exporter import info
+from made_hub import put_in_cache
+from nvml_stub.build import Curve, build_stub, uuid_of
+
+from loadgen.doctor import docker, gpu, timing
+from loadgen.doctor.cpu import cpu_flags
+from loadgen.doctor.disk import disk, free_bytes
+from loadgen.doctor.finding import Finding
+from loadgen.doctor.ports import ports
+from loadgen.doctor.program import ProgramAnswer
+from loadgen.serving.families import expected_bytes, load_models
+from loadgen.serving.recipe import load_recipes
+
+GPUS = """
+import sys
+import msgspec
+from loadgen.doctor.gpu import examine_gpus
+sys.stdout.buffer.write(msgspec.json.encode(examine_gpus(sys.argv[1])))
+"""
+MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_stub(tmp_path_factory.mktemp("nvml"))
+
+
+def of_stub(library: Path, mode: str = "gpu", visible: str | None = None, **settings: object) -> dict[str, Any]:
+    """The GPU findings by check, in a process that loads the stub library."""
+    environment = Curve().environment(library, **settings)
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
+    ended = subprocess.run([sys.executable, "-c", GPUS, mode], env=environment, capture_output=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr.decode()
+    return {found["check"]: found for found in json.loads(ended.stdout)}
+
+
+def test_a_gpu_as_nvml_shows_it(library: Path) -> None:
+    found = of_stub(library)
+    assert {check: one["state"] for check, one in found.items()} == {
+        "GPU driver": "ok", "visible GPUs": "ok", "GPU 0 energy": "ok", "GPU 0 persistence": "ok", "GPU 0 MIG": "ok",
+        "GPU 0 power limit": "warning",
+    }  # fmt: skip
+    assert found["GPU driver"]["seen"] == "driver 570.00-stub; 0: Stub GPU"
+    assert uuid_of(0) in found["visible GPUs"]["seen"]
+    assert found["GPU 0 energy"]["seen"] == "has energy counter, instant power, average power"
+    assert found["GPU 0 power limit"]["seen"] == "650 W enforced, 700 W default"
+    assert "nvidia-smi -i 0 -pl 700" in found["GPU 0 power limit"]["advice"]
+
+
+def test_a_gpu_that_lacks_fields_in_mig_mode_among_several(library: Path) -> None:
+    # 83: the energy counter is not supported (NVML_ERROR_NOT_SUPPORTED = 3).
+    found = of_stub(library, GPUS=2, MIG=1, FAIL="83:3,PersistenceMode:3")
+    assert found["GPU 1 energy"]["seen"] == "has instant power, average power; lacks energy counter"
+    assert found["GPU 1 energy"]["state"] == found["GPU 1 MIG"]["state"] == "warning"
+    assert found["GPU 1 persistence"]["state"] == "not applicable"
+    assert found["visible GPUs"]["state"] == "warning"
+    assert "CUDA_VISIBLE_DEVICES" in found["visible GPUs"]["advice"]
+
+
+def test_no_visible_gpu_and_no_driver_are_missing_for_gpu_servers_only(library: Path) -> None:
+    assert of_stub(library, visible="-1")["visible GPUs"]["state"] == "missing"
+    assert of_stub(library, "docker", visible="-1")["visible GPUs"]["state"] == "not applicable"
+    driverless = of_stub(library, INIT=9)["GPU driver"]
+    assert driverless["state"] == "missing"
+    assert "nvidia-smi" in driverless["advice"]
+    assert of_stub(library, "cpu", INIT=9)["GPU driver"]["state"] == "not applicable"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "state"),
+    [
+        ([], "ok"),
+        (["power_average_w"], "ok"),
+        (["power_instant_w"], "warning"),
+        (["counter_j", "power_instant_w", "power_average_w"], "warning"),
+    ],
+)
+def test_counter_and_instant_power_check_each_other(lacks: Sequence[str], state: str) -> None:
+    found = gpu.energy_fields(info(lacks=lacks))
+    assert found.state == state
+    assert ("--tdp-w" in found.advice) == (len(lacks) == 3)
+
+
+@pytest.mark.parametrize(("on", "state"), [(True, "ok"), (False, "warning"), (None, "not applicable")])
+def test_persistence(on: bool | None, state: str) -> None:
+    found = gpu.persistence_mode(gpu.SeenGpu(info=info(index=3), persistence=on))
+    assert found.state == state
+    assert ("-i 3 -pm 1" in found.advice) == (on is False)
+
+
+@pytest.mark.parametrize(
+    ("enforced_w", "default_w", "state"), [(700, 700, "ok"), (700, None, "ok"), (None, 700, "warning")]
+)
+def test_power_limits(enforced_w: float | None, default_w: float | None, state: str) -> None:
+    limits = info(power_limit_enforced_w=enforced_w, power_limit_default_w=default_w)
+    assert gpu.power_limits(limits).state == state
+
+
+@pytest.mark.parametrize(
+    ("mode", "flags", "state"),
+    [
+        ("cpu", "avx2 avx512f", "ok"),
+        ("cpu", "avx2", "warning"),
+        ("gpu", "avx2", "not applicable"),
+        ("cpu", None, "warning"),
+    ],
+)
+def test_cpu_flags(tmp_path: Path, mode: Any, flags: str | None, state: str) -> None:
+    path = tmp_path / "cpuinfo"
+    if flags is not None:
+        path.write_text(f"flags\t\t: fpu {flags}\n")
+    found = cpu_flags(mode, load_recipes(), path)
+    assert found.state == state
+    if flags == "avx2" and mode == "cpu":
+        assert found.advice.startswith("awq, gptq need avx512f: choose among bf16, ")
+
+
+def programs(**answers: ProgramAnswer | None) -> Callable[[Sequence[str], float], ProgramAnswer | None]:
+    """Programs by the beginning of their command line, spaces as `_` and `-` as `__`."""
+    known = {name.replace("__", "-").replace("_", " "): answer for name, answer in answers.items()}
+
+    def run(argv: Sequence[str], timeout_s: float) -> ProgramAnswer | None:
+        assert timeout_s > 0
+        return next((answer for name, answer in known.items() if " ".join(argv).startswith(name)), None)
+
+    return run
+
+
+def said(output: str = "", errors: str = "", status: int | None = 0) -> ProgramAnswer:
+    return ProgramAnswer(status=status, output=output, errors=errors)
+
+
+def of_docker(mode: Any = "docker", **answers: ProgramAnswer | None) -> dict[str, Finding]:
+    return {found.check: found for found in docker.examine_docker(mode, programs(**answers))}
+
+
+def test_an_engine_with_compose_and_a_gpu_runtime() -> None:
+    engine = said(json.dumps({"ServerVersion": "28.2.2", "Runtimes": {"runc": {}, "nvidia": {}}}))
+    found = of_docker(docker_info=engine, docker_compose=said("2.27.0\n"))
+    assert [one.state for one in found.values()] == ["ok", "ok", "ok"]
+    assert found["Docker"].seen == "engine 28.2.2"
+    assert found["Docker Compose"].seen == "`docker compose` 2.27.0"
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        (None, "install Docker"),
+        (said('{"ServerVersion":""}', "Cannot connect to the Docker daemon"), "systemctl start docker"),
+        (said('{"ServerErrors":["Cannot connect"]}', status=1), "systemctl start docker"),
+        (said("", "permission denied while trying to connect", 1), "group docker"),
+        (said(status=None), "systemctl start docker"),
+    ],
+)
+def test_no_engine(answer: ProgramAnswer | None, advice: str) -> None:
+    found = of_docker(docker_info=answer)
+    assert (found["Docker"].state, found["Docker Compose"].state) == ("missing", "missing")
+    assert advice in found["Docker"].advice
+    assert of_docker("gpu", docker_info=answer)["Docker"].state == "not applicable"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "old", "state", "seen"),
+    [
+        (None, said("1.29.2"), "ok", "`docker-compose` 1.29.2"),
+        (said("", "unknown flag", 125), said("1.29.2"), "ok", "`docker-compose` 1.29.2"),
+        (said("v2.0.1"), None, "ok", "`docker compose` v2.0.1"),
+        (None, said("1.27.4"), "missing", "older than 1.28"),
+        (None, None, "missing", "neither"),
+    ],
+)
+def test_compose(plugin: ProgramAnswer | None, old: ProgramAnswer | None, state: str, seen: str) -> None:
+    found = docker.compose("docker", programs(docker_compose=plugin, docker__compose=old))
+    assert found.state == state
+    assert seen in found.seen
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu_here", "states"),
+    [
+        ({"Runtimes": {"nvidia": {}}}, True, ("ok", "ok")),
+        ({"Runtimes": {}, "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}, True, ("ok", "ok")),
+        ({"Runtimes": {"runc": {}}, "DiscoveredDevices": None}, True, ("missing", "not applicable")),
+        ({"Runtimes": None}, False, ("warning", "not applicable")),
+    ],
+)
+def test_gpu_runtime(
+    monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any], gpu_here: bool, states: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(docker.shutil, "which", lambda _: None)
+    found = tuple(docker.gpu_runtime(mode, engine, gpu_here=gpu_here).state for mode in ("docker", "simulated"))
+    assert found == states
+
+
+def test_ports() -> None:
+    assert ports(lambda *_: True).state == "ok"
+    found = ports(lambda host, port: (host, port) not in {("127.0.0.1", 8001), ("127.0.0.1", 9090)})
+    assert (found.state, found.seen) == ("warning", "taken: 8001 (server), 9090 (Prometheus)")
+
+
+def test_disk_compares_with_what_is_not_cached_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "there"))
+    recipes, model = load_recipes(), load_models()[MISTRAL]
+    own = expected_bytes(model, 4) * 2 + expected_bytes(model, 8)
+    needed = expected_bytes(model, 16) + own
+    assert disk("gpu", MISTRAL, recipes, lambda _: needed).state == "ok"
+    assert disk("gpu", MISTRAL, recipes, lambda _: needed - 1).state == "warning"
+    assert disk("gpu", MISTRAL, recipes, lambda _: expected_bytes(model, 16) - 1).state == "missing"
+    put_in_cache(tmp_path / "not" / "there", MISTRAL, {})
+    assert disk("gpu", MISTRAL, recipes, lambda _: own).state == "ok"
+    assert "16-bit" not in disk("gpu", MISTRAL, recipes, lambda _: own).seen
+    assert disk("gpu", "a/unknown", recipes, lambda _: 0).state == "warning"
+    assert disk("gpu", str(tmp_path), recipes, lambda _: 0).state == "ok"
+    assert disk("simulated", MISTRAL, recipes, lambda _: 0).state == "not applicable"
+    assert free_bytes(tmp_path / "not" / "here") == free_bytes(tmp_path)
+
+
+@pytest.mark.parametrize(("source", "state"), [("tsc", "ok"), ("kvm-clock", "ok"), ("hpet", "warning")])
+def test_clock_source(tmp_path: Path, source: str, state: str) -> None:
+    path = tmp_path / "current_clocksource"
+    assert timing.clock_source(path).state == "not applicable"
+    path.write_text(f"{source}\n")
+    assert timing.clock_source(path).state == state
+
+
+def test_client_timing_is_judged_by_its_slowest_hundredth() -> None:
+    assert timing.client_timing([1.0] * 1000 + [900.0]).state == "ok"
+    late = timing.client_timing([1.0] * 98 + [8.0] * 2)
+    assert late.state == "warning"
+    assert "8.0 ms" in late.seen
+
+
+def test_event_loop_lags_are_measured() -> None:
+    lags_ms = timing.event_loop_lags_ms()
+    assert 1 <= len(lags_ms) <= timing.PROBE_S / timing.STEP_S
+    assert all(lag_ms >= 0 for lag_ms in lags_ms)
