@@ -12,6 +12,7 @@ from loadgen.analysis.cellresult import CellReader
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.sentence import sentence
+from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.sides import Sides
@@ -29,16 +30,20 @@ BUSY_CLIENT = 0.8
 """Share of a core from which on the client may be what is measured."""
 
 
-def analyse(run_dir: Path) -> None:
+def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
 
-    Raises UsageError if this is no run directory, or nothing was measured.
+    `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity. Raises
+    UsageError if this is no run directory, or nothing was measured.
     """
     manifest = read_manifest(run_dir)
     grader = Grader(read_facts(run_dir) if manifest["graded"] else {}, manifest["protocol"]["name"])
     cells: list[CellSummary] = []
     sides = Sides(manifest["protocol"])
     config = manifest["config"]
+    if settings is None:
+        settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
+    config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
     blocks: dict[tuple[str, int], dict[str, Any]] = {}
     reader = CellReader(run_dir, manifest, grader)
     with RunTables(run_dir) as tables:
@@ -62,13 +67,14 @@ def analyse(run_dir: Path) -> None:
         sides.answers,
         trust,
         reference=manifest["config"]["reference"],
-        carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+        settings=settings,
     )
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
     content = {**_analysis(manifest, cells, trust, answer), "claims": msgspec.to_builtins(claims)}
-    write_analysis(run_dir, {**content, "calibration": list(blocks.values())})
+    choices = msgspec.to_builtins(settings)
+    write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

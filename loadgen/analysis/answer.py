@@ -45,11 +45,10 @@ def answer_of(
     trust: TrustStudy,
     *,
     reference: str,
-    carbon_kg_per_kwh: float | None = None,
+    settings: IndexSettings,
 ) -> Answer:
     """Of the valid cells; `answers` as they stand, by target and concurrency."""
     points = _points(cells, answers, trust)
-    settings = IndexSettings(carbon_kg_per_kwh=carbon_kg_per_kwh)
     study = _Study(cells, points, trust, reference, settings)
     return Answer(
         crossovers=tuple(

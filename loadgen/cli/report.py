@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
 
+from loadgen.analysis.indices.settings import Form, IndexSettings
 from loadgen.cli import CONTEXT
+from loadgen.errors import UsageError
 
 
 @click.command("report", context_settings=CONTEXT)
 @click.argument("run", type=click.Path(path_type=Path))
-def command(run: Path) -> None:
+@click.option("--alpha", type=float, default=0.5, show_default=True, metavar="A",
+              help="Speed's share of E_SI; memory has the rest.")  # fmt: skip
+@click.option("--weights", default="0.34,0.33,0.33", show_default=True, metavar="T,E,S", help="Of the pillars in SI.")
+@click.option("--s-form", type=click.Choice(get_args(Form)), default="linear", show_default=True,
+              help="Of S_SI: the ratio of joules, or Eq. 5's logarithms with their unit.")  # fmt: skip
+@click.option("--carbon", type=float, metavar="G", help="Grid intensity, kgCO2e/kWh [default: the sweep's].")
+def command(run: Path, alpha: float, weights: str, s_form: Form, carbon: float | None) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
 
     \b
-    Example:
+    Examples:
       loadgen report runs/2026-11-22-091500-tiny
+      loadgen report runs/2026-11-22-091500-tiny --weights 0.6,0.2,0.2 --alpha 1
     """
-    from loadgen.analysis.analyse import analyse
+    from loadgen.analysis.analyse import analyse, read_manifest
     from loadgen.analysis.run import load_run
     from loadgen.report.html import write_report
     from loadgen.report.terminal import print_end
 
-    analyse(run)
+    if carbon is None:
+        carbon = read_manifest(run)["config"].get("carbon_kg_per_kwh")
+    analyse(
+        run,
+        IndexSettings(alpha=alpha, weights=_three(weights), sustainability=s_form, carbon_kg_per_kwh=carbon),
+    )
     opened = load_run(run)
     write_report(opened)
     print_end(opened, Console() if sys.stdout.isatty() else Console(width=200))
+
+
+def _three(text: str) -> tuple[float, float, float]:
+    try:
+        t, e, s = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--weights {text} is not three numbers; write T,E,S such as 0.34,0.33,0.33") from None
+    return t, e, s

@@ -116,7 +116,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
     title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
     title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
-    metrics = _metrics(config, observer, simulated=source.simulated)
+    metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
     observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
     try:
@@ -144,8 +144,11 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     return run_dir
 
 
-def _metrics(config: SweepConfig, observer: Observer, *, simulated: bool) -> SweepMetrics:
-    metrics = SweepMetrics(simulated=simulated)
+def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: bool) -> SweepMetrics:
+    config = plan.config
+    metrics = SweepMetrics(
+        simulated=simulated, run=run_dir.name, model=config.model or "", dataset=plan.dataset.name
+    )
     if config.metrics_port is not None:
         try:
             metrics.serve(config.metrics_port, config.metrics_host)

@@ -8,6 +8,7 @@ import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.trust.answers import Answer as Graded
 from loadgen.analysis.trust.answers import Answers
 from loadgen.analysis.trust.pairing import Asked
@@ -59,4 +60,4 @@ def trusted() -> tuple[dict[tuple[str, int], Answers], TrustStudy]:
 def answered(made: list[CellSummary]) -> Answer:
     """What the analysis says of the cells and those answers."""
     answers, trust = trusted()
-    return answer_of(made, answers, trust, reference="fp16")
+    return answer_of(made, answers, trust, reference="fp16", settings=IndexSettings())

@@ -18,6 +18,7 @@ from loadgen.analysis.claims import Claim
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.indices.drawn import Estimate
+from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.models.modelfit import Estimate as ModelEstimate
 from loadgen.analysis.models.study import ModelStudy
@@ -55,9 +56,10 @@ SECTIONS = sections()
 
 
 def families() -> dict[str, type[msgspec.Struct]]:
-    """Lists of analysis.json -> what their entries are."""
+    """Lists of analysis.json -> what their entries are; one is no list."""
     found: dict[str, type[msgspec.Struct]] = {
         "crossovers": Crossover, "models": ModelStudy, "claims": Claim, "calibration": Server,
+        "index_settings": IndexSettings,
     }  # fmt: skip
     for study in (TrustStudy, IndexStudy):
         for name, hint in typing.get_type_hints(study).items():

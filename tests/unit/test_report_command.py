@@ -1,0 +1,60 @@
+"""`loadgen report`: the indices' free choices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from made_run import make_run
+
+import loadgen.report.html
+from loadgen.cli import group
+from loadgen.errors import UsageError
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(loadgen.report.html, "write_report", lambda run: run.path)
+    return make_run(tmp_path / "run")
+
+
+def report(run_dir: Path, *options: str) -> Result:
+    return CliRunner().invoke(group, ["report", str(run_dir), *options])
+
+
+def choices(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "analysis.json").read_bytes())["index_settings"]
+    return found
+
+
+def test_without_options_the_choices_are_the_papers(run_dir: Path) -> None:
+    assert report(run_dir).exit_code == 0
+    assert choices(run_dir) == {
+        "alpha": 0.5, "weights": [0.34, 0.33, 0.33], "sustainability": "linear", "carbon_kg_per_kwh": None,
+    }  # fmt: skip
+
+
+def test_other_choices_are_used_and_named(run_dir: Path) -> None:
+    done = report(run_dir, "--weights", "0.6,0.2,0.2", "--alpha", "1", "--s-form", "log_kgco2e", "--carbon", "0.4")
+    assert done.exit_code == 0, done.output
+    assert choices(run_dir) == {
+        "alpha": 1.0, "weights": [0.6, 0.2, 0.2], "sustainability": "log_kgco2e", "carbon_kg_per_kwh": 0.4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--weights", "1,2"], "--weights 1,2 is not three numbers; write T,E,S such as 0.34,0.33,0.33"),
+        (["--weights", "0.5,0.5,0.5"], "give three shares from 0 that sum to 1"),
+        (["--alpha", "2"], "alpha of E_SI is 2.0, give a share from 0 to 1"),
+        (["--s-form", "log_kgco2e"], "give one in kgCO2e/kWh"),
+    ],
+)
+def test_choices_without_a_meaning_are_refused(run_dir: Path, options: list[str], sentence: str) -> None:
+    refused = report(run_dir, *options)
+    assert isinstance(refused.exception, UsageError)
+    assert sentence in str(refused.exception)
