@@ -14,6 +14,7 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.sentence import brief
 from loadgen.analysis.run import Run
 from loadgen.report.grid import grid_lines
+from loadgen.report.subject import subject
 
 MOST_LINES = 30
 SIMULATED = "SIMULATED"
@@ -73,7 +74,7 @@ def _head(run: Run, *, simulated: bool) -> str:
     targets = len(config["targets"])
     parts = [
         f"{SIMULATED}: a cost model's figures, no GPU's" if simulated else None,
-        config.get("model"),
+        subject(run),
         f"{dataset['name']}, {dataset['items']} items",
         f"{targets} target{'s' * (targets > 1)} × B {', '.join(map(str, config['concurrency']))} × "
         f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}",

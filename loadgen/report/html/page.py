@@ -19,7 +19,8 @@ from loadgen.report.html.sections import accuracy, claims, crossovers, indices, 
 from loadgen.report.html.sources import sources
 from loadgen.report.html.tables import STAMP, stamp
 from loadgen.report.html.validity import doubts, validity
-from loadgen.report.html.verdict import conditions, subject, verdicts
+from loadgen.report.html.verdict import conditions, verdicts
+from loadgen.report.subject import subject
 
 _BANNER = "every figure on this page comes from a cost model, none from a GPU."
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from loadgen.analysis.run import Run
@@ -17,19 +16,6 @@ HEADLINES = ("energy_per_query_j", "tokens_per_s")
 """The crossover of the first of them that was measured is the headline."""
 _GLANCE = ("target", "B", "tok/s × ref", "95% CI", "J/query × ref", "95% CI", "accuracy, pp", "95% CI", "SI", "95% CI")
 _TRAP = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
-
-
-def subject(run: Run) -> str:
-    """Model (of a local one its folder's name) and device, as in "some/model on 2 × NVIDIA L4"."""
-    manifest = run.manifest
-    model = manifest["config"]["model"] or next((s["model"] for s in manifest["servers"] if s.get("model")), None)
-    model = str(model or run.path.name)
-    model = Path(model).name if model.startswith("/") else model
-    names = [str(gpu["name"]) for gpu in manifest.get("gpu") or ()]
-    devices = [f"{count} × {name}" if (count := names.count(name)) > 1 else name for name in dict.fromkeys(names)]
-    if not devices and manifest["config"].get("device") == "cpu":
-        devices = [str(manifest["host"]["cpu"])]
-    return " on ".join((model, *([", ".join(devices)] if devices else [])))
 
 
 def conditions(manifest: Entry) -> str:
