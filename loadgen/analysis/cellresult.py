@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +12,13 @@ import pyarrow as pa
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import CellAnswers, cell_answers
 from loadgen.analysis.tables import requests_table, server_table
 from loadgen.workload.grading import Grader
 
-MOST_PROCESSES = 4
 LARGE_BYTES = 100_000_000
 """Of all journals: smaller runs are read before a second process would be of use."""
 
@@ -72,44 +66,14 @@ class CellReader:
 
     def results(self, paths: Sequence[Path], *, processes: int | None = None) -> Iterator[CellResult]:
         """Of every file that holds a cell, in the order of `paths`, the same for any number of processes."""
-        if processes is None:
-            processes = processes_for(paths)
-        results = map(self.result, paths) if processes == 1 else self._by_processes(paths, processes)
+        tasks = [partial(self.result, path) for path in paths]
+        results = forked(tasks, processes_for(paths) if processes is None else processes)
         return (result for result in results if result is not None)
 
     def _power(self, target: str, repeat: int) -> PowerData | None:
         return read_power(self._run_dir, self._manifest, target, repeat)
 
-    def _by_processes(self, paths: Sequence[Path], processes: int) -> Iterator[CellResult | None]:
-        """A process is at most two cells ahead: results that wait are memory."""
-        forked = multiprocessing.get_context("fork")
-        waiting: deque[Future[CellResult | None]] = deque()
-        with ProcessPoolExecutor(processes, mp_context=forked, initializer=_begin, initargs=(self,)) as pool:
-            for path in paths:
-                waiting.append(pool.submit(_result, path))
-                if len(waiting) > 2 * processes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
 
 def processes_for(paths: Sequence[Path]) -> int:
-    """How many processes read these files best, on this machine. Beside other threads only this one: it cannot fork."""
-    if sys.platform != "linux" or threading.active_count() > 1:
-        return 1
-    if sum(path.stat().st_size for path in paths) < LARGE_BYTES:
-        return 1
-    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
-
-
-_reader: CellReader
-"""Of a forked process."""
-
-
-def _begin(reader: CellReader) -> None:
-    global _reader
-    _reader = reader
-
-
-def _result(path: Path) -> CellResult | None:
-    return _reader.result(path)
+    """How many processes read these files best, on this machine."""
+    return 1 if sum(path.stat().st_size for path in paths) < LARGE_BYTES else spare_processes()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -44,18 +42,6 @@ def test_requests_have_the_arrival_of_their_last_token(tmp_path: Path) -> None:
     data = read_cell(write_cell(tmp_path, cell(), asked, [], ended()))
     assert data is not None
     assert requests_table(data, [None] * 3, {})["t_last_ns"].to_pylist() == [None, 3_000_000, 7_500_000]
-
-
-def test_beside_other_threads_no_process_is_forked(tmp_path: Path) -> None:
-    large = tmp_path / "large.jsonl"
-    large.touch()
-    os.truncate(large, LARGE_BYTES)
-    done = threading.Event()
-    other = threading.Thread(target=done.wait)
-    other.start()
-    assert processes_for([large]) == 1
-    done.set()
-    other.join()
 
 
 def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import matplotlib
 
+from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.run import Run
 from loadgen.report.figures.against import draw_advantage, draw_cor
 from loadgen.report.figures.backends import draw_backends
@@ -21,7 +25,8 @@ from loadgen.report.figures.trace import Traces
 def draw_figures(run: Run) -> list[Figure]:
     """Writes `figures/*.svg` and `*.png` into the run directory, those that the data allow; in the page's order.
 
-    requests.parquet is read once, a cell at a time and without the tokens' own times.
+    requests.parquet is read once, a cell at a time and without the tokens' own times. The drawing is shared by as many
+    processes as there are cores.
     """
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
@@ -30,17 +35,18 @@ def draw_figures(run: Run) -> list[Figure]:
     for cell, requests in read_cells(run.path):
         latencies.add(cell, requests)
         of_cells[cell] = traces.of(cell, requests)
+    given = run, looks, folder
+    tasks: list[Callable[[], Iterable[Figure | None]]] = [
+        lambda: draw_curves(*given),
+        lambda: (draw_si(*given), draw_cor(*given), draw_advantage(*given)),
+        lambda: (draw_by_precision(*given), draw_pillars(*given), *draw_backends(*given), draw_depth(*given)),
+        lambda: draw_latency(*given, latencies),
+        *(partial(draw_timelines, run, {target: look}, folder, of_cells) for target, look in looks.items()),
+    ]
     with matplotlib.rc_context(STYLE):
-        drawn = [
-            *draw_curves(run, looks, folder),
-            draw_si(run, looks, folder),
-            draw_cor(run, looks, folder),
-            draw_advantage(run, looks, folder),
-            draw_by_precision(run, looks, folder),
-            draw_pillars(run, looks, folder),
-            *draw_backends(run, looks, folder),
-            draw_depth(run, looks, folder),
-            *draw_latency(run, looks, folder, latencies),
-            *draw_timelines(run, looks, folder, of_cells),
-        ]
-    return [figure for figure in drawn if figure is not None]
+        drawn = list(forked([partial(_drawn, task) for task in tasks], spare_processes()))
+    return [figure for figures in drawn for figure in figures]
+
+
+def _drawn(task: Callable[[], Iterable[Figure | None]]) -> list[Figure]:
+    return [figure for figure in task() if figure is not None]

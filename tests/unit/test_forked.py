@@ -1,0 +1,37 @@
+"""Forked processes share work; its results come in order."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+
+import pytest
+
+from loadgen.analysis.forked import forked, spare_processes
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_results_come_in_the_order_of_the_tasks(processes: int) -> None:
+    assert list(forked([partial(pow, n, 2) for n in range(20)], processes)) == [n * n for n in range(20)]
+
+
+def test_one_process_is_this_one_and_two_are_not() -> None:
+    assert list(forked([os.getpid] * 3, 1)) == [os.getpid()] * 3
+    assert os.getpid() not in list(forked([os.getpid] * 3, 2))
+
+
+def test_what_a_task_raises_is_raised_in_its_place() -> None:
+    results = forked([partial(int, "1"), partial(int, "one"), partial(int, "3")], 2)
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="one"):
+        next(results)
+
+
+def test_beside_other_threads_no_process_is_spare() -> None:
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    assert spare_processes() == 1
+    done.set()
+    other.join()
