@@ -39,7 +39,7 @@ def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     swept = command(
         "sweep", "--serve", "bf16,bnb-nf4,int8", "--model", tiny, "--device", "cpu", "--concurrency", "1,4,16",
-        *gsm8k(), "--duration", "15", "--repeats", "2", "--out", out,
+        *gsm8k(), "--duration", "10", "--repeats", "2", "--out", out,
     )  # fmt: skip
     print(swept.stdout, swept.stderr)
     run = loadgen.load_run(out)
