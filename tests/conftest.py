@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("loadgen", deadline=None)
+"""No test asserts wall-clock speed, on machines that are as noisy as CI's."""
+hypothesis.settings.load_profile("loadgen")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
