@@ -174,7 +174,7 @@ def test_several_gpus_are_never_all_measured_by_accident(stub: Path, server: Kno
 def test_without_a_driver_auto_says_why_there_is_no_energy(server: KnownServer, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = sweep(server, out, dict(os.environ))
-    assert "Energy: not measured" in done.stdout, done.stderr
+    assert "! energy not measured: " in done.stdout, done.stderr
     run = loadgen.load_run(out)
     assert run.cells["energy_j"].isna().all()
     assert run.manifest["power"]["reason"]

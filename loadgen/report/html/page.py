@@ -22,6 +22,8 @@ from loadgen.report.html.validity import doubts, validity
 from loadgen.report.html.verdict import conditions, verdicts
 from loadgen.report.subject import subject
 
+_ON_PAPER = Html(f'@page {{ @top-right {{ content: "{STAMP}"; font: 600 8pt sans-serif; color: #b00020 }} }}\n')
+"""The stamp on every printed page."""
 _BANNER = "every figure on this page comes from a cost model, none from a GPU."
 
 
@@ -50,7 +52,6 @@ def page(run: Run, figures: Sequence[Figure]) -> str:
         "body",
         banner if simulated else "",
         element("main", heading, contents, *(section for _, _, section in sections), _footer(run)),
-        class_="is-simulated" if simulated else "",
     )
     return f'<!doctype html>\n<html lang="en">{_head(run, simulated)}{body}</html>\n'
 
@@ -67,7 +68,7 @@ def _head(run: Run, simulated: bool) -> Html:
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", f"{STAMP} · {title}" if simulated else title),
-        element("style", style),
+        element("style", join((style, _ON_PAPER)) if simulated else style),
         element("script", script),
     )
 
