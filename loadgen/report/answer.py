@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadgen.report.stamp import stamped
+
 CLAIMS = ("targets", "claim", "where", "verdict", "evidence")
 
 
 def claim_rows(claims: Sequence[Mapping[str, Any]], *, simulated: bool) -> list[tuple[str, ...]]:
     """A row per claim and target, in the order of the analysis."""
-    stamp = " SIMULATED" if simulated else ""
     return [
-        (" and ".join(c["targets"]) + stamp, c["claim"], c["source"], c["verdict"], c["evidence"]) for c in claims
+        (stamped(" and ".join(c["targets"]), simulated=simulated), c["claim"], c["source"], c["verdict"], c["evidence"])
+        for c in claims
     ]
 
 

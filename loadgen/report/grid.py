@@ -10,6 +10,7 @@ from itertools import islice
 import msgspec
 import pandas as pd
 
+from loadgen.report.stamp import STAMP
 from loadgen.report.table import figure, number
 
 GAP = 1
@@ -67,7 +68,7 @@ def grid_lines(summary: pd.DataFrame, reference: str, width: int, *, simulated: 
     """
     batches = sorted(summary["concurrency"].unique())
     targets = list(dict.fromkeys(summary["target"]))
-    names = ["SIMULATED" if simulated else "", "B", *targets]
+    names = [STAMP if simulated else "", "B", *targets]
     left = max(map(len, names))
     room = width - left - len(BETWEEN)
 

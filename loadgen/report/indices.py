@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadgen.report.stamp import stamped
+
 INDICES = (
     "target", "B", "T_SI", "E_SI", "S_SI", "SI", "95% CI", "SI geometric", "SI, S unclamped", "deficit", "COR", "class",
     "trap",
@@ -20,7 +22,7 @@ def index_rows(indices: Sequence[Entry], *, simulated: bool) -> list[Row]:
     """A row per target x concurrency; a refused comparison has its sentence for a class."""
     return [
         (
-            _label(entry["target"], simulated),
+            stamped(entry["target"], simulated=simulated),
             str(entry["concurrency"]),
             _value(entry["t_si"]),
             _value(entry["e_si"] and entry["e_si"]["value"]),
@@ -46,7 +48,7 @@ def share_rows(spaces: Sequence[Entry], *, simulated: bool) -> list[Row]:
         rows += [
             (
                 str(space["concurrency"]),
-                _label(entry["target"], simulated),
+                stamped(entry["target"], simulated=simulated),
                 f"{entry['share']:.0%}",
                 "" if entry["lo"] is None else f"{entry['lo']:.0%}–{entry['hi']:.0%}",
                 "" if entry["established"] is None else f"{entry['established']:.0%}",
@@ -62,7 +64,7 @@ def dominance_rows(pairs: Sequence[Entry], *, simulated: bool) -> list[Row]:
     return [
         (
             str(pair["concurrency"]),
-            _label(pair["target"], simulated),
+            stamped(pair["target"], simulated=simulated),
             pair["other"],
             pair["verdict"],
             _named(pair["better"]),
@@ -77,10 +79,6 @@ def dominance_rows(pairs: Sequence[Entry], *, simulated: bool) -> list[Row]:
 def _named(metrics: Sequence[str]) -> str:
     names = {"tokens_per_s": "tokens/s", "energy_per_query_j": "J/query", "memory_bytes": "memory"}
     return ", ".join(names.get(metric, metric) for metric in metrics)
-
-
-def _label(target: str, simulated: bool) -> str:
-    return f"{target} SIMULATED" if simulated else target
 
 
 def _value(estimate: Entry | None, form: str = ".3f") -> str:

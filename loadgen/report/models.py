@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadgen.report.stamp import STAMP, stamped
+
 MODELS = ("target", "cost", "model", "ΔAICc", "weight", "scatter", "left out", "misfit p", "B* of the model",
           "B* measured", "parameters (95% CI)")  # fmt: skip
 COSTS = {"energy_per_token_j": "J/token", "time_per_token_s": "ms/token"}
@@ -18,10 +20,9 @@ ASIDE = (
 
 def model_rows(studies: Sequence[Mapping[str, Any]], *, simulated: bool) -> list[tuple[str, ...]]:
     """A row per target, cost and fitted model, in the order of the analysis; what is not known is an empty string."""
-    stamp = " SIMULATED" if simulated else ""
     return [
         (
-            study["target"] + stamp,
+            stamped(study["target"], simulated=simulated),
             COSTS[study["quantity"]],
             entry["model"],
             _number(entry["delta_aicc"], ".1f"),
@@ -40,7 +41,7 @@ def model_rows(studies: Sequence[Mapping[str, Any]], *, simulated: bool) -> list
 
 def model_sentences(studies: Sequence[Mapping[str, Any]], *, simulated: bool) -> dict[str, list[str]]:
     """Target -> a sentence per cost that was measured, each followed by its reading of the paper's equations."""
-    stamp = "SIMULATED, " if simulated else ""
+    stamp = f"{STAMP}, " if simulated else ""
     said: dict[str, list[str]] = {}
     for study in studies:
         sentences = [study["sentence"]] + ([study["reading"]] if study["reading"] else [])

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from loadgen.report.stamp import stamped
+
 HEADINGS = (
     "B", "target", "running", "tok/s", "95% CI", "× ref", "TTFT ms", "TTFT p99", "TPOT ms", "E2E ms",
     "W", "J/token", "J/query", "95% CI", "right %", "95% CI", "valid",
@@ -28,7 +30,7 @@ def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
         rows.append(
             (
                 str(row["concurrency"]),
-                f"{row['target']} SIMULATED" if row["simulated"] else str(row["target"]),
+                stamped(str(row["target"]), simulated=row["simulated"]),
                 number(row["running_mean"], 2),
                 number(row["tokens_per_s"], 0 if row["tokens_per_s"] >= 100 else 1),
                 _interval(row["tokens_per_s_lo"], row["tokens_per_s_hi"], 1.0, 0),

@@ -14,10 +14,10 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.sentence import brief
 from loadgen.analysis.run import Run
 from loadgen.report.grid import grid_lines
+from loadgen.report.stamp import STAMP
 from loadgen.report.subject import subject
 
 MOST_LINES = 30
-SIMULATED = "SIMULATED"
 LABELS = {
     "energy_per_query_j": "energy per query",
     "tokens_per_s": "throughput",
@@ -38,7 +38,7 @@ Lines = list[str]
 def print_end(run: Run, console: Console) -> None:
     """Prints `end_lines` for the console's width; the path is never broken."""
     for line in end_lines(run, console.width):
-        style = "bold red" if line.startswith(SIMULATED) else "yellow" if line.startswith("!") else None
+        style = "bold red" if line.startswith(STAMP) else "yellow" if line.startswith("!") else None
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -73,7 +73,7 @@ def _head(run: Run, *, simulated: bool) -> str:
     config, dataset = manifest["config"], manifest["dataset"]
     targets = len(config["targets"])
     parts = [
-        f"{SIMULATED}: a cost model's figures, no GPU's" if simulated else None,
+        f"{STAMP}: a cost model's figures, no GPU's" if simulated else None,
         subject(run),
         f"{dataset['name']}, {dataset['items']} items",
         f"{targets} target{'s' * (targets > 1)} × B {', '.join(map(str, config['concurrency']))} × "
@@ -104,7 +104,7 @@ def _answers(analysis: Mapping[str, Any], reference: str, width: int, *, simulat
     for test in analysis["trust"]:
         judged = f"at B = {test['concurrency']} {str(test['sentence']).partition(';')[0]}"
         said.setdefault(test["target"], {})["accuracy"] = _shortened(judged, width, ", you need.*")
-    stamp = f" ({SIMULATED})" if simulated else ""
+    stamp = f" ({STAMP})" if simulated else ""
     return [
         [
             _wrapped(f"{target} against {reference}{stamp}", width),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadgen.report.stamp import stamped
+
 AGAINST = ("target", "B", "T_SI", "95% CI", "lost", "won", "items", "tokens", "verdict")
 OVER_B = ("target", "items", "accuracy over B", "Cochran's p", "verdict", "flips by B", "at one B", "effect ratio")
 BY_DEPTH = ("target", "steps", "items", "reference %", "target %", "difference", "95% CI", "relative loss", "95% CI")
@@ -17,7 +19,7 @@ def against_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
     """A row per target x concurrency."""
     return [
         (
-            _label(test["target"], simulated),
+            stamped(test["target"], simulated=simulated),
             str(test["concurrency"]),
             _number(test["t_si"], 3),
             _interval(test["t_si_lo"], test["t_si_hi"], 3),
@@ -40,7 +42,7 @@ def over_b_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
         flips = [batch["changed"]["flip_rate"] for batch in seen["batches"]]
         rows.append(
             (
-                _label(test["target"], simulated),
+                stamped(test["target"], simulated=simulated),
                 str(seen["items"]),
                 f"{100 * min(accuracies):.1f}–{100 * max(accuracies):.1f}%",
                 _number(seen["p"], 3),
@@ -57,7 +59,7 @@ def depth_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
     """A row per target and bucket of reasoning steps."""
     return [
         (
-            _label(test["target"], simulated),
+            stamped(test["target"], simulated=simulated),
             bucket["steps"],
             str(bucket["items"]),
             f"{100 * bucket['reference_accuracy']:.1f}",
@@ -91,10 +93,6 @@ def depth_sentences(tests: Sequence[Entry]) -> list[str]:
         if parts:
             sentences.append(f"{test['target']}: {'; '.join(parts)}")
     return sentences
-
-
-def _label(target: str, simulated: bool) -> str:
-    return f"{target} SIMULATED" if simulated else target
 
 
 def _lengths(comparison: Entry | None) -> str:

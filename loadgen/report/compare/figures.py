@@ -15,6 +15,7 @@ from loadgen.analysis.compare.imported import ImportedPoint
 from loadgen.analysis.compare.nstar import NStar
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.compare.words import size_words
+from loadgen.report.stamp import stamped
 
 _MARKERS = "osD^vPX*"
 _FIRST_LINE = re.compile(r"\A.*?(?=<svg)", re.DOTALL)
@@ -51,7 +52,7 @@ def speed_over_concurrency(rows: Sequence[CompareRow], imports: Sequence[Importe
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if row.tokens_per_s is not None:
-            name = f"{row.run} · {row.target}{' SIMULATED' if row.simulated else ''}"
+            name = stamped(f"{row.run} · {row.target}", simulated=row.simulated)
             lines.setdefault(name, []).append((row.concurrency, row.tokens_per_s))
     dashed: dict[str, list[tuple[int, float]]] = {}
     for point in imports:

@@ -11,6 +11,7 @@ from loadgen.analysis.compare.published import Beside, Ours
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.compare.stratum import Unmixed
 from loadgen.analysis.compare.words import size_words
+from loadgen.report.stamp import STAMP, stamped
 
 Rows = list[tuple[str, ...]]
 
@@ -27,7 +28,7 @@ TEXT = {
     "run", "model", "N from", "hardware", "dataset", "protocol", "target", "class", "figure", "source", "tool", "label",
     "may differ because", "contradicted", "precision", "claim", "where", "verdict", "evidence",
 }  # fmt: skip
-BANNER = "SIMULATED: rows marked so come from a cost model, not from a GPU."
+BANNER = f"{STAMP}: rows marked so come from a cost model, not from a GPU."
 
 
 def run_rows(rows: Sequence[CompareRow]) -> Rows:
@@ -41,7 +42,7 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             f"{row.gpu} × {row.gpu_count}" if row.gpu else "not recorded",
             row.dataset,
             row.protocol + (f", {row.fixed_length} tokens" if row.fixed_length else ""),
-            _stamped(row.target, row.simulated),
+            stamped(row.target, simulated=row.simulated),
             str(row.concurrency),
             _figure(row.running_mean),
             _figure(row.tokens_per_s),
@@ -65,7 +66,7 @@ def published_rows(found: Sequence[Beside]) -> Rows:
     return [
         (
             one.run,
-            _stamped(one.target, one.simulated),
+            stamped(one.target, simulated=one.simulated),
             f"{one.published.metric}, {one.published.model}, {one.published.precision}"
             + (" (ours: HLI bound)" if one.column == "energy_hli_per_query_j" else ""),
             f"{one.published.value:g} {one.published.unit}"
@@ -131,10 +132,6 @@ def notes(comparison: RunComparison) -> list[str]:
     """Warnings, and the notes of the strata that have a curve."""
     curves = [found for found in comparison.n_stars if found.refusal is None]
     return [*comparison.warnings, *dict.fromkeys(note for found in curves for note in found.notes)]
-
-
-def _stamped(target: str, simulated: bool) -> str:
-    return f"{target} SIMULATED" if simulated else target
 
 
 def _figure(value: float | None) -> str:

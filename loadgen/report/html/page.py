@@ -17,9 +17,10 @@ from loadgen.report.html.markup import Html, element, join
 from loadgen.report.html.provenance import manifest_excerpt, servers
 from loadgen.report.html.sections import accuracy, claims, crossovers, indices, models, result
 from loadgen.report.html.sources import sources
-from loadgen.report.html.tables import STAMP, stamp
+from loadgen.report.html.tables import stamp
 from loadgen.report.html.validity import doubts, validity
 from loadgen.report.html.verdict import conditions, verdicts
+from loadgen.report.stamp import STAMP
 from loadgen.report.subject import subject
 
 _ON_PAPER = Html(f'@page {{ @top-right {{ content: "{STAMP}"; font: 600 8pt sans-serif; color: #b00020 }} }}\n')

@@ -7,8 +7,9 @@ from typing import Any
 
 from loadgen.analysis.run import Run
 from loadgen.report.html.markup import Html, element, join
-from loadgen.report.html.tables import STAMP, facts, table
+from loadgen.report.html.tables import facts, table
 from loadgen.report.html.verdict import started
+from loadgen.report.stamp import STAMP
 
 Entry = Mapping[str, Any]
 _SERVERS = ("server", "repeat", "vLLM", "kernel", "command or address")

@@ -8,9 +8,10 @@ from typing import Any
 from loadgen.analysis.run import Run
 from loadgen.report.answer import CLAIMS, claim_rows
 from loadgen.report.html.markup import Html, element, items, join
-from loadgen.report.html.tables import STAMP, stamp, table
+from loadgen.report.html.tables import stamp, table
 from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
 from loadgen.report.models import ASIDE, MODELS, model_notes, model_rows, model_sentences
+from loadgen.report.stamp import STAMP
 from loadgen.report.table import HEADINGS, shown_columns, table_rows
 from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
 

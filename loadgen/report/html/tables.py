@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Sequence
 
 from loadgen.report.html.markup import Html, element, join
+from loadgen.report.stamp import STAMP
 
-STAMP = "SIMULATED"
 INTERVAL = "95% CI"
 """Heading of the column behind the one that it belongs to."""
 _SPAN = r"[−+-]?[\d.,]+(?: ?(?:%|pp))?"

@@ -8,7 +8,8 @@ from typing import Any
 from loadgen.analysis.analyse import planned_cells
 from loadgen.analysis.run import Run
 from loadgen.report.html.markup import Html, element, items, join
-from loadgen.report.html.tables import STAMP, table
+from loadgen.report.html.tables import table
+from loadgen.report.stamp import STAMP
 
 Cell = Mapping[Hashable, Any]
 _INVALID = ("target", "B", "repeat", "why")

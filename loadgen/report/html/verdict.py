@@ -9,7 +9,8 @@ from typing import Any
 
 from loadgen.analysis.run import Run
 from loadgen.report.html.markup import Html, element, join
-from loadgen.report.html.tables import STAMP, stamp, table
+from loadgen.report.html.tables import stamp, table
+from loadgen.report.stamp import STAMP
 
 Entry = Mapping[str, Any]
 HEADLINES = ("energy_per_query_j", "tokens_per_s")
