@@ -10,10 +10,12 @@ import msgspec
 
 from loadgen.power.calibration import calibrate
 from loadgen.power.sample import PowerSample
-from loadgen.sweep.journal import power_file, read_records
+from loadgen.sweep.journal import power_file, read_lines
 
 EDGE_NS = 3_000_000_000
 """How far beyond a window's edges samples are of use."""
+
+_decode_lines = msgspec.json.Decoder(PowerSample).decode_lines
 
 
 class PowerData(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,8 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     """By GPU, in the order of time."""
     rest_w: dict[str, float | None]
     """Power with the model loaded and nothing asked."""
+    damaged: int
+    """Lines of the file that were no longer what had been written, and are left out."""
     limit_default_w: float | None
     """Sum of the GPUs' default limits, the board power that NVML knows."""
     memory_total_bytes: int | None = None
@@ -48,9 +52,10 @@ def read_power(run_dir: Path, manifest: dict[str, Any], target: str, repeat: int
     if not path.exists():
         return None
     samples: dict[str, list[PowerSample]] = defaultdict(list)
-    for record in read_records(path):
-        if isinstance(record, PowerSample):
-            samples[record.gpu].append(record)
+    journal = read_lines(path)
+    for lines in journal:
+        for sample in _decode_lines(lines):
+            samples[sample.gpu].append(sample)
     block: dict[str, Any] = next(
         (b for b in manifest.get("power_blocks", []) if (b["target"], b["repeat"]) == (target, repeat)), {}
     )
@@ -60,6 +65,7 @@ def read_power(run_dir: Path, manifest: dict[str, Any], target: str, repeat: int
     return PowerData(
         samples={gpu: sorted(ours, key=lambda s: s.t_ns) for gpu, ours in samples.items()},
         rest_w=block.get("rest_w", {}),
+        damaged=journal.damaged,
         limit_default_w=sum(limits) if limits and None not in limits else None,
         memory_total_bytes=sum(memories) if memories and None not in memories else None,
         mig=tuple(gpu["uuid"] for gpu in gpus if gpu["mig"]),
