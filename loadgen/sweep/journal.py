@@ -69,15 +69,21 @@ class Journal:
         os.close(self._fd)
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The records of one cell's file in order; a torn last line is left out."""
-    for block in read_lines(path):
+def read_records(path: Path, start: int = 0) -> Iterator[Record]:
+    """The records of one file in order, of those that begin at byte `start` or later; a torn last line is left out."""
+    for block in read_lines(path, start):
         yield from _decoder.decode_lines(block)
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines, without a torn last one; so a file of any size is read in little memory."""
+def read_lines(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The file in blocks of whole lines, without a torn last one; so a file of any size is read in little memory.
+
+    With `start`, from the first line on that begins at that byte or later.
+    """
     with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()
         while block := file.read(_BLOCK_BYTES):
             block += file.readline()
             yield block[: block.rfind(b"\n") + 1]
