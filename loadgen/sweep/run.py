@@ -14,6 +14,7 @@ import msgspec
 import uvloop
 
 from loadgen.client.body import RequestMaker
+from loadgen.client.exchange import Exchange
 from loadgen.client.http import Endpoint, HttpSlot
 from loadgen.client.openai_sdk import SdkSlot, sdk_client
 from loadgen.client.pool import Slot
@@ -21,7 +22,9 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.power.feed import PowerFeed
 from loadgen.sweep.cell import CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.feed import Feed
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
+from loadgen.sweep.load import Load
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
 from loadgen.sweep.metrics import SweepMetrics
@@ -105,8 +108,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     """Measures every cell and returns the run directory, journal and manifest complete, nothing derived yet.
 
     A server that fails costs its own cells, the others go on. `judge` is asked after each cell, before the next begins,
-    so that the observers hear its verdict. Raises UsageError before anything is created, and
-    Interrupted on Ctrl-C.
+    so that the observers hear its verdict. Raises UsageError before anything is created, and Interrupted on Ctrl-C.
     """
     source = source_of(config)
     source.check()
@@ -245,18 +247,7 @@ async def _run_cell(
         cell,
         settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s),
         url=server.target.url,
-        make_slots=lambda count: _slots(count, plan, server),
-        maker=RequestMaker(
-            plan.protocol,
-            api=plan.protocol.api,
-            model=server.target.model,
-            seed=config.seed,
-            max_tokens=plan.max_tokens,
-            fixed_length=config.fixed_length,
-            thinking=config.thinking,
-        ),
-        items=plan.dataset.items,
-        warmup_items=warmup_items(),
+        make_load=lambda on_exchange: _load(cell, plan, server, on_exchange),
         journal=journal,
         observer=observer,
         server_died=server.died,
@@ -264,6 +255,21 @@ async def _run_cell(
         power=power,
     )
     return await run.run()
+
+
+def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Exchange], None]) -> Load:
+    config = plan.config
+    maker = RequestMaker(
+        plan.protocol,
+        api=plan.protocol.api,
+        model=server.target.model,
+        seed=config.seed,
+        max_tokens=plan.max_tokens,
+        fixed_length=config.fixed_length,
+        thinking=config.thinking,
+    )
+    feed = Feed(maker, plan.dataset.items, warmup_items(), cell.concurrency, config.requests)
+    return Load(_slots(cell.concurrency, plan, server), feed, on_exchange)
 
 
 def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:

@@ -15,7 +15,7 @@ from loadgen.analysis.powerdata import read_power
 from loadgen.analysis.verdict import judge_cell
 from loadgen.power.sample import PowerSample
 from loadgen.report.live import PlainView
-from loadgen.sweep.journal import Journal, cell_files, power_file, read_lines
+from loadgen.sweep.journal import Journal, cell_files, power_file, read_lines, sealed
 from loadgen.sweep.observer import CellVerdict
 
 CAPPED = "running batch 2.00 did not reach B = 4"
@@ -105,12 +105,15 @@ def test_a_cell_whose_energy_cannot_be_had_is_invalid(
 
 def test_a_file_is_read_from_the_first_line_behind_a_byte(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    lines = [b"one\n", b"\n", b"three\n", b"four\n"]
+    lines = [sealed(json) for json in (b"1", b"[2]", b'"three"')]
     path.write_bytes(b"".join(lines) + b"torn")
-    begins = [0, 4, 5, 11]
-    for start in range(17):
-        expected = [line for begin, line in zip(begins, lines, strict=True) if begin >= start]
-        assert b"".join(read_lines(path, start)) == b"".join(expected), start
+    begins = [sum(map(len, lines[:place])) for place in range(3)]
+    for start in range(len(path.read_bytes()) + 1):
+        expected = [
+            json for begin, json in zip(begins, (b"1\n", b"[2]\n", b'"three"\n'), strict=True) if begin >= start
+        ]
+        found = read_lines(path, start)
+        assert (b"".join(found), found.damaged) == (b"".join(expected), 0), start
 
 
 @pytest.mark.parametrize(("verdict", "said"), [
