@@ -17,7 +17,7 @@ from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import CellAnswers, cell_answers
 from loadgen.analysis.tables import requests_table, server_table
-from loadgen.sweep.config import MAX_ERROR_RATE
+from loadgen.analysis.validity import max_error_rate
 from loadgen.workload.grading import Grader
 
 LARGE_BYTES = 100_000_000
@@ -44,7 +44,7 @@ class CellReader:
         self._run_dir = run_dir
         self._manifest = manifest
         self._grader = grader
-        self._max_error_rate = manifest["config"].get("max_error_rate", MAX_ERROR_RATE)
+        self._max_error_rate = max_error_rate(manifest["config"])
         self.power = lru_cache(maxsize=1)(self._power)
 
     def result(self, path: Path) -> CellResult | None:

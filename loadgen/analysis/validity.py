@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from loadgen.sweep.config import MAX_ERROR_RATE
@@ -87,6 +90,11 @@ def reasons_against(e: Evidence) -> list[str]:
                 "is somebody else using it?"
             )
     return reasons
+
+
+def max_error_rate(config: Mapping[str, Any]) -> float:
+    """Of a manifest's config; those of earlier versions have none."""
+    return float(config.get("max_error_rate", MAX_ERROR_RATE))
 
 
 def answers_stand(answers: int, errors: int, max_error_rate: float = MAX_ERROR_RATE) -> bool:
