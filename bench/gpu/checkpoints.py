@@ -4,10 +4,10 @@ Runs under the Python of the server environment (torch, safetensors, tokenizers,
 
     PYTHON -m bench.gpu.checkpoints --out MODELS --model Mistral-7B-v0.3 --formats awq,gptq,fp8
 
-All formats hold the same weights, rounded to nearest: `awq` and `gptq` in groups of 128 along the input, `int8` and `fp8`
-as compressed-tensors with a scale per output channel. vLLM's own dummy weights are not used: they leave the packed
-integers of AWQ and GPTQ at what the memory held, mostly zeros, which draw less power than weights do, and bitsandbytes
-quantizes while it loads, so it needs a file.
+All formats hold the same weights, rounded to nearest: `awq` and `gptq` in groups of 128 along the input, `int8` and
+`fp8` as compressed-tensors with a scale per output channel. vLLM's own dummy weights are not used: they leave the
+packed integers of AWQ and GPTQ at what the memory held, mostly zeros, which draw less power than weights do, and
+bitsandbytes quantizes while it loads, so it needs a file.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     )
     content = json.loads(learnt.backend_tokenizer.to_str())
     known: dict[str, int] = content["model"]["vocab"]
-    words = ("".join(w) for length in itertools.count(2) for w in itertools.product(string.ascii_letters, repeat=length))
-    unknown = (word for word in words if word not in known)
+    spelt = (itertools.product(string.ascii_letters, repeat=length) for length in itertools.count(2))
+    unknown = (word for letters in itertools.chain.from_iterable(spelt) if (word := "".join(letters)) not in known)
     for identity in range(len(known), vocabulary):
         known[next(unknown)] = identity
     return PreTrainedTokenizerFast(
@@ -74,7 +74,8 @@ def shards(shape: ModelShape, seed: int, device: str) -> Iterator[Tensors]:
     def ones(count: int) -> torch.Tensor:
         return torch.ones(count, dtype=torch.bfloat16, device=device)
 
-    first = {"model.embed_tokens.weight": matrix(shape.vocabulary, shape.hidden), "model.norm.weight": ones(shape.hidden)}
+    first = {"model.norm.weight": ones(shape.hidden)}
+    first["model.embed_tokens.weight"] = matrix(shape.vocabulary, shape.hidden)
     if not shape.tied:
         first["lm_head.weight"] = matrix(shape.vocabulary, shape.hidden)
     yield first
@@ -143,7 +144,9 @@ def _packed(values: torch.Tensor, dim: int, order: range | tuple[int, ...]) -> t
     return packed.contiguous()
 
 
-def write_model(name: str, shape: ModelShape, kinds: tuple[Format, ...], out: Path, *, device: str, seed: int = 0) -> None:
+def write_model(
+    name: str, shape: ModelShape, kinds: tuple[Format, ...], out: Path, *, device: str, seed: int = 0
+) -> None:
     """The folders NAME and NAME-FORMAT in `out`; those that are whole already stay. config.json is written last."""
     folders: dict[Format | None, Path] = {None: out / name, **{kind: out / f"{name}-{kind}" for kind in kinds}}
     configs = {kind: config(shape, _quantization(kind)) for kind in folders}
@@ -165,7 +168,8 @@ def write_model(name: str, shape: ModelShape, kinds: tuple[Format, ...], out: Pa
                 (folder / file).unlink(missing_ok=True)
                 os.link(written, folder / file)
             else:
-                save_file({key: tensor.cpu() for key, tensor in stored.items()}, folder / file, metadata={"format": "pt"})
+                on_cpu = {key: tensor.cpu() for key, tensor in stored.items()}
+                save_file(on_cpu, folder / file, metadata={"format": "pt"})
                 written = folder / file
             maps[kind] |= dict.fromkeys(stored, file)
     for kind, folder in todo.items():

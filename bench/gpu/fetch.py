@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadgen.errors import UsageError
-
 from bench.gpu.machine import Machine, normalized
 from bench.gpu.pieces import sha256
+from loadgen.errors import UsageError
 
 _LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)(?P<hashes>(\s+--hash=sha256:[0-9a-f]{64})*)\s*")
 _OLDEST_GLIBC = 5
@@ -95,7 +94,7 @@ def fetch(choice: Choice, machine: Machine, out: Path, say: Callable[[str], None
             if wheel is None:
                 raise UsageError(f"pip said that it fetched {pin}, but {out} has no such wheel")
         wheels.append(wheel)
-    stale = {path for path in out.glob("*.whl")} - set(wheels)
+    stale = set(out.glob("*.whl")) - set(wheels)
     for path in stale:
         say(f"removing {path.name}: not of this lock")
         path.unlink()

@@ -1,4 +1,4 @@
-"""Install: a virtual environment on the offline machine that sees what is there and adds the wheels that were carried."""
+"""Install: an environment on the offline machine that sees what is there and adds the wheels that were carried."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loadgen.errors import UsageError
-
 from bench.gpu.pieces import sha256
+from loadgen.errors import UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
 _LOG = "install.log"

@@ -75,7 +75,6 @@ def normalized(name: str) -> str:
 def _gpus() -> tuple[str, ...]:
     if not shutil.which("nvidia-smi"):
         return ()
-    asked = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
+    command = ["nvidia-smi", f"--query-gpu={_GPU_QUERY}", "--format=csv,noheader"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
     return tuple(asked.stdout.strip().splitlines()) if asked.returncode == 0 else ()

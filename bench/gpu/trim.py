@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from loadgen.errors import UsageError
-
 from bench.gpu.fetch import wheel_name
+from loadgen.errors import UsageError
 
 _PRESERVED = ("dist-info/RECORD", "dist-info/METADATA", "dist-info/WHEEL")
 _SMALL = 1 << 20
