@@ -83,6 +83,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--resume", metavar="DIR", help="Continue an interrupted run (comes later).")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S", help="Per request.")
+@click.option("--max-error-rate", type=float, default=0.005, show_default=True, metavar="X",
+              help="Share of failed requests beyond which a cell is invalid.")
 @click.option("--api-key-env", metavar="VAR", help="Environment variable that holds the servers' API key.")
 @click.option("--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_read_config,
               metavar="FILE", help="The same options as YAML; the command line wins.")
