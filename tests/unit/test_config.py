@@ -229,6 +229,6 @@ def test_a_key_given_instead_of_its_variables_name_is_not_repeated() -> None:
 @pytest.mark.parametrize("key", ["sk-1234\n", "sk-1234\r\nX-Evil: 1", "sk 1234", "schlüssel"])
 def test_a_key_that_would_break_a_header_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("A_KEY", key)
-    with pytest.raises(UsageError, match="--api-key-env A_KEY: the key holds a space, a line end or the like") as caught:
+    with pytest.raises(UsageError, match="--api-key-env A_KEY: the key holds a space") as caught:
         configure(api_key_env="A_KEY")
     assert "1234" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 
 from loadgen.client.concealment import concealed
 from loadgen.client.exchange import Exchange
-from loadgen.secret import Mask, is_secret, secrets_of
+from loadgen.secret import MASK, Mask, is_secret, secrets_of
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
 
@@ -61,8 +61,10 @@ def test_what_has_the_form_of_a_secret_is_masked(text: str, masked: str) -> None
 
 def test_arguments_of_secret_options_are_masked_and_no_others() -> None:
     argv = ["vllm", "serve", "m", "--api-key", "a", "b", "--port", "1", "--hf-token=c", "--hf-token", "--seed", "0"]
-    masked = ["vllm", "serve", "m", "--api-key", "***", "***", "--port", "1", "--hf-token=***", "--hf-token", "--seed", "0"]
-    assert Mask(environ=NONE).argv(argv) == tuple(masked)
+    hidden = [4, 5]
+    shown = [MASK if at in hidden else argument for at, argument in enumerate(argv)]
+    shown[8] = "--hf-token=***"
+    assert Mask(environ=NONE).argv(argv) == tuple(shown)
     assert secrets_of(argv, {"HF_TOKEN": "d", "PLAIN": "e"}) == ["a", "b", "c", "d"]
 
 
