@@ -71,23 +71,23 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     reasoning: str = ""
 
 
-class _UsageDetails(msgspec.Struct):
+class _UsageDetails(msgspec.Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     completion_tokens_details: _UsageDetails | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
@@ -97,7 +97,7 @@ class _Choice(msgspec.Struct):
 _NULL = msgspec.Raw(b"null")
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: msgspec.Raw = _NULL
@@ -131,31 +131,37 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     done = False
-    for t_ns, data in raw.events():
-        if data == b"[DONE]":
-            done = True
-            break
-        try:
+    events = raw.events()
+    data = b""
+    try:
+        for t_ns, data in events:
+            if data == b"[DONE]":
+                done = True
+                break
             event = _decode_event(data)
-        except _UNREADABLE as error:
-            failure = failure or ("malformed", f"{error}: {data[:120]!r}")
-            break
-        if bytes(event.error) != b"null":
-            failure = failure or ("http", f"in the stream: {_message(data)}")
-            break
-        brought_text = False
-        for choice in event.choices:
-            text, reasoning = _texts(choice)
-            brought_text = brought_text or bool(text or reasoning)
-            if text:
-                texts.append(text)
-            if reasoning:
-                reasonings.append(reasoning)
-            finish_reason = choice.finish_reason or finish_reason
-            stop_reason = choice.stop_reason if choice.stop_reason is not None else stop_reason
-        usage = event.usage or usage
-        counted = event.usage.completion_tokens if event.usage and event.choices else None
-        arrivals.append((t_ns, -1 if counted is None else counted, brought_text))
+            if event.error is not _NULL and bytes(event.error) != b"null":
+                failure = failure or ("http", f"in the stream: {_message(data)}")
+                break
+            brought_text = False
+            for choice in event.choices:
+                delta = choice.delta
+                text = choice.text if delta is None else delta.content
+                if text:
+                    texts.append(text)
+                    brought_text = True
+                if delta is not None and (reasoning := delta.reasoning_content or delta.reasoning):
+                    reasonings.append(reasoning)
+                    brought_text = True
+                finish_reason = choice.finish_reason or finish_reason
+                stop_reason = choice.stop_reason if choice.stop_reason is not None else stop_reason
+            counted = -1
+            if event.usage is not None:
+                usage = event.usage
+                if event.choices and usage.completion_tokens is not None:
+                    counted = usage.completion_tokens
+            arrivals.append((t_ns, counted, brought_text))
+    except _UNREADABLE as error:
+        failure = failure or ("malformed", f"{error}: {data[:120]!r}")
     if failure is None and not done:
         failure = ("broken", "the stream ended before [DONE]")
     if failure is None and finish_reason is None:
@@ -172,12 +178,6 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
         text="".join(texts),
         reasoning="".join(reasonings),
     )
-
-
-def _texts(choice: _Choice) -> tuple[str | None, str | None]:
-    if choice.delta is None:
-        return choice.text, None
-    return choice.delta.content, choice.delta.reasoning_content or choice.delta.reasoning
 
 
 def _locate_tokens(

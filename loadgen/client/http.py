@@ -95,6 +95,8 @@ class _Connection(asyncio.Protocol):
         self._raw: HttpRaw | None = None
         self._done: Done | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._body: list[bytes] = []
+        self.on_body = self._body.append
         self._parser = httptools.HttpResponseParser(self)
         self._now_ns = 0
         self._complete = False
@@ -136,16 +138,20 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._now_ns = monotonic_ns()
-        if self._raw is None:
+        raw, body = self._raw, self._body
+        if raw is None:
             self._abandon()
             return
+        failure: tuple[Status, str] | None = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._finish(("broken", f"not HTTP: {error}"))
-            return
-        if self._complete:
-            self._finish(None)
+            failure = "broken", f"not HTTP: {error}"
+        if body:
+            raw.reads.append((self._now_ns, b"".join(body)))
+            body.clear()
+        if failure is not None or self._complete:
+            self._finish(failure)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -164,10 +170,6 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._raw is not None:
             self._raw.http_status = self._parser.get_status_code()
-
-    def on_body(self, body: bytes) -> None:
-        if self._raw is not None:
-            self._raw.reads.append((self._now_ns, body))
 
     def on_message_complete(self) -> None:
         self._complete = True
