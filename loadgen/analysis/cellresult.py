@@ -32,6 +32,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of requests.parquet."""
     server: pa.Table
     """Rows of server.parquet."""
+    damaged: int
+    """Lines of the cell's journal that are left out."""
 
 
 class CellReader:
@@ -62,6 +64,7 @@ class CellReader:
             answers=cell_answers(data, verdicts),
             requests=requests_table(data, verdicts, self._grader.items),
             server=server_table(data),
+            damaged=data.damaged,
         )
 
     def results(self, paths: Sequence[Path], *, processes: int | None = None) -> Iterator[CellResult]:

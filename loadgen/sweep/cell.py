@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic_ns, process_time
 
 import msgspec
 
-from loadgen.client.body import RequestMaker
-from loadgen.client.exchange import Raw, read_exchange
-from loadgen.client.pool import ClosedLoop, Slot
+from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import MetricsProbe, MetricsSampler
-from loadgen.sweep.feed import Feed
 from loadgen.sweep.glance import Glance
 from loadgen.sweep.journal import CellEnd, Journal
+from loadgen.sweep.load import Load
 from loadgen.sweep.observer import Observer
 from loadgen.sweep.plan import Cell
 from loadgen.sweep.power import PowerRecorder
 from loadgen.workload.grading import Grader
-from loadgen.workload.item import Item
 
 TURN_S = 0.005
 PROGRESS_EVERY_NS = 250_000_000
+SAMPLES_EVERY_S = 0.25
 LAG_PROBE_S = 0.02
 COUNTERS_SETTLE_S = 5.0
 
@@ -57,10 +53,7 @@ class CellRun:
         *,
         settings: CellSettings,
         url: str,
-        make_slots: Callable[[int], Sequence[Slot]],
-        maker: RequestMaker,
-        items: Sequence[Item],
-        warmup_items: Sequence[Item],
+        make_load: Callable[[Callable[[Exchange], None]], Load],
         journal: Journal,
         observer: Observer,
         server_died: Callable[[], str | None],
@@ -69,18 +62,13 @@ class CellRun:
     ) -> None:
         self._cell = cell
         self._settings = settings
-        self._make_slots = make_slots
-        self._feed = Feed(maker, items, warmup_items, cell.concurrency, settings.requests)
+        self._make_load = make_load
         self._journal = journal
         self._observer = observer
         self._server_died = server_died
         self._power = power
         self._probe = MetricsProbe(url)
         self._sampler = MetricsSampler(url)
-        self._unread: deque[Raw] = deque()
-        self._measured_ends = [0] * cell.concurrency
-        self._completed = 0
-        self._failures_in_a_row = 0
         self._glance = Glance(grader)
         self._t_start_ns = 0
         self._aborted: str | None = None
@@ -89,18 +77,16 @@ class CellRun:
     async def run(self) -> CellEnd:
         """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, after the journal is whole."""
         tokens_before = await asyncio.to_thread(self._generation_tokens)
-        self._pool = pool = ClosedLoop(
-            self._make_slots(self._cell.concurrency), self._feed.next_request, self._on_done
-        )
+        self._load = load = self._make_load(self._on_exchange)
         self._t_start_ns = monotonic_ns()
         self._sampler.start()
-        reader = asyncio.create_task(self._read_ended_streams())
+        sampled = asyncio.create_task(self._journal_samples_now_and_then())
         window: tuple[int, int] | None = None
         cpu_s: float | None = None
         gc.collect()
         gc.disable()
         try:
-            pool.start()
+            load.start()
             if await self._until_warm():
                 open_ns, cpu_before_s = monotonic_ns(), process_time()
                 lag_probe = asyncio.create_task(self._probe_lag())
@@ -108,7 +94,7 @@ class CellRun:
                 cpu_s = process_time() - cpu_before_s
                 window = open_ns, self._close_ns(open_ns)
                 lag_probe.cancel()
-            self._feed.stop()
+            load.stop_feeding()
             await self._until_drained()
         except asyncio.CancelledError:
             self._aborted = "interrupted"
@@ -117,12 +103,8 @@ class CellRun:
                 task.uncancel()
         finally:
             gc.enable()
-            pool.stop()
-            await asyncio.sleep(0)
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
-            self._read_all()
+            await load.close()
+            sampled.cancel()
             self._sampler.stop()
             self._journal_samples()
         end = CellEnd(
@@ -146,21 +128,16 @@ class CellRun:
         """True once every slot is being answered for a measured item (or has had one answered)."""
         warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
         while not self._broken():
-            if self._feed.dry_ns is not None:
+            if self._load.dry_ns is not None:
                 self._aborted = "every request was sent before all slots were busy; ask for more --requests"
                 return False
-            self._feed.warm = monotonic_ns() >= warm_at_ns
-            if self._feed.warm and all(self._on_measured_item(slot) for slot in range(self._cell.concurrency)):
-                return True
+            if monotonic_ns() >= warm_at_ns:
+                self._load.end_warmup()
+                if self._load.steady:
+                    return True
             self._tell("warm-up", 0.0)
             await asyncio.sleep(TURN_S)
         return False
-
-    def _on_measured_item(self, slot: int) -> bool:
-        if self._measured_ends[slot]:
-            return True
-        request = self._pool.current(slot)
-        return request is not None and request.phase == "measured" and self._pool.answering(slot)
 
     async def _until_window_over(self, open_ns: int) -> None:
         duration_s, requests = self._settings.duration_s, self._settings.requests
@@ -172,8 +149,8 @@ class CellRun:
                     return
             else:
                 assert requests is not None
-                left_s, share = TURN_S, self._completed / requests
-                if self._feed.dry_ns is not None:
+                left_s, share = TURN_S, self._load.completed / requests
+                if self._load.dry_ns is not None:
                     return
             self._tell("window", share)
             await asyncio.sleep(min(TURN_S, left_s))
@@ -181,59 +158,36 @@ class CellRun:
     def _close_ns(self, open_ns: int) -> int:
         if self._settings.duration_s is not None and self._aborted is None:
             return open_ns + int(self._settings.duration_s * 1e9)
-        return monotonic_ns() if self._feed.dry_ns is None else self._feed.dry_ns
+        return self._load.dry_ns or monotonic_ns()
 
     async def _until_drained(self) -> None:
-        drained = asyncio.create_task(self._pool.drained())
+        drained = asyncio.create_task(self._load.drained())
         while not drained.done():
             self._tell("drain", 1.0)
             await asyncio.wait([drained], timeout=0.1)
 
     def _broken(self) -> bool:
         """The server is gone or answers nothing but errors: the cell ends early and says why."""
-        if self._aborted is None and self._failures_in_a_row:
+        failures = self._load.failures_in_a_row
+        if self._aborted is None and failures:
             died = self._server_died()
             if died is not None:
                 self._aborted = died
-            elif self._failures_in_a_row >= max(20, 3 * self._cell.concurrency):
-                self._aborted = f"{self._failures_in_a_row} failures in a row, the last: {self._glance.last_error}"
+            elif failures >= max(20, 3 * self._cell.concurrency):
+                self._aborted = f"{failures} failures in a row, the last: {self._glance.last_error}"
         return self._aborted is not None
 
     # what comes back
 
-    def _on_done(self, raw: Raw) -> None:
-        """Called after the slot was refilled: note the end, read the stream later."""
-        failed = raw.failure is not None or raw.http_status != 200
-        if raw.request.phase == "measured":
-            self._measured_ends[raw.slot] += 1
-            if not failed:
-                self._completed += 1
-        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
-        self._unread.append(raw)
-
-    async def _read_ended_streams(self) -> None:
-        """One ended stream per turn of the event loop: bytes that arrive meanwhile wait for one parse at most."""
-        next_samples_ns = 0
-        while True:
-            if self._unread:
-                self._read_one()
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(TURN_S)
-            now_ns = monotonic_ns()
-            if now_ns >= next_samples_ns:
-                self._journal_samples()
-                next_samples_ns = now_ns + PROGRESS_EVERY_NS
-
-    def _read_one(self) -> None:
-        exchange = read_exchange(self._unread.popleft())
+    def _on_exchange(self, exchange: Exchange) -> None:
         self._journal.append(exchange)
         self._glance.add(exchange)
         self._observer.answered(self._cell, exchange)
 
-    def _read_all(self) -> None:
-        while self._unread:
-            self._read_one()
+    async def _journal_samples_now_and_then(self) -> None:
+        while True:
+            self._journal_samples()
+            await asyncio.sleep(SAMPLES_EVERY_S)
 
     def _journal_samples(self) -> None:
         for sample in self._sampler.take():
@@ -277,7 +231,7 @@ class CellRun:
                 self._cell,
                 stage,
                 share,
-                in_flight=self._pool.in_flight,
+                in_flight=self._load.in_flight,
                 running=latest.running if latest else None,
                 power_w=self._power.latest_w if self._power is not None else None,
                 elapsed_s=elapsed_s,
