@@ -33,6 +33,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     concurrency: int
     repeat: int
+    session: int
+    """Of the run's sessions, 1 unless it was resumed."""
     valid: bool
     reasons: str
     requests: int
@@ -168,6 +170,7 @@ def summarize_cell(
         precision=data.cell.precision,
         concurrency=data.cell.concurrency,
         repeat=data.cell.repeat,
+        session=data.session,
         valid=not reasons,
         reasons="; ".join(reasons),
         requests=evidence.requests,
