@@ -118,6 +118,7 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
 
     from loadgen.analysis.analyse import analyse
     from loadgen.analysis.run import load_run
+    from loadgen.analysis.verdict import judge_cell
     from loadgen.report.html import write_report
     from loadgen.report.live import LiveView, PlainView
     from loadgen.report.terminal import print_end
@@ -130,7 +131,7 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
         if console.is_terminal and not quiet:
             view = stack.enter_context(LiveView(console))
         try:
-            run_dir = run_sweep(config, view)
+            run_dir = run_sweep(config, view, judge_cell)
         except Interrupted as stop:
             interrupted, run_dir = True, stop.run_dir
     if not cell_files(run_dir):

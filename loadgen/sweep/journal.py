@@ -87,16 +87,23 @@ def sealed(json: bytes) -> bytes:
 
 
 class Lines:
-    """A file in blocks of whole good lines, their checksums taken off; so any size is read in little memory."""
+    """A file in blocks of whole good lines, their checksums taken off; so any size is read in little memory.
 
-    def __init__(self, path: Path) -> None:
+    With `start`, from the first line on that begins at that byte or later.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
         self._path = path
+        self._start = start
         self._sealed = False
         self.damaged = 0
         """Lines left out so far; a torn last one is no damage."""
 
     def __iter__(self) -> Iterator[bytes]:
         with self._path.open("rb") as file:
+            if self._start:
+                file.seek(self._start - 1)
+                file.readline()
             while block := file.read(_BLOCK_BYTES):
                 block += file.readline()
                 lines = block.split(b"\n")
@@ -128,9 +135,9 @@ class Lines:
         return True
 
 
-def read_lines(path: Path) -> Lines:
+def read_lines(path: Path, start: int = 0) -> Lines:
     """Blocks of whole good lines, to be decoded with `decode_lines`."""
-    return Lines(path)
+    return Lines(path, start)
 
 
 def read_records(path: Path) -> Iterator[Record]:

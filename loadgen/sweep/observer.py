@@ -36,6 +36,15 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return self.power_w / self.tokens_per_s if self.power_w is not None and self.tokens_per_s else None
 
 
+class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the figures of an ended cell may be believed, as cells.csv will say."""
+
+    valid: bool | None
+    """None: not judged while the sweep runs."""
+    reasons: str = ""
+    """Why it is invalid, or why it was not judged."""
+
+
 class Observer:
     """Hears what happens; this one listens to nothing, others override what they want to hear."""
 
@@ -54,7 +63,7 @@ class Observer:
     def answered(self, cell: Cell, exchange: Exchange) -> None:
         pass
 
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         pass
 
     def note(self, sentence: str) -> None:
@@ -90,9 +99,9 @@ class Tee(Observer):
         for observer in self._observers:
             observer.answered(cell, exchange)
 
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         for observer in self._observers:
-            observer.cell_ends(cell, line, valid)
+            observer.cell_ends(cell, line, verdict)
 
     def note(self, sentence: str) -> None:
         for observer in self._observers:

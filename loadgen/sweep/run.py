@@ -28,7 +28,7 @@ from loadgen.sweep.load import Load
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
 from loadgen.sweep.metrics import SweepMetrics
-from loadgen.sweep.observer import Observer, Tee
+from loadgen.sweep.observer import CellVerdict, Observer, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.servers import Server, source_of
@@ -40,6 +40,10 @@ from loadgen.workload.sample import warmup_items
 
 EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
 EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
+
+
+Judge = Callable[[Path, Path], CellVerdict]
+"""Judges an ended cell, from the run directory and the cell's journal."""
 
 
 class Interrupted(Exception):
@@ -100,11 +104,11 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     )
 
 
-def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
+def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
     """Measures every cell and returns the run directory, journal and manifest complete, nothing derived yet.
 
-    A server that fails costs its own cells, the others go on. Raises UsageError before anything is created, and
-    Interrupted on Ctrl-C.
+    A server that fails costs its own cells, the others go on. `judge` is asked after each cell, before the next begins,
+    so that the observers hear its verdict. Raises UsageError before anything is created, and Interrupted on Ctrl-C.
     """
     source = source_of(config)
     source.check()
@@ -135,7 +139,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
                         url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
                         with _recorder(url, power, block, server, run_dir, manifest, observer) as recorder:
                             for cell in block.cells:
-                                _measure(cell, plan, server, run_dir, observer, recorder)
+                                _measure(cell, plan, server, run_dir, observer, judge, recorder)
                 except ServerError as error:
                     manifest.add_failure(block.repeat, block.target.name, str(error))
                     observer.warn(str(error))
@@ -190,9 +194,16 @@ def _recorder(
 
 
 def _measure(
-    cell: Cell, plan: SweepPlan, server: Server, run_dir: Path, observer: Observer, power: PowerRecorder | None
+    cell: Cell,
+    plan: SweepPlan,
+    server: Server,
+    run_dir: Path,
+    observer: Observer,
+    judge: Judge | None,
+    power: PowerRecorder | None,
 ) -> None:
-    journal = Journal(run_dir / "journal" / f"{cell.label}.jsonl")
+    path = run_dir / "journal" / f"{cell.label}.jsonl"
+    journal = Journal(path)
     try:
         start = clock_anchor()["monotonic_ns"]
         journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
@@ -202,13 +213,21 @@ def _measure(
         journal.close()
     if end.aborted == "interrupted":
         raise KeyboardInterrupt
-    observer.cell_ends(cell, _cell_line(end), end.aborted is None)
+    observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, run_dir, path))
+
+
+def _verdict(end: CellEnd, judge: Judge | None, run_dir: Path, path: Path) -> CellVerdict:
+    if judge is not None:
+        try:
+            return judge(run_dir, path)
+        except Exception as error:  # a glance, whatever is wrong with it, costs no measurement
+            return CellVerdict(valid=None, reasons=f"{type(error).__name__}: {error}")
+    return CellVerdict(valid=False if end.aborted else None, reasons=end.aborted or "")
 
 
 def _cell_line(end: CellEnd) -> str:
-    if end.aborted is not None:
-        return f"ended early: {end.aborted}"
-    assert end.window_open_ns is not None and end.window_close_ns is not None
+    if end.window_open_ns is None or end.window_close_ns is None:
+        return "ended before its window opened"
     window_s = (end.window_close_ns - end.window_open_ns) / 1e9
     if end.generation_tokens is None:
         return f"window {window_s:.1f} s"
