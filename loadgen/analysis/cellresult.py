@@ -17,6 +17,7 @@ from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import CellAnswers, cell_answers
 from loadgen.analysis.tables import requests_table, server_table
+from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import Grader
 
 LARGE_BYTES = 100_000_000
@@ -39,10 +40,11 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
 class CellReader:
     """Journals of a run, cell by cell."""
 
-    def __init__(self, run_dir: Path, manifest: dict[str, Any], grader: Grader) -> None:
+    def __init__(self, run_dir: Path, manifest: dict[str, Any], grader: Grader, slo: Slo | None = None) -> None:
         self._run_dir = run_dir
         self._manifest = manifest
         self._grader = grader
+        self._slo = slo
         self.power = lru_cache(maxsize=1)(self._power)
 
     def result(self, path: Path) -> CellResult | None:
@@ -60,6 +62,7 @@ class CellReader:
                 memory=server_memory(self._manifest, *block),
                 tdp_w=config.get("tdp_w"),
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+                slo=self._slo,
             ),
             answers=cell_answers(data, verdicts),
             requests=requests_table(data, verdicts, self._grader.items),
