@@ -108,6 +108,15 @@ def planned_cells(manifest: dict[str, Any]) -> int:
     return len(config["targets"]) * len(config["concurrency"]) * int(config["repeats"])
 
 
+def checkpoint_notes(manifest: dict[str, Any]) -> list[str]:
+    """What the servers' checkpoints say of themselves, each sentence once."""
+    said: dict[str, dict[str, None]] = {}
+    for server in manifest["servers"]:
+        if note := server.get("note"):
+            said.setdefault(note, {})[server["name"]] = None
+    return [f"{', '.join(targets)}: {note}" for note, targets in said.items()]
+
+
 def _left_out(lines: int) -> str:
     return f"{lines} damaged line{'s' * (lines > 1)} of its journal left out"
 
@@ -115,7 +124,8 @@ def _left_out(lines: int) -> str:
 def _analysis(
     manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer, damaged: list[str]
 ) -> dict[str, Any]:
-    warnings = [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
+    warnings = checkpoint_notes(manifest)
+    warnings += [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
     warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
     warnings += [
         f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -11,18 +12,20 @@ import numpy as np
 from loadgen.analysis.celldata import CellData, Floats
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.goodput import Goodput, goodput_of
-from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, of_window, tpot_s, ttft_s
+from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
+from loadgen.sweep.config import MAX_ERROR_RATE
 from loadgen.sweep.plan import level
 from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
 GAUGE_TOLERANCE = 0.05
+_COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
 
 Quantiles = Sequence[int]
 
@@ -114,6 +117,7 @@ def summarize_cell(
     power: PowerData | None = None,
     *,
     memory: ServerMemory | None = None,
+    max_error_rate: float = MAX_ERROR_RATE,
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
     slo: Slo | None = None,
@@ -135,17 +139,21 @@ def summarize_cell(
         has_window=window is not None and bool(window_s),
         requests=int(ended.sum()),
         errors=len(errors),
+        uncounted=int((ended & (data.output_tokens < 0)).sum()),
         first_error=errors[0] if errors else None,
         tokens_per_s=rate,
         inflight_mean=_inflight(data, window) if window else None,
         running_mean=running_batch(samples),
         running_peak=max((s.running for s in samples if s.running is not None), default=None),
+        silent_s=_longest_gap_s(samples, window) if window and samples else None,
+        restarted=any(_went_back(data.samples, field) for field in _COUNTERS),
         waiting_mean=_mean(samples, "waiting"),
         preemptions=_difference(samples, "preemptions"),
         server_tokens=data.end.generation_tokens if data.end else None,
         recorded_tokens=recorded,
         window_s=window_s,
         traffic=traffic if data.open_loop else None,
+        max_error_rate=max_error_rate,
     )
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
     tokens_per_query = float(lengths.mean()) if lengths.size else None
@@ -237,15 +245,17 @@ def running_batch(samples: Sequence[ServerSample]) -> float | None:
 
 
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
-    """Failures of the window, of the whole cell where there is none; a dropped arrival is none of the server's.
+    """Failed requests that were in flight within the window (all of the cell where there is none), warm-up included.
 
-    In a closed loop a warm-up request that failed in the window is one of them.
+    One that the window's end found stalled is among them, though it was given up only later. Dropped ones are not: they
+    never reached the server.
     """
-    failed = ~data.ok & ~data.dropped
-    if window is not None:
-        ended = (data.t_end_ns > window[0]) & (data.t_end_ns <= window[1])
-        failed &= of_window(data, window) if data.open_loop else ended
-    return [f"{e.status}: {e.error}" for place in np.flatnonzero(failed).tolist() if (e := data.exchanges[place])]
+    failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok & ~data.dropped).tolist()]
+    return [
+        f"{e.status}: {e.error}"
+        for e in failed
+        if window is None or (e.t_end_ns > window[0] and e.t_due_ns <= window[1])
+    ]
 
 
 def _tokens_in(data: CellData, window: tuple[int, int]) -> int:
@@ -266,8 +276,20 @@ def _mean(samples: Sequence[ServerSample], field: str) -> float | None:
 
 
 def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
+    """Last reading of a counter less the first; None where it went back in between."""
     values = [value for s in samples if (value := getattr(s, field)) is not None]
-    return values[-1] - values[0] if len(values) > 1 else None
+    return values[-1] - values[0] if len(values) > 1 and not _went_back(samples, field) else None
+
+
+def _went_back(samples: Sequence[ServerSample], field: str) -> bool:
+    values = [value for s in samples if (value := getattr(s, field)) is not None]
+    return any(after < before for before, after in pairwise(values))
+
+
+def _longest_gap_s(samples: Sequence[ServerSample], window: tuple[int, int]) -> float:
+    """Longest stretch of the window without a sample, its ends included."""
+    times = [window[0], *(s.t_ns for s in samples), window[1]]
+    return max(after - before for before, after in pairwise(times)) / 1e9
 
 
 def _share(outcomes: Sequence[str], outcome: str) -> float | None:

@@ -89,14 +89,15 @@ class TestTraffic:
         assert verdicts[1] is None
         assert figures.inflight_mean == pytest.approx(0.1)
 
-    def test_failures_of_the_window_are_those_that_were_due_in_it(self, tmp_path: Path) -> None:
+    def test_failures_of_the_window_are_those_that_were_in_flight_in_it(self, tmp_path: Path) -> None:
         figures = row(
             tmp_path,
-            arrived(900, end=1100, status="broken", error="early", phase="warmup"),
+            arrived(800, end=900, status="broken", error="early", phase="warmup"),
             arrived(1100, [(1200, 1)]),
             arrived(1900, end=5000, status="timeout", error="late"),
+            arrived(2100, end=2200, status="broken", error="behind it", phase="cooldown"),
         )
-        assert (figures.errors, figures.failures) == (1, 2)
+        assert (figures.errors, figures.failures) == (1, 3)
         assert "1 of 2 requests failed, the first: timeout: late" in figures.reasons
 
     def test_slots_wait_for_arrivals_so_there_is_no_refill_gap(self, tmp_path: Path) -> None:
@@ -111,6 +112,7 @@ GOOD: dict[str, Any] = {
     "concurrency": 64, "aborted": None, "has_window": True, "requests": 1200, "errors": 0, "first_error": None,
     "tokens_per_s": 500.0, "inflight_mean": 12.0, "running_mean": 9.0, "running_peak": 20.0, "waiting_mean": 0.0,
     "preemptions": 0.0, "server_tokens": 10_000.0, "recorded_tokens": 10_000, "window_s": 60.0,
+    "uncounted": 0, "silent_s": 0.1, "restarted": False,
 }  # fmt: skip
 
 
