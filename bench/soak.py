@@ -4,9 +4,9 @@
     python bench/soak.py --minutes 5 --out /dev/null
 
 `loadgen sweep` itself, one cell, against one simulated server (SIMULATED: only the client is looked at) on a time
-scale of 0.25, about 2,000 tokens/s, power recorded beside it. The sweep's resident memory is read every 10 s; refill gaps
-and tokens come from the run's own files, in ten equal slices of the window. Slopes are Theil-Sen's over the slices,
-with their 95% interval: no drift means that the interval holds zero or the slope is too small to matter over the hour.
+scale of 0.25, about 2,000 tokens/s, power recorded beside it. The sweep's resident memory is read every 10 s; refill
+gaps and tokens come from the run's own files, in ten equal slices of its window. Slopes are Theil-Sen's, times the
+run's length, with their 95% interval.
 """
 
 from __future__ import annotations
