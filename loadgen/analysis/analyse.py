@@ -22,6 +22,8 @@ from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
+from loadgen.sweep.plan import level
+from loadgen.sweep.slo import Slo
 from loadgen.workload.facts import read_facts
 from loadgen.workload.grading import Grader
 
@@ -30,11 +32,12 @@ BUSY_CLIENT = 0.8
 """Share of a core from which on the client may be what is measured."""
 
 
-def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
+def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | None = None) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
 
-    `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity. Raises
-    UsageError if this is no run directory, or nothing was measured.
+    `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
+    goodput asks for, by default what the sweep was told. Raises UsageError if this is no run directory, or nothing was
+    measured.
     """
     manifest = read_manifest(run_dir)
     grader = Grader(read_facts(run_dir) if manifest["graded"] else {}, manifest["protocol"]["name"])
@@ -46,7 +49,9 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
     blocks: dict[tuple[str, int], dict[str, Any]] = {}
     damaged: list[str] = []
-    reader = CellReader(run_dir, manifest, grader)
+    if slo is None and config.get("slo"):
+        slo = Slo.parse(config["slo"])
+    reader = CellReader(run_dir, manifest, grader, slo)
     with RunTables(run_dir) as tables:
         for result in reader.results(cell_files(run_dir)):
             cell = result.summary
@@ -79,6 +84,7 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
     content = {**_analysis(manifest, cells, trust, answer, damaged), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
+    content["slo"] = None if slo is None else str(slo)
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
 
 
@@ -139,7 +145,14 @@ def _analysis(
             f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
         )
     warnings += [
-        f"accuracy of {test.target} against {test.reference} at B = {test.concurrency}: {test.sentence}"
+        f"{_name(cell)}: {cell.traffic.dropped} of {cell.traffic.arrivals} arrivals were dropped and have no latency: "
+        "the highest percentiles may be too low"
+        for cell in cells
+        if cell.valid and cell.traffic.dropped
+    ]
+    arrival = manifest["config"].get("arrival")
+    warnings += [
+        f"accuracy of {test.target} against {test.reference} at {level(test.concurrency, arrival)}: {test.sentence}"
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
     ]
@@ -155,17 +168,18 @@ def _analysis(
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
     if not manifest["dataset"]["published"] and manifest["dataset"]["name"] != "jsonl":
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
+    held = [cell for cell in cells if cell.traffic.arrival is None]
     return {
         "schema": SCHEMA,
         "reference": reference,
         "simulated": manifest["simulated"],
         "crossovers": [msgspec.to_builtins(found) | {"sentence": sentence(found)} for found in answer.crossovers],
         **msgspec.to_builtins(trust),
-        "models": [entry_of(found) for found in cost_models(cells, answer.crossovers, reference=reference)],
+        "models": [entry_of(found) for found in cost_models(held, answer.crossovers, reference=reference)],
         **msgspec.to_builtins(answer.indices),
         "warnings": warnings,
     }
 
 
 def _name(cell: CellSummary) -> str:
-    return f"{cell.target}, B = {cell.concurrency}, repeat {cell.repeat}"
+    return f"{cell.target}, {cell.load}, repeat {cell.repeat}"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from loadgen.analysis.celldata import CellData
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.latency import ended_in
+from loadgen.analysis.latency import answered_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.workload.facts import ItemFacts
@@ -27,6 +27,7 @@ _CELL = [
 REQUESTS = pa.schema([
     *_CELL,
     ("phase", pa.string()), ("slot", pa.int32()), ("item_id", pa.string()), ("prompt_sha", pa.string()),
+    ("t_scheduled_ns", pa.int64()),
     ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_last_ns", pa.int64()), ("t_end_ns", pa.int64()),
     ("in_window", pa.bool_()),
     ("token_times", pa.list_(_TOKEN_TIME)), ("token_source", pa.string()),
@@ -98,9 +99,9 @@ class RunTables:
 def requests_table(
     data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]
 ) -> pa.Table:
-    """One row per request, warm-up and failed ones included."""
+    """One row per request, warm-up, failed and dropped ones included."""
     exchanges = data.exchanges
-    in_window = ended_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
+    in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
     times = pa.StructArray.from_arrays(
         [pa.array(data.token_t_ns), pa.array(data.token_counts.astype(np.int32))], fields=list(_TOKEN_TIME)
     )
