@@ -64,9 +64,9 @@ BARS = (
 
 
 SERVER = """What a load generator says of a server whose timing is known, beside what is true. The server is
-`bench/truth/truth_server.c`: compiled, one thread, absolute deadlines. All streams are in phase: the tokens of a step leave
-together, and the answers (200 tokens each) end together, so that B requests are due at once: the hardest case for a
-client's stamps."""
+`bench/truth/truth_server.c`: compiled, one thread, absolute deadlines. All streams are in phase: the tokens of a step
+leave together, and the answers (200 tokens each) end together, so that B requests are due at once: the hardest case
+for a client's stamps."""
 FIGURES = """TTFT and ITL are each client's own figures without its warm-up. Tokens per second, requests in flight and
 CPU are seen from outside, between the second and the last B answers, by the server's counters and the CPU time of all
 the client's processes. loadgen is `loadgen sweep --target` as users run it: it grades and journals meanwhile."""
