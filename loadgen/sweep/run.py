@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,13 @@ from typing import Any
 import msgspec
 import uvloop
 
-from loadgen.client.body import RequestMaker
-from loadgen.client.exchange import Exchange
-from loadgen.client.http import Endpoint, HttpSlot
-from loadgen.client.openai_sdk import SdkSlot, sdk_client
-from loadgen.client.pool import Slot
 from loadgen.errors import ServerError, UsageError
 from loadgen.power.feed import PowerFeed
+from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.cell import CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
-from loadgen.sweep.feed import Feed
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
-from loadgen.sweep.load import Load
+from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
 from loadgen.sweep.metrics import SweepMetrics
@@ -32,6 +27,7 @@ from loadgen.sweep.observer import Observer, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.servers import Server, source_of
+from loadgen.sweep.workers import Workers
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.facts import facts_of, write_facts
 from loadgen.workload.grading import Grader
@@ -238,28 +234,27 @@ async def _run_cell(
     return await run.run()
 
 
-def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Exchange], None]) -> Load:
+def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: OnExchange) -> Load:
     config = plan.config
-    maker = RequestMaker(
-        plan.protocol,
-        api=plan.protocol.api,
+    assignment = Assignment(
+        url=server.target.url,
         model=server.target.model,
+        api_key=config.api_key,
+        transport=config.transport,
+        timeout_s=config.timeout_s,
+        protocol=plan.protocol,
         seed=config.seed,
         max_tokens=plan.max_tokens,
         fixed_length=config.fixed_length,
         thinking=config.thinking,
+        items=plan.dataset.items,
+        warmup_items=tuple(warmup_items()),
+        concurrency=cell.concurrency,
+        requests=config.requests,
     )
-    feed = Feed(maker, plan.dataset.items, warmup_items(), cell.concurrency, config.requests)
-    return Load(_slots(cell.concurrency, plan, server), feed, on_exchange)
-
-
-def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:
-    config = plan.config
-    if config.transport == "openai":
-        client = sdk_client(server.target.url, api_key=config.api_key, timeout_s=config.timeout_s)
-        return [SdkSlot(client, plan.protocol.api, slot) for slot in range(count)]
-    endpoint = Endpoint(server.target.url, plan.protocol.api, config.api_key)
-    return [HttpSlot(endpoint, slot, config.timeout_s) for slot in range(count)]
+    if config.workers is None or config.workers == 1:
+        return assignment.load(on_exchange)
+    return Workers(assignment, config.workers, on_exchange)
 
 
 def _create_run_dir(config: SweepConfig) -> Path:
