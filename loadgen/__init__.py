@@ -32,11 +32,12 @@ def sweep(**options: Any) -> Run:
     Returns the analysed run. Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
     """
     from loadgen.analysis.analyse import analyse
+    from loadgen.analysis.verdict import judge_cell
     from loadgen.report.html import write_report
     from loadgen.sweep.config import configure
     from loadgen.sweep.run import run_sweep
 
-    run_dir = run_sweep(configure(**options))
+    run_dir = run_sweep(configure(**options), judge=judge_cell)
     analyse(run_dir)
     run = load_run(run_dir)
     write_report(run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from boards.dashboard import RUN, TARGET, dashboard
 from boards.panel import COLOURS, Json, Query, by_batch, lines, table
 
-CELLS = "Mean over the repeats of cells that were valid and held their batch"
+CELLS = "Mean over the repeats of valid cells"
 
 
 def at_batch(rule: str) -> str:

@@ -59,7 +59,7 @@ def run() -> Json:
              Query(mean_s("ttft"), "TTFT")),
         stat("TPOT", "Mean of loadgen_tpot_seconds over the last scrapes: time per token after the first.", "s",
              Query(mean_s("tpot"), "TPOT")),
-        stat("Cells", "loadgen_run_cells: valid (measured to the end), invalid, and left.", "none",
+        stat("Cells", "loadgen_run_cells: valid and invalid as in cells.csv, and left.", "none",
              Query('loadgen_run_cells{run="$run"}', "{{state}}"), w=6),
         stat("Time left", "loadgen_run_left_seconds, by the pace of the cells so far.", "s",
              Query('loadgen_run_left_seconds{run="$run"}', "left")),
@@ -91,11 +91,11 @@ def run() -> Json:
               Query(f'sum by (status) (rate(loadgen_requests_total{{target=~"$target"}}{RATE}))', "{{status}}")),
     ]  # fmt: skip
     verdicts = [
-        table("Validity of ended cells", "loadgen_ended_cell_valid: 1 where the cell was measured to its end. The "
-              "report's verdict in cells.csv is stricter and final.", "none",
+        table("Validity of ended cells", "loadgen_ended_cell_valid: 1 valid, 0 invalid, by the rules of cells.csv; why "
+              "stands in the terminal.", "none",
               Query(ended("valid"), table=True), thresholds=VALID),
         table("Largest running batch over B", "loadgen_ended_cell_running_requests_peak over "
-              "loadgen_ended_cell_concurrency: below 0.97 the server caps the batch and the cell does not count here.",
+              "loadgen_ended_cell_concurrency: below 0.97 the server caps the batch and the cell is invalid.",
               "percentunit", Query(f"{ended('running_requests_peak')} / {ended('concurrency')}", table=True),
               decimals=1, thresholds=steps((None, "red"), (0.97, "green"))),
     ]  # fmt: skip

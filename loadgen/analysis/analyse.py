@@ -45,11 +45,14 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
     blocks: dict[tuple[str, int], dict[str, Any]] = {}
+    damaged: list[str] = []
     reader = CellReader(run_dir, manifest, grader)
     with RunTables(run_dir) as tables:
         for result in reader.results(cell_files(run_dir)):
             cell = result.summary
             cells.append(cell)
+            if result.damaged:
+                damaged.append(f"{_name(cell)}: {_left_out(result.damaged)}")
             sides.add(result.answers)
             tables.add("requests", result.requests)
             tables.add("server", result.server)
@@ -58,6 +61,8 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
             if power is not None:
                 tables.add("power", power_table(cell, power))
                 blocks[block] = {"target": cell.target, "repeat": cell.repeat, "gpus": power.calibration()}
+                if power.damaged:
+                    damaged.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
     if not cells:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
@@ -72,7 +77,7 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
-    content = {**_analysis(manifest, cells, trust, answer), "claims": msgspec.to_builtins(claims)}
+    content = {**_analysis(manifest, cells, trust, answer, damaged), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
 
@@ -97,8 +102,24 @@ def planned_cells(manifest: dict[str, Any]) -> int:
     return len(config["targets"]) * len(config["concurrency"]) * int(config["repeats"])
 
 
-def _analysis(manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer) -> dict[str, Any]:
-    warnings = [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid]
+def checkpoint_notes(manifest: dict[str, Any]) -> list[str]:
+    """What the servers' checkpoints say of themselves, each sentence once."""
+    said: dict[str, dict[str, None]] = {}
+    for server in manifest["servers"]:
+        if note := server.get("note"):
+            said.setdefault(note, {})[server["name"]] = None
+    return [f"{', '.join(targets)}: {note}" for note, targets in said.items()]
+
+
+def _left_out(lines: int) -> str:
+    return f"{lines} damaged line{'s' * (lines > 1)} of its journal left out"
+
+
+def _analysis(
+    manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer, damaged: list[str]
+) -> dict[str, Any]:
+    warnings = checkpoint_notes(manifest)
+    warnings += [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
     warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
     warnings += [
         f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "

@@ -35,6 +35,8 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     end: CellEnd | None
     """None: the cell was interrupted before its last record."""
+    damaged: int
+    """Lines of its file that were no longer what had been written, and are left out."""
     exchanges: Sequence[Exchange]
     samples: list[ServerSample]
     t_send_ns: Ints
@@ -66,7 +68,8 @@ def read_cell(path: Path) -> CellData | None:
     samples: list[ServerSample] = []
     events: list[int] = []
     numbers = [np.empty(0, dtype=np.int64)]
-    for block in read_lines(path):
+    journal = read_lines(path)
+    for block in journal:
         lines: list[Line] = []
         for record in _decode_lines(block):
             match record:
@@ -88,6 +91,7 @@ def read_cell(path: Path) -> CellData | None:
         cell=start.cell,
         simulated=start.simulated,
         end=end,
+        damaged=journal.damaged,
         exchanges=exchanges,
         samples=samples,
         t_send_ns=np.array([e.t_send_ns for e in exchanges], dtype=np.int64),

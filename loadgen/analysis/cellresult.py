@@ -17,6 +17,7 @@ from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import CellAnswers, cell_answers
 from loadgen.analysis.tables import requests_table, server_table
+from loadgen.analysis.validity import max_error_rate
 from loadgen.workload.grading import Grader
 
 LARGE_BYTES = 100_000_000
@@ -32,6 +33,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of requests.parquet."""
     server: pa.Table
     """Rows of server.parquet."""
+    damaged: int
+    """Lines of the cell's journal that are left out."""
 
 
 class CellReader:
@@ -41,6 +44,7 @@ class CellReader:
         self._run_dir = run_dir
         self._manifest = manifest
         self._grader = grader
+        self._max_error_rate = max_error_rate(manifest["config"])
         self.power = lru_cache(maxsize=1)(self._power)
 
     def result(self, path: Path) -> CellResult | None:
@@ -56,12 +60,14 @@ class CellReader:
                 verdicts,
                 self.power(*block),
                 memory=server_memory(self._manifest, *block),
+                max_error_rate=self._max_error_rate,
                 tdp_w=config.get("tdp_w"),
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
             ),
-            answers=cell_answers(data, verdicts),
+            answers=cell_answers(data, verdicts, self._max_error_rate),
             requests=requests_table(data, verdicts, self._grader.items),
             server=server_table(data),
+            damaged=data.damaged,
         )
 
     def results(self, paths: Sequence[Path], *, processes: int | None = None) -> Iterator[CellResult]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -16,9 +17,11 @@ from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
+from loadgen.sweep.config import MAX_ERROR_RATE
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
 GAUGE_TOLERANCE = 0.05
+_COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
 
 Quantiles = Sequence[int]
 
@@ -100,6 +103,7 @@ def summarize_cell(
     power: PowerData | None = None,
     *,
     memory: ServerMemory | None = None,
+    max_error_rate: float = MAX_ERROR_RATE,
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
 ) -> CellSummary:
@@ -118,15 +122,20 @@ def summarize_cell(
         has_window=window is not None and bool(window_s),
         requests=int(ended.sum()),
         errors=len(errors),
+        uncounted=int((ended & (data.output_tokens < 0)).sum()),
         first_error=errors[0] if errors else None,
         tokens_per_s=rate,
         inflight_mean=_inflight(data, window) if window else None,
         running_mean=running_batch(samples),
         running_peak=max((s.running for s in samples if s.running is not None), default=None),
+        silent_s=_longest_gap_s(samples, window) if window and samples else None,
+        restarted=any(_went_back(data.samples, field) for field in _COUNTERS),
         waiting_mean=_mean(samples, "waiting"),
         preemptions=_difference(samples, "preemptions"),
         server_tokens=data.end.generation_tokens if data.end else None,
         recorded_tokens=recorded,
+        window_s=window_s,
+        max_error_rate=max_error_rate,
     )
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
     tokens_per_query = float(lengths.mean()) if lengths.size else None
@@ -214,10 +223,15 @@ def running_batch(samples: Sequence[ServerSample]) -> float | None:
 
 
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
-    """Failures of the window (of the whole cell where there is none), warm-up requests included."""
+    """Failed requests that were in flight within the window (all of the cell where there is none), warm-up included.
+
+    One that the window's end found stalled is among them, though it was given up only later.
+    """
     failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok).tolist()]
     return [
-        f"{e.status}: {e.error}" for e in failed if window is None or window[0] < e.t_end_ns <= window[1]
+        f"{e.status}: {e.error}"
+        for e in failed
+        if window is None or (e.t_end_ns > window[0] and e.t_send_ns <= window[1])
     ]
 
 
@@ -239,8 +253,20 @@ def _mean(samples: Sequence[ServerSample], field: str) -> float | None:
 
 
 def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
+    """Last reading of a counter less the first; None where it went back in between."""
     values = [value for s in samples if (value := getattr(s, field)) is not None]
-    return values[-1] - values[0] if len(values) > 1 else None
+    return values[-1] - values[0] if len(values) > 1 and not _went_back(samples, field) else None
+
+
+def _went_back(samples: Sequence[ServerSample], field: str) -> bool:
+    values = [value for s in samples if (value := getattr(s, field)) is not None]
+    return any(after < before for before, after in pairwise(values))
+
+
+def _longest_gap_s(samples: Sequence[ServerSample], window: tuple[int, int]) -> float:
+    """Longest stretch of the window without a sample, its ends included."""
+    times = [window[0], *(s.t_ns for s in samples), window[1]]
+    return max(after - before for before, after in pairwise(times)) / 1e9
 
 
 def _share(outcomes: Sequence[str], outcome: str) -> float | None:

@@ -10,10 +10,14 @@ import msgspec
 
 from loadgen.power.calibration import calibrate
 from loadgen.power.sample import PowerSample
-from loadgen.sweep.journal import power_file, read_records
+from loadgen.sweep.journal import power_file, read_lines
 
 EDGE_NS = 3_000_000_000
 """How far beyond a window's edges samples are of use."""
+TAIL_BYTES = 1 << 20
+"""What is read first of the end of a file: 60 s of a GPU at 50 samples a second."""
+
+_decode_lines = msgspec.json.Decoder(PowerSample).decode_lines
 
 
 class PowerData(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +27,8 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     """By GPU, in the order of time."""
     rest_w: dict[str, float | None]
     """Power with the model loaded and nothing asked."""
+    damaged: int
+    """Lines of the file that were no longer what had been written, and are left out."""
     limit_default_w: float | None
     """Sum of the GPUs' default limits, the board power that NVML knows."""
     memory_total_bytes: int | None = None
@@ -42,25 +48,49 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-def read_power(run_dir: Path, manifest: dict[str, Any], target: str, repeat: int) -> PowerData | None:
-    """The power data of one server, or None if its power was not measured."""
+def read_power(
+    run_dir: Path, manifest: dict[str, Any], target: str, repeat: int, *, since_ns: int | None = None
+) -> PowerData | None:
+    """The power data of one server, or None if its power was not measured.
+
+    With `since_ns` no more of the file is read than a window from there on needs.
+    """
     path = power_file(run_dir, target, repeat)
     if not path.exists():
         return None
-    samples: dict[str, list[PowerSample]] = defaultdict(list)
-    for record in read_records(path):
-        if isinstance(record, PowerSample):
-            samples[record.gpu].append(record)
     block: dict[str, Any] = next(
         (b for b in manifest.get("power_blocks", []) if (b["target"], b["repeat"]) == (target, repeat)), {}
     )
     gpus = block.get("gpus", [])
+    # A GPU that was lost long before has no sample here, and that counts.
+    samples: dict[str, list[PowerSample]] = defaultdict(list, {gpu["uuid"]: [] for gpu in gpus})
+    found, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS)
+    for sample in found:
+        samples[sample.gpu].append(sample)
     memories = [gpu["memory_total_bytes"] for gpu in gpus]
     limits = [gpu["power_limit_default_w"] for gpu in gpus]
     return PowerData(
         samples={gpu: sorted(ours, key=lambda s: s.t_ns) for gpu, ours in samples.items()},
         rest_w=block.get("rest_w", {}),
+        damaged=damaged,
         limit_default_w=sum(limits) if limits and None not in limits else None,
         memory_total_bytes=sum(memories) if memories and None not in memories else None,
         mig=tuple(gpu["uuid"] for gpu in gpus if gpu["mig"]),
     )
+
+
+def _samples(path: Path, start: int = 0) -> tuple[list[PowerSample], int]:
+    """Samples, and how many lines were damaged."""
+    lines = read_lines(path, start)
+    return [sample for block in lines for sample in _decode_lines(block)], lines.damaged
+
+
+def _latest(path: Path, since_ns: int) -> tuple[list[PowerSample], int]:
+    """From before `since_ns` on; the file is in the order of time, give or take a pull's GPUs."""
+    size, reach = path.stat().st_size, TAIL_BYTES
+    while True:
+        start = max(0, size - reach)
+        samples, damaged = _samples(path, start)
+        if start == 0 or (samples and samples[0].t_ns < since_ns):
+            return samples, damaged
+        reach *= 4

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
+
+from loadgen.sweep.config import MAX_ERROR_RATE
 
 RUNNING_SHARE = 0.97
 """Least measured running batch (and in-flight requests), as a share of B."""
 WAITING_SHARE = 0.03
 """Most requests waiting in the server's queue on average, as a share of B."""
-ERROR_RATE = 0.005
+UNCOUNTED_RATE = 0.005
+"""Most answers without usage, as a share of the window's: their tokens are missing in its rate."""
+SILENT_S = 3.0
+SILENT_SHARE = 0.25
+"""Longest stretch of the window without an answer of /metrics; the share counts where it is more than the seconds."""
 TOKEN_MISMATCH = 0.01
 """Most difference between the server's token count and the recorded requests': beyond it, somebody else asks too."""
 
@@ -21,17 +30,26 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     has_window: bool
     requests: int
     errors: int
+    """Requests that were in flight within the window and failed."""
+    uncounted: int
+    """Of `requests`, those without token usage."""
     first_error: str | None
     tokens_per_s: float | None
     inflight_mean: float | None
     running_mean: float | None
     running_peak: float | None
     """Most sequences that the server's gauge showed at once."""
+    silent_s: float | None
+    """Longest time within the window in which /metrics was not read."""
+    restarted: bool
+    """The server's counters went back within the cell."""
     waiting_mean: float | None
     preemptions: float | None
     server_tokens: float | None
     recorded_tokens: int | None
     """None where some request failed and its tokens are unknown."""
+    window_s: float | None
+    max_error_rate: float = MAX_ERROR_RATE
 
 
 def reasons_against(e: Evidence) -> list[str]:
@@ -40,18 +58,26 @@ def reasons_against(e: Evidence) -> list[str]:
         return [e.aborted or "interrupted before the window opened"]
     reasons = [e.aborted] if e.aborted else []
     b = e.concurrency
-    if e.errors > ERROR_RATE * (e.requests + e.errors):
+    if e.restarted:
+        reasons.append("the server's counters went back: it was restarted within the cell")
+    if e.errors > e.max_error_rate * (e.requests + e.errors):
         reasons.append(f"{e.errors} of {e.requests + e.errors} requests failed, the first: {e.first_error}")
     if e.requests == 0:
         reasons.append("no request ended within the window; make --duration longer")
-    elif e.tokens_per_s is None:
+    elif e.uncounted == e.requests:
         reasons.append("the server reports no token usage in its streams")
+    elif e.tokens_per_s is None:
+        reasons.append("not one token arrived within the window")
+    elif e.uncounted > UNCOUNTED_RATE * e.requests:
+        reasons.append(f"{e.uncounted} of {e.requests} answers came without token usage")
     if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b:
         reasons.append(f"only {e.inflight_mean:.2f} of {b} requests were in flight")
     if e.running_mean is None:
         reasons.append("running batch not measured: the server gives no vllm:num_requests_running at /metrics")
     elif e.running_mean < RUNNING_SHARE * b:
         reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
+    if e.silent_s is not None and e.silent_s > max(SILENT_S, SILENT_SHARE * (e.window_s or 0.0)):
+        reasons.append(f"the server gave no /metrics for {e.silent_s:.1f} s of the window")
     if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
         reasons.append(f"{e.waiting_mean:.2f} requests waited in the server's queue on average")
     if e.preemptions:
@@ -66,9 +92,14 @@ def reasons_against(e: Evidence) -> list[str]:
     return reasons
 
 
-def answers_stand(answers: int, errors: int) -> bool:
+def max_error_rate(config: Mapping[str, Any]) -> float:
+    """Of a manifest's config; those of earlier versions have none."""
+    return float(config.get("max_error_rate", MAX_ERROR_RATE))
+
+
+def answers_stand(answers: int, errors: int, max_error_rate: float = MAX_ERROR_RATE) -> bool:
     """Whether a cell's answers may be graded: `errors` of so many failed. Batch and energy do not enter into it."""
-    return answers > 0 and errors <= ERROR_RATE * answers
+    return answers > 0 and errors <= max_error_rate * answers
 
 
 def _cause(e: Evidence) -> str:

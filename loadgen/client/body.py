@@ -76,5 +76,5 @@ class RequestMaker:
         else:
             body["stop"] = list(self._protocol.stops)
         return Request(
-            item_id=item.id, prompt_sha=prompt_sha, phase=phase, body=msgspec.json.encode(body)
+            item_id=item.id, prompt_sha=prompt_sha, phase=phase, body=msgspec.json.encode(body), max_tokens=limit
         )

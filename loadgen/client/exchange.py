@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
@@ -19,6 +19,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt_sha: str
     phase: Phase
     body: bytes
+    max_tokens: int | None = None
+    """The most tokens that the answer may have; None: not known."""
 
 
 class Raw(Protocol):
@@ -71,13 +73,16 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     reasoning: str = ""
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
 class _UsageDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: _Count | None = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     completion_tokens_details: _UsageDetails | None = None
 
 
@@ -88,13 +93,19 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    index: Literal[0] | None = 0
+    """One answer was asked for."""
     text: str | None = None
     delta: _Delta | None = None
     finish_reason: str | None = None
-    stop_reason: str | int | None = None
+    stop_reason: str | _Count | None = None
 
 
 _NULL = msgspec.Raw(b"null")
+_FIELDS = (b":", b"data", b"event", b"id", b"retry")
+"""What a line of an event stream begins with."""
+MOST_MESSAGE = 280
+"""Characters of a server's message that are kept."""
 
 
 class _Event(msgspec.Struct):
@@ -130,10 +141,12 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
     usage: _Usage | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    done = False
-    for t_ns, data in raw.events():
+    contradiction: str | None = None
+    events = raw.events()
+    done = 0
+    for t_ns, data in events:
+        done += 1
         if data == b"[DONE]":
-            done = True
             break
         try:
             event = _decode_event(data)
@@ -146,21 +159,34 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
         brought_text = False
         for choice in event.choices:
             text, reasoning = _texts(choice)
-            brought_text = brought_text or bool(text or reasoning)
+            if text or reasoning:
+                brought_text = True
+                if finish_reason is not None:
+                    contradiction = contradiction or f"text after finish_reason {_quoted(finish_reason)}"
             if text:
                 texts.append(text)
             if reasoning:
                 reasonings.append(reasoning)
-            finish_reason = choice.finish_reason or finish_reason
+            if choice.finish_reason is not None:
+                if finish_reason not in (None, choice.finish_reason):
+                    both = f"{_quoted(finish_reason)} and then {_quoted(choice.finish_reason)}"
+                    contradiction = contradiction or f"finish_reason is {both}"
+                finish_reason = choice.finish_reason or finish_reason
             stop_reason = choice.stop_reason if choice.stop_reason is not None else stop_reason
         usage = event.usage or usage
         counted = event.usage.completion_tokens if event.usage and event.choices else None
         arrivals.append((t_ns, -1 if counted is None else counted, brought_text))
-    if failure is None and not done:
-        failure = ("broken", "the stream ended before [DONE]")
+    else:
+        failure = failure or (("broken", "the stream ended before [DONE]") if events else _no_stream(raw))
+    if any(data != b"[DONE]" for _, data in events[done:]):
+        contradiction = contradiction or "the stream goes on after [DONE]"
+    total = usage.completion_tokens if usage else None
+    contradiction = contradiction or _miscount(arrivals, total, raw.request.max_tokens)
+    if failure is None and contradiction is not None:
+        failure = ("malformed", contradiction)
     if failure is None and finish_reason is None:
         failure = ("malformed", "the stream has no finish_reason")
-    token_times, source = _locate_tokens(arrivals, usage.completion_tokens if usage else None)
+    token_times, source = _locate_tokens(arrivals, total)
     return _exchange(
         raw,
         failure=failure,
@@ -172,6 +198,30 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
         text="".join(texts),
         reasoning="".join(reasonings),
     )
+
+
+def _no_stream(raw: Raw) -> tuple[Status, str]:
+    """Status 200 and not one event: the body that came instead, or the first event cut short."""
+    body = raw.error_body().strip()
+    if not body or body.startswith(_FIELDS):
+        return "broken", "the stream ended before [DONE]"
+    return "malformed", f"no event stream: {_message(body)}"
+
+
+def _miscount(arrivals: Sequence[tuple[int, int, bool]], total: int | None, most: int | None) -> str | None:
+    """What cannot be in the usage that the events report, if anything."""
+    before = 0
+    for _, counted, _ in arrivals:
+        if 0 <= counted < before:
+            return f"usage goes back from {before} to {counted} tokens"
+        before = max(before, counted)
+    if total is None:
+        return None
+    if total < before:
+        return f"usage ends at {total} tokens after {before} were reported"
+    if most is not None and total > most:
+        return f"usage reports {total} tokens, at most {most} were asked for"
+    return None
 
 
 def _texts(choice: _Choice) -> tuple[str | None, str | None]:
@@ -191,6 +241,8 @@ def _locate_tokens(
             if counted > before:
                 located.append((t_ns, counted - before))
                 before = counted
+        if total is not None and total > before:
+            located.append((arrivals[-1][0], total - before))
         return tuple(located), "usage"
     times = [t_ns for t_ns, _, brought_text in arrivals if brought_text]
     if total is None or not times:
@@ -239,6 +291,7 @@ def _exchange(
 
 def _message(body: bytes) -> str:
     """The server's own words: `error.message`, `message` or `detail` of a JSON body, else the body's beginning."""
+    said = body[:MOST_MESSAGE].decode(errors="replace").strip()
     try:
         answer = _decode_error(body)
         nested = bytes(answer.error)
@@ -246,11 +299,15 @@ def _message(body: bytes) -> str:
             try:
                 answer = _decode_error(nested)
             except msgspec.ValidationError:
-                return str(msgspec.json.decode(nested))
+                said = str(msgspec.json.decode(nested))
         if answer.message:
-            return answer.message
-        if bytes(answer.detail) != b"null":
-            return bytes(answer.detail).decode(errors="replace")
+            said = answer.message
+        elif bytes(answer.detail) != b"null":
+            said = bytes(answer.detail).decode(errors="replace")
     except _UNREADABLE:
         pass
-    return body[:200].decode(errors="replace").strip() or "no message"
+    return said[:MOST_MESSAGE] or "no message"
+
+
+def _quoted(text: str) -> str:
+    return repr(text[:40])

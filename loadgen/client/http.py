@@ -15,6 +15,9 @@ from loadgen.client.exchange import Raw, Request, Status
 from loadgen.client.sse import split_events
 
 Done = Callable[[Raw], None]
+MOST_ANSWER_BYTES = 64 * 2**20
+"""A longer answer is given up: no answer of a language model comes near, and what arrives is kept until it ends."""
+_NOT_HTTP = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 
 
 class Endpoint:
@@ -97,6 +100,7 @@ class _Connection(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._now_ns = 0
+        self._received = 0
         self._complete = False
         self._framed = False
         self._keep_alive = False
@@ -109,6 +113,7 @@ class _Connection(asyncio.Protocol):
     def start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
         self._raw, self._done = raw, done
         self._complete = self._framed = self._keep_alive = False
+        self._received = 0
         self._deadline = self._loop.call_later(timeout_s, self._give_up, timeout_s)
         if self._transport is None:
             self._connecting = self._loop.create_task(self._connect(raw))
@@ -126,8 +131,8 @@ class _Connection(asyncio.Protocol):
             transport, _ = await self._loop.create_connection(
                 lambda: self, endpoint.host, endpoint.port, ssl=endpoint.tls
             )
-        except OSError as error:
-            self._finish(("connect", f"{endpoint.host}:{endpoint.port}: {error.strerror or error}"))
+        except (OSError, UnicodeError) as error:
+            self._finish(("connect", f"{endpoint.host}:{endpoint.port}: {getattr(error, 'strerror', None) or error}"))
             return
         transport.write(endpoint.wire(raw.request.body))
 
@@ -139,13 +144,18 @@ class _Connection(asyncio.Protocol):
         if self._raw is None:
             self._abandon()
             return
+        self._received += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._finish(("broken", f"not HTTP: {error}"))
-            return
+        except _NOT_HTTP as error:
+            self._keep_alive = False
+            if not self._complete:
+                upgraded = isinstance(error, httptools.HttpParserUpgrade)
+                self._finish(("broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"))
         if self._complete:
             self._finish(None)
+        elif self._received > MOST_ANSWER_BYTES:
+            self._finish(("broken", f"the answer is longer than {MOST_ANSWER_BYTES / 2**20:.0f} MiB"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -158,18 +168,28 @@ class _Connection(asyncio.Protocol):
         where = "before the answer" if raw.http_status is None else "inside the answer"
         self._finish(("broken", f"connection lost {where}" + (f": {exc}" if exc else "")))
 
+    def on_message_begin(self) -> None:
+        """What follows the answer's end belongs to nobody: the connection is not used again."""
+        if self._complete:
+            self._keep_alive = False
+
     def on_header(self, name: bytes, _value: bytes) -> None:
         self._framed = self._framed or name.lower() in (b"content-length", b"transfer-encoding")
 
     def on_headers_complete(self) -> None:
-        if self._raw is not None:
+        if self._raw is not None and not self._complete:
             self._raw.http_status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        if self._raw is not None:
+        if self._raw is not None and not self._complete:
             self._raw.reads.append((self._now_ns, body))
 
     def on_message_complete(self) -> None:
+        if self._complete or self._raw is None:
+            return
+        if self._parser.get_status_code() < 200:
+            self._raw.http_status, self._framed = None, False
+            return
         self._complete = True
         self._keep_alive = self._framed and self._parser.should_keep_alive()
 

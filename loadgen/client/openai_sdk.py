@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
@@ -106,9 +107,20 @@ class SdkSlot:
 
 
 def sdk_client(url: str, *, api_key: str | None, timeout_s: float) -> Any:
-    """An `openai.AsyncOpenAI` as an application would make it; UsageError when the package is not installed."""
+    """An `openai.AsyncOpenAI` as an application would make it, but straight to the server, whatever http_proxy says.
+
+    Raises UsageError when the package is not installed.
+    """
     try:
         import openai
     except ImportError:
         raise UsageError("--transport openai needs the openai package: pip install 'vllm-loadgen[openai]'") from None
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=api_key or "none", max_retries=0, timeout=timeout_s)
+    return openai.AsyncOpenAI(
+        base_url=f"{url}/v1",
+        api_key=api_key or "none",
+        max_retries=0,
+        timeout=timeout_s,
+        http_client=openai.DefaultAsyncHttpxClient(
+            trust_env=False, follow_redirects=False, verify=ssl.create_default_context()
+        ),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic
@@ -13,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.sweep.observer import Observer, Progress
+from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
 
 
@@ -34,12 +35,20 @@ class _Clock:
         return elapsed_s / over * (self.cells - over)
 
 
+class QuietView(Observer):
+    """Says nothing but what a Ctrl-C sets off, on stderr."""
+
+    def stopping(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+
+
 class PlainView(Observer):
     """One line per event, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._clock = _Clock(0, 0.0)
+        self._invalid = 0
 
     def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
         self._clock = _Clock(cells, expected_s)
@@ -53,17 +62,22 @@ class PlainView(Observer):
     def server_ready(self, name: str, note: str) -> None:
         self._say(f"{name}: ready ({note})")
 
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         self._clock.ended += 1
+        self._invalid += verdict.valid is False
         place = f"[{self._clock.ended}/{self._clock.cells}]"
         left = _duration(self._clock.left_s(0.0))
-        self._say(f"{place} {cell.target} B={cell.concurrency} repeat {cell.repeat}: {line}; {left} left")
+        named = f"{place} {cell.target} B={cell.concurrency} repeat {cell.repeat}"
+        self._say(f"{named}: {line}{_said(verdict)}; {left} left")
 
     def note(self, sentence: str) -> None:
         self._say(sentence)
 
     def warn(self, sentence: str) -> None:
         self._say(f"warning: {sentence}")
+
+    def stopping(self, sentence: str) -> None:
+        self._say(sentence)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -110,7 +124,8 @@ class LiveView(PlainView):
         done = self._clock.ended + share
         lines.append(ProgressBar(total=max(self._clock.cells, 1), completed=done, width=60))
         left = _duration(self._clock.left_s(share))
-        lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}, {left} left"))
+        invalid = f", {self._invalid} invalid" if self._invalid else ""
+        lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}{invalid}, {left} left"))
         lines.append(_glance(self._progress) if self._progress else Text(escape(self._status)))
         self._live.update(Group(*lines))
 
@@ -133,6 +148,12 @@ def _glance(progress: Progress) -> Table:
     table.add_row(*(Text(name, style="dim") for name in shown))
     table.add_row(*(Text(value) for value in shown.values()))
     return table
+
+
+def _said(verdict: CellVerdict) -> str:
+    if verdict.valid or not verdict.reasons:
+        return ""
+    return f"; {'not judged yet' if verdict.valid is None else 'invalid'}: {verdict.reasons}"
 
 
 def _figure(value: float | None, digits: int) -> str:

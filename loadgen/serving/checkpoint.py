@@ -36,6 +36,13 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
     return Quantization(method, _numbers(method, entry))
 
 
+def note_of(checkpoint: str) -> str | None:
+    """What a checkpoint on this machine says of itself, in `loadgen_note` of its config.json: of one with random
+    weights, that it shows speed and energy only. None: nothing."""
+    note = (local_config(checkpoint) or {}).get("loadgen_note")
+    return " ".join(note.split()) if isinstance(note, str) and note.strip() else None
+
+
 def mismatch(recipe: Recipe, checkpoint: str, config: Mapping[str, Any], *, in_flight: bool) -> str | None:
     """One sentence when the recipe does not serve a checkpoint with this config.json, else None.
 

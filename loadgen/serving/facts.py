@@ -33,6 +33,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What GET /version says."""
     model: str | None
     """The id that requests must name."""
+    note: str | None
+    """What the checkpoint's config.json says of itself in `loadgen_note`."""
     max_model_len: int | None
     """Tokens of prompt and answer together."""
     kernels: tuple[str, ...]

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.serving.checkpoint import require_quantization
+from loadgen.serving.checkpoint import note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
 from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
 
@@ -40,6 +40,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """The folder or id that vLLM serves; None for a simulated server."""
     in_flight: bool = False
     """The recipe quantizes the checkpoint while loading."""
+    note: str | None = None
+    """What the checkpoint says of itself."""
 
     @property
     def url(self) -> str:
@@ -104,6 +106,7 @@ def plan_launch(
         kernel=recipe.kernel,
         checkpoint=served,
         in_flight=bool(in_flight),
+        note=note_of(served),
     )
 
 

@@ -125,6 +125,7 @@ class ServerProcess:
             pid=self.pid,
             version=get_object(f"{self.launch.url}/version").get("version"),
             model=models[0].get("id"),
+            note=self.launch.note,
             max_model_len=models[0].get("max_model_len"),
             kernels=self.kernels(),
             model_bytes=model_bytes(self.log()),

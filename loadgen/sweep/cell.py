@@ -12,6 +12,7 @@ import msgspec
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import MetricsProbe, MetricsSampler
 from loadgen.sweep.glance import Glance
+from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
 from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.observer import Observer
@@ -23,6 +24,7 @@ TURN_S = 0.005
 PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
 COUNTERS_SETTLE_S = 5.0
+INTERRUPTED = "interrupted"
 
 
 class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,7 @@ class CellRun:
         server_died: Callable[[], str | None],
         grader: Grader,
         power: PowerRecorder | None,
+        interrupt: Interrupt,
     ) -> None:
         self._cell = cell
         self._settings = settings
@@ -65,6 +68,7 @@ class CellRun:
         self._observer = observer
         self._server_died = server_died
         self._power = power
+        self._interrupt = interrupt
         self._probe = MetricsProbe(url)
         self._sampler = MetricsSampler(url)
         self._glance = Glance(grader)
@@ -72,7 +76,7 @@ class CellRun:
         self._aborted: str | None = None
 
     async def run(self) -> CellEnd:
-        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, after the journal is whole."""
+        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, unless the window was over."""
         tokens_before = await asyncio.to_thread(self._generation_tokens)
         self._load = load = self._make_load(self._on_exchange)
         self._sampler.start()
@@ -94,11 +98,6 @@ class CellRun:
                 if load.dry_ns is None or self._aborted is not None:
                     load.stop_feeding()
                 await self._until_drained()
-        except asyncio.CancelledError:
-            self._aborted = "interrupted"
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
         finally:
             gc.enable()
             await load.close()
@@ -109,8 +108,8 @@ class CellRun:
             t_ns=monotonic_ns(),
             window_open_ns=window[0] if window else None,
             window_close_ns=window[1] if window else None,
-            generation_tokens=self._tokens_since(tokens_before),
-            aborted=self._aborted,
+            generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
+            aborted=self._aborted or load.failure,
             **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
         self._journal.append(end)
@@ -159,12 +158,24 @@ class CellRun:
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
+        told = False
         while not drained.done():
+            if self._interrupt.hurried:
+                self._aborted = INTERRUPTED
+                return
+            if self._interrupt.asked and not told:
+                told = True
+                self._load.stop_feeding()
+                self._observer.stopping(
+                    f"Interrupted: finishing {self._load.in_flight} requests in flight; Ctrl-C again stops at once"
+                )
             self._tell("drain", 1.0)
             await asyncio.wait([drained], timeout=0.1)
 
     def _broken(self) -> bool:
-        """The server is gone or answers nothing but errors, or the client fails: the cell ends early and says why."""
+        """Interrupted, or server or client are gone, or nothing but errors comes: the cell ends early and says why."""
+        if self._interrupt.asked:
+            self._aborted = self._aborted or INTERRUPTED
         failures = self._load.failures_in_a_row
         if self._aborted is None:
             self._aborted = self._load.failure

@@ -23,6 +23,7 @@ SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
 SIMULATED_DURATION_S = 1.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
+MAX_ERROR_RATE = 0.005
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Mode = Literal["target", "serve", "simulated"]
@@ -59,6 +60,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     out: str | None
     seed: int
     timeout_s: float
+    max_error_rate: float
+    """The share of a cell's requests that may fail; beyond it the cell is invalid and its answers are not graded."""
     api_key_env: str | None
     power: str
     """`auto`, `nvml`, `rapl`, `simulated`, `none` or `exporter=URL`."""
@@ -113,6 +116,7 @@ def configure(
     resume: str | Path | None = None,
     seed: int = 0,
     timeout: float = 600.0,
+    max_error_rate: float = MAX_ERROR_RATE,
     api_key_env: str | None = None,
 ) -> SweepConfig:
     """The checked options. `targets` are `{name: url}` or `NAME=URL`, `serve` recipe names or `NAME=CHECKPOINT`.
@@ -154,6 +158,8 @@ def configure(
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
+    if not 0 <= max_error_rate < 1:
+        raise UsageError(f"--max-error-rate {max_error_rate:g}: give a share from 0 up to, but not including, 1")
     if duration is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
     if requests is not None and requests < 2 * max(levels):
@@ -201,6 +207,7 @@ def configure(
         out=str(out) if out else None,
         seed=seed,
         timeout_s=timeout,
+        max_error_rate=max_error_rate,
         api_key_env=api_key_env,
         power=_power(power, mode, device),
         gpus=_gpus(gpu),

@@ -1,14 +1,18 @@
 """The journal: one append-only file per cell (and per server, for power), a line per record, written as it comes.
 
-A kill loses only requests in flight: every line is one `write`, and a torn last line is recognised by its missing
-end of line. Everything else in a run directory that holds figures is derived from these files.
+A line is the record's JSON, a tab (JSON here never holds one), the CRC-32 of that JSON in eight hex digits, and the
+end of line; one `write` each, so that a kill loses only requests in flight. A torn last line is left out; a damaged
+line elsewhere is left out, too, and counted. Files of earlier versions have no checksums and are read as well.
+Everything else in a run directory that holds figures is derived from these files.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
@@ -54,7 +58,10 @@ Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
+_any_json = msgspec.json.Decoder(msgspec.Raw)
 _BLOCK_BYTES = 1 << 22
+_SEAL = re.compile(rb"\t[0-9a-f]{8}\Z")
+_SEAL_BYTES = 9
 
 
 class Journal:
@@ -63,30 +70,86 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        self._torn = False
 
     def append(self, record: Record) -> None:
-        line = _encoder.encode(record) + b"\n"
-        written = os.write(self._fd, line)
+        """Raises OSError when the record could not be written whole; the next one then begins a line of its own."""
+        line = sealed(_encoder.encode(record))
+        if self._torn:
+            line = b"\n" + line
+        written = 0
         while written < len(line):
             written += os.write(self._fd, line[written:])
+            self._torn = written < len(line)
 
     def close(self) -> None:
         os.fsync(self._fd)
         os.close(self._fd)
 
 
+def sealed(json: bytes) -> bytes:
+    """The line of a record."""
+    return b"%b\t%08x\n" % (json, crc32(json))
+
+
+class Lines:
+    """A file in blocks of whole good lines, their checksums taken off; so any size is read in little memory.
+
+    With `start`, from the first line on that begins at that byte or later.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path = path
+        self._start = start
+        self._sealed = False
+        self.damaged = 0
+        """Lines left out so far; a torn last one is no damage."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._path.open("rb") as file:
+            if self._start:
+                file.seek(self._start - 1)
+                file.readline()
+            while block := file.read(_BLOCK_BYTES):
+                block += file.readline()
+                lines = block.split(b"\n")
+                lines.pop()
+                yield self._good(lines)
+
+    def _good(self, lines: list[bytes]) -> bytes:
+        good = []
+        for line in lines:
+            json = line[:-_SEAL_BYTES]
+            if line[-_SEAL_BYTES:] == b"\t%08x" % crc32(json):
+                self._sealed = True
+                good.append(json)
+            elif self._is_earlier(line):
+                good.append(line)
+            else:
+                self.damaged += 1
+        good.append(b"")
+        return b"\n".join(good)
+
+    def _is_earlier(self, line: bytes) -> bool:
+        """A line of a version that wrote no checksums: then none in the file has one."""
+        if self._sealed or _SEAL.search(line):
+            return False
+        try:
+            _any_json.decode(line)
+        except msgspec.DecodeError:
+            return False
+        return True
+
+
+def read_lines(path: Path, start: int = 0) -> Lines:
+    """Blocks of whole good lines, to be decoded with `decode_lines`."""
+    return Lines(path, start)
+
+
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of one cell's file in order; a torn last line is left out."""
+    """The records of one cell's file in order; torn and damaged lines are left out."""
     for block in read_lines(path):
         yield from _decoder.decode_lines(block)
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines, without a torn last one; so a file of any size is read in little memory."""
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            block += file.readline()
-            yield block[: block.rfind(b"\n") + 1]
 
 
 def power_file(run_dir: Path, target: str, repeat: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -18,6 +19,8 @@ from loadgen.power.rest import Rest
 from loadgen.serving.target import Target
 
 SCHEMA = 1
+VECTORS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd")
+"""Flags of /proc/cpuinfo that decide how fast a CPU multiplies which numbers."""
 _PACKAGES = ("aiohttp", "httptools", "msgspec", "numpy", "openai", "pandas", "pyarrow", "uvloop")
 
 
@@ -76,7 +79,8 @@ def host_facts() -> dict[str, Any]:
     """The machine the client ran on."""
     return {
         "system": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": _cpu_line("model name") or platform.processor() or None,
+        "cpu_vectors": sorted(set(_cpu_line("flags").split()).intersection(VECTORS)),
         "cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_average_1min": os.getloadavg()[0],
@@ -94,11 +98,10 @@ def client_facts() -> dict[str, Any]:
     return {"loadgen": __version__, "python": sys.version.split()[0], "packages": versions}
 
 
-def _cpu_model() -> str | None:
-    try:
+def _cpu_line(name: str) -> str:
+    """The first CPU's line of /proc/cpuinfo, empty where there is none."""
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(name):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or None
+    return ""

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from loadgen.client.exchange import Exchange
 from loadgen.sweep.livewindow import LiveFigures, LiveWindow
-from loadgen.sweep.observer import Observer, Progress
+from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
 
 LABELS = ("target", "precision", "concurrency", "repeat")
@@ -91,7 +91,7 @@ class SweepMetrics(Observer):
         )
         ended = f"{name}ended_cell_"
         self._batch = Gauge(f"{ended}concurrency", "Requests held in flight, B.", OF_RUN, registry=registry)
-        self._valid = Gauge(f"{ended}valid", "1: measured to its end; 0: invalid.", OF_RUN, registry=registry)
+        self._valid = Gauge(f"{ended}valid", "1: valid, 0: invalid, as in cells.csv.", OF_RUN, registry=registry)
         self._ended = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in ENDED.items()}
         self._window = LiveWindow()
         self._cell: Cell | None = None
@@ -144,18 +144,18 @@ class SweepMetrics(Observer):
             decode_s = (exchange.token_times[-1][0] - exchange.t_first_ns) / 1e9
             self._tpot.labels(*labels).observe(decode_s / (exchange.output_tokens - 1))
 
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         """Gauges of the running cell would stand still: they go; what it came to stays."""
         for gauge in (self._info, *self._now.values()):
             gauge.clear()
         labels = (self._run, *_labels(cell))
         self._batch.labels(*labels).set(cell.concurrency)
-        self._valid.labels(*labels).set(float(valid))
+        _set(self._valid, labels, None if verdict.valid is None else float(verdict.valid))
         if cell == self._cell:
             figures = self._window.figures()
             for key, (_, figure_of) in ENDED.items():
                 _set(self._ended[key], labels, figure_of(figures))
-        self._pace.cell_ends(valid)
+        self._pace.cell_ends(verdict)
         self._tell_pace(0.0)
 
     def _tell_pace(self, share: float) -> None:
@@ -197,8 +197,9 @@ class _Pace:
         self._now_ns = now_ns
         self._start_ns = now_ns()
 
-    def cell_ends(self, valid: bool) -> None:
-        self.counts["valid" if valid else "invalid"] += 1
+    def cell_ends(self, verdict: CellVerdict) -> None:
+        state = {True: "valid", False: "invalid", None: "unjudged"}[verdict.valid]
+        self.counts[state] = self.counts.get(state, 0) + 1
         self.counts["left"] -= 1
 
     def left_s(self, share: float) -> float:

@@ -29,11 +29,19 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     """How much of the cell's expected time is over, 0 to 1."""
 
-
     @property
     def energy_per_token_j(self) -> float | None:
         """Power now over the rate of ended requests: a glance, not the cell's figure."""
         return self.power_w / self.tokens_per_s if self.power_w is not None and self.tokens_per_s else None
+
+
+class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the figures of an ended cell may be believed, as cells.csv will say."""
+
+    valid: bool | None
+    """None: not judged while the sweep runs."""
+    reasons: str = ""
+    """Why it is invalid, or why it was not judged."""
 
 
 class Observer:
@@ -54,7 +62,7 @@ class Observer:
     def answered(self, cell: Cell, exchange: Exchange) -> None:
         pass
 
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         pass
 
     def note(self, sentence: str) -> None:
@@ -62,6 +70,9 @@ class Observer:
 
     def warn(self, sentence: str) -> None:
         pass
+
+    def stopping(self, sentence: str) -> None:
+        """The user interrupted the sweep, and this is what it does about it."""
 
 
 class Tee(Observer):
@@ -90,9 +101,9 @@ class Tee(Observer):
         for observer in self._observers:
             observer.answered(cell, exchange)
 
-    def cell_ends(self, cell: Cell, line: str, valid: bool) -> None:
+    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         for observer in self._observers:
-            observer.cell_ends(cell, line, valid)
+            observer.cell_ends(cell, line, verdict)
 
     def note(self, sentence: str) -> None:
         for observer in self._observers:
@@ -101,3 +112,7 @@ class Tee(Observer):
     def warn(self, sentence: str) -> None:
         for observer in self._observers:
             observer.warn(sentence)
+
+    def stopping(self, sentence: str) -> None:
+        for observer in self._observers:
+            observer.stopping(sentence)

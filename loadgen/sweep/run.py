@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ import uvloop
 from loadgen.errors import ServerError, UsageError
 from loadgen.power.feed import PowerFeed
 from loadgen.sweep.assignment import Assignment
-from loadgen.sweep.cell import CellRun, CellSettings
+from loadgen.sweep.cell import INTERRUPTED, CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
 from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
 from loadgen.sweep.metrics import SweepMetrics
-from loadgen.sweep.observer import Observer, Tee
+from loadgen.sweep.observer import CellVerdict, Observer, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.servers import Server, source_of
@@ -38,12 +39,18 @@ EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
 EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
 
 
-class Interrupted(Exception):
-    """Ctrl-C: what was measured is in `run_dir`."""
+Judge = Callable[[Path, Path], CellVerdict]
+"""Judges an ended cell, from the run directory and the cell's journal."""
 
-    def __init__(self, run_dir: Path) -> None:
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: what was measured is in `run_dir`."""
+
+    def __init__(self, run_dir: Path, *, hurried: bool) -> None:
         super().__init__(str(run_dir))
         self.run_dir = run_dir
+        self.hurried = hurried
+        """Whoever asked wants no report either."""
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,11 +103,11 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     )
 
 
-def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
+def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
     """Measures every cell and returns the run directory, journal and manifest complete, nothing derived yet.
 
-    A server that fails costs its own cells, the others go on. Raises UsageError before anything is created, and
-    Interrupted on Ctrl-C.
+    A server that fails costs its own cells, the others go on. `judge` is asked after each cell, before the next begins,
+    so that the observers hear its verdict. Raises UsageError before anything is created, and Interrupted on Ctrl-C.
     """
     source = source_of(config)
     source.check()
@@ -118,8 +125,9 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
     observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
+    interrupt = Interrupt()
     try:
-        with exporter_of(power, run_dir) as exporter_url:
+        with interrupt.heard(), exporter_of(power, run_dir) as exporter_url:
             if exporter_url is not None and config.mode == "serve":
                 idle = idle_power(exporter_url, power, run_dir)
                 manifest.add_idle(idle)
@@ -131,12 +139,12 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> Path:
                         url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
                         with _recorder(url, power, block, server, run_dir, manifest, observer) as recorder:
                             for cell in block.cells:
-                                _measure(cell, plan, server, run_dir, observer, recorder)
+                                _measure(cell, plan, server, run_dir, observer, judge, recorder, interrupt)
                 except ServerError as error:
                     manifest.add_failure(block.repeat, block.target.name, str(error))
                     observer.warn(str(error))
     except KeyboardInterrupt:
-        raise Interrupted(run_dir) from None
+        raise Interrupted(run_dir, hurried=interrupt.hurried) from None
     finally:
         metrics.close()
         manifest.close()
@@ -186,25 +194,41 @@ def _recorder(
 
 
 def _measure(
-    cell: Cell, plan: SweepPlan, server: Server, run_dir: Path, observer: Observer, power: PowerRecorder | None
+    cell: Cell,
+    plan: SweepPlan,
+    server: Server,
+    run_dir: Path,
+    observer: Observer,
+    judge: Judge | None,
+    power: PowerRecorder | None,
+    interrupt: Interrupt,
 ) -> None:
-    journal = Journal(run_dir / "journal" / f"{cell.label}.jsonl")
-    try:
-        start = clock_anchor()["monotonic_ns"]
-        journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            end = runner.run(_run_cell(cell, plan, server, journal, observer, power))
-    finally:
-        journal.close()
-    if end.aborted == "interrupted":
-        raise KeyboardInterrupt
-    observer.cell_ends(cell, _cell_line(end), end.aborted is None)
+    path = run_dir / "journal" / f"{cell.label}.jsonl"
+    journal = Journal(path)
+    with interrupt.patient():
+        try:
+            start = clock_anchor()["monotonic_ns"]
+            journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                end = runner.run(_run_cell(cell, plan, server, journal, observer, power, interrupt))
+        finally:
+            journal.close()
+        if end.aborted != INTERRUPTED:
+            observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, run_dir, path))
+
+
+def _verdict(end: CellEnd, judge: Judge | None, run_dir: Path, path: Path) -> CellVerdict:
+    if judge is not None:
+        try:
+            return judge(run_dir, path)
+        except Exception as error:  # a glance, whatever is wrong with it, costs no measurement
+            return CellVerdict(valid=None, reasons=f"{type(error).__name__}: {error}")
+    return CellVerdict(valid=False if end.aborted else None, reasons=end.aborted or "")
 
 
 def _cell_line(end: CellEnd) -> str:
-    if end.aborted is not None:
-        return f"ended early: {end.aborted}"
-    assert end.window_open_ns is not None and end.window_close_ns is not None
+    if end.window_open_ns is None or end.window_close_ns is None:
+        return "ended before its window opened"
     window_s = (end.window_close_ns - end.window_open_ns) / 1e9
     if end.generation_tokens is None:
         return f"window {window_s:.1f} s"
@@ -218,6 +242,7 @@ async def _run_cell(
     journal: Journal,
     observer: Observer,
     power: PowerRecorder | None,
+    interrupt: Interrupt,
 ) -> CellEnd:
     config = plan.config
     run = CellRun(
@@ -230,6 +255,7 @@ async def _run_cell(
         server_died=server.died,
         grader=plan.grader,
         power=power,
+        interrupt=interrupt,
     )
     return await run.run()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from loadgen.analysis.verdict import judge_cell
 from loadgen.sweep.config import configure
 from loadgen.sweep.run import run_sweep
 
@@ -44,15 +45,16 @@ def stack(folder: Path, *, precisions: Sequence[str], sweep: dict[str, object]) 
             argv = [sys.executable, "-m", "loadgen", "simulate", "--precision", name, "--port", str(port)]
             running.enter_context(serving([*argv, "--max-num-seqs", "32"], f"http://127.0.0.1:{port}/health"))
         metrics, address = free_port(), f"127.0.0.1:{free_port()}"
-        config = configured(folder, ports, metrics)
+        configuration = configured(folder, ports, metrics)
         program = shutil.which("prometheus")
         assert program is not None, "prometheus is not installed: CI needs Debian's package prometheus"
-        argv = [program, f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
+        argv = [program, f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'data'}"]
         argv += [f"--web.listen-address={address}", "--log.level=error"]
         running.enter_context(serving(argv, f"http://{address}/-/ready"))
         start_s, run_dir = time.time(), folder / "run"
         targets = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-        run_sweep(configure(targets=targets, dataset="sample", metrics_port=metrics, out=run_dir, **sweep))
+        config = configure(targets=targets, dataset="sample", metrics_port=metrics, out=run_dir, **sweep)
+        run_sweep(config, judge=judge_cell)
         yield Stack(f"http://{address}", start_s, time.time(), run_dir)
 
 

@@ -117,6 +117,8 @@ def test_the_curves_are_the_run_directorys_figures_up_to_a_glance(swept: Stack) 
     prometheus = Prometheus(swept.url)
     for cell in loadgen.load_run(swept.run_dir).cells.to_dict("records"):
         where = f'{{target="{cell["target"]}", concurrency="{cell["concurrency"]}"}}'
+        (valid,) = prometheus.instant(f"last_over_time(loadgen_ended_cell_valid{where}[1m])", swept.end_s)
+        assert valid.points[0][1] == cell["valid"]
         for rule, column, within in (
             ("batch:output_tokens_per_second:mean", "tokens_per_s", 0.25),
             ("batch:energy_per_token_joules:mean", "energy_per_token_j", 0.6),

@@ -17,7 +17,9 @@ from conftest import KNOWN_SERVER, KnownServer, known_server
 from nvml_stub.build import Curve, build_stub, uuid_of
 
 import loadgen
+from loadgen.power.sample import PowerSample
 from loadgen.serving.process import free_port
+from loadgen.sweep.journal import read_records
 
 WATTS = 300
 
@@ -104,7 +106,7 @@ def test_idle_power_is_taken_before_the_first_server(stub: Path, tmp_path: Path)
     manifest = loadgen.load_run(out).manifest
     assert manifest["power"]["idle_w"] == {uuid_of(0): pytest.approx(WATTS, rel=0.01)}, done.stderr
     assert manifest["power"]["idle_calibration"][uuid_of(0)]["samples"] > 50
-    idle = [json.loads(line)["t_ns"] for line in (out / "journal" / "power" / "idle.jsonl").read_text().splitlines()]
+    idle = [r.t_ns for r in read_records(out / "journal" / "power" / "idle.jsonl") if isinstance(r, PowerSample)]
     assert max(idle) < min(server["started_ns"] for server in manifest["servers"])
     assert f"before the first server: {uuid_of(0)} {WATTS}.0 W" in done.stdout
 

@@ -39,7 +39,7 @@ def energy(tmp_path: Path, power: PowerData | None, **options: float | None) -> 
 
 
 def of(samples: dict[str, list[PowerSample]], **fields: object) -> PowerData:
-    return PowerData(samples=samples, **({"rest_w": {}, "limit_default_w": None} | fields))
+    return PowerData(samples=samples, **({"rest_w": {}, "limit_default_w": None, "damaged": 0} | fields))
 
 
 def test_energy_is_power_times_window_and_is_shared_by_its_tokens(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_requests_have_the_arrival_of_their_last_token(tmp_path: Path) -> None:
 def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
     first = cell_files(run_dir)[0]
-    first.write_bytes(first.read_bytes() + b'{"type":"nothing"}\n')
+    first.write_bytes(first.read_bytes() + journal.sealed(b'{"type":"nothing"}'))
     with pytest.raises(ValueError, match="nothing"):
         list(reader(run_dir).results(cell_files(run_dir), processes=2))
 

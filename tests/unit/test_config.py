@@ -178,6 +178,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"duration": 5.0, "requests": 5}, "--duration and --requests exclude each other"),
     ({"max_tokens": 5, "fixed_length": 5}, "--max-tokens and --fixed-length exclude each other"),
     ({"warmup": -1.0}, "--warmup -1: give zero or more seconds"),
+    ({"max_error_rate": 1.0}, "--max-error-rate 1: give a share from 0 up to, but not including, 1"),
+    ({"max_error_rate": float("nan")}, "--max-error-rate nan: give a share from 0 up to, but not including, 1"),
     ({"warmup": math.nan}, "--warmup nan"),
     ({"seed": -1}, "--seed -1: give a whole number"),
     ({"seed": 2**63}, "--seed 9223372036854775808: give a whole number"),

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 from streams import DONE, chat, completion, finished, one_read_per_event, usage
 
@@ -145,8 +146,59 @@ class TestBrokenStreams:
         assert (exchange.status, exchange.error) == ("timeout", "no complete answer within 3 s")
         assert exchange.text == "a"
 
-    def test_what_follows_done_is_not_read(self):
-        assert read(completion("a", 1, finish="stop"), usage(1), DONE, b"nonsense").status == "ok"
+    @pytest.mark.parametrize("later", [b"nonsense", completion("b", 2)])
+    def test_nothing_but_another_done_may_follow_done(self, later):
+        exchange = read(completion("a", 1, finish="stop"), usage(1), DONE, later)
+        assert (exchange.status, exchange.error) == ("malformed", "the stream goes on after [DONE]")
+        assert read(completion("a", 1, finish="stop"), usage(1), DONE, DONE).status == "ok"
+
+    def test_one_reason_to_end_may_be_given_twice_and_two_are_malformed(self):
+        last = completion("", 1, finish="stop")
+        assert read(completion("a", 1, finish="stop"), last, usage(1), DONE).status == "ok"
+        exchange = read(completion("a", 1, finish="stop"), completion("", 1, finish="length"), usage(1), DONE)
+        assert (exchange.status, exchange.error) == ("malformed", "finish_reason is 'stop' and then 'length'")
+
+    def test_text_after_the_end_is_malformed(self):
+        exchange = read(completion("a", 1, finish="stop"), completion("b", 2), usage(2), DONE)
+        assert (exchange.status, exchange.error) == ("malformed", "text after finish_reason 'stop'")
+
+    def test_a_second_answer_beside_the_one_asked_for_is_malformed(self):
+        second = completion("b", 1)
+        second["choices"][0]["index"] = 1
+        assert read(completion("a", 1, finish="stop"), second, usage(2), DONE).status == "malformed"
+
+    def test_an_answer_that_is_no_event_stream_is_quoted(self):
+        exchange = read_exchange(finished([(10, b'{"choices": [], "error": {"message": "streams are off"}}')]))
+        assert (exchange.status, exchange.error) == ("malformed", "no event stream: streams are off")
+        assert read_exchange(finished([(10, b"data: {")])).status == "broken"
+
+
+class TestWrongUsage:
+    @pytest.mark.parametrize("tokens", [-1, 2**31, 10**30, 1.5, True, "3"])
+    def test_what_is_no_count_is_malformed(self, tokens):
+        last = usage(2)
+        last["usage"]["completion_tokens"] = tokens
+        assert read(completion("ab", finish="stop"), last, DONE).status == "malformed"
+
+    def test_a_count_that_goes_back(self):
+        exchange = read(completion("a", 3), completion("b", 2, finish="stop"), usage(3), DONE)
+        assert (exchange.status, exchange.error) == ("malformed", "usage goes back from 3 to 2 tokens")
+
+    def test_a_total_below_what_was_counted(self):
+        exchange = read(completion("a", 1), completion("b", 2, finish="stop"), usage(1), DONE)
+        assert (exchange.status, exchange.error) == ("malformed", "usage ends at 1 tokens after 2 were reported")
+
+    def test_a_total_above_what_was_counted_came_with_the_last_event(self):
+        exchange = read(completion("a", 1), completion("b", 2, finish="stop"), usage(5), DONE)
+        assert exchange.status == "ok"
+        assert exchange.token_times == ((10, 1), (20, 1), (30, 3))
+
+    def test_more_than_was_asked_for(self):
+        raw = finished(one_read_per_event(completion("a", 4, finish="length"), usage(4), DONE))
+        for most, status in ((4, "ok"), (3, "malformed")):
+            raw.request = msgspec.structs.replace(raw.request, max_tokens=most)
+            assert read_exchange(raw).status == status
+        assert read_exchange(raw).error == "usage reports 4 tokens, at most 3 were asked for"
 
 
 class TestHttpErrors:

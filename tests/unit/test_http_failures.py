@@ -7,6 +7,7 @@ import pytest
 from peer import BODY, GENEROUS_S, HEAD, LENGTH, ask, chunked, closing, exchanges, listening, resetting, says
 from streams import REQUEST, completion, one_read_per_event
 
+from loadgen.client import http
 from loadgen.client.exchange import read_exchange
 from loadgen.client.http import Endpoint, HttpSlot
 
@@ -146,3 +147,48 @@ def test_closing_a_busy_slot_ends_its_request_as_broken_at_once(said):
 
     [raw] = asyncio.run(run())
     assert read_exchange(raw).status == "broken"
+
+
+def test_an_answer_without_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(http, "MOST_ANSWER_BYTES", 2**20)
+
+    async def answer(_reader, writer):
+        writer.write(HEAD + b"\r\ndata: ")
+        while not writer.is_closing():
+            writer.write(b"x" * 2**16)
+            await writer.drain()
+        return True
+
+    [exchange], _ = exchanges(answer)
+    assert (exchange.status, exchange.error) == ("broken", "the answer is longer than 1 MiB")
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_what_an_interim_answer_says_is_not_the_answer(size):
+    wire = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + LENGTH + BODY
+    rows, peer = exchanges(says(*(wire[at : at + size] for at in range(0, len(wire), size))), count=2)
+    assert [(exchange.status, exchange.http_status, exchange.text) for exchange in rows] == [("ok", 200, "42")] * 2
+    assert peer.connections == 1
+
+
+@pytest.mark.parametrize("surplus", [LENGTH + BODY, b"garbage\r\n\r\n"])
+def test_what_follows_the_answer_belongs_to_no_request(surplus):
+    rows, peer = exchanges(says(LENGTH + BODY + surplus), count=2)
+    assert [(exchange.status, exchange.text, exchange.output_tokens) for exchange in rows] == [("ok", "42", 2)] * 2
+    assert peer.connections == 2
+
+
+def test_a_protocol_that_nobody_asked_for():
+    upgrade = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello"
+    [exchange], _ = exchanges(says(upgrade))
+    assert (exchange.status, exchange.error) == ("broken", "not HTTP: another protocol was switched to")
+
+
+def test_a_host_without_a_name():
+    exchange = read_exchange(asyncio.run(ask_at("http://no-such-host.invalid:80")))
+    assert (exchange.status, exchange.http_status) == ("connect", None)
+    assert exchange.error.startswith("no-such-host.invalid:80: ")
+
+
+async def ask_at(url):
+    return await ask(HttpSlot(Endpoint(url, "completions"), 0, GENEROUS_S))

@@ -1,16 +1,19 @@
-"""The journal: what was appended is read, and a kill costs the record that was being written."""
+"""The journal: what was appended is read; a kill costs the record that was being written; damage is counted."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_run import answer, cell, ended, scrape, write_cell
+from made_run import answer, cell, ended, make_run, scrape, write_cell
 
+from loadgen.analysis.analyse import analyse
 from loadgen.analysis.celldata import read_cell
-from loadgen.sweep.journal import CellEnd, CellStart, Journal, Record, cell_files, read_records
+from loadgen.analysis.run import load_run
+from loadgen.sweep.journal import CellEnd, CellStart, Journal, Record, cell_files, read_lines, read_records, sealed
 
 RECORDS: list[Record] = [
     CellStart(cell=cell(16, target="bnb-nf4", repeat=2, index=7), t_ns=1, simulated=True),
@@ -80,3 +83,87 @@ def test_a_cell_without_its_first_line_is_no_cell_and_one_without_its_last_was_i
     assert (data.end, data.window, len(data.exchanges)) == (None, None, 1)
     path.write_bytes(path.read_bytes()[:20])
     assert read_cell(path) is None
+
+
+def damaged(path: Path) -> int:
+    lines = read_lines(path)
+    list(lines)
+    return lines.damaged
+
+
+def test_a_line_is_json_a_tab_its_crc_32_and_nothing_else_holds_a_tab(tmp_path: Path) -> None:
+    """0xcbf43926 is the CRC-32 of "123456789", the published check value."""
+    assert sealed(b"123456789") == b"123456789\tcbf43926\n"
+    assert [line.count(b"\t") for line in written(tmp_path / "cell.jsonl").splitlines()] == [1] * len(RECORDS)
+
+
+@given(data=st.data())
+def test_a_changed_byte_costs_its_line_and_is_counted(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("flip") / "cell.jsonl"
+    whole = written(path)
+    at = data.draw(st.sampled_from([k for k, byte in enumerate(whole[:-1]) if byte != ord("\n")]))
+    other = data.draw(st.integers(0, 255).filter(lambda byte: byte not in (whole[at], ord("\n"))))
+    path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
+    line = whole[:at].count(b"\n")
+    assert list(read_records(path)) == RECORDS[:line] + RECORDS[line + 1 :]
+    assert damaged(path) == 1
+
+
+def test_half_a_line_glued_to_the_next_costs_both(tmp_path: Path) -> None:
+    lines = written(tmp_path / "cell.jsonl").splitlines(keepends=True)
+    (tmp_path / "cell.jsonl").write_bytes(b"".join([*lines[:2], lines[2][:40], *lines[3:]]))
+    assert list(read_records(tmp_path / "cell.jsonl")) == RECORDS[:2] + RECORDS[4:]
+    assert damaged(tmp_path / "cell.jsonl") == 1
+
+
+def test_after_a_full_disk_the_next_record_begins_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 300
+    write = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(28, "No space left on device")
+        done = write(fd, data[:room])
+        room -= done
+        return done
+
+    journal = Journal(tmp_path / "cell.jsonl")
+    monkeypatch.setattr(os, "write", full)
+    journal.append(RECORDS[0])
+    with pytest.raises(OSError, match="No space"):
+        journal.append(RECORDS[1])
+    room = 10_000
+    journal.append(RECORDS[2])
+    journal.close()
+    assert list(read_records(tmp_path / "cell.jsonl")) == [RECORDS[0], RECORDS[2]]
+    assert damaged(tmp_path / "cell.jsonl") == 1
+
+
+def test_a_file_of_an_earlier_version_has_no_checksums_and_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "cell.jsonl"
+    lines = [line.rpartition(b"\t")[0] + b"\n" for line in written(path).splitlines(keepends=True)]
+    path.write_bytes(b"".join([*lines[:2], lines[2][:40], *lines[3:]]))
+    assert list(read_records(path)) == RECORDS[:2] + RECORDS[4:]
+    assert damaged(path) == 1
+
+
+def test_a_line_that_lost_its_checksum_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "cell.jsonl"
+    lines = written(path).splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], lines[2].rpartition(b"\t")[0] + b"\n", *lines[3:]]))
+    assert list(read_records(path)) == RECORDS[:2] + RECORDS[3:]
+    assert damaged(path) == 1
+
+
+def test_damage_is_told_with_the_cell_it_is_in(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", targets=["fp16"])
+    path = cell_files(run_dir)[1]
+    path.write_bytes(path.read_bytes().replace(b"sample-0000", b"sample-0001").replace(b"q2", b"q3"))
+    analyse(run_dir)
+    warnings = load_run(run_dir).analysis["warnings"]
+    assert "fp16, B = 2, repeat 1: 1 damaged line of its journal left out" in warnings

@@ -125,3 +125,10 @@ def test_closing_a_busy_slot_ends_its_request_as_broken_at_once(turns):
 
     [raw] = asyncio.run(run())
     assert read_exchange(raw).status == "broken"
+
+
+def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    [exchange], peer = exchanges(says(LENGTH + BODY))
+    assert (exchange.status, peer.connections) == ("ok", 1)

@@ -104,13 +104,14 @@ def test_a_server_becomes_ready_and_its_port_is_free_after_the_stop(
 
 
 def test_facts_are_the_servers_own_words(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
-    launch = launch_of(env={"HF_TOKEN": "hf_secret", "PLAIN": "1"}, kernel=r"Selected (\w+)")
+    launch = launch_of(env={"HF_TOKEN": "hf_secret", "PLAIN": "1"}, kernel=r"Selected (\w+)", note="made up")
     with ServerProcess(launch, tmp_path / "log") as server:
         before = server.facts()
         server.wait_ready(PATIENCE_S)
         facts = server.facts()
     assert (facts.version, facts.model, facts.max_model_len) == ("9.9", "m", 77)
     assert facts.kernels == ("MarlinKernel",)
+    assert facts.note == "made up"
     assert facts.metric_names == ("vllm:a", "vllm:b")
     assert facts.argv == launch.argv
     assert facts.env == {"HF_TOKEN": "***", "PLAIN": "1"}

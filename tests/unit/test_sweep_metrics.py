@@ -10,11 +10,13 @@ import pytest
 from loadgen.client.exchange import Exchange
 from loadgen.sweep.livewindow import LiveWindow
 from loadgen.sweep.metrics import SweepMetrics
-from loadgen.sweep.observer import Progress
+from loadgen.sweep.observer import CellVerdict, Progress
 from loadgen.sweep.plan import Cell
 
 CELL = Cell(index=1, target="mine", precision="awq", concurrency=4, repeat=2)
 LABELS = {"target": "mine", "precision": "awq", "concurrency": "4", "repeat": "2"}
+VALID, INVALID = CellVerdict(valid=True), CellVerdict(valid=False, reasons="why")
+UNJUDGED = CellVerdict(valid=None, reasons="too large")
 
 
 def s(seconds: float) -> int:
@@ -113,17 +115,17 @@ def test_the_running_cell_is_shown_and_goes_when_it_ends() -> None:
     assert value("loadgen_power_watts", LABELS) == 200
     assert value("loadgen_energy_per_token_joules", LABELS) == 20
     assert value("loadgen_cell_info", LABELS | {"stage": "window"}) == 1
-    metrics.cell_ends(CELL, "", True)
+    metrics.cell_ends(CELL, "", VALID)
     for name in ("concurrency", "power_watts", "energy_per_token_joules", "requests_in_flight", "accuracy_ratio"):
         assert value(f"loadgen_{name}", LABELS) is None
 
 
 def test_what_a_cell_came_to_stays_under_its_run() -> None:
     metrics = metrics_of_one_cell(Clock())
-    metrics.cell_ends(CELL, "", True)
+    metrics.cell_ends(CELL, "", VALID)
     other = Cell(index=2, target="mine", precision="awq", concurrency=1, repeat=2)
     metrics.progress(glance("window", cell=other))
-    metrics.cell_ends(other, "", False)
+    metrics.cell_ends(other, "", INVALID)
 
     def value(name: str, concurrency: str = "4") -> float | None:
         labels = LABELS | {"run": "one", "concurrency": concurrency}
@@ -136,6 +138,14 @@ def test_what_a_cell_came_to_stays_under_its_run() -> None:
     assert (value("ended_cell_valid"), value("ended_cell_valid", "1")) == (1, 0)
     assert value("ended_cell_output_tokens_per_second", "1") is None, "not measured is no series, never 0"
     assert value("cell_start_timestamp_seconds") == pytest.approx(time.time(), abs=60)
+
+
+def test_a_cell_that_was_not_judged_is_neither_valid_nor_invalid() -> None:
+    metrics = metrics_of_one_cell(Clock())
+    metrics.cell_ends(CELL, "", UNJUDGED)
+    value = metrics.registry.get_sample_value
+    assert value("loadgen_ended_cell_valid", LABELS | {"run": "one"}) is None
+    assert value("loadgen_ended_cell_output_tokens_per_second", LABELS | {"run": "one"}) == 10
 
 
 def test_cells_by_state_and_the_time_left() -> None:
@@ -151,11 +161,14 @@ def test_cells_by_state_and_the_time_left() -> None:
     assert (cells("valid"), cells("invalid"), cells("left")) == (0, 0, 4)
     assert left_s() == 100 - 3
     clock.ns = s(10)
-    metrics.cell_ends(CELL, "", True)
+    metrics.cell_ends(CELL, "", VALID)
     assert (cells("valid"), cells("invalid"), cells("left")) == (1, 0, 3)
     assert left_s() == 30
-    metrics.cell_ends(CELL, "", False)
+    metrics.cell_ends(CELL, "", INVALID)
     assert (cells("valid"), cells("invalid"), cells("left")) == (1, 1, 2)
+    assert cells("unjudged") is None
+    metrics.cell_ends(CELL, "", UNJUDGED)
+    assert (cells("valid"), cells("invalid"), cells("unjudged"), cells("left")) == (1, 1, 1, 1)
 
 
 def test_the_run_says_who_it_is_and_that_it_is_simulated() -> None:

@@ -51,7 +51,7 @@ def manifest_excerpt(run: Run) -> Html:
         ("reference", str(config["reference"])),
         ("targets", ", ".join(str(target["name"]) for target in config["targets"])),
         ("client", f"loadgen {manifest['client']['loadgen']}"),
-        ("host", f"{host['cpu']}, {host['cpus']} CPUs"),
+        ("host", ", ".join((f"{host['cpu']}, {host['cpus']} CPUs", *host.get("cpu_vectors", ())))),
     ]
     whole = (run.path / "manifest.json").read_text(encoding="utf-8", errors="replace")
     return join(

@@ -1,0 +1,35 @@
+"""The verdict on a cell that has just ended: that of cells.csv, while the sweep goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loadgen.analysis.analyse import read_manifest
+from loadgen.analysis.celldata import read_cell
+from loadgen.analysis.cells import summarize_cell
+from loadgen.analysis.powerdata import read_power
+from loadgen.analysis.validity import max_error_rate
+from loadgen.sweep.observer import CellVerdict
+
+LARGEST_BYTES = 200_000_000
+"""Of a journal that is read between two cells."""
+
+
+def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES) -> CellVerdict:
+    """What cells.csv will say of the cell whose journal is `path`; a larger one is left to the report.
+
+    By the same rules from the same files. Power samples that come later can only move an energy that is at a limit.
+    """
+    size = path.stat().st_size
+    if size > largest_bytes:
+        return CellVerdict(valid=None, reasons=f"its journal of {size / 1e6:.0f} MB is left to the report")
+    data = read_cell(path)
+    if data is None:
+        return CellVerdict(valid=None, reasons="its journal is empty")
+    since_ns = data.window[0] if data.window else None
+    manifest = read_manifest(run_dir)
+    power = read_power(run_dir, manifest, data.cell.target, data.cell.repeat, since_ns=since_ns)
+    cell = summarize_cell(
+        data, [None] * len(data.exchanges), power, max_error_rate=max_error_rate(manifest["config"])
+    )
+    return CellVerdict(valid=cell.valid, reasons=cell.reasons)
