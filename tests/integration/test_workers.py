@@ -167,21 +167,23 @@ def is_running(pid: int) -> bool:
 
 
 class TestEnds:
-    def test_ctrl_c_keeps_what_was_measured_and_gives_up_all_that_was_in_flight(
-        self, server: KnownServer, tmp_path: Path
+    @pytest.mark.parametrize(("number", "given_up"), [(signal.SIGINT, []), (signal.SIGTERM, list(range(B)))])
+    def test_what_is_in_flight_is_finished_on_ctrl_c_and_given_up_on_sigterm(
+        self, server: KnownServer, tmp_path: Path, number: signal.Signals, given_up: list[int]
     ) -> None:
         with begun(tmp_path / "run", server) as process:
             workers = workers_of(process)
             assert len(workers) == 2
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             _, err = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 130, err
         assert "Traceback" not in err
-        records = list(read_records(cell_files(tmp_path / "run")[0]))
-        assert isinstance(records[-1], CellEnd)
-        assert records[-1].aborted == "interrupted"
-        given_up = [r for r in records if isinstance(r, Exchange) and r.status == "broken"]
-        assert sorted(r.slot for r in given_up) == list(range(B))
+        *records, end = read_records(cell_files(tmp_path / "run")[0])
+        assert isinstance(end, CellEnd)
+        assert end.aborted == "interrupted"
+        ended = [record for record in records if isinstance(record, Exchange)]
+        assert sorted(e.slot for e in ended if e.status == "broken") == given_up
+        assert {e.slot for e in ended if e.status == "ok"} == set(range(B))
         assert not any(map(is_running, workers))
 
     def test_a_worker_that_dies_ends_the_cell_with_a_sentence(self, server: KnownServer, tmp_path: Path) -> None:
