@@ -5,9 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from loadgen.client.body import RequestMaker
+from loadgen.client.concealment import concealed
 from loadgen.client.http import Endpoint, HttpSlot
 from loadgen.client.openai_sdk import SdkSlot, sdk_client
 from loadgen.client.pool import Slot
+from loadgen.secret import Mask
 from loadgen.sweep.feed import WHOLE, Feed, Share
 from loadgen.sweep.load import LocalLoad, OnExchange
 from loadgen.workload.item import Item
@@ -48,7 +50,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
             thinking=self.thinking,
         )
         feed = Feed(maker, self.items, self.warmup_items, self.concurrency, self.requests, self.share)
-        return LocalLoad(self._slots(), feed, on_exchange)
+        mask = Mask(self.api_key)
+        return LocalLoad(self._slots(), feed, lambda exchange: on_exchange(concealed(exchange, mask)))
 
     def _slots(self) -> dict[int, Slot]:
         numbers = self.share.slots(self.concurrency)

@@ -112,10 +112,10 @@ class CellRun:
             aborted=self._aborted or load.failure,
             **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
-        self._journal.append(end)
-        self._probe.close()
         if self._power is not None and window is not None:
             self._power.cover(window[1])
+        self._journal.append(end)
+        self._probe.close()
         return end
 
     # the stages

@@ -129,3 +129,10 @@ def test_processes_together_give_out_what_one_would_each_in_the_items_order() ->
 def test_a_share_staggers_by_the_slots_place_in_all_of_b() -> None:
     own = feed(4, share=Share(1, 2))
     assert [limit(own.next_request(slot)) for slot in (1, 3)] == [32, 64]
+
+
+def test_only_measured_answers_are_held_to_the_limit() -> None:
+    one = feed(1)
+    one.warm = True
+    requests = [one.next_request(0) for _ in range(2)]
+    assert [(r.phase, r.max_tokens) for r in requests if r] == [("warmup", None), ("measured", 64)]
