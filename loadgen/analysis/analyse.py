@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
-from loadgen.analysis.cellresult import CellReader
+from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
+from loadgen.analysis.powerdata import read_powers
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
@@ -46,9 +47,11 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
     blocks: dict[tuple[str, int], dict[str, Any]] = {}
     damaged: list[str] = []
-    reader = CellReader(run_dir, manifest, grader)
+    paths = cell_files(run_dir)
+    processes = processes_for(paths)
+    powers = read_powers(run_dir, manifest, processes)
     with RunTables(run_dir) as tables:
-        for result in reader.results(cell_files(run_dir)):
+        for result in CellReader(manifest, grader, powers).results(paths, processes):
             cell = result.summary
             cells.append(cell)
             if result.damaged:
@@ -57,8 +60,8 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
             tables.add("requests", result.requests)
             tables.add("server", result.server)
             block = cell.target, cell.repeat
-            power = reader.power(*block) if block not in blocks else None
-            if power is not None:
+            power = powers.get(block)
+            if power is not None and block not in blocks:
                 tables.add("power", power_table(cell, power))
                 blocks[block] = {"target": cell.target, "repeat": cell.repeat, "gpus": power.calibration()}
                 if power.damaged:

@@ -15,6 +15,7 @@ from loadgen.analysis.cells import summarize_cell
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.sample import PowerSample
+from loadgen.power.trace import trace_of
 from loadgen.sweep.journal import Journal, power_file
 
 WINDOW_MS = (1000.0, 41_000.0)
@@ -39,7 +40,8 @@ def energy(tmp_path: Path, power: PowerData | None, **options: float | None) -> 
 
 
 def of(samples: dict[str, list[PowerSample]], **fields: object) -> PowerData:
-    return PowerData(samples=samples, **({"rest_w": {}, "limit_default_w": None, "damaged": 0} | fields))
+    traces = {gpu: trace_of(gpu, ours) for gpu, ours in samples.items()}
+    return PowerData(samples=traces, **({"rest_w": {}, "limit_default_w": None, "damaged": 0} | fields))
 
 
 def test_energy_is_power_times_window_and_is_shared_by_its_tokens(tmp_path: Path) -> None:

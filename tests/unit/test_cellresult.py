@@ -20,7 +20,7 @@ from loadgen.workload.grading import FAILED, Grader, Verdict, grader
 
 
 def reader(run_dir: Path) -> CellReader:
-    return CellReader(run_dir, read_manifest(run_dir), Grader(read_facts(run_dir), "gsm8k"))
+    return CellReader(read_manifest(run_dir), Grader(read_facts(run_dir), "gsm8k"), {})
 
 
 def test_two_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_two_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -
     torn = run_dir / "journal" / f"{cell(index=99).label}.jsonl"
     torn.write_bytes(b'{"type":"cell"')
     paths = cell_files(run_dir)
-    alone, together = (list(reader(run_dir).results(paths, processes=n)) for n in (1, 2))
+    alone, together = (list(reader(run_dir).results(paths, n)) for n in (1, 2))
     assert len(alone) == 18, "the torn one is no cell"
     assert [result.summary for result in alone] == [result.summary for result in together]
     assert [result.answers for result in alone] == [result.answers for result in together]
@@ -49,7 +49,7 @@ def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:
     first = cell_files(run_dir)[0]
     first.write_bytes(first.read_bytes() + journal.sealed(b'{"type":"nothing"}'))
     with pytest.raises(ValueError, match="nothing"):
-        list(reader(run_dir).results(cell_files(run_dir), processes=2))
+        list(reader(run_dir).results(cell_files(run_dir), 2))
 
 
 @pytest.mark.parametrize("block_bytes", [100, 1 << 24])
