@@ -17,6 +17,8 @@ from loadgen.analysis.memory import server_memory
 from loadgen.analysis.powerdata import PowerData, Server
 from loadgen.analysis.sides import CellAnswers, cell_answers
 from loadgen.analysis.tables import requests_table, server_table
+from loadgen.analysis.validity import max_error_rate
+from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import Grader
 
 LARGE_BYTES = 100_000_000
@@ -39,17 +41,21 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
 class CellReader:
     """Journals of a run, cell by cell."""
 
-    def __init__(self, manifest: dict[str, Any], grader: Grader, powers: Mapping[Server, PowerData]) -> None:
+    def __init__(
+        self, manifest: dict[str, Any], grader: Grader, powers: Mapping[Server, PowerData], slo: Slo | None = None
+    ) -> None:
         self._manifest = manifest
         self._grader = grader
         self._powers = powers
+        self._slo = slo
+        self._max_error_rate = max_error_rate(manifest["config"])
 
     def result(self, path: Path) -> CellResult | None:
         """Of one journal file; None if it holds not even its first line."""
         data = read_cell(path)
         if data is None:
             return None
-        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat)
+        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat, data.session)
         verdicts = grade_cell(data, self._grader)
         return CellResult(
             summary=summarize_cell(
@@ -57,10 +63,12 @@ class CellReader:
                 verdicts,
                 self._powers.get(block),
                 memory=server_memory(self._manifest, *block),
+                max_error_rate=self._max_error_rate,
                 tdp_w=config.get("tdp_w"),
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+                slo=self._slo,
             ),
-            answers=cell_answers(data, verdicts),
+            answers=cell_answers(data, verdicts, self._max_error_rate),
             requests=requests_table(data, verdicts, self._grader.items),
             server=server_table(data),
             damaged=data.damaged,

@@ -14,8 +14,8 @@ from loadgen.power.sample import PowerSample
 from loadgen.power.trace import PowerTrace, traces_of
 from loadgen.sweep.journal import power_file, read_lines
 
-Server = tuple[str, int]
-"""Target and repeat."""
+Server = tuple[str, int, int]
+"""Target, repeat and session."""
 EDGE_NS = 3_000_000_000
 """How far beyond a window's edges samples are of use."""
 TAIL_BYTES = 1 << 20
@@ -50,24 +50,40 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_powers(run_dir: Path, manifest: dict[str, Any], processes: int) -> dict[Server, PowerData]:
     """The power data of every server whose power was measured."""
-    config = manifest["config"]
-    servers = [(target["name"], repeat) for repeat in range(1, config["repeats"] + 1) for target in config["targets"]]
+    config, sessions = manifest["config"], max(1, len(manifest.get("sessions", ())))
+    servers = [
+        (target["name"], repeat, session)
+        for session in range(1, sessions + 1)
+        for repeat in range(1, config["repeats"] + 1)
+        for target in config["targets"]
+    ]
     found = forked([partial(read_power, run_dir, manifest, *server) for server in servers], processes)
     return {server: power for server, power in zip(servers, found, strict=True) if power is not None}
 
 
 def read_power(
-    run_dir: Path, manifest: dict[str, Any], target: str, repeat: int, *, since_ns: int | None = None
+    run_dir: Path,
+    manifest: dict[str, Any],
+    target: str,
+    repeat: int,
+    session: int = 1,
+    *,
+    since_ns: int | None = None,
 ) -> PowerData | None:
     """The power data of one server, or None if its power was not measured.
 
     With `since_ns` no more of the file is read than a window from there on needs.
     """
-    path = power_file(run_dir, target, repeat)
+    path = power_file(run_dir, target, repeat, session)
     if not path.exists():
         return None
     block: dict[str, Any] = next(
-        (b for b in manifest.get("power_blocks", []) if (b["target"], b["repeat"]) == (target, repeat)), {}
+        (
+            block
+            for block in manifest.get("power_blocks", [])
+            if (block["target"], block["repeat"], block.get("session", 1)) == (target, repeat, session)
+        ),
+        {},
     )
     gpus = block.get("gpus", [])
     samples, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS)

@@ -14,6 +14,7 @@ from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.pairing import Asked
 from loadgen.analysis.trust.study import Side
 from loadgen.analysis.validity import answers_stand
+from loadgen.sweep.config import MAX_ERROR_RATE
 from loadgen.workload.grading import Verdict
 
 Key = tuple[str, int]
@@ -32,10 +33,12 @@ class CellAnswers(msgspec.Struct, frozen=True, kw_only=True):
     """By item."""
 
 
-def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnswers:
+def cell_answers(
+    data: CellData, verdicts: Sequence[Verdict | None], max_error_rate: float = MAX_ERROR_RATE
+) -> CellAnswers:
     """Answers of cells that failed too often are left out, whatever else the cells measured."""
     graded = [(e, v) for e, v in zip(data.exchanges, verdicts, strict=True) if v is not None]
-    if not answers_stand(len(graded), sum(v.outcome == "error" for _, v in graded)):
+    if not answers_stand(len(graded), sum(v.outcome == "error" for _, v in graded), max_error_rate):
         graded = []
     alike = Counter((e.item_id, e.text, e.output_tokens, v.outcome) for e, v in graded)
     answers: dict[str, list[Answer]] = defaultdict(list)

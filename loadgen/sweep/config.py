@@ -23,6 +23,8 @@ SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
 SIMULATED_DURATION_S = 1.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
+MAX_ERROR_RATE = 0.005
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Mode = Literal["target", "serve", "simulated"]
@@ -57,6 +59,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     out: str | None
     seed: int
     timeout_s: float
+    max_error_rate: float
+    """The share of a cell's requests that may fail; beyond it the cell is invalid and its answers are not graded."""
     api_key_env: str | None
     power: str
     """`auto`, `nvml`, `rapl`, `simulated`, `none` or `exporter=URL`."""
@@ -107,16 +111,16 @@ def configure(
     transport: str = "raw",
     reference: str | None = None,
     out: str | Path | None = None,
-    resume: str | Path | None = None,
     seed: int = 0,
     timeout: float = 600.0,
+    max_error_rate: float = MAX_ERROR_RATE,
     api_key_env: str | None = None,
 ) -> SweepConfig:
     """The checked options. `targets` are `{name: url}` or `NAME=URL`, `serve` recipe names or `NAME=CHECKPOINT`.
 
     Raises UsageError, one sentence, for the first option that cannot be meant.
     """
-    _refuse_later(arrival=arrival, resume=resume)
+    _refuse_later(arrival=arrival)
     pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
     served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
@@ -151,6 +155,8 @@ def configure(
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
+    if not 0 <= max_error_rate < 1:
+        raise UsageError(f"--max-error-rate {max_error_rate:g}: give a share from 0 up to, but not including, 1")
     if duration is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
     if requests is not None and requests < 2 * max(levels):
@@ -166,8 +172,7 @@ def configure(
     _one_of("device", device, ("cuda", "cpu"))
     if reference is not None and reference not in names:
         raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
-    if api_key_env is not None and not os.environ.get(api_key_env):
-        raise UsageError(f"--api-key-env {api_key_env}: the environment has no such variable, or it is empty")
+    _check_key(api_key_env)
     questions = dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k")
     default_duration = SIMULATED_DURATION_S if mode == "simulated" else DURATION_S
     return SweepConfig(
@@ -197,6 +202,7 @@ def configure(
         out=str(out) if out else None,
         seed=seed,
         timeout_s=timeout,
+        max_error_rate=max_error_rate,
         api_key_env=api_key_env,
         power=_power(power, mode, device),
         gpus=_gpus(gpu),
@@ -207,11 +213,21 @@ def configure(
     )
 
 
-def _refuse_later(*, arrival: str, resume: str | Path | None) -> None:
+def _refuse_later(*, arrival: str) -> None:
     if arrival != "closed":
         raise UsageError(f"--arrival {arrival} is not built yet in this version; only 'closed' is")
-    if resume is not None:
-        raise UsageError(f"--resume {resume} is not built yet in this version; start a new run with --out")
+
+
+def _check_key(variable: str | None) -> None:
+    """Whoever gives the key itself instead of a variable's name does not find it in a terminal's log."""
+    if variable is None:
+        return
+    key = os.environ.get(variable)
+    shown = f" {variable}" if _VARIABLE.fullmatch(variable) else ""
+    if not key:
+        raise UsageError(f"--api-key-env{shown}: the environment has no variable of that name, or it is empty")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(f"--api-key-env{shown}: the key holds a space, a line end or the like; set it again without")
 
 
 def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thinking | None:
@@ -228,8 +244,9 @@ def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thin
 def _power(power: str, mode: Mode, device: str) -> str:
     """The source that is meant; `auto` is left for servers that may run on a GPU of this machine."""
     if power.startswith("exporter="):
-        if not _is_address(power.removeprefix("exporter=")):
-            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT")
+        url = power.removeprefix("exporter=")
+        if not _is_address(url) or urlsplit(url).username is not None:
+            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT, without user and password")
         return power.rstrip("/")
     _one_of("power", power, ("auto", "nvml", "rapl", "simulated", "none"))
     if power in ("nvml", "rapl") and mode == "simulated":

@@ -96,7 +96,7 @@ def test_mig_makes_the_energy_somebody_elses_too(tmp_path: Path) -> None:
 
 def test_invalid_energy_makes_the_cell_invalid(tmp_path: Path) -> None:
     tokens = [(1000 + 100 * (k + 1), 1) for k in range(400)]
-    scrapes = [scrape(2000, running=1.0, waiting=0.0), scrape(40_000, running=1.0, waiting=0.0)]
+    scrapes = [scrape(t, running=1.0, waiting=0.0) for t in range(2000, 41_000, 1000)]
     data = cell_data(tmp_path, [answer(900, tokens, end=40_999)], scrapes, end=ended(WINDOW_MS))
     good = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0)}))
     bad = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0, until_ms=20_000)}))

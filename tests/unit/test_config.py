@@ -178,6 +178,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"duration": 5.0, "requests": 5}, "--duration and --requests exclude each other"),
     ({"max_tokens": 5, "fixed_length": 5}, "--max-tokens and --fixed-length exclude each other"),
     ({"warmup": -1.0}, "--warmup -1: give zero or more seconds"),
+    ({"max_error_rate": 1.0}, "--max-error-rate 1: give a share from 0 up to, but not including, 1"),
+    ({"max_error_rate": float("nan")}, "--max-error-rate nan: give a share from 0 up to, but not including, 1"),
     ({"warmup": math.nan}, "--warmup nan"),
     ({"seed": -1}, "--seed -1: give a whole number"),
     ({"seed": 2**63}, "--seed 9223372036854775808: give a whole number"),
@@ -185,14 +187,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"transport": "curl"}, "--transport curl: unknown; write raw or openai"),
     ({"device": "tpu"}, "--device tpu: unknown; write cuda or cpu"),
     ({"reference": "fp8"}, "--reference fp8: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
-    ({"api_key_env": "NO_SUCH_VARIABLE"}, "--api-key-env NO_SUCH_VARIABLE: the environment has no such variable"),
+    (
+        {"api_key_env": "NO_SUCH_VARIABLE"},
+        "--api-key-env NO_SUCH_VARIABLE: the environment has no variable of that name, or it is empty",
+    ),
+    ({"power": "exporter=http://u:p@h:1"}, "write exporter=http://HOST:PORT, without user and password"),
     ({"arrival": "poisson:3"}, "--arrival poisson:3 is not built yet"),
     ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
     ({"power": "exporter=here"}, "--power exporter=here: write exporter=http://HOST:PORT"),
     ({"tdp_w": -700.0}, "--tdp-w -700"),
     ({"carbon": 0.0}, "--carbon 0"),
     ({"gpu": "GPU-1,,GPU-2"}, "--gpu GPU-1,,GPU-2: name each GPU's UUID once"),
-    ({"resume": "runs/x"}, "--resume runs/x is not built yet"),
     *(
         ({option: number}, f"--{option.replace('_', '-')} {number:g}: give a finite number above zero")
         for option in ("limit", "requests", "repeats", "max_tokens", "fixed_length", "duration", "timeout")
@@ -212,3 +217,17 @@ def test_wrong_use_is_one_sentence_that_names_the_value(options: dict[str, Any],
         configure(**options)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_given_instead_of_its_variables_name_is_not_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        configure(api_key_env="hf_canary0123456789")
+    assert str(caught.value) == "--api-key-env: the environment has no variable of that name, or it is empty"
+
+
+@pytest.mark.parametrize("key", ["sk-1234\n", "sk-1234\r\nX-Evil: 1", "sk 1234", "schlüssel"])
+def test_a_key_that_would_break_a_header_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(UsageError, match="--api-key-env A_KEY: the key holds a space") as caught:
+        configure(api_key_env="A_KEY")
+    assert "1234" not in str(caught.value)

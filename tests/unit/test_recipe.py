@@ -112,6 +112,12 @@ def test_missing_own_checkpoint_is_refused_naming_what_was_looked_for(tmp_path: 
         plan("gptq", "a/b", device="cuda")
 
 
+def test_what_a_checkpoint_says_of_itself_goes_with_its_launch(tiny: Path) -> None:
+    (tiny / "config.json").write_text('{"loadgen_note": "random weights: speed\\nand energy only"}')
+    assert plan("bf16", tiny).note == "random weights: speed and energy only"
+    assert plan("int8", tiny).note is None
+
+
 def test_in_flight_arguments_go_only_with_the_sixteen_bit_checkpoint(tiny: Path) -> None:
     assert value_of(plan("bnb-nf4", tiny), "--quantization") == "bitsandbytes"
     assert "--quantization" not in plan("bnb-nf4", tiny, checkpoint="me/model-bnb-4bit").argv

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from loadgen.analysis.analyse import planned_cells
+from loadgen.analysis.analyse import checkpoint_notes, planned_cells
 from loadgen.analysis.run import Run
 from loadgen.report.html.markup import Html, element, items, join
 from loadgen.report.html.tables import table
@@ -17,7 +17,7 @@ _MOST_REASONS = 3
 
 
 def validity(run: Run) -> Html:
-    """How many of the planned cells count, and the first reasons why the others do not."""
+    """How many of the planned cells count, the first reasons why the others do not, and what the checkpoints say."""
     invalid, planned = _invalid(run), planned_cells(run.manifest)
     measured = len(run.cells)
     doubted = bool(invalid) or measured < planned
@@ -26,6 +26,7 @@ def validity(run: Run) -> Html:
     reasons = [_line(cell) for cell in invalid[:_MOST_REASONS]]
     if len(invalid) > _MOST_REASONS:
         reasons.append(f"and {len(invalid) - _MOST_REASONS} more, listed below")
+    reasons += checkpoint_notes(run.manifest)
     power = run.manifest.get("power") or {}
     if power.get("kind") == "none":
         reasons.append(f"energy: not measured, {power['reason']}")
@@ -39,7 +40,7 @@ def doubts(run: Run) -> Html:
     suffix = f" {STAMP}" if run.analysis["simulated"] else ""
     rows = [(cell["target"] + suffix, str(cell["concurrency"]), str(cell["repeat"]), cell["reasons"])
             for cell in invalid]  # fmt: skip
-    listed = {_line(cell) for cell in invalid}
+    listed = {*map(_line, invalid), *checkpoint_notes(run.manifest)}
     warnings = [warning for warning in run.analysis["warnings"] if warning not in listed]
     heading = element("h3", "Invalid cells") if rows else Html("")
     return join((heading, table(_INVALID, rows, label="Invalid cells"), items(warnings, class_="warnings")))

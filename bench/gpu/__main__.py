@@ -1,0 +1,1 @@
+"""`python -m bench.gpu COMMAND`: the kit's steps, in their order."""
