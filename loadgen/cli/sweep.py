@@ -122,29 +122,33 @@ def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any)
     from loadgen.analysis.run import load_run
     from loadgen.analysis.verdict import judge_cell
     from loadgen.report.html import write_report
-    from loadgen.report.live import LiveView, PlainView
+    from loadgen.report.live import LiveView, PlainView, QuietView
     from loadgen.report.terminal import print_end
     from loadgen.sweep.journal import cell_files
     from loadgen.sweep.observer import Observer
 
-    interrupted = False
+    stop: Interrupted | None = None
     with contextlib.ExitStack() as stack:
-        view: Observer = Observer() if quiet else PlainView(console)
+        view: Observer = QuietView() if quiet else PlainView(console)
         if console.is_terminal and not quiet:
             view = stack.enter_context(LiveView(console))
         try:
             run_dir = run_sweep(config, view, judge_cell)
-        except Interrupted as stop:
-            interrupted, run_dir = True, stop.run_dir
+        except Interrupted as interrupted:
+            stop, run_dir = interrupted, interrupted.run_dir
     if not cell_files(run_dir):
-        why = "Interrupted before anything was measured" if interrupted else "No server came up, nothing was measured"
+        why = "Interrupted before anything was measured" if stop else "No server came up, nothing was measured"
         click.echo(f"{why}; {run_dir} holds the plan and the servers' logs.", err=True)
-        sys.exit(130 if interrupted else 1)
-    analyse(run_dir)
-    run = load_run(run_dir)
-    write_report(run)
-    print_end(run, console)
-    if interrupted:
+        sys.exit(130 if stop else 1)
+    try:
+        if stop is None or not stop.hurried:
+            analyse(run_dir)
+            run = load_run(run_dir)
+            write_report(run)
+            print_end(run, console)
+    except KeyboardInterrupt:
+        stop = stop or Interrupted(run_dir, hurried=True)
+    if stop is not None:
         click.echo(f"Interrupted: what was measured is kept in {run_dir}.", err=True)
         sys.exit(130)
     sys.exit(0 if run.complete else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic
@@ -32,6 +33,13 @@ class _Clock:
         if self.ended == 0:
             return max(0.0, self._expected_s - elapsed_s)
         return elapsed_s / over * (self.cells - over)
+
+
+class QuietView(Observer):
+    """Says nothing but what a Ctrl-C sets off, on stderr."""
+
+    def stopping(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 class PlainView(Observer):
@@ -67,6 +75,9 @@ class PlainView(Observer):
 
     def warn(self, sentence: str) -> None:
         self._say(f"warning: {sentence}")
+
+    def stopping(self, sentence: str) -> None:
+        self._say(sentence)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ import msgspec
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import MetricsProbe, MetricsSampler
 from loadgen.sweep.glance import Glance
+from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
 from loadgen.sweep.load import Load
 from loadgen.sweep.observer import Observer
@@ -25,6 +26,7 @@ PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
 LAG_PROBE_S = 0.02
 COUNTERS_SETTLE_S = 5.0
+INTERRUPTED = "interrupted"
 
 
 class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,7 @@ class CellRun:
         server_died: Callable[[], str | None],
         grader: Grader,
         power: PowerRecorder | None,
+        interrupt: Interrupt,
     ) -> None:
         self._cell = cell
         self._settings = settings
@@ -67,6 +70,7 @@ class CellRun:
         self._observer = observer
         self._server_died = server_died
         self._power = power
+        self._interrupt = interrupt
         self._probe = MetricsProbe(url)
         self._sampler = MetricsSampler(url)
         self._glance = Glance(grader)
@@ -75,7 +79,7 @@ class CellRun:
         self._lags_s: list[float] = []
 
     async def run(self) -> CellEnd:
-        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, after the journal is whole."""
+        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, unless the window was over."""
         tokens_before = await asyncio.to_thread(self._generation_tokens)
         self._load = load = self._make_load(self._on_exchange)
         self._t_start_ns = monotonic_ns()
@@ -96,11 +100,6 @@ class CellRun:
                 lag_probe.cancel()
             load.stop_feeding()
             await self._until_drained()
-        except asyncio.CancelledError:
-            self._aborted = "interrupted"
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
         finally:
             gc.enable()
             await load.close()
@@ -111,7 +110,7 @@ class CellRun:
             t_ns=monotonic_ns(),
             window_open_ns=window[0] if window else None,
             window_close_ns=window[1] if window else None,
-            generation_tokens=self._tokens_since(tokens_before),
+            generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
             client_cpu_s=cpu_s,
             loop_lag_ms_p99=_p99(self._lags_s) * 1e3 if self._lags_s else None,
             aborted=self._aborted,
@@ -162,12 +161,23 @@ class CellRun:
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
+        told = False
         while not drained.done():
+            if self._interrupt.hurried:
+                self._aborted = INTERRUPTED
+                return
+            if self._interrupt.asked and not told:
+                told = True
+                self._observer.stopping(
+                    f"Interrupted: finishing {self._load.in_flight} requests in flight; Ctrl-C again stops at once"
+                )
             self._tell("drain", 1.0)
             await asyncio.wait([drained], timeout=0.1)
 
     def _broken(self) -> bool:
-        """The server is gone or answers nothing but errors: the cell ends early and says why."""
+        """Interrupted, or the server is gone or answers nothing but errors: the cell ends early and says why."""
+        if self._interrupt.asked:
+            self._aborted = self._aborted or INTERRUPTED
         failures = self._load.failures_in_a_row
         if self._aborted is None and failures:
             died = self._server_died()

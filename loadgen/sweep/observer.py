@@ -29,7 +29,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     share: float
     """How much of the cell's expected time is over, 0 to 1."""
 
-
     @property
     def energy_per_token_j(self) -> float | None:
         """Power now over the rate of ended requests: a glance, not the cell's figure."""
@@ -72,6 +71,9 @@ class Observer:
     def warn(self, sentence: str) -> None:
         pass
 
+    def stopping(self, sentence: str) -> None:
+        """The user interrupted the sweep, and this is what it does about it."""
+
 
 class Tee(Observer):
     """Tells several observers."""
@@ -110,3 +112,7 @@ class Tee(Observer):
     def warn(self, sentence: str) -> None:
         for observer in self._observers:
             observer.warn(sentence)
+
+    def stopping(self, sentence: str) -> None:
+        for observer in self._observers:
+            observer.stopping(sentence)

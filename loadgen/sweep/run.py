@@ -20,9 +20,10 @@ from loadgen.client.openai_sdk import SdkSlot, sdk_client
 from loadgen.client.pool import Slot
 from loadgen.errors import ServerError, UsageError
 from loadgen.power.feed import PowerFeed
-from loadgen.sweep.cell import CellRun, CellSettings
+from loadgen.sweep.cell import INTERRUPTED, CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.feed import Feed
+from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
 from loadgen.sweep.load import Load
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
@@ -47,11 +48,13 @@ Judge = Callable[[Path, Path], CellVerdict]
 
 
 class Interrupted(Exception):
-    """Ctrl-C: what was measured is in `run_dir`."""
+    """Ctrl-C or SIGTERM: what was measured is in `run_dir`."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, hurried: bool) -> None:
         super().__init__(str(run_dir))
         self.run_dir = run_dir
+        self.hurried = hurried
+        """Whoever asked wants no report either."""
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,8 +129,9 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
     observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
+    interrupt = Interrupt()
     try:
-        with exporter_of(power, run_dir) as exporter_url:
+        with interrupt.heard(), exporter_of(power, run_dir) as exporter_url:
             if exporter_url is not None and config.mode == "serve":
                 idle = idle_power(exporter_url, power, run_dir)
                 manifest.add_idle(idle)
@@ -139,12 +143,12 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
                         url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
                         with _recorder(url, power, block, server, run_dir, manifest, observer) as recorder:
                             for cell in block.cells:
-                                _measure(cell, plan, server, run_dir, observer, judge, recorder)
+                                _measure(cell, plan, server, run_dir, observer, judge, recorder, interrupt)
                 except ServerError as error:
                     manifest.add_failure(block.repeat, block.target.name, str(error))
                     observer.warn(str(error))
     except KeyboardInterrupt:
-        raise Interrupted(run_dir) from None
+        raise Interrupted(run_dir, hurried=interrupt.hurried) from None
     finally:
         metrics.close()
         manifest.close()
@@ -201,19 +205,20 @@ def _measure(
     observer: Observer,
     judge: Judge | None,
     power: PowerRecorder | None,
+    interrupt: Interrupt,
 ) -> None:
     path = run_dir / "journal" / f"{cell.label}.jsonl"
     journal = Journal(path)
-    try:
-        start = clock_anchor()["monotonic_ns"]
-        journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            end = runner.run(_run_cell(cell, plan, server, journal, observer, power))
-    finally:
-        journal.close()
-    if end.aborted == "interrupted":
-        raise KeyboardInterrupt
-    observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, run_dir, path))
+    with interrupt.patient():
+        try:
+            start = clock_anchor()["monotonic_ns"]
+            journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                end = runner.run(_run_cell(cell, plan, server, journal, observer, power, interrupt))
+        finally:
+            journal.close()
+        if end.aborted != INTERRUPTED:
+            observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, run_dir, path))
 
 
 def _verdict(end: CellEnd, judge: Judge | None, run_dir: Path, path: Path) -> CellVerdict:
@@ -241,6 +246,7 @@ async def _run_cell(
     journal: Journal,
     observer: Observer,
     power: PowerRecorder | None,
+    interrupt: Interrupt,
 ) -> CellEnd:
     config = plan.config
     run = CellRun(
@@ -253,6 +259,7 @@ async def _run_cell(
         server_died=server.died,
         grader=plan.grader,
         power=power,
+        interrupt=interrupt,
     )
     return await run.run()
 
