@@ -30,7 +30,9 @@ class Cutter(Observer):
     Before a server starts there must be time for its start and a cell, before a cell for the longest cell so far.
     """
 
-    def __init__(self, deadline: Deadline, *, start_s: float, cell_s: float, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, deadline: Deadline, *, start_s: float, cell_s: float, say: Callable[[str], None] = print
+    ) -> None:
         self.start_s, self.cell_s = start_s, cell_s
         self.cut: str | None = None
         """Why the sweep was ended."""

@@ -36,7 +36,9 @@ class State:
         if path.exists():
             content = msgspec.json.decode(path.read_bytes())
             if content["plan_sha256"] != plan.sha256:
-                raise UsageError(f"{path.parent} holds the work of another plan ({content['plan']}); name another folder")
+                raise UsageError(
+                    f"{path.parent} holds the work of another plan ({content['plan']}); name another folder"
+                )
             self.steps |= msgspec.convert(content["steps"], dict[str, StepState])
 
     def set(self, name: str, state: StepState) -> None:
