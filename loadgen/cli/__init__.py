@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
 from loadgen._version import __version__
 from loadgen.errors import ServerError, UsageError
+from loadgen.secret import Mask
+from loadgen.visible import visible
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
@@ -67,8 +70,12 @@ def main() -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except (UsageError, ServerError) as error:
-        click.echo(f"loadgen: {error}", err=True)
-        sys.exit(2)
+        _end(str(error))
     except click.ClickException as error:
-        click.echo(f"loadgen: {error.format_message()}", err=True)
-        sys.exit(2)
+        _end(error.format_message())
+
+
+def _end(sentence: str) -> NoReturn:
+    """It may quote a server's log, an address with a password, or whatever was typed."""
+    click.echo(f"loadgen: {visible(Mask()(sentence))}", err=True)
+    sys.exit(2)

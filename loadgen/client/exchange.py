@@ -76,23 +76,23 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-class _UsageDetails(msgspec.Struct):
+class _UsageDetails(msgspec.Struct, gc=False):
     reasoning_tokens: _Count | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: _Count | None = None
     completion_tokens: _Count | None = None
     completion_tokens_details: _UsageDetails | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: Literal[0] | None = 0
     """One answer was asked for."""
     text: str | None = None
@@ -108,7 +108,7 @@ MOST_MESSAGE = 280
 """Characters of a server's message that are kept."""
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: msgspec.Raw = _NULL
@@ -153,7 +153,7 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
         except _UNREADABLE as error:
             failure = failure or ("malformed", f"{error}: {data[:120]!r}")
             break
-        if bytes(event.error) != b"null":
+        if event.error is not _NULL and bytes(event.error) != b"null":
             failure = failure or ("http", f"in the stream: {_message(data)}")
             break
         brought_text = False

@@ -41,6 +41,7 @@ class ClosedLoop:
         self._on_done = on_done
         self._failures = [0] * len(slots)
         self._current: list[Request | None] = [None] * len(slots)
+        self.in_flight = 0
         self._waiting: dict[int, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         self._stopped = False
@@ -48,10 +49,6 @@ class ClosedLoop:
     def start(self) -> None:
         for slot in range(len(self._slots)):
             self._refill(slot)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(request is not None for request in self._current)
 
     def current(self, slot: int) -> Request | None:
         """The request in flight on a slot."""
@@ -78,15 +75,17 @@ class ClosedLoop:
     def _refill(self, slot: int) -> None:
         self._waiting.pop(slot, None)
         request = None if self._stopped else self._next_request(slot)
-        self._current[slot] = request
         if request is None:
             self._check_idle()
-        else:
-            self._slots[slot].send(request, self._finished)
+            return
+        self._current[slot] = request
+        self.in_flight += 1
+        self._slots[slot].send(request, self._finished)
 
     def _finished(self, raw: Raw) -> None:
         slot = raw.slot
         self._current[slot] = None
+        self.in_flight -= 1
         if raw.failure is None and raw.http_status == 200:
             self._failures[slot] = 0
             self._refill(slot)

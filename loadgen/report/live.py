@@ -9,13 +9,13 @@ from time import monotonic
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
+from loadgen.visible import visible
 
 
 class _Clock:
@@ -80,7 +80,7 @@ class PlainView(Observer):
         self._say(sentence)
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveView(PlainView):
@@ -126,7 +126,7 @@ class LiveView(PlainView):
         left = _duration(self._clock.left_s(share))
         invalid = f", {self._invalid} invalid" if self._invalid else ""
         lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}{invalid}, {left} left"))
-        lines.append(_glance(self._progress) if self._progress else Text(escape(self._status)))
+        lines.append(_glance(self._progress) if self._progress else Text(visible(self._status)))
         self._live.update(Group(*lines))
 
 

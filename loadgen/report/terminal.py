@@ -16,6 +16,7 @@ from loadgen.analysis.run import Run
 from loadgen.report.grid import grid_lines
 from loadgen.report.stamp import STAMP
 from loadgen.report.subject import subject
+from loadgen.visible import visible
 
 MOST_LINES = 30
 LABELS = {
@@ -39,7 +40,7 @@ def print_end(run: Run, console: Console) -> None:
     """Prints `end_lines` for the console's width; the path is never broken."""
     for line in end_lines(run, console.width):
         style = "bold red" if line.startswith(STAMP) else "yellow" if line.startswith("!") else None
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def end_lines(run: Run, width: int) -> Lines:

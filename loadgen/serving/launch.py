@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.secret import Mask
 from loadgen.serving.checkpoint import note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
 from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
@@ -50,9 +51,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shell(self) -> str:
-        """The command with its environment, quoted for a POSIX shell."""
-        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
-        return " ".join([*assignments, shlex.join(self.argv)])
+        """The command with its environment, quoted for a POSIX shell, to be shown: secrets are masked."""
+        mask = Mask()
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in mask.env(self.env).items()]
+        return " ".join([*assignments, shlex.join(mask.argv(self.argv))])
 
 
 def plan_launch(

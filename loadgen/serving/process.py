@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import signal
@@ -14,13 +15,12 @@ from types import TracebackType
 from typing import Self
 
 from loadgen.errors import ServerError, UsageError
+from loadgen.secret import Mask, secrets_of
 from loadgen.serving.facts import (
     ServerFacts,
     get,
     get_object,
     kv_cache_bytes,
-    masked_argv,
-    masked_env,
     metric_names,
     model_bytes,
 )
@@ -55,6 +55,7 @@ class ServerProcess:
             )
         self.launch = launch
         self.log_path = log_path
+        self._mask = Mask(*secrets_of(launch.argv, launch.env))
         self._gpu_bytes_before = used_bytes() if launch.device == "cuda" and not launch.simulated else None
         self._ready_ns: int | None = None
         self._started_ns = time.monotonic_ns()
@@ -120,8 +121,8 @@ class ServerProcess:
         return ServerFacts(
             name=self.launch.name,
             precision=self.launch.precision,
-            argv=masked_argv(self.launch.argv),
-            env=masked_env(self.launch.env),
+            argv=self._mask.argv(self.launch.argv),
+            env=self._mask.env(self.launch.env),
             pid=self.pid,
             version=get_object(f"{self.launch.url}/version").get("version"),
             model=models[0].get("id"),
@@ -152,7 +153,7 @@ class ServerProcess:
         written = [line for line in self.log().splitlines() if line.strip()]
         earlier, end = written[:-lines], written[-lines:]
         causes = [line for line in earlier if NAMED_ERROR.search(line) and ECHO not in line]
-        return "\n".join([*causes[-1:], *(["..."] if causes else []), *end])
+        return self._mask("\n".join([*causes[-1:], *(["..."] if causes else []), *end]))
 
     def stop(self, *, interrupt_s: float = 20.0, terminate_s: float = 10.0) -> list[str]:
         """End the server and everything it started; return warnings about what it did not give back.
@@ -163,6 +164,7 @@ class ServerProcess:
             return []
         ended = self._group.end(interrupt_s=interrupt_s, terminate_s=terminate_s)
         self._stopped = True
+        self._mask_log()
         atexit.unregister(self.stop)
         warnings = [] if ended else [f"server {self.launch.name!r} left processes that even SIGKILL did not end"]
         if not _within(PORT_PATIENCE_S, lambda: port_is_free(self.launch.host, self.launch.port)):
@@ -186,6 +188,17 @@ class ServerProcess:
         if folder:
             environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
         return environment
+
+    def _mask_log(self) -> None:
+        """Servers print their arguments, keys among them."""
+        with contextlib.suppress(OSError), self.log_path.open("r+b") as file:
+            file.seek(self.log_offset)
+            log = file.read().decode("utf-8", "surrogateescape")
+            masked = self._mask(log)
+            if masked != log:
+                file.seek(self.log_offset)
+                file.write(masked.encode("utf-8", "surrogateescape"))
+                file.truncate()
 
     def _gpu_is_free(self) -> bool:
         if self._gpu_bytes_before is None:

@@ -24,6 +24,7 @@ SIMULATED_DURATION_S = 1.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
 MAX_ERROR_RATE = 0.005
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Mode = Literal["target", "serve", "simulated"]
@@ -172,8 +173,7 @@ def configure(
     _one_of("device", device, ("cuda", "cpu"))
     if reference is not None and reference not in names:
         raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
-    if api_key_env is not None and not os.environ.get(api_key_env):
-        raise UsageError(f"--api-key-env {api_key_env}: the environment has no such variable, or it is empty")
+    _check_key(api_key_env)
     questions = dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k")
     default_duration = SIMULATED_DURATION_S if mode == "simulated" else DURATION_S
     return SweepConfig(
@@ -221,6 +221,18 @@ def _refuse_later(*, arrival: str, resume: str | Path | None) -> None:
         raise UsageError(f"--resume {resume} is not built yet in this version; start a new run with --out")
 
 
+def _check_key(variable: str | None) -> None:
+    """Whoever gives the key itself instead of a variable's name does not find it in a terminal's log."""
+    if variable is None:
+        return
+    key = os.environ.get(variable)
+    shown = f" {variable}" if _VARIABLE.fullmatch(variable) else ""
+    if not key:
+        raise UsageError(f"--api-key-env{shown}: the environment has no variable of that name, or it is empty")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(f"--api-key-env{shown}: the key holds a space, a line end or the like; set it again without")
+
+
 def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thinking | None:
     if budget is not None and thinking != "on":
         raise UsageError(f"--thinking-budget {budget} needs --thinking on")
@@ -235,8 +247,9 @@ def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thin
 def _power(power: str, mode: Mode, device: str) -> str:
     """The source that is meant; `auto` is left for servers that may run on a GPU of this machine."""
     if power.startswith("exporter="):
-        if not _is_address(power.removeprefix("exporter=")):
-            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT")
+        url = power.removeprefix("exporter=")
+        if not _is_address(url) or urlsplit(url).username is not None:
+            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT, without user and password")
         return power.rstrip("/")
     _one_of("power", power, ("auto", "nvml", "rapl", "simulated", "none"))
     if power in ("nvml", "rapl") and mode == "simulated":

@@ -14,12 +14,14 @@ import msgspec
 import uvloop
 
 from loadgen.client.body import RequestMaker
+from loadgen.client.concealment import concealed
 from loadgen.client.exchange import Exchange
 from loadgen.client.http import Endpoint, HttpSlot
 from loadgen.client.openai_sdk import SdkSlot, sdk_client
 from loadgen.client.pool import Slot
 from loadgen.errors import ServerError, UsageError
 from loadgen.power.feed import PowerFeed
+from loadgen.secret import Mask
 from loadgen.sweep.cell import INTERRUPTED, CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.feed import Feed
@@ -276,7 +278,10 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Ex
         thinking=config.thinking,
     )
     feed = Feed(maker, plan.dataset.items, warmup_items(), cell.concurrency, config.requests)
-    return Load(_slots(cell.concurrency, plan, server), feed, on_exchange)
+    mask = Mask(config.api_key)
+    return Load(
+        _slots(cell.concurrency, plan, server), feed, lambda exchange: on_exchange(concealed(exchange, mask))
+    )
 
 
 def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:

@@ -187,7 +187,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"transport": "curl"}, "--transport curl: unknown; write raw or openai"),
     ({"device": "tpu"}, "--device tpu: unknown; write cuda or cpu"),
     ({"reference": "fp8"}, "--reference fp8: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
-    ({"api_key_env": "NO_SUCH_VARIABLE"}, "--api-key-env NO_SUCH_VARIABLE: the environment has no such variable"),
+    (
+        {"api_key_env": "NO_SUCH_VARIABLE"},
+        "--api-key-env NO_SUCH_VARIABLE: the environment has no variable of that name, or it is empty",
+    ),
+    ({"power": "exporter=http://u:p@h:1"}, "write exporter=http://HOST:PORT, without user and password"),
     ({"arrival": "poisson:3"}, "--arrival poisson:3 is not built yet"),
     ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
     ({"power": "exporter=here"}, "--power exporter=here: write exporter=http://HOST:PORT"),
@@ -214,3 +218,17 @@ def test_wrong_use_is_one_sentence_that_names_the_value(options: dict[str, Any],
         configure(**options)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_given_instead_of_its_variables_name_is_not_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        configure(api_key_env="hf_canary0123456789")
+    assert str(caught.value) == "--api-key-env: the environment has no variable of that name, or it is empty"
+
+
+@pytest.mark.parametrize("key", ["sk-1234\n", "sk-1234\r\nX-Evil: 1", "sk 1234", "schlüssel"])
+def test_a_key_that_would_break_a_header_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(UsageError, match="--api-key-env A_KEY: the key holds a space") as caught:
+        configure(api_key_env="A_KEY")
+    assert "1234" not in str(caught.value)

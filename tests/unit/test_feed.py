@@ -102,3 +102,10 @@ def test_nothing_is_sent_after_stop() -> None:
     two.next_request(0)
     two.stop()
     assert [two.next_request(slot) for slot in (0, 1, 0)] == [None, None, None]
+
+
+def test_only_measured_answers_are_held_to_the_limit() -> None:
+    one = feed(1)
+    one.warm = True
+    requests = [one.next_request(0) for _ in range(2)]
+    assert [(r.phase, r.max_tokens) for r in requests if r] == [("warmup", None), ("measured", 64)]
