@@ -23,7 +23,7 @@ from loadgen.sweep.journal import cell_files
 from loadgen.sweep.run import Interrupted, run_sweep
 
 PROJECT = Path(__file__).resolve().parents[2]
-MODEL_S = 30.0
+MODEL_S = 15.0
 """A first guess of how long a model's checkpoints take to write."""
 Say = Callable[[str], None]
 

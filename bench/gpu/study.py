@@ -88,6 +88,7 @@ def write(packed: Path, out: Path) -> Path:
         beside = out / study.name
         beside.mkdir(parents=True, exist_ok=True)
         for run_step, run in study.runs.items():
+            write_report(run)
             for figure in FIGURES:
                 drawn = run.path / "figures" / f"{figure}.png"
                 if drawn.exists():
@@ -111,7 +112,6 @@ def collect(work: Path) -> Study:
     for folder in sorted((work / "runs").glob("*")) if (work / "runs").is_dir() else []:
         analyse(folder)
         runs[folder.name] = loadgen.load_run(folder)
-        write_report(runs[folder.name])
     if not runs:
         raise UsageError("the results hold no run: nothing was measured, so there is no study")
     kinds = {_is_simulated(run) for run in runs.values()}
