@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import msgspec
 
 import loadgen
@@ -21,7 +22,10 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
-from loadgen.report.html import write_report
+from loadgen.report.figures.against import draw_cor
+from loadgen.report.figures.curves import draw_curves
+from loadgen.report.figures.figure import Figure
+from loadgen.report.figures.look import STYLE, looks_of
 from loadgen.report.stamp import STAMP
 
 FIGURES = ("throughput", "energy-token", "cor")
@@ -88,11 +92,9 @@ def write(packed: Path, out: Path) -> Path:
         beside = out / study.name
         beside.mkdir(parents=True, exist_ok=True)
         for run_step, run in study.runs.items():
-            write_report(run)
-            for figure in FIGURES:
-                drawn = run.path / "figures" / f"{figure}.png"
-                if drawn.exists():
-                    shutil.copy(drawn, beside / f"{run_step}-{figure}.png")
+            for figure in _draw(run):
+                if figure.name in FIGURES:
+                    shutil.copy(figure.png, beside / f"{run_step}-{figure.name}.png")
         content = json.dumps(figures_of(study), indent=1)
         (beside / "figures.json").write_text(content + "\n", encoding="utf-8")
         page = out / f"{study.name}.md"
@@ -155,6 +157,15 @@ def figures_of(study: Study) -> dict[str, Any]:
             prompt = float(prompts.loc[(row["target"], row["concurrency"])])
             rows.append({"step": step, "model": study.model(step), **found, "prompt_tokens_mean": round(prompt, 3)})
     return {"simulated": study.simulated, "gpu": study.gpu, "day": study.day, "rows": rows}
+
+
+def _draw(run: Run) -> list[Figure]:
+    """The report's curves and COR, without the rest of it."""
+    folder, looks = run.path / "figures", looks_of(run.summary["target"])
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        cor = draw_cor(run, looks, folder)
+        return [*draw_curves(run, looks, folder), *([cor] if cor is not None else [])]
 
 
 def _is_simulated(run: Run) -> bool:
