@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from loadgen.analysis.tables import RunTables, power_table, write_analysis, writ
 from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
-from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
+from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.plan import level
+from loadgen.sweep.slo import Slo
 from loadgen.workload.facts import read_facts
 from loadgen.workload.grading import Grader
 
@@ -30,11 +33,12 @@ BUSY_CLIENT = 0.8
 """Share of a core from which on the client may be what is measured."""
 
 
-def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
+def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | None = None) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
 
-    `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity. Raises
-    UsageError if this is no run directory, or nothing was measured.
+    `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
+    goodput asks for, by default what the sweep was told. Raises UsageError if this is no run directory, or nothing was
+    measured.
     """
     manifest = read_manifest(run_dir)
     grader = Grader(read_facts(run_dir) if manifest["graded"] else {}, manifest["protocol"]["name"])
@@ -44,9 +48,11 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     if settings is None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
-    blocks: dict[tuple[str, int], dict[str, Any]] = {}
+    blocks: dict[tuple[str, int, int], dict[str, Any]] = {}
     damaged: list[str] = []
-    reader = CellReader(run_dir, manifest, grader)
+    if slo is None and config.get("slo"):
+        slo = Slo.parse(config["slo"])
+    reader = CellReader(run_dir, manifest, grader, slo)
     with RunTables(run_dir) as tables:
         for result in reader.results(cell_files(run_dir)):
             cell = result.summary
@@ -56,11 +62,12 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
             sides.add(result.answers)
             tables.add("requests", result.requests)
             tables.add("server", result.server)
-            block = cell.target, cell.repeat
+            block = cell.target, cell.repeat, cell.session
             power = reader.power(*block) if block not in blocks else None
             if power is not None:
                 tables.add("power", power_table(cell, power))
-                blocks[block] = {"target": cell.target, "repeat": cell.repeat, "gpus": power.calibration()}
+                described = {"target": cell.target, "repeat": cell.repeat, "session": cell.session}
+                blocks[block] = described | {"gpus": power.calibration()}
                 if power.damaged:
                     damaged.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
     if not cells:
@@ -79,21 +86,8 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
     content = {**_analysis(manifest, cells, trust, answer, damaged), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
+    content["slo"] = None if slo is None else str(slo)
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
-
-
-def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest's content. Raises UsageError if there is none, or it is of another schema."""
-    path = run_dir / "manifest.json"
-    if not path.is_file():
-        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
-    try:
-        content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
-    if content.get("schema") != MANIFEST_SCHEMA:
-        raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {MANIFEST_SCHEMA}")
-    return content
 
 
 def planned_cells(manifest: dict[str, Any]) -> int:
@@ -120,7 +114,17 @@ def _analysis(
 ) -> dict[str, Any]:
     warnings = checkpoint_notes(manifest)
     warnings += [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
-    warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
+    measured = Counter((cell.target, cell.repeat) for cell in cells)
+    warnings += [
+        f"{failure['target']}, repeat {failure['repeat']}: {failure['error']}"
+        for failure in manifest["failures"]
+        if measured[failure["target"], failure["repeat"]] < len(manifest["config"]["concurrency"])
+    ]
+    warnings += [
+        f"session {session['session']}: {sentence}"
+        for session in manifest.get("sessions", [])
+        for sentence in session["warnings"]
+    ]
     warnings += [
         f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "
         "its figures may be the client's, not the server's"
@@ -139,7 +143,14 @@ def _analysis(
             f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
         )
     warnings += [
-        f"accuracy of {test.target} against {test.reference} at B = {test.concurrency}: {test.sentence}"
+        f"{_name(cell)}: {cell.traffic.dropped} of {cell.traffic.arrivals} arrivals were dropped and have no latency: "
+        "the highest percentiles may be too low"
+        for cell in cells
+        if cell.valid and cell.traffic.dropped
+    ]
+    arrival = manifest["config"].get("arrival")
+    warnings += [
+        f"accuracy of {test.target} against {test.reference} at {level(test.concurrency, arrival)}: {test.sentence}"
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
     ]
@@ -155,17 +166,18 @@ def _analysis(
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
     if not manifest["dataset"]["published"] and manifest["dataset"]["name"] != "jsonl":
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
+    held = [cell for cell in cells if cell.traffic.arrival is None]
     return {
         "schema": SCHEMA,
         "reference": reference,
         "simulated": manifest["simulated"],
         "crossovers": [msgspec.to_builtins(found) | {"sentence": sentence(found)} for found in answer.crossovers],
         **msgspec.to_builtins(trust),
-        "models": [entry_of(found) for found in cost_models(cells, answer.crossovers, reference=reference)],
+        "models": [entry_of(found) for found in cost_models(held, answer.crossovers, reference=reference)],
         **msgspec.to_builtins(answer.indices),
         "warnings": warnings,
     }
 
 
 def _name(cell: CellSummary) -> str:
-    return f"{cell.target}, B = {cell.concurrency}, repeat {cell.repeat}"
+    return f"{cell.target}, {cell.load}, repeat {cell.repeat}"

@@ -33,12 +33,16 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
 
     cell: Cell
     simulated: bool
+    session: int
+    """Of the run; a resumed one has several, and times are compared within one only."""
     end: CellEnd | None
     """None: the cell was interrupted before its last record."""
     damaged: int
     """Lines of its file that were no longer what had been written, and are left out."""
     exchanges: Sequence[Exchange]
     samples: list[ServerSample]
+    t_scheduled_ns: Ints
+    """-1 in a closed loop."""
     t_send_ns: Ints
     t_first_ns: Ints
     t_end_ns: Ints
@@ -46,10 +50,22 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     """-1 where the server gave no usage."""
     measured: Mask
     ok: Mask
+    dropped: Mask
+    """Never sent: an open loop's arrivals that found no free slot."""
     token_offsets: Ints
     """Events of exchange k are `token_t_ns[token_offsets[k]:token_offsets[k + 1]]`."""
     token_t_ns: Ints
     token_counts: Ints
+
+    @property
+    def open_loop(self) -> bool:
+        """Requests followed a schedule, not each other."""
+        return self.cell.arrivals is not None
+
+    @property
+    def t_due_ns(self) -> Ints:
+        """Where latencies begin: when a request was scheduled, in a closed loop when it was sent."""
+        return self.t_scheduled_ns if self.open_loop else self.t_send_ns
 
     @property
     def window(self) -> tuple[int, int] | None:
@@ -90,10 +106,14 @@ def read_cell(path: Path) -> CellData | None:
     return CellData(
         cell=start.cell,
         simulated=start.simulated,
+        session=start.session,
         end=end,
         damaged=journal.damaged,
         exchanges=exchanges,
         samples=samples,
+        t_scheduled_ns=np.array(
+            [-1 if e.t_scheduled_ns is None else e.t_scheduled_ns for e in exchanges], dtype=np.int64
+        ),
         t_send_ns=np.array([e.t_send_ns for e in exchanges], dtype=np.int64),
         t_first_ns=np.array([-1 if e.t_first_ns is None else e.t_first_ns for e in exchanges], dtype=np.int64),
         t_end_ns=np.array([e.t_end_ns for e in exchanges], dtype=np.int64),
@@ -102,6 +122,7 @@ def read_cell(path: Path) -> CellData | None:
         ),
         measured=np.array([e.phase == "measured" for e in exchanges], dtype=np.bool_),
         ok=np.array([e.status == "ok" for e in exchanges], dtype=np.bool_),
+        dropped=np.array([e.status == "dropped" for e in exchanges], dtype=np.bool_),
         token_offsets=np.cumsum([0, *events], dtype=np.int64),
         token_t_ns=np.concatenate([block[0::2] for block in numbers]),
         token_counts=np.concatenate([block[1::2] for block in numbers]),

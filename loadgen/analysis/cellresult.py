@@ -18,6 +18,7 @@ from loadgen.analysis.powerdata import PowerData, read_power
 from loadgen.analysis.sides import CellAnswers, cell_answers
 from loadgen.analysis.tables import requests_table, server_table
 from loadgen.analysis.validity import max_error_rate
+from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import Grader
 
 LARGE_BYTES = 100_000_000
@@ -40,10 +41,11 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
 class CellReader:
     """Journals of a run, cell by cell."""
 
-    def __init__(self, run_dir: Path, manifest: dict[str, Any], grader: Grader) -> None:
+    def __init__(self, run_dir: Path, manifest: dict[str, Any], grader: Grader, slo: Slo | None = None) -> None:
         self._run_dir = run_dir
         self._manifest = manifest
         self._grader = grader
+        self._slo = slo
         self._max_error_rate = max_error_rate(manifest["config"])
         self.power = lru_cache(maxsize=1)(self._power)
 
@@ -52,7 +54,7 @@ class CellReader:
         data = read_cell(path)
         if data is None:
             return None
-        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat)
+        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat, data.session)
         verdicts = grade_cell(data, self._grader)
         return CellResult(
             summary=summarize_cell(
@@ -63,6 +65,7 @@ class CellReader:
                 max_error_rate=self._max_error_rate,
                 tdp_w=config.get("tdp_w"),
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+                slo=self._slo,
             ),
             answers=cell_answers(data, verdicts, self._max_error_rate),
             requests=requests_table(data, verdicts, self._grader.items),
@@ -76,8 +79,8 @@ class CellReader:
         results = forked(tasks, processes_for(paths) if processes is None else processes)
         return (result for result in results if result is not None)
 
-    def _power(self, target: str, repeat: int) -> PowerData | None:
-        return read_power(self._run_dir, self._manifest, target, repeat)
+    def _power(self, target: str, repeat: int, session: int) -> PowerData | None:
+        return read_power(self._run_dir, self._manifest, target, repeat, session)
 
 
 def processes_for(paths: Sequence[Path]) -> int:

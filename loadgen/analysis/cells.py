@@ -11,13 +11,17 @@ import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
-from loadgen.analysis.latency import e2e_s, ended_in, icl_s, itl_s, tpot_s, ttft_s
+from loadgen.analysis.goodput import Goodput, goodput_of
+from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
+from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.config import MAX_ERROR_RATE
+from loadgen.sweep.plan import level
+from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
 GAUGE_TOLERANCE = 0.05
@@ -33,6 +37,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     concurrency: int
     repeat: int
+    session: int
+    """Of the run's sessions, 1 unless it was resumed."""
     valid: bool
     reasons: str
     requests: int
@@ -78,18 +84,28 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     truncated_rate: float | None
     unparsed_rate: float | None
     refill_gap_ms_p99: float | None
-    """A slot's last byte to its next send."""
+    """A slot's last byte to its next send; None in an open loop, where slots wait for arrivals."""
     client_cpu_share: float | None
     loop_lag_ms_p99: float | None
     memory_needed_bytes: int | None
     """Weights and the KV cache in use at its peak in the window, by the server's own report."""
+    traffic: Traffic
+    goodput: Goodput
     energy: CellEnergy
     simulated: bool
 
+    @property
+    def load(self) -> str:
+        """What was held: "B = 16", of an open loop "poisson:20"."""
+        return level(self.concurrency, self.traffic.arrival)
+
     def columns(self) -> dict[str, Any]:
-        """The row as a flat mapping, energy columns among the others."""
-        row = {name: getattr(self, name) for name in self.__struct_fields__ if name != "energy"}
-        return row | msgspec.structs.asdict(self.energy)
+        """The row as a flat mapping, in the order of its parts."""
+        row: dict[str, Any] = {}
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            row |= msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else {name: value}
+        return row
 
 
 def grade_cell(data: CellData, grader: Grader) -> list[Verdict | None]:
@@ -106,16 +122,19 @@ def summarize_cell(
     max_error_rate: float = MAX_ERROR_RATE,
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
+    slo: Slo | None = None,
 ) -> CellSummary:
     """The cell's row. `verdicts` as from `grade_cell`, or all None when answers are not to be graded."""
     window = data.window
     window_s = (window[1] - window[0]) / 1e9 if window else None
-    ended = ended_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
+    ended = answered_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
     errors, failures = _errors(data, window), _errors(data, None)
     tokens = _tokens_in(data, window) if window else None
     rate = tokens / window_s if tokens and window_s else None
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
-    recorded = int(data.output_tokens.sum()) if data.ok.all() and (data.output_tokens >= 0).all() else None
+    told = data.dropped | (data.ok & (data.output_tokens >= 0))
+    recorded = int(data.output_tokens[data.ok].sum()) if told.all() else None
+    traffic = traffic_of(data)
     evidence = Evidence(
         concurrency=data.cell.concurrency,
         aborted=data.end.aborted if data.end else None,
@@ -135,6 +154,7 @@ def summarize_cell(
         server_tokens=data.end.generation_tokens if data.end else None,
         recorded_tokens=recorded,
         window_s=window_s,
+        traffic=traffic if data.open_loop else None,
         max_error_rate=max_error_rate,
     )
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
@@ -168,6 +188,7 @@ def summarize_cell(
         precision=data.cell.precision,
         concurrency=data.cell.concurrency,
         repeat=data.cell.repeat,
+        session=data.session,
         valid=not reasons,
         reasons="; ".join(reasons),
         requests=evidence.requests,
@@ -196,6 +217,8 @@ def summarize_cell(
         client_cpu_share=cpu_s / window_s if cpu_s is not None and window_s else None,
         loop_lag_ms_p99=data.end.loop_lag_ms_p99 if data.end else None,
         memory_needed_bytes=memory.needed_bytes(samples) if memory else None,
+        traffic=traffic,
+        goodput=goodput_of(data, slo, energy.energy_j),
         energy=energy,
         simulated=data.simulated,
         **latencies,
@@ -203,6 +226,8 @@ def summarize_cell(
 
 
 def _verdict(exchange: Exchange, grader: Grader) -> Verdict | None:
+    if exchange.status == "dropped":
+        return None
     if exchange.status != "ok":
         return FAILED if exchange.item_id in grader.items else None
     return grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
@@ -225,13 +250,14 @@ def running_batch(samples: Sequence[ServerSample]) -> float | None:
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
     """Failed requests that were in flight within the window (all of the cell where there is none), warm-up included.
 
-    One that the window's end found stalled is among them, though it was given up only later.
+    One that the window's end found stalled is among them, though it was given up only later. Dropped ones are not: they
+    never reached the server.
     """
-    failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok).tolist()]
+    failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok & ~data.dropped).tolist()]
     return [
         f"{e.status}: {e.error}"
         for e in failed
-        if window is None or (e.t_end_ns > window[0] and e.t_send_ns <= window[1])
+        if window is None or (e.t_end_ns > window[0] and e.t_due_ns <= window[1])
     ]
 
 
@@ -274,7 +300,7 @@ def _share(outcomes: Sequence[str], outcome: str) -> float | None:
 
 
 def _refill_gap_ms(data: CellData, window: tuple[int, int] | None) -> float | None:
-    if window is None:
+    if window is None or data.open_loop:
         return None
     slot = np.array([e.slot for e in data.exchanges], dtype=np.int64)
     order = np.lexsort((data.t_send_ns, slot))

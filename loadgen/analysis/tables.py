@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from loadgen.analysis.celldata import CellData
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.latency import ended_in
+from loadgen.analysis.latency import answered_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.workload.facts import ItemFacts
@@ -27,6 +27,7 @@ _CELL = [
 REQUESTS = pa.schema([
     *_CELL,
     ("phase", pa.string()), ("slot", pa.int32()), ("item_id", pa.string()), ("prompt_sha", pa.string()),
+    ("t_scheduled_ns", pa.int64()),
     ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_last_ns", pa.int64()), ("t_end_ns", pa.int64()),
     ("in_window", pa.bool_()),
     ("token_times", pa.list_(_TOKEN_TIME)), ("token_source", pa.string()),
@@ -47,8 +48,9 @@ SERVER = pa.schema([
 
 
 POWER = pa.schema([
-    ("target", pa.string()), ("precision", pa.string()), ("repeat", pa.int32()), ("t_ns", pa.int64()),
-    ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()), ("counter_j", pa.float64()),
+    ("target", pa.string()), ("precision", pa.string()), ("repeat", pa.int32()),
+    ("session", pa.int32()), ("t_ns", pa.int64()), ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()),
+    ("counter_j", pa.float64()),
     ("power_instant_w", pa.float64()), ("power_average_w", pa.float64()), ("temperature_c", pa.float64()),
     ("sm_clock_hz", pa.float64()), ("memory_clock_hz", pa.float64()), ("throttle_reasons", pa.int64()),
     ("power_limit_w", pa.float64()), ("memory_used_bytes", pa.int64()),
@@ -98,9 +100,9 @@ class RunTables:
 def requests_table(
     data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]
 ) -> pa.Table:
-    """One row per request, warm-up and failed ones included."""
+    """One row per request, warm-up, failed and dropped ones included."""
     exchanges = data.exchanges
-    in_window = ended_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
+    in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
     times = pa.StructArray.from_arrays(
         [pa.array(data.token_t_ns), pa.array(data.token_counts.astype(np.int32))], fields=list(_TOKEN_TIME)
     )
@@ -134,7 +136,7 @@ def server_table(data: CellData) -> pa.Table:
 def power_table(cell: CellSummary, power: PowerData) -> pa.Table:
     """One row per raw sample beside the cell's server, GPU by GPU."""
     samples = [sample for ours in power.samples.values() for sample in ours]
-    given = {"target": cell.target, "precision": cell.precision, "repeat": cell.repeat, "simulated": cell.simulated}
+    given = {name: getattr(cell, name) for name in ("target", "precision", "repeat", "session", "simulated")}
     columns: dict[str, Any] = {name: [value] * len(samples) for name, value in given.items()}
     columns["gpu_uuid"] = [sample.gpu for sample in samples]
     columns["errors"] = ["; ".join(sample.errors) or None for sample in samples]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from loadgen.analysis.traffic import Traffic
 from loadgen.sweep.config import MAX_ERROR_RATE
 
 RUNNING_SHARE = 0.97
@@ -20,6 +22,16 @@ SILENT_SHARE = 0.25
 """Longest stretch of the window without an answer of /metrics; the share counts where it is more than the seconds."""
 TOKEN_MISMATCH = 0.01
 """Most difference between the server's token count and the recorded requests': beyond it, somebody else asks too."""
+LATE_SHARE = 0.01
+"""Most arrivals of an open loop that were sent late (one may be): with more, p99 is the client's."""
+SENT_SHARE = 0.97
+"""Least arrivals sent before the window closed, of those that were not dropped."""
+DROPPED_SHARE = 0.01
+"""Most arrivals that found no free slot: with more, p99 is unknown."""
+BACKLOG_SHARE = 0.05
+"""Most that arrivals may exceed answers by, over a window, before the server is behind for good ..."""
+BACKLOG_NOISE = 3.0
+"""... and that in standard deviations of what they differ by while it keeps up: that of two counts in flight."""
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +61,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     recorded_tokens: int | None
     """None where some request failed and its tokens are unknown."""
     window_s: float | None
+    traffic: Traffic | None = None
+    """None in a closed loop."""
     max_error_rate: float = MAX_ERROR_RATE
 
 
@@ -57,7 +71,6 @@ def reasons_against(e: Evidence) -> list[str]:
     if not e.has_window:
         return [e.aborted or "interrupted before the window opened"]
     reasons = [e.aborted] if e.aborted else []
-    b = e.concurrency
     if e.restarted:
         reasons.append("the server's counters went back: it was restarted within the cell")
     if e.errors > e.max_error_rate * (e.requests + e.errors):
@@ -70,18 +83,11 @@ def reasons_against(e: Evidence) -> list[str]:
         reasons.append("not one token arrived within the window")
     elif e.uncounted > UNCOUNTED_RATE * e.requests:
         reasons.append(f"{e.uncounted} of {e.requests} answers came without token usage")
-    if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b:
-        reasons.append(f"only {e.inflight_mean:.2f} of {b} requests were in flight")
     if e.running_mean is None:
         reasons.append("running batch not measured: the server gives no vllm:num_requests_running at /metrics")
-    elif e.running_mean < RUNNING_SHARE * b:
-        reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
+    reasons += _batch_was_not_held(e) if e.traffic is None else _traffic_was_not_met(e, e.traffic)
     if e.silent_s is not None and e.silent_s > max(SILENT_S, SILENT_SHARE * (e.window_s or 0.0)):
         reasons.append(f"the server gave no /metrics for {e.silent_s:.1f} s of the window")
-    if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
-        reasons.append(f"{e.waiting_mean:.2f} requests waited in the server's queue on average")
-    if e.preemptions:
-        reasons.append(f"{e.preemptions:.0f} preemptions: the KV cache is too small for B = {b}")
     if e.server_tokens is not None and e.recorded_tokens is not None:
         off = abs(e.server_tokens - e.recorded_tokens)
         if off > TOKEN_MISMATCH * max(e.server_tokens, 1.0):
@@ -90,6 +96,56 @@ def reasons_against(e: Evidence) -> list[str]:
                 "is somebody else using it?"
             )
     return reasons
+
+
+def _batch_was_not_held(e: Evidence) -> list[str]:
+    reasons, b = [], e.concurrency
+    if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b:
+        reasons.append(f"only {e.inflight_mean:.2f} of {b} requests were in flight")
+    if e.running_mean is not None and e.running_mean < RUNNING_SHARE * b:
+        reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
+    if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
+        reasons.append(f"{e.waiting_mean:.2f} requests waited in the server's queue on average")
+    if e.preemptions:
+        reasons.append(f"{e.preemptions:.0f} preemptions: the KV cache is too small for B = {b}")
+    return reasons
+
+
+def _traffic_was_not_met(e: Evidence, t: Traffic) -> list[str]:
+    """Queues, preemptions and any batch belong to an open loop; a client or a server that falls behind does not."""
+    if None in (t.arrivals, t.late, t.dropped, t.rate_per_s, t.completed_per_s, e.window_s):
+        return []
+    assert t.arrivals is not None and t.late is not None and t.dropped is not None and e.window_s is not None
+    assert t.rate_per_s is not None and t.completed_per_s is not None
+    reasons = []
+    sent = t.arrivals - t.dropped
+    if t.late > max(1, LATE_SHARE * sent):
+        reasons.append(
+            f"client-bound: {t.late} of {sent} requests were sent more than 5 ms after they were due "
+            f"(p99 {t.late_ms_p99:.1f} ms)"
+        )
+    if t.rate_per_s * e.window_s < SENT_SHARE * sent:
+        reasons.append(
+            f"client-bound: {t.rate_per_s:.4g} of {sent / e.window_s:.4g} requests a second were sent in the window"
+        )
+    if t.dropped > DROPPED_SHARE * t.arrivals:
+        reasons.append(
+            f"{t.dropped} of {t.arrivals} arrivals were dropped, with {e.concurrency} requests in flight: "
+            + ("the server cannot keep up" if _queues(e) else "raise --concurrency, or the server cannot keep up")
+            + f" with {t.rate_asked_per_s:.4g} a second"
+        )
+    behind = sent - t.completed_per_s * e.window_s
+    noise = BACKLOG_NOISE * math.sqrt(2 * (1 + (e.inflight_mean or 0.0)))
+    if behind > max(BACKLOG_SHARE * t.arrivals, noise):
+        reasons.append(
+            f"the server cannot keep up with {t.rate_asked_per_s:.4g} requests a second: it answered "
+            f"{t.completed_per_s:.4g}, and {behind:.0f} more were in flight at the window's end than at its beginning"
+        )
+    return reasons
+
+
+def _queues(e: Evidence) -> bool:
+    return e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency
 
 
 def max_error_rate(config: Mapping[str, Any]) -> float:
@@ -103,7 +159,6 @@ def answers_stand(answers: int, errors: int, max_error_rate: float = MAX_ERROR_R
 
 
 def _cause(e: Evidence) -> str:
-    waits = e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency
-    if waits and (e.running_peak is None or e.running_peak < RUNNING_SHARE * e.concurrency):
+    if _queues(e) and (e.running_peak is None or e.running_peak < RUNNING_SHARE * e.concurrency):
         return ": the server caps it (--max-num-seqs, or KV cache)"
     return ": the server was slow to take up new requests (a stall, or answers so short that every refill shows)"
