@@ -19,8 +19,9 @@ from bench.gpu.state import ENDED, State, StepState
 from loadgen.errors import ServerError, UsageError
 from loadgen.serving.launch import find_vllm
 from loadgen.sweep.config import configure
-from loadgen.sweep.journal import cell_files
-from loadgen.sweep.run import Interrupted, run_sweep
+from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.resume import unfinished_cells
+from loadgen.sweep.run import Interrupted, resume_sweep, run_sweep
 
 PROJECT = Path(__file__).resolve().parents[2]
 MODEL_S = 15.0
@@ -106,7 +107,7 @@ def _sweep(step: Step, plan: Plan, site: Site, deadline: Deadline, say: Say) -> 
 def _simulate(step: Step, plan: Plan, site: Site, preset: str, deadline: Deadline, say: Say) -> StepState:
     if step.kind != "sweep":
         return StepState(status="skipped", reason="SIMULATED: there is nothing of this kind to see")
-    with servers(step, plan.options_of(step), preset, site.work / "servers" / step.name) as addresses:
+    with servers(step, plan.options_of(step), preset, site.run(step), site.work / "servers" / step.name) as addresses:
         where = {"targets": addresses, "power": "auto"}
         return _run(step, plan, site, where, Cutter(deadline, start_s=0, cell_s=plan.cell_s, say=say))
 
@@ -115,20 +116,21 @@ def _run(step: Step, plan: Plan, site: Site, where: Mapping[str, Any], cutter: C
     """The sweep of a step: a new one, or the rest of the one that its run directory holds."""
     run_dir = site.run(step)
     options = {**plan.options_of(step), **where, "metrics_port": None}
-    options |= {"resume": run_dir} if (run_dir / "manifest.json").exists() else {"out": run_dir}
-    config = configure(**options)
     try:
-        run_sweep(config, cutter)
+        if (run_dir / "manifest.json").exists():
+            resume_sweep(run_dir, options, cutter)
+        else:
+            run_sweep(configure(**options, out=run_dir), cutter)
     except Interrupted:
         if cutter.cut is None:
             raise KeyboardInterrupt from None
-    missing = len(config.targets) * len(config.concurrency) * config.repeats - len(cell_files(run_dir))
+    missing = len(unfinished_cells(run_dir))
     if not missing:
         return StepState(status="done")
     if cutter.cut is not None:
         return StepState(status="cut", reason=cutter.cut)
-    failures = msgspec.json.decode((run_dir / "manifest.json").read_bytes())["failures"]
-    why = str(failures[0]["error"]).splitlines()[0] if failures else "see its log"
+    failures = read_manifest(run_dir)["failures"]
+    why = str(failures[-1]["error"]).splitlines()[0] if failures else "see its log"
     return StepState(status="failed", reason=f"{missing} cells were not measured: {why}")
 
 

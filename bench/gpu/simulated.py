@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bench.gpu.plan import Step
 from loadgen.analysis.compare.published import model_key
@@ -16,22 +17,27 @@ from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.simulated.presets import Presets, load_presets
 from loadgen.sweep.config import HEADROOM_SEQS
+from loadgen.sweep.manifest import read_manifest
 
 START_S = 60.0
 _LEARNING = "h100-like"
 
 
 @contextmanager
-def servers(step: Step, options: dict[str, Any], preset: str, logs: Path) -> Iterator[dict[str, str]]:
-    """Name -> address of a simulated server for each precision of the step, all at once: an idle one takes no time."""
+def servers(step: Step, options: dict[str, Any], preset: str, run_dir: Path, logs: Path) -> Iterator[dict[str, str]]:
+    """Name -> address of a simulated server for each precision of the step, all at once: an idle one takes no time.
+
+    A run that is gone on with finds its servers where they were.
+    """
     presets = load_presets()
     model = preset_model(presets, str(step.model))
+    ports = _ports(run_dir)
     seqs = max(options["concurrency"]) + HEADROOM_SEQS
     with ExitStack() as stack:
         processes = {}
         for name in step.serve:
             presets.cost(name, gpu=preset, model=model)
-            port = free_port()
+            port = ports.get(name) or free_port()
             argv = [sys.executable, "-m", "loadgen", "simulate", "--precision", name, "--port", str(port)]
             argv += ["--gpu", preset, "--model", model, "--max-num-seqs", str(seqs)]
             launch = Launch(name=name, precision=name, argv=tuple(argv), port=port, simulated=True)
@@ -39,6 +45,13 @@ def servers(step: Step, options: dict[str, Any], preset: str, logs: Path) -> Ite
         for process in processes.values():
             process.wait_ready(START_S)
         yield {name: process.launch.url for name, process in processes.items()}
+
+
+def _ports(run_dir: Path) -> dict[str, int]:
+    if not (run_dir / "manifest.json").exists():
+        return {}
+    targets = read_manifest(run_dir)["config"]["targets"]
+    return {target["name"]: urlsplit(target["url"]).port for target in targets}
 
 
 def preset_model(presets: Presets, name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,11 @@ from loadgen.serving.checkpoint import mismatch
 from loadgen.serving.recipe import load_recipe
 from loadgen.serving.simulated.presets import load_presets
 from loadgen.sweep.config import SweepConfig, configure
+from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.observer import CellVerdict, Observer
 from loadgen.sweep.plan import Cell, plan_blocks
 from loadgen.sweep.run import Interrupted
+from loadgen.sweep.settings import resumed_config
 
 PROJECT = Path(__file__).parents[2]
 
@@ -194,57 +195,71 @@ def step(name: str) -> Step:
 
 
 class FakeSweep:
-    """Writes what a sweep leaves behind; `cells_before_death` kills it, `fails` makes a server fail."""
+    """Leaves a manifest and a journal per cell behind; `cells_before_death` kills it, `fails` makes a server fail."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
-        self.calls: list[SweepConfig] = []
+        self.begun: list[Path] = []
+        self.resumed: list[Path] = []
         self.fails = ""
         self.cells_before_death: int | None = None
 
-    def __call__(self, config: SweepConfig, observer: Observer) -> Path:
-        self.calls.append(config)
+    def run(self, config: SweepConfig, observer: Observer) -> Path:
         run_dir = Path(str(config.out))
-        (run_dir / "journal").mkdir(parents=True, exist_ok=True)
-        manifest: dict[str, Any] = {"failures": [], "simulated": False}
-        (run_dir / "manifest.json").write_text(json.dumps(manifest))
+        self.begun.append(run_dir)
+        (run_dir / "journal").mkdir(parents=True)
+        content = {"schema": 1, "config": msgspec.to_builtins(config), "failures": []}
+        (run_dir / "manifest.json").write_text(json.dumps(content))
+        return self._measure(run_dir, config, observer)
+
+    def resume(self, run_dir: Path, given: dict[str, Any], observer: Observer) -> Path:
+        self.resumed.append(run_dir)
+        return self._measure(run_dir, resumed_config(run_dir, read_manifest(run_dir), given), observer)
+
+    def unfinished(self, run_dir: Path) -> list[Cell]:
+        config = msgspec.convert(read_manifest(run_dir)["config"], SweepConfig)
+        cells = [c for block in plan_blocks(config.targets, config.concurrency, config.repeats) for c in block.cells]
+        return [cell for cell in cells if not (run_dir / "journal" / cell.label).exists()]
+
+    def _measure(self, run_dir: Path, config: SweepConfig, observer: Observer) -> Path:
         try:
-            for block in plan_blocks(config.targets, config.concurrency, config.repeats):
-                if block.target.name == self.fails:
-                    manifest["failures"].append({"error": "out of memory\nand more"})
-                    continue
-                todo = [cell for cell in block.cells if not (run_dir / "journal" / f"{cell.label}.jsonl").exists()]
-                if todo:
-                    observer.server_starts(block.target.name, None)
-                    self.clock.now += 10
-                    observer.server_ready(block.target.name, "vLLM")
-                for cell in todo:
-                    if self.cells_before_death == 0:
-                        raise SystemExit("killed")
-                    if self.cells_before_death is not None:
-                        self.cells_before_death -= 1
-                    self.clock.now += 5
-                    (run_dir / "journal" / f"{cell.label}.jsonl").touch()
-                    observer.cell_ends(cell, "line", CellVerdict(valid=True))
+            for target in config.targets:
+                todo = [cell for cell in self.unfinished(run_dir) if cell.target == target.name]
+                if target.name == self.fails:
+                    content = read_manifest(run_dir) | {"failures": [{"error": "out of memory\nand more"}]}
+                    (run_dir / "manifest.json").write_text(json.dumps(content))
+                elif todo:
+                    self._serve(run_dir, todo, observer)
         except KeyboardInterrupt:
             raise Interrupted(run_dir, hurried=False) from None
-        finally:
-            (run_dir / "manifest.json").write_text(json.dumps(manifest))
         return run_dir
+
+    def _serve(self, run_dir: Path, cells: list[Cell], observer: Observer) -> None:
+        observer.server_starts(cells[0].target, None)
+        self.clock.now += 10
+        observer.server_ready(cells[0].target, "vLLM")
+        for cell in cells:
+            if self.cells_before_death == 0:
+                raise SystemExit("killed")
+            if self.cells_before_death is not None:
+                self.cells_before_death -= 1
+            self.clock.now += 5
+            (run_dir / "journal" / cell.label).touch()
+            observer.cell_ends(cell, "line", CellVerdict(valid=True))
 
 
 @pytest.fixture
-def sweep(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSweep]:
+def sweep(monkeypatch: pytest.MonkeyPatch) -> FakeSweep:
     clock = FakeClock()
     fake = FakeSweep(clock)
-    monkeypatch.setattr(measuring, "run_sweep", fake)
+    monkeypatch.setattr(measuring, "run_sweep", fake.run)
+    monkeypatch.setattr(measuring, "resume_sweep", fake.resume)
+    monkeypatch.setattr(measuring, "unfinished_cells", fake.unfinished)
     monkeypatch.setattr(measuring, "Deadline", lambda seconds: Deadline(seconds, clock))
     monkeypatch.setattr(measuring, "_write_models", lambda *_: None)
     monkeypatch.setattr(measuring, "_is_written", lambda *_: True)
-    real = measuring.configure
-    # A resumed sweep is tested where it lives; here it goes on in the folder it names.
-    monkeypatch.setattr(measuring, "configure", lambda resume=None, **o: real(**{"out": resume, **o}))
-    yield fake
+    monkeypatch.setattr(measuring, "_torch_python", lambda *_: Path(sys.executable))
+    return fake
 
 
 @pytest.fixture
@@ -265,7 +280,7 @@ def test_steps_are_done_in_order_and_once(sweep: FakeSweep, site: Site) -> None:
         "one": 40.0, "two": 40.0,
     }  # fmt: skip
     assert measure(plan, site, say=quiet).finished
-    assert len(sweep.calls) == 2
+    assert (len(sweep.begun), sweep.resumed) == (2, [])
 
 
 def test_time_up_cuts_a_step_and_the_next_call_does_the_rest_only(sweep: FakeSweep, site: Site) -> None:
@@ -287,7 +302,7 @@ def test_a_killed_step_is_gone_on_with(sweep: FakeSweep, site: Site) -> None:
     assert statuses(State(site.work / "state.json", plan)) == {"one": "cut"}
     sweep.cells_before_death = None
     assert statuses(measure(plan, site, say=quiet)) == {"one": "done"}
-    assert [config.out for config in sweep.calls] == [str(site.run(plan.step[0]))] * 2
+    assert (sweep.begun, sweep.resumed) == ([site.run(plan.step[0])], [site.run(plan.step[0])])
 
 
 def test_a_server_that_fails_is_told_and_the_next_step_is_done_all_the_same(sweep: FakeSweep, site: Site) -> None:
@@ -306,7 +321,7 @@ def test_the_work_of_another_plan_is_not_gone_on_with(sweep: FakeSweep, site: Si
 
 def test_without_a_gpu_the_sensors_step_says_so_and_is_left_out(sweep: FakeSweep, site: Site) -> None:
     plan = plan_of(Step(name="a", why="to see", kind="sensors", seconds=0.1), step("one"))
-    state = measure(plan, msgspec.structs.replace(site, torch_python=Path(sys.executable)), say=quiet)
+    state = measure(plan, site, say=quiet)
     assert statuses(state) == {"a": "skipped", "one": "done"}
     assert "libnvidia-ml" in str(state.steps["a"].reason)
 
