@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,18 @@ from bench.gpu.budget import Cutter, Deadline
 from bench.gpu.plan import Plan, Step
 from bench.gpu.simulated import servers
 from bench.gpu.state import ENDED, State, StepState
+from loadgen.cli import COMMANDS
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.launch import find_vllm
+from loadgen.serving.launch import find_vllm, plan_launch
+from loadgen.serving.process import ServerProcess, free_port
+from loadgen.serving.recipe import load_recipe
 from loadgen.sweep.config import configure
 from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.resume import unfinished_cells
 from loadgen.sweep.run import Interrupted, resume_sweep, run_sweep
 
 PROJECT = Path(__file__).resolve().parents[2]
+SELFTEST_SEQS = 264
 MODEL_S = 15.0
 """A first guess of how long a model's checkpoints take to write."""
 Say = Callable[[str], None]
@@ -84,8 +89,11 @@ def _do(step: Step, plan: Plan, site: Site, deadline: Deadline, say: Say) -> Ste
     needed = MODEL_S * (not _is_written(step, site)) + plan.start_s + plan.cell_s
     if deadline.left_s < needed:
         return StepState(status="cut", reason=f"{deadline.left_s:.0f} s were left, its beginning takes {needed:.0f} s")
-    _write_models(step, site, plan, say)
-    return _sweep(step, plan, site, deadline, say) if step.kind == "sweep" else _selftest(step, plan, site, deadline)
+    try:
+        _write_models(step, site, plan, say)
+    except ServerError as error:
+        return StepState(status="failed", reason=str(error))
+    return _sweep(step, plan, site, deadline, say) if step.kind == "sweep" else _selftest(step, plan, site)
 
 
 def _sensors(step: Step, plan: Plan, site: Site, deadline: Deadline) -> StepState:
@@ -134,8 +142,28 @@ def _run(step: Step, plan: Plan, site: Site, where: Mapping[str, Any], cutter: C
     return StepState(status="failed", reason=f"{missing} cells were not measured: {why}")
 
 
-def _selftest(step: Step, plan: Plan, site: Site, deadline: Deadline) -> StepState:
-    raise NotImplementedError
+def _selftest(step: Step, plan: Plan, site: Site) -> StepState:
+    """What `loadgen selftest` says while a server of the step has the machine's memory and runs its own processes."""
+    if "selftest" not in COMMANDS:
+        return StepState(status="skipped", reason="this version of loadgen has no selftest")
+    launch = plan_launch(
+        load_recipe(step.serve[0]), model=str(site.models / str(step.model)), port=free_port(), device=plan.device,
+        max_num_seqs=SELFTEST_SEQS, vllm=site.vllm,
+    )  # fmt: skip
+    folder = site.work / "selftest"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with ServerProcess(launch, folder / "server.log") as server:
+            server.wait_ready()
+            done = subprocess.run(
+                [sys.executable, "-m", "loadgen", "selftest"], cwd=PROJECT, capture_output=True, text=True
+            )
+    except ServerError as error:
+        return StepState(status="failed", reason=str(error).splitlines()[0])
+    if done.returncode != 0:
+        return StepState(status="failed", reason=f"status {done.returncode}: {done.stderr.strip()[-300:]}")
+    (folder / "selftest.txt").write_text(done.stdout, encoding="utf-8")
+    return StepState(status="done")
 
 
 def _write_models(step: Step, site: Site, plan: Plan, say: Say) -> None:

@@ -17,7 +17,7 @@ from loadgen.errors import UsageError
 _RUN = ("manifest.json", "items.json", "journal")
 """What a run directory's other files are derived from. Servers' logs stay behind: they may hold what nobody should
 read, and what is needed of them is in the manifest."""
-_REST = ("state.json", "sensors", "selftest")
+_REST = ("state.json", "sensors", "selftest/selftest.txt")
 REST = "kit.tar.xz"
 SUFFIX = ".tar.xz"
 
