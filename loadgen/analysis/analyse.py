@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
-from loadgen.analysis.cellresult import CellReader
+from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
+from loadgen.analysis.powerdata import Server, read_powers
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
@@ -48,13 +49,15 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     if settings is None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
-    blocks: dict[tuple[str, int, int], dict[str, Any]] = {}
+    blocks: dict[Server, dict[str, Any]] = {}
     damaged: list[str] = []
     if slo is None and config.get("slo"):
         slo = Slo.parse(config["slo"])
-    reader = CellReader(run_dir, manifest, grader, slo)
+    paths = cell_files(run_dir)
+    processes = processes_for(paths)
+    powers = read_powers(run_dir, manifest, processes)
     with RunTables(run_dir) as tables:
-        for result in reader.results(cell_files(run_dir)):
+        for result in CellReader(manifest, grader, powers, slo).results(paths, processes):
             cell = result.summary
             cells.append(cell)
             if result.damaged:
@@ -63,8 +66,8 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
             tables.add("requests", result.requests)
             tables.add("server", result.server)
             block = cell.target, cell.repeat, cell.session
-            power = reader.power(*block) if block not in blocks else None
-            if power is not None:
+            power = powers.get(block)
+            if power is not None and block not in blocks:
                 tables.add("power", power_table(cell, power))
                 described = {"target": cell.target, "repeat": cell.repeat, "session": cell.session}
                 blocks[block] = described | {"gpus": power.calibration()}

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from loadgen.client.exchange import Exchange, Raw, read_exchange
+from loadgen.client.backlog import Backlog
+from loadgen.client.exchange import Exchange, Raw
 from loadgen.client.pool import ClosedLoop, Slot
 from loadgen.client.probe import ClientProbe, ClientUse, ProcessUse
 from loadgen.sweep.feed import Feed
-
-IDLE_S = 0.005
-"""How long the reader of ended streams sleeps when there is none."""
 
 OnExchange = Callable[[Exchange], None]
 
@@ -94,11 +91,7 @@ class Tally:
 
 
 class LocalLoad:
-    """The load of one process, on its running event loop.
-
-    Bytes come first: one ended stream is parsed per turn of the event loop, so that what arrives meanwhile waits for
-    one parse at most.
-    """
+    """The load of one process, on its running event loop."""
 
     failure: str | None = None
 
@@ -106,7 +99,7 @@ class LocalLoad:
         self._feed = feed
         self._on_exchange = on_exchange
         self._pool = ClosedLoop(slots, feed.next_request, self._on_done)
-        self._unread: deque[Raw] = deque()
+        self._backlog = Backlog(self._on_read)
         self._not_steady = set(slots)
         self._tally = Tally()
         self._reader: asyncio.Task[None] | None = None
@@ -142,7 +135,7 @@ class LocalLoad:
         pass
 
     def start(self) -> None:
-        self._reader = asyncio.create_task(self._read_ended_streams())
+        self._reader = asyncio.create_task(self._backlog.read_on())
         self._pool.start()
 
     def end_warmup(self) -> None:
@@ -168,8 +161,7 @@ class LocalLoad:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
-        while self._unread:
-            self._read_one()
+        self._backlog.read_all()
 
     def _on_measured_item(self, slot: int) -> bool:
         request = self._pool.current(slot)
@@ -179,17 +171,8 @@ class LocalLoad:
         """Called after the slot was refilled: note the end, read the stream later."""
         if raw.request.phase == "measured":
             self._not_steady.discard(raw.slot)
-        self._unread.append(raw)
+        self._backlog.add(raw)
 
-    async def _read_ended_streams(self) -> None:
-        while True:
-            if self._unread:
-                self._read_one()
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(IDLE_S)
-
-    def _read_one(self) -> None:
-        exchange = read_exchange(self._unread.popleft())
+    def _on_read(self, exchange: Exchange) -> None:
         self._tally.add(exchange)
         self._on_exchange(exchange)
