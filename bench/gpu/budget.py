@@ -27,7 +27,8 @@ class Deadline:
 class Cutter(Observer):
     """Listens to a sweep and ends it, as Ctrl-C would, where what comes next would not fit.
 
-    Before a server starts there must be time for its start and a cell, before a cell for the longest cell so far.
+    Before a server starts there must be time for its start, as long as the longest so far, and a cell; before a cell for
+    the longest so far, and never for less than the first guess, since cells grow with the batch.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Cutter(Observer):
         self._deadline = deadline
         self._say = say
         self._since = deadline.clock()
-        self._seen_start = self._seen_cell = False
+        self._seen_start = False
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
         self._need(self.start_s + self.cell_s, f"the start of {name} and a cell")
@@ -53,8 +54,7 @@ class Cutter(Observer):
 
     def cell_ends(self, cell: Cell, line: str, verdict: Any) -> None:
         took = self._lap()
-        self.cell_s = max(took, self.cell_s) if self._seen_cell else took
-        self._seen_cell = True
+        self.cell_s = max(took, self.cell_s)
         self._say(f"{cell.label}: {took:.0f} s, {line}; {self._deadline.left_s:.0f} s left")
         self._need(self.cell_s, "another cell")
 
@@ -71,6 +71,7 @@ class Cutter(Observer):
         return took
 
     def _need(self, seconds: float, what: str) -> None:
-        if self._deadline.left_s < seconds:
-            self.cut = f"{self._deadline.left_s:.0f} s were left, {what} takes about {seconds:.0f} s"
+        left_s = self._deadline.left_s
+        if left_s < seconds:
+            self.cut = f"{max(left_s, 0):.0f} s were left, {what} takes about {seconds:.0f} s"
             raise KeyboardInterrupt

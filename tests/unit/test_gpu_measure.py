@@ -162,7 +162,7 @@ def quiet(_: str) -> None:
 
 def test_a_budget_ends_a_sweep_between_cells_by_what_was_seen() -> None:
     clock = FakeClock()
-    cutter = Cutter(Deadline(100, clock), start_s=60, cell_s=30, say=quiet)
+    cutter = Cutter(Deadline(100, clock), start_s=60, cell_s=12, say=quiet)
     # 20 + 10 + 15 + 15 + 15 = 75 s; another cell of 15 fits, then 10 are left and none does.
     assert sweep_of(cutter, clock, start_s=20, cells_s=[10, 15, 15, 15, 15, 15], servers=1) == 5
     assert cutter.cut == "10 s were left, another cell takes about 15 s"
