@@ -27,8 +27,8 @@ class Deadline:
 class Cutter(Observer):
     """Listens to a sweep and ends it, as Ctrl-C would, where what comes next would not fit.
 
-    Before a server starts there must be time for its start, as long as the longest so far, and a cell; before a cell for
-    the longest so far, and never for less than the first guess, since cells grow with the batch.
+    Before a server starts there must be time for the longest start so far and a cell; before a cell for the longest so
+    far, and never for less than the first guess, since cells grow with the batch.
     """
 
     def __init__(
