@@ -31,6 +31,8 @@ from loadgen.workload.facts import read_facts
 from loadgen.workload.grading import Grader
 
 SCHEMA = 1
+CLOCK_STEP_S = 1.0
+"""From which on the wall clock was set, not only slewed."""
 
 
 def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | None = None) -> None:
@@ -151,6 +153,11 @@ def _analysis(
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
     ]
+    warnings += [
+        f"the wall clock was set by {step_s:+.1f} s during session {session}; no figure depends on it, but times in "
+        "Grafana do"
+        for session, step_s in _clock_steps(manifest)
+    ]
     for block in manifest.get("power_blocks", []):
         if lost := block.get("samples_lost"):
             warnings.append(
@@ -181,6 +188,19 @@ def _nearest(cells: list[CellSummary]) -> list[NearestCheck]:
     return nearest_checks(
         ((cell.target, cell.concurrency, cell.repeat), check) for cell in cells for check in cell.client_checks
     )
+
+
+def _clock_steps(manifest: dict[str, Any]) -> list[tuple[int, float]]:
+    """Session and seconds by which the wall clock went beside the monotonic one, where that is more than drift."""
+    anchors: dict[int, list[dict[str, int]]] = {}
+    for anchor in manifest.get("clock_anchors", []):
+        anchors.setdefault(anchor.get("session", 1), []).append(anchor)
+    steps = []
+    for session, found in anchors.items():
+        walls = [anchor["unix_ns"] - anchor["monotonic_ns"] for anchor in found]
+        if abs(walls[-1] - walls[0]) > CLOCK_STEP_S * 1e9:
+            steps.append((session, (walls[-1] - walls[0]) / 1e9))
+    return steps
 
 
 def _name(cell: CellSummary) -> str:
