@@ -158,8 +158,8 @@ MACHINE_FAULTS = (
     MachineFault(
         "a launched server is killed",
         "SIGKILL in a window",
-        "that cell is invalid and quotes the exit status; the rest of its block goes to a fresh server, with a session in "
-        "the manifest and a warning",
+        "that cell is invalid and quotes the exit status; the rest of its block goes to a fresh server, told in a "
+        "session of its own in the manifest and in a warning",
         "1",
         f"{_MACHINE}TestServersLoadgenLaunched::test_one_that_dies_costs_its_cell_and_the_rest_goes_to_a_fresh_one, "
         f"{_MACHINE}TestServersLoadgenLaunched::test_power_of_a_fresh_one_is_kept_apart",
