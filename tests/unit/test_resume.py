@@ -199,14 +199,18 @@ def test_a_run_directory_is_held_by_one_sweep_at_a_time_also_after_a_kill(tmp_pa
 def test_servers_of_a_killed_session_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resume, "OLD_SERVERS_S", 0.3)
     port = str(free_port())
-    old = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "--port", port])
+    program = "import time; print('up', flush=True); time.sleep(600)"
+    old = subprocess.Popen([sys.executable, "-c", program, "--port", port], stdout=subprocess.PIPE)
+    assert old.stdout is not None
     try:
+        assert old.stdout.readline() == b"up\n"
         of = {"name": "awq", "pid": old.pid, "argv": ["vllm", "serve", "--port", port]}
         assert await_old_servers([of]) == ["awq"]
         assert await_old_servers([of | {"argv": ["vllm", "serve", "--port", "1"]}]) == [], "the id is another's now"
     finally:
         old.kill()
         old.wait()
+        old.stdout.close()
     assert await_old_servers([of]) == []
     assert await_old_servers([{"name": "fp16", "url": "http://h:1"}]) == [], "not ours"
 
