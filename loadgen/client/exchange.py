@@ -334,7 +334,7 @@ def _message(body: bytes) -> str:
             said = bytes(answer.detail).decode(errors="replace")
     except _UNREADABLE:
         pass
-    return said[:MOST_MESSAGE] or "no message"
+    return " ".join(said[: 2 * MOST_MESSAGE].split())[:MOST_MESSAGE] or "no message"
 
 
 def _quoted(text: str) -> str:
