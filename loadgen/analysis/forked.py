@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any, TypeVar
+
+from loadgen.orphan import end_with
 
 T = TypeVar("T")
 MOST_PROCESSES = 4
@@ -33,7 +36,7 @@ def forked(tasks: Sequence[Callable[[], T]], processes: int) -> Iterator[T]:
         return
     waiting: deque[Future[T]] = deque()
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(tasks,)) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(tasks, os.getpid())) as pool:
         for place in range(len(tasks)):
             waiting.append(pool.submit(_result, place))
             if len(waiting) > 2 * processes:
@@ -46,8 +49,14 @@ _tasks: Sequence[Callable[[], Any]] = ()
 """Of a forked process: inherited, so that they need not be sent."""
 
 
-def _begin(tasks: Sequence[Callable[[], Any]]) -> None:
+def _begin(tasks: Sequence[Callable[[], Any]], parent: int) -> None:
+    """A forked process would wait for tasks for ever if its parent was killed: its siblings hold the pipe open.
+
+    A Ctrl-C in the terminal reaches all of them; the parent alone does something about it.
+    """
     global _tasks
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _tasks = tasks
 
 
