@@ -52,7 +52,7 @@ def main() -> None:
     rng = random.Random(given.seed)
     undisturbed, killed, broken = [], [], []
     kills: list[dict[str, Any]] = []
-    attempts = 0
+    attempts = told = 0
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         whole_s = 0.0
@@ -81,6 +81,8 @@ def main() -> None:
                 for kill in run.kills
             ]
             shutil.rmtree(run.run_dir)
+            print("\n".join(broken[told:]), end="")
+            told = len(broken)
             print(f"{len(kills)} kills in {len(killed)} runs, {len(broken)} violations", flush=True)
     result = {
         "when": f"{datetime.now(UTC):%Y-%m-%d}",
