@@ -138,6 +138,8 @@ def test_nothing_is_set_aside_that_is_finished_or_not_there(tmp_path: Path) -> N
 def test_cells_of_two_sessions_have_each_its_own_power(tmp_path: Path) -> None:
     """The monotonic clock began anew between them: the same stamps, other watts."""
     run_dir = make_run(tmp_path / "run", targets=["fp16"], concurrency=[1, 2], repeats=1)
+    manifest = manifest_of(run_dir)
+    manifest.begin()
     path = cell_file(run_dir, cell(2, index=2))
     path.unlink()
     valid_cell(run_dir, cell(2, index=2))
