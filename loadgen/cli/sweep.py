@@ -63,6 +63,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--warmup", type=float, metavar="S", help="Warm-up at the same B, other prompts [default: automatic].")
 @click.option("--max-tokens", type=int, metavar="N", help="Cap of an answer [default: the protocol's].")
 @click.option("--fixed-length", type=int, metavar="N", help="Exactly N tokens an answer (ignore_eos); not graded.")
+@click.option("--slo", metavar="LIMITS", help="What a good request keeps, for goodput: ttft:200ms,tpot:50ms,e2e:2s.")
 @click.option("--arrival", default="closed", show_default=True, metavar="KIND", help="closed (others come later).")
 @click.option("--api", metavar="KIND", help="completions or chat [default: the protocol's].")
 @click.option("--thinking", metavar="on|off", help="Hybrid models: reason before the answer or not (chat only).")

@@ -16,6 +16,7 @@ import msgspec
 from loadgen.errors import UsageError
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
+from loadgen.sweep.slo import Slo
 from loadgen.workload.protocol import default_protocol
 from loadgen.workload.thinking import Thinking
 
@@ -51,6 +52,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     warmup_s: float | None
     max_tokens: int | None
     fixed_length: int | None
+    slo: str | None
+    """What goodput asks of a request, as `Slo` prints it."""
     api: str | None
     thinking: Thinking | None
     reasoning_parser: str | None
@@ -98,6 +101,7 @@ def configure(
     max_tokens: int | None = None,
     fixed_length: int | None = None,
     arrival: str = "closed",
+    slo: str | None = None,
     api: str | None = None,
     thinking: str | None = None,
     thinking_budget: int | None = None,
@@ -195,6 +199,7 @@ def configure(
         warmup_s=warmup,
         max_tokens=max_tokens,
         fixed_length=fixed_length,
+        slo=None if slo is None else str(Slo.parse(slo)),
         api=api,
         thinking=_thinking(thinking, thinking_budget, api),
         reasoning_parser=reasoning_parser,
