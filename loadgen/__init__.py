@@ -26,18 +26,24 @@ importlib.import_module("loadgen.sweep")
 __all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "sweep"]
 
 
-def sweep(**options: Any) -> Run:
+def sweep(*, resume: str | Path | None = None, **options: Any) -> Run:
     """What `loadgen sweep` does, with its options as arguments (`loadgen.sweep.config.configure` lists them).
 
-    Returns the analysed run. Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
+    `resume=DIR` goes on with an interrupted run; options beside it must be the run's own. Returns the analysed run.
+    Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
     """
+    from pathlib import Path
+
     from loadgen.analysis.analyse import analyse
     from loadgen.analysis.verdict import judge_cell
     from loadgen.report.html import write_report
     from loadgen.sweep.config import configure
-    from loadgen.sweep.run import run_sweep
+    from loadgen.sweep.run import resume_sweep, run_sweep
 
-    run_dir = run_sweep(configure(**options), judge=judge_cell)
+    if resume is None:
+        run_dir = run_sweep(configure(**options), judge=judge_cell)
+    else:
+        run_dir = resume_sweep(Path(resume), options, judge=judge_cell)
     analyse(run_dir)
     run = load_run(run_dir)
     write_report(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from loadgen.analysis.tables import RunTables, power_table, write_analysis, writ
 from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
-from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
+from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.plan import level
 from loadgen.sweep.slo import Slo
 from loadgen.workload.facts import read_facts
@@ -47,7 +48,7 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     if settings is None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
-    blocks: dict[tuple[str, int], dict[str, Any]] = {}
+    blocks: dict[tuple[str, int, int], dict[str, Any]] = {}
     damaged: list[str] = []
     if slo is None and config.get("slo"):
         slo = Slo.parse(config["slo"])
@@ -61,11 +62,12 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
             sides.add(result.answers)
             tables.add("requests", result.requests)
             tables.add("server", result.server)
-            block = cell.target, cell.repeat
+            block = cell.target, cell.repeat, cell.session
             power = reader.power(*block) if block not in blocks else None
             if power is not None:
                 tables.add("power", power_table(cell, power))
-                blocks[block] = {"target": cell.target, "repeat": cell.repeat, "gpus": power.calibration()}
+                described = {"target": cell.target, "repeat": cell.repeat, "session": cell.session}
+                blocks[block] = described | {"gpus": power.calibration()}
                 if power.damaged:
                     damaged.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
     if not cells:
@@ -86,20 +88,6 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     choices = msgspec.to_builtins(settings)
     content["slo"] = None if slo is None else str(slo)
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
-
-
-def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest's content. Raises UsageError if there is none, or it is of another schema."""
-    path = run_dir / "manifest.json"
-    if not path.is_file():
-        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
-    try:
-        content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
-    if content.get("schema") != MANIFEST_SCHEMA:
-        raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {MANIFEST_SCHEMA}")
-    return content
 
 
 def planned_cells(manifest: dict[str, Any]) -> int:
@@ -126,7 +114,17 @@ def _analysis(
 ) -> dict[str, Any]:
     warnings = checkpoint_notes(manifest)
     warnings += [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
-    warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
+    measured = Counter((cell.target, cell.repeat) for cell in cells)
+    warnings += [
+        f"{failure['target']}, repeat {failure['repeat']}: {failure['error']}"
+        for failure in manifest["failures"]
+        if measured[failure["target"], failure["repeat"]] < len(manifest["config"]["concurrency"])
+    ]
+    warnings += [
+        f"session {session['session']}: {sentence}"
+        for session in manifest.get("sessions", [])
+        for sentence in session["warnings"]
+    ]
     warnings += [
         f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "
         "its figures may be the client's, not the server's"

@@ -33,6 +33,8 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
 
     cell: Cell
     simulated: bool
+    session: int
+    """Of the run; a resumed one has several, and times are compared within one only."""
     end: CellEnd | None
     """None: the cell was interrupted before its last record."""
     damaged: int
@@ -104,6 +106,7 @@ def read_cell(path: Path) -> CellData | None:
     return CellData(
         cell=start.cell,
         simulated=start.simulated,
+        session=start.session,
         end=end,
         damaged=journal.damaged,
         exchanges=exchanges,

@@ -54,7 +54,7 @@ class CellReader:
         data = read_cell(path)
         if data is None:
             return None
-        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat)
+        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat, data.session)
         verdicts = grade_cell(data, self._grader)
         return CellResult(
             summary=summarize_cell(
@@ -79,8 +79,8 @@ class CellReader:
         results = forked(tasks, processes_for(paths) if processes is None else processes)
         return (result for result in results if result is not None)
 
-    def _power(self, target: str, repeat: int) -> PowerData | None:
-        return read_power(self._run_dir, self._manifest, target, repeat)
+    def _power(self, target: str, repeat: int, session: int) -> PowerData | None:
+        return read_power(self._run_dir, self._manifest, target, repeat, session)
 
 
 def processes_for(paths: Sequence[Path]) -> int:

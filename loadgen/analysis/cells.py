@@ -37,6 +37,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     concurrency: int
     repeat: int
+    session: int
+    """Of the run's sessions, 1 unless it was resumed."""
     valid: bool
     reasons: str
     requests: int
@@ -186,6 +188,7 @@ def summarize_cell(
         precision=data.cell.precision,
         concurrency=data.cell.concurrency,
         repeat=data.cell.repeat,
+        session=data.session,
         valid=not reasons,
         reasons="; ".join(reasons),
         requests=evidence.requests,

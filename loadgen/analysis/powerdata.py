@@ -49,17 +49,28 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_power(
-    run_dir: Path, manifest: dict[str, Any], target: str, repeat: int, *, since_ns: int | None = None
+    run_dir: Path,
+    manifest: dict[str, Any],
+    target: str,
+    repeat: int,
+    session: int = 1,
+    *,
+    since_ns: int | None = None,
 ) -> PowerData | None:
     """The power data of one server, or None if its power was not measured.
 
     With `since_ns` no more of the file is read than a window from there on needs.
     """
-    path = power_file(run_dir, target, repeat)
+    path = power_file(run_dir, target, repeat, session)
     if not path.exists():
         return None
     block: dict[str, Any] = next(
-        (b for b in manifest.get("power_blocks", []) if (b["target"], b["repeat"]) == (target, repeat)), {}
+        (
+            block
+            for block in manifest.get("power_blocks", [])
+            if (block["target"], block["repeat"], block.get("session", 1)) == (target, repeat, session)
+        ),
+        {},
     )
     gpus = block.get("gpus", [])
     # A GPU that was lost long before has no sample here, and that counts.

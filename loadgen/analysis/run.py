@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from loadgen.analysis.analyse import analyse, planned_cells, read_manifest
+from loadgen.analysis.analyse import analyse, planned_cells
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import METRICS
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
+from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.plan import level
 
 

@@ -48,8 +48,9 @@ SERVER = pa.schema([
 
 
 POWER = pa.schema([
-    ("target", pa.string()), ("precision", pa.string()), ("repeat", pa.int32()), ("t_ns", pa.int64()),
-    ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()), ("counter_j", pa.float64()),
+    ("target", pa.string()), ("precision", pa.string()), ("repeat", pa.int32()),
+    ("session", pa.int32()), ("t_ns", pa.int64()), ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()),
+    ("counter_j", pa.float64()),
     ("power_instant_w", pa.float64()), ("power_average_w", pa.float64()), ("temperature_c", pa.float64()),
     ("sm_clock_hz", pa.float64()), ("memory_clock_hz", pa.float64()), ("throttle_reasons", pa.int64()),
     ("power_limit_w", pa.float64()), ("memory_used_bytes", pa.int64()),
@@ -135,7 +136,7 @@ def server_table(data: CellData) -> pa.Table:
 def power_table(cell: CellSummary, power: PowerData) -> pa.Table:
     """One row per raw sample beside the cell's server, GPU by GPU."""
     samples = [sample for ours in power.samples.values() for sample in ours]
-    given = {"target": cell.target, "precision": cell.precision, "repeat": cell.repeat, "simulated": cell.simulated}
+    given = {name: getattr(cell, name) for name in ("target", "precision", "repeat", "session", "simulated")}
     columns: dict[str, Any] = {name: [value] * len(samples) for name, value in given.items()}
     columns["gpu_uuid"] = [sample.gpu for sample in samples]
     columns["errors"] = ["; ".join(sample.errors) or None for sample in samples]

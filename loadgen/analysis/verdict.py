@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadgen.analysis.analyse import read_manifest
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import summarize_cell
 from loadgen.analysis.powerdata import read_power
 from loadgen.analysis.validity import max_error_rate
+from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.observer import CellVerdict
 
 LARGEST_BYTES = 200_000_000
@@ -28,7 +28,8 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
         return CellVerdict(valid=None, reasons="its journal is empty")
     since_ns = data.window[0] if data.window else None
     manifest = read_manifest(run_dir)
-    power = read_power(run_dir, manifest, data.cell.target, data.cell.repeat, since_ns=since_ns)
+    block = data.cell.target, data.cell.repeat, data.session
+    power = read_power(run_dir, manifest, *block, since_ns=since_ns)
     cell = summarize_cell(
         data, [None] * len(data.exchanges), power, max_error_rate=max_error_rate(manifest["config"])
     )

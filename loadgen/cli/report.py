@@ -33,10 +33,11 @@ def command(run: Path, alpha: float, weights: str, s_form: Form, carbon: float |
       loadgen report runs/2026-11-22-091500-tiny --weights 0.6,0.2,0.2 --alpha 1
       loadgen report runs/2026-11-22-091500-tiny --slo ttft:200ms,tpot:50ms
     """
-    from loadgen.analysis.analyse import analyse, read_manifest
+    from loadgen.analysis.analyse import analyse
     from loadgen.analysis.run import load_run
     from loadgen.report.html import write_report
     from loadgen.report.terminal import print_end
+    from loadgen.sweep.manifest import read_manifest
 
     if carbon is None:
         carbon = read_manifest(run)["config"].get("carbon_kg_per_kwh")

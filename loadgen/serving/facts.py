@@ -30,6 +30,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What GET /version says."""
     model: str | None
     """The id that requests must name."""
+    checkpoint_identity: str | None
+    """What tells its weights from others of that name; None where this machine has none."""
     note: str | None
     """What the checkpoint's config.json says of itself in `loadgen_note`."""
     max_model_len: int | None

@@ -16,6 +16,7 @@ from typing import Self
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask, secrets_of
+from loadgen.serving.checkpoint import checkpoint_identity
 from loadgen.serving.facts import (
     ServerFacts,
     get,
@@ -126,6 +127,7 @@ class ServerProcess:
             pid=self.pid,
             version=get_object(f"{self.launch.url}/version").get("version"),
             model=models[0].get("id"),
+            checkpoint_identity=checkpoint_identity(self.launch.checkpoint) if self.launch.checkpoint else None,
             note=self.launch.note,
             max_model_len=models[0].get("max_model_len"),
             kernels=self.kernels(),

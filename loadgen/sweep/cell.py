@@ -115,10 +115,10 @@ class CellRun:
             loop_lag_ms_p99=_p99(self._lags_s) * 1e3 if self._lags_s else None,
             aborted=self._aborted,
         )
-        self._journal.append(end)
-        self._probe.close()
         if self._power is not None and window is not None:
             self._power.cover(window[1])
+        self._journal.append(end)
+        self._probe.close()
         return end
 
     # the stages

@@ -115,7 +115,6 @@ def configure(
     transport: str = "raw",
     reference: str | None = None,
     out: str | Path | None = None,
-    resume: str | Path | None = None,
     seed: int = 0,
     timeout: float = 600.0,
     max_error_rate: float = MAX_ERROR_RATE,
@@ -125,7 +124,7 @@ def configure(
 
     Raises UsageError, one sentence, for the first option that cannot be meant.
     """
-    _refuse_later(arrival=arrival, resume=resume)
+    _refuse_later(arrival=arrival)
     pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
     served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
@@ -219,11 +218,9 @@ def configure(
     )
 
 
-def _refuse_later(*, arrival: str, resume: str | Path | None) -> None:
+def _refuse_later(*, arrival: str) -> None:
     if arrival != "closed":
         raise UsageError(f"--arrival {arrival} is not built yet in this version; only 'closed' is")
-    if resume is not None:
-        raise UsageError(f"--resume {resume} is not built yet in this version; start a new run with --out")
 
 
 def _check_key(variable: str | None) -> None:

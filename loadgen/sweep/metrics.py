@@ -102,9 +102,9 @@ class SweepMetrics(Observer):
         """Listen on `host`: loopback unless told otherwise. Raises OSError when the port is taken."""
         self._server, _ = start_http_server(port, addr=host, registry=self.registry)
 
-    def close(self) -> None:
-        """Stop listening; where somebody scrapes, not before they have seen the last cell's end."""
-        if self._server is not None:
+    def close(self, *, wait: bool = True) -> None:
+        """Stop listening; where somebody scrapes, not before they have seen the last cell's end, if we `wait`."""
+        if self._server is not None and wait:
             self._scrapes.wait_for_two(LAST_SCRAPE_S)
         shutdown = getattr(self._server, "shutdown", None)
         close = getattr(self._server, "server_close", None)

@@ -25,7 +25,7 @@ from loadgen.power.selection import select_gpus
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.sweep.config import SweepConfig
-from loadgen.sweep.journal import Journal
+from loadgen.sweep.journal import Journal, session_suffix
 
 REST_S = 3.0
 SIMULATED_REST_S = 0.2
@@ -115,9 +115,10 @@ def exporter_of(plan: PowerPlan, run_dir: Path) -> Iterator[str | None]:
         yield launch.url
 
 
-def idle_power(url: str, plan: PowerPlan, run_dir: Path) -> Rest:
+def idle_power(url: str, plan: PowerPlan, run_dir: Path, session: int) -> Rest:
     """The GPUs before any server has started; samples in `journal/power/idle.jsonl`."""
-    recorder = PowerRecorder(PowerFeed(url, plan.gpus), run_dir / "journal" / "power" / "idle.jsonl", simulated=False)
+    path = run_dir / "journal" / "power" / f"idle{session_suffix(session)}.jsonl"
+    recorder = PowerRecorder(PowerFeed(url, plan.gpus), path, simulated=False)
     try:
         return recorder.rest()
     finally:
@@ -144,9 +145,10 @@ class PowerRecorder:
         return samples
 
     def cover(self, t_ns: int) -> None:
-        """Wait until samples reach beyond `t_ns`, so that a window that ends there is bracketed."""
+        """Wait until samples reach beyond `t_ns`, so that a window that ends there is bracketed, and lie on disk."""
         self._feed.drain_until(t_ns, COVER_TIMEOUT_S)
         self.flush()
+        self._journal.sync()
 
     def rest(self) -> Rest:
         """Power and sensors of each GPU over some seconds in which nothing is asked of the server."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,33 @@ from loadgen.client.exchange import Exchange
 from loadgen.client.http import Endpoint, HttpSlot
 from loadgen.client.openai_sdk import SdkSlot, sdk_client
 from loadgen.client.pool import Slot
-from loadgen.errors import ServerError, UsageError
+from loadgen.errors import ServerError
 from loadgen.power.feed import PowerFeed
 from loadgen.secret import Mask
+from loadgen.serving.recipe import recipe_sha256
 from loadgen.sweep.cell import INTERRUPTED, CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.feed import Feed
+from loadgen.sweep.identity import (
+    compare_gpus,
+    compare_machines,
+    require_same_data,
+    require_same_power,
+    require_same_server,
+)
 from loadgen.sweep.interrupt import Interrupt
-from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
+from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_file, power_file
 from loadgen.sweep.load import Load
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
-from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
+from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts, read_manifest
 from loadgen.sweep.metrics import SweepMetrics
 from loadgen.sweep.observer import CellVerdict, Observer, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
-from loadgen.sweep.servers import Server, source_of
+from loadgen.sweep.resume import await_old_servers, set_aside, unfinished
+from loadgen.sweep.rundir import create_run_dir, held
+from loadgen.sweep.servers import Server, Source, source_of
+from loadgen.sweep.settings import resumed_config
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.facts import facts_of, write_facts
 from loadgen.workload.grading import Grader
@@ -105,8 +114,17 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         config=config,
         dataset=dataset,
         protocol=protocol,
-        blocks=tuple(plan_blocks(config.targets, config.concurrency, config.repeats)),
+        blocks=_blocks(config),
     )
+
+
+def left_of(run_dir: Path, config: SweepConfig) -> SweepPlan:
+    """The plan of what an interrupted run lacks; without blocks if it lacks nothing."""
+    return msgspec.structs.replace(plan_sweep(config), blocks=unfinished(run_dir, _blocks(config)))
+
+
+def _blocks(config: SweepConfig) -> tuple[Block, ...]:
+    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats))
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
@@ -119,42 +137,104 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     source.check()
     power = plan_power(config, simulated=source.simulated)
     plan = plan_sweep(config)
+    content = _content(plan, power, simulated=source.simulated)
+    run_dir = create_run_dir(config)
+    with held(run_dir):
+        _sweep(plan, source, power, Manifest(run_dir, content), observer or Observer(), judge)
+    return run_dir
+
+
+def resume_sweep(
+    run_dir: Path,
+    given: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+    judge: Judge | None = None,
+) -> Path:
+    """Measures the cells of an interrupted run that are not finished, with the settings it was begun with.
+
+    `given` are arguments of `configure` that were named again. A block of cells gets a fresh server and every cell its
+    warm-up, as ever. Raises UsageError if the directory is no run, is being measured, an option says something else, or
+    data, servers or GPUs are not what they were; and Interrupted on Ctrl-C, as often as you like.
+    """
+    read_manifest(run_dir)
     observer = observer or Observer()
-    run_dir = _create_run_dir(config)
-    manifest = _manifest(plan, run_dir, source.simulated)
-    manifest.content["power"] = msgspec.to_builtins(power)
-    manifest.write()
+    with held(run_dir):
+        begun = read_manifest(run_dir)
+        config = resumed_config(run_dir, begun, given or {})
+        if not unfinished(run_dir, _blocks(config)):
+            observer.note(f"{run_dir} is complete, nothing is left to measure")
+            return run_dir
+        plan = left_of(run_dir, config)
+        source = source_of(config)
+        source.check()
+        power = plan_power(config, simulated=source.simulated)
+        now = _content(plan, power, simulated=source.simulated)
+        require_same_data(begun, now)
+        require_same_power(begun, now["power"])
+        for server in source.running:
+            require_same_server(begun, server.target, server.facts)
+        serves = config.mode == "serve"
+        warnings = compare_machines(begun, client=now["client"], host=now["host"], serves=serves)
+        for name in await_old_servers(begun["servers"]):
+            observer.warn(f"the server of {name} that an earlier session started still runs")
+        _sweep(plan, source, power, Manifest(run_dir, begun), observer, judge, warnings)
+    return run_dir
+
+
+def _sweep(
+    plan: SweepPlan,
+    source: Source,
+    power: PowerPlan,
+    manifest: Manifest,
+    observer: Observer,
+    judge: Judge | None,
+    warnings: Sequence[str] = (),
+) -> None:
+    config, run_dir = plan.config, manifest.run_dir
+    manifest.begin()
     write_facts(run_dir, plan.dataset.items)
-    title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
-    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
-    observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
+    observer.run_begins(_title(plan, manifest, source), len(plan.cells), source.simulated, plan.expected_s)
+    for warning in warnings:
+        manifest.warn(warning)
+        observer.warn(warning)
     interrupt = Interrupt()
     try:
         with interrupt.heard(), exporter_of(power, run_dir) as exporter_url:
             if exporter_url is not None and config.mode == "serve":
-                idle = idle_power(exporter_url, power, run_dir)
+                idle = idle_power(exporter_url, power, run_dir, manifest.session)
                 manifest.add_idle(idle)
                 observer.note(f"before the first server: {idle}")
             for block in plan.blocks:
                 try:
                     with source.serve(block.target, block.repeat, run_dir, observer) as server:
+                        if manifest.resumed:
+                            require_same_server(manifest.content, server.target, server.facts)
                         manifest.add_server(block.repeat, server.target, server.facts)
                         url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
-                        with _recorder(url, power, block, server, run_dir, manifest, observer) as recorder:
+                        with _recorder(url, power, block, server, manifest, observer) as recorder:
                             for cell in block.cells:
-                                _measure(cell, plan, server, run_dir, observer, judge, recorder, interrupt)
+                                _measure(cell, plan, server, manifest, observer, judge, recorder, interrupt)
                 except ServerError as error:
                     manifest.add_failure(block.repeat, block.target.name, str(error))
                     observer.warn(str(error))
     except KeyboardInterrupt:
         raise Interrupted(run_dir, hurried=interrupt.hurried) from None
     finally:
-        metrics.close()
         manifest.close()
-    return run_dir
+        metrics.close(wait=not interrupt.asked)
+
+
+def _title(plan: SweepPlan, manifest: Manifest, source: Source) -> str:
+    config = plan.config
+    title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
+    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
+    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
+    if manifest.resumed:
+        whole = len(config.targets) * len(config.concurrency) * config.repeats
+        title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
+    return title
 
 
 def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: bool) -> SweepMetrics:
@@ -177,7 +257,6 @@ def _recorder(
     power: PowerPlan,
     block: Block,
     server: Server,
-    run_dir: Path,
     manifest: Manifest,
     observer: Observer,
 ) -> Iterator[PowerRecorder | None]:
@@ -185,10 +264,14 @@ def _recorder(
     if url is None:
         yield None
         return
-    path = power_file(run_dir, block.target.name, block.repeat)
+    path = power_file(manifest.run_dir, block.target.name, block.repeat, manifest.session)
     recorder = PowerRecorder(PowerFeed(url, power.gpus), path, simulated=server.target.simulated)
     entry: dict[str, Any] = {}
     try:
+        if manifest.resumed:
+            for warning in compare_gpus(manifest.content, block.target.name, recorder.facts):
+                manifest.warn(warning)
+                observer.warn(warning)
         rest = recorder.rest()
         entry = manifest.add_power(block.repeat, block.target.name, recorder.facts, rest)
         observer.note(f"{block.target.name} at rest: {rest}")
@@ -203,24 +286,26 @@ def _measure(
     cell: Cell,
     plan: SweepPlan,
     server: Server,
-    run_dir: Path,
+    manifest: Manifest,
     observer: Observer,
     judge: Judge | None,
     power: PowerRecorder | None,
     interrupt: Interrupt,
 ) -> None:
-    path = run_dir / "journal" / f"{cell.label}.jsonl"
+    path = cell_file(manifest.run_dir, cell)
+    set_aside(manifest.run_dir, cell, manifest)
     journal = Journal(path)
     with interrupt.patient():
         try:
             start = clock_anchor()["monotonic_ns"]
-            journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
+            simulated = server.target.simulated
+            journal.append(CellStart(cell=cell, t_ns=start, simulated=simulated, session=manifest.session))
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 end = runner.run(_run_cell(cell, plan, server, journal, observer, power, interrupt))
         finally:
             journal.close()
         if end.aborted != INTERRUPTED:
-            observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, run_dir, path))
+            observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, manifest.run_dir, path))
 
 
 def _verdict(end: CellEnd, judge: Judge | None, run_dir: Path, path: Path) -> CellVerdict:
@@ -293,28 +378,10 @@ def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:
     return [HttpSlot(endpoint, slot, config.timeout_s) for slot in range(count)]
 
 
-def _create_run_dir(config: SweepConfig) -> Path:
-    if config.out is not None:
-        run_dir = Path(config.out)
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-            raise UsageError(f"--out {run_dir}: exists already and is not empty; name a new folder")
-    else:
-        model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.model).name) if config.model else config.mode
-        base = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{model}"
-        run_dir = next(path for path in _numbered(base) if not path.exists())
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {run_dir}: cannot be created ({error.strerror}); name a writable folder") from None
-    return run_dir
-
-
-def _numbered(base: Path) -> Sequence[Path]:
-    return [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))]
-
-
-def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
-    content: dict[str, Any] = {
+def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str, Any]:
+    """The manifest of a run that is about to begin."""
+    config = plan.config
+    return {
         "schema": MANIFEST_SCHEMA,
         "simulated": simulated,
         "config": msgspec.to_builtins(plan.config),
@@ -336,13 +403,15 @@ def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
             "temperature": 0,
             "seed": plan.config.seed,
         },
-        "graded": plan.config.fixed_length is None,
+        "graded": config.fixed_length is None,
+        "recipes": {t.precision: recipe_sha256(t.precision) for t in config.targets} if config.mode == "serve" else {},
         "client": client_facts(),
         "host": host_facts(),
         "gpu": None,
-        "power": None,
-        "clock_anchors": [clock_anchor()],
+        "power": msgspec.to_builtins(power),
+        "clock_anchors": [],
+        "sessions": [],
         "servers": [],
         "failures": [],
+        "attempts": [],
     }
-    return Manifest(run_dir / "manifest.json", content)

@@ -8,7 +8,7 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,8 @@ class Source(Protocol):
     """Brings up one target's server for a block of cells."""
 
     simulated: bool
+    running: Sequence[Server]
+    """Those that are up before the sweep begins, once `check` has been called."""
 
     def check(self) -> None:
         """Raises UsageError for what can be known to fail before anything is created or started."""
@@ -67,11 +69,13 @@ class _Running:
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
         self._servers: dict[str, Server] = {}
+        self.running: Sequence[Server] = ()
         self.simulated = False
 
     def check(self) -> None:
         for spec in self._config.targets:
             self._servers[spec.name] = self._greet(spec)
+        self.running = tuple(self._servers.values())
         self.simulated = any(server.target.simulated for server in self._servers.values())
 
     @contextlib.contextmanager
@@ -138,6 +142,7 @@ class _Processes:
     """Servers that loadgen starts one at a time, anew for every block, and stops before the next."""
 
     simulated = False
+    running: Sequence[Server] = ()
 
     def __init__(self, config: SweepConfig) -> None:
         self._config = config

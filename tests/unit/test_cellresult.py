@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from made_run import answer, cell, ended, make_run, write_cell
 
-from loadgen.analysis.analyse import read_manifest
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, processes_for
 from loadgen.analysis.sides import cell_answers
 from loadgen.analysis.tables import requests_table
 from loadgen.sweep import journal
 from loadgen.sweep.journal import cell_files
+from loadgen.sweep.manifest import read_manifest
 from loadgen.workload.facts import ItemFacts, read_facts
 from loadgen.workload.grading import FAILED, Grader, Verdict, grader
 

@@ -105,7 +105,7 @@ def test_as_a_user_sees_it(empty_folder: Path, arguments: list[str], said: str) 
         (["sweep", "--tdp-w", "-700"], "--tdp-w -700"),
         (["sweep", "--carbon", "nan"], "--carbon nan"),
         (["sweep", "--gpu", "GPU-1,GPU-1"], "--gpu GPU-1,GPU-1: name each GPU's UUID once"),
-        (["sweep", "--resume", "x"], "--resume x is not built yet"),
+        (["sweep", "--resume", "x"], "x is no run directory: it has no manifest.json"),
         (["sweep", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
         (["sweep", "--seed", "99999999999999999999"], "--seed 99999999999999999999"),
         (["sweep", "--config", "none.yaml"], "--config none.yaml: cannot be read as YAML"),

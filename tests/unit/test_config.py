@@ -199,7 +199,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tdp_w": -700.0}, "--tdp-w -700"),
     ({"carbon": 0.0}, "--carbon 0"),
     ({"gpu": "GPU-1,,GPU-2"}, "--gpu GPU-1,,GPU-2: name each GPU's UUID once"),
-    ({"resume": "runs/x"}, "--resume runs/x is not built yet"),
     *(
         ({option: number}, f"--{option.replace('_', '-')} {number:g}: give a finite number above zero")
         for option in ("limit", "requests", "repeats", "max_tokens", "fixed_length", "duration", "timeout")

@@ -49,6 +49,7 @@ class Server(msgspec.Struct):
 
     target: str
     repeat: int
+    session: int
     gpus: Calibration
 
 
