@@ -1,4 +1,4 @@
-"""One cell, live: warm up at B, open the window, hold B, close, drain. Everything seen goes to the journal."""
+"""One cell, live: warm up, open the window, keep the load, close, drain. Everything seen goes to the journal."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
 from loadgen.sweep.load import Load
 from loadgen.sweep.observer import Observer
+from loadgen.sweep.openload import OpenLoad
 from loadgen.sweep.plan import Cell
 from loadgen.sweep.power import PowerRecorder
 from loadgen.workload.grading import Grader
@@ -55,7 +56,7 @@ class CellRun:
         *,
         settings: CellSettings,
         url: str,
-        make_load: Callable[[Callable[[Exchange], None]], Load],
+        make_load: Callable[[Callable[[Exchange], None]], Load | OpenLoad],
         journal: Journal,
         observer: Observer,
         server_died: Callable[[], str | None],
@@ -93,11 +94,13 @@ class CellRun:
             load.start()
             if await self._until_warm():
                 open_ns, cpu_before_s = monotonic_ns(), process_time()
+                load.open_window(open_ns, self._planned_close_ns(open_ns))
                 lag_probe = asyncio.create_task(self._probe_lag())
                 await self._until_window_over(open_ns)
                 cpu_s = process_time() - cpu_before_s
                 window = open_ns, self._close_ns(open_ns)
                 lag_probe.cancel()
+                await self._until_answered(open_ns - self._t_start_ns)
             load.stop_feeding()
             await self._until_drained()
         finally:
@@ -124,7 +127,7 @@ class CellRun:
     # the stages
 
     async def _until_warm(self) -> bool:
-        """True once every slot is being answered for a measured item (or has had one answered)."""
+        """True once the load is steady, and the time for it is over."""
         warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
         while not self._broken():
             if self._load.dry_ns is not None:
@@ -154,10 +157,22 @@ class CellRun:
             self._tell("window", share)
             await asyncio.sleep(min(TURN_S, left_s))
 
+    def _planned_close_ns(self, open_ns: int) -> int | None:
+        """None where requests are counted."""
+        duration_s = self._settings.duration_s
+        return None if duration_s is None else open_ns + int(duration_s * 1e9)
+
     def _close_ns(self, open_ns: int) -> int:
-        if self._settings.duration_s is not None and self._aborted is None:
-            return open_ns + int(self._settings.duration_s * 1e9)
-        return self._load.dry_ns or monotonic_ns()
+        planned_ns = self._planned_close_ns(open_ns) if self._aborted is None else None
+        return planned_ns or self._load.dry_ns or monotonic_ns()
+
+    async def _until_answered(self, longest_ns: int) -> None:
+        """An open loop keeps its traffic up until the window's last request is answered, so that none of them sees an
+        emptier server than the others; not longer than the warm-up took, or a server that falls behind never ends."""
+        deadline_ns = monotonic_ns() + longest_ns
+        while self._load.owes and monotonic_ns() < deadline_ns and not self._interrupt.asked and not self._aborted:
+            self._tell("drain", 1.0)
+            await asyncio.sleep(TURN_S)
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
@@ -183,7 +198,7 @@ class CellRun:
             died = self._server_died()
             if died is not None:
                 self._aborted = died
-            elif failures >= max(20, 3 * self._cell.concurrency):
+            elif failures >= max(20, 3 * self._load.most_in_flight):
                 self._aborted = f"{failures} failures in a row, the last: {self._glance.last_error}"
         return self._aborted is not None
 
@@ -245,6 +260,7 @@ class CellRun:
                 running=latest.running if latest else None,
                 power_w=self._power.latest_w if self._power is not None else None,
                 elapsed_s=elapsed_s,
+                arrived=self._load.arrived,
             )
         )
 

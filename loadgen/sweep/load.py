@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from loadgen.client.exchange import Exchange, Raw, read_exchange
 from loadgen.client.pool import ClosedLoop, Slot
 from loadgen.sweep.feed import Feed
+from loadgen.sweep.observer import Arrived
 
 IDLE_S = 0.005
 """How long the reader of ended streams sleeps when there is none."""
@@ -45,6 +46,23 @@ class Load:
     def steady(self) -> bool:
         """Every slot is being answered for a measured item, or has had one answered."""
         return all(self._on_measured_item(slot) for slot in range(len(self._measured_ends)))
+
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        """Nothing changes: slots have gone over to measured items one by one."""
+
+    @property
+    def owes(self) -> bool:
+        """Whether requests of the closed window must be awaited under load; here what ends later is in no figure."""
+        return False
+
+    @property
+    def most_in_flight(self) -> int:
+        return len(self._measured_ends)
+
+    @property
+    def arrived(self) -> Arrived | None:
+        """None: nothing arrives, slots are refilled."""
+        return None
 
     @property
     def dry_ns(self) -> int | None:

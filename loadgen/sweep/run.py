@@ -38,10 +38,12 @@ from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts, read_manifest
 from loadgen.sweep.metrics import SweepMetrics
 from loadgen.sweep.observer import CellVerdict, Observer, Tee
+from loadgen.sweep.openload import OpenLoad
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.resume import await_old_servers, set_aside, unfinished
 from loadgen.sweep.rundir import create_run_dir, held
+from loadgen.sweep.schedule import Schedule
 from loadgen.sweep.servers import Server, Source, source_of
 from loadgen.sweep.settings import resumed_config
 from loadgen.workload.dataset import Dataset, load_dataset
@@ -124,7 +126,7 @@ def left_of(run_dir: Path, config: SweepConfig) -> SweepPlan:
 
 
 def _blocks(config: SweepConfig) -> tuple[Block, ...]:
-    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats))
+    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival))
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
@@ -229,8 +231,8 @@ def _sweep(
 def _title(plan: SweepPlan, manifest: Manifest, source: Source) -> str:
     config = plan.config
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
-    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
+    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × "
+    title += f"{config.repeats} repeats"
     if manifest.resumed:
         whole = len(config.targets) * len(config.concurrency) * config.repeats
         title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
@@ -351,7 +353,9 @@ async def _run_cell(
     return await run.run()
 
 
-def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Exchange], None]) -> Load:
+def _load(
+    cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Exchange], None]
+) -> Load | OpenLoad:
     config = plan.config
     maker = RequestMaker(
         plan.protocol,
@@ -362,20 +366,27 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Ex
         fixed_length=config.fixed_length,
         thinking=config.thinking,
     )
-    feed = Feed(maker, plan.dataset.items, warmup_items(), cell.concurrency, config.requests)
     mask = Mask(config.api_key)
-    return Load(
-        _slots(cell.concurrency, plan, server), feed, lambda exchange: on_exchange(concealed(exchange, mask))
-    )
+
+    def conceal(exchange: Exchange) -> None:
+        on_exchange(concealed(exchange, mask))
+
+    make_slot = _slot_maker(plan, server)
+    if cell.arrivals is not None:
+        seed = f"{config.seed}/{cell.repeat}"
+        schedule = Schedule(maker, plan.dataset.items, warmup_items(), cell.arrivals, seed, config.requests)
+        return OpenLoad(make_slot, cell.concurrency, schedule, conceal)
+    feed = Feed(maker, plan.dataset.items, warmup_items(), cell.concurrency, config.requests)
+    return Load([make_slot(slot) for slot in range(cell.concurrency)], feed, conceal)
 
 
-def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:
+def _slot_maker(plan: SweepPlan, server: Server) -> Callable[[int], Slot]:
     config = plan.config
     if config.transport == "openai":
         client = sdk_client(server.target.url, api_key=config.api_key, timeout_s=config.timeout_s)
-        return [SdkSlot(client, plan.protocol.api, slot) for slot in range(count)]
+        return lambda slot: SdkSlot(client, plan.protocol.api, slot)
     endpoint = Endpoint(server.target.url, plan.protocol.api, config.api_key)
-    return [HttpSlot(endpoint, slot, config.timeout_s) for slot in range(count)]
+    return lambda slot: HttpSlot(endpoint, slot, config.timeout_s)
 
 
 def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str, Any]:
