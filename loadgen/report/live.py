@@ -67,7 +67,7 @@ class PlainView(Observer):
         self._invalid += verdict.valid is False
         place = f"[{self._clock.ended}/{self._clock.cells}]"
         left = _duration(self._clock.left_s(0.0))
-        named = f"{place} {cell.target} {cell.level} repeat {cell.repeat}"
+        named = f"{place} {cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
         self._say(f"{named}: {line}{_said(verdict)}; {left} left")
 
     def note(self, sentence: str) -> None:
