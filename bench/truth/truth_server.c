@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PROMPT_TOKENS = 100, MOST_REQUEST_BYTES = 1 << 20, EVENTS = 256, LATE_BUCKETS = 10000, LATE_BUCKET_NS = 10000 };
+enum { PROMPT_TOKENS = 100, MOST_REQUEST_BYTES = 1 << 20, EVENTS = 256, LATE_BUCKETS = 100000, LATE_BUCKET_NS = 10000 };
 
 typedef struct { char *bytes; size_t length, room; } Text;
 

@@ -87,6 +87,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
               help="On which address; a Prometheus in a container cannot reach loopback.")
 @click.option("--transport", default="raw", show_default=True, metavar="KIND", help="raw or openai (the SDK).")
+@click.option("--workers", type=int, metavar="N", help="Client processes that share the B slots [default: automatic].")
 @click.option("--reference", metavar="NAME", help="What the others are compared with [default: fp16, else the first].")
 @click.option("--out", metavar="DIR", help="Run directory [default: runs/<time>-<model>].")
 @click.option("--resume", metavar="DIR", help="Go on with an interrupted run: finished cells are kept.")

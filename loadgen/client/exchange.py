@@ -35,6 +35,8 @@ class Raw(Protocol):
     t_end_ns: int
     http_status: int | None
     failure: tuple[Status, str] | None
+    size_bytes: int
+    """What it holds until it is read, about; 0: not known."""
 
     def events(self) -> list[tuple[int, bytes]]:
         """Server-sent events in order: arrival time in ns and data."""
@@ -334,7 +336,7 @@ def _message(body: bytes) -> str:
             said = bytes(answer.detail).decode(errors="replace")
     except _UNREADABLE:
         pass
-    return said[:MOST_MESSAGE] or "no message"
+    return " ".join(said[: 2 * MOST_MESSAGE].split())[:MOST_MESSAGE] or "no message"
 
 
 def _quoted(text: str) -> str:

@@ -43,7 +43,7 @@ class Endpoint:
 class HttpRaw:
     """A stream as it arrived: (arrival in ns, body bytes) of every read."""
 
-    __slots__ = ("failure", "http_status", "reads", "request", "slot", "t_end_ns", "t_send_ns")
+    __slots__ = ("failure", "http_status", "reads", "request", "size_bytes", "slot", "t_end_ns", "t_send_ns")
 
     def __init__(self, request: Request, slot: int) -> None:
         self.request = request
@@ -51,6 +51,7 @@ class HttpRaw:
         self.reads: list[tuple[int, bytes]] = []
         self.http_status: int | None = None
         self.failure: tuple[Status, str] | None = None
+        self.size_bytes = 0
         self.t_end_ns = 0
         self.t_send_ns = monotonic_ns()
 
@@ -213,6 +214,7 @@ class _Connection(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
         raw.failure = failure
+        raw.size_bytes = self._received
         raw.t_end_ns = monotonic_ns() if failure else self._now_ns
         if failure is not None or not self._keep_alive:
             self._abandon()

@@ -103,7 +103,7 @@ class ServerProcess:
         status = self.poll()
         if status is not None:
             when = "before it was ready" if self._ready_ns is None else "while it served"
-            raise ServerError(self._report(f"ended with {_exit_words(status)} {when}"))
+            raise ServerError(self._report(f"ended with {exit_words(status)} {when}"))
 
     def verify(self) -> None:
         """Raises ServerError when the log lacks a line that the recipe says it must show."""
@@ -242,7 +242,8 @@ def _within(patience_s: float, condition: Callable[[], bool]) -> bool:
     return True
 
 
-def _exit_words(status: int) -> str:
+def exit_words(status: int) -> str:
+    """How a process ended, by what `Popen.returncode` says."""
     if status >= 0:
         return f"exit status {status}"
     return f"signal {signal.Signals(-status).name}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
-from collections.abc import Callable, Sequence
-from time import monotonic_ns, process_time
+from collections.abc import Callable
+from time import monotonic_ns
 
 import msgspec
 
@@ -15,9 +14,8 @@ from loadgen.serving.metrics import MetricsProbe, MetricsSampler
 from loadgen.sweep.glance import Glance
 from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
-from loadgen.sweep.load import Load
+from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.observer import Observer
-from loadgen.sweep.openload import OpenLoad
 from loadgen.sweep.plan import Cell
 from loadgen.sweep.power import PowerRecorder
 from loadgen.workload.grading import Grader
@@ -25,8 +23,9 @@ from loadgen.workload.grading import Grader
 TURN_S = 0.005
 PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
-LAG_PROBE_S = 0.02
 COUNTERS_SETTLE_S = 5.0
+OPEN_MOST_FAILURES = 100
+"""Failures in a row that end a cell of an open loop; in a closed one it depends on B."""
 INTERRUPTED = "interrupted"
 
 
@@ -56,7 +55,7 @@ class CellRun:
         *,
         settings: CellSettings,
         url: str,
-        make_load: Callable[[Callable[[Exchange], None]], Load | OpenLoad],
+        make_load: Callable[[OnExchange], Load],
         journal: Journal,
         observer: Observer,
         server_died: Callable[[], str | None],
@@ -75,34 +74,33 @@ class CellRun:
         self._probe = MetricsProbe(url)
         self._sampler = MetricsSampler(url)
         self._glance = Glance(grader)
+        self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
         self._t_start_ns = 0
         self._aborted: str | None = None
-        self._lags_s: list[float] = []
 
     async def run(self) -> CellEnd:
         """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, unless the window was over."""
         tokens_before = await asyncio.to_thread(self._generation_tokens)
         self._load = load = self._make_load(self._on_exchange)
-        self._t_start_ns = monotonic_ns()
         self._sampler.start()
         sampled = asyncio.create_task(self._journal_samples_now_and_then())
         window: tuple[int, int] | None = None
-        cpu_s: float | None = None
         gc.collect()
         gc.disable()
         try:
-            load.start()
-            if await self._until_warm():
-                open_ns, cpu_before_s = monotonic_ns(), process_time()
-                load.open_window(open_ns, self._planned_close_ns(open_ns))
-                lag_probe = asyncio.create_task(self._probe_lag())
-                await self._until_window_over(open_ns)
-                cpu_s = process_time() - cpu_before_s
-                window = open_ns, self._close_ns(open_ns)
-                lag_probe.cancel()
-                await self._until_answered(open_ns - self._t_start_ns)
-            load.stop_feeding()
-            await self._until_drained()
+            await load.prepare()
+            self._t_start_ns = monotonic_ns()
+            if not self._broken():
+                load.start()
+                if await self._until_warm():
+                    open_ns = monotonic_ns()
+                    load.open_window(open_ns, self._planned_close_ns(open_ns))
+                    await self._until_window_over(open_ns)
+                    load.close_window()
+                    window = open_ns, self._close_ns(open_ns)
+                if self._aborted is not None:
+                    load.stop_feeding()
+                await self._until_drained()
         finally:
             gc.enable()
             await load.close()
@@ -114,9 +112,8 @@ class CellRun:
             window_open_ns=window[0] if window else None,
             window_close_ns=window[1] if window else None,
             generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
-            client_cpu_s=cpu_s,
-            loop_lag_ms_p99=_p99(self._lags_s) * 1e3 if self._lags_s else None,
-            aborted=self._aborted,
+            aborted=self._aborted or load.failure,
+            **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
         if self._power is not None and window is not None:
             self._power.cover(window[1])
@@ -166,14 +163,6 @@ class CellRun:
         planned_ns = self._planned_close_ns(open_ns) if self._aborted is None else None
         return planned_ns or self._load.dry_ns or monotonic_ns()
 
-    async def _until_answered(self, longest_ns: int) -> None:
-        """An open loop keeps its traffic up until the window's last request is answered, so that none of them sees an
-        emptier server than the others; not longer than the warm-up took, or a server that falls behind never ends."""
-        deadline_ns = monotonic_ns() + longest_ns
-        while self._load.owes and monotonic_ns() < deadline_ns and not self._interrupt.asked and not self._aborted:
-            self._tell("drain", 1.0)
-            await asyncio.sleep(TURN_S)
-
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
         told = False
@@ -183,6 +172,7 @@ class CellRun:
                 return
             if self._interrupt.asked and not told:
                 told = True
+                self._load.stop_feeding()
                 self._observer.stopping(
                     f"Interrupted: finishing {self._load.in_flight} requests in flight; Ctrl-C again stops at once"
                 )
@@ -190,15 +180,17 @@ class CellRun:
             await asyncio.wait([drained], timeout=0.1)
 
     def _broken(self) -> bool:
-        """Interrupted, or the server is gone or answers nothing but errors: the cell ends early and says why."""
+        """Interrupted, or server or client are gone, or nothing but errors comes: the cell ends early and says why."""
         if self._interrupt.asked:
             self._aborted = self._aborted or INTERRUPTED
         failures = self._load.failures_in_a_row
+        if self._aborted is None:
+            self._aborted = self._load.failure
         if self._aborted is None and failures:
             died = self._server_died()
             if died is not None:
                 self._aborted = died
-            elif failures >= max(20, 3 * self._load.most_in_flight):
+            elif failures >= self._most_failures:
                 self._aborted = f"{failures} failures in a row, the last: {self._glance.last_error}"
         return self._aborted is not None
 
@@ -220,7 +212,7 @@ class CellRun:
         if self._power is not None:
             self._power.flush()
 
-    # the server's counters, the client's own lag, the view
+    # the server's counters, the view
 
     def _generation_tokens(self) -> float | None:
         sample = self._probe.scrape()
@@ -236,13 +228,6 @@ class CellRun:
             if not sample.running or monotonic_ns() > deadline_ns:
                 return sample.generation_tokens - before
         return None
-
-    async def _probe_lag(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LAG_PROBE_S
-            await asyncio.sleep(LAG_PROBE_S)
-            self._lags_s.append(max(0.0, loop.time() - due))
 
     def _tell(self, stage: str, share: float) -> None:
         now_ns = monotonic_ns()
@@ -263,7 +248,3 @@ class CellRun:
                 arrived=self._load.arrived,
             )
         )
-
-
-def _p99(values: Sequence[float]) -> float:
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1]

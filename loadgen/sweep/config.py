@@ -67,6 +67,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     thinking: Thinking | None
     reasoning_parser: str | None
     transport: str
+    workers: int | None
+    """Client processes; None: as many as it takes, by itself."""
     reference: str
     out: str | None
     seed: int
@@ -128,6 +130,7 @@ def configure(
     metrics_port: int | None = 9402,
     metrics_host: str = "127.0.0.1",
     transport: str = "raw",
+    workers: int | None = None,
     reference: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -170,7 +173,7 @@ def configure(
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
         max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
-        metrics_port=metrics_port, thinking_budget=thinking_budget,
+        metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers,
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
@@ -181,6 +184,11 @@ def configure(
     if requests is not None and arrivals is None and requests < 2 * max(levels):
         raise UsageError(
             f"--requests {requests}: B = {max(levels)} needs {2 * max(levels)} at least, so that every slot is refilled"
+        )
+    if arrivals is not None and workers is not None and workers > 1:
+        raise UsageError(
+            f"--workers {workers} shares slots that are held busy; with --arrival {arrivals} one process sends: leave "
+            "--workers away"
         )
     if max_tokens is not None and fixed_length is not None:
         raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
@@ -221,6 +229,7 @@ def configure(
         thinking=_thinking(thinking, thinking_budget, api),
         reasoning_parser=reasoning_parser,
         transport=transport,
+        workers=workers,
         reference=reference or ("fp16" if "fp16" in names else names[0]),
         out=str(out) if out else None,
         seed=seed,

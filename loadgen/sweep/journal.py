@@ -44,10 +44,16 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     window_close_ns: int | None = None
     generation_tokens: float | None = None
     """Difference of the server's `generation_tokens_total` from before the first to after the last request."""
+    client_processes: int | None = None
+    """That sent the requests; None in journals of before there could be several."""
     client_cpu_s: float | None = None
-    """CPU time of the client's process inside the window."""
+    """CPU time of all the client's processes inside the window."""
+    client_cpu_share: float | None = None
+    """Of one core, by the busiest process that sent requests."""
+    loop_lag_ms_p90: float | None = None
+    """How late the client's event loop came to a timer inside the window, in the worst process (timers tick in ms)."""
     loop_lag_ms_p99: float | None = None
-    """How late the client's event loop ran a timer inside the window (timers tick in ms)."""
+    loop_lag_ms_max: float | None = None
     aborted: str | None = None
 
 

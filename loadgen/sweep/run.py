@@ -11,19 +11,12 @@ from typing import Any
 import msgspec
 import uvloop
 
-from loadgen.client.body import RequestMaker
-from loadgen.client.concealment import concealed
-from loadgen.client.exchange import Exchange
-from loadgen.client.http import Endpoint, HttpSlot
-from loadgen.client.openai_sdk import SdkSlot, sdk_client
-from loadgen.client.pool import Slot
 from loadgen.errors import ServerError
 from loadgen.power.feed import PowerFeed
-from loadgen.secret import Mask
 from loadgen.serving.recipe import recipe_sha256
+from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.cell import INTERRUPTED, CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
-from loadgen.sweep.feed import Feed
 from loadgen.sweep.identity import (
     compare_gpus,
     compare_machines,
@@ -33,19 +26,18 @@ from loadgen.sweep.identity import (
 )
 from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_file, power_file
-from loadgen.sweep.load import Load
+from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts, read_manifest
 from loadgen.sweep.metrics import SweepMetrics
 from loadgen.sweep.observer import CellVerdict, Observer, Tee
-from loadgen.sweep.openload import OpenLoad
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.sweep.resume import await_old_servers, set_aside, unfinished
 from loadgen.sweep.rundir import create_run_dir, held
-from loadgen.sweep.schedule import Schedule
 from loadgen.sweep.servers import Server, Source, source_of
 from loadgen.sweep.settings import resumed_config
+from loadgen.sweep.workers import Workers
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.facts import facts_of, write_facts
 from loadgen.workload.grading import Grader
@@ -353,40 +345,29 @@ async def _run_cell(
     return await run.run()
 
 
-def _load(
-    cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Exchange], None]
-) -> Load | OpenLoad:
+def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: OnExchange) -> Load:
     config = plan.config
-    maker = RequestMaker(
-        plan.protocol,
-        api=plan.protocol.api,
+    assignment = Assignment(
+        url=server.target.url,
         model=server.target.model,
+        api_key=config.api_key,
+        transport=config.transport,
+        timeout_s=config.timeout_s,
+        protocol=plan.protocol,
         seed=config.seed,
         max_tokens=plan.max_tokens,
         fixed_length=config.fixed_length,
         thinking=config.thinking,
+        items=plan.dataset.items,
+        warmup_items=tuple(warmup_items()),
+        concurrency=cell.concurrency,
+        requests=config.requests,
     )
-    mask = Mask(config.api_key)
-
-    def conceal(exchange: Exchange) -> None:
-        on_exchange(concealed(exchange, mask))
-
-    make_slot = _slot_maker(plan, server)
     if cell.arrivals is not None:
-        seed = f"{config.seed}/{cell.repeat}"
-        schedule = Schedule(maker, plan.dataset.items, warmup_items(), cell.arrivals, seed, config.requests)
-        return OpenLoad(make_slot, cell.concurrency, schedule, conceal)
-    feed = Feed(maker, plan.dataset.items, warmup_items(), cell.concurrency, config.requests)
-    return Load([make_slot(slot) for slot in range(cell.concurrency)], feed, conceal)
-
-
-def _slot_maker(plan: SweepPlan, server: Server) -> Callable[[int], Slot]:
-    config = plan.config
-    if config.transport == "openai":
-        client = sdk_client(server.target.url, api_key=config.api_key, timeout_s=config.timeout_s)
-        return lambda slot: SdkSlot(client, plan.protocol.api, slot)
-    endpoint = Endpoint(server.target.url, plan.protocol.api, config.api_key)
-    return lambda slot: HttpSlot(endpoint, slot, config.timeout_s)
+        return assignment.open_load(cell.arrivals, f"{config.seed}/{cell.repeat}", on_exchange)
+    if config.workers is None or config.workers == 1:
+        return assignment.load(on_exchange)
+    return Workers(assignment, config.workers, on_exchange)
 
 
 def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str, Any]:

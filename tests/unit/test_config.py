@@ -197,6 +197,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"warmup": -1.0}, "--warmup -1: give zero or more seconds"),
     ({"max_error_rate": 1.0}, "--max-error-rate 1: give a share from 0 up to, but not including, 1"),
     ({"max_error_rate": float("nan")}, "--max-error-rate nan: give a share from 0 up to, but not including, 1"),
+    ({"arrival": "poisson:3", "workers": 2}, "--workers 2 shares slots that are held busy; with --arrival poisson:3"),
     ({"slo": "itl:20ms"}, "--slo itl:20ms: 'itl' is no latency of a request; write ttft, tpot, e2e"),
     ({"warmup": math.nan}, "--warmup nan"),
     ({"seed": -1}, "--seed -1: give a whole number"),

@@ -8,7 +8,6 @@ from time import monotonic_ns
 from typing import Any
 
 import msgspec
-import pytest
 from streams import DONE, completion, finished, one_read_per_event
 
 from loadgen.client.arrivals import Arrivals
@@ -23,11 +22,11 @@ ANSWER = one_read_per_event(completion("42", 2, finish="stop"), DONE)
 
 
 class TimedSlot:
-    """Ends a request `answer_s` after it was sent, with `status`."""
+    """Ends a request some time after it was sent, with `status`."""
 
     answering = False
 
-    def __init__(self, slot: int, answer_s: float, status: int) -> None:
+    def __init__(self, slot: int, answer_s: Callable[[], float], status: int) -> None:
         self._slot, self._answer_s, self._status = slot, answer_s, status
         self._end: Callable[[], None] = lambda: None
 
@@ -41,7 +40,7 @@ class TimedSlot:
             raw.slot, raw.request, raw.t_send_ns, raw.t_end_ns = self._slot, request, sent_ns, monotonic_ns()
             done(raw)
 
-        timer = loop.call_later(self._answer_s, end)
+        timer = loop.call_later(self._answer_s(), end)
         self._end = lambda: end(("broken", "given up"))
 
     def close(self) -> None:
@@ -49,7 +48,7 @@ class TimedSlot:
 
 
 def load(
-    arrival: str, *, cap: int = 1000, answer_s: float = 0.02, status: int = 200, limit: int | None = None
+    arrival: str, *, cap: int = 1000, answer_s: Any = 0.02, status: int = 200, limit: int | None = None
 ) -> tuple[OpenLoad, list[Exchange]]:
     seen: list[Exchange] = []
     maker = RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0)
@@ -57,7 +56,8 @@ def load(
     arrivals = Arrivals.parse(arrival)
     assert arrivals is not None
     schedule = Schedule(maker, items, items[:3], arrivals, "0/1", limit)
-    return OpenLoad(lambda slot: TimedSlot(slot, answer_s, status), cap, schedule, seen.append), seen
+    time_s = answer_s if callable(answer_s) else lambda: answer_s
+    return OpenLoad(lambda slot: TimedSlot(slot, time_s, status), cap, schedule, seen.append), seen
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -78,7 +78,7 @@ def through_a_window(arrival: str, window_s: float | None, **options: Any) -> Ru
 
 
 async def _through_a_window(arrival: str, window_s: float | None, **options: Any) -> Run:
-    """As the cell does it: warm up, open, close, wait for what is owed, drain."""
+    """As the cell does it: warm up, open, close, drain."""
     of, seen = load(arrival, **options)
     of.start()
     await until(lambda: of.steady)
@@ -86,8 +86,7 @@ async def _through_a_window(arrival: str, window_s: float | None, **options: Any
     close_ns = None if window_s is None else open_ns + int(window_s * 1e9)
     of.open_window(open_ns, close_ns)
     await until(lambda: of.dry_ns is not None if close_ns is None else monotonic_ns() > close_ns)
-    await until(lambda: not of.owes)
-    of.stop_feeding()
+    of.close_window()
     await of.drained()
     await of.close()
     return Run(of, seen, open_ns, close_ns or of.dry_ns or 0)
@@ -143,7 +142,7 @@ def test_beyond_the_cap_arrivals_are_dropped_and_every_one_has_its_row() -> None
     arrived = of.arrived
     assert arrived.dropped == sum(e.status == "dropped" for e in seen)
     assert arrived.sent == len(seen) - arrived.dropped
-    assert of.most_in_flight == 3
+    assert {e.slot for e in seen} == {0, 1, 2, None}
 
 
 def test_failures_are_counted_and_do_not_slow_the_arrivals() -> None:
@@ -167,17 +166,51 @@ def test_close_gives_up_what_is_in_flight_as_rows() -> None:
     assert {(e.status, e.error) for e in seen} == {("broken", "given up")}
 
 
-@pytest.mark.parametrize("cap", [1, 1000])
-def test_nothing_is_owed_before_the_window_and_when_all_of_it_is_over(cap: int) -> None:
-    async def run() -> None:
-        of, _ = load("constant:100", cap=cap)
+def test_the_cool_down_lasts_as_long_as_the_warm_up_at_most() -> None:
+    """A server that answers nothing from the window's opening on: its requests are owed for ever."""
+    opened_ns = 0
+
+    async def run() -> tuple[list[Exchange], int, int]:
+        nonlocal opened_ns
+        of, seen = load("constant:100", answer_s=lambda: 30.0 if opened_ns else 0.05)
+        start_ns = monotonic_ns()
         of.start()
-        assert not of.owes
+        await until(lambda: of.steady)
+        opened_ns = monotonic_ns()
+        of.open_window(opened_ns, opened_ns + 100_000_000)
+        await until(lambda: monotonic_ns() > opened_ns + 100_000_000)
+        of.close_window()
+        closed_ns = monotonic_ns()
+        sent = of.arrived.sent
+        await until(lambda: of.arrived.sent > sent)
+        assert of._cooldown is not None
+        await of._cooldown
+        lasted_ns, sent = monotonic_ns() - closed_ns, of.arrived.sent
+        await asyncio.sleep(0.05)
+        assert of.arrived.sent == sent, "nothing is sent any more"
+        await of.close()
+        return seen, opened_ns - start_ns, lasted_ns
+
+    seen, warmup_ns, lasted_ns = asyncio.run(run())
+    assert lasted_ns >= warmup_ns
+    assert sum(e.phase == "measured" for e in seen) == 10
+    assert {e.status for e in seen if e.phase == "measured"} == {"broken"}
+
+
+def test_told_to_stop_the_cool_down_ends_at_once() -> None:
+    async def run() -> list[Exchange]:
+        of, seen = load("constant:100", answer_s=0.3)
+        of.start()
         await until(lambda: of.steady)
         now_ns = monotonic_ns()
-        of.open_window(now_ns, now_ns + 200_000_000)
-        await until(lambda: of.owes)
-        await until(lambda: not of.owes and monotonic_ns() > now_ns + 200_000_000)
+        of.open_window(now_ns, now_ns + 100_000_000)
+        await until(lambda: monotonic_ns() > now_ns + 100_000_000)
+        of.close_window()
+        of.stop_feeding()
+        await of.drained()
         await of.close()
+        return seen
 
-    asyncio.run(run())
+    seen = asyncio.run(run())
+    assert not [e for e in seen if e.phase == "cooldown"]
+    assert sum(e.phase == "measured" for e in seen) == 10
