@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
-from loadgen.analysis.cellresult import CellReader
+from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
+from loadgen.analysis.powerdata import Server, read_powers
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
@@ -29,6 +30,8 @@ from loadgen.workload.facts import read_facts
 from loadgen.workload.grading import Grader
 
 SCHEMA = 1
+CLOCK_STEP_S = 1.0
+"""From which on the wall clock was set, not only slewed."""
 BUSY_CLIENT = 0.8
 """Share of a core from which on the client may be what is measured."""
 
@@ -48,13 +51,15 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     if settings is None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
-    blocks: dict[tuple[str, int, int], dict[str, Any]] = {}
+    blocks: dict[Server, dict[str, Any]] = {}
     damaged: list[str] = []
     if slo is None and config.get("slo"):
         slo = Slo.parse(config["slo"])
-    reader = CellReader(run_dir, manifest, grader, slo)
+    paths = cell_files(run_dir)
+    processes = processes_for(paths)
+    powers = read_powers(run_dir, manifest, processes)
     with RunTables(run_dir) as tables:
-        for result in reader.results(cell_files(run_dir)):
+        for result in CellReader(manifest, grader, powers, slo).results(paths, processes):
             cell = result.summary
             cells.append(cell)
             if result.damaged:
@@ -63,8 +68,8 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
             tables.add("requests", result.requests)
             tables.add("server", result.server)
             block = cell.target, cell.repeat, cell.session
-            power = reader.power(*block) if block not in blocks else None
-            if power is not None:
+            power = powers.get(block)
+            if power is not None and block not in blocks:
                 tables.add("power", power_table(cell, power))
                 described = {"target": cell.target, "repeat": cell.repeat, "session": cell.session}
                 blocks[block] = described | {"gpus": power.calibration()}
@@ -154,6 +159,11 @@ def _analysis(
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
     ]
+    warnings += [
+        f"the wall clock was set by {step_s:+.1f} s during session {session}; no figure depends on it, but times in "
+        "Grafana do"
+        for session, step_s in _clock_steps(manifest)
+    ]
     for block in manifest.get("power_blocks", []):
         if lost := block.get("samples_lost"):
             warnings.append(
@@ -177,6 +187,19 @@ def _analysis(
         **msgspec.to_builtins(answer.indices),
         "warnings": warnings,
     }
+
+
+def _clock_steps(manifest: dict[str, Any]) -> list[tuple[int, float]]:
+    """Session and seconds by which the wall clock went beside the monotonic one, where that is more than drift."""
+    anchors: dict[int, list[dict[str, int]]] = {}
+    for anchor in manifest.get("clock_anchors", []):
+        anchors.setdefault(anchor.get("session", 1), []).append(anchor)
+    steps = []
+    for session, found in anchors.items():
+        walls = [anchor["unix_ns"] - anchor["monotonic_ns"] for anchor in found]
+        if abs(walls[-1] - walls[0]) > CLOCK_STEP_S * 1e9:
+            steps.append((session, (walls[-1] - walls[0]) / 1e9))
+    return steps
 
 
 def _name(cell: CellSummary) -> str:

@@ -17,6 +17,7 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.latency import answered_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.power.trace import PowerTrace
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Verdict
 
@@ -135,15 +136,17 @@ def server_table(data: CellData) -> pa.Table:
 
 def power_table(cell: CellSummary, power: PowerData) -> pa.Table:
     """One row per raw sample beside the cell's server, GPU by GPU."""
-    samples = [sample for ours in power.samples.values() for sample in ours]
     given = {name: getattr(cell, name) for name in ("target", "precision", "repeat", "session", "simulated")}
-    columns: dict[str, Any] = {name: [value] * len(samples) for name, value in given.items()}
-    columns["gpu_uuid"] = [sample.gpu for sample in samples]
-    columns["errors"] = ["; ".join(sample.errors) or None for sample in samples]
-    for name in POWER.names:
-        if name not in columns:
-            columns[name] = [getattr(sample, name) for sample in samples]
-    return pa.table({name: columns[name] for name in POWER.names}, schema=POWER)
+    return pa.concat_tables([_trace_table(given, trace) for trace in power.samples.values()] or [POWER.empty_table()])
+
+
+def _trace_table(given: dict[str, Any], trace: PowerTrace) -> pa.Table:
+    columns = {name: pa.repeat(value, len(trace)) for name, value in (given | {"gpu_uuid": trace.gpu}).items()}
+    columns["errors"] = pa.array(["; ".join(errors) or None for errors in trace.errors], pa.string())
+    for field in POWER:
+        if field.name not in columns:
+            columns[field.name] = pa.array(getattr(trace, field.name), field.type, from_pandas=True)
+    return pa.table({name: columns[name] for name in POWER.names}).cast(POWER)
 
 
 def write_cells(run_dir: Path, cells: Sequence[CellSummary]) -> None:

@@ -10,7 +10,7 @@ from time import monotonic_ns
 import msgspec
 
 from loadgen.client.exchange import Exchange
-from loadgen.serving.metrics import MetricsProbe, MetricsSampler
+from loadgen.serving.metrics import MetricsProbe, MetricsSampler, ServerSample
 from loadgen.sweep.glance import Glance
 from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
@@ -77,9 +77,13 @@ class CellRun:
         self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
         self._t_start_ns = 0
         self._aborted: str | None = None
+        self._unwritable: OSError | None = None
 
     async def run(self) -> CellEnd:
-        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, unless the window was over."""
+        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, unless the window was over.
+
+        Raises OSError when the journal can no longer be written; the cell has ended early then.
+        """
         tokens_before = await asyncio.to_thread(self._generation_tokens)
         self._load = load = self._make_load(self._on_exchange)
         self._sampler.start()
@@ -115,10 +119,12 @@ class CellRun:
             aborted=self._aborted or load.failure,
             **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
-        if self._power is not None and window is not None:
+        if self._power is not None and window is not None and self._unwritable is None:
             self._power.cover(window[1])
-        self._journal.append(end)
+        self._append(end)
         self._probe.close()
+        if self._unwritable is not None:
+            raise self._unwritable
         return end
 
     # the stages
@@ -183,6 +189,8 @@ class CellRun:
         """Interrupted, or server or client are gone, or nothing but errors comes: the cell ends early and says why."""
         if self._interrupt.asked:
             self._aborted = self._aborted or INTERRUPTED
+        if self._unwritable is not None:
+            self._aborted = self._aborted or "the journal could not be written"
         failures = self._load.failures_in_a_row
         if self._aborted is None:
             self._aborted = self._load.failure
@@ -196,8 +204,16 @@ class CellRun:
 
     # what comes back
 
+    def _append(self, record: Exchange | ServerSample | CellEnd) -> None:
+        """Nothing more once a record could not be written: a cell has no holes."""
+        if self._unwritable is None:
+            try:
+                self._journal.append(record)
+            except OSError as error:
+                self._unwritable = error
+
     def _on_exchange(self, exchange: Exchange) -> None:
-        self._journal.append(exchange)
+        self._append(exchange)
         self._glance.add(exchange)
         self._observer.answered(self._cell, exchange)
 
@@ -208,9 +224,12 @@ class CellRun:
 
     def _journal_samples(self) -> None:
         for sample in self._sampler.take():
-            self._journal.append(sample)
-        if self._power is not None:
-            self._power.flush()
+            self._append(sample)
+        if self._power is not None and self._unwritable is None:
+            try:
+                self._power.flush()
+            except OSError as error:
+                self._unwritable = error
 
     # the server's counters, the view
 

@@ -71,7 +71,7 @@ class SweepMetrics(Observer):
         self._run, self._model, self._dataset = run, model, dataset
         self._now_ns = now_ns
         self.registry = registry = CollectorRegistry()
-        self._scrapes = _Scrapes()
+        self._scrapes = _Scrapes(now_ns)
         registry.register(self._scrapes)
         name = "loadgen_"
         self._info = Gauge(f"{name}cell_info", "1 while the cell runs.", (*LABELS, "stage"), registry=registry)
@@ -171,9 +171,11 @@ class SweepMetrics(Observer):
 class _Scrapes(Collector):
     """Counts how often the page is read; it has no series of its own. Registered first, it hears a scrape begin."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        self._now_ns = now_ns
         self._changed = threading.Condition()
         self._count = 0
+        self._last_ns: int | None = None
 
     def describe(self) -> list[Metric]:
         return []
@@ -181,13 +183,15 @@ class _Scrapes(Collector):
     def collect(self) -> Iterator[Metric]:
         with self._changed:
             self._count += 1
+            self._last_ns = self._now_ns()
             self._changed.notify_all()
         yield from ()
 
     def wait_for_two(self, timeout_s: float) -> None:
+        """Not for one who has gone, or comes so rarely that nothing more is to be expected within the time."""
         with self._changed:
-            before = self._count
-            if before:
+            before, last_ns = self._count, self._last_ns
+            if last_ns is not None and self._now_ns() - last_ns <= timeout_s * 1e9:
                 self._changed.wait_for(lambda: self._count >= before + 2, timeout_s)
 
 

@@ -160,7 +160,7 @@ def test_a_run_directory_that_is_not_empty_is_left_alone(refused: Callable[..., 
 def test_a_run_directory_that_cannot_be_made_is_one_line(refused: Callable[..., str], empty_folder: Path) -> None:
     (empty_folder / "file").touch()
     assert "--out file: exists already" in refused("sweep", "--out", "file")
-    assert "--out file/run: cannot be created" in refused("sweep", "--out", "file/run")
+    assert "--out file/run: cannot be written" in refused("sweep", "--out", "file/run")
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"schema": 99}', "{}"])

@@ -6,7 +6,10 @@ import os
 import threading
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from loadgen.analysis.forked import forked, spare_processes
 
@@ -19,6 +22,19 @@ def test_results_come_in_the_order_of_the_tasks(processes: int) -> None:
 def test_one_process_is_this_one_and_two_are_not() -> None:
     assert list(forked([os.getpid] * 3, 1)) == [os.getpid()] * 3
     assert os.getpid() not in list(forked([os.getpid] * 3, 2))
+
+
+def arrays(size: int) -> tuple[NDArray[np.float64], pa.Table, str]:
+    return np.arange(size) / 3, pa.table({"text": ["é" * k for k in range(size)], "k": range(size)}), "and more"
+
+
+def test_arrays_and_tables_come_as_they_were() -> None:
+    """Of any size, none included; they stay when later results come and the processes are gone."""
+    sizes = [0, 1, 1000, 0]
+    found = list(forked([partial(arrays, size) for size in sizes], 2))
+    for (array, table, text), size in zip(found, sizes, strict=True):
+        expected = arrays(size)
+        assert (array.tolist(), table, text) == (expected[0].tolist(), *expected[1:])
 
 
 def test_what_a_task_raises_is_raised_in_its_place() -> None:
