@@ -12,6 +12,7 @@ from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
+from loadgen.analysis.client import NearestCheck, busy, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
@@ -32,8 +33,6 @@ from loadgen.workload.grading import Grader
 SCHEMA = 1
 CLOCK_STEP_S = 1.0
 """From which on the wall clock was set, not only slewed."""
-BUSY_CLIENT = 0.8
-"""Share of a core from which on the client may be what is measured."""
 
 
 def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | None = None) -> None:
@@ -130,12 +129,7 @@ def _analysis(
         for session in manifest.get("sessions", [])
         for sentence in session["warnings"]
     ]
-    warnings += [
-        f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "
-        "its figures may be the client's, not the server's"
-        for cell in cells
-        if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
-    ]
+    warnings += [f"{_name(cell)}: {said}" for cell in cells if (said := busy(cell.client)) is not None]
     warnings += [
         f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
         for cell in cells
@@ -185,8 +179,15 @@ def _analysis(
         **msgspec.to_builtins(trust),
         "models": [entry_of(found) for found in cost_models(held, answer.crossovers, reference=reference)],
         **msgspec.to_builtins(answer.indices),
+        "client": msgspec.to_builtins(_nearest(cells)),
         "warnings": warnings,
     }
+
+
+def _nearest(cells: list[CellSummary]) -> list[NearestCheck]:
+    return nearest_checks(
+        ((cell.target, cell.concurrency, cell.repeat), check) for cell in cells for check in cell.client_checks
+    )
 
 
 def _clock_steps(manifest: dict[str, Any]) -> list[tuple[int, float]]:
