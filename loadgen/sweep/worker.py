@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from time import monotonic_ns
 
 import uvloop
 
@@ -61,7 +62,7 @@ class Worker:
             case "end_warmup":
                 load.end_warmup()
             case "open_window":
-                load.open_window()
+                load.open_window(monotonic_ns(), None)
             case "close_window":
                 load.close_window()
                 if load.process_use is not None:
