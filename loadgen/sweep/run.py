@@ -111,7 +111,7 @@ def left_of(run_dir: Path, config: SweepConfig) -> SweepPlan:
 
 
 def _blocks(config: SweepConfig) -> tuple[Block, ...]:
-    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats))
+    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival))
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
@@ -216,8 +216,8 @@ def _sweep(
 def _title(plan: SweepPlan, manifest: Manifest, source: Source) -> str:
     config = plan.config
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
-    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
+    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × "
+    title += f"{config.repeats} repeats"
     if manifest.resumed:
         whole = len(config.targets) * len(config.concurrency) * config.repeats
         title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
@@ -281,6 +281,8 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: OnExchange) 
         concurrency=cell.concurrency,
         requests=config.requests,
     )
+    if cell.arrivals is not None:
+        return assignment.open_load(cell.arrivals, f"{config.seed}/{cell.repeat}", on_exchange)
     if config.workers is None or config.workers == 1:
         return assignment.load(on_exchange)
     return Workers(assignment, config.workers, on_exchange)
