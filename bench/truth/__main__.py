@@ -1,11 +1,11 @@
 """What a client says of a server whose timing is known, beside what is true: loadgen and its peers.
 
-    python bench/truth                                         loadgen alone: every case, five rounds (6 minutes)
-    python bench/truth --vllm ENV --guidellm ENV --aiperf ENV  peers beside it, each from its own virtual environment
-    python bench/truth --rounds 1 --cases b128 --out new.json  a quick look
+    python -m bench.truth                                         loadgen alone: every case, five rounds (6 minutes)
+    python -m bench.truth --vllm ENV --guidellm ENV --aiperf ENV  peers beside it, each from its own virtual environment
+    python -m bench.truth --rounds 1 --cases b128 --out new.json  a quick look
 
 The server (truth_server.c) is compiled first and is new for every measurement. In every round the clients run in
-another order. Results go to bench/results/truth.json, and `python bench/truth/document.py` writes docs/benchmarks.md
+another order. Results go to bench/results/truth.json, and `python -m bench.truth.document` writes docs/benchmarks.md
 from there. Nothing else should run meanwhile.
 """
 
@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from inputs import Inputs, write_inputs
-from server import Case, Stats, TruthServer, compile_server
-from tools import AiPerf, GuideLlm, Loadgen, Told, Tool, VllmBench, version_of
-from watch import Seen, Watch, steady
+
+from bench.truth.inputs import Inputs, write_inputs
+from bench.truth.server import Case, Stats, TruthServer, compile_server
+from bench.truth.tools import OURS, AiPerf, GuideLlm, Loadgen, Told, Tool, VllmBench, version_of
+from bench.truth.watch import Seen, Watch, steady
 
 RESULTS = Path(__file__).parent.parent / "results" / "truth.json"
 CASES = {
@@ -36,8 +37,9 @@ CASES = {
     "flat-out": Case(name="flat-out", concurrency=128, flat_out=True),
 }
 """128 streams at 10 ms are 12.7k tok/s; 512 at 17 ms and 1024 at 34 ms are 30k, near what two cores carry."""
-WAVES = {"b128": 6, "b512": 4, "b1024": 3, "flat-out": 12}
+WAVES = {"b128": 5, "b512": 4, "b1024": 3, "flat-out": 6}
 """Answers asked of each stream after the warm-up; loadgen flat out has a window of its own."""
+PEER_CASES = "b128,flat-out"
 LONGEST_S = 300.0
 
 
@@ -103,7 +105,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(tools: Sequence[Tool], cases: Sequence[Case], rounds: int) -> dict[str, Any]:
+def run(tools: Sequence[Tool], cases: Sequence[Case], rounds: int, peer_cases: Sequence[str]) -> dict[str, Any]:
+    """Loadgen in all cases, peers in some, `rounds` times."""
     here = machine()
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -112,6 +115,8 @@ def run(tools: Sequence[Tool], cases: Sequence[Case], rounds: int) -> dict[str, 
             order = [*tools[turn % len(tools) :], *tools[: turn % len(tools)]]
             for case in cases:
                 for tool in order:
+                    if tool.name != OURS and case.name not in peer_cases:
+                        continue
                     outcome = measure(binary, case, tool, turn + 1, inputs)
                     outcomes.append(outcome)
                     print(f"round {turn + 1}  {case.name:8} {tool.name:16} {in_short(outcome)}", flush=True)
@@ -141,17 +146,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer-cases", default=PEER_CASES, help=f"where peers are measured (default: {PEER_CASES})")
     parser.add_argument("--vllm", type=Path, help="environment with vllm")
     parser.add_argument("--guidellm", type=Path, help="environment with guidellm[recommended]")
     parser.add_argument("--aiperf", type=Path, help="environment with aiperf")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    peers = {VllmBench: asked.vllm, GuideLlm: asked.guidellm, AiPerf: asked.aiperf}
-    tools: list[Tool] = [Loadgen(), *(kind(path.absolute()) for kind, path in peers.items() if path is not None)]
+    tools: list[Tool] = [Loadgen()]
+    if asked.vllm:
+        tools.append(VllmBench(asked.vllm.absolute()))
+    if asked.guidellm:
+        tools.append(GuideLlm(asked.guidellm.absolute()))
+    if asked.aiperf:
+        tools.append(AiPerf(asked.aiperf.absolute()))
     unknown = set(asked.cases.split(",")) - set(CASES)
     if unknown:
         sys.exit(f"--cases {','.join(sorted(unknown))}: not among {', '.join(CASES)}")
-    results = run(tools, [CASES[name] for name in asked.cases.split(",")], asked.rounds)
+    results = run(tools, [CASES[name] for name in asked.cases.split(",")], asked.rounds, asked.peer_cases.split(","))
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -28,10 +29,10 @@ def write_inputs(folder: Path) -> Inputs:
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(parents=True)
     vocabulary = {word: place for place, word in enumerate(dict.fromkeys([UNKNOWN, *words, *map(str, range(1000))]))}
-    unknown = {"id": 0, "content": UNKNOWN, "special": True}
+    unknown: dict[str, Any] = {"id": 0, "content": UNKNOWN, "special": True}
     unknown |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
-    parts = {"pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [unknown], "model": model}
+    parts: dict[str, Any] = {"pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [unknown], "model": model}
     parts |= dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
     (tokenizer / "tokenizer.json").write_text(json.dumps({"version": "1.0", **parts}))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": UNKNOWN, "model_max_length": 32768}

@@ -9,13 +9,18 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
-from inputs import Inputs
-from server import Case
+
+from bench.truth.inputs import Inputs
+from bench.truth.server import Case
+from loadgen.client.exchange import Exchange
+from loadgen.sweep.journal import CellEnd, CellStart, read_records
 
 REPOSITORY = Path(__file__).parent.parent.parent
+OURS = "loadgen"
+FLAT_OUT_S = 3.0
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +32,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None
     answers_per_s: float | None
     in_flight: float | None = None
+    read_per_s: float | None = None
+    """Answers a second from the first request until the last answer is read, where that comes later."""
     why_none: str = ""
     """The reason for a figure that it does not tell."""
     notes: str = ""
@@ -55,7 +62,7 @@ def version_of(tool: Tool) -> str:
 class Loadgen:
     """This program as users run it; the window lasts as long as the answers should take."""
 
-    name = "loadgen"
+    name = OURS
 
     def __init__(self, python: str = sys.executable) -> None:
         self._python = python
@@ -86,11 +93,23 @@ class Loadgen:
             tokens_per_s=_number(row["tokens_per_s"]),
             answers_per_s=int(row["requests"]) / seconds,
             in_flight=_number(row["inflight_mean"]),
+            read_per_s=self._read_per_s(out / "run" / "journal"),
             notes=row["reasons"],
         )
 
-
-FLAT_OUT_S = 3.0
+    def _read_per_s(self, journal: Path) -> float:
+        """Of the whole cell, by its journal, which ends when every stream is read."""
+        [file] = journal.glob("*.jsonl")
+        answers = began_ns = ended_ns = 0
+        for record in read_records(file):
+            match record:
+                case Exchange():
+                    answers += 1
+                case CellStart():
+                    began_ns = record.t_ns
+                case CellEnd():
+                    ended_ns = record.t_ns
+        return answers / (ended_ns - began_ns) * 1e9
 
 
 class _Peer:
@@ -180,8 +199,9 @@ class GuideLlm(_Peer):
     def argv(self, case: Case, url: str, answers: int, inputs: Inputs, out: Path) -> list[str]:
         warm = {"mode": "requests", "value": case.concurrency}
         profile = {"kind": "concurrent", "streams": [case.concurrency], "warmup": warm}
-        backend = {"kind": "openai_http", "target": url, "model": "truth", "request_format": "/v1/completions"}
-        backend |= {"max_tokens": case.tokens, "extras": {"body": {"ignore_eos": True}}}
+        backend: dict[str, Any] = {"kind": "openai_http", "target": url, "model": "truth"}
+        backend |= {"request_format": "/v1/completions", "max_tokens": case.tokens}
+        backend |= {"extras": {"body": {"ignore_eos": True}}}
         data = {"kind": "json_file", "path": str(inputs.prompts)}
         tokenizer = {"kind": "huggingface_auto", "model": str(inputs.tokenizer)}
         stop = {"kind": "max_requests", "count": answers + case.concurrency}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from server import Case, Stats, TruthServer
+
+from bench.truth.server import Case, Stats, TruthServer
 
 POLL_S = 0.1
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")

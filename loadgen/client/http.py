@@ -141,6 +141,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(0)  # before 0.23 uvloop else writes only when its turn ends
 
     def data_received(self, data: bytes) -> None:
         self._now_ns = monotonic_ns()
