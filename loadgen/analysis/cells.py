@@ -173,16 +173,20 @@ def summarize_cell(
         reasons.append(f"energy: {energy.energy_reasons}")
     judged = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
     cpu_s = data.end.client_cpu_s if data.end else None
+    one_each = bool((data.token_counts == 1).all())
+    """Tokens an event: then the gaps between events are those between tokens."""
     latencies: dict[str, float | None] = {}
     kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
         ("ttft", ttft_s, (50, 90, 99)),
         ("itl", itl_s, (50, 99)),
-        ("icl", icl_s, (99,)),
+        *([] if one_each else [("icl", icl_s, (99,))]),
         ("tpot", tpot_s, (50, 99)),
         ("e2e", e2e_s, (50, 99)),
     )
     for name, values_of, quantiles in kinds:
         latencies |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
+    if one_each:
+        latencies |= {f"icl_ms_{figure}": latencies[f"itl_ms_{figure}"] for figure in ("mean", "p99")}
     return CellSummary(
         target=data.cell.target,
         precision=data.cell.precision,
