@@ -44,9 +44,7 @@ Tensors = dict[str, torch.Tensor]
 def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Exactly `vocabulary` tokens: byte-level BPE on the shipped problems, then letters that no text becomes but that
     read as text when a model of random weights emits them."""
-    learnt = train_tokenizer(
-        texts([SAMPLE]), min(MERGED, vocabulary), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    )
+    learnt = train_tokenizer(texts([SAMPLE]), min(MERGED, vocabulary), pre_tokenizers.ByteLevel(add_prefix_space=False))
     content = json.loads(learnt.backend_tokenizer.to_str())
     known: dict[str, int] = content["model"]["vocab"]
     spelt = (itertools.product(string.ascii_letters, repeat=length) for length in itertools.count(2))

@@ -57,6 +57,19 @@ def test_sixteen_bit_recipes_expect_no_quantization_and_others_expect_theirs() -
         assert expects_none == (recipe.bits == 16), recipe.name
 
 
+@pytest.mark.parametrize("name", ["awq", "gptq"])
+def test_a_four_bit_kernel_is_known_from_the_log_of_old_and_new_vllm(name: str) -> None:
+    pattern = load_recipe(name).kernel
+    assert pattern is not None
+    for line in ("Using MacheteLinearKernel for mixed-precision linear",
+                 "Using MacheteLinearKernel for AutoAWQMarlinLinearMethod",
+                 "Using MacheteLinearKernel for AutoGPTQLinearMethod"):  # fmt: skip
+        found = re.search(pattern, line)
+        assert found is not None
+        assert found[1] == "MacheteLinearKernel"
+    assert re.search(pattern, "Using MacheteLinearKernel for CompressedTensorsWNA16") is None
+
+
 def test_unknown_name_lists_the_known_ones_and_the_closest() -> None:
     with pytest.raises(UsageError, match=r"unknown recipe 'fp61'; did you mean 'fp16'\? known: awq, .*int8"):
         load_recipe("fp61")
