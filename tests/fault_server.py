@@ -3,10 +3,12 @@
 Every path is a server of its own, with its own counters: `http://HOST:PORT/reset-inside`, or `.../reset-inside~2` for
 a second one. A fault strikes its first request and then each `every`-th; the others are answered: 12 tokens, 4 ms
 apart, the first after 8 ms. /metrics is what a server would say that runs everything it was asked in one batch.
+`http://HOST:PORT` itself has no fault: `python tests/fault_server.py --port N` is a server that can be launched.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -73,10 +75,10 @@ class State:
 class FaultServer:
     """Serves in a thread of its own; a context manager that gives the address."""
 
-    def __init__(self, host: str = "127.0.0.1", ssl: Any = None) -> None:
+    def __init__(self, port: int = 0, *, ssl: Any = None) -> None:
         self._states: dict[str, State] = {}
         self._loop = asyncio.new_event_loop()
-        self._socket = socket.create_server((host, 0), backlog=512)
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=512)
         self._ssl = ssl
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.seen: dict[str, list[bytes]] = defaultdict(list)
@@ -92,14 +94,27 @@ class FaultServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.close()
+
+    def close(self) -> None:
+        """Gone: its connections are reset, and new ones refused."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def wait(self) -> None:
+        """Until it is killed."""
         self._thread.join()
-        self._socket.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._socket, ssl=self._ssl))
+        listening = asyncio.start_server(self._serve, sock=self._socket, ssl=self._ssl)
+        server = self._loop.run_until_complete(listening)
         self._loop.run_forever()
+        server.close()
+        for state in self._states.values():
+            for writer in state.writers:
+                cut(writer)
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -117,6 +132,8 @@ class FaultServer:
                     raise Cut(reset=True)
                 method, target, _ = head.split(b" ", 2)
                 name, _, path = target.decode().lstrip("/").partition("/")
+                if name in ("v1", "version", "health") or name.startswith("metrics"):
+                    name, path = "", target.decode().lstrip("/")
                 self.seen[name].append(head)
                 state = self._states.setdefault(name, State(REQUEST_FAULTS.get(name.partition("~")[0])))
                 state.writers.add(writer)
@@ -131,10 +148,14 @@ class FaultServer:
         writer.close()
 
     async def _page(self, state: State, path: str) -> bytes:
-        text = "no such page"
+        text = ""
         if path == "v1/models":
             text = json.dumps({"data": [{"id": "faulty"}]})
+        elif path == "version":
+            text = json.dumps({"version": "faulty"})
         elif path.startswith("metrics"):
+            if state.fault is not None and state.fault.name == "no-metrics":
+                return whole(404, b"{}")
             text = state.page()
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text.encode())
 
@@ -268,3 +289,10 @@ def whole(status: int, body: bytes) -> bytes:
 def http_error(status: int, *, body: bool, said: str = "the server says no") -> bytes:
     error = {"error": {"message": said, "type": "Error", "code": status}}
     return whole(status, json.dumps(error).encode() if body else b"")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    with FaultServer(parser.parse_args().port) as launched:
+        launched.wait()

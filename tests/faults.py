@@ -34,6 +34,11 @@ class RequestFault:
         """An HTTP error without a body becomes of a cell what one with a body does."""
         return not self.name.endswith("-empty")
 
+    @property
+    def needs_metrics(self) -> bool:
+        """What becomes of the cell is seen in the server's counters."""
+        return self.cell is None or self.name in ("no-metrics", "restart")
+
 
 @dataclass(frozen=True)
 class MachineFault:
@@ -95,6 +100,10 @@ _REQUESTS = (
     _failing("error-in-stream", "an error event inside the stream", "http", "in the stream: EngineCore died"),
     _failing("no-stream", "HTTP 200 with a JSON object instead of a stream", "malformed", "no event stream: "),
     _failing("not-http", "another protocol", "broken", "not HTTP: ", None),
+    RequestFault(
+        "no-metrics", "/metrics answers 404", "ok", None,
+        "running batch not measured: the server gives no vllm:num_requests_running at /metrics", every=None,
+    ),
     RequestFault(
         "restart", "the server restarts: every connection breaks, its counters begin at 0", "ok", None,
         "the server's counters went back: it was restarted within the cell", every=None,

@@ -12,6 +12,7 @@ from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
+from loadgen.analysis.client import NearestCheck, busy, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
@@ -30,8 +31,8 @@ from loadgen.workload.facts import read_facts
 from loadgen.workload.grading import Grader
 
 SCHEMA = 1
-BUSY_CLIENT = 0.8
-"""Share of a core from which on the client may be what is measured."""
+CLOCK_STEP_S = 1.0
+"""From which on the wall clock was set, not only slewed."""
 
 
 def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | None = None) -> None:
@@ -128,12 +129,7 @@ def _analysis(
         for session in manifest.get("sessions", [])
         for sentence in session["warnings"]
     ]
-    warnings += [
-        f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "
-        "its figures may be the client's, not the server's"
-        for cell in cells
-        if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
-    ]
+    warnings += [f"{_name(cell)}: {said}" for cell in cells if (said := busy(cell.client)) is not None]
     warnings += [
         f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
         for cell in cells
@@ -157,6 +153,11 @@ def _analysis(
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
     ]
+    warnings += [
+        f"the wall clock was set by {step_s:+.1f} s during session {session}; no figure depends on it, but times in "
+        "Grafana do"
+        for session, step_s in _clock_steps(manifest)
+    ]
     for block in manifest.get("power_blocks", []):
         if lost := block.get("samples_lost"):
             warnings.append(
@@ -178,8 +179,28 @@ def _analysis(
         **msgspec.to_builtins(trust),
         "models": [entry_of(found) for found in cost_models(held, answer.crossovers, reference=reference)],
         **msgspec.to_builtins(answer.indices),
+        "client": msgspec.to_builtins(_nearest(cells)),
         "warnings": warnings,
     }
+
+
+def _nearest(cells: list[CellSummary]) -> list[NearestCheck]:
+    return nearest_checks(
+        ((cell.target, cell.concurrency, cell.repeat), check) for cell in cells for check in cell.client_checks
+    )
+
+
+def _clock_steps(manifest: dict[str, Any]) -> list[tuple[int, float]]:
+    """Session and seconds by which the wall clock went beside the monotonic one, where that is more than drift."""
+    anchors: dict[int, list[dict[str, int]]] = {}
+    for anchor in manifest.get("clock_anchors", []):
+        anchors.setdefault(anchor.get("session", 1), []).append(anchor)
+    steps = []
+    for session, found in anchors.items():
+        walls = [anchor["unix_ns"] - anchor["monotonic_ns"] for anchor in found]
+        if abs(walls[-1] - walls[0]) > CLOCK_STEP_S * 1e9:
+            steps.append((session, (walls[-1] - walls[0]) / 1e9))
+    return steps
 
 
 def _name(cell: CellSummary) -> str:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats
+from loadgen.analysis.client import Check, ClientFigures, client_checks, client_figures
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.goodput import Goodput, goodput_of
 from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
@@ -83,10 +84,7 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     truncated_rate: float | None
     unparsed_rate: float | None
-    refill_gap_ms_p99: float | None
-    """A slot's last byte to its next send; None in an open loop, where slots wait for arrivals."""
-    client_cpu_share: float | None
-    loop_lag_ms_p99: float | None
+    client: ClientFigures
     memory_needed_bytes: int | None
     """Weights and the KV cache in use at its peak in the window, by the server's own report."""
     traffic: Traffic
@@ -98,6 +96,12 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     def load(self) -> str:
         """What was held: "B = 16", of an open loop "poisson:20"."""
         return level(self.concurrency, self.traffic.arrival)
+
+    @property
+    def client_checks(self) -> list[Check]:
+        """The client's figures beside their limits."""
+        open_loop = self.traffic.arrival is not None
+        return client_checks(self.client, icl_ms=self.icl_ms_mean, e2e_ms=self.e2e_ms_mean, open_loop=open_loop)
 
     def columns(self) -> dict[str, Any]:
         """The row as a flat mapping, in the order of its parts."""
@@ -134,7 +138,21 @@ def summarize_cell(
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
     told = data.dropped | (data.ok & (data.output_tokens >= 0))
     recorded = int(data.output_tokens[data.ok].sum()) if told.all() else None
+    latencies: dict[str, float | None] = {}
+    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
+        ("ttft", ttft_s, (50, 90, 99)),
+        ("itl", itl_s, (50, 99)),
+        ("icl", icl_s, (99,)),
+        ("tpot", tpot_s, (50, 99)),
+        ("e2e", e2e_s, (50, 99)),
+    )
+    for name, values_of, quantiles in kinds:
+        latencies |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
     traffic = traffic_of(data)
+    client = client_figures(data)
+    checks = client_checks(
+        client, icl_ms=latencies["icl_ms_mean"], e2e_ms=latencies["e2e_ms_mean"], open_loop=data.open_loop
+    )
     evidence = Evidence(
         concurrency=data.cell.concurrency,
         aborted=data.end.aborted if data.end else None,
@@ -155,6 +173,7 @@ def summarize_cell(
         recorded_tokens=recorded,
         window_s=window_s,
         traffic=traffic if data.open_loop else None,
+        client_bound=tuple(check.sentence for check in checks if check.failed),
         max_error_rate=max_error_rate,
     )
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
@@ -172,17 +191,6 @@ def summarize_cell(
     if energy.energy_verdict == "invalid":
         reasons.append(f"energy: {energy.energy_reasons}")
     judged = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
-    cpu_s = data.end.client_cpu_s if data.end else None
-    latencies: dict[str, float | None] = {}
-    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
-        ("ttft", ttft_s, (50, 90, 99)),
-        ("itl", itl_s, (50, 99)),
-        ("icl", icl_s, (99,)),
-        ("tpot", tpot_s, (50, 99)),
-        ("e2e", e2e_s, (50, 99)),
-    )
-    for name, values_of, quantiles in kinds:
-        latencies |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
     return CellSummary(
         target=data.cell.target,
         precision=data.cell.precision,
@@ -213,9 +221,7 @@ def summarize_cell(
         accuracy=_share(judged, "correct"),
         truncated_rate=_share(judged, "truncated"),
         unparsed_rate=_share(judged, "unparsed"),
-        refill_gap_ms_p99=_refill_gap_ms(data, window),
-        client_cpu_share=cpu_s / window_s if cpu_s is not None and window_s else None,
-        loop_lag_ms_p99=data.end.loop_lag_ms_p99 if data.end else None,
+        client=client,
         memory_needed_bytes=memory.needed_bytes(samples) if memory else None,
         traffic=traffic,
         goodput=goodput_of(data, slo, energy.energy_j),
@@ -297,18 +303,6 @@ def _longest_gap_s(samples: Sequence[ServerSample], window: tuple[int, int]) -> 
 
 def _share(outcomes: Sequence[str], outcome: str) -> float | None:
     return outcomes.count(outcome) / len(outcomes) if outcomes else None
-
-
-def _refill_gap_ms(data: CellData, window: tuple[int, int] | None) -> float | None:
-    if window is None or data.open_loop:
-        return None
-    slot = np.array([e.slot for e in data.exchanges], dtype=np.int64)
-    order = np.lexsort((data.t_send_ns, slot))
-    before, after = order[:-1], order[1:]
-    sent_ns = data.t_send_ns[after]
-    refills = (slot[before] == slot[after]) & (window[0] < sent_ns) & (sent_ns <= window[1])
-    gaps_ns = (sent_ns - data.t_end_ns[before])[refills]
-    return float(np.percentile(gaps_ns, 99)) / 1e6 if gaps_ns.size else None
 
 
 def _in_ms(name: str, values_s: Floats, quantiles: Quantiles) -> dict[str, Any]:

@@ -44,7 +44,8 @@ SERVER = pa.schema([
     *_CELL,
     ("t_ns", pa.int64()), ("scrape_ns", pa.int64()), ("running", pa.float64()), ("waiting", pa.float64()),
     ("preemptions", pa.float64()), ("kv_usage", pa.float64()), ("generation_tokens", pa.float64()),
-    ("prompt_tokens", pa.float64()), ("iterations", pa.float64()), ("simulated", pa.bool_()),
+    ("prompt_tokens", pa.float64()), ("iterations", pa.float64()),
+    ("ttft_count", pa.float64()), ("ttft_sum_s", pa.float64()), ("simulated", pa.bool_()),
 ])  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""When a cell's figures may be believed; every limit stands here."""
+"""When a cell's figures may be believed; every limit stands here, the client's own in `analysis.client`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ BACKLOG_SHARE = 0.05
 BACKLOG_NOISE = 3.0
 """... and that in standard deviations of what they differ by while it keeps up: that of two counts in flight."""
 
+CLIENT_BOUND = "client-bound: "
+"""How the reasons begin that hold the client to be what was measured."""
+
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """What a verdict on a cell rests on; None is 'not measured'."""
@@ -63,6 +66,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float | None
     traffic: Traffic | None = None
     """None in a closed loop."""
+    client_bound: tuple[str, ...] = ()
+    """What says that the client, not the server, was measured."""
     max_error_rate: float = MAX_ERROR_RATE
 
 
@@ -86,6 +91,7 @@ def reasons_against(e: Evidence) -> list[str]:
     if e.running_mean is None:
         reasons.append("running batch not measured: the server gives no vllm:num_requests_running at /metrics")
     reasons += _batch_was_not_held(e) if e.traffic is None else _traffic_was_not_met(e, e.traffic)
+    reasons += [f"{CLIENT_BOUND}{sentence}" for sentence in e.client_bound]
     if e.silent_s is not None and e.silent_s > max(SILENT_S, SILENT_SHARE * (e.window_s or 0.0)):
         reasons.append(f"the server gave no /metrics for {e.silent_s:.1f} s of the window")
     if e.server_tokens is not None and e.recorded_tokens is not None:
@@ -101,7 +107,8 @@ def reasons_against(e: Evidence) -> list[str]:
 def _batch_was_not_held(e: Evidence) -> list[str]:
     reasons, b = [], e.concurrency
     if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b:
-        reasons.append(f"only {e.inflight_mean:.2f} of {b} requests were in flight")
+        whose = "" if e.errors else CLIENT_BOUND
+        reasons.append(f"{whose}only {e.inflight_mean:.2f} of {b} requests were in flight")
     if e.running_mean is not None and e.running_mean < RUNNING_SHARE * b:
         reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
     if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
@@ -121,12 +128,12 @@ def _traffic_was_not_met(e: Evidence, t: Traffic) -> list[str]:
     sent = t.arrivals - t.dropped
     if t.late > max(1, LATE_SHARE * sent):
         reasons.append(
-            f"client-bound: {t.late} of {sent} requests were sent more than 5 ms after they were due "
+            f"{CLIENT_BOUND}{t.late} of {sent} requests were sent more than 5 ms after they were due "
             f"(p99 {t.late_ms_p99:.1f} ms)"
         )
     if t.rate_per_s * e.window_s < SENT_SHARE * sent:
         reasons.append(
-            f"client-bound: {t.rate_per_s:.4g} of {sent / e.window_s:.4g} requests a second were sent in the window"
+            f"{CLIENT_BOUND}{t.rate_per_s:.4g} of {sent / e.window_s:.4g} requests a second were sent in the window"
         )
     if t.dropped > DROPPED_SHARE * t.arrivals:
         reasons.append(

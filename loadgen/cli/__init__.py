@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from loadgen._version import __version__
-from loadgen.errors import ServerError, UsageError
+from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
 from loadgen.secret import Mask
 from loadgen.visible import visible
 
@@ -71,11 +71,18 @@ def main() -> None:
         sys.exit(130)
     except (UsageError, ServerError) as error:
         _end(str(error))
+    except StorageError as error:
+        _end(str(error), 1)
+    except OSError as error:
+        if not is_of_storage(error):
+            raise
+        what = error.filename or "a file"
+        _end(f"{what} cannot be written ({error.strerror}); make room, or name a folder that can be written", 1)
     except click.ClickException as error:
         _end(error.format_message())
 
 
-def _end(sentence: str) -> NoReturn:
+def _end(sentence: str, status: int = 2) -> NoReturn:
     """It may quote a server's log, an address with a password, or whatever was typed."""
     click.echo(f"loadgen: {visible(Mask()(sentence))}", err=True)
-    sys.exit(2)
+    sys.exit(status)

@@ -32,7 +32,7 @@ class CellStart(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
     t_ns: int
     simulated: bool
     session: int = 1
-    """Which of the run's sessions measured it; each `--resume` begins one."""
+    """Which of the run's sessions measured it; each `--resume` begins one, and each relaunch of a server that died."""
     schema: int = SCHEMA
 
 

@@ -38,19 +38,26 @@ class Manifest:
         self.session = 0
         """Which of the run's sessions this is, from 1; set by `begin`."""
 
+        self.resumed = False
+        """This process did not begin the run."""
+
     def begin(self) -> None:
         """A session begins: the first, or one that resumes. Monotonic stamps of two sessions may be of two boots."""
+        self.resumed = bool(self.content.get("sessions"))
+        self._begin()
+
+    def relaunch(self, why: str) -> None:
+        """A server died and is launched again: with it begins a session, since its counters and its power do."""
+        self._begin()
+        self.warn(why)
+
+    def _begin(self) -> None:
         sessions = self.content.setdefault("sessions", [])
         self.session = len(sessions) + 1
         about = {"session": self.session, "boot_id": boot_id(), "client": client_facts(), "host": host_facts()}
         sessions.append(about | {"warnings": []})
         self._anchor()
         self.write()
-
-    @property
-    def resumed(self) -> bool:
-        """This is not the run's first session."""
-        return self.session > 1
 
     def warn(self, sentence: str) -> None:
         """What is different in this session from the ones before."""
@@ -105,11 +112,16 @@ class Manifest:
     def write(self) -> None:
         text = msgspec.json.format(msgspec.json.encode(self.content), indent=2)
         partial = self._path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(text + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        try:
+            with partial.open("wb") as file:
+                file.write(text + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

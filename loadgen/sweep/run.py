@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvloop
 
-from loadgen.errors import ServerError
-from loadgen.power.feed import PowerFeed
+from loadgen.secret import Mask
+from loadgen.serving.proxy import proxies_passed_by
 from loadgen.serving.recipe import recipe_sha256
 from loadgen.sweep.assignment import Assignment
-from loadgen.sweep.cell import INTERRUPTED, CellRun, CellSettings
+from loadgen.sweep.block import BlockRun, Judge
+from loadgen.sweep.cell import CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.identity import (
-    compare_gpus,
     compare_machines,
     require_same_data,
     require_same_power,
     require_same_server,
 )
 from loadgen.sweep.interrupt import Interrupt
-from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_file, power_file
+from loadgen.sweep.journal import CellEnd, Journal
 from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
-from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts, read_manifest
+from loadgen.sweep.manifest import Manifest, client_facts, host_facts, read_manifest
 from loadgen.sweep.metrics import SweepMetrics
-from loadgen.sweep.observer import CellVerdict, Observer, Tee
+from loadgen.sweep.observer import Observer, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
-from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
-from loadgen.sweep.resume import await_old_servers, set_aside, unfinished
-from loadgen.sweep.rundir import create_run_dir, held
+from loadgen.sweep.power import PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
+from loadgen.sweep.resume import await_old_servers, unfinished
+from loadgen.sweep.rundir import create_run_dir, held, stored
 from loadgen.sweep.servers import Server, Source, source_of
 from loadgen.sweep.settings import resumed_config
 from loadgen.sweep.workers import Workers
@@ -46,10 +43,6 @@ from loadgen.workload.sample import warmup_items
 
 EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
 EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
-
-
-Judge = Callable[[Path, Path], CellVerdict]
-"""Judges an ended cell, from the run directory and the cell's journal."""
 
 
 class Interrupted(Exception):
@@ -118,14 +111,15 @@ def left_of(run_dir: Path, config: SweepConfig) -> SweepPlan:
 
 
 def _blocks(config: SweepConfig) -> tuple[Block, ...]:
-    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats))
+    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival))
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
     """Measures every cell and returns the run directory, journal and manifest complete, nothing derived yet.
 
     A server that fails costs its own cells, the others go on. `judge` is asked after each cell, before the next begins,
-    so that the observers hear its verdict. Raises UsageError before anything is created, and Interrupted on Ctrl-C.
+    so that the observers hear its verdict. Raises UsageError before anything is created, Interrupted on Ctrl-C, and
+    StorageError when the run directory can no longer be written.
     """
     source = source_of(config)
     source.check()
@@ -133,7 +127,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     plan = plan_sweep(config)
     content = _content(plan, power, simulated=source.simulated)
     run_dir = create_run_dir(config)
-    with held(run_dir):
+    with held(run_dir), stored(run_dir):
         _sweep(plan, source, power, Manifest(run_dir, content), observer or Observer(), judge)
     return run_dir
 
@@ -152,7 +146,7 @@ def resume_sweep(
     """
     read_manifest(run_dir)
     observer = observer or Observer()
-    with held(run_dir):
+    with held(run_dir), stored(run_dir):
         begun = read_manifest(run_dir)
         config = resumed_config(run_dir, begun, given or {})
         if not unfinished(run_dir, _blocks(config)):
@@ -193,38 +187,37 @@ def _sweep(
     for warning in warnings:
         manifest.warn(warning)
         observer.warn(warning)
+    if proxies := proxies_passed_by(spec.url for spec in config.targets if spec.url is not None):
+        shown = ", ".join(map(Mask(), proxies))
+        observer.note(f"the proxy {shown} of the environment is not asked: servers are measured directly")
     interrupt = Interrupt()
+
+    async def run_cell(cell: Cell, server: Server, journal: Journal, recorder: PowerRecorder | None) -> CellEnd:
+        return await _run_cell(cell, plan, server, journal, observer, recorder, interrupt)
+
     try:
         with interrupt.heard(), exporter_of(power, run_dir) as exporter_url:
             if exporter_url is not None and config.mode == "serve":
                 idle = idle_power(exporter_url, power, run_dir, manifest.session)
                 manifest.add_idle(idle)
                 observer.note(f"before the first server: {idle}")
+            blocks = BlockRun(source, power, exporter_url, manifest, observer, judge, interrupt, run_cell)
             for block in plan.blocks:
-                try:
-                    with source.serve(block.target, block.repeat, run_dir, observer) as server:
-                        if manifest.resumed:
-                            require_same_server(manifest.content, server.target, server.facts)
-                        manifest.add_server(block.repeat, server.target, server.facts)
-                        url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
-                        with _recorder(url, power, block, server, manifest, observer) as recorder:
-                            for cell in block.cells:
-                                _measure(cell, plan, server, manifest, observer, judge, recorder, interrupt)
-                except ServerError as error:
-                    manifest.add_failure(block.repeat, block.target.name, str(error))
-                    observer.warn(str(error))
+                blocks.measure(block)
     except KeyboardInterrupt:
         raise Interrupted(run_dir, hurried=interrupt.hurried) from None
     finally:
-        manifest.close()
-        metrics.close(wait=not interrupt.asked)
+        try:
+            manifest.close()
+        finally:
+            metrics.close(wait=not interrupt.asked)
 
 
 def _title(plan: SweepPlan, manifest: Manifest, source: Source) -> str:
     config = plan.config
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
-    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
+    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × "
+    title += f"{config.repeats} repeats"
     if manifest.resumed:
         whole = len(config.targets) * len(config.concurrency) * config.repeats
         title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
@@ -243,81 +236,6 @@ def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: b
             where = f"{config.metrics_host}:{config.metrics_port}"
             observer.warn(f"{where} is taken or not this machine's: this run's /metrics is not served (--metrics-port)")
     return metrics
-
-
-@contextlib.contextmanager
-def _recorder(
-    url: str | None,
-    power: PowerPlan,
-    block: Block,
-    server: Server,
-    manifest: Manifest,
-    observer: Observer,
-) -> Iterator[PowerRecorder | None]:
-    """Power of one server's life, its rest before the first cell included; None where power is not measured."""
-    if url is None:
-        yield None
-        return
-    path = power_file(manifest.run_dir, block.target.name, block.repeat, manifest.session)
-    recorder = PowerRecorder(PowerFeed(url, power.gpus), path, simulated=server.target.simulated)
-    entry: dict[str, Any] = {}
-    try:
-        if manifest.resumed:
-            for warning in compare_gpus(manifest.content, block.target.name, recorder.facts):
-                manifest.warn(warning)
-                observer.warn(warning)
-        rest = recorder.rest()
-        entry = manifest.add_power(block.repeat, block.target.name, recorder.facts, rest)
-        observer.note(f"{block.target.name} at rest: {rest}")
-        yield recorder
-    finally:
-        recorder.close()
-        entry |= recorder.losses
-        manifest.write()
-
-
-def _measure(
-    cell: Cell,
-    plan: SweepPlan,
-    server: Server,
-    manifest: Manifest,
-    observer: Observer,
-    judge: Judge | None,
-    power: PowerRecorder | None,
-    interrupt: Interrupt,
-) -> None:
-    path = cell_file(manifest.run_dir, cell)
-    set_aside(manifest.run_dir, cell, manifest)
-    journal = Journal(path)
-    with interrupt.patient():
-        try:
-            start = clock_anchor()["monotonic_ns"]
-            simulated = server.target.simulated
-            journal.append(CellStart(cell=cell, t_ns=start, simulated=simulated, session=manifest.session))
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                end = runner.run(_run_cell(cell, plan, server, journal, observer, power, interrupt))
-        finally:
-            journal.close()
-        if end.aborted != INTERRUPTED:
-            observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, manifest.run_dir, path))
-
-
-def _verdict(end: CellEnd, judge: Judge | None, run_dir: Path, path: Path) -> CellVerdict:
-    if judge is not None:
-        try:
-            return judge(run_dir, path)
-        except Exception as error:  # a glance, whatever is wrong with it, costs no measurement
-            return CellVerdict(valid=None, reasons=f"{type(error).__name__}: {error}")
-    return CellVerdict(valid=False if end.aborted else None, reasons=end.aborted or "")
-
-
-def _cell_line(end: CellEnd) -> str:
-    if end.window_open_ns is None or end.window_close_ns is None:
-        return "ended before its window opened"
-    window_s = (end.window_close_ns - end.window_open_ns) / 1e9
-    if end.generation_tokens is None:
-        return f"window {window_s:.1f} s"
-    return f"window {window_s:.1f} s, {end.generation_tokens:,.0f} tokens in the whole cell by the server's count"
 
 
 async def _run_cell(
@@ -363,6 +281,8 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: OnExchange) 
         concurrency=cell.concurrency,
         requests=config.requests,
     )
+    if cell.arrivals is not None:
+        return assignment.open_load(cell.arrivals, f"{config.seed}/{cell.repeat}", on_exchange)
     if config.workers is None or config.workers == 1:
         return assignment.load(on_exchange)
     return Workers(assignment, config.workers, on_exchange)

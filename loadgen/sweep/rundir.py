@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from loadgen.errors import UsageError
+from loadgen.errors import StorageError, UsageError, is_of_storage
 from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.resume import resume_command
 
 
 def create_run_dir(config: SweepConfig) -> Path:
@@ -26,8 +28,10 @@ def create_run_dir(config: SweepConfig) -> Path:
         run_dir = next(path for path in _numbered(base) if not path.exists())
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
     except OSError as error:
-        raise UsageError(f"--out {run_dir}: cannot be created ({error.strerror}); name a writable folder") from None
+        raise UsageError(f"--out {run_dir}: cannot be written ({error.strerror}); name a writable folder") from None
     return run_dir
 
 
@@ -45,6 +49,20 @@ def held(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def stored(run_dir: Path) -> Iterator[None]:
+    """Within, a disk that is full or has become read-only raises StorageError, which says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if not is_of_storage(error):
+            raise
+        raise StorageError(
+            f"{run_dir} can no longer be written ({error.strerror}); what was measured before is kept: make room, then "
+            f"go on: {resume_command(run_dir)}"
+        ) from None
 
 
 def _numbered(base: Path) -> Sequence[Path]:

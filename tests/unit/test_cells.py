@@ -122,8 +122,7 @@ def test_what_was_not_measured_is_none_and_not_zero(tmp_path: Path) -> None:
     for name in (
         "tokens_per_s", "running_mean", "running_gauge_mean", "waiting_mean", "preemptions", "server_tokens",
         "recorded_tokens", "ttft_ms_mean", "ttft_ms_p99", "itl_ms_p50", "icl_ms_mean", "tpot_ms_mean",
-        "output_tokens_mean", "accuracy", "truncated_rate", "unparsed_rate", "refill_gap_ms_p99", "client_cpu_share",
-        "loop_lag_ms_p99",
+        "output_tokens_mean", "accuracy", "truncated_rate", "unparsed_rate",
     ):  # fmt: skip
         assert getattr(figures, name) is None, name
 
@@ -215,14 +214,3 @@ def test_errors_of_the_window_count_and_the_first_is_quoted(tmp_path: Path) -> N
     figures = row(tmp_path, lines)
     assert (figures.requests, figures.errors) == (1, 2)
     assert "2 of 3 requests failed, the first: http: 503: full" in figures.reasons
-
-
-def test_the_refill_gap_is_last_byte_to_next_send_of_the_same_slot(tmp_path: Path) -> None:
-    lines = [answer(1, [(500, 1)]), answer(900, [(1100, 1)]), answer(1102, [(1500, 1)]), answer(2500, [(2600, 1)])]
-    lines.append(answer(900, [(1190, 1)], slot=1))
-    assert row(tmp_path, lines).refill_gap_ms_p99 == pytest.approx(2.0)
-
-
-def test_the_clients_own_load_is_cpu_time_over_the_window(tmp_path: Path) -> None:
-    figures = row(tmp_path, [answer(900, [(1500, 1)])], end=ended(client_cpu_s=0.25, loop_lag_ms_p99=1.5))
-    assert (figures.client_cpu_share, figures.loop_lag_ms_p99) == (0.25, 1.5)

@@ -15,6 +15,7 @@ from made_run import make_run
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import Claim
+from loadgen.analysis.client import ClientFigures, NearestCheck
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.goodput import Goodput
@@ -36,7 +37,7 @@ SAID = {"crossovers": {"sentence"}, "models": {"sentence", "reading"}}
 """Sentences that are added where analysis.json is written."""
 
 
-PARTS = {"traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}
+PARTS = {"client": ClientFigures, "traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}
 CELLS = [
     column
     for name in CellSummary.__struct_fields__
@@ -70,7 +71,7 @@ def families() -> dict[str, type[msgspec.Struct]]:
     """Lists of analysis.json -> what their entries are; one is no list."""
     found: dict[str, type[msgspec.Struct]] = {
         "crossovers": Crossover, "models": ModelStudy, "claims": Claim, "calibration": Server,
-        "index_settings": IndexSettings,
+        "index_settings": IndexSettings, "client": NearestCheck,
     }  # fmt: skip
     for study in (TrustStudy, IndexStudy):
         for name, hint in typing.get_type_hints(study).items():

@@ -101,7 +101,7 @@ class TestTraffic:
         assert "1 of 2 requests failed, the first: timeout: late" in figures.reasons
 
     def test_slots_wait_for_arrivals_so_there_is_no_refill_gap(self, tmp_path: Path) -> None:
-        assert row(tmp_path, arrived(1100, [(1200, 1)]), arrived(1500, [(1600, 1)])).refill_gap_ms_p99 is None
+        assert row(tmp_path, arrived(1100, [(1200, 1)]), arrived(1500, [(1600, 1)])).client.refill_gap_ms_p99 is None
 
 
 KEPT = Traffic(
@@ -119,6 +119,11 @@ GOOD: dict[str, Any] = {
 def reasons(*, traffic: dict[str, Any] | None = None, **changed: Any) -> list[str]:
     kept = Traffic(**{name: getattr(KEPT, name) for name in KEPT.__struct_fields__} | (traffic or {}))
     return reasons_against(Evidence(**GOOD | {"traffic": kept} | changed))
+
+
+def test_an_open_loop_has_one_sender_and_is_not_told_to_take_more_workers(tmp_path: Path) -> None:
+    figures = row(tmp_path, arrived(1100, [(1200, 1)]), client_processes=1, client_cpu_s=0.99, client_cpu_share=0.99)
+    assert "client-bound: the busiest client process used 99% of a core (limit 95%); lower the rate" in figures.reasons
 
 
 class TestValidity:

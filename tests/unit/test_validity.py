@@ -67,7 +67,8 @@ def test_what_the_server_does_not_tell_is_not_held_against_it_but_its_batch_is()
         ({"tokens_per_s": None, "uncounted": 1000}, "the server reports no token usage in its streams"),
         ({"tokens_per_s": None}, "not one token arrived within the window"),
         ({"uncounted": 6}, "6 of 1000 answers came without token usage"),
-        ({"inflight_mean": 15.51}, "only 15.51 of 16 requests were in flight"),
+        ({"inflight_mean": 15.51}, "client-bound: only 15.51 of 16 requests were in flight"),
+        ({"client_bound": ("its core is full",)}, "client-bound: its core is full"),
         (
             {"running_mean": 15.51},
             "running batch 15.51 did not reach B = 16: the server was slow to take up new requests "
@@ -105,6 +106,12 @@ def test_each_reason_alone(changed: dict[str, object], reason: str) -> None:
 )
 def test_just_within_each_limit_is_valid(changed: dict[str, object]) -> None:
     assert reasons(**changed) == []
+
+
+def test_slots_that_wait_after_failures_are_not_the_clients_fault() -> None:
+    assert reasons(inflight_mean=15.0, errors=1, first_error="http: 503") == [
+        "only 15.00 of 16 requests were in flight"
+    ]
 
 
 def test_a_batch_that_queues_is_put_down_to_the_servers_cap() -> None:
