@@ -100,7 +100,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def client_checks(self) -> list[Check]:
         """The client's figures beside their limits."""
-        return client_checks(self.client, icl_ms=self.icl_ms_mean, e2e_ms=self.e2e_ms_mean)
+        open_loop = self.traffic.arrival is not None
+        return client_checks(self.client, icl_ms=self.icl_ms_mean, e2e_ms=self.e2e_ms_mean, open_loop=open_loop)
 
     def columns(self) -> dict[str, Any]:
         """The row as a flat mapping, in the order of its parts."""
@@ -149,7 +150,9 @@ def summarize_cell(
         latencies |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
     traffic = traffic_of(data)
     client = client_figures(data)
-    checks = client_checks(client, icl_ms=latencies["icl_ms_mean"], e2e_ms=latencies["e2e_ms_mean"])
+    checks = client_checks(
+        client, icl_ms=latencies["icl_ms_mean"], e2e_ms=latencies["e2e_ms_mean"], open_loop=data.open_loop
+    )
     evidence = Evidence(
         concurrency=data.cell.concurrency,
         aborted=data.end.aborted if data.end else None,

@@ -108,10 +108,12 @@ def client_figures(data: CellData) -> ClientFigures:
     )
 
 
-def client_checks(c: ClientFigures, *, icl_ms: float | None, e2e_ms: float | None) -> list[Check]:
+def client_checks(
+    c: ClientFigures, *, icl_ms: float | None, e2e_ms: float | None, open_loop: bool = False
+) -> list[Check]:
     """Each figure that was measured beside its limit. `icl_ms`, `e2e_ms`: the cell's means, which some limits go by."""
     checks = []
-    more = f"give --workers {(c.client_processes or 1) + 1} or more"
+    more = "lower the rate" if open_loop else f"give --workers {(c.client_processes or 1) + 1} or more"
     if c.client_cpu_share is not None:
         said = f"the busiest client process used {c.client_cpu_share:.0%} of a core (limit {CPU_SHARE:.0%}); {more}"
         checks.append(Check(figure="client_cpu_share", value=c.client_cpu_share, limit=CPU_SHARE, sentence=said))

@@ -128,12 +128,12 @@ def _traffic_was_not_met(e: Evidence, t: Traffic) -> list[str]:
     sent = t.arrivals - t.dropped
     if t.late > max(1, LATE_SHARE * sent):
         reasons.append(
-            f"client-bound: {t.late} of {sent} requests were sent more than 5 ms after they were due "
+            f"{CLIENT_BOUND}{t.late} of {sent} requests were sent more than 5 ms after they were due "
             f"(p99 {t.late_ms_p99:.1f} ms)"
         )
     if t.rate_per_s * e.window_s < SENT_SHARE * sent:
         reasons.append(
-            f"client-bound: {t.rate_per_s:.4g} of {sent / e.window_s:.4g} requests a second were sent in the window"
+            f"{CLIENT_BOUND}{t.rate_per_s:.4g} of {sent / e.window_s:.4g} requests a second were sent in the window"
         )
     if t.dropped > DROPPED_SHARE * t.arrivals:
         reasons.append(

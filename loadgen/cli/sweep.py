@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from loadgen.cli import CONTEXT
+from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
 
 _ARGUMENTS = {"target": "targets"}
@@ -54,7 +55,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--device", default="cuda", show_default=True, metavar="DEVICE", help="For --serve: cuda or cpu.")
 @click.option("--vllm", metavar="PATH", help="For --serve: the vllm command.")
 @click.option("--max-num-seqs", type=int, metavar="N", help="For --serve: largest batch [default: largest B + 8].")
-@click.option("--concurrency", default="1,16,64,128", show_default=True, metavar="LIST", help="Batch sizes B to hold.")
+@click.option("--concurrency", metavar="LIST",
+              help="Batch sizes B to hold; open loop: most in flight [default: 1,16,64,128; open loop 1024].")
 @click.option("--dataset", metavar="NAME",
               help="gsm8k, mathqa, mathqa:clean, jsonl or sample [default: gsm8k; sample if simulated].")
 @click.option("--data-file", metavar="PATH", help="The dataset's file as published [default: cached, else downloaded].")
@@ -62,13 +64,15 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--shots-file", metavar="PATH",
               help="Worked examples: GSM8K train, MathQA dev or an lm-eval task file [default: cached].")
 @click.option("--limit", type=int, metavar="N", help="First N items only [default: all].")
-@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1].")
+@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1, or 10].")
 @click.option("--requests", type=int, metavar="N", help="Instead of a duration: ask N items once each.")
 @click.option("--repeats", type=int, default=3, show_default=True, metavar="R", help="Independent repeats per cell.")
 @click.option("--warmup", type=float, metavar="S", help="Warm-up at the same B, other prompts [default: automatic].")
 @click.option("--max-tokens", type=int, metavar="N", help="Cap of an answer [default: the protocol's].")
 @click.option("--fixed-length", type=int, metavar="N", help="Exactly N tokens an answer (ignore_eos); not graded.")
-@click.option("--arrival", default="closed", show_default=True, metavar="KIND", help="closed (others come later).")
+@click.option("--slo", metavar="LIMITS", help="What a good request keeps, for goodput: ttft:200ms,tpot:50ms,e2e:2s.")
+@click.option("--arrival", default="closed", show_default=True, metavar="KIND",
+              help="closed (hold B), or an open loop: poisson:RATE or constant:RATE, requests per second.")
 @click.option("--api", metavar="KIND", help="completions or chat [default: the protocol's].")
 @click.option("--thinking", metavar="on|off", help="Hybrid models: reason before the answer or not (chat only).")
 @click.option("--thinking-budget", type=int, metavar="N", help="Tokens after which the server ends the reasoning.")
@@ -136,7 +140,8 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
         plan = plan_sweep(config) if resume is None else left_of(Path(resume), config)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
-            console.print(f"repeat {block.repeat}  {block.target.name:12} B = {levels}", highlight=False)
+            held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load
+            console.print(f"repeat {block.repeat}  {block.target.name:12} {held}", highlight=False)
         console.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
         return
 

@@ -60,7 +60,6 @@ class OpenLoop:
         self.late = 0
         """Of those sent, the ones that were late by more than `LATE_NS`."""
         self.dropped = 0
-        self.most_in_flight = 0
 
     @property
     def in_flight(self) -> int:
@@ -113,7 +112,6 @@ class OpenLoop:
             return
         self.sent += 1
         self.late += lateness_ns > LATE_NS
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
         self._slots[slot].send(request, self._finished)
 
     def _finished(self, raw: Raw) -> None:

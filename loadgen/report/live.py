@@ -67,7 +67,7 @@ class PlainView(Observer):
         self._invalid += verdict.valid is False
         place = f"[{self._clock.ended}/{self._clock.cells}]"
         left = _duration(self._clock.left_s(0.0))
-        named = f"{place} {cell.target} B={cell.concurrency} repeat {cell.repeat}"
+        named = f"{place} {cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
         self._say(f"{named}: {line}{_said(verdict)}; {left} left")
 
     def note(self, sentence: str) -> None:
@@ -136,7 +136,10 @@ def _glance(progress: Progress) -> Table:
     shown = {
         "target": cell.target,
         "stage": progress.stage,
-        "B/flight/run": f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0)}",
+        "B/flight/run" if progress.arrived is None else "cap/flight/run": (
+            f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0)}"
+        ),
+        **_arrived(progress),
         "tok/s": _figure(progress.tokens_per_s, 0),
         "TTFT ms": _figure(progress.ttft_ms, 1),
         "TPOT ms": _figure(progress.tpot_ms, 2),
@@ -148,6 +151,17 @@ def _glance(progress: Progress) -> Table:
     table.add_row(*(Text(name, style="dim") for name in shown))
     table.add_row(*(Text(value) for value in shown.values()))
     return table
+
+
+def _arrived(progress: Progress) -> dict[str, str]:
+    """Of an open loop."""
+    if progress.arrived is None:
+        return {}
+    return {
+        "req/s": f"{_figure(progress.sent_per_s, 1)} of {progress.cell.rate_asked_per_s:g}",
+        "late": str(progress.arrived.late),
+        "dropped": str(progress.arrived.dropped),
+    }
 
 
 def _said(verdict: CellVerdict) -> str:

@@ -1,4 +1,4 @@
-"""One cell, live: warm up at B, open the window, hold B, close, drain. Everything seen goes to the journal."""
+"""One cell, live: warm up, open the window, keep the load, close, drain. Everything seen goes to the journal."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ TURN_S = 0.005
 PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
 COUNTERS_SETTLE_S = 5.0
+OPEN_MOST_FAILURES = 100
+"""Failures in a row that end a cell of an open loop; in a closed one it depends on B."""
 INTERRUPTED = "interrupted"
 
 
@@ -72,6 +74,7 @@ class CellRun:
         self._probe = MetricsProbe(url)
         self._sampler = MetricsSampler(url)
         self._glance = Glance(grader)
+        self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
         self._t_start_ns = 0
         self._aborted: str | None = None
         self._unwritable: OSError | None = None
@@ -95,11 +98,11 @@ class CellRun:
                 load.start()
                 if await self._until_warm():
                     open_ns = monotonic_ns()
-                    load.open_window()
+                    load.open_window(open_ns, self._planned_close_ns(open_ns))
                     await self._until_window_over(open_ns)
                     load.close_window()
                     window = open_ns, self._close_ns(open_ns)
-                if load.dry_ns is None or self._aborted is not None:
+                if self._aborted is not None:
                     load.stop_feeding()
                 await self._until_drained()
         finally:
@@ -127,7 +130,7 @@ class CellRun:
     # the stages
 
     async def _until_warm(self) -> bool:
-        """True once every slot is being answered for a measured item (or has had one answered)."""
+        """True once the load is steady, and the time for it is over."""
         warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
         while not self._broken():
             if self._load.dry_ns is not None:
@@ -157,10 +160,14 @@ class CellRun:
             self._tell("window", share)
             await asyncio.sleep(min(TURN_S, left_s))
 
+    def _planned_close_ns(self, open_ns: int) -> int | None:
+        """None where requests are counted."""
+        duration_s = self._settings.duration_s
+        return None if duration_s is None else open_ns + int(duration_s * 1e9)
+
     def _close_ns(self, open_ns: int) -> int:
-        if self._settings.duration_s is not None and self._aborted is None:
-            return open_ns + int(self._settings.duration_s * 1e9)
-        return self._load.dry_ns or monotonic_ns()
+        planned_ns = self._planned_close_ns(open_ns) if self._aborted is None else None
+        return planned_ns or self._load.dry_ns or monotonic_ns()
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
@@ -191,7 +198,7 @@ class CellRun:
             died = self._server_died()
             if died is not None:
                 self._aborted = died
-            elif failures >= max(20, 3 * self._cell.concurrency):
+            elif failures >= self._most_failures:
                 self._aborted = f"{failures} failures in a row, the last: {self._glance.last_error}"
         return self._aborted is not None
 
@@ -257,5 +264,6 @@ class CellRun:
                 running=latest.running if latest else None,
                 power_w=self._power.latest_w if self._power is not None else None,
                 elapsed_s=elapsed_s,
+                arrived=self._load.arrived,
             )
         )

@@ -13,14 +13,22 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadgen.client.arrivals import CLOSED, Arrivals
 from loadgen.errors import UsageError
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
+from loadgen.sweep.slo import Slo
 from loadgen.workload.protocol import default_protocol
 from loadgen.workload.thinking import Thinking
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
+CONCURRENCY = (1, 16, 64, 128)
+OPEN_CAP = 1024
+"""Requests in flight from which on an open loop drops arrivals."""
+OPEN_NUM_SEQS = 256
+"""Largest batch of a server that is launched for an open loop: what waits beyond it is part of the latency."""
 SIMULATED_DURATION_S = 1.0
+SIMULATED_OPEN_DURATION_S = 10.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
 MAX_ERROR_RATE = 0.005
@@ -51,6 +59,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     warmup_s: float | None
     max_tokens: int | None
     fixed_length: int | None
+    arrival: str
+    """`closed`, `poisson:RATE` or `constant:RATE`."""
+    slo: str | None
+    """What goodput asks of a request, as `Slo` prints it."""
     api: str | None
     thinking: Thinking | None
     reasoning_parser: str | None
@@ -74,6 +86,12 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The address on which this run's own /metrics listens."""
 
     @property
+    def load(self) -> str:
+        """What every cell holds: "B 1,16", of an open loop "poisson:20, at most 1024 in flight"."""
+        b = ",".join(map(str, self.concurrency))
+        return f"B {b}" if self.arrival == CLOSED else f"{self.arrival}, at most {b} in flight"
+
+    @property
     def api_key(self) -> str | None:
         """The key itself, read from the environment when needed and never stored."""
         return os.environ.get(self.api_key_env) if self.api_key_env else None
@@ -87,7 +105,7 @@ def configure(
     device: str = "cuda",
     vllm: str | Path | None = None,
     max_num_seqs: int | None = None,
-    concurrency: str | Sequence[int] = "1,16,64,128",
+    concurrency: str | Sequence[int] | None = None,
     dataset: str | None = None,
     data_file: str | Path | None = None,
     protocol: str | None = None,
@@ -99,7 +117,8 @@ def configure(
     warmup: float | None = None,
     max_tokens: int | None = None,
     fixed_length: int | None = None,
-    arrival: str = "closed",
+    arrival: str = CLOSED,
+    slo: str | None = None,
     api: str | None = None,
     thinking: str | None = None,
     thinking_budget: int | None = None,
@@ -123,7 +142,7 @@ def configure(
 
     Raises UsageError, one sentence, for the first option that cannot be meant.
     """
-    _refuse_later(arrival=arrival)
+    arrivals = Arrivals.parse(arrival)
     pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
     served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
@@ -150,7 +169,7 @@ def configure(
     ):  # fmt: skip
         if mode != "serve" and value is not None:
             raise UsageError(f"--{option} {value} needs --serve: it concerns servers that loadgen launches")
-    levels = _concurrency(concurrency)
+    levels = _concurrency(concurrency, arrivals)
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
         max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
@@ -162,9 +181,14 @@ def configure(
         raise UsageError(f"--max-error-rate {max_error_rate:g}: give a share from 0 up to, but not including, 1")
     if duration is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
-    if requests is not None and requests < 2 * max(levels):
+    if requests is not None and arrivals is None and requests < 2 * max(levels):
         raise UsageError(
             f"--requests {requests}: B = {max(levels)} needs {2 * max(levels)} at least, so that every slot is refilled"
+        )
+    if arrivals is not None and workers is not None and workers > 1:
+        raise UsageError(
+            f"--workers {workers} shares slots that are held busy; with --arrival {arrivals} one process sends: leave "
+            "--workers away"
         )
     if max_tokens is not None and fixed_length is not None:
         raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
@@ -177,14 +201,16 @@ def configure(
         raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
     _check_key(api_key_env)
     questions = dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k")
-    default_duration = SIMULATED_DURATION_S if mode == "simulated" else DURATION_S
+    default_duration = DURATION_S
+    if mode == "simulated":
+        default_duration = SIMULATED_DURATION_S if arrivals is None else SIMULATED_OPEN_DURATION_S
     return SweepConfig(
         mode=mode,
         targets=tuple(specs),
         model=str(Path(model).expanduser()) if model and model.startswith("~") else model,
         device=device,
         vllm=str(vllm) if vllm else None,
-        max_num_seqs=max_num_seqs or max(levels) + HEADROOM_SEQS,
+        max_num_seqs=max_num_seqs or (max(levels) + HEADROOM_SEQS if arrivals is None else OPEN_NUM_SEQS),
         concurrency=levels,
         dataset=questions,
         data_file=str(data_file) if data_file else None,
@@ -197,6 +223,8 @@ def configure(
         warmup_s=warmup,
         max_tokens=max_tokens,
         fixed_length=fixed_length,
+        arrival=CLOSED if arrivals is None else str(arrivals),
+        slo=None if slo is None else str(Slo.parse(slo)),
         api=api,
         thinking=_thinking(thinking, thinking_budget, api),
         reasoning_parser=reasoning_parser,
@@ -215,11 +243,6 @@ def configure(
         metrics_port=metrics_port,
         metrics_host=metrics_host,
     )
-
-
-def _refuse_later(*, arrival: str) -> None:
-    if arrival != "closed":
-        raise UsageError(f"--arrival {arrival} is not built yet in this version; only 'closed' is")
 
 
 def _check_key(variable: str | None) -> None:
@@ -321,7 +344,10 @@ def _check_label(label: str, asked: str) -> None:
         raise UsageError(f"{asked}: {label!r} is no name; use letters, digits, '.', '_' and '-'")
 
 
-def _concurrency(value: str | Sequence[int]) -> tuple[int, ...]:
+def _concurrency(value: str | Sequence[int] | None, arrivals: Arrivals | None) -> tuple[int, ...]:
+    """The batch sizes; of an open loop the one number of requests that may be in flight."""
+    if value is None:
+        return CONCURRENCY if arrivals is None else (OPEN_CAP,)
     parts = value.split(",") if isinstance(value, str) else list(value)
     levels = []
     for part in parts:
@@ -333,6 +359,11 @@ def _concurrency(value: str | Sequence[int]) -> tuple[int, ...]:
         levels.append(int(text))
     if not levels:
         raise UsageError("--concurrency is empty; write batch sizes, as in 1,16,64")
+    if arrivals is not None and len(levels) > 1:
+        raise UsageError(
+            f"--concurrency {','.join(map(str, levels))}: with --arrival {arrivals} it is the most requests in flight; "
+            "name one number, or leave it away"
+        )
     return tuple(levels)
 
 

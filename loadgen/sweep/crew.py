@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from loadgen.client.arrivals import CLOSED
 from loadgen.errors import ServerError
 from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.manifest import Manifest
@@ -18,8 +19,10 @@ def crew_of(config: SweepConfig, manifest: Manifest, observer: Observer) -> dict
 
     The rate is not known before the first cell: a token to every stream each 10 ms is assumed, faster than servers of
     7B models decode at such a B. One answer holds for the whole run, all targets and later sessions, so that no target
-    has another client than its reference; it is in the manifest.
+    has another client than its reference; it is in the manifest. An open loop is one process's.
     """
+    if config.arrival != CLOSED:
+        return dict.fromkeys(config.concurrency, 1)
     client = manifest.content["client"]
     known: dict[str, int] = client.get("workers", {})
     crew = {}

@@ -50,7 +50,7 @@ class Feed:
         self._warmup_items = warmup_items
         self._concurrency = concurrency
         self._warmups_sent = dict.fromkeys(share.slots(concurrency), 0)
-        self._limit = limit
+        self.limit = limit
         self._step = share.of
         self._next_item = share.first
         self.warm = False
@@ -70,7 +70,7 @@ class Feed:
             self._warmups_sent[slot] += 1
             item = self._warmup_items[(slot + sent * self._concurrency) % len(self._warmup_items)]
             return self._maker.warmup(item, 1.0 if sent else (slot + 1) / self._concurrency)
-        if self._limit is not None and self._next_item >= self._limit:
+        if self.limit is not None and self._next_item >= self.limit:
             self.dry_ns = self.dry_ns or monotonic_ns()
             return None
         item = self._items[self._next_item % len(self._items)]

@@ -12,12 +12,13 @@ from loadgen.client.exchange import Exchange, Raw
 from loadgen.client.pool import ClosedLoop, Slot
 from loadgen.client.probe import ClientProbe, ClientUse, ProcessUse
 from loadgen.sweep.feed import Feed
+from loadgen.sweep.observer import Arrived
 
 OnExchange = Callable[[Exchange], None]
 
 
 class Load(Protocol):
-    """Keeps a cell's B slots busy, in this process or in others, and hands every ended request to `on_exchange`."""
+    """Keeps a cell's load up, in this process or in others, and hands every ended request to `on_exchange`."""
 
     @property
     def completed(self) -> int:
@@ -34,16 +35,22 @@ class Load(Protocol):
 
     @property
     def steady(self) -> bool:
-        """Every slot is being answered for a measured item, or has had one answered."""
+        """The window may open: every slot is being answered for a measured item, or has had one answered; in an open
+        loop the warm-up's traffic has filled the server."""
         ...
 
     @property
     def dry_ns(self) -> int | None:
-        """When a slot first found no item left to ask; None: not yet."""
+        """When a slot first found no item left to ask, or an open loop's last one was due; None: not yet."""
         ...
 
     @property
     def in_flight(self) -> int: ...
+
+    @property
+    def arrived(self) -> Arrived | None:
+        """What an open loop offered so far; None in a closed loop."""
+        ...
 
     @property
     def use(self) -> ClientUse | None:
@@ -60,9 +67,13 @@ class Load(Protocol):
         """From now on slots that had a warm-up request get measured items."""
         ...
 
-    def open_window(self) -> None: ...
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        """It opens at `open_ns`, which is now, and will close at `close_ns`; None: when all requests were sent."""
+        ...
 
-    def close_window(self) -> None: ...
+    def close_window(self) -> None:
+        """Nothing more is measured but what a limit of requests still owes, and an open loop's traffic cools down."""
+        ...
 
     def stop_feeding(self) -> None:
         """No further requests; those in flight go on."""
@@ -94,6 +105,7 @@ class LocalLoad:
     """The load of one process, on its running event loop."""
 
     failure: str | None = None
+    arrived: Arrived | None = None
 
     def __init__(self, slots: Mapping[int, Slot], feed: Feed, on_exchange: OnExchange) -> None:
         self._feed = feed
@@ -141,12 +153,14 @@ class LocalLoad:
     def end_warmup(self) -> None:
         self._feed.warm = True
 
-    def open_window(self) -> None:
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
         self._probe = ClientProbe()
 
     def close_window(self) -> None:
         if self._probe is not None:
             self.process_use, self._probe = self._probe.close(), None
+        if self._feed.limit is None:
+            self._feed.stop()
 
     def stop_feeding(self) -> None:
         self._feed.stop()

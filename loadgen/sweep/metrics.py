@@ -23,8 +23,12 @@ LAST_SCRAPE_S = 5.0
 TTFT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0)
 TPOT_BUCKETS_S = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3)
 NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
-    "concurrency": ("Requests to hold in flight, B.", lambda p: p.cell.concurrency),
+    "concurrency": ("Requests to hold in flight, B; open loop: at most.", lambda p: p.cell.concurrency),
     "requests_in_flight": ("Requests in flight.", lambda p: p.in_flight),
+    "arrivals_asked_per_second": ("Open loop: the rate asked for.", lambda p: p.cell.rate_asked_per_s),
+    "arrivals_sent_per_second": ("Open loop: the rate sent so far.", lambda p: p.sent_per_s),
+    "arrivals_late": ("Open loop: sent over 5 ms late.", lambda p: p.arrived.late if p.arrived else None),
+    "arrivals_dropped": ("Open loop: found every slot busy.", lambda p: p.arrived.dropped if p.arrived else None),
     "server_requests_running": ("Running on the server.", lambda p: p.running),
     "output_tokens_per_second": ("Of ended requests.", lambda p: p.tokens_per_s),
     "power_watts": ("Power now, the target's GPUs together.", lambda p: p.power_w),
@@ -75,7 +79,7 @@ class SweepMetrics(Observer):
         self._tokens = Counter(f"{name}output_tokens", "Tokens of ended requests.", LABELS, registry=registry)
         self._requests = Counter(f"{name}requests", "Ended requests.", (*LABELS, "status"), registry=registry)
         self._ttft = Histogram(
-            f"{name}ttft_seconds", "Send to first token.", LABELS, buckets=TTFT_BUCKETS_S, registry=registry
+            f"{name}ttft_seconds", "Send, or due, to first token.", LABELS, buckets=TTFT_BUCKETS_S, registry=registry
         )
         self._tpot = Histogram(
             f"{name}tpot_seconds", "Time per later token.", LABELS, buckets=TPOT_BUCKETS_S, registry=registry
@@ -139,7 +143,7 @@ class SweepMetrics(Observer):
             self._tokens.labels(*labels).inc(exchange.output_tokens)
         if exchange.status != "ok" or exchange.t_first_ns is None:
             return
-        self._ttft.labels(*labels).observe((exchange.t_first_ns - exchange.t_send_ns) / 1e9)
+        self._ttft.labels(*labels).observe((exchange.t_first_ns - exchange.t_due_ns) / 1e9)
         if exchange.output_tokens and exchange.output_tokens > 1:
             decode_s = (exchange.token_times[-1][0] - exchange.t_first_ns) / 1e9
             self._tpot.labels(*labels).observe(decode_s / (exchange.output_tokens - 1))

@@ -38,6 +38,16 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         return Arrivals.parse(self.arrival)
 
     @property
+    def rate_asked_per_s(self) -> float | None:
+        """Requests a second; None in a closed loop."""
+        return self.arrivals.rate_per_s if self.arrivals is not None else None
+
+    @property
+    def level(self) -> str:
+        """What it holds: "B = 16", in an open loop "poisson:20"."""
+        return level(self.concurrency, self.arrival)
+
+    @property
     def label(self) -> str:
         return f"{self.index:03d}-{self.target}-b{self.concurrency}-r{self.repeat}"
 

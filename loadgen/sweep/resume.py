@@ -37,7 +37,7 @@ def unfinished_cells(run_dir: Path) -> list[Cell]:
     """Of the run that the directory's manifest describes."""
     config = read_manifest(run_dir)["config"]
     specs = msgspec.convert(config["targets"], list[TargetSpec])
-    blocks = unfinished(run_dir, plan_blocks(specs, config["concurrency"], config["repeats"]))
+    blocks = unfinished(run_dir, plan_blocks(specs, config["concurrency"], config["repeats"], config["arrival"]))
     return [cell for block in blocks for cell in block.cells]
 
 

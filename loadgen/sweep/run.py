@@ -112,7 +112,7 @@ def left_of(run_dir: Path, config: SweepConfig) -> SweepPlan:
 
 
 def _blocks(config: SweepConfig) -> tuple[Block, ...]:
-    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats))
+    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival))
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
@@ -220,8 +220,8 @@ def _sweep(
 def _title(plan: SweepPlan, manifest: Manifest, source: Source) -> str:
     config = plan.config
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
-    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
+    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × "
+    title += f"{config.repeats} repeats"
     if manifest.resumed:
         whole = len(config.targets) * len(config.concurrency) * config.repeats
         title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
@@ -286,6 +286,8 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, workers: int, on_exchange
         concurrency=cell.concurrency,
         requests=config.requests,
     )
+    if cell.arrivals is not None:
+        return assignment.open_load(cell.arrivals, f"{config.seed}/{cell.repeat}", on_exchange)
     return load_of(assignment, workers, on_exchange)
 
 

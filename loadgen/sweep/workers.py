@@ -25,6 +25,7 @@ from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.channel import Channel, Command, Method, WorkerState
 from loadgen.sweep.feed import Share
 from loadgen.sweep.load import Load, OnExchange, Tally
+from loadgen.sweep.observer import Arrived
 
 PREPARE_DEADLINE_S = 120.0
 CLOSE_DEADLINE_S = 30.0
@@ -38,6 +39,8 @@ def load_of(assignment: Assignment, workers: int, on_exchange: OnExchange) -> Lo
 
 class Workers:
     """A Load of `count` processes, started anew for the cell."""
+
+    arrived: Arrived | None = None
 
     def __init__(self, assignment: Assignment, count: int, on_exchange: OnExchange) -> None:
         """No process is without a slot: a `count` above B counts as B."""
@@ -98,7 +101,7 @@ class Workers:
     def end_warmup(self) -> None:
         self._tell("end_warmup")
 
-    def open_window(self) -> None:
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
         self._cpu_before_s = process_time()
         self._tell("open_window")
 

@@ -123,12 +123,12 @@ def open_cell(run_dir: Path, of: Cell, *, simulated: bool = False) -> None:
     write_cell(run_dir, of, asked, [scrape(1100, running=1.0), scrape(1900, running=1.0)], ended(), simulated=simulated)
 
 
-def made_open_run(run_dir: Path, *, slo: str | None = None, **options: Any) -> Path:
-    """As `make_run`, of an open loop: `poisson:4`, at most 64 in flight."""
-    make_run(run_dir, concurrency=(64,), arrival="poisson:4", **options)
+def made_open_run(run_dir: Path, *, slo: str | None = None, arrival: str = "poisson:4", **options: Any) -> Path:
+    """As `make_run`, of an open loop with at most 64 in flight."""
+    make_run(run_dir, concurrency=(64,), arrival=arrival, **options)
     path = run_dir / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["config"] |= {"arrival": "poisson:4", "slo": slo}
+    manifest["config"] |= {"arrival": arrival, "slo": slo}
     path.write_text(json.dumps(manifest))
     return run_dir
 

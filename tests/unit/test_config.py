@@ -105,6 +105,23 @@ def test_the_key_is_read_from_the_environment_and_not_kept(monkeypatch: pytest.M
     assert "secret" not in repr(config)
 
 
+def test_an_open_loop_has_one_cap_and_longer_simulated_windows() -> None:
+    config = configure(arrival="poisson:20.0", slo="ttft:0.2s")
+    assert (config.arrival, config.concurrency, config.duration_s) == ("poisson:20", (1024,), 10.0)
+    assert config.slo == "ttft:200ms"
+    assert config.load == "poisson:20, at most 1024 in flight"
+    assert configure(arrival="constant:2", targets={"fp16": URL}, concurrency="64").concurrency == (64,)
+    assert configure(arrival="constant:2", targets={"fp16": URL}).duration_s == 60.0
+    assert configure(arrival="constant:2", requests=5).requests == 5, "no slot has to be refilled"
+    assert configure().concurrency == (1, 16, 64, 128)
+
+
+def test_a_server_launched_for_an_open_loop_has_the_largest_batch_that_is_usual() -> None:
+    served: dict[str, Any] = {"serve": "fp16", "model": "some/model", "arrival": "poisson:2"}
+    assert configure(**served).max_num_seqs == 256
+    assert configure(**served, max_num_seqs=64).max_num_seqs == 64
+
+
 def test_yaml_means_what_the_command_line_means(from_command_line: Any, tmp_path: Path) -> None:
     by_file = from_command_line(
         *yaml(
@@ -180,6 +197,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"warmup": -1.0}, "--warmup -1: give zero or more seconds"),
     ({"max_error_rate": 1.0}, "--max-error-rate 1: give a share from 0 up to, but not including, 1"),
     ({"max_error_rate": float("nan")}, "--max-error-rate nan: give a share from 0 up to, but not including, 1"),
+    ({"arrival": "poisson:3", "workers": 2}, "--workers 2 shares slots that are held busy; with --arrival poisson:3"),
+    ({"slo": "itl:20ms"}, "--slo itl:20ms: 'itl' is no latency of a request; write ttft, tpot, e2e"),
     ({"warmup": math.nan}, "--warmup nan"),
     ({"seed": -1}, "--seed -1: give a whole number"),
     ({"seed": 2**63}, "--seed 9223372036854775808: give a whole number"),
@@ -192,7 +211,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "--api-key-env NO_SUCH_VARIABLE: the environment has no variable of that name, or it is empty",
     ),
     ({"power": "exporter=http://u:p@h:1"}, "write exporter=http://HOST:PORT, without user and password"),
-    ({"arrival": "poisson:3"}, "--arrival poisson:3 is not built yet"),
+    ({"arrival": "poisson"}, "--arrival poisson: write closed, poisson:RATE or constant:RATE"),
+    (
+        {"arrival": "poisson:3", "concurrency": [16, 64]},
+        "--concurrency 16,64: with --arrival poisson:3 it is the most requests in flight; name one number",
+    ),
     ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
     ({"power": "exporter=here"}, "--power exporter=here: write exporter=http://HOST:PORT"),
     ({"tdp_w": -700.0}, "--tdp-w -700"),

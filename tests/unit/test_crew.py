@@ -73,6 +73,11 @@ def test_what_the_user_says_is_not_tried(manifest: Manifest, tried: Tried) -> No
     assert tried == []
 
 
+def test_an_open_loop_is_one_processs_whatever_may_be_in_flight(manifest: Manifest, tried: Tried) -> None:
+    assert crew(manifest, arrival="poisson:20") == {1024: 1}
+    assert tried == []
+
+
 def test_a_later_session_goes_on_as_the_first_began(manifest: Manifest, tried: Tried) -> None:
     crew(manifest, concurrency=[512])
     assert manifest.content["client"]["workers"] == {"512": 2}

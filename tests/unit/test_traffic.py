@@ -121,6 +121,11 @@ def reasons(*, traffic: dict[str, Any] | None = None, **changed: Any) -> list[st
     return reasons_against(Evidence(**GOOD | {"traffic": kept} | changed))
 
 
+def test_an_open_loop_has_one_sender_and_is_not_told_to_take_more_workers(tmp_path: Path) -> None:
+    figures = row(tmp_path, arrived(1100, [(1200, 1)]), client_processes=1, client_cpu_s=0.99, client_cpu_share=0.99)
+    assert "client-bound: the busiest client process used 99% of a core (limit 95%); lower the rate" in figures.reasons
+
+
 class TestValidity:
     def test_a_batch_far_below_the_cap_queues_and_preemptions_are_nothing_against_an_open_loop(self) -> None:
         assert reasons(waiting_mean=30.0, preemptions=5.0) == []

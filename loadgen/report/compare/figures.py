@@ -15,6 +15,7 @@ from loadgen.analysis.compare.imported import ImportedPoint
 from loadgen.analysis.compare.nstar import NStar
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.compare.words import size_words
+from loadgen.client.arrivals import CLOSED
 from loadgen.report.stamp import stamped
 from loadgen.visible import visible
 
@@ -49,10 +50,11 @@ def cor_over_size(found: Sequence[NStar]) -> str | None:
 
 
 def speed_over_concurrency(rows: Sequence[CompareRow], imports: Sequence[ImportedPoint]) -> str | None:
-    """Tokens/s over the asked concurrency: loadgen's targets, imported ones dashed; None without any."""
+    """Tokens/s over the asked concurrency: loadgen's targets, imported ones dashed; None without any. An open loop's
+    are not among them: its concurrency is a limit."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        if row.tokens_per_s is not None:
+        if row.tokens_per_s is not None and row.arrival == CLOSED:
             name = stamped(f"{row.run} · {row.target}", simulated=row.simulated)
             lines.setdefault(name, []).append((row.concurrency, row.tokens_per_s))
     dashed: dict[str, list[tuple[int, float]]] = {}

@@ -13,6 +13,7 @@ from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, i
 from loadgen.report.models import ASIDE, MODELS, model_notes, model_rows, model_sentences
 from loadgen.report.stamp import STAMP
 from loadgen.report.table import HEADINGS, shown_columns, table_rows
+from loadgen.report.traffic import GOODPUT, TRAFFIC, goodput_rows, traffic_rows
 from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
 
 Entry = Mapping[str, Any]
@@ -24,6 +25,8 @@ _METRICS = {
     "energy_per_correct_j": "J/correct answer",
     "si": "SI",
 }
+_CAP = "in flight ≤"
+"""What an open loop's concurrency is."""
 _CROSSOVERS = ("target", "by", "B*", "95% CI", "in words")
 
 
@@ -33,7 +36,7 @@ def result(run: Run) -> Html:
     rows = table_rows(run.summary, reference)
     columns = shown_columns(rows)
     made = table(
-        [HEADINGS[place] for place in columns],
+        [_CAP if run.arrival and HEADINGS[place] == "B" else HEADINGS[place] for place in columns],
         [[row[place] for place in columns] for row in rows],
         label="Result",
         name_column=columns.index(HEADINGS.index("target")),
@@ -45,6 +48,23 @@ def result(run: Run) -> Html:
         f"× ref: tokens/s against {reference}. Intervals: over repeats, of accuracy over questions."
     )
     return join((element("p", note, class_="small"), made))
+
+
+def traffic(run: Run) -> Html:
+    """An open loop's arrivals cell by cell, and goodput; empty without either."""
+    parts: list[Html] = []
+    if rows := traffic_rows(run):
+        note = (
+            "Latencies begin when a request was due, whenever the client came to send it. Late: sent more than 5 ms "
+            f"after that. Dropped: {run.manifest['config']['concurrency'][0]} requests were in flight already."
+        )
+        made = table(TRAFFIC, rows, label="Arrivals", grouped_by=(0,), short_columns=(0,))
+        parts += [element("p", note, class_="small"), made]
+    if rows := goodput_rows(run):
+        parts.append(element("h3", f"Goodput: requests within {run.analysis['slo']}"))
+        headings = [_CAP if run.arrival and heading == "B" else heading for heading in GOODPUT]
+        parts.append(table(headings, rows, label="Goodput", name_column=1, grouped_by=(0,)))
+    return join(parts)
 
 
 def crossovers(analysis: Entry) -> Html:
@@ -65,15 +85,16 @@ def crossovers(analysis: Entry) -> Html:
     return join((made, heading, items(told))) if told else made
 
 
-def accuracy(analysis: Entry) -> Html:
+def accuracy(run: Run) -> Html:
     """Question by question against the reference, over B and by depth; empty where nothing was graded."""
+    analysis = run.analysis
     parts: list[Html] = []
     simulated = analysis["simulated"]
     if tests := analysis["trust"]:
         parts.append(element("h3", f"Against {tests[0]['reference']}, question by question"))
         rows = against_rows(tests, simulated=simulated)
         parts.append(table(AGAINST, rows, label="Accuracy, paired", grouped_by=(0,)))
-        told = [f"{test['target']}, B = {test['concurrency']}: {test['sentence']}" for test in tests]
+        told = [f"{test['target']}, {run.level(test['concurrency'])}: {test['sentence']}" for test in tests]
         parts.append(element("details", element("summary", "The same in words ", stamp(simulated=simulated)),
                              items(told)))  # fmt: skip
     if tests := analysis["trust_invariance"]:
