@@ -220,7 +220,7 @@ def test_the_report_shows_how_close_the_client_came(tmp_path: Path) -> None:
     run = load_run(run_dir)
     assert client_rows(run.analysis["client"], simulated=True) == [
         ("CPU of the busiest client process, of a core", "97%", "95%", "fp16 SIMULATED", "8", "1", "client-bound"),
-        ("event loop late, median", "0.50 ms", "10 ms", "fp16 SIMULATED", "8", "1", ""),
+        ("event loop late, median", "0.50 ms", "10.00 ms", "fp16 SIMULATED", "8", "1", ""),
     ]
     assert 'id="client"' in page(run, [])
 
