@@ -12,7 +12,7 @@ from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
-from loadgen.analysis.client import NearestCheck, busy, nearest_checks
+from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
@@ -130,7 +130,11 @@ def _analysis(
         for session in manifest.get("sessions", [])
         for sentence in session["warnings"]
     ]
-    warnings += [f"{_name(cell)}: {said}" for cell in cells if (said := busy(cell.client)) is not None]
+    unsure = [(cell, doubt) for cell in cells if (doubt := cell.client_doubt) is not None]
+    if unsure:
+        warnings.append(
+            f"p99 latencies of {len(unsure)} cells may be the client's, as {_name(unsure[0][0])}: {unsure[0][1]}"
+        )
     warnings += [
         f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
         for cell in cells

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats
-from loadgen.analysis.client import Check, ClientFigures, client_checks, client_figures
+from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.goodput import Goodput, goodput_of
 from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
@@ -102,6 +102,11 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
         """The client's figures beside their limits."""
         open_loop = self.traffic.arrival is not None
         return client_checks(self.client, icl_ms=self.icl_ms_mean, e2e_ms=self.e2e_ms_mean, open_loop=open_loop)
+
+    @property
+    def client_doubt(self) -> str | None:
+        """Why the p99 figures of a valid cell may be the client's."""
+        return client_doubt(self.client, icl_ms=self.icl_ms_mean) if self.valid else None
 
     def columns(self) -> dict[str, Any]:
         """The row as a flat mapping, in the order of its parts."""

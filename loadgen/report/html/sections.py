@@ -7,6 +7,7 @@ from typing import Any
 
 from loadgen.analysis.run import Run
 from loadgen.report.answer import CLAIMS, claim_rows
+from loadgen.report.client import CLIENT, NOTE, client_rows
 from loadgen.report.html.markup import Html, element, items, join
 from loadgen.report.html.tables import stamp, table
 from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
@@ -126,6 +127,13 @@ def indices(analysis: Entry) -> Html:
             table(DOMINANCE, pairs, label="Dominance", name_column=1, grouped_by=(0,), short_columns=(1, 2, 3)),
         ]
     return join(parts)
+
+
+def client(analysis: Entry) -> Html:
+    """How close the client came to its limits."""
+    rows = client_rows(analysis.get("client", ()), simulated=analysis["simulated"])
+    note = element("p", NOTE, class_="small")
+    return join((note, table(CLIENT, rows, label="The client", short_columns=(1, 2, 3, 6)))) if rows else Html("")
 
 
 def claims(analysis: Entry) -> Html:
