@@ -37,7 +37,7 @@ CASES = {
     "flat-out": Case(name="flat-out", concurrency=128, flat_out=True),
 }
 """128 streams at 10 ms are 12.7k tok/s; 512 at 17 ms and 1024 at 34 ms are 30k, near what two cores carry."""
-WAVES = {"b128": 5, "b512": 4, "b1024": 3, "flat-out": 6}
+WAVES = {"b128": 4, "b512": 4, "b1024": 3, "flat-out": 4}
 """Answers asked of each stream after the warm-up; loadgen flat out has a window of its own."""
 PEER_CASES = "b128,flat-out"
 LONGEST_S = 300.0
@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--vllm", type=Path, help="environment with vllm")
     parser.add_argument("--guidellm", type=Path, help="environment with guidellm[recommended]")
     parser.add_argument("--aiperf", type=Path, help="environment with aiperf")
+    parser.add_argument("--note", default="", help="what else is to be known of the machine")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     tools: list[Tool] = [Loadgen()]
@@ -163,6 +164,7 @@ def main() -> None:
     if unknown:
         sys.exit(f"--cases {','.join(sorted(unknown))}: not among {', '.join(CASES)}")
     results = run(tools, [CASES[name] for name in asked.cases.split(",")], asked.rounds, asked.peer_cases.split(","))
+    results["machine"]["note"] = asked.note
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
 

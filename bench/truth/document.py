@@ -49,6 +49,7 @@ CPU = Column("CPU µs a token", seen(lambda s, case: s["client_cpu_us_per_token"
 ANSWERS = Column("answers/s", seen(lambda s, case: s["answers_per_s"]), 0)
 CPU_ANSWER = Column("CPU µs an answer", seen(lambda s, case: s["client_cores"] / s["answers_per_s"] * 1e6), 0)
 READ = Column("answers/s until all are read", told("read_per_s"), 0)
+LATE = Column("server late p99, ms", lambda outcome, case: outcome["server"]["late_ms_p99"])
 PACED = (TTFT_MEAN, TTFT_P99, ITL_P99, RATE, IN_FLIGHT, CPU)
 FLAT_OUT = (ANSWERS, CPU_ANSWER)
 
@@ -91,7 +92,7 @@ def document(results: dict[str, Any]) -> str:
         f"Figures are medians of {results['rounds']} runs with the least and the largest in brackets; in every run the "
         f"clients took turns in another order. Measured {results['when']} on {machine['cores']} cores "
         f"({machine['cpu']}, Linux {machine['kernel']}, Python {machine['python']}), client and server on the same "
-        f"machine; {versions}."
+        f"machine; {versions}. {machine.get('note', '')}"
     )
     parts = ["# Benchmarks of the client", fill(SERVER), fill(FIGURES), fill(measured)]
     for case in cases.values():
@@ -104,19 +105,18 @@ def document(results: dict[str, Any]) -> str:
 
 def section(case: Case, outcomes: Outcomes) -> list[str]:
     columns = FLAT_OUT if case.flat_out else PACED
-    late = [o["server"]["late_ms_p99"] for o in outcomes if o["server"]["late_ms_p99"] is not None]
     if case.flat_out:
         title = f"## B = {case.concurrency}, flat out"
         intro = "The server does not pace: an answer leaves at once, as fast as the client takes it."
     else:
         title = f"## B = {case.concurrency}, {case.tokens_per_s:,.0f} tok/s"
-        intro = f"True TTFT {case.ttft_ms:g} ms, true ITL {case.itl_ms:g} ms"
-        intro += f" (the server's own tokens were late by {spread(late, 2)} ms at p99)."
+        intro = f"True TTFT {case.ttft_ms:g} ms, true ITL {case.itl_ms:g} ms. A client that takes both cores makes the "
+        intro += "server's tokens late: the last column."
     tools = list(dict.fromkeys(outcome["tool"] for outcome in sorted(outcomes, key=lambda o: o["tool"] != OURS)))
     rows = {tool: [values(column, case, outcomes, tool) for column in columns] for tool in tools}
-    table = [["client", *(column.head for column in columns)]]
-    for tool, figures in rows.items():
-        table.append([tool, *(spread(f, c.digits) for f, c in zip(figures, columns, strict=True))])
+    shown = columns if case.flat_out else (*columns, LATE)
+    table = [["client", *(column.head for column in shown)]]
+    table += [[tool, *(spread(values(c, case, outcomes, tool), c.digits) for c in shown)] for tool in tools]
     parts = [title, intro, markdown(table)]
     if len(tools) > 1 and OURS in rows:
         ratios = [["against loadgen", *(column.head.partition(",")[0] for column in columns)]]

@@ -78,13 +78,14 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     if not cells:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
-    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"])
+    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"], processes=processes)
     answer = answer_of(
         cells,
         sides.answers,
         trust,
         reference=manifest["config"]["reference"],
         settings=settings,
+        processes=processes,
     )
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 from collections import deque
@@ -14,6 +15,8 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
+
+from loadgen.orphan import end_with
 
 T = TypeVar("T")
 MOST_PROCESSES = 4
@@ -38,10 +41,10 @@ def forked(tasks: Sequence[Callable[[], T]], processes: int) -> Iterator[T]:
         yield from (task() for task in tasks)
         return
     waiting: deque[Future[_Packed]] = deque()
-    context = multiprocessing.get_context("fork")
+    context, ours = multiprocessing.get_context("fork"), os.getpid()
     with (
         TemporaryDirectory() as folder,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(tasks, folder)) as pool,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(tasks, folder, ours)) as pool,
     ):
         for place in range(len(tasks)):
             waiting.append(pool.submit(_result, place))
@@ -65,8 +68,14 @@ _folder = Path()
 """Both of a forked process: inherited, so that they need not be sent."""
 
 
-def _begin(tasks: Sequence[Callable[[], Any]], folder: str) -> None:
+def _begin(tasks: Sequence[Callable[[], Any]], folder: str, parent: int) -> None:
+    """A forked process would wait for tasks for ever if its parent was killed: its siblings hold the pipe open.
+
+    A Ctrl-C in the terminal reaches all of them; the parent alone does something about it.
+    """
     global _tasks, _folder
+    end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _tasks, _folder = tasks, Path(folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import os
 import signal
@@ -13,12 +12,12 @@ from time import monotonic_ns
 
 import uvloop
 
+from loadgen.orphan import end_with
 from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.channel import Channel, Command, WorkerState
 from loadgen.sweep.load import LocalLoad
 
 TURN_S = 0.005
-_PR_SET_PDEATHSIG = 1
 
 
 class Worker:
@@ -94,16 +93,8 @@ def main() -> None:
     """Ends when the parent says so or is gone."""
     fd, parent = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with(parent)
+    end_with(parent)
     uvloop.run(Worker().run(socket.socket(fileno=fd)))
-
-
-def _die_with(parent: int) -> None:
-    """Linux kills this process when its parent ends; elsewhere the end of the channel does, at the next turn."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

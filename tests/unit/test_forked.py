@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -42,6 +44,23 @@ def test_what_a_task_raises_is_raised_in_its_place() -> None:
     assert next(results) == 1
     with pytest.raises(ValueError, match="one"):
         next(results)
+
+
+def test_they_end_with_their_parent_also_when_it_is_killed() -> None:
+    """Its pipe is at its end only when nobody can write to it any more."""
+    program = (
+        "import os, time\n"
+        "from loadgen.analysis.forked import forked\n"
+        "def task():\n    os.write(1, b'begun\\n')\n    time.sleep(600)\n"
+        "list(forked([task] * 4, 2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout as said:
+        assert [said.readline(), said.readline()] == [b"begun\n"] * 2
+        parent.kill()
+        parent.wait()
+        assert said.read() == b""
 
 
 def test_beside_other_threads_no_process_is_spare() -> None:
