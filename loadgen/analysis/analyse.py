@@ -22,6 +22,7 @@ from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
 from loadgen.analysis.trust.study import TrustStudy, study
+from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
 from loadgen.sweep.manifest import read_manifest
@@ -151,6 +152,9 @@ def _analysis(
         "the highest percentiles may be too low"
         for cell in cells
         if cell.valid and cell.traffic.dropped
+    ]
+    warnings += [
+        f"{_name(cell)}: {said}" for cell in cells if cell.valid and (said := late_tail(cell.traffic)) is not None
     ]
     arrival = manifest["config"].get("arrival")
     warnings += [
