@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from loadgen.client.arrivals import CLOSED
 from loadgen.serving.group import PROC
 from loadgen.sweep.journal import attempt_file, cell_end, cell_file
 from loadgen.sweep.manifest import Manifest, read_manifest
@@ -37,8 +38,8 @@ def unfinished_cells(run_dir: Path) -> list[Cell]:
     """Of the run that the directory's manifest describes."""
     config = read_manifest(run_dir)["config"]
     specs = msgspec.convert(config["targets"], list[TargetSpec])
-    blocks = unfinished(run_dir, plan_blocks(specs, config["concurrency"], config["repeats"], config["arrival"]))
-    return [cell for block in blocks for cell in block.cells]
+    plan = plan_blocks(specs, config["concurrency"], config["repeats"], config.get("arrival", CLOSED))
+    return [cell for block in unfinished(run_dir, plan) for cell in block.cells]
 
 
 def why_unfinished(run_dir: Path, cell: Cell) -> str | None:
