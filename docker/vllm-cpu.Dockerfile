@@ -1,19 +1,23 @@
 # Real vLLM on CPUs with tiny models: the environment that `loadgen cpu-env` builds (4 GB). Context: the project's root.
-# pip must find a CPU build of torch: see docs/serving.md, "Without a GPU".
+# pip must find a CPU build of torch: docs/docker.md, "Real vLLM on the CPU".
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
-FROM ${PYTHON_IMAGE} AS build
+FROM ${PYTHON_IMAGE} AS base
+# vLLM's kernels are linked against libnuma, which slim images lack.
+RUN ldconfig -p | grep -q libnuma.so.1 \
+    || { apt-get update -q && apt-get install -q -y --no-install-recommends libnuma1 && rm -rf /var/lib/apt/lists/*; }
+
+FROM base AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_NO_INDEX
-ENV PIP_FIND_LINKS=/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-COPY LICENSE build/wheels* /wheels/
+ENV PIP_FIND_LINKS=/src/build/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/loadgen
 COPY . /src
 RUN /opt/loadgen/bin/python -m pip install --quiet /src \
     && /opt/loadgen/bin/loadgen cpu-env --dir /opt/loadgen-cpu
 
-FROM ${PYTHON_IMAGE}
+FROM base
 COPY --from=build /opt/loadgen-cpu /opt/loadgen-cpu
 ENV PATH=/opt/loadgen-cpu/venv/bin:${PATH} HOME=/tmp PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

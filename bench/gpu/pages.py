@@ -61,6 +61,8 @@ def _title(study: Study) -> str:
             f"**{STAMP}: nothing on this page was measured.** The same plan as on hardware, answered by loadgen's "
             f"simulated servers with the preset of {study.gpu.replace(STAMP, '').strip()}. {intro}"
         )
+    elif study.gpu.startswith("CPU "):
+        intro = f"**No GPU: a rehearsal of the kit on a CPU, which says nothing of how a GPU behaves.** {intro}"
     if notes:
         intro += f" Checkpoints: **{'; '.join(notes)}**."
     return "\n\n".join(
@@ -122,14 +124,15 @@ def _sensors(study: Study) -> str:
 def _run(study: Study, step: str, run: Run, beside: Path) -> str:
     config = run.manifest["config"]
     targets = [target["name"] for target in config["targets"]]
-    said = [
-        found["sentence"] for metric in _METRICS for found in run.analysis["crossovers"] if found["metric"] == metric
-    ]
+    known = [metric for metric in _METRICS if run.summary[metric].notna().any()]
+    said = [f["sentence"] for metric in known for f in run.analysis["crossovers"] if f["metric"] == metric]
     kernels = {s["name"]: ", ".join(s.get("kernels") or ()) for s in run.manifest["servers"]}
-    anew = ", each with servers started anew" if config["mode"] == "serve" else ""
+    repeats = "one repeat" if config["repeats"] == 1 else f"{config['repeats']} repeats"
+    if config["mode"] == "serve" and config["repeats"] > 1:
+        repeats += ", each with servers started anew"
     facts = (
         f"Answers of exactly {config['fixed_length']} tokens, windows of {number(config['duration_s'])} s, "
-        f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}{anew}. "
+        f"{repeats}. "
         f"Kernels named by the log: {'; '.join(f'{n}: {k}' for n, k in kernels.items() if k) or 'none'}."
     )
     parts = [
@@ -241,7 +244,7 @@ def _claims(study: Study) -> str:
     ]
     rows += [[c.claim, c.source, ", ".join(c.targets), c.verdict, c.evidence] for c in study.comparison.claims]
     caveats = [
-        "Verdicts hold for these kernels on this GPU. The paper's 4 and 8 bits are bitsandbytes in another engine; "
+        "Verdicts hold for these kernels on this machine. The paper's 4 and 8 bits are bitsandbytes in another engine; "
         "AWQ, GPTQ and FP8 are other kernels.",
         "Accuracy is no part of this study (random weights), so no claim on trust or on SI can be judged.",
         "Energy is the GPU's own: no host, no memory of the host, no cooling.",

@@ -12,7 +12,7 @@ from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
-from loadgen.analysis.client import NearestCheck, busy, nearest_checks
+from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
@@ -22,6 +22,7 @@ from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
 from loadgen.analysis.trust.study import TrustStudy, study
+from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
 from loadgen.sweep.manifest import read_manifest
@@ -77,13 +78,14 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     if not cells:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
-    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"])
+    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"], processes=processes)
     answer = answer_of(
         cells,
         sides.answers,
         trust,
         reference=manifest["config"]["reference"],
         settings=settings,
+        processes=processes,
     )
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
@@ -129,7 +131,11 @@ def _analysis(
         for session in manifest.get("sessions", [])
         for sentence in session["warnings"]
     ]
-    warnings += [f"{_name(cell)}: {said}" for cell in cells if (said := busy(cell.client)) is not None]
+    unsure = [(cell, doubt) for cell in cells if (doubt := cell.client_doubt) is not None]
+    if unsure:
+        warnings.append(
+            f"p99 latencies of {len(unsure)} cells may be the client's, as {_name(unsure[0][0])}: {unsure[0][1]}"
+        )
     warnings += [
         f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
         for cell in cells
@@ -146,6 +152,9 @@ def _analysis(
         "the highest percentiles may be too low"
         for cell in cells
         if cell.valid and cell.traffic.dropped
+    ]
+    warnings += [
+        f"{_name(cell)}: {said}" for cell in cells if cell.valid and (said := late_tail(cell.traffic)) is not None
     ]
     arrival = manifest["config"].get("arrival")
     warnings += [

@@ -46,6 +46,7 @@ def answer_of(
     *,
     reference: str,
     settings: IndexSettings,
+    processes: int = 1,
 ) -> Answer:
     """Of the valid cells; `answers` as they stand, by target and concurrency.
 
@@ -61,7 +62,9 @@ def answer_of(
         crossovers=tuple(
             study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
         ),
-        indices=index_study(list(points.values()), reference=reference, settings=settings),
+        indices=index_study(
+            list(points.values()), reference=reference, settings=settings, processes=processes
+        ),
     )
 
 

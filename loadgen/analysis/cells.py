@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats
-from loadgen.analysis.client import Check, ClientFigures, client_checks, client_figures
+from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.goodput import Goodput, goodput_of
 from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
@@ -103,6 +103,11 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
         open_loop = self.traffic.arrival is not None
         return client_checks(self.client, icl_ms=self.icl_ms_mean, e2e_ms=self.e2e_ms_mean, open_loop=open_loop)
 
+    @property
+    def client_doubt(self) -> str | None:
+        """Why the p99 figures of a valid cell may be the client's."""
+        return client_doubt(self.client, icl_ms=self.icl_ms_mean) if self.valid else None
+
     def columns(self) -> dict[str, Any]:
         """The row as a flat mapping, in the order of its parts."""
         row: dict[str, Any] = {}
@@ -138,16 +143,7 @@ def summarize_cell(
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
     told = data.dropped | (data.ok & (data.output_tokens >= 0))
     recorded = int(data.output_tokens[data.ok].sum()) if told.all() else None
-    latencies: dict[str, float | None] = {}
-    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
-        ("ttft", ttft_s, (50, 90, 99)),
-        ("itl", itl_s, (50, 99)),
-        ("icl", icl_s, (99,)),
-        ("tpot", tpot_s, (50, 99)),
-        ("e2e", e2e_s, (50, 99)),
-    )
-    for name, values_of, quantiles in kinds:
-        latencies |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
+    latencies = _latencies(data, window)
     traffic = traffic_of(data)
     client = client_figures(data)
     checks = client_checks(
@@ -303,6 +299,24 @@ def _longest_gap_s(samples: Sequence[ServerSample], window: tuple[int, int]) -> 
 
 def _share(outcomes: Sequence[str], outcome: str) -> float | None:
     return outcomes.count(outcome) / len(outcomes) if outcomes else None
+
+
+def _latencies(data: CellData, window: tuple[int, int] | None) -> dict[str, float | None]:
+    """Mean and percentiles of each kind, in ms."""
+    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
+        ("ttft", ttft_s, (50, 90, 99)),
+        ("itl", itl_s, (50, 99)),
+        ("icl", icl_s, (99,)),
+        ("tpot", tpot_s, (50, 99)),
+        ("e2e", e2e_s, (50, 99)),
+    )
+    found: dict[str, float | None] = {}
+    for name, values_of, quantiles in kinds:
+        if name == "icl" and (data.token_counts == 1).all():  # an event brings one token: as between tokens
+            found |= {f"icl_ms_{figure}": found[f"itl_ms_{figure}"] for figure in ("mean", "p99")}
+        else:
+            found |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
+    return found
 
 
 def _in_ms(name: str, values_s: Floats, quantiles: Quantiles) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from loadgen.analysis.validity import max_error_rate
 from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.observer import CellVerdict
 
-LARGEST_BYTES = 200_000_000
-"""Of a journal that is read between two cells."""
+LARGEST_BYTES = 100_000_000
+"""Of a journal that is read between two cells: about a second."""
 
 
 def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES) -> CellVerdict:

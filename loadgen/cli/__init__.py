@@ -24,6 +24,7 @@ COMMANDS = {
     "simulate": "Run one simulated server.",
     "exporter": "Export GPU power and energy to Prometheus.",
     "plan": "How many items and minutes a claim about accuracy needs.",
+    "selftest": "The client's own timing error and capacity on this machine.",
     "doctor": "What works on this machine, and what to do about the rest.",
     "compose": "Write out the Docker Compose project: servers, exporter, Grafana.",
     "cpu-env": "Build an environment with vLLM's CPU build and tiny models.",

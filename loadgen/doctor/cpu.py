@@ -1,11 +1,12 @@
-"""The CPU's flags: which recipes vLLM's CPU build can run here."""
+"""The CPU: which recipes vLLM's CPU build can run here, and whether it can load its kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from loadgen.doctor.finding import Finding, Mode
+from loadgen.doctor.finding import Finding, Mode, absent
+from loadgen.serving.cpu_env import LIBRARY, library_is_here
 from loadgen.serving.launch import CPU_INFO
 from loadgen.serving.recipe import Recipe
 
@@ -30,3 +31,13 @@ def cpu_flags(mode: Mode, recipes: Mapping[str, Recipe], info: Path = CPU_INFO) 
     lacking = sorted({flag for name in refused for flag in recipes[name].cpu_flags if flag not in flags})
     advice = f"{', '.join(refused)} need {', '.join(lacking)}: choose among {others}"
     return Finding(check=check, state="warning", seen=seen, advice=advice)
+
+
+def cpu_library(mode: Mode, is_here: Callable[[], bool] = library_is_here) -> Finding:
+    """What vLLM's CPU build is linked against beside its packages."""
+    check = "CPU library"
+    if mode != "cpu":
+        return Finding(check=check, state="not applicable", seen=f"mode {mode} computes nothing on the CPU")
+    if is_here():
+        return Finding(check=check, state="ok", seen=LIBRARY)
+    return absent(check, f"{LIBRARY} is not here", "install it (Debian: `apt-get install libnuma1`)", needed=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loadgen.doctor.finding import Finding, Mode, absent
+from loadgen.doctor.finding import Finding, Mode, State, absent
 from loadgen.doctor.program import Ask, ask
 
 TIMEOUT_S = 10.0
@@ -60,15 +60,19 @@ def engine(mode: Mode, info: dict[str, Any] | str) -> Finding:
 def compose(mode: Mode, run: Ask = ask) -> Finding:
     """`docker compose`, else `docker-compose` from 1.28 on."""
     check = "Docker Compose"
-    old = ""
+    seen = "neither `docker compose` nor `docker-compose`"
     for command, arguments in (("docker compose", ["docker", "compose"]), ("docker-compose", ["docker-compose"])):
         answer = run([*arguments, "version", "--short"], TIMEOUT_S)
+        if answer and answer.status is None:
+            state: State = "warning" if mode == "docker" else "not applicable"
+            busy = f"`{command}` did not answer within {TIMEOUT_S:.0f} s"
+            return Finding(check=check, state=state, seen=busy, advice="ask again when this machine is less busy")
         version = re.match(r"v?(\d+)\.(\d+)\S*", answer.output.strip()) if answer and answer.status == 0 else None
         if version and (int(version[1]), int(version[2])) >= COMPOSE_SINCE:
             return Finding(check=check, state="ok", seen=f"`{command}` {version[0]}")
-        old = f"`{command}` {version[0]}: older than 1.28" if version else old
+        seen = f"`{command}` {version[0]}: older than 1.28" if version else seen
     advice = "install the plugin docker-compose-plugin, or docker-compose 1.28 or newer"
-    return absent(check, old or "neither `docker compose` nor `docker-compose`", advice, needed=mode == "docker")
+    return absent(check, seen, advice, needed=mode == "docker")
 
 
 def gpu_runtime(mode: Mode, info: Mapping[str, Any], *, gpu_here: bool | None = None) -> Finding:

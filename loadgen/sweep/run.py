@@ -15,6 +15,7 @@ from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.block import BlockRun, Judge
 from loadgen.sweep.cell import CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.crew import crew_of
 from loadgen.sweep.identity import (
     compare_machines,
     require_same_data,
@@ -34,7 +35,7 @@ from loadgen.sweep.resume import await_old_servers, unfinished
 from loadgen.sweep.rundir import create_run_dir, held, stored
 from loadgen.sweep.servers import Server, Source, source_of
 from loadgen.sweep.settings import resumed_config
-from loadgen.sweep.workers import Workers
+from loadgen.sweep.workers import load_of
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.facts import facts_of, write_facts
 from loadgen.workload.grading import Grader
@@ -191,12 +192,15 @@ def _sweep(
         shown = ", ".join(map(Mask(), proxies))
         observer.note(f"the proxy {shown} of the environment is not asked: servers are measured directly")
     interrupt = Interrupt()
+    crew: dict[int, int] = {}
 
     async def run_cell(cell: Cell, server: Server, journal: Journal, recorder: PowerRecorder | None) -> CellEnd:
-        return await _run_cell(cell, plan, server, journal, observer, recorder, interrupt)
+        workers = crew[cell.concurrency]
+        return await _run_cell(cell, plan, server, journal, observer, recorder, interrupt, workers)
 
     try:
         with interrupt.heard(), exporter_of(power, run_dir) as exporter_url:
+            crew |= crew_of(config, manifest, observer)
             if exporter_url is not None and config.mode == "serve":
                 idle = idle_power(exporter_url, power, run_dir, manifest.session)
                 manifest.add_idle(idle)
@@ -246,13 +250,14 @@ async def _run_cell(
     observer: Observer,
     power: PowerRecorder | None,
     interrupt: Interrupt,
+    workers: int,
 ) -> CellEnd:
     config = plan.config
     run = CellRun(
         cell,
         settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s),
         url=server.target.url,
-        make_load=lambda on_exchange: _load(cell, plan, server, on_exchange),
+        make_load=lambda on_exchange: _load(cell, plan, server, workers, on_exchange),
         journal=journal,
         observer=observer,
         server_died=server.died,
@@ -263,7 +268,7 @@ async def _run_cell(
     return await run.run()
 
 
-def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: OnExchange) -> Load:
+def _load(cell: Cell, plan: SweepPlan, server: Server, workers: int, on_exchange: OnExchange) -> Load:
     config = plan.config
     assignment = Assignment(
         url=server.target.url,
@@ -283,9 +288,7 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: OnExchange) 
     )
     if cell.arrivals is not None:
         return assignment.open_load(cell.arrivals, f"{config.seed}/{cell.repeat}", on_exchange)
-    if config.workers is None or config.workers == 1:
-        return assignment.load(on_exchange)
-    return Workers(assignment, config.workers, on_exchange)
+    return load_of(assignment, workers, on_exchange)
 
 
 def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str, Any]:

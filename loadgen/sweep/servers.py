@@ -165,6 +165,8 @@ class _Processes:
             process.verify()
             facts = process.facts()
             observer.server_ready(spec.name, f"vLLM {facts.version}" + "".join(f", {k}" for k in facts.kernels))
+            if facts.note is not None:
+                observer.warn(f"{spec.name}: {facts.note}")
 
             def died() -> str | None:
                 code = process.poll()

@@ -24,12 +24,17 @@ from loadgen.serving.process import exit_words
 from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.channel import Channel, Command, Method, WorkerState
 from loadgen.sweep.feed import Share
-from loadgen.sweep.load import OnExchange, Tally
+from loadgen.sweep.load import Load, OnExchange, Tally
 from loadgen.sweep.observer import Arrived
 
 PREPARE_DEADLINE_S = 120.0
 CLOSE_DEADLINE_S = 30.0
 _EXIT_DEADLINE_S = 5.0
+
+
+def load_of(assignment: Assignment, workers: int, on_exchange: OnExchange) -> Load:
+    """The load of this process alone, or of `workers` others."""
+    return assignment.load(on_exchange) if workers == 1 else Workers(assignment, workers, on_exchange)
 
 
 class Workers:

@@ -16,7 +16,6 @@ from conftest import KnownServer, known_server
 from dashboard_stack import serving
 
 import loadgen
-from loadgen.analysis import validity
 from loadgen.serving.process import free_port
 
 RATE = 20
@@ -29,15 +28,7 @@ def known() -> Iterator[KnownServer]:
 
 
 @pytest.fixture(scope="module")
-def patient() -> Iterator[None]:
-    """A busy machine sends some requests late: whether that invalidates a cell is tested elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validity, "LATE_SHARE", 1.0)
-        yield
-
-
-@pytest.fixture(scope="module")
-def run(known: KnownServer, patient: None, tmp_path_factory: pytest.TempPathFactory) -> loadgen.Run:
+def run(known: KnownServer, tmp_path_factory: pytest.TempPathFactory) -> loadgen.Run:
     return loadgen.sweep(
         targets={"fp16": known.url, "again:fp16": known.url}, arrival=f"poisson:{RATE}", slo="ttft:1s,e2e:250ms",
         dataset="sample", duration=6, max_tokens=known.tokens, repeats=1, power="none", metrics_port=None,
@@ -45,12 +36,14 @@ def run(known: KnownServer, patient: None, tmp_path_factory: pytest.TempPathFact
     )  # fmt: skip
 
 
-def test_the_cells_are_valid_and_the_rate_is_what_was_asked_for(run: loadgen.Run) -> None:
-    assert run.cells["valid"].all(), run.cells["reasons"].tolist()
+def test_nothing_stands_against_the_server_and_the_rate_is_what_was_asked_for(run: loadgen.Run) -> None:
+    """A busy machine makes a client that is late, and a cell that says so."""
+    reasons = run.cells["reasons"].tolist()
+    assert not [reason for reason in reasons if reason and not reason.startswith("client-bound: ")], reasons
     assert set(run.cells["arrival"]) == {"poisson:20"}
     n = run.cells["arrivals"].to_numpy()
     assert abs(n - 6 * RATE).max() < 4 * (6 * RATE) ** 0.5, "a Poisson number"
-    assert run.cells["rate_per_s"].to_numpy() == pytest.approx(n / 6)
+    assert (6 * run.cells["rate_per_s"] + run.cells["late"] + 1 >= n - 1e-6).all(), "only late ones miss the window"
     assert (run.cells["dropped"] == 0).all()
 
 
@@ -110,7 +103,7 @@ def slow() -> Iterator[str]:
         yield url
 
 
-def test_a_server_that_cannot_keep_up_is_found_out_by_its_backlog(slow: str, patient: None, tmp_path: Path) -> None:
+def test_a_server_that_cannot_keep_up_is_found_out_by_its_backlog(slow: str, tmp_path: Path) -> None:
     run = loadgen.sweep(
         targets={"fp16": slow}, arrival="poisson:20", dataset="sample", duration=3, max_tokens=48, repeats=1,
         metrics_port=None, out=tmp_path / "run",

@@ -40,6 +40,7 @@ class Commands:
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     stand_in = Commands(CpuEnvironment(tmp_path / "cpu"))
     monkeypatch.setattr(cpu_env.subprocess, "run", stand_in)
+    monkeypatch.setattr(cpu_env, "library_is_here", lambda: True)
     return stand_in
 
 
@@ -140,6 +141,23 @@ def test_a_broken_build_is_started_again(commands: Commands, text: Path) -> None
     build(commands.environment, texts=[text], say=quiet)
     assert commands.count("-m venv") == 2
     assert commands.environment.is_complete
+
+
+def test_a_missing_system_library_is_told_before_gigabytes_are_installed(
+    commands: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_env, "library_is_here", lambda: False)
+    with pytest.raises(UsageError, match=r"libnuma\.so\.1, which is not here; install it"):
+        build(commands.environment, texts=[text], say=quiet)
+    assert commands.ran == []
+
+
+def test_everybody_may_read_the_models(commands: Commands, text: Path) -> None:
+    weights = commands.environment.model / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch(mode=0o600)
+    build(commands.environment, texts=[text], say=quiet)
+    assert weights.stat().st_mode & 0o777 == 0o644
 
 
 def test_text_that_does_not_exist_is_refused_before_anything_is_made(commands: Commands, tmp_path: Path) -> None:

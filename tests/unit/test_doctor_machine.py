@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from made_exporter import info
 from made_hub import put_in_cache
 from nvml_stub.build import Curve, build_stub, uuid_of
 
 from loadgen.doctor import docker, gpu, timing
-from loadgen.doctor.cpu import cpu_flags
+from loadgen.doctor.cpu import cpu_flags, cpu_library
 from loadgen.doctor.disk import disk, free_bytes
 from loadgen.doctor.finding import Finding
 from loadgen.doctor.ports import ports
 from loadgen.doctor.program import ProgramAnswer
+from loadgen.serving.compose.file import compose_file
 from loadgen.serving.families import expected_bytes, load_models
 from loadgen.serving.recipe import load_recipes
 
@@ -129,6 +132,12 @@ def test_cpu_flags(tmp_path: Path, mode: Any, flags: str | None, state: str) -> 
         assert found.advice.startswith("awq, gptq need avx512f: choose among bf16, ")
 
 
+def test_a_cpu_build_without_its_library_cannot_serve() -> None:
+    assert cpu_library("cpu", lambda: True).state == "ok"
+    assert cpu_library("cpu", lambda: False).state == "missing"
+    assert cpu_library("gpu", lambda: False).state == "not applicable"
+
+
 def programs(**answers: ProgramAnswer | None) -> Callable[[Sequence[str], float], ProgramAnswer | None]:
     """Programs by the beginning of their command line, spaces as `_` and `-` as `__`."""
     known = {name.replace("__", "-").replace("_", " "): answer for name, answer in answers.items()}
@@ -181,6 +190,7 @@ def test_no_engine(answer: ProgramAnswer | None, advice: str) -> None:
         (said("v2.0.1"), None, "ok", "`docker compose` v2.0.1"),
         (None, said("1.27.4"), "missing", "older than 1.28"),
         (None, None, "missing", "neither"),
+        (None, said(status=None), "warning", "`docker-compose` did not answer within 10 s"),
     ],
 )
 def test_compose(plugin: ProgramAnswer | None, old: ProgramAnswer | None, state: str, seen: str) -> None:
@@ -207,9 +217,20 @@ def test_gpu_runtime(
 
 
 def test_ports() -> None:
-    assert ports(lambda *_: True).state == "ok"
-    found = ports(lambda host, port: (host, port) not in {("127.0.0.1", 8001), ("127.0.0.1", 9090)})
+    assert ports("gpu", lambda *_: True).state == "ok"
+    taken = {("127.0.0.1", 8001), ("127.0.0.1", 8203), ("127.0.0.1", 9090)}
+    found = ports("gpu", lambda host, port: (host, port) not in taken)
     assert (found.state, found.seen) == ("warning", "taken: 8001 (server), 9090 (Prometheus)")
+    stack = ports("docker", lambda host, port: (host, port) not in taken)
+    assert stack.seen == "taken: 8001 (server), 8203 (server), 9090 (Prometheus)"
+
+
+def test_every_port_that_the_stack_publishes_is_looked_at() -> None:
+    asked: set[int] = set()
+    ports("docker", lambda host, port: bool(asked.add(port)) or True)
+    services = yaml.safe_load(compose_file())["services"].values()
+    defaults = {int(re.findall(r":-(\d+)}", text)[0]) for one in services for text in one.get("ports", [])}
+    assert defaults <= asked
 
 
 def test_disk_compares_with_what_is_not_cached_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +247,7 @@ def test_disk_compares_with_what_is_not_cached_yet(tmp_path: Path, monkeypatch: 
     assert disk("gpu", "a/unknown", recipes, lambda _: 0).state == "warning"
     assert disk("gpu", str(tmp_path), recipes, lambda _: 0).state == "ok"
     assert disk("simulated", MISTRAL, recipes, lambda _: 0).state == "not applicable"
-    assert free_bytes(tmp_path / "not" / "here") == free_bytes(tmp_path)
+    assert free_bytes(tmp_path / "not" / "here") == pytest.approx(free_bytes(tmp_path), rel=0.1)
 
 
 @pytest.mark.parametrize(("source", "state"), [("tsc", "ok"), ("kvm-clock", "ok"), ("hpet", "warning")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,14 @@ def test_the_checkpoints_config_is_what_each_recipe_wants() -> None:
         assert mismatch(load_recipe("awq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is None
         assert mismatch(load_recipe("gptq"), "DIR-gptq", config(shape, four_bits("gptq")), in_flight=False) is None
         assert mismatch(load_recipe("gptq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is not None
+
+
+def test_the_story_in_the_readme_is_of_commands_that_exist() -> None:
+    told = set(re.findall(r"-m bench\.gpu ([a-z-]+)", (PROJECT / "bench" / "gpu" / "README.md").read_text()))
+    helped = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
+    assert told == set(re.findall(r"^    ([a-z-]+)(?:  |$)", helped, re.MULTILINE))
 
 
 # the budget

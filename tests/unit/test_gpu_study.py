@@ -29,7 +29,9 @@ STEP = Step(name="b-mistral", why="to see", kind="sweep", model="Mistral-7B-v0.3
 PLAN = Plan(name="test", device="cuda", budget_s=1, start_s=1, cell_s=1, step=(STEP,), sha256="1" * 64)
 
 
-def make_work(work: Path, *, simulated: bool = False, step: str = STEP.name, gpu: str = "NVIDIA H200") -> Path:
+def make_work(
+    work: Path, *, simulated: bool = False, step: str = STEP.name, gpu: str = "NVIDIA H200", device: str = "cuda"
+) -> Path:
     """The folder that a measurement leaves, with what must not be packed lying about in it."""
     server = {
         "precision": "fp16",
@@ -45,7 +47,7 @@ def make_work(work: Path, *, simulated: bool = False, step: str = STEP.name, gpu
     manifest = json.loads((run / "manifest.json").read_text())
     for target in manifest["config"]["targets"]:
         target["precision"] = target["name"]
-    manifest["config"] |= {"fixed_length": 90, "mode": "serve", "device": "cuda"}
+    manifest["config"] |= {"fixed_length": 90, "mode": "serve", "device": device}
     manifest["graded"] = False
     manifest["clock_anchors"] = [{"monotonic_ns": 0, "unix_ns": 1_793_000_000_000_000_000, "uncertainty_ns": 1}]
     manifest["gpu"] = [{"uuid": "GPU-1", "name": gpu, "driver": "580.1", "power_limit_enforced_w": 700.0,
@@ -132,6 +134,12 @@ def test_a_simulated_study_says_so_in_its_name_title_and_every_heading_with_figu
     assert len(headings) > 5
     assert all("(SIMULATED)" in heading for heading in headings), headings
     assert json.loads((tmp_path / "studies" / page.stem / "figures.json").read_text())["simulated"]
+
+
+def test_a_study_of_a_cpu_says_that_it_is_no_evidence_on_gpus(tmp_path: Path) -> None:
+    page = write(packed(make_work(tmp_path / "work", device="cpu"), tmp_path / "packed"), tmp_path / "studies")
+    assert page.name == "cpu-a-processor-2-cores-2026-10-26.md"
+    assert "**No GPU: a rehearsal of the kit on a CPU, which says nothing of how a GPU behaves.**" in page.read_text()
 
 
 def test_measured_and_simulated_runs_make_no_study_together(tmp_path: Path) -> None:

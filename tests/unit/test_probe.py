@@ -32,7 +32,7 @@ def watched(held: list[tuple[float, float]], until_s: float) -> ProcessUse:
 
 def test_a_loop_that_is_never_held_up_is_never_late() -> None:
     use = watched([], 2.01)
-    assert (use.lag_ms_p90, use.lag_ms_p99, use.lag_ms_max) == pytest.approx((0, 0, 0), abs=1e-6)
+    assert (use.lag_ms_p50, use.lag_ms_p90, use.lag_ms_p99, use.lag_ms_max) == pytest.approx((0, 0, 0, 0), abs=1e-6)
 
 
 def test_every_timer_that_a_stall_swallows_counts_with_its_own_lateness() -> None:
@@ -42,23 +42,25 @@ def test_every_timer_that_a_stall_swallows_counts_with_its_own_lateness() -> Non
     assert use.lag_ms_max == pytest.approx(390, abs=0.01)
     assert use.lag_ms_p90 == pytest.approx(190, abs=0.01)
     assert use.lag_ms_p99 == pytest.approx(370, abs=0.01)
+    assert use.lag_ms_p50 == pytest.approx(0, abs=0.01), "80 of 100 timers never waited"
 
 
 def test_a_window_shorter_than_a_timer_has_no_lag() -> None:
     use = watched([], PROBE_S / 2)
-    assert (use.lag_ms_p90, use.lag_ms_p99, use.lag_ms_max) == (None, None, None)
+    assert (use.lag_ms_p50, use.lag_ms_p90, use.lag_ms_p99, use.lag_ms_max) == (None, None, None, None)
 
 
 def test_cpu_time_is_the_sum_and_the_share_and_the_lags_are_the_worst_ones() -> None:
     uses = [
-        ProcessUse(cpu_s=1.0, wall_s=10.0, lag_ms_p90=1.0, lag_ms_p99=9.0, lag_ms_max=10.0),
-        ProcessUse(cpu_s=4.0, wall_s=8.0, lag_ms_p90=2.0, lag_ms_p99=3.0, lag_ms_max=40.0),
+        ProcessUse(cpu_s=1.0, wall_s=10.0, lag_ms_p50=0.5, lag_ms_p90=1.0, lag_ms_p99=9.0, lag_ms_max=10.0),
+        ProcessUse(cpu_s=4.0, wall_s=8.0, lag_ms_p50=0.25, lag_ms_p90=2.0, lag_ms_p99=3.0, lag_ms_max=40.0),
         ProcessUse(cpu_s=0.5, wall_s=0.01 + 9.99),
     ]
     assert ClientUse.of(uses, beside_s=0.25) == ClientUse(
         client_processes=3,
         client_cpu_s=5.75,
         client_cpu_share=0.5,
+        loop_lag_ms_p50=0.5,
         loop_lag_ms_p90=2.0,
         loop_lag_ms_p99=9.0,
         loop_lag_ms_max=40.0,

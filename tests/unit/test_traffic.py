@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from made_run import MS, WINDOW, answer, arrived, cell_data, ended, scrape, turned_away
 
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.latency import e2e_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.traffic import Traffic
-from loadgen.analysis.validity import Evidence, reasons_against
+from loadgen.analysis.validity import Evidence, late_tail, reasons_against
 from loadgen.client.exchange import Exchange
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Grader
@@ -131,11 +132,20 @@ class TestValidity:
         assert reasons(waiting_mean=30.0, preemptions=5.0) == []
 
     def test_a_client_that_sends_late_is_what_was_measured(self) -> None:
-        assert reasons(traffic={"late": 12, "late_ms_p99": 5.1}) == [], "1%"
-        assert reasons(traffic={"late": 13, "late_ms_p99": 9.25}) == [
-            "client-bound: 13 of 1200 requests were sent more than 5 ms after they were due (p99 9.2 ms)"
+        assert reasons(traffic={"late": 60, "late_ms_p99": 5.1}) == [], "5%"
+        assert reasons(traffic={"late": 61, "late_ms_p99": 9.25}) == [
+            "client-bound: 61 of 1200 requests were sent more than 5 ms after they were due (p99 9.2 ms), and 5% may be"
         ]
         assert reasons(traffic={"late": 1, "arrivals": 20}, window_s=1.0) == [], "one in a small cell"
+
+    def test_from_1_percent_on_it_is_said_that_p99_holds_it(self) -> None:
+        assert late_tail(msgspec.structs.replace(KEPT, late=12)) is None
+        assert late_tail(msgspec.structs.replace(KEPT, late=13, late_ms_p99=9.25)) == (
+            "13 of 1200 requests were sent more than 5 ms after they were due (p99 9.2 ms): p99 latencies hold the "
+            "client's lateness"
+        )
+        assert late_tail(msgspec.structs.replace(KEPT, late=1, arrivals=20)) is None
+        assert late_tail(Traffic()) is None
 
     def test_a_client_that_does_not_come_round_to_sending_is_too(self) -> None:
         assert reasons(traffic={"rate_per_s": 19.4}) == [], "97%"

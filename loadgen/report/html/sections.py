@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadgen.analysis.run import Run
 from loadgen.report.answer import CLAIMS, claim_rows
+from loadgen.report.client import CLIENT, NOTE, client_rows
 from loadgen.report.html.markup import Html, element, items, join
 from loadgen.report.html.tables import stamp, table
 from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
@@ -33,10 +34,10 @@ _CROSSOVERS = ("target", "by", "B*", "95% CI", "in words")
 def result(run: Run) -> Html:
     """The table of the terminal with all its columns."""
     reference = run.manifest["config"]["reference"]
-    rows = table_rows(run.summary, reference)
+    rows = table_rows(run.summary, reference, ratios=run.arrival is None)
     columns = shown_columns(rows)
     made = table(
-        [_CAP if run.arrival and HEADINGS[place] == "B" else HEADINGS[place] for place in columns],
+        _headings(run, [HEADINGS[place] for place in columns]),
         [[row[place] for place in columns] for row in rows],
         label="Result",
         name_column=columns.index(HEADINGS.index("target")),
@@ -45,7 +46,8 @@ def result(run: Run) -> Html:
     )
     note = (
         "Means over valid repeats; latencies are medians of the cells, averaged. "
-        f"× ref: tokens/s against {reference}. Intervals: over repeats, of accuracy over questions."
+        + ("" if run.arrival else f"× ref: tokens/s against {reference}. ")
+        + "Intervals: over repeats, of accuracy over questions."
     )
     return join((element("p", note, class_="small"), made))
 
@@ -62,8 +64,7 @@ def traffic(run: Run) -> Html:
         parts += [element("p", note, class_="small"), made]
     if rows := goodput_rows(run):
         parts.append(element("h3", f"Goodput: requests within {run.analysis['slo']}"))
-        headings = [_CAP if run.arrival and heading == "B" else heading for heading in GOODPUT]
-        parts.append(table(headings, rows, label="Goodput", name_column=1, grouped_by=(0,)))
+        parts.append(table(_headings(run, GOODPUT), rows, label="Goodput", name_column=1, grouped_by=(0,)))
     return join(parts)
 
 
@@ -93,7 +94,7 @@ def accuracy(run: Run) -> Html:
     if tests := analysis["trust"]:
         parts.append(element("h3", f"Against {tests[0]['reference']}, question by question"))
         rows = against_rows(tests, simulated=simulated)
-        parts.append(table(AGAINST, rows, label="Accuracy, paired", grouped_by=(0,)))
+        parts.append(table(_headings(run, AGAINST), rows, label="Accuracy, paired", grouped_by=(0,)))
         told = [f"{test['target']}, {run.level(test['concurrency'])}: {test['sentence']}" for test in tests]
         parts.append(element("details", element("summary", "The same in words ", stamp(simulated=simulated)),
                              items(told)))  # fmt: skip
@@ -128,6 +129,13 @@ def indices(analysis: Entry) -> Html:
     return join(parts)
 
 
+def client(analysis: Entry) -> Html:
+    """How close the client came to its limits."""
+    rows = client_rows(analysis.get("client", ()), simulated=analysis["simulated"])
+    note = element("p", NOTE, class_="small")
+    return join((note, table(CLIENT, rows, label="The client", short_columns=(1, 2, 3, 6)))) if rows else Html("")
+
+
 def claims(analysis: Entry) -> Html:
     """The paper's claims with a verdict each."""
     rows = claim_rows(analysis.get("claims", ()), simulated=analysis["simulated"])
@@ -144,6 +152,11 @@ def models(analysis: Entry) -> Html:
         parts += [element("p", ASIDE, class_="small"), table(MODELS, rows, label="Cost models", grouped_by=(0, 1))]
     parts.append(items(model_notes(studies), class_="small"))
     return join(parts)
+
+
+def _headings(run: Run, headings: Sequence[str]) -> list[str]:
+    """With the name of what an open loop has in B's place."""
+    return [_CAP if run.arrival and heading == "B" else heading for heading in headings]
 
 
 def _b_star(crossing: Entry | None) -> tuple[str, str]:

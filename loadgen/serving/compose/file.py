@@ -52,7 +52,7 @@ def compose_file() -> str:
         "grafana": _grafana(),
         "loadgen": _loadgen(),
     }
-    volumes = ("hf-cache", "vllm-cache", "prometheus", "grafana", "runs", "cache")
+    volumes = ("hf-cache", "vllm-cache", "cpu-models", "prometheus", "grafana", "runs", "cache")
     project = {
         "services": services,
         "volumes": {name: {} for name in volumes},

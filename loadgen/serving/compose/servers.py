@@ -99,7 +99,7 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
 
 
 def cpu_server(recipe: Recipe, port: int) -> Service:
-    """Real vLLM of `loadgen cpu-env`, with a tiny model that lies in the image."""
+    """Real vLLM of `loadgen cpu-env`, with a tiny model that lies in the image, or one of the user's in /models."""
     own = recipe.checkpoint == "own"
     prefix = variable(f"cpu-{recipe.name}")
     served = f"${{{prefix}_MODEL:-models/tiny{f'-{recipe.name}' if own else ''}}}"
@@ -116,6 +116,7 @@ def cpu_server(recipe: Recipe, port: int) -> Service:
         "working_dir": CPU_ROOT,
         "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
         "environment": {**launch.env, "HF_HUB_OFFLINE": "1"},
+        "volumes": ["${CPU_MODELS:-cpu-models}:/models:ro"],
         "shm_size": "1gb",
         **HARDENED,
         "ports": [_published(prefix, port)],
