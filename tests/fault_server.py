@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from faults import REQUEST_FAULTS, RequestFault
+from faults import HOSTILE, REQUEST_FAULTS, RequestFault
 
 TOKENS = 12
 TTFT_S = 0.008
@@ -75,7 +75,8 @@ class State:
 class FaultServer:
     """Serves in a thread of its own; a context manager that gives the address."""
 
-    def __init__(self, port: int = 0, *, ssl: Any = None) -> None:
+    def __init__(self, port: int = 0, *, ssl: Any = None, model: str = "faulty", version: str = "1") -> None:
+        self._model, self._version = model, version
         self._states: dict[str, State] = {}
         self._loop = asyncio.new_event_loop()
         self._socket = socket.create_server(("127.0.0.1", port), backlog=512)
@@ -150,9 +151,9 @@ class FaultServer:
     async def _page(self, state: State, path: str) -> bytes:
         text = ""
         if path == "v1/models":
-            text = json.dumps({"data": [{"id": "faulty"}]})
+            text = json.dumps({"data": [{"id": self._model}]})
         elif path == "version":
-            text = json.dumps({"version": "faulty"})
+            text = json.dumps({"version": self._version})
         elif path.startswith("metrics"):
             if state.fault is not None and state.fault.name == "no-metrics":
                 return whole(404, b"{}")
@@ -204,6 +205,9 @@ async def pieces(fault: str, asked: dict[str, Any], head: bytes, state: State) -
     if fault.startswith("http-"):
         yield http_error(int(fault.split("-")[1]), body=fault.endswith("-json"))
         return
+    if fault == "hostile-error":
+        yield http_error(500, body=True, said=HOSTILE)
+        return
     if fault == "echoed-key":
         yield http_error(401, body=True, said=head.decode())
         return
@@ -247,6 +251,8 @@ def events(fault: str, count: int) -> Iterator[bytes | None]:
                 return
             if fault == "giant-line":
                 text = "x" * 2**18
+            if fault == "hostile-text":
+                text = HOSTILE
             if fault == "usage-goes-back":
                 so_far = 1
             if fault == "early-done":

@@ -10,9 +10,9 @@ import pytest
 from fault_server import BATCH, ITL_S, TOKENS, TTFT_S, FaultServer
 from faults import REQUEST_FAULTS, RequestFault
 from streams import REQUEST
+from unhurried import analysed
 
-from loadgen.analysis.analyse import analyse
-from loadgen.analysis.run import Run, load_run
+from loadgen.analysis.run import Run
 from loadgen.client.exchange import Exchange, Raw, read_exchange
 from loadgen.client.http import Endpoint, HttpSlot
 from loadgen.sweep.config import configure
@@ -91,9 +91,7 @@ def sweep(
             power="none",
             out=tmp_path_factory.mktemp("faults") / "run",
         )
-        run_dir = run_sweep(config)
-    analyse(run_dir)
-    return load_run(run_dir)
+        return analysed(run_sweep(config))
 
 
 @pytest.mark.parametrize("fault", IN_SWEEP, ids=lambda fault: fault.name)
