@@ -123,7 +123,7 @@ async def measure(client: str, concurrency: int, url: str, window_s: float) -> d
                 await asyncio.sleep(0.005)
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        pool = ClosedLoop(slots(client, concurrency, url, session), next_request, unread.append)
+        pool = ClosedLoop(dict(enumerate(slots(client, concurrency, url, session))), next_request, unread.append)
         reader = asyncio.create_task(read_ended())
         gc.collect()
         gc.disable()

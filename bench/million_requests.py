@@ -24,7 +24,7 @@ import numpy as np
 from loadgen.client.exchange import Exchange
 from loadgen.power.sample import PowerSample
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd, CellStart, Record, power_file
+from loadgen.sweep.journal import CellEnd, CellStart, Record, power_file, sealed
 from loadgen.sweep.plan import Cell
 
 TARGETS = {"fp16": 1.0, "awq": 0.8, "gptq": 0.82, "bnb-nf4": 1.6}
@@ -245,7 +245,9 @@ def manifest(duration_s: float) -> dict[str, object]:
 
 def write(path: Path, records: Sequence[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.Encoder().encode_lines(records))
+    encode = msgspec.json.Encoder().encode
+    with path.open("wb") as file:
+        file.writelines(sealed(encode(record)) for record in records)
 
 
 def size_of(folder: Path) -> int:

@@ -1,7 +1,8 @@
-"""Rewrites docs/cli.md from the commands themselves: `python docs/generate.py`."""
+"""Rewrites cli.md from the commands themselves and reliability.md from the tests: `python docs/generate.py`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from loadgen.cli import COMMANDS, group
 
 PAGE = Path(__file__).with_name("cli.md")
+RELIABILITY = Path(__file__).with_name("reliability.md")
 WIDTH = 78
 """What click uses on a terminal of 80 columns."""
 
@@ -33,5 +35,35 @@ def page() -> str:
     return "".join(parts)
 
 
+def reliability() -> str:
+    """The whole of docs/reliability.md."""
+    sys.path.insert(0, str(PAGE.parents[1] / "tests"))
+    from faults import FAILED, MACHINE_FAULTS, REQUEST_FAULTS
+
+    rows = []
+    for fault in REQUEST_FAULTS.values():
+        row = f"`{fault.status}`" + (f": {_cell(fault.error)}" if fault.error else "")
+        row += "" if fault.next == "ok" else f"; the next one is `{fault.next}`"
+        cell = "valid" if fault.cell is None else "invalid: " + _cell(fault.cell.replace(FAILED, "N of M " + FAILED))
+        if not fault.in_sweep:
+            cell = "invalid, as with a body"
+        rows.append(f"| {fault.name} | {_cell(fault.injected)} | {row} | {cell} | {int(fault.cell is not None)} |")
+    machine = [
+        f"| {fault.name} | {fault.injected} | {fault.outcome} | {fault.exit_status} | "
+        + "<br>".join(f"`{test.strip()}`" for test in fault.test.split(", "))
+        + " |"
+        for fault in MACHINE_FAULTS
+    ]
+    text = RELIABILITY.with_suffix(".in.md").read_text(encoding="utf-8")
+    return text.replace("{requests}", "\n".join(rows)).replace("{machine}", "\n".join(machine))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").strip()
+
+
+PAGES = {PAGE: page, RELIABILITY: reliability}
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for path, write in PAGES.items():
+        path.write_text(write(), encoding="utf-8")

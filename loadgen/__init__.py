@@ -19,25 +19,33 @@ if TYPE_CHECKING:
 
     from loadgen.analysis.compare.comparison import RunComparison
     from loadgen.analysis.run import Run
+    from loadgen.selftest.selftest import Selftest
 
 importlib.import_module("loadgen.sweep")
-"""The room is imported before the function of its name is defined: a later first import would hide the function."""
+importlib.import_module("loadgen.selftest")
+"""The rooms are imported before the functions of their names are defined: a later first import would hide those."""
 
-__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "sweep"]
+__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "selftest", "sweep"]
 
 
-def sweep(**options: Any) -> Run:
+def sweep(*, resume: str | Path | None = None, **options: Any) -> Run:
     """What `loadgen sweep` does, with its options as arguments (`loadgen.sweep.config.configure` lists them).
 
-    Returns the analysed run. Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
+    `resume=DIR` goes on with an interrupted run; options beside it must be the run's own. Returns the analysed run.
+    Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
     """
+    from pathlib import Path
+
     from loadgen.analysis.analyse import analyse
     from loadgen.analysis.verdict import judge_cell
     from loadgen.report.html import write_report
     from loadgen.sweep.config import configure
-    from loadgen.sweep.run import run_sweep
+    from loadgen.sweep.run import resume_sweep, run_sweep
 
-    run_dir = run_sweep(configure(**options), judge=judge_cell)
+    if resume is None:
+        run_dir = run_sweep(configure(**options), judge=judge_cell)
+    else:
+        run_dir = resume_sweep(Path(resume), options, judge=judge_cell)
     analyse(run_dir)
     run = load_run(run_dir)
     write_report(run)
@@ -72,3 +80,23 @@ def compare(
         write_comparison(comparison, Path(out))
         write_page(comparison, Path(out))
     return comparison
+
+
+def selftest(
+    *,
+    concurrency: int = 128,
+    tokens_per_s: float | None = None,
+    itl_ms: float | None = None,
+    workers: int = 1,
+    transport: str = "raw",
+) -> Selftest:
+    """What `loadgen selftest` does: whether the client measures such a traffic truly on this machine.
+
+    Returns `.enough`, `.sentence`, `.trial` with the errors in ms, and `.capacity_tokens_per_s`. Raises UsageError for
+    wrong use.
+    """
+    from loadgen.selftest.selftest import selftest as test
+
+    return test(
+        concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers, transport=transport
+    )

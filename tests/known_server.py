@@ -30,15 +30,17 @@ class Counters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values = {
+        self._values: dict[str, tuple[str, float]] = {
             "num_requests_running": ("gauge", 0),
             "num_requests_waiting": ("gauge", 0),
             "num_preemptions_total": ("counter", 0),
             "prompt_tokens_total": ("counter", 0),
             "generation_tokens_total": ("counter", 0),
+            "time_to_first_token_seconds_count": ("counter", 0),
+            "time_to_first_token_seconds_sum": ("counter", 0),
         }
 
-    def add(self, name: str, amount: int) -> None:
+    def add(self, name: str, amount: float) -> None:
         with self._lock:
             kind, value = self._values[name]
             self._values[name] = kind, value + amount
@@ -47,7 +49,7 @@ class Counters:
         with self._lock:
             values = dict(self._values)
         return "".join(
-            f'# TYPE vllm:{name} {kind}\nvllm:{name}{{engine="0",model_name="{MODEL}"}} {value:.1f}\n'
+            f'# TYPE vllm:{name} {kind}\nvllm:{name}{{engine="0",model_name="{MODEL}"}} {value}\n'
             for name, (kind, value) in values.items()
         )
 
@@ -99,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(max(0.0, deadline_s - time.monotonic()))
                 if event["choices"] and position is not None:
                     self.counters.add("generation_tokens_total", 1)
+                if position == 0:
+                    self.counters.add("time_to_first_token_seconds_sum", time.monotonic() - self.arrival_s)
+                    self.counters.add("time_to_first_token_seconds_count", 1)
                 self._chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
             self.counters.add("num_requests_running", -1)
             finished = True

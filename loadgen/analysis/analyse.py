@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
-from loadgen.analysis.cellresult import CellReader
+from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
+from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
+from loadgen.analysis.powerdata import Server, read_powers
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
 from loadgen.analysis.trust.study import TrustStudy, study
+from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
 from loadgen.sweep.journal import cell_files
-from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
+from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.plan import level
+from loadgen.sweep.slo import Slo
 from loadgen.workload.facts import read_facts
 from loadgen.workload.grading import Grader
 
 SCHEMA = 1
-BUSY_CLIENT = 0.8
-"""Share of a core from which on the client may be what is measured."""
+CLOCK_STEP_S = 1.0
+"""From which on the wall clock was set, not only slewed."""
 
 
-def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
+def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | None = None) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
 
-    `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity. Raises
-    UsageError if this is no run directory, or nothing was measured.
+    `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
+    goodput asks for, by default what the sweep was told. Raises UsageError if this is no run directory, or nothing was
+    measured.
     """
     manifest = read_manifest(run_dir)
     grader = Grader(read_facts(run_dir) if manifest["graded"] else {}, manifest["protocol"]["name"])
@@ -44,11 +51,15 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
     if settings is None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
-    blocks: dict[tuple[str, int], dict[str, Any]] = {}
+    blocks: dict[Server, dict[str, Any]] = {}
     damaged: list[str] = []
-    reader = CellReader(run_dir, manifest, grader)
+    if slo is None and config.get("slo"):
+        slo = Slo.parse(config["slo"])
+    paths = cell_files(run_dir)
+    processes = processes_for(paths)
+    powers = read_powers(run_dir, manifest, processes)
     with RunTables(run_dir) as tables:
-        for result in reader.results(cell_files(run_dir)):
+        for result in CellReader(manifest, grader, powers, slo).results(paths, processes):
             cell = result.summary
             cells.append(cell)
             if result.damaged:
@@ -56,50 +67,48 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None) -> None:
             sides.add(result.answers)
             tables.add("requests", result.requests)
             tables.add("server", result.server)
-            block = cell.target, cell.repeat
-            power = reader.power(*block) if block not in blocks else None
-            if power is not None:
+            block = cell.target, cell.repeat, cell.session
+            power = powers.get(block)
+            if power is not None and block not in blocks:
                 tables.add("power", power_table(cell, power))
-                blocks[block] = {"target": cell.target, "repeat": cell.repeat, "gpus": power.calibration()}
+                described = {"target": cell.target, "repeat": cell.repeat, "session": cell.session}
+                blocks[block] = described | {"gpus": power.calibration()}
                 if power.damaged:
                     damaged.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
     if not cells:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
-    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"])
+    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"], processes=processes)
     answer = answer_of(
         cells,
         sides.answers,
         trust,
         reference=manifest["config"]["reference"],
         settings=settings,
+        processes=processes,
     )
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
     content = {**_analysis(manifest, cells, trust, answer, damaged), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
+    content["slo"] = None if slo is None else str(slo)
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
-
-
-def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest's content. Raises UsageError if there is none, or it is of another schema."""
-    path = run_dir / "manifest.json"
-    if not path.is_file():
-        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
-    try:
-        content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
-    if content.get("schema") != MANIFEST_SCHEMA:
-        raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {MANIFEST_SCHEMA}")
-    return content
 
 
 def planned_cells(manifest: dict[str, Any]) -> int:
     """How many cells the run was to measure."""
     config = manifest["config"]
     return len(config["targets"]) * len(config["concurrency"]) * int(config["repeats"])
+
+
+def checkpoint_notes(manifest: dict[str, Any]) -> list[str]:
+    """What the servers' checkpoints say of themselves, each sentence once."""
+    said: dict[str, dict[str, None]] = {}
+    for server in manifest["servers"]:
+        if note := server.get("note"):
+            said.setdefault(note, {})[server["name"]] = None
+    return [f"{', '.join(targets)}: {note}" for note, targets in said.items()]
 
 
 def _left_out(lines: int) -> str:
@@ -109,14 +118,24 @@ def _left_out(lines: int) -> str:
 def _analysis(
     manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer, damaged: list[str]
 ) -> dict[str, Any]:
-    warnings = [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
-    warnings += [f"{f['target']}, repeat {f['repeat']}: {f['error']}" for f in manifest["failures"]]
+    warnings = checkpoint_notes(manifest)
+    warnings += [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
+    measured = Counter((cell.target, cell.repeat) for cell in cells)
     warnings += [
-        f"{_name(cell)}: the client used {cell.client_cpu_share:.0%} of a core; "
-        "its figures may be the client's, not the server's"
-        for cell in cells
-        if cell.client_cpu_share is not None and cell.client_cpu_share > BUSY_CLIENT
+        f"{failure['target']}, repeat {failure['repeat']}: {failure['error']}"
+        for failure in manifest["failures"]
+        if measured[failure["target"], failure["repeat"]] < len(manifest["config"]["concurrency"])
     ]
+    warnings += [
+        f"session {session['session']}: {sentence}"
+        for session in manifest.get("sessions", [])
+        for sentence in session["warnings"]
+    ]
+    unsure = [(cell, doubt) for cell in cells if (doubt := cell.client_doubt) is not None]
+    if unsure:
+        warnings.append(
+            f"p99 latencies of {len(unsure)} cells may be the client's, as {_name(unsure[0][0])}: {unsure[0][1]}"
+        )
     warnings += [
         f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
         for cell in cells
@@ -129,9 +148,24 @@ def _analysis(
             f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
         )
     warnings += [
-        f"accuracy of {test.target} against {test.reference} at B = {test.concurrency}: {test.sentence}"
+        f"{_name(cell)}: {cell.traffic.dropped} of {cell.traffic.arrivals} arrivals were dropped and have no latency: "
+        "the highest percentiles may be too low"
+        for cell in cells
+        if cell.valid and cell.traffic.dropped
+    ]
+    warnings += [
+        f"{_name(cell)}: {said}" for cell in cells if cell.valid and (said := late_tail(cell.traffic)) is not None
+    ]
+    arrival = manifest["config"].get("arrival")
+    warnings += [
+        f"accuracy of {test.target} against {test.reference} at {level(test.concurrency, arrival)}: {test.sentence}"
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
+    ]
+    warnings += [
+        f"the wall clock was set by {step_s:+.1f} s during session {session}; no figure depends on it, but times in "
+        "Grafana do"
+        for session, step_s in _clock_steps(manifest)
     ]
     for block in manifest.get("power_blocks", []):
         if lost := block.get("samples_lost"):
@@ -145,17 +179,38 @@ def _analysis(
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
     if not manifest["dataset"]["published"] and manifest["dataset"]["name"] != "jsonl":
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
+    held = [cell for cell in cells if cell.traffic.arrival is None]
     return {
         "schema": SCHEMA,
         "reference": reference,
         "simulated": manifest["simulated"],
         "crossovers": [msgspec.to_builtins(found) | {"sentence": sentence(found)} for found in answer.crossovers],
         **msgspec.to_builtins(trust),
-        "models": [entry_of(found) for found in cost_models(cells, answer.crossovers, reference=reference)],
+        "models": [entry_of(found) for found in cost_models(held, answer.crossovers, reference=reference)],
         **msgspec.to_builtins(answer.indices),
+        "client": msgspec.to_builtins(_nearest(cells)),
         "warnings": warnings,
     }
 
 
+def _nearest(cells: list[CellSummary]) -> list[NearestCheck]:
+    return nearest_checks(
+        ((cell.target, cell.concurrency, cell.repeat), check) for cell in cells for check in cell.client_checks
+    )
+
+
+def _clock_steps(manifest: dict[str, Any]) -> list[tuple[int, float]]:
+    """Session and seconds by which the wall clock went beside the monotonic one, where that is more than drift."""
+    anchors: dict[int, list[dict[str, int]]] = {}
+    for anchor in manifest.get("clock_anchors", []):
+        anchors.setdefault(anchor.get("session", 1), []).append(anchor)
+    steps = []
+    for session, found in anchors.items():
+        walls = [anchor["unix_ns"] - anchor["monotonic_ns"] for anchor in found]
+        if abs(walls[-1] - walls[0]) > CLOCK_STEP_S * 1e9:
+            steps.append((session, (walls[-1] - walls[0]) / 1e9))
+    return steps
+
+
 def _name(cell: CellSummary) -> str:
-    return f"{cell.target}, B = {cell.concurrency}, repeat {cell.repeat}"
+    return f"{cell.target}, {cell.load}, repeat {cell.repeat}"

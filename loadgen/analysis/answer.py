@@ -46,15 +46,35 @@ def answer_of(
     *,
     reference: str,
     settings: IndexSettings,
+    processes: int = 1,
 ) -> Answer:
-    """Of the valid cells; `answers` as they stand, by target and concurrency."""
+    """Of the valid cells; `answers` as they stand, by target and concurrency.
+
+    Of an open loop every crossover is refused and there are no indices: the arrivals set throughput and batch.
+    """
+    arrival = next((cell.traffic.arrival for cell in cells if cell.traffic.arrival), None)
+    if arrival is not None:
+        targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
+        return Answer(crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS))
     points = _points(cells, answers, trust)
     study = _Study(cells, points, trust, reference, settings)
     return Answer(
         crossovers=tuple(
             study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
         ),
-        indices=index_study(list(points.values()), reference=reference, settings=settings),
+        indices=index_study(
+            list(points.values()), reference=reference, settings=settings, processes=processes
+        ),
+    )
+
+
+def _refused(target: str, reference: str, metric: str, arrival: str) -> Crossover:
+    return Crossover(
+        target=target,
+        reference=reference,
+        metric=metric,
+        status="unresolved",
+        refusal=f"{arrival} set the traffic and no B was held; a B* needs a closed loop",
     )
 
 

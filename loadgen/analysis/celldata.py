@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,11 +19,19 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+_NO_INTS: Ints = np.empty(0, dtype=np.int64)
+_NO_EVENTS = msgspec.Raw(b"[]")
+_ZERO = np.uint8(ord("0"))
+_FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
+"""What stands in every `[t,n],` beside digits."""
+_MOST_DIGITS = 18
+"""Of a time, that 64 bits hold whatever they are."""
+
 
 class Line(Exchange, frozen=True, kw_only=True, tag="exchange", gc=False):
     """An Exchange whose token times are left as they stand in the file: `CellData` has those of all in one array."""
 
-    token_times: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
+    token_times: msgspec.Raw = _NO_EVENTS  # type: ignore[assignment]
 
 
 _decode_lines = msgspec.json.Decoder(CellStart | Line | ServerSample | CellEnd).decode_lines
@@ -33,12 +42,16 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
 
     cell: Cell
     simulated: bool
+    session: int
+    """Of the run; a resumed one has several, and times are compared within one only."""
     end: CellEnd | None
     """None: the cell was interrupted before its last record."""
     damaged: int
     """Lines of its file that were no longer what had been written, and are left out."""
     exchanges: Sequence[Exchange]
     samples: list[ServerSample]
+    t_scheduled_ns: Ints
+    """-1 in a closed loop."""
     t_send_ns: Ints
     t_first_ns: Ints
     t_end_ns: Ints
@@ -46,10 +59,22 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     """-1 where the server gave no usage."""
     measured: Mask
     ok: Mask
+    dropped: Mask
+    """Never sent: an open loop's arrivals that found no free slot."""
     token_offsets: Ints
     """Events of exchange k are `token_t_ns[token_offsets[k]:token_offsets[k + 1]]`."""
     token_t_ns: Ints
     token_counts: Ints
+
+    @property
+    def open_loop(self) -> bool:
+        """Requests followed a schedule, not each other."""
+        return self.cell.arrivals is not None
+
+    @property
+    def t_due_ns(self) -> Ints:
+        """Where latencies begin: when a request was scheduled, in a closed loop when it was sent."""
+        return self.t_scheduled_ns if self.open_loop else self.t_send_ns
 
     @property
     def window(self) -> tuple[int, int] | None:
@@ -66,8 +91,7 @@ def read_cell(path: Path) -> CellData | None:
     end: CellEnd | None = None
     exchanges: list[Line] = []
     samples: list[ServerSample] = []
-    events: list[int] = []
-    numbers = [np.empty(0, dtype=np.int64)]
+    events = [_Events(_NO_INTS, _NO_INTS, _NO_INTS)]
     journal = read_lines(path)
     for block in journal:
         lines: list[Line] = []
@@ -81,19 +105,24 @@ def read_cell(path: Path) -> CellData | None:
                     start = record
                 case CellEnd():
                     end = record
-        texts = [bytes(line.token_times) for line in lines]
-        events += [(text.count(b",") + 1) // 2 for text in texts]
-        numbers.append(_numbers(b",".join(text for text in texts if text != b"[]").translate(None, b"[]")))
+        events.append(_events([line.token_times for line in lines]))
+        for line in lines:
+            msgspec.structs.force_setattr(line, "token_times", _NO_EVENTS)  # else the whole block is kept
         exchanges += lines
     if start is None:
         return None
+    of_exchange, t_ns, tokens = (np.concatenate(columns) for columns in zip(*events, strict=True))
     return CellData(
         cell=start.cell,
         simulated=start.simulated,
+        session=start.session,
         end=end,
         damaged=journal.damaged,
         exchanges=exchanges,
         samples=samples,
+        t_scheduled_ns=np.array(
+            [-1 if e.t_scheduled_ns is None else e.t_scheduled_ns for e in exchanges], dtype=np.int64
+        ),
         t_send_ns=np.array([e.t_send_ns for e in exchanges], dtype=np.int64),
         t_first_ns=np.array([-1 if e.t_first_ns is None else e.t_first_ns for e in exchanges], dtype=np.int64),
         t_end_ns=np.array([e.t_end_ns for e in exchanges], dtype=np.int64),
@@ -102,12 +131,46 @@ def read_cell(path: Path) -> CellData | None:
         ),
         measured=np.array([e.phase == "measured" for e in exchanges], dtype=np.bool_),
         ok=np.array([e.status == "ok" for e in exchanges], dtype=np.bool_),
-        token_offsets=np.cumsum([0, *events], dtype=np.int64),
-        token_t_ns=np.concatenate([block[0::2] for block in numbers]),
-        token_counts=np.concatenate([block[1::2] for block in numbers]),
+        dropped=np.array([e.status == "dropped" for e in exchanges], dtype=np.bool_),
+        token_offsets=np.concatenate([[0], np.cumsum(of_exchange)]),
+        token_t_ns=t_ns,
+        token_counts=tokens,
     )
 
 
-def _numbers(pairs: bytes) -> Ints:
-    """Of `t,n,t,n,...`."""
-    return np.fromstring(pairs, dtype=np.int64, sep=",") if pairs else np.empty(0, dtype=np.int64)
+class _Events(NamedTuple):
+    """Of some exchanges: how many each has, then time and tokens of all."""
+
+    of_exchange: Ints
+    t_ns: Ints
+    tokens: Ints
+
+
+def _events(raws: Sequence[msgspec.Raw]) -> _Events:
+    """From the texts `[[t,n],[t,n],...]`.
+
+    Where all t have as many digits, and all n, as nearly always, the events are rows of a table of bytes, and numbers
+    are made a column of digits at a time; else event by event.
+    """
+    texts = [memoryview(raw)[1:-1] for raw in raws]
+    joined = b",".join([text for text in texts if text]) + b","
+    comma, width = joined.find(b","), joined.find(b"]") + 2
+    if 0 < comma <= _MOST_DIGITS and len(joined) % width == 0:
+        characters = np.frombuffer(joined, dtype=np.uint8).reshape(-1, width).T.copy()
+        digits = characters - _ZERO
+        times, tokens = digits[1:comma], digits[comma + 1 : -2]
+        if (characters[[0, comma, -2, -1]] == _FRAME).all() and times.max() < 10 and tokens.max() < 10:
+            of_exchange = [(len(text) + 1) // width for text in texts]
+            return _Events(np.array(of_exchange, dtype=np.int64), _numbers(times), _numbers(tokens))
+    events = [msgspec.json.decode(raw, type=list[tuple[int, int]]) for raw in raws]
+    pairs = np.array([pair for ours in events for pair in ours], dtype=np.int64).reshape(-1, 2)
+    return _Events(np.array([len(ours) for ours in events], dtype=np.int64), pairs[:, 0], pairs[:, 1])
+
+
+def _numbers(digits: NDArray[np.unsignedinteger[Any]]) -> Ints:
+    """Of a row for each decimal place."""
+    numbers = np.zeros(digits.shape[1], dtype=np.int64)
+    for place in digits:
+        numbers *= 10
+        numbers += place
+    return numbers

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.memory import server_memory
-from loadgen.analysis.powerdata import PowerData, read_power
+from loadgen.analysis.powerdata import PowerData, Server
 from loadgen.analysis.sides import CellAnswers, cell_answers
 from loadgen.analysis.tables import requests_table, server_table
+from loadgen.analysis.validity import max_error_rate
+from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import Grader
 
 LARGE_BYTES = 100_000_000
@@ -39,42 +41,43 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
 class CellReader:
     """Journals of a run, cell by cell."""
 
-    def __init__(self, run_dir: Path, manifest: dict[str, Any], grader: Grader) -> None:
-        self._run_dir = run_dir
+    def __init__(
+        self, manifest: dict[str, Any], grader: Grader, powers: Mapping[Server, PowerData], slo: Slo | None = None
+    ) -> None:
         self._manifest = manifest
         self._grader = grader
-        self.power = lru_cache(maxsize=1)(self._power)
+        self._powers = powers
+        self._slo = slo
+        self._max_error_rate = max_error_rate(manifest["config"])
 
     def result(self, path: Path) -> CellResult | None:
         """Of one journal file; None if it holds not even its first line."""
         data = read_cell(path)
         if data is None:
             return None
-        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat)
+        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat, data.session)
         verdicts = grade_cell(data, self._grader)
         return CellResult(
             summary=summarize_cell(
                 data,
                 verdicts,
-                self.power(*block),
+                self._powers.get(block),
                 memory=server_memory(self._manifest, *block),
+                max_error_rate=self._max_error_rate,
                 tdp_w=config.get("tdp_w"),
                 carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+                slo=self._slo,
             ),
-            answers=cell_answers(data, verdicts),
+            answers=cell_answers(data, verdicts, self._max_error_rate),
             requests=requests_table(data, verdicts, self._grader.items),
             server=server_table(data),
             damaged=data.damaged,
         )
 
-    def results(self, paths: Sequence[Path], *, processes: int | None = None) -> Iterator[CellResult]:
+    def results(self, paths: Sequence[Path], processes: int) -> Iterator[CellResult]:
         """Of every file that holds a cell, in the order of `paths`, the same for any number of processes."""
-        tasks = [partial(self.result, path) for path in paths]
-        results = forked(tasks, processes_for(paths) if processes is None else processes)
+        results = forked([partial(self.result, path) for path in paths], processes)
         return (result for result in results if result is not None)
-
-    def _power(self, target: str, repeat: int) -> PowerData | None:
-        return read_power(self._run_dir, self._manifest, target, repeat)
 
 
 def processes_for(paths: Sequence[Path]) -> int:

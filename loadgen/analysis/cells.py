@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats
+from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
-from loadgen.analysis.latency import e2e_s, ended_in, icl_s, itl_s, tpot_s, ttft_s
+from loadgen.analysis.goodput import Goodput, goodput_of
+from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
+from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
+from loadgen.sweep.config import MAX_ERROR_RATE
+from loadgen.sweep.plan import level
+from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
 GAUGE_TOLERANCE = 0.05
+_COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
 
 Quantiles = Sequence[int]
 
@@ -30,6 +38,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     concurrency: int
     repeat: int
+    session: int
+    """Of the run's sessions, 1 unless it was resumed."""
     valid: bool
     reasons: str
     requests: int
@@ -74,19 +84,37 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     truncated_rate: float | None
     unparsed_rate: float | None
-    refill_gap_ms_p99: float | None
-    """A slot's last byte to its next send."""
-    client_cpu_share: float | None
-    loop_lag_ms_p99: float | None
+    client: ClientFigures
     memory_needed_bytes: int | None
     """Weights and the KV cache in use at its peak in the window, by the server's own report."""
+    traffic: Traffic
+    goodput: Goodput
     energy: CellEnergy
     simulated: bool
 
+    @property
+    def load(self) -> str:
+        """What was held: "B = 16", of an open loop "poisson:20"."""
+        return level(self.concurrency, self.traffic.arrival)
+
+    @property
+    def client_checks(self) -> list[Check]:
+        """The client's figures beside their limits."""
+        open_loop = self.traffic.arrival is not None
+        return client_checks(self.client, icl_ms=self.icl_ms_mean, e2e_ms=self.e2e_ms_mean, open_loop=open_loop)
+
+    @property
+    def client_doubt(self) -> str | None:
+        """Why the p99 figures of a valid cell may be the client's."""
+        return client_doubt(self.client, icl_ms=self.icl_ms_mean) if self.valid else None
+
     def columns(self) -> dict[str, Any]:
-        """The row as a flat mapping, energy columns among the others."""
-        row = {name: getattr(self, name) for name in self.__struct_fields__ if name != "energy"}
-        return row | msgspec.structs.asdict(self.energy)
+        """The row as a flat mapping, in the order of its parts."""
+        row: dict[str, Any] = {}
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            row |= msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else {name: value}
+        return row
 
 
 def grade_cell(data: CellData, grader: Grader) -> list[Verdict | None]:
@@ -100,33 +128,49 @@ def summarize_cell(
     power: PowerData | None = None,
     *,
     memory: ServerMemory | None = None,
+    max_error_rate: float = MAX_ERROR_RATE,
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
+    slo: Slo | None = None,
 ) -> CellSummary:
     """The cell's row. `verdicts` as from `grade_cell`, or all None when answers are not to be graded."""
     window = data.window
     window_s = (window[1] - window[0]) / 1e9 if window else None
-    ended = ended_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
+    ended = answered_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
     errors, failures = _errors(data, window), _errors(data, None)
     tokens = _tokens_in(data, window) if window else None
     rate = tokens / window_s if tokens and window_s else None
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
-    recorded = int(data.output_tokens.sum()) if data.ok.all() and (data.output_tokens >= 0).all() else None
+    told = data.dropped | (data.ok & (data.output_tokens >= 0))
+    recorded = int(data.output_tokens[data.ok].sum()) if told.all() else None
+    latencies = _latencies(data, window)
+    traffic = traffic_of(data)
+    client = client_figures(data)
+    checks = client_checks(
+        client, icl_ms=latencies["icl_ms_mean"], e2e_ms=latencies["e2e_ms_mean"], open_loop=data.open_loop
+    )
     evidence = Evidence(
         concurrency=data.cell.concurrency,
         aborted=data.end.aborted if data.end else None,
         has_window=window is not None and bool(window_s),
         requests=int(ended.sum()),
         errors=len(errors),
+        uncounted=int((ended & (data.output_tokens < 0)).sum()),
         first_error=errors[0] if errors else None,
         tokens_per_s=rate,
         inflight_mean=_inflight(data, window) if window else None,
         running_mean=running_batch(samples),
         running_peak=max((s.running for s in samples if s.running is not None), default=None),
+        silent_s=_longest_gap_s(samples, window) if window and samples else None,
+        restarted=any(_went_back(data.samples, field) for field in _COUNTERS),
         waiting_mean=_mean(samples, "waiting"),
         preemptions=_difference(samples, "preemptions"),
         server_tokens=data.end.generation_tokens if data.end else None,
         recorded_tokens=recorded,
+        window_s=window_s,
+        traffic=traffic if data.open_loop else None,
+        client_bound=tuple(check.sentence for check in checks if check.failed),
+        max_error_rate=max_error_rate,
     )
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
     tokens_per_query = float(lengths.mean()) if lengths.size else None
@@ -143,22 +187,12 @@ def summarize_cell(
     if energy.energy_verdict == "invalid":
         reasons.append(f"energy: {energy.energy_reasons}")
     judged = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
-    cpu_s = data.end.client_cpu_s if data.end else None
-    latencies: dict[str, float | None] = {}
-    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
-        ("ttft", ttft_s, (50, 90, 99)),
-        ("itl", itl_s, (50, 99)),
-        ("icl", icl_s, (99,)),
-        ("tpot", tpot_s, (50, 99)),
-        ("e2e", e2e_s, (50, 99)),
-    )
-    for name, values_of, quantiles in kinds:
-        latencies |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
     return CellSummary(
         target=data.cell.target,
         precision=data.cell.precision,
         concurrency=data.cell.concurrency,
         repeat=data.cell.repeat,
+        session=data.session,
         valid=not reasons,
         reasons="; ".join(reasons),
         requests=evidence.requests,
@@ -183,10 +217,10 @@ def summarize_cell(
         accuracy=_share(judged, "correct"),
         truncated_rate=_share(judged, "truncated"),
         unparsed_rate=_share(judged, "unparsed"),
-        refill_gap_ms_p99=_refill_gap_ms(data, window),
-        client_cpu_share=cpu_s / window_s if cpu_s is not None and window_s else None,
-        loop_lag_ms_p99=data.end.loop_lag_ms_p99 if data.end else None,
+        client=client,
         memory_needed_bytes=memory.needed_bytes(samples) if memory else None,
+        traffic=traffic,
+        goodput=goodput_of(data, slo, energy.energy_j),
         energy=energy,
         simulated=data.simulated,
         **latencies,
@@ -194,6 +228,8 @@ def summarize_cell(
 
 
 def _verdict(exchange: Exchange, grader: Grader) -> Verdict | None:
+    if exchange.status == "dropped":
+        return None
     if exchange.status != "ok":
         return FAILED if exchange.item_id in grader.items else None
     return grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
@@ -214,10 +250,16 @@ def running_batch(samples: Sequence[ServerSample]) -> float | None:
 
 
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
-    """Failures of the window (of the whole cell where there is none), warm-up requests included."""
-    failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok).tolist()]
+    """Failed requests that were in flight within the window (all of the cell where there is none), warm-up included.
+
+    One that the window's end found stalled is among them, though it was given up only later. Dropped ones are not: they
+    never reached the server.
+    """
+    failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok & ~data.dropped).tolist()]
     return [
-        f"{e.status}: {e.error}" for e in failed if window is None or window[0] < e.t_end_ns <= window[1]
+        f"{e.status}: {e.error}"
+        for e in failed
+        if window is None or (e.t_end_ns > window[0] and e.t_due_ns <= window[1])
     ]
 
 
@@ -239,24 +281,42 @@ def _mean(samples: Sequence[ServerSample], field: str) -> float | None:
 
 
 def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
+    """Last reading of a counter less the first; None where it went back in between."""
     values = [value for s in samples if (value := getattr(s, field)) is not None]
-    return values[-1] - values[0] if len(values) > 1 else None
+    return values[-1] - values[0] if len(values) > 1 and not _went_back(samples, field) else None
+
+
+def _went_back(samples: Sequence[ServerSample], field: str) -> bool:
+    values = [value for s in samples if (value := getattr(s, field)) is not None]
+    return any(after < before for before, after in pairwise(values))
+
+
+def _longest_gap_s(samples: Sequence[ServerSample], window: tuple[int, int]) -> float:
+    """Longest stretch of the window without a sample, its ends included."""
+    times = [window[0], *(s.t_ns for s in samples), window[1]]
+    return max(after - before for before, after in pairwise(times)) / 1e9
 
 
 def _share(outcomes: Sequence[str], outcome: str) -> float | None:
     return outcomes.count(outcome) / len(outcomes) if outcomes else None
 
 
-def _refill_gap_ms(data: CellData, window: tuple[int, int] | None) -> float | None:
-    if window is None:
-        return None
-    slot = np.array([e.slot for e in data.exchanges], dtype=np.int64)
-    order = np.lexsort((data.t_send_ns, slot))
-    before, after = order[:-1], order[1:]
-    sent_ns = data.t_send_ns[after]
-    refills = (slot[before] == slot[after]) & (window[0] < sent_ns) & (sent_ns <= window[1])
-    gaps_ns = (sent_ns - data.t_end_ns[before])[refills]
-    return float(np.percentile(gaps_ns, 99)) / 1e6 if gaps_ns.size else None
+def _latencies(data: CellData, window: tuple[int, int] | None) -> dict[str, float | None]:
+    """Mean and percentiles of each kind, in ms."""
+    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
+        ("ttft", ttft_s, (50, 90, 99)),
+        ("itl", itl_s, (50, 99)),
+        ("icl", icl_s, (99,)),
+        ("tpot", tpot_s, (50, 99)),
+        ("e2e", e2e_s, (50, 99)),
+    )
+    found: dict[str, float | None] = {}
+    for name, values_of, quantiles in kinds:
+        if name == "icl" and (data.token_counts == 1).all():  # an event brings one token: as between tokens
+            found |= {f"icl_ms_{figure}": found[f"itl_ms_{figure}"] for figure in ("mean", "p99")}
+        else:
+            found |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
+    return found
 
 
 def _in_ms(name: str, values_s: Floats, quantiles: Quantiles) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 import numpy as np
 
@@ -9,7 +11,7 @@ from loadgen.analysis.bootstrap import ratio_interval
 from loadgen.analysis.celldata import CellData, Floats, Ints
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.energy import WindowEnergy, energy_of_window
-from loadgen.power.sample import PowerSample
+from loadgen.power.trace import PowerTrace
 
 BIN_S = 1.0
 FEWEST_BINS = 12
@@ -74,14 +76,14 @@ def energy_of_cell(
     if power is None:
         return bound
     around = power.around(*window)
-    parts = [energy_of_window(samples, *window) for samples in around.values()]
+    parts = [energy_of_window(trace, *window) for trace in around]
     energy_j = _sum([part.energy_j for part in parts])
     per_token_j = energy_j / work.tokens if energy_j is not None and work.tokens else None
     per_query_j = per_token_j * work.tokens_per_query if per_token_j is not None and work.tokens_per_query else None
     low, high = _interval(data, around, window, work)
     verdict, reasons = _verdict(parts, power)
     counter_j, integral_j = _sum([p.counter_j for p in parts]), _sum([p.integral_j for p in parts])
-    rest_w = _sum([power.rest_w.get(gpu) for gpu in around])
+    rest_w = _sum([power.rest_w.get(gpu) for gpu in power.samples])
     peaks = [part.memory_used_bytes_max for part in parts]
     peak_bytes = sum(p for p in peaks if p is not None) if peaks and None not in peaks else None
     total_bytes = power.memory_total_bytes
@@ -127,18 +129,17 @@ def _sum(values: list[float | None]) -> float | None:
 
 
 def _interval(
-    data: CellData, around: dict[str, list[PowerSample]], window: tuple[int, int], work: Work
+    data: CellData, around: Iterable[PowerTrace], window: tuple[int, int], work: Work
 ) -> tuple[float | None, float | None]:
     """95% of energy per token by a moving-block bootstrap within the window; blocks as long as an answer."""
     bins = max(FEWEST_BINS, round(work.window_s / BIN_S))
     edges = np.linspace(window[0], window[1], bins + 1)
     joules = np.zeros(bins)
-    for samples in around.values():
-        known = [(s.t_ns, s.power_instant_w) for s in samples if s.power_instant_w is not None]
-        if len(known) < 2:
+    for trace in around:
+        known = ~np.isnan(trace.power_instant_w)
+        if np.count_nonzero(known) < 2:
             return None, None
-        t_ns, watts = np.array([t for t, _ in known], dtype=np.int64), np.array([w for _, w in known])
-        joules += np.diff(_cumulative_j(t_ns, watts, edges))
+        joules += np.diff(_cumulative_j(trace.t_ns[known], trace.power_instant_w[known], edges))
     tokens, _ = np.histogram(data.token_t_ns, bins=bins, range=window, weights=data.token_counts)
     block = round(work.e2e_s / (work.window_s / bins)) if work.e2e_s else 1
     return ratio_interval(joules, tokens.astype(np.float64), block=block)

@@ -1,7 +1,9 @@
-"""Latencies of a cell. Each is counted in the window in which it *happened*: where its last byte arrived.
+"""Latencies of a cell.
 
-In a closed loop in its steady state that sampling is unbiased, whatever the window's length; requiring a whole
-request to fit into the window would favour the short ones.
+In a closed loop each is counted in the window in which it *happened*: where its last byte arrived. In its steady state
+that sampling is unbiased, whatever the window's length; requiring a whole request to fit into the window would favour
+the short ones. In an open loop those are counted that were *due* in the window, with all that they waited from then on:
+the window's traffic is one sample of arrivals, and none is left out because the server, or the client, was slow.
 """
 
 from __future__ import annotations
@@ -12,26 +14,35 @@ from loadgen.analysis.celldata import CellData, Floats, Ints, Mask
 
 
 def ttft_s(data: CellData, window: tuple[int, int]) -> Floats:
-    """Time to first token: send to the arrival of the first event with a token; measured requests."""
-    chosen = data.measured & data.ok & _within(data.t_first_ns, window)
-    return (data.t_first_ns - data.t_send_ns)[chosen] / 1e9
+    """Time to first token: send (open loop: due) to the arrival of the first event with a token; measured requests."""
+    happened = _within(data.t_due_ns if data.open_loop else data.t_first_ns, window)
+    chosen = data.measured & data.ok & (data.t_first_ns >= 0) & happened
+    return (data.t_first_ns - data.t_due_ns)[chosen] / 1e9
 
 
 def e2e_s(data: CellData, window: tuple[int, int]) -> Floats:
-    """Send to the answer's last byte, measured requests that succeeded."""
-    chosen = ended_in(data, window)
-    return (data.t_end_ns - data.t_send_ns)[chosen] / 1e9
+    """Send (open loop: due) to the answer's last byte, measured requests that succeeded."""
+    chosen = answered_in(data, window)
+    return (data.t_end_ns - data.t_due_ns)[chosen] / 1e9
 
 
 def tpot_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Time per output token after the first: (last - first token's arrival) / (tokens - 1), one value a request."""
-    chosen = ended_in(data, window) & (data.output_tokens > 1) & (np.diff(data.token_offsets) > 0)
-    last_ns = data.token_t_ns[data.token_offsets[1:][chosen] - 1]
-    return (last_ns - data.t_first_ns[chosen]) / 1e9 / (data.output_tokens[chosen] - 1)
+    values = tpot_by_request_s(data)
+    return values[answered_in(data, window) & ~np.isnan(values)]
+
+
+def tpot_by_request_s(data: CellData) -> Floats:
+    """One entry per exchange; NaN where an answer has fewer than two tokens, or their times are unknown."""
+    several = (data.output_tokens > 1) & (np.diff(data.token_offsets) > 0)
+    last_ns = data.token_t_ns[data.token_offsets[1:][several] - 1]
+    values = np.full(len(data.exchanges), np.nan)
+    values[several] = (last_ns - data.t_first_ns[several]) / 1e9 / (data.output_tokens[several] - 1)
+    return values
 
 
 def icl_s(data: CellData, window: tuple[int, int]) -> Floats:
-    """Inter-chunk latency: gaps between consecutive events with tokens, of measured requests."""
+    """Inter-chunk latency: gaps between consecutive events with tokens, of measured requests, that ended in it."""
     gaps, _ = _gaps(data, window)
     return gaps
 
@@ -42,9 +53,14 @@ def itl_s(data: CellData, window: tuple[int, int]) -> Floats:
     return gaps if (counts == 1).all() else np.repeat(gaps / np.maximum(counts, 1), counts)
 
 
-def ended_in(data: CellData, window: tuple[int, int]) -> Mask:
-    """Which measured requests were answered completely within the window."""
-    return data.measured & data.ok & _within(data.t_end_ns, window)
+def answered_in(data: CellData, window: tuple[int, int]) -> Mask:
+    """Which of the window's requests were answered."""
+    return of_window(data, window) & data.ok
+
+
+def of_window(data: CellData, window: tuple[int, int]) -> Mask:
+    """Which measured requests belong to the window: those that ended in it, in an open loop those due in it."""
+    return data.measured & _within(data.t_due_ns if data.open_loop else data.t_end_ns, window)
 
 
 def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Ints]:
@@ -55,5 +71,5 @@ def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Ints]:
     return np.diff(data.token_t_ns)[chosen[1:]] / 1e9, data.token_counts[chosen]
 
 
-def _within(t_ns: np.ndarray[tuple[int], np.dtype[np.int64]], window: tuple[int, int]) -> Mask:
+def _within(t_ns: Ints, window: tuple[int, int]) -> Mask:
     return (t_ns > window[0]) & (t_ns <= window[1])

@@ -28,10 +28,10 @@ class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
         return self.model_bytes + round(max(usages) * self.kv_cache_bytes)
 
 
-def server_memory(manifest: dict[str, Any], target: str, repeat: int) -> ServerMemory:
+def server_memory(manifest: dict[str, Any], target: str, repeat: int, session: int = 1) -> ServerMemory:
     """Of the server that this target was measured on; all None for one that loadgen did not launch."""
     for server in manifest["servers"]:
-        if (server["name"], server["repeat"]) == (target, repeat):
+        if (server["name"], server["repeat"], server.get("session", 1)) == (target, repeat, session):
             return ServerMemory(
                 model_bytes=server.get("model_bytes"), kv_cache_bytes=server.get("kv_cache_bytes")
             )

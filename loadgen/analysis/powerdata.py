@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from loadgen.power.calibration import calibrate
+from loadgen.analysis.forked import forked
+from loadgen.power.calibration import calibration_of
 from loadgen.power.sample import PowerSample
+from loadgen.power.trace import PowerTrace, traces_of
 from loadgen.sweep.journal import power_file, read_lines
 
+Server = tuple[str, int, int]
+"""Target, repeat and session."""
 EDGE_NS = 3_000_000_000
 """How far beyond a window's edges samples are of use."""
 TAIL_BYTES = 1 << 20
@@ -23,8 +27,8 @@ _decode_lines = msgspec.json.Decoder(PowerSample).decode_lines
 class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     """Samples of one server's life and what the manifest knows of its GPUs."""
 
-    samples: dict[str, list[PowerSample]]
-    """By GPU, in the order of time."""
+    samples: dict[str, PowerTrace]
+    """By GPU."""
     rest_w: dict[str, float | None]
     """Power with the model loaded and nothing asked."""
     damaged: int
@@ -37,40 +41,57 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
 
     def calibration(self) -> dict[str, Any]:
         """By GPU: update periods and resolution of its sensors, as these samples show them."""
-        found = calibrate([sample for ours in self.samples.values() for sample in ours])
-        return {gpu: msgspec.to_builtins(calibration) for gpu, calibration in found.items()}
+        return {gpu: msgspec.to_builtins(calibration_of(trace)) for gpu, trace in self.samples.items() if len(trace)}
 
-    def around(self, t0_ns: int, t1_ns: int) -> dict[str, list[PowerSample]]:
-        """Samples that a window from t0 to t1 needs."""
-        return {
-            gpu: [s for s in samples if t0_ns - EDGE_NS <= s.t_ns <= t1_ns + EDGE_NS]
-            for gpu, samples in self.samples.items()
-        }
+    def around(self, t0_ns: int, t1_ns: int) -> list[PowerTrace]:
+        """Of each GPU what a window from t0 to t1 needs."""
+        return [trace.between(t0_ns - EDGE_NS, t1_ns + EDGE_NS) for trace in self.samples.values()]
+
+
+def read_powers(run_dir: Path, manifest: dict[str, Any], processes: int) -> dict[Server, PowerData]:
+    """The power data of every server whose power was measured."""
+    config, sessions = manifest["config"], max(1, len(manifest.get("sessions", ())))
+    servers = [
+        (target["name"], repeat, session)
+        for session in range(1, sessions + 1)
+        for repeat in range(1, config["repeats"] + 1)
+        for target in config["targets"]
+    ]
+    found = forked([partial(read_power, run_dir, manifest, *server) for server in servers], processes)
+    return {server: power for server, power in zip(servers, found, strict=True) if power is not None}
 
 
 def read_power(
-    run_dir: Path, manifest: dict[str, Any], target: str, repeat: int, *, since_ns: int | None = None
+    run_dir: Path,
+    manifest: dict[str, Any],
+    target: str,
+    repeat: int,
+    session: int = 1,
+    *,
+    since_ns: int | None = None,
 ) -> PowerData | None:
     """The power data of one server, or None if its power was not measured.
 
     With `since_ns` no more of the file is read than a window from there on needs.
     """
-    path = power_file(run_dir, target, repeat)
+    path = power_file(run_dir, target, repeat, session)
     if not path.exists():
         return None
     block: dict[str, Any] = next(
-        (b for b in manifest.get("power_blocks", []) if (b["target"], b["repeat"]) == (target, repeat)), {}
+        (
+            block
+            for block in manifest.get("power_blocks", [])
+            if (block["target"], block["repeat"], block.get("session", 1)) == (target, repeat, session)
+        ),
+        {},
     )
     gpus = block.get("gpus", [])
-    # A GPU that was lost long before has no sample here, and that counts.
-    samples: dict[str, list[PowerSample]] = defaultdict(list, {gpu["uuid"]: [] for gpu in gpus})
-    found, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS)
-    for sample in found:
-        samples[sample.gpu].append(sample)
+    samples, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS)
     memories = [gpu["memory_total_bytes"] for gpu in gpus]
     limits = [gpu["power_limit_default_w"] for gpu in gpus]
     return PowerData(
-        samples={gpu: sorted(ours, key=lambda s: s.t_ns) for gpu, ours in samples.items()},
+        # A GPU that was lost long before has no sample here, and that counts.
+        samples=traces_of(samples, [gpu["uuid"] for gpu in gpus]),
         rest_w=block.get("rest_w", {}),
         damaged=damaged,
         limit_default_w=sum(limits) if limits and None not in limits else None,

@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 import pandas as pd
 
-from loadgen.analysis.analyse import analyse, read_manifest
+from loadgen.analysis.analyse import analyse
 from loadgen.errors import UsageError
+from loadgen.sweep.manifest import read_manifest
 
 _REQUEST = ["target", "concurrency", "repeat", "slot", "t_send_ns"]
 UNGRADED = "none"

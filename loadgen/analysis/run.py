@@ -9,10 +9,13 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from loadgen.analysis.analyse import analyse, planned_cells, read_manifest
+from loadgen.analysis.analyse import analyse, planned_cells
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import METRICS
+from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
+from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.plan import level
 
 
 class Run:
@@ -34,6 +37,16 @@ class Run:
         """analysis.json."""
         content: dict[str, Any] = msgspec.json.decode((self.path / "analysis.json").read_bytes())
         return content
+
+    @property
+    def arrival(self) -> str | None:
+        """An open loop's `--arrival`; None in a closed loop."""
+        arrival = self.manifest["config"].get("arrival", CLOSED)
+        return None if arrival == CLOSED else str(arrival)
+
+    def level(self, concurrency: int) -> str:
+        """What its cells' load is called: "B = 16", of an open loop "poisson:20"."""
+        return level(concurrency, self.arrival)
 
     def crossover(self, target: str, metric: str) -> Crossover:
         """Of a target against the run's reference; `metric` as in `METRICS`. Raises UsageError if there is none."""
@@ -76,7 +89,7 @@ class Run:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """Only an empty field is 'not measured': a target may be named `NA` or `8`."""
-    text = {"target": str, "precision": str, "reasons": str, "first_failure": str}
+    text = {"target": str, "precision": str, "reasons": str, "first_failure": str, "arrival": str}
     return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
 
 

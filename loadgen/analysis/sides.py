@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import compress
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.pairing import Asked
 from loadgen.analysis.trust.study import Side
 from loadgen.analysis.validity import answers_stand
+from loadgen.sweep.config import MAX_ERROR_RATE
 from loadgen.workload.grading import Verdict
 
 Key = tuple[str, int]
@@ -32,12 +34,15 @@ class CellAnswers(msgspec.Struct, frozen=True, kw_only=True):
     """By item."""
 
 
-def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnswers:
+def cell_answers(
+    data: CellData, verdicts: Sequence[Verdict | None], max_error_rate: float = MAX_ERROR_RATE
+) -> CellAnswers:
     """Answers of cells that failed too often are left out, whatever else the cells measured."""
-    graded = [(e, v) for e, v in zip(data.exchanges, verdicts, strict=True) if v is not None]
-    if not answers_stand(len(graded), sum(v.outcome == "error" for _, v in graded)):
-        graded = []
-    alike = Counter((e.item_id, e.text, e.output_tokens, v.outcome) for e, v in graded)
+    graded = [v is not None for v in verdicts]
+    asked, outcomes = list(compress(data.exchanges, graded)), [v.outcome for v in verdicts if v is not None]
+    if not answers_stand(len(asked), outcomes.count("error"), max_error_rate):
+        asked, outcomes = [], []
+    alike = Counter((e.item_id, e.text, e.output_tokens, o) for e, o in zip(asked, outcomes, strict=True))
     answers: dict[str, list[Answer]] = defaultdict(list)
     for (item, text, output_tokens, outcome), times in alike.items():
         answers[item].append(
@@ -54,7 +59,7 @@ def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnsw
         target=data.cell.target,
         concurrency=data.cell.concurrency,
         answers=dict(answers),
-        prompt_sha={exchange.item_id: exchange.prompt_sha for exchange, _ in graded},
+        prompt_sha={exchange.item_id: exchange.prompt_sha for exchange in asked},
     )
 
 

@@ -10,14 +10,18 @@ import numpy as np
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import CellEnergy
+from loadgen.analysis.goodput import Goodput
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.indices.target import TargetIndices
 from loadgen.analysis.intervals import log_error, rate_interval, wilson_interval
+from loadgen.analysis.traffic import Traffic
 from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
 from loadgen.analysis.trust.correct_energy import CorrectEnergy, correct_energy
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
 
 DIAGNOSTICS = ("window_s", "inflight_mean", "running_mean")
+TRAFFIC = ("rate_asked_per_s", "rate_per_s", "completed_per_s", "late_ms_p99")
+COUNTED = ("arrivals", "late", "dropped")
 AVERAGED = (
     "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99", "itl_ms_mean", "itl_ms_p50", "itl_ms_p99",
     "tpot_ms_mean", "tpot_ms_p50", "tpot_ms_p99", "e2e_ms_mean", "e2e_ms_p50", "e2e_ms_p99",
@@ -38,10 +42,14 @@ COLUMNS = (
     "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
     *ENERGY[5:],
     "memory_needed_bytes",
+    "arrival", "rate_asked_per_s", "arrivals", "rate_per_s", "completed_per_s", "late", "late_ms_p99", "dropped",
+    "good", "goodput_per_s", "goodput_per_s_lo", "goodput_per_s_hi", "goodput_share", "energy_per_good_query_j",
     "simulated",
 )  # fmt: skip
 
 Row = dict[str, str | int | float | bool | None]
+Part = CellSummary | Traffic | Goodput | CellEnergy
+"""Whose columns are averaged or summed."""
 
 def summarize(
     cells: Sequence[CellSummary],
@@ -53,7 +61,8 @@ def summarize(
 
     `repeats` counts the cells, `valid` the valid ones. Rates, latencies and lengths are means over the valid cells'
     own figures (so a p99 is the mean of the repeats' p99s) and empty if no cell is valid; counts are sums over the
-    same cells; window, in-flight and running batch are shown of invalid cells too, as a diagnosis.
+    same cells; window, in-flight, running batch and an open loop's traffic are shown of invalid cells too, as a
+    diagnosis.
     `answers` maps (target, concurrency) to the graded answers that stand (`answers_stand`), whether or not the cells'
     rates and joules do.
     """
@@ -85,6 +94,16 @@ def _row(
         row[column] = _mean(counted, column)
     for column in AVERAGED:
         row[column] = _mean(valid, column)
+    traffics, goodputs = [cell.traffic for cell in counted], [cell.goodput for cell in valid]
+    row["arrival"] = traffics[0].arrival
+    for column in TRAFFIC:
+        row[column] = _mean(traffics, column)
+    for column in COUNTED:
+        row[column] = _sum(traffics, column)
+    row["good"] = _sum(goodputs, "good")
+    for column in ("goodput_per_s", "goodput_share", "energy_per_good_query_j"):
+        row[column] = _mean(goodputs, column)
+    row["goodput_per_s_lo"], row["goodput_per_s_hi"] = _goodput_interval(goodputs)
     energies = [cell.energy for cell in valid]
     for column in ENERGY:
         row[column] = _mean(energies, column)
@@ -136,6 +155,17 @@ def _energy_interval(energies: Sequence[CellEnergy]) -> tuple[float | None, floa
     return rate_interval([e.energy_per_token_j for e in known if e.energy_per_token_j is not None])
 
 
-def _mean(cells: Sequence[CellSummary | CellEnergy], column: str) -> float | None:
-    values = [value for cell in cells if (value := getattr(cell, column)) is not None]
+def _goodput_interval(goodputs: Sequence[Goodput]) -> tuple[float | None, float | None]:
+    """None where a repeat had no good request: an interval on logarithms knows no zero."""
+    rates = [found.goodput_per_s for found in goodputs if found.goodput_per_s is not None]
+    return rate_interval(rates) if all(rates) else (None, None)
+
+
+def _mean(parts: Sequence[Part], column: str) -> float | None:
+    values = [value for part in parts if (value := getattr(part, column)) is not None]
     return float(np.mean(values)) if values else None
+
+
+def _sum(parts: Sequence[Part], column: str) -> int | None:
+    values = [value for part in parts if (value := getattr(part, column)) is not None]
+    return sum(values) if values else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loadgen.analysis.celldata import CellData
+from loadgen.analysis.celldata import CellData, Ints
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.latency import ended_in
+from loadgen.analysis.latency import answered_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.power.trace import PowerTrace
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Verdict
 
@@ -27,6 +29,7 @@ _CELL = [
 REQUESTS = pa.schema([
     *_CELL,
     ("phase", pa.string()), ("slot", pa.int32()), ("item_id", pa.string()), ("prompt_sha", pa.string()),
+    ("t_scheduled_ns", pa.int64()),
     ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_last_ns", pa.int64()), ("t_end_ns", pa.int64()),
     ("in_window", pa.bool_()),
     ("token_times", pa.list_(_TOKEN_TIME)), ("token_source", pa.string()),
@@ -42,13 +45,15 @@ SERVER = pa.schema([
     *_CELL,
     ("t_ns", pa.int64()), ("scrape_ns", pa.int64()), ("running", pa.float64()), ("waiting", pa.float64()),
     ("preemptions", pa.float64()), ("kv_usage", pa.float64()), ("generation_tokens", pa.float64()),
-    ("prompt_tokens", pa.float64()), ("iterations", pa.float64()), ("simulated", pa.bool_()),
+    ("prompt_tokens", pa.float64()), ("iterations", pa.float64()),
+    ("ttft_count", pa.float64()), ("ttft_sum_s", pa.float64()), ("simulated", pa.bool_()),
 ])  # fmt: skip
 
 
 POWER = pa.schema([
-    ("target", pa.string()), ("precision", pa.string()), ("repeat", pa.int32()), ("t_ns", pa.int64()),
-    ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()), ("counter_j", pa.float64()),
+    ("target", pa.string()), ("precision", pa.string()), ("repeat", pa.int32()),
+    ("session", pa.int32()), ("t_ns", pa.int64()), ("latency_ns", pa.int64()), ("gpu_uuid", pa.string()),
+    ("counter_j", pa.float64()),
     ("power_instant_w", pa.float64()), ("power_average_w", pa.float64()), ("temperature_c", pa.float64()),
     ("sm_clock_hz", pa.float64()), ("memory_clock_hz", pa.float64()), ("throttle_reasons", pa.int64()),
     ("power_limit_w", pa.float64()), ("memory_used_bytes", pa.int64()),
@@ -58,10 +63,12 @@ POWER = pa.schema([
 
 
 _T_NS = "token_times.list.element.t_ns"
-"""Rising numbers, nearly all of requests.parquet: their differences are a third of the size, in a third of the time."""
+"""Rising numbers, nearly all of requests.parquet: their differences are a third of the size, in a third of the time;
+that they leave nothing to compress shows in the time only."""
+_OTHERS = [*REQUESTS.names, "token_times.list.element.tokens", *SERVER.names, *POWER.names]
 _ENCODING: dict[str, Any] = {
-    "compression": "zstd",
-    "use_dictionary": [*REQUESTS.names, "token_times.list.element.tokens", *SERVER.names, *POWER.names],
+    "compression": dict.fromkeys(_OTHERS, "zstd") | {_T_NS: "none"},
+    "use_dictionary": _OTHERS,
     "column_encoding": {_T_NS: "DELTA_BINARY_PACKED"},
 }
 
@@ -98,27 +105,34 @@ class RunTables:
 def requests_table(
     data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]
 ) -> pa.Table:
-    """One row per request, warm-up and failed ones included."""
+    """One row per request, warm-up, failed and dropped ones included."""
     exchanges = data.exchanges
-    in_window = ended_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
+    in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
     times = pa.StructArray.from_arrays(
         [pa.array(data.token_t_ns), pa.array(data.token_counts.astype(np.int32))], fields=list(_TOKEN_TIME)
     )
-    has_tokens = np.diff(data.token_offsets) > 0
     last_ns = np.full(len(exchanges), -1)
+    has_tokens = np.diff(data.token_offsets) > 0
     last_ns[has_tokens] = data.token_t_ns[data.token_offsets[1:][has_tokens] - 1]
     columns: dict[str, Any] = {
         **_cell_columns(data, len(exchanges)),
-        "t_last_ns": pa.array(last_ns, mask=~has_tokens),
+        "t_scheduled_ns": _known(data.t_scheduled_ns),
+        "t_send_ns": data.t_send_ns,
+        "t_first_ns": _known(data.t_first_ns),
+        "t_last_ns": _known(last_ns),
+        "t_end_ns": data.t_end_ns,
         "in_window": in_window,
         "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times),
+        "output_tokens": _known(data.output_tokens),
         "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
         "steps": [items[e.item_id].steps if e.item_id in items else None for e in exchanges],
-        **{name: [v and getattr(v, name) for v in verdicts] for name in _VERDICT},
     }
-    for field in REQUESTS.names:
-        if field not in columns:
-            columns[field] = [getattr(e, field) for e in exchanges]
+    for name in _VERDICT:
+        of = attrgetter(name)
+        columns[name] = [v and of(v) for v in verdicts]
+    for name in REQUESTS.names:
+        if name not in columns:
+            columns[name] = list(map(attrgetter(name), exchanges))
     return pa.table({name: columns[name] for name in REQUESTS.names}, schema=REQUESTS)
 
 
@@ -133,15 +147,17 @@ def server_table(data: CellData) -> pa.Table:
 
 def power_table(cell: CellSummary, power: PowerData) -> pa.Table:
     """One row per raw sample beside the cell's server, GPU by GPU."""
-    samples = [sample for ours in power.samples.values() for sample in ours]
-    given = {"target": cell.target, "precision": cell.precision, "repeat": cell.repeat, "simulated": cell.simulated}
-    columns: dict[str, Any] = {name: [value] * len(samples) for name, value in given.items()}
-    columns["gpu_uuid"] = [sample.gpu for sample in samples]
-    columns["errors"] = ["; ".join(sample.errors) or None for sample in samples]
-    for name in POWER.names:
-        if name not in columns:
-            columns[name] = [getattr(sample, name) for sample in samples]
-    return pa.table({name: columns[name] for name in POWER.names}, schema=POWER)
+    given = {name: getattr(cell, name) for name in ("target", "precision", "repeat", "session", "simulated")}
+    return pa.concat_tables([_trace_table(given, trace) for trace in power.samples.values()] or [POWER.empty_table()])
+
+
+def _trace_table(given: dict[str, Any], trace: PowerTrace) -> pa.Table:
+    columns = {name: pa.repeat(value, len(trace)) for name, value in (given | {"gpu_uuid": trace.gpu}).items()}
+    columns["errors"] = pa.array(["; ".join(errors) or None for errors in trace.errors], pa.string())
+    for field in POWER:
+        if field.name not in columns:
+            columns[field.name] = pa.array(getattr(trace, field.name), field.type, from_pandas=True)
+    return pa.table({name: columns[name] for name in POWER.names}).cast(POWER)
 
 
 def write_cells(run_dir: Path, cells: Sequence[CellSummary]) -> None:
@@ -169,7 +185,12 @@ def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
         "repeat": cell.repeat,
         "simulated": data.simulated,
     }
-    return {name: [value] * rows for name, value in values.items()}
+    return {name: pa.repeat(value, rows) for name, value in values.items()}
+
+
+def _known(values: Ints) -> pa.Array:
+    """Where there is none (-1), null."""
+    return pa.array(values, mask=values < 0)
 
 
 def _write_csv(frame: pd.DataFrame, path: Path) -> None:

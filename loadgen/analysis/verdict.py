@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadgen.analysis.analyse import read_manifest
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cells import summarize_cell
 from loadgen.analysis.powerdata import read_power
+from loadgen.analysis.validity import max_error_rate
+from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.observer import CellVerdict
 
 LARGEST_BYTES = 100_000_000
@@ -26,6 +27,10 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
     if data is None:
         return CellVerdict(valid=None, reasons="its journal is empty")
     since_ns = data.window[0] if data.window else None
-    power = read_power(run_dir, read_manifest(run_dir), data.cell.target, data.cell.repeat, since_ns=since_ns)
-    cell = summarize_cell(data, [None] * len(data.exchanges), power)
+    manifest = read_manifest(run_dir)
+    block = data.cell.target, data.cell.repeat, data.session
+    power = read_power(run_dir, manifest, *block, since_ns=since_ns)
+    cell = summarize_cell(
+        data, [None] * len(data.exchanges), power, max_error_rate=max_error_rate(manifest["config"])
+    )
     return CellVerdict(valid=cell.valid, reasons=cell.reasons)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
 from loadgen._version import __version__
-from loadgen.errors import ServerError, UsageError
+from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
+from loadgen.secret import Mask
+from loadgen.visible import visible
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
@@ -21,6 +24,7 @@ COMMANDS = {
     "simulate": "Run one simulated server.",
     "exporter": "Export GPU power and energy to Prometheus.",
     "plan": "How many items and minutes a claim about accuracy needs.",
+    "selftest": "The client's own timing error and capacity on this machine.",
     "doctor": "What works on this machine, and what to do about the rest.",
     "compose": "Write out the Docker Compose project: servers, exporter, Grafana.",
     "cpu-env": "Build an environment with vLLM's CPU build and tiny models.",
@@ -67,8 +71,19 @@ def main() -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except (UsageError, ServerError) as error:
-        click.echo(f"loadgen: {error}", err=True)
-        sys.exit(2)
+        _end(str(error))
+    except StorageError as error:
+        _end(str(error), 1)
+    except OSError as error:
+        if not is_of_storage(error):
+            raise
+        what = error.filename or "a file"
+        _end(f"{what} cannot be written ({error.strerror}); make room, or name a folder that can be written", 1)
     except click.ClickException as error:
-        click.echo(f"loadgen: {error.format_message()}", err=True)
-        sys.exit(2)
+        _end(error.format_message())
+
+
+def _end(sentence: str, status: int = 2) -> NoReturn:
+    """It may quote a server's log, an address with a password, or whatever was typed."""
+    click.echo(f"loadgen: {visible(Mask()(sentence))}", err=True)
+    sys.exit(status)

@@ -12,6 +12,7 @@ from rich.console import Console
 from loadgen.analysis.indices.settings import Form, IndexSettings
 from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
+from loadgen.sweep.slo import Slo
 
 
 @click.command("report", context_settings=CONTEXT)
@@ -22,24 +23,28 @@ from loadgen.errors import UsageError
 @click.option("--s-form", type=click.Choice(get_args(Form)), default="linear", show_default=True,
               help="Of S_SI: the ratio of joules, or Eq. 5's logarithms with their unit.")  # fmt: skip
 @click.option("--carbon", type=float, metavar="G", help="Grid intensity, kgCO2e/kWh [default: the sweep's].")
-def command(run: Path, alpha: float, weights: str, s_form: Form, carbon: float | None) -> None:
+@click.option("--slo", metavar="LIMITS", help="What a good request keeps: ttft:200ms,tpot:50ms [default: the sweep's].")
+def command(run: Path, alpha: float, weights: str, s_form: Form, carbon: float | None, slo: str | None) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
 
     \b
     Examples:
       loadgen report runs/2026-11-22-091500-tiny
       loadgen report runs/2026-11-22-091500-tiny --weights 0.6,0.2,0.2 --alpha 1
+      loadgen report runs/2026-11-22-091500-tiny --slo ttft:200ms,tpot:50ms
     """
-    from loadgen.analysis.analyse import analyse, read_manifest
+    from loadgen.analysis.analyse import analyse
     from loadgen.analysis.run import load_run
     from loadgen.report.html import write_report
     from loadgen.report.terminal import print_end
+    from loadgen.sweep.manifest import read_manifest
 
     if carbon is None:
         carbon = read_manifest(run)["config"].get("carbon_kg_per_kwh")
     analyse(
         run,
         IndexSettings(alpha=alpha, weights=_three(weights), sustainability=s_form, carbon_kg_per_kwh=carbon),
+        slo=None if slo is None else Slo.parse(slo),
     )
     opened = load_run(run)
     write_report(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ from platformdirs import user_log_path
 
 from loadgen.cli import CONTEXT
 from loadgen.errors import ServerError, UsageError
+from loadgen.secret import Mask, secrets_of
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
@@ -125,10 +127,11 @@ def _serve(launch: Launch, log_path: Path) -> None:
 def _follow(server: ServerProcess) -> None:
     """Copy the log to the terminal until the server ends, and say when it is ready."""
     ready = False
+    mask = Mask(*secrets_of(server.launch.argv, server.launch.env))
     with server.log_path.open("rb") as log:
         log.seek(server.log_offset)
         while True:
-            _copy(log)
+            _copy(log, mask)
             server.check_alive()
             if not ready and server.is_ready():
                 server.verify()
@@ -137,8 +140,12 @@ def _follow(server: ServerProcess) -> None:
             time.sleep(0.2)
 
 
-def _copy(log: BinaryIO) -> None:
-    sys.stdout.buffer.write(log.read())
+def _copy(log: BinaryIO, mask: Mask) -> None:
+    """Whole lines, so that no secret is cut in two and missed."""
+    written = log.read()
+    end = written.rfind(b"\n") + 1
+    log.seek(end - len(written), os.SEEK_CUR)
+    sys.stdout.buffer.write(mask(written[:end].decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
     sys.stdout.buffer.flush()
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
+from click.core import ParameterSource
 from rich.console import Console
 
 from loadgen.cli import CONTEXT
+from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
+
+_ARGUMENTS = {"target": "targets"}
+"""Option -> argument of `configure`, where they are not of one name."""
 
 
 def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -49,7 +55,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--device", default="cuda", show_default=True, metavar="DEVICE", help="For --serve: cuda or cpu.")
 @click.option("--vllm", metavar="PATH", help="For --serve: the vllm command.")
 @click.option("--max-num-seqs", type=int, metavar="N", help="For --serve: largest batch [default: largest B + 8].")
-@click.option("--concurrency", default="1,16,64,128", show_default=True, metavar="LIST", help="Batch sizes B to hold.")
+@click.option("--concurrency", metavar="LIST",
+              help="Batch sizes B to hold; open loop: most in flight [default: 1,16,64,128; open loop 1024].")
 @click.option("--dataset", metavar="NAME",
               help="gsm8k, mathqa, mathqa:clean, jsonl or sample [default: gsm8k; sample if simulated].")
 @click.option("--data-file", metavar="PATH", help="The dataset's file as published [default: cached, else downloaded].")
@@ -57,13 +64,15 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--shots-file", metavar="PATH",
               help="Worked examples: GSM8K train, MathQA dev or an lm-eval task file [default: cached].")
 @click.option("--limit", type=int, metavar="N", help="First N items only [default: all].")
-@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1].")
+@click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1, or 10].")
 @click.option("--requests", type=int, metavar="N", help="Instead of a duration: ask N items once each.")
 @click.option("--repeats", type=int, default=3, show_default=True, metavar="R", help="Independent repeats per cell.")
 @click.option("--warmup", type=float, metavar="S", help="Warm-up at the same B, other prompts [default: automatic].")
 @click.option("--max-tokens", type=int, metavar="N", help="Cap of an answer [default: the protocol's].")
 @click.option("--fixed-length", type=int, metavar="N", help="Exactly N tokens an answer (ignore_eos); not graded.")
-@click.option("--arrival", default="closed", show_default=True, metavar="KIND", help="closed (others come later).")
+@click.option("--slo", metavar="LIMITS", help="What a good request keeps, for goodput: ttft:200ms,tpot:50ms,e2e:2s.")
+@click.option("--arrival", default="closed", show_default=True, metavar="KIND",
+              help="closed (hold B), or an open loop: poisson:RATE or constant:RATE, requests per second.")
 @click.option("--api", metavar="KIND", help="completions or chat [default: the protocol's].")
 @click.option("--thinking", metavar="on|off", help="Hybrid models: reason before the answer or not (chat only).")
 @click.option("--thinking-budget", type=int, metavar="N", help="Tokens after which the server ends the reasoning.")
@@ -78,71 +87,98 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="ADDRESS",
               help="On which address; a Prometheus in a container cannot reach loopback.")
 @click.option("--transport", default="raw", show_default=True, metavar="KIND", help="raw or openai (the SDK).")
+@click.option("--workers", type=int, metavar="N", help="Client processes that share the B slots [default: automatic].")
 @click.option("--reference", metavar="NAME", help="What the others are compared with [default: fp16, else the first].")
 @click.option("--out", metavar="DIR", help="Run directory [default: runs/<time>-<model>].")
-@click.option("--resume", metavar="DIR", help="Continue an interrupted run (comes later).")
+@click.option("--resume", metavar="DIR", help="Go on with an interrupted run: finished cells are kept.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S", help="Per request.")
+@click.option("--max-error-rate", type=float, default=0.005, show_default=True, metavar="X",
+              help="Share of failed requests beyond which a cell is invalid.")
 @click.option("--api-key-env", metavar="VAR", help="Environment variable that holds the servers' API key.")
 @click.option("--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_read_config,
               metavar="FILE", help="The same options as YAML; the command line wins.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show the plan, start nothing.")
 @click.option("--quiet", is_flag=True, help="No progress; the final table only.")
-def command(target: tuple[str, ...], dry_run: bool, quiet: bool, **options: Any) -> None:  # fmt: skip
+def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> None:  # fmt: skip
     """Measure every target at every concurrency, write a run directory, print the table.
 
     Without --target and --serve the servers are simulated and everything is stamped SIMULATED. Exit status: 0 done,
-    1 a cell is invalid, 2 wrong use, 130 interrupted (what was measured is kept).
+    1 a cell is invalid, 2 wrong use, 130 interrupted (what was measured is kept). Ctrl-C once lets the requests in
+    flight finish, twice stops at once. With --resume the settings are the run's own; one named again must be the same.
 
     \b
     Examples:
       loadgen sweep
       loadgen sweep --target fp16=http://127.0.0.1:8001 --target awq=http://127.0.0.1:8002 --concurrency 1,16,64
       loadgen sweep --serve fp16,awq,bnb-nf4 --model mistralai/Mistral-7B-Instruct-v0.3
+      loadgen sweep --resume runs/2026-11-22-091500-Mistral-7B-Instruct-v0.3
     """
     from loadgen.sweep.config import configure
-    from loadgen.sweep.run import Interrupted, plan_sweep, run_sweep
+    from loadgen.sweep.manifest import read_manifest
+    from loadgen.sweep.resume import resume_command, unfinished_cells
+    from loadgen.sweep.run import Interrupted, left_of, plan_sweep, resume_sweep, run_sweep
     from loadgen.sweep.servers import source_of
+    from loadgen.sweep.settings import resumed_config
 
-    options["serve"] = options["serve"] or ()
-    config = configure(targets=target, **options)
+    ctx = click.get_current_context()
+    given = {name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    options = {
+        _ARGUMENTS.get(name, name): value
+        for name, value in options.items()
+        if value is not None and (resume is None or name in given)
+    }
     console = Console() if sys.stdout.isatty() else Console(width=200)
+    if resume is None:
+        config = configure(**options)
+        measure = partial(run_sweep, config)
+    else:
+        config = resumed_config(Path(resume), read_manifest(Path(resume)), options)
+        measure = partial(resume_sweep, Path(resume), options)
     if dry_run:
         source_of(config).check()
-        plan = plan_sweep(config)
+        plan = plan_sweep(config) if resume is None else left_of(Path(resume), config)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
-            console.print(f"repeat {block.repeat}  {block.target.name:12} B = {levels}", highlight=False)
+            held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load
+            console.print(f"repeat {block.repeat}  {block.target.name:12} {held}", highlight=False)
         console.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
         return
 
-    from loadgen.analysis.analyse import analyse
+    from loadgen.analysis.analyse import analyse, planned_cells
     from loadgen.analysis.run import load_run
     from loadgen.analysis.verdict import judge_cell
     from loadgen.report.html import write_report
-    from loadgen.report.live import LiveView, PlainView
+    from loadgen.report.live import LiveView, PlainView, QuietView
     from loadgen.report.terminal import print_end
     from loadgen.sweep.journal import cell_files
     from loadgen.sweep.observer import Observer
 
-    interrupted = False
+    stop: Interrupted | None = None
     with contextlib.ExitStack() as stack:
-        view: Observer = Observer() if quiet else PlainView(console)
+        view: Observer = QuietView() if quiet else PlainView(console)
         if console.is_terminal and not quiet:
             view = stack.enter_context(LiveView(console))
         try:
-            run_dir = run_sweep(config, view, judge_cell)
-        except Interrupted as stop:
-            interrupted, run_dir = True, stop.run_dir
+            run_dir = measure(view, judge_cell)
+        except Interrupted as interrupted:
+            stop, run_dir = interrupted, interrupted.run_dir
+    how = f"to go on: {resume_command(run_dir)}"
     if not cell_files(run_dir):
-        why = "Interrupted before anything was measured" if interrupted else "No server came up, nothing was measured"
-        click.echo(f"{why}; {run_dir} holds the plan and the servers' logs.", err=True)
-        sys.exit(130 if interrupted else 1)
-    analyse(run_dir)
-    run = load_run(run_dir)
-    write_report(run)
-    print_end(run, console)
-    if interrupted:
-        click.echo(f"Interrupted: what was measured is kept in {run_dir}.", err=True)
+        why = "Interrupted before anything was measured" if stop else "No server came up, nothing was measured"
+        click.echo(f"{why}; {run_dir} holds the plan and the servers' logs; {how}", err=True)
+        sys.exit(130 if stop else 1)
+    try:
+        if stop is None or not stop.hurried:
+            analyse(run_dir)
+            run = load_run(run_dir)
+            write_report(run)
+            print_end(run, console)
+    except KeyboardInterrupt:
+        stop = stop or Interrupted(run_dir, hurried=True)
+    if stop is not None:
+        click.echo(f"Interrupted: what was measured is kept in {run_dir}; {how}", err=True)
         sys.exit(130)
+    if missing := len(unfinished_cells(run_dir)):
+        click.echo(f"{missing} of {planned_cells(run.manifest)} cells are unfinished; {how}", err=True)
     sys.exit(0 if run.complete else 1)

@@ -45,7 +45,10 @@ class RequestMaker:
         return self._request(item, "measured", self.limit)
 
     def warmup(self, item: Item, share: float = 1.0) -> Request:
-        """A request that is never measured; `share` of the token limit staggers the slots."""
+        """A request that is never measured; `share` of the token limit staggers the slots.
+
+        Its answer is in no figure, so a server that makes it longer than asked is not refused.
+        """
         return self._make(item, "warmup", max(1, round(self.limit * share)))
 
     def _request(self, item: Item, phase: Phase, limit: int) -> Request:
@@ -76,5 +79,9 @@ class RequestMaker:
         else:
             body["stop"] = list(self._protocol.stops)
         return Request(
-            item_id=item.id, prompt_sha=prompt_sha, phase=phase, body=msgspec.json.encode(body), max_tokens=limit
+            item_id=item.id,
+            prompt_sha=prompt_sha,
+            phase=phase,
+            body=msgspec.json.encode(body),
+            max_tokens=limit if phase == "measured" else None,
         )

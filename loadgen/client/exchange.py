@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Protocol
 
 import msgspec
 
-Phase = Literal["warmup", "measured"]
-Status = Literal["ok", "connect", "timeout", "http", "broken", "malformed"]
+Phase = Literal["warmup", "measured", "cooldown"]
+"""`cooldown`: an open loop's traffic behind its window, while the window's last requests are answered."""
+Status = Literal["ok", "connect", "timeout", "http", "broken", "malformed", "dropped"]
 TokenSource = Literal["usage", "chunks", "spread"]
 
 
@@ -21,6 +22,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     max_tokens: int | None = None
     """The most tokens that the answer may have; None: not known."""
+    t_scheduled_ns: int | None = None
+    """When it is due; None: as soon as its slot is free."""
 
 
 class Raw(Protocol):
@@ -32,6 +35,8 @@ class Raw(Protocol):
     t_end_ns: int
     http_status: int | None
     failure: tuple[Status, str] | None
+    size_bytes: int
+    """What it holds until it is read, about; 0: not known."""
 
     def events(self) -> list[tuple[int, bytes]]:
         """Server-sent events in order: arrival time in ns and data."""
@@ -45,12 +50,16 @@ class Raw(Protocol):
 class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     """One row of requests.parquet. Times are CLOCK_MONOTONIC nanoseconds; None is 'not measured'."""
 
-    slot: int
+    slot: int | None
+    """None: dropped, there was no free one."""
     phase: Phase
     item_id: str
     prompt_sha: str
+    t_scheduled_ns: int | None = None
+    """When an open loop should have sent it; None in a closed loop."""
     t_send_ns: int
-    """Just before the request is written (or the connection opened, if there is none yet)."""
+    """Just before the request is written (or the connection opened, if there is none yet); of a dropped one, when it
+    found no free slot."""
     t_first_ns: int | None = None
     """Arrival of the first event that brought a token."""
     t_end_ns: int
@@ -72,27 +81,32 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     text: str = ""
     reasoning: str = ""
 
+    @property
+    def t_due_ns(self) -> int:
+        """Where its latency begins: when it was scheduled, else when it was sent."""
+        return self.t_send_ns if self.t_scheduled_ns is None else self.t_scheduled_ns
+
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-class _UsageDetails(msgspec.Struct):
+class _UsageDetails(msgspec.Struct, gc=False):
     reasoning_tokens: _Count | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: _Count | None = None
     completion_tokens: _Count | None = None
     completion_tokens_details: _UsageDetails | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     index: Literal[0] | None = 0
     """One answer was asked for."""
     text: str | None = None
@@ -108,7 +122,7 @@ MOST_MESSAGE = 280
 """Characters of a server's message that are kept."""
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
     usage: _Usage | None = None
     error: msgspec.Raw = _NULL
@@ -134,6 +148,21 @@ def read_exchange(raw: Raw) -> Exchange:
     return _read_stream(raw, failure)
 
 
+def dropped(request: Request, t_ns: int, cap: int) -> Exchange:
+    """The row of an arrival of an open loop that found `cap` requests in flight and was never sent."""
+    return Exchange(
+        slot=None,
+        phase=request.phase,
+        item_id=request.item_id,
+        prompt_sha=request.prompt_sha,
+        t_scheduled_ns=request.t_scheduled_ns,
+        t_send_ns=t_ns,
+        t_end_ns=t_ns,
+        status="dropped",
+        error=f"{cap} requests were in flight",
+    )
+
+
 def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
     texts: list[str] = []
     reasonings: list[str] = []
@@ -153,7 +182,7 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
         except _UNREADABLE as error:
             failure = failure or ("malformed", f"{error}: {data[:120]!r}")
             break
-        if bytes(event.error) != b"null":
+        if event.error is not _NULL and bytes(event.error) != b"null":
             failure = failure or ("http", f"in the stream: {_message(data)}")
             break
         brought_text = False
@@ -271,6 +300,7 @@ def _exchange(
         phase=raw.request.phase,
         item_id=raw.request.item_id,
         prompt_sha=raw.request.prompt_sha,
+        t_scheduled_ns=raw.request.t_scheduled_ns,
         t_send_ns=raw.t_send_ns,
         t_first_ns=token_times[0][0] if token_times else None,
         t_end_ns=raw.t_end_ns,
@@ -306,7 +336,7 @@ def _message(body: bytes) -> str:
             said = bytes(answer.detail).decode(errors="replace")
     except _UNREADABLE:
         pass
-    return said[:MOST_MESSAGE] or "no message"
+    return " ".join(said[: 2 * MOST_MESSAGE].split())[:MOST_MESSAGE] or "no message"
 
 
 def _quoted(text: str) -> str:

@@ -43,7 +43,7 @@ class Endpoint:
 class HttpRaw:
     """A stream as it arrived: (arrival in ns, body bytes) of every read."""
 
-    __slots__ = ("failure", "http_status", "reads", "request", "slot", "t_end_ns", "t_send_ns")
+    __slots__ = ("failure", "http_status", "reads", "request", "size_bytes", "slot", "t_end_ns", "t_send_ns")
 
     def __init__(self, request: Request, slot: int) -> None:
         self.request = request
@@ -51,6 +51,7 @@ class HttpRaw:
         self.reads: list[tuple[int, bytes]] = []
         self.http_status: int | None = None
         self.failure: tuple[Status, str] | None = None
+        self.size_bytes = 0
         self.t_end_ns = 0
         self.t_send_ns = monotonic_ns()
 
@@ -98,6 +99,8 @@ class _Connection(asyncio.Protocol):
         self._raw: HttpRaw | None = None
         self._done: Done | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._body: list[bytes] = []
+        self.on_body = self._body.append
         self._parser = httptools.HttpResponseParser(self)
         self._now_ns = 0
         self._received = 0
@@ -138,6 +141,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(0)  # before 0.23 uvloop else writes only when its turn ends
 
     def data_received(self, data: bytes) -> None:
         self._now_ns = monotonic_ns()
@@ -145,17 +149,27 @@ class _Connection(asyncio.Protocol):
             self._abandon()
             return
         self._received += len(data)
+        failure: tuple[Status, str] | None = None
         try:
             self._parser.feed_data(data)
         except _NOT_HTTP as error:
             self._keep_alive = False
-            if not self._complete:
-                upgraded = isinstance(error, httptools.HttpParserUpgrade)
-                self._finish(("broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"))
+            upgraded = isinstance(error, httptools.HttpParserUpgrade)
+            failure = "broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"
         if self._complete:
             self._finish(None)
-        elif self._received > MOST_ANSWER_BYTES:
-            self._finish(("broken", f"the answer is longer than {MOST_ANSWER_BYTES / 2**20:.0f} MiB"))
+            return
+        self._keep_body()
+        if self._received > MOST_ANSWER_BYTES:
+            failure = failure or ("broken", f"the answer is longer than {MOST_ANSWER_BYTES / 2**20:.0f} MiB")
+        if failure is not None:
+            self._finish(failure)
+
+    def _keep_body(self) -> None:
+        """The body's bytes of one read, which the parser hands over chunk by chunk, are one read of the answer."""
+        if self._body and self._raw is not None:
+            self._raw.reads.append((self._now_ns, b"".join(self._body)))
+            self._body.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -180,16 +194,13 @@ class _Connection(asyncio.Protocol):
         if self._raw is not None and not self._complete:
             self._raw.http_status = self._parser.get_status_code()
 
-    def on_body(self, body: bytes) -> None:
-        if self._raw is not None and not self._complete:
-            self._raw.reads.append((self._now_ns, body))
-
     def on_message_complete(self) -> None:
         if self._complete or self._raw is None:
             return
         if self._parser.get_status_code() < 200:
             self._raw.http_status, self._framed = None, False
             return
+        self._keep_body()
         self._complete = True
         self._keep_alive = self._framed and self._parser.should_keep_alive()
 
@@ -204,6 +215,7 @@ class _Connection(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
         raw.failure = failure
+        raw.size_bytes = self._received
         raw.t_end_ns = monotonic_ns() if failure else self._now_ns
         if failure is not None or not self._keep_alive:
             self._abandon()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from loadgen.client.exchange import Raw, Request
@@ -24,7 +24,7 @@ class Slot(Protocol):
 
 
 class ClosedLoop:
-    """Keeps every slot busy as long as `next_request(slot)` gives a request.
+    """Keeps every slot, by its number, busy as long as `next_request(slot)` gives a request.
 
     A slot whose request failed waits before its next one: 50 ms, doubled up to 2 s while it keeps failing, so that
     a dead server is not flooded. `on_done` sees each finished stream after the slot has been refilled.
@@ -32,26 +32,23 @@ class ClosedLoop:
 
     def __init__(
         self,
-        slots: Sequence[Slot],
+        slots: Mapping[int, Slot],
         next_request: Callable[[int], Request | None],
         on_done: Callable[[Raw], None],
     ) -> None:
         self._slots = slots
         self._next_request = next_request
         self._on_done = on_done
-        self._failures = [0] * len(slots)
-        self._current: list[Request | None] = [None] * len(slots)
+        self._failures = dict.fromkeys(slots, 0)
+        self._current: dict[int, Request | None] = dict.fromkeys(slots)
+        self.in_flight = 0
         self._waiting: dict[int, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         self._stopped = False
 
     def start(self) -> None:
-        for slot in range(len(self._slots)):
+        for slot in self._slots:
             self._refill(slot)
-
-    @property
-    def in_flight(self) -> int:
-        return sum(request is not None for request in self._current)
 
     def current(self, slot: int) -> Request | None:
         """The request in flight on a slot."""
@@ -71,22 +68,24 @@ class ClosedLoop:
         for handle in self._waiting.values():
             handle.cancel()
         self._waiting.clear()
-        for slot in self._slots:
+        for slot in self._slots.values():
             slot.close()
         self._check_idle()
 
     def _refill(self, slot: int) -> None:
         self._waiting.pop(slot, None)
         request = None if self._stopped else self._next_request(slot)
-        self._current[slot] = request
         if request is None:
             self._check_idle()
-        else:
-            self._slots[slot].send(request, self._finished)
+            return
+        self._current[slot] = request
+        self.in_flight += 1
+        self._slots[slot].send(request, self._finished)
 
     def _finished(self, raw: Raw) -> None:
         slot = raw.slot
         self._current[slot] = None
+        self.in_flight -= 1
         if raw.failure is None and raw.http_status == 200:
             self._failures[slot] = 0
             self._refill(slot)

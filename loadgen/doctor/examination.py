@@ -18,6 +18,7 @@ from loadgen.doctor.finding import Finding, Mode, State
 from loadgen.doctor.gpu import examine_gpus
 from loadgen.doctor.monitoring import GRAFANA, PROMETHEUS, grafana, prometheus
 from loadgen.doctor.ports import ports
+from loadgen.doctor.proxy import proxies
 from loadgen.doctor.timing import client_timing, clock_source
 from loadgen.serving.recipe import load_recipes
 
@@ -71,6 +72,7 @@ def examine(
         Check("datasets", lambda: examine_datasets(mode)),
         Check("Prometheus", lambda: [prometheus(prometheus_url)]),
         Check("Grafana", lambda: [grafana(grafana_url)]),
+        Check("proxy", lambda: [proxies()]),
         Check("clock", lambda: [clock_source()]),
     ]
     return Examination(mode=mode, findings=(*look_at_once(checks), timing))

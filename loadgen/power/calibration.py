@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import msgspec
 import numpy as np
 
 from loadgen.power.sample import PowerSample
 from loadgen.power.staircase import Floats, staircase
+from loadgen.power.trace import PowerTrace, traces_of
 
 MICROJOULES = 1e6
 
@@ -36,22 +36,19 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Mean power over the samples, by the counter, else by instantaneous power; idle power when the GPU idled."""
 
 
-def calibrate(samples: Sequence[PowerSample]) -> dict[str, Calibration]:
+def calibrate(samples: Iterable[PowerSample]) -> dict[str, Calibration]:
     """UUID -> calibration of each GPU in `samples` (any order)."""
-    by_gpu: dict[str, list[PowerSample]] = {}
-    for sample in sorted(samples, key=lambda s: s.t_ns):
-        by_gpu.setdefault(sample.gpu, []).append(sample)
-    return {gpu: _calibrate_one(of_gpu) for gpu, of_gpu in by_gpu.items()}
+    return {gpu: calibration_of(trace) for gpu, trace in traces_of(samples).items()}
 
 
-def _calibrate_one(samples: Sequence[PowerSample]) -> Calibration:
-    origin_ns = samples[0].t_ns
-    t = np.array([(s.t_ns - origin_ns) / 1e9 for s in samples])
-    counter_t, counter = _read(t, [s.counter_j for s in samples])
-    instant_t, instant = _read(t, [s.power_instant_w for s in samples])
-    average_t, average = _read(t, [s.power_average_w for s in samples])
+def calibration_of(trace: PowerTrace) -> Calibration:
+    """The sensors of one GPU; the trace is not empty."""
+    t = (trace.t_ns - trace.t_ns[0]) / 1e9
+    counter_t, counter = _read(t, trace.counter_j)
+    instant_t, instant = _read(t, trace.power_instant_w)
+    average_t, average = _read(t, trace.power_average_w)
     return Calibration(
-        samples=len(samples),
+        samples=len(trace),
         duration_s=float(t[-1]),
         sampling_period_s=_median_step(t),
         counter_period_s=_median_step(staircase(counter_t, counter).instants_s),
@@ -62,9 +59,9 @@ def _calibrate_one(samples: Sequence[PowerSample]) -> Calibration:
     )
 
 
-def _read(t: Floats, values: Sequence[float | None]) -> tuple[Floats, Floats]:
-    there = np.array([value is not None for value in values], dtype=bool)
-    return t[there], np.array([value for value in values if value is not None], dtype=np.float64)
+def _read(t: Floats, values: Floats) -> tuple[Floats, Floats]:
+    there = ~np.isnan(values)
+    return t[there], values[there]
 
 
 def _median_step(t: Floats) -> float | None:
@@ -73,7 +70,7 @@ def _median_step(t: Floats) -> float | None:
 
 def _resolution(counter: Floats) -> float | None:
     steps = np.diff(np.round(counter * MICROJOULES).astype(np.int64))
-    divisor = math.gcd(*(int(step) for step in steps if step > 0))
+    divisor = int(np.gcd.reduce(steps[steps > 0]))
     return divisor / MICROJOULES if divisor else None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Literal
 
 import msgspec
@@ -13,6 +15,7 @@ from loadgen.errors import UsageError
 from loadgen.power import throttle
 from loadgen.power.sample import GPU_LOST, GpuInfo, PowerSample
 from loadgen.power.staircase import Floats, staircase
+from loadgen.power.trace import PowerTrace, traces_of
 
 RATIO_GOOD = 0.03
 """Largest |integral / counter - 1| of a good window."""
@@ -56,7 +59,7 @@ class WindowEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """Every throttle bit seen in the window."""
 
 
-def energy_of_window(samples: Sequence[PowerSample], t0_ns: int, t1_ns: int) -> WindowEnergy:
+def energy_of_window(samples: Sequence[PowerSample] | PowerTrace, t0_ns: int, t1_ns: int) -> WindowEnergy:
     """Energy of the one GPU whose samples these are (any order, reaching beyond both edges).
 
     `samples` of the result counts those inside the window; max_gap_s is the longest time between two that cover it.
@@ -64,19 +67,23 @@ def energy_of_window(samples: Sequence[PowerSample], t0_ns: int, t1_ns: int) -> 
     """
     if t1_ns <= t0_ns:
         raise UsageError(f"the window from t0={t0_ns} to t1={t1_ns} ns has no length: give a t1 after t0")
-    gpus = {sample.gpu for sample in samples}
-    if len(gpus) > 1:
-        raise ValueError(f"samples of several GPUs: {sorted(gpus)}")
+    trace = samples if isinstance(samples, PowerTrace) else _only_trace(samples)
     margin_ns = int(MARGIN_S * 1e9)
-    near = sorted((s for s in samples if t0_ns - margin_ns <= s.t_ns <= t1_ns + margin_ns), key=lambda s: s.t_ns)
-    window = _Window(near, t0_ns, t1_ns)
-    window.check_lost(samples)
+    window = _Window(trace.between(t0_ns - margin_ns, t1_ns + margin_ns), t0_ns, t1_ns)
+    window.check_lost(trace)
     if window.check_cover():
         window.count_joules()
         window.integrate_power()
         window.compare()
         window.check_throttle()
-    return window.result(gpus.pop() if gpus else "")
+    return window.result()
+
+
+def _only_trace(samples: Sequence[PowerSample]) -> PowerTrace:
+    traces = traces_of(samples) or traces_of((), [""])
+    if len(traces) > 1:
+        raise ValueError(f"samples of several GPUs: {sorted(traces)}")
+    return next(iter(traces.values()))
 
 
 def mig_reason(info: GpuInfo) -> str | None:
@@ -93,7 +100,7 @@ def mig_reason(info: GpuInfo) -> str | None:
 class _Window:
     """The checks of one window, in the order in which they are made. Times are seconds after t0."""
 
-    near: list[PowerSample]
+    near: PowerTrace
     t0_ns: int
     t1_ns: int
     invalid: list[str] = field(default_factory=list)
@@ -106,30 +113,31 @@ class _Window:
 
     def __post_init__(self) -> None:
         self.length_s = (self.t1_ns - self.t0_ns) / 1e9
-        self.inside = [s for s in self.near if self.t0_ns <= s.t_ns <= self.t1_ns]
-
-    def _seconds(self, sample: PowerSample) -> float:
-        return (sample.t_ns - self.t0_ns) / 1e9
+        self.inside = self.near.between(self.t0_ns, self.t1_ns)
 
     def _readings(self, name: Literal["counter_j", "power_instant_w"]) -> tuple[Floats, Floats]:
         """Times (ascending) and values of a field where it was read."""
-        read = [s for s in self.near if getattr(s, name) is not None]
+        values: Floats = getattr(self.near, name)
+        read = np.flatnonzero(~np.isnan(values))
         # Two samples of one instant cannot be told apart in time: the later one in the list stands.
-        last = [s for i, s in enumerate(read) if i + 1 == len(read) or read[i + 1].t_ns > s.t_ns]
-        return np.array([self._seconds(s) for s in last]), np.array([getattr(s, name) for s in last], dtype=np.float64)
+        t_ns = self.near.t_ns[read]
+        last = np.append(t_ns[1:] > t_ns[:-1], True)[: t_ns.size]
+        return (t_ns[last] - self.t0_ns) / 1e9, values[read[last]]
 
-    def check_lost(self, samples: Sequence[PowerSample]) -> None:
-        for sample in self.near or samples:
-            lost = [error.removeprefix(GPU_LOST) for error in sample.errors if error.startswith(GPU_LOST)]
-            if lost and sample.t_ns <= self.t1_ns:
-                after_s = self._seconds(sample)
+    def check_lost(self, trace: PowerTrace) -> None:
+        seen = self.near if len(self.near) else trace
+        for t_ns, errors in zip(seen.t_ns.tolist(), seen.errors, strict=True):
+            lost = [error.removeprefix(GPU_LOST) for error in errors if error.startswith(GPU_LOST)]
+            if lost and t_ns <= self.t1_ns:
+                after_s = (t_ns - self.t0_ns) / 1e9
                 when = f"{after_s:.2f} s into" if after_s > 0 else f"{-after_s:.2f} s before"
                 self.invalid.append(f"the GPU was lost {when} the window ({lost[0]})")
                 return
 
     def check_cover(self) -> bool:
         """Whether readings of some energy field lie on both sides of the window."""
-        t = np.array([self._seconds(s) for s in self.near if (s.counter_j, s.power_instant_w) != (None, None)])
+        read = ~(np.isnan(self.near.counter_j) & np.isnan(self.near.power_instant_w))
+        t = (self.near.t_ns[read] - self.t0_ns) / 1e9
         if not t.size:
             named = _errors_of(self.near, "counter_j", "power_instant_w")
             self.invalid.append(f"neither the energy counter nor instantaneous power was read{named}")
@@ -237,23 +245,24 @@ class _Window:
             return None
         return self.integral_j / self.counter_j
 
-    def throttle_samples(self) -> list[PowerSample]:
+    def throttle_masks(self) -> list[int]:
         """Readings of the throttle reasons inside the window; if there is none, the last one before it."""
-        inside = [s for s in self.inside if s.throttle_reasons is not None]
-        return inside or [s for s in self.near if s.throttle_reasons is not None and s.t_ns < self.t0_ns][-1:]
+        inside = _read(self.inside.throttle_reasons)
+        before = self.near.throttle_reasons[self.near.t_ns < self.t0_ns]
+        return [int(mask) for mask in inside or _read(before)[-1:]]
 
     def check_throttle(self) -> None:
-        read = self.throttle_samples()
+        masks = self.throttle_masks()
         for bits, into in ((throttle.FOREIGN, self.invalid), (throttle.SW_POWER_CAP, self.warnings)):
-            for name in throttle.names(_any_bit(read) & bits):
-                count = sum(name in throttle.names(s.throttle_reasons or 0) for s in read)
-                into.append(f"the GPU's clocks were lowered ({name}) in {count} of {len(read)} readings")
+            for name in throttle.names(_any_bit(masks) & bits):
+                count = sum(name in throttle.names(mask) for mask in masks)
+                into.append(f"the GPU's clocks were lowered ({name}) in {count} of {len(masks)} readings")
 
-    def result(self, gpu: str) -> WindowEnergy:
+    def result(self) -> WindowEnergy:
         energy_j = self.counter_j if self.counter_j is not None else self.integral_j
         source: Literal["counter", "integral"] = "counter" if self.counter_j is not None else "integral"
         return WindowEnergy(
-            gpu=gpu,
+            gpu=self.near.gpu,
             t0_ns=self.t0_ns,
             t1_ns=self.t1_ns,
             energy_j=energy_j,
@@ -266,22 +275,23 @@ class _Window:
             reasons=(*self.invalid, *self.warnings),
             samples=len(self.inside),
             max_gap_s=self.max_gap_s,
-            temperature_c_max=max((s.temperature_c for s in self.inside if s.temperature_c is not None), default=None),
-            memory_used_bytes_max=max(
-                (s.memory_used_bytes for s in self.inside if s.memory_used_bytes is not None), default=None
-            ),
-            throttle_reasons=_any_bit(self.throttle_samples()),
+            temperature_c_max=max(_read(self.inside.temperature_c), default=None),
+            memory_used_bytes_max=max(map(int, _read(self.inside.memory_used_bytes)), default=None),
+            throttle_reasons=_any_bit(self.throttle_masks()),
         )
 
 
-def _any_bit(samples: Sequence[PowerSample]) -> int:
-    mask = 0
-    for sample in samples:
-        mask |= sample.throttle_reasons or 0
-    return mask
+def _read(column: Floats) -> list[float]:
+    """The readings that are there."""
+    values: list[float] = column[~np.isnan(column)].tolist()
+    return values
 
 
-def _errors_of(samples: Sequence[PowerSample], *fields: str) -> str:
+def _any_bit(masks: Iterable[int]) -> int:
+    return reduce(or_, masks, 0)
+
+
+def _errors_of(trace: PowerTrace, *fields: str) -> str:
     """` (field: NVML_ERROR_..., ...)` of the fields' failures, empty where they are just not supported."""
-    named = sorted({error for s in samples for error in s.errors if error.split(":")[0] in fields})
+    named = sorted({error for errors in trace.errors for error in errors if error.split(":")[0] in fields})
     return f" ({', '.join(named)})" if named else ""

@@ -28,6 +28,8 @@ class Measure(msgspec.Struct, frozen=True):
 ALWAYS = (
     Measure("tok/s", "tokens_per_s", lambda rate: number(rate, 0 if rate >= 100 else 1)),
     Measure("J/query", "energy_per_query_j", figure),
+    Measure("good/s", "goodput_per_s", lambda rate: number(rate, 2)),
+    Measure("good %", "goodput_share", lambda share: number(100 * share, 1)),
     Measure("right %", "accuracy", lambda share: number(100 * share, 1)),
 )
 IF_ROOM = (
@@ -60,15 +62,18 @@ class _Block(msgspec.Struct, frozen=True):
         return [self.heading.rjust(self.width), *((" " * GAP).join(row) for row in cells)]
 
 
-def grid_lines(summary: pd.DataFrame, reference: str, width: int, *, simulated: bool) -> list[str]:
-    """Every target's throughput, energy and accuracy at every B, the reference's running batch in the last line.
+def grid_lines(
+    summary: pd.DataFrame, reference: str, width: int, *, simulated: bool, concurrency: str = "B"
+) -> list[str]:
+    """Every target's throughput, energy, goodput and accuracy at every B, the reference's running batch in the last
+    line. `concurrency` is what to call B.
 
     What was not measured anywhere is left out; TPOT, TTFT and power stand beside where `width` has room for them. What
     is too wide is continued below, never cut.
     """
     batches = sorted(summary["concurrency"].unique())
     targets = list(dict.fromkeys(summary["target"]))
-    names = [STAMP if simulated else "", "B", *targets]
+    names = [STAMP if simulated else "", concurrency, *targets]
     left = max(map(len, names))
     room = width - left - len(BETWEEN)
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
+from loadgen.visible import visible
 
 
 class _Clock:
@@ -32,6 +33,13 @@ class _Clock:
         if self.ended == 0:
             return max(0.0, self._expected_s - elapsed_s)
         return elapsed_s / over * (self.cells - over)
+
+
+class QuietView(Observer):
+    """Says nothing but what a Ctrl-C sets off, on stderr."""
+
+    def stopping(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
 
 
 class PlainView(Observer):
@@ -59,7 +67,7 @@ class PlainView(Observer):
         self._invalid += verdict.valid is False
         place = f"[{self._clock.ended}/{self._clock.cells}]"
         left = _duration(self._clock.left_s(0.0))
-        named = f"{place} {cell.target} B={cell.concurrency} repeat {cell.repeat}"
+        named = f"{place} {cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
         self._say(f"{named}: {line}{_said(verdict)}; {left} left")
 
     def note(self, sentence: str) -> None:
@@ -68,8 +76,11 @@ class PlainView(Observer):
     def warn(self, sentence: str) -> None:
         self._say(f"warning: {sentence}")
 
+    def stopping(self, sentence: str) -> None:
+        self._say(sentence)
+
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveView(PlainView):
@@ -115,7 +126,7 @@ class LiveView(PlainView):
         left = _duration(self._clock.left_s(share))
         invalid = f", {self._invalid} invalid" if self._invalid else ""
         lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}{invalid}, {left} left"))
-        lines.append(_glance(self._progress) if self._progress else Text(escape(self._status)))
+        lines.append(_glance(self._progress) if self._progress else Text(visible(self._status)))
         self._live.update(Group(*lines))
 
 
@@ -125,7 +136,10 @@ def _glance(progress: Progress) -> Table:
     shown = {
         "target": cell.target,
         "stage": progress.stage,
-        "B/flight/run": f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0)}",
+        "B/flight/run" if progress.arrived is None else "cap/flight/run": (
+            f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0)}"
+        ),
+        **_arrived(progress),
         "tok/s": _figure(progress.tokens_per_s, 0),
         "TTFT ms": _figure(progress.ttft_ms, 1),
         "TPOT ms": _figure(progress.tpot_ms, 2),
@@ -137,6 +151,17 @@ def _glance(progress: Progress) -> Table:
     table.add_row(*(Text(name, style="dim") for name in shown))
     table.add_row(*(Text(value) for value in shown.values()))
     return table
+
+
+def _arrived(progress: Progress) -> dict[str, str]:
+    """Of an open loop."""
+    if progress.arrived is None:
+        return {}
+    return {
+        "req/s": f"{_figure(progress.sent_per_s, 1)} of {progress.cell.rate_asked_per_s:g}",
+        "late": str(progress.arrived.late),
+        "dropped": str(progress.arrived.dropped),
+    }
 
 
 def _said(verdict: CellVerdict) -> str:

@@ -20,13 +20,16 @@ def shown_columns(rows: list[tuple[str, ...]]) -> list[int]:
     return [place for place in range(len(HEADINGS)) if any(row[place] for row in rows)]
 
 
-def table_rows(summary: pd.DataFrame, reference: str) -> list[tuple[str, ...]]:
-    """One tuple per target x concurrency, ordered by concurrency; what was not measured is an empty string."""
+def table_rows(summary: pd.DataFrame, reference: str, *, ratios: bool = True) -> list[tuple[str, ...]]:
+    """One tuple per target x concurrency, ordered by concurrency; what was not measured is an empty string.
+
+    Without `ratios` throughput is not set against the reference's: an open loop's is the arrivals'.
+    """
     base = summary[summary["target"] == reference].set_index("concurrency")["tokens_per_s"]
     rows: list[tuple[str, ...]] = []
     for _, row in summary.sort_values("concurrency", kind="stable").iterrows():
         of_reference = base.get(row["concurrency"], math.nan)
-        ratio = row["tokens_per_s"] / of_reference if row["target"] != reference else math.nan
+        ratio = row["tokens_per_s"] / of_reference if ratios and row["target"] != reference else math.nan
         rows.append(
             (
                 str(row["concurrency"]),

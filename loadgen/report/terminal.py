@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
@@ -16,9 +15,12 @@ from loadgen.analysis.run import Run
 from loadgen.report.grid import grid_lines
 from loadgen.report.stamp import STAMP
 from loadgen.report.subject import subject
+from loadgen.report.traffic import traffic_sentences
+from loadgen.visible import visible
 
 MOST_LINES = 30
 LABELS = {
+    "traffic": "traffic",
     "energy_per_query_j": "energy per query",
     "tokens_per_s": "throughput",
     "trap": "trap",
@@ -39,7 +41,7 @@ def print_end(run: Run, console: Console) -> None:
     """Prints `end_lines` for the console's width; the path is never broken."""
     for line in end_lines(run, console.width):
         style = "bold red" if line.startswith(STAMP) else "yellow" if line.startswith("!") else None
-        console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(visible(line), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def end_lines(run: Run, width: int) -> Lines:
@@ -51,11 +53,12 @@ def end_lines(run: Run, width: int) -> Lines:
     reference = run.manifest["config"]["reference"]
     simulated = bool(run.manifest["simulated"])
     head = _wrapped(_head(run, simulated=simulated), width)
-    head += grid_lines(run.summary, reference, width, simulated=simulated)
+    held = "B" if run.arrival is None else "in flight ≤"
+    head += grid_lines(run.summary, reference, width, simulated=simulated, concurrency=held)
     report = f"Report: {run.path / 'report.html'}"
     room = MOST_LINES - len(head) - -(-len(report) // width) - 1
     warnings = [_wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]
-    answers = _answers(run.analysis, reference, width, simulated=simulated)
+    answers = _answers(run, reference, width, simulated=simulated)
     told, left_answers = _answers_that_fit(answers, room - sum(map(len, warnings[:1])))
     room -= len(told)
     shown = 0
@@ -72,13 +75,15 @@ def _head(run: Run, *, simulated: bool) -> str:
     manifest, cells = run.manifest, run.cells
     config, dataset = manifest["config"], manifest["dataset"]
     targets = len(config["targets"])
+    load = f"B {', '.join(map(str, config['concurrency']))}"
     parts = [
         f"{STAMP}: a cost model's figures, no GPU's" if simulated else None,
         subject(run),
         f"{dataset['name']}, {dataset['items']} items",
-        f"{targets} target{'s' * (targets > 1)} × B {', '.join(map(str, config['concurrency']))} × "
+        f"{targets} target{'s' * (targets > 1)} × {run.arrival or load} × "
         f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}",
         f"{int(cells['valid'].sum())} of {len(cells)} cells valid",
+        f"good: {run.analysis['slo']}" if run.analysis["slo"] else None,
     ]
     return " · ".join(part for part in parts if part)
 
@@ -89,9 +94,10 @@ def _warnings(run: Run) -> list[str]:
     return [*unmetered, *run.analysis["warnings"]]
 
 
-def _answers(analysis: Mapping[str, Any], reference: str, width: int, *, simulated: bool) -> list[list[Lines]]:
+def _answers(run: Run, reference: str, width: int, *, simulated: bool) -> list[list[Lines]]:
     """Per target its heading, then what is known of it, the most important first."""
-    said: dict[str, dict[str, str]] = {}
+    analysis = run.analysis
+    said: dict[str, dict[str, str]] = {target: {"traffic": told} for target, told in traffic_sentences(run).items()}
     for entry in analysis["crossovers"]:
         found = msgspec.convert(entry, Crossover)
         known = said.setdefault(found.target, {})
@@ -102,12 +108,12 @@ def _answers(analysis: Mapping[str, Any], reference: str, width: int, *, simulat
             verdicts = trap["sentence"].removeprefix("quantization trap: ")
             said.setdefault(trap["target"], {})["trap"] = _shortened(verdicts, width, r" \(.*?\)")
     for test in analysis["trust"]:
-        judged = f"at B = {test['concurrency']} {str(test['sentence']).partition(';')[0]}"
+        judged = f"at {run.level(test['concurrency'])} {str(test['sentence']).partition(';')[0]}"
         said.setdefault(test["target"], {})["accuracy"] = _shortened(judged, width, ", you need.*")
     stamp = f" ({STAMP})" if simulated else ""
     return [
         [
-            _wrapped(f"{target} against {reference}{stamp}", width),
+            _wrapped(f"{target}{stamp}" if target == reference else f"{target} against {reference}{stamp}", width),
             *(
                 _wrapped(f"{'':{_INDENT}}{label:<{_BESIDE - _INDENT}}{known[name]}", width, indent=_BESIDE)
                 for name, label in LABELS.items()

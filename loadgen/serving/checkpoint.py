@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.serving.hub import HubAnswer, fetch_config, is_offline, local_config
+from loadgen.serving.hub import HubAnswer, cached_snapshot, fetch_config, is_offline, local_config, read_config
 from loadgen.serving.recipe import Recipe
 
 
@@ -34,6 +36,13 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
         return None
     method = str(entry.get("quant_method", "unnamed"))
     return Quantization(method, _numbers(method, entry))
+
+
+def note_of(checkpoint: str) -> str | None:
+    """What a checkpoint on this machine says of itself, in `loadgen_note` of its config.json: of one with random
+    weights, that it shows speed and energy only. None: nothing."""
+    note = (local_config(checkpoint) or {}).get("loadgen_note")
+    return " ".join(note.split()) if isinstance(note, str) and note.strip() else None
 
 
 def mismatch(recipe: Recipe, checkpoint: str, config: Mapping[str, Any], *, in_flight: bool) -> str | None:
@@ -68,6 +77,21 @@ def require_quantization(recipe: Recipe, checkpoint: str, *, in_flight: bool, on
         config = ask_hub(checkpoint).config
     if config is not None and (sentence := mismatch(recipe, checkpoint, config, in_flight=in_flight)):
         raise UsageError(sentence)
+
+
+def checkpoint_identity(checkpoint: str) -> str | None:
+    """What tells these weights from others of the same name, without reading them; None where this machine has none.
+
+    For an id of the hub the cached commit of its branch `main`; for a folder a sha256 of its config.json and of the
+    names and sizes of its files.
+    """
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        snapshot = cached_snapshot(checkpoint)
+        return f"commit {snapshot.name}" if snapshot else None
+    files = sorted((str(path.relative_to(folder)), path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+    content = msgspec.json.encode([read_config(folder), files])
+    return f"sha256 {hashlib.sha256(content).hexdigest()}"
 
 
 def ask_hub(checkpoint: str) -> HubAnswer:

@@ -6,15 +6,12 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
 KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB")
-MASK = "***"
 TIMEOUT_S = 5.0
 # Straight to the server, whatever http_proxy says.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -33,6 +30,10 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What GET /version says."""
     model: str | None
     """The id that requests must name."""
+    checkpoint_identity: str | None
+    """What tells its weights from others of that name; None where this machine has none."""
+    note: str | None
+    """What the checkpoint's config.json says of itself in `loadgen_note`."""
     max_model_len: int | None
     """Tokens of prompt and answer together."""
     kernels: tuple[str, ...]
@@ -87,19 +88,3 @@ def metric_names(exposition: str) -> tuple[str, ...]:
     """The distinct sample names of a Prometheus text exposition, sorted."""
     lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))
     return tuple(sorted({re.split(r"[{\s]", line, maxsplit=1)[0] for line in lines}))
-
-
-def masked_env(env: dict[str, str]) -> dict[str, str]:
-    """The variables with the values of keys, tokens and passwords replaced."""
-    return {name: MASK if SECRET.search(name) else value for name, value in env.items()}
-
-
-def masked_argv(argv: Sequence[str]) -> tuple[str, ...]:
-    """The arguments with the value of `--api-key` replaced."""
-    masked = list(argv)
-    for index, argument in enumerate(argv):
-        if argument.startswith("--api-key="):
-            masked[index] = f"--api-key={MASK}"
-        elif index and argv[index - 1] == "--api-key":
-            masked[index] = MASK
-    return tuple(masked)

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.serving.checkpoint import require_quantization
+from loadgen.secret import Mask
+from loadgen.serving.checkpoint import note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
 from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
 
@@ -40,6 +41,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """The folder or id that vLLM serves; None for a simulated server."""
     in_flight: bool = False
     """The recipe quantizes the checkpoint while loading."""
+    note: str | None = None
+    """What the checkpoint says of itself."""
 
     @property
     def url(self) -> str:
@@ -48,9 +51,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shell(self) -> str:
-        """The command with its environment, quoted for a POSIX shell."""
-        assignments = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
-        return " ".join([*assignments, shlex.join(self.argv)])
+        """The command with its environment, quoted for a POSIX shell, to be shown: secrets are masked."""
+        mask = Mask()
+        assignments = [f"{name}={shlex.quote(value)}" for name, value in mask.env(self.env).items()]
+        return " ".join([*assignments, shlex.join(mask.argv(self.argv))])
 
 
 def plan_launch(
@@ -104,6 +108,7 @@ def plan_launch(
         kernel=recipe.kernel,
         checkpoint=served,
         in_flight=bool(in_flight),
+        note=note_of(served),
     )
 
 

@@ -27,6 +27,8 @@ _NAMES = {
     b"vllm:generation_tokens_total": "generation_tokens",
     b"vllm:prompt_tokens_total": "prompt_tokens",
     b"vllm:iteration_tokens_total_count": "iterations",
+    b"vllm:time_to_first_token_seconds_count": "ttft_count",
+    b"vllm:time_to_first_token_seconds_sum": "ttft_sum_s",
 }
 _LINE = re.compile(rb"^(vllm:[a-z_]+)(?:\{[^}\n]*\})? ([0-9.eE+-]+)", re.MULTILINE)
 
@@ -45,6 +47,9 @@ class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
     prompt_tokens: float | None = None
     iterations: float | None = None
     """Engine steps (count of the histogram `vllm:iteration_tokens_total`)."""
+    ttft_count: float | None = None
+    """First tokens, and the sum of their times by the server's clock (histogram `vllm:time_to_first_token_seconds`)."""
+    ttft_sum_s: float | None = None
 
 
 def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int) -> ServerSample:

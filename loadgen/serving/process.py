@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import signal
@@ -14,13 +15,13 @@ from types import TracebackType
 from typing import Self
 
 from loadgen.errors import ServerError, UsageError
+from loadgen.secret import Mask, secrets_of
+from loadgen.serving.checkpoint import checkpoint_identity
 from loadgen.serving.facts import (
     ServerFacts,
     get,
     get_object,
     kv_cache_bytes,
-    masked_argv,
-    masked_env,
     metric_names,
     model_bytes,
 )
@@ -55,6 +56,7 @@ class ServerProcess:
             )
         self.launch = launch
         self.log_path = log_path
+        self._mask = Mask(*secrets_of(launch.argv, launch.env))
         self._gpu_bytes_before = used_bytes() if launch.device == "cuda" and not launch.simulated else None
         self._ready_ns: int | None = None
         self._started_ns = time.monotonic_ns()
@@ -101,7 +103,7 @@ class ServerProcess:
         status = self.poll()
         if status is not None:
             when = "before it was ready" if self._ready_ns is None else "while it served"
-            raise ServerError(self._report(f"ended with {_exit_words(status)} {when}"))
+            raise ServerError(self._report(f"ended with {exit_words(status)} {when}"))
 
     def verify(self) -> None:
         """Raises ServerError when the log lacks a line that the recipe says it must show."""
@@ -120,11 +122,13 @@ class ServerProcess:
         return ServerFacts(
             name=self.launch.name,
             precision=self.launch.precision,
-            argv=masked_argv(self.launch.argv),
-            env=masked_env(self.launch.env),
+            argv=self._mask.argv(self.launch.argv),
+            env=self._mask.env(self.launch.env),
             pid=self.pid,
             version=get_object(f"{self.launch.url}/version").get("version"),
             model=models[0].get("id"),
+            checkpoint_identity=checkpoint_identity(self.launch.checkpoint) if self.launch.checkpoint else None,
+            note=self.launch.note,
             max_model_len=models[0].get("max_model_len"),
             kernels=self.kernels(),
             model_bytes=model_bytes(self.log()),
@@ -151,7 +155,7 @@ class ServerProcess:
         written = [line for line in self.log().splitlines() if line.strip()]
         earlier, end = written[:-lines], written[-lines:]
         causes = [line for line in earlier if NAMED_ERROR.search(line) and ECHO not in line]
-        return "\n".join([*causes[-1:], *(["..."] if causes else []), *end])
+        return self._mask("\n".join([*causes[-1:], *(["..."] if causes else []), *end]))
 
     def stop(self, *, interrupt_s: float = 20.0, terminate_s: float = 10.0) -> list[str]:
         """End the server and everything it started; return warnings about what it did not give back.
@@ -162,6 +166,7 @@ class ServerProcess:
             return []
         ended = self._group.end(interrupt_s=interrupt_s, terminate_s=terminate_s)
         self._stopped = True
+        self._mask_log()
         atexit.unregister(self.stop)
         warnings = [] if ended else [f"server {self.launch.name!r} left processes that even SIGKILL did not end"]
         if not _within(PORT_PATIENCE_S, lambda: port_is_free(self.launch.host, self.launch.port)):
@@ -185,6 +190,17 @@ class ServerProcess:
         if folder:
             environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
         return environment
+
+    def _mask_log(self) -> None:
+        """Servers print their arguments, keys among them."""
+        with contextlib.suppress(OSError), self.log_path.open("r+b") as file:
+            file.seek(self.log_offset)
+            log = file.read().decode("utf-8", "surrogateescape")
+            masked = self._mask(log)
+            if masked != log:
+                file.seek(self.log_offset)
+                file.write(masked.encode("utf-8", "surrogateescape"))
+                file.truncate()
 
     def _gpu_is_free(self) -> bool:
         if self._gpu_bytes_before is None:
@@ -226,7 +242,8 @@ def _within(patience_s: float, condition: Callable[[], bool]) -> bool:
     return True
 
 
-def _exit_words(status: int) -> str:
+def exit_words(status: int) -> str:
+    """How a process ended, by what `Popen.returncode` says."""
     if status >= 0:
         return f"exit status {status}"
     return f"signal {signal.Signals(-status).name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -138,6 +139,11 @@ def load_recipes() -> dict[str, Recipe]:
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file. Raises UsageError when it breaks the schema, naming file and field."""
     return _read(path, Recipe, {"name": path.stem})
+
+
+def recipe_sha256(name: str) -> str:
+    """Hex sha256 of all that the named recipe says and the settings that are equal for all; comments are in neither."""
+    return hashlib.sha256(msgspec.json.encode([load_recipe(name), fair_settings()])).hexdigest()
 
 
 def fair_settings() -> FairSettings:

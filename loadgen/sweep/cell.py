@@ -1,20 +1,20 @@
-"""One cell, live: warm up at B, open the window, hold B, close, drain. Everything seen goes to the journal."""
+"""One cell, live: warm up, open the window, keep the load, close, drain. Everything seen goes to the journal."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import math
-from collections.abc import Callable, Sequence
-from time import monotonic_ns, process_time
+from collections.abc import Callable
+from time import monotonic_ns
 
 import msgspec
 
 from loadgen.client.exchange import Exchange
-from loadgen.serving.metrics import MetricsProbe, MetricsSampler
+from loadgen.serving.metrics import MetricsProbe, MetricsSampler, ServerSample
 from loadgen.sweep.glance import Glance
+from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
-from loadgen.sweep.load import Load
+from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.observer import Observer
 from loadgen.sweep.plan import Cell
 from loadgen.sweep.power import PowerRecorder
@@ -23,8 +23,10 @@ from loadgen.workload.grading import Grader
 TURN_S = 0.005
 PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
-LAG_PROBE_S = 0.02
 COUNTERS_SETTLE_S = 5.0
+OPEN_MOST_FAILURES = 100
+"""Failures in a row that end a cell of an open loop; in a closed one it depends on B."""
+INTERRUPTED = "interrupted"
 
 
 class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,12 +55,13 @@ class CellRun:
         *,
         settings: CellSettings,
         url: str,
-        make_load: Callable[[Callable[[Exchange], None]], Load],
+        make_load: Callable[[OnExchange], Load],
         journal: Journal,
         observer: Observer,
         server_died: Callable[[], str | None],
         grader: Grader,
         power: PowerRecorder | None,
+        interrupt: Interrupt,
     ) -> None:
         self._cell = cell
         self._settings = settings
@@ -67,40 +70,41 @@ class CellRun:
         self._observer = observer
         self._server_died = server_died
         self._power = power
+        self._interrupt = interrupt
         self._probe = MetricsProbe(url)
         self._sampler = MetricsSampler(url)
         self._glance = Glance(grader)
+        self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
         self._t_start_ns = 0
         self._aborted: str | None = None
-        self._lags_s: list[float] = []
+        self._unwritable: OSError | None = None
 
     async def run(self) -> CellEnd:
-        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, after the journal is whole."""
+        """Raises nothing that the server or the user caused: a Ctrl-C ends as `aborted`, unless the window was over.
+
+        Raises OSError when the journal can no longer be written; the cell has ended early then.
+        """
         tokens_before = await asyncio.to_thread(self._generation_tokens)
         self._load = load = self._make_load(self._on_exchange)
-        self._t_start_ns = monotonic_ns()
         self._sampler.start()
         sampled = asyncio.create_task(self._journal_samples_now_and_then())
         window: tuple[int, int] | None = None
-        cpu_s: float | None = None
         gc.collect()
         gc.disable()
         try:
-            load.start()
-            if await self._until_warm():
-                open_ns, cpu_before_s = monotonic_ns(), process_time()
-                lag_probe = asyncio.create_task(self._probe_lag())
-                await self._until_window_over(open_ns)
-                cpu_s = process_time() - cpu_before_s
-                window = open_ns, self._close_ns(open_ns)
-                lag_probe.cancel()
-            load.stop_feeding()
-            await self._until_drained()
-        except asyncio.CancelledError:
-            self._aborted = "interrupted"
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
+            await load.prepare()
+            self._t_start_ns = monotonic_ns()
+            if not self._broken():
+                load.start()
+                if await self._until_warm():
+                    open_ns = monotonic_ns()
+                    load.open_window(open_ns, self._planned_close_ns(open_ns))
+                    await self._until_window_over(open_ns)
+                    load.close_window()
+                    window = open_ns, self._close_ns(open_ns)
+                if self._aborted is not None:
+                    load.stop_feeding()
+                await self._until_drained()
         finally:
             gc.enable()
             await load.close()
@@ -111,21 +115,22 @@ class CellRun:
             t_ns=monotonic_ns(),
             window_open_ns=window[0] if window else None,
             window_close_ns=window[1] if window else None,
-            generation_tokens=self._tokens_since(tokens_before),
-            client_cpu_s=cpu_s,
-            loop_lag_ms_p99=_p99(self._lags_s) * 1e3 if self._lags_s else None,
-            aborted=self._aborted,
+            generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
+            aborted=self._aborted or load.failure,
+            **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
-        self._journal.append(end)
-        self._probe.close()
-        if self._power is not None and window is not None:
+        if self._power is not None and window is not None and self._unwritable is None:
             self._power.cover(window[1])
+        self._append(end)
+        self._probe.close()
+        if self._unwritable is not None:
+            raise self._unwritable
         return end
 
     # the stages
 
     async def _until_warm(self) -> bool:
-        """True once every slot is being answered for a measured item (or has had one answered)."""
+        """True once the load is steady, and the time for it is over."""
         warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
         while not self._broken():
             if self._load.dry_ns is not None:
@@ -155,32 +160,60 @@ class CellRun:
             self._tell("window", share)
             await asyncio.sleep(min(TURN_S, left_s))
 
+    def _planned_close_ns(self, open_ns: int) -> int | None:
+        """None where requests are counted."""
+        duration_s = self._settings.duration_s
+        return None if duration_s is None else open_ns + int(duration_s * 1e9)
+
     def _close_ns(self, open_ns: int) -> int:
-        if self._settings.duration_s is not None and self._aborted is None:
-            return open_ns + int(self._settings.duration_s * 1e9)
-        return self._load.dry_ns or monotonic_ns()
+        planned_ns = self._planned_close_ns(open_ns) if self._aborted is None else None
+        return planned_ns or self._load.dry_ns or monotonic_ns()
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
+        told = False
         while not drained.done():
+            if self._interrupt.hurried:
+                self._aborted = INTERRUPTED
+                return
+            if self._interrupt.asked and not told:
+                told = True
+                self._load.stop_feeding()
+                self._observer.stopping(
+                    f"Interrupted: finishing {self._load.in_flight} requests in flight; Ctrl-C again stops at once"
+                )
             self._tell("drain", 1.0)
             await asyncio.wait([drained], timeout=0.1)
 
     def _broken(self) -> bool:
-        """The server is gone or answers nothing but errors: the cell ends early and says why."""
+        """Interrupted, or server or client are gone, or nothing but errors comes: the cell ends early and says why."""
+        if self._interrupt.asked:
+            self._aborted = self._aborted or INTERRUPTED
+        if self._unwritable is not None:
+            self._aborted = self._aborted or "the journal could not be written"
         failures = self._load.failures_in_a_row
+        if self._aborted is None:
+            self._aborted = self._load.failure
         if self._aborted is None and failures:
             died = self._server_died()
             if died is not None:
                 self._aborted = died
-            elif failures >= max(20, 3 * self._cell.concurrency):
+            elif failures >= self._most_failures:
                 self._aborted = f"{failures} failures in a row, the last: {self._glance.last_error}"
         return self._aborted is not None
 
     # what comes back
 
+    def _append(self, record: Exchange | ServerSample | CellEnd) -> None:
+        """Nothing more once a record could not be written: a cell has no holes."""
+        if self._unwritable is None:
+            try:
+                self._journal.append(record)
+            except OSError as error:
+                self._unwritable = error
+
     def _on_exchange(self, exchange: Exchange) -> None:
-        self._journal.append(exchange)
+        self._append(exchange)
         self._glance.add(exchange)
         self._observer.answered(self._cell, exchange)
 
@@ -191,11 +224,14 @@ class CellRun:
 
     def _journal_samples(self) -> None:
         for sample in self._sampler.take():
-            self._journal.append(sample)
-        if self._power is not None:
-            self._power.flush()
+            self._append(sample)
+        if self._power is not None and self._unwritable is None:
+            try:
+                self._power.flush()
+            except OSError as error:
+                self._unwritable = error
 
-    # the server's counters, the client's own lag, the view
+    # the server's counters, the view
 
     def _generation_tokens(self) -> float | None:
         sample = self._probe.scrape()
@@ -211,13 +247,6 @@ class CellRun:
             if not sample.running or monotonic_ns() > deadline_ns:
                 return sample.generation_tokens - before
         return None
-
-    async def _probe_lag(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LAG_PROBE_S
-            await asyncio.sleep(LAG_PROBE_S)
-            self._lags_s.append(max(0.0, loop.time() - due))
 
     def _tell(self, stage: str, share: float) -> None:
         now_ns = monotonic_ns()
@@ -235,9 +264,6 @@ class CellRun:
                 running=latest.running if latest else None,
                 power_w=self._power.latest_w if self._power is not None else None,
                 elapsed_s=elapsed_s,
+                arrived=self._load.arrived,
             )
         )
-
-
-def _p99(values: Sequence[float]) -> float:
-    return sorted(values)[math.ceil(0.99 * len(values)) - 1]

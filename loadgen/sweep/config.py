@@ -13,16 +13,26 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadgen.client.arrivals import CLOSED, Arrivals
 from loadgen.errors import UsageError
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
+from loadgen.sweep.slo import Slo
 from loadgen.workload.protocol import default_protocol
 from loadgen.workload.thinking import Thinking
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
+CONCURRENCY = (1, 16, 64, 128)
+OPEN_CAP = 1024
+"""Requests in flight from which on an open loop drops arrivals."""
+OPEN_NUM_SEQS = 256
+"""Largest batch of a server that is launched for an open loop: what waits beyond it is part of the latency."""
 SIMULATED_DURATION_S = 1.0
+SIMULATED_OPEN_DURATION_S = 10.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
+MAX_ERROR_RATE = 0.005
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Mode = Literal["target", "serve", "simulated"]
@@ -49,14 +59,22 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     warmup_s: float | None
     max_tokens: int | None
     fixed_length: int | None
+    arrival: str
+    """`closed`, `poisson:RATE` or `constant:RATE`."""
+    slo: str | None
+    """What goodput asks of a request, as `Slo` prints it."""
     api: str | None
     thinking: Thinking | None
     reasoning_parser: str | None
     transport: str
+    workers: int | None
+    """Client processes; None: as many as it takes, by itself."""
     reference: str
     out: str | None
     seed: int
     timeout_s: float
+    max_error_rate: float
+    """The share of a cell's requests that may fail; beyond it the cell is invalid and its answers are not graded."""
     api_key_env: str | None
     power: str
     """`auto`, `nvml`, `rapl`, `simulated`, `none` or `exporter=URL`."""
@@ -66,6 +84,12 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int | None
     metrics_host: str
     """The address on which this run's own /metrics listens."""
+
+    @property
+    def load(self) -> str:
+        """What every cell holds: "B 1,16", of an open loop "poisson:20, at most 1024 in flight"."""
+        b = ",".join(map(str, self.concurrency))
+        return f"B {b}" if self.arrival == CLOSED else f"{self.arrival}, at most {b} in flight"
 
     @property
     def api_key(self) -> str | None:
@@ -81,7 +105,7 @@ def configure(
     device: str = "cuda",
     vllm: str | Path | None = None,
     max_num_seqs: int | None = None,
-    concurrency: str | Sequence[int] = "1,16,64,128",
+    concurrency: str | Sequence[int] | None = None,
     dataset: str | None = None,
     data_file: str | Path | None = None,
     protocol: str | None = None,
@@ -93,7 +117,8 @@ def configure(
     warmup: float | None = None,
     max_tokens: int | None = None,
     fixed_length: int | None = None,
-    arrival: str = "closed",
+    arrival: str = CLOSED,
+    slo: str | None = None,
     api: str | None = None,
     thinking: str | None = None,
     thinking_budget: int | None = None,
@@ -105,18 +130,19 @@ def configure(
     metrics_port: int | None = 9402,
     metrics_host: str = "127.0.0.1",
     transport: str = "raw",
+    workers: int | None = None,
     reference: str | None = None,
     out: str | Path | None = None,
-    resume: str | Path | None = None,
     seed: int = 0,
     timeout: float = 600.0,
+    max_error_rate: float = MAX_ERROR_RATE,
     api_key_env: str | None = None,
 ) -> SweepConfig:
     """The checked options. `targets` are `{name: url}` or `NAME=URL`, `serve` recipe names or `NAME=CHECKPOINT`.
 
     Raises UsageError, one sentence, for the first option that cannot be meant.
     """
-    _refuse_later(arrival=arrival, resume=resume)
+    arrivals = Arrivals.parse(arrival)
     pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
     served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
@@ -143,19 +169,26 @@ def configure(
     ):  # fmt: skip
         if mode != "serve" and value is not None:
             raise UsageError(f"--{option} {value} needs --serve: it concerns servers that loadgen launches")
-    levels = _concurrency(concurrency)
+    levels = _concurrency(concurrency, arrivals)
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
         max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
-        metrics_port=metrics_port, thinking_budget=thinking_budget,
+        metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers,
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
+    if not 0 <= max_error_rate < 1:
+        raise UsageError(f"--max-error-rate {max_error_rate:g}: give a share from 0 up to, but not including, 1")
     if duration is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
-    if requests is not None and requests < 2 * max(levels):
+    if requests is not None and arrivals is None and requests < 2 * max(levels):
         raise UsageError(
             f"--requests {requests}: B = {max(levels)} needs {2 * max(levels)} at least, so that every slot is refilled"
+        )
+    if arrivals is not None and workers is not None and workers > 1:
+        raise UsageError(
+            f"--workers {workers} shares slots that are held busy; with --arrival {arrivals} one process sends: leave "
+            "--workers away"
         )
     if max_tokens is not None and fixed_length is not None:
         raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
@@ -166,17 +199,18 @@ def configure(
     _one_of("device", device, ("cuda", "cpu"))
     if reference is not None and reference not in names:
         raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
-    if api_key_env is not None and not os.environ.get(api_key_env):
-        raise UsageError(f"--api-key-env {api_key_env}: the environment has no such variable, or it is empty")
+    _check_key(api_key_env)
     questions = dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k")
-    default_duration = SIMULATED_DURATION_S if mode == "simulated" else DURATION_S
+    default_duration = DURATION_S
+    if mode == "simulated":
+        default_duration = SIMULATED_DURATION_S if arrivals is None else SIMULATED_OPEN_DURATION_S
     return SweepConfig(
         mode=mode,
         targets=tuple(specs),
         model=str(Path(model).expanduser()) if model and model.startswith("~") else model,
         device=device,
         vllm=str(vllm) if vllm else None,
-        max_num_seqs=max_num_seqs or max(levels) + HEADROOM_SEQS,
+        max_num_seqs=max_num_seqs or (max(levels) + HEADROOM_SEQS if arrivals is None else OPEN_NUM_SEQS),
         concurrency=levels,
         dataset=questions,
         data_file=str(data_file) if data_file else None,
@@ -189,14 +223,18 @@ def configure(
         warmup_s=warmup,
         max_tokens=max_tokens,
         fixed_length=fixed_length,
+        arrival=CLOSED if arrivals is None else str(arrivals),
+        slo=None if slo is None else str(Slo.parse(slo)),
         api=api,
         thinking=_thinking(thinking, thinking_budget, api),
         reasoning_parser=reasoning_parser,
         transport=transport,
+        workers=workers,
         reference=reference or ("fp16" if "fp16" in names else names[0]),
         out=str(out) if out else None,
         seed=seed,
         timeout_s=timeout,
+        max_error_rate=max_error_rate,
         api_key_env=api_key_env,
         power=_power(power, mode, device),
         gpus=_gpus(gpu),
@@ -207,11 +245,16 @@ def configure(
     )
 
 
-def _refuse_later(*, arrival: str, resume: str | Path | None) -> None:
-    if arrival != "closed":
-        raise UsageError(f"--arrival {arrival} is not built yet in this version; only 'closed' is")
-    if resume is not None:
-        raise UsageError(f"--resume {resume} is not built yet in this version; start a new run with --out")
+def _check_key(variable: str | None) -> None:
+    """Whoever gives the key itself instead of a variable's name does not find it in a terminal's log."""
+    if variable is None:
+        return
+    key = os.environ.get(variable)
+    shown = f" {variable}" if _VARIABLE.fullmatch(variable) else ""
+    if not key:
+        raise UsageError(f"--api-key-env{shown}: the environment has no variable of that name, or it is empty")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(f"--api-key-env{shown}: the key holds a space, a line end or the like; set it again without")
 
 
 def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thinking | None:
@@ -228,8 +271,9 @@ def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thin
 def _power(power: str, mode: Mode, device: str) -> str:
     """The source that is meant; `auto` is left for servers that may run on a GPU of this machine."""
     if power.startswith("exporter="):
-        if not _is_address(power.removeprefix("exporter=")):
-            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT")
+        url = power.removeprefix("exporter=")
+        if not _is_address(url) or urlsplit(url).username is not None:
+            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT, without user and password")
         return power.rstrip("/")
     _one_of("power", power, ("auto", "nvml", "rapl", "simulated", "none"))
     if power in ("nvml", "rapl") and mode == "simulated":
@@ -300,7 +344,10 @@ def _check_label(label: str, asked: str) -> None:
         raise UsageError(f"{asked}: {label!r} is no name; use letters, digits, '.', '_' and '-'")
 
 
-def _concurrency(value: str | Sequence[int]) -> tuple[int, ...]:
+def _concurrency(value: str | Sequence[int] | None, arrivals: Arrivals | None) -> tuple[int, ...]:
+    """The batch sizes; of an open loop the one number of requests that may be in flight."""
+    if value is None:
+        return CONCURRENCY if arrivals is None else (OPEN_CAP,)
     parts = value.split(",") if isinstance(value, str) else list(value)
     levels = []
     for part in parts:
@@ -312,6 +359,11 @@ def _concurrency(value: str | Sequence[int]) -> tuple[int, ...]:
         levels.append(int(text))
     if not levels:
         raise UsageError("--concurrency is empty; write batch sizes, as in 1,16,64")
+    if arrivals is not None and len(levels) > 1:
+        raise UsageError(
+            f"--concurrency {','.join(map(str, levels))}: with --arrival {arrivals} it is the most requests in flight; "
+            "name one number, or leave it away"
+        )
     return tuple(levels)
 
 

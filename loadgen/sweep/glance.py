@@ -6,7 +6,7 @@ from collections import deque
 from statistics import fmean
 
 from loadgen.client.exchange import Exchange
-from loadgen.sweep.observer import Progress
+from loadgen.sweep.observer import Arrived, Progress
 from loadgen.sweep.plan import Cell
 from loadgen.workload.grading import Grader
 
@@ -27,6 +27,8 @@ class Glance:
         self._tpots_s: deque[float] = deque(maxlen=256)
 
     def add(self, exchange: Exchange) -> None:
+        if exchange.status == "dropped":
+            return
         if exchange.status != "ok":
             self._errors += 1
             self.last_error = f"{exchange.status}: {exchange.error}"
@@ -38,7 +40,7 @@ class Glance:
             self._graded += verdict is not None
             self._correct += verdict is not None and verdict.outcome == "correct"
         if exchange.t_first_ns is not None:
-            self._ttfts_s.append((exchange.t_first_ns - exchange.t_send_ns) / 1e9)
+            self._ttfts_s.append((exchange.t_first_ns - exchange.t_due_ns) / 1e9)
             if exchange.output_tokens and exchange.output_tokens > 1:
                 decode_ns = exchange.token_times[-1][0] - exchange.t_first_ns
                 self._tpots_s.append(decode_ns / 1e9 / (exchange.output_tokens - 1))
@@ -53,6 +55,7 @@ class Glance:
         running: float | None,
         power_w: float | None,
         elapsed_s: float,
+        arrived: Arrived | None = None,
     ) -> Progress:
         return Progress(
             cell=cell,
@@ -67,4 +70,6 @@ class Glance:
             power_w=power_w,
             accuracy=self._correct / self._graded if self._graded else None,
             share=share,
+            arrived=arrived,
+            elapsed_s=elapsed_s,
         )

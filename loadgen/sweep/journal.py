@@ -8,6 +8,7 @@ Everything else in a run directory that holds figures is derived from these file
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ class CellStart(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
     cell: Cell
     t_ns: int
     simulated: bool
+    session: int = 1
+    """Which of the run's sessions measured it; each `--resume` begins one, and each relaunch of a server that died."""
     schema: int = SCHEMA
 
 
@@ -41,10 +44,17 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     window_close_ns: int | None = None
     generation_tokens: float | None = None
     """Difference of the server's `generation_tokens_total` from before the first to after the last request."""
+    client_processes: int | None = None
+    """That sent the requests; None in journals of before there could be several."""
     client_cpu_s: float | None = None
-    """CPU time of the client's process inside the window."""
+    """CPU time of all the client's processes inside the window."""
+    client_cpu_share: float | None = None
+    """Of one core, by the busiest process that sent requests."""
+    loop_lag_ms_p50: float | None = None
+    """How late the client's event loop came to a timer inside the window, in the worst process (timers tick in ms)."""
+    loop_lag_ms_p90: float | None = None
     loop_lag_ms_p99: float | None = None
-    """How late the client's event loop ran a timer inside the window (timers tick in ms)."""
+    loop_lag_ms_max: float | None = None
     aborted: str | None = None
 
 
@@ -56,6 +66,7 @@ _any_json = msgspec.json.Decoder(msgspec.Raw)
 _BLOCK_BYTES = 1 << 22
 _SEAL = re.compile(rb"\t[0-9a-f]{8}\Z")
 _SEAL_BYTES = 9
+_TAIL_BYTES = 1 << 16
 
 
 class Journal:
@@ -76,8 +87,12 @@ class Journal:
             written += os.write(self._fd, line[written:])
             self._torn = written < len(line)
 
-    def close(self) -> None:
+    def sync(self) -> None:
+        """Returns when what was appended would survive the machine's sudden end."""
         os.fsync(self._fd)
+
+    def close(self) -> None:
+        self.sync()
         os.close(self._fd)
 
 
@@ -106,13 +121,12 @@ class Lines:
                 file.readline()
             while block := file.read(_BLOCK_BYTES):
                 block += file.readline()
-                lines = block.split(b"\n")
-                lines.pop()
-                yield self._good(lines)
+                yield self.good(block)
 
-    def _good(self, lines: list[bytes]) -> bytes:
+    def good(self, block: bytes) -> bytes:
+        """The whole good lines of some lines."""
         good = []
-        for line in lines:
+        for line in block.split(b"\n")[:-1]:
             json = line[:-_SEAL_BYTES]
             if line[-_SEAL_BYTES:] == b"\t%08x" % crc32(json):
                 self._sealed = True
@@ -146,9 +160,41 @@ def read_records(path: Path) -> Iterator[Record]:
         yield from _decoder.decode_lines(block)
 
 
-def power_file(run_dir: Path, target: str, repeat: int) -> Path:
+def cell_end(path: Path) -> CellEnd | None:
+    """The last record of a cell's file; None if the file is missing or torn, or its first record cannot be read."""
+    if not path.exists():
+        return None
+    lines = Lines(path, max(0, path.stat().st_size - _TAIL_BYTES))
+    with path.open("rb") as file:
+        first = lines.good(file.readline())
+    last = [line for block in lines for line in block.splitlines()[-1:]][-1:]
+    records = _decoder.decode_lines(b"\n".join([first, *last])) if first and last else []
+    match records:
+        case [CellStart(), CellEnd() as end]:
+            return end
+    return None
+
+
+def power_file(run_dir: Path, target: str, repeat: int, session: int = 1) -> Path:
     """Where the power samples of one server's life are kept."""
-    return run_dir / "journal" / "power" / f"{target}-r{repeat}.jsonl"
+    return run_dir / "journal" / "power" / f"{target}-r{repeat}{session_suffix(session)}.jsonl"
+
+
+def session_suffix(session: int) -> str:
+    """What tells files of a resumed run's later sessions from those of the first."""
+    return f"-s{session}" if session > 1 else ""
+
+
+def cell_file(run_dir: Path, cell: Cell) -> Path:
+    """Where a cell is measured to, and stays."""
+    return run_dir / "journal" / f"{cell.label}.jsonl"
+
+
+def attempt_file(run_dir: Path, cell: Cell) -> Path:
+    """A free name for an unfinished cell's file, out of the way of its repetition."""
+    folder = run_dir / "journal" / "attempts"
+    names = (folder / f"{cell.label}-a{number}.jsonl" for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
 
 
 def cell_files(run_dir: Path) -> list[Path]:

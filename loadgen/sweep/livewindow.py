@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import msgspec
 
 from loadgen.client.exchange import Exchange
@@ -42,9 +40,9 @@ class LiveWindow:
         self._inside = 0
         self._later = 0
         """Tokens that came behind the last glance; they count once another one follows inside the window."""
-        self._lengths: list[int] = []
-        self._running: list[float] = []
-        self._watts: list[float] = []
+        self._lengths = _Mean()
+        self._running = _Mean()
+        self._watts = _Mean()
         self._last: Progress | None = None
 
     def glance(self, progress: Progress, now_ns: int) -> None:
@@ -58,14 +56,14 @@ class LiveWindow:
         self._close_ns = now_ns
         self._inside, self._later = self._inside + self._later, 0
         if progress.running is not None:
-            self._running.append(progress.running)
+            self._running.add(progress.running)
         if progress.power_w is not None:
-            self._watts.append(progress.power_w)
+            self._watts.add(progress.power_w)
 
     def answered(self, exchange: Exchange) -> None:
         """One ended request."""
         if exchange.status == "ok" and exchange.phase == "measured" and exchange.output_tokens is not None:
-            self._lengths.append(exchange.output_tokens)
+            self._lengths.add(exchange.output_tokens)
         if self._open_ns is None:
             return
         for t_ns, tokens in exchange.token_times:
@@ -78,13 +76,13 @@ class LiveWindow:
         """The figures, once the cell has ended."""
         window_s = (self._close_ns - self._open_ns) / 1e9 if self._open_ns is not None else 0.0
         rate = self._inside / window_s if window_s and self._inside else None
-        watts = fmean(self._watts) if self._watts else None
+        watts = self._watts.value
         per_token_j = watts / rate if watts is not None and rate else None
-        length = fmean(self._lengths) if self._lengths else None
+        length = self._lengths.value
         last = self._last
         return LiveFigures(
-            running=fmean(self._running) if self._running else None,
-            running_peak=max(self._running, default=None),
+            running=self._running.value,
+            running_peak=self._running.largest,
             tokens_per_s=rate,
             power_w=watts,
             energy_per_token_j=per_token_j,
@@ -93,3 +91,21 @@ class LiveWindow:
             tpot_s=last.tpot_ms / 1e3 if last and last.tpot_ms is not None else None,
             accuracy=last.accuracy if last else None,
         )
+
+
+class _Mean:
+    """Mean and largest of what was added; takes the same room for a cell of a minute and of a day."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = 0.0
+        self.largest: float | None = None
+
+    def add(self, value: float) -> None:
+        self._count += 1
+        self._sum += value
+        self.largest = value if self.largest is None else max(self.largest, value)
+
+    @property
+    def value(self) -> float | None:
+        return self._sum / self._count if self._count else None

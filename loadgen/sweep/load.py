@@ -1,102 +1,192 @@
-"""Load: a cell's requests from the first warm-up to the last answer, in this process."""
+"""Load: a cell's requests from the first warm-up to the last answer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
-from loadgen.client.exchange import Exchange, Raw, read_exchange
+from loadgen.client.backlog import Backlog
+from loadgen.client.exchange import Exchange, Raw
 from loadgen.client.pool import ClosedLoop, Slot
+from loadgen.client.probe import ClientProbe, ClientUse, ProcessUse
 from loadgen.sweep.feed import Feed
+from loadgen.sweep.observer import Arrived
 
-IDLE_S = 0.005
-"""How long the reader of ended streams sleeps when there is none."""
+OnExchange = Callable[[Exchange], None]
 
 
-class Load:
-    """Keeps B slots busy with what the feed gives; `on_exchange` hears of every ended request, a turn or more later.
+class Load(Protocol):
+    """Keeps a cell's load up, in this process or in others, and hands every ended request to `on_exchange`."""
 
-    Bytes come first: one ended stream is parsed per turn of the event loop, so that what arrives meanwhile waits for
-    one parse at most.
-    """
-
-    def __init__(self, slots: Sequence[Slot], feed: Feed, on_exchange: Callable[[Exchange], None]) -> None:
-        self._feed = feed
-        self._on_exchange = on_exchange
-        self._pool = ClosedLoop(slots, feed.next_request, self._on_done)
-        self._unread: deque[Raw] = deque()
-        self._measured_ends = [0] * len(slots)
-        self._reader: asyncio.Task[None] | None = None
-        self.completed = 0
+    @property
+    def completed(self) -> int:
         """Measured requests that were answered."""
-        self.failures_in_a_row = 0
+        ...
 
-    def start(self) -> None:
-        self._reader = asyncio.create_task(self._read_ended_streams())
-        self._pool.start()
+    @property
+    def failures_in_a_row(self) -> int: ...
 
-    def end_warmup(self) -> None:
-        """From now on slots that had a warm-up request get measured items."""
-        self._feed.warm = True
+    @property
+    def failure(self) -> str | None:
+        """Why the load itself, not the server, cannot go on."""
+        ...
 
     @property
     def steady(self) -> bool:
-        """Every slot is being answered for a measured item, or has had one answered."""
-        return all(self._on_measured_item(slot) for slot in range(len(self._measured_ends)))
+        """The window may open: every slot is being answered for a measured item, or has had one answered; in an open
+        loop the warm-up's traffic has filled the server."""
+        ...
 
     @property
     def dry_ns(self) -> int | None:
-        """When a slot first found no item left to ask; None: not yet."""
+        """When a slot first found no item left to ask, or an open loop's last one was due; None: not yet."""
+        ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def arrived(self) -> Arrived | None:
+        """What an open loop offered so far; None in a closed loop."""
+        ...
+
+    @property
+    def use(self) -> ClientUse | None:
+        """What the client's processes spent between `open_window` and `close_window`; known after `close`."""
+        ...
+
+    async def prepare(self) -> None:
+        """Returns when `start` can send at once, or `failure` says why it never will."""
+        ...
+
+    def start(self) -> None: ...
+
+    def end_warmup(self) -> None:
+        """From now on slots that had a warm-up request get measured items."""
+        ...
+
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        """It opens at `open_ns`, which is now, and will close at `close_ns`; None: when all requests were sent."""
+        ...
+
+    def close_window(self) -> None:
+        """Nothing more is measured but what a limit of requests still owes, and an open loop's traffic cools down."""
+        ...
+
+    def stop_feeding(self) -> None:
+        """No further requests; those in flight go on."""
+        ...
+
+    async def drained(self) -> None:
+        """Returns when nothing is in flight."""
+        ...
+
+    async def close(self) -> None:
+        """Gives up what is in flight, each as a row with status `broken`, and reads every ended stream."""
+        ...
+
+
+class Tally:
+    """How the requests of a load ended so far."""
+
+    def __init__(self) -> None:
+        self.completed = 0
+        self.failures_in_a_row = 0
+
+    def add(self, exchange: Exchange) -> None:
+        answered = exchange.status == "ok"
+        self.failures_in_a_row = 0 if answered else self.failures_in_a_row + 1
+        self.completed += answered and exchange.phase == "measured"
+
+
+class LocalLoad:
+    """The load of one process, on its running event loop."""
+
+    failure: str | None = None
+    arrived: Arrived | None = None
+
+    def __init__(self, slots: Mapping[int, Slot], feed: Feed, on_exchange: OnExchange) -> None:
+        self._feed = feed
+        self._on_exchange = on_exchange
+        self._pool = ClosedLoop(slots, feed.next_request, self._on_done)
+        self._backlog = Backlog(self._on_read)
+        self._not_steady = set(slots)
+        self._tally = Tally()
+        self._reader: asyncio.Task[None] | None = None
+        self._probe: ClientProbe | None = None
+        self.process_use: ProcessUse | None = None
+
+    @property
+    def completed(self) -> int:
+        return self._tally.completed
+
+    @property
+    def failures_in_a_row(self) -> int:
+        return self._tally.failures_in_a_row
+
+    @property
+    def steady(self) -> bool:
+        self._not_steady = {slot for slot in self._not_steady if not self._on_measured_item(slot)}
+        return not self._not_steady
+
+    @property
+    def dry_ns(self) -> int | None:
         return self._feed.dry_ns
 
     @property
     def in_flight(self) -> int:
         return self._pool.in_flight
 
+    @property
+    def use(self) -> ClientUse | None:
+        return ClientUse.of([self.process_use]) if self.process_use is not None else None
+
+    async def prepare(self) -> None:
+        pass
+
+    def start(self) -> None:
+        self._reader = asyncio.create_task(self._backlog.read_on())
+        self._pool.start()
+
+    def end_warmup(self) -> None:
+        self._feed.warm = True
+
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        self._probe = ClientProbe()
+
+    def close_window(self) -> None:
+        if self._probe is not None:
+            self.process_use, self._probe = self._probe.close(), None
+        if self._feed.limit is None:
+            self._feed.stop()
+
     def stop_feeding(self) -> None:
-        """No further requests; those in flight go on."""
         self._feed.stop()
 
     async def drained(self) -> None:
-        """Returns when nothing is in flight."""
         await self._pool.drained()
 
     async def close(self) -> None:
-        """Gives up what is in flight, each as a row with status `broken`, and reads every ended stream."""
         self._pool.stop()
         await asyncio.sleep(0)
         if self._reader is not None:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
-        while self._unread:
-            self._read_one()
+        self._backlog.read_all()
 
     def _on_measured_item(self, slot: int) -> bool:
-        if self._measured_ends[slot]:
-            return True
         request = self._pool.current(slot)
         return request is not None and request.phase == "measured" and self._pool.answering(slot)
 
     def _on_done(self, raw: Raw) -> None:
         """Called after the slot was refilled: note the end, read the stream later."""
-        failed = raw.failure is not None or raw.http_status != 200
         if raw.request.phase == "measured":
-            self._measured_ends[raw.slot] += 1
-            if not failed:
-                self.completed += 1
-        self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
-        self._unread.append(raw)
+            self._not_steady.discard(raw.slot)
+        self._backlog.add(raw)
 
-    async def _read_ended_streams(self) -> None:
-        while True:
-            if self._unread:
-                self._read_one()
-                await asyncio.sleep(0)
-            else:
-                await asyncio.sleep(IDLE_S)
-
-    def _read_one(self) -> None:
-        self._on_exchange(read_exchange(self._unread.popleft()))
+    def _on_read(self, exchange: Exchange) -> None:
+        self._tally.add(exchange)
+        self._on_exchange(exchange)

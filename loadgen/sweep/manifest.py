@@ -14,11 +14,15 @@ from typing import Any
 import msgspec
 
 from loadgen._version import __version__
+from loadgen.errors import UsageError
+from loadgen.power.clock import boot_id
 from loadgen.power.feed import PowerFacts
 from loadgen.power.rest import Rest
 from loadgen.serving.target import Target
+from loadgen.sweep.plan import Cell
 
 SCHEMA = 1
+FILE = "manifest.json"
 VECTORS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd")
 """Flags of /proc/cpuinfo that decide how fast a CPU multiplies which numbers."""
 _PACKAGES = ("aiohttp", "httptools", "msgspec", "numpy", "openai", "pandas", "pyarrow", "uvloop")
@@ -27,24 +31,65 @@ _PACKAGES = ("aiohttp", "httptools", "msgspec", "numpy", "openai", "pandas", "py
 class Manifest:
     """The manifest of a running sweep."""
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self._path = path
+    def __init__(self, run_dir: Path, content: dict[str, Any]) -> None:
+        self.run_dir = run_dir
+        self._path = run_dir / FILE
         self.content = content
+        self.session = 0
+        """Which of the run's sessions this is, from 1; set by `begin`."""
+
+        self.resumed = False
+        """This process did not begin the run."""
+
+    def begin(self) -> None:
+        """A session begins: the first, or one that resumes. Monotonic stamps of two sessions may be of two boots."""
+        self.resumed = bool(self.content.get("sessions"))
+        self._begin()
+
+    def relaunch(self, why: str) -> None:
+        """A server died and is launched again: with it begins a session, since its counters and its power do."""
+        self._begin()
+        self.warn(why)
+
+    def _begin(self) -> None:
+        sessions = self.content.setdefault("sessions", [])
+        self.session = len(sessions) + 1
+        about = {"session": self.session, "boot_id": boot_id(), "client": client_facts(), "host": host_facts()}
+        sessions.append(about | {"warnings": []})
+        self._anchor()
+        self.write()
+
+    def warn(self, sentence: str) -> None:
+        """What is different in this session from the ones before."""
+        self.content["sessions"][-1]["warnings"].append(sentence)
+        self.write()
+
+    def set_aside(self, cell: Cell, path: Path, why: str) -> None:
+        """An unfinished cell is measured again; the file of its first attempt is to be found at `path`."""
+        name = str(path.relative_to(self.run_dir))
+        attempts = [entry for entry in self.content.get("attempts", []) if entry["file"] != name]
+        attempts.append({"cell": cell.label, "file": name, "why": why, "resumed_in_session": self.session})
+        self.content["attempts"] = attempts
+        self.write()
 
     def add_server(self, repeat: int, target: Target, facts: dict[str, Any]) -> None:
         """A server came up: who it is and, if loadgen launched it, its argv, version and kernels."""
-        self.content["servers"].append({"repeat": repeat, **msgspec.to_builtins(target), **facts})
+        entry = {"repeat": repeat, "session": self.session, **msgspec.to_builtins(target), **facts}
+        self.content["servers"].append(entry)
         self.write()
 
     def add_idle(self, rest: Rest) -> None:
-        """Power (W) and sensors before the first server started."""
-        self.content["power"] |= {"idle_w": rest.power_w, "idle_calibration": msgspec.to_builtins(rest.calibration)}
+        """Power (W) and sensors before this session's first server started."""
+        idle = {"idle_w": rest.power_w, "idle_calibration": msgspec.to_builtins(rest.calibration)}
+        self.content["sessions"][-1] |= idle
+        self.content["power"] = idle | self.content["power"]
         self.write()
 
     def add_power(self, repeat: int, target: str, facts: PowerFacts, rest: Rest) -> dict[str, Any]:
         """The sensors beside one server: GPUs, clock offset, and calibration and power (W) at rest, model loaded."""
         self.content["gpu"] = self.content["gpu"] or msgspec.to_builtins(facts.gpus)
-        entry = {"repeat": repeat, "target": target, **msgspec.to_builtins(facts), "rest_w": rest.power_w}
+        entry = {"repeat": repeat, "target": target, "session": self.session}
+        entry |= msgspec.to_builtins(facts) | {"rest_w": rest.power_w}
         entry |= {"calibration": msgspec.to_builtins(rest.calibration)}
         self.content.setdefault("power_blocks", []).append(entry)
         self.write()
@@ -52,19 +97,45 @@ class Manifest:
 
     def add_failure(self, repeat: int, target: str, error: str) -> None:
         """A server failed and its cells of this repeat are missing."""
-        self.content["failures"].append({"repeat": repeat, "target": target, "error": error})
+        failure = {"repeat": repeat, "target": target, "session": self.session, "error": error}
+        self.content["failures"].append(failure)
         self.write()
 
     def close(self) -> None:
-        """A second clock anchor shows the wall clock's drift over the run."""
-        self.content["clock_anchors"].append(clock_anchor())
+        """A second clock anchor shows the wall clock's drift over the session."""
+        self._anchor()
         self.write()
+
+    def _anchor(self) -> None:
+        self.content.setdefault("clock_anchors", []).append({"session": self.session, **clock_anchor()})
 
     def write(self) -> None:
         text = msgspec.json.format(msgspec.json.encode(self.content), indent=2)
         partial = self._path.with_suffix(".partial")
-        partial.write_bytes(text + b"\n")
-        partial.replace(self._path)
+        try:
+            with partial.open("wb") as file:
+                file.write(text + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """The manifest's content. Raises UsageError if there is none, or it is of another schema."""
+    path = run_dir / FILE
+    if not path.is_file():
+        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
+    try:
+        content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
+    if content.get("schema") != SCHEMA:
+        raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
+    return content
 
 
 def clock_anchor() -> dict[str, int]:

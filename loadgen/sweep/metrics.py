@@ -23,8 +23,12 @@ LAST_SCRAPE_S = 5.0
 TTFT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0)
 TPOT_BUCKETS_S = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3)
 NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
-    "concurrency": ("Requests to hold in flight, B.", lambda p: p.cell.concurrency),
+    "concurrency": ("Requests to hold in flight, B; open loop: at most.", lambda p: p.cell.concurrency),
     "requests_in_flight": ("Requests in flight.", lambda p: p.in_flight),
+    "arrivals_asked_per_second": ("Open loop: the rate asked for.", lambda p: p.cell.rate_asked_per_s),
+    "arrivals_sent_per_second": ("Open loop: the rate sent so far.", lambda p: p.sent_per_s),
+    "arrivals_late": ("Open loop: sent over 5 ms late.", lambda p: p.arrived.late if p.arrived else None),
+    "arrivals_dropped": ("Open loop: found every slot busy.", lambda p: p.arrived.dropped if p.arrived else None),
     "server_requests_running": ("Running on the server.", lambda p: p.running),
     "output_tokens_per_second": ("Of ended requests.", lambda p: p.tokens_per_s),
     "power_watts": ("Power now, the target's GPUs together.", lambda p: p.power_w),
@@ -67,7 +71,7 @@ class SweepMetrics(Observer):
         self._run, self._model, self._dataset = run, model, dataset
         self._now_ns = now_ns
         self.registry = registry = CollectorRegistry()
-        self._scrapes = _Scrapes()
+        self._scrapes = _Scrapes(now_ns)
         registry.register(self._scrapes)
         name = "loadgen_"
         self._info = Gauge(f"{name}cell_info", "1 while the cell runs.", (*LABELS, "stage"), registry=registry)
@@ -75,7 +79,7 @@ class SweepMetrics(Observer):
         self._tokens = Counter(f"{name}output_tokens", "Tokens of ended requests.", LABELS, registry=registry)
         self._requests = Counter(f"{name}requests", "Ended requests.", (*LABELS, "status"), registry=registry)
         self._ttft = Histogram(
-            f"{name}ttft_seconds", "Send to first token.", LABELS, buckets=TTFT_BUCKETS_S, registry=registry
+            f"{name}ttft_seconds", "Send, or due, to first token.", LABELS, buckets=TTFT_BUCKETS_S, registry=registry
         )
         self._tpot = Histogram(
             f"{name}tpot_seconds", "Time per later token.", LABELS, buckets=TPOT_BUCKETS_S, registry=registry
@@ -102,9 +106,9 @@ class SweepMetrics(Observer):
         """Listen on `host`: loopback unless told otherwise. Raises OSError when the port is taken."""
         self._server, _ = start_http_server(port, addr=host, registry=self.registry)
 
-    def close(self) -> None:
-        """Stop listening; where somebody scrapes, not before they have seen the last cell's end."""
-        if self._server is not None:
+    def close(self, *, wait: bool = True) -> None:
+        """Stop listening; where somebody scrapes, not before they have seen the last cell's end, if we `wait`."""
+        if self._server is not None and wait:
             self._scrapes.wait_for_two(LAST_SCRAPE_S)
         shutdown = getattr(self._server, "shutdown", None)
         close = getattr(self._server, "server_close", None)
@@ -139,7 +143,7 @@ class SweepMetrics(Observer):
             self._tokens.labels(*labels).inc(exchange.output_tokens)
         if exchange.status != "ok" or exchange.t_first_ns is None:
             return
-        self._ttft.labels(*labels).observe((exchange.t_first_ns - exchange.t_send_ns) / 1e9)
+        self._ttft.labels(*labels).observe((exchange.t_first_ns - exchange.t_due_ns) / 1e9)
         if exchange.output_tokens and exchange.output_tokens > 1:
             decode_s = (exchange.token_times[-1][0] - exchange.t_first_ns) / 1e9
             self._tpot.labels(*labels).observe(decode_s / (exchange.output_tokens - 1))
@@ -167,9 +171,11 @@ class SweepMetrics(Observer):
 class _Scrapes(Collector):
     """Counts how often the page is read; it has no series of its own. Registered first, it hears a scrape begin."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        self._now_ns = now_ns
         self._changed = threading.Condition()
         self._count = 0
+        self._last_ns: int | None = None
 
     def describe(self) -> list[Metric]:
         return []
@@ -177,13 +183,15 @@ class _Scrapes(Collector):
     def collect(self) -> Iterator[Metric]:
         with self._changed:
             self._count += 1
+            self._last_ns = self._now_ns()
             self._changed.notify_all()
         yield from ()
 
     def wait_for_two(self, timeout_s: float) -> None:
+        """Not for one who has gone, or comes so rarely that nothing more is to be expected within the time."""
         with self._changed:
-            before = self._count
-            if before:
+            before, last_ns = self._count, self._last_ns
+            if last_ns is not None and self._now_ns() - last_ns <= timeout_s * 1e9:
                 self._changed.wait_for(lambda: self._count >= before + 2, timeout_s)
 
 

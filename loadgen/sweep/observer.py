@@ -10,6 +10,15 @@ from loadgen.client.exchange import Exchange
 from loadgen.sweep.plan import Cell
 
 
+class Arrived(msgspec.Struct, frozen=True, kw_only=True):
+    """What an open loop offered so far, from the cell's first request on."""
+
+    sent: int
+    late: int
+    """Of those sent, later than 5 ms after they were due."""
+    dropped: int
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A glance at the running cell; figures of ended requests only, none of them final."""
 
@@ -28,7 +37,15 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     share: float
     """How much of the cell's expected time is over, 0 to 1."""
+    arrived: Arrived | None = None
+    """None in a closed loop."""
+    elapsed_s: float = 0.0
+    """Since the cell's first request."""
 
+    @property
+    def sent_per_s(self) -> float | None:
+        """An open loop's rate so far; None in a closed one."""
+        return self.arrived.sent / self.elapsed_s if self.arrived is not None and self.elapsed_s else None
 
     @property
     def energy_per_token_j(self) -> float | None:
@@ -72,6 +89,9 @@ class Observer:
     def warn(self, sentence: str) -> None:
         pass
 
+    def stopping(self, sentence: str) -> None:
+        """The user interrupted the sweep, and this is what it does about it."""
+
 
 class Tee(Observer):
     """Tells several observers."""
@@ -110,3 +130,7 @@ class Tee(Observer):
     def warn(self, sentence: str) -> None:
         for observer in self._observers:
             observer.warn(sentence)
+
+    def stopping(self, sentence: str) -> None:
+        for observer in self._observers:
+            observer.stopping(sentence)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from loadgen.client.arrivals import CLOSED, Arrivals
+
 
 class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked to be measured under one name."""
@@ -25,7 +27,25 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     precision: str
     concurrency: int
+    """B, held; in an open loop the most requests in flight."""
     repeat: int
+    arrival: str = CLOSED
+    """As `--arrival` takes it."""
+
+    @property
+    def arrivals(self) -> Arrivals | None:
+        """None in a closed loop."""
+        return Arrivals.parse(self.arrival)
+
+    @property
+    def rate_asked_per_s(self) -> float | None:
+        """Requests a second; None in a closed loop."""
+        return self.arrivals.rate_per_s if self.arrivals is not None else None
+
+    @property
+    def level(self) -> str:
+        """What it holds: "B = 16", in an open loop "poisson:20"."""
+        return level(self.concurrency, self.arrival)
 
     @property
     def label(self) -> str:
@@ -40,7 +60,14 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     cells: tuple[Cell, ...]
 
 
-def plan_blocks(targets: Sequence[TargetSpec], concurrency: Sequence[int], repeats: int) -> list[Block]:
+def level(concurrency: int, arrival: str | None) -> str:
+    """What a cell's load is called: "B = 16", of an open loop "poisson:20"."""
+    return f"B = {concurrency}" if arrival in (None, CLOSED) else str(arrival)
+
+
+def plan_blocks(
+    targets: Sequence[TargetSpec], concurrency: Sequence[int], repeats: int, arrival: str = CLOSED
+) -> list[Block]:
     """Blocks in the order they run: repeats outermost, targets and concurrencies reversed in every second repeat.
 
     For targets A and B: A B, B A, A B, ... (ABBA), so that slow drift (heat, other load) hits both alike.
@@ -54,7 +81,14 @@ def plan_blocks(targets: Sequence[TargetSpec], concurrency: Sequence[int], repea
             for b in concurrency if forward else list(reversed(concurrency)):
                 index += 1
                 cells.append(
-                    Cell(index=index, target=target.name, precision=target.precision, concurrency=b, repeat=repeat)
+                    Cell(
+                        index=index,
+                        target=target.name,
+                        precision=target.precision,
+                        concurrency=b,
+                        repeat=repeat,
+                        arrival=arrival,
+                    )
                 )
             blocks.append(Block(target=target, repeat=repeat, cells=tuple(cells)))
     return blocks

@@ -25,7 +25,7 @@ from loadgen.power.selection import select_gpus
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.sweep.config import SweepConfig
-from loadgen.sweep.journal import Journal
+from loadgen.sweep.journal import Journal, session_suffix
 
 REST_S = 3.0
 SIMULATED_REST_S = 0.2
@@ -115,9 +115,10 @@ def exporter_of(plan: PowerPlan, run_dir: Path) -> Iterator[str | None]:
         yield launch.url
 
 
-def idle_power(url: str, plan: PowerPlan, run_dir: Path) -> Rest:
+def idle_power(url: str, plan: PowerPlan, run_dir: Path, session: int) -> Rest:
     """The GPUs before any server has started; samples in `journal/power/idle.jsonl`."""
-    recorder = PowerRecorder(PowerFeed(url, plan.gpus), run_dir / "journal" / "power" / "idle.jsonl", simulated=False)
+    path = run_dir / "journal" / "power" / f"idle{session_suffix(session)}.jsonl"
+    recorder = PowerRecorder(PowerFeed(url, plan.gpus), path, simulated=False)
     try:
         return recorder.rest()
     finally:
@@ -132,20 +133,22 @@ class PowerRecorder:
         self._rest_s = SIMULATED_REST_S if simulated else REST_S
         self.facts: PowerFacts = feed.connect()
         self._journal = Journal(path)
-        self._recent: list[PowerSample] = []
+        self._latest_w: dict[str, float | None] = {}
         feed.start()
 
-    def flush(self) -> None:
-        """Journal what has come since the last call."""
-        for sample in self._feed.take():
+    def flush(self) -> list[PowerSample]:
+        """Journal what has come since the last call, and return it; nothing is kept, however long a cell is."""
+        samples = self._feed.take()
+        for sample in samples:
             self._journal.append(sample)
-            self._recent.append(sample)
+            self._latest_w[sample.gpu] = sample.power_instant_w
+        return samples
 
     def cover(self, t_ns: int) -> None:
-        """Wait until samples reach beyond `t_ns`, so that a window that ends there is bracketed."""
+        """Wait until samples reach beyond `t_ns`, so that a window that ends there is bracketed, and lie on disk."""
         self._feed.drain_until(t_ns, COVER_TIMEOUT_S)
         self.flush()
-        self._recent.clear()
+        self._journal.sync()
 
     def rest(self) -> Rest:
         """Power and sensors of each GPU over some seconds in which nothing is asked of the server."""
@@ -154,23 +157,18 @@ class PowerRecorder:
         sleep(self._rest_s)
         t1_ns = monotonic_ns()
         self._feed.drain_until(t1_ns, COVER_TIMEOUT_S)
-        self.flush()
+        seen = self.flush()
         watts: dict[str, float | None] = {}
         for info in self.facts.gpus:
-            samples = [sample for sample in self._recent if sample.gpu == info.uuid]
+            samples = [sample for sample in seen if sample.gpu == info.uuid]
             watts[info.uuid] = energy_of_window(samples, t0_ns, t1_ns).power_w_mean
-        calibration = calibrate(self._recent)
-        self._recent.clear()
-        return Rest(watts, calibration)
+        return Rest(watts, calibrate(seen))
 
     @property
     def latest_w(self) -> float | None:
         """Instantaneous power of all GPUs together, as last seen."""
-        last: dict[str, float] = {}
-        for sample in self._recent[-64:]:
-            if sample.power_instant_w is not None:
-                last[sample.gpu] = sample.power_instant_w
-        return sum(last.values()) if len(last) == len(self.facts.gpus) else None
+        seen = [watts for watts in self._latest_w.values() if watts is not None]
+        return sum(seen) if len(seen) == len(self.facts.gpus) else None
 
     @property
     def losses(self) -> dict[str, int]:

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvloop
 
-from loadgen.client.body import RequestMaker
-from loadgen.client.exchange import Exchange
-from loadgen.client.http import Endpoint, HttpSlot
-from loadgen.client.openai_sdk import SdkSlot, sdk_client
-from loadgen.client.pool import Slot
-from loadgen.errors import ServerError, UsageError
-from loadgen.power.feed import PowerFeed
+from loadgen.secret import Mask
+from loadgen.serving.proxy import proxies_passed_by
+from loadgen.serving.recipe import recipe_sha256
+from loadgen.sweep.assignment import Assignment
+from loadgen.sweep.block import BlockRun, Judge
 from loadgen.sweep.cell import CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
-from loadgen.sweep.feed import Feed
-from loadgen.sweep.journal import CellEnd, CellStart, Journal, power_file
-from loadgen.sweep.load import Load
+from loadgen.sweep.crew import crew_of
+from loadgen.sweep.identity import (
+    compare_machines,
+    require_same_data,
+    require_same_power,
+    require_same_server,
+)
+from loadgen.sweep.interrupt import Interrupt
+from loadgen.sweep.journal import CellEnd, Journal
+from loadgen.sweep.load import Load, OnExchange
 from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
-from loadgen.sweep.manifest import Manifest, client_facts, clock_anchor, host_facts
+from loadgen.sweep.manifest import Manifest, client_facts, host_facts, read_manifest
 from loadgen.sweep.metrics import SweepMetrics
-from loadgen.sweep.observer import CellVerdict, Observer, Tee
+from loadgen.sweep.observer import Observer, Tee
 from loadgen.sweep.plan import Block, Cell, plan_blocks
-from loadgen.sweep.power import SIMULATED_PATH, PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
-from loadgen.sweep.servers import Server, source_of
+from loadgen.sweep.power import PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
+from loadgen.sweep.resume import await_old_servers, unfinished
+from loadgen.sweep.rundir import create_run_dir, held, stored
+from loadgen.sweep.servers import Server, Source, source_of
+from loadgen.sweep.settings import resumed_config
+from loadgen.sweep.workers import load_of
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.facts import facts_of, write_facts
 from loadgen.workload.grading import Grader
@@ -42,16 +46,14 @@ EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
 EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
 
 
-Judge = Callable[[Path, Path], CellVerdict]
-"""Judges an ended cell, from the run directory and the cell's journal."""
-
-
 class Interrupted(Exception):
-    """Ctrl-C: what was measured is in `run_dir`."""
+    """Ctrl-C or SIGTERM: what was measured is in `run_dir`."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, hurried: bool) -> None:
         super().__init__(str(run_dir))
         self.run_dir = run_dir
+        self.hurried = hurried
+        """Whoever asked wants no report either."""
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,55 +102,130 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
         config=config,
         dataset=dataset,
         protocol=protocol,
-        blocks=tuple(plan_blocks(config.targets, config.concurrency, config.repeats)),
+        blocks=_blocks(config),
     )
+
+
+def left_of(run_dir: Path, config: SweepConfig) -> SweepPlan:
+    """The plan of what an interrupted run lacks; without blocks if it lacks nothing."""
+    return msgspec.structs.replace(plan_sweep(config), blocks=unfinished(run_dir, _blocks(config)))
+
+
+def _blocks(config: SweepConfig) -> tuple[Block, ...]:
+    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival))
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
     """Measures every cell and returns the run directory, journal and manifest complete, nothing derived yet.
 
     A server that fails costs its own cells, the others go on. `judge` is asked after each cell, before the next begins,
-    so that the observers hear its verdict. Raises UsageError before anything is created, and Interrupted on Ctrl-C.
+    so that the observers hear its verdict. Raises UsageError before anything is created, Interrupted on Ctrl-C, and
+    StorageError when the run directory can no longer be written.
     """
     source = source_of(config)
     source.check()
     power = plan_power(config, simulated=source.simulated)
     plan = plan_sweep(config)
+    content = _content(plan, power, simulated=source.simulated)
+    run_dir = create_run_dir(config)
+    with held(run_dir), stored(run_dir):
+        _sweep(plan, source, power, Manifest(run_dir, content), observer or Observer(), judge)
+    return run_dir
+
+
+def resume_sweep(
+    run_dir: Path,
+    given: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+    judge: Judge | None = None,
+) -> Path:
+    """Measures the cells of an interrupted run that are not finished, with the settings it was begun with.
+
+    `given` are arguments of `configure` that were named again. A block of cells gets a fresh server and every cell its
+    warm-up, as ever. Raises UsageError if the directory is no run, is being measured, an option says something else, or
+    data, servers or GPUs are not what they were; and Interrupted on Ctrl-C, as often as you like.
+    """
+    read_manifest(run_dir)
     observer = observer or Observer()
-    run_dir = _create_run_dir(config)
-    manifest = _manifest(plan, run_dir, source.simulated)
-    manifest.content["power"] = msgspec.to_builtins(power)
-    manifest.write()
+    with held(run_dir), stored(run_dir):
+        begun = read_manifest(run_dir)
+        config = resumed_config(run_dir, begun, given or {})
+        if not unfinished(run_dir, _blocks(config)):
+            observer.note(f"{run_dir} is complete, nothing is left to measure")
+            return run_dir
+        plan = left_of(run_dir, config)
+        source = source_of(config)
+        source.check()
+        power = plan_power(config, simulated=source.simulated)
+        now = _content(plan, power, simulated=source.simulated)
+        require_same_data(begun, now)
+        require_same_power(begun, now["power"])
+        for server in source.running:
+            require_same_server(begun, server.target, server.facts)
+        serves = config.mode == "serve"
+        warnings = compare_machines(begun, client=now["client"], host=now["host"], serves=serves)
+        for name in await_old_servers(begun["servers"]):
+            observer.warn(f"the server of {name} that an earlier session started still runs")
+        _sweep(plan, source, power, Manifest(run_dir, begun), observer, judge, warnings)
+    return run_dir
+
+
+def _sweep(
+    plan: SweepPlan,
+    source: Source,
+    power: PowerPlan,
+    manifest: Manifest,
+    observer: Observer,
+    judge: Judge | None,
+    warnings: Sequence[str] = (),
+) -> None:
+    config, run_dir = plan.config, manifest.run_dir
+    manifest.begin()
     write_facts(run_dir, plan.dataset.items)
-    title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × B "
-    title += f"{','.join(map(str, config.concurrency))} × {config.repeats} repeats"
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
-    observer.run_begins(title, len(plan.cells), source.simulated, plan.expected_s)
+    observer.run_begins(_title(plan, manifest, source), len(plan.cells), source.simulated, plan.expected_s)
+    for warning in warnings:
+        manifest.warn(warning)
+        observer.warn(warning)
+    if proxies := proxies_passed_by(spec.url for spec in config.targets if spec.url is not None):
+        shown = ", ".join(map(Mask(), proxies))
+        observer.note(f"the proxy {shown} of the environment is not asked: servers are measured directly")
+    interrupt = Interrupt()
+    crew: dict[int, int] = {}
+
+    async def run_cell(cell: Cell, server: Server, journal: Journal, recorder: PowerRecorder | None) -> CellEnd:
+        workers = crew[cell.concurrency]
+        return await _run_cell(cell, plan, server, journal, observer, recorder, interrupt, workers)
+
     try:
-        with exporter_of(power, run_dir) as exporter_url:
+        with interrupt.heard(), exporter_of(power, run_dir) as exporter_url:
+            crew |= crew_of(config, manifest, observer)
             if exporter_url is not None and config.mode == "serve":
-                idle = idle_power(exporter_url, power, run_dir)
+                idle = idle_power(exporter_url, power, run_dir, manifest.session)
                 manifest.add_idle(idle)
                 observer.note(f"before the first server: {idle}")
+            blocks = BlockRun(source, power, exporter_url, manifest, observer, judge, interrupt, run_cell)
             for block in plan.blocks:
-                try:
-                    with source.serve(block.target, block.repeat, run_dir, observer) as server:
-                        manifest.add_server(block.repeat, server.target, server.facts)
-                        url = f"{server.target.url}{SIMULATED_PATH}" if power.kind == "simulated" else exporter_url
-                        with _recorder(url, power, block, server, run_dir, manifest, observer) as recorder:
-                            for cell in block.cells:
-                                _measure(cell, plan, server, run_dir, observer, judge, recorder)
-                except ServerError as error:
-                    manifest.add_failure(block.repeat, block.target.name, str(error))
-                    observer.warn(str(error))
+                blocks.measure(block)
     except KeyboardInterrupt:
-        raise Interrupted(run_dir) from None
+        raise Interrupted(run_dir, hurried=interrupt.hurried) from None
     finally:
-        metrics.close()
-        manifest.close()
-    return run_dir
+        try:
+            manifest.close()
+        finally:
+            metrics.close(wait=not interrupt.asked)
+
+
+def _title(plan: SweepPlan, manifest: Manifest, source: Source) -> str:
+    config = plan.config
+    title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
+    title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × "
+    title += f"{config.repeats} repeats"
+    if manifest.resumed:
+        whole = len(config.targets) * len(config.concurrency) * config.repeats
+        title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
+    return title
 
 
 def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: bool) -> SweepMetrics:
@@ -165,75 +242,6 @@ def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: b
     return metrics
 
 
-@contextlib.contextmanager
-def _recorder(
-    url: str | None,
-    power: PowerPlan,
-    block: Block,
-    server: Server,
-    run_dir: Path,
-    manifest: Manifest,
-    observer: Observer,
-) -> Iterator[PowerRecorder | None]:
-    """Power of one server's life, its rest before the first cell included; None where power is not measured."""
-    if url is None:
-        yield None
-        return
-    path = power_file(run_dir, block.target.name, block.repeat)
-    recorder = PowerRecorder(PowerFeed(url, power.gpus), path, simulated=server.target.simulated)
-    entry: dict[str, Any] = {}
-    try:
-        rest = recorder.rest()
-        entry = manifest.add_power(block.repeat, block.target.name, recorder.facts, rest)
-        observer.note(f"{block.target.name} at rest: {rest}")
-        yield recorder
-    finally:
-        recorder.close()
-        entry |= recorder.losses
-        manifest.write()
-
-
-def _measure(
-    cell: Cell,
-    plan: SweepPlan,
-    server: Server,
-    run_dir: Path,
-    observer: Observer,
-    judge: Judge | None,
-    power: PowerRecorder | None,
-) -> None:
-    path = run_dir / "journal" / f"{cell.label}.jsonl"
-    journal = Journal(path)
-    try:
-        start = clock_anchor()["monotonic_ns"]
-        journal.append(CellStart(cell=cell, t_ns=start, simulated=server.target.simulated))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            end = runner.run(_run_cell(cell, plan, server, journal, observer, power))
-    finally:
-        journal.close()
-    if end.aborted == "interrupted":
-        raise KeyboardInterrupt
-    observer.cell_ends(cell, _cell_line(end), _verdict(end, judge, run_dir, path))
-
-
-def _verdict(end: CellEnd, judge: Judge | None, run_dir: Path, path: Path) -> CellVerdict:
-    if judge is not None:
-        try:
-            return judge(run_dir, path)
-        except Exception as error:  # a glance, whatever is wrong with it, costs no measurement
-            return CellVerdict(valid=None, reasons=f"{type(error).__name__}: {error}")
-    return CellVerdict(valid=False if end.aborted else None, reasons=end.aborted or "")
-
-
-def _cell_line(end: CellEnd) -> str:
-    if end.window_open_ns is None or end.window_close_ns is None:
-        return "ended before its window opened"
-    window_s = (end.window_close_ns - end.window_open_ns) / 1e9
-    if end.generation_tokens is None:
-        return f"window {window_s:.1f} s"
-    return f"window {window_s:.1f} s, {end.generation_tokens:,.0f} tokens in the whole cell by the server's count"
-
-
 async def _run_cell(
     cell: Cell,
     plan: SweepPlan,
@@ -241,68 +249,52 @@ async def _run_cell(
     journal: Journal,
     observer: Observer,
     power: PowerRecorder | None,
+    interrupt: Interrupt,
+    workers: int,
 ) -> CellEnd:
     config = plan.config
     run = CellRun(
         cell,
         settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s),
         url=server.target.url,
-        make_load=lambda on_exchange: _load(cell, plan, server, on_exchange),
+        make_load=lambda on_exchange: _load(cell, plan, server, workers, on_exchange),
         journal=journal,
         observer=observer,
         server_died=server.died,
         grader=plan.grader,
         power=power,
+        interrupt=interrupt,
     )
     return await run.run()
 
 
-def _load(cell: Cell, plan: SweepPlan, server: Server, on_exchange: Callable[[Exchange], None]) -> Load:
+def _load(cell: Cell, plan: SweepPlan, server: Server, workers: int, on_exchange: OnExchange) -> Load:
     config = plan.config
-    maker = RequestMaker(
-        plan.protocol,
-        api=plan.protocol.api,
+    assignment = Assignment(
+        url=server.target.url,
         model=server.target.model,
+        api_key=config.api_key,
+        transport=config.transport,
+        timeout_s=config.timeout_s,
+        protocol=plan.protocol,
         seed=config.seed,
         max_tokens=plan.max_tokens,
         fixed_length=config.fixed_length,
         thinking=config.thinking,
+        items=plan.dataset.items,
+        warmup_items=tuple(warmup_items()),
+        concurrency=cell.concurrency,
+        requests=config.requests,
     )
-    feed = Feed(maker, plan.dataset.items, warmup_items(), cell.concurrency, config.requests)
-    return Load(_slots(cell.concurrency, plan, server), feed, on_exchange)
+    if cell.arrivals is not None:
+        return assignment.open_load(cell.arrivals, f"{config.seed}/{cell.repeat}", on_exchange)
+    return load_of(assignment, workers, on_exchange)
 
 
-def _slots(count: int, plan: SweepPlan, server: Server) -> Sequence[Slot]:
+def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str, Any]:
+    """The manifest of a run that is about to begin."""
     config = plan.config
-    if config.transport == "openai":
-        client = sdk_client(server.target.url, api_key=config.api_key, timeout_s=config.timeout_s)
-        return [SdkSlot(client, plan.protocol.api, slot) for slot in range(count)]
-    endpoint = Endpoint(server.target.url, plan.protocol.api, config.api_key)
-    return [HttpSlot(endpoint, slot, config.timeout_s) for slot in range(count)]
-
-
-def _create_run_dir(config: SweepConfig) -> Path:
-    if config.out is not None:
-        run_dir = Path(config.out)
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-            raise UsageError(f"--out {run_dir}: exists already and is not empty; name a new folder")
-    else:
-        model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.model).name) if config.model else config.mode
-        base = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{model}"
-        run_dir = next(path for path in _numbered(base) if not path.exists())
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {run_dir}: cannot be created ({error.strerror}); name a writable folder") from None
-    return run_dir
-
-
-def _numbered(base: Path) -> Sequence[Path]:
-    return [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))]
-
-
-def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
-    content: dict[str, Any] = {
+    return {
         "schema": MANIFEST_SCHEMA,
         "simulated": simulated,
         "config": msgspec.to_builtins(plan.config),
@@ -324,13 +316,15 @@ def _manifest(plan: SweepPlan, run_dir: Path, simulated: bool) -> Manifest:
             "temperature": 0,
             "seed": plan.config.seed,
         },
-        "graded": plan.config.fixed_length is None,
+        "graded": config.fixed_length is None,
+        "recipes": {t.precision: recipe_sha256(t.precision) for t in config.targets} if config.mode == "serve" else {},
         "client": client_facts(),
         "host": host_facts(),
         "gpu": None,
-        "power": None,
-        "clock_anchors": [clock_anchor()],
+        "power": msgspec.to_builtins(power),
+        "clock_anchors": [],
+        "sessions": [],
         "servers": [],
         "failures": [],
+        "attempts": [],
     }
-    return Manifest(run_dir / "manifest.json", content)

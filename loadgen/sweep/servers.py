@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from loadgen.errors import ServerError, UsageError
+from loadgen.secret import Mask
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
@@ -25,6 +27,7 @@ from loadgen.workload.dataset import data_path
 from loadgen.workload.thinking import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
 PROBE_TIMEOUT_S = 10.0
+MOST_BYTES = 16 * 2**20
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +42,8 @@ class Source(Protocol):
     """Brings up one target's server for a block of cells."""
 
     simulated: bool
+    running: Sequence[Server]
+    """Those that are up before the sweep begins, once `check` has been called."""
 
     def check(self) -> None:
         """Raises UsageError for what can be known to fail before anything is created or started."""
@@ -64,11 +69,13 @@ class _Running:
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
         self._servers: dict[str, Server] = {}
+        self.running: Sequence[Server] = ()
         self.simulated = False
 
     def check(self) -> None:
         for spec in self._config.targets:
             self._servers[spec.name] = self._greet(spec)
+        self.running = tuple(self._servers.values())
         self.simulated = any(server.target.simulated for server in self._servers.values())
 
     @contextlib.contextmanager
@@ -107,22 +114,35 @@ class _Running:
         if self._config.api_key:
             request.add_header("Authorization", f"Bearer {self._config.api_key}")
         try:
-            with urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S) as answer:
-                return answer.read(), answer.headers.get("X-Loadgen-Simulated") is not None
+            with _OPENER.open(request, timeout=PROBE_TIMEOUT_S) as answer:
+                return answer.read(MOST_BYTES), answer.headers.get("X-Loadgen-Simulated") is not None
         except urllib.error.HTTPError as error:
             reason = f"answers {error.code} {error.reason} at {path}"
             remedy = "give the key with --api-key-env VAR" if error.code in (401, 403) else "is this a vLLM server?"
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-            said = " ".join(str(getattr(error, "reason", error)).split())
-            reason = f"does not answer ({said})"
+            cause = getattr(error, "reason", error)
+            reason = f"does not answer ({' '.join(str(cause).split())})"
             remedy = "start the server or mend the address"
-        raise UsageError(f"target {spec.name}: {spec.url} {reason}; {remedy}")
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
+        raise UsageError(Mask(self._config.api_key)(f"target {spec.name}: {spec.url} {reason}; {remedy}"))
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A server that sends elsewhere is not the server to be measured, and whoever it names must not get the key."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
 class _Processes:
     """Servers that loadgen starts one at a time, anew for every block, and stops before the next."""
 
     simulated = False
+    running: Sequence[Server] = ()
 
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
@@ -145,6 +165,8 @@ class _Processes:
             process.verify()
             facts = process.facts()
             observer.server_ready(spec.name, f"vLLM {facts.version}" + "".join(f", {k}" for k in facts.kernels))
+            if facts.note is not None:
+                observer.warn(f"{spec.name}: {facts.note}")
 
             def died() -> str | None:
                 code = process.poll()

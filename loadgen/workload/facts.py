@@ -29,8 +29,10 @@ def facts_of(item: Item) -> ItemFacts:
 
 
 def write_facts(run_dir: Path, items: Iterable[Item]) -> None:
-    """items.json: item id to facts."""
-    (run_dir / FILE).write_bytes(msgspec.json.encode({item.id: facts_of(item) for item in items}))
+    """items.json: item id to facts; whole or not at all, whatever happens meanwhile."""
+    partial = (run_dir / FILE).with_suffix(".partial")
+    partial.write_bytes(msgspec.json.encode({item.id: facts_of(item) for item in items}))
+    partial.replace(run_dir / FILE)
 
 
 def read_facts(run_dir: Path) -> dict[str, ItemFacts]:

@@ -1,4 +1,4 @@
-"""A sweep that is stopped: Ctrl-C keeps what was measured, a kill loses at most what was in flight."""
+"""A sweep that is stopped: Ctrl-C finishes what is in flight, twice gives it up, a kill loses no more than that."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from loadgen.client.exchange import Exchange
 from loadgen.sweep.journal import CellEnd, cell_files, read_records
 
 DERIVED = ("requests.parquet", "server.parquet", "cells.csv", "summary.csv", "analysis.json", "report.html")
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 def hear_interrupts():
@@ -82,6 +82,10 @@ class TestCtrlC:
         run_dir = interrupted[0]
         assert [name for name in DERIVED if not (run_dir / name).is_file()] == []
 
+    def test_it_says_at_once_what_it_waits_for(self, interrupted):
+        first = interrupted[3].splitlines()[0]
+        assert first == "Interrupted: finishing 4 requests in flight; Ctrl-C again stops at once"
+
     def test_the_finished_cell_is_measured_and_the_interrupted_one_says_so(self, interrupted):
         cells = pd.read_csv(interrupted[0] / "cells.csv")
         assert list(cells.concurrency) == [2, 4]
@@ -89,12 +93,15 @@ class TestCtrlC:
         assert not cells.valid[1]
         assert "interrupted" in cells.reasons[1]
 
-    def test_what_was_in_flight_is_a_row_too(self, interrupted):
+    def test_what_was_in_flight_is_finished_and_no_slot_sends_again(self, interrupted):
         *_, last = cell_files(interrupted[0])
         records = list(read_records(last))
         assert isinstance(records[-1], CellEnd)
         assert records[-1].aborted == "interrupted"
-        assert sum(isinstance(r, Exchange) and r.status == "broken" for r in records) == 4
+        rows = [r for r in records if isinstance(r, Exchange)]
+        assert {row.status for row in rows} == {"ok"}
+        stopped_ns = min(max(row.t_end_ns for row in rows if row.slot == slot) for slot in range(4))
+        assert max(row.t_send_ns for row in rows) < stopped_ns
 
     def test_no_server_is_left(self, interrupted):
         servers = json.loads((interrupted[0] / "manifest.json").read_bytes())["servers"]
@@ -156,7 +163,8 @@ class TestKill:
 
 
 @pytest.mark.parametrize("transport", ["raw", "openai"])
-def test_whatever_the_transport_requests_in_flight_end_as_rows(known, tmp_path, transport):
+@pytest.mark.parametrize("how", ["Ctrl-C twice", "SIGTERM"])
+def test_at_once_requests_in_flight_end_as_rows_whatever_the_transport(known, tmp_path, transport, how):
     if transport == "openai":
         pytest.importorskip("openai")
     run_dir = tmp_path / "run"
@@ -165,11 +173,22 @@ def test_whatever_the_transport_requests_in_flight_end_as_rows(known, tmp_path, 
         str(known.tokens), "--transport", transport, "--quiet",
     )  # fmt: skip
     wait_for_requests(process, run_dir, cells=1, requests=4)
-    code, _, err = stopped(process, signal.SIGINT)
+    if how == "SIGTERM":
+        code, _, err = stopped(process, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGINT)
+        assert "finishing 3 requests in flight" in process.stderr.readline()
+        code, _, err = stopped(process, signal.SIGINT)
     assert code == 130, err
+    assert f"Interrupted: what was measured is kept in {run_dir}" in err
     [journal] = cell_files(run_dir)
-    rows = [record for record in read_records(journal) if isinstance(record, Exchange)]
+    *records, end = read_records(journal)
+    assert isinstance(end, CellEnd)
+    assert end.aborted == "interrupted"
+    rows = [record for record in records if isinstance(record, Exchange)]
     given_up = [row for row in rows if row.status == "broken"]
     assert sorted(row.slot for row in given_up) == [0, 1, 2]
     assert {row.error for row in given_up} == {"given up: the run was stopped"}
     assert {row.status for row in rows} == {"ok", "broken"}
+    assert not (run_dir / "report.html").exists(), "at once: the report is left to `loadgen report`"
+    assert report(run_dir).returncode == 0

@@ -79,6 +79,20 @@ class TestHonesty:
     def test_tokens_equal_the_servers_own_count(self, run, b):
         assert cell(run, b).recorded_tokens == cell(run, b).server_tokens
 
+    def test_the_servers_own_ttft_stands_beside_the_clients(self, run, known, b):
+        row = cell(run, b)
+        assert row.server_ttft_ms_mean == pytest.approx(known.ttft_s * 1e3, rel=WITHIN)
+        assert row.server_ttft_count > 0
+        assert abs(row.ttft_excess_ms) < WITHIN * known.ttft_s * 1e3
+
+    def test_the_client_says_what_it_took(self, run, b):
+        row = cell(run, b)
+        assert row.client_processes == 1
+        assert 0 < row.client_cpu_share < 1
+        assert row.client_cpu_cores == pytest.approx(row.client_cpu_share, rel=0.05)
+        assert 0 <= row.loop_lag_ms_p50 <= row.loop_lag_ms_p90 <= row.loop_lag_ms_p99 <= row.loop_lag_ms_max
+        assert 0 < row.refill_gap_ms_p50 <= row.refill_gap_ms_p99 <= row.refill_gap_ms_max
+
     def test_every_request_is_a_row_with_all_its_tokens(self, run, known, b):
         rows = run.requests[(run.requests.concurrency == b) & (run.requests.phase == "measured")]
         assert set(rows.status) == {"ok"}

@@ -17,8 +17,10 @@ MS = 1_000_000
 WINDOW = (1000, 2000)
 
 
-def cell(b: int = 1, *, target: str = "fp16", repeat: int = 1, index: int = 1) -> Cell:
-    return Cell(index=index, target=target, precision=target, concurrency=b, repeat=repeat)
+def cell(
+    b: int = 1, *, target: str = "fp16", repeat: int = 1, index: int = 1, arrival: str = "closed"
+) -> Cell:
+    return Cell(index=index, target=target, precision=target, concurrency=b, repeat=repeat, arrival=arrival)
 
 
 def answer(send: float, tokens: Sequence[tuple[float, int]] = (), end: float | None = None, **fields: Any) -> Exchange:
@@ -40,6 +42,18 @@ def answer(send: float, tokens: Sequence[tuple[float, int]] = (), end: float | N
         "http_status": 200,
     }
     return Exchange(**made | fields)
+
+
+def arrived(
+    due: float, tokens: Sequence[tuple[float, int]] = (), end: float | None = None, *, late: float = 0, **fields: Any
+) -> Exchange:
+    """An exchange of an open loop, sent `late` after it was due."""
+    return answer(due + late, tokens, end, t_scheduled_ns=round(due * MS), **fields)
+
+
+def turned_away(due: float) -> Exchange:
+    """An arrival that was dropped."""
+    return arrived(due, status="dropped", slot=None, http_status=None, finish_reason=None, error="4 were in flight")
 
 
 def scrape(t: float, **figures: float | None) -> ServerSample:
@@ -77,9 +91,11 @@ def cell_data(
     samples: Sequence[ServerSample] = (),
     *,
     b: int = 1,
+    arrival: str = "closed",
     end: CellEnd | None = None,
 ) -> CellData:
-    data = read_cell(write_cell(run_dir, cell(b), exchanges, samples, ended() if end is None else end))
+    of = cell(b, arrival=arrival)
+    data = read_cell(write_cell(run_dir, of, exchanges, samples, ended() if end is None else end))
     assert data is not None
     return data
 
@@ -98,6 +114,25 @@ def valid_cell(run_dir: Path, of: Cell, *, tokens_per_s: int = 100, simulated: b
     )  # fmt: skip
 
 
+def open_cell(run_dir: Path, of: Cell, *, simulated: bool = False) -> None:
+    """A valid cell of an open loop: 4 requests due in its window of 1 s, first tokens after 50, 90, 200 and 400 ms."""
+    asked = [
+        arrived(due, [(due + ttft, 1), (due + ttft + 10, 1)], item_id=item, text="#### 5", late=0.5)
+        for due, ttft, item in ((1100, 50, "q1"), (1250, 90, "q2"), (1400, 200, "q1"), (1500, 400, "q2"))
+    ]
+    write_cell(run_dir, of, asked, [scrape(1100, running=1.0), scrape(1900, running=1.0)], ended(), simulated=simulated)
+
+
+def made_open_run(run_dir: Path, *, slo: str | None = None, arrival: str = "poisson:4", **options: Any) -> Path:
+    """As `make_run`, of an open loop with at most 64 in flight."""
+    make_run(run_dir, concurrency=(64,), arrival=arrival, **options)
+    path = run_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"] |= {"arrival": arrival, "slo": slo}
+    path.write_text(json.dumps(manifest))
+    return run_dir
+
+
 def make_run(
     run_dir: Path,
     *,
@@ -108,6 +143,7 @@ def make_run(
     model: str | None = "some/model",
     servers: Sequence[dict[str, Any]] = (),
     failures: Sequence[dict[str, Any]] = (),
+    arrival: str = "closed",
 ) -> Path:
     """A whole run directory as the sweep leaves it, nothing derived: manifest, items and a valid cell everywhere."""
     run_dir.mkdir(parents=True)
@@ -138,6 +174,9 @@ def make_run(
         for target in targets:
             for b in concurrency:
                 index += 1
-                of = cell(b, target=target, repeat=repeat, index=index)
-                valid_cell(run_dir, of, tokens_per_s=90 + 10 * repeat, simulated=simulated)
+                of = cell(b, target=target, repeat=repeat, index=index, arrival=arrival)
+                if of.arrivals is not None:
+                    open_cell(run_dir, of, simulated=simulated)
+                else:
+                    valid_cell(run_dir, of, tokens_per_s=90 + 10 * repeat, simulated=simulated)
     return run_dir

@@ -15,6 +15,7 @@ from loadgen.analysis.cells import summarize_cell
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.sample import PowerSample
+from loadgen.power.trace import trace_of
 from loadgen.sweep.journal import Journal, power_file
 
 WINDOW_MS = (1000.0, 41_000.0)
@@ -39,7 +40,8 @@ def energy(tmp_path: Path, power: PowerData | None, **options: float | None) -> 
 
 
 def of(samples: dict[str, list[PowerSample]], **fields: object) -> PowerData:
-    return PowerData(samples=samples, **({"rest_w": {}, "limit_default_w": None, "damaged": 0} | fields))
+    traces = {gpu: trace_of(gpu, ours) for gpu, ours in samples.items()}
+    return PowerData(samples=traces, **({"rest_w": {}, "limit_default_w": None, "damaged": 0} | fields))
 
 
 def test_energy_is_power_times_window_and_is_shared_by_its_tokens(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_mig_makes_the_energy_somebody_elses_too(tmp_path: Path) -> None:
 
 def test_invalid_energy_makes_the_cell_invalid(tmp_path: Path) -> None:
     tokens = [(1000 + 100 * (k + 1), 1) for k in range(400)]
-    scrapes = [scrape(2000, running=1.0, waiting=0.0), scrape(40_000, running=1.0, waiting=0.0)]
+    scrapes = [scrape(t, running=1.0, waiting=0.0) for t in range(2000, 41_000, 1000)]
     data = cell_data(tmp_path, [answer(900, tokens, end=40_999)], scrapes, end=ended(WINDOW_MS))
     good = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0)}))
     bad = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0, until_ms=20_000)}))

@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from made_run import answer, cell, ended, make_run, write_cell
 
-from loadgen.analysis.analyse import read_manifest
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, processes_for
 from loadgen.analysis.sides import cell_answers
 from loadgen.analysis.tables import requests_table
 from loadgen.sweep import journal
 from loadgen.sweep.journal import cell_files
+from loadgen.sweep.manifest import read_manifest
 from loadgen.workload.facts import ItemFacts, read_facts
 from loadgen.workload.grading import FAILED, Grader, Verdict, grader
 
 
 def reader(run_dir: Path) -> CellReader:
-    return CellReader(run_dir, read_manifest(run_dir), Grader(read_facts(run_dir), "gsm8k"))
+    return CellReader(read_manifest(run_dir), Grader(read_facts(run_dir), "gsm8k"), {})
 
 
 def test_two_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_two_processes_give_the_same_results_in_the_same_order(tmp_path: Path) -
     torn = run_dir / "journal" / f"{cell(index=99).label}.jsonl"
     torn.write_bytes(b'{"type":"cell"')
     paths = cell_files(run_dir)
-    alone, together = (list(reader(run_dir).results(paths, processes=n)) for n in (1, 2))
+    alone, together = (list(reader(run_dir).results(paths, n)) for n in (1, 2))
     assert len(alone) == 18, "the torn one is no cell"
     assert [result.summary for result in alone] == [result.summary for result in together]
     assert [result.answers for result in alone] == [result.answers for result in together]
@@ -49,7 +49,7 @@ def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:
     first = cell_files(run_dir)[0]
     first.write_bytes(first.read_bytes() + journal.sealed(b'{"type":"nothing"}'))
     with pytest.raises(ValueError, match="nothing"):
-        list(reader(run_dir).results(cell_files(run_dir), processes=2))
+        list(reader(run_dir).results(cell_files(run_dir), 2))
 
 
 @pytest.mark.parametrize("block_bytes", [100, 1 << 24])
@@ -64,6 +64,23 @@ def test_token_times_of_all_requests_lie_in_one_array(
     assert data.token_offsets.tolist() == [0, 0, 1, 4, 4]
     assert data.token_t_ns.tolist() == [3_000_000, 5_000_000, 6_000_000, 7_500_000]
     assert data.token_counts.tolist() == [7, 1, 2, 3]
+
+
+@pytest.mark.parametrize("events", [
+    [(999_999, 1), (1_000_000, 1)],
+    [(5_000_000, 9), (6_000_000, 10)],
+    [(5_000_000, 10), (60_000_000, 9)],
+    [(10**18, 1), (10**18 + 1, 2)],
+    [(2**62, 1)],
+])  # fmt: skip
+def test_token_times_are_read_whatever_their_digits(tmp_path: Path, events: list[tuple[int, int]]) -> None:
+    """More digits in one place than in another, longer by one where it is shorter by one, and more than 18."""
+    asked = [answer(1), answer(2, token_times=tuple(events)), answer(3, token_times=tuple(events[::-1]))]
+    data = read_cell(write_cell(tmp_path, cell(), asked, [], ended()))
+    assert data is not None
+    assert data.token_offsets.tolist() == [0, 0, len(events), 2 * len(events)]
+    both = [*events, *events[::-1]]
+    assert list(zip(data.token_t_ns.tolist(), data.token_counts.tolist(), strict=True)) == both
 
 
 def test_equal_answers_of_a_cell_are_one_that_counts(tmp_path: Path) -> None:

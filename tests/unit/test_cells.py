@@ -122,8 +122,7 @@ def test_what_was_not_measured_is_none_and_not_zero(tmp_path: Path) -> None:
     for name in (
         "tokens_per_s", "running_mean", "running_gauge_mean", "waiting_mean", "preemptions", "server_tokens",
         "recorded_tokens", "ttft_ms_mean", "ttft_ms_p99", "itl_ms_p50", "icl_ms_mean", "tpot_ms_mean",
-        "output_tokens_mean", "accuracy", "truncated_rate", "unparsed_rate", "refill_gap_ms_p99", "client_cpu_share",
-        "loop_lag_ms_p99",
+        "output_tokens_mean", "accuracy", "truncated_rate", "unparsed_rate",
     ):  # fmt: skip
         assert getattr(figures, name) is None, name
 
@@ -144,11 +143,42 @@ def test_recorded_tokens_are_all_of_the_cells_and_unknown_when_one_request_faile
 
 def test_failures_outside_the_window_are_counted_apart_and_told(tmp_path: Path) -> None:
     early = answer(10, end=20, status="broken", error="connection lost before the answer", phase="warmup")
-    late = answer(1950, end=2500, status="timeout", error="600 s")
+    late = answer(2001, end=2500, status="timeout", error="600 s")
     figures = row(tmp_path, [early, answer(900, [(1500, 7)]), late])
     assert (figures.errors, figures.failures) == (0, 2)
     assert figures.first_failure == "broken: connection lost before the answer"
     assert row(tmp_path / "none", [answer(900, [(1500, 7)])]).failures == 0
+
+
+def test_a_request_that_stalled_in_the_window_is_an_error_of_it_whenever_it_was_given_up(tmp_path: Path) -> None:
+    stalled = answer(500, end=60_000, status="timeout", error="no complete answer within 59.5 s")
+    figures = row(tmp_path, [stalled, answer(900, [(1500, 7)])])
+    assert figures.errors == 1
+    assert "1 of 2 requests failed, the first: timeout: no complete answer within 59.5 s" in figures.reasons
+
+
+def test_answers_whose_tokens_are_unknown_are_told(tmp_path: Path) -> None:
+    figures = row(tmp_path, [answer(900, [(1500, 7)]), answer(900, end=1500), answer(900, end=1600)])
+    assert "2 of 3 answers came without token usage" in figures.reasons
+
+
+def test_a_server_that_was_restarted_is_found_out_by_its_counters(tmp_path: Path) -> None:
+    """A batch of 2 before and after; the differences alone would say (30 - 900) / (10 - 300) = 3."""
+    samples = [
+        scrape(t, running=2.0, generation_tokens=tokens, iterations=steps, preemptions=0.0)
+        for t, tokens, steps in ((1100, 900.0, 300.0), (1400, 940.0, 320.0), (1900, 30.0, 10.0))
+    ]
+    figures = row(tmp_path, [answer(900, [(1500, 1)])], samples, b=2)
+    assert "the server's counters went back: it was restarted within the cell" in figures.reasons
+    assert figures.running_mean == 2.0, "the gauge's, which a restart does not falsify"
+    assert figures.preemptions == 0.0
+
+
+def test_a_server_whose_metrics_fall_silent_is_told(tmp_path: Path) -> None:
+    """Of a window of 10 s, /metrics answers in the first 4."""
+    samples = [scrape(1000 + 500 * k, running=1.0) for k in range(9)]
+    figures = row(tmp_path, [answer(900, [(1500, 1)])], samples, end=ended((1000, 11_000)))
+    assert "the server gave no /metrics for 6.0 s of the window" in figures.reasons
 
 
 def test_latency_figures_are_the_mean_and_the_percentiles_in_ms(tmp_path: Path) -> None:
@@ -178,20 +208,9 @@ def test_errors_of_the_window_count_and_the_first_is_quoted(tmp_path: Path) -> N
         answer(1, end=900, status="connect", error="refused"),
         answer(900, end=1100, status="http", error="503: full"),
         answer(900, end=1200, status="timeout", error="late", phase="warmup"),
-        answer(1900, end=2100, status="broken", error="cut"),
+        answer(2001, end=2100, status="broken", error="cut"),
         answer(900, [(1500, 1)]),
     ]
     figures = row(tmp_path, lines)
     assert (figures.requests, figures.errors) == (1, 2)
     assert "2 of 3 requests failed, the first: http: 503: full" in figures.reasons
-
-
-def test_the_refill_gap_is_last_byte_to_next_send_of_the_same_slot(tmp_path: Path) -> None:
-    lines = [answer(1, [(500, 1)]), answer(900, [(1100, 1)]), answer(1102, [(1500, 1)]), answer(2500, [(2600, 1)])]
-    lines.append(answer(900, [(1190, 1)], slot=1))
-    assert row(tmp_path, lines).refill_gap_ms_p99 == pytest.approx(2.0)
-
-
-def test_the_clients_own_load_is_cpu_time_over_the_window(tmp_path: Path) -> None:
-    figures = row(tmp_path, [answer(900, [(1500, 1)])], end=ended(client_cpu_s=0.25, loop_lag_ms_p99=1.5))
-    assert (figures.client_cpu_share, figures.loop_lag_ms_p99) == (0.25, 1.5)

@@ -98,14 +98,15 @@ def test_as_a_user_sees_it(empty_folder: Path, arguments: list[str], said: str) 
         (["sweep", "--protocol", "gsm8k", "--shots-file", "no.jsonl"], "--shots-file no.jsonl: there is no such file"),
         (["sweep", "--data-file", "."], "--data-file .: there is no such file"),
         (["sweep", "--target", "fp16=http://h:1", "--serve", "fp16"], "exclude each other"),
-        (["sweep", "--arrival", "poisson:3"], "--arrival poisson:3 is not built yet"),
+        (["sweep", "--arrival", "poisson:3/s"], "--arrival poisson:3/s: '3/s' is no rate; give requests per second"),
+        (["sweep", "--slo", "ttft:200"], "ttft is given '200'; write a time above 0 with its unit"),
         (["sweep", "--power", "nvml"], "--power nvml measures a real machine"),
         (["sweep", "--power", "watts"], "--power watts: unknown; write auto or nvml or rapl or simulated or none"),
         (["sweep", "--power", "exporter=here"], "--power exporter=here: write exporter=http://HOST:PORT"),
         (["sweep", "--tdp-w", "-700"], "--tdp-w -700"),
         (["sweep", "--carbon", "nan"], "--carbon nan"),
         (["sweep", "--gpu", "GPU-1,GPU-1"], "--gpu GPU-1,GPU-1: name each GPU's UUID once"),
-        (["sweep", "--resume", "x"], "--resume x is not built yet"),
+        (["sweep", "--resume", "x"], "x is no run directory: it has no manifest.json"),
         (["sweep", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
         (["sweep", "--seed", "99999999999999999999"], "--seed 99999999999999999999"),
         (["sweep", "--config", "none.yaml"], "--config none.yaml: cannot be read as YAML"),
@@ -159,7 +160,7 @@ def test_a_run_directory_that_is_not_empty_is_left_alone(refused: Callable[..., 
 def test_a_run_directory_that_cannot_be_made_is_one_line(refused: Callable[..., str], empty_folder: Path) -> None:
     (empty_folder / "file").touch()
     assert "--out file: exists already" in refused("sweep", "--out", "file")
-    assert "--out file/run: cannot be created" in refused("sweep", "--out", "file/run")
+    assert "--out file/run: cannot be written" in refused("sweep", "--out", "file/run")
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"schema": 99}', "{}"])

@@ -105,6 +105,23 @@ def test_the_key_is_read_from_the_environment_and_not_kept(monkeypatch: pytest.M
     assert "secret" not in repr(config)
 
 
+def test_an_open_loop_has_one_cap_and_longer_simulated_windows() -> None:
+    config = configure(arrival="poisson:20.0", slo="ttft:0.2s")
+    assert (config.arrival, config.concurrency, config.duration_s) == ("poisson:20", (1024,), 10.0)
+    assert config.slo == "ttft:200ms"
+    assert config.load == "poisson:20, at most 1024 in flight"
+    assert configure(arrival="constant:2", targets={"fp16": URL}, concurrency="64").concurrency == (64,)
+    assert configure(arrival="constant:2", targets={"fp16": URL}).duration_s == 60.0
+    assert configure(arrival="constant:2", requests=5).requests == 5, "no slot has to be refilled"
+    assert configure().concurrency == (1, 16, 64, 128)
+
+
+def test_a_server_launched_for_an_open_loop_has_the_largest_batch_that_is_usual() -> None:
+    served: dict[str, Any] = {"serve": "fp16", "model": "some/model", "arrival": "poisson:2"}
+    assert configure(**served).max_num_seqs == 256
+    assert configure(**served, max_num_seqs=64).max_num_seqs == 64
+
+
 def test_yaml_means_what_the_command_line_means(from_command_line: Any, tmp_path: Path) -> None:
     by_file = from_command_line(
         *yaml(
@@ -178,6 +195,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"duration": 5.0, "requests": 5}, "--duration and --requests exclude each other"),
     ({"max_tokens": 5, "fixed_length": 5}, "--max-tokens and --fixed-length exclude each other"),
     ({"warmup": -1.0}, "--warmup -1: give zero or more seconds"),
+    ({"max_error_rate": 1.0}, "--max-error-rate 1: give a share from 0 up to, but not including, 1"),
+    ({"max_error_rate": float("nan")}, "--max-error-rate nan: give a share from 0 up to, but not including, 1"),
+    ({"arrival": "poisson:3", "workers": 2}, "--workers 2 shares slots that are held busy; with --arrival poisson:3"),
+    ({"slo": "itl:20ms"}, "--slo itl:20ms: 'itl' is no latency of a request; write ttft, tpot, e2e"),
     ({"warmup": math.nan}, "--warmup nan"),
     ({"seed": -1}, "--seed -1: give a whole number"),
     ({"seed": 2**63}, "--seed 9223372036854775808: give a whole number"),
@@ -185,14 +206,21 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"transport": "curl"}, "--transport curl: unknown; write raw or openai"),
     ({"device": "tpu"}, "--device tpu: unknown; write cuda or cpu"),
     ({"reference": "fp8"}, "--reference fp8: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
-    ({"api_key_env": "NO_SUCH_VARIABLE"}, "--api-key-env NO_SUCH_VARIABLE: the environment has no such variable"),
-    ({"arrival": "poisson:3"}, "--arrival poisson:3 is not built yet"),
+    (
+        {"api_key_env": "NO_SUCH_VARIABLE"},
+        "--api-key-env NO_SUCH_VARIABLE: the environment has no variable of that name, or it is empty",
+    ),
+    ({"power": "exporter=http://u:p@h:1"}, "write exporter=http://HOST:PORT, without user and password"),
+    ({"arrival": "poisson"}, "--arrival poisson: write closed, poisson:RATE or constant:RATE"),
+    (
+        {"arrival": "poisson:3", "concurrency": [16, 64]},
+        "--concurrency 16,64: with --arrival poisson:3 it is the most requests in flight; name one number",
+    ),
     ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
     ({"power": "exporter=here"}, "--power exporter=here: write exporter=http://HOST:PORT"),
     ({"tdp_w": -700.0}, "--tdp-w -700"),
     ({"carbon": 0.0}, "--carbon 0"),
     ({"gpu": "GPU-1,,GPU-2"}, "--gpu GPU-1,,GPU-2: name each GPU's UUID once"),
-    ({"resume": "runs/x"}, "--resume runs/x is not built yet"),
     *(
         ({option: number}, f"--{option.replace('_', '-')} {number:g}: give a finite number above zero")
         for option in ("limit", "requests", "repeats", "max_tokens", "fixed_length", "duration", "timeout")
@@ -212,3 +240,17 @@ def test_wrong_use_is_one_sentence_that_names_the_value(options: dict[str, Any],
         configure(**options)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_given_instead_of_its_variables_name_is_not_repeated() -> None:
+    with pytest.raises(UsageError) as caught:
+        configure(api_key_env="hf_canary0123456789")
+    assert str(caught.value) == "--api-key-env: the environment has no variable of that name, or it is empty"
+
+
+@pytest.mark.parametrize("key", ["sk-1234\n", "sk-1234\r\nX-Evil: 1", "sk 1234", "schlüssel"])
+def test_a_key_that_would_break_a_header_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(UsageError, match="--api-key-env A_KEY: the key holds a space") as caught:
+        configure(api_key_env="A_KEY")
+    assert "1234" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The command reference is what the commands print."""
+"""The command reference is what the commands print, and the table of faults what the tests inject."""
 
 from __future__ import annotations
 
@@ -30,6 +30,15 @@ def generate() -> ModuleType:
 def test_the_command_reference_is_fresh(generate: ModuleType) -> None:
     fresh = generate.page()
     assert (DOCS / "cli.md").read_text(encoding="utf-8") == fresh, "stale: run `python docs/generate.py`"
+
+
+def test_the_table_of_faults_is_fresh_and_every_row_names_tests_that_exist(generate: ModuleType) -> None:
+    shown = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    assert shown == generate.reliability(), "stale: run `python docs/generate.py`"
+    named = re.findall(r"`(tests/[\w/]+\.py)::(?:\w+::)*(\w+)", shown)
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (DOCS.parent / file).read_text(encoding="utf-8"), f"{file} has no {test}"
 
 
 @pytest.mark.parametrize("names", [(), *((name,) for name in COMMANDS)], ids=" ".join)

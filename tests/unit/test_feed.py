@@ -6,7 +6,7 @@ import json
 
 from loadgen.client.body import RequestMaker
 from loadgen.client.exchange import Request
-from loadgen.sweep.feed import Feed
+from loadgen.sweep.feed import WHOLE, Feed, Share
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
 
@@ -15,9 +15,9 @@ def items(prefix: str, count: int) -> list[Item]:
     return [Item(id=f"{prefix}{n}", question=f"{prefix} {n}?", solution="", gold="1") for n in range(count)]
 
 
-def feed(b: int, measured: int = 5, limit: int | None = None) -> Feed:
+def feed(b: int, measured: int = 5, limit: int | None = None, share: Share = WHOLE) -> Feed:
     maker = RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0, max_tokens=64)
-    return Feed(maker, items("q", measured), items("w", 3), b, limit)
+    return Feed(maker, items("q", measured), items("w", 3), b, limit, share)
 
 
 def limit(request: Request | None) -> int:
@@ -102,3 +102,37 @@ def test_nothing_is_sent_after_stop() -> None:
     two.next_request(0)
     two.stop()
     assert [two.next_request(slot) for slot in (0, 1, 0)] == [None, None, None]
+
+
+def test_slots_are_dealt_to_processes_so_that_none_has_two_more_than_another() -> None:
+    shares = [Share(first, 4).slots(10) for first in range(4)]
+    assert [len(slots) for slots in shares] == [3, 3, 2, 2]
+    assert sorted(slot for slots in shares for slot in slots) == list(range(10))
+
+
+def test_processes_together_give_out_what_one_would_each_in_the_items_order() -> None:
+    """Five items three times over, by two processes: 15 is odd, so an item is the turn of each in turn."""
+    given = []
+    for first in range(2):
+        share = Share(first, 2)
+        own = feed(2, measured=5, limit=15, share=share)
+        own.next_request(first)
+        own.warm = True
+        asked = []
+        while (request := own.next_request(first)) is not None:
+            asked.append(request.item_id)
+        assert own.dry_ns is not None
+        given.append(asked)
+    assert given == [["q0", "q2", "q4", "q1", "q3", "q0", "q2", "q4"], ["q1", "q3", "q0", "q2", "q4", "q1", "q3"]]
+
+
+def test_a_share_staggers_by_the_slots_place_in_all_of_b() -> None:
+    own = feed(4, share=Share(1, 2))
+    assert [limit(own.next_request(slot)) for slot in (1, 3)] == [32, 64]
+
+
+def test_only_measured_answers_are_held_to_the_limit() -> None:
+    one = feed(1)
+    one.warm = True
+    requests = [one.next_request(0) for _ in range(2)]
+    assert [(r.phase, r.max_tokens) for r in requests if r] == [("warmup", None), ("measured", 64)]

@@ -36,7 +36,7 @@ def write_power(run: Run, columns: dict[str, list[Any]], gpus: int = 1) -> None:
     """The same samples on every GPU."""
     length = len(columns["t_ns"])
     rows = [
-        {"target": "fp16", "precision": "fp16", "repeat": 1, "gpu_uuid": f"gpu-{gpu}", "simulated": False}
+        {"target": "fp16", "precision": "fp16", "repeat": 1, "session": 1, "gpu_uuid": f"gpu-{gpu}", "simulated": False}
         | {name: values[k] for name, values in columns.items()}
         for gpu in range(gpus)
         for k in range(length)

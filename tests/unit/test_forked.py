@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
 from loadgen.analysis.forked import forked, spare_processes
 
@@ -21,11 +26,41 @@ def test_one_process_is_this_one_and_two_are_not() -> None:
     assert os.getpid() not in list(forked([os.getpid] * 3, 2))
 
 
+def arrays(size: int) -> tuple[NDArray[np.float64], pa.Table, str]:
+    return np.arange(size) / 3, pa.table({"text": ["é" * k for k in range(size)], "k": range(size)}), "and more"
+
+
+def test_arrays_and_tables_come_as_they_were() -> None:
+    """Of any size, none included; they stay when later results come and the processes are gone."""
+    sizes = [0, 1, 1000, 0]
+    found = list(forked([partial(arrays, size) for size in sizes], 2))
+    for (array, table, text), size in zip(found, sizes, strict=True):
+        expected = arrays(size)
+        assert (array.tolist(), table, text) == (expected[0].tolist(), *expected[1:])
+
+
 def test_what_a_task_raises_is_raised_in_its_place() -> None:
     results = forked([partial(int, "1"), partial(int, "one"), partial(int, "3")], 2)
     assert next(results) == 1
     with pytest.raises(ValueError, match="one"):
         next(results)
+
+
+def test_they_end_with_their_parent_also_when_it_is_killed() -> None:
+    """Its pipe is at its end only when nobody can write to it any more."""
+    program = (
+        "import os, time\n"
+        "from loadgen.analysis.forked import forked\n"
+        "def task():\n    os.write(1, b'begun\\n')\n    time.sleep(600)\n"
+        "list(forked([task] * 4, 2))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout as said:
+        assert [said.readline(), said.readline()] == [b"begun\n"] * 2
+        parent.kill()
+        parent.wait()
+        assert said.read() == b""
 
 
 def test_beside_other_threads_no_process_is_spare() -> None:

@@ -1,8 +1,10 @@
 """HttpSlot against peers that answer as they should, in every framing HTTP/1.1 allows."""
 
 import asyncio
+import socket
 
 import pytest
+import uvloop
 from peer import BODY, GENEROUS_S, HEAD, LENGTH, ask, chunked, closing, exchanges, listening, says
 from streams import REQUEST, completion, one_read_per_event
 
@@ -91,6 +93,29 @@ class TestStamps:
 
         [exchange], _ = exchanges(answer)
         assert exchange.token_times[1][0] - exchange.token_times[0][0] > 0.9 * pause_s * 1e9
+
+
+def test_a_request_is_on_the_wire_when_send_returns():
+    """So that the time of sending is not that of a burst's first, with the writes behind its last."""
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setblocking(False)
+            slot = HttpSlot(Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "completions"), 0, GENEROUS_S)
+            answered = loop.create_future()
+            slot.send(REQUEST, answered.set_result)
+            connection, _ = await loop.sock_accept(listener)
+            with connection:
+                await loop.sock_recv(connection, 65536)
+                await loop.sock_sendall(connection, LENGTH + BODY)
+                await answered
+                slot.send(REQUEST, lambda raw: None)
+                received = connection.recv(65536)
+                slot.close()
+                return received
+
+    assert uvloop.run(run()).endswith(REQUEST.body)
 
 
 class TestRequests:

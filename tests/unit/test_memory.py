@@ -32,3 +32,8 @@ def test_each_repeat_has_its_own_server() -> None:
     assert server_memory({"servers": servers}, "awq", 2) == ServerMemory(model_bytes=3, kv_cache_bytes=4)
     assert server_memory({"servers": servers}, "fp16", 2) == ServerMemory()
     assert server_memory({"servers": servers}, "gptq", 1) == ServerMemory()
+
+
+def test_a_resumed_block_has_a_server_of_its_own() -> None:
+    servers = [{"name": "awq", "repeat": 1, "session": n, "model_bytes": n, "kv_cache_bytes": 9} for n in (1, 2)]
+    assert [server_memory({"servers": servers}, "awq", 1, n).model_bytes for n in (1, 2, 3)] == [1, 2, None]

@@ -15,8 +15,10 @@ from made_run import make_run
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import Claim
+from loadgen.analysis.client import ClientFigures, NearestCheck
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.energy import CellEnergy
+from loadgen.analysis.goodput import Goodput
 from loadgen.analysis.indices.drawn import Estimate
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy
@@ -25,13 +27,22 @@ from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import load_run
 from loadgen.analysis.summary import COLUMNS
 from loadgen.analysis.tables import POWER, REQUESTS, SERVER
+from loadgen.analysis.traffic import Traffic
 from loadgen.analysis.trust.study import TrustStudy
 from loadgen.power.calibration import Calibration
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-OF_THE_RUN = ("schema", "reference", "simulated", "warnings")
+OF_THE_RUN = ("schema", "reference", "simulated", "slo", "warnings")
 SAID = {"crossovers": {"sentence"}, "models": {"sentence", "reading"}}
 """Sentences that are added where analysis.json is written."""
+
+
+PARTS = {"client": ClientFigures, "traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}
+CELLS = [
+    column
+    for name in CellSummary.__struct_fields__
+    for column in (PARTS[name].__struct_fields__ if name in PARTS else (name,))
+]
 
 
 class Server(msgspec.Struct):
@@ -39,6 +50,7 @@ class Server(msgspec.Struct):
 
     target: str
     repeat: int
+    session: int
     gpus: Calibration
 
 
@@ -59,7 +71,7 @@ def families() -> dict[str, type[msgspec.Struct]]:
     """Lists of analysis.json -> what their entries are; one is no list."""
     found: dict[str, type[msgspec.Struct]] = {
         "crossovers": Crossover, "models": ModelStudy, "claims": Claim, "calibration": Server,
-        "index_settings": IndexSettings,
+        "index_settings": IndexSettings, "client": NearestCheck,
     }  # fmt: skip
     for study in (TrustStudy, IndexStudy):
         for name, hint in typing.get_type_hints(study).items():
@@ -94,8 +106,7 @@ def named(section: str) -> list[str]:
         ("requests.parquet", REQUESTS.names),
         ("server.parquet", SERVER.names),
         ("power.parquet", POWER.names),
-        ("cells.csv", [*(name for name in CellSummary.__struct_fields__ if name != "energy"),
-                       *CellEnergy.__struct_fields__]),
+        ("cells.csv", CELLS),
         ("summary.csv", list(COLUMNS)),
     ],
 )  # fmt: skip
@@ -113,8 +124,7 @@ def test_analysis_json_holds_what_is_documented_and_nothing_else(tmp_path: Path)
     run = load_run(tmp_path / "run")
     assert set(run.analysis) == {*OF_THE_RUN, *families()}
     assert named("Of the run") == list(OF_THE_RUN)
-    assert list(run.cells.columns) == [*(n for n in CellSummary.__struct_fields__ if n != "energy"),
-                                       *CellEnergy.__struct_fields__]  # fmt: skip
+    assert list(run.cells.columns) == CELLS
     assert list(run.summary.columns) == list(COLUMNS)
 
 

@@ -44,7 +44,7 @@ def pool_of(count, requests=10**9):
     left = iter(range(requests))
     slots = [ScriptedSlot(slot, log) for slot in range(count)]
     pool = ClosedLoop(
-        slots,
+        dict(enumerate(slots)),
         lambda slot: REQUEST if next(left, None) is not None else None,
         lambda raw: log.append(("done", raw.slot)),
     )

@@ -57,6 +57,19 @@ def test_sixteen_bit_recipes_expect_no_quantization_and_others_expect_theirs() -
         assert expects_none == (recipe.bits == 16), recipe.name
 
 
+@pytest.mark.parametrize("name", ["awq", "gptq"])
+def test_a_four_bit_kernel_is_known_from_the_log_of_old_and_new_vllm(name: str) -> None:
+    pattern = load_recipe(name).kernel
+    assert pattern is not None
+    for line in ("Using MacheteLinearKernel for mixed-precision linear",
+                 "Using MacheteLinearKernel for AutoAWQMarlinLinearMethod",
+                 "Using MacheteLinearKernel for AutoGPTQLinearMethod"):  # fmt: skip
+        found = re.search(pattern, line)
+        assert found is not None
+        assert found[1] == "MacheteLinearKernel"
+    assert re.search(pattern, "Using MacheteLinearKernel for CompressedTensorsWNA16") is None
+
+
 def test_unknown_name_lists_the_known_ones_and_the_closest() -> None:
     with pytest.raises(UsageError, match=r"unknown recipe 'fp61'; did you mean 'fp16'\? known: awq, .*int8"):
         load_recipe("fp61")
@@ -110,6 +123,12 @@ def test_missing_own_checkpoint_is_refused_naming_what_was_looked_for(tmp_path: 
         plan("int8", tmp_path / "model")
     with pytest.raises(UsageError, match=r"knows none for 'a/b'"):
         plan("gptq", "a/b", device="cuda")
+
+
+def test_what_a_checkpoint_says_of_itself_goes_with_its_launch(tiny: Path) -> None:
+    (tiny / "config.json").write_text('{"loadgen_note": "random weights: speed\\nand energy only"}')
+    assert plan("bf16", tiny).note == "random weights: speed and energy only"
+    assert plan("int8", tiny).note is None
 
 
 def test_in_flight_arguments_go_only_with_the_sixteen_bit_checkpoint(tiny: Path) -> None:

@@ -201,6 +201,15 @@ def test_a_run_of_the_reference_alone_says_that_there_is_nothing_to_compare(tmp_
     assert 'id="models"' not in text
 
 
+def test_what_a_checkpoint_says_of_itself_stands_on_the_first_screen_once(tmp_path: Path) -> None:
+    server = {"precision": "fp16", "version": "0.26.0", "url": "http://127.0.0.1:1", "note": "random weights"}
+    servers = [{**server, "name": name, "repeat": r} for r in (1, 2) for name in ("fp16", "awq")]
+    run, text = words(make_run(tmp_path / "run", servers=servers))
+    assert run.analysis["warnings"] == ["fp16, awq: random weights"]
+    assert text.count("fp16, awq: random weights") == 1
+    assert "fp16, awq: random weights" in text.split('<section id="answer">')[0], "on the first screen"
+
+
 def test_an_invalid_cell_is_listed_with_its_reason_and_the_run_is_not_complete(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=2)
     last = sorted((run_dir / "journal").iterdir())[-1]

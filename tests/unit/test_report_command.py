@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from made_run import make_run
+from made_run import made_open_run, make_run
 
 import loadgen.report.html
 from loadgen.cli import group
@@ -45,9 +45,21 @@ def test_other_choices_are_used_and_named(run_dir: Path) -> None:
     }  # fmt: skip
 
 
+def test_goodput_is_counted_by_other_objectives_and_the_sweeps_own_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loadgen.report.html, "write_report", lambda run: run.path)
+    run_dir = made_open_run(tmp_path / "run", slo="ttft:500ms")
+    assert report(run_dir, "--slo", "ttft:100ms").exit_code == 0
+    assert loadgen.load_run(run_dir).summary["goodput_share"].tolist() == [0.5, 0.5]
+    assert report(run_dir).exit_code == 0
+    assert loadgen.load_run(run_dir).summary["goodput_share"].tolist() == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (["--slo", "ttft:200"], "--slo ttft:200: ttft is given '200'; write a time above 0 with its unit"),
         (["--weights", "1,2"], "--weights 1,2 is not three numbers; write T,E,S such as 0.34,0.33,0.33"),
         (["--weights", "0.5,0.5,0.5"], "give three shares from 0 that sum to 1"),
         (["--alpha", "2"], "alpha of E_SI is 2.0, give a share from 0 to 1"),

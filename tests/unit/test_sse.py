@@ -133,6 +133,22 @@ def test_arbitrary_error_bodies_never_raise(body):
     assert exchange.error.startswith("500: ")
 
 
+PLAIN_PIECES = [b"data: ", b"data:", b"d", b"\n", b"\n\n", b"\n\ndata: ", b" "]
+PLAIN = st.lists(st.sampled_from(PLAIN_PIECES), max_size=12).map(b"".join)
+
+
+@given(PLAIN, CUTS)
+@example(b"a\n\ndata: b\n\n", [3, 10])
+@example(b"a\n\n\ndata: b\n\n", [4, 5])
+@example(b"a\n\nid: 1\ndata: b\n\n", [])
+@example(b" a\ndata: b\n\n", [])
+def test_streams_of_nothing_but_data_lines_are_read_as_all_others_are(rest, places):
+    """A comment in front keeps a stream from being read in the short way of plain ones."""
+    comment = b":\n\n"
+    plain = cut(b"data: " + rest, places)
+    assert split_events(plain) == split_events([(0, comment), *plain])
+
+
 def test_an_event_without_its_blank_line_never_arrived():
     assert split_events([(1, b"data: a\n\ndata: b\n")]) == [(1, b"a")]
 

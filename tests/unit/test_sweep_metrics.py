@@ -9,7 +9,7 @@ import pytest
 
 from loadgen.client.exchange import Exchange
 from loadgen.sweep.livewindow import LiveWindow
-from loadgen.sweep.metrics import SweepMetrics
+from loadgen.sweep.metrics import LAST_SCRAPE_S, SweepMetrics
 from loadgen.sweep.observer import CellVerdict, Progress
 from loadgen.sweep.plan import Cell
 
@@ -192,8 +192,22 @@ def test_the_end_waits_until_two_scrapes_have_seen_it() -> None:
     assert closed.is_set()
 
 
-def test_the_end_does_not_wait_where_nobody_scrapes() -> None:
-    metrics = SweepMetrics(simulated=True, run="one")
+class Impatient(threading.Condition):
+    """Fails the test where somebody waits."""
+
+    def wait_for(self, *_: object) -> bool:
+        pytest.fail("waited")
+
+
+@pytest.mark.parametrize("scrapes", [0, 3])
+def test_the_end_waits_for_nobody_who_is_not_there(scrapes: int) -> None:
+    """Prometheus never was, or scraped thrice and went away 6 s ago."""
+    now_s = 0.0
+    metrics = SweepMetrics(simulated=True, run="one", now_ns=lambda: round(now_s * 1e9))
     metrics.serve(0)
-    metrics._scrapes.wait_for_two = lambda timeout_s: pytest.fail("waited") if metrics._scrapes._count else None
+    metrics._scrapes._changed = Impatient()
+    for _ in range(scrapes):
+        list(metrics.registry.collect())
+        now_s += 1.0
+    now_s += LAST_SCRAPE_S
     metrics.close()

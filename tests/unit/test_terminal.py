@@ -133,6 +133,7 @@ def test_a_figure_that_one_target_lacks_leaves_a_gap() -> None:
         "target": ["fp16", "fp16", "awq"], "concurrency": [1, 2, 2], "running_mean": [1.0, 2.0, 2.0],
         "tokens_per_s": [150.0, 290.0, float("nan")], "energy_per_query_j": float("nan"), "accuracy": float("nan"),
         "tpot_ms_p50": float("nan"), "ttft_ms_p50": float("nan"), "power_w_mean": float("nan"),
+        "goodput_per_s": float("nan"), "goodput_share": float("nan"),
     })  # fmt: skip
     assert grid_lines(summary, "fp16", 40, simulated=False) == [
         "     │   tok/s │   running",

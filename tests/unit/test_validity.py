@@ -17,15 +17,19 @@ GOOD: dict[str, Any] = {
     "has_window": True,
     "requests": 1000,
     "errors": 0,
+    "uncounted": 0,
     "first_error": None,
     "tokens_per_s": 500.0,
     "inflight_mean": 16.0,
     "running_mean": 16.0,
     "running_peak": 16.0,
+    "silent_s": 0.4,
+    "restarted": False,
     "waiting_mean": 0.0,
     "preemptions": 0.0,
     "server_tokens": 10_000.0,
     "recorded_tokens": 10_000,
+    "window_s": 60.0,
 }
 
 
@@ -52,9 +56,19 @@ def test_what_the_server_does_not_tell_is_not_held_against_it_but_its_batch_is()
             {"errors": 6, "requests": 994, "first_error": "http 503: full"},
             "6 of 1000 requests failed, the first: http 503: full",
         ),
+        (
+            {"errors": 3, "requests": 997, "first_error": "http 503: full", "max_error_rate": 0.002},
+            "3 of 1000 requests failed, the first: http 503: full",
+        ),
+        ({"restarted": True}, "the server's counters went back: it was restarted within the cell"),
+        ({"silent_s": 15.1}, "the server gave no /metrics for 15.1 s of the window"),
+        ({"silent_s": 3.1, "window_s": 4.0}, "the server gave no /metrics for 3.1 s of the window"),
         ({"requests": 0}, "no request ended within the window; make --duration longer"),
-        ({"tokens_per_s": None}, "the server reports no token usage in its streams"),
-        ({"inflight_mean": 15.51}, "only 15.51 of 16 requests were in flight"),
+        ({"tokens_per_s": None, "uncounted": 1000}, "the server reports no token usage in its streams"),
+        ({"tokens_per_s": None}, "not one token arrived within the window"),
+        ({"uncounted": 6}, "6 of 1000 answers came without token usage"),
+        ({"inflight_mean": 15.51}, "client-bound: only 15.51 of 16 requests were in flight"),
+        ({"client_bound": ("its core is full",)}, "client-bound: its core is full"),
         (
             {"running_mean": 15.51},
             "running batch 15.51 did not reach B = 16: the server was slow to take up new requests "
@@ -80,6 +94,10 @@ def test_each_reason_alone(changed: dict[str, object], reason: str) -> None:
     "changed",
     [
         {"errors": 5, "requests": 995, "first_error": "x"},
+        {"errors": 50, "requests": 950, "first_error": "x", "max_error_rate": 0.05},
+        {"uncounted": 5},
+        {"silent_s": 15.0},
+        {"silent_s": 3.0, "window_s": 4.0},
         {"inflight_mean": 15.53},
         {"running_mean": 15.53},
         {"waiting_mean": 0.48},
@@ -88,6 +106,12 @@ def test_each_reason_alone(changed: dict[str, object], reason: str) -> None:
 )
 def test_just_within_each_limit_is_valid(changed: dict[str, object]) -> None:
     assert reasons(**changed) == []
+
+
+def test_slots_that_wait_after_failures_are_not_the_clients_fault() -> None:
+    assert reasons(inflight_mean=15.0, errors=1, first_error="http: 503") == [
+        "only 15.00 of 16 requests were in flight"
+    ]
 
 
 def test_a_batch_that_queues_is_put_down_to_the_servers_cap() -> None:

@@ -4,5 +4,5 @@
 set -eu
 here=$(dirname "$0")
 exec loadgen sweep --serve bf16,bnb-nf4,int8,fp8 --model "$1/small" --device cpu --reference bf16 \
-    --concurrency 1,2,4,8,16,32 --dataset jsonl --data-file "$here/questions.jsonl" --fixed-length 16 \
+    --concurrency 1,2,4,8,16,32 --dataset jsonl --data-file "$here/questions.jsonl" --fixed-length 48 \
     --duration 20 --repeats 3 --seed 1 --out "$2"

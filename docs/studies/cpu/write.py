@@ -70,6 +70,7 @@ def write() -> None:
 def _text(run: Run) -> str:
     manifest, config = run.manifest, run.manifest["config"]
     cells, host = run.cells, manifest["host"]
+    vectors = f" ({', '.join(host['cpu_vectors'])})" if host.get("cpu_vectors") else ""
     batches = ", ".join(map(str, config["concurrency"]))
     said = []
     for target in [t["name"] for t in config["targets"] if t["name"] != config["reference"]]:
@@ -83,7 +84,8 @@ def _text(run: Run) -> str:
     parts = [
         "# A batch size from which quantization pays, on two CPU cores?",
         _wrapped(
-            f"Real vLLM {manifest['servers'][0]['version']} on {host['cpus']} cores of an {host['cpu']}, a Llama of "
+            f"Real vLLM {manifest['servers'][0]['version']} on {host['cpus']} cores of an {host['cpu']}{vectors}, a "
+            "Llama of "
             f"104 million random weights (make_model.py), {', '.join(NAMES.values())}, B = {batches}, "
             f"{config['repeats']} repeats interleaved, answers of exactly {config['fixed_length']} tokens, windows of "
             f"{config['duration_s']:g} s. {int(cells['valid'].sum())} of {len(cells)} cells are valid. No energy: this "

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.analysis.compare.row import CompareRow
+from loadgen.client.arrivals import CLOSED
 
 _FILE = Path(__file__).with_name("published.csv")
 _MEASURED_BY = {
@@ -131,7 +132,9 @@ def _match(figure: Published, members: Sequence[CompareRow], column: str) -> Bes
             ratio=_ratio(value + offset, figure.value + offset),
         )
         for row in members
-        if (value := getattr(row, column)) is not None and stated in (None, row.concurrency)
+        if (value := getattr(row, column)) is not None
+        and stated in (None, row.concurrency)
+        and (row.arrival == CLOSED or column in _OF_ACCURACY)
     )
     if not ours:
         return None

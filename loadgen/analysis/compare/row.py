@@ -13,6 +13,7 @@ import pandas as pd
 from loadgen.analysis.compare.formula import paper_n_star
 from loadgen.analysis.compare.size import model_size
 from loadgen.analysis.run import Run
+from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
 
 
@@ -38,6 +39,9 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     precision: str
     concurrency: int
+    """B; of an open loop the most requests in flight."""
+    arrival: str = CLOSED
+    """`closed`, `poisson:RATE` or `constant:RATE`."""
     running_mean: float | None
     tokens_per_s: float | None
     tokens_per_s_lo: float | None
@@ -56,6 +60,16 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     energy_per_query_j_hi: float | None
     energy_hli_per_query_j: float | None
     energy_per_correct_j: float | None
+    rate_per_s: float | None = None
+    """Of an open loop: sent."""
+    ttft_ms_p50: float | None = None
+    ttft_ms_p99: float | None = None
+    e2e_ms_p50: float | None = None
+    e2e_ms_p99: float | None = None
+    slo: str | None = None
+    """What goodput asks."""
+    goodput_per_s: float | None = None
+    goodput_share: float | None = None
     accuracy: float | None
     accuracy_lo: float | None
     accuracy_hi: float | None
@@ -82,7 +96,8 @@ _NUMBERS = (
     "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
     "energy_per_query_j", "energy_per_query_j_lo", "energy_per_query_j_hi",
     "energy_hli_per_query_j", "energy_per_correct_j", "accuracy", "accuracy_lo", "accuracy_hi",
-    "t_si", "t_si_lo", "t_si_hi", "s_si", "memory_needed_bytes", "memory_peak_bytes",
+    "t_si", "t_si_lo", "t_si_hi", "s_si", "memory_needed_bytes", "memory_peak_bytes", "rate_per_s",
+    "ttft_ms_p50", "ttft_ms_p99", "e2e_ms_p50", "e2e_ms_p99", "goodput_per_s", "goodput_share",
 )  # fmt: skip
 
 
@@ -129,6 +144,8 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 target=key[0],
                 precision=str(summary["precision"]),
                 concurrency=key[1],
+                arrival=run.arrival or CLOSED,
+                slo=run.analysis.get("slo"),
                 cor=cor.get("value"),
                 cor_lo=cor.get("lo"),
                 cor_hi=cor.get("hi"),

@@ -8,6 +8,8 @@ from itertools import combinations
 import msgspec
 
 from loadgen.analysis.compare.row import CompareRow
+from loadgen.client.arrivals import CLOSED
+from loadgen.sweep.plan import level
 
 
 class Stratum(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -16,6 +18,8 @@ class Stratum(msgspec.Struct, frozen=True, kw_only=True, order=True):
     precision: str
     reference: str
     concurrency: int
+    arrival: str = CLOSED
+    """An open loop equals none but one of the same arrivals."""
     gpu: str
     gpu_count: int
     dataset: str
@@ -31,7 +35,7 @@ class Stratum(msgspec.Struct, frozen=True, kw_only=True, order=True):
         protocol = f", {self.protocol}" if self.protocol != self.dataset else ""
         return (
             f"{'SIMULATED ' if self.simulated else ''}{self.precision}{kernels} against {self.reference} at "
-            f"B = {self.concurrency}, {self.gpu} × {self.gpu_count}, {self.dataset}{protocol}{length}"
+            f"{level(self.concurrency, self.arrival)}, {self.gpu} × {self.gpu_count}, {self.dataset}{protocol}{length}"
         )
 
 
@@ -47,6 +51,7 @@ _WORDS = {
     "gpu": "GPU",
     "gpu_count": "number of GPUs",
     "concurrency": "B",
+    "arrival": "arrivals",
     "dataset": "dataset",
     "protocol": "protocol",
     "fixed_length": "fixed length",
@@ -64,6 +69,7 @@ def stratum_of(row: CompareRow) -> Stratum | None:
         precision=row.precision,
         reference=row.reference,
         concurrency=row.concurrency,
+        arrival=row.arrival,
         gpu=row.gpu,
         gpu_count=row.gpu_count,
         dataset=row.dataset,

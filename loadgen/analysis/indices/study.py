@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
+from loadgen.analysis.forked import forked
 from loadgen.analysis.indices.accuracy import accuracy_ratios, paired
 from loadgen.analysis.indices.cor import CorCurve, CorPoint, cor_curve
 from loadgen.analysis.indices.dominance import Dominance, dominances
@@ -45,6 +48,7 @@ def index_study(
     settings: IndexSettings | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    processes: int = 1,
 ) -> IndexStudy:
     """Every target against the reference at the same asked concurrency; points of concurrencies at which the
     reference was not measured get no indices.
@@ -56,41 +60,52 @@ def index_study(
     at_b: dict[int, list[OperatingPoint]] = defaultdict(list)
     for point in points:
         at_b[point.concurrency].append(point)
-    entries: list[tuple[OperatingPoint, TargetIndices]] = []
-    spaces: list[WeightSpace] = []
-    dominance: list[Dominance] = []
-    for b, together in sorted(at_b.items()):
-        against = next((point for point in together if point.target == reference), None)
-        if against is None:
-            continue
-        others = [point for point in together if point.target != reference]
-        ratios = accuracy_ratios(others, against, resamples=resamples, seed=seed)
-        noise = RepeatNoise({r.repeat for point in together for r in point.repeats}, resamples=resamples, seed=seed)
-        standings = [reference_standing(reference)]
-        for point in others:
-            refusal = batch_refusal(point, against)
-            standing = _standing(point, against, ratios.get(point.target), noise, settings, refusal)
-            standings.append(standing)
-            entry = target_indices(
-                standing,
-                reference=reference,
-                concurrency=b,
-                settings=settings,
-                t_si=_t_si(point, against, resamples, seed),
-                refusal=refusal,
-            )
-            entries.append((point, entry))
-        if others:
-            spaces.append(weight_space(b, standings, seed=seed))
-            dominance.extend(dominances(b, standings))
+    tasks = [partial(_at, together, reference, settings, resamples, seed) for _, together in sorted(at_b.items())]
+    found = list(forked(tasks, processes))
+    entries = [entry for at in found for entry in at.entries]
     return IndexStudy(
         indices=tuple(entry for _, entry in entries),
         speeds=tuple(speed(point) for point in points),
         cor_curves=tuple(_curves(entries)),
         traps=tuple(_traps([entry for _, entry in entries])),
-        weight_space=tuple(spaces),
-        dominance=tuple(dominance),
+        weight_space=tuple(at.space for at in found if at.space is not None),
+        dominance=tuple(pair for at in found for pair in at.dominance),
     )
+
+
+class _At(NamedTuple):
+    """What one concurrency says."""
+
+    entries: list[tuple[OperatingPoint, TargetIndices]]
+    space: WeightSpace | None
+    dominance: list[Dominance]
+
+
+def _at(
+    together: Sequence[OperatingPoint], reference: str, settings: IndexSettings, resamples: int, seed: int
+) -> _At:
+    others = [point for point in together if point.target != reference]
+    against = next((point for point in together if point.target == reference), None)
+    if against is None or not others:
+        return _At([], None, [])
+    b = against.concurrency
+    ratios = accuracy_ratios(others, against, resamples=resamples, seed=seed)
+    noise = RepeatNoise({r.repeat for point in together for r in point.repeats}, resamples=resamples, seed=seed)
+    standings, entries = [reference_standing(reference)], []
+    for point in others:
+        refusal = batch_refusal(point, against)
+        standing = _standing(point, against, ratios.get(point.target), noise, settings, refusal)
+        standings.append(standing)
+        entry = target_indices(
+            standing,
+            reference=reference,
+            concurrency=b,
+            settings=settings,
+            t_si=_t_si(point, against, resamples, seed),
+            refusal=refusal,
+        )
+        entries.append((point, entry))
+    return _At(entries, weight_space(b, standings, seed=seed), list(dominances(b, standings)))
 
 
 def _standing(

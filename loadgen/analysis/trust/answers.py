@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -37,10 +37,7 @@ def given(answers: Answers) -> dict[str, list[Answer]]:
 
 def item_means(answers: Answers) -> dict[str, float]:
     """Share of correct answers (0 to 1) of every item that was answered."""
-    return {
-        item: sum(answer.times for answer in answered if answer.correct) / count(answered)
-        for item, answered in given(answers).items()
-    }
+    return _shares(answers, lambda answer: answer.correct)
 
 
 def count(answered: Sequence[Answer]) -> int:
@@ -50,10 +47,7 @@ def count(answered: Sequence[Answer]) -> int:
 
 def outcome_rate(answers: Answers, outcome: str) -> float | None:
     """Share of answers with this outcome (0 to 1), each item weighing the same; None without answers."""
-    shares = [
-        sum(a.times for a in answered if a.outcome == outcome) / count(answered)
-        for answered in given(answers).values()
-    ]
+    shares = list(_shares(answers, lambda answer: answer.outcome == outcome).values())
     return float(np.mean(shares)) if shares else None
 
 
@@ -61,7 +55,25 @@ def mean_output_tokens(answers: Answers) -> float | None:
     """Tokens per answer where the server reported them, each item weighing the same; None if it never did."""
     means = []
     for answered in given(answers).values():
-        lengths = [(answer.output_tokens, answer.times) for answer in answered if answer.output_tokens is not None]
-        if lengths:
-            means.append(sum(tokens * times for tokens, times in lengths) / sum(times for _, times in lengths))
+        tokens = asked = 0
+        for answer in answered:
+            if answer.output_tokens is not None:
+                tokens += answer.output_tokens * answer.times
+                asked += answer.times
+        if asked:
+            means.append(tokens / asked)
     return float(np.mean(means)) if means else None
+
+
+def _shares(answers: Answers, chosen: Callable[[Answer], bool]) -> dict[str, float]:
+    """Of the answers to each item that are not errors; items without one are dropped."""
+    shares = {}
+    for item, answered in answers.items():
+        some = asked = 0
+        for answer in answered:
+            if answer.outcome != "error":
+                asked += answer.times
+                some += answer.times * chosen(answer)
+        if asked:
+            shares[item] = some / asked
+    return shares

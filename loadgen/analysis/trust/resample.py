@@ -13,6 +13,8 @@ MANY_ROWS = 100
 """Different rows from which on items are drawn one by one."""
 MOST_ITEMS = 3000
 """Of which the draws (8 bytes each) are kept for the next columns: 240 MB."""
+_AT_ONCE = 100
+"""Draws."""
 
 
 def resampled_means(columns: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -36,6 +38,8 @@ def _draws_of_items(n: int, resamples: int, seed: int) -> Floats:
     """How often each of n items is drawn; shape (resamples, n)."""
     rng = np.random.default_rng(seed)
     draws = np.empty((resamples, n))
-    for times in draws:
-        times[:] = np.bincount(rng.integers(n, size=n), minlength=n)
+    for first in range(0, resamples, _AT_ONCE):
+        some = draws[first : first + _AT_ONCE]
+        items = rng.integers(n, size=some.shape) + n * np.arange(len(some))[:, None]
+        some[:] = np.bincount(items.ravel(), minlength=some.size).reshape(some.shape)
     return draws

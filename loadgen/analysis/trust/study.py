@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
 
 import msgspec
 
+from loadgen.analysis.forked import forked
 from loadgen.analysis.trust.answers import Answer, Answers, item_means
 from loadgen.analysis.trust.comparison import AccuracyComparison, compare_accuracy
 from loadgen.analysis.trust.depth import GSM8K_BUCKETS, MATHQA_BUCKETS, DepthCurve, depth_curve
@@ -80,7 +83,9 @@ class TrustStudy(msgspec.Struct, frozen=True, kw_only=True):
         return next(found, None)
 
 
-def study(sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: str) -> TrustStudy:
+def study(
+    sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: str, processes: int = 1
+) -> TrustStudy:
     """All comparisons of a run, one family for Holm's correction. Sides without any graded answer are left out."""
     sides = [side for side in sides if item_means(side.answers)]
     options = [len(item.options) for item in facts.values() if item.options]
@@ -93,19 +98,30 @@ def study(sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: s
     pairs = [
         (side, against[b]) for by_b in others.values() for b, side in by_b.items() if b in against
     ]  # fmt: skip
+    refusals = [pairing_refusal(ours.asked, theirs.asked) for ours, theirs in pairs]
+    tasks: list[Callable[[], Any]] = [
+        *(partial(_compared, *pair, refusal, chance) for pair, refusal in zip(pairs, refusals, strict=True)),
+        *(partial(_over_batches, name, by_b, against, reference) for name, by_b in targets.items()),
+        *(partial(_by_depth, name, by_b, against, facts, lettered=bool(options)) for name, by_b in others.items()),
+    ]
+    done = forked(tasks, processes)
+    comparisons = list(islice(done, len(pairs)))
     return TrustStudy(
-        trust=tuple(_tests(pairs, chance)),
-        trust_invariance=tuple(_over_batches(targets, reference)),
-        depth=tuple(_by_depth(others, against, facts, lettered=bool(options))),
+        trust=tuple(_tests(pairs, refusals, comparisons)),
+        trust_invariance=tuple(test for test in islice(done, len(targets)) if test is not None),
+        depth=tuple(test for tests in done for test in tests),
     )
 
 
-def _tests(pairs: Sequence[tuple[Side, Side]], chance: float | None) -> Iterable[TrustTest]:
-    refusals = [pairing_refusal(ours.asked, theirs.asked) for ours, theirs in pairs]
-    comparisons = [
-        None if refusal else compare_accuracy(ours.answers, theirs.answers, chance=chance)
-        for (ours, theirs), refusal in zip(pairs, refusals, strict=True)
-    ]
+def _compared(ours: Side, theirs: Side, refusal: str | None, chance: float | None) -> AccuracyComparison | None:
+    return None if refusal else compare_accuracy(ours.answers, theirs.answers, chance=chance)
+
+
+def _tests(
+    pairs: Sequence[tuple[Side, Side]],
+    refusals: Sequence[str | None],
+    comparisons: Sequence[AccuracyComparison | None],
+) -> Iterable[TrustTest]:
     judged = iter(judge([comparison for comparison in comparisons if comparison is not None]))
     for (ours, theirs), refusal, comparison in zip(pairs, refusals, comparisons, strict=True):
         if comparison is None:
@@ -163,36 +179,43 @@ def _count(number: float) -> str:
     return f"{number:.1f}".removesuffix(".0")
 
 
-def _over_batches(targets: Mapping[str, Mapping[int, Side]], reference: str) -> Iterable[BatchTest]:
-    answers = {name: {b: side.answers for b, side in by_b.items()} for name, by_b in targets.items()}
-    for name, by_b in answers.items():
-        invariance = trust_invariance(by_b)
-        if invariance is not None:
-            ratio = effect_ratio(by_b, answers[reference]) if name != reference and reference in answers else None
-            yield BatchTest(target=name, invariance=invariance, effect_ratio=ratio)
+def _over_batches(
+    target: str, by_b: Mapping[int, Side], against: Mapping[int, Side], reference: str
+) -> BatchTest | None:
+    answers = {b: side.answers for b, side in by_b.items()}
+    invariance = trust_invariance(answers)
+    if invariance is None:
+        return None
+    others = {b: side.answers for b, side in against.items()}
+    ratio = effect_ratio(answers, others) if target != reference and others else None
+    return BatchTest(target=target, invariance=invariance, effect_ratio=ratio)
 
 
 def _by_depth(
-    targets: Mapping[str, Mapping[int, Side]],
+    target: str,
+    by_b: Mapping[int, Side],
     against: Mapping[int, Side],
     facts: Mapping[str, ItemFacts],
     *,
     lettered: bool,
-) -> Iterable[DepthTest]:
+) -> list[DepthTest]:
     buckets = MATHQA_BUCKETS if lettered else GSM8K_BUCKETS
-    for name, by_b in targets.items():
-        shared = [b for b in by_b if b in against and pairing_refusal(by_b[b].asked, against[b].asked) is None]
-        if not shared:
-            continue
-        pairs = pair_items(_together(by_b[b] for b in shared), _together(against[b] for b in shared))
-        steps: Mapping[str, int | None] = {item: fact.steps for item, fact in facts.items()}
-        annotated: Mapping[str, int | None] = {item: fact.annotated_steps for item, fact in facts.items()}
-        if any(known is not None for known in steps.values()):
-            curve = depth_curve(pairs, steps, buckets)
-            yield DepthTest(target=name, reference=against[shared[0]].target, measure="steps", curve=curve)
-        if any(known is not None for known in annotated.values()):
-            curve = depth_curve(pairs, annotated, ((0, 2), *buckets[1:]))
-            yield DepthTest(target=name, reference=against[shared[0]].target, measure="annotated_steps", curve=curve)
+    shared = [b for b in by_b if b in against and pairing_refusal(by_b[b].asked, against[b].asked) is None]
+    if not shared:
+        return []
+    pairs = pair_items(_together(by_b[b] for b in shared), _together(against[b] for b in shared))
+    steps: Mapping[str, int | None] = {item: fact.steps for item, fact in facts.items()}
+    annotated: Mapping[str, int | None] = {item: fact.annotated_steps for item, fact in facts.items()}
+    tests = []
+    if any(known is not None for known in steps.values()):
+        curve = depth_curve(pairs, steps, buckets)
+        tests.append(DepthTest(target=target, reference=against[shared[0]].target, measure="steps", curve=curve))
+    if any(known is not None for known in annotated.values()):
+        curve = depth_curve(pairs, annotated, ((0, 2), *buckets[1:]))
+        tests.append(
+            DepthTest(target=target, reference=against[shared[0]].target, measure="annotated_steps", curve=curve)
+        )
+    return tests
 
 
 def _together(sides: Iterable[Side]) -> Answers:

@@ -15,7 +15,9 @@ from loadgen.analysis.compare.imported import ImportedPoint
 from loadgen.analysis.compare.nstar import NStar
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.compare.words import size_words
+from loadgen.client.arrivals import CLOSED
 from loadgen.report.stamp import stamped
+from loadgen.visible import visible
 
 _MARKERS = "osD^vPX*"
 _FIRST_LINE = re.compile(r"\A.*?(?=<svg)", re.DOTALL)
@@ -33,7 +35,7 @@ def cor_over_size(found: Sequence[NStar]) -> str | None:
         x = [point.parameters for point in one.points]
         y = [point.cor for point in one.points]
         errors = [[p.cor - p.cor_lo for p in one.points], [p.cor_hi - p.cor for p in one.points]]
-        axes.errorbar(x, y, yerr=errors, marker=_MARKERS[place % 8], capsize=3, label=str(one.stratum))
+        axes.errorbar(x, y, yerr=errors, marker=_MARKERS[place % 8], capsize=3, label=_plain(str(one.stratum)))
         for crossing in one.crossings:
             axes.axvline(crossing.n, linestyle=":", linewidth=1, color="#555555")
     axes.set_yscale("function", functions=(np.log1p, np.expm1))
@@ -48,10 +50,11 @@ def cor_over_size(found: Sequence[NStar]) -> str | None:
 
 
 def speed_over_concurrency(rows: Sequence[CompareRow], imports: Sequence[ImportedPoint]) -> str | None:
-    """Tokens/s over the asked concurrency: loadgen's targets, imported ones dashed; None without any."""
+    """Tokens/s over the asked concurrency: loadgen's targets, imported ones dashed; None without any. An open loop's
+    are not among them: its concurrency is a limit."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
-        if row.tokens_per_s is not None:
+        if row.tokens_per_s is not None and row.arrival == CLOSED:
             name = stamped(f"{row.run} · {row.target}", simulated=row.simulated)
             lines.setdefault(name, []).append((row.concurrency, row.tokens_per_s))
     dashed: dict[str, list[tuple[int, float]]] = {}
@@ -64,13 +67,18 @@ def speed_over_concurrency(rows: Sequence[CompareRow], imports: Sequence[Importe
     figure, axes = _axes(len(lines) + len(dashed))
     for style, drawn in (("-", lines), ("--", dashed)):
         for place, (name, points) in enumerate(drawn.items()):
-            axes.plot(*zip(*sorted(points), strict=True), style, marker=_MARKERS[place % 8], label=name)
+            axes.plot(*zip(*sorted(points), strict=True), style, marker=_MARKERS[place % 8], label=_plain(name))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("concurrency asked for")
     axes.set_ylabel("output tokens per second")
     return _svg(figure, axes, "speed-", simulated=any(row.simulated for row in rows))
+
+
+def _plain(name: str) -> str:
+    """A name as it is: `$` would begin a formula."""
+    return visible(name).replace("$", r"\$")
 
 
 def _axes(lines: int) -> tuple[Figure, Axes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from loadgen._version import __version__
@@ -24,6 +23,7 @@ from loadgen.report.compare.rows import (
     run_rows,
     told,
 )
+from loadgen.report.html.markup import escaped
 
 _STYLE = """
 :root { color-scheme: light dark }
@@ -62,8 +62,8 @@ def _page(comparison: RunComparison) -> str:
     ]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(stamp + title)}</title><style>{_STYLE}</style></head><body>
-{banner}<h1>{escape(stamp + title)}</h1>
+<title>{escaped(stamp + title)}</title><style>{_STYLE}</style></head><body>
+{banner}<h1>{escaped(stamp + title)}</h1>
 <h2>N*, the model size at which COR is zero</h2>
 {"".join(parts)}
 <p>COR = tokens/s of the reference over the precision's, minus 1: below 0 the precision is faster. N* is the zero of COR
@@ -78,7 +78,7 @@ def _published_n_star(comparison: RunComparison) -> str:
     ends = " to ".join(f"{figure.value:g}" for figure in comparison.published_n_star)
     first = comparison.published_n_star[0]
     where = f"{first.precision}, {first.dataset}, {first.gpu}"
-    return f"<p>Published N*: {ends} {escape(first.unit)} ({escape(where)}; {escape(first.source)}).</p>"
+    return f"<p>Published N*: {ends} {escaped(first.unit)} ({escaped(where)}; {escaped(first.source)}).</p>"
 
 
 def _section(title: str, content: str) -> str:
@@ -86,7 +86,7 @@ def _section(title: str, content: str) -> str:
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+    return "<ul>" + "".join(f"<li>{escaped(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
 def _html_table(headings: Sequence[str], rows: Rows) -> str:
@@ -94,10 +94,10 @@ def _html_table(headings: Sequence[str], rows: Rows) -> str:
         return ""
     places = [place for place in range(len(headings)) if any(row[place] for row in rows)]
     classes: Mapping[int, str] = {place: "text" if headings[place] in TEXT else "" for place in places}
-    head = "".join(f'<th class="{classes[place]}">{escape(headings[place])}</th>' for place in places)
+    head = "".join(f'<th class="{classes[place]}">{escaped(headings[place])}</th>' for place in places)
     body = "".join(
         "<tr>" + "".join(
-            f'<td class="{classes[place]}{" long" if len(row[place]) > 60 else ""}">{escape(row[place])}</td>'
+            f'<td class="{classes[place]}{" long" if len(row[place]) > 60 else ""}">{escaped(row[place])}</td>'
             for place in places
         ) + "</tr>"
         for row in rows

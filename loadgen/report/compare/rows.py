@@ -11,13 +11,15 @@ from loadgen.analysis.compare.published import Beside, Ours
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.compare.stratum import Unmixed
 from loadgen.analysis.compare.words import size_words
+from loadgen.client.arrivals import CLOSED
 from loadgen.report.stamp import STAMP, stamped
 
 Rows = list[tuple[str, ...]]
 
 RUNS = (
     "run", "model", "N", "N from", "hardware", "dataset", "protocol", "target", "B", "running", "tok/s", "COR",
-    "95% CI", "class", "N* by paper formula", "J/token", "J/query", "right %", "T_SI", "headroom", "valid",
+    "95% CI", "class", "N* by paper formula", "J/token", "J/query", "TTFT p99", "good /s", "good %", "right %", "T_SI",
+    "headroom", "valid",
 )  # fmt: skip
 PUBLISHED = (
     "run", "target", "figure", "theirs", "ours (× theirs)", "source", "may differ because", "contradicted",
@@ -43,7 +45,7 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             row.dataset,
             row.protocol + (f", {row.fixed_length} tokens" if row.fixed_length else ""),
             stamped(row.target, simulated=row.simulated),
-            str(row.concurrency),
+            str(row.concurrency) if row.arrival == CLOSED else row.arrival,
             _figure(row.running_mean),
             _figure(row.tokens_per_s),
             "" if row.cor is None else f"{row.cor:.2f}",
@@ -52,6 +54,9 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             size_words(row.n_star_paper) if row.n_star_paper else "",
             _figure(row.energy_per_token_j),
             _figure(row.energy_per_query_j),
+            _figure(row.ttft_ms_p99),
+            _figure(row.goodput_per_s),
+            _percent(row.goodput_share),
             _percent(row.accuracy),
             _figure(row.t_si),
             _percent(row.memory_headroom, "%"),

@@ -24,10 +24,11 @@ from loadgen.report.compare.rows import (
     run_rows,
     told,
 )
+from loadgen.visible import visible
 
 SPARED = (
-    "N from", "N* by paper formula", "protocol", "T_SI", "hardware", "dataset", "headroom", "model", "running",
-    "J/token", "95% CI", "right %", "class",
+    "N from", "N* by paper formula", "TTFT p99", "protocol", "T_SI", "hardware", "dataset", "headroom", "model",
+    "running", "J/token", "95% CI", "right %", "class",
 )  # fmt: skip
 """Columns that a narrow terminal goes without, the first ones first."""
 MOST_LINES = 12
@@ -48,7 +49,11 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
         _print_table(console, IMPORTED, imported_rows(comparison.imports))
         _print_lines(console, "", [f"{tool}: {how}" for tool, how in comparison.differences.items()])
     for note in notes(comparison)[:MOST_LINES]:
-        console.print(f"[yellow]![/] {escape(note)}", highlight=False)
+        console.print(f"[yellow]![/] {_shown(note)}", highlight=False)
+
+
+def _shown(text: str) -> str:
+    return escape(visible(text))
 
 
 def _print_table(console: Console, headings: Sequence[str], rows: Rows) -> None:
@@ -70,7 +75,7 @@ def _table(headings: Sequence[str], rows: Rows, places: Sequence[int]) -> Table:
             no_wrap=headings[place] not in TEXT,
         )  # fmt: skip
     for row in rows:
-        table.add_row(*(escape(row[place]) for place in places))
+        table.add_row(*(_shown(row[place]) for place in places))
     return table
 
 
@@ -78,7 +83,7 @@ def _print_lines(console: Console, title: str, lines: Sequence[str]) -> None:
     if title and lines:
         console.print(f"[bold]{title}[/]", highlight=False)
     for line in lines[:MOST_LINES]:
-        console.print(f"  {escape(line)}", highlight=False)
+        console.print(f"  {_shown(line)}", highlight=False)
     if len(lines) > MOST_LINES:
         console.print(f"  and {len(lines) - MOST_LINES} more (--out DIR, compare.html)", highlight=False)
 

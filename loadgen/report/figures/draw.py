@@ -23,7 +23,8 @@ from loadgen.report.figures.trace import Traces
 
 
 def draw_figures(run: Run) -> list[Figure]:
-    """Writes `figures/*.svg` and `*.png` into the run directory, those that the data allow; in the page's order.
+    """Writes `figures/*.svg` and `*.png` into the run directory, those that the data allow; in the page's order. Of an
+    open loop there are none over the batch, which it does not hold.
 
     requests.parquet is read once, a cell at a time and without the tokens' own times. The drawing is shared by as many
     processes as there are cores.
@@ -36,10 +37,14 @@ def draw_figures(run: Run) -> list[Figure]:
         latencies.add(cell, requests)
         of_cells[cell] = traces.of(cell, requests)
     given = run, looks, folder
-    tasks: list[Callable[[], Iterable[Figure | None]]] = [
+    over_b: list[Callable[[], Iterable[Figure | None]]] = [
         lambda: draw_curves(*given),
         lambda: (draw_si(*given), draw_cor(*given), draw_advantage(*given)),
-        lambda: (draw_by_precision(*given), draw_pillars(*given), *draw_backends(*given), draw_depth(*given)),
+        lambda: (draw_by_precision(*given), draw_pillars(*given), *draw_backends(*given)),
+    ]
+    tasks: list[Callable[[], Iterable[Figure | None]]] = [
+        *(over_b if run.arrival is None else ()),
+        lambda: (draw_depth(*given),),
         lambda: draw_latency(*given, latencies),
         *(partial(draw_timelines, run, {target: look}, folder, of_cells) for target, look in looks.items()),
     ]

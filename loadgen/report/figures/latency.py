@@ -92,7 +92,7 @@ def _draw(
             if found is not None:
                 _line(sheet, axes, run, (target, b), metric, found, shares)
                 invalid = invalid or not found[1]
-        axes.set_title(f"B = {b}")
+        axes.set_title(run.level(b))
     for axes in sheet.axes[len(batches) :]:
         axes.set_visible(False)
     log_axis(sheet.axes[0], "x")
@@ -104,13 +104,13 @@ def _draw(
     sheet.legend(looks, extra=extra)
     caption = (
         f"{_TITLES[metric]}: share of requests at or below each value, pooled over valid cells, of requests that "
-        "were measured and answered within their cell's window; no intervals. "
+        f"{'were due' if run.arrival else 'were measured and answered'} within their cell's window; no intervals. "
         + ("Dashed grey: no valid cell. " if invalid else "")
         + f"Numbers: requests.parquet; quantiles: summary.csv, {metric}_ms_p50 and p99."
     )
     return sheet.save(
         folder, f"{metric}-distribution", "latency", f"{_TITLES[metric]}, distribution", caption,
-        f"Cumulative distribution of {metric.upper()} at B = {', '.join(map(str, batches))}, a line per target",
+        f"Cumulative distribution of {metric.upper()} at {', '.join(map(run.level, batches))}, a line per target",
     )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def _line(
     target, b = key
     row = run.summary[(run.summary["target"] == target) & (run.summary["concurrency"] == b)].iloc[0]
     middle, tail = float(row[f"{metric}_ms_p50"]), float(row[f"{metric}_ms_p99"])
-    tip = f"{target} · B = {b}: {len(values):,} requests" + ("" if valid else " of invalid cells")
+    tip = f"{target} · {run.level(b)}: {len(values):,} requests" + ("" if valid else " of invalid cells")
     if valid and known(middle):
         tip += f", median {figure(middle)} ms, p99 {figure(tail)} ms"
     style = {} if valid else {"color": INVALID, "linestyle": "--"}

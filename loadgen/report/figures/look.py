@@ -29,6 +29,7 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,
     "xtick.color": TEXT,
     "ytick.color": TEXT,
     "grid.color": GRID,

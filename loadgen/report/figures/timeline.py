@@ -48,7 +48,7 @@ def _draw(
             if trace is None:
                 axes.set_visible(False)
                 continue
-            _panel(sheet, axes, trace, f"B = {b}, repeat {repeat}", valid=(b, repeat) in valid)
+            _panel(sheet, axes, trace, f"{run.level(b)}, repeat {repeat}", valid=(b, repeat) in valid)
     for axes in sheet.axes[-len(repeats) :]:
         axes.set_xlabel("s since the cell's first request")
     entries = [plain_line("in flight", colour=_FLIGHT), plain_line("running", colour=_RUNNING)]
@@ -66,7 +66,7 @@ def _draw(
     )
     return sheet.save(
         folder, f"time-{looks[target].slug}", "time", f"{target} over time", caption,
-        f"Time lines of {target} at B = {', '.join(map(str, batches))}, a column per repeat",
+        f"Time lines of {target} at {', '.join(map(run.level, batches))}, a column per repeat",
     )  # fmt: skip
 
 

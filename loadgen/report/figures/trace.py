@@ -39,9 +39,11 @@ class Traces:
         columns = ["target", "concurrency", "repeat", "t_ns", "running"]
         server = _read(run.path / "server.parquet", columns).dropna(subset="running")
         self._server = dict(iter(server.groupby(["target", "concurrency", "repeat"], observed=True)))
-        columns = ["target", "repeat", "gpu_uuid", "t_ns", "counter_j", "power_instant_w", "power_average_w"]
+        columns = ["target", "repeat", "session", "gpu_uuid", "t_ns", "counter_j", "power_instant_w", "power_average_w"]
         power = _read(run.path / "power.parquet", columns)
-        self._power = dict(iter(power.groupby(["target", "repeat"], observed=True)))
+        self._power = dict(iter(power.groupby(["target", "repeat", "session"], observed=True)))
+        cells = run.cells[["target", "concurrency", "repeat", "session"]].itertuples(index=False, name=None)
+        self._sessions = {(target, b, repeat): session for target, b, repeat, session in cells}
         self._windows = _windows(run)
         self._most = max(20, min(_MOST, 8000 // max(1, 3 * len(run.cells) // run.cells["target"].nunique())))
 
@@ -51,7 +53,7 @@ class Traces:
         sends, ends = requests["t_send_ns"].to_numpy(), requests["t_end_ns"].to_numpy()
         start = int(sends.min())
         edges = np.linspace(0.0, (int(ends.max()) - start) / 1e9, self._most + 1)
-        server, power = self._server.get(cell), self._power.get((target, repeat))
+        server, power = self._server.get(cell), self._power.get((target, repeat, self._sessions[cell]))
         window = self._windows.get(cell)
         return CellTrace(
             in_flight=_in_flight(_seconds(sends, start), _seconds(ends, start), edges),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
-from html import escape
+
+from loadgen.visible import visible
 
 _VOID = frozenset({"br", "meta"})
 
@@ -23,14 +25,19 @@ def element(tag: str, *children: str, **attributes: str | bool) -> Html:
         if value is True:
             written.append(f" {shown}")
         elif value:
-            written.append(f' {shown}="{escape(value)}"')
+            written.append(f' {shown}="{html.escape(visible(value))}"')
     opened = f"<{tag}{''.join(written)}>"
     return Html(opened if tag in _VOID else f"{opened}{join(children)}</{tag}>")
 
 
 def join(parts: Iterable[str]) -> Html:
     """One after the other; what is not Html is escaped."""
-    return Html("".join(part if isinstance(part, Html) else escape(part, quote=False) for part in parts))
+    return Html("".join(part if isinstance(part, Html) else escaped(part) for part in parts))
+
+
+def escaped(text: str) -> str:
+    """Markup that shows the text as it is, characters that would turn or hide it written out."""
+    return html.escape(visible(text), quote=False)
 
 
 def items(texts: Iterable[str], **attributes: str | bool) -> Html:

@@ -15,7 +15,7 @@ from loadgen.report.figures.look import looks_of
 from loadgen.report.html.gallery import gallery
 from loadgen.report.html.markup import Html, element, join
 from loadgen.report.html.provenance import manifest_excerpt, servers
-from loadgen.report.html.sections import accuracy, claims, crossovers, indices, models, result
+from loadgen.report.html.sections import accuracy, claims, client, crossovers, indices, models, result, traffic
 from loadgen.report.html.sources import sources
 from loadgen.report.html.tables import stamp
 from loadgen.report.html.validity import doubts, validity
@@ -85,14 +85,16 @@ def _sections(run: Run, figures: Sequence[Figure], simulated: bool) -> list[tupl
     contents = [
         ("answer", "The answer", join((verdicts(run), drawn("answer")))),
         ("result", "Result", result(run)),
+        ("traffic", "Arrivals and goodput" if run.arrival else "Goodput", traffic(run)),
         ("crossovers", "Crossovers", crossovers(analysis)),
         ("paper", "Figures of the paper", drawn("paper")),
-        ("accuracy", "Accuracy", accuracy(analysis)),
+        ("accuracy", "Accuracy", accuracy(run)),
         ("indices", "Indices", indices(analysis)),
         ("claims", "Claims of the paper", claims(analysis)),
         ("models", "Cost models", models(analysis)),
         ("latency", "Latency", _folded("Distributions over all requests", drawn("latency"))),
         ("time", "Time lines", _folded("Power, in flight and running, cell by cell", drawn("time"))),
+        ("client", "The client", client(analysis)),
         ("doubts", "Warnings", doubts(run)),
         ("sources", "Where the numbers come from", sources()),
         ("servers", "Servers", servers(run.manifest)),

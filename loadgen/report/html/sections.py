@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loadgen.analysis.run import Run
 from loadgen.report.answer import CLAIMS, claim_rows
+from loadgen.report.client import CLIENT, NOTE, client_rows
 from loadgen.report.html.markup import Html, element, items, join
 from loadgen.report.html.tables import stamp, table
 from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
 from loadgen.report.models import ASIDE, MODELS, model_notes, model_rows, model_sentences
 from loadgen.report.stamp import STAMP
 from loadgen.report.table import HEADINGS, shown_columns, table_rows
+from loadgen.report.traffic import GOODPUT, TRAFFIC, goodput_rows, traffic_rows
 from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
 
 Entry = Mapping[str, Any]
@@ -24,16 +26,18 @@ _METRICS = {
     "energy_per_correct_j": "J/correct answer",
     "si": "SI",
 }
+_CAP = "in flight ≤"
+"""What an open loop's concurrency is."""
 _CROSSOVERS = ("target", "by", "B*", "95% CI", "in words")
 
 
 def result(run: Run) -> Html:
     """The table of the terminal with all its columns."""
     reference = run.manifest["config"]["reference"]
-    rows = table_rows(run.summary, reference)
+    rows = table_rows(run.summary, reference, ratios=run.arrival is None)
     columns = shown_columns(rows)
     made = table(
-        [HEADINGS[place] for place in columns],
+        _headings(run, [HEADINGS[place] for place in columns]),
         [[row[place] for place in columns] for row in rows],
         label="Result",
         name_column=columns.index(HEADINGS.index("target")),
@@ -42,9 +46,26 @@ def result(run: Run) -> Html:
     )
     note = (
         "Means over valid repeats; latencies are medians of the cells, averaged. "
-        f"× ref: tokens/s against {reference}. Intervals: over repeats, of accuracy over questions."
+        + ("" if run.arrival else f"× ref: tokens/s against {reference}. ")
+        + "Intervals: over repeats, of accuracy over questions."
     )
     return join((element("p", note, class_="small"), made))
+
+
+def traffic(run: Run) -> Html:
+    """An open loop's arrivals cell by cell, and goodput; empty without either."""
+    parts: list[Html] = []
+    if rows := traffic_rows(run):
+        note = (
+            "Latencies begin when a request was due, whenever the client came to send it. Late: sent more than 5 ms "
+            f"after that. Dropped: {run.manifest['config']['concurrency'][0]} requests were in flight already."
+        )
+        made = table(TRAFFIC, rows, label="Arrivals", grouped_by=(0,), short_columns=(0,))
+        parts += [element("p", note, class_="small"), made]
+    if rows := goodput_rows(run):
+        parts.append(element("h3", f"Goodput: requests within {run.analysis['slo']}"))
+        parts.append(table(_headings(run, GOODPUT), rows, label="Goodput", name_column=1, grouped_by=(0,)))
+    return join(parts)
 
 
 def crossovers(analysis: Entry) -> Html:
@@ -65,15 +86,16 @@ def crossovers(analysis: Entry) -> Html:
     return join((made, heading, items(told))) if told else made
 
 
-def accuracy(analysis: Entry) -> Html:
+def accuracy(run: Run) -> Html:
     """Question by question against the reference, over B and by depth; empty where nothing was graded."""
+    analysis = run.analysis
     parts: list[Html] = []
     simulated = analysis["simulated"]
     if tests := analysis["trust"]:
         parts.append(element("h3", f"Against {tests[0]['reference']}, question by question"))
         rows = against_rows(tests, simulated=simulated)
-        parts.append(table(AGAINST, rows, label="Accuracy, paired", grouped_by=(0,)))
-        told = [f"{test['target']}, B = {test['concurrency']}: {test['sentence']}" for test in tests]
+        parts.append(table(_headings(run, AGAINST), rows, label="Accuracy, paired", grouped_by=(0,)))
+        told = [f"{test['target']}, {run.level(test['concurrency'])}: {test['sentence']}" for test in tests]
         parts.append(element("details", element("summary", "The same in words ", stamp(simulated=simulated)),
                              items(told)))  # fmt: skip
     if tests := analysis["trust_invariance"]:
@@ -107,6 +129,13 @@ def indices(analysis: Entry) -> Html:
     return join(parts)
 
 
+def client(analysis: Entry) -> Html:
+    """How close the client came to its limits."""
+    rows = client_rows(analysis.get("client", ()), simulated=analysis["simulated"])
+    note = element("p", NOTE, class_="small")
+    return join((note, table(CLIENT, rows, label="The client", short_columns=(1, 2, 3, 6)))) if rows else Html("")
+
+
 def claims(analysis: Entry) -> Html:
     """The paper's claims with a verdict each."""
     rows = claim_rows(analysis.get("claims", ()), simulated=analysis["simulated"])
@@ -123,6 +152,11 @@ def models(analysis: Entry) -> Html:
         parts += [element("p", ASIDE, class_="small"), table(MODELS, rows, label="Cost models", grouped_by=(0, 1))]
     parts.append(items(model_notes(studies), class_="small"))
     return join(parts)
+
+
+def _headings(run: Run, headings: Sequence[str]) -> list[str]:
+    """With the name of what an open loop has in B's place."""
+    return [_CAP if run.arrival and heading == "B" else heading for heading in headings]
 
 
 def _b_star(crossing: Entry | None) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from loadgen.report.html.markup import Html
+from loadgen.visible import visible
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -39,12 +40,12 @@ def inline_svg(text: str, *, name: str, alt: str, tips: Mapping[str, str], targe
             entry.set("data-legend" if kind == "legend" else "data-series", target)
         if key in tips:
             title = Element("title")
-            title.text = tips[key]
+            title.text = visible(tips[key])
             entry.insert(0, title)
             entry.set("class", "point")
     for size in ("width", "height"):
         root.attrib.pop(size, None)
-    root.attrib.update({"role": "img", "aria-label": alt})
+    root.attrib.update({"role": "img", "aria-label": visible(alt)})
     return Html(ElementTree.tostring(root, encoding="unicode"))
 
 

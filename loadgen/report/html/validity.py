@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from loadgen.analysis.analyse import planned_cells
+from loadgen.analysis.analyse import checkpoint_notes, planned_cells
 from loadgen.analysis.run import Run
 from loadgen.report.html.markup import Html, element, items, join
 from loadgen.report.html.tables import table
 from loadgen.report.stamp import STAMP
 
 Cell = Mapping[Hashable, Any]
-_INVALID = ("target", "B", "repeat", "why")
 _MOST_REASONS = 3
 
 
 def validity(run: Run) -> Html:
-    """How many of the planned cells count, and the first reasons why the others do not."""
+    """How many of the planned cells count, the first reasons why the others do not, and what the checkpoints say."""
     invalid, planned = _invalid(run), planned_cells(run.manifest)
     measured = len(run.cells)
     doubted = bool(invalid) or measured < planned
     line = f"{measured - len(invalid)} of {planned} cells valid"
     line += f", {planned - measured} not measured" if measured < planned else ""
-    reasons = [_line(cell) for cell in invalid[:_MOST_REASONS]]
+    reasons = [_line(run, cell) for cell in invalid[:_MOST_REASONS]]
     if len(invalid) > _MOST_REASONS:
         reasons.append(f"and {len(invalid) - _MOST_REASONS} more, listed below")
+    reasons += checkpoint_notes(run.manifest)
     power = run.manifest.get("power") or {}
     if power.get("kind") == "none":
         reasons.append(f"energy: not measured, {power['reason']}")
@@ -37,12 +37,13 @@ def doubts(run: Run) -> Html:
     """Invalid cells with their reasons, servers that failed, and every other warning."""
     invalid = _invalid(run)
     suffix = f" {STAMP}" if run.analysis["simulated"] else ""
-    rows = [(cell["target"] + suffix, str(cell["concurrency"]), str(cell["repeat"]), cell["reasons"])
+    rows = [(cell["target"] + suffix, run.arrival or str(cell["concurrency"]), str(cell["repeat"]), cell["reasons"])
             for cell in invalid]  # fmt: skip
-    listed = {_line(cell) for cell in invalid}
+    listed = {*(_line(run, cell) for cell in invalid), *checkpoint_notes(run.manifest)}
     warnings = [warning for warning in run.analysis["warnings"] if warning not in listed]
     heading = element("h3", "Invalid cells") if rows else Html("")
-    return join((heading, table(_INVALID, rows, label="Invalid cells"), items(warnings, class_="warnings")))
+    headings = ("target", "arrivals" if run.arrival else "B", "repeat", "why")
+    return join((heading, table(headings, rows, label="Invalid cells"), items(warnings, class_="warnings")))
 
 
 def _invalid(run: Run) -> list[Cell]:
@@ -50,6 +51,6 @@ def _invalid(run: Run) -> list[Cell]:
     return list(cells.loc[~cells["valid"], ["target", "concurrency", "repeat", "reasons"]].to_dict("records"))
 
 
-def _line(cell: Cell) -> str:
+def _line(run: Run, cell: Cell) -> str:
     """As the analysis words it in its warnings."""
-    return f"{cell['target']}, B = {cell['concurrency']}, repeat {cell['repeat']}: {cell['reasons']}"
+    return f"{cell['target']}, {run.level(cell['concurrency'])}, repeat {cell['repeat']}: {cell['reasons']}"

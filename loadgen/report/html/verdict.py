@@ -8,9 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from loadgen.analysis.run import Run
+from loadgen.client.arrivals import CLOSED
 from loadgen.report.html.markup import Html, element, join
 from loadgen.report.html.tables import stamp, table
 from loadgen.report.stamp import STAMP
+from loadgen.report.traffic import traffic_sentences
 
 Entry = Mapping[str, Any]
 HEADLINES = ("energy_per_query_j", "tokens_per_s")
@@ -23,10 +25,12 @@ def conditions(manifest: Entry) -> str:
     """Dataset, protocol, batches, windows, repeats and date in one line."""
     dataset, protocol, config = manifest["dataset"], manifest["protocol"], manifest["config"]
     window = f"{config['duration_s']:g} s" if config["duration_s"] else f"{config['requests']} requests"
+    arrival = config.get("arrival", CLOSED)
+    b = ", ".join(map(str, config["concurrency"]))
     parts = [
         f"{dataset['name']}, {dataset['items']} items",
         f"protocol {protocol['name']}, {protocol['api']}, at most {protocol['max_tokens']} tokens",
-        f"B {', '.join(map(str, config['concurrency']))}",
+        f"B {b}" if arrival == CLOSED else f"{arrival}, at most {b} in flight",
         f"windows of {window}",
         f"{config['repeats']} repeats",
         started(manifest),
@@ -45,14 +49,17 @@ def started(manifest: Entry) -> str:
 def verdicts(run: Run) -> Html:
     """A sentence and a row of verdicts per target, then the figures behind both, B by B."""
     analysis = run.analysis
+    if run.arrival is not None:
+        return join([_traffic(run, target, told) for target, told in traffic_sentences(run).items()])
     targets = list(dict.fromkeys(entry["target"] for entry in analysis["crossovers"]))
-    parts = [_target(analysis, target) for target in targets]
+    parts = [_target(run, target) for target in targets]
     if not parts:
         parts = [element("p", f"Only {analysis['reference']} was measured: there is nothing to compare.", class_="big")]
     return join((*parts, _glance(analysis)))
 
 
-def _target(analysis: Entry, target: str) -> Html:
+def _target(run: Run, target: str) -> Html:
+    analysis = run.analysis
     simulated = analysis["simulated"]
     heading = element("h3", f"{target} against {analysis['reference']} ", stamp(simulated=simulated))
     traps = [entry["sentence"] for entry in analysis.get("traps", ()) if entry["target"] == target]
@@ -61,9 +68,16 @@ def _target(analysis: Entry, target: str) -> Html:
         element("p", _headline(analysis, target), class_="big"),
         _strip([entry for entry in analysis["indices"] if entry["target"] == target]),
         *(element("p", _sentence(text), class_="small") for text in traps),
-        *(element("p", text, class_="small") for text in _accuracy(analysis, target)),
+        *(element("p", text, class_="small") for text in _accuracy(run, target)),
     ]
     return element("article", *parts, class_="target")
+
+
+def _traffic(run: Run, target: str, told: str) -> Html:
+    """What an open loop says of one target; which precision pays off by B is a closed loop's to say."""
+    heading = element("h3", f"{target} at {run.arrival} ", stamp(simulated=run.analysis["simulated"]))
+    smaller = (element("p", text, class_="small") for text in _accuracy(run, target))
+    return element("article", heading, element("p", _sentence(told), class_="big"), *smaller, class_="target")
 
 
 def _headline(analysis: Entry, target: str) -> str:
@@ -88,13 +102,13 @@ def _ends(span: Sequence[Entry]) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
-def _accuracy(analysis: Entry, target: str) -> list[str]:
+def _accuracy(run: Run, target: str) -> list[str]:
     """Of the batch at which both answered most questions."""
-    tests = [test for test in analysis["trust"] if test["target"] == target and test["items"]]
+    tests = [test for test in run.analysis["trust"] if test["target"] == target and test["items"]]
     if not tests:
         return []
     test = max(tests, key=lambda test: int(test["items"]))
-    where = f"accuracy over the {test['items']:g} questions that both answered at B = {test['concurrency']}"
+    where = f"accuracy over the {test['items']:g} questions that both answered at {run.level(test['concurrency'])}"
     return [_sentence(f"{where}: {test['sentence']}")]
 
 

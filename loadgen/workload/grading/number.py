@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import lru_cache
 
 import msgspec
 
@@ -77,14 +78,14 @@ def same_number(value: Fraction, gold: str) -> bool:
 
     Raises ValueError if `gold` is no number.
     """
-    published = Fraction(gold)
-    decimals = len(gold.partition(".")[2])
-    slack = Fraction(1, 2 * 10**decimals) if decimals >= ROUNDED_FROM and published.denominator > 1 else 0
-    return abs(value - published) <= slack
+    published, slack = _published(gold)
+    return value == published or abs(value - published) <= slack
 
 
 def notation_of(value: Fraction) -> str:
     """`18`, `-0.5`; `1/3` for what no decimal ends."""
+    if value.denominator == 1:
+        return str(value)
     below, places = value.denominator, 0
     while below % 10 == 0:
         below, places = below // 10, places + 1
@@ -97,6 +98,14 @@ def notation_of(value: Fraction) -> str:
     cut = len(digits) - places
     decimals = digits[cut:].rstrip("0")
     return f"{'-' * (value < 0)}{digits[:cut]}{'.' * bool(decimals)}{decimals}"
+
+
+@lru_cache(maxsize=1 << 14)
+def _published(gold: str) -> tuple[Fraction, Fraction]:
+    """The value of an answer, and how far another may lie from it."""
+    value, decimals = Fraction(gold), len(gold.partition(".")[2])
+    rounded = decimals >= ROUNDED_FROM and value.denominator > 1
+    return value, Fraction(1, 2 * 10**decimals) if rounded else Fraction(0)
 
 
 def _first(values: Iterator[Fraction], extractor: Extractor) -> Number | None:
@@ -155,7 +164,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
     number = found["number"].replace(",", "")
     if len(number) > DIGITS:
         return None
-    value = Fraction(number)
+    value = Fraction(int(number) if number.isdecimal() else number)
     if found["parts"]:
         value += Fraction(int(found["part"]), int(found["parts"]))
     elif found["below"]:

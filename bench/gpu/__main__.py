@@ -1,0 +1,182 @@
+"""`python -m bench.gpu COMMAND`: the kit's steps in their order. README.md beside this file tells them as a story."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from pathlib import Path
+
+from bench.gpu import fetch, install, machine, pieces, trim
+from loadgen.errors import ServerError, UsageError
+
+HERE = Path(__file__).parent
+KIT = tomllib.loads((HERE / "kit.toml").read_text(encoding="utf-8"))
+
+
+def look(_: argparse.Namespace) -> None:
+    print(machine.to_json(machine.look()), end="")
+
+
+def fetch_wheels(options: argparse.Namespace) -> None:
+    there = machine.read_machine(options.machine)
+    choice = fetch.choose(fetch.read_lock(options.lock), there, KIT["leave_out"], options.also)
+    wheels = fetch.fetch(choice, there, options.out)
+    other = [pin for pin in choice.there if there.packages[pin.name] not in ("", pin.version)]
+    print(f"{len(wheels)} wheels, {_mib(wheels)}; {len(choice.left_out)} left out, {len(choice.there)} there already")
+    if other:
+        listed = ", ".join(f"{pin} (there: {there.packages[pin.name]})" for pin in other)
+        print(f"there in another version than the lock's, which is used all the same: {listed}")
+
+
+def trim_wheels(options: argparse.Namespace) -> None:
+    done = trim.trim(options.wheels, options.out, KIT["trim"])
+    for one in done:
+        if one.dropped:
+            print(f"{one.name}: {len(one.dropped)} members dropped")
+    before, after = (sum(sizes) / pieces.MIB for sizes in zip(*((t.bytes_before, t.bytes) for t in done), strict=True))
+    print(f"{len(done)} wheels, {before:.1f} MiB made {after:.1f} MiB")
+
+
+def split(options: argparse.Namespace) -> None:
+    listed = pieces.split(options.folder, options.out, round(options.mib * pieces.MIB))
+    print(
+        f"{len(listed.pieces)} pieces, {listed.bytes / pieces.MIB:.1f} MiB, {len(listed.files)} files; carry each with"
+    )
+    print(f"{options.out / pieces.LIST}")
+
+
+def receive(options: argparse.Namespace) -> None:
+    found = pieces.receive(options.source, options.store)
+    print(f"{len(found.good)} pieces are whole; {found}")
+
+
+def join(options: argparse.Namespace) -> None:
+    print(f"{pieces.join(options.store, options.into)} files are whole in {options.into}")
+
+
+def install_wheels(options: argparse.Namespace) -> None:
+    python = install.install(options.wheels, options.venv)
+    if options.probe:
+        for name, said in install.probe(python).items():
+            print(f"  {name}: {said}")
+    print(python)
+
+
+def measure(options: argparse.Namespace) -> int:
+    from bench.gpu import measure as steps
+    from bench.gpu.plan import load_plan
+
+    site = steps.Site(
+        work=options.work,
+        models=options.models or options.work / "models",
+        vllm=str(options.vllm) if options.vllm else None,
+        torch_python=options.torch_python,
+        preset=options.simulated,
+    )
+    state = steps.measure(load_plan(options.plan), site, budget_s=options.budget)
+    for name, step in state.steps.items():
+        print(f"{name:24} {step.status:8} {step.seconds:6.0f} s  {step.reason or ''}")
+    return 0 if state.finished else 1
+
+
+def pack(options: argparse.Namespace) -> None:
+    from bench.gpu import pack as packing
+    from bench.gpu.plan import load_plan
+
+    folders = packing.machine_folders(
+        work=options.work, models=options.models or options.work / "models", vllm=options.vllm
+    )
+    for archive in packing.pack(
+        options.work, load_plan(options.plan), options.out, folders=folders, most_mib=options.most_mib
+    ):
+        print(f"{archive.stat().st_size / pieces.MIB:6.2f} MiB  {archive}")
+
+
+def study(options: argparse.Namespace) -> None:
+    from bench.gpu import study as writing
+
+    print(writing.write(options.packed, options.out))
+
+
+def simulator_error(_: argparse.Namespace) -> None:
+    from bench.gpu import simulator_error as error
+
+    print(error.write())
+
+
+def _mib(paths: list[Path]) -> str:
+    return f"{sum(path.stat().st_size for path in paths) / pieces.MIB:.1f} MiB"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description="vLLM on an offline GPU machine, measured."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, does: object, words: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=words, description=words)
+        command.set_defaults(does=does)
+        return command
+
+    add("look", look, "There: print what this machine has.")
+    one = add("fetch", fetch_wheels, "Where there is a network: the wheels that the machine lacks.")
+    one.add_argument("--machine", type=Path, required=True, help="what `look` printed there")
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--lock", type=Path, default=HERE / "wheels.txt")
+    one.add_argument("--also", action="append", default=[], metavar="NAME", help="although it is there or left out")
+    one = add("trim", trim_wheels, "Drop what is not needed (kit.toml) and pack more densely.")
+    one.add_argument("wheels", type=Path)
+    one.add_argument("--out", type=Path, required=True)
+    one = add("split", split, "Cut a folder into pieces of a stated size.")
+    one.add_argument("folder", type=Path)
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--mib", type=float, default=60.0, help="of a piece [60]")
+    one = add("receive", receive, "There: check the pieces that were carried and keep them.")
+    one.add_argument("source", type=Path)
+    one.add_argument("--store", type=Path, required=True)
+    one = add("join", join, "There: put the pieces together and check every file.")
+    one.add_argument("store", type=Path)
+    one.add_argument("--into", type=Path, required=True)
+    one = add("install", install_wheels, "There: an environment of these wheels, without a network.")
+    one.add_argument("wheels", type=Path)
+    one.add_argument("--venv", type=Path, required=True)
+    one.add_argument("--probe", action="store_true", help="say which modules can be imported")
+    one = add("measure", measure, "There: go on with the plan until the time is up.")
+    _work(one)
+    one.add_argument("--budget", type=float, metavar="S", help="seconds of this call [the plan's]")
+    one.add_argument("--torch-python", type=Path, help="a Python with torch [the one beside --vllm]")
+    one.add_argument("--simulated", metavar="GPU", help="a preset of the simulator instead of hardware")
+    one = add("pack", pack, "There: the results as small archives.")
+    _work(one)
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--most-mib", type=float, help="refuse an archive above this size")
+    one = add("study", study, "The study's text and figures, from packed results.")
+    one.add_argument("packed", type=Path)
+    one.add_argument("--out", type=Path, default=HERE.parents[1] / "docs" / "studies")
+    add("simulator-error", simulator_error, "Rewrite docs/simulator.md's section on the error against hardware.")
+    return parser
+
+
+def _work(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--work", type=Path, required=True, help="folder of state and runs")
+    command.add_argument("--plan", default="gpu", help="plans/NAME.toml, or a file [gpu]")
+    command.add_argument("--models", type=Path, help="folder of checkpoints, best on a RAM disk [WORK/models]")
+    command.add_argument("--vllm", type=Path, help="the vllm command [LOADGEN_VLLM, or PATH's]")
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    try:
+        return options.does(options) or 0
+    except (UsageError, ServerError) as error:
+        print(f"bench.gpu: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bench.gpu: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Measure: the steps of a plan in their order, under a time budget, each resumed where it was left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench.gpu import sensors
+from bench.gpu.budget import Cutter, Deadline
+from bench.gpu.plan import Plan, Step
+from bench.gpu.simulated import servers
+from bench.gpu.state import ENDED, State, StepState
+from loadgen.cli import COMMANDS
+from loadgen.errors import ServerError, UsageError
+from loadgen.serving.launch import find_vllm, plan_launch
+from loadgen.serving.process import ServerProcess, free_port
+from loadgen.serving.recipe import load_recipe
+from loadgen.sweep.config import configure
+from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.resume import unfinished_cells
+from loadgen.sweep.run import Interrupted, resume_sweep, run_sweep
+
+PROJECT = Path(__file__).resolve().parents[2]
+SELFTEST_SEQS = 264
+MODEL_S = 15.0
+"""A first guess of how long a model's checkpoints take to write."""
+Say = Callable[[str], None]
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True):
+    """Where things are on this machine."""
+
+    work: Path
+    """State, runs and everything else that is kept."""
+    models: Path
+    """Checkpoints: gigabytes, best on a RAM disk; never packed."""
+    vllm: str | None = None
+    """The `vllm` command; None: what loadgen finds."""
+    torch_python: Path | None = None
+    """A Python with torch for checkpoints and the sensors' load; None: the one beside the `vllm` command."""
+    preset: str | None = None
+    """A GPU of the simulator: nothing is measured, and everything says SIMULATED."""
+
+    def run(self, step: Step) -> Path:
+        return self.work / "runs" / step.name
+
+
+def measure(plan: Plan, site: Site, *, budget_s: float | None = None, say: Say = print) -> State:
+    """Goes on with the plan until it is finished or the time is up; the state, which is also in work/state.json.
+
+    A step that has ended is not done again. Raises UsageError for wrong use and KeyboardInterrupt on Ctrl-C, the state
+    kept.
+    """
+    deadline = Deadline(plan.budget_s if budget_s is None else budget_s)
+    state = State(site.work / "state.json", plan)
+    with _environment(plan.env):
+        for step in plan.step:
+            before = state.steps[step.name]
+            if before.status in ENDED:
+                continue
+            begun = deadline.clock()
+            state.set(step.name, msgspec.structs.replace(before, status="running", reason=None))
+            say(f"-- {step.name}: {step.why} ({deadline.left_s:.0f} s left)")
+            try:
+                after = _do(step, plan, site, deadline, say)
+            except BaseException:
+                state.set(step.name, msgspec.structs.replace(before, status="cut", reason="interrupted"))
+                raise
+            seconds = before.seconds + deadline.clock() - begun
+            state.set(step.name, msgspec.structs.replace(after, seconds=round(seconds, 1)))
+            say(f"-- {step.name}: {after.status}" + (f", {after.reason}" if after.reason else ""))
+            if after.status == "cut":
+                break
+    return state
+
+
+def _do(step: Step, plan: Plan, site: Site, deadline: Deadline, say: Say) -> StepState:
+    if site.preset is not None:
+        return _simulate(step, plan, site, site.preset, deadline, say)
+    if step.kind == "sensors":
+        return _sensors(step, plan, site, deadline)
+    needed = MODEL_S * (not _is_written(step, site)) + plan.start_s + plan.cell_s
+    if deadline.left_s < needed:
+        return StepState(status="cut", reason=f"{deadline.left_s:.0f} s were left, its beginning takes {needed:.0f} s")
+    try:
+        _write_models(step, site, plan, say)
+    except ServerError as error:
+        return StepState(status="failed", reason=str(error))
+    return _sweep(step, plan, site, deadline, say) if step.kind == "sweep" else _selftest(step, plan, site)
+
+
+def _sensors(step: Step, plan: Plan, site: Site, deadline: Deadline) -> StepState:
+    needed = len(sensors.STATES) * (step.seconds + sensors.SETTLE_S) + 15
+    if deadline.left_s < needed:
+        return StepState(status="cut", reason=f"{deadline.left_s:.0f} s were left, it takes {needed:.0f} s")
+    try:
+        sensors.measure(site.work / "sensors", seconds=step.seconds, torch_python=_torch_python(site, plan))
+    except UsageError as error:
+        return StepState(status="skipped", reason=str(error))
+    return StepState(status="done")
+
+
+def _sweep(step: Step, plan: Plan, site: Site, deadline: Deadline, say: Say) -> StepState:
+    where = {"serve": step.serve, "model": str(site.models / str(step.model)), "device": plan.device, "vllm": site.vllm}
+    return _run(step, plan, site, where, Cutter(deadline, start_s=plan.start_s, cell_s=plan.cell_s, say=say))
+
+
+def _simulate(step: Step, plan: Plan, site: Site, preset: str, deadline: Deadline, say: Say) -> StepState:
+    if step.kind != "sweep":
+        return StepState(status="skipped", reason="SIMULATED: there is nothing of this kind to see")
+    with servers(step, plan.options_of(step), preset, site.run(step), site.work / "servers" / step.name) as addresses:
+        where = {"targets": addresses, "power": "auto"}
+        return _run(step, plan, site, where, Cutter(deadline, start_s=0, cell_s=plan.cell_s, say=say))
+
+
+def _run(step: Step, plan: Plan, site: Site, where: Mapping[str, Any], cutter: Cutter) -> StepState:
+    """The sweep of a step: a new one, or the rest of the one that its run directory holds."""
+    run_dir = site.run(step)
+    options = {**plan.options_of(step), **where, "metrics_port": None}
+    try:
+        if (run_dir / "manifest.json").exists():
+            resume_sweep(run_dir, options, cutter)
+        else:
+            run_sweep(configure(**options, out=run_dir), cutter)
+    except Interrupted:
+        if cutter.cut is None:
+            raise KeyboardInterrupt from None
+    missing = len(unfinished_cells(run_dir))
+    if not missing:
+        return StepState(status="done")
+    if cutter.cut is not None:
+        return StepState(status="cut", reason=cutter.cut)
+    failures = read_manifest(run_dir)["failures"]
+    why = str(failures[-1]["error"]).splitlines()[0] if failures else "see its log"
+    return StepState(status="failed", reason=f"{missing} cells were not measured: {why}")
+
+
+def _selftest(step: Step, plan: Plan, site: Site) -> StepState:
+    """What `loadgen selftest` says while a server of the step has the machine's memory and runs its own processes."""
+    if "selftest" not in COMMANDS:
+        return StepState(status="skipped", reason="this version of loadgen has no selftest")
+    launch = plan_launch(
+        load_recipe(step.serve[0]), model=str(site.models / str(step.model)), port=free_port(), device=plan.device,
+        max_num_seqs=SELFTEST_SEQS, vllm=site.vllm,
+    )  # fmt: skip
+    folder = site.work / "selftest"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with ServerProcess(launch, folder / "server.log") as server:
+            server.wait_ready()
+            done = subprocess.run(
+                [sys.executable, "-m", "loadgen", "selftest"], cwd=PROJECT, capture_output=True, text=True
+            )
+    except ServerError as error:
+        return StepState(status="failed", reason=str(error).splitlines()[0])
+    if done.returncode != 0:
+        return StepState(status="failed", reason=f"status {done.returncode}: {done.stderr.strip()[-300:]}")
+    (folder / "selftest.txt").write_text(done.stdout, encoding="utf-8")
+    return StepState(status="done")
+
+
+def _write_models(step: Step, site: Site, plan: Plan, say: Say) -> None:
+    """Raises ServerError with the last words of the process that writes the checkpoints."""
+    python = _torch_python(site, plan)
+    command = [str(python), "-m", "bench.gpu.checkpoints", "--out", str(site.models), "--model", str(step.model)]
+    command += ["--formats", ",".join(step.formats)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ServerError(f"the checkpoints of {step.model} could not be written: {done.stderr.strip()[-1000:]}")
+    say(done.stdout.strip())
+
+
+def _is_written(step: Step, site: Site) -> bool:
+    names = [str(step.model), *(f"{step.model}-{kind}" for kind in step.formats)]
+    return all((site.models / name / "config.json").exists() for name in names)
+
+
+def _torch_python(site: Site, plan: Plan) -> Path:
+    return site.torch_python or Path(find_vllm(plan.device, site.vllm)).with_name("python")
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set for this process and so for every server it starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

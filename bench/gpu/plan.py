@@ -1,0 +1,80 @@
+"""Plan: what is measured, in the order of its worth, read from plans/NAME.toml."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from bench.gpu.shapes import FORMATS, Format
+from loadgen.errors import UsageError
+
+PLANS = Path(__file__).with_name("plans")
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing that is measured whole or not, and whose results stand by themselves."""
+
+    name: str
+    why: str
+    kind: Literal["sensors", "sweep", "selftest"]
+    model: str | None = None
+    """A table of shapes.toml."""
+    serve: tuple[str, ...] = ()
+    """Recipes, the reference first."""
+    options: dict[str, Any] = {}
+    """Of `loadgen sweep`, over the plan's."""
+    seconds: float = 15.0
+    """`sensors`: how long each state is watched."""
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """The checkpoints that have to be written beside the 16-bit one."""
+        return tuple(kind for kind in FORMATS if kind in self.serve)
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A measurement programme under a time budget."""
+
+    name: str
+    device: Literal["cuda", "cpu"]
+    budget_s: float
+    """Of one call of `measure`, unless it says otherwise."""
+    start_s: float
+    """A first guess of how long a server takes to start; what is seen replaces it."""
+    cell_s: float
+    """The same for a cell with its warm-up and drain."""
+    options: dict[str, Any] = {}
+    """Of `loadgen sweep`, for every sweep."""
+    env: dict[str, str] = {}
+    """Set for the servers."""
+    step: tuple[Step, ...]
+    sha256: str = ""
+
+    def options_of(self, step: Step) -> dict[str, Any]:
+        return {**self.options, **step.options}
+
+
+def load_plan(name: str | Path) -> Plan:
+    """The plan in plans/NAME.toml, or in a file. Raises UsageError for what breaks the schema."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = PLANS / f"{name}.toml"
+    try:
+        text = path.read_bytes()
+        plan = msgspec.convert(tomllib.loads(text.decode("utf-8")), Plan)
+    except OSError:
+        known = ", ".join(sorted(found.stem for found in PLANS.glob("*.toml")))
+        raise UsageError(f"--plan {name}: there is no such plan; name a file, or one of {known}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is no plan: {error}") from None
+    names = [step.name for step in plan.step]
+    if len(set(names)) < len(names):
+        raise UsageError(f"{path} is no plan: two steps have one name")
+    for step in plan.step:
+        if step.kind != "sensors" and not (step.model and step.serve):
+            raise UsageError(f"{path} is no plan: step {step.name} needs a model and what to serve")
+    return msgspec.structs.replace(plan, sha256=hashlib.sha256(text).hexdigest())

@@ -1,0 +1,225 @@
+"""ClientFigures: what the client did to a cell's figures, and how much of that is too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.celldata import CellData, Floats, Ints
+
+CPU_SHARE = 0.95
+"""Of one core, by the busiest process, over the window: an event loop has no more than a core."""
+BUSY_SHARE = 0.8
+"""From here on the report warns."""
+LAG_STEPS = 1.0
+"""How late the event loop may be half of the time, in mean inter-chunk latencies: later, and it still reads the tokens
+of one engine step when those of the next arrive. For one byte in ten it draws a warning."""
+LAG_FLOOR_MS = 3.0
+"""Less is never held against a cell: timers tick in ms, and a busy machine's scheduler takes its turn."""
+REFILL_SHARE = 0.01
+"""Mean refill gap, of the mean E2E: so much of every slot's time is no request's."""
+TTFT_SHARE = 0.2
+"""Mean TTFT seen by the client above the server's own, of the client's; counts where the client was late, too ..."""
+TTFT_FLOOR_MS = 5.0
+"""... and where it is no less than this ..."""
+TTFT_LEAST = 20
+"""... and is the mean of so many requests."""
+_COUNT_TOLERANCE = 0.05
+
+
+class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns of cells.csv. With several processes the CPU share and the lags are the worst one's."""
+
+    client_processes: int | None = None
+    """That sent the requests."""
+    client_cpu_share: float | None = None
+    """Of one core, by the busiest of them."""
+    client_cpu_cores: float | None = None
+    """CPU time of all of them, and of the process that directs them, over the window's length."""
+    loop_lag_ms_p50: float | None = None
+    """How late the event loop came to a timer: how long bytes waited for their stamp."""
+    loop_lag_ms_p90: float | None = None
+    loop_lag_ms_p99: float | None = None
+    loop_lag_ms_max: float | None = None
+    refill_gap_ms_mean: float | None = None
+    """A slot's last byte to its next send, after answers; None in an open loop, where slots wait for arrivals."""
+    refill_gap_ms_p50: float | None = None
+    refill_gap_ms_p99: float | None = None
+    refill_gap_ms_max: float | None = None
+    server_ttft_ms_mean: float | None = None
+    """By the server's own histogram, between the first and the last reading in the window."""
+    server_ttft_count: int | None = None
+    """First tokens in it."""
+    ttft_excess_ms: float | None = None
+    """The client's mean over the same time, from sent to first token, less the server's; None where the two did not
+    count the same requests."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure of a cell beside its limit; above it the cell is the client's."""
+
+    figure: str
+    value: float
+    limit: float
+    sentence: str
+    guilty: bool = True
+    """False: the figure is high, and something else than the client is why."""
+
+    @property
+    def failed(self) -> bool:
+        return self.guilty and self.value > self.limit
+
+
+class NearestCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """Of all cells, the one whose figure came closest to its limit, or went furthest above it."""
+
+    figure: str
+    value: float
+    limit: float
+    failed: bool
+    target: str
+    concurrency: int
+    repeat: int
+
+
+def client_figures(data: CellData) -> ClientFigures:
+    """Of one cell's window; empty without one."""
+    window, end = data.window, data.end
+    if window is None or end is None or window[1] <= window[0]:
+        return ClientFigures()
+    cores = None if end.client_cpu_s is None else end.client_cpu_s / (window[1] - window[0]) * 1e9
+    gaps_ms = _refill_gaps_ms(data, window)
+    server_ms, count, excess_ms = _against_server(data, window)
+    return ClientFigures(
+        client_processes=end.client_processes,
+        client_cpu_share=cores if end.client_processes is None else end.client_cpu_share,
+        client_cpu_cores=cores,
+        loop_lag_ms_p50=end.loop_lag_ms_p50,
+        loop_lag_ms_p90=end.loop_lag_ms_p90,
+        loop_lag_ms_p99=end.loop_lag_ms_p99,
+        loop_lag_ms_max=end.loop_lag_ms_max,
+        refill_gap_ms_mean=float(gaps_ms.mean()) if gaps_ms.size else None,
+        refill_gap_ms_p50=float(np.percentile(gaps_ms, 50)) if gaps_ms.size else None,
+        refill_gap_ms_p99=float(np.percentile(gaps_ms, 99)) if gaps_ms.size else None,
+        refill_gap_ms_max=float(gaps_ms.max()) if gaps_ms.size else None,
+        server_ttft_ms_mean=server_ms,
+        server_ttft_count=count,
+        ttft_excess_ms=excess_ms,
+    )
+
+
+def client_checks(
+    c: ClientFigures, *, icl_ms: float | None, e2e_ms: float | None, open_loop: bool = False
+) -> list[Check]:
+    """Each figure that was measured beside its limit. `icl_ms`, `e2e_ms`: the cell's means, which some limits go by."""
+    checks = []
+    more = "lower the rate" if open_loop else f"give --workers {(c.client_processes or 1) + 1} or more"
+    if c.client_cpu_share is not None:
+        said = f"the busiest client process used {c.client_cpu_share:.0%} of a core (limit {CPU_SHARE:.0%}); {more}"
+        checks.append(Check(figure="client_cpu_share", value=c.client_cpu_share, limit=CPU_SHARE, sentence=said))
+    if c.loop_lag_ms_p50 is not None and icl_ms is not None:
+        limit = lag_limit_ms(icl_ms)
+        said = (
+            f"half of all bytes waited {c.loop_lag_ms_p50:.1f} ms or more for the client's event loop (limit "
+            f"{limit:.1f} ms; chunks came each {icl_ms:.1f} ms); {more}, or free its CPU of other work"
+        )
+        checks.append(Check(figure="loop_lag_ms_p50", value=c.loop_lag_ms_p50, limit=limit, sentence=said))
+    if c.refill_gap_ms_mean is not None and e2e_ms:
+        limit = REFILL_SHARE * e2e_ms
+        said = (
+            f"a slot stood empty for {c.refill_gap_ms_mean:.2f} ms between two requests on average "
+            f"(limit {REFILL_SHARE:.0%} of E2E, {limit:.2f} ms); {more}"
+        )
+        checks.append(Check(figure="refill_gap_ms_mean", value=c.refill_gap_ms_mean, limit=limit, sentence=said))
+    if c.ttft_excess_ms is not None and c.server_ttft_ms_mean is not None:
+        checks.append(_ttft_check(c, c.ttft_excess_ms, c.server_ttft_ms_mean, more))
+    return checks
+
+
+def client_doubt(c: ClientFigures, *, icl_ms: float | None) -> str | None:
+    """Why the p99 figures of a cell that is not client-bound may still be the client's."""
+    share, lag_ms = c.client_cpu_share, c.loop_lag_ms_p90
+    if share is not None and BUSY_SHARE < share <= CPU_SHARE:
+        return f"the busiest client process used {share:.0%} of a core (invalid from {CPU_SHARE:.0%} on)"
+    if lag_ms is not None and icl_ms is not None and lag_ms > lag_limit_ms(icl_ms):
+        return (
+            f"one byte in ten waited {lag_ms:.1f} ms or more for the client's event loop, and chunks came each "
+            f"{icl_ms:.1f} ms"
+        )
+    return None
+
+
+def lag_limit_ms(icl_ms: float) -> float:
+    return max(LAG_STEPS * icl_ms, LAG_FLOOR_MS)
+
+
+def _ttft_check(c: ClientFigures, excess_ms: float, server_ms: float, more: str) -> Check:
+    """The excess is also the server's front end and the network: it is held against a client that was late itself."""
+    limit = max(TTFT_SHARE * (server_ms + excess_ms), TTFT_FLOOR_MS)
+    late = c.loop_lag_ms_p50 is not None and c.loop_lag_ms_p50 > excess_ms / 2
+    strained = c.client_cpu_share is not None and c.client_cpu_share > BUSY_SHARE
+    said = (
+        f"first tokens came {excess_ms:.1f} ms later than by the server's own histogram ({server_ms:.1f} ms; limit "
+        f"{TTFT_SHARE:.0%} of TTFT, {limit:.1f} ms) and the client was late itself; {more}"
+    )
+    return Check(
+        figure="ttft_excess_ms",
+        value=excess_ms,
+        limit=limit,
+        sentence=said,
+        guilty=(c.server_ttft_count or 0) >= TTFT_LEAST and (late or strained),
+    )
+
+
+def _refill_gaps_ms(data: CellData, window: tuple[int, int]) -> Floats:
+    """After answers alone: a slot whose request failed waits on purpose."""
+    if data.open_loop:
+        return np.empty(0)
+    slot = np.array([e.slot for e in data.exchanges], dtype=np.int64)
+    order = np.lexsort((data.t_send_ns, slot))
+    before, after = order[:-1], order[1:]
+    sent_ns = data.t_send_ns[after]
+    refills = (slot[before] == slot[after]) & data.ok[before] & (window[0] < sent_ns) & (sent_ns <= window[1])
+    gaps_ns: Ints = (sent_ns - data.t_end_ns[before])[refills]
+    return gaps_ns / 1e6
+
+
+def _against_server(data: CellData, window: tuple[int, int]) -> tuple[float | None, int | None, float | None]:
+    """The server's mean TTFT in ms, of how many requests, and what the client saw above it."""
+    read = [s for s in data.samples if window[0] <= s.t_ns <= window[1] and s.ttft_count is not None]
+    if len(read) < 2:
+        return None, None, None
+    first, last = read[0], read[-1]
+    count = (last.ttft_count or 0.0) - (first.ttft_count or 0.0)
+    if count <= 0:
+        return None, None, None
+    server_ms = ((last.ttft_sum_s or 0.0) - (first.ttft_sum_s or 0.0)) / count * 1e3
+    seen = data.ok & (data.t_first_ns > first.t_ns) & (data.t_first_ns <= last.t_ns)
+    if abs(int(seen.sum()) - count) > max(2.0, _COUNT_TOLERANCE * count) or not seen.any():
+        return server_ms, int(count), None
+    client_ms = float((data.t_first_ns - data.t_send_ns)[seen].mean()) / 1e6
+    return server_ms, int(count), client_ms - server_ms
+
+
+
+def nearest_checks(checks: Iterable[tuple[tuple[str, int, int], Check]]) -> list[NearestCheck]:
+    """One per figure, of checks with the target, concurrency and repeat of their cell."""
+    nearest: dict[str, tuple[tuple[str, int, int], Check]] = {}
+    for cell, check in checks:
+        known = nearest.get(check.figure)
+        if known is None or check.value / check.limit > known[1].value / known[1].limit:
+            nearest[check.figure] = cell, check
+    return [
+        NearestCheck(
+            figure=check.figure,
+            value=check.value,
+            limit=check.limit,
+            failed=check.failed,
+            target=target,
+            concurrency=concurrency,
+            repeat=repeat,
+        )
+        for (target, concurrency, repeat), check in nearest.values()
+    ]

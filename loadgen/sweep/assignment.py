@@ -1,0 +1,78 @@
+"""Assignment: everything that a process needs to be a cell's load, or its share of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from loadgen.client.arrivals import Arrivals
+from loadgen.client.body import RequestMaker
+from loadgen.client.concealment import concealed
+from loadgen.client.http import Endpoint, HttpSlot
+from loadgen.client.openai_sdk import SdkSlot, sdk_client
+from loadgen.client.pool import Slot
+from loadgen.secret import Mask
+from loadgen.sweep.feed import WHOLE, Feed, Share
+from loadgen.sweep.load import LocalLoad, OnExchange
+from loadgen.sweep.openload import OpenLoad
+from loadgen.sweep.schedule import Schedule
+from loadgen.workload.item import Item
+from loadgen.workload.protocol import Protocol
+from loadgen.workload.thinking import Thinking
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
+    """Whom to ask what, how, and how many at a time."""
+
+    url: str
+    model: str
+    api_key: str | None
+    transport: str
+    timeout_s: float
+    protocol: Protocol
+    """As it is asked: `--api` and `--thinking` are in it."""
+    seed: int
+    max_tokens: int | None
+    fixed_length: int | None
+    thinking: Thinking | None
+    items: tuple[Item, ...]
+    warmup_items: tuple[Item, ...]
+    concurrency: int
+    """Of all processes together."""
+    requests: int | None
+    share: Share = WHOLE
+
+    def load(self, on_exchange: OnExchange) -> LocalLoad:
+        """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
+        feed = Feed(self._maker(), self.items, self.warmup_items, self.concurrency, self.requests, self.share)
+        make_slot = self._slot_maker()
+        slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
+        return LocalLoad(slots, feed, self._concealing(on_exchange))
+
+    def open_load(self, arrivals: Arrivals, seed: str, on_exchange: OnExchange) -> OpenLoad:
+        """The whole cell's load in an open loop, on the running event loop; errors as of `load`."""
+        schedule = Schedule(self._maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
+        return OpenLoad(self._slot_maker(), self.concurrency, schedule, self._concealing(on_exchange))
+
+    def _maker(self) -> RequestMaker:
+        return RequestMaker(
+            self.protocol,
+            api=self.protocol.api,
+            model=self.model,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            fixed_length=self.fixed_length,
+            thinking=self.thinking,
+        )
+
+    def _slot_maker(self) -> Callable[[int], Slot]:
+        if self.transport == "openai":
+            client = sdk_client(self.url, api_key=self.api_key, timeout_s=self.timeout_s)
+            return lambda slot: SdkSlot(client, self.protocol.api, slot)
+        endpoint = Endpoint(self.url, self.protocol.api, self.api_key)
+        return lambda slot: HttpSlot(endpoint, slot, self.timeout_s)
+
+    def _concealing(self, on_exchange: OnExchange) -> OnExchange:
+        mask = Mask(self.api_key)
+        return lambda exchange: on_exchange(concealed(exchange, mask))

@@ -1,0 +1,134 @@
+"""OpenLoad: a cell's requests in an open loop, from the first warm-up to the last answer, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from time import monotonic_ns
+
+from loadgen.client.backlog import Backlog
+from loadgen.client.exchange import Exchange, Raw, Request, dropped
+from loadgen.client.openloop import OpenLoop
+from loadgen.client.pool import Slot
+from loadgen.client.probe import ClientProbe, ClientUse
+from loadgen.sweep.load import OnExchange, Tally
+from loadgen.sweep.observer import Arrived
+from loadgen.sweep.schedule import Schedule
+
+TURN_S = 0.005
+
+
+class OpenLoad:
+    """A Load that follows the schedule with at most `cap` requests in flight; the others are dropped, a row each.
+
+    Behind the window the traffic goes on until the window's last request is over, so that none of them sees an emptier
+    server than the others; but not longer than the warm-up took, or a server that falls behind would never end.
+    """
+
+    failure: str | None = None
+
+    def __init__(
+        self, make_slot: Callable[[int], Slot], cap: int, schedule: Schedule, on_exchange: OnExchange
+    ) -> None:
+        self._cap = cap
+        self._schedule = schedule
+        self._on_exchange = on_exchange
+        self._loop = OpenLoop(make_slot, cap, self._on_done, self._on_dropped)
+        self._backlog = Backlog(self._on_read)
+        self._tally = Tally()
+        self._reader: asyncio.Task[None] | None = None
+        self._cooldown: asyncio.Task[None] | None = None
+        self._probe: ClientProbe | None = None
+        self._t_start_ns = 0
+        self._warmup_ns = 0
+        self._ended = 0
+        self._sent_before_first_end: int | None = None
+        self._measured_over = 0
+        self.use: ClientUse | None = None
+
+    @property
+    def completed(self) -> int:
+        return self._tally.completed
+
+    @property
+    def failures_in_a_row(self) -> int:
+        return self._tally.failures_in_a_row
+
+    @property
+    def steady(self) -> bool:
+        """As many requests have ended as had been sent when the first of them ended: about two answers' time."""
+        return self._sent_before_first_end is not None and self._ended >= self._sent_before_first_end
+
+    @property
+    def dry_ns(self) -> int | None:
+        return self._schedule.dry_ns
+
+    @property
+    def in_flight(self) -> int:
+        return self._loop.in_flight
+
+    @property
+    def arrived(self) -> Arrived:
+        return Arrived(sent=self._loop.sent, late=self._loop.late, dropped=self._loop.dropped)
+
+    async def prepare(self) -> None:
+        pass
+
+    def start(self) -> None:
+        self._t_start_ns = monotonic_ns()
+        self._reader = asyncio.create_task(self._backlog.read_on())
+        self._loop.follow(self._schedule.warmup(self._t_start_ns))
+
+    def end_warmup(self) -> None:
+        """Its traffic goes on until the window opens."""
+
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        self._warmup_ns = open_ns - self._t_start_ns
+        self._loop.follow(self._schedule.window(open_ns, close_ns))
+        self._probe = ClientProbe()
+
+    def close_window(self) -> None:
+        if self._probe is not None:
+            self.use, self._probe = ClientUse.of([self._probe.close()]), None
+        self._cooldown = asyncio.create_task(self._cool_down())
+
+    def stop_feeding(self) -> None:
+        nothing: Iterator[Request] = iter(())
+        self._loop.follow(nothing)
+
+    async def drained(self) -> None:
+        await self._loop.drained()
+
+    async def close(self) -> None:
+        if self._cooldown is not None:
+            self._cooldown.cancel()
+        self._loop.stop()
+        await asyncio.sleep(0)
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        self._backlog.read_all()
+
+    async def _cool_down(self) -> None:
+        deadline_ns = monotonic_ns() + self._warmup_ns
+        while self._measured_over < self._schedule.measured and monotonic_ns() < deadline_ns:
+            await asyncio.sleep(TURN_S)
+        self.stop_feeding()
+
+    def _on_done(self, raw: Raw) -> None:
+        if self._sent_before_first_end is None:
+            self._sent_before_first_end = self._loop.sent
+        self._ended += 1
+        self._measured_over += raw.request.phase == "measured"
+        self._backlog.add(raw)
+
+    def _on_dropped(self, request: Request, now_ns: int) -> None:
+        self._measured_over += request.phase == "measured"
+        self._backlog.add(dropped(request, now_ns, self._cap))
+
+    def _on_read(self, exchange: Exchange) -> None:
+        if exchange.status != "dropped":
+            self._tally.add(exchange)
+        self._on_exchange(exchange)

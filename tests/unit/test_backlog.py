@@ -1,0 +1,53 @@
+"""Ended streams wait to be read while bytes come first, but not without limit."""
+
+import asyncio
+
+from streams import DONE, completion, finished, one_read_per_event, usage
+
+from loadgen.client.backlog import Backlog
+
+STREAM = one_read_per_event(completion("4", 1, finish="stop"), usage(1), DONE)
+
+
+def raws(count, size_bytes=100):
+    ended = [finished(STREAM) for _ in range(count)]
+    for slot, raw in enumerate(ended):
+        raw.slot, raw.size_bytes = slot, size_bytes
+    return ended
+
+
+async def turns(backlog, count):
+    """How many streams waited after each of so many turns of the loop."""
+    reader = asyncio.create_task(backlog.read_on())
+    waiting = []
+    for _ in range(count):
+        await asyncio.sleep(0)
+        waiting.append(len(backlog))
+    reader.cancel()
+    return waiting
+
+
+def test_one_stream_is_read_in_a_turn_of_the_loop():
+    read = []
+    backlog = Backlog(read.append)
+    for raw in raws(4):
+        backlog.add(raw)
+    assert asyncio.run(turns(backlog, 5)) == [3, 2, 1, 0, 0]
+    assert [exchange.slot for exchange in read] == [0, 1, 2, 3]
+    assert {(exchange.status, exchange.text) for exchange in read} == {("ok", "4")}
+
+
+def test_more_than_may_wait_is_read_first():
+    backlog = Backlog(lambda exchange: None, most_bytes=350)
+    for raw in raws(10):
+        backlog.add(raw)
+    assert asyncio.run(turns(backlog, 3)) == [3, 2, 1]
+
+
+def test_read_all_leaves_none():
+    read = []
+    backlog = Backlog(read.append)
+    for raw in raws(3):
+        backlog.add(raw)
+    backlog.read_all()
+    assert (len(backlog), [exchange.slot for exchange in read]) == (0, [0, 1, 2])

@@ -1,0 +1,76 @@
+"""What loadgen opens to others, and whose code it lets run: nothing, unless it is asked."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from loadgen.cli import COMMANDS, group
+from loadgen.serving.compose.file import compose_file
+from loadgen.serving.launch import plan_launch
+from loadgen.serving.recipe import load_recipes
+from loadgen.sweep.config import configure
+from loadgen.sweep.metrics import SweepMetrics
+
+ROOT = Path(__file__).parents[2]
+HOSTS = {"host", "metrics_host"}
+
+
+def test_every_command_listens_on_loopback_unless_told_otherwise() -> None:
+    found = {}
+    for name in COMMANDS:
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        found |= {(name, param.name): param.default for param in command.params if param.name in HOSTS}
+    assert set(found.values()) == {"127.0.0.1"}
+    assert {name for name, _ in found} == {"sweep", "exporter", "serve", "simulate"}
+    assert configure().metrics_host == "127.0.0.1"
+
+
+def test_the_sweeps_own_metrics_listen_on_loopback() -> None:
+    metrics = SweepMetrics(simulated=True)
+    metrics.serve(0)
+    assert isinstance(metrics._server, object)
+    listening: socket.socket = metrics._server.socket  # type: ignore[attr-defined]
+    assert listening.getsockname()[0] == "127.0.0.1"
+    metrics.close()
+
+
+def test_compose_publishes_on_loopback() -> None:
+    services = yaml.safe_load(compose_file())["services"]
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert published
+    assert all(str(port).startswith("${BIND_ADDRESS:-127.0.0.1}:") for port in published)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_no_recipe_runs_a_repositorys_own_code(device: str) -> None:
+    for recipe in load_recipes().values():
+        if recipe.cpu_flags:
+            continue
+        launch = plan_launch(
+            recipe, model="some/model", checkpoint="some/checkpoint", port=1, device=device, max_num_seqs=1,
+            vllm="vllm",
+        )  # fmt: skip
+        assert not any("trust" in argument for argument in launch.argv)
+        assert not any("TRUST" in name for name in launch.env)
+
+
+def test_nothing_that_ships_trusts_remote_code() -> None:
+    for folder in ("loadgen", "servers", "docker"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".toml", ".yaml", ".yml", ".env") or path.name.endswith("Dockerfile"):
+                assert "trust_remote_code=True" not in path.read_text(encoding="utf-8").replace(" ", "")
+                assert "--trust-remote-code" not in path.read_text(encoding="utf-8")
+
+
+def test_it_is_passed_on_when_somebody_asks() -> None:
+    launch = plan_launch(
+        load_recipes()["bf16"], model="some/model", port=1, device="cuda", max_num_seqs=1, vllm="vllm",
+        extra_args=["--trust-remote-code"],
+    )  # fmt: skip
+    assert launch.argv[-1] == "--trust-remote-code"

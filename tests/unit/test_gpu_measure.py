@@ -1,0 +1,362 @@
+"""The GPU kit's measurement: plans, shapes, a time budget that cuts between cells, and steps that are resumed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from nvml_stub.build import Curve, build_stub
+
+from bench.gpu import measure as measuring
+from bench.gpu.budget import Cutter, Deadline
+from bench.gpu.measure import MODEL_S, Site, measure
+from bench.gpu.plan import Plan, Step, load_plan
+from bench.gpu.sensors import SETTLE_S, STATES, read_sensors
+from bench.gpu.shapes import NOTE, config, four_bits, load_shapes
+from bench.gpu.simulated import preset_gpu, preset_model
+from bench.gpu.state import State
+from loadgen.errors import UsageError
+from loadgen.serving.checkpoint import mismatch
+from loadgen.serving.recipe import load_recipe
+from loadgen.serving.simulated.presets import load_presets
+from loadgen.sweep.config import SweepConfig, configure
+from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.observer import CellVerdict, Observer
+from loadgen.sweep.plan import Cell, plan_blocks
+from loadgen.sweep.run import Interrupted
+from loadgen.sweep.settings import resumed_config
+
+PROJECT = Path(__file__).parents[2]
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# plans and shapes
+
+
+def test_the_plan_puts_first_what_is_worth_most_and_every_step_can_be_configured() -> None:
+    plan = load_plan("gpu")
+    assert [step.name[0] for step in plan.step][:6] == list("abcdef")
+    first = plan.options_of(plan.step[1])
+    assert (plan.step[1].serve, first["concurrency"]) == (("fp16", "awq", "gptq"), [1, 8, 32, 64, 128, 256])
+    shapes = load_shapes()
+    for step in plan.step:
+        if step.kind == "sweep":
+            assert step.model in shapes
+            made = configure(serve=step.serve, model="some/model", **plan.options_of(step))
+            assert made.fixed_length == plan.options["fixed_length"], "one length for all, so that models compare"
+            assert made.reference == "fp16"
+
+
+def test_the_first_pass_of_the_plan_fits_its_budget_by_its_own_guesses() -> None:
+    plan = load_plan("gpu")
+    first_pass = plan.step[: next(i for i, s in enumerate(plan.step) if s.name.startswith("c2"))]
+    seconds = MODEL_S * len({s.model for s in first_pass if s.model})
+    for s in first_pass:
+        options = plan.options_of(s)
+        starts = {"sensors": 0, "selftest": 1, "sweep": len(s.serve) * options["repeats"]}[s.kind]
+        seconds += starts * (plan.start_s + len(options.get("concurrency", ())) * plan.cell_s)
+        seconds += (s.seconds + SETTLE_S) * len(STATES) if s.kind == "sensors" else 0
+    assert seconds <= plan.budget_s
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("steps = 1", "is no plan"),
+        ('name = "x"\ndevice = "tpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\nstep = []', "is no plan"),
+        (
+            'name = "x"\ndevice = "cpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\n'
+            '[[step]]\nname = "a"\nwhy = "b"\nkind = "sweep"',
+            "step a needs a model",
+        ),
+    ],
+)
+def test_a_broken_plan_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(UsageError, match=complaint):
+        load_plan(tmp_path / "plan.toml")
+    with pytest.raises(UsageError, match="there is no such plan; name a file, or one of gpu, rehearsal"):
+        load_plan("nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "published_e9", "digits"),
+    [("Mistral-7B-v0.3", 7.25, 2), ("Qwen3-0.6B", 0.6, 1), ("Falcon3-3B-Base", 3.23, 2)],
+)
+def test_a_shape_has_the_published_number_of_parameters(name: str, published_e9: float, digits: int) -> None:
+    assert round(load_shapes()[name].parameters / 1e9, digits) == published_e9
+
+
+def test_the_shapes_are_those_of_the_simulators_presets() -> None:
+    presets = load_presets()
+    for name in ("Mistral-7B-v0.3", "Qwen3-0.6B", "Falcon3-3B-Base"):
+        shape, model = load_shapes()[name], presets.model[preset_model(presets, name)]
+        assert (shape.layers, shape.hidden, shape.intermediate) == (model.layers, model.hidden, model.mlp)
+        assert (shape.heads, shape.kv_heads, shape.head_dim) == (model.heads, model.kv_heads, model.head_dim)
+        assert shape.vocabulary == model.vocab
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"),
+        ("CPU AMD EPYC, 2 cores", None),
+    ],
+)
+def test_a_gpu_has_the_preset_of_its_name_and_no_other(name: str, preset: str | None) -> None:
+    assert preset_gpu(load_presets(), name) == preset
+
+
+def test_the_checkpoints_config_is_what_each_recipe_wants() -> None:
+    for shape in load_shapes().values():
+        plain = config(shape, None)
+        assert plain["loadgen_note"] == NOTE
+        assert mismatch(load_recipe("fp16"), "DIR", plain, in_flight=False) is None
+        assert mismatch(load_recipe("bnb-nf4"), "DIR", plain, in_flight=True) is None
+        assert mismatch(load_recipe("awq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is None
+        assert mismatch(load_recipe("gptq"), "DIR-gptq", config(shape, four_bits("gptq")), in_flight=False) is None
+        assert mismatch(load_recipe("gptq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is not None
+
+
+def test_the_story_in_the_readme_is_of_commands_that_exist() -> None:
+    told = set(re.findall(r"-m bench\.gpu ([a-z-]+)", (PROJECT / "bench" / "gpu" / "README.md").read_text()))
+    helped = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout
+    assert told == set(re.findall(r"^    ([a-z-]+)(?:  |$)", helped, re.MULTILINE))
+
+
+# the budget
+
+
+def sweep_of(cutter: Cutter, clock: FakeClock, *, start_s: float, cells_s: list[float], servers: int) -> int:
+    """Cells that a sweep measures, each server's cells taking so long, until the cutter ends it."""
+    measured = 0
+    try:
+        for server in range(servers):
+            cutter.server_starts(f"server {server}", None)
+            clock.now += start_s
+            cutter.server_ready(f"server {server}", "vLLM")
+            for index, cell_s in enumerate(cells_s):
+                clock.now += cell_s
+                measured += 1
+                cell = Cell(index=index, target="fp16", precision="fp16", concurrency=1, repeat=1)
+                cutter.cell_ends(cell, "line", CellVerdict(valid=True))
+    except KeyboardInterrupt:
+        assert cutter.cut is not None
+    return measured
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def test_a_budget_ends_a_sweep_between_cells_by_what_was_seen() -> None:
+    clock = FakeClock()
+    cutter = Cutter(Deadline(100, clock), start_s=60, cell_s=12, say=quiet)
+    # 20 + 10 + 15 + 15 + 15 = 75 s; another cell of 15 fits, then 10 are left and none does.
+    assert sweep_of(cutter, clock, start_s=20, cells_s=[10, 15, 15, 15, 15, 15], servers=1) == 5
+    assert cutter.cut == "10 s were left, another cell takes about 15 s"
+
+
+def test_a_budget_starts_no_server_that_could_not_measure_a_cell() -> None:
+    clock = FakeClock()
+    cutter = Cutter(Deadline(69, clock), start_s=20, cell_s=5, say=quiet)
+    # The first server takes 20 + 10 + 10; 29 s are left, and a start and a cell take 30.
+    assert sweep_of(cutter, clock, start_s=20, cells_s=[10, 10], servers=2) == 2
+    assert cutter.cut == "29 s were left, the start of server 1 and a cell takes about 30 s"
+
+
+def test_a_first_start_is_not_tried_in_a_time_that_the_plan_says_is_too_short() -> None:
+    clock = FakeClock()
+    cutter = Cutter(Deadline(60, clock), start_s=60, cell_s=5, say=quiet)
+    assert sweep_of(cutter, clock, start_s=1, cells_s=[1], servers=1) == 0
+
+
+# steps, with a sweep that only pretends
+
+
+def plan_of(*steps: Step, budget_s: float = 100.0) -> Plan:
+    return Plan(name="test", device="cpu", budget_s=budget_s, start_s=10, cell_s=5, step=steps, sha256="1" * 64,
+                options={"concurrency": [1, 2], "repeats": 1, "power": "none", "dataset": "sample"})  # fmt: skip
+
+
+def step(name: str) -> Step:
+    return Step(name=name, why="to see", kind="sweep", model="rehearsal", serve=("bf16", "int8"))
+
+
+class FakeSweep:
+    """Leaves a manifest and a journal per cell behind; `cells_before_death` kills it, `fails` makes a server fail."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.begun: list[Path] = []
+        self.resumed: list[Path] = []
+        self.fails = ""
+        self.cells_before_death: int | None = None
+
+    def run(self, config: SweepConfig, observer: Observer) -> Path:
+        run_dir = Path(str(config.out))
+        self.begun.append(run_dir)
+        (run_dir / "journal").mkdir(parents=True)
+        content = {"schema": 1, "config": msgspec.to_builtins(config), "failures": []}
+        (run_dir / "manifest.json").write_text(json.dumps(content))
+        return self._measure(run_dir, config, observer)
+
+    def resume(self, run_dir: Path, given: dict[str, Any], observer: Observer) -> Path:
+        self.resumed.append(run_dir)
+        return self._measure(run_dir, resumed_config(run_dir, read_manifest(run_dir), given), observer)
+
+    def unfinished(self, run_dir: Path) -> list[Cell]:
+        config = msgspec.convert(read_manifest(run_dir)["config"], SweepConfig)
+        cells = [c for block in plan_blocks(config.targets, config.concurrency, config.repeats) for c in block.cells]
+        return [cell for cell in cells if not (run_dir / "journal" / cell.label).exists()]
+
+    def _measure(self, run_dir: Path, config: SweepConfig, observer: Observer) -> Path:
+        try:
+            for target in config.targets:
+                todo = [cell for cell in self.unfinished(run_dir) if cell.target == target.name]
+                if target.name == self.fails:
+                    content = read_manifest(run_dir) | {"failures": [{"error": "out of memory\nand more"}]}
+                    (run_dir / "manifest.json").write_text(json.dumps(content))
+                elif todo:
+                    self._serve(run_dir, todo, observer)
+        except KeyboardInterrupt:
+            raise Interrupted(run_dir, hurried=False) from None
+        return run_dir
+
+    def _serve(self, run_dir: Path, cells: list[Cell], observer: Observer) -> None:
+        observer.server_starts(cells[0].target, None)
+        self.clock.now += 10
+        observer.server_ready(cells[0].target, "vLLM")
+        for cell in cells:
+            if self.cells_before_death == 0:
+                raise SystemExit("killed")
+            if self.cells_before_death is not None:
+                self.cells_before_death -= 1
+            self.clock.now += 5
+            (run_dir / "journal" / cell.label).touch()
+            observer.cell_ends(cell, "line", CellVerdict(valid=True))
+
+
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch) -> FakeSweep:
+    clock = FakeClock()
+    fake = FakeSweep(clock)
+    monkeypatch.setattr(measuring, "run_sweep", fake.run)
+    monkeypatch.setattr(measuring, "resume_sweep", fake.resume)
+    monkeypatch.setattr(measuring, "unfinished_cells", fake.unfinished)
+    monkeypatch.setattr(measuring, "Deadline", lambda seconds: Deadline(seconds, clock))
+    monkeypatch.setattr(measuring, "_write_models", lambda *_: None)
+    monkeypatch.setattr(measuring, "_is_written", lambda *_: True)
+    monkeypatch.setattr(measuring, "_torch_python", lambda *_: Path(sys.executable))
+    return fake
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    (tmp_path / "models" / "rehearsal").mkdir(parents=True)
+    return Site(work=tmp_path / "work", models=tmp_path / "models")
+
+
+def statuses(state: State) -> dict[str, str]:
+    return {name: entry.status for name, entry in state.steps.items()}
+
+
+def test_steps_are_done_in_order_and_once(sweep: FakeSweep, site: Site) -> None:
+    plan = plan_of(step("one"), step("two"))
+    assert statuses(measure(plan, site, say=quiet)) == {"one": "done", "two": "done"}
+    # 2 servers x (10 s + 2 cells x 5 s) each.
+    assert {name: entry.seconds for name, entry in State(site.work / "state.json", plan).steps.items()} == {
+        "one": 40.0, "two": 40.0,
+    }  # fmt: skip
+    assert measure(plan, site, say=quiet).finished
+    assert (len(sweep.begun), sweep.resumed) == (2, [])
+
+
+def test_time_up_cuts_a_step_and_the_next_call_does_the_rest_only(sweep: FakeSweep, site: Site) -> None:
+    plan = plan_of(step("one"), step("two"))
+    state = measure(plan, site, budget_s=65, say=quiet)
+    # 25 s are left after `one`: a server and two cells are 20, the second server does not fit into the 5 left.
+    assert statuses(state) == {"one": "done", "two": "cut"}
+    assert len(list((site.run(plan.step[1]) / "journal").iterdir())) == 2
+    assert "5 s were left" in str(state.steps["two"].reason)
+    assert statuses(measure(plan, site, budget_s=100, say=quiet)) == {"one": "done", "two": "done"}
+    assert State(site.work / "state.json", plan).steps["two"].seconds == 40.0, "20 s then, 20 s now"
+
+
+def test_a_killed_step_is_gone_on_with(sweep: FakeSweep, site: Site) -> None:
+    plan = plan_of(step("one"))
+    sweep.cells_before_death = 3
+    with pytest.raises(SystemExit):
+        measure(plan, site, say=quiet)
+    assert statuses(State(site.work / "state.json", plan)) == {"one": "cut"}
+    sweep.cells_before_death = None
+    assert statuses(measure(plan, site, say=quiet)) == {"one": "done"}
+    assert (sweep.begun, sweep.resumed) == ([site.run(plan.step[0])], [site.run(plan.step[0])])
+
+
+def test_a_server_that_fails_is_told_and_the_next_step_is_done_all_the_same(sweep: FakeSweep, site: Site) -> None:
+    sweep.fails = "int8"
+    state = measure(plan_of(step("one"), step("two")), site, say=quiet)
+    assert statuses(state) == {"one": "failed", "two": "failed"}
+    assert state.steps["one"].reason == "2 cells were not measured: out of memory"
+
+
+def test_the_work_of_another_plan_is_not_gone_on_with(sweep: FakeSweep, site: Site) -> None:
+    measure(plan_of(step("one")), site, say=quiet)
+    other = Plan(name="other", device="cpu", budget_s=1, start_s=1, cell_s=1, step=(), sha256="2" * 64)
+    with pytest.raises(UsageError, match="holds the work of another plan"):
+        measure(other, site, say=quiet)
+
+
+def test_without_a_gpu_the_sensors_step_says_so_and_is_left_out(sweep: FakeSweep, site: Site) -> None:
+    plan = plan_of(Step(name="a", why="to see", kind="sensors", seconds=0.1), step("one"))
+    state = measure(plan, site, say=quiet)
+    assert statuses(state) == {"a": "skipped", "one": "done"}
+    assert "libnvidia-ml" in str(state.steps["a"].reason)
+
+
+# sensors, against a stub of NVIDIA's library whose power is known
+
+SENSE = """
+import sys
+from pathlib import Path
+from bench.gpu import sensors
+sensors.measure(Path(sys.argv[1]), seconds=3.0, torch_python=None)
+"""
+
+
+def test_sensors_are_characterised_from_samples_that_are_kept(tmp_path: Path) -> None:
+    library = build_stub(tmp_path)
+    command = [sys.executable, "-c", SENSE, str(tmp_path / "sensors")]
+    environment = Curve(base_w=300).environment(library)
+    done = subprocess.run(
+        command, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found, findings = read_sensors(tmp_path / "sensors")
+    assert found.gpu.supported["counter_j"]
+    idle = findings["idle"]
+    assert idle.power_w_mean == pytest.approx(300, rel=0.01)
+    assert idle.ratio == pytest.approx(1, abs=0.01)
+    assert idle.calibration.counter_period_s == pytest.approx(0.1, rel=0.2)
+    assert 0 < idle.read_ms_p50 <= idle.read_ms_p99
