@@ -28,6 +28,10 @@ from loadgen.serving.recipe import recipe_names
 
 ASKED = os.environ.get("CI") == "true" or os.environ.get("LOADGEN_TEST_DOCKER") == "1"
 pytestmark = pytest.mark.skipif(not ASKED, reason="starts a Docker engine: set LOADGEN_TEST_DOCKER=1 (minutes, root)")
+real_vllm = pytest.mark.skipif(
+    os.environ.get("LOADGEN_TEST_DOCKER_CPU") != "1",
+    reason="builds vLLM's CPU image, not yet in CI: set LOADGEN_TEST_DOCKER_CPU=1 (up to 20 minutes on a busy machine)",
+)
 BASE = "loadgen-test-base"
 SERVERS = {"fp16": "sim-fp16", "awq": "sim-awq"}
 BATCHES = (1, 4)
@@ -180,6 +184,7 @@ def cpu_sweep(on_cpu: Docker, tmp_path_factory: pytest.TempPathFactory) -> Sweep
     )  # fmt: skip
 
 
+@real_vllm
 def test_a_sweep_of_real_servers_on_the_cpu_is_measured_and_says_simulated_nowhere(cpu_sweep: Sweep) -> None:
     cells = loadgen.load_run(cpu_sweep.run_dir).cells
     assert cpu_sweep.status == (0 if cells["valid"].all() else 1), cpu_sweep.said
@@ -192,6 +197,7 @@ def test_a_sweep_of_real_servers_on_the_cpu_is_measured_and_says_simulated_nowhe
     assert "SIMULATED" not in cpu_sweep.said + (cpu_sweep.run_dir / "report.html").read_text(encoding="utf-8")
 
 
+@real_vllm
 def test_prometheus_has_the_real_servers_and_the_verdict_on_each_cell(on_cpu: Docker, cpu_sweep: Sweep) -> None:
     counted = on_cpu.query("sum by (target) (vllm:generation_tokens_total)")
     verdicts = on_cpu.query("min by (target) (last_over_time(loadgen_ended_cell_valid[15m]))")
@@ -200,6 +206,7 @@ def test_prometheus_has_the_real_servers_and_the_verdict_on_each_cell(on_cpu: Do
         assert verdicts[cell["target"]] == cell["valid"]
 
 
+@real_vllm
 def test_vllm_on_the_cpu_runs_without_privileges_on_a_read_only_root(on_cpu: Docker) -> None:
     described = on_cpu.inspect(on_cpu.container("cpu-bf16"))
     settings = described["HostConfig"]
@@ -207,6 +214,7 @@ def test_vllm_on_the_cpu_runs_without_privileges_on_a_read_only_root(on_cpu: Doc
     assert on_cpu("exec", described["Id"], "python", "-c", WHO).split() == ["10001", "1", "True"]
 
 
+@real_vllm
 def test_both_composes_resolve_every_profile_to_the_same_services(docker: Docker, on_cpu: Docker) -> None:
     profiles = ",".join(["gpu", "simulated", "cpu", "loadgen", *recipe_names()])
     of_1, of_2 = (
