@@ -26,7 +26,9 @@ def resampled_means(columns: Floats, *, resamples: int = RESAMPLES, seed: int = 
     n = len(columns)
     rows, counts = np.unique(columns, axis=0, return_counts=True)
     if len(rows) > MANY_ROWS and n <= MOST_ITEMS:
-        of_items: Floats = _draws_of_items(n, resamples, seed) @ columns / n
+        # Not `@`: the last digits of a BLAS product depend on how many cores share it.
+        draws, ours = _draws_of_items(n, resamples, seed), np.ascontiguousarray(columns.T)
+        of_items: Floats = np.einsum("di,ci->dc", draws, ours) / n
         return of_items
     drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
     means: Floats = drawn @ rows / n
