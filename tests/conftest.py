@@ -9,6 +9,10 @@ import pytest
 
 hypothesis.settings.register_profile("loadgen", deadline=None)
 """No test asserts wall-clock speed, on machines that are as noisy as CI's."""
+hypothesis.settings.register_profile(
+    "long", deadline=None, max_examples=20_000, suppress_health_check=list(hypothesis.HealthCheck)
+)
+"""By hand: `python -m pytest tests/fuzz --hypothesis-profile=long`."""
 hypothesis.settings.load_profile("loadgen")
 
 

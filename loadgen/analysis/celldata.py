@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd, CellStart, read_lines
+from loadgen.sweep.journal import CellEnd, CellStart, known_records, read_lines
 from loadgen.sweep.plan import Cell
 
 Ints = NDArray[np.int64]
@@ -86,7 +86,15 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_cell(path: Path) -> CellData | None:
-    """The cell of one journal file; None if the file holds not even its first line."""
+    """The cell of one journal file; None if the file holds not even its first line.
+
+    Raises UsageError for a record that this version does not know.
+    """
+    with known_records(path):
+        return _read_cell(path)
+
+
+def _read_cell(path: Path) -> CellData | None:
     start: CellStart | None = None
     end: CellEnd | None = None
     exchanges: list[Line] = []

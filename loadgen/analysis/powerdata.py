@@ -12,7 +12,7 @@ from loadgen.analysis.forked import forked
 from loadgen.power.calibration import calibration_of
 from loadgen.power.sample import PowerSample
 from loadgen.power.trace import PowerTrace, traces_of
-from loadgen.sweep.journal import power_file, read_lines
+from loadgen.sweep.journal import known_records, power_file, read_lines
 
 Server = tuple[str, int, int]
 """Target, repeat and session."""
@@ -103,7 +103,8 @@ def read_power(
 def _samples(path: Path, start: int = 0) -> tuple[list[PowerSample], int]:
     """Samples, and how many lines were damaged."""
     lines = read_lines(path, start)
-    return [sample for block in lines for sample in _decode_lines(block)], lines.damaged
+    with known_records(path):
+        return [sample for block in lines for sample in _decode_lines(block)], lines.damaged
 
 
 def _latest(path: Path, since_ns: int) -> tuple[list[PowerSample], int]:

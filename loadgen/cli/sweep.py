@@ -26,7 +26,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         return
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--config {path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: write a mapping of option names to values")

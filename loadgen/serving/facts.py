@@ -65,6 +65,38 @@ def _sum_gib(pattern: re.Pattern[str], log: str) -> int | None:
     return round(sum(parts) * 2**30) if parts else None
 
 
+class ServedModel(msgspec.Struct, frozen=True):
+    """An entry of /v1/models."""
+
+    id: str
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together; vLLM says it."""
+
+
+class _Models(msgspec.Struct):
+    data: list[ServedModel]
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+def read_models(body: bytes) -> list[ServedModel] | None:
+    """Of what GET /v1/models answers; None where that is no model list."""
+    try:
+        return msgspec.json.decode(body, type=_Models).data
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def read_version(body: bytes) -> str | None:
+    """Of what GET /version answers; None where that is none."""
+    try:
+        return msgspec.json.decode(body, type=_Version).version
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def get(url: str) -> bytes | None:
     """The body of a 200 answer, or None for anything else."""
     try:
@@ -79,7 +111,7 @@ def get_object(url: str) -> dict[str, Any]:
     """The JSON object of a 200 answer; empty for anything else."""
     try:
         value = json.loads(get(url) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import random
 import re
 import threading
@@ -30,7 +31,11 @@ _NAMES = {
     b"vllm:time_to_first_token_seconds_count": "ttft_count",
     b"vllm:time_to_first_token_seconds_sum": "ttft_sum_s",
 }
-_LINE = re.compile(rb"^(vllm:[a-z_]+)(?:\{[^}\n]*\})? ([0-9.eE+-]+)", re.MULTILINE)
+_LINE = re.compile(
+    rb"""^(vllm:[a-z_]+)(?:\{(?:[^"}\n]|"(?:\\.|[^"\\\n])*")*\})? ([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)(?=\s|\Z)""",
+    re.MULTILINE,
+)
+"""A number that is no less than 0: none of these can be."""
 
 
 class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
@@ -63,7 +68,8 @@ def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int) -> ServerSample:
         if field is not None:
             so_far = values.get(field, 0.0)
             values[field] = max(so_far, float(value)) if field == "kv_usage" else so_far + float(value)
-    return ServerSample(t_ns=t_ns, scrape_ns=scrape_ns, **values)
+    known = {field: value for field, value in values.items() if math.isfinite(value)}
+    return ServerSample(t_ns=t_ns, scrape_ns=scrape_ns, **known)
 
 
 class MetricsProbe:

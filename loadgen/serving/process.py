@@ -20,10 +20,11 @@ from loadgen.serving.checkpoint import checkpoint_identity
 from loadgen.serving.facts import (
     ServerFacts,
     get,
-    get_object,
     kv_cache_bytes,
     metric_names,
     model_bytes,
+    read_models,
+    read_version,
 )
 from loadgen.serving.gpu_memory import used_bytes
 from loadgen.serving.group import ProcessGroup
@@ -117,7 +118,7 @@ class ServerProcess:
 
     def facts(self) -> ServerFacts:
         """What the server says about itself now; what it does not answer is None or empty."""
-        models = get_object(f"{self.launch.url}/v1/models").get("data") or [{}]
+        served = next(iter(read_models(get(f"{self.launch.url}/v1/models") or b"") or []), None)
         exposition = get(f"{self.launch.url}/metrics") or b""
         return ServerFacts(
             name=self.launch.name,
@@ -125,11 +126,11 @@ class ServerProcess:
             argv=self._mask.argv(self.launch.argv),
             env=self._mask.env(self.launch.env),
             pid=self.pid,
-            version=get_object(f"{self.launch.url}/version").get("version"),
-            model=models[0].get("id"),
+            version=read_version(get(f"{self.launch.url}/version") or b""),
+            model=served.id if served else None,
             checkpoint_identity=checkpoint_identity(self.launch.checkpoint) if self.launch.checkpoint else None,
             note=self.launch.note,
-            max_model_len=models[0].get("max_model_len"),
+            max_model_len=served.max_model_len if served else None,
             kernels=self.kernels(),
             model_bytes=model_bytes(self.log()),
             kv_cache_bytes=kv_cache_bytes(self.log()),

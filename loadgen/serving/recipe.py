@@ -157,7 +157,7 @@ def _read(path: Path, kind: type[T], given: dict[str, str]) -> T:
         if clash := given.keys() & content.keys():
             raise ValueError(f"{clash.pop()!r} is given by the file's name")
         return msgspec.convert({**content, **given}, kind)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"recipe file {path} is not valid: {error}; docs/serving.md describes its fields") from error
 
 

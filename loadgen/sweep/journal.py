@@ -8,6 +8,7 @@ Everything else in a run directory that holds figures is derived from these file
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -18,6 +19,7 @@ from zlib import crc32
 import msgspec
 
 from loadgen.client.exchange import Exchange
+from loadgen.errors import UsageError
 from loadgen.power.sample import PowerSample
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.plan import Cell
@@ -62,7 +64,7 @@ Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
-_any_json = msgspec.json.Decoder(msgspec.Raw)
+_any_json = msgspec.json.Decoder()
 _BLOCK_BYTES = 1 << 22
 _SEAL = re.compile(rb"\t[0-9a-f]{8}\Z")
 _SEAL_BYTES = 9
@@ -144,7 +146,7 @@ class Lines:
             return False
         try:
             _any_json.decode(line)
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             return False
         return True
 
@@ -156,8 +158,21 @@ def read_lines(path: Path, start: int = 0) -> Lines:
 
 def read_records(path: Path) -> Iterator[Record]:
     """The records of one cell's file in order; torn and damaged lines are left out."""
-    for block in read_lines(path):
-        yield from _decoder.decode_lines(block)
+    with known_records(path):
+        for block in read_lines(path):
+            yield from _decoder.decode_lines(block)
+
+
+@contextlib.contextmanager
+def known_records(path: Path) -> Iterator[None]:
+    """Within, a whole record that is none of these raises UsageError, which names the file."""
+    try:
+        yield
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(
+            f"{path} holds a record that this version of loadgen does not know ({error}); read it with the version "
+            "that wrote it"
+        ) from None
 
 
 def cell_end(path: Path) -> CellEnd | None:
@@ -168,7 +183,8 @@ def cell_end(path: Path) -> CellEnd | None:
     with path.open("rb") as file:
         first = lines.good(file.readline())
     last = [line for block in lines for line in block.splitlines()[-1:]][-1:]
-    records = _decoder.decode_lines(b"\n".join([first, *last])) if first and last else []
+    with known_records(path):
+        records = _decoder.decode_lines(b"\n".join([first, *last])) if first and last else []
     match records:
         case [CellStart(), CellEnd() as end]:
             return end

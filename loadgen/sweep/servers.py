@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import ssl
 import urllib.error
 import urllib.request
@@ -16,6 +15,7 @@ import msgspec
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask
+from loadgen.serving.facts import read_models, read_version
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
@@ -84,27 +84,28 @@ class _Running:
 
     def _greet(self, spec: TargetSpec) -> Server:
         assert spec.url is not None
-        models, simulated = self._ask(spec, "/v1/models")
-        try:
-            ids = [str(entry["id"]) for entry in json.loads(models)["data"]]
-        except (ValueError, KeyError, TypeError):
+        body, simulated = self._ask(spec, "/v1/models")
+        models = read_models(body)
+        if models is None:
             raise UsageError(
                 f"target {spec.name}: {spec.url}/v1/models is no model list; is this an OpenAI-compatible server?"
-            ) from None
+            )
+        ids = [served.id for served in models]
         model = self._config.model or (ids[0] if ids else "")
         if model not in ids:
             served = ", ".join(ids) or "no model"
             raise UsageError(f"target {spec.name}: {spec.url} serves {served}, not {model or 'one'}")
-        with contextlib.suppress(UsageError, ValueError, KeyError, TypeError):
-            version = json.loads(self._ask(spec, "/version")[0])["version"]
-            return self._server(spec, model, simulated, {"version": version})
-        return self._server(spec, model, simulated, {"version": None})
+        version = None
+        with contextlib.suppress(UsageError):
+            version = read_version(self._ask(spec, "/version")[0])
+        return self._server(spec, model, simulated, {"version": version})
 
     def _server(self, spec: TargetSpec, model: str, simulated: bool, facts: dict[str, Any]) -> Server:
         metrics = b""
         with contextlib.suppress(UsageError):
             metrics, _ = self._ask(spec, "/metrics")
-        names = sorted({line.split()[2].decode() for line in metrics.splitlines() if line.startswith(b"# TYPE ")})
+        words = (line.split() for line in metrics.decode("utf-8", "replace").splitlines())
+        names = sorted({line[2] for line in words if line[:2] == ["#", "TYPE"] and len(line) > 2})
         assert spec.url is not None
         target = Target(name=spec.name, precision=spec.precision, url=spec.url, model=model, simulated=simulated)
         return Server(target=target, facts={**facts, "model": model, "metric_names": names}, died=lambda: None)

@@ -59,7 +59,7 @@ def rows(path: Path, kind: type[_R], what: str) -> Iterator[tuple[int, _R]]:
         if line.strip():
             try:
                 yield number, decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UsageError(f"{path}, line {number}, is not {what} ({error})") from None
 
 

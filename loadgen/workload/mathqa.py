@@ -38,7 +38,6 @@ LETTERS = "ABCDE"
 TOLERANCE = 0.01
 """How far, as a share of the published answer, a formula may be off and still agree: options are rounded."""
 
-_FLAT = re.compile(r" , ".join(rf"{letter} \) (.+?)" for letter in "abcde"))
 _OPTION = re.compile(r"\s*([a-e]) \) (.*)", re.DOTALL)
 _NUMBER = re.compile(
     r"(?P<sign>[-–−]\s*)?(?P<number>\d[\d,]*(?:\.\d+)?|\.\d+)"
@@ -112,17 +111,33 @@ def split_options(published: str) -> tuple[str, ...] | None:
     if published.lstrip().startswith("["):
         try:
             parts = ast.literal_eval(published)
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
             return None
-        matches = [_OPTION.fullmatch(part) for part in parts if isinstance(part, str)]
-        letters = "".join(match[1] for match in matches if match)
-        texts = [match[2] for match in matches if match]
+        if not isinstance(parts, list):
+            return None
+        matches = [match for part in parts if isinstance(part, str) and (match := _OPTION.fullmatch(part))]
+        letters = "".join(match[1] for match in matches)
+        texts: list[str] = [match[2] for match in matches]
     else:
-        flat = _FLAT.fullmatch(published.strip())
-        letters, texts = "abcde", list(flat.groups()) if flat else []
+        letters, texts = "abcde", _split_flat(published.strip())
     if letters != "abcde" or len(texts) != len(LETTERS):
         return None
     return tuple(text.strip().removeprefix(f"{letter} ) ").strip() for letter, text in zip(letters, texts, strict=True))
+
+
+def _split_flat(text: str) -> list[str]:
+    """Of `a ) 1 , b ) 2 , ...` the texts, each up to the next letter's first mark; fewer than five where one lacks."""
+    if "\n" in text or not text.startswith("a ) "):
+        return []
+    texts, start = [], len("a ) ")
+    for letter in "bcde":
+        mark = f" , {letter} ) "
+        end = text.find(mark, start + 1)
+        if end < 0:
+            return texts
+        texts.append(text[start:end])
+        start = end + len(mark)
+    return [*texts, text[start:]] if start < len(text) else texts
 
 
 def ids_sha256(items: Iterable[Item]) -> str:
@@ -133,7 +148,7 @@ def ids_sha256(items: Iterable[Item]) -> str:
 def _rows(path: Path) -> Sequence[Row]:
     try:
         found = msgspec.json.decode(path.read_bytes(), type=list[Row])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             f"{path} is not MathQA ({error}); it must be the published JSON array of Problem, options, correct, ..."
         ) from None

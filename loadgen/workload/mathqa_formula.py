@@ -22,7 +22,10 @@ class FormulaError(Exception):
 
 def value_of(formula: str) -> float:
     """The formula's value. Raises FormulaError for what is no formula and for what cannot be computed."""
-    value, end = _term(formula, 0)
+    try:
+        value, end = _term(formula, 0)
+    except RecursionError:
+        raise FormulaError("the formula is nested too deeply") from None
     if formula[end:].strip():
         raise FormulaError(f"something follows the formula: {formula[end:]!r}")
     if not math.isfinite(value):
@@ -83,6 +86,18 @@ def _factorial(n: float) -> float:
     return math.factorial(_whole(n))
 
 
+def _choose(n: float, k: float) -> float:
+    if min(k, n - k) > 1100:
+        raise OverflowError(f"{n:g} over {k:g} is out of reach")
+    return math.comb(_whole(n), _whole(k))
+
+
+def _permutation(n: float, k: float) -> float:
+    if k > 170:
+        raise OverflowError(f"{k:g} of {n:g} is out of reach")
+    return math.perm(_whole(n), _whole(k))
+
+
 def _power(base: float, exponent: float) -> float:
     value: float | complex = base**exponent
     if isinstance(value, complex):
@@ -112,8 +127,8 @@ _OPERATIONS: dict[str, Callable[..., float]] = {
     "gcd": lambda a, b: math.gcd(_whole(a), _whole(b)),
     "lcm": lambda a, b: math.lcm(_whole(a), _whole(b)),
     "factorial": _factorial,
-    "choose": lambda n, k: math.comb(_whole(n), _whole(k)),
-    "permutation": lambda n, k: math.perm(_whole(n), _whole(k)),
+    "choose": _choose,
+    "permutation": _permutation,
     "negate_prob": lambda p: 1 - p,
     "p_after_gain": lambda percent, price: price * (1 + percent / 100),
     "original_price_before_gain": lambda percent, price: price / (1 + percent / 100),

@@ -12,6 +12,7 @@ from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, processes_for
 from loadgen.analysis.sides import cell_answers
 from loadgen.analysis.tables import requests_table
+from loadgen.errors import UsageError
 from loadgen.sweep import journal
 from loadgen.sweep.journal import cell_files
 from loadgen.sweep.manifest import read_manifest
@@ -48,7 +49,7 @@ def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
     first = cell_files(run_dir)[0]
     first.write_bytes(first.read_bytes() + journal.sealed(b'{"type":"nothing"}'))
-    with pytest.raises(ValueError, match="nothing"):
+    with pytest.raises(UsageError, match="nothing"):
         list(reader(run_dir).results(cell_files(run_dir), 2))
 
 

@@ -74,11 +74,11 @@ def read_import(argument: str) -> list[ImportedPoint]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"--import {argument}: {file} cannot be read ({reason}); name the tool's JSON file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--import {argument}: {file} is no JSON ({error}); name the tool's JSON file") from None
     try:
         points = [point for found in objects for point in _READERS[tool](found, tool, label or path.stem, file)]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         points = []
     if not points:
         raise UsageError(f"--import {argument}: {file} holds no result of {tool}; {_EXPECTED[tool]}")
@@ -106,7 +106,7 @@ def _vllm_bench(found: Object, tool: str, label: str, file: str) -> list[Importe
         ImportedPoint(
             tool=tool,
             label=label,
-            model=found.get("model_id"),
+            model=_first(found.get("model_id")),
             concurrency=_count(found.get("max_concurrency")),
             requests=_number(found.get("completed")),
             errors=_number(found.get("failed")),

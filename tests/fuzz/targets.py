@@ -1,0 +1,282 @@
+"""What is fuzzed: functions of bytes that fail where loadgen does not do with them what it promises.
+
+The first bytes of `sse` and `http` say where the rest is cut into reads: an ordinary input needs none. Whatever a
+target is given, nothing is raised but the one documented error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import msgspec
+
+from loadgen.analysis.celldata import read_cell
+from loadgen.analysis.compare.imported import ImportedPoint, read_import
+from loadgen.cli.sweep import command as sweep
+from loadgen.client.concealment import concealed
+from loadgen.client.exchange import Exchange, Request, Status, read_exchange
+from loadgen.client.http import Endpoint, HttpRaw, _Connection
+from loadgen.client.sse import split_events
+from loadgen.errors import UsageError
+from loadgen.secret import Mask
+from loadgen.serving.facts import metric_names, read_models, read_version
+from loadgen.serving.metrics import ServerSample, read_metrics
+from loadgen.serving.recipe import read_recipe
+from loadgen.sweep.config import configure
+from loadgen.sweep.journal import CellEnd, Record, read_records, sealed
+from loadgen.visible import visible
+from loadgen.workload.dataset import items_of_file
+from loadgen.workload.facts import ItemFacts
+from loadgen.workload.grading.grader import grade
+from loadgen.workload.gsm8k import read_gsm8k
+from loadgen.workload.item import Item
+from loadgen.workload.jsonl import read_jsonl
+from loadgen.workload.mathqa import read_clean, read_mathqa
+
+Reads = list[tuple[int, bytes]]
+MOST_TOKENS = 512
+REQUEST = Request(item_id="q", prompt_sha="0" * 64, phase="measured", body=b"{}", max_tokens=MOST_TOKENS)
+STATUSES = get_args(Status)
+CUT_MARK = b"\xff\xfe"
+"""Ends the numbers, of two bytes each, that say where an input is cut; one without it is cut nowhere."""
+
+
+def cut(data: bytes) -> tuple[bytes, Reads]:
+    """The wire, and its reads: read k arrives at 100 + k."""
+    head, mark, wire = data.partition(CUT_MARK)
+    if not mark:
+        head, wire = b"", data
+    places = [int.from_bytes(head[k : k + 2], "big") % (len(wire) + 1) for k in range(0, len(head), 2)]
+    bounds = [0, *sorted(places), len(wire)]
+    return wire, [(100 + k, wire[a:b]) for k, (a, b) in enumerate(pairwise(bounds))]
+
+
+def finished(reads: Reads, http_status: int = 200) -> HttpRaw:
+    raw = HttpRaw(REQUEST, 3)
+    raw.t_send_ns, raw.reads, raw.http_status = 0, reads, http_status
+    raw.t_end_ns = reads[-1][0] if reads else 0
+    return raw
+
+
+def sse(data: bytes) -> None:
+    """Events do not depend on how the bytes are divided; each is stamped with a read's arrival, in order."""
+    wire, reads = cut(data)
+    events = split_events(reads)
+    assert [event for _, event in events] == [event for _, event in split_events([(1, wire)])]
+    stamps = [t_ns for t_ns, _ in events]
+    assert stamps == sorted(stamps)
+    assert set(stamps) <= {t_ns for t_ns, _ in reads}
+
+
+def exchange(data: bytes) -> None:
+    """Whatever came ends as a row that the journal can hold, whose tokens add up where it is `ok`."""
+    wire, reads = cut(data)
+    for status in (200, 500):
+        row = read_exchange(finished(reads, status))
+        assert row.status in STATUSES
+        assert (row.error is None) == (row.status == "ok")
+        assert msgspec.json.decode(msgspec.json.encode(row), type=Exchange) == row
+        assert concealed(row, Mask("no such secret", environ={})) is row
+        assert _plain(row) == _plain(read_exchange(finished([(1, wire)], status)))
+        times = [t_ns for t_ns, _ in row.token_times]
+        assert times == sorted(times)
+        assert all(tokens > 0 for _, tokens in row.token_times)
+        if row.status == "ok" and row.output_tokens is not None:
+            assert 0 <= row.output_tokens <= MOST_TOKENS
+            if row.token_times:
+                assert sum(tokens for _, tokens in row.token_times) == row.output_tokens
+
+
+def _plain(row: Exchange) -> list[Any]:
+    """The row without its times."""
+    timed = ("token_times", "t_send_ns", "t_first_ns", "t_end_ns")
+    return [getattr(row, field) for field in row.__struct_fields__ if field not in timed]
+
+
+class _Wire(asyncio.Transport):
+    """A connection whose other end is the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def _answered(reads: Reads, *, reset: bool) -> tuple[Any, ...]:
+    """What one request comes to whose answer is these bytes, after which the connection ends."""
+
+    async def run() -> tuple[Any, ...]:
+        connection, done = _Connection(Endpoint("http://h:1", "completions")), []
+        wire = _Wire()
+        connection.connection_made(wire)
+        connection.start(HttpRaw(REQUEST, 0), done.append, 60.0)
+        for _, data in reads:
+            if data and not wire.aborted:
+                connection.data_received(data)
+        if not wire.aborted:
+            connection.connection_lost(ConnectionResetError() if reset else None)
+        assert len(done) == 1, "a request ends once"
+        (raw,) = done
+        return raw.http_status, raw.failure and raw.failure[0], raw.error_body() if raw.failure is None else b""
+
+    return _LOOP.run_until_complete(run())
+
+
+_LOOP = asyncio.new_event_loop()
+
+
+def http(data: bytes) -> None:
+    """An answer's status, kind of failure and body do not depend on how its bytes are divided."""
+    wire, reads = cut(data)
+    for reset in (False, True):
+        assert _answered(reads, reset=reset) == _answered([(1, wire)], reset=reset)
+
+
+def journal(data: bytes) -> None:
+    """Any file is read or refused with a sentence; behind a torn line whole records are found again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cell.jsonl"
+        path.write_bytes(data)
+        before: list[Record] = []
+        with suppress(UsageError):
+            before = list(read_records(path))
+        with suppress(UsageError):
+            read_cell(path)
+        end = CellEnd(t_ns=1, aborted="x")
+        path.write_bytes(data + b"\n" + sealed(msgspec.json.encode(end)))
+        with suppress(UsageError):
+            after = list(read_records(path))
+            assert after[-1] == end
+            assert after[: len(before)] == before
+
+
+def config(data: bytes) -> None:
+    """A file of options makes a config or is refused with a sentence; a config says itself what it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sweep.yaml"
+        path.write_bytes(data)
+        with suppress(UsageError, click.ClickException):
+            ctx = sweep.make_context("sweep", ["--config", str(path)], resilient_parsing=False)
+            accepted = configure.__kwdefaults__ or {}
+            options = {
+                {"target": "targets"}.get(name, name): value
+                for name, value in ctx.params.items()
+                if value is not None
+            }
+            made = configure(**{name: value for name, value in options.items() if name in accepted})
+            assert msgspec.convert(msgspec.to_builtins(made), type(made)) == made
+
+
+def _of_file(read: Callable[[Path], list[Item]]) -> Callable[[bytes], None]:
+    """Items of any file are whole and told apart, or it is refused with a sentence."""
+
+    def target(data: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "data"
+            path.write_bytes(data)
+            with suppress(UsageError):
+                items = read(path)
+                assert len({item.id for item in items}) == len(items)
+                assert all(item.gold for item in items)
+                assert msgspec.convert(msgspec.to_builtins(items), list[Item]) == items
+                for item in items:
+                    grade("The answer is 5.", item, protocol="gsm8k", finish_reason="stop")
+
+    return target
+
+
+def metrics(data: bytes) -> None:
+    """Of any page, numbers that are finite and no less than 0."""
+    sample = read_metrics(data, t_ns=1, scrape_ns=1)
+    for field in sample.__struct_fields__:
+        value = getattr(sample, field)
+        assert value is None or (math.isfinite(value) and value >= 0)
+    assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
+
+
+def models(data: bytes) -> None:
+    """What a server says of itself is known by kind, or not at all."""
+    assert all(isinstance(model.id, str) for model in read_models(data) or [])
+    assert isinstance(read_version(data), str | None)
+    metric_names(data.decode("utf-8", "replace"))
+
+
+def _imported(tool: str) -> Callable[[bytes], None]:
+    """Points whose every field is of its kind, or a sentence."""
+
+    def target(data: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "result.json"
+            path.write_bytes(data)
+            with suppress(UsageError):
+                for point in read_import(f"{tool}={path}"):
+                    assert msgspec.convert(msgspec.to_builtins(point), ImportedPoint) == point
+                    assert all(math.isfinite(v) for v in msgspec.structs.astuple(point) if isinstance(v, float))
+
+    return target
+
+
+def recipe(data: bytes) -> None:
+    """A recipe or a sentence."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.toml"
+        path.write_bytes(data)
+        with suppress(UsageError):
+            assert read_recipe(path).name == "mine"
+
+
+def answer(data: bytes) -> None:
+    """Any text of a model gets a verdict, by every protocol, cut or not."""
+    text = data.decode("utf-8", "replace")
+    number = ItemFacts(gold="5")
+    letter = ItemFacts(gold="C", options=("4 . 5", "1 / 2", "5", "none", "5 km"))
+    for item in (number, letter):
+        for reason in ("stop", "length"):
+            assert grade(text, item, protocol="gsm8k", finish_reason=reason).outcome
+
+
+def shown(data: bytes) -> None:
+    """Masked and made visible, a text has no secret and no command."""
+    text = data.decode("utf-8", "surrogateescape")
+    masked = visible(Mask("sk-secret-1", environ={})(text))
+    assert "sk-secret-1" not in masked
+    assert visible(masked) == masked
+    masked.encode()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "sse": sse,
+    "exchange": exchange,
+    "http": http,
+    "journal": journal,
+    "config": config,
+    "gsm8k": _of_file(lambda path: read_gsm8k(path, split="test")),
+    "jsonl": _of_file(read_jsonl),
+    "mathqa": _of_file(lambda path: [*read_mathqa(path, split="test"), *read_clean(path, split="clean")]),
+    "any-dataset": _of_file(items_of_file),
+    "metrics": metrics,
+    "models": models,
+    "import-vllm-bench": _imported("vllm-bench"),
+    "import-guidellm": _imported("guidellm"),
+    "import-aiperf": _imported("aiperf"),
+    "recipe": recipe,
+    "answer": answer,
+    "shown": shown,
+}
+CORPUS = Path(__file__).with_name("corpus")
