@@ -14,8 +14,11 @@ ARG PIP_NO_INDEX
 ENV PIP_FIND_LINKS=/src/build/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/loadgen
 COPY . /src
-RUN /opt/loadgen/bin/python -m pip install --quiet /src \
-    && /opt/loadgen/bin/loadgen cpu-env --dir /opt/loadgen-cpu
+# Of loadgen only `cpu-env` is needed here. Triton has no CPU backend: vLLM would leave its gigabyte unused.
+RUN /opt/loadgen/bin/python -m pip install --quiet click msgspec platformdirs \
+    && /opt/loadgen/bin/python -m pip install --quiet --no-deps /src \
+    && /opt/loadgen/bin/loadgen cpu-env --dir /opt/loadgen-cpu \
+    && /opt/loadgen-cpu/venv/bin/python -m pip uninstall --quiet --yes triton
 
 FROM base
 COPY --from=build /opt/loadgen-cpu /opt/loadgen-cpu

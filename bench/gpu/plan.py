@@ -26,7 +26,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     serve: tuple[str, ...] = ()
     """Recipes, the reference first."""
     options: dict[str, Any] = {}
-    """Of `loadgen sweep`, over the plan's."""
+    """Of `loadgen sweep`, over the plan's; of `loadgen selftest`, and nothing else then."""
     seconds: float = 15.0
     """`sensors`: how long each state is watched."""
 

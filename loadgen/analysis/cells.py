@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from operator import gt
 from typing import Any
 
 import msgspec
@@ -288,7 +289,7 @@ def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
 
 def _went_back(samples: Sequence[ServerSample], field: str) -> bool:
     values = [value for s in samples if (value := getattr(s, field)) is not None]
-    return any(after < before for before, after in pairwise(values))
+    return any(map(gt, values, values[1:]))
 
 
 def _longest_gap_s(samples: Sequence[ServerSample], window: tuple[int, int]) -> float:

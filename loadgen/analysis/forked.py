@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -77,6 +78,8 @@ def _begin(tasks: Sequence[Callable[[], Any]], folder: str, parent: int) -> None
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _tasks, _folder = tasks, Path(folder)
+    gc.freeze()
+    gc.disable()  # but once a task: what was there before is the parent's to look through
 
 
 def _result(place: int) -> _Packed:
@@ -89,6 +92,7 @@ def _result(place: int) -> _Packed:
             begin = file.tell()
             spans.append(slice(begin, begin + file.write(array.raw())))
             file.write(bytes(-file.tell() % _ALIGNED))
+    gc.collect()
     return _Packed(frame, path, spans)
 
 

@@ -83,7 +83,11 @@ def reasons_against(e: Evidence) -> list[str]:
     if e.errors > e.max_error_rate * (e.requests + e.errors):
         reasons.append(f"{e.errors} of {e.requests + e.errors} requests failed, the first: {e.first_error}")
     if e.requests == 0:
-        reasons.append("no request ended within the window; make --duration longer")
+        reasons.append(
+            "no request ended within the window; make --duration longer"
+            if e.traffic is None
+            else "no request of the window was answered"
+        )
     elif e.uncounted == e.requests:
         reasons.append("the server reports no token usage in its streams")
     elif e.tokens_per_s is None:

@@ -57,6 +57,8 @@ class OpenLoop:
         self._next: Request | None = None
         self._idle = asyncio.Event()
         self.sent = 0
+        self.last_due_ns = 0
+        """Of the latest that was sent."""
         self.late = 0
         """Of those sent, the ones that were late by more than `LATE_NS`."""
         self.dropped = 0
@@ -111,6 +113,7 @@ class OpenLoop:
             self._on_dropped(request, now_ns)
             return
         self.sent += 1
+        self.last_due_ns = now_ns - lateness_ns
         self.late += lateness_ns > LATE_NS
         self._slots[slot].send(request, self._finished)
 

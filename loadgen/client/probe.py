@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from time import monotonic, process_time
 
 import msgspec
@@ -20,8 +21,9 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True, tag="use"):
     cpu_s: float
     """CPU time of all its threads."""
     wall_s: float
-    lag_ms_p50: float | None = None
+    lag_ms_mean: float | None = None
     """How late its event loop came to a timer; None where no timer came due."""
+    lag_ms_p50: float | None = None
     lag_ms_p90: float | None = None
     lag_ms_p99: float | None = None
     lag_ms_max: float | None = None
@@ -33,6 +35,7 @@ class ClientUse(msgspec.Struct, frozen=True, kw_only=True):
     client_processes: int
     client_cpu_s: float
     client_cpu_share: float
+    loop_lag_ms_mean: float | None
     loop_lag_ms_p50: float | None
     loop_lag_ms_p90: float | None
     loop_lag_ms_p99: float | None
@@ -45,6 +48,7 @@ class ClientUse(msgspec.Struct, frozen=True, kw_only=True):
             client_processes=len(uses),
             client_cpu_s=sum(use.cpu_s for use in uses) + beside_s,
             client_cpu_share=max(use.cpu_s / use.wall_s for use in uses),
+            loop_lag_ms_mean=max((use.lag_ms_mean for use in uses if use.lag_ms_mean is not None), default=None),
             loop_lag_ms_p50=max((use.lag_ms_p50 for use in uses if use.lag_ms_p50 is not None), default=None),
             loop_lag_ms_p90=max((use.lag_ms_p90 for use in uses if use.lag_ms_p90 is not None), default=None),
             loop_lag_ms_p99=max((use.lag_ms_p99 for use in uses if use.lag_ms_p99 is not None), default=None),
@@ -74,6 +78,7 @@ class ClientProbe:
         return ProcessUse(
             cpu_s=process_time() - self._cpu_before_s,
             wall_s=monotonic() - self._opened_s,
+            lag_ms_mean=fmean(lags_ms) if lags_ms else None,
             lag_ms_p50=_quantile(lags_ms, 0.5),
             lag_ms_p90=_quantile(lags_ms, 0.9),
             lag_ms_p99=_quantile(lags_ms, 0.99),

@@ -127,12 +127,12 @@ class _Window:
     def check_lost(self, trace: PowerTrace) -> None:
         seen = self.near if len(self.near) else trace
         for t_ns, errors in zip(seen.t_ns.tolist(), seen.errors, strict=True):
-            lost = [error.removeprefix(GPU_LOST) for error in errors if error.startswith(GPU_LOST)]
-            if lost and t_ns <= self.t1_ns:
-                after_s = (t_ns - self.t0_ns) / 1e9
-                when = f"{after_s:.2f} s into" if after_s > 0 else f"{-after_s:.2f} s before"
-                self.invalid.append(f"the GPU was lost {when} the window ({lost[0]})")
-                return
+            for error in errors:
+                if error.startswith(GPU_LOST) and t_ns <= self.t1_ns:
+                    after_s = (t_ns - self.t0_ns) / 1e9
+                    when = f"{after_s:.2f} s into" if after_s > 0 else f"{-after_s:.2f} s before"
+                    self.invalid.append(f"the GPU was lost {when} the window ({error.removeprefix(GPU_LOST)})")
+                    return
 
     def check_cover(self) -> bool:
         """Whether readings of some energy field lie on both sides of the window."""

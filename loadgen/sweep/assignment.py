@@ -50,10 +50,17 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
         slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
         return LocalLoad(slots, feed, self._concealing(on_exchange))
 
-    def open_load(self, arrivals: Arrivals, seed: str, on_exchange: OnExchange) -> OpenLoad:
-        """The whole cell's load in an open loop, on the running event loop; errors as of `load`."""
+    def open_load(
+        self, arrivals: Arrivals, seed: str, duration_s: float | None, on_exchange: OnExchange
+    ) -> OpenLoad:
+        """The whole cell's load in an open loop, on the running event loop; errors as of `load`.
+
+        The window lasts `duration_s`, or until so many `requests` were due.
+        """
+        window_s = duration_s if duration_s is not None else (self.requests or 0) / arrivals.rate_per_s
         schedule = Schedule(self._maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
-        return OpenLoad(self._slot_maker(), self.concurrency, schedule, self._concealing(on_exchange))
+        concealing = self._concealing(on_exchange)
+        return OpenLoad(self._slot_maker(), self.concurrency, schedule, concealing, window_s=window_s)
 
     def _maker(self) -> RequestMaker:
         return RequestMaker(

@@ -52,8 +52,9 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """CPU time of all the client's processes inside the window."""
     client_cpu_share: float | None = None
     """Of one core, by the busiest process that sent requests."""
-    loop_lag_ms_p50: float | None = None
+    loop_lag_ms_mean: float | None = None
     """How late the client's event loop came to a timer inside the window, in the worst process (timers tick in ms)."""
+    loop_lag_ms_p50: float | None = None
     loop_lag_ms_p90: float | None = None
     loop_lag_ms_p99: float | None = None
     loop_lag_ms_max: float | None = None

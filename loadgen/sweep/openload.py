@@ -16,6 +16,8 @@ from loadgen.sweep.load import OnExchange, Tally
 from loadgen.sweep.observer import Arrived
 from loadgen.sweep.schedule import Schedule
 
+GENERATIONS = 2
+"""How many must have come and gone before the window opens."""
 TURN_S = 0.005
 
 
@@ -23,15 +25,24 @@ class OpenLoad:
     """A Load that follows the schedule with at most `cap` requests in flight; the others are dropped, a row each.
 
     Behind the window the traffic goes on until the window's last request is over, so that none of them sees an emptier
-    server than the others; but not longer than the warm-up took, or a server that falls behind would never end.
+    server than the others. A server that falls behind would make none of this end: so the warm-up is no longer than the
+    window (`window_s`, as far as that is known) or as asked, the cool-down no longer than the warm-up was, and what is
+    not answered after as much time as all of it took is given up.
     """
 
     failure: str | None = None
 
     def __init__(
-        self, make_slot: Callable[[int], Slot], cap: int, schedule: Schedule, on_exchange: OnExchange
+        self,
+        make_slot: Callable[[int], Slot],
+        cap: int,
+        schedule: Schedule,
+        on_exchange: OnExchange,
+        *,
+        window_s: float,
     ) -> None:
         self._cap = cap
+        self._window_s = window_s
         self._schedule = schedule
         self._on_exchange = on_exchange
         self._loop = OpenLoop(make_slot, cap, self._on_done, self._on_dropped)
@@ -39,12 +50,16 @@ class OpenLoad:
         self._tally = Tally()
         self._reader: asyncio.Task[None] | None = None
         self._cooldown: asyncio.Task[None] | None = None
+        self._fed = asyncio.Event()
+        """Nothing further will be sent."""
         self._probe: ClientProbe | None = None
         self._t_start_ns = 0
         self._warmup_ns = 0
-        self._ended = 0
-        self._sent_before_first_end: int | None = None
+        self._generations = -1
+        self._generation_ns = 0
+        self._of_generation = 0
         self._measured_over = 0
+        self._given_up_s: float | None = None
         self.use: ClientUse | None = None
 
     @property
@@ -57,8 +72,9 @@ class OpenLoad:
 
     @property
     def steady(self) -> bool:
-        """As many requests have ended as had been sent when the first of them ended: about two answers' time."""
-        return self._sent_before_first_end is not None and self._ended >= self._sent_before_first_end
+        """What was sent when the first answer came has ended, and what had been sent until then has, too."""
+        waited_s = (monotonic_ns() - self._t_start_ns) / 1e9
+        return self._generations >= GENERATIONS or waited_s >= self._window_s
 
     @property
     def dry_ns(self) -> int | None:
@@ -96,9 +112,17 @@ class OpenLoad:
     def stop_feeding(self) -> None:
         nothing: Iterator[Request] = iter(())
         self._loop.follow(nothing)
+        self._fed.set()
 
     async def drained(self) -> None:
-        await self._loop.drained()
+        await self._fed.wait()
+        patience_s = (monotonic_ns() - self._t_start_ns) / 1e9
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._loop.drained()
+        except TimeoutError:
+            self._given_up_s = patience_s
+            self._loop.stop()
 
     async def close(self) -> None:
         if self._cooldown is not None:
@@ -118,11 +142,19 @@ class OpenLoad:
         self.stop_feeding()
 
     def _on_done(self, raw: Raw) -> None:
-        if self._sent_before_first_end is None:
-            self._sent_before_first_end = self._loop.sent
-        self._ended += 1
+        if self._given_up_s is not None:
+            raw.failure = ("timeout", f"given up {self._given_up_s:.0f} s after the last request: too far behind")
+        self._count_generation(raw.request)
         self._measured_over += raw.request.phase == "measured"
         self._backlog.add(raw)
+
+    def _count_generation(self, request: Request) -> None:
+        """A generation: the requests in flight when the one before was over, the first when the first answer came."""
+        assert request.t_scheduled_ns is not None
+        self._of_generation -= request.t_scheduled_ns <= self._generation_ns
+        if self._of_generation <= 0:
+            self._generations += 1
+            self._of_generation, self._generation_ns = self._loop.in_flight, self._loop.last_due_ns
 
     def _on_dropped(self, request: Request, now_ns: int) -> None:
         self._measured_over += request.phase == "measured"

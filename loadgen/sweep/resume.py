@@ -38,8 +38,8 @@ def unfinished_cells(run_dir: Path) -> list[Cell]:
     """Of the run that the directory's manifest describes."""
     config = read_manifest(run_dir)["config"]
     specs = msgspec.convert(config["targets"], list[TargetSpec])
-    planned = plan_blocks(specs, config["concurrency"], config["repeats"], config.get("arrival", CLOSED))
-    return [cell for block in unfinished(run_dir, planned) for cell in block.cells]
+    plan = plan_blocks(specs, config["concurrency"], config["repeats"], config.get("arrival", CLOSED))
+    return [cell for block in unfinished(run_dir, plan) for cell in block.cells]
 
 
 def why_unfinished(run_dir: Path, cell: Cell) -> str | None:

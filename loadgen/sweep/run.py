@@ -287,7 +287,8 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, workers: int, on_exchange
         requests=config.requests,
     )
     if cell.arrivals is not None:
-        return assignment.open_load(cell.arrivals, f"{config.seed}/{cell.repeat}", on_exchange)
+        seed = f"{config.seed}/{cell.repeat}"
+        return assignment.open_load(cell.arrivals, seed, config.duration_s, on_exchange)
     return load_of(assignment, workers, on_exchange)
 
 

@@ -117,7 +117,7 @@ def split_options(published: str) -> tuple[str, ...] | None:
             return None
         matches = [match for part in parts if isinstance(part, str) and (match := _OPTION.fullmatch(part))]
         letters = "".join(match[1] for match in matches)
-        texts: list[str] = [match[2] for match in matches]
+        texts = [str(match[2]) for match in matches]
     else:
         letters, texts = "abcde", _split_flat(published.strip())
     if letters != "abcde" or len(texts) != len(LETTERS):
@@ -129,7 +129,8 @@ def _split_flat(text: str) -> list[str]:
     """Of `a ) 1 , b ) 2 , ...` the texts, each up to the next letter's first mark; fewer than five where one lacks."""
     if "\n" in text or not text.startswith("a ) "):
         return []
-    texts, start = [], len("a ) ")
+    texts: list[str] = []
+    start = len("a ) ")
     for letter in "bcde":
         mark = f" , {letter} ) "
         end = text.find(mark, start + 1)

@@ -1,4 +1,4 @@
-"""A Docker engine of the tests' own, and a base image made without any registry."""
+"""A Docker engine of the tests' own, a base image made without any image registry, and a Compose of version 2."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -14,11 +15,18 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
+from loadgen.serving.cpu_env import PLUGIN, REQUIREMENTS
+
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("dockerd", "docker", "docker-compose", "debootstrap", "prometheus", "promtool")
 PACKAGES = "docker.io docker-compose debootstrap prometheus"
-BASE_PACKAGES = "python3,python3-venv,ca-certificates"
-PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
+BASE_PACKAGES = "python3,python3-venv,ca-certificates,libnuma1"
+GLIBC_2 = range(36, 16, -1)
+PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC_2), "manylinux2014_x86_64", "manylinux1_x86_64")
+"""Of wheels that run on the base image."""
+COMPOSE_RELEASE = "trixie"
+"""The Debian whose package docker-compose is a Compose v2; it runs on older ones as it is."""
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 START_S = 60.0
 
 
@@ -70,12 +78,54 @@ def base_tarball(folder: Path) -> Path:
 
 
 def download_wheels(folder: Path, python: str) -> None:
-    """Everything that the images install, as wheels for the base's Python (`3.11`), by this machine's own pip."""
+    """Everything that loadgen's images install, as wheels for the base's Python (`3.11`), by this machine's own pip."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    _download(folder, python, *project["project"]["dependencies"], *project["build-system"]["requires"])
+
+
+def download_cpu_wheels(folder: Path, python: str) -> None:
+    """Everything that `loadgen cpu-env` installs; pip must find a CPU build of torch, as for `cpu-env` itself."""
+    _download(folder, python, *REQUIREMENTS, "setuptools")
+    _download(folder, python, "--no-deps", PLUGIN)
+
+
+def _download(folder: Path, python: str, *wanted: str) -> None:
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     _run(sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(folder), "--only-binary=:all:",
          "--python-version", python, *platforms, *wanted)  # fmt: skip
+
+
+def compose_v2() -> str:
+    """The path of a Compose v2, unpacked from Debian's package below the user's cache; nothing is installed."""
+    kept = user_cache_path("loadgen") / "compose-v2"
+    program = kept / "usr" / "libexec" / "docker" / "cli-plugins" / "docker-compose"
+    if not program.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack("docker-compose", COMPOSE_RELEASE, Path(folder), kept.with_suffix(".part"))
+            kept.with_suffix(".part").rename(kept)
+    return str(program)
+
+
+def _unpack(package: str, release: str, folder: Path, target: Path) -> None:
+    """A package of another release of this machine's own mirror, by lists of apt's that are kept apart."""
+    (folder / "lists" / "partial").mkdir(parents=True)
+    (folder / "sources.list").write_text(f"deb [signed-by={KEYRING}] {_mirror()} {release} main\n", encoding="utf-8")
+    apart = ["-o", f"Dir::Etc::sourcelist={folder}/sources.list", "-o", "Dir::Etc::sourceparts=-",
+             "-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}", "-o", "APT::Sandbox::User=root",
+             "-o", "Acquire::Retries=3"]  # fmt: skip
+    _run("apt-get", *apart, "update", "--quiet")
+    _run("apt-get", *apart, "download", "--quiet", package, folder=folder)
+    (found,) = folder.glob(f"{package}_*.deb")
+    _run("dpkg-deb", "--extract", str(found), str(target))
+
+
+def _mirror() -> str:
+    """Where this machine has its own release from."""
+    told = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    return next(line.split()[1] for line in told.splitlines() if line.startswith(f"{_release()} "))
 
 
 def _answers(host: str) -> bool:
@@ -87,6 +137,8 @@ def _release() -> str:
     return dict(line.split("=", 1) for line in lines if "=" in line)["VERSION_CODENAME"]
 
 
-def _run(*command: str) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _run(*command: str, folder: Path | None = None) -> None:
+    done = subprocess.run(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     assert done.returncode == 0, f"{' '.join(command[:4])} ... failed:\n{done.stdout[-4000:]}"

@@ -1,102 +1,53 @@
-"""The images are built and the simulated variant runs on a real Docker engine, without any registry.
+"""The images are built and the simulated and the cpu variant run on a real Docker engine, without any image registry.
 
-The base image is a bootstrapped Debian, Prometheus is Debian's own in an image of the same layout as the published one,
-and Grafana is left out: no image of it can be had here (its provisioning is checked by structure elsewhere).
+The simulated variant by docker-compose 1.29, the cpu variant by Compose v2. The base image is a bootstrapped Debian,
+Prometheus is Debian's own in an image of the same layout as the published one, and Grafana is left out: no image of it
+can be had here (its provisioning is checked by structure elsewhere).
 """
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import shutil
-import socket
-import subprocess
 import tempfile
-import time
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from docker_engine import PACKAGES, PROGRAMS, base_tarball, download_wheels, engine
+import yaml
+from docker_engine import PACKAGES, PROGRAMS, base_tarball, compose_v2, download_cpu_wheels, download_wheels, engine
+from docker_project import Docker, Sweep, build_prometheus, free_port
 
+import loadgen
 from loadgen.serving.compose.project import write_project
+from loadgen.serving.recipe import recipe_names
 
 ASKED = os.environ.get("CI") == "true" or os.environ.get("LOADGEN_TEST_DOCKER") == "1"
 pytestmark = pytest.mark.skipif(not ASKED, reason="starts a Docker engine: set LOADGEN_TEST_DOCKER=1 (minutes, root)")
+real_vllm = pytest.mark.skipif(
+    os.environ.get("LOADGEN_TEST_DOCKER_CPU") != "1",
+    reason="builds vLLM's CPU image, not yet in CI: set LOADGEN_TEST_DOCKER_CPU=1 (up to 20 minutes on a busy machine)",
+)
+BASE = "loadgen-test-base"
 SERVERS = {"fp16": "sim-fp16", "awq": "sim-awq"}
 BATCHES = (1, 4)
-PROMETHEUS_DOCKERFILE = """\
-FROM loadgen-test-base
-COPY prometheus promtool /bin/
-RUN mkdir /prometheus && chown 65534:65534 /prometheus
-USER 65534:65534
-ENTRYPOINT ["/bin/prometheus"]
-"""
+ON_CPU = {"bf16": "cpu-bf16", "bnb-nf4": "cpu-bnb-nf4"}
 SLOWER = "--model qwen2.5-14b"
 """So that an answer lasts about a second, and a busy machine's refills do not show in the running batch."""
 BUILD_S = 900.0
 READY_S = 120.0
+CPU_READY_S = 600.0
 VERSION = "import sys; print('%d.%d' % sys.version_info[:2])"
 WHO = "import os; print(os.getuid(), os.statvfs('/').f_flag & os.ST_RDONLY, os.access('/tmp', os.W_OK))"
 
 
-@dataclass(frozen=True)
-class Docker:
-    """docker and docker-compose for one written-out project; every port is a free one."""
-
-    folder: Path
-    environment: dict[str, str]
-    name: str
-
-    def __call__(self, *arguments: str, timeout_s: float = 60.0) -> str:
-        """What `docker ...` prints; it must end well."""
-        done = self.status("docker", *arguments, timeout_s=timeout_s)
-        assert done.returncode == 0, f"docker {' '.join(arguments)}:\n{done.stdout}{done.stderr}"
-        return done.stdout
-
-    def compose(self, *arguments: str, timeout_s: float = 120.0) -> str:
-        done = self.status("docker-compose", "--project-name", self.name, *arguments, timeout_s=timeout_s)
-        assert done.returncode == 0, f"docker-compose {' '.join(arguments)}:\n{(done.stdout + done.stderr)[-6000:]}"
-        return done.stdout
-
-    def status(self, *command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, cwd=self.folder / "docker", env=self.environment, capture_output=True, text=True,
-            timeout=timeout_s, check=False,
-        )  # fmt: skip
-
-    def inspect(self, container: str) -> dict[str, Any]:
-        described: dict[str, Any] = json.loads(self("inspect", container))[0]
-        return described
-
-    def container(self, service: str) -> str:
-        return self.compose("ps", "-q", service).strip()
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A finished `docker-compose run loadgen sweep ...`."""
-
-    container: dict[str, Any]
-    status: int
-    said: str
-    run_dir: Path
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def docker() -> Iterator[Docker]:
-    """The images are built; nothing is up."""
+    """The images are built, but for that of vLLM; nothing is up."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     assert not missing, f"{', '.join(missing)} not installed: apt-get install {PACKAGES}"
     assert os.geteuid() == 0, "a Docker engine and debootstrap need root"
@@ -106,21 +57,20 @@ def docker() -> Iterator[Docker]:
     write_project(project)
     tarball = base_tarball(folder)
     (folder / "engine").mkdir()
-    ports = {f"{name}_PORT": str(_free_port()) for name in ("SIM_FP16", "SIM_AWQ", "PROMETHEUS")}
+    ports = {f"{name}_PORT": str(free_port()) for name in ("SIM_FP16", "SIM_AWQ", "PROMETHEUS")}
     images = {
-        "PYTHON_IMAGE": "loadgen-test-base", "LOADGEN_IMAGE": "loadgen-test", "EXPORTER_IMAGE": "loadgen-test-exporter",
-        "PROMETHEUS_IMAGE": "loadgen-test-prometheus",
+        "PYTHON_IMAGE": BASE, "LOADGEN_IMAGE": "loadgen-test", "EXPORTER_IMAGE": "loadgen-test-exporter",
+        "PROMETHEUS_IMAGE": "loadgen-test-prometheus", "VLLM_CPU_IMAGE": "loadgen-test-cpu",
     }  # fmt: skip
     try:
         with engine(folder / "engine") as host:
             local = {"DOCKER_HOST": host, "DOCKER_BUILDKIT": "0", "PIP_NO_INDEX": "1"}
             variables = {**os.environ, **local, **ports, **images, "SIM_ARGS": SLOWER}
             docker = Docker(project, variables, f"loadgentest{os.getpid()}")
-            docker("import", str(tarball), "loadgen-test-base", timeout_s=BUILD_S)
-            python = docker("run", "--rm", "loadgen-test-base", "python3", "-c", VERSION).strip()
-            download_wheels(project / "build" / "wheels", python)
+            docker("import", str(tarball), BASE, timeout_s=BUILD_S)
+            download_wheels(project / "build" / "wheels", python_of(docker))
             docker.compose("build", "loadgen", "exporter", timeout_s=BUILD_S)
-            _build_prometheus(docker, folder / "prometheus")
+            build_prometheus(docker, folder / "prometheus", base=BASE, tag=images["PROMETHEUS_IMAGE"])
             try:
                 yield docker
             finally:
@@ -131,54 +81,26 @@ def docker() -> Iterator[Docker]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _build_prometheus(docker: Docker, context: Path) -> None:
-    context.mkdir()
-    for name in ("prometheus", "promtool"):
-        shutil.copy(shutil.which(name) or name, context)
-    (context / "Dockerfile").write_text(PROMETHEUS_DOCKERFILE, encoding="utf-8")
-    docker("build", "--quiet", "--tag", "loadgen-test-prometheus", str(context), timeout_s=BUILD_S)
+def python_of(docker: Docker) -> str:
+    """`3.11`, of the base image."""
+    return docker("run", "--rm", BASE, "python3", "-c", VERSION).strip()
 
 
 @pytest.fixture(scope="module")
 def stack(docker: Docker) -> Docker:
     """Two simulated servers and Prometheus are up and healthy."""
     docker.compose("up", "--detach", "--no-build", *SERVERS.values(), "prometheus")
-    deadline_s = time.monotonic() + READY_S
-    waiting = {service: docker.container(service) for service in (*SERVERS.values(), "prometheus")}
-    while waiting:
-        states = {service: docker.inspect(container)["State"] for service, container in waiting.items()}
-        waiting = {s: waiting[s] for s, state in states.items() if state["Health"]["Status"] != "healthy"}
-        if waiting:
-            assert time.monotonic() < deadline_s, f"not healthy: {waiting}\n{docker.compose('logs', '--tail', '30')}"
-            time.sleep(1)
+    docker.wait_until_healthy((*SERVERS.values(), "prometheus"), READY_S)
     return docker
 
 
 @pytest.fixture(scope="module")
 def sweep(stack: Docker, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    name = f"{stack.name}-sweep"
     targets = [word for target, service in SERVERS.items() for word in ("--target", f"{target}=http://{service}:8000")]
-    stack.compose(
-        "run", "--detach", "--name", name, "loadgen", "sweep", *targets, "--dataset", "sample", "--duration", "5",
-        "--concurrency", ",".join(map(str, BATCHES)), "--repeats", "1", "--out", "/runs/one",
+    return stack.sweep(
+        tmp_path_factory.mktemp("runs"), *targets, "--dataset", "sample", "--duration", "5",
+        "--concurrency", ",".join(map(str, BATCHES)), "--repeats", "1", timeout_s=180,
     )  # fmt: skip
-    try:
-        described = stack.inspect(name)
-        status = int(stack("wait", name, timeout_s=180))
-        folder = tmp_path_factory.mktemp("runs")
-        stack("cp", f"{name}:/runs/one", str(folder))
-        return Sweep(described, status, stack("logs", name), folder / "one")
-    finally:
-        stack("rm", "--force", name)
-
-
-def query(docker: Docker, expression: str) -> dict[str, float]:
-    """Value by target."""
-    port = docker.environment["PROMETHEUS_PORT"]
-    url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        series = json.loads(answer.read())["data"]["result"]
-    return {one["metric"].get("target", ""): float(one["value"][1]) for one in series}
 
 
 def test_the_sweep_ends_with_a_complete_run_directory(sweep: Sweep) -> None:
@@ -194,15 +116,15 @@ def test_the_sweep_ends_with_a_complete_run_directory(sweep: Sweep) -> None:
 
 
 def test_prometheus_has_the_servers_the_power_and_the_sweep(stack: Docker, sweep: Sweep) -> None:
-    counted = query(stack, "sum by (target) (vllm:generation_tokens_total)")
+    counted = stack.query("sum by (target) (vllm:generation_tokens_total)")
     summary = pd.read_csv(sweep.run_dir / "summary.csv")
     for target, tokens in summary.groupby("target").output_tokens.sum().items():
         # The windows' tokens and those of warm-up, ramp and drain.
         assert counted[str(target)] >= tokens, target
-    joules = query(stack, "sum by (target) (loadgen_gpu_energy_joules_total)")
+    joules = stack.query("sum by (target) (loadgen_gpu_energy_joules_total)")
     assert set(joules) == set(SERVERS)
     assert min(joules.values()) > 0
-    seen = query(stack, "sum by (target) (max_over_time(loadgen_output_tokens_total[15m]))")
+    seen = stack.query("sum by (target) (max_over_time(loadgen_output_tokens_total[15m]))")
     assert set(seen) == set(SERVERS), "Prometheus did not reach the sweep's own /metrics"
 
 
@@ -233,6 +155,82 @@ def test_the_exporters_image_runs_without_privileges_and_says_what_is_missing(do
     assert done.returncode == 2
     assert "libnvidia-ml.so.1" in done.stderr
     assert docker(*confined, "--entrypoint", "python", image, "-c", WHO).split()[0] == "10001"
+
+
+@pytest.fixture(scope="module")
+def on_cpu(docker: Docker) -> Iterator[Docker]:
+    """Real vLLM on this machine's CPU in two precisions and Prometheus, a project of its own, by Compose v2."""
+    download_cpu_wheels(docker.folder / "build" / "wheels", python_of(docker))
+    ports = {f"{name}_PORT": str(free_port()) for name in ("CPU_BF16", "CPU_BNB_NF4", "PROMETHEUS")}
+    cpu = replace(
+        docker, environment=docker.environment | ports | {"COMPOSE_PROFILES": "cpu"}, name=f"{docker.name}cpu",
+        program=compose_v2(),
+    )  # fmt: skip
+    cpu.compose("build", "cpu-bf16", timeout_s=BUILD_S)
+    try:
+        cpu.compose("up", "--detach", "--no-build", *ON_CPU.values(), "prometheus")
+        cpu.wait_until_healthy((*ON_CPU.values(), "prometheus"), CPU_READY_S)
+        yield cpu
+    finally:
+        cpu.compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
+
+
+@pytest.fixture(scope="module")
+def cpu_sweep(on_cpu: Docker, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    targets = [word for target, service in ON_CPU.items() for word in ("--target", f"{target}=http://{service}:8000")]
+    return on_cpu.sweep(
+        tmp_path_factory.mktemp("runs"), *targets, "--dataset", "sample", "--duration", "10", "--max-tokens", "64",
+        "--concurrency", "2", "--repeats", "1", timeout_s=300,
+    )  # fmt: skip
+
+
+@real_vllm
+def test_a_sweep_of_real_servers_on_the_cpu_is_measured_and_says_simulated_nowhere(cpu_sweep: Sweep) -> None:
+    cells = loadgen.load_run(cpu_sweep.run_dir).cells
+    assert cpu_sweep.status == (0 if cells["valid"].all() else 1), cpu_sweep.said
+    # Other work on this machine starves a server now and then: such a cell must say so, and nothing else.
+    assert cells["reasons"].str.fullmatch("|running batch .* the server was slow .*|.* no request ended .*").all()
+    assert sorted(cells["target"]) == sorted(ON_CPU)
+    assert (cells["server_tokens"] == cells["recorded_tokens"]).all()
+    assert (cells["output_tokens"] > 0).all()
+    assert not cells["simulated"].any()
+    assert "SIMULATED" not in cpu_sweep.said + (cpu_sweep.run_dir / "report.html").read_text(encoding="utf-8")
+
+
+@real_vllm
+def test_prometheus_has_the_real_servers_and_the_verdict_on_each_cell(on_cpu: Docker, cpu_sweep: Sweep) -> None:
+    counted = on_cpu.query("sum by (target) (vllm:generation_tokens_total)")
+    verdicts = on_cpu.query("min by (target) (last_over_time(loadgen_ended_cell_valid[15m]))")
+    for cell in loadgen.load_run(cpu_sweep.run_dir).cells.to_dict("records"):
+        assert counted[cell["target"]] >= cell["server_tokens"]
+        assert verdicts[cell["target"]] == cell["valid"]
+
+
+@real_vllm
+def test_vllm_on_the_cpu_runs_without_privileges_on_a_read_only_root(on_cpu: Docker) -> None:
+    described = on_cpu.inspect(on_cpu.container("cpu-bf16"))
+    settings = described["HostConfig"]
+    assert (settings["ReadonlyRootfs"], settings["Privileged"], settings["CapDrop"]) == (True, False, ["ALL"])
+    assert on_cpu("exec", described["Id"], "python", "-c", WHO).split() == ["10001", "1", "True"]
+
+
+@real_vllm
+def test_both_composes_resolve_every_profile_to_the_same_services(docker: Docker, on_cpu: Docker) -> None:
+    profiles = ",".join(["gpu", "simulated", "cpu", "loadgen", *recipe_names()])
+    of_1, of_2 = (
+        yaml.safe_load(replace(one, environment=docker.environment | {"COMPOSE_PROFILES": profiles}).compose("config"))
+        for one in (docker, on_cpu)
+    )
+    assert of_1["services"].keys() == of_2["services"].keys()
+    for name, service in of_1["services"].items():
+        other = of_2["services"][name]
+        assert words(service.get("command")) == words(other.get("command")), name
+        for key in ("image", "environment", "deploy", "entrypoint", "profiles", "user", "network_mode"):
+            assert service.get(key) == other.get(key), (name, key)
+
+
+def words(command: str | list[str] | None) -> list[str] | None:
+    return shlex.split(command) if isinstance(command, str) else command
 
 
 def test_nothing_is_left_behind(stack: Docker, sweep: Sweep) -> None:

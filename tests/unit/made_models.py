@@ -73,7 +73,7 @@ def row(parameters: float | None, logs: Sequence[float], **changed: Any) -> Comp
         "run": f"run-{size}", "model": f"model-{size}", "parameters": parameters, "parameters_source": "name",
         "gpu": "A100", "gpu_count": 1, "dataset": "gsm8k", "protocol": "gsm8k", "reference": "fp16", "target": "awq",
         "precision": "awq", "is_reference": False, "concurrency": 16, "repeats": n, "valid": n, "pairs": n,
-        "simulated": False, "cor": math.expm1(mean),
+        "simulated": False, "arrival": "closed", "cor": math.expm1(mean),
         "cor_lo": None if half is None else math.expm1(mean - half),
         "cor_hi": None if half is None else math.expm1(mean + half),
     }  # fmt: skip

@@ -72,8 +72,8 @@ def test_latencies_are_those_of_requests_that_ended_in_the_window(tmp_path: Path
 
 def test_an_answer_of_one_token_has_no_tpot() -> None:
     rows = pd.DataFrame(
-        {"in_window": [True], "t_send_ns": [0], "t_first_ns": [5.0], "t_last_ns": [5.0], "t_end_ns": [9],
-         "output_tokens": [1.0]}
+        {"in_window": [True], "t_scheduled_ns": [None], "t_send_ns": [0], "t_first_ns": [5.0], "t_last_ns": [5.0],
+         "t_end_ns": [9], "output_tokens": [1.0]}
     )
     assert latencies_ms(rows)["tpot"].size == 0
     assert latencies_ms(rows)["ttft"].tolist() == [5e-6]

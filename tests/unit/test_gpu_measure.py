@@ -23,6 +23,7 @@ from bench.gpu.simulated import preset_gpu, preset_model
 from bench.gpu.state import State
 from loadgen.errors import UsageError
 from loadgen.serving.checkpoint import mismatch
+from loadgen.serving.launch import Launch
 from loadgen.serving.recipe import load_recipe
 from loadgen.serving.simulated.presets import load_presets
 from loadgen.sweep.config import SweepConfig, configure
@@ -65,10 +66,14 @@ def test_the_first_pass_of_the_plan_fits_its_budget_by_its_own_guesses() -> None
     first_pass = plan.step[: next(i for i, s in enumerate(plan.step) if s.name.startswith("c2"))]
     seconds = MODEL_S * len({s.model for s in first_pass if s.model})
     for s in first_pass:
-        options = plan.options_of(s)
-        starts = {"sensors": 0, "selftest": 1, "sweep": len(s.serve) * options["repeats"]}[s.kind]
-        seconds += starts * (plan.start_s + len(options.get("concurrency", ())) * plan.cell_s)
-        seconds += (s.seconds + SETTLE_S) * len(STATES) if s.kind == "sensors" else 0
+        if s.kind == "sensors":
+            seconds += (s.seconds + SETTLE_S) * len(STATES)
+        elif s.kind == "selftest":
+            seconds += plan.start_s + 15
+        else:
+            options = plan.options_of(s)
+            starts = len(s.serve) * options["repeats"]
+            seconds += starts * (plan.start_s + len(options["concurrency"]) * plan.cell_s)
     assert seconds <= plan.budget_s
 
 
@@ -319,6 +324,40 @@ def test_a_server_that_fails_is_told_and_the_next_step_is_done_all_the_same(swee
     state = measure(plan_of(step("one"), step("two")), site, say=quiet)
     assert statuses(state) == {"one": "failed", "two": "failed"}
     assert state.steps["one"].reason == "2 cells were not measured: out of memory"
+
+
+@pytest.mark.parametrize(("status", "reason"), [(0, None), (1, "the client is not enough for it")])
+def test_the_clients_selftest_runs_while_a_server_is_up(
+    sweep: FakeSweep, site: Site, monkeypatch: pytest.MonkeyPatch, status: int, reason: str | None
+) -> None:
+    up: list[str] = []
+
+    class Server:
+        def __init__(self, launch: Launch, log: Path) -> None:
+            self.name = launch.name
+
+        def __enter__(self) -> Server:
+            return self
+
+        def wait_ready(self) -> None:
+            up.append(self.name)
+
+        def __exit__(self, *_: object) -> None:
+            up.clear()
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert up == ["bf16"]
+        assert command[-4:] == ["--concurrency", "8", "--tokens-per-s", "500"]
+        return subprocess.CompletedProcess(command, status, "what it says", "")
+
+    monkeypatch.setattr(measuring, "ServerProcess", Server)
+    monkeypatch.setattr(measuring.subprocess, "run", run)
+    options = {"concurrency": 8, "tokens_per_s": 500}
+    test = Step(name="f", why="to see", kind="selftest", model="rehearsal", serve=("bf16",), options=options)
+    state = measure(plan_of(test), msgspec.structs.replace(site, vllm=sys.executable), say=quiet)
+    assert (state.steps["f"].status, state.steps["f"].reason) == ("done", reason)
+    assert (site.work / "selftest" / "selftest.txt").read_text() == "what it says"
+    assert not up
 
 
 def test_the_work_of_another_plan_is_not_gone_on_with(sweep: FakeSweep, site: Site) -> None:

@@ -48,7 +48,8 @@ class TimedSlot:
 
 
 def load(
-    arrival: str, *, cap: int = 1000, answer_s: Any = 0.02, status: int = 200, limit: int | None = None
+    arrival: str, *, cap: int = 1000, answer_s: Any = 0.02, status: int = 200, limit: int | None = None,
+    longest_s: float = 60.0,
 ) -> tuple[OpenLoad, list[Exchange]]:
     seen: list[Exchange] = []
     maker = RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0)
@@ -57,7 +58,10 @@ def load(
     assert arrivals is not None
     schedule = Schedule(maker, items, items[:3], arrivals, "0/1", limit)
     time_s = answer_s if callable(answer_s) else lambda: answer_s
-    return OpenLoad(lambda slot: TimedSlot(slot, time_s, status), cap, schedule, seen.append), seen
+    made = OpenLoad(
+        lambda slot: TimedSlot(slot, time_s, status), cap, schedule, seen.append, window_s=longest_s
+    )  # fmt: skip
+    return made, seen
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -108,18 +112,76 @@ def test_every_arrival_of_the_window_is_a_row_and_its_neighbours_are_not_measure
     assert any(e.phase == "cooldown" and (e.t_scheduled_ns or 0) < last_ns for e in seen), "the traffic went on"
 
 
-def test_it_is_steady_when_as_many_have_ended_as_were_sent_before_the_first_end() -> None:
-    async def run() -> tuple[int, int]:
-        of, seen = load("constant:200", answer_s=0.1)
+def test_it_is_steady_when_two_generations_have_come_and_gone() -> None:
+    """Answers of 100 ms: the first comes at 100, those in flight then end by 200, those in flight then by 300 ms."""
+
+    async def run() -> tuple[float, int]:
+        of, _ = load("constant:200", answer_s=0.1)
+        start_ns = monotonic_ns()
         of.start()
         await until(lambda: of.steady)
-        in_flight, ended = of.in_flight, len(seen)
+        after_s, in_flight = (monotonic_ns() - start_ns) / 1e9, of.in_flight
         await of.close()
-        return in_flight, ended
+        return after_s, in_flight
 
-    in_flight, ended = asyncio.run(run())
-    assert ended >= 15, "about 20 were sent in the 100 ms of the first answer"
-    assert in_flight >= 10, "and as many are in flight, as they will be in the window"
+    after_s, in_flight = asyncio.run(run())
+    assert after_s >= 0.29
+    assert in_flight >= 10, "about 20, as there will be in the window"
+
+
+def test_the_longest_answer_of_a_generation_is_waited_for() -> None:
+    times_s = iter([0.05, 0.05, 0.4])
+
+    async def run() -> float:
+        of, _ = load("constant:50", answer_s=lambda: next(times_s, 0.05))
+        start_ns = monotonic_ns()
+        of.start()
+        await until(lambda: of.steady)
+        after_s = (monotonic_ns() - start_ns) / 1e9
+        await of.close()
+        return after_s
+
+    assert asyncio.run(run()) >= 0.4, "the third was in flight when the first answer came"
+
+
+def test_a_warm_up_that_never_gets_steady_ends_after_the_windows_length() -> None:
+    async def run() -> int:
+        of, seen = load("constant:50", answer_s=30.0, longest_s=0.2)
+        of.start()
+        assert not of.steady
+        await until(lambda: of.steady)
+        await of.close()
+        return len(seen)
+
+    assert asyncio.run(run()) >= 8, "0.2 s of 50 a second, none of them answered"
+
+
+def test_what_is_not_answered_after_as_long_as_the_cell_took_is_given_up() -> None:
+    """Answers take 20 ms until the window opens, and an hour after that."""
+    opened_ns = 0
+
+    async def run() -> tuple[list[Exchange], float, float]:
+        nonlocal opened_ns
+        of, seen = load("constant:100", answer_s=lambda: 3600.0 if opened_ns else 0.02)
+        start_ns = monotonic_ns()
+        of.start()
+        await until(lambda: of.steady)
+        opened_ns = monotonic_ns()
+        of.open_window(opened_ns, opened_ns + 100_000_000)
+        await until(lambda: monotonic_ns() > opened_ns + 100_000_000)
+        of.close_window()
+        closed_ns = monotonic_ns()
+        await of.drained()
+        drained_ns = monotonic_ns()
+        await of.close()
+        return seen, (closed_ns - start_ns) / 1e9, (drained_ns - closed_ns) / 1e9
+
+    seen, before_s, behind_s = asyncio.run(run())
+    assert behind_s >= before_s
+    given_up = [e for e in seen if e.phase == "measured"]
+    assert len(given_up) == 10
+    assert {e.status for e in given_up} == {"timeout"}
+    assert all("after the last request: too far behind" in (e.error or "") for e in given_up)
 
 
 def test_so_many_requests_are_due_and_no_more() -> None:
@@ -207,7 +269,7 @@ def test_told_to_stop_the_cool_down_ends_at_once() -> None:
         await until(lambda: monotonic_ns() > now_ns + 100_000_000)
         of.close_window()
         of.stop_feeding()
-        await of.drained()
+        await asyncio.wait_for(of.drained(), 5)
         await of.close()
         return seen
 

@@ -43,6 +43,7 @@ def test_every_timer_that_a_stall_swallows_counts_with_its_own_lateness() -> Non
     assert use.lag_ms_p90 == pytest.approx(190, abs=0.01)
     assert use.lag_ms_p99 == pytest.approx(370, abs=0.01)
     assert use.lag_ms_p50 == pytest.approx(0, abs=0.01), "80 of 100 timers never waited"
+    assert use.lag_ms_mean == pytest.approx(20 * (390 + 10) / 2 / 100)
 
 
 def test_a_window_shorter_than_a_timer_has_no_lag() -> None:
@@ -52,14 +53,19 @@ def test_a_window_shorter_than_a_timer_has_no_lag() -> None:
 
 def test_cpu_time_is_the_sum_and_the_share_and_the_lags_are_the_worst_ones() -> None:
     uses = [
-        ProcessUse(cpu_s=1.0, wall_s=10.0, lag_ms_p50=0.5, lag_ms_p90=1.0, lag_ms_p99=9.0, lag_ms_max=10.0),
-        ProcessUse(cpu_s=4.0, wall_s=8.0, lag_ms_p50=0.25, lag_ms_p90=2.0, lag_ms_p99=3.0, lag_ms_max=40.0),
-        ProcessUse(cpu_s=0.5, wall_s=0.01 + 9.99),
+        ProcessUse(
+            cpu_s=1.0, wall_s=10.0, lag_ms_mean=0.6, lag_ms_p50=0.5, lag_ms_p90=1.0, lag_ms_p99=9.0, lag_ms_max=10.0
+        ),
+        ProcessUse(
+            cpu_s=4.0, wall_s=8.0, lag_ms_mean=0.75, lag_ms_p50=0.25, lag_ms_p90=2.0, lag_ms_p99=3.0, lag_ms_max=40.0
+        ),
+        ProcessUse(cpu_s=0.5, wall_s=10.0),
     ]
     assert ClientUse.of(uses, beside_s=0.25) == ClientUse(
         client_processes=3,
         client_cpu_s=5.75,
         client_cpu_share=0.5,
+        loop_lag_ms_mean=0.75,
         loop_lag_ms_p50=0.5,
         loop_lag_ms_p90=2.0,
         loop_lag_ms_p99=9.0,

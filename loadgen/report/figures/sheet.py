@@ -158,7 +158,7 @@ class Sheet:
         partial = png.with_suffix(".png.partial")
         page = Bbox.from_bounds(0, 0, self._width, self._height + _TITLE)
         self._canvas.savefig(
-            partial, format="png", dpi=PNG_DPI, facecolor="white", bbox_inches=page, pil_kwargs={"compress_level": 4}
+            partial, format="png", dpi=PNG_DPI, facecolor="white", bbox_inches=page, pil_kwargs={"compress_level": 3}
         )
         partial.replace(png)
         return Figure(

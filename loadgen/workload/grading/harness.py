@@ -31,7 +31,7 @@ class Task(msgspec.Struct, frozen=True):
     """The two filters of a task."""
 
     strict: Filter
-    flexible: Filter = Filter(re.compile(_NUMBER), last=True)
+    flexible: Filter = Filter(re.compile(rf"(?=[-$0-9.,])(?:{_NUMBER})"), last=True)
 
 
 _GSM8K = Task(Filter(re.compile(r"#### (\-?[0-9\.\,]+)"), last=False))

@@ -15,6 +15,7 @@ _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 _SIGNS = str.maketrans(
     {"−": "-", "–": "-", "‐": "-", "‑": "-", "⁄": "/", "∕": "/", "×": "*", "⋅": "*", "·": "*", "≈": "="}
 )
+_ESCAPED = re.compile(r"\\([$%#])")
 _NAMED = re.compile(r"\\(times|cdot|approx)(?![A-Za-z])")
 _NAMES = {"times": "*", "cdot": "*", "approx": "="}
 _GROUPING = re.compile(
@@ -34,7 +35,7 @@ def plain(text: str) -> str:
     `½` becomes ` 1/2` and `²` becomes `^2`, so that neither joins the digits before it. Linear in the text's length.
     """
     text = text.replace("**", " ").replace("__", " ")
-    text = re.sub(r"\\([$%#])", r"\1", text)
+    text = _ESCAPED.sub(r"\1", text)
     text = _GROUPING.sub(",", text)
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda found: "^" + _compatible(found[0]), text)

@@ -79,7 +79,7 @@ def same_number(value: Fraction, gold: str) -> bool:
     Raises ValueError if `gold` is no number.
     """
     published, slack = _published(gold)
-    return value == published or abs(value - published) <= slack
+    return value == published or (bool(slack) and abs(value - published) <= slack)
 
 
 def notation_of(value: Fraction) -> str:
