@@ -65,7 +65,7 @@ Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
-_any_json = msgspec.json.Decoder(msgspec.Raw)
+_any_json = msgspec.json.Decoder()
 _BLOCK_BYTES = 1 << 22
 _SEAL = re.compile(rb"\t[0-9a-f]{8}\Z")
 _SEAL_BYTES = 9
@@ -147,7 +147,7 @@ class Lines:
             return False
         try:
             _any_json.decode(line)
-        except (msgspec.DecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return False
         return True
 
@@ -169,7 +169,7 @@ def known_records(path: Path) -> Iterator[None]:
     """Within, a whole record that is none of these raises UsageError, which names the file."""
     try:
         yield
-    except (msgspec.DecodeError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
             f"{path} holds a record that this version of loadgen does not know ({error}); read it with the version "
             "that wrote it"

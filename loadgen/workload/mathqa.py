@@ -116,7 +116,8 @@ def split_options(published: str) -> tuple[str, ...] | None:
         if not isinstance(parts, list):
             return None
         matches = [match for part in parts if isinstance(part, str) and (match := _OPTION.fullmatch(part))]
-        letters, texts = "".join(match[1] for match in matches), [str(match[2]) for match in matches]
+        letters = "".join(match[1] for match in matches)
+        texts = [str(match[2]) for match in matches]
     else:
         letters, texts = "abcde", _split_flat(published.strip())
     if letters != "abcde" or len(texts) != len(LETTERS):
