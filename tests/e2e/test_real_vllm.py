@@ -54,11 +54,12 @@ def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     assert (whole["server_tokens"] == whole["recorded_tokens"]).all(), "recorded requests and server count differ"
     valid, invalid = cells[cells["valid"]], cells[~cells["valid"]]
     assert ((valid["running_mean"] / valid["concurrency"] - 1).abs() <= 0.03).all()
-    # Other work on this machine starves the API server now and then: such a cell must say so, and nothing else.
+    # Other work on this machine starves server or client now and then: such a cell must say so, and nothing else.
     slow = invalid["running_mean"] < 0.97 * invalid["concurrency"]
     queued = invalid["waiting_mean"] > 0.03 * invalid["concurrency"]
     unended = invalid["requests"] == 0
-    assert (slow | queued | unended | (invalid["errors"] > 0)).all(), list(invalid["reasons"])
+    client = invalid["reasons"].str.contains("client-bound")
+    assert (slow | queued | unended | client | (invalid["errors"] > 0)).all(), list(invalid["reasons"])
     assert set(valid["concurrency"]) == {1, 4, 16}, list(invalid["reasons"])
     assert set(valid["target"]) == {"bf16", "bnb-nf4", "int8"}, list(invalid["reasons"])
     assert swept.returncode == (0 if cells["valid"].all() else 1)
