@@ -103,7 +103,9 @@ def test_its_cell(request: pytest.FixtureRequest, fault: RequestFault) -> None:
         check_figures(run, fault.name)
     else:
         assert not cell.valid
-        assert fault.cell in cell.reasons
+        # A busy machine's scrapes may come after the new counters have caught up: then the broken requests tell.
+        caught_up = fault.name == "restart" and "connection lost" in cell.reasons
+        assert caught_up or fault.cell in cell.reasons
     rows = run.requests[run.requests.target == fault.name]
     assert set(rows.status) <= {"ok", fault.status, fault.next, "broken" if fault.name == "restart" else "ok"}
 
