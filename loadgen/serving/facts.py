@@ -68,7 +68,8 @@ def _sum_gib(pattern: re.Pattern[str], log: str) -> int | None:
 class ServedModel(msgspec.Struct, frozen=True):
     """An entry of /v1/models."""
 
-    id: str
+    id: str | int
+    """Most servers name it; a number is taken as it stands."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together; vLLM says it."""
 
