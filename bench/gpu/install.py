@@ -15,7 +15,17 @@ from loadgen.errors import UsageError
 PROJECT = Path(__file__).resolve().parents[2]
 _LOG = "install.log"
 _STAMP = "installed.json"
-_PROBES = ("torch", "vllm", "vllm._C", "bitsandbytes", "loadgen")
+_PROBES = (
+    "torch",
+    "numba",
+    "vllm",
+    "vllm._C_stable_libtorch",
+    "vllm._moe_C_stable_libtorch",
+    "vllm.vllm_flash_attn._vllm_fa3_C",
+    "bitsandbytes",
+    "loadgen",
+)
+"""What a server on Hopper imports first and cannot do without, by vLLM 0.26's source."""
 
 
 def install(wheels: Path, venv: Path, say: Callable[[str], None] = print) -> Path:

@@ -52,16 +52,21 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         return self.work / "runs" / step.name
 
 
-def measure(plan: Plan, site: Site, *, budget_s: float | None = None, say: Say = print) -> State:
+def measure(
+    plan: Plan, site: Site, *, budget_s: float | None = None, until: str | None = None, say: Say = print
+) -> State:
     """Goes on with the plan until it is finished or the time is up; the state, which is also in work/state.json.
 
-    A step that has ended is not done again. Raises UsageError for wrong use and KeyboardInterrupt on Ctrl-C, the state
-    kept.
+    A step that has ended is not done again. `until` names the last step to do. Raises UsageError for wrong use and
+    KeyboardInterrupt on Ctrl-C, the state kept.
     """
+    names = [step.name for step in plan.step]
+    if until is not None and until not in names:
+        raise UsageError(f"--until {until}: the plan has no such step; it has {', '.join(names)}")
     deadline = Deadline(plan.budget_s if budget_s is None else budget_s)
     state = State(site.work / "state.json", plan)
     with _environment(plan.env):
-        for step in plan.step:
+        for step in plan.step[: None if until is None else names.index(until) + 1]:
             before = state.steps[step.name]
             if before.status in ENDED:
                 continue

@@ -328,7 +328,7 @@ def test_steps_are_done_in_order_and_once(sweep: FakeSweep, site: Site) -> None:
     assert {name: entry.seconds for name, entry in State(site.work / "state.json", plan).steps.items()} == {
         "one": 40.0, "two": 40.0,
     }  # fmt: skip
-    assert measure(plan, site, say=quiet).finished
+    assert measure(plan, site, say=quiet).is_finished()
     assert (len(sweep.begun), sweep.resumed) == (2, [])
 
 

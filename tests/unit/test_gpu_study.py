@@ -14,11 +14,12 @@ from made_run import make_run
 
 from bench.gpu.anchors import anchors
 from bench.gpu.markdown import number, spread, table
-from bench.gpu.pack import machine_folders, pack, unpack
+from bench.gpu.pack import machine_folders, pack
 from bench.gpu.plan import Plan, Step
 from bench.gpu.simulator_error import DOCS, pairs, replaced, section
 from bench.gpu.state import State, StepState
 from bench.gpu.study import write
+from bench.gpu.unpack import unpack
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.presets import load_presets
