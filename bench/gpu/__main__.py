@@ -72,6 +72,7 @@ def visit(options: argparse.Namespace) -> int:
         seconds=options.seconds,
         plan=options.plan,
         until=options.until,
+        again=options.again,
         vllm=options.vllm,
         preset=options.simulated,
     )
@@ -89,7 +90,9 @@ def measure(options: argparse.Namespace) -> int:
         torch_python=options.torch_python,
         preset=options.simulated,
     )
-    state = steps.measure(load_plan(options.plan), site, budget_s=options.budget, until=options.until)
+    state = steps.measure(
+        load_plan(options.plan), site, budget_s=options.budget, until=options.until, again=options.again
+    )
     for name, step in state.steps.items():
         print(f"{name:24} {step.status:8} {step.seconds:6.0f} s  {step.reason or ''}")
     return 0 if state.is_finished(until=options.until) else 1
@@ -199,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _how(command: argparse.ArgumentParser) -> None:
     command.add_argument("--until", metavar="STEP", help="the last step of the plan to do")
+    command.add_argument("--again", action="store_true", help="try steps that failed once more")
     command.add_argument("--simulated", metavar="GPU", help="a preset of the simulator instead of hardware")
 
 

@@ -53,12 +53,18 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(
-    plan: Plan, site: Site, *, budget_s: float | None = None, until: str | None = None, say: Say = print
+    plan: Plan,
+    site: Site,
+    *,
+    budget_s: float | None = None,
+    until: str | None = None,
+    again: bool = False,
+    say: Say = print,
 ) -> State:
     """Goes on with the plan until it is finished or the time is up; the state, which is also in work/state.json.
 
-    A step that has ended is not done again. `until` names the last step to do. Raises UsageError for wrong use and
-    KeyboardInterrupt on Ctrl-C, the state kept.
+    A step that has ended is not done again, a failed one only with `again`. `until` names the last step to do. Raises
+    UsageError for wrong use and KeyboardInterrupt on Ctrl-C, the state kept.
     """
     names = [step.name for step in plan.step]
     if until is not None and until not in names:
@@ -68,7 +74,7 @@ def measure(
     with _environment(plan.env):
         for step in plan.step[: None if until is None else names.index(until) + 1]:
             before = state.steps[step.name]
-            if before.status in ENDED:
+            if before.status in ENDED and not (again and before.status == "failed"):
                 continue
             begun = deadline.clock()
             state.set(step.name, msgspec.structs.replace(before, status="running", reason=None))

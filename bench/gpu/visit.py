@@ -15,15 +15,17 @@ import sys
 import tarfile
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.gpu import install, machine, pieces
+from bench.gpu import fetch, install, machine, pieces
 from bench.gpu.shapes import FORMATS
 from bench.gpu.unpack import SUFFIX, unpack
+from loadgen.errors import UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
 PLANS = Path(__file__).with_name("plans")
+LOCK, KIT = Path(__file__).with_name("wheels.txt"), Path(__file__).with_name("kit.toml")
 RAM_DISK = Path("/dev/shm")
 MODELS_BYTES = 50e9
 """What the plan's checkpoints take, and a little more."""
@@ -37,6 +39,15 @@ LOGS = "logs.tar.xz"
 Say = Callable[[str], None]
 
 
+def lacking_words(carried: Iterable[str]) -> str:
+    """Which packages of the kit's lock are neither here nor among the carried wheels (file names), in words."""
+    settings = tomllib.loads(KIT.read_text(encoding="utf-8"))
+    needed = fetch.choose(fetch.read_lock(LOCK), machine.look(), settings["leave_out"]).fetch
+    names = {fetch.wheel_name(Path(wheel))[0] for wheel in carried if wheel.endswith(".whl")}
+    missing = [str(pin) for pin in needed if pin.name not in names]
+    return f"! neither here nor carried: {', '.join(missing)}" if missing else "all that is needed is here or carried"
+
+
 class Visit:
     """One visit: where things are, and how much of its time is over."""
 
@@ -48,6 +59,7 @@ class Visit:
         seconds: float,
         plan: str = "gpu",
         until: str | None = None,
+        again: bool = False,
         vllm: Path | None = None,
         preset: str | None = None,
         say: Say = print,
@@ -55,7 +67,7 @@ class Visit:
         """`kit` lasts from visit to visit, `out` is brought back. `vllm`: another than the carried one. The rest is
         as in `measure`."""
         self.kit, self.out = kit, out
-        self._plan, self._until, self._vllm, self._preset = plan, until, vllm, preset
+        self._plan, self._until, self._again, self._vllm, self._preset = plan, until, again, vllm, preset
         self._say = say
         self._begun = time.monotonic()
         self._seconds = seconds
@@ -67,6 +79,11 @@ class Visit:
     @property
     def work(self) -> Path:
         return self.kit / "work"
+
+    @property
+    def _needs_vllm(self) -> bool:
+        """The carried one."""
+        return self._preset is None and self._vllm is None
 
     @property
     def models(self) -> Path:
@@ -92,6 +109,7 @@ class Visit:
             unpack(earlier, self.work)
         store = self.kit / "pieces"
         if carried is not None:
+            self._tell(lacking_words(pieces.read_list(carried).files))
             found = pieces.receive(carried, store)
             self._tell(f"{len(found.good)} pieces are whole; {found}")
             if not found.complete:
@@ -105,12 +123,15 @@ class Visit:
     def _install(self, store: Path) -> Path:
         """The environment's Python; the first model is written meanwhile, since it uses the GPU and this the CPU."""
         wheels, venv = self.kit / "wheels", self.kit / "venv"
-        writer = None if (venv / "installed.json").exists() else self._begin_writing()
+        writer = None if (venv / install.STAMP).exists() else self._begin_writing()
         try:
             self._tell(f"{pieces.join(store, wheels)} files are whole in {wheels}")
             python = install.install(wheels, venv, say=self._tell)
-            for name, said in install.probe(python).items():
+            probed = install.probe(python, install.PROBES if self._needs_vllm else ("loadgen",))
+            for name, said in probed.items():
                 self._tell(f"  {name}: {said}")
+            if failed := [name for name, said in probed.items() if said.startswith(install.CANNOT)]:
+                raise UsageError(f"{', '.join(failed)} cannot be imported; carry what is lacking, then visit again")
         finally:
             if writer is not None:
                 said, _ = writer.communicate()
@@ -134,6 +155,7 @@ class Visit:
         command = [*self._command(python, "measure"), "--budget", f"{budget_s:.0f}"]
         command += ["--simulated", self._preset] if self._preset else []
         command += ["--until", self._until] if self._until else []
+        command += ["--again"] if self._again else []
         self._tell(f"measuring for {budget_s:.0f} s")
         with subprocess.Popen(command, cwd=PROJECT) as process:
             try:

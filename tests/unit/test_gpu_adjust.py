@@ -69,7 +69,8 @@ def test_constants_that_made_the_figures_are_found_and_the_error_is_gone(tmp_pat
     read = load_presets(tmp_path / "costs.toml")
     assert max(abs(pair.tokens_per_s) for pair in pairs(figures(), read)) < 0.01
     assert "fitted to docs/studies/h200.md" in read.gpu["h200"].source
-    assert read.precision["awq"].source == "dequant_flops_per_weight: fitted to docs/studies/h200.md, MacheteLinearKernel"
+    said = "dequant_flops_per_weight: fitted to docs/studies/h200.md, MacheteLinearKernel"
+    assert read.precision["awq"].source == said
     assert read.gpu["h100"] == PRESETS.gpu["h100"]
 
 

@@ -401,6 +401,10 @@ def test_a_server_that_fails_is_told_and_the_next_step_is_done_all_the_same(swee
     state = measure(plan_of(step("one"), step("two")), site, say=quiet)
     assert statuses(state) == {"one": "failed", "two": "failed"}
     assert state.steps["one"].reason == "2 cells were not measured: out of memory"
+    sweep.fails = ""
+    assert statuses(measure(plan_of(step("one"), step("two")), site, say=quiet)) == {"one": "failed", "two": "failed"}
+    state = measure(plan_of(step("one"), step("two")), site, again=True, say=quiet)
+    assert statuses(state) == {"one": "done", "two": "done"}
 
 
 @pytest.mark.parametrize(("status", "reason"), [(0, None), (1, "the client is not enough for it")])

@@ -125,7 +125,7 @@ def test_trimmed_wheels_install_without_a_network_beside_what_is_there(tmp_path:
             check=True,
         ).stdout.strip(),
         "loadgen": loadgen.__version__,
-        "nowhere": "ModuleNotFoundError: No module named 'nowhere'",
+        "nowhere": "cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
     }
     assert install(tmp_path / "trimmed", tmp_path / "venv", say=said.append) == python
     assert said[-1].startswith("1 wheels are already in ")
