@@ -88,7 +88,7 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
         processes=processes,
     )
     write_cells(run_dir, cells)
-    write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices))
+    write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices, processes))
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
     content = {**_analysis(manifest, cells, trust, answer, damaged), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)

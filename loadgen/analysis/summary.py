@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import CellEnergy
+from loadgen.analysis.forked import forked
 from loadgen.analysis.goodput import Goodput
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.indices.target import TargetIndices
@@ -56,6 +58,7 @@ def summarize(
     answers: Mapping[tuple[str, int], Answers],
     trust: TrustStudy,
     indices: IndexStudy,
+    processes: int = 1,
 ) -> list[Row]:
     """Rows in the order of first appearance, with the columns of `COLUMNS`.
 
@@ -71,7 +74,8 @@ def summarize(
         groups.setdefault((cell.target, cell.concurrency), []).append(cell)
     order = {target: place for place, target in enumerate(dict.fromkeys(cell.target for cell in cells))}
     keys = sorted(groups, key=lambda key: (order[key[0]], key[1]))
-    return [_row(groups[key], answers.get(key, {}), trust.of(*key), indices.of(*key)) for key in keys]
+    tasks = [partial(_row, groups[key], answers.get(key, {}), trust.of(*key), indices.of(*key)) for key in keys]
+    return list(forked(tasks, processes))
 
 
 def _row(

@@ -123,10 +123,10 @@ def _watts(rows: pd.DataFrame, start: int, edges: Floats) -> Floats | None:
             joules = np.interp(edges, t, values, left=np.nan, right=np.nan)
             by_energy: Floats = np.diff(joules) / np.diff(edges)
             return by_energy
-        which = np.digitize(t, edges) - 1
-        inside = (which >= 0) & (which < len(edges) - 1)
-        counts = np.bincount(which[inside], minlength=len(edges) - 1)
-        sums = np.bincount(which[inside], weights=values[inside], minlength=len(edges) - 1)
+        inside = slice(*np.searchsorted(t, edges[[0, -1]]))
+        which = np.digitize(t[inside], edges) - 1
+        counts = np.bincount(which, minlength=len(edges) - 1)
+        sums = np.bincount(which, weights=values[inside], minlength=len(edges) - 1)
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
     return None
 
