@@ -23,7 +23,8 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)B")
 
 
 def anchors(rows: Sequence[CompareRow]) -> list[list[str]]:
-    """For each of our 16-bit targets and each batch: the published 16-bit model of one GPU that is nearest in size."""
+    """For each of our 16-bit targets and each batch: the published 16-bit model of one GPU that is nearest in size,
+    unless it is larger or smaller by a factor of two."""
     known = [figure for figure in published() if _is_anchor(figure)]
     found = []
     for row in rows:
@@ -32,6 +33,8 @@ def anchors(rows: Sequence[CompareRow]) -> list[list[str]]:
             continue
         ours = row.parameters
         nearest = min(same, key=lambda figure: abs(_size(figure) - ours))
+        if not 0.5 <= ours / _size(nearest) <= 2:
+            continue
         found.append(
             [
                 f"{nearest.model}, {nearest.gpu}", nearest.batch, number(nearest.value), f"{row.run} {row.target}",

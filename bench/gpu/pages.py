@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import indent
 
+from bench.gpu import answer
 from bench.gpu.anchors import HEAD as ANCHOR_HEAD
 from bench.gpu.anchors import anchors
 from bench.gpu.markdown import items, number, paragraph, spread, table
@@ -25,6 +26,7 @@ def text(study: Study, beside: Path) -> str:
     """The whole page; figures are looked for in `beside`."""
     sections = [
         _title(study),
+        _short(study),
         _steps(study),
         _sensors(study),
         *(_run(study, step, run, beside) for step, run in study.runs.items()),
@@ -80,6 +82,17 @@ def _driver(study: Study) -> str:
         return ""
     limit = gpus[0].get("power_limit_enforced_w")
     return f" (driver {gpus[0].get('driver') or 'not known'}, power limit {number(limit) or 'not known'} W)"
+
+
+def _short(study: Study) -> str:
+    rows = answer.rows((study.model(step), run) for step, run in study.runs.items())
+    if not rows:
+        return ""
+    words = (
+        "Each against 16 bits of the same model, on the axis of the measured running batch, with 95% intervals. Energy "
+        "per token is the GPU's own counter; the HLI bound is power limit × time, so it says what throughput says."
+    )
+    return f"## In short{study.stamp}\n\n{paragraph(words)}\n\n{table(answer.HEAD, rows)}"
 
 
 def _steps(study: Study) -> str:
@@ -207,21 +220,26 @@ def _anchors(study: Study) -> str:
         return ""
     words = (
         "ML.ENERGY's leaderboard (BF16, LMArena chat, vLLM 0.11.1) has no model of ours; these are its models of the "
-        "nearest sizes on one GPU, at the same B. Between the two lie another model, GPU, prompt, answer length and "
-        "vLLM: a factor near that of the parameters is what to expect, not equality."
+        "nearest sizes on one GPU, at the same B, where one is within a factor of two. Between the two lie another "
+        "model, GPU, prompt, answer length and vLLM: a factor near that of the parameters is what to expect, not "
+        "equality."
     )
     return f"## Beside ML.ENERGY's joules per token{study.stamp}\n\n{paragraph(words)}\n\n{table(ANCHOR_HEAD, rows)}"
 
 
 def _published(study: Study) -> str:
+    """What all rows differ in is said once."""
     rows = []
+    differs = [set(match.differs) for match in study.comparison.published]
+    common = set.intersection(*differs) if differs else set()
     for match in study.comparison.published:
         theirs = match.published
         ours = "; ".join(
             f"B {one.concurrency}: {number(one.value)}" + (f" (× {number(one.ratio, '.2g')})" if one.ratio else "")
             for one in match.ours
         )
-        caveats = "; ".join([*match.differs, *([theirs.contradiction] if theirs.contradiction else [])])
+        own = [words for words in match.differs if words not in common]
+        caveats = "; ".join([*own, *([theirs.contradiction] if theirs.contradiction else [])])
         rows.append(
             [
                 theirs.source,
@@ -234,7 +252,10 @@ def _published(study: Study) -> str:
     if not rows:
         return ""
     head = ["source", "of what", "published", "ours (× theirs)", "why they may differ"]
-    return f"## Beside the paper's own figures{study.stamp}\n\n{table(head, rows)}"
+    everywhere = next(iter(study.comparison.published)).differs
+    said = f"In every row: {'; '.join(words for words in everywhere if words in common)}."
+    parts = [f"## Beside the paper's own figures{study.stamp}", *([paragraph(said)] if common else [])]
+    return "\n\n".join([*parts, table(head, rows)])
 
 
 def _claims(study: Study) -> str:

@@ -13,6 +13,7 @@ import pytest
 from made_run import make_run
 
 from bench.gpu.anchors import anchors, simulated_anchors
+from bench.gpu.answer import words
 from bench.gpu.markdown import number, spread, table
 from bench.gpu.pack import machine_folders, pack
 from bench.gpu.plan import Plan, Step
@@ -116,6 +117,8 @@ def test_a_measured_study_is_named_after_its_gpu_and_says_that_weights_are_rando
     # Two repeats of 100 and 110 tok/s, by made_run.
     assert re.search(r"\| 1 \| 105 \([^)]+\) \| 105 \(", text)
     assert "| b-mistral | to see | done | 8 of 8 | 12 |" in text
+    # By made_run awq is as fast as fp16 in the mean of two repeats that differ by 10%; nothing metered energy.
+    assert "| Mistral-7B-v0.3 | awq | not decided |" in text
     assert "fp16: Machete; awq: Machete" in text
     assert "Energy was not measured, so there is nothing to compare." in text
     assert "![output tokens per second over the running batch](h200-2026-10-26/b-mistral-throughput.png)" in text
@@ -205,6 +208,7 @@ def test_a_published_figure_is_that_of_the_nearest_size_on_one_gpu_at_the_same_b
     assert found == ["Llama-3.1-8B, H100 SXM", "64", "0.1186", "b fp16", "0.0593", "0.50", "0.91"]
     assert anchors([msgspec.structs.replace(row, precision="awq")]) == []
     assert anchors([msgspec.structs.replace(row, concurrency=63)]) == []
+    assert anchors([msgspec.structs.replace(row, parameters=3.2e9)]) == [], "the nearest has more than twice as many"
 
 
 def test_the_simulator_stands_beside_published_joules_of_the_nearest_size_that_nobody_takes_for_ours() -> None:
@@ -225,3 +229,22 @@ def test_numbers_are_empty_where_nothing_was_measured() -> None:
     assert spread(2.0, 1.0, 3.0) == "2 (1 to 3)"
     assert spread(2.0, None, None) == "2"
     assert table(["a|b"], [["c"]]) == "| a\\|b |\n| --- |\n| c |"
+
+
+@pytest.mark.parametrize(
+    ("finding", "said"),
+    [
+        ({"status": "better"}, "at every B measured"),
+        ({"status": "worse"}, "at no B measured"),
+        ({"status": "unresolved"}, "not decided"),
+        ({"status": "unresolved", "suspected": [{"b": 37.9}]}, "not decided, the means cross at 37.9"),
+        (
+            {"status": "crosses", "crossings": [{"b": 44.7, "lo": 25.1, "hi": 55.0, "direction": "wins_below"},
+                                                {"b": 200, "lo": None, "hi": None, "direction": "wins_above"}]},
+            "below B* = 44.7 (25.1–55), above B* = 200",
+        ),
+        ({"status": "better", "points": []}, ""),
+    ],
+)  # fmt: skip
+def test_the_head_of_a_study_says_where_a_format_pays_off(finding: dict[str, Any], said: str) -> None:
+    assert words({"points": [{}], "suspected": [], "crossings": []} | finding) == said
