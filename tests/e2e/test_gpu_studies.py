@@ -23,7 +23,7 @@ def test_a_study_is_written_anew_from_its_results(results: Path, tmp_path: Path)
     figures, committed = (
         json.loads((folder / "figures.json").read_text()) for folder in (tmp_path / page.stem, results.parent)
     )
-    assert flat(figures) == pytest.approx(flat(committed), rel=1e-9), "other versions of numpy differ in the last digits"
+    assert flat(figures) == pytest.approx(flat(committed), rel=1e-9), "but for numpy's last digits"
     drawn, kept = ({path.name for path in folder.glob("*.png")} for folder in (tmp_path / page.stem, results.parent))
     assert drawn == kept
 
