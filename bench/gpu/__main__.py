@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
+from io import TextIOWrapper
 from pathlib import Path
 
 from bench.gpu import fetch, install, machine, pieces, trim
@@ -219,6 +220,9 @@ def _work(command: argparse.ArgumentParser) -> None:
 
 def main() -> int:
     options = _parser().parse_args()
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What was said is seen where a command is killed, too, and in order with what its children say.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         return options.does(options) or 0
     except (UsageError, ServerError) as error:

@@ -24,14 +24,16 @@ def rows(runs: Iterable[tuple[str, Run]]) -> list[list[str]]:
         for finding in run.analysis["crossovers"]:
             by_target.setdefault(finding["target"], {})[finding["metric"]] = finding
         for target, findings in by_target.items():
-            found.append([model, target, *(words(findings.get(metric)) for metric in METRICS)])
+            ours = run.summary[run.summary["target"] == target]
+            known = [metric for metric in METRICS if metric in findings and ours[metric].notna().any()]
+            found.append([model, target, *(words(findings[m]) if m in known else "" for m in METRICS)])
     return found
 
 
-def words(finding: Mapping[str, Any] | None) -> str:
-    """Where a format wins, in a few words; empty where the figure was not measured."""
-    if finding is None or not finding["points"]:
-        return ""
+def words(finding: Mapping[str, Any]) -> str:
+    """Where a format wins, in a few words, of a figure that was measured."""
+    if not finding["points"]:
+        return "too few valid B"
     if finding["status"] == "crosses":
         return ", ".join(_crossing(crossing) for crossing in finding["crossings"])
     suspected = [f"the means cross at {number(crossing['b'], '.3g')}" for crossing in finding["suspected"]]

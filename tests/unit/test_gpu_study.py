@@ -118,7 +118,7 @@ def test_a_measured_study_is_named_after_its_gpu_and_says_that_weights_are_rando
     assert re.search(r"\| 1 \| 105 \([^)]+\) \| 105 \(", text)
     assert "| b-mistral | to see | done | 8 of 8 | 12 |" in text
     # By made_run awq is as fast as fp16 in the mean of two repeats that differ by 10%; nothing metered energy.
-    assert "| Mistral-7B-v0.3 | awq | not decided |" in text
+    assert "| Mistral-7B-v0.3 | awq | not decided |  |  |" in text
     assert "fp16: Machete; awq: Machete" in text
     assert "Energy was not measured, so there is nothing to compare." in text
     assert "![output tokens per second over the running batch](h200-2026-10-26/b-mistral-throughput.png)" in text
@@ -243,7 +243,7 @@ def test_numbers_are_empty_where_nothing_was_measured() -> None:
                                                 {"b": 200, "lo": None, "hi": None, "direction": "wins_above"}]},
             "below B* = 44.7 (25.1–55), above B* = 200",
         ),
-        ({"status": "better", "points": []}, ""),
+        ({"status": "unresolved", "points": []}, "too few valid B"),
     ],
 )  # fmt: skip
 def test_the_head_of_a_study_says_where_a_format_pays_off(finding: dict[str, Any], said: str) -> None:
