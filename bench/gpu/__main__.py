@@ -63,6 +63,22 @@ def install_wheels(options: argparse.Namespace) -> None:
     print(python)
 
 
+def visit(options: argparse.Namespace) -> int:
+    from bench.gpu.visit import Visit
+
+    made = Visit(
+        options.kit,
+        options.out,
+        seconds=options.seconds,
+        plan=options.plan,
+        until=options.until,
+        again=options.again,
+        vllm=options.vllm,
+        preset=options.simulated,
+    )
+    return made.make(options.carried, options.earlier)
+
+
 def measure(options: argparse.Namespace) -> int:
     from bench.gpu import measure as steps
     from bench.gpu.plan import load_plan
@@ -74,10 +90,12 @@ def measure(options: argparse.Namespace) -> int:
         torch_python=options.torch_python,
         preset=options.simulated,
     )
-    state = steps.measure(load_plan(options.plan), site, budget_s=options.budget)
+    state = steps.measure(
+        load_plan(options.plan), site, budget_s=options.budget, until=options.until, again=options.again
+    )
     for name, step in state.steps.items():
         print(f"{name:24} {step.status:8} {step.seconds:6.0f} s  {step.reason or ''}")
-    return 0 if state.finished else 1
+    return 0 if state.is_finished(until=options.until) else 1
 
 
 def pack(options: argparse.Namespace) -> None:
@@ -88,7 +106,12 @@ def pack(options: argparse.Namespace) -> None:
         work=options.work, models=options.models or options.work / "models", vllm=options.vllm
     )
     for archive in packing.pack(
-        options.work, load_plan(options.plan), options.out, folders=folders, most_mib=options.most_mib
+        options.work,
+        load_plan(options.plan),
+        options.out,
+        folders=folders,
+        most_mib=options.most_mib,
+        keep=options.keep,
     ):
         print(f"{archive.stat().st_size / pieces.MIB:6.2f} MiB  {archive}")
 
@@ -97,6 +120,12 @@ def study(options: argparse.Namespace) -> None:
     from bench.gpu import study as writing
 
     print(writing.write(options.packed, options.out))
+
+
+def adjust(options: argparse.Namespace) -> None:
+    from bench.gpu import adjust as fitting
+
+    print(fitting.report(options.figures), end="")
 
 
 def simulator_error(_: argparse.Namespace) -> None:
@@ -143,25 +172,47 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("wheels", type=Path)
     one.add_argument("--venv", type=Path, required=True)
     one.add_argument("--probe", action="store_true", help="say which modules can be imported")
+    one = add("visit", visit, "There: receive, join, install, measure and pack, as far as what was carried allows.")
+    one.add_argument("carried", type=Path, nargs="?", help="folder of a piece and pieces.json")
+    one.add_argument("--earlier", type=Path, help="packed results of a machine that is gone, to go on with")
+    one.add_argument("--kit", type=Path, required=True, help="folder that lasts from visit to visit")
+    one.add_argument("--out", type=Path, required=True, help="folder that is brought back")
+    one.add_argument("--seconds", type=float, default=570, help="for the whole visit [570]")
+    one.add_argument("--vllm", type=Path, help="another vllm command than the carried one")
+    _plan(one)
+    _how(one)
     one = add("measure", measure, "There: go on with the plan until the time is up.")
     _work(one)
     one.add_argument("--budget", type=float, metavar="S", help="seconds of this call [the plan's]")
     one.add_argument("--torch-python", type=Path, help="a Python with torch [the one beside --vllm]")
-    one.add_argument("--simulated", metavar="GPU", help="a preset of the simulator instead of hardware")
+    _how(one)
     one = add("pack", pack, "There: the results as small archives.")
     _work(one)
     one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--keep", action="store_true", help="leave archives that are newer than what they hold")
     one.add_argument("--most-mib", type=float, help="refuse an archive above this size")
     one = add("study", study, "The study's text and figures, from packed results.")
     one.add_argument("packed", type=Path)
     one.add_argument("--out", type=Path, default=HERE.parents[1] / "docs" / "studies")
+    one = add("adjust", adjust, "The simulator's constants fitted to a measured study, as a --cost-file.")
+    one.add_argument("figures", type=Path, help="the study's figures.json")
     add("simulator-error", simulator_error, "Rewrite docs/simulator.md's section on the error against hardware.")
     return parser
 
 
+def _how(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--until", metavar="STEP", help="the last step of the plan to do")
+    command.add_argument("--again", action="store_true", help="try steps that failed once more")
+    command.add_argument("--simulated", metavar="GPU", help="a preset of the simulator instead of hardware")
+
+
+def _plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--plan", default="gpu", help="plans/NAME.toml, or a file [gpu]")
+
+
 def _work(command: argparse.ArgumentParser) -> None:
     command.add_argument("--work", type=Path, required=True, help="folder of state and runs")
-    command.add_argument("--plan", default="gpu", help="plans/NAME.toml, or a file [gpu]")
+    _plan(command)
     command.add_argument("--models", type=Path, help="folder of checkpoints, best on a RAM disk [WORK/models]")
     command.add_argument("--vllm", type=Path, help="the vllm command [LOADGEN_VLLM, or PATH's]")
 

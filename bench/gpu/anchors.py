@@ -1,4 +1,4 @@
-"""Anchors: published joules per output token of the nearest model sizes, beside ours at the same batch."""
+"""Anchors: published joules per output token beside those of the nearest model size, measured or of the simulator."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import re
 from collections.abc import Sequence
 
 from bench.gpu.markdown import number
+from bench.gpu.simulated import preset_gpu
 from loadgen.analysis.compare.published import Published, published
 from loadgen.analysis.compare.row import CompareRow
+from loadgen.serving.simulated.cost import Model
+from loadgen.serving.simulated.presets import Presets
+from loadgen.serving.simulated.steadystate import closed_loop
 
 SOURCE = "ML.ENERGY leaderboard"
 WORKLOAD = "LMArena chat"
 HEAD = ("published", "B", "J/token", "ours", "J/token", "ours / published", "parameters, ours / theirs")
+SIMULATED_HEAD = ("published", "B", "J/token", "preset", "J/token SIMULATED", "off", "parameters, preset / theirs")
+PROMPT_TOKENS, ANSWER_TOKENS = 100, 500
+"""Assumed of that chat: the leaderboard states neither."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)B")
 
 
@@ -33,6 +40,33 @@ def anchors(rows: Sequence[CompareRow]) -> list[list[str]]:
             ]
         )  # fmt: skip
     return found
+
+
+def simulated_anchors(presets: Presets) -> list[list[str]]:
+    """For each published 16-bit figure of one GPU that has a preset: what the closed form says of the preset of the
+    nearest model size."""
+    found = []
+    for figure in filter(_is_anchor, published()):
+        gpu = preset_gpu(presets, figure.gpu)
+        if gpu is None:
+            continue
+        theirs = _size(figure)
+        key = min(presets.model, key=lambda name: abs(_parameters(presets.model[name]) - theirs))
+        cost = presets.cost("bf16", gpu=gpu, model=key)
+        said = closed_loop(cost, int(figure.batch), PROMPT_TOKENS, ANSWER_TOKENS).energy_per_token_j
+        found.append(
+            [
+                f"{figure.model}, {figure.gpu}", figure.batch, number(figure.value), f"{key} on {gpu}",
+                number(said, ".3g"), f"{100 * (said / figure.value - 1):+.0f}%",
+                number(_parameters(presets.model[key]) / theirs, ".2f"),
+            ]
+        )  # fmt: skip
+    return found
+
+
+def _parameters(model: Model) -> float:
+    """With an embedding beside the head, which a step does not read."""
+    return model.linear_params + 2 * model.head_params
 
 
 def _is_anchor(figure: Published) -> bool:

@@ -28,21 +28,37 @@ class Cutter(Observer):
     """Listens to a sweep and ends it, as Ctrl-C would, where what comes next would not fit.
 
     Before a server starts there must be time for the longest start so far and a cell; before a cell for the longest so
-    far, and never for less than the first guess, since cells grow with the batch.
+    far, and never for less than the first guess, since cells grow with the batch. It also ends a sweep of which only
+    the first repeats are wanted, behind the last of their cells.
     """
 
     def __init__(
-        self, deadline: Deadline, *, start_s: float, cell_s: float, say: Callable[[str], None] = print
+        self,
+        deadline: Deadline,
+        *,
+        start_s: float,
+        cell_s: float,
+        wanted: Sequence[Cell] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
+        """`wanted`: the first of the cells that are to be measured; None: all of them."""
         self.start_s, self.cell_s = start_s, cell_s
         self.cut: str | None = None
-        """Why the sweep was ended."""
+        """Why the sweep was ended for want of time."""
+        self.enough = False
+        """It was ended since all that was wanted is there, or has failed."""
+        self._wanted = None if wanted is None else {cell.label for cell in wanted}
+        self._blocks = None if wanted is None else len({(cell.repeat, cell.target) for cell in wanted})
         self._deadline = deadline
         self._say = say
         self._since = deadline.clock()
         self._seen_start = False
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
+        if self._blocks is not None:
+            self._blocks -= 1
+            if self._blocks < 0:
+                self._end()
         self._need(self.start_s + self.cell_s, f"the start of {name} and a cell")
         self._since = self._deadline.clock()
 
@@ -56,6 +72,10 @@ class Cutter(Observer):
         took = self._lap()
         self.cell_s = max(took, self.cell_s)
         self._say(f"{cell.label}: {took:.0f} s, {line}; {self._deadline.left_s:.0f} s left")
+        if self._wanted is not None:
+            self._wanted.discard(cell.label)
+            if not self._wanted:
+                self._end()
         self._need(self.cell_s, "another cell")
 
     def note(self, sentence: str) -> None:
@@ -64,6 +84,10 @@ class Cutter(Observer):
 
     def warn(self, sentence: str) -> None:
         self._say(f"! {sentence}")
+
+    def _end(self) -> None:
+        self.enough = True
+        raise KeyboardInterrupt
 
     def _lap(self) -> float:
         now = self._deadline.clock()

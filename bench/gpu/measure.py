@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.serving.launch import find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
-from loadgen.sweep.config import HEADROOM_SEQS, configure
+from loadgen.sweep.config import HEADROOM_SEQS, SweepConfig, configure
 from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.plan import Cell, plan_blocks
 from loadgen.sweep.resume import unfinished_cells
 from loadgen.sweep.run import Interrupted, resume_sweep, run_sweep
 
@@ -47,21 +48,33 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """A GPU of the simulator: nothing is measured, and everything says SIMULATED."""
 
     def run(self, step: Step) -> Path:
+        """The run directory of a sweep's step."""
         return self.work / "runs" / step.name
 
 
-def measure(plan: Plan, site: Site, *, budget_s: float | None = None, say: Say = print) -> State:
+def measure(
+    plan: Plan,
+    site: Site,
+    *,
+    budget_s: float | None = None,
+    until: str | None = None,
+    again: bool = False,
+    say: Say = print,
+) -> State:
     """Goes on with the plan until it is finished or the time is up; the state, which is also in work/state.json.
 
-    A step that has ended is not done again. Raises UsageError for wrong use and KeyboardInterrupt on Ctrl-C, the state
-    kept.
+    A step that has ended is not done again, a failed one only with `again`. `until` names the last step to do. Raises
+    UsageError for wrong use and KeyboardInterrupt on Ctrl-C, the state kept.
     """
+    names = [step.name for step in plan.step]
+    if until is not None and until not in names:
+        raise UsageError(f"--until {until}: the plan has no such step; it has {', '.join(names)}")
     deadline = Deadline(plan.budget_s if budget_s is None else budget_s)
     state = State(site.work / "state.json", plan)
     with _environment(plan.env):
-        for step in plan.step:
+        for step in plan.step[: None if until is None else names.index(until) + 1]:
             before = state.steps[step.name]
-            if before.status in ENDED:
+            if before.status in ENDED and not (again and before.status == "failed"):
                 continue
             begun = deadline.clock()
             state.set(step.name, msgspec.structs.replace(before, status="running", reason=None))
@@ -80,18 +93,21 @@ def measure(plan: Plan, site: Site, *, budget_s: float | None = None, say: Say =
 
 
 def _do(step: Step, plan: Plan, site: Site, deadline: Deadline, say: Say) -> StepState:
+    if step.kind == "rest" and not (site.run(plan.sweep_of(step)) / "manifest.json").exists():
+        return StepState(status="skipped", reason=f"{step.of} was not begun")
     if site.preset is not None:
         return _simulate(step, plan, site, site.preset, deadline, say)
     if step.kind == "sensors":
         return _sensors(step, plan, site, deadline)
-    needed = MODEL_S * (not _is_written(step, site)) + plan.start_s + plan.cell_s
+    sweep = plan.sweep_of(step)
+    needed = MODEL_S * (not _is_written(sweep, site)) + plan.start_s + plan.cell_s
     if deadline.left_s < needed:
         return StepState(status="cut", reason=f"{deadline.left_s:.0f} s were left, its beginning takes {needed:.0f} s")
     try:
-        _write_models(step, site, plan, say)
+        _write_models(sweep, site, plan, say)
     except ServerError as error:
         return StepState(status="failed", reason=str(error))
-    return _sweep(step, plan, site, deadline, say) if step.kind == "sweep" else _selftest(step, plan, site)
+    return _selftest(step, plan, site) if step.kind == "selftest" else _sweep(step, plan, site, deadline, say)
 
 
 def _sensors(step: Step, plan: Plan, site: Site, deadline: Deadline) -> StepState:
@@ -106,38 +122,63 @@ def _sensors(step: Step, plan: Plan, site: Site, deadline: Deadline) -> StepStat
 
 
 def _sweep(step: Step, plan: Plan, site: Site, deadline: Deadline, say: Say) -> StepState:
-    where = {"serve": step.serve, "model": str(site.models / str(step.model)), "device": plan.device, "vllm": site.vllm}
-    return _run(step, plan, site, where, Cutter(deadline, start_s=plan.start_s, cell_s=plan.cell_s, say=say))
+    sweep = plan.sweep_of(step)
+    model = str(site.models / str(sweep.model))
+    where = {"serve": sweep.serve, "model": model, "device": plan.device, "vllm": site.vllm}
+    return _run(step, plan, site, where, deadline, plan.start_s, say)
 
 
 def _simulate(step: Step, plan: Plan, site: Site, preset: str, deadline: Deadline, say: Say) -> StepState:
-    if step.kind != "sweep":
+    sweep = plan.sweep_of(step)
+    if sweep.kind != "sweep":
         return StepState(status="skipped", reason="SIMULATED: there is nothing of this kind to see")
-    with servers(step, plan.options_of(step), preset, site.run(step), site.work / "servers" / step.name) as addresses:
-        where = {"targets": addresses, "power": "auto"}
-        return _run(step, plan, site, where, Cutter(deadline, start_s=0, cell_s=plan.cell_s, say=say))
+    logs = site.work / "servers" / sweep.name
+    with servers(sweep, plan.options_of(sweep), preset, site.run(sweep), logs) as addresses:
+        return _run(step, plan, site, {"targets": addresses, "power": "auto"}, deadline, 0, say)
 
 
-def _run(step: Step, plan: Plan, site: Site, where: Mapping[str, Any], cutter: Cutter) -> StepState:
-    """The sweep of a step: a new one, or the rest of the one that its run directory holds."""
-    run_dir = site.run(step)
-    options = {**plan.options_of(step), **where, "metrics_port": None}
+def _run(
+    step: Step, plan: Plan, site: Site, where: Mapping[str, Any], deadline: Deadline, start_s: float, say: Say
+) -> StepState:
+    """The sweep of a step up to the step's repeat: a new one, or what the one in its run directory lacks."""
+    sweep = plan.sweep_of(step)
+    run_dir, repeats = site.run(sweep), plan.repeats_of(step)
+    options = {**plan.options_of(sweep), **where, "metrics_port": None}
+    begun = (run_dir / "manifest.json").exists()
+    config = None if begun else configure(**options, out=run_dir)
+    left = unfinished_cells(run_dir) if config is None else _cells(config)
+    wanted = _up_to(repeats, left)
+    first = wanted if len(wanted) < len(left) else None
+    cutter = Cutter(deadline, start_s=start_s, cell_s=plan.cell_s, wanted=first, say=say)
     try:
-        if (run_dir / "manifest.json").exists():
+        if config is not None:
+            run_sweep(config, cutter)
+        elif wanted:
             resume_sweep(run_dir, options, cutter)
-        else:
-            run_sweep(configure(**options, out=run_dir), cutter)
     except Interrupted:
-        if cutter.cut is None:
+        if cutter.cut is None and not cutter.enough:
             raise KeyboardInterrupt from None
-    missing = len(unfinished_cells(run_dir))
+    except UsageError as error:
+        if not begun:
+            raise
+        # It was begun on another machine, or with other software: what it has stays, and the plan goes on.
+        return StepState(status="failed", reason=str(error))
+    missing = _up_to(repeats, unfinished_cells(run_dir))
     if not missing:
         return StepState(status="done")
     if cutter.cut is not None:
         return StepState(status="cut", reason=cutter.cut)
     failures = read_manifest(run_dir)["failures"]
     why = str(failures[-1]["error"]).splitlines()[0] if failures else "see its log"
-    return StepState(status="failed", reason=f"{missing} cells were not measured: {why}")
+    return StepState(status="failed", reason=f"{len(missing)} cells were not measured: {why}")
+
+
+def _cells(config: SweepConfig) -> list[Cell]:
+    return [c for block in plan_blocks(config.targets, config.concurrency, config.repeats) for c in block.cells]
+
+
+def _up_to(repeats: int, cells: Iterable[Cell]) -> list[Cell]:
+    return [cell for cell in cells if cell.repeat <= repeats]
 
 
 def _selftest(step: Step, plan: Plan, site: Site) -> StepState:

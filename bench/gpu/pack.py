@@ -4,65 +4,63 @@ from __future__ import annotations
 
 import io
 import json
-import lzma
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.gpu.pieces import MIB
 from bench.gpu.plan import Plan
+from bench.gpu.unpack import REST, SUFFIX
 from loadgen.errors import UsageError
 
 _RUN = ("manifest.json", "items.json", "journal")
 """What a run directory's other files are derived from. Servers' logs stay behind: they may hold what nobody should
 read, and what is needed of them is in the manifest."""
 _REST = ("state.json", "sensors", "selftest/selftest.txt")
-REST = "kit.tar.xz"
-SUFFIX = ".tar.xz"
 
 
 def pack(
-    work: Path, plan: Plan, out: Path, *, folders: Mapping[Path, str], most_mib: float | None = None
+    work: Path,
+    plan: Plan,
+    out: Path,
+    *,
+    folders: Mapping[Path, str],
+    most_mib: float | None = None,
+    keep: bool = False,
 ) -> list[Path]:
     """An archive per step that measured anything, and one of the rest with the plan; their paths.
 
-    `folders` are written as the names given instead, in manifests and the state. Raises UsageError when there is
-    nothing to pack, or an archive is larger than `most_mib`.
+    `folders` are written as the names given instead, in manifests and the state. `keep`: archives of runs that are
+    newer than everything in them stay. Raises UsageError when there is nothing to pack, or an archive is larger than
+    `most_mib`.
     """
     if not (work / "state.json").exists():
         raise UsageError(f"{work} holds no state.json; name the folder that measure worked in")
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob(f"*{SUFFIX}"):
+    for old in out.glob("*.partial" if keep else f"*{SUFFIX}"):
         old.unlink()
     names = {str(folder): name for folder, name in _longest_first(folders)}
-    archives = []
-    for run in sorted((work / "runs").glob("*")) if (work / "runs").is_dir() else []:
-        files = {f"runs/{run.name}/{name}": path for name, path in _files(run, _RUN)}
-        if any(name.endswith(".jsonl") for name in files):
-            archives.append(_write(out / f"{run.name}{SUFFIX}", files, names))
     plan_file = {"plan.json": json.dumps({"name": plan.name, "sha256": plan.sha256, "steps": _steps(plan)}, indent=1)}
-    archives.append(_write(out / REST, dict(_files(work, _REST)), names, plan_file))
+    kept = []
+    with ThreadPoolExecutor() as pool:
+        writing = [pool.submit(_write, out / REST, dict(_files(work, _REST)), names, plan_file)]
+        for run in sorted((work / "runs").glob("*")) if (work / "runs").is_dir() else []:
+            files = {f"runs/{run.name}/{name}": path for name, path in _files(run, _RUN)}
+            if any(name.endswith(".jsonl") for name in files):
+                archive = out / f"{run.name}{SUFFIX}"
+                if keep and _is_newer(archive, files.values()):
+                    kept.append(archive)
+                else:
+                    writing.append(pool.submit(_write, archive, files, names))
+        archives = sorted([*kept, *(one.result() for one in writing)])
     if most_mib is not None:
         for archive in archives:
             if archive.stat().st_size > most_mib * MIB:
                 size = archive.stat().st_size / MIB
                 raise UsageError(f"{archive} has {size:.1f} MiB, more than {most_mib:g}; carry it in pieces (split)")
     return archives
-
-
-def unpack(folder: Path, into: Path) -> Path:
-    """The archives of `pack` side by side again, as the folder that measure worked in."""
-    archives = sorted(folder.glob(f"*{SUFFIX}"))
-    if folder / REST not in archives:
-        raise UsageError(f"{folder} holds no {REST}; name the folder that pack wrote")
-    for archive in archives:
-        try:
-            with tarfile.open(archive) as content:
-                content.extractall(into, filter="data")
-        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-            raise UsageError(f"{archive} is damaged ({error}); bring it anew") from None
-    return into
 
 
 def machine_folders(*, work: Path, models: Path, vllm: Path | None) -> dict[Path, str]:
@@ -106,7 +104,8 @@ def _files(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
 def _write(
     archive: Path, files: Mapping[str, Path], names: Mapping[str, str], texts: Mapping[str, str] | None = None
 ) -> Path:
-    with tarfile.open(archive, "w:xz", preset=9) as out:
+    partial = archive.with_name(f"{archive.name}.partial")
+    with tarfile.open(partial, "w:xz", preset=6) as out:
         for name, path in files.items():
             if path.suffix == ".json":
                 text = path.read_text(encoding="utf-8")
@@ -121,7 +120,12 @@ def _write(
                     out.addfile(entry, content)
         for name, text in (texts or {}).items():
             _add(out, name, text.encode())
+    partial.replace(archive)
     return archive
+
+
+def _is_newer(archive: Path, files: Iterable[Path]) -> bool:
+    return archive.exists() and archive.stat().st_mtime_ns > max(path.stat().st_mtime_ns for path in files)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -127,8 +127,9 @@ def _run(study: Study, step: str, run: Run, beside: Path) -> str:
     known = [metric for metric in _METRICS if run.summary[metric].notna().any()]
     said = [f["sentence"] for metric in known for f in run.analysis["crossovers"] if f["metric"] == metric]
     kernels = {s["name"]: ", ".join(s.get("kernels") or ()) for s in run.manifest["servers"]}
-    repeats = "one repeat" if config["repeats"] == 1 else f"{config['repeats']} repeats"
-    if config["mode"] == "serve" and config["repeats"] > 1:
+    most = int(run.cells["repeat"].max())
+    repeats = "one repeat" if most == 1 else f"{most} repeats"
+    if config["mode"] == "serve" and most > 1:
         repeats += ", each with servers started anew"
     facts = (
         f"Answers of exactly {config['fixed_length']} tokens, windows of {number(config['duration_s'])} s, "

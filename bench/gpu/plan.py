@@ -20,7 +20,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: str
     why: str
-    kind: Literal["sensors", "sweep", "selftest"]
+    kind: Literal["sensors", "sweep", "rest", "selftest"]
+    """`rest`: the later repeats of the sweep `of`, which then ends after its first."""
+    of: str | None = None
+    """`rest`: the name of the sweep's step."""
     model: str | None = None
     """A table of shapes.toml."""
     serve: tuple[str, ...] = ()
@@ -57,6 +60,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def options_of(self, step: Step) -> dict[str, Any]:
         return {**self.options, **step.options}
 
+    def sweep_of(self, step: Step) -> Step:
+        """The step whose run it measures: its own but for a `rest`."""
+        return next(one for one in self.step if one.name == step.of) if step.kind == "rest" else step
+
+    def repeats_of(self, step: Step) -> int:
+        """Up to which repeat a sweep or rest goes."""
+        has_rest = any(one.of == step.name for one in self.step)
+        return 1 if has_rest else int(self.options_of(self.sweep_of(step))["repeats"])
+
 
 def load_plan(name: str | Path) -> Plan:
     """The plan in plans/NAME.toml, or in a file. Raises UsageError for what breaks the schema."""
@@ -74,7 +86,11 @@ def load_plan(name: str | Path) -> Plan:
     names = [step.name for step in plan.step]
     if len(set(names)) < len(names):
         raise UsageError(f"{path} is no plan: two steps have one name")
-    for step in plan.step:
-        if step.kind != "sensors" and not (step.model and step.serve):
+    for number, step in enumerate(plan.step):
+        sweeps = [one.name for one in plan.step[:number] if one.kind == "sweep"]
+        if step.kind == "rest":
+            if step.of not in sweeps:
+                raise UsageError(f"{path} is no plan: step {step.name} is the rest of {step.of}, no sweep before it")
+        elif step.kind != "sensors" and not (step.model and step.serve):
             raise UsageError(f"{path} is no plan: step {step.name} needs a model and what to serve")
     return msgspec.structs.replace(plan, sha256=hashlib.sha256(text).hexdigest())

@@ -1,4 +1,5 @@
-"""The simulator's error: its closed form beside what was measured, where anything was; a part of docs/simulator.md."""
+"""The simulator's error: its closed form beside what was measured, where anything was, and beside what others
+published; a part of docs/simulator.md."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from bench.gpu.anchors import ANSWER_TOKENS, PROMPT_TOKENS, SIMULATED_HEAD, simulated_anchors
 from bench.gpu.markdown import number, paragraph, table
 from bench.gpu.simulated import preset_gpu, preset_model
 from loadgen.errors import UsageError
@@ -93,11 +95,23 @@ def section(studies: Path) -> str:
         parts.append(
             paragraph(
                 "**Hardware figures pending.** No study in docs/studies was measured on a GPU that has a preset: the "
-                "simulator's error is not known, beyond the comparison with published watts and joules above. "
-                "[bench/gpu](../bench/gpu/README.md) is the kit that measures it."
+                "simulator's error against hardware is not known. [bench/gpu](../bench/gpu/README.md) is the kit that "
+                "measures it. Until then there are figures that others published:"
             )
         )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, _published()]) + "\n"
+
+
+def _published() -> str:
+    """What others measured, beside the closed form; on every page, measured or not."""
+    words = (
+        "**No measurement of ours.** ML.ENERGY's leaderboard (BF16, LMArena chat, vLLM 0.11.1) beside the closed form "
+        f"of the preset nearest in size, for prompts of {PROMPT_TOKENS} and answers of {ANSWER_TOKENS} tokens "
+        "(assumed of that chat). The GPU's preset was fitted to Llama-3.1-8B's watts and joules, so those rows show "
+        "the fit; nothing was fitted to the others. Another size, chat and vLLM lie between the two."
+    )
+    rows = table(SIMULATED_HEAD, simulated_anchors(load_presets()))
+    return f"### Beside published figures\n\n{paragraph(words)}\n\n{rows}"
 
 
 def write(page: Path = DOCS / "simulator.md", studies: Path = DOCS / "studies") -> Path:

@@ -49,6 +49,7 @@ class State:
         partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
         partial.replace(self._path)
 
-    @property
-    def finished(self) -> bool:
-        return all(state.status in ENDED for state in self.steps.values())
+    def is_finished(self, *, until: str | None = None) -> bool:
+        """Whether every step has ended, up to `until` where it is named."""
+        names = list(self.steps)
+        return all(self.steps[name].status in ENDED for name in names[: names.index(until) + 1 if until else None])

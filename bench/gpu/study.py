@@ -14,10 +14,10 @@ import matplotlib
 import msgspec
 
 import loadgen
-from bench.gpu.pack import SUFFIX, unpack
 from bench.gpu.pieces import MIB
 from bench.gpu.sensors import Finding, Sensors, read_sensors
 from bench.gpu.shapes import load_shapes
+from bench.gpu.unpack import SUFFIX, unpack
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.run import Run
@@ -146,7 +146,10 @@ def _sizes(runs: dict[str, Run], plan: dict[str, Any]) -> dict[str, str]:
 def figures_of(study: Study) -> dict[str, Any]:
     """The means that others compare with, such as the simulator's error: figures.json."""
     rows = []
+    gpus = [gpu for run in study.runs.values() for gpu in run.manifest.get("gpu") or []]
+    idle = [run.manifest.get("power", {}).get("idle_w") for run in study.runs.values()]
     for step, run in study.runs.items():
+        kernels = {server["name"]: ", ".join(server.get("kernels") or ()) for server in run.manifest["servers"]}
         prompts = run.requests.groupby(["target", "concurrency"])["prompt_tokens"].mean()
         for row in run.summary.to_dict("records"):
             if not row["valid"]:
@@ -155,8 +158,16 @@ def figures_of(study: Study) -> dict[str, Any]:
                      "energy_per_token_j")  # fmt: skip
             found = {name: None if row[name] != row[name] else row[name] for name in names}
             prompt = float(prompts.loc[(row["target"], row["concurrency"])])
-            rows.append({"step": step, "model": study.model(step), **found, "prompt_tokens_mean": round(prompt, 3)})
-    return {"simulated": study.simulated, "gpu": study.gpu, "day": study.day, "rows": rows}
+            found |= {"prompt_tokens_mean": round(prompt, 3), "kernel": kernels.get(row["target"]) or None}
+            rows.append({"step": step, "model": study.model(step), **found})
+    return {
+        "simulated": study.simulated,
+        "gpu": study.gpu,
+        "day": study.day,
+        "limit_w": next((gpu["power_limit_enforced_w"] for gpu in gpus if gpu.get("power_limit_enforced_w")), None),
+        "idle_w": min((watts for watts in idle if watts), default=None),
+        "rows": rows,
+    }
 
 
 def _draw(run: Run) -> list[Figure]:

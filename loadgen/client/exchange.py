@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -116,6 +118,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 _NULL = msgspec.Raw(b"null")
+_DONE = b"[DONE]"
 _FIELDS = (b":", b"data", b"event", b"id", b"retry")
 """What a line of an event stream begins with."""
 MOST_MESSAGE = 280
@@ -164,58 +167,58 @@ def dropped(request: Request, t_ns: int, cap: int) -> Exchange:
 
 
 def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
+    arrived = raw.events()
+    times_ns = [t_ns for t_ns, _ in arrived]
+    datas = [data for _, data in arrived]
+    end = datas.index(_DONE) if _DONE in datas else len(datas)
+    events, unreadable = _decode_events(datas[:end])
     texts: list[str] = []
     reasonings: list[str] = []
-    arrivals: list[tuple[int, int, bool]] = []
+    counts: list[int] = []
+    brought: list[bool] = []
     usage: _Usage | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     contradiction: str | None = None
-    events = raw.events()
-    done = 0
-    for t_ns, data in events:
-        done += 1
-        if data == b"[DONE]":
-            break
-        try:
-            event = _decode_event(data)
-        except _UNREADABLE as error:
-            failure = failure or ("malformed", f"{error}: {data[:120]!r}")
-            break
+    for event in events:
         if event.error is not _NULL and bytes(event.error) != b"null":
-            failure = failure or ("http", f"in the stream: {_message(data)}")
+            failure = failure or ("http", f"in the stream: {_message(datas[len(counts)])}")
             break
         brought_text = False
         for choice in event.choices:
-            text, reasoning = _texts(choice)
-            if text or reasoning:
-                brought_text = True
-                if finish_reason is not None:
-                    contradiction = contradiction or f"text after finish_reason {_quoted(finish_reason)}"
+            delta = choice.delta
+            text = choice.text if delta is None else delta.content
+            reasoning = None if delta is None else delta.reasoning_content or delta.reasoning
             if text:
+                brought_text = True
                 texts.append(text)
             if reasoning:
+                brought_text = True
                 reasonings.append(reasoning)
-            if choice.finish_reason is not None:
-                if finish_reason not in (None, choice.finish_reason):
-                    both = f"{_quoted(finish_reason)} and then {_quoted(choice.finish_reason)}"
-                    contradiction = contradiction or f"finish_reason is {both}"
-                finish_reason = choice.finish_reason or finish_reason
-            stop_reason = choice.stop_reason if choice.stop_reason is not None else stop_reason
-        usage = event.usage or usage
-        counted = event.usage.completion_tokens if event.usage and event.choices else None
-        arrivals.append((t_ns, -1 if counted is None else counted, brought_text))
+            if finish_reason is not None:
+                contradiction = contradiction or _after_finish(finish_reason, brought_text, choice.finish_reason)
+            finish_reason = choice.finish_reason or finish_reason
+            if choice.stop_reason is not None:
+                stop_reason = choice.stop_reason
+        used = event.usage
+        usage = used or usage
+        counted = used.completion_tokens if used is not None and event.choices else None
+        counts.append(-1 if counted is None else counted)
+        brought.append(brought_text)
     else:
-        failure = failure or (("broken", "the stream ended before [DONE]") if events else _no_stream(raw))
-    if any(data != b"[DONE]" for _, data in events[done:]):
+        if unreadable is not None:
+            failure = failure or ("malformed", f"{unreadable}: {datas[len(events)][:120]!r}")
+        elif end == len(datas):
+            failure = failure or (("broken", "the stream ended before [DONE]") if datas else _no_stream(raw))
+    if any(data != _DONE for data in datas[end:]):
         contradiction = contradiction or "the stream goes on after [DONE]"
     total = usage.completion_tokens if usage else None
-    contradiction = contradiction or _miscount(arrivals, total, raw.request.max_tokens)
+    contradiction = contradiction or _miscount(counts, total, raw.request.max_tokens)
     if failure is None and contradiction is not None:
         failure = ("malformed", contradiction)
     if failure is None and finish_reason is None:
         failure = ("malformed", "the stream has no finish_reason")
-    token_times, source = _locate_tokens(arrivals, total)
+    token_times, source = _locate_tokens(times_ns, counts, brought, total)
     return _exchange(
         raw,
         failure=failure,
@@ -229,6 +232,28 @@ def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
     )
 
 
+def _decode_events(datas: Sequence[bytes]) -> tuple[list[_Event], Exception | None]:
+    """The events up to the first that cannot be read, and what is wrong with that one."""
+    with contextlib.suppress(*_UNREADABLE):
+        return list(map(_decode_event, datas)), None
+    events = []
+    for data in datas:
+        try:
+            events.append(_decode_event(data))
+        except _UNREADABLE as error:
+            return events, error
+    return events, None
+
+
+def _after_finish(finish_reason: str, brought_text: bool, again: str | None) -> str | None:
+    """What contradicts a finish_reason that an earlier event, or an earlier choice, had."""
+    if brought_text:
+        return f"text after finish_reason {_quoted(finish_reason)}"
+    if again not in (None, finish_reason):
+        return f"finish_reason is {_quoted(finish_reason)} and then {_quoted(str(again))}"
+    return None
+
+
 def _no_stream(raw: Raw) -> tuple[Status, str]:
     """Status 200 and not one event: the body that came instead, or the first event cut short."""
     body = raw.error_body().strip()
@@ -237,43 +262,35 @@ def _no_stream(raw: Raw) -> tuple[Status, str]:
     return "malformed", f"no event stream: {_message(body)}"
 
 
-def _miscount(arrivals: Sequence[tuple[int, int, bool]], total: int | None, most: int | None) -> str | None:
-    """What cannot be in the usage that the events report, if anything."""
-    before = 0
-    for _, counted, _ in arrivals:
-        if 0 <= counted < before:
-            return f"usage goes back from {before} to {counted} tokens"
-        before = max(before, counted)
+def _miscount(counts: Sequence[int], total: int | None, most: int | None) -> str | None:
+    """What cannot be in the usage that the events report (-1: nothing reported), if anything."""
+    reported = [counted for counted in counts if counted >= 0]
+    if reported != sorted(reported):
+        before, after = next((a, b) for a, b in pairwise(reported) if b < a)
+        return f"usage goes back from {before} to {after} tokens"
     if total is None:
         return None
-    if total < before:
-        return f"usage ends at {total} tokens after {before} were reported"
+    if reported and total < reported[-1]:
+        return f"usage ends at {total} tokens after {reported[-1]} were reported"
     if most is not None and total > most:
         return f"usage reports {total} tokens, at most {most} were asked for"
     return None
 
 
-def _texts(choice: _Choice) -> tuple[str | None, str | None]:
-    if choice.delta is None:
-        return choice.text, None
-    return choice.delta.content, choice.delta.reasoning_content or choice.delta.reasoning
-
-
 def _locate_tokens(
-    arrivals: Sequence[tuple[int, int, bool]], total: int | None
+    times_ns: Sequence[int], counts: Sequence[int], brought: Sequence[bool], total: int | None
 ) -> tuple[tuple[tuple[int, int], ...], TokenSource | None]:
-    """When how many tokens arrived, by the best evidence the stream holds."""
-    if any(counted >= 0 for _, counted, _ in arrivals):
-        located = []
-        before = 0
-        for t_ns, counted, _ in arrivals:
-            if counted > before:
-                located.append((t_ns, counted - before))
-                before = counted
-        if total is not None and total > before:
-            located.append((arrivals[-1][0], total - before))
+    """When how many tokens arrived, by the best evidence the stream holds.
+
+    Of each event: its arrival, the tokens counted by then (-1: not told), whether it brought text.
+    """
+    if any(counted >= 0 for counted in counts):
+        tops = list(accumulate(counts, max, initial=0))
+        located = [(t, top - before) for t, before, top in zip(times_ns, tops, tops[1:], strict=False) if top > before]
+        if total is not None and total > tops[-1]:
+            located.append((times_ns[len(counts) - 1], total - tops[-1]))
         return tuple(located), "usage"
-    times = [t_ns for t_ns, _, brought_text in arrivals if brought_text]
+    times = [t_ns for t_ns, brought_text in zip(times_ns, brought, strict=False) if brought_text]
     if total is None or not times:
         return (), None
     if total == len(times):

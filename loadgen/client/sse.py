@@ -10,6 +10,8 @@ from itertools import accumulate
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _FIELD, _BETWEEN = b"data: ", b"\n\ndata: "
+_AROUND = len(_FIELD) + 2
+"""Bytes of a plain event beside its data."""
 
 
 def split_events(reads: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
@@ -20,26 +22,30 @@ def split_events(reads: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     """
     stream = b"".join([data for _, data in reads])
     times = [t_ns for t_ns, _ in reads]
-    read_ends = list(accumulate([len(data) for _, data in reads]))
-    datas, ends = _plain_events(stream) or _events(stream)
+    lengths = [len(data) for _, data in reads]
+    datas = _plain_events(stream)
+    if datas is None:
+        datas, ends = _events(stream)
+    else:
+        of_events = [len(data) + _AROUND for data in datas]
+        alone = len(reads) - 1
+        if of_events[:alone] == lengths[:alone]:  # a read per event, as a rule; the last read may bring several
+            return list(zip(times + times[-1:] * (len(datas) - len(times)), datas, strict=False))
+        ends = list(accumulate(of_events))
+    read_ends = list(accumulate(lengths))
     return [(times[bisect_left(read_ends, end)], data) for data, end in zip(datas, ends, strict=True)]
 
 
-Events = tuple[list[bytes], list[int]]
-"""Data of the events, and where in the stream each event ends."""
-
-
-def _plain_events(stream: bytes) -> Events | None:
-    """The events of a stream of `data: ...` lines and blank ones and nothing else, as vLLM sends it; else None."""
+def _plain_events(stream: bytes) -> list[bytes] | None:
+    """Data of the events of a stream of nothing but `data: ...` and blank lines, as vLLM sends it; else None."""
     if not (stream.startswith(_FIELD) and stream.endswith(b"\n\n")) or b"\r" in stream:
         return None
     datas = stream[len(_FIELD) : -2].split(_BETWEEN)
-    if stream.count(b"\n") != 2 * len(datas):
-        return None
-    return datas, list(accumulate([len(_FIELD) + len(data) + 2 for data in datas]))
+    return datas if stream.count(b"\n") == 2 * len(datas) else None
 
 
-def _events(stream: bytes) -> Events:
+def _events(stream: bytes) -> tuple[list[bytes], list[int]]:
+    """Data of the events, and where in the stream each event ends."""
     datas: list[bytes] = []
     ends: list[int] = []
     start = 0

@@ -68,14 +68,19 @@ def _sum_gib(pattern: re.Pattern[str], log: str) -> int | None:
 class ServedModel(msgspec.Struct, frozen=True):
     """An entry of /v1/models."""
 
-    id: str | int
-    """Most servers name it; a number is taken as it stands."""
+    id: str
+    """As text, where a server numbers its models."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together; vLLM says it."""
 
 
+class _Entry(msgspec.Struct):
+    id: str | int
+    max_model_len: int | None = None
+
+
 class _Models(msgspec.Struct):
-    data: list[ServedModel]
+    data: list[_Entry]
 
 
 class _Version(msgspec.Struct):
@@ -85,9 +90,10 @@ class _Version(msgspec.Struct):
 def read_models(body: bytes) -> list[ServedModel] | None:
     """Of what GET /v1/models answers; None where that is no model list."""
     try:
-        return msgspec.json.decode(body, type=_Models).data
+        entries = msgspec.json.decode(body, type=_Models).data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return [ServedModel(id=str(entry.id), max_model_len=entry.max_model_len) for entry in entries]
 
 
 def read_version(body: bytes) -> str | None:

@@ -127,7 +127,7 @@ class ServerProcess:
             env=self._mask.env(self.launch.env),
             pid=self.pid,
             version=read_version(get(f"{self.launch.url}/version") or b""),
-            model=str(served.id) if served else None,
+            model=served.id if served else None,
             checkpoint_identity=checkpoint_identity(self.launch.checkpoint) if self.launch.checkpoint else None,
             note=self.launch.note,
             max_model_len=served.max_model_len if served else None,

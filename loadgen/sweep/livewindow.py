@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import itemgetter
+
 import msgspec
 
 from loadgen.client.exchange import Exchange
@@ -66,11 +69,12 @@ class LiveWindow:
             self._lengths.add(exchange.output_tokens)
         if self._open_ns is None:
             return
-        for t_ns, tokens in exchange.token_times:
-            if self._open_ns < t_ns <= self._close_ns:
-                self._inside += tokens
-            elif t_ns > self._close_ns and not self._closed:
-                self._later += tokens
+        times = exchange.token_times
+        first = bisect_right(times, self._open_ns, key=itemgetter(0))
+        later = bisect_right(times, self._close_ns, key=itemgetter(0))
+        self._inside += sum([tokens for _, tokens in times[first:later]])
+        if not self._closed:
+            self._later += sum([tokens for _, tokens in times[max(first, later) :]])
 
     def figures(self) -> LiveFigures:
         """The figures, once the cell has ended."""

@@ -90,7 +90,7 @@ class _Running:
             raise UsageError(
                 f"target {spec.name}: {spec.url}/v1/models is no model list; is this an OpenAI-compatible server?"
             )
-        ids = [str(served.id) for served in models]
+        ids = [served.id for served in models]
         model = self._config.model or (ids[0] if ids else "")
         if model not in ids:
             served = ", ".join(ids) or "no model"

@@ -58,7 +58,7 @@ def test_the_plan_in_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [cell.index for cell in unfinished_cells(run_dir)] == [2, 3, 4]
     first = (run_dir / "journal" / "001-fp16-b1-r1.jsonl").read_bytes()
 
-    assert measure(plan, site, say=lambda _: None).finished
+    assert measure(plan, site, say=lambda _: None).is_finished()
     assert unfinished_cells(run_dir) == []
     assert (run_dir / "journal" / "001-fp16-b1-r1.jsonl").read_bytes() == first
 

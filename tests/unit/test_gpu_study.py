@@ -12,13 +12,14 @@ import msgspec
 import pytest
 from made_run import make_run
 
-from bench.gpu.anchors import anchors
+from bench.gpu.anchors import anchors, simulated_anchors
 from bench.gpu.markdown import number, spread, table
-from bench.gpu.pack import machine_folders, pack, unpack
+from bench.gpu.pack import machine_folders, pack
 from bench.gpu.plan import Plan, Step
 from bench.gpu.simulator_error import DOCS, pairs, replaced, section
 from bench.gpu.state import State, StepState
 from bench.gpu.study import write
+from bench.gpu.unpack import unpack
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.presets import load_presets
@@ -204,6 +205,19 @@ def test_a_published_figure_is_that_of_the_nearest_size_on_one_gpu_at_the_same_b
     assert found == ["Llama-3.1-8B, H100 SXM", "64", "0.1186", "b fp16", "0.0593", "0.50", "0.91"]
     assert anchors([msgspec.structs.replace(row, precision="awq")]) == []
     assert anchors([msgspec.structs.replace(row, concurrency=63)]) == []
+
+
+def test_the_simulator_stands_beside_published_joules_of_the_nearest_size_that_nobody_takes_for_ours() -> None:
+    rows = {(row[0], row[1]): row for row in simulated_anchors(load_presets())}
+    # Mistral-7B with prompts of 100 and answers of 500 tokens on the h100 preset: 0.4165 J/token by the closed form.
+    said = closed_loop(load_presets().cost("bf16", gpu="h100", model="mistral-7b"), 8, 100, 500).energy_per_token_j
+    off = f"{100 * (said / 0.4548 - 1):+.0f}%"
+    assert rows[("Llama-3.1-8B, H100 SXM", "8")][2:] == ["0.4548", "mistral-7b on h100", f"{said:.3g}", off, "0.91"]
+    assert rows[("Qwen3-14B, H100 SXM", "64")][3] == "qwen2.5-14b on h100"
+    assert not any("B200" in name or "2xH100" in name for name, _ in rows), "no preset, several GPUs"
+    text = section(DOCS / "studies")
+    assert "**No measurement of ours.**" in text
+    assert text.count("SIMULATED") == 1
 
 
 def test_numbers_are_empty_where_nothing_was_measured() -> None:
