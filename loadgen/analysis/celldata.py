@@ -17,15 +17,19 @@ from loadgen.sweep.plan import Cell
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 _NO_INTS: Ints = np.empty(0, dtype=np.int64)
+_NO_COUNTS: Counts = np.empty(0, dtype=np.int32)
 _NO_EVENTS = msgspec.Raw(b"[]")
 _ZERO = np.uint8(ord("0"))
 _FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
 """What stands in every `[t,n],` beside digits."""
 _MOST_DIGITS = 18
 """Of a time, that 64 bits hold whatever they are."""
+_WIDEST_COUNT = len(",999999999],")
+"""That 32 bits hold."""
 
 
 class Line(Exchange, frozen=True, kw_only=True, tag="exchange", gc=False):
@@ -64,7 +68,7 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     token_offsets: Ints
     """Events of exchange k are `token_t_ns[token_offsets[k]:token_offsets[k + 1]]`."""
     token_t_ns: Ints
-    token_counts: Ints
+    token_counts: Counts
 
     @property
     def open_loop(self) -> bool:
@@ -99,7 +103,7 @@ def _read_cell(path: Path) -> CellData | None:
     end: CellEnd | None = None
     exchanges: list[Line] = []
     samples: list[ServerSample] = []
-    events = [_Events(_NO_INTS, _NO_INTS, _NO_INTS)]
+    events = [_Events(_NO_INTS, _NO_INTS, _NO_COUNTS)]
     journal = read_lines(path)
     for block in journal:
         lines: list[Line] = []
@@ -151,7 +155,7 @@ class _Events(NamedTuple):
 
     of_exchange: Ints
     t_ns: Ints
-    tokens: Ints
+    tokens: Counts
 
 
 def _events(raws: Sequence[msgspec.Raw]) -> _Events:
@@ -163,22 +167,30 @@ def _events(raws: Sequence[msgspec.Raw]) -> _Events:
     texts = [memoryview(raw)[1:-1] for raw in raws]
     joined = b",".join([text for text in texts if text]) + b","
     comma, width = joined.find(b","), joined.find(b"]") + 2
-    if 0 < comma <= _MOST_DIGITS and len(joined) % width == 0:
+    if 0 < comma <= _MOST_DIGITS and width - comma <= _WIDEST_COUNT and len(joined) % width == 0:
         characters = np.frombuffer(joined, dtype=np.uint8).reshape(-1, width).T.copy()
         digits = characters - _ZERO
         times, tokens = digits[1:comma], digits[comma + 1 : -2]
         if (characters[[0, comma, -2, -1]] == _FRAME).all() and times.max() < 10 and tokens.max() < 10:
             of_exchange = [(len(text) + 1) // width for text in texts]
-            return _Events(np.array(of_exchange, dtype=np.int64), _numbers(times), _numbers(tokens))
+            return _Events(np.array(of_exchange, dtype=np.int64), _numbers(times), _numbers(tokens).astype(np.int32))
     events = [msgspec.json.decode(raw, type=list[tuple[int, int]]) for raw in raws]
-    pairs = np.array([pair for ours in events for pair in ours], dtype=np.int64).reshape(-1, 2)
-    return _Events(np.array([len(ours) for ours in events], dtype=np.int64), pairs[:, 0], pairs[:, 1])
+    return _Events(
+        np.array([len(ours) for ours in events], dtype=np.int64),
+        np.array([t_ns for ours in events for t_ns, _ in ours], dtype=np.int64),
+        np.array([tokens for ours in events for _, tokens in ours], dtype=np.int32),
+    )
 
 
 def _numbers(digits: NDArray[np.unsignedinteger[Any]]) -> Ints:
-    """Of a row for each decimal place."""
-    numbers = np.zeros(digits.shape[1], dtype=np.int64)
-    for place in digits:
-        numbers *= 10
-        numbers += place
-    return numbers
+    """Of a row for each decimal place: neighbours are joined, to numbers of two places, of four, and so on, in the
+    smallest type that holds them."""
+    numbers, base = digits, 10
+    for kind in (np.uint8, np.uint16, np.uint32, np.uint64, np.uint64):
+        if len(numbers) % 2:
+            numbers = np.concatenate([np.zeros_like(numbers[:1]), numbers])
+        numbers = np.multiply(numbers[::2], base, dtype=kind) + numbers[1::2]
+        if len(numbers) == 1:
+            break
+        base *= base
+    return np.asarray(numbers[0], dtype=np.int64)

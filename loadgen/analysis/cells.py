@@ -17,6 +17,7 @@ from loadgen.analysis.goodput import Goodput, goodput_of
 from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
+from loadgen.analysis.quantiles import percentiles
 from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, reasons_against
 from loadgen.client.exchange import Exchange
@@ -324,5 +325,5 @@ def _in_ms(name: str, values_s: Floats, quantiles: Quantiles) -> dict[str, Any]:
     keys = [f"{name}_ms_mean", *(f"{name}_ms_p{q}" for q in quantiles)]
     if not values_s.size:
         return dict.fromkeys(keys)
-    figures = [values_s.mean(), *np.percentile(values_s, list(quantiles))]
+    figures = [values_s.mean(), *percentiles(values_s, quantiles)]
     return {key: float(figure) * 1e3 for key, figure in zip(keys, figures, strict=True)}

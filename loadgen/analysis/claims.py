@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from loadgen.analysis.answer import Answer
 from loadgen.analysis.cells import CellSummary
@@ -134,10 +134,10 @@ def _energy_falls_with_batch(cells: Sequence[CellSummary]) -> Iterator[Claim]:
         steps = [(a, b) for a, b in pairwise(sorted(by_b)) if len(by_b[a]) > 1 and len(by_b[b]) > 1]
         if not steps:
             continue
-        tests = [stats.ttest_ind(by_b[b], by_b[a], equal_var=False) for a, b in steps]
-        p_values = holm([float(np.nan_to_num(test.pvalue, nan=1.0)) for test in tests])
-        proven = [(step, test) for step, test, p in zip(steps, tests, p_values, strict=True) if p <= ALPHA]
-        rises = [step for step, test in proven if test.statistic > 0]
+        tests = [welch(by_b[b], by_b[a]) for a, b in steps]
+        p_values = holm([p for _, p in tests])
+        proven = [(step, t) for step, (t, _), p in zip(steps, tests, p_values, strict=True) if p <= ALPHA]
+        rises = [step for step, t in proven if t > 0]
         verdict: Verdict = "contradicted" if rises else "supported" if len(proven) == len(steps) else "cannot tell"
         shown = f"{len(proven) - len(rises)} of {len(steps)} steps from B = {steps[0][0]} to {steps[-1][1]} fall"
         rise = f"; it rises from B = {', '.join(f'{a} to {b}' for a, b in rises)}" if rises else ""
@@ -148,6 +148,18 @@ def _energy_falls_with_batch(cells: Sequence[CellSummary]) -> Iterator[Claim]:
             verdict=verdict,
             evidence=f"{shown} by proof{rise}",
         )
+
+
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Welch's t of the difference of two means, ours less theirs, and its two-sided p; p 1 where neither varies and
+    they are the same. `scipy.stats` would take a second to import."""
+    squares = [float(np.var(side, ddof=1)) / len(side) for side in (ours, theirs)]
+    difference, square = float(np.mean(ours) - np.mean(theirs)), sum(squares)
+    if square == 0:
+        return (float(np.copysign(np.inf, difference)), 0.0) if difference else (0.0, 1.0)
+    t = difference / float(np.sqrt(square))
+    degrees = square**2 / sum(s**2 / (len(side) - 1) for s, side in zip(squares, (ours, theirs), strict=True))
+    return t, float(2 * special.stdtr(degrees, -abs(t)))
 
 
 def _accuracy_is_the_same_at_every_batch(trust: TrustStudy) -> Iterator[Claim]:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
-NORMAL_95 = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+NORMAL_95 = float(special.ndtri(0.5 + CONFIDENCE / 2))
 """Standard errors from the middle of a normal 95% interval to its end."""
 
 
@@ -22,7 +22,7 @@ def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:
     if len(rates) < 2:
         return None, None
     logs = np.log(rates)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(rates) - 1) * np.std(logs, ddof=1) / math.sqrt(len(rates)))
+    half = float(special.stdtrit(len(rates) - 1, 0.5 + CONFIDENCE / 2) * np.std(logs, ddof=1) / math.sqrt(len(rates)))
     return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from loadgen.analysis.celldata import CellData, Floats, Ints, Mask
+from loadgen.analysis.celldata import CellData, Counts, Floats, Ints, Mask
 
 
 def ttft_s(data: CellData, window: tuple[int, int]) -> Floats:
@@ -63,7 +63,7 @@ def of_window(data: CellData, window: tuple[int, int]) -> Mask:
     return data.measured & _within(data.t_due_ns if data.open_loop else data.t_end_ns, window)
 
 
-def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Ints]:
+def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Counts]:
     """Seconds from the event before, and tokens, of the events of measured requests; a request's first has no gap."""
     events = np.diff(data.token_offsets)
     chosen = np.repeat(data.measured & data.ok, events) & _within(data.token_t_ns, window)

@@ -74,6 +74,7 @@ _ENCODING: dict[str, Any] = {
     "compression": dict.fromkeys(_OTHERS, "zstd") | {_T_NS: "none"},
     "use_dictionary": _OTHERS,
     "column_encoding": {_T_NS: "DELTA_BINARY_PACKED"},
+    "write_statistics": [name for name in _OTHERS if not name.startswith("token_times")],
 }
 
 
@@ -113,7 +114,7 @@ def requests_table(
     exchanges = data.exchanges
     in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
     times = pa.StructArray.from_arrays(
-        [pa.array(data.token_t_ns), pa.array(data.token_counts.astype(np.int32))], fields=list(_TOKEN_TIME)
+        [pa.array(data.token_t_ns), pa.array(data.token_counts)], fields=list(_TOKEN_TIME)
     )
     last_ns = np.full(len(exchanges), -1)
     has_tokens = np.diff(data.token_offsets) > 0

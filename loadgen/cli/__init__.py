@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -62,9 +63,14 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback."""
+    """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback; output that nobody
+    reads any more (`| head`) ends it without a word and with status 1, which is click's."""
     try:
         group.main(prog_name="loadgen", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _hang_up()
+        sys.exit(1)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)
@@ -85,5 +91,17 @@ def main() -> None:
 
 def _end(sentence: str, status: int = 2) -> NoReturn:
     """It may quote a server's log, an address with a password, or whatever was typed."""
-    click.echo(f"loadgen: {visible(Mask()(sentence))}", err=True)
+    try:
+        click.echo(f"loadgen: {visible(Mask()(sentence))}", err=True)
+    except BrokenPipeError:
+        _hang_up()
     sys.exit(status)
+
+
+def _hang_up() -> None:
+    """What is still to be written where nobody reads, also by Python as it ends, goes nowhere."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -66,9 +66,9 @@ Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 _any_json = msgspec.json.Decoder()
-_BLOCK_BYTES = 1 << 19
-_SEAL = re.compile(rb"\t[0-9a-f]{8}\Z")
-_SEAL_BYTES = 9
+_BLOCK_BYTES = 1 << 18
+_SEAL = re.compile(rb"\t[0-9a-f]{8}\n\Z")
+_SEAL_BYTES = 10
 _TAIL_BYTES = 1 << 16
 
 
@@ -118,24 +118,25 @@ class Lines:
         """Lines left out so far; a torn last one is no damage."""
 
     def __iter__(self) -> Iterator[bytes]:
-        with self._path.open("rb") as file:
+        with self._path.open("rb", buffering=_BLOCK_BYTES) as file:
             if self._start:
                 file.seek(self._start - 1)
                 file.readline()
-            while block := file.read(_BLOCK_BYTES):
-                block += file.readline()
-                yield self.good(block)
+            while lines := file.readlines(_BLOCK_BYTES):
+                yield self.good(lines)
 
-    def good(self, block: bytes) -> bytes:
+    def good(self, lines: Sequence[bytes]) -> bytes:
         """The whole good lines of some lines."""
         good = []
-        for line in block.split(b"\n")[:-1]:
+        for line in lines:
             json = line[:-_SEAL_BYTES]
-            if line[-_SEAL_BYTES:] == b"\t%08x" % crc32(json):
+            if line[-_SEAL_BYTES:] == b"\t%08x\n" % crc32(json):
                 self._sealed = True
                 good.append(json)
+            elif line[-1:] != b"\n":
+                pass  # torn
             elif self._is_earlier(line):
-                good.append(line)
+                good.append(line[:-1])
             else:
                 self.damaged += 1
         good.append(b"")
@@ -182,7 +183,7 @@ def cell_end(path: Path) -> CellEnd | None:
         return None
     lines = Lines(path, max(0, path.stat().st_size - _TAIL_BYTES))
     with path.open("rb") as file:
-        first = lines.good(file.readline())
+        first = lines.good([file.readline()])
     last = [line for block in lines for line in block.splitlines()[-1:]][-1:]
     with known_records(path):
         records = _decoder.decode_lines(b"\n".join([first, *last])) if first and last else []

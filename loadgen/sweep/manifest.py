@@ -19,6 +19,7 @@ from loadgen.power.clock import boot_id
 from loadgen.power.feed import PowerFacts
 from loadgen.power.rest import Rest
 from loadgen.serving.target import Target
+from loadgen.sweep.manifestshape import ManifestShape
 from loadgen.sweep.plan import Cell
 
 SCHEMA = 1
@@ -125,7 +126,8 @@ class Manifest:
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest's content. Raises UsageError if there is none, or it is of another schema."""
+    """The manifest's content. Raises UsageError if there is none, it is of another schema, or it lacks what every
+    report needs."""
     path = run_dir / FILE
     if not path.is_file():
         raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
@@ -135,6 +137,10 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
     if content.get("schema") != SCHEMA:
         raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
+    try:
+        msgspec.convert(content, ManifestShape)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} is not as loadgen sweep wrote it ({error}); put that file back") from None
     return content
 
 

@@ -127,10 +127,26 @@ def made_open_run(run_dir: Path, *, slo: str | None = None, arrival: str = "pois
     """As `make_run`, of an open loop with at most 64 in flight."""
     make_run(run_dir, concurrency=(64,), arrival=arrival, **options)
     path = run_dir / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["config"] |= {"arrival": arrival, "slo": slo}
-    path.write_text(json.dumps(manifest))
+    content = json.loads(path.read_text())
+    content["config"] |= {"arrival": arrival, "slo": slo}
+    path.write_text(json.dumps(content))
     return run_dir
+
+
+def manifest(config: dict[str, Any], **others: Any) -> dict[str, Any]:
+    """The content of a manifest.json; `others` take the place of what it says else."""
+    return {
+        "schema": 1,
+        "simulated": False,
+        "config": config,
+        "dataset": {"name": "sample", "sha256": "0" * 64, "published": True, "items": 2},
+        "protocol": {"name": "gsm8k-5shot-own", "sha256": "0" * 64, "api": "completions", "max_tokens": 256},
+        "graded": True,
+        "client": {"loadgen": "0.0"},
+        "host": {"cpu": "a processor", "cpus": 2},
+        "servers": [],
+        "failures": [],
+    } | others
 
 
 def make_run(
@@ -147,27 +163,17 @@ def make_run(
 ) -> Path:
     """A whole run directory as the sweep leaves it, nothing derived: manifest, items and a valid cell everywhere."""
     run_dir.mkdir(parents=True)
-    manifest = {
-        "schema": 1,
-        "simulated": simulated,
-        "config": {
-            "reference": targets[0],
-            "targets": [{"name": name} for name in targets],
-            "concurrency": list(concurrency),
-            "repeats": repeats,
-            "model": model,
-            "duration_s": 1.0,
-            "requests": None,
-        },
-        "dataset": {"name": "sample", "sha256": "0" * 64, "published": True, "items": 2},
-        "protocol": {"name": "gsm8k-5shot-own", "sha256": "0" * 64, "api": "completions", "max_tokens": 256},
-        "graded": True,
-        "client": {"loadgen": "0.0"},
-        "host": {"cpu": "a processor", "cpus": 2},
-        "servers": list(servers),
-        "failures": list(failures),
+    config = {
+        "reference": targets[0],
+        "targets": [{"name": name} for name in targets],
+        "concurrency": list(concurrency),
+        "repeats": repeats,
+        "model": model,
+        "duration_s": 1.0,
+        "requests": None,
     }
-    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    content = manifest(config, simulated=simulated, servers=list(servers), failures=list(failures))
+    (run_dir / "manifest.json").write_text(json.dumps(content))
     (run_dir / "items.json").write_text('{"q1": "5", "q2": "8"}')
     index = 0
     for repeat in range(1, repeats + 1):

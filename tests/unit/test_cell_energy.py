@@ -12,7 +12,7 @@ import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.bootstrap import ratio_interval
 from loadgen.analysis.cells import summarize_cell
-from loadgen.analysis.energy import CellEnergy
+from loadgen.analysis.energy import CellEnergy, tokens_by_part
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.sample import PowerSample
 from loadgen.power.trace import trace_of
@@ -108,6 +108,17 @@ def test_peak_memory_is_the_most_seen(tmp_path: Path) -> None:
     power = of({"GPU-a": constant(300.0, memory_used_bytes=5 * 2**30)}, memory_total_bytes=24 * 2**30)
     e = energy(tmp_path, power)
     assert (e.memory_peak_bytes, e.memory_headroom_bytes) == (5 * 2**30, 19 * 2**30)
+
+
+@pytest.mark.parametrize("at_once", [2, 1 << 15])
+def test_tokens_are_counted_in_the_part_of_the_window_that_they_arrived_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """(10, 20] ms in four parts of 2.5 ms; an instant between two belongs to the first, as the window's close to it."""
+    monkeypatch.setattr("loadgen.analysis.energy._AT_ONCE", at_once)
+    tokens = [(9, 1), (10, 2), (10.1, 3), (12.5, 4), (12.6, 5), (17, 6), (20, 7), (20.1, 8)]
+    data = cell_data(tmp_path, [answer(1, tokens, end=21)], [], end=ended((10.0, 20.0)))
+    assert tokens_by_part(data, (10 * MS, 20 * MS), 4).tolist() == [7, 5, 6, 7]
 
 
 def test_a_constant_ratio_has_an_interval_of_no_width() -> None:

@@ -84,6 +84,14 @@ def test_token_times_are_read_whatever_their_digits(tmp_path: Path, events: list
     assert list(zip(data.token_t_ns.tolist(), data.token_counts.tolist(), strict=True)) == both
 
 
+@pytest.mark.parametrize("count", [2**31, 10**12])
+def test_an_event_of_more_tokens_than_there_are_is_refused(tmp_path: Path, count: int) -> None:
+    """Also where all counts have as many digits."""
+    path = write_cell(tmp_path, cell(), [answer(2, token_times=((5_000_000, count), (6_000_000, count)))], [], ended())
+    with pytest.raises(UsageError, match=path.name):
+        read_cell(path)
+
+
 def test_equal_answers_of_a_cell_are_one_that_counts(tmp_path: Path) -> None:
     texts = ["#### 5", "#### 5", "#### 6", "#### 5"]
     asked = [answer(k, [(k + 0.5, 4)], item_id="q", text=text) for k, text in enumerate(texts)]

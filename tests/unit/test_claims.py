@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from made_answer import BATCHES, answered, cells, trusted
 from made_run import answer, cell_data
+from scipy import stats
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.claims import Claim, claims_of
+from loadgen.analysis.claims import Claim, claims_of, welch
 
 
 @pytest.fixture
@@ -69,6 +71,20 @@ def test_energy_that_rises_once_contradicts_it(base: CellSummary) -> None:
     claim = claims(with_joules(cells(base), {1: 1.0, 4: 1.0, 16: 1.0, 64: 50.0}))["Theorem 4.5 (1)", "awq"]
     assert claim.verdict == "contradicted"
     assert "rises from B = 16 to 64" in claim.evidence
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 5), (9, 4)])
+def test_welchs_test_is_scipys(sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        ours, theirs = rng.normal(1.0, 2.0, sizes[0]), rng.normal(2.0, 0.5, sizes[1])
+        known = stats.ttest_ind(ours, theirs, equal_var=False)
+        assert welch(ours.tolist(), theirs.tolist()) == pytest.approx((known.statistic, known.pvalue), rel=1e-12)
+
+
+def test_means_without_scatter_are_the_same_or_are_not() -> None:
+    assert welch([1.0, 1.0], [1.0, 1.0]) == (0.0, 1.0)
+    assert welch([1.0, 1.0], [2.0, 2.0]) == (-np.inf, 0.0)
 
 
 def test_a_higher_si_contradicts_that_it_falls_with_the_bits(base: CellSummary) -> None:

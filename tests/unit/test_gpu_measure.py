@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from made_run import manifest
 from nvml_stub.build import Curve, build_stub
 
 from bench.gpu import measure as measuring
@@ -256,8 +257,7 @@ class FakeSweep:
         run_dir = Path(str(config.out))
         self.begun.append(run_dir)
         (run_dir / "journal").mkdir(parents=True)
-        content = {"schema": 1, "config": msgspec.to_builtins(config), "failures": []}
-        (run_dir / "manifest.json").write_text(json.dumps(content))
+        (run_dir / "manifest.json").write_text(json.dumps(manifest(msgspec.to_builtins(config))))
         return self._measure(run_dir, config, observer)
 
     def resume(self, run_dir: Path, given: dict[str, Any], observer: Observer) -> Path:
@@ -275,7 +275,8 @@ class FakeSweep:
                 left = self.unfinished(run_dir)
                 todo = [cell for cell in left if (cell.target, cell.repeat) == (target.name, repeat)]
                 if target.name == self.fails:
-                    content = read_manifest(run_dir) | {"failures": [{"error": "out of memory\nand more"}]}
+                    failure = {"target": target.name, "repeat": repeat, "error": "out of memory\nand more"}
+                    content = read_manifest(run_dir) | {"failures": [failure]}
                     (run_dir / "manifest.json").write_text(json.dumps(content))
                 elif todo:
                     self._serve(run_dir, todo, observer)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.intervals import CONFIDENCE
@@ -115,5 +115,6 @@ class RepeatNoise:
 
     def _student(self, degrees: int) -> Floats:
         if degrees not in self._stretch:
-            self._stretch[degrees] = np.sqrt(degrees / stats.chi2.ppf(self._quantile, degrees))
+            chi2 = 2 * special.gammaincinv(degrees / 2, self._quantile)
+            self._stretch[degrees] = np.sqrt(degrees / chi2)
         return self._stretch[degrees]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.models.pair import Ints, Pair
@@ -47,7 +47,7 @@ def lack_of_fit(pair: Pair, noise: Noise, rss: float, parameters: int) -> float 
         return None
     pure = max(_rest(noise.whitener @ cells, noise.whitener @ pair.log_cost), n * EXACT**2)
     ratio = (max(rss - pure, 0.0) / (count - parameters)) / (pure / (n - count))
-    return float(stats.f.sf(ratio, count - parameters, n - count))
+    return float(special.fdtrc(count - parameters, n - count, ratio))
 
 
 def scatter(pair: Pair) -> float | None:

@@ -6,7 +6,7 @@ import math
 
 import msgspec
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.intervals import NORMAL_95
@@ -85,4 +85,4 @@ def _score_test(contributions: Floats) -> DepthTrend | None:
     if spread == 0:
         return None
     z = float(contributions.sum()) / spread
-    return DepthTrend(z=z, p=float(2 * stats.norm.sf(abs(z))))
+    return DepthTrend(z=z, p=float(2 * special.ndtr(-abs(z))))

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 
 import msgspec
-import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from loadgen.analysis.trust.pairing import PairedItems
 
@@ -58,7 +57,7 @@ def score_z(seen: Changes, supposed: float) -> float:
 def difference_interval(seen: Changes, *, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of the accuracy difference, target minus reference, as proportions (0.01 = 1 pp): the supposed
     differences that the data do not reject."""
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = float(special.ndtri(0.5 + confidence / 2))
     return -_end(Changes(n=seen.n, won=seen.lost, lost=seen.won), z), _end(seen, z)
 
 
@@ -75,4 +74,4 @@ def equivalence_p(seen: Changes, margin: float) -> float:
     Below alpha exactly if the 1 - 2 alpha interval of `difference_interval` lies inside the margin.
     """
     below, above = score_z(seen, -margin), score_z(seen, margin)
-    return float(np.max(stats.norm.sf([below, -above])))
+    return float(special.ndtr(-min(below, -above)))

@@ -23,7 +23,7 @@ def servers(manifest: Entry) -> Html:
             str(server["repeat"]),
             str(server["version"] or "not known"),
             ", ".join(server.get("kernels") or ()) or "not known",
-            " ".join(server.get("argv") or ()) or str(server["url"]),
+            " ".join(server.get("argv") or ()) or str(server.get("url", "not known")),
         )
         for server in manifest["servers"]
     ]

@@ -118,7 +118,7 @@ def _after_marks(mark: re.Pattern[str], text: str, *, prose: bool = False) -> It
     Of an equation (`16 - 3 = 13`) it is the last side that is no sum; in prose only where no number follows the line,
     which makes it the end of the answer and not a line of it.
     """
-    last_digit = max(map(text.rfind, "0123456789"))
+    last_digit = max(map(text.rfind, "0123456789")) if prose else 0
     for found in reversed(list(mark.finditer(text))):
         line = text[found.end() : found.end() + STATEMENT].partition("\n")[0]
         ends = found.end() + len(line)
