@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_journals_come_back_byte_for_byte(tmp_path: Path) -> None:
     for path in (work / "runs" / "b-mistral" / "journal").iterdir():
         assert (back / "runs" / "b-mistral" / "journal" / path.name).read_bytes() == path.read_bytes()
     assert json.loads((back / "plan.json").read_text())["steps"][0]["why"] == "to see"
+
+
+def test_an_archive_is_kept_only_while_it_is_newer_than_what_it_holds(tmp_path: Path) -> None:
+    work, out = make_work(tmp_path / "work"), tmp_path / "out"
+
+    def archived(*, keep: bool) -> dict[str, int]:
+        pack(work, PLAN, out, folders={}, keep=keep)
+        return {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+
+    first = archived(keep=False)
+    assert archived(keep=True)["b-mistral.tar.xz"] == first["b-mistral.tar.xz"]
+    assert archived(keep=False)["b-mistral.tar.xz"] > first["b-mistral.tar.xz"]
+    journal = next((work / "runs" / "b-mistral" / "journal").iterdir())
+    journal.write_bytes(journal.read_bytes() + b"torn")
+    before = out / "b-mistral.tar.xz"
+    os.utime(journal, ns=(before.stat().st_mtime_ns + 1,) * 2)
+    archived(keep=True)
+    assert unpack(out, tmp_path / "back")
+    assert (tmp_path / "back" / "runs" / "b-mistral" / "journal" / journal.name).read_bytes().endswith(b"torn")
 
 
 def test_results_that_are_too_large_damaged_or_absent_are_refused(tmp_path: Path) -> None:
