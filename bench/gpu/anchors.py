@@ -60,7 +60,7 @@ def simulated_anchors(presets: Presets) -> list[list[str]]:
         found.append(
             [
                 f"{figure.model}, {figure.gpu}", figure.batch, number(figure.value), f"{key} on {gpu}",
-                number(said, ".3g"), f"{100 * (said / figure.value - 1):+.0f}%",
+                number(said, ".3g"), f"{round(100 * (said / figure.value - 1)):+d}%",
                 number(_parameters(presets.model[key]) / theirs, ".2f"),
             ]
         )  # fmt: skip

@@ -101,6 +101,7 @@ def _steps(study: Study) -> str:
         state, run = study.states.get(step["name"], {}), study.runs.get(step["name"])
         cells = f"{int(run.cells['valid'].sum())} of {len(run.cells)}" if run else ""
         status = state.get("status", "open") + (f": {state['reason']}" if state.get("reason") else "")
+        status = "not reached" if status == "open" else status
         rows.append([step["name"], step["why"], status, cells, number(state.get("seconds"), ".0f")])
     head = ["step", "why", "how it ended", "valid cells", "seconds"]
     return f"## What was done{study.stamp}\n\n{table(head, rows)}"

@@ -134,7 +134,7 @@ def _off(said: float, measured: float | None) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:+.0f}%"
+    return "" if value is None else f"{round(100 * value):+d}%"
 
 
 def _summary(found: Sequence[Pair]) -> str:
