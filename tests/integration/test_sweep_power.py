@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -108,7 +109,9 @@ def test_idle_power_is_taken_before_the_first_server(stub: Path, tmp_path: Path)
     assert manifest["power"]["idle_calibration"][uuid_of(0)]["samples"] > 50
     idle = [r.t_ns for r in read_records(out / "journal" / "power" / "idle.jsonl") if isinstance(r, PowerSample)]
     assert max(idle) < min(server["started_ns"] for server in manifest["servers"])
-    assert f"before the first server: {uuid_of(0)} {WATTS}.0 W" in done.stdout
+    told = re.search(rf"before the first server: {uuid_of(0)} ([0-9.]+) W", done.stdout)
+    assert told is not None, done.stdout
+    assert float(told[1]) == pytest.approx(manifest["power"]["idle_w"][uuid_of(0)], abs=0.051)
 
 
 def test_joules_of_a_cpu_server_through_rapl(server: KnownServer, tmp_path: Path) -> None:
