@@ -1,30 +1,37 @@
 """How long `loadgen report` takes for a run of a million requests, and how much memory.
 
-    python bench/million_requests.py --out /tmp/million           made once (2.6 GB), then measured
+    python bench/million_requests.py --out /tmp/million           some five minutes; bench/results/million_requests.json
     python bench/million_requests.py --out /tmp/million --unlike 1    the worst case: no two answers are alike
 
-The run is made up (4 precisions x 4 batches x 3 repeats, 100 tokens and about 200 characters an answer, power at 50
-Hz) and says SIMULATED. Printed are seconds and CPU seconds of the analysis, of the drawing and of the whole command,
-and the peak of memory, summed over the processes of each (Pss, so that what they share counts once).
+The run is made up once (2.6 GB; 4 precisions x 4 batches x 3 repeats, 100 tokens and about 200 characters an answer,
+power at 50 Hz) and says SIMULATED. Taken are seconds and CPU seconds of the analysis, of the drawing and of the whole
+command, processes included that they start, a few rounds of them; and once, as watching costs time, the peak of memory:
+the sum over the processes (Pss, so that what they share counts once).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import pyarrow.parquet as pq
 
 from loadgen.client.exchange import Exchange
 from loadgen.power.sample import PowerSample
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.journal import CellEnd, CellStart, Record, power_file, sealed
+from loadgen.sweep.manifest import host_facts
 from loadgen.sweep.plan import Cell
 
 TARGETS = {"fp16": 1.0, "awq": 0.8, "gptq": 0.82, "bnb-nf4": 1.6}
@@ -39,7 +46,10 @@ WARMUP_S = 2.0
 SCRAPE_S, POWER_S = 0.2, 0.02
 GPU = "SIMULATED-gpu"
 WORDS = "each box holds the same number of pears and what is left is shared among them so we add both parts".split()  # noqa: SIM905
-POLL_S = 0.05
+POLL_S = 0.1
+MOST_S, MOST_BYTES = 30.0, 2 * 2**30
+"""What the command may take."""
+HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -47,39 +57,89 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="where the run is made, outside the repository")
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--unlike", type=float, default=0.1, help="share of answers whose text occurs only once")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "million_requests.json")
     given = parser.parse_args()
     if not given.out.exists():
         made = make_run(given.out, given.requests, given.unlike)
         print(f"made: {made:,} requests, {size_of(given.out / 'journal') / 1e9:.2f} GB of journal in {given.out}")
-    run = str(given.out)
+    commands = stages(str(given.out))
+    begin = {**host_facts(), "python": platform.python_version()}
+    taken: dict[str, list[dict[str, float]]] = {stage: [] for stage in commands}
+    for number in range(1, given.rounds + 1):
+        for stage, command in commands.items():
+            taken[stage].append(timed(command))
+            print(f"{number}  {stage:15} {taken[stage][-1]['wall_s']:6.1f} s, {taken[stage][-1]['cpu_s']:6.1f} CPU s")
+    peak_bytes = peak_of(commands["loadgen report"])
+    medians = {
+        stage: {figure: statistics.median(one[figure] for one in rounds) for figure in rounds[0]}
+        for stage, rounds in taken.items()
+    }
+    wall_s = medians["loadgen report"]["wall_s"]
+    print(f"loadgen report: median {wall_s:.1f} s (limit {MOST_S:.0f}), peak {peak_bytes / 2**30:.2f} GiB (limit 2)")
+    content = {
+        "when": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": commit(),
+        "machine": begin | {"load_average_at_end": os.getloadavg()[0]},
+        "requests": pq.read_metadata(given.out / "requests.parquet").num_rows,
+        "unlike": given.unlike,
+        "journal_bytes": size_of(given.out / "journal"),
+        "medians": medians,
+        "peak_bytes": peak_bytes,
+        "within_limits": wall_s <= MOST_S and peak_bytes <= MOST_BYTES,
+        "rounds": taken,
+    }
+    given.results.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def stages(run: str) -> dict[str, list[str]]:
+    """Each a command of its own."""
     analysis = "import sys, pathlib; from loadgen.analysis.analyse import analyse; analyse(pathlib.Path(sys.argv[1]))"
     drawing = (
         "import sys; from loadgen import load_run; from loadgen.report.html import write_report; "
         "write_report(load_run(sys.argv[1]))"
     )
-    for name, command in {
-        "analysis": ["-c", analysis, run],
-        "drawing": ["-c", drawing, run],
-        "loadgen report": ["-m", "loadgen", "report", run],
-    }.items():
-        print(f"{name:15} {measured([sys.executable, *command])}")
+    return {
+        "analysis": [sys.executable, "-c", analysis, run],
+        "drawing": [sys.executable, "-c", drawing, run],
+        "loadgen report": [sys.executable, "-m", "loadgen", "report", run],
+    }
 
 
-def measured(command: Sequence[str]) -> str:
-    """Seconds, CPU seconds and the peak of memory of a command and its children."""
+def timed(command: Sequence[str]) -> dict[str, float]:
+    """Seconds, and CPU seconds of the command and of the processes that it waited for."""
     began_s = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    cpu_s: dict[int, float] = {}
+    _, status, used = os.wait4(process.pid, 0)
+    wall_s = time.monotonic() - began_s
+    process.returncode = os.waitstatus_to_exitcode(status)
+    _check(process)
+    return {"wall_s": wall_s, "cpu_s": used.ru_utime + used.ru_stime}
+
+
+def peak_of(command: Sequence[str]) -> int:
+    """Most bytes of the command and its descendants together."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak_bytes = 0
     while process.poll() is None:
-        family = processes_of(process.pid)
-        peak_bytes = max(peak_bytes, sum(pss_bytes(pid) for pid in family))
-        cpu_s |= {pid: seconds for pid in family if (seconds := cpu_seconds(pid)) is not None}
+        peak_bytes = max(peak_bytes, sum(pss_bytes(pid) for pid in processes_of(process.pid)))
         time.sleep(POLL_S)
-    wall_s = time.monotonic() - began_s
+    _check(process)
+    return peak_bytes
+
+
+def _check(process: subprocess.Popen[bytes]) -> None:
     if process.returncode:
-        sys.exit(f"{command} ended with status {process.returncode}")
-    return f"{wall_s:6.1f} s, {sum(cpu_s.values()):6.1f} CPU s, peak {peak_bytes / 2**30:.2f} GiB"
+        sys.exit(f"{process.args} ended with status {process.returncode}")
+
+
+def commit() -> str:
+    """Of this working tree, `+` where it was changed since."""
+    said = [
+        subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+        for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    ]
+    return said[0] + "+" * bool(said[1])
 
 
 def processes_of(pid: int) -> list[int]:
@@ -97,14 +157,6 @@ def pss_bytes(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
-
-
-def cpu_seconds(pid: int) -> float | None:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 def make_run(run_dir: Path, requests: int, unlike: float) -> int:

@@ -81,7 +81,10 @@ class KilledRun:
         return wait
 
     def _after_cell(self, rng: random.Random, within_s: float) -> Trigger:
+        """Or, with no cell left to begin, within as much of the session's own beginning."""
         labels = [cell.label for cell in unfinished_cells(self.run_dir)] if self._begun else ["001-fp16-b4-r1"]
+        if not labels:
+            return self._at(rng.uniform(0.0, within_s))
         path = self.run_dir / "journal" / f"{rng.choice(labels[:3])}.jsonl"
         before = path.stat().st_ino if path.exists() else None
         then_s = rng.uniform(0.0, within_s)

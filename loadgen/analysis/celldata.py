@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 _NO_INTS: Ints = np.empty(0, dtype=np.int64)
 _NO_COUNTS: Counts = np.empty(0, dtype=np.int32)
-_NO_EVENTS = msgspec.Raw(b"[]")
+_EVENTS = b',"token_times":['
 _ZERO = np.uint8(ord("0"))
 _FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
 """What stands in every `[t,n],` beside digits."""
@@ -33,9 +33,7 @@ _WIDEST_COUNT = len(",999999999],")
 
 
 class Line(Exchange, frozen=True, kw_only=True, tag="exchange", gc=False):
-    """An Exchange whose token times are left as they stand in the file: `CellData` has those of all in one array."""
-
-    token_times: msgspec.Raw = _NO_EVENTS  # type: ignore[assignment]
+    """An Exchange without its token times: `CellData` has those of all in one array."""
 
 
 _decode_lines = msgspec.json.Decoder(CellStart | Line | ServerSample | CellEnd).decode_lines
@@ -105,22 +103,21 @@ def _read_cell(path: Path) -> CellData | None:
     samples: list[ServerSample] = []
     events = [_Events(_NO_INTS, _NO_INTS, _NO_COUNTS)]
     journal = read_lines(path)
-    for block in journal:
-        lines: list[Line] = []
-        for record in _decode_lines(block):
+    for block in journal.blocks():
+        texts: list[bytes] = []
+        rests, cut = zip(*map(_parted, block), strict=True) if block else ((), ())
+        for record, text in zip(_decode_lines(b"\n".join(rests)), cut, strict=True):
             match record:
                 case Line():
-                    lines.append(record)
+                    exchanges.append(record)
+                    texts.append(text or _uncut(record))
                 case ServerSample():
                     samples.append(record)
                 case CellStart():
                     start = record
                 case CellEnd():
                     end = record
-        events.append(_events([line.token_times for line in lines]))
-        for line in lines:
-            msgspec.structs.force_setattr(line, "token_times", _NO_EVENTS)  # else the whole block is kept
-        exchanges += lines
+        events.append(_events(texts))
     if start is None:
         return None
     of_exchange, t_ns, tokens = (np.concatenate(columns) for columns in zip(*events, strict=True))
@@ -150,6 +147,29 @@ def _read_cell(path: Path) -> CellData | None:
     )
 
 
+def _parted(line: bytes) -> tuple[bytes, bytes]:
+    """A record without its token times, and these, `[t,n],[t,n]`: most of a journal, and skipping them is most of the
+    work of decoding it.
+
+    They are found by what cannot stand inside a text, a quotation mark after a comma, and end before the next one.
+    """
+    begin = line.find(_EVENTS)
+    if begin < 0:
+        return line, b""
+    begin += len(_EVENTS)
+    end = line.find(b'"', begin) - len("],")
+    return (line[:begin] + line[end:], line[begin:end]) if line[end : end + 2] == b"]," else (line, b"")
+
+
+def _uncut(line: Line) -> bytes:
+    """Of a record that is not written as this version writes them, its token times, taken from it."""
+    if not line.token_times:
+        return b""
+    text = msgspec.json.encode(line.token_times)[1:-1]
+    msgspec.structs.force_setattr(line, "token_times", ())
+    return text
+
+
 class _Events(NamedTuple):
     """Of some exchanges: how many each has, then time and tokens of all."""
 
@@ -158,14 +178,13 @@ class _Events(NamedTuple):
     tokens: Counts
 
 
-def _events(raws: Sequence[msgspec.Raw]) -> _Events:
-    """From the texts `[[t,n],[t,n],...]`.
+def _events(texts: Sequence[bytes]) -> _Events:
+    """From the texts `[t,n],[t,n]`.
 
     Where all t have as many digits, and all n, as nearly always, the events are rows of a table of bytes, and numbers
     are made a column of digits at a time; else event by event.
     """
-    texts = [memoryview(raw)[1:-1] for raw in raws]
-    joined = b",".join([text for text in texts if text]) + b","
+    joined = b",".join([*filter(None, texts), b""])
     comma, width = joined.find(b","), joined.find(b"]") + 2
     if 0 < comma <= _MOST_DIGITS and width - comma <= _WIDEST_COUNT and len(joined) % width == 0:
         characters = np.frombuffer(joined, dtype=np.uint8).reshape(-1, width).T.copy()
@@ -174,7 +193,7 @@ def _events(raws: Sequence[msgspec.Raw]) -> _Events:
         if (characters[[0, comma, -2, -1]] == _FRAME).all() and times.max() < 10 and tokens.max() < 10:
             of_exchange = [(len(text) + 1) // width for text in texts]
             return _Events(np.array(of_exchange, dtype=np.int64), _numbers(times), _numbers(tokens).astype(np.int32))
-    events = [msgspec.json.decode(raw, type=list[tuple[int, int]]) for raw in raws]
+    events = [msgspec.json.decode(b"[%b]" % text, type=list[tuple[int, int]]) for text in texts]
     return _Events(
         np.array([len(ours) for ours in events], dtype=np.int64),
         np.array([t_ns for ours in events for t_ns, _ in ours], dtype=np.int64),

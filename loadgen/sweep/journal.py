@@ -105,7 +105,8 @@ def sealed(json: bytes) -> bytes:
 
 
 class Lines:
-    """A file in blocks of whole good lines, their checksums taken off; so any size is read in little memory.
+    """A file in blocks of whole good lines, their checksums taken off; so any size is read in little memory. Iterated
+    over, a block is bytes with an end of line after each line; `blocks` gives them line by line.
 
     With `start`, from the first line on that begins at that byte or later.
     """
@@ -118,6 +119,10 @@ class Lines:
         """Lines left out so far; a torn last one is no damage."""
 
     def __iter__(self) -> Iterator[bytes]:
+        return (b"\n".join([*lines, b""]) for lines in self.blocks())
+
+    def blocks(self) -> Iterator[list[bytes]]:
+        """Some lines at a time, without their ends."""
         with self._path.open("rb", buffering=_BLOCK_BYTES) as file:
             if self._start:
                 file.seek(self._start - 1)
@@ -125,8 +130,8 @@ class Lines:
             while lines := file.readlines(_BLOCK_BYTES):
                 yield self.good(lines)
 
-    def good(self, lines: Sequence[bytes]) -> bytes:
-        """The whole good lines of some lines."""
+    def good(self, lines: Sequence[bytes]) -> list[bytes]:
+        """The whole good ones of some lines."""
         good = []
         for line in lines:
             json = line[:-_SEAL_BYTES]
@@ -139,8 +144,7 @@ class Lines:
                 good.append(line[:-1])
             else:
                 self.damaged += 1
-        good.append(b"")
-        return b"\n".join(good)
+        return good
 
     def _is_earlier(self, line: bytes) -> bool:
         """A line of a version that wrote no checksums: then none in the file has one."""
@@ -184,9 +188,9 @@ def cell_end(path: Path) -> CellEnd | None:
     lines = Lines(path, max(0, path.stat().st_size - _TAIL_BYTES))
     with path.open("rb") as file:
         first = lines.good([file.readline()])
-    last = [line for block in lines for line in block.splitlines()[-1:]][-1:]
+    last = [line for block in lines.blocks() for line in block[-1:]][-1:]
     with known_records(path):
-        records = _decoder.decode_lines(b"\n".join([first, *last])) if first and last else []
+        records = _decoder.decode_lines(b"\n".join([*first, *last])) if first and last else []
     match records:
         case [CellStart(), CellEnd() as end]:
             return end

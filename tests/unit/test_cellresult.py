@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
-from made_run import answer, cell, ended, make_run, write_cell
+from made_run import answer, cell, ended, make_run, scrape, write_cell
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, processes_for
@@ -82,6 +84,30 @@ def test_token_times_are_read_whatever_their_digits(tmp_path: Path, events: list
     assert data.token_offsets.tolist() == [0, 0, len(events), 2 * len(events)]
     both = [*events, *events[::-1]]
     assert list(zip(data.token_t_ns.tolist(), data.token_counts.tolist(), strict=True)) == both
+
+
+@pytest.mark.parametrize("item_id", ["q1", ',"token_times":[[1,1]],"', '\\",\\"token_times\\":[[', "]],"])
+@pytest.mark.parametrize("foreign", [
+    lambda line: line,
+    lambda line: line.replace(b'"token_times":[', b'"token_times": ['),
+    lambda line: line.replace(b'],"token_source"', b'] ,"token_source"'),
+    lambda line: msgspec.json.encode(dict(sorted(msgspec.json.decode(line).items(), reverse=True))),
+    lambda line: msgspec.json.format(line, indent=0),
+], ids=["ours", "space before", "space after", "other order", "spaces"])  # fmt: skip
+def test_token_times_are_found_whatever_stands_around_them(
+    tmp_path: Path, item_id: str, foreign: Callable[[bytes], bytes]
+) -> None:
+    """Also in lines that another program wrote, and beside texts that look like them."""
+    events = ((3_000_000, 7), (5_000_000, 1))
+    asked = [answer(2, token_times=events, item_id=item_id), answer(4, item_id=item_id)]
+    path = write_cell(tmp_path, cell(), asked, [scrape(1)], ended())
+    lines = [line.rpartition(b"\t")[0] for line in path.read_bytes().splitlines()]
+    path.write_bytes(b"".join(journal.sealed(foreign(line)) for line in lines))
+    data = read_cell(path)
+    assert data is not None
+    assert [e.item_id for e in data.exchanges] == [item_id, item_id]
+    assert data.token_offsets.tolist() == [0, 2, 2]
+    assert list(zip(data.token_t_ns.tolist(), data.token_counts.tolist(), strict=True)) == list(events)
 
 
 @pytest.mark.parametrize("count", [2**31, 10**12])

@@ -7,23 +7,35 @@ match is `[invalid]` and wrong, truncation is not looked at, and the comparison 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from loadgen.workload.grading.notation import last_match
 
 _NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
+_ANYWHERE = re.compile(rf"(?=[-$0-9.,])(?:{_NUMBER})")
+_LAST_RUN = re.compile(r"(?s:.*(?<![-$0-9.,]))([-$0-9.,]+)")
+"""The last of the stretches that a number's characters make up: each number lies within one."""
+
+
+def _last_number(text: str) -> re.Match[str] | None:
+    """Quickly, as the last stretch nearly always holds one."""
+    stretch = _LAST_RUN.match(text)
+    if stretch is None:
+        return None
+    return last_match(_ANYWHERE, text, stretch.start(1)) or last_match(_ANYWHERE, text)
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """The first or the last match of a pattern."""
+    """How an answer is looked for in a text."""
 
-    pattern: re.Pattern[str]
-    last: bool
+    find: Callable[[str], re.Match[str] | None]
 
     def matches(self, text: str, gold: str) -> bool:
-        """Whether what the pattern finds is `gold` after both are normalised."""
-        found = last_match(self.pattern, text) if self.last else self.pattern.search(text)
+        """Whether what is found is `gold` after both are normalised."""
+        found = self.find(text)
         return found is not None and _normalised(next(filter(None, found.groups()))) == _normalised(gold)
 
 
@@ -31,12 +43,12 @@ class Task(msgspec.Struct, frozen=True):
     """The two filters of a task."""
 
     strict: Filter
-    flexible: Filter = Filter(re.compile(rf"(?=[-$0-9.,])(?:{_NUMBER})"), last=True)
+    flexible: Filter = Filter(_last_number)
 
 
-_GSM8K = Task(Filter(re.compile(r"#### (\-?[0-9\.\,]+)"), last=False))
-_COT = Task(Filter(re.compile(r"The answer is (\-?[0-9\.\,]+)."), last=False))
-_LLAMA = Task(Filter(re.compile(rf"The final answer is ({_NUMBER})"), last=True))
+_GSM8K = Task(Filter(re.compile(r"#### (\-?[0-9\.\,]+)").search))
+_COT = Task(Filter(re.compile(r"The answer is (\-?[0-9\.\,]+).").search))
+_LLAMA = Task(Filter(partial(last_match, re.compile(rf"The final answer is ({_NUMBER})"))))
 TASKS = {
     "gsm8k": _GSM8K,
     "gsm8k_fixed": _GSM8K,

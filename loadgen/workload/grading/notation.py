@@ -49,9 +49,9 @@ def plain(text: str) -> str:
     return _MONEY.sub(" ", _MONEY_WORD.sub(" ", _NEGATIVE_MONEY.sub("-", text)))
 
 
-def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The last match, None if there is none."""
-    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+def last_match(pattern: re.Pattern[str], text: str, begin: int = 0) -> re.Match[str] | None:
+    """The last match from a place on, None if there is none."""
+    return next(iter(deque(pattern.finditer(text, begin), maxlen=1)), None)
 
 
 def boxes(text: str) -> Iterator[str]:
