@@ -1,4 +1,4 @@
-"""Moving-block bootstrap of a ratio of sums (Künsch 1989): for series whose neighbours resemble each other."""
+"""Circular block bootstrap of a ratio of sums (Politis, Romano 1992): for series whose neighbours are alike."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ RESAMPLES = 1000
 def ratio_interval(above: Floats, below: Floats, *, block: int, seed: int = 0) -> tuple[float | None, float | None]:
     """95% percentile interval of sum(above) / sum(below) over bins of one window.
 
-    Blocks of `block` consecutive bins (at least 1, at most a third of all) are drawn with replacement. Empty where
-    the ratio has no meaning: fewer than three bins, or resamples without anything below.
+    Blocks of `block` consecutive bins (at least 1, at most a third of all) are drawn with replacement; the first bin
+    follows the last, so that each is drawn as often as any other. Empty where the ratio has no meaning: fewer than
+    three bins, or resamples without anything below.
     """
     n = len(above)
     if n < 3 or not below.sum():
         return None, None
     length = min(max(block, 1), n // 3)
-    starts = np.random.default_rng(seed).integers(0, n - length + 1, size=(RESAMPLES, -(-n // length)))
-    drawn = (starts[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :n]
+    starts = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, -(-n // length)))
+    drawn = ((starts[:, :, None] + np.arange(length)) % n).reshape(RESAMPLES, -1)[:, :n]
     denominators = below[drawn].sum(axis=1)
     if not denominators.all():
         return None, None

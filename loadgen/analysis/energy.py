@@ -82,7 +82,7 @@ def energy_of_cell(
     energy_j = _sum([part.energy_j for part in parts])
     per_token_j = energy_j / work.tokens if energy_j is not None and work.tokens else None
     per_query_j = per_token_j * work.tokens_per_query if per_token_j is not None and work.tokens_per_query else None
-    low, high = _interval(data, around, window, work)
+    low, high = _interval(data, around, window, work, per_token_j)
     verdict, reasons = _verdict(parts, power)
     counter_j, integral_j = _sum([p.counter_j for p in parts]), _sum([p.integral_j for p in parts])
     rest_w = _sum([power.rest_w.get(gpu) for gpu in power.samples])
@@ -131,9 +131,13 @@ def _sum(values: list[float | None]) -> float | None:
 
 
 def _interval(
-    data: CellData, around: Iterable[PowerTrace], window: tuple[int, int], work: Work
+    data: CellData, around: Iterable[PowerTrace], window: tuple[int, int], work: Work, per_token_j: float | None
 ) -> tuple[float | None, float | None]:
-    """95% of energy per token by a moving-block bootstrap within the window; blocks as long as an answer."""
+    """95% of energy per token by a block bootstrap within the window; blocks as long as an answer.
+
+    Resampled is the course of power, whose integral may be off the counter's energy as a whole; so the interval is
+    laid around `per_token_j` by their ratio.
+    """
     bins = max(FEWEST_BINS, round(work.window_s / BIN_S))
     edges = np.linspace(window[0], window[1], bins + 1)
     joules = np.zeros(bins)
@@ -144,7 +148,11 @@ def _interval(
         joules += np.diff(_cumulative_j(trace.t_ns[known], trace.power_instant_w[known], edges))
     tokens = tokens_by_part(data, window, bins)
     block = round(work.e2e_s / (work.window_s / bins)) if work.e2e_s else 1
-    return ratio_interval(joules, tokens, block=block)
+    low, high = ratio_interval(joules, tokens, block=block)
+    if low is None or high is None or per_token_j is None:
+        return None, None
+    scale = per_token_j * float(tokens.sum()) / float(joules.sum())
+    return scale * low, scale * high
 
 
 def tokens_by_part(data: CellData, window: tuple[int, int], parts: int) -> Floats:
