@@ -78,7 +78,7 @@ class AiohttpSlot:
             async with self._session.post(self._url, data=raw.request.body, headers=headers) as answer:
                 raw.http_status = answer.status
                 async for data in answer.content.iter_any():
-                    raw.reads.append((monotonic_ns(), data))
+                    raw.keep(monotonic_ns(), data)
         except asyncio.CancelledError:
             raw.failure = ("broken", "the window is over")
         raw.t_end_ns = monotonic_ns()

@@ -8,6 +8,7 @@ from typing import Any
 
 from loadgen.client.exchange import Request
 from loadgen.client.http import HttpRaw
+from loadgen.client.sse import split_events
 
 REQUEST = Request(item_id="sample-0000", prompt_sha="0" * 64, phase="measured", body=b"{}")
 DONE = b"[DONE]"
@@ -19,11 +20,18 @@ def finished(
     """A stream sent at 0 whose body came in these (arrival in ns, bytes) reads."""
     raw = HttpRaw(REQUEST, 3)
     raw.t_send_ns = 0
-    raw.reads = list(reads)
+    for t_ns, data in reads:
+        raw.keep(t_ns, data)
     raw.http_status = http_status
     raw.failure = failure
     raw.t_end_ns = reads[-1][0] if reads else 0
     return raw
+
+
+def events_of(reads: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    """(arrival in ns, data) of the events in these reads."""
+    times, datas = split_events([t_ns for t_ns, _ in reads], [data for _, data in reads])
+    return list(zip(times, datas, strict=True))
 
 
 def one_read_per_event(*events: dict[str, Any] | bytes) -> list[tuple[int, bytes]]:

@@ -40,8 +40,8 @@ class Raw(Protocol):
     size_bytes: int
     """What it holds until it is read, about; 0: not known."""
 
-    def events(self) -> list[tuple[int, bytes]]:
-        """Server-sent events in order: arrival time in ns and data."""
+    def events(self) -> tuple[list[int], list[bytes]]:
+        """Server-sent events in order: arrival of each in ns, and data of each."""
         ...
 
     def error_body(self) -> bytes:
@@ -167,9 +167,7 @@ def dropped(request: Request, t_ns: int, cap: int) -> Exchange:
 
 
 def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
-    arrived = raw.events()
-    times_ns = [t_ns for t_ns, _ in arrived]
-    datas = [data for _, data in arrived]
+    times_ns, datas = raw.events()
     end = datas.index(_DONE) if _DONE in datas else len(datas)
     events, unreadable = _decode_events(datas[:end])
     texts: list[str] = []

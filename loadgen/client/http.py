@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import compress
 from time import monotonic_ns
 from typing import cast
 from urllib.parse import SplitResult, urlsplit
@@ -41,25 +43,47 @@ class Endpoint:
 
 
 class HttpRaw:
-    """A stream as it arrived: (arrival in ns, body bytes) of every read."""
+    """A stream as it arrived: pieces of its body; of every read, when it came and how many pieces there were then."""
 
-    __slots__ = ("failure", "http_status", "reads", "request", "size_bytes", "slot", "t_end_ns", "t_send_ns")
+    __slots__ = (
+        *("failure", "http_status", "pieces", "read_pieces", "read_t_ns"),
+        *("request", "size_bytes", "slot", "t_end_ns", "t_send_ns"),
+    )
 
     def __init__(self, request: Request, slot: int) -> None:
         self.request = request
         self.slot = slot
-        self.reads: list[tuple[int, bytes]] = []
+        self.pieces: list[bytes] = []
+        self.read_t_ns: list[int] = []
+        self.read_pieces: list[int] = []
         self.http_status: int | None = None
         self.failure: tuple[Status, str] | None = None
         self.size_bytes = 0
         self.t_end_ns = 0
         self.t_send_ns = monotonic_ns()
 
-    def events(self) -> list[tuple[int, bytes]]:
-        return split_events(self.reads)
+    def keep(self, t_ns: int, data: bytes) -> None:
+        """A read that brought one piece."""
+        self.pieces.append(data)
+        self.read_t_ns.append(t_ns)
+        self.read_pieces.append(len(self.pieces))
+
+    def events(self) -> tuple[list[int], list[bytes]]:
+        return split_events(*self._reads())
 
     def error_body(self) -> bytes:
-        return b"".join(data for _, data in self.reads)
+        return b"".join(self._reads()[1])
+
+    def _reads(self) -> tuple[list[int], list[bytes]]:
+        """Of every read that brought some of the body, its arrival and these bytes."""
+        first = bisect_right(self.read_pieces, 0)
+        times, ends = self.read_t_ns[first:], self.read_pieces[first:]
+        if ends == list(range(1, len(self.pieces) + 1)):  # a piece per read, as a rule
+            return times, self.pieces
+        begins = [0, *ends[:-1]]
+        brought = [begin < end for begin, end in zip(begins, ends, strict=True)]
+        bodies = [b"".join(self.pieces[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+        return list(compress(times, brought)), list(compress(bodies, brought))
 
 
 class HttpSlot:
@@ -99,9 +123,8 @@ class _Connection(asyncio.Protocol):
         self._raw: HttpRaw | None = None
         self._done: Done | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._body: list[bytes] = []
-        self.on_body = self._body.append
-        self._parser = httptools.HttpResponseParser(self)
+        self.on_body: Callable[[bytes], None]
+        self._parser: httptools.HttpResponseParser
         self._now_ns = 0
         self._received = 0
         self._complete = False
@@ -111,17 +134,18 @@ class _Connection(asyncio.Protocol):
 
     @property
     def answering(self) -> bool:
-        return self._raw is not None and bool(self._raw.reads)
+        return self._raw is not None and bool(self._raw.pieces)
 
     def start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
         self._raw, self._done = raw, done
         self._complete = self._framed = self._keep_alive = False
         self._received = 0
+        self.on_body = raw.pieces.append
+        self._parser = httptools.HttpResponseParser(self)
         self._deadline = self._loop.call_later(timeout_s, self._give_up, timeout_s)
         if self._transport is None:
             self._connecting = self._loop.create_task(self._connect(raw))
         else:
-            self._parser = httptools.HttpResponseParser(self)
             self._transport.write(self._endpoint.wire(raw.request.body))
 
     def close(self) -> None:
@@ -144,32 +168,35 @@ class _Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(0)  # before 0.23 uvloop else writes only when its turn ends
 
     def data_received(self, data: bytes) -> None:
-        self._now_ns = monotonic_ns()
-        if self._raw is None:
+        self._now_ns = now_ns = monotonic_ns()
+        raw = self._raw
+        if raw is None:
             self._abandon()
             return
         self._received += len(data)
-        failure: tuple[Status, str] | None = None
         try:
             self._parser.feed_data(data)
         except _NOT_HTTP as error:
-            self._keep_alive = False
-            upgraded = isinstance(error, httptools.HttpParserUpgrade)
-            failure = "broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"
+            self._misunderstood(raw, error)
+            return
         if self._complete:
             self._finish(None)
             return
-        self._keep_body()
+        raw.read_t_ns.append(now_ns)
+        raw.read_pieces.append(len(raw.pieces))
         if self._received > MOST_ANSWER_BYTES:
-            failure = failure or ("broken", f"the answer is longer than {MOST_ANSWER_BYTES / 2**20:.0f} MiB")
-        if failure is not None:
-            self._finish(failure)
+            self._finish(("broken", f"the answer is longer than {MOST_ANSWER_BYTES / 2**20:.0f} MiB"))
 
-    def _keep_body(self) -> None:
-        """The body's bytes of one read, which the parser hands over chunk by chunk, are one read of the answer."""
-        if self._body and self._raw is not None:
-            self._raw.reads.append((self._now_ns, b"".join(self._body)))
-            self._body.clear()
+    def _misunderstood(self, raw: HttpRaw, error: Exception) -> None:
+        """What came before stays; an answer that was whole before it stays an answer."""
+        self._keep_alive = False
+        if self._complete:
+            self._finish(None)
+            return
+        raw.read_t_ns.append(self._now_ns)
+        raw.read_pieces.append(len(raw.pieces))
+        upgraded = isinstance(error, httptools.HttpParserUpgrade)
+        self._finish(("broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
@@ -200,7 +227,8 @@ class _Connection(asyncio.Protocol):
         if self._parser.get_status_code() < 200:
             self._raw.http_status, self._framed = None, False
             return
-        self._keep_body()
+        self._raw.read_t_ns.append(self._now_ns)
+        self._raw.read_pieces.append(len(self._raw.pieces))
         self._complete = True
         self._keep_alive = self._framed and self._parser.should_keep_alive()
 

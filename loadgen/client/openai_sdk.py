@@ -30,12 +30,11 @@ class SdkRaw:
         self.t_end_ns = 0
         self.t_send_ns = monotonic_ns()
 
-    def events(self) -> list[tuple[int, bytes]]:
+    def events(self) -> tuple[list[int], list[bytes]]:
         """The chunks as JSON again, and [DONE], which the SDK swallows."""
-        events = [(t_ns, chunk.model_dump_json().encode()) for t_ns, chunk in self.chunks]
-        if self.failure is None:
-            events.append((self.t_end_ns, b"[DONE]"))
-        return events
+        times = [t_ns for t_ns, _ in self.chunks]
+        datas = [chunk.model_dump_json().encode() for _, chunk in self.chunks]
+        return (times, datas) if self.failure is not None else ([*times, self.t_end_ns], [*datas, b"[DONE]"])
 
     def error_body(self) -> bytes:
         return self._body

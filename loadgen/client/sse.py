@@ -14,15 +14,14 @@ _AROUND = len(_FIELD) + 2
 """Bytes of a plain event beside its data."""
 
 
-def split_events(reads: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
-    """Data of each complete event with the arrival time of the read that brought its last byte.
+def split_events(read_t_ns: Sequence[int], reads: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
+    """Of each complete event the arrival (ns) of the read that brought its last byte, and its data.
 
-    `reads` are (arrival in ns, bytes) in order; how the bytes are divided over reads does not change the events.
+    `reads` are in order, with the arrival of each; how the bytes are divided over them does not change the events.
     An event without a `data` field is skipped; a last event without its blank line never arrived.
     """
-    stream = b"".join([data for _, data in reads])
-    times = [t_ns for t_ns, _ in reads]
-    lengths = [len(data) for _, data in reads]
+    stream = b"".join(reads)
+    lengths = list(map(len, reads))
     datas = _plain_events(stream)
     if datas is None:
         datas, ends = _events(stream)
@@ -30,10 +29,11 @@ def split_events(reads: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
         of_events = [len(data) + _AROUND for data in datas]
         alone = len(reads) - 1
         if of_events[:alone] == lengths[:alone]:  # a read per event, as a rule; the last read may bring several
-            return list(zip(times + times[-1:] * (len(datas) - len(times)), datas, strict=False))
+            last = read_t_ns[alone]
+            return [*read_t_ns[:alone], *[last] * (len(datas) - alone)], datas
         ends = list(accumulate(of_events))
     read_ends = list(accumulate(lengths))
-    return [(times[bisect_left(read_ends, end)], data) for data, end in zip(datas, ends, strict=True)]
+    return [read_t_ns[bisect_left(read_ends, end)] for end in ends], datas
 
 
 def _plain_events(stream: bytes) -> list[bytes] | None:

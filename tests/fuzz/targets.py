@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import click
 import msgspec
+from streams import events_of
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.compare.imported import ImportedPoint, read_import
@@ -24,7 +25,6 @@ from loadgen.cli.sweep import command as sweep
 from loadgen.client.concealment import concealed
 from loadgen.client.exchange import Exchange, Request, Status, read_exchange
 from loadgen.client.http import Endpoint, HttpRaw, _Connection
-from loadgen.client.sse import split_events
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.facts import metric_names, read_models, read_version
@@ -61,7 +61,9 @@ def cut(data: bytes) -> tuple[bytes, Reads]:
 
 def finished(reads: Reads, http_status: int = 200) -> HttpRaw:
     raw = HttpRaw(REQUEST, 3)
-    raw.t_send_ns, raw.reads, raw.http_status = 0, reads, http_status
+    raw.t_send_ns, raw.http_status = 0, http_status
+    for t_ns, data in reads:
+        raw.keep(t_ns, data)
     raw.t_end_ns = reads[-1][0] if reads else 0
     return raw
 
@@ -69,8 +71,8 @@ def finished(reads: Reads, http_status: int = 200) -> HttpRaw:
 def sse(data: bytes) -> None:
     """Events do not depend on how the bytes are divided; each is stamped with a read's arrival, in order."""
     wire, reads = cut(data)
-    events = split_events(reads)
-    assert [event for _, event in events] == [event for _, event in split_events([(1, wire)])]
+    events = events_of(reads)
+    assert [event for _, event in events] == [event for _, event in events_of([(1, wire)])]
     stamps = [t_ns for t_ns, _ in events]
     assert stamps == sorted(stamps)
     assert set(stamps) <= {t_ns for t_ns, _ in reads}

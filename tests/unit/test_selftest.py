@@ -11,7 +11,7 @@ import pytest
 from made_run import MS, answer, cell_data, ended
 
 import loadgen
-from loadgen.client.exchange import Exchange
+from loadgen.client.exchange import Exchange, Request
 from loadgen.client.http import HttpRaw
 from loadgen.errors import ServerError, UsageError
 from loadgen.report.selftest import selftest_json, selftest_lines
@@ -271,11 +271,12 @@ def test_frames_are_whole_events_whose_stamps_are_where_they_are_looked_for() ->
     frames = Frames()
     first, last = frames.middle(0).at(123), frames.last(1, 456, 7)
     assert frames.middle(0).at(9) == first.replace(b"0000123", b"0000009")
-    raw = HttpRaw.__new__(HttpRaw)
-    bodies = [unchunked(first), *unchunked_all(last)]
-    raw.reads = [(1, body) for body in bodies]
-    events = [json.loads(data) for _, data in raw.events()[:-1]]
-    assert raw.events()[-1][1] == b"[DONE]"
+    raw = HttpRaw(Request(item_id="a", prompt_sha="", phase="measured", body=b""), 0)
+    for body in [unchunked(first), *unchunked_all(last)]:
+        raw.keep(1, body)
+    _, [*datas, done] = raw.events()
+    events = [json.loads(data) for data in datas]
+    assert done == b"[DONE]"
     assert [event["choices"][0]["text"] for event in events[:2]] == [f" {123:019d}", f" {456:019d}"]
     assert events[1]["choices"][0]["stop_reason"] == "7"
     assert [event["usage"]["completion_tokens"] for event in events] == [1, 2, 2]

@@ -5,10 +5,9 @@ from itertools import pairwise
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from streams import chat, completion, finished, usage
+from streams import chat, completion, events_of, finished, usage
 
 from loadgen.client.exchange import read_exchange
-from loadgen.client.sse import split_events
 
 SPECIAL_TEXTS = ["", "£", "漢字", "🙂", "\n\n", "\r\n", "data: x", "\\"]
 TEXTS = st.one_of(st.sampled_from(SPECIAL_TEXTS), st.text(max_size=6))
@@ -60,7 +59,7 @@ CUTS = st.lists(st.integers(min_value=0), max_size=40)
 
 def arrivals_by_byte(wire):
     """When each event is complete if every byte comes alone: its last byte's position in the stream."""
-    return [t for t, _ in split_events([(k, wire[k : k + 1]) for k in range(len(wire))])]
+    return [t for t, _ in events_of([(k, wire[k : k + 1]) for k in range(len(wire))])]
 
 
 def without_times(exchange):
@@ -77,17 +76,17 @@ def without_times(exchange):
 @given(event_streams())
 def test_the_events_are_those_that_were_written(stream):
     datas, wire = stream
-    assert [data for _, data in split_events([(1, wire)])] == datas
+    assert [data for _, data in events_of([(1, wire)])] == datas
 
 
 @given(event_streams(), CUTS)
 def test_any_split_gives_the_same_events_stamped_with_the_read_that_completed_them(stream, places):
     _, wire = stream
     reads = cut(wire, places)
-    whole = [data for _, data in split_events([(1, wire)])]
+    whole = [data for _, data in events_of([(1, wire)])]
     read_of_byte = [t_ns for t_ns, data in reads for _ in data]
     expected = [read_of_byte[byte] for byte in arrivals_by_byte(wire)]
-    assert split_events(reads) == list(zip(expected, whole, strict=True))
+    assert events_of(reads) == list(zip(expected, whole, strict=True))
 
 
 @given(event_streams(), CUTS)
@@ -119,7 +118,7 @@ JSON_VALUES = st.recursive(st.none() | st.text(), st.lists).map(lambda value: js
 @example(b'data: {"x":' + b"[" * 5_000 + b"\n\n", [])
 def test_arbitrary_bytes_never_raise_and_never_depend_on_the_split(wire, places):
     reads = cut(wire, places)
-    assert [data for _, data in split_events(reads)] == [data for _, data in split_events([(1, wire)])]
+    assert [data for _, data in events_of(reads)] == [data for _, data in events_of([(1, wire)])]
     assert without_times(read_exchange(finished(reads))) == without_times(read_exchange(finished([(1, wire)])))
 
 
@@ -149,23 +148,23 @@ def test_streams_of_nothing_but_data_lines_are_read_as_all_others_are(rest, plac
     """A comment in front keeps a stream from being read in the short way of plain ones."""
     comment = b":\n\n"
     plain = cut(b"data: " + rest, places)
-    assert split_events(plain) == split_events([(0, comment), *plain])
+    assert events_of(plain) == events_of([(0, comment), *plain])
 
 
 def test_an_event_without_its_blank_line_never_arrived():
-    assert split_events([(1, b"data: a\n\ndata: b\n")]) == [(1, b"a")]
+    assert events_of([(1, b"data: a\n\ndata: b\n")]) == [(1, b"a")]
 
 
 def test_comments_and_other_fields_are_no_events():
-    assert split_events([(1, b": keep-alive\n\nevent: ping\nid: 1\n\ndata: a\n\n")]) == [(1, b"a")]
+    assert events_of([(1, b": keep-alive\n\nevent: ping\nid: 1\n\ndata: a\n\n")]) == [(1, b"a")]
 
 
 def test_lines_of_data_are_joined_by_a_line_feed():
-    assert split_events([(1, b"data: a\r\ndata:b\r\ndata:  c\r\n\r\n")]) == [(1, b"a\nb\n c")]
+    assert events_of([(1, b"data: a\r\ndata:b\r\ndata:  c\r\n\r\n")]) == [(1, b"a\nb\n c")]
 
 
 def test_an_event_is_stamped_when_its_last_byte_came():
-    assert split_events([(1, b"data: a"), (2, b"\n"), (3, b"\ndata: b\n\nda"), (4, b"ta: c\n\n")]) == [
+    assert events_of([(1, b"data: a"), (2, b"\n"), (3, b"\ndata: b\n\nda"), (4, b"ta: c\n\n")]) == [
         (3, b"a"),
         (3, b"b"),
         (4, b"c"),
