@@ -55,6 +55,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The steady state from outside."""
     server: Stats
     """The server's account of the whole run."""
+    server_ahead: bool
+    """It ran before any other process."""
     failure: str = ""
 
 
@@ -78,6 +80,7 @@ def measure(binary: Path, case: Case, tool: Tool, turn: int, inputs: Inputs) -> 
             told=told,
             seen=steady(watch.polls, case),
             server=server.stats(),
+            server_ahead=server.ahead,
             failure=failure,
         )
 

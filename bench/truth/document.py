@@ -82,6 +82,15 @@ AGAIN = """ENV is a virtual environment with the peer in it: `pip install vllm`,
 compiler and a quiet machine; how late the server itself was stands with every run in `bench/results/truth.json`."""
 
 
+AHEAD = """Where it paces, the server has a real-time priority: else it waits some milliseconds for its turn when a
+client takes the CPU that it was put on, and is late by as much. """
+
+
+def ahead(cases: dict[str, Case], outcomes: Outcomes) -> bool:
+    """In every paced run."""
+    return all(outcome["server_ahead"] for outcome in outcomes if not cases[outcome["case"]].flat_out)
+
+
 def document(results: dict[str, Any]) -> str:
     """The page as Markdown."""
     cases = {case["name"]: msgspec.convert(case, Case) for case in results["cases"]}
@@ -92,7 +101,7 @@ def document(results: dict[str, Any]) -> str:
         f"Figures are medians of {results['rounds']} runs with the least and the largest in brackets; in every run the "
         f"clients took turns in another order. Measured {results['when']} on {machine['cores']} cores "
         f"({machine['cpu']}, Linux {machine['kernel']}, Python {machine['python']}), client and server on the same "
-        f"machine; {versions}. {machine.get('note', '')}"
+        f"machine; {versions}. {AHEAD if ahead(cases, outcomes) else ''}{machine.get('note', '')}"
     )
     parts = ["# Benchmarks of the client", fill(SERVER), fill(FIGURES), fill(measured)]
     for case in cases.values():
