@@ -157,6 +157,7 @@ def outcome(tool: str, ttft_ms: float, **changed: Any) -> dict[str, Any]:
         "told": msgspec.to_builtins(told),
         "seen": msgspec.to_builtins(seen),
         "server": msgspec.to_builtins(poll(1, 1).server) | {"late_ms_p99": 0.25},
+        "server_ahead": True,
         "failure": "",
     } | changed
 
@@ -191,3 +192,10 @@ def test_a_failed_run_is_in_no_figure() -> None:
 def test_the_page_is_that_of_the_results() -> None:
     fresh = document(json.loads(RESULTS.read_text()))
     assert DOCUMENT.read_text() == fresh, "stale: run `python -m bench.truth.document`"
+
+
+def test_the_page_says_that_the_server_ran_ahead_only_where_it_always_did() -> None:
+    said = "the server has a real-time priority"
+    ahead, behind = outcome("loadgen", 20.0), outcome("loadgen", 20.0, server_ahead=False)
+    assert said in " ".join(document(results(ahead, ahead)).split())
+    assert said not in " ".join(document(results(ahead, behind)).split())
