@@ -62,11 +62,15 @@ class HttpRaw:
         self.t_end_ns = 0
         self.t_send_ns = monotonic_ns()
 
+    def came(self, t_ns: int) -> None:
+        """A read: the pieces that are new since the one before."""
+        self.read_t_ns.append(t_ns)
+        self.read_pieces.append(len(self.pieces))
+
     def keep(self, t_ns: int, data: bytes) -> None:
         """A read that brought one piece."""
         self.pieces.append(data)
-        self.read_t_ns.append(t_ns)
-        self.read_pieces.append(len(self.pieces))
+        self.came(t_ns)
 
     def events(self) -> tuple[list[int], list[bytes]]:
         return split_events(*self._reads())
@@ -168,7 +172,7 @@ class _Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(0)  # before 0.23 uvloop else writes only when its turn ends
 
     def data_received(self, data: bytes) -> None:
-        self._now_ns = now_ns = monotonic_ns()
+        self._now_ns = monotonic_ns()
         raw = self._raw
         if raw is None:
             self._abandon()
@@ -182,8 +186,7 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             self._finish(None)
             return
-        raw.read_t_ns.append(now_ns)
-        raw.read_pieces.append(len(raw.pieces))
+        raw.came(self._now_ns)
         if self._received > MOST_ANSWER_BYTES:
             self._finish(("broken", f"the answer is longer than {MOST_ANSWER_BYTES / 2**20:.0f} MiB"))
 
@@ -193,8 +196,7 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             self._finish(None)
             return
-        raw.read_t_ns.append(self._now_ns)
-        raw.read_pieces.append(len(raw.pieces))
+        raw.came(self._now_ns)
         upgraded = isinstance(error, httptools.HttpParserUpgrade)
         self._finish(("broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"))
 
@@ -227,8 +229,7 @@ class _Connection(asyncio.Protocol):
         if self._parser.get_status_code() < 200:
             self._raw.http_status, self._framed = None, False
             return
-        self._raw.read_t_ns.append(self._now_ns)
-        self._raw.read_pieces.append(len(self._raw.pieces))
+        self._raw.came(self._now_ns)
         self._complete = True
         self._keep_alive = self._framed and self._parser.should_keep_alive()
 
