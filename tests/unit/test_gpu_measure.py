@@ -1,10 +1,9 @@
-"""The GPU kit's measurement: plans, shapes, a time budget that cuts between cells, and steps that are resumed."""
+"""The GPU kit's measurement: a time budget that cuts between cells, and steps that are resumed."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,18 +16,13 @@ from nvml_stub.build import Curve, build_stub
 
 from bench.gpu import measure as measuring
 from bench.gpu.budget import Cutter, Deadline
-from bench.gpu.measure import MODEL_S, Site, measure
-from bench.gpu.plan import Plan, Step, load_plan
-from bench.gpu.sensors import SETTLE_S, STATES, read_sensors
-from bench.gpu.shapes import NOTE, config, four_bits, load_shapes
-from bench.gpu.simulated import preset_gpu, preset_model
+from bench.gpu.measure import Site, measure
+from bench.gpu.plan import Plan, Step
+from bench.gpu.sensors import read_sensors
 from bench.gpu.state import State
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.checkpoint import mismatch
 from loadgen.serving.launch import Launch
-from loadgen.serving.recipe import load_recipe
-from loadgen.serving.simulated.presets import load_presets
-from loadgen.sweep.config import SweepConfig, configure
+from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.observer import CellVerdict, Observer
 from loadgen.sweep.plan import Cell, TargetSpec, plan_blocks
@@ -44,122 +38,6 @@ class FakeClock:
 
     def __call__(self) -> float:
         return self.now
-
-
-# plans and shapes
-
-
-def test_the_plan_puts_first_what_is_worth_most_and_every_step_can_be_configured() -> None:
-    plan = load_plan("gpu")
-    assert [step.name[0] for step in plan.step][:6] == list("abcdef")
-    first = plan.options_of(plan.step[1])
-    assert (plan.step[1].serve, first["concurrency"]) == (("fp16", "awq", "gptq"), [1, 8, 32, 64, 128, 256])
-    shapes = load_shapes()
-    for step in plan.step:
-        if step.kind == "sweep":
-            assert step.model in shapes
-            made = configure(serve=step.serve, model="some/model", **plan.options_of(step))
-            assert made.fixed_length == plan.options["fixed_length"], "one length for all, so that models compare"
-            assert made.reference == "fp16"
-
-
-CARRIED_S = 300.0
-"""For starting the machine, carrying, installing and packing, of README.md's table."""
-
-
-def test_a_first_pass_of_the_plan_and_what_comes_before_it_fit_into_25_minutes_by_its_own_guesses() -> None:
-    plan = load_plan("gpu")
-    first_pass = [step for step in plan.step if step.kind != "rest"]
-    assert first_pass == list(plan.step[: len(first_pass)]), "second repeats come last"
-    seconds = MODEL_S * len({s.model for s in first_pass if s.model})
-    for s in first_pass:
-        if s.kind == "sensors":
-            seconds += (s.seconds + SETTLE_S) * len(STATES)
-        elif s.kind == "selftest":
-            seconds += plan.start_s + 15
-        else:
-            starts = len(s.serve) * plan.repeats_of(s)
-            seconds += starts * (plan.start_s + len(plan.options_of(s)["concurrency"]) * plan.cell_s)
-    assert CARRIED_S + seconds <= 25 * 60
-    for s in plan.step[len(first_pass) :]:
-        assert plan.repeats_of(s) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("steps = 1", "is no plan"),
-        ('name = "x"\ndevice = "tpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\nstep = []', "is no plan"),
-        (
-            'name = "x"\ndevice = "cpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\n'
-            '[[step]]\nname = "a"\nwhy = "b"\nkind = "sweep"',
-            "step a needs a model",
-        ),
-        (
-            'name = "x"\ndevice = "cpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\n'
-            '[[step]]\nname = "a"\nwhy = "b"\nkind = "rest"\nof = "b"',
-            "step a is the rest of b, no sweep before it",
-        ),
-    ],
-)
-def test_a_broken_plan_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
-    (tmp_path / "plan.toml").write_text(text)
-    with pytest.raises(UsageError, match=complaint):
-        load_plan(tmp_path / "plan.toml")
-    with pytest.raises(UsageError, match="there is no such plan; name a file, or one of gpu, rehearsal"):
-        load_plan("nothing")
-
-
-@pytest.mark.parametrize(
-    ("name", "published_e9", "digits"),
-    [("Mistral-7B-v0.3", 7.25, 2), ("Qwen3-0.6B", 0.6, 1), ("Falcon3-3B-Base", 3.23, 2)],
-)
-def test_a_shape_has_the_published_number_of_parameters(name: str, published_e9: float, digits: int) -> None:
-    assert round(load_shapes()[name].parameters / 1e9, digits) == published_e9
-
-
-def test_the_shapes_are_those_of_the_simulators_presets() -> None:
-    presets = load_presets()
-    for name in ("Mistral-7B-v0.3", "Qwen3-0.6B", "Falcon3-3B-Base"):
-        shape, model = load_shapes()[name], presets.model[preset_model(presets, name)]
-        assert (shape.layers, shape.hidden, shape.intermediate) == (model.layers, model.hidden, model.mlp)
-        assert (shape.heads, shape.kv_heads, shape.head_dim) == (model.heads, model.kv_heads, model.head_dim)
-        assert shape.vocabulary == model.vocab
-
-
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [
-        ("NVIDIA H200", "h200"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA A100-SXM4-80GB", "a100"),
-        ("NVIDIA L4", "l4"),
-        ("NVIDIA L40S", None),
-        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"),
-        ("CPU AMD EPYC, 2 cores", None),
-    ],
-)
-def test_a_gpu_has_the_preset_of_its_name_and_no_other(name: str, preset: str | None) -> None:
-    assert preset_gpu(load_presets(), name) == preset
-
-
-def test_the_checkpoints_config_is_what_each_recipe_wants() -> None:
-    for shape in load_shapes().values():
-        plain = config(shape, None)
-        assert plain["loadgen_note"] == NOTE
-        assert mismatch(load_recipe("fp16"), "DIR", plain, in_flight=False) is None
-        assert mismatch(load_recipe("bnb-nf4"), "DIR", plain, in_flight=True) is None
-        assert mismatch(load_recipe("awq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is None
-        assert mismatch(load_recipe("gptq"), "DIR-gptq", config(shape, four_bits("gptq")), in_flight=False) is None
-        assert mismatch(load_recipe("gptq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is not None
-
-
-def test_the_story_in_the_readme_is_of_commands_that_exist() -> None:
-    told = set(re.findall(r"-m bench\.gpu ([a-z-]+)", (PROJECT / "bench" / "gpu" / "README.md").read_text()))
-    helped = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", "--help"], cwd=PROJECT, capture_output=True, text=True, check=True
-    ).stdout
-    assert told == set(re.findall(r"^    ([a-z-]+)(?:  |$)", helped, re.MULTILINE))
 
 
 # the budget

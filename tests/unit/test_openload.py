@@ -156,21 +156,27 @@ def test_a_warm_up_that_never_gets_steady_ends_after_the_windows_length() -> Non
     assert asyncio.run(run()) >= 8, "0.2 s of 50 a second, none of them answered"
 
 
+async def past_a_window(of: OpenLoad, opened_ns: list[int]) -> tuple[int, int]:
+    """Warm-up and a window of 0.1 s; when the load began and when the window closed. When it opens it is put into
+    `opened_ns`, from which a server can tell."""
+    start_ns = monotonic_ns()
+    of.start()
+    await until(lambda: of.steady)
+    opened_ns.append(monotonic_ns())
+    close_ns = opened_ns[0] + 100_000_000
+    of.open_window(opened_ns[0], close_ns)
+    await until(lambda: monotonic_ns() > close_ns)
+    of.close_window()
+    return start_ns, monotonic_ns()
+
+
 def test_what_is_not_answered_after_as_long_as_the_cell_took_is_given_up() -> None:
     """Answers take 20 ms until the window opens, and an hour after that."""
-    opened_ns = 0
+    opened_ns: list[int] = []
 
     async def run() -> tuple[list[Exchange], float, float]:
-        nonlocal opened_ns
         of, seen = load("constant:100", answer_s=lambda: 3600.0 if opened_ns else 0.02)
-        start_ns = monotonic_ns()
-        of.start()
-        await until(lambda: of.steady)
-        opened_ns = monotonic_ns()
-        of.open_window(opened_ns, opened_ns + 100_000_000)
-        await until(lambda: monotonic_ns() > opened_ns + 100_000_000)
-        of.close_window()
-        closed_ns = monotonic_ns()
+        start_ns, closed_ns = await past_a_window(of, opened_ns)
         await of.drained()
         drained_ns = monotonic_ns()
         await of.close()
@@ -230,19 +236,11 @@ def test_close_gives_up_what_is_in_flight_as_rows() -> None:
 
 def test_the_cool_down_lasts_as_long_as_the_warm_up_at_most() -> None:
     """A server that answers nothing from the window's opening on: its requests are owed for ever."""
-    opened_ns = 0
+    opened_ns: list[int] = []
 
     async def run() -> tuple[list[Exchange], int, int]:
-        nonlocal opened_ns
         of, seen = load("constant:100", answer_s=lambda: 30.0 if opened_ns else 0.05)
-        start_ns = monotonic_ns()
-        of.start()
-        await until(lambda: of.steady)
-        opened_ns = monotonic_ns()
-        of.open_window(opened_ns, opened_ns + 100_000_000)
-        await until(lambda: monotonic_ns() > opened_ns + 100_000_000)
-        of.close_window()
-        closed_ns = monotonic_ns()
+        start_ns, closed_ns = await past_a_window(of, opened_ns)
         sent = of.arrived.sent
         await until(lambda: of.arrived.sent > sent)
         assert of._cooldown is not None
@@ -251,7 +249,7 @@ def test_the_cool_down_lasts_as_long_as_the_warm_up_at_most() -> None:
         await asyncio.sleep(0.05)
         assert of.arrived.sent == sent, "nothing is sent any more"
         await of.close()
-        return seen, opened_ns - start_ns, lasted_ns
+        return seen, opened_ns[0] - start_ns, lasted_ns
 
     seen, warmup_ns, lasted_ns = asyncio.run(run())
     assert lasted_ns >= warmup_ns
