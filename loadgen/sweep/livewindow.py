@@ -39,7 +39,6 @@ class LiveWindow:
     def __init__(self) -> None:
         self._open_ns: int | None = None
         self._close_ns = 0
-        self._closed = False
         self._inside = 0
         self._later = 0
         """Tokens that came behind the last glance; they count once another one follows inside the window."""
@@ -52,7 +51,6 @@ class LiveWindow:
         """One glance; `now_ns` is when it was taken, on the clock of the exchanges."""
         self._last = progress
         if progress.stage != "window":
-            self._closed = self._open_ns is not None
             return
         if self._open_ns is None:
             self._open_ns = now_ns
@@ -73,8 +71,7 @@ class LiveWindow:
         first = bisect_right(times, self._open_ns, key=itemgetter(0))
         later = bisect_right(times, self._close_ns, key=itemgetter(0))
         self._inside += sum([tokens for _, tokens in times[first:later]])
-        if not self._closed:
-            self._later += sum([tokens for _, tokens in times[max(first, later) :]])
+        self._later += sum([tokens for _, tokens in times[later:]])
 
     def figures(self) -> LiveFigures:
         """The figures, once the cell has ended."""
