@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,6 +85,33 @@ def test_a_cell_without_its_first_line_is_no_cell_and_one_without_its_last_was_i
     assert (data.end, data.window, len(data.exchanges)) == (None, None, 1)
     path.write_bytes(path.read_bytes()[:20])
     assert read_cell(path) is None
+
+
+def test_token_times_are_those_of_the_record_however_its_json_is_written(tmp_path: Path) -> None:
+    """As this version writes them, with spaces, as the last key, in a text that looks like them, and none."""
+    records = [
+        json.loads(msgspec.json.encode(record))
+        for record in (
+            answer(1, [(2, 1), (3, 4)], text=',"token_times":[[9,9]],'),
+            answer(4, [(5, 2)]),
+            answer(6, [(7, 3)]),
+            answer(8, []),
+        )
+    ]
+    records[2]["token_times"] = records[2].pop("token_times")
+    tight = (",", ":")
+    start = msgspec.json.encode(CellStart(cell=cell(), t_ns=1, simulated=True))
+    texts = [json.dumps(record, separators=(", ", ": ") if k == 1 else tight) for k, record in enumerate(records)]
+    path = tmp_path / "journal" / "001-fp16-b1-r1.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(b"".join(map(sealed, [start, *(text.encode() for text in texts)])))
+    data = read_cell(path)
+    assert data is not None
+    assert data.token_offsets.tolist() == [0, 2, 3, 4, 4]
+    times = [t_ns for record in records for t_ns, _ in record["token_times"]]
+    assert data.token_t_ns.tolist() == times
+    assert data.token_counts.tolist() == [1, 4, 2, 3]
+    assert data.exchanges[0].text == ',"token_times":[[9,9]],'
 
 
 def damaged(path: Path) -> int:
