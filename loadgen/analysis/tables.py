@@ -37,9 +37,10 @@ REQUESTS = pa.schema([
     ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_last_ns", pa.int64()), ("t_end_ns", pa.int64()),
     ("in_window", pa.bool_()),
     pa.field("token_times", _TOKEN_TIMES, nullable=False), ("token_source", pa.string()),
-    ("prompt_tokens", pa.int32()), ("output_tokens", pa.int32()), ("reasoning_tokens", pa.int32()),
-    ("finish_reason", pa.string()),
+    ("prompt_tokens", pa.int32()), ("cached_tokens", pa.int32()), ("output_tokens", pa.int32()),
+    ("reasoning_tokens", pa.int32()), ("finish_reason", pa.string()),
     ("stop_reason", pa.string()), ("http_status", pa.int32()), ("status", pa.string()), ("error", pa.string()),
+    ("retries", pa.int32()), ("notes", pa.string()),
     ("text", pa.string()), ("reasoning", pa.string()), ("outcome", pa.string()), ("answer", pa.string()),
     ("correct", pa.bool_()), ("extractor", pa.string()), ("correct_but_truncated", pa.bool_()),
     ("strict", pa.bool_()), ("flexible", pa.bool_()), ("steps", pa.int32()), ("simulated", pa.bool_()),
@@ -130,6 +131,7 @@ def requests_table(
         "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times, _TOKEN_TIMES),
         "output_tokens": _known(data.output_tokens),
         "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
+        "notes": ["; ".join(e.notes) or None for e in exchanges],
         "steps": [items[e.item_id].steps if e.item_id in items else None for e in exchanges],
     }
     for name in _VERDICT:

@@ -72,6 +72,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     """`usage`: cumulative usage on every event; `chunks`: as many events as tokens, one each;
     `spread`: the total spread over the events, arrival times of single tokens unknown."""
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Of the prompt tokens, those that the server found in its prefix cache, by `usage.prompt_tokens_details`."""
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
     """Of the output tokens, by the server's count; None where it gives none (it needs a reasoning parser)."""
@@ -80,6 +82,10 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     http_status: int | None = None
     status: Status = "ok"
     error: str | None = None
+    retries: int = 0
+    """How often it was sent again, because its kept connection was closed before the answer began."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the answer and does not make it fail, a short sentence each."""
     text: str = ""
     reasoning: str = ""
 
@@ -96,8 +102,13 @@ class _UsageDetails(msgspec.Struct, gc=False):
     reasoning_tokens: _Count | None = None
 
 
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: _Count | None = None
+
+
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: _Count | None = None
+    prompt_tokens_details: _PromptDetails | None = None
     completion_tokens: _Count | None = None
     completion_tokens_details: _UsageDetails | None = None
 
@@ -310,6 +321,7 @@ def _exchange(
     reasoning: str = "",
 ) -> Exchange:
     details = usage.completion_tokens_details if usage else None
+    prompt_details = usage.prompt_tokens_details if usage else None
     return Exchange(
         slot=raw.slot,
         phase=raw.request.phase,
@@ -322,6 +334,7 @@ def _exchange(
         token_times=token_times,
         token_source=token_source,
         prompt_tokens=usage.prompt_tokens if usage else None,
+        cached_tokens=prompt_details.cached_tokens if prompt_details else None,
         output_tokens=usage.completion_tokens if usage else None,
         reasoning_tokens=details.reasoning_tokens if details else None,
         finish_reason=finish_reason,

@@ -47,6 +47,16 @@ def test_requests_have_the_arrival_of_their_last_token(tmp_path: Path) -> None:
     assert requests_table(data, [None] * 3, {})["t_last_ns"].to_pylist() == [None, 3_000_000, 7_500_000]
 
 
+def test_requests_have_what_is_odd_about_them(tmp_path: Path) -> None:
+    asked = [answer(1, [(2, 1)]), answer(3, [(4, 1)], notes=("no [DONE]", "one more"), retries=1, cached_tokens=48)]
+    data = read_cell(write_cell(tmp_path, cell(), asked, [], ended()))
+    assert data is not None
+    table = requests_table(data, [None] * 2, {})
+    assert table["notes"].to_pylist() == [None, "no [DONE]; one more"]
+    assert table["retries"].to_pylist() == [0, 1]
+    assert table["cached_tokens"].to_pylist() == [None, 48]
+
+
 def test_what_a_process_raises_reaches_the_caller(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
     first = cell_files(run_dir)[0]

@@ -76,6 +76,12 @@ class TestCounting:
     def test_prompt_tokens_are_the_servers(self):
         assert read(completion("a", 1, finish="stop"), usage(1, prompt_tokens=911), DONE).prompt_tokens == 911
 
+    def test_so_are_those_that_it_found_in_its_cache(self):
+        told = usage(1)
+        told["usage"]["prompt_tokens_details"] = {"cached_tokens": 48}
+        assert read(completion("a", 1, finish="stop"), told, DONE).cached_tokens == 48
+        assert read(completion("a", 1, finish="stop"), usage(1), DONE).cached_tokens is None
+
     def test_zero_tokens_are_zero_not_unknown(self):
         exchange = read(completion("", 0, finish="stop"), usage(0), DONE)
         assert exchange.output_tokens == 0
