@@ -18,6 +18,7 @@ from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.powerdata import Server, read_powers
+from loadgen.analysis.prefixcache import hit_warnings, share_marks
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
@@ -156,6 +157,13 @@ def _analysis(
     warnings += [
         f"{_name(cell)}: {said}" for cell in cells if cell.valid and (said := late_tail(cell.traffic)) is not None
     ]
+    marks = share_marks(cells, manifest["config"]["reference"])
+    if not manifest["config"].get("prefix_cache"):
+        warnings += hit_warnings(cells)
+    warnings += [
+        f"the comparison is not fair: {mark}"
+        for mark in dict.fromkeys(mark for ours in marks.values() for mark in ours)
+    ]
     arrival = manifest["config"].get("arrival")
     warnings += [
         f"accuracy of {test.target} against {test.reference} at {level(test.concurrency, arrival)}: {test.sentence}"
@@ -184,7 +192,11 @@ def _analysis(
         "schema": SCHEMA,
         "reference": reference,
         "simulated": manifest["simulated"],
-        "crossovers": [msgspec.to_builtins(found) | {"sentence": sentence(found)} for found in answer.crossovers],
+        "crossovers": [
+            msgspec.to_builtins(found)
+            | {"sentence": sentence(found), "notes": [*found.notes, *marks.get(found.target, ())]}
+            for found in answer.crossovers
+        ],
         **msgspec.to_builtins(trust),
         "models": [entry_of(found) for found in cost_models(held, answer.crossovers, reference=reference)],
         **msgspec.to_builtins(answer.indices),

@@ -17,6 +17,7 @@ from loadgen.analysis.goodput import Goodput, goodput_of
 from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
+from loadgen.analysis.prefixcache import hit_share
 from loadgen.analysis.quantiles import percentiles
 from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, reasons_against
@@ -62,6 +63,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Mean of the gauge vllm:num_requests_running."""
     waiting_mean: float | None
     preemptions: float | None
+    cache_hit_share: float | None
+    """The share of prompt tokens that came from the server's prefix cache, 0 to 1."""
     server_samples: int
     server_tokens: float | None
     recorded_tokens: int | None
@@ -211,6 +214,7 @@ def summarize_cell(
         running_gauge_mean=_mean(samples, "running"),
         waiting_mean=evidence.waiting_mean,
         preemptions=evidence.preemptions,
+        cache_hit_share=hit_share(samples, data, ended),
         server_samples=len(samples),
         server_tokens=evidence.server_tokens,
         recorded_tokens=recorded,

@@ -27,7 +27,7 @@ COUNTED = ("arrivals", "late", "dropped")
 AVERAGED = (
     "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99", "itl_ms_mean", "itl_ms_p50", "itl_ms_p99",
     "tpot_ms_mean", "tpot_ms_p50", "tpot_ms_p99", "e2e_ms_mean", "e2e_ms_p50", "e2e_ms_p99",
-    "output_tokens_mean", "memory_needed_bytes",
+    "output_tokens_mean", "memory_needed_bytes", "cache_hit_share",
 )  # fmt: skip
 ENERGY = (
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
@@ -43,7 +43,7 @@ COLUMNS = (
     "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "truncated_rate", "unparsed_rate",
     "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
     *ENERGY[5:],
-    "memory_needed_bytes",
+    "memory_needed_bytes", "cache_hit_share",
     "arrival", "rate_asked_per_s", "arrivals", "rate_per_s", "completed_per_s", "late", "late_ms_p99", "dropped",
     "good", "goodput_per_s", "goodput_per_s_lo", "goodput_per_s_hi", "goodput_share", "energy_per_good_query_j",
     "simulated",

@@ -51,6 +51,7 @@ SERVER = pa.schema([
     ("t_ns", pa.int64()), ("scrape_ns", pa.int64()), ("running", pa.float64()), ("waiting", pa.float64()),
     ("preemptions", pa.float64()), ("kv_usage", pa.float64()), ("generation_tokens", pa.float64()),
     ("prompt_tokens", pa.float64()), ("iterations", pa.float64()),
+    ("prefix_cache_queries", pa.float64()), ("prefix_cache_hits", pa.float64()),
     ("ttft_count", pa.float64()), ("ttft_sum_s", pa.float64()), ("simulated", pa.bool_()),
 ])  # fmt: skip
 

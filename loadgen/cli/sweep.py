@@ -76,6 +76,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--api", metavar="KIND", help="completions or chat [default: the protocol's].")
 @click.option("--thinking", metavar="on|off", help="Hybrid models: reason before the answer or not (chat only).")
 @click.option("--thinking-budget", type=int, metavar="N", help="Tokens after which the server ends the reasoning.")
+@click.option("--prefix-cache", is_flag=True,
+              help="Measure with the server's prefix cache [default: no request profits from an earlier one].")
 @click.option("--reasoning-parser", metavar="NAME", help="For --serve: vLLM's, e.g. qwen3; keeps reasoning apart.")
 @click.option("--power", default="auto", show_default=True, metavar="SOURCE",
               help="nvml, exporter=URL, rapl, simulated or none.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -11,11 +13,15 @@ from loadgen.workload.item import Item
 from loadgen.workload.protocol import Protocol
 from loadgen.workload.thinking import Thinking
 
+SALT_BYTES = 8
+
 
 class RequestMaker:
     """Turns items into requests of one protocol, endpoint and model; prompts are built once per item.
 
     Greedy decoding with a fixed seed; per-token usage asked for on every event (`continuous_usage_stats`).
+    vLLM's prefix cache serves a prompt only to a request with an equal `cache_salt`. Each request has a salt of its
+    own, so that a server with caching measures as one without; with `prefix_cache` all have the maker's `salt`.
     With `fixed_length` every answer has exactly that many tokens (`ignore_eos`, no stops).
     """
 
@@ -29,7 +35,11 @@ class RequestMaker:
         max_tokens: int | None = None,
         fixed_length: int | None = None,
         thinking: Thinking | None = None,
+        salt: str | None = None,
+        prefix_cache: bool = False,
     ) -> None:
+        """Without `salt`, a random one. Makers that ask one server at the same time need different salts, unless they
+        are to share its cache."""
         self._protocol = msgspec.structs.replace(protocol, api=api)
         self._api = api
         self._model = model
@@ -37,25 +47,32 @@ class RequestMaker:
         self.limit = fixed_length or max_tokens or protocol.max_tokens
         self._thinking = thinking.body if thinking else {}
         self._fixed = fixed_length is not None
+        self._salt = salt or secrets.token_hex(SALT_BYTES)
+        self._shared = prefix_cache
+        self._made = count()
         self._prompts: dict[str, tuple[str | list[dict[str, str]], str]] = {}
         self._requests: dict[tuple[str, Phase], Request] = {}
 
     def measured(self, item: Item) -> Request:
-        """The item's request, the same bytes every time."""
-        return self._request(item, "measured", self.limit)
+        """The item's request, the same bytes every time but for the salt."""
+        return self._salted(self._request(item, "measured", self.limit))
 
     def warmup(self, item: Item, share: float = 1.0) -> Request:
         """A request that is never measured; `share` of the token limit staggers the slots.
 
         Its answer is in no figure, so a server that makes it longer than asked is not refused.
         """
-        return self._make(item, "warmup", max(1, round(self.limit * share)))
+        return self._salted(self._make(item, "warmup", max(1, round(self.limit * share))))
 
     def _request(self, item: Item, phase: Phase, limit: int) -> Request:
         known = self._requests.get((item.id, phase))
         if known is None:
             known = self._requests[item.id, phase] = self._make(item, phase, limit)
         return known
+
+    def _salted(self, request: Request) -> Request:
+        salt = self._salt if self._shared else f"{self._salt}-{next(self._made)}"
+        return msgspec.structs.replace(request, body=b'%b,"cache_salt":"%b"}' % (request.body[:-1], salt.encode()))
 
     def _make(self, item: Item, phase: Phase, limit: int) -> Request:
         if item.id not in self._prompts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ssl
 from collections.abc import Callable
 from time import monotonic_ns
@@ -48,6 +49,7 @@ class SdkSlot:
 
     def __init__(self, client: Any, api: str, slot: int) -> None:
         self._create = client.chat.completions.create if api == "chat" else client.completions.create
+        self._known = inspect.signature(self._create).parameters.keys()
         self._timeout_s: float = client.timeout
         self._slot = slot
         self._raw: SdkRaw | None = None
@@ -72,7 +74,7 @@ class SdkSlot:
         import openai
 
         arguments: dict[str, Any] = msgspec.json.decode(raw.request.body)
-        beyond_sdk = {key: arguments.pop(key) for key in ("ignore_eos", "min_tokens") if key in arguments}
+        beyond_sdk = {key: arguments.pop(key) for key in arguments.keys() - self._known}
         failure: tuple[Status, str] | None = None
         try:
             async with asyncio.timeout(self._timeout_s):

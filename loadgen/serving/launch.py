@@ -67,6 +67,7 @@ def plan_launch(
     dtype: Dtype | None = None,
     checkpoint: str | None = None,
     vllm: str | None = None,
+    prefix_cache: bool = False,
     extra_args: Sequence[str] = (),
     host: str = "127.0.0.1",
 ) -> Launch:
@@ -84,7 +85,7 @@ def plan_launch(
     _require_folder(served)
     in_flight = recipe.in_flight_args if served == model else ()
     require_quantization(recipe, served, in_flight=bool(in_flight), online=False)
-    fair = fair_settings()
+    fair = fair_settings().caching_prefixes() if prefix_cache else fair_settings()
     on_device = fair.device[device]
     activation = recipe.dtype or dtype or on_device.dtype
     local = Path(served).expanduser()

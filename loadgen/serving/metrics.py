@@ -28,6 +28,9 @@ _NAMES = {
     b"vllm:generation_tokens_total": "generation_tokens",
     b"vllm:prompt_tokens_total": "prompt_tokens",
     b"vllm:iteration_tokens_total_count": "iterations",
+    b"vllm:prefix_cache_queries_total": "prefix_cache_queries",
+    b"vllm:prefix_cache_hits_total": "prefix_cache_hits",
+    b"vllm:external_prefix_cache_hits_total": "prefix_cache_hits",
     b"vllm:time_to_first_token_seconds_count": "ttft_count",
     b"vllm:time_to_first_token_seconds_sum": "ttft_sum_s",
 }
@@ -52,6 +55,9 @@ class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
     prompt_tokens: float | None = None
     iterations: float | None = None
     """Engine steps (count of the histogram `vllm:iteration_tokens_total`)."""
+    prefix_cache_queries: float | None = None
+    """Prompt tokens that were looked up in the prefix cache, and those found there or in an external cache."""
+    prefix_cache_hits: float | None = None
     ttft_count: float | None = None
     """First tokens, and the sum of their times by the server's clock (histogram `vllm:time_to_first_token_seconds`)."""
     ttft_sum_s: float | None = None

@@ -108,6 +108,16 @@ class FairSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         _check_patterns(self.expect)
 
+    def caching_prefixes(self) -> FairSettings:
+        """The same settings with vLLM's prefix cache on."""
+        return msgspec.structs.replace(
+            self,
+            args=tuple(arg.replace("--no-enable-prefix-caching", "--enable-prefix-caching") for arg in self.args),
+            expect=tuple(
+                text.replace("enable_prefix_caching=False", "enable_prefix_caching=True") for text in self.expect
+            ),
+        )
+
 
 def recipes_dir() -> Path:
     """The folder of recipes: inside an installed package, or beside it in a checkout."""

@@ -42,10 +42,14 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     """Of all processes together."""
     requests: int | None
     share: Share = WHOLE
+    cache_salt: str | None = None
+    """What the salts of the cell's requests begin with; None: random."""
+    prefix_cache: bool = False
+    """All requests of the cell have one salt, so that the server's prefix cache serves them."""
 
     def load(self, on_exchange: OnExchange) -> LocalLoad:
         """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
-        feed = Feed(self._maker(), self.items, self.warmup_items, self.concurrency, self.requests, self.share)
+        feed = Feed(self.maker(), self.items, self.warmup_items, self.concurrency, self.requests, self.share)
         make_slot = self._slot_maker()
         slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
         return LocalLoad(slots, feed, self._concealing(on_exchange))
@@ -58,11 +62,15 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
         The window lasts `duration_s`, or until so many `requests` were due.
         """
         window_s = duration_s if duration_s is not None else (self.requests or 0) / arrivals.rate_per_s
-        schedule = Schedule(self._maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
+        schedule = Schedule(self.maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
         concealing = self._concealing(on_exchange)
         return OpenLoad(self._slot_maker(), self.concurrency, schedule, concealing, window_s=window_s)
 
-    def _maker(self) -> RequestMaker:
+    def maker(self) -> RequestMaker:
+        """What makes the share's requests."""
+        salt = self.cache_salt
+        if salt is not None and not self.prefix_cache:
+            salt = f"{salt}-{self.share.first}"
         return RequestMaker(
             self.protocol,
             api=self.protocol.api,
@@ -71,6 +79,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
             max_tokens=self.max_tokens,
             fixed_length=self.fixed_length,
             thinking=self.thinking,
+            salt=salt,
+            prefix_cache=self.prefix_cache,
         )
 
     def _slot_maker(self) -> Callable[[int], Slot]:

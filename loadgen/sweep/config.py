@@ -65,6 +65,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What goodput asks of a request, as `Slo` prints it."""
     api: str | None
     thinking: Thinking | None
+    prefix_cache: bool
+    """Requests of a cell share the server's prefix cache; else each has a `cache_salt` of its own."""
     reasoning_parser: str | None
     transport: str
     workers: int | None
@@ -122,6 +124,7 @@ def configure(
     api: str | None = None,
     thinking: str | None = None,
     thinking_budget: int | None = None,
+    prefix_cache: bool = False,
     reasoning_parser: str | None = None,
     power: str = "auto",
     gpu: str | Sequence[str] | None = None,
@@ -158,6 +161,8 @@ def configure(
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"target {name!r} is named twice; give one of them a label, as in {name}-b:{name}=...")
+    if mode == "simulated" and prefix_cache:
+        raise UsageError("--prefix-cache needs --serve or --target: simulated servers have no prefix cache")
     if mode == "serve" and not model:
         raise UsageError("--serve needs --model: the 16-bit model's id or folder")
     if mode == "simulated" and model:
@@ -227,6 +232,7 @@ def configure(
         slo=None if slo is None else str(Slo.parse(slo)),
         api=api,
         thinking=_thinking(thinking, thinking_budget, api),
+        prefix_cache=prefix_cache,
         reasoning_parser=reasoning_parser,
         transport=transport,
         workers=workers,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from loadgen.client.body import SALT_BYTES
 from loadgen.secret import Mask
 from loadgen.serving.proxy import proxies_passed_by
 from loadgen.serving.recipe import recipe_sha256
@@ -285,6 +287,8 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, workers: int, on_exchange
         warmup_items=tuple(warmup_items()),
         concurrency=cell.concurrency,
         requests=config.requests,
+        cache_salt=secrets.token_hex(SALT_BYTES),
+        prefix_cache=config.prefix_cache,
     )
     if cell.arrivals is not None:
         seed = f"{config.seed}/{cell.repeat}"

@@ -205,6 +205,7 @@ class _Launched(_Processes):
             dtype=load_recipe(reference.precision).dtype,
             checkpoint=spec.checkpoint,
             vllm=find_vllm("cpu" if config.device == "cpu" else "cuda", config.vllm),
+            prefix_cache=config.prefix_cache,
             extra_args=[
                 *(["--reasoning-parser", config.reasoning_parser] if config.reasoning_parser else []),
                 *_room_args(config),
