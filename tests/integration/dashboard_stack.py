@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from programs import program
 
 from loadgen.analysis.verdict import judge_cell
 from loadgen.sweep.config import configure
@@ -46,9 +47,7 @@ def stack(folder: Path, *, precisions: Sequence[str], sweep: dict[str, object]) 
             running.enter_context(serving([*argv, "--max-num-seqs", "32"], f"http://127.0.0.1:{port}/health"))
         metrics, address = free_port(), f"127.0.0.1:{free_port()}"
         configuration = configured(folder, ports, metrics)
-        program = shutil.which("prometheus")
-        assert program is not None, "prometheus is not installed: CI needs Debian's package prometheus"
-        argv = [program, f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'data'}"]
+        argv = [program("prometheus"), f"--config.file={configuration}", f"--storage.tsdb.path={folder / 'data'}"]
         argv += [f"--web.listen-address={address}", "--log.level=error"]
         running.enter_context(serving(argv, f"http://{address}/-/ready"))
         start_s, run_dir = time.time(), folder / "run"

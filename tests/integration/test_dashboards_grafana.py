@@ -7,16 +7,16 @@ label, and the value under the query's refId, rows in any order.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from platformdirs import user_cache_path
+from programs import program
 
 ROOT = Path(__file__).parents[2]
 VERSION = "11.6.0"
-CACHE = Path.home() / ".cache" / "loadgen" / f"grafana-data-{VERSION}"
+CACHE = user_cache_path("loadgen") / f"grafana-data-{VERSION}"
 BOARDS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "dashboards").glob("*.json"))]
 PANELS = [panel for board in BOARDS for panel in board["panels"] if panel.get("transformations")]
 
@@ -24,8 +24,8 @@ PANELS = [panel for board in BOARDS for panel in board["panels"] if panel.get("t
 @pytest.fixture(scope="module")
 def grafana() -> Path:
     """Where @grafana/data lies; fetched once, some 150 MB."""
-    if (shutil.which("node") is None or shutil.which("npm") is None) and os.environ.get("CI") != "true":
-        pytest.skip("node and npm are not installed (Debian: apt-get install nodejs npm)")
+    program("node")
+    program("npm")
     if not (CACHE / "node_modules" / "@grafana" / "data").is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         argv = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", f"@grafana/data@{VERSION}"]

@@ -6,14 +6,13 @@ Prometheus has docker/prometheus' own configuration and rules; only the addresse
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dashboard_stack import Stack, stack
+from programs import program
 
 import loadgen
 from loadgen.analysis.analyse import analyse
@@ -36,8 +35,7 @@ EMPTY = {
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    if shutil.which("prometheus") is None and os.environ.get("CI") != "true":
-        pytest.skip("prometheus is not installed (Debian: apt-get install prometheus)")
+    program("prometheus")
     batches = ",".join(map(str, BATCHES))
     options = {"concurrency": batches, "repeats": 1, "duration": 2.5}
     with stack(tmp_path_factory.mktemp("stack"), precisions=SWEPT, sweep=options) as found:

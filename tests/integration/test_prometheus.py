@@ -10,8 +10,6 @@ powers at both ends, 75 J, and by the counter's updates, up to 0.1 s of 450 W, 4
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 from nvml_stub.build import Curve, build_stub, uuid_of
+from programs import program
 
 from loadgen.power.energy import WindowEnergy
 from loadgen.power.wire import Windows
@@ -32,15 +31,6 @@ CURVE = Curve(base_w=300, swing_w=150, swing_period_ms=4000)
 WINDOW_S = 38
 COUNTER = "loadgen_gpu_energy_joules_total"
 WITHIN = 0.02
-
-
-def program(name):
-    """Its path. Where it is missing: a failure in CI, else a reason to skip."""
-    path = shutil.which(name)
-    if path is None and os.environ.get("CI") != "true":
-        pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus)")
-    assert path is not None, f"{name} is not installed: CI needs Debian's package prometheus"
-    return path
 
 
 def free_port():

@@ -7,15 +7,16 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from programs import compiler
+
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 
 
 def build_stub(folder: Path) -> Path:
-    """Compiles libnvidia-ml.so.1 into `folder` with the C compiler (CC, else gcc) and returns its path."""
+    """Compiles libnvidia-ml.so.1 into `folder` and returns its path."""
     library = folder / "libnvidia-ml.so.1"
-    compiler = os.environ.get("CC", "gcc")
     flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE)], check=True)
+    subprocess.run([compiler(), *flags, "-o", str(library), str(SOURCE)], check=True)
     return library
 
 

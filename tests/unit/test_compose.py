@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from programs import program
 
 from loadgen.serving.compose.file import environment_file, environment_name, generated_files
 from loadgen.serving.compose.servers import DEFAULT, KV_CACHE_BYTES, MODEL, ON_CPU, PORT
@@ -243,13 +243,10 @@ def test_the_committed_environments_are_the_known_models() -> None:
 
 def test_docker_compose_reads_it(tmp_path: Path) -> None:
     """Debian's docker-compose 1.29 resolves every profile to what is asserted above."""
-    program = shutil.which("docker-compose")
-    if program is None and os.environ.get("CI") != "true":
-        pytest.skip("docker-compose is not installed (Debian: apt-get install docker-compose)")
-    assert program is not None, "CI needs Debian's package docker-compose"
     profiles = ["gpu", "simulated", "cpu", "loadgen", *recipe_names()]
     chosen = {"COMPOSE_PROFILES": ",".join(profiles), "AWQ_GPU": "1", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    done = subprocess.run([program, "config"], cwd=DOCKER, env=chosen, capture_output=True, text=True, check=False)
+    config = [program("docker-compose"), "config"]
+    done = subprocess.run(config, cwd=DOCKER, env=chosen, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load(done.stdout)["services"]
     written = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 import yaml
+from programs import program
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -17,11 +15,7 @@ JOBS = {job["job_name"]: job for job in CONFIG["scrape_configs"]}
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = shutil.which("promtool")
-    if program is None and os.environ.get("CI") != "true":
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    assert program is not None, "promtool is not installed: CI needs Debian's package prometheus"
-    return subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)
 
 
 def test_promtool_accepts_configuration_and_rules() -> None:

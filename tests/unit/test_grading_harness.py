@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -19,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.metrics import exact_match_fn
 from lm_eval.filters import build_filter_ensemble
+from published import published
 
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import grade
@@ -30,7 +30,6 @@ TASK_FILES = {
     "gsm8k_cot_zeroshot": "gsm8k-cot-zeroshot.yaml",
     "gsm8k_cot_llama": "gsm8k-cot-llama.yaml",
 }
-DATA = Path(os.environ.get("LOADGEN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 GOLDS = ["18", "-3", "1450000", "0", "0.5", "7", "2125"]
 STATEMENTS = [
     "#### {}", "####{}", "#### ${}", "#### {}.", "#### {}.00", "#### {}.0", "####  {}", "#### {} eggs", "#### -{}",
@@ -134,9 +133,7 @@ def test_verdicts_agree_on_generated_texts(task: str, text: str, gold: str) -> N
 @pytest.mark.parametrize("task", TASK_FILES)
 def test_verdicts_agree_on_the_published_solutions_whole_and_cut(task: str) -> None:
     """Gold stands in the harness as its task file has it: the whole solution, or what follows `####`."""
-    path = DATA / "gsm8k_test.jsonl"
-    if not path.is_file():
-        pytest.skip("needs GSM8K's published test split")
+    path = published("gsm8k_test.jsonl")
     rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
     draw = random.Random(4)
     cases = []

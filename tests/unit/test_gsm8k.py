@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from published import published
 
 from loadgen.errors import UsageError
 from loadgen.workload.dataset import load_dataset
@@ -86,14 +86,6 @@ def test_a_file_without_questions_is_refused(tmp_path: Path) -> None:
 def test_another_file_than_the_published_one_is_said_to_be_so(tmp_path: Path) -> None:
     dataset = load_dataset("gsm8k", data_file=jsonl(tmp_path, row(), row(), row()), limit=2)
     assert (len(dataset.items), dataset.published) == (2, False)
-
-
-def published(name: str) -> Path:
-    folder = os.environ.get("LOADGEN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
-    path = Path(folder) / name
-    if not path.exists():
-        pytest.skip(f"the published {name} is not at hand (LOADGEN_TEST_DATA names its folder)")
-    return path
 
 
 def test_the_published_test_split_is_the_pinned_one_and_grades_its_own_solutions_correct() -> None:

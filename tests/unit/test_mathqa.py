@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from published import published
 
 from loadgen.errors import UsageError
 from loadgen.workload.dataset import load_dataset
@@ -188,17 +188,9 @@ def test_a_file_without_a_clean_row_is_refused(tmp_path: Path) -> None:
         load_dataset("mathqa:clean", data_file=array(tmp_path, row(correct="a")))
 
 
-def published(file: PublishedFile) -> Path:
-    folder = os.environ.get("LOADGEN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
-    path = Path(folder) / file.name
-    if not path.exists():
-        pytest.skip(f"the published {file.name} is not at hand (LOADGEN_TEST_DATA names its folder)")
-    return path
-
-
 @pytest.mark.parametrize(("file", "rows"), [(TEST, 2985), (DEV, 4475)], ids=lambda value: getattr(value, "name", ""))
 def test_all_published_rows_give_five_options(file: PublishedFile, rows: int) -> None:
-    path = published(file)
+    path = published(file.name)
     assert (sha256_of(path), path.stat().st_size) == (file.sha256, file.size_bytes)
     items = read_mathqa(path, split="test")
     assert len(items) == rows
@@ -207,7 +199,7 @@ def test_all_published_rows_give_five_options(file: PublishedFile, rows: int) ->
 
 
 def test_letters_depths_and_doubled_golds_of_the_published_test_split() -> None:
-    dataset = load_dataset("mathqa", data_file=published(TEST))
+    dataset = load_dataset("mathqa", data_file=published(TEST.name))
     assert (dataset.name, dataset.published, dataset.answer) == ("mathqa:all", True, "letter")
     items = dataset.items
     assert Counter(item.gold for item in items) == {"C": 676, "D": 628, "A": 614, "B": 605, "E": 462}
@@ -220,6 +212,6 @@ def test_letters_depths_and_doubled_golds_of_the_published_test_split() -> None:
 
 
 def test_the_clean_list_of_the_published_test_split_is_frozen() -> None:
-    items = load_dataset("mathqa:clean", data_file=published(TEST)).items
+    items = load_dataset("mathqa:clean", data_file=published(TEST.name)).items
     assert len(items) == 1926
     assert ids_sha256(items) == CLEAN_TEST_IDS_SHA256

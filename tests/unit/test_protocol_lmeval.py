@@ -28,6 +28,7 @@ from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.task import ConfigurableTask  # noqa: E402
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
+from published import published  # noqa: E402
 
 TASKS = {
     "gsm8k": "gsm8k/gsm8k.yaml",
@@ -36,7 +37,6 @@ TASKS = {
     "gsm8k_cot_llama": FILES["gsm8k_cot_llama"],
 }
 NAMES = list(TASKS)
-DATA = Path(os.environ.get("LOADGEN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 ITEMS = 200
 NO_OTHER_TASKS = TaskManager(include_defaults=False)
 
@@ -91,9 +91,7 @@ def harness_requests(name: str, train: Path, test: Path, *, chat: bool, limit: i
 def splits(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """GSM8K's two splits: 40 and 30 rows that this test makes, and the published files where they are at hand."""
     if request.param == "published":
-        if not (DATA / "gsm8k_test.jsonl").exists():
-            pytest.skip("the published files are not at hand (LOADGEN_TEST_DATA names their folder)")
-        return DATA / "gsm8k_train.jsonl", DATA / "gsm8k_test.jsonl"
+        return published("gsm8k_train.jsonl"), published("gsm8k_test.jsonl")
     files = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     for path, count in zip(files, (40, 30), strict=True):
         made = [

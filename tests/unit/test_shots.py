@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
+from published import published
 
 from loadgen.errors import UsageError
 from loadgen.workload import lmeval, shots
@@ -147,11 +147,7 @@ def test_without_lm_eval_its_task_files_are_not_there(nothing_at_hand: None) -> 
 
 
 def test_the_published_dev_split_gives_five_examples_that_end_in_their_letters() -> None:
-    folder = os.environ.get("LOADGEN_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data"
-    path = Path(folder) / "mathqa_dev.json"
-    if not path.exists():
-        pytest.skip("the published mathqa_dev.json is not at hand (LOADGEN_TEST_DATA names its folder)")
-    protocol = load_protocol("mathqa_gen_v1_5shot", shots_file=path)
+    protocol = load_protocol("mathqa_gen_v1_5shot", shots_file=published("mathqa_dev.json"))
     assert protocol.name == "mathqa_gen_v1_5shot"
     assert sorted(shot.gold for shot in protocol.shots) == list("ABCDE")
     for shot in protocol.shots:
