@@ -123,7 +123,7 @@ def test_with_a_low_cap_it_is_found_out_by_what_was_dropped(slow: str, tmp_path:
         [
             sys.executable, "-m", "loadgen", "sweep", "--target", f"fp16={slow}", "--arrival", "constant:20",
             "--concurrency", "8", "--dataset", "sample", "--max-tokens", "96", "--requests", "60", "--repeats", "1",
-            "--metrics-port", "9467", "--slo", "e2e:30s", "--out", str(tmp_path / "run"),
+            "--metrics-port", str(free_port()), "--slo", "e2e:30s", "--out", str(tmp_path / "run"),
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
