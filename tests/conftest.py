@@ -1,25 +1,41 @@
-"""Which tests run where."""
+"""Which tests run where (CONTRIBUTING.md, Tests), and what several folders of tests share."""
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 
 import hypothesis
 import pytest
+from kinds import EVERYTHING, left_out, skip_slow_kinds
 
+from loadgen.serving.cpu_env import CpuEnvironment, default_environment
+
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("loadgen", deadline=None)
 """No test asserts wall-clock speed, on machines that are as noisy as CI's."""
 hypothesis.settings.register_profile(
     "long", deadline=None, max_examples=20_000, suppress_health_check=list(hypothesis.HealthCheck)
 )
 """By hand: `python -m pytest tests/fuzz --hypothesis-profile=long`."""
-hypothesis.settings.load_profile("loadgen")
+hypothesis.settings.load_profile("loadgen" if EVERYTHING else "quick")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Real vLLM servers take minutes and gigabytes: they run in CI, and elsewhere when asked for."""
-    if os.environ.get("CI") == "true" or os.environ.get("LOADGEN_TEST_VLLM") == "1":
-        return
-    for item in items:
-        if item.get_closest_marker("vllm"):
-            item.add_marker(pytest.mark.skip(reason="needs real vLLM: set LOADGEN_TEST_VLLM=1 (20 minutes, 4 GB)"))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not EVERYTHING:
+        skip_slow_kinds(items, asked=config.option.markexpr)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)]
+    if reasons:
+        terminalreporter.write_line(left_out(reasons))
+
+
+@pytest.fixture(scope="session")
+def cpu_environment() -> CpuEnvironment:
+    """vLLM's CPU build and the tiny models, by `loadgen cpu-env`, which builds what is missing."""
+    built = subprocess.run([sys.executable, "-m", "loadgen", "cpu-env"], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return default_environment()

@@ -26,11 +26,10 @@ import loadgen
 from loadgen.serving.compose.project import write_project
 from loadgen.serving.recipe import recipe_names
 
-ASKED = os.environ.get("CI") == "true" or os.environ.get("LOADGEN_TEST_DOCKER") == "1"
-pytestmark = pytest.mark.skipif(not ASKED, reason="starts a Docker engine: set LOADGEN_TEST_DOCKER=1 (minutes, root)")
+pytestmark = pytest.mark.docker
 real_vllm = pytest.mark.skipif(
     os.environ.get("LOADGEN_TEST_DOCKER_CPU") != "1",
-    reason="builds vLLM's CPU image, not yet in CI: set LOADGEN_TEST_DOCKER_CPU=1 (up to 20 minutes on a busy machine)",
+    reason="vLLM's CPU image in Docker: LOADGEN_TEST_DOCKER_CPU=1",
 )
 BASE = "loadgen-test-base"
 SERVERS = {"fp16": "sim-fp16", "awq": "sim-awq"}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from published import published
 
 import loadgen
+from loadgen.serving.process import free_port
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 ITEMS = 1319
 
-pytestmark = pytest.mark.skipif(not (DATA / "gsm8k_test.jsonl").exists(), reason="GSM8K is not at hand")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "fp16": ["--accuracy", "0.431", "--reference-accuracy", "0.431"],
         "awq": ["--accuracy", "0.394", "--reference-accuracy", "0.431", "--discordance", "0.15"],
     }
+    test = published("gsm8k_test.jsonl")
     processes, urls = [], {}
-    for number, (precision, options) in enumerate(shares.items()):
-        port = 8750 + number
+    for precision, options in shares.items():
+        port = free_port()
         command = [sys.executable, "-m", "loadgen", "simulate", "--precision", precision, "--port", str(port)]
-        command += ["--data-file", str(DATA / "gsm8k_test.jsonl"), "--time-scale", "3", *options]
+        command += ["--data-file", str(test), "--time-scale", "3", *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert "SIMULATED" in process.stdout.readline()
@@ -47,8 +48,8 @@ def run(servers: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> lo
     done = subprocess.run(
         [
             sys.executable, "-m", "loadgen", "sweep", *targets, "--concurrency", "64", "--repeats", "2",
-            "--dataset", "gsm8k", "--data-file", str(DATA / "gsm8k_test.jsonl"),
-            "--shots-file", str(DATA / "gsm8k_train.jsonl"), "--requests", str(ITEMS), "--out", str(out),
+            "--dataset", "gsm8k", "--data-file", str(published("gsm8k_test.jsonl")),
+            "--shots-file", str(published("gsm8k_train.jsonl")), "--requests", str(ITEMS), "--out", str(out),
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.serving.cpu_env import default_environment
+from loadgen.serving.cpu_env import CpuEnvironment
 
 pytestmark = pytest.mark.vllm
 
@@ -54,18 +54,21 @@ assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) 
 """
 
 
-def run(*arguments: str) -> str:
-    python = default_environment().python
-    done = subprocess.run([python, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+def run(environment: CpuEnvironment, *arguments: str) -> str:
+    done = subprocess.run([environment.python, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_four_bit_weights_are_packed_as_vllm_packs_them_and_the_vocabulary_is_exact() -> None:
-    run("-c", PACKED)
+def test_four_bit_weights_are_packed_as_vllm_packs_them_and_the_vocabulary_is_exact(
+    cpu_environment: CpuEnvironment,
+) -> None:
+    run(cpu_environment, "-c", PACKED)
 
 
-def test_checkpoints_of_a_shape_are_written_once_and_share_what_is_equal(tmp_path: Path) -> None:
+def test_checkpoints_of_a_shape_are_written_once_and_share_what_is_equal(
+    cpu_environment: CpuEnvironment, tmp_path: Path
+) -> None:
     write = (
         "-m",
         "bench.gpu.checkpoints",
@@ -76,7 +79,7 @@ def test_checkpoints_of_a_shape_are_written_once_and_share_what_is_equal(tmp_pat
         "--formats",
         "awq,gptq,int8,fp8",
     )
-    assert "11,542,784 parameters" in run(*write)
+    assert "11,542,784 parameters" in run(cpu_environment, *write)
     plain = tmp_path / "rehearsal" / "model-00000.safetensors"
     for kind in ("awq", "gptq", "int8", "fp8"):
         folder = tmp_path / f"rehearsal-{kind}"
@@ -88,5 +91,5 @@ def test_checkpoints_of_a_shape_are_written_once_and_share_what_is_equal(tmp_pat
         part = "qweight" if kind in ("awq", "gptq") else "weight_scale"
         assert f"model.layers.15.mlp.down_proj.{part}" in index
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    run(*write)
+    run(cpu_environment, *write)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == before

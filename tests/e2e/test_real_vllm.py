@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from published import FOLDER
 
 import loadgen
-from loadgen.serving.cpu_env import default_environment
+from loadgen.serving.cpu_env import CpuEnvironment
 
 pytestmark = pytest.mark.vllm
 
-GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_test.jsonl"
+GSM8K = FOLDER / "gsm8k_test.jsonl"
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -22,12 +23,10 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Path:
-    """The 16-bit tiny model of `loadgen cpu-env`, which is built here if it is not complete."""
-    built = command("cpu-env")
-    assert built.returncode == 0, built.stdout + built.stderr
-    return default_environment().model
+@pytest.fixture(scope="module")
+def tiny(cpu_environment: CpuEnvironment) -> Path:
+    """The 16-bit tiny model."""
+    return cpu_environment.model
 
 
 def gsm8k() -> list[str | Path]:
