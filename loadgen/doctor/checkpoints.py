@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loadgen.doctor.disk import is_cached
 from loadgen.doctor.finding import Finding, Mode, State
-from loadgen.serving.checkpoint import ask_hub, mismatch, quantization_of
+from loadgen.serving.checkpoint import ask_hub, mismatch
 from loadgen.serving.families import Checkpoint, checkpoints_of, load_models
-from loadgen.serving.hub import HubAnswer, endpoint, is_offline, local_config
+from loadgen.serving.hub import HubAnswer, endpoint, fault_of_config, hub_token, is_offline, local_config
+from loadgen.serving.quantization import quantization_of
 from loadgen.serving.recipe import Recipe
 
 AT_ONCE = 8
@@ -89,6 +89,9 @@ def folder(model: str, recipes: Mapping[str, Recipe]) -> list[Finding]:
     path = Path(model).expanduser().resolve()
     config = local_config(str(path))
     check = f"16-bit of {path.name}"
+    if fault := fault_of_config(str(path)):
+        seen, _, advice = fault.partition("; ")
+        return [Finding(check=check, state="missing", seen=seen, advice=advice)]
     if config is None:
         advice = "give the folder that holds the model's config.json"
         return [Finding(check=check, state="missing", seen=f"{path} has no config.json", advice=advice)]
@@ -115,8 +118,8 @@ def _remedy(one: Checkpoint, answer: HubAnswer) -> str:
         return "set HF_TOKEN and accept its licence on its page" + ("" if one.verified else "; or it does not exist")
     if answer.state == "unreachable":
         return "try again"
-    return "mend --model" if one.kind == "16-bit" else "name another with --checkpoint"
+    return "correct --model" if one.kind == "16-bit" else "name another with --checkpoint"
 
 
 def _token() -> str:
-    return "with HF_TOKEN" if os.environ.get("HF_TOKEN") else "without HF_TOKEN"
+    return "with HF_TOKEN" if hub_token() else "without HF_TOKEN"

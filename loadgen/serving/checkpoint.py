@@ -1,4 +1,4 @@
-"""Quantization: what a checkpoint's config.json says of its numbers, and whether a recipe serves that."""
+"""A checkpoint: whether a recipe serves what its config.json says, and what tells its weights from others."""
 
 from __future__ import annotations
 
@@ -10,32 +10,18 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.serving.hub import HubAnswer, cached_snapshot, fetch_config, is_offline, local_config, read_config
-from loadgen.serving.recipe import Recipe
-
-
-class Quantization(msgspec.Struct, frozen=True):
-    """How a checkpoint is quantized."""
-
-    method: str
-    """`quantization_config.quant_method`."""
-    numbers: str | None = None
-    """Weights, and activations unless 16-bit: `int4`, `int8/int8`, `float8/float8`, `nf4`; None: it does not say."""
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.numbers}" if self.numbers else self.method
-
-
-def quantization_of(config: Mapping[str, Any]) -> Quantization | None:
-    """What a config.json says; None for a 16-bit checkpoint.
-
-    compressed-tensors once called the entry `compression_config`.
-    """
-    entry = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(entry, dict):
-        return None
-    method = str(entry.get("quant_method", "unnamed"))
-    return Quantization(method, _numbers(method, entry))
+from loadgen.serving.hub import (
+    HubAnswer,
+    cached_snapshot,
+    endpoint,
+    fault_of_config,
+    fetch_config,
+    is_offline,
+    local_config,
+    read_config,
+)
+from loadgen.serving.quantization import Quantization, quantization_of
+from loadgen.serving.recipe import Recipe, load_recipes
 
 
 def note_of(checkpoint: str) -> str | None:
@@ -45,38 +31,73 @@ def note_of(checkpoint: str) -> str | None:
     return " ".join(note.split()) if isinstance(note, str) and note.strip() else None
 
 
+def held_by(checkpoint: str) -> Quantization | None:
+    """What the checkpoint's config.json on this machine says; None for 16 bits, or when this machine has none."""
+    return quantization_of(local_config(checkpoint) or {})
+
+
+def serves(recipe: Recipe, found: Quantization) -> bool:
+    """Whether the recipe serves a checkpoint of that kind as it is."""
+    if found.obstacle or found.method not in recipe.quant_methods:
+        return False
+    return found.numbers in (None, recipe.numbers)
+
+
 def mismatch(recipe: Recipe, checkpoint: str, config: Mapping[str, Any], *, in_flight: bool) -> str | None:
     """One sentence when the recipe does not serve a checkpoint with this config.json, else None.
 
     `in_flight`: the recipe quantizes it while loading, so it must be 16-bit itself.
     """
     found = quantization_of(config)
+    if found is not None and found.obstacle:
+        return f"vLLM does not load {checkpoint}, which holds {found}: {found.obstacle}; name another with --checkpoint"
     if in_flight or not recipe.quant_methods:
         if found is None:
             return None
-        remedy = "name it with --checkpoint" if in_flight else "choose the recipe of that method"
-        return f"recipe {recipe.name!r} starts from 16-bit weights and {checkpoint} holds {found}; {remedy}"
-    wanted = " or ".join(str(Quantization(method, recipe.numbers)) for method in recipe.quant_methods)
+        remedy = "name it with --checkpoint" if serves(recipe, found) else "give the 16-bit model"
+        return (
+            f"recipe {recipe.name!r} starts from 16-bit weights and {checkpoint} holds {found}; {remedy} "
+            f"({_recipe_for(found)})"
+        )
+    wanted = " or ".join(Quantization(method, recipe.numbers).kind for method in recipe.quant_methods)
     if found is None:
-        held = "has no quantization_config"
-    elif found.method in recipe.quant_methods and found.numbers in (None, recipe.numbers):
+        held = "has no quantization_config; name another with --checkpoint"
+    elif serves(recipe, found):
         return None
     else:
-        held = f"holds {found}"
-    return f"recipe {recipe.name!r} serves {wanted} and {checkpoint} {held}; name another with --checkpoint"
+        held = f"holds {found}; name another with --checkpoint ({_recipe_for(found)})"
+    return f"recipe {recipe.name!r} serves {wanted} and {checkpoint} {held}"
+
+
+def _recipe_for(found: Quantization) -> str:
+    names = [repr(name) for name, recipe in load_recipes().items() if serves(recipe, found)]
+    return f"recipe {' or '.join(names)} serves it" if names else "no recipe serves it"
 
 
 def require_quantization(recipe: Recipe, checkpoint: str, *, in_flight: bool, online: bool) -> None:
     """Raises UsageError when the checkpoint's config.json can be read and is not what the recipe serves.
 
     It is read from the folder or the hub's cache, and when `online` from the hub (at most 5 s); what cannot be read is
-    left to vLLM.
+    left to vLLM, except that a file of this machine must be a JSON object, and that the hub must let it be read.
     """
+    if fault := fault_of_config(checkpoint):
+        raise UsageError(fault)
     config = local_config(checkpoint)
     if config is None and online and not is_offline():
-        config = ask_hub(checkpoint).config
+        answer = ask_hub(checkpoint)
+        if answer.state == "gated":
+            raise UsageError(gated(checkpoint, answer.reason))
+        config = answer.config
     if config is not None and (sentence := mismatch(recipe, checkpoint, config, in_flight=in_flight)):
         raise UsageError(sentence)
+
+
+def gated(checkpoint: str, reason: str) -> str:
+    """The sentence about a checkpoint that the hub does not give to everybody."""
+    return (
+        f"the hub does not give {checkpoint} to this user ({reason}): accept its licence on "
+        f"{endpoint()}/{checkpoint} and set HF_TOKEN to a token that may read it; it may also not exist"
+    )
 
 
 def checkpoint_identity(checkpoint: str) -> str | None:
@@ -99,23 +120,3 @@ def ask_hub(checkpoint: str) -> HubAnswer:
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
         return HubAnswer(state="absent", reason="not of the form ORGANISATION/NAME")
     return fetch_config(checkpoint)
-
-
-def _numbers(method: str, entry: Mapping[str, Any]) -> str | None:
-    if method in ("awq", "gptq"):
-        bits = entry.get("bits", entry.get("w_bit"))
-        return f"int{bits}" if isinstance(bits, int) else None
-    if method == "fp8":
-        return "float8/float8"
-    if method == "bitsandbytes":
-        return "int8" if entry.get("load_in_8bit") else str(entry.get("bnb_4bit_quant_type", "fp4"))
-    if method == "compressed-tensors":
-        groups = entry.get("config_groups")
-        named = {_group_numbers(group) for group in groups.values()} if isinstance(groups, dict) else set()
-        return " and ".join(sorted(named)) or None
-    return None
-
-
-def _group_numbers(group: Mapping[str, Any]) -> str:
-    sides = (group.get("weights"), group.get("input_activations"))
-    return "/".join(f"{side.get('type')}{side.get('num_bits')}" for side in sides if side)

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE
+
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 5.0
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
@@ -37,6 +39,19 @@ def endpoint() -> str:
 def is_offline() -> bool:
     """Whether `$HF_HUB_OFFLINE` or `$TRANSFORMERS_OFFLINE` asks for no connection."""
     return any(os.environ.get(name, "").upper() in _YES for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def hub_token() -> str | None:
+    """`$HF_TOKEN`, else what `hf auth login` left in `$HF_TOKEN_PATH` or in `token` of `$HF_HOME`; None without."""
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token
+    home = os.environ.get("HF_HOME")
+    folder = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    try:
+        path = Path(os.environ.get("HF_TOKEN_PATH") or folder / "token").expanduser()
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def cache_folder() -> Path:
@@ -65,29 +80,75 @@ def has_weights(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The config.json of a checkpoint's folder; None when there is none or it is no JSON object."""
+    """The config.json of a checkpoint's folder; None when there is none or it is not a JSON object.
+
+    Where it says nothing of quantization, what the file `BESIDE` says stands in for it, as in vLLM.
+    """
+    config = _read_object(folder / "config.json")
+    return config and (_with_beside(config, _read_object(folder / BESIDE)) if _wants_beside(config) else config)
+
+
+def fault_of_config(checkpoint: str) -> str | None:
+    """One sentence when this machine has a config.json of the checkpoint that is not a JSON object, else None."""
+    folder = _folder_of(checkpoint)
+    path = folder / "config.json" if folder else None
+    if path is None or not path.is_file():
+        return None
     try:
-        value = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return f"{path} cannot be read as JSON ({error}); put the checkpoint's own config.json there"
+    if isinstance(value, dict):
+        return None
+    return f"{path} is a JSON {type(value).__name__} where an object is expected; put the checkpoint's own file there"
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
+def _wants_beside(config: dict[str, Any]) -> bool:
+    parts = (config, *(part for name in NESTED if isinstance(part := config.get(name), dict)))
+    return not any(part.get(entry) for part in parts for entry in ENTRIES)
+
+
+def _with_beside(config: dict[str, Any], beside: dict[str, Any] | None) -> dict[str, Any]:
+    return {**config, ENTRIES[0]: {**beside, PLACE: BESIDE}} if beside else config
+
+
+def _folder_of(checkpoint: str) -> Path | None:
+    """The folder itself, or that of an id in the cache."""
+    folder = Path(checkpoint).expanduser()
+    return folder if folder.is_dir() else cached_snapshot(checkpoint)
+
+
 def local_config(checkpoint: str) -> dict[str, Any] | None:
     """The config.json of a folder, or of an id in the cache; None when this machine has none."""
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return read_config(folder)
-    snapshot = cached_snapshot(checkpoint)
-    return read_config(snapshot) if snapshot else None
+    folder = _folder_of(checkpoint)
+    return read_config(folder) if folder else None
 
 
 def fetch_config(checkpoint: str) -> HubAnswer:
-    """GET of the config.json of an id's branch `main`, with `$HF_TOKEN` where set; at most 5 s, never raises."""
-    token = os.environ.get("HF_TOKEN")
+    """GET of the config.json of an id's branch `main`, with the user's token if any; at most 5 s each, never raises.
+
+    Where it says nothing of quantization, the file `BESIDE` is asked for too.
+    """
+    answer = _fetch(checkpoint, "config.json")
+    if answer.config is None or not _wants_beside(answer.config):
+        return answer
+    beside = _fetch(checkpoint, BESIDE).config
+    return HubAnswer(state="found", config=_with_beside(answer.config, beside))
+
+
+def _fetch(checkpoint: str, name: str) -> HubAnswer:
+    token = hub_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        request = urllib.request.Request(f"{endpoint()}/{checkpoint}/resolve/main/config.json", headers=headers)
+        request = urllib.request.Request(f"{endpoint()}/{checkpoint}/resolve/main/{name}", headers=headers)
         with urllib.request.build_opener(_KeepsTokens).open(request, timeout=TIMEOUT_S) as answer:
             config = json.loads(answer.read())
     except urllib.error.HTTPError as error:
@@ -98,11 +159,11 @@ def fetch_config(checkpoint: str) -> HubAnswer:
         elif error.code in (401, 403):
             state = "gated"
         return HubAnswer(state=state, reason=said)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         said = str(getattr(error, "reason", error)) or type(error).__name__
         return HubAnswer(state="unreachable", reason=" ".join(said.split()))
     if not isinstance(config, dict):
-        return HubAnswer(state="unreachable", reason="config.json is no JSON object")
+        return HubAnswer(state="unreachable", reason=f"{name} is not a JSON object")
     return HubAnswer(state="found", config=config)
 
 

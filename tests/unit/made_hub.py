@@ -28,6 +28,8 @@ class MadeHub:
     def __init__(self, url: str, configs: Mapping[str, dict[str, Any]]) -> None:
         self.url = url
         self.configs = dict(configs)
+        self.beside: dict[str, dict[str, Any]] = {}
+        """Id -> its hf_quant_config.json."""
         self.gated: set[str] = set()
         self.moved: dict[str, str] = {}
         """Id -> the hub that it is redirected to."""
@@ -37,12 +39,14 @@ class MadeHub:
 
 @contextmanager
 def made_hub(configs: Mapping[str, dict[str, Any]]) -> Iterator[MadeHub]:
-    """A hub that answers GET /ORGANISATION/NAME/resolve/main/config.json."""
+    """A hub that answers GET /ORGANISATION/NAME/resolve/main/FILE of both files; `asked` counts config.json."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            name = self.path.removesuffix("/resolve/main/config.json").strip("/")
-            hub.asked.append((name, self.headers.get("Authorization")))
+            name, _, file = self.path.strip("/").partition("/resolve/main/")
+            held = hub.beside if file == "hf_quant_config.json" else hub.configs
+            if file == "config.json":
+                hub.asked.append((name, self.headers.get("Authorization")))
             if name in hub.moved:
                 self.send_response(307)
                 self.send_header("Location", f"{hub.moved[name]}{self.path}")
@@ -51,12 +55,12 @@ def made_hub(configs: Mapping[str, dict[str, Any]]) -> Iterator[MadeHub]:
                 self.send_response(401)
                 self.send_header("X-Error-Code", "GatedRepo")
                 self.end_headers()
-            elif name not in hub.configs:
+            elif name not in held:
                 self.send_error(404)
             else:
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(json.dumps(hub.configs[name]).encode())
+                self.wfile.write(json.dumps(held[name]).encode())
 
         def log_message(self, *_: object) -> None:
             pass
