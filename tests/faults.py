@@ -249,16 +249,16 @@ MACHINE_FAULTS = (
     MachineFault(
         "the exporter goes away",
         "SIGKILL in a window",
-        "that cell is invalid for its energy; later ones are measured without power, told as a warning",
+        "the energy of that cell is invalid; later ones are measured without power, told as a warning",
         "1",
         f"{_MACHINE}TestPower::test_an_exporter_that_goes_away_costs_energy_alone",
     ),
     MachineFault(
         "NVML loses a GPU",
         "a stub of the library that answers GPU_IS_LOST from some instant on",
-        "the cell is invalid for its energy",
+        "nothing of the cell is valid, its answers included",
         "1",
-        "tests/integration/test_sweep_power.py::test_a_gpu_lost_on_the_way_makes_the_cell_invalid",
+        "tests/integration/test_sweep_power.py::test_a_gpu_lost_on_the_way_leaves_nothing_of_the_cell_valid",
     ),
     MachineFault(
         "no driver",

@@ -120,7 +120,8 @@ def _analysis(
     manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer, damaged: list[str]
 ) -> dict[str, Any]:
     warnings = checkpoint_notes(manifest)
-    warnings += [f"{_name(cell)}: {cell.reasons}" for cell in cells if not cell.valid] + damaged
+    warnings += [f"{_name(cell)}: {cell.validity.sentence}" for cell in cells if not cell.validity.all_valid]
+    warnings += damaged
     measured = Counter((cell.target, cell.repeat) for cell in cells)
     warnings += [
         f"{failure['target']}, repeat {failure['repeat']}: {failure['error']}"
@@ -140,22 +141,24 @@ def _analysis(
     warnings += [
         f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
         for cell in cells
-        if cell.failures and "requests failed" not in cell.reasons
+        if cell.failures and "requests failed" not in cell.validity.sentence
     ]
-    doubtful = [cell for cell in cells if cell.energy.energy_verdict == "warning"]
+    doubtful = [cell for cell in cells if cell.validity.energy_valid and cell.energy.energy_reservations]
     if doubtful:
         warnings.append(
-            f"energy of {len(doubtful)} cells with a reservation (energy_reasons in cells.csv), as "
-            f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reasons}"
+            f"energy of {len(doubtful)} cells with a reservation (energy_reservations in cells.csv), as "
+            f"{_name(doubtful[0])}: {doubtful[0].energy.energy_reservations}"
         )
     warnings += [
         f"{_name(cell)}: {cell.traffic.dropped} of {cell.traffic.arrivals} arrivals were dropped and have no latency: "
         "the highest percentiles may be too low"
         for cell in cells
-        if cell.valid and cell.traffic.dropped
+        if cell.validity.latency_valid and cell.traffic.dropped
     ]
     warnings += [
-        f"{_name(cell)}: {said}" for cell in cells if cell.valid and (said := late_tail(cell.traffic)) is not None
+        f"{_name(cell)}: {said}"
+        for cell in cells
+        if cell.validity.latency_valid and (said := late_tail(cell.traffic)) is not None
     ]
     marks = share_marks(cells, manifest["config"]["reference"])
     if not manifest["config"].get("prefix_cache"):

@@ -48,7 +48,7 @@ def answer_of(
     settings: IndexSettings,
     processes: int = 1,
 ) -> Answer:
-    """Of the valid cells; `answers` as they stand, by target and concurrency.
+    """Each figure of the cells in which it is valid; `answers`: the valid ones, by target and concurrency.
 
     Of an open loop every crossover is refused and there are no indices: the arrivals set throughput and batch.
     """
@@ -93,14 +93,14 @@ def _points(
                     repeat=cell.repeat,
                     running_mean=cell.running_mean or None,
                     tokens_per_s=cell.tokens_per_s or None,
-                    energy_per_query_j=cell.energy.energy_per_query_j or None,
+                    energy_per_query_j=cell.figure("energy_per_query_j") or None,
                     energy_hli_per_query_j=cell.energy.energy_hli_per_query_j or None,
                     tokens_per_query=cell.output_tokens_mean or None,
                     memory_needed_bytes=cell.memory_needed_bytes or None,
                     memory_peak_bytes=cell.energy.memory_peak_bytes or None,
                 )
                 for cell in cells
-                if cell.valid and (cell.target, cell.concurrency) == key
+                if cell.validity.valid and (cell.target, cell.concurrency) == key
             ),
             scores=item_means(answers.get(key, {})) if comparable else {},
         )
@@ -118,7 +118,7 @@ class _Study:
         reference: str,
         settings: IndexSettings,
     ) -> None:
-        self._cells = {(cell.target, cell.concurrency, cell.repeat): cell for cell in cells if cell.valid}
+        self._cells = {(cell.target, cell.concurrency, cell.repeat): cell for cell in cells}
         self._points = points
         self._trust = trust
         self._reference = reference
@@ -157,17 +157,14 @@ class _Study:
             return None
         if metric in ("energy_per_correct_j", "si") and not self._accuracy_is_known(target, b):
             return None
-        if metric == "tokens_per_s":
-            return cell.tokens_per_s or None
         if metric == "energy_per_correct_j":
             scores = self._points[target, b].scores
             accuracy = sum(scores.values()) / len(scores) if scores else 0.0
-            joules = cell.energy.energy_per_query_j
+            joules = cell.figure("energy_per_query_j")
             return joules / accuracy if joules and accuracy else None
         if metric == "si":
             return self._si(cell)
-        value: float | None = getattr(cell.energy, metric)
-        return value or None
+        return cell.figure(metric) or None
 
     def _accuracy_is_known(self, target: str, b: int) -> bool:
         """T_SI has an interval: without one, a figure with accuracy in it has none either, and proves nothing."""
@@ -177,7 +174,9 @@ class _Study:
     def _window_error(self, target: str, b: int, repeat: int, metric: str) -> float | None:
         """Of the energy metrics, from the bootstrap inside the window."""
         cell = self._cells.get((target, b, repeat))
-        if cell is None or metric not in ("energy_per_token_j", "energy_per_query_j", "energy_per_correct_j"):
+        if metric not in ("energy_per_token_j", "energy_per_query_j", "energy_per_correct_j"):
+            return None
+        if cell is None or not cell.validity.energy_valid:
             return None
         low, high = cell.energy.energy_per_token_j_lo, cell.energy.energy_per_token_j_hi
         return log_error(low, high) if low and high else None
@@ -185,13 +184,13 @@ class _Study:
     def _si(self, cell: CellSummary) -> float | None:
         """SI of one repeat, T from all answers (of the reference: 1); None where a pillar is missing."""
         if cell.target == self._reference:
-            return 1.0
+            return 1.0 if cell.validity.valid else None
         against = self._cells.get((self._reference, cell.concurrency, cell.repeat))
         test = self._trust.of(cell.target, cell.concurrency)
         if against is None or test is None or not test.t_si:
             return None
-        speeds = cell.tokens_per_s, against.tokens_per_s
-        joules = cell.energy.energy_per_query_j, against.energy.energy_per_query_j
+        speeds = cell.figure("tokens_per_s"), against.figure("tokens_per_s")
+        joules = cell.figure("energy_per_query_j"), against.figure("energy_per_query_j")
         memories = _memory(cell), _memory(against)
         if None in speeds or None in joules or None in memories:
             return None

@@ -57,18 +57,20 @@ class CellReader:
             return None
         config, block = self._manifest["config"], (data.cell.target, data.cell.repeat, data.session)
         verdicts = grade_cell(data, self._grader)
+        summary = summarize_cell(
+            data,
+            verdicts,
+            self._powers.get(block),
+            graded=self._manifest["graded"],
+            memory=server_memory(self._manifest, *block),
+            max_error_rate=self._max_error_rate,
+            tdp_w=config.get("tdp_w"),
+            carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+            slo=self._slo,
+        )
         return CellResult(
-            summary=summarize_cell(
-                data,
-                verdicts,
-                self._powers.get(block),
-                memory=server_memory(self._manifest, *block),
-                max_error_rate=self._max_error_rate,
-                tdp_w=config.get("tdp_w"),
-                carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
-                slo=self._slo,
-            ),
-            answers=cell_answers(data, verdicts, self._max_error_rate),
+            summary=summary,
+            answers=cell_answers(data, verdicts if summary.validity.answers_valid else [None] * len(verdicts)),
             requests=requests_table(data, verdicts, self._grader.items),
             server=server_table(data),
             damaged=data.damaged,

@@ -20,7 +20,7 @@ from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.prefixcache import hit_share
 from loadgen.analysis.quantiles import percentiles
 from loadgen.analysis.traffic import Traffic, traffic_of
-from loadgen.analysis.validity import Evidence, reasons_against
+from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.config import MAX_ERROR_RATE
@@ -43,8 +43,7 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     repeat: int
     session: int
     """Of the run's sessions, 1 unless it was resumed."""
-    valid: bool
-    reasons: str
+    validity: Validity
     requests: int
     errors: int
     failures: int
@@ -111,13 +110,22 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def client_doubt(self) -> str | None:
         """Why the p99 figures of a valid cell may be the client's."""
-        return client_doubt(self.client, icl_ms=self.icl_ms_mean) if self.valid else None
+        return client_doubt(self.client, icl_ms=self.icl_ms_mean) if self.validity.latency_valid else None
+
+    def figure(self, name: str) -> float | None:
+        """One of its figures, `name` as in cells.csv; None where it was not measured, or where it is not valid."""
+        part = next(part for part in (self, self.energy, self.goodput, self.traffic) if hasattr(part, name))
+        value: float | None = getattr(part, name)
+        return value if self.validity.supports(name) else None
 
     def columns(self) -> dict[str, Any]:
         """The row as a flat mapping, in the order of its parts."""
         row: dict[str, Any] = {}
         for name in self.__struct_fields__:
             value = getattr(self, name)
+            if isinstance(value, Validity):
+                row |= value.columns()
+                continue
             row |= msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else {name: value}
         return row
 
@@ -132,13 +140,14 @@ def summarize_cell(
     verdicts: Sequence[Verdict | None],
     power: PowerData | None = None,
     *,
+    graded: bool = True,
     memory: ServerMemory | None = None,
     max_error_rate: float = MAX_ERROR_RATE,
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
     slo: Slo | None = None,
 ) -> CellSummary:
-    """The cell's row. `verdicts` as from `grade_cell`, or all None when answers are not to be graded."""
+    """The cell's row. `verdicts` as from `grade_cell`, or all None; `graded`: the run has answers that can be."""
     window = data.window
     window_s = (window[1] - window[0]) / 1e9 if window else None
     ended = answered_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
@@ -154,6 +163,7 @@ def summarize_cell(
     checks = client_checks(
         client, icl_ms=latencies["icl_ms_mean"], e2e_ms=latencies["e2e_ms_mean"], open_loop=data.open_loop
     )
+    asked = data.measured & ~data.dropped
     evidence = Evidence(
         concurrency=data.cell.concurrency,
         aborted=data.end.aborted if data.end else None,
@@ -176,6 +186,8 @@ def summarize_cell(
         traffic=traffic if data.open_loop else None,
         client_bound=tuple(check.sentence for check in checks if check.failed),
         max_error_rate=max_error_rate,
+        asked=int(asked.sum()) if graded else None,
+        unanswered=int((asked & ~data.ok).sum()),
     )
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
     tokens_per_query = float(lengths.mean()) if lengths.size else None
@@ -187,10 +199,11 @@ def summarize_cell(
         tokens_per_query=tokens_per_query,
         e2e_s=float(e2e.mean()) if e2e.size else None,
     )
-    energy = energy_of_cell(data, power, work, tdp_w=tdp_w, carbon_kg_per_kwh=carbon_kg_per_kwh)
-    reasons = reasons_against(evidence)
-    if energy.energy_verdict == "invalid":
-        reasons.append(f"energy: {energy.energy_reasons}")
+    energy, found = energy_of_cell(data, power, work, tdp_w=tdp_w, carbon_kg_per_kwh=carbon_kg_per_kwh)
+    dead = (data.end.aborted,) if data.end and data.end.aborted and data.end.server_lost else ()
+    validity = validity_of(
+        msgspec.structs.replace(evidence, lost=(*dead, *found.lost), slowed=found.slowed, energy=found.energy)
+    )
     judged = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
     return CellSummary(
         target=data.cell.target,
@@ -198,8 +211,7 @@ def summarize_cell(
         concurrency=data.cell.concurrency,
         repeat=data.cell.repeat,
         session=data.session,
-        valid=not reasons,
-        reasons="; ".join(reasons),
+        validity=validity,
         requests=evidence.requests,
         errors=evidence.errors,
         failures=len(failures),

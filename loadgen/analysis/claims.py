@@ -128,8 +128,8 @@ def _energy_falls_with_batch(cells: Sequence[CellSummary]) -> Iterator[Claim]:
     for target in dict.fromkeys(cell.target for cell in cells):
         by_b: dict[int, list[float]] = {}
         for cell in cells:
-            joules = cell.energy.energy_per_query_j
-            if cell.target == target and cell.valid and joules:
+            joules = cell.figure("energy_per_query_j")
+            if cell.target == target and joules:
                 by_b.setdefault(cell.concurrency, []).append(float(np.log(joules)))
         steps = [(a, b) for a, b in pairwise(sorted(by_b)) if len(by_b[a]) > 1 and len(by_b[b]) > 1]
         if not steps:

@@ -24,8 +24,8 @@ class CellEnergy(msgspec.Struct, frozen=True, kw_only=True):
 
     energy_j: float | None = None
     """Gross energy of the window."""
-    energy_verdict: str | None = None
-    energy_reasons: str | None = None
+    energy_reservations: str | None = None
+    """What leaves the energy valid and is worth knowing: its edges, a source without a second one to check it."""
     energy_source: str | None = None
     energy_counter_j: float | None = None
     energy_integral_j: float | None = None
@@ -50,6 +50,18 @@ class CellEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """GPU memory less its peak use; what a server reserves for its KV cache counts as used."""
 
 
+class EnergyFindings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the power samples of a cell's window say against its figures, a sentence each."""
+
+    lost: tuple[str, ...] = ()
+    """A GPU is gone."""
+    slowed: tuple[str, ...] = ()
+    """Heat or the supply lowered a GPU's clocks."""
+    energy: tuple[str, ...] | None = None
+    """Against the energy alone; None: it was not measured."""
+    reservations: tuple[str, ...] = ()
+
+
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """What the joules were spent on, from the same window."""
 
@@ -62,11 +74,12 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 def energy_of_cell(
     data: CellData, power: PowerData | None, work: Work, *, tdp_w: float | None, carbon_kg_per_kwh: float | None
-) -> CellEnergy:
-    """The cell's energy columns. `tdp_w` is the datasheet's board power; without it NVML's default limit bounds."""
+) -> tuple[CellEnergy, EnergyFindings]:
+    """The cell's energy columns, and what stands against them. `tdp_w` is the datasheet's board power; without it
+    NVML's default limit bounds."""
     window = data.window
     if window is None:
-        return CellEnergy()
+        return CellEnergy(), EnergyFindings(energy=None if power is None else ())
     bound_w = tdp_w if tdp_w is not None else power.limit_default_w if power else None
     seconds_per_query = None
     if work.tokens_per_query and work.tokens:
@@ -76,24 +89,23 @@ def energy_of_cell(
         energy_hli_per_query_j=bound_w * seconds_per_query if bound_w and seconds_per_query else None,
     )
     if power is None:
-        return bound
+        return bound, EnergyFindings()
     around = power.around(*window)
     parts = [energy_of_window(trace, *window) for trace in around]
     energy_j = _sum([part.energy_j for part in parts])
     per_token_j = energy_j / work.tokens if energy_j is not None and work.tokens else None
     per_query_j = per_token_j * work.tokens_per_query if per_token_j is not None and work.tokens_per_query else None
     low, high = _interval(data, around, window, work, per_token_j)
-    verdict, reasons = _verdict(parts, power)
+    findings = _findings(parts, power)
     counter_j, integral_j = _sum([p.counter_j for p in parts]), _sum([p.integral_j for p in parts])
     rest_w = _sum([power.rest_w.get(gpu) for gpu in power.samples])
     peaks = [part.memory_used_bytes_max for part in parts]
     peak_bytes = sum(p for p in peaks if p is not None) if peaks and None not in peaks else None
     total_bytes = power.memory_total_bytes
-    return msgspec.structs.replace(
+    energy = msgspec.structs.replace(
         bound,
         energy_j=energy_j,
-        energy_verdict=verdict,
-        energy_reasons="; ".join(reasons),
+        energy_reservations="; ".join(findings.reservations),
         energy_source="+".join(sorted({part.source for part in parts if part.source})) or None,
         energy_counter_j=counter_j,
         energy_integral_j=integral_j,
@@ -112,17 +124,25 @@ def energy_of_cell(
         memory_peak_bytes=peak_bytes,
         memory_headroom_bytes=total_bytes - peak_bytes if total_bytes is not None and peak_bytes is not None else None,
     )
+    return energy, findings
 
 
-def _verdict(parts: list[WindowEnergy], power: PowerData) -> tuple[str, list[str]]:
+def _findings(parts: list[WindowEnergy], power: PowerData) -> EnergyFindings:
+    """Of all GPUs together; an equal sentence of several stands once."""
+    lost = [reason for part in parts for reason in part.lost]
+    slowed = [reason for part in parts for reason in part.slowed]
+    reservations = [reason for part in parts for reason in part.reservations]
+    elsewhere = {*lost, *slowed, *reservations}
+    against = [reason for part in parts for reason in part.reasons if reason not in elsewhere]
+    against += [f"{gpu} is in MIG mode: its energy is the whole GPU's" for gpu in power.mig]
     if not parts:
-        return "invalid", ["no power sample at all"]
-    reasons = [reason for part in parts for reason in part.reasons]
-    reasons += [f"{gpu} is in MIG mode: its energy is the whole GPU's" for gpu in power.mig]
-    verdicts = {part.verdict for part in parts}
-    if "invalid" in verdicts or power.mig:
-        return "invalid", reasons
-    return ("warning" if "warning" in verdicts else "good"), reasons
+        against.append("no power sample at all")
+    return EnergyFindings(
+        lost=tuple(dict.fromkeys(lost)),
+        slowed=tuple(dict.fromkeys(slowed)),
+        energy=tuple(dict.fromkeys(against)),
+        reservations=tuple(dict.fromkeys(reservations)),
+    )
 
 
 def _sum(values: list[float | None]) -> float | None:

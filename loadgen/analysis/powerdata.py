@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
         return {gpu: msgspec.to_builtins(calibration_of(trace)) for gpu, trace in self.samples.items() if len(trace)}
 
     def around(self, t0_ns: int, t1_ns: int) -> list[PowerTrace]:
-        """Of each GPU what a window from t0 to t1 needs."""
-        return [trace.between(t0_ns - EDGE_NS, t1_ns + EDGE_NS) for trace in self.samples.values()]
+        """Of each GPU what a window from t0 to t1 needs; of one without a sample there its last one, which says why."""
+        near = [(trace, trace.between(t0_ns - EDGE_NS, t1_ns + EDGE_NS)) for trace in self.samples.values()]
+        return [found if len(found) else trace.last() for trace, found in near]
 
 
 def read_powers(run_dir: Path, manifest: dict[str, Any], processes: int) -> dict[Server, PowerData]:
@@ -86,12 +88,12 @@ def read_power(
         {},
     )
     gpus = block.get("gpus", [])
-    samples, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS)
+    uuids = [gpu["uuid"] for gpu in gpus]
+    samples, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS, uuids)
     memories = [gpu["memory_total_bytes"] for gpu in gpus]
     limits = [gpu["power_limit_default_w"] for gpu in gpus]
     return PowerData(
-        # A GPU that was lost long before has no sample here, and that counts.
-        samples=traces_of(samples, [gpu["uuid"] for gpu in gpus]),
+        samples=traces_of(samples, uuids),
         rest_w=block.get("rest_w", {}),
         damaged=damaged,
         limit_default_w=sum(limits) if limits and None not in limits else None,
@@ -107,12 +109,14 @@ def _samples(path: Path, start: int = 0) -> tuple[list[PowerSample], int]:
         return [sample for block in lines for sample in _decode_lines(block)], lines.damaged
 
 
-def _latest(path: Path, since_ns: int) -> tuple[list[PowerSample], int]:
-    """From before `since_ns` on; the file is in the order of time, give or take a pull's GPUs."""
+def _latest(path: Path, since_ns: int, uuids: Sequence[str]) -> tuple[list[PowerSample], int]:
+    """From before `since_ns` on; the file is in the order of time, give or take a pull's GPUs. All of it where one of
+    `uuids` has no sample there: its last one tells whether it was lost."""
     size, reach = path.stat().st_size, TAIL_BYTES
     while True:
         start = max(0, size - reach)
         samples, damaged = _samples(path, start)
-        if start == 0 or (samples and samples[0].t_ns < since_ns):
+        enough = samples and samples[0].t_ns < since_ns
+        if start == 0 or (enough and {*uuids} <= {sample.gpu for sample in samples}):
             return samples, damaged
-        reach *= 4
+        reach = size if enough else reach * 4

@@ -14,8 +14,6 @@ from loadgen.analysis.celldata import CellData
 from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.pairing import Asked
 from loadgen.analysis.trust.study import Side
-from loadgen.analysis.validity import answers_stand
-from loadgen.sweep.config import MAX_ERROR_RATE
 from loadgen.workload.grading import Verdict
 
 Key = tuple[str, int]
@@ -24,7 +22,7 @@ _SETTINGS = ("temperature", "seed", "api", "stops", "thinking")
 
 
 class CellAnswers(msgspec.Struct, frozen=True, kw_only=True):
-    """The graded answers of one cell; none where too many of its requests failed."""
+    """The graded answers of one cell; none where they are not valid."""
 
     target: str
     concurrency: int
@@ -42,14 +40,10 @@ def _unpacked(packed: bytes) -> CellAnswers:
     return msgspec.msgpack.decode(packed, type=CellAnswers)
 
 
-def cell_answers(
-    data: CellData, verdicts: Sequence[Verdict | None], max_error_rate: float = MAX_ERROR_RATE
-) -> CellAnswers:
-    """Answers of cells that failed too often are left out, whatever else the cells measured."""
+def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnswers:
+    """Of the exchanges that have a verdict."""
     graded = [v is not None for v in verdicts]
     asked, outcomes = list(compress(data.exchanges, graded)), [v.outcome for v in verdicts if v is not None]
-    if not answers_stand(len(asked), outcomes.count("error"), max_error_rate):
-        asked, outcomes = [], []
     alike = Counter((e.item_id, e.text, e.output_tokens, o) for e, o in zip(asked, outcomes, strict=True))
     answers: dict[str, list[Answer]] = defaultdict(list)
     for (item, text, output_tokens, outcome), times in alike.items():

@@ -33,8 +33,10 @@ ENERGY = (
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
     "tokens_per_j", "energy_net_j", "energy_per_query_completions_j", "carbon_g_per_query", "memory_peak_bytes",
 )  # fmt: skip
+GOODPUT = ("goodput_per_s", "goodput_share", "energy_per_good_query_j")
 COLUMNS = (
-    "target", "precision", "concurrency", "repeats", "valid", "requests", "errors", "window_s", "output_tokens",
+    "target", "precision", "concurrency", "repeats", "valid", "latency_valid", "energy_valid", "answers_valid",
+    "requests", "errors", "window_s", "output_tokens",
     "tokens_per_s", "tokens_per_s_lo", "tokens_per_s_hi", "inflight_mean", "running_mean",
     *AVERAGED[:13],
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
@@ -62,11 +64,11 @@ def summarize(
 ) -> list[Row]:
     """Rows in the order of first appearance, with the columns of `COLUMNS`.
 
-    `repeats` counts the cells, `valid` the valid ones. Rates, latencies and lengths are means over the valid cells'
-    own figures (so a p99 is the mean of the repeats' p99s) and empty if no cell is valid; counts are sums over the
-    same cells; window, in-flight, running batch and an open loop's traffic are shown of invalid cells too, as a
-    diagnosis.
-    `answers` maps (target, concurrency) to the graded answers that stand (`answers_stand`), whether or not the cells'
+    `repeats` counts the cells, `valid` those whose load is valid, `latency_valid` and so on those of the other
+    quantities. A figure is the mean over the cells in which its quantity is valid (`quantities_of`; so a p99 is the
+    mean of the repeats' p99s), and empty if there is none; counts are sums over cells with a valid load. Window,
+    in-flight, running batch and an open loop's traffic are shown of invalid cells too, as a diagnosis.
+    `answers` maps (target, concurrency) to the graded answers that stand (valid ones), whether or not the cells'
     rates and joules do.
     """
     groups: dict[tuple[str, int], list[CellSummary]] = {}
@@ -81,7 +83,7 @@ def summarize(
 def _row(
     cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None, indices: TargetIndices | None
 ) -> Row:
-    valid = [cell for cell in cells if cell.valid]
+    valid = [cell for cell in cells if cell.validity.valid]
     counted = valid or cells
     row: Row = dict.fromkeys(COLUMNS)
     row |= {
@@ -90,27 +92,27 @@ def _row(
         "concurrency": cells[0].concurrency,
         "repeats": len(cells),
         "valid": len(valid),
+        "latency_valid": _count([cell.validity.latency_valid for cell in cells]),
+        "energy_valid": _count([cell.validity.energy_valid for cell in cells]),
+        "answers_valid": _count([cell.validity.answers_valid for cell in cells]),
         "requests": sum(cell.requests for cell in counted),
         "errors": sum(cell.errors for cell in counted),
         "simulated": any(cell.simulated for cell in cells),
     }
     for column in DIAGNOSTICS:
         row[column] = _mean(counted, column)
-    for column in AVERAGED:
-        row[column] = _mean(valid, column)
-    traffics, goodputs = [cell.traffic for cell in counted], [cell.goodput for cell in valid]
+    for column in (*AVERAGED, *ENERGY, *GOODPUT):
+        row[column] = _mean_of([cell.figure(column) for cell in cells])
+    traffics = [cell.traffic for cell in counted]
+    goodputs = [cell.goodput for cell in cells if cell.validity.latency_valid]
     row["arrival"] = traffics[0].arrival
     for column in TRAFFIC:
         row[column] = _mean(traffics, column)
     for column in COUNTED:
         row[column] = _sum(traffics, column)
     row["good"] = _sum(goodputs, "good")
-    for column in ("goodput_per_s", "goodput_share", "energy_per_good_query_j"):
-        row[column] = _mean(goodputs, column)
     row["goodput_per_s_lo"], row["goodput_per_s_hi"] = _goodput_interval(goodputs)
-    energies = [cell.energy for cell in valid]
-    for column in ENERGY:
-        row[column] = _mean(energies, column)
+    energies = [cell.energy for cell in cells if cell.validity.energy_valid]
     row["energy_per_token_j_lo"], row["energy_per_token_j_hi"] = _energy_interval(energies)
     row["energy_per_query_j_lo"], row["energy_per_query_j_hi"] = rate_interval(
         [e.energy_per_query_j for e in energies if e.energy_per_query_j is not None]
@@ -165,9 +167,19 @@ def _goodput_interval(goodputs: Sequence[Goodput]) -> tuple[float | None, float 
     return rate_interval(rates) if all(rates) else (None, None)
 
 
+def _count(verdicts: Sequence[bool | None]) -> int | None:
+    """Of the valid ones; None where no cell has a verdict."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return sum(known) if known else None
+
+
 def _mean(parts: Sequence[Part], column: str) -> float | None:
-    values = [value for part in parts if (value := getattr(part, column)) is not None]
-    return float(np.mean(values)) if values else None
+    return _mean_of([getattr(part, column) for part in parts])
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _sum(parts: Sequence[Part], column: str) -> int | None:

@@ -1,4 +1,7 @@
-"""When a cell's figures may be believed; every limit stands here, the client's own in `analysis.client`."""
+"""Validity: which of a cell's figures may be believed, quantity by quantity.
+
+Every limit is here; the client's own limits are in `analysis.client`, those of energy in `power.energy`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from loadgen.analysis.quantity import QUANTITIES, quantities_of
 from loadgen.analysis.traffic import Traffic
 from loadgen.sweep.config import MAX_ERROR_RATE
 
@@ -37,6 +41,88 @@ BACKLOG_NOISE = 3.0
 
 CLIENT_BOUND = "client-bound: "
 """How the reasons begin that hold the client to be what was measured."""
+
+
+class Validity(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict on each quantity of a cell: the reasons against it, none where its figures may be believed.
+
+    To add a reason, append it to the quantity that it concerns: in `load_reasons`, `latency_reasons` or
+    `answers_reasons` below, of energy in `power.energy`. What follows for the other quantities is computed here.
+    """
+
+    load: tuple[str, ...] = ()
+    """Against the batch and the load, and so against throughput. Latency and energy of such a cell belong to another
+    load: they are not valid either."""
+    latency: tuple[str, ...] = ()
+    """Against the latencies alone."""
+    energy: tuple[str, ...] | None = None
+    """Against the energy alone; None: energy was not measured."""
+    answers: tuple[str, ...] | None = ()
+    """Against the answers; None: they are not graded."""
+
+    @property
+    def valid(self) -> bool:
+        """Throughput, the running batch, and all that needs no more than these."""
+        return not self.load
+
+    @property
+    def latency_valid(self) -> bool:
+        return self.valid and not self.latency
+
+    @property
+    def energy_valid(self) -> bool | None:
+        return None if self.energy is None else self.valid and not self.energy
+
+    @property
+    def answers_valid(self) -> bool | None:
+        return None if self.answers is None else not self.answers
+
+    def supports(self, figure: str) -> bool:
+        """Whether a figure of the cell may be believed; `figure` as in `quantities_of`."""
+        valid = {
+            "load": self.valid, "latency": self.latency_valid, "energy": self.energy_valid,
+            "answers": self.answers_valid,
+        }  # fmt: skip
+        return all(valid[quantity] for quantity in quantities_of(figure))
+
+    @property
+    def all_valid(self) -> bool:
+        """Nothing that was measured is invalid."""
+        return not self.told
+
+    @property
+    def reasons(self) -> str:
+        return "; ".join(self.load)
+
+    @property
+    def told(self) -> tuple[tuple[str, str], ...]:
+        """(quantity, reasons) of each that has some, every reason once: under `load` if it is one against the load."""
+        said: set[str] = set()
+        found = []
+        for quantity in QUANTITIES:
+            new = [reason for reason in dict.fromkeys(getattr(self, quantity) or ()) if reason not in said]
+            said.update(new)
+            if new:
+                found.append((quantity, "; ".join(new)))
+        return tuple(found)
+
+    @property
+    def sentence(self) -> str:
+        """All reasons, each once, with the name of the quantity before those that leave the load valid."""
+        return "; ".join(said if quantity == "load" else f"{quantity}: {said}" for quantity, said in self.told)
+
+    def columns(self) -> dict[str, bool | str | None]:
+        """Of cells.csv: each quantity with all reasons why it is invalid, those against the load among them."""
+        return {
+            "valid": self.valid,
+            "reasons": self.reasons,
+            "latency_valid": self.latency_valid,
+            "latency_reasons": "; ".join(dict.fromkeys((*self.load, *self.latency))),
+            "energy_valid": self.energy_valid,
+            "energy_reasons": None if self.energy is None else "; ".join(dict.fromkeys((*self.load, *self.energy))),
+            "answers_valid": self.answers_valid,
+            "answers_reasons": None if self.answers is None else "; ".join(self.answers),
+        }
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,17 +157,47 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     client_bound: tuple[str, ...] = ()
     """What says that the client, not the server, was measured."""
     max_error_rate: float = MAX_ERROR_RATE
+    lost: tuple[str, ...] = ()
+    """What ended everything within the cell: a lost GPU, a dead server. No figure of the cell stands."""
+    slowed: tuple[str, ...] = ()
+    """Heat or the supply lowered the GPU's clocks: its speed, latency and energy are those of the cooling."""
+    asked: int | None = None
+    """Measured requests that were sent, in the window or in its drain; None: their answers are not graded."""
+    unanswered: int = 0
+    """Of `asked`, those that failed."""
+    energy: tuple[str, ...] | None = None
+    """What `power.energy` has against the energy; None: it was not measured."""
 
 
-def reasons_against(e: Evidence) -> list[str]:
-    """Why the cell is invalid, a sentence each with its figures; empty: valid."""
+def validity_of(e: Evidence) -> Validity:
+    """The verdict on every quantity."""
+    return Validity(
+        load=tuple(load_reasons(e)),
+        latency=tuple(latency_reasons(e)),
+        energy=None if e.energy is None else (*e.lost, *e.energy),
+        answers=None if e.asked is None else tuple(answers_reasons(e)),
+    )
+
+
+def latency_reasons(e: Evidence) -> list[str]:
+    """Why the latencies are invalid, where it is not the load that makes them so."""
+    return []
+
+
+def load_reasons(e: Evidence) -> list[str]:
+    """Why batch and load are invalid, a sentence each with its figures; empty: valid."""
+    if e.lost:
+        return [*e.lost]
+    return [*e.slowed, *_load_reasons(e)]
+
+
+def _load_reasons(e: Evidence) -> list[str]:
     if not e.has_window:
         return [e.aborted or "interrupted before the window opened"]
     reasons = [e.aborted] if e.aborted else []
     if e.restarted:
         reasons.append("the server's counters went back: it was restarted within the cell")
-    if e.errors > e.max_error_rate * (e.requests + e.errors):
-        reasons.append(f"{e.errors} of {e.requests + e.errors} requests failed, the first: {e.first_error}")
+    reasons += _failures(e)
     if e.requests == 0:
         reasons.append(
             "no request ended within the window; make --duration longer"
@@ -175,9 +291,22 @@ def max_error_rate(config: Mapping[str, Any]) -> float:
     return float(config.get("max_error_rate", MAX_ERROR_RATE))
 
 
-def answers_stand(answers: int, errors: int, max_error_rate: float = MAX_ERROR_RATE) -> bool:
-    """Whether a cell's answers may be graded: `errors` of so many failed. Batch and energy do not enter into it."""
-    return answers > 0 and errors <= max_error_rate * answers
+def answers_reasons(e: Evidence) -> list[str]:
+    """Why the answers may not be graded. Batch, latency and energy do not enter into it."""
+    if e.lost:
+        return [*e.lost]
+    if not e.asked:
+        return ["no measured request was sent"] if e.has_window else _load_reasons(e)
+    if e.unanswered > e.max_error_rate * e.asked:
+        return _failures(e) or [f"{e.unanswered} of {e.asked} measured requests failed"]
+    return []
+
+
+def _failures(e: Evidence) -> list[str]:
+    """That too many requests of the window failed."""
+    if e.errors <= e.max_error_rate * (e.requests + e.errors):
+        return []
+    return [f"{e.errors} of {e.requests + e.errors} requests failed, the first: {e.first_error}"]
 
 
 def _cause(e: Evidence) -> str:

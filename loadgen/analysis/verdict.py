@@ -31,6 +31,17 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
     block = data.cell.target, data.cell.repeat, data.session
     power = read_power(run_dir, manifest, *block, since_ns=since_ns)
     cell = summarize_cell(
-        data, [None] * len(data.exchanges), power, max_error_rate=max_error_rate(manifest["config"])
+        data,
+        [None] * len(data.exchanges),
+        power,
+        graded=manifest["graded"],
+        max_error_rate=max_error_rate(manifest["config"]),
     )
-    return CellVerdict(valid=cell.valid, reasons=cell.reasons)
+    found = cell.validity
+    return CellVerdict(
+        valid=found.valid,
+        latency_valid=found.latency_valid,
+        energy_valid=found.energy_valid,
+        answers_valid=found.answers_valid,
+        reasons=found.sentence,
+    )

@@ -50,7 +50,13 @@ class WindowEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """energy_j over the window's length."""
     verdict: Literal["good", "warning", "invalid"]
     reasons: tuple[str, ...]
-    """Why not good, a sentence each with its figures."""
+    """Why not good, a sentence each with its figures: those that make it invalid first."""
+    lost: tuple[str, ...] = ()
+    """Of `reasons`, that the GPU is gone: nothing that was measured on it in the window stands."""
+    slowed: tuple[str, ...] = ()
+    """Of `reasons`, that heat or the supply lowered its clocks: neither speed nor energy are those of its work."""
+    reservations: tuple[str, ...] = ()
+    """Of `reasons`, those that leave the window valid."""
     samples: int
     max_gap_s: float | None
     temperature_c_max: float | None = None
@@ -103,6 +109,8 @@ class _Window:
     near: PowerTrace
     t0_ns: int
     t1_ns: int
+    lost: list[str] = field(default_factory=list)
+    slowed: list[str] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     counter_j: float | None = None
@@ -131,7 +139,7 @@ class _Window:
                 if error.startswith(GPU_LOST) and t_ns <= self.t1_ns:
                     after_s = (t_ns - self.t0_ns) / 1e9
                     when = f"{after_s:.2f} s into" if after_s > 0 else f"{-after_s:.2f} s before"
-                    self.invalid.append(f"the GPU was lost {when} the window ({error.removeprefix(GPU_LOST)})")
+                    self.lost.append(f"the GPU was lost {when} the window ({error.removeprefix(GPU_LOST)})")
                     return
 
     def check_cover(self) -> bool:
@@ -253,7 +261,7 @@ class _Window:
 
     def check_throttle(self) -> None:
         masks = self.throttle_masks()
-        for bits, into in ((throttle.FOREIGN, self.invalid), (throttle.SW_POWER_CAP, self.warnings)):
+        for bits, into in ((throttle.FOREIGN, self.slowed), (throttle.SW_POWER_CAP, self.warnings)):
             for name in throttle.names(_any_bit(masks) & bits):
                 count = sum(name in throttle.names(mask) for mask in masks)
                 into.append(f"the GPU's clocks were lowered ({name}) in {count} of {len(masks)} readings")
@@ -261,6 +269,7 @@ class _Window:
     def result(self) -> WindowEnergy:
         energy_j = self.counter_j if self.counter_j is not None else self.integral_j
         source: Literal["counter", "integral"] = "counter" if self.counter_j is not None else "integral"
+        invalid = (*self.lost, *self.invalid, *self.slowed)
         return WindowEnergy(
             gpu=self.near.gpu,
             t0_ns=self.t0_ns,
@@ -271,8 +280,11 @@ class _Window:
             integral_j=self.integral_j,
             ratio=self.ratio(),
             power_w_mean=None if energy_j is None else energy_j / self.length_s,
-            verdict="invalid" if self.invalid else "warning" if self.warnings else "good",
-            reasons=(*self.invalid, *self.warnings),
+            verdict="invalid" if invalid else "warning" if self.warnings else "good",
+            reasons=(*invalid, *self.warnings),
+            lost=tuple(self.lost),
+            slowed=tuple(self.slowed),
+            reservations=tuple(self.warnings),
             samples=len(self.inside),
             max_gap_s=self.max_gap_s,
             temperature_c_max=max(_read(self.inside.temperature_c), default=None),

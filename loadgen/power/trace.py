@@ -44,6 +44,10 @@ class PowerTrace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         columns = {name: getattr(self, name)[begin:end] for name in self.__struct_fields__ if name != "gpu"}
         return PowerTrace(gpu=self.gpu, **columns)
 
+    def last(self) -> PowerTrace:
+        """Its last sample alone; empty if there is none."""
+        return self.between(int(self.t_ns[-1]), int(self.t_ns[-1])) if len(self) else self
+
 
 def trace_of(gpu: str, samples: Iterable[PowerSample]) -> PowerTrace:
     """Of one GPU's samples in any order; of two at one instant the later one stays the later."""

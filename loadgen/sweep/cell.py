@@ -77,6 +77,7 @@ class CellRun:
         self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
         self._t_start_ns = 0
         self._aborted: str | None = None
+        self._server_lost = False
         self._unwritable: OSError | None = None
 
     async def run(self) -> CellEnd:
@@ -117,6 +118,7 @@ class CellRun:
             window_close_ns=window[1] if window else None,
             generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
             aborted=self._aborted or load.failure,
+            server_lost=self._server_lost,
             **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
         if self._power is not None and window is not None and self._unwritable is None:
@@ -200,6 +202,7 @@ class CellRun:
                 self._aborted = died
             elif failures >= self._most_failures:
                 self._aborted = f"{failures} failures in a row, the last: {self._glance.last_error}"
+            self._server_lost = self._aborted is not None
         return self._aborted is not None
 
     # what comes back

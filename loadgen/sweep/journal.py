@@ -59,6 +59,9 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     loop_lag_ms_p99: float | None = None
     loop_lag_ms_max: float | None = None
     aborted: str | None = None
+    """Why it ended early."""
+    server_lost: bool = False
+    """It was `aborted` because the server is gone, or answers nothing any more."""
 
 
 Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample

@@ -54,12 +54,23 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the figures of an ended cell may be believed, as cells.csv will say."""
+    """Whether the figures of an ended cell may be believed, quantity by quantity, as cells.csv will say."""
 
     valid: bool | None
-    """None: not judged while the sweep runs."""
+    """Batch and load, and so throughput; None: not judged while the sweep runs."""
+    latency_valid: bool | None = None
+    energy_valid: bool | None = None
+    """None: also where energy was not measured."""
+    answers_valid: bool | None = None
+    """None: also where answers are not graded."""
     reasons: str = ""
-    """Why it is invalid, or why it was not judged."""
+    """Why a quantity is invalid, its name before those that leave the load valid; or why the cell was not judged."""
+
+    @property
+    def all_valid(self) -> bool | None:
+        """Nothing that was measured is invalid; None: not judged."""
+        told = (self.valid, self.latency_valid, self.energy_valid, self.answers_valid)
+        return None if self.valid is None else False not in told
 
 
 class Observer:

@@ -11,12 +11,15 @@ from made_run import answer, cell_data
 
 from loadgen.analysis.answer import Answer
 from loadgen.analysis.cells import CellSummary, summarize_cell
+from loadgen.analysis.validity import Validity
+
+INVALID = Validity(load=("the server died",), energy=())
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> CellSummary:
     data = cell_data(tmp_path, [answer(1100, [(1200, 1), (1300, 1)])])
-    return msgspec.structs.replace(summarize_cell(data, [None]), valid=True, reasons="")
+    return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
 def crossing(result: Answer, metric: str) -> tuple[float, str]:
@@ -56,7 +59,7 @@ def test_indices_are_those_of_the_paper(base: CellSummary) -> None:
 
 
 def test_an_invalid_cell_enters_nothing(base: CellSummary) -> None:
-    result = answered(cells(base, valid=False))
+    result = answered(cells(base, validity=INVALID))
     assert {found.status for found in result.crossovers} == {"unresolved"}
     assert all(found.refusal for found in result.crossovers)
 

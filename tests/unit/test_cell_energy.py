@@ -12,10 +12,12 @@ from made_run import MS, answer, cell, cell_data, ended, make_run, scrape
 import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.bootstrap import ratio_interval
-from loadgen.analysis.cells import summarize_cell
+from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.energy import CellEnergy, tokens_by_part
 from loadgen.analysis.powerdata import PowerData
-from loadgen.power.sample import PowerSample
+from loadgen.analysis.validity import Validity
+from loadgen.power import throttle
+from loadgen.power.sample import GPU_LOST, PowerSample
 from loadgen.power.trace import trace_of
 from loadgen.sweep.journal import Journal, power_file
 
@@ -31,13 +33,17 @@ def constant(watts: float, gpu: str = "GPU-a", *, until_ms: int = 43_000, **fiel
 
 
 def energy(tmp_path: Path, power: PowerData | None, **options: float | None) -> CellEnergy:
+    return figures(tmp_path, power, **options).energy
+
+
+def figures(tmp_path: Path, power: PowerData | None, **options: float | None) -> CellSummary:
     """A window of 40 s with one answer of 400 tokens, 10 a second, ended inside it."""
     tokens = [(1000 + 100 * (k + 1), 1) for k in range(400)]
     data = cell_data(
         tmp_path, [answer(900, tokens, end=40_999)],
-        [scrape(2000, running=1.0, waiting=0.0), scrape(40_000, running=1.0, waiting=0.0)], end=ended(WINDOW_MS),
+        [scrape(t, running=1.0, waiting=0.0) for t in range(2000, 41_000, 1000)], end=ended(WINDOW_MS),
     )  # fmt: skip
-    return summarize_cell(data, [None] * len(data.exchanges), power, **options).energy
+    return summarize_cell(data, [None] * len(data.exchanges), power, **options)
 
 
 def of(samples: dict[str, list[PowerSample]], **fields: object) -> PowerData:
@@ -47,8 +53,10 @@ def of(samples: dict[str, list[PowerSample]], **fields: object) -> PowerData:
 
 def test_energy_is_power_times_window_and_is_shared_by_its_tokens(tmp_path: Path) -> None:
     """300 W for 40 s: 12 000 J over the 399 or 400 tokens that arrived in (1 s, 41 s]: 30 J each."""
-    e = energy(tmp_path, of({"GPU-a": constant(300.0)}, rest_w={"GPU-a": 100.0}))
-    assert e.energy_verdict == "good", e.energy_reasons
+    cell = figures(tmp_path, of({"GPU-a": constant(300.0)}, rest_w={"GPU-a": 100.0}))
+    e = cell.energy
+    assert cell.validity == Validity(energy=())
+    assert e.energy_reservations == ""
     assert e.energy_j == pytest.approx(12_000, rel=1e-3)
     assert e.power_w_mean == pytest.approx(300, rel=1e-3)
     assert e.energy_per_token_j == pytest.approx(30, rel=1e-3)
@@ -64,9 +72,9 @@ def test_energies_of_several_gpus_add_up(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_cannot_be_told_leaves_the_sum_empty(tmp_path: Path) -> None:
-    e = energy(tmp_path, of({"GPU-a": constant(300.0), "GPU-b": constant(200.0, "GPU-b", until_ms=20_000)}))
-    assert e.energy_verdict == "invalid"
-    assert e.energy_j is None or e.energy_reasons
+    cell = figures(tmp_path, of({"GPU-a": constant(300.0), "GPU-b": constant(200.0, "GPU-b", until_ms=20_000)}))
+    assert cell.energy.energy_j is None
+    assert cell.validity.energy == ("samples cover only 0.000 to 18.975 s of the window's 40.000 s",)
 
 
 def test_the_bound_is_board_power_times_time_per_query(tmp_path: Path) -> None:
@@ -90,19 +98,43 @@ def test_carbon_is_energy_times_intensity(tmp_path: Path) -> None:
 
 
 def test_mig_makes_the_energy_somebody_elses_too(tmp_path: Path) -> None:
-    e = energy(tmp_path, of({"GPU-a": constant(300.0)}, mig=("GPU-a",)))
-    assert e.energy_verdict == "invalid"
-    assert "MIG" in (e.energy_reasons or "")
+    cell = figures(tmp_path, of({"GPU-a": constant(300.0)}, mig=("GPU-a",)))
+    assert cell.validity == Validity(energy=("GPU-a is in MIG mode: its energy is the whole GPU's",))
+    assert cell.figure("energy_per_token_j") is None
+    assert cell.figure("tokens_per_s") == pytest.approx(10)
 
 
-def test_invalid_energy_makes_the_cell_invalid(tmp_path: Path) -> None:
-    tokens = [(1000 + 100 * (k + 1), 1) for k in range(400)]
-    scrapes = [scrape(t, running=1.0, waiting=0.0) for t in range(2000, 41_000, 1000)]
-    data = cell_data(tmp_path, [answer(900, tokens, end=40_999)], scrapes, end=ended(WINDOW_MS))
-    good = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0)}))
-    bad = summarize_cell(data, [None] * len(data.exchanges), of({"GPU-a": constant(300.0, until_ms=20_000)}))
-    assert (good.valid, bad.valid) == (True, False)
-    assert bad.reasons.startswith("energy: ")
+@pytest.mark.parametrize(
+    ("fault", "valid"),
+    [
+        ({}, (True, True, True, True)),
+        ({"counter_j": 5.0}, (True, True, False, True)),
+        ({"throttle_reasons": throttle.HW_THERMAL_SLOWDOWN}, (False, False, False, True)),
+        ({"errors": (f"{GPU_LOST}NVML_ERROR_GPU_IS_LOST",)}, (False, False, False, False)),
+    ],
+)
+def test_what_the_gpu_shows_counts_against_what_it_concerns(
+    tmp_path: Path, fault: dict[str, object], valid: tuple[bool, ...]
+) -> None:
+    """At 20 s: a counter that begins again, heat, a GPU that is gone."""
+    before, at, after = constant(300.0)[:800], constant(300.0)[800], constant(300.0)[801:]
+    seen = [*before, msgspec.structs.replace(at, **fault), *after]
+    found = figures(tmp_path, of({"GPU-a": seen})).validity
+    assert (found.valid, found.latency_valid, found.energy_valid, found.answers_valid) == valid
+
+
+def test_a_gpu_that_was_lost_long_before_the_window_is_lost(tmp_path: Path) -> None:
+    """Its last sample is at 0.1 s; the window opens at 1 s, and what is kept for it begins 3 s before."""
+    until, code = constant(300.0, "GPU-b")[:4], f"{GPU_LOST}NVML_ERROR_GPU_IS_LOST"
+    gone = [*until, PowerSample(t_ns=100 * MS, latency_ns=MS, gpu="GPU-b", errors=(code,))]
+    shifted = [msgspec.structs.replace(sample, t_ns=sample.t_ns - 10_000 * MS) for sample in gone]
+    found = figures(tmp_path, of({"GPU-a": constant(300.0), "GPU-b": shifted})).validity
+    assert found.answers == ("the GPU was lost 10.90 s before the window (NVML_ERROR_GPU_IS_LOST)",) == found.load
+
+
+def test_without_a_sensor_energy_is_neither_valid_nor_invalid(tmp_path: Path) -> None:
+    row = figures(tmp_path, None).columns()
+    assert (row["valid"], row["energy_valid"], row["energy_reasons"]) == (True, None, None)
 
 
 def test_peak_memory_is_the_most_seen(tmp_path: Path) -> None:

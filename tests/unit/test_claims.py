@@ -13,12 +13,15 @@ from scipy import stats
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.claims import Claim, claims_of, welch
+from loadgen.analysis.validity import Validity
+
+INVALID = Validity(load=("the server died",), energy=())
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> CellSummary:
     data = cell_data(tmp_path, [answer(1100, [(1200, 1), (1300, 1)])])
-    return msgspec.structs.replace(summarize_cell(data, [None]), valid=True, reasons="")
+    return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
 def claims(made: list[CellSummary]) -> dict[tuple[str, ...], Claim]:
@@ -102,6 +105,6 @@ def test_the_same_answers_at_every_batch_support_theorem_4_5_2(base: CellSummary
 
 
 def test_what_was_not_measured_is_not_claimed(base: CellSummary) -> None:
-    made = cells(base, valid=False)
+    made = cells(base, validity=INVALID)
     sources = {source for source, *_ in claims(made)}
     assert sources == {"Theorem 4.5 (2)"}, "answers stand, speeds and joules do not"

@@ -21,6 +21,7 @@ from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.run import Run
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import write_analysis, write_cells, write_summary
+from loadgen.analysis.validity import Validity
 from loadgen.report.figures import Figure, draw_figures
 from loadgen.report.figures.backends import draw_backends, equal_bits
 from loadgen.report.figures.curves import draw_curves
@@ -53,7 +54,7 @@ def made_run(folder: Path, *, simulated: bool, spoiled: int = 0) -> Run:
     run_dir = make_run(folder / "run", concurrency=BATCHES, repeats=3, simulated=simulated)
     analyse(run_dir)
     data = cell_data(folder / "cell", [answer(1100, [(1200, 1), (1300, 1)])])
-    base = msgspec.structs.replace(summarize_cell(data, [None]), valid=True, reasons="", simulated=simulated)
+    base = msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()), simulated=simulated)
     made = [_spoil(cell) if _place(cell) in [("awq", 64, k + 1) for k in range(spoiled)] else cell
             for cell in cells(base)]  # fmt: skip
     result, (answers, trust) = answered(made), trusted()
@@ -78,7 +79,7 @@ def _place(cell: CellSummary) -> tuple[str, int, int]:
 
 
 def _spoil(cell: CellSummary) -> CellSummary:
-    return msgspec.structs.replace(cell, valid=False, reasons="7 preemptions")
+    return msgspec.structs.replace(cell, validity=Validity(load=("7 preemptions",), energy=()))
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,7 @@ from loadgen.analysis.summary import COLUMNS
 from loadgen.analysis.tables import POWER, REQUESTS, SERVER
 from loadgen.analysis.traffic import Traffic
 from loadgen.analysis.trust.study import TrustStudy
+from loadgen.analysis.validity import Validity
 from loadgen.power.calibration import Calibration
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -37,11 +38,15 @@ SAID = {"crossovers": {"sentence"}, "models": {"sentence", "reading"}}
 """Sentences that are added where analysis.json is written."""
 
 
-PARTS = {"client": ClientFigures, "traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}
+PARTS = {
+    "validity": Validity().columns(),
+    **{part: of.__struct_fields__ for part, of in
+       {"client": ClientFigures, "traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}.items()},
+}
 CELLS = [
     column
     for name in CellSummary.__struct_fields__
-    for column in (PARTS[name].__struct_fields__ if name in PARTS else (name,))
+    for column in PARTS.get(name, (name,))
 ]
 
 

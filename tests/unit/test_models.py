@@ -15,12 +15,13 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.models.modelfit import ModelFit, aicc
 from loadgen.analysis.models.sentence import reading, sentence
 from loadgen.analysis.models.study import ModelStudy, cost_models
+from loadgen.analysis.validity import Validity
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> CellSummary:
     data = cell_data(tmp_path, [answer(1100, [(1200, 1), (1300, 1)])])
-    return msgspec.structs.replace(summarize_cell(data, [None]), valid=True, reasons="")
+    return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
 def study_of(made: list[CellSummary]) -> ModelStudy:
@@ -119,11 +120,17 @@ def test_fewer_than_four_batches_are_refused(base: CellSummary, batches: tuple[i
 
 
 def test_only_batches_of_both_sides_and_valid_cells_count(base: CellSummary) -> None:
+    """A cell without a valid energy has a valid time per token."""
+    reset = Validity(energy=("the counter was reset",))
     made = [
-        msgspec.structs.replace(cell, valid=(cell.target, cell.concurrency) != ("awq", 8))
-        for cell in cells(base, joules=eq19, batches=(1, 4, 8, 16))
+        msgspec.structs.replace(cell, validity=reset) if (cell.target, cell.concurrency) == ("awq", 8) else cell
+        for cell in cells(base, joules=eq19, seconds=eq19, batches=(1, 4, 8, 16))
     ]
-    assert study_of(made).refusal == "cost models need 4 concurrencies measured on both sides, 3 are there"
+    refusals = {study.quantity: study.refusal for study in cost_models(made, reference="fp16")}
+    assert refusals == {
+        "energy_per_token_j": "cost models need 4 concurrencies measured on both sides, 3 are there",
+        "time_per_token_s": None,
+    }
 
 
 def test_nothing_is_said_of_what_was_not_measured(base: CellSummary) -> None:

@@ -13,13 +13,14 @@ from made_run import answer, cell_data
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
+from loadgen.analysis.validity import Validity
 from loadgen.report.models import MODELS, model_notes, model_rows, model_sentences
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> CellSummary:
     data = cell_data(tmp_path, [answer(1100, [(1200, 1), (1300, 1)])])
-    return msgspec.structs.replace(summarize_cell(data, [None]), valid=True, reasons="")
+    return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
 def entries(made: list[CellSummary]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from loadgen.analysis.summary import summarize as summarize_with
 from loadgen.analysis.tables import write_summary
 from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.study import TrustStudy
+from loadgen.analysis.validity import Validity
 
 DESIGN = """
 target, precision, concurrency, repeats, valid, requests, errors, window_s, output_tokens, tokens_per_s,
@@ -31,6 +32,8 @@ accuracy, accuracy_lo, accuracy_hi, truncated_rate, unparsed_rate, cor, t_si, e_
 """.replace(",", " ").split()
 UNMEASURED = [name for name in DESIGN if name.startswith(("energy", "power"))]
 UNMEASURED += ["cor", "t_si", "e_si", "s_si", "si"]
+
+INVALID = Validity(load=("the server died",), energy=())
 
 
 def summarize(cells: list[CellSummary], answers: dict[tuple[str, int], Answers], **trust: Any) -> list[Row]:
@@ -47,7 +50,7 @@ def answered(**shares: float) -> Answers:
 def base(tmp_path: Path) -> CellSummary:
     """A cell of one measured answer, taken for valid."""
     data = cell_data(tmp_path, [answer(1100, [(1200, 1), (1300, 1)])])
-    return msgspec.structs.replace(summarize_cell(data, [None]), valid=True, reasons="")
+    return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
 def test_the_columns_are_the_designs_in_the_designs_order() -> None:
@@ -100,7 +103,7 @@ def test_figures_are_means_over_valid_repeats_and_counts_are_sums(base: CellSumm
     cells = [
         with_(base, repeat=1, tokens_per_s=10.0, output_tokens=100, requests=5, ttft_ms_p99=4.0),
         with_(base, repeat=2, tokens_per_s=12.0, output_tokens=120, requests=6, ttft_ms_p99=8.0),
-        with_(base, repeat=3, tokens_per_s=99.0, output_tokens=990, requests=50, ttft_ms_p99=99.0, valid=False),
+        with_(base, repeat=3, tokens_per_s=99.0, output_tokens=990, requests=50, ttft_ms_p99=99.0, validity=INVALID),
     ]
     (row,) = summarize(cells, {})
     assert (row["repeats"], row["valid"]) == (3, 2)
@@ -111,7 +114,7 @@ def test_figures_are_means_over_valid_repeats_and_counts_are_sums(base: CellSumm
 
 
 def test_without_a_valid_cell_only_the_diagnosis_stands(base: CellSummary) -> None:
-    cells = [with_(base, valid=False, running_mean=8.0, inflight_mean=16.0, tokens_per_s=50.0)]
+    cells = [with_(base, validity=INVALID, running_mean=8.0, inflight_mean=16.0, tokens_per_s=50.0)]
     (row,) = summarize(cells, {})
     assert (row["valid"], row["running_mean"], row["inflight_mean"], row["window_s"]) == (0, 8.0, 16.0, 1.0)
     for name in ("tokens_per_s", "tokens_per_s_lo", "output_tokens", "ttft_ms_p50", "accuracy", "accuracy_lo"):
@@ -125,7 +128,7 @@ def test_accuracy_is_over_items_however_often_each_was_answered(base: CellSummar
 
 
 def test_answers_stand_whatever_is_wrong_with_the_cells_rates(base: CellSummary) -> None:
-    (row,) = summarize([with_(base, valid=False)], {("fp16", 1): answered(a=1.0, b=0.0)})
+    (row,) = summarize([with_(base, validity=INVALID)], {("fp16", 1): answered(a=1.0, b=0.0)})
     assert (row["accuracy"], row["tokens_per_s"]) == (0.5, None)
 
 

@@ -12,7 +12,7 @@ from made_run import MS, WINDOW, answer, arrived, cell_data, ended, scrape, turn
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.latency import e2e_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.traffic import Traffic
-from loadgen.analysis.validity import Evidence, late_tail, reasons_against
+from loadgen.analysis.validity import Evidence, late_tail, load_reasons
 from loadgen.client.exchange import Exchange
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Grader
@@ -99,7 +99,7 @@ class TestTraffic:
             arrived(2100, end=2200, status="broken", error="behind it", phase="cooldown"),
         )
         assert (figures.errors, figures.failures) == (1, 3)
-        assert "1 of 2 requests failed, the first: timeout: late" in figures.reasons
+        assert "1 of 2 requests failed, the first: timeout: late" in figures.validity.reasons
 
     def test_slots_wait_for_arrivals_so_there_is_no_refill_gap(self, tmp_path: Path) -> None:
         assert row(tmp_path, arrived(1100, [(1200, 1)]), arrived(1500, [(1600, 1)])).client.refill_gap_ms_p99 is None
@@ -119,12 +119,13 @@ GOOD: dict[str, Any] = {
 
 def reasons(*, traffic: dict[str, Any] | None = None, **changed: Any) -> list[str]:
     kept = Traffic(**{name: getattr(KEPT, name) for name in KEPT.__struct_fields__} | (traffic or {}))
-    return reasons_against(Evidence(**GOOD | {"traffic": kept} | changed))
+    return load_reasons(Evidence(**GOOD | {"traffic": kept} | changed))
 
 
 def test_an_open_loop_has_one_sender_and_is_not_told_to_take_more_workers(tmp_path: Path) -> None:
     figures = row(tmp_path, arrived(1100, [(1200, 1)]), client_processes=1, client_cpu_s=0.99, client_cpu_share=0.99)
-    assert "client-bound: the busiest client process used 99% of a core (limit 95%); lower the rate" in figures.reasons
+    said = "client-bound: the busiest client process used 99% of a core (limit 95%); lower the rate"
+    assert said in figures.validity.load
 
 
 class TestValidity:

@@ -9,7 +9,7 @@ import pytest
 from made_run import answer, cell_data, ended, scrape
 
 from loadgen.analysis.cells import summarize_cell
-from loadgen.analysis.validity import Evidence, reasons_against
+from loadgen.analysis.validity import Evidence, Validity, load_reasons, validity_of
 
 GOOD: dict[str, Any] = {
     "concurrency": 16,
@@ -34,7 +34,7 @@ GOOD: dict[str, Any] = {
 
 
 def reasons(**changed: object) -> list[str]:
-    return reasons_against(Evidence(**GOOD | changed))
+    return load_reasons(Evidence(**GOOD | changed))
 
 
 def test_nothing_stands_against_a_good_cell() -> None:
@@ -143,7 +143,71 @@ def test_a_server_with_max_num_seqs_8_asked_for_16_is_found_out_from_its_metrics
     ]
     data = cell_data(tmp_path, asked, samples, b=16, end=ended(generation_tokens=161.0))
     figures = summarize_cell(data, [None] * len(asked))
-    assert not figures.valid
-    assert figures.reasons.startswith(
+    assert not figures.validity.valid
+    assert figures.validity.reasons.startswith(
         "running batch 8.00 did not reach B = 16: the server caps it (--max-num-seqs, or KV cache)"
     )
+
+
+class TestQuantities:
+    def of(self, **changed: object) -> Validity:
+        return validity_of(Evidence(**GOOD | {"asked": 1000, "energy": ()} | changed))
+
+    @pytest.mark.parametrize(
+        ("changed", "valid"),
+        [
+            ({}, (True, True, True, True)),
+            ({"preemptions": 2.0}, (False, False, False, True)),
+            ({"slowed": ("it was hot",)}, (False, False, False, True)),
+            ({"lost": ("the GPU was lost",)}, (False, False, False, False)),
+            ({"energy": ("the counter was reset",)}, (True, True, False, True)),
+            ({"unanswered": 6}, (True, True, True, False)),
+            ({"asked": None, "energy": None}, (True, True, None, None)),
+            ({"asked": None, "energy": None, "lost": ("the server died",)}, (False, False, None, None)),
+        ],
+    )
+    def test_what_stands_against_one_counts_for_those_that_rest_on_it(
+        self, changed: dict[str, object], valid: tuple[bool | None, ...]
+    ) -> None:
+        found = self.of(**changed)
+        assert (found.valid, found.latency_valid, found.energy_valid, found.answers_valid) == valid
+        assert found.all_valid == (False not in valid)
+
+    def test_a_reason_is_told_once_under_the_quantity_that_it_concerns(self) -> None:
+        found = self.of(preemptions=2.0, energy=("the counter was reset",))
+        assert found.told == (
+            ("load", "2 preemptions: the KV cache is too small for B = 16"),
+            ("energy", "the counter was reset"),
+        )
+        assert found.sentence == (
+            "2 preemptions: the KV cache is too small for B = 16; energy: the counter was reset"
+        )
+        lost = self.of(lost=("the GPU was lost",))
+        assert lost.sentence == "the GPU was lost"
+
+    def test_each_column_has_every_reason_for_its_quantity(self) -> None:
+        row = self.of(preemptions=2.0, energy=("the counter was reset",)).columns()
+        short = "2 preemptions: the KV cache is too small for B = 16"
+        assert (row["reasons"], row["latency_reasons"]) == (short, short)
+        assert row["energy_reasons"] == f"{short}; the counter was reset"
+        assert row["answers_reasons"] == ""
+
+    def test_failures_of_the_window_are_the_reason_of_the_answers_too(self) -> None:
+        found = self.of(errors=6, requests=994, first_error="http 503: full", unanswered=7, asked=1004)
+        assert found.answers == ("6 of 1000 requests failed, the first: http 503: full",)
+        assert self.of(unanswered=7, asked=1004).answers == ("7 of 1004 measured requests failed",)
+
+    def test_a_figure_needs_every_quantity_that_it_is_made_of(self) -> None:
+        reset = self.of(energy=("the counter was reset",))
+        assert [name for name in FIGURES if reset.supports(name)] == [
+            "tokens_per_s", "ttft_ms_p99", "goodput_per_s", "energy_hli_per_query_j", "memory_peak_bytes", "accuracy",
+        ]
+        failed = self.of(unanswered=6)
+        assert [name for name in FIGURES if not failed.supports(name)] == ["accuracy", "energy_per_correct_j", "si"]
+
+
+FIGURES = (
+    "tokens_per_s", "ttft_ms_p99", "goodput_per_s", "energy_per_good_query_j", "energy_per_token_j", "power_w_mean",
+    "tokens_per_j", "carbon_g_per_query", "energy_hli_per_query_j", "memory_peak_bytes", "accuracy",
+    "energy_per_correct_j", "si",
+)  # fmt: skip

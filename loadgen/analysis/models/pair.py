@@ -67,11 +67,11 @@ def pair_of(
     reference: str,
     bits: Mapping[str, int],
 ) -> Pair:
-    """Of the valid cells that have a cost; where no running batch was measured, the concurrency asked for stands."""
+    """Of the cells that have a (valid) cost; where no running batch was measured, the concurrency asked for stands."""
     costs = {
         (cell.target, cell.concurrency, cell.repeat): (value, cell.running_mean or float(cell.concurrency))
         for cell in cells
-        if cell.valid and cell.target in (target, reference) and (value := cost(cell))
+        if cell.target in (target, reference) and (value := cost(cell))
     }
     shared = {b for name, b, _ in costs if name == target} & {b for name, b, _ in costs if name == reference}
     kept = [key for key in costs if key[1] in shared]

@@ -78,7 +78,7 @@ class ModelStudy(msgspec.Struct, frozen=True, kw_only=True):
 def cost_models(
     cells: Sequence[CellSummary], crossovers: Sequence[Crossover] = (), *, reference: str
 ) -> tuple[ModelStudy, ...]:
-    """A study per target and quantity, of the valid cells; none of a quantity that no cell has.
+    """A study per target and quantity, of the cells in which that quantity is valid; none of one that is valid nowhere.
 
     Joules per token and seconds per token (1 / tokens_per_s, so a step takes B times that) over the measured running
     batch. `crossovers` of the same run are quoted beside the models' B*. Bits per weight are those of the recipes.
@@ -87,7 +87,7 @@ def cost_models(
     bits = {cell.target: recipes[cell.precision].bits for cell in cells if cell.precision in recipes}
     targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
     simulated = any(cell.simulated for cell in cells)
-    measured = [quantity for quantity, (cost, _) in _COSTS.items() if any(c.valid and cost(c) for c in cells)]
+    measured = [quantity for quantity, (cost, _) in _COSTS.items() if any(cost(c) for c in cells)]
     return tuple(
         model_study(
             pair_of(cells, _COSTS[quantity][0], target=target, reference=reference, bits=bits),
@@ -150,10 +150,10 @@ def model_study(
 
 
 _COSTS: Mapping[Quantity, tuple[Callable[[CellSummary], float | None], str]] = {
-    "energy_per_token_j": (lambda cell: cell.energy.energy_per_token_j or None, "energy_per_token_j"),
-    "time_per_token_s": (lambda cell: 1 / cell.tokens_per_s if cell.tokens_per_s else None, "tokens_per_s"),
+    "energy_per_token_j": (lambda cell: cell.figure("energy_per_token_j") or None, "energy_per_token_j"),
+    "time_per_token_s": (lambda cell: 1 / rate if (rate := cell.figure("tokens_per_s")) else None, "tokens_per_s"),
 }
-"""What a cell's cost is, and the metric of the crossover it goes with."""
+"""What a cell's cost is, None where it is not valid, and the metric of the crossover it goes with."""
 
 
 def _observed(crossovers: Sequence[Crossover], target: str, metric: str) -> tuple[Observed, ...]:
