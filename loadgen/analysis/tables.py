@@ -63,7 +63,7 @@ POWER = pa.schema([
     ("power_instant_w", pa.float64()), ("power_average_w", pa.float64()), ("temperature_c", pa.float64()),
     ("sm_clock_hz", pa.float64()), ("memory_clock_hz", pa.float64()), ("throttle_reasons", pa.int64()),
     ("power_limit_w", pa.float64()), ("memory_used_bytes", pa.int64()),
-    ("utilization", pa.float64()), ("errors", pa.string()),
+    ("utilization", pa.float64()), ("processes", pa.string()), ("errors", pa.string()),
     ("simulated", pa.bool_()),
 ])  # fmt: skip
 
@@ -109,9 +109,7 @@ class RunTables:
                 _partial(self._paths[name]).unlink()
 
 
-def requests_table(
-    data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]
-) -> pa.Table:
+def requests_table(data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]) -> pa.Table:
     """One row per request, warm-up, failed and dropped ones included."""
     exchanges = data.exchanges
     in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
@@ -161,6 +159,9 @@ def power_table(cell: CellSummary, power: PowerData) -> pa.Table:
 
 def _trace_table(given: dict[str, Any], trace: PowerTrace) -> pa.Table:
     columns = {name: pa.repeat(value, len(trace)) for name, value in (given | {"gpu_uuid": trace.gpu}).items()}
+    columns["processes"] = pa.array(
+        [None if listed is None else "; ".join(map(str, listed)) for listed in trace.processes], pa.string()
+    )
     columns["errors"] = pa.array(["; ".join(errors) or None for errors in trace.errors], pa.string())
     for field in POWER:
         if field.name not in columns:

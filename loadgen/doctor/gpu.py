@@ -12,7 +12,7 @@ import pynvml
 from loadgen.doctor.finding import Finding, Mode, absent
 from loadgen.errors import UsageError
 from loadgen.power.nvml import NvmlReader
-from loadgen.power.sample import GpuInfo
+from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.selection import select_gpus
 
 _SOURCES = {"counter_j": "energy counter", "power_instant_w": "instant power", "power_average_w": "average power"}
@@ -26,11 +26,13 @@ class SeenGpu(msgspec.Struct, frozen=True, kw_only=True):
     """None: NVML does not say."""
 
 
-def seen_gpus() -> list[SeenGpu]:
-    """Every GPU that NVML shows. Raises UsageError without a driver, its library, or a GPU."""
+def seen_gpus() -> tuple[list[SeenGpu], tuple[UnreadableGpu, ...]]:
+    """The GPUs that NVML shows, and those of them that cannot be read. Raises UsageError without a driver, its library,
+    or a GPU that can be read."""
     reader = NvmlReader()
     try:
-        return [SeenGpu(info=info, persistence=_persistence(info.index)) for info in reader.gpus()]
+        gpus = [SeenGpu(info=info, persistence=_persistence(info.index)) for info in reader.gpus()]
+        return gpus, reader.unreadable
     finally:
         reader.close()
 
@@ -38,7 +40,7 @@ def seen_gpus() -> list[SeenGpu]:
 def examine_gpus(mode: Mode) -> list[Finding]:
     """The driver, what CUDA sees, and four findings per GPU."""
     try:
-        gpus = seen_gpus()
+        gpus, unreadable = seen_gpus()
     except UsageError as error:
         seen, _, remedy = str(error).partition(": ")
         needed = mode == "gpu"
@@ -46,7 +48,8 @@ def examine_gpus(mode: Mode) -> list[Finding]:
     infos = [gpu.info for gpu in gpus]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     order = os.environ.get("CUDA_DEVICE_ORDER")
-    findings = [driver(infos), visible_gpus(infos, visible=visible, order=order, mode=mode)]
+    chosen = visible_gpus(infos, visible=visible, order=order, mode=mode, unreadable=unreadable)
+    findings = [driver(infos), chosen, *map(unreadable_gpu, unreadable)]
     for gpu in gpus:
         findings += [energy_fields(gpu.info), persistence_mode(gpu), slices(gpu.info), power_limits(gpu.info)]
     return findings
@@ -58,11 +61,27 @@ def driver(infos: Sequence[GpuInfo]) -> Finding:
     return Finding(check="GPU driver", state="ok", seen=f"driver {infos[0].driver or 'of unknown version'}; {names}")
 
 
-def visible_gpus(infos: Sequence[GpuInfo], *, visible: str | None, order: str | None, mode: Mode) -> Finding:
+def unreadable_gpu(gpu: UnreadableGpu) -> Finding:
+    """A GPU that does not answer: it is refused where it is chosen, and costs the others nothing."""
+    if gpu.code == "NVML_ERROR_NO_PERMISSION":
+        advice = "choose other GPUs, or let this user or container read it"
+    else:
+        advice = "choose other GPUs; reset it or reboot the machine to use it"
+    return Finding(check=f"GPU {gpu.index}", state="warning", seen=str(gpu), advice=advice)
+
+
+def visible_gpus(
+    infos: Sequence[GpuInfo],
+    *,
+    visible: str | None,
+    order: str | None,
+    mode: Mode,
+    unreadable: Sequence[UnreadableGpu] = (),
+) -> Finding:
     """Which GPUs a server and its measurement would use, by CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER."""
     check = "visible GPUs"
     try:
-        chosen = select_gpus(infos, asked=None, visible=visible, order=order)
+        chosen = select_gpus(infos, asked=None, visible=visible, order=order, unreadable=unreadable)
     except UsageError as error:
         if visible is None:
             return Finding(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +13,8 @@ import msgspec
 import pynvml
 
 from loadgen.errors import UsageError
-from loadgen.power.sample import GpuInfo, GpuLostError, PowerSample, SourceKind
+from loadgen.power.processes import Lists, known_lists, read_processes
+from loadgen.power.sample import GpuInfo, GpuLostError, GpuProcess, PowerSample, Scope, SourceKind, UnreadableGpu
 
 _FIELDS = {
     "counter_j": pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION,  # 83, mJ
@@ -39,6 +42,8 @@ _VALUE_MEMBERS = {
     pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
     pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
 }
+_SUPERCHIP = re.compile(r"\bG[HB]\d{2,3}\b|\bGrace\b", re.IGNORECASE)
+"""GH200, GB200, GB300, "Grace Hopper": GPU and CPU in one module."""
 _CODE_NAMES: dict[int, str] = {code: name for name, code in vars(pynvml).items() if name.startswith("NVML_ERROR_")}
 _Ask = Callable[[Any], float]
 """A device's handle -> a value in the unit of its PowerSample field; raises NVMLError."""
@@ -61,20 +66,22 @@ _SLOW: dict[str, tuple[_Ask, ...]] = {
 """Field -> the ways to ask for it, the better first; the next is for drivers that do not know the one before."""
 
 
-def _functions_for(handle: Any) -> dict[str, tuple[_Ask, ...]]:
-    """What drivers without nvmlDeviceGetFieldValues offer.
+def _power_usage(handle: Any) -> dict[str, tuple[_Ask, ...]]:
+    """nvmlDeviceGetPowerUsage under the name that fits it.
 
-    NVML says of nvmlDeviceGetPowerUsage: a mean of one second from Ampere on, momentary before. (GA100 is momentary
-    too, but not told apart here: its value goes under the name that claims less.)
+    NVML says of it: a mean of one second from Ampere on, momentary before. (GA100 is momentary too, but not told apart
+    here: its value gets the name that claims less.)
     """
     try:
         momentary = pynvml.nvmlDeviceGetArchitecture(handle) < pynvml.NVML_DEVICE_ARCH_AMPERE
     except pynvml.NVMLError:
         momentary = False
-    return {
-        "counter_j": (lambda h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) * _MILLI,),
-        "power_instant_w" if momentary else "power_average_w": (lambda h: pynvml.nvmlDeviceGetPowerUsage(h) * _MILLI,),
-    }
+    name = "power_instant_w" if momentary else "power_average_w"
+    return {name: (lambda h: pynvml.nvmlDeviceGetPowerUsage(h) * _MILLI,)}
+
+
+def _total_energy() -> dict[str, tuple[_Ask, ...]]:
+    return {"counter_j": (lambda h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) * _MILLI,)}
 
 
 @dataclass
@@ -86,34 +93,68 @@ class _Gpu:
     fields: dict[str, int] = field(default_factory=lambda: dict(_FIELDS))
     fast: dict[str, tuple[_Ask, ...]] = field(default_factory=dict)
     slow: dict[str, tuple[_Ask, ...]] = field(default_factory=lambda: dict(_SLOW))
+    lists: Lists = field(default_factory=known_lists)
+    """Process lists that it has."""
 
 
 class NvmlReader:
-    """Every GPU that NVML shows, by UUID. Not thread-safe."""
+    """Every GPU that NVML shows and that can be read, by UUID. Not thread-safe."""
 
     kind: SourceKind = "nvml"
 
     def __init__(self) -> None:
-        """Reads each GPU once to learn its fields. Raises UsageError without a driver, its library, or a GPU."""
+        """Reads each GPU once to learn its fields; one that does not answer is listed in `unreadable`.
+
+        Raises UsageError without a driver, its library, or a GPU that can be read.
+        """
+        self._gpus: dict[str, _Gpu] = {}
+        self.unreadable: tuple[UnreadableGpu, ...] = ()
+        self._initialised = False
+        self._open()
+
+    def _open(self) -> None:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
             raise UsageError(_no_nvml(error)) from error
+        self._initialised = True
         try:
-            found = [_open(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            self._list_gpus()
+        except UsageError:
+            self.close()
+            raise
+
+    def _list_gpus(self) -> None:
+        try:
+            count = pynvml.nvmlDeviceGetCount()
         except pynvml.NVMLError as error:
-            pynvml.nvmlShutdown()
-            raise UsageError(f"NVML cannot list the GPUs ({_code(error)}): see whether nvidia-smi works") from error
-        if not found:
-            pynvml.nvmlShutdown()
+            raise UsageError(f"NVML cannot list the GPUs ({_code(error)}): check whether nvidia-smi works") from error
+        if not count:
             raise UsageError("NVML shows no GPU: in a container set NVIDIA_VISIBLE_DEVICES, or choose --power none")
-        self._gpus = {gpu.info.uuid: gpu for gpu in found}
-        for uuid in self._gpus:
+        self._gpus = {}
+        unreadable: list[UnreadableGpu] = []
+        for index in range(count):
+            uuid: str | None = None
             try:
-                self.read(uuid, slow=True)
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                uuid = _text(pynvml.nvmlDeviceGetUUID, handle)
+                gpu = _open(index, handle, uuid)
+                _read(gpu, uuid, slow=True)
+            except pynvml.NVMLError as error:
+                unreadable.append(UnreadableGpu(index=index, code=_code(error), uuid=uuid))
             except GpuLostError as error:
-                self.close()
-                raise UsageError(f"the GPU {uuid} does not answer ({error}): reset it or reboot the machine") from error
+                unreadable.append(UnreadableGpu(index=index, code=str(error), uuid=uuid))
+            else:
+                self._gpus[uuid] = gpu
+        self.unreadable = tuple(unreadable)
+        if not self._gpus:
+            raise UsageError(_none_readable(unreadable))
+
+    def reopen(self) -> None:
+        """Initialise NVML again, as is needed after the driver was loaded again. Raises UsageError as `__init__` does;
+        it can then be called again."""
+        self.close()
+        self._open()
 
     def gpus(self) -> list[GpuInfo]:
         """In NVML's order (by PCI bus); `supported` is what the readings so far have shown."""
@@ -121,35 +162,50 @@ class NvmlReader:
 
     def read(self, uuid: str, *, slow: bool) -> PowerSample:
         """One nvmlDeviceGetFieldValues, stamped; then, when `slow`, the rest. Raises GpuLostError."""
-        gpu = self._gpus[uuid]
-        errors: list[str] = []
-        before_ns = time.monotonic_ns()
-        values = _field_values(gpu, errors)
-        if gpu.fast:
-            before_ns = time.monotonic_ns()
-            values = _ask_each(gpu.handle, gpu.fast, errors)
-        after_ns = time.monotonic_ns()
-        if slow:
-            values |= _ask_each(gpu.handle, gpu.slow, errors)
-        return PowerSample(
-            t_ns=(before_ns + after_ns) // 2,
-            latency_ns=after_ns - before_ns,
-            gpu=uuid,
-            counter_j=values.get("counter_j"),
-            power_instant_w=values.get("power_instant_w"),
-            power_average_w=values.get("power_average_w"),
-            temperature_c=values.get("temperature_c"),
-            sm_clock_hz=values.get("sm_clock_hz"),
-            memory_clock_hz=values.get("memory_clock_hz"),
-            throttle_reasons=_whole(values.get("throttle_reasons")),
-            power_limit_w=values.get("power_limit_w"),
-            memory_used_bytes=_whole(values.get("memory_used_bytes")),
-            utilization=values.get("utilization"),
-            errors=tuple(errors),
-        )
+        if uuid not in self._gpus:
+            raise GpuLostError("NVML_ERROR_NOT_FOUND")
+        return _read(self._gpus[uuid], uuid, slow=slow)
 
     def close(self) -> None:
-        pynvml.nvmlShutdown()
+        if self._initialised:
+            self._initialised = False
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
+
+
+def _read(gpu: _Gpu, uuid: str, *, slow: bool) -> PowerSample:
+    errors: list[str] = []
+    before_ns = time.monotonic_ns()
+    values = _field_values(gpu, errors)
+    if gpu.fast:
+        if not gpu.fields:
+            before_ns = time.monotonic_ns()
+        values |= _ask_each(gpu.handle, gpu.fast, errors)
+    after_ns = time.monotonic_ns()
+    processes: tuple[GpuProcess, ...] | None = None
+    if slow:
+        values |= _ask_each(gpu.handle, gpu.slow, errors)
+        try:
+            processes = read_processes(gpu.handle, gpu.lists)
+        except pynvml.NVMLError as error:
+            errors.append(f"processes: {_failure(error)}")
+    return PowerSample(
+        t_ns=(before_ns + after_ns) // 2,
+        latency_ns=after_ns - before_ns,
+        gpu=uuid,
+        counter_j=values.get("counter_j"),
+        power_instant_w=values.get("power_instant_w"),
+        power_average_w=values.get("power_average_w"),
+        temperature_c=values.get("temperature_c"),
+        sm_clock_hz=values.get("sm_clock_hz"),
+        memory_clock_hz=values.get("memory_clock_hz"),
+        throttle_reasons=_whole(values.get("throttle_reasons")),
+        power_limit_w=values.get("power_limit_w"),
+        memory_used_bytes=_whole(values.get("memory_used_bytes")),
+        utilization=values.get("utilization"),
+        processes=processes,
+        errors=tuple(errors),
+    )
 
 
 def _field_values(gpu: _Gpu, errors: list[str]) -> dict[str, float]:
@@ -161,7 +217,7 @@ def _field_values(gpu: _Gpu, errors: list[str]) -> dict[str, float]:
     except pynvml.NVMLError as error:
         if error.value in _NEVER:
             gpu.fields.clear()
-            gpu.fast = _functions_for(gpu.handle)
+            gpu.fast = _total_energy() | _power_usage(gpu.handle)
         else:
             errors.extend(f"{name}: {_failure(error)}" for name in gpu.fields)
         return {}
@@ -170,10 +226,22 @@ def _field_values(gpu: _Gpu, errors: list[str]) -> dict[str, float]:
         if answer.nvmlReturn == pynvml.NVML_SUCCESS:
             values[name] = getattr(answer.value, _VALUE_MEMBERS[answer.valueType]) * _MILLI
         elif answer.nvmlReturn in _NEVER:
-            del gpu.fields[name]
+            _give_up(gpu, name)
         else:
             errors.append(f"{name}: {_failure(pynvml.NVMLError(answer.nvmlReturn))}")
     return values
+
+
+def _give_up(gpu: _Gpu, name: str) -> None:
+    """A field that the GPU does not have; where there is a function for the same value, it is asked from now on."""
+    del gpu.fields[name]
+    if name == "counter_j":
+        gpu.fast |= _total_energy()
+    elif name == "power_instant_w":
+        # What the function gives is a mean where it is no momentary value; field 185 gives that mean too.
+        gpu.fast |= {known: ways for known, ways in _power_usage(gpu.handle).items() if known not in gpu.fields}
+    elif "power_instant_w" not in gpu.fields and "power_instant_w" not in gpu.fast:
+        gpu.fast |= _power_usage(gpu.handle)
 
 
 def _ask_each(handle: Any, asks: dict[str, tuple[_Ask, ...]], errors: list[str]) -> dict[str, float]:
@@ -205,25 +273,38 @@ def _code(error: pynvml.NVMLError) -> str:
     return _CODE_NAMES.get(code, f"NVML_ERROR_{code}")
 
 
-def _open(index: int) -> _Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+def _open(index: int, handle: Any, uuid: str) -> _Gpu:
     constraints_mw = _optional(lambda: pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
     mig = _optional(lambda: pynvml.nvmlDeviceGetMigMode(handle))
+    name = _optional(lambda: _text(pynvml.nvmlDeviceGetName, handle)) or "GPU of unknown name"
     return _Gpu(
         handle=handle,
         info=GpuInfo(
-            uuid=pynvml.nvmlDeviceGetUUID(handle),
+            uuid=uuid,
             index=index,
-            name=pynvml.nvmlDeviceGetName(handle),
-            driver=_optional(pynvml.nvmlSystemGetDriverVersion),
-            vbios=_optional(lambda: pynvml.nvmlDeviceGetVbiosVersion(handle)),
+            name=name,
+            driver=_optional(lambda: _text(pynvml.nvmlSystemGetDriverVersion)),
+            vbios=_optional(lambda: _text(pynvml.nvmlDeviceGetVbiosVersion, handle)),
             power_limit_enforced_w=_watts(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle)),
             power_limit_default_w=_watts(lambda: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle)),
             power_limit_max_w=None if constraints_mw is None else constraints_mw[1] * _MILLI,
             memory_total_bytes=_optional(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)),
             mig=mig is not None and mig[0] == pynvml.NVML_DEVICE_MIG_ENABLE,
+            scope=scope_of(name),
         ),
     )
+
+
+def scope_of(name: str) -> Scope:
+    """What the energy counter of a GPU of that name counts: on superchips (GH200, GB200, GB300) the whole module, CPU
+    and memory included (found by Zeus on GH200, its pull request 172)."""
+    return "module" if _SUPERCHIP.search(name) else "gpu"
+
+
+def _text(ask: Callable[..., Any], *arguments: Any) -> str:
+    """A string as NVML gives it; bytes that are not UTF-8, as seen under WSL2, are replaced."""
+    answer = getattr(ask, "__wrapped__", ask)(*arguments)
+    return answer.decode("utf-8", "replace") if isinstance(answer, bytes) else str(answer)
 
 
 def _optional(ask: Callable[[], Any]) -> Any:
@@ -246,6 +327,16 @@ def _whole(value: float | None) -> int | None:
 def _with_support(gpu: _Gpu) -> GpuInfo:
     there = {*gpu.fields, *gpu.fast, *gpu.slow}
     return msgspec.structs.replace(gpu.info, supported={name: name in there for name in (*_FIELDS, *_SLOW)})
+
+
+def _none_readable(gpus: Sequence[UnreadableGpu]) -> str:
+    if all(gpu.code == "NVML_ERROR_NO_PERMISSION" for gpu in gpus):
+        remedy = "let this user or container read it, or choose --power none"
+    else:
+        remedy = "reset it or reboot the machine, or choose --power none"
+    if len(gpus) == 1:
+        return f"the GPU {gpus[0].uuid or gpus[0].index} does not answer ({gpus[0].code}): {remedy}"
+    return f"no GPU answers ({'; '.join(map(str, gpus))}): {remedy}"
 
 
 def _no_nvml(error: pynvml.NVMLError) -> str:

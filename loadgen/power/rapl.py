@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,9 @@ POWERCAP = Path("/sys/class/powercap")
 POWERCAP_VARIABLE = "LOADGEN_POWERCAP"
 """Names the tree where it is mounted elsewhere, as in a container."""
 _PACKAGE = re.compile(r"intel-rapl:\d+")
-"""A package's zone; those below it (core, dram) have a further number. AMD's packages bear the same name."""
+"""A package's zone; those below it (core, dram) have a further number. AMD's packages have the same name."""
+WRAP_MAX_W = 5000.0
+"""A counter that would have used more power than this to wrap around did not wrap: no CPU package draws as much."""
 
 
 @dataclass
@@ -24,34 +28,52 @@ class _Zone:
     range_uj: int
     """Where energy_uj starts again at 0."""
     raw_uj: int
-    turned_uj: int = 0
-    """What the turns so far add to energy_uj."""
+    read_ns: int
+    """When raw_uj was read."""
+    wrapped_uj: int = 0
+    """What the wraps so far add to energy_uj."""
+
+    def counter_j(self, clock_ns: Callable[[], int]) -> float:
+        """The counter now, wraps added; a fall that was no wrap is read once more and then shown as it is."""
+        raw_uj, now_ns = _integer(self.folder / "energy_uj"), clock_ns()
+        if raw_uj < self.raw_uj and not self._wrapped(raw_uj, now_ns):
+            raw_uj, now_ns = _integer(self.folder / "energy_uj"), clock_ns()
+        if raw_uj < self.raw_uj and self._wrapped(raw_uj, now_ns):
+            self.wrapped_uj += self.range_uj
+        self.raw_uj, self.read_ns = raw_uj, now_ns
+        return (self.wrapped_uj + raw_uj) / 1e6
+
+    def _wrapped(self, raw_uj: int, now_ns: int) -> bool:
+        """Whether a fall to `raw_uj` is the counter's way past the end of its range."""
+        used_uj = self.range_uj - self.raw_uj + raw_uj
+        return used_uj < self.range_uj / 2 and used_uj * 1e3 <= WRAP_MAX_W * (now_ns - self.read_ns)
 
 
 class RaplReader:
     """Packages as `rapl:package-<n>`, with a counter that does not fall when energy_uj wraps around; no power field.
 
-    A fall by less than half the range is no turn but a reset (the module loaded anew) and stays visible as a fall. Two
-    turns between readings would go unseen: at 500 W and a range of 262 kJ one takes nine minutes.
+    Where several packages have one name, the zone's folder is added: `rapl:package-0@intel-rapl:1`. A fall by less than
+    half the range, or one that as a wrap would mean more than 5 kW, is a reset (the kernel module was loaded again) and
+    stays visible as a fall. Two wraps between readings go unseen: at 500 W and a range of 262 kJ, one takes 9 minutes.
     """
 
     kind: SourceKind = "rapl"
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         """`root`: $LOADGEN_POWERCAP, else /sys/class/powercap.
 
         Raises UsageError when there is no package zone, or one that this user may not read.
         """
         root = root or Path(os.environ.get(POWERCAP_VARIABLE) or POWERCAP)
-        self._zones: dict[str, _Zone] = {}
-        folders = sorted(f for f in root.glob("intel-rapl:*") if _PACKAGE.fullmatch(f.name))
-        for folder in folders:
+        self._clock_ns = clock_ns
+        folders = [f for f in root.glob("intel-rapl:*") if _PACKAGE.fullmatch(f.name)]
+        found: list[tuple[str, _Zone]] = []
+        for folder in sorted(folders, key=lambda f: int(f.name.partition(":")[2])):
             try:
                 name = (folder / "name").read_text().strip()
                 if name.startswith("package"):
-                    self._zones[f"rapl:{name}"] = _Zone(
-                        folder, _integer(folder / "max_energy_range_uj"), _integer(folder / "energy_uj")
-                    )
+                    range_uj = _integer(folder / "max_energy_range_uj")
+                    found.append((name, _Zone(folder, range_uj, _integer(folder / "energy_uj"), clock_ns())))
             except PermissionError as error:
                 raise UsageError(
                     f"{error.filename} may be read by root only: run `loadgen exporter --source rapl` as root and use "
@@ -59,6 +81,10 @@ class RaplReader:
                 ) from error
             except (OSError, ValueError) as error:
                 raise UsageError(f"the RAPL zone {folder} cannot be read ({error}): choose --power none") from error
+        times = Counter(name for name, _ in found)
+        self._zones = {
+            f"rapl:{name}" if times[name] == 1 else f"rapl:{name}@{zone.folder.name}": zone for name, zone in found
+        }
         if not self._zones:
             raise UsageError(
                 f"no RAPL package zone under {root}: load the kernel module intel_rapl_msr (a virtual machine has no "
@@ -72,7 +98,9 @@ class RaplReader:
                 uuid=uuid,
                 index=index,
                 name=f"CPU {uuid.removeprefix('rapl:')}",
+                scope="package",
                 power_limit_enforced_w=_long_term_limit_w(zone.folder),
+                power_limit_max_w=max(_limits_w(zone.folder).values(), default=None),
                 supported={"counter_j": True, "power_instant_w": False, "power_average_w": False},
             )
             for index, (uuid, zone) in enumerate(self._zones.items())
@@ -83,18 +111,12 @@ class RaplReader:
         zone = self._zones[uuid]
         counter_j: float | None = None
         errors: tuple[str, ...] = ()
-        before_ns = time.monotonic_ns()
+        before_ns = self._clock_ns()
         try:
-            raw_uj = _integer(zone.folder / "energy_uj")
+            counter_j = zone.counter_j(self._clock_ns)
         except (OSError, ValueError) as error:
-            after_ns = time.monotonic_ns()
             errors = (f"counter_j: {error}",)
-        else:
-            after_ns = time.monotonic_ns()
-            if zone.raw_uj - raw_uj > zone.range_uj / 2:
-                zone.turned_uj += zone.range_uj
-            zone.raw_uj = raw_uj
-            counter_j = (zone.turned_uj + raw_uj) / 1e6
+        after_ns = self._clock_ns()
         return PowerSample(
             t_ns=(before_ns + after_ns) // 2,
             latency_ns=after_ns - before_ns,
@@ -113,10 +135,17 @@ def _integer(path: Path) -> int:
 
 
 def _long_term_limit_w(folder: Path) -> float | None:
+    return _limits_w(folder).get("long_term")
+
+
+def _limits_w(folder: Path) -> dict[str, float]:
+    """The zone's power limits that can be read, by name (long_term, short_term, peak_power)."""
+    limits_w: dict[str, float] = {}
     for name in sorted(folder.glob("constraint_*_name")):
         try:
-            if name.read_text().strip() == "long_term":
-                return _integer(folder / name.name.replace("_name", "_power_limit_uw")) / 1e6
+            limit_uw = _integer(folder / name.name.replace("_name", "_power_limit_uw"))
+            if limit_uw > 0:
+                limits_w[name.read_text().strip()] = limit_uw / 1e6
         except (OSError, ValueError):
-            return None
-    return None
+            continue
+    return limits_w

@@ -7,9 +7,29 @@ from typing import Literal, Protocol
 import msgspec
 
 SourceKind = Literal["nvml", "rapl", "simulated"]
+Scope = Literal["gpu", "module", "package"]
+"""What an energy counter counts: a GPU, the whole module of a superchip (GPU, CPU and their memory), a CPU package."""
 
 GPU_LOST = "gpu: "
 """How the one entry in `errors` of a lost GPU's last sample begins; the rest says why."""
+
+
+class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that NVML lists on a GPU."""
+
+    pid: int
+    kind: Literal["compute", "graphics", "mps"] = "compute"
+    """By which of NVML's lists; `mps`: a client of the Multi-Process Service."""
+    memory_bytes: int | None = None
+    """GPU memory; None where the driver does not say."""
+    name: str | None = None
+    lineage: tuple[int, ...] = ()
+    """Its process group, session and ancestors, nearest first; empty: the process cannot be seen from here, as in a
+    container."""
+
+    def __str__(self) -> str:
+        memory = "unknown memory" if self.memory_bytes is None else f"{self.memory_bytes / 2**30:.1f} GiB"
+        return f"process {self.pid} ({self.name or 'name not readable'}, {memory})"
 
 
 class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power", gc=False):
@@ -37,6 +57,9 @@ class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power", gc=Fal
     memory_used_bytes: int | None = None
     utilization: float | None = None
     """Share of NVML's last sampling period (a sixth of a second to a second) in which any kernel ran, 0 to 1."""
+    processes: tuple[GpuProcess, ...] | None = None
+    """Who uses the GPU: nvmlDeviceGetComputeRunningProcesses, GetGraphicsRunningProcesses and
+    GetMPSComputeRunningProcesses."""
     errors: tuple[str, ...] = ()
     """`field: NVML_ERROR_...` of each field that failed at this tick other than by not being supported.
 
@@ -58,9 +81,24 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory_total_bytes: int | None = None
     mig: bool = False
     """MIG mode: power and energy are the whole GPU's, whoever uses the other slices."""
+    scope: Scope = "gpu"
+    """What the energy counter counts. Power is the GPU's own in either scope."""
     supported: dict[str, bool] = {}
     """Field of PowerSample -> whether this GPU has it."""
     simulated: bool = False
+
+
+class UnreadableGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU that is there but cannot be read: lost, or not for this user or container."""
+
+    index: int
+    code: str
+    """NVML's: NVML_ERROR_GPU_IS_LOST, NVML_ERROR_NO_PERMISSION, ..."""
+    uuid: str | None = None
+    """None where not even that can be read."""
+
+    def __str__(self) -> str:
+        return f"GPU {self.index}{f' {self.uuid}' if self.uuid else ''} cannot be read ({self.code})"
 
 
 class GpuLostError(Exception):

@@ -15,7 +15,7 @@ from loadgen.errors import UsageError
 from loadgen.power.exporter import application
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
-from loadgen.power.sample import GpuInfo
+from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.sampler import Sampler
 from loadgen.power.selection import select_gpus
 
@@ -40,7 +40,8 @@ def run_exporter(
     with listening:
         reader = NvmlReader() if source == "nvml" else RaplReader()
         try:
-            infos = _chosen(reader.gpus(), source, gpus)
+            unreadable = reader.unreadable if isinstance(reader, NvmlReader) else ()
+            infos = _chosen(reader.gpus(), unreadable, gpus, source)
             names = ", ".join(f"{info.name} {info.uuid}" for info in infos)
             ready = f"{source} exporter ready on http://{host}:{port}: {names}, sampled each {period_s * 1e3:g} ms"
             with Sampler(reader, [info.uuid for info in infos], period_s=period_s, history_s=HISTORY_S) as sampler:
@@ -49,7 +50,9 @@ def run_exporter(
             reader.close()
 
 
-def _chosen(infos: Sequence[GpuInfo], source: str, asked: Sequence[str] | None) -> list[GpuInfo]:
+def _chosen(
+    infos: Sequence[GpuInfo], unreadable: Sequence[UnreadableGpu], asked: Sequence[str] | None, source: str
+) -> list[GpuInfo]:
     if source == "rapl" and asked is None:
         return list(infos)
     uuids = select_gpus(
@@ -57,6 +60,7 @@ def _chosen(infos: Sequence[GpuInfo], source: str, asked: Sequence[str] | None) 
         asked=asked,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES") if source == "nvml" else None,
         order=os.environ.get("CUDA_DEVICE_ORDER"),
+        unreadable=unreadable,
     )
     return [info for info in infos if info.uuid in uuids]
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.power.sample import PowerSample
+from loadgen.power.sample import GpuProcess, PowerSample
 from loadgen.power.staircase import Floats
 
 Ints = NDArray[np.int64]
@@ -33,6 +33,7 @@ class PowerTrace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     power_limit_w: Floats
     memory_used_bytes: Floats
     utilization: Floats
+    processes: Sequence[tuple[GpuProcess, ...] | None]
     errors: Sequence[tuple[str, ...]]
 
     def __len__(self) -> int:
@@ -55,9 +56,10 @@ def trace_of(gpu: str, samples: Iterable[PowerSample]) -> PowerTrace:
     columns: dict[str, Any] = {
         name: np.fromiter(map(attrgetter(name), ordered), _dtype(name), len(ordered))
         for name in PowerTrace.__struct_fields__
-        if name not in ("gpu", "errors")
+        if name not in ("gpu", "processes", "errors")
     }
-    return PowerTrace(gpu=gpu, errors=[sample.errors for sample in ordered], **columns)
+    processes = [sample.processes for sample in ordered]
+    return PowerTrace(gpu=gpu, processes=processes, errors=[sample.errors for sample in ordered], **columns)
 
 
 def _dtype(name: str) -> type[np.int64 | np.float64]:

@@ -78,6 +78,7 @@ def _local(config: SweepConfig, kind: str) -> PowerPlan:
     reader = NvmlReader() if kind == "nvml" else RaplReader()
     try:
         infos = reader.gpus()
+        unreadable = reader.unreadable if isinstance(reader, NvmlReader) else ()
     finally:
         reader.close()
     if kind == "rapl":
@@ -88,6 +89,7 @@ def _local(config: SweepConfig, kind: str) -> PowerPlan:
         asked=config.gpus,
         visible=environment.get("CUDA_VISIBLE_DEVICES"),
         order=environment.get("CUDA_DEVICE_ORDER"),
+        unreadable=unreadable,
     )
     return PowerPlan(kind=kind, gpus=tuple(chosen))
 

@@ -9,7 +9,12 @@
  *   FAIL        "field:code,..."; field is an NVML field number or the name of a function below without "nvmlDeviceGet"
  *   FAIL_GPU    the GPU that fails, is lost or is reset; -1 (default): each of them
  *   FAIL_AFTER_MS, LOST_AFTER_MS, RESET_AFTER_MS    since nvmlInit; RESET sets the counter back to 0 once
+ *   FAIL_ONCE   1: what fails, fails until nvmlInit is called a second time
  *   INIT        what nvmlInit returns
+ *   HANDLE      "index:code,...": GPUs of which no handle can be had
+ *   NAME, UTILIZATION (%), MEMORY_MIB, LIMIT_W    of every GPU
+ *   INSTANT_W   what the instantaneous power says instead of the truth
+ *   PROCESSES   a file with a line "index pid MiB" for each compute process, "index -pid MiB" for a graphics process
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -17,7 +22,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, GPU_IS_LOST = 15 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 enum { TYPE_UNSIGNED_INT = 1, TYPE_UNSIGNED_LONG_LONG = 3 };
 enum { FIELD_ENERGY = 83, FIELD_POWER_AVERAGE = 185, FIELD_POWER_INSTANT = 186 };
 
@@ -33,9 +38,11 @@ typedef struct { unsigned long long total, free, used; } Memory;
 typedef struct { unsigned version; unsigned long long total, reserved, free, used; } MemoryV2;
 
 typedef struct { unsigned gpu, memory; } Utilization;
+typedef struct { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; } Process;
 
 static struct { int index; } devices[64];
 static double began_s;
+static int inits;
 
 static double setting(const char *name, double otherwise) {
     char full[64];
@@ -67,6 +74,7 @@ static double energy_j(Device d, double t_s) {
 }
 
 static int fails_now(Device d) {
+    if (inits > 1 && setting("FAIL_ONCE", 0)) return 0;
     double gpu = setting("FAIL_GPU", -1);
     return gpu < 0 || (int)gpu == d->index;
 }
@@ -76,15 +84,20 @@ static int due(Device d, const char *setting_name) {
     return after_ms >= 0 && fails_now(d) && now_s() - began_s >= after_ms / 1e3;
 }
 
+/* The code that a list "what:code,..." gives `what`, or success. */
+static int code_of(const char *list, const char *what) {
+    size_t length = strlen(what);
+    for (const char *at = list; at && *at; at = strchr(at, ','), at = at ? at + 1 : NULL)
+        if (!strncmp(at, what, length) && at[length] == ':') return atoi(at + length + 1);
+    return SUCCESS;
+}
+
 /* The code that FAIL gives `what`, or success. */
 static int status_of(Device d, const char *what) {
     if (due(d, "LOST_AFTER_MS")) return GPU_IS_LOST;
     const char *list = getenv("NVML_STUB_FAIL");
     if (!list || !fails_now(d) || now_s() - began_s < setting("FAIL_AFTER_MS", 0) / 1e3) return SUCCESS;
-    size_t length = strlen(what);
-    for (const char *at = list; at && *at; at = strchr(at, ','), at = at ? at + 1 : NULL)
-        if (!strncmp(at, what, length) && at[length] == ':') return atoi(at + length + 1);
-    return SUCCESS;
+    return code_of(list, what);
 }
 
 static unsigned long long counter_mj(Device d) {
@@ -99,12 +112,13 @@ static unsigned long long counter_mj(Device d) {
     return (unsigned long long)((energy_j(d, update_s) - since_j) * 1e3);
 }
 
-static unsigned power_mw(Device d) { return (unsigned)(power_w(d, now_s()) * 1e3); }
+static unsigned power_mw(Device d) { return (unsigned)(setting("INSTANT_W", power_w(d, now_s())) * 1e3); }
 static unsigned mean_mw(Device d) { return (unsigned)((base_w(d) + setting("SWING_W", 0) / 2) * 1e3); }
 
 int nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     began_s = now_s();
+    inits++;
     for (int i = 0; i < 64; i++) devices[i].index = i;
     return (int)setting("INIT", 0);
 }
@@ -130,7 +144,9 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device *d) {
     if (index >= (unsigned)setting("GPUS", 1)) return INVALID_ARGUMENT;
     *d = (Device)&devices[index];
-    return SUCCESS;
+    char number[16];
+    snprintf(number, sizeof number, "%u", index);
+    return code_of(getenv("NVML_STUB_HANDLE"), number);
 }
 
 int nvmlDeviceGetUUID(Device d, char *text, unsigned length) {
@@ -149,7 +165,8 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, Device *d) {
 
 int nvmlDeviceGetName(Device d, char *text, unsigned length) {
     (void)d;
-    snprintf(text, length, "Stub GPU");
+    const char *name = getenv("NVML_STUB_NAME");
+    snprintf(text, length, "%s", name ? name : "Stub GPU");
     return SUCCESS;
 }
 
@@ -167,7 +184,7 @@ int nvmlDeviceGetVbiosVersion(Device d, char *text, unsigned length) {
 
 ANSWER(PowerUsage, unsigned, power_mw(d))
 ANSWER(TotalEnergyConsumption, unsigned long long, counter_mj(d))
-ANSWER(EnforcedPowerLimit, unsigned, 650000)
+ANSWER(EnforcedPowerLimit, unsigned, setting("LIMIT_W", 650) * 1e3)
 ANSWER(PowerManagementDefaultLimit, unsigned, 700000)
 ANSWER(CurrentClocksEventReasons, unsigned long long, setting("THROTTLE", 0))
 ANSWER(CurrentClocksThrottleReasons, unsigned long long, setting("THROTTLE", 0))
@@ -196,13 +213,40 @@ int nvmlDeviceGetMemoryInfo(Device d, Memory *memory) {
 }
 
 int nvmlDeviceGetMemoryInfo_v2(Device d, MemoryV2 *memory) {
-    memory->total = 80ULL << 30, memory->reserved = 1ULL << 30, memory->used = 10ULL << 30, memory->free = 69ULL << 30;
+    unsigned long long used = (unsigned long long)setting("MEMORY_MIB", 10240) << 20;
+    memory->total = 80ULL << 30, memory->reserved = 1ULL << 30, memory->used = used, memory->free = (79ULL << 30) - used;
     return status_of(d, "MemoryInfo_v2");
 }
 
 int nvmlDeviceGetUtilizationRates(Device d, Utilization *percent) {
-    *percent = (Utilization){.gpu = 83, .memory = 41};
+    *percent = (Utilization){.gpu = (unsigned)setting("UTILIZATION", 83), .memory = 41};
     return status_of(d, "UtilizationRates");
+}
+
+static int processes(Device d, int graphics, unsigned *count, Process *found) {
+    const char *path = getenv("NVML_STUB_PROCESSES");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    unsigned room = *count, seen = 0;
+    int index, pid;
+    unsigned long long mib;
+    while (file && fscanf(file, "%d %d %llu", &index, &pid, &mib) == 3) {
+        if (index != d->index || (pid < 0) != graphics) continue;
+        if (seen < room) found[seen] = (Process){.pid = (unsigned)abs(pid), .memory = mib << 20};
+        seen++;
+    }
+    if (file) fclose(file);
+    *count = seen;
+    return seen > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(Device d, unsigned *count, Process *found) {
+    int status = status_of(d, "ComputeRunningProcesses");
+    return status == SUCCESS ? processes(d, 0, count, found) : status;
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(Device d, unsigned *count, Process *found) {
+    int status = status_of(d, "GraphicsRunningProcesses");
+    return status == SUCCESS ? processes(d, 1, count, found) : status;
 }
 
 int nvmlDeviceGetMigMode(Device d, unsigned *current, unsigned *pending) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,7 +13,8 @@ import pytest
 from nvml_stub.build import Curve, build_stub, uuid_of
 
 from loadgen.power.energy import energy_of_window
-from loadgen.power.sample import GpuInfo, PowerSample
+from loadgen.power.nvml import scope_of
+from loadgen.power.sample import GpuInfo, PowerSample, UnreadableGpu
 from loadgen.power.sampler import SamplerStatistics
 
 READ = """
@@ -25,7 +27,8 @@ try:
     reader = NvmlReader()
     uuid = reader.gpus()[0].uuid
     samples = [reader.read(uuid, slow=slow) for slow in (True, False)]
-    print(msgspec.json.encode({"gpus": reader.gpus(), "samples": samples}).decode())
+    seen = {"gpus": reader.gpus(), "samples": samples, "unreadable": reader.unreadable}
+    print(msgspec.json.encode(seen).decode())
     reader.close()
 except UsageError as error:
     sys.exit(str(error))
@@ -35,6 +38,7 @@ SAMPLE = """
 import time
 import msgspec
 from loadgen.power.nvml import NvmlReader
+from loadgen.power.nvml import scope_of
 from loadgen.power.sampler import Sampler
 reader = NvmlReader()
 with Sampler(reader, [info.uuid for info in reader.gpus()]) as sampler:
@@ -54,6 +58,7 @@ print(msgspec.json.encode(
 class Seen(msgspec.Struct):
     gpus: list[GpuInfo]
     samples: list[PowerSample]
+    unreadable: list[UnreadableGpu] = []
     window: tuple[int, int] = (0, 0)
     statistics: SamplerStatistics | None = None
 
@@ -163,6 +168,82 @@ def test_without_the_field_call_power_usage_bears_its_true_name(library: Path, a
     for sample in seen.samples:
         assert sample.counter_j is not None
         assert getattr(sample, name) == 300
+
+
+@pytest.mark.parametrize(("architecture", "name"), [(8, "power_average_w"), (6, "power_instant_w")])
+def test_power_usage_stands_in_for_missing_power_fields(library: Path, architecture: int, name: str) -> None:
+    seen = see(READ, library, FAIL="186:3,185:3", ARCH=architecture)
+    for sample in seen.samples:
+        assert sample.counter_j is not None
+        readings = {"power_instant_w": sample.power_instant_w, "power_average_w": sample.power_average_w}
+        assert {field: watts for field, watts in readings.items() if watts is not None} == {name: 300}
+    assert seen.gpus[0].supported["counter_j"]
+    assert seen.gpus[0].supported[name]
+
+
+def test_the_older_energy_function_stands_in_for_a_missing_field(library: Path) -> None:
+    for sample in see(READ, library, FAIL="83:2").samples:
+        assert sample.counter_j is not None
+        assert sample.power_instant_w == 300
+
+
+def test_processes_are_listed_with_what_proc_says_of_them(library: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "processes"
+    listed.write_text(f"0 {os.getpid()} 1536\n0 -1 64\n1 77 5\n0 4194999 512\n")
+    slow, fast = see(READ, library, GPUS=2, PROCESSES=listed).samples
+    assert fast.processes is None
+    assert slow.processes is not None
+    one, own, unseen = slow.processes
+    assert (one.pid, one.kind, one.memory_bytes) == (1, "graphics", 64 << 20)
+    assert (own.pid, own.kind, own.memory_bytes) == (os.getpid(), "compute", 1536 << 20)
+    assert {os.getpid(), os.getpgid(0), os.getsid(0), os.getppid()} <= set(own.lineage)
+    assert own.name
+    assert (unseen.pid, unseen.name, unseen.lineage) == (4194999, None, ())
+    assert str(unseen) == "process 4194999 (name not readable, 0.5 GiB)"
+
+
+def test_no_process_is_not_the_same_as_no_list(library: Path) -> None:
+    assert see(READ, library).samples[0].processes == ()
+    missing = see(READ, library, FAIL="ComputeRunningProcesses:3,GraphicsRunningProcesses:13").samples[0]
+    assert (missing.processes, missing.errors) == (None, ())
+    refused = see(READ, library, FAIL="ComputeRunningProcesses:4").samples[0]
+    assert (refused.processes, refused.errors) == (None, ("processes: NVML_ERROR_NO_PERMISSION",))
+
+
+@pytest.mark.parametrize(("code", "name"), [(15, "GPU_IS_LOST"), (4, "NO_PERMISSION"), (999, "UNKNOWN")])
+def test_one_unreadable_gpu_does_not_take_the_others_away(library: Path, code: int, name: str) -> None:
+    seen = see(READ, library, GPUS=3, HANDLE=f"1:{code}")
+    assert [info.uuid for info in seen.gpus] == [uuid_of(0), uuid_of(2)]
+    (other,) = seen.unreadable
+    assert str(other) == f"GPU 1 cannot be read (NVML_ERROR_{name})"
+    assert seen.samples[0].power_instant_w == 300
+
+
+def test_a_gpu_that_is_lost_when_it_is_read_is_listed_by_its_uuid(library: Path) -> None:
+    seen = see(READ, library, GPUS=2, LOST_AFTER_MS=0, FAIL_GPU=1)
+    assert [info.uuid for info in seen.gpus] == [uuid_of(0)]
+    assert str(seen.unreadable[0]) == f"GPU 1 {uuid_of(1)} cannot be read (NVML_ERROR_GPU_IS_LOST)"
+
+
+def test_a_name_that_is_not_utf_8_does_not_hide_its_gpu(library: Path) -> None:
+    (info,) = see(READ, library, NAME="RTX \udcff\udcfe").gpus
+    assert (info.uuid, info.name) == (uuid_of(0), "RTX \ufffd\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("name", "scope"),
+    [
+        ("NVIDIA GH200 480GB", "module"),
+        ("NVIDIA GB200", "module"),
+        ("NVIDIA GB300", "module"),
+        ("Grace Hopper Superchip", "module"),
+        ("NVIDIA H200", "gpu"),
+        ("NVIDIA B200", "gpu"),
+        ("NVIDIA GeForce GTX 1080", "gpu"),
+    ],
+)
+def test_a_superchips_counter_is_the_modules(name: str, scope: str) -> None:
+    assert scope_of(name) == scope
 
 
 def test_older_names_of_functions_are_used_where_the_newer_are_missing(library: Path) -> None:

@@ -50,16 +50,78 @@ def test_joules_and_no_power(tmp_path: Path) -> None:
     assert reader.read("rapl:package-0", slow=True).power_limit_w == 165.0
 
 
+class Clock:
+    """A clock that the test moves, 1 ms further at each look."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        self.now_ns += 1_000_000
+        return self.now_ns
+
+
 def test_the_counter_goes_on_when_it_wraps_around(tmp_path: Path) -> None:
     folder = zone(tmp_path, "0", "package-0", RANGE_UJ - 2_000_000)
-    reader = RaplReader(tmp_path)
+    clock = Clock()
+    reader = RaplReader(tmp_path, clock_ns=clock)
     first_j = reader.read("rapl:package-0", slow=False).counter_j or 0
     for turn in range(3):
+        clock.now_ns += 25_000_000
         (folder / "energy_uj").write_text("3000000\n")
         sample = reader.read("rapl:package-0", slow=False)
         assert sample.counter_j == pytest.approx(first_j + 5.0 + turn * RANGE_UJ / 1e6)
+        clock.now_ns += 600_000_000_000
         (folder / "energy_uj").write_text(f"{RANGE_UJ - 2_000_000}\n")
         reader.read("rapl:package-0", slow=False)
+
+
+def test_a_wrap_of_more_than_5_kw_is_a_reset(tmp_path: Path) -> None:
+    # 150 J in some 28 ms would be 5.4 kW; 100 J would be 3.6 kW.
+    folder = zone(tmp_path, "0", "package-0", RANGE_UJ - 60_000_000)
+    clock = Clock()
+    reader = RaplReader(tmp_path, clock_ns=clock)
+    before = reader.read("rapl:package-0", slow=False)
+    clock.now_ns += 25_000_000
+    (folder / "energy_uj").write_text("90000000\n")
+    after = reader.read("rapl:package-0", slow=False)
+    assert (before.counter_j, after.counter_j) == ((RANGE_UJ - 60_000_000) / 1e6, 90.0)
+    (folder / "energy_uj").write_text(f"{RANGE_UJ - 60_000_000}\n")
+    reader.read("rapl:package-0", slow=False)
+    clock.now_ns += 25_000_000
+    (folder / "energy_uj").write_text("40000000\n")
+    assert reader.read("rapl:package-0", slow=False).counter_j == pytest.approx((RANGE_UJ + 40_000_000) / 1e6)
+
+
+def test_one_wrong_reading_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = zone(tmp_path, "0", "package-0", 200_000_000_000) / "energy_uj"
+    reader = RaplReader(tmp_path)
+    answers = iter(["0\n", "200000500000\n"])
+    read_text = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, *a: next(answers) if self == path else read_text(self, *a))
+    assert reader.read("rapl:package-0", slow=False).counter_j == 200_000.5
+    assert next(answers, None) is None
+
+
+def test_packages_of_one_name_stay_apart(tmp_path: Path) -> None:
+    zone(tmp_path, "0", "package-0", 1_000_000)
+    zone(tmp_path, "0:0", "dram", 9_000_000)
+    zone(tmp_path, "1", "package-0", 2_000_000)
+    zone(tmp_path, "1:0", "dram", 9_000_000)
+    zone(tmp_path, "10", "package-1", 3_000_000)
+    zone(tmp_path, "2", "psys", 9_000_000)
+    reader = RaplReader(tmp_path)
+    uuids = [info.uuid for info in reader.gpus()]
+    assert uuids == ["rapl:package-0@intel-rapl:0", "rapl:package-0@intel-rapl:1", "rapl:package-1"]
+    assert [reader.read(uuid, slow=False).counter_j for uuid in uuids] == [1.0, 2.0, 3.0]
+
+
+def test_the_highest_limit_bounds_a_package(tmp_path: Path) -> None:
+    folder = zone(tmp_path, "0", "package-0", limit_uw=165_000_000)
+    (folder / "constraint_1_name").write_text("short_term\n")
+    (folder / "constraint_1_power_limit_uw").write_text("250000000\n")
+    (info,) = RaplReader(tmp_path).gpus()
+    assert (info.power_limit_enforced_w, info.power_limit_max_w, info.scope) == (165.0, 250.0, "package")
 
 
 def test_a_module_loaded_anew_is_a_reset_not_a_turn(tmp_path: Path) -> None:

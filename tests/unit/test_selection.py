@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.power.sample import GpuInfo
+from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.selection import select_gpus
 
 A, B, C = "GPU-aa11", "GPU-aa22", "GPU-cc33"
@@ -78,3 +78,19 @@ def test_numbers_are_refused_where_cuda_may_count_otherwise() -> None:
         select_gpus(MIXED, asked=None, visible="0")
     assert select_gpus(MIXED, asked=None, visible="1", order="PCI_BUS_ID") == [B]
     assert select_gpus(MIXED, asked=None, visible=B) == [B]
+
+
+LOST = [UnreadableGpu(index=1, code="NVML_ERROR_GPU_IS_LOST", uuid="GPU-bb"), UnreadableGpu(index=2, code="X_NO")]
+
+
+def test_an_unreadable_gpu_is_refused_only_where_it_is_chosen() -> None:
+    one = gpus("H200")
+    assert select_gpus(one, asked=None, visible=None, unreadable=LOST) == [A]
+    assert select_gpus(one, asked=[A], visible=None, unreadable=LOST) == [A]
+    assert select_gpus(one, asked=None, visible="0", unreadable=LOST) == [A]
+    with pytest.raises(UsageError, match=r"--gpu 'GPU-bb': GPU 1 GPU-bb cannot be read \(NVML_ERROR_GPU_IS_LOST\)"):
+        select_gpus(one, asked=["GPU-bb"], visible=None, unreadable=LOST)
+    with pytest.raises(UsageError, match=r"names GPU 2: GPU 2 cannot be read \(X_NO\)"):
+        select_gpus(one, asked=None, visible="0,2", unreadable=LOST)
+    with pytest.raises(UsageError, match=r"fits no GPU here: choose from GPU-aa11 H200; GPU 1 .*; GPU 2 cannot"):
+        select_gpus(one, asked=["GPU-zz"], visible=None, unreadable=LOST)
