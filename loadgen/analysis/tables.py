@@ -52,6 +52,10 @@ SERVER = pa.schema([
     ("preemptions", pa.float64()), ("kv_usage", pa.float64()), ("generation_tokens", pa.float64()),
     ("prompt_tokens", pa.float64()), ("iterations", pa.float64()),
     ("prefix_cache_queries", pa.float64()), ("prefix_cache_hits", pa.float64()),
+    ("engines", pa.list_(pa.struct([
+        ("engine", pa.string()), ("running", pa.float64()), ("generation_tokens", pa.float64()),
+        ("iterations", pa.float64()),
+    ]))),
     ("ttft_count", pa.float64()), ("ttft_sum_s", pa.float64()), ("simulated", pa.bool_()),
 ])  # fmt: skip
 
@@ -71,7 +75,10 @@ POWER = pa.schema([
 _T_NS = "token_times.list.element.t_ns"
 """Rising numbers, nearly all of requests.parquet: their differences are a third of the size, in a third of the time;
 that they leave nothing to compress shows in the time only."""
-_OTHERS = [*REQUESTS.names, "token_times.list.element.tokens", *SERVER.names, *POWER.names]
+_OTHERS = [
+    *REQUESTS.names, "token_times.list.element.tokens", *SERVER.names, *POWER.names,
+    *(f"engines.list.element.{name}" for name in ("engine", "running", "generation_tokens", "iterations")),
+]  # fmt: skip
 _ENCODING: dict[str, Any] = {
     "compression": dict.fromkeys(_OTHERS, "zstd") | {_T_NS: "none"},
     "use_dictionary": _OTHERS,
@@ -148,6 +155,7 @@ def server_table(data: CellData) -> pa.Table:
     for field in SERVER.names:
         if field not in columns:
             columns[field] = [getattr(s, field) for s in data.samples]
+    columns["engines"] = [[msgspec.structs.asdict(engine) for engine in s.engines] or None for s in data.samples]
     return pa.table({name: columns[name] for name in SERVER.names}, schema=SERVER)
 
 

@@ -36,7 +36,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         name = str(key).replace("-", "_")
         if name not in known or name == "config":
             raise UsageError(f"--config {path}: {key!r} is no option of loadgen sweep; see loadgen sweep --help")
-        if name == "target":
+        if name in ("target", "metrics_url"):
             pairs = [f"{n}={url}" for n, url in value.items()] if isinstance(value, dict) else value
             value = [str(pair) for pair in pairs] if isinstance(pairs, list) else [str(pairs)]
         elif isinstance(value, list):
@@ -50,6 +50,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.command("sweep", context_settings=CONTEXT)
 @click.option("--target", "target", multiple=True, metavar="NAME=URL",
               help="A running server; NAME is a precision or LABEL:PRECISION. Repeatable.")
+@click.option("--metrics-url", multiple=True, metavar="URL",
+              help="A target's /metrics elsewhere; NAME=URL if there are several targets. Repeatable: pages add up.")
 @click.option("--serve", metavar="NAMES", help="Recipes to launch in turn, e.g. fp16,awq; NAME=CHECKPOINT overrides.")
 @click.option("--model", metavar="ID", help="The 16-bit model for --serve (id or folder); for --target, which to ask.")
 @click.option("--device", default="cuda", show_default=True, metavar="DEVICE", help="For --serve: cuda or cpu.")

@@ -1,4 +1,4 @@
-"""The server's own word on its batch: vLLM's `/metrics`, sampled beside the load."""
+"""The server's own word on its batch: its `/metrics`, sampled beside the load."""
 
 from __future__ import annotations
 
@@ -6,39 +6,33 @@ import contextlib
 import http.client
 import math
 import random
-import re
 import threading
+from collections.abc import Mapping, Sequence
 from time import monotonic, monotonic_ns
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
+
+from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
 
 SHORTEST_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 0.5
 COST_FACTOR = 20
 """A scrape takes t (the least of the last nine) and the next comes after 20 t: 5% of the server's time."""
 _PROBE_TIMEOUT_S = 10.0
+_FULLEST = ("kv_usage",)
+"""Of several engines the largest counts; everything else adds up."""
+_REDIRECTS = (301, 302, 303, 307, 308)
 
-_NAMES = {
-    b"vllm:num_requests_running": "running",
-    b"vllm:num_requests_waiting": "waiting",
-    b"vllm:num_preemptions_total": "preemptions",
-    b"vllm:kv_cache_usage_perc": "kv_usage",
-    b"vllm:gpu_cache_usage_perc": "kv_usage",
-    b"vllm:generation_tokens_total": "generation_tokens",
-    b"vllm:prompt_tokens_total": "prompt_tokens",
-    b"vllm:iteration_tokens_total_count": "iterations",
-    b"vllm:prefix_cache_queries_total": "prefix_cache_queries",
-    b"vllm:prefix_cache_hits_total": "prefix_cache_hits",
-    b"vllm:external_prefix_cache_hits_total": "prefix_cache_hits",
-    b"vllm:time_to_first_token_seconds_count": "ttft_count",
-    b"vllm:time_to_first_token_seconds_sum": "ttft_sum_s",
-}
-_LINE = re.compile(
-    rb"""^(vllm:[a-z_]+)(?:\{(?:[^"}\n]|"(?:\\.|[^"\\\n])*")*\})? ([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)(?=\s|\Z)""",
-    re.MULTILINE,
-)
-"""A number that is no less than 0: none of these can be."""
+
+class EngineReading(msgspec.Struct, frozen=True, array_like=True):
+    """What one of several engines behind a server said: its own steps, which do not add up to anyone's."""
+
+    engine: str
+    """What tells it from the others, such as "0" and "1" with data parallelism."""
+    running: float | None
+    generation_tokens: float | None
+    iterations: float | None
 
 
 class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
@@ -54,71 +48,201 @@ class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
     generation_tokens: float | None = None
     prompt_tokens: float | None = None
     iterations: float | None = None
-    """Engine steps (count of the histogram `vllm:iteration_tokens_total`)."""
+    """Engine steps (count of the histogram `vllm:iteration_tokens_total`), of all engines together."""
     prefix_cache_queries: float | None = None
     """Prompt tokens that were looked up in the prefix cache, and those found there or in an external cache."""
     prefix_cache_hits: float | None = None
     ttft_count: float | None = None
     """First tokens, and the sum of their times by the server's clock (histogram `vllm:time_to_first_token_seconds`)."""
     ttft_sum_s: float | None = None
+    engines: tuple[EngineReading, ...] = ()
+    """Engine by engine, where there are several."""
 
 
-def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int) -> ServerSample:
-    """The sample in a `/metrics` page (Prometheus text format 0.0.4); names the server lacks stay None.
+Values = Mapping[str, Mapping[Key, float]]
+"""Field -> engine -> value."""
+
+
+class MetricsSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a target's figures are read."""
+
+    target_url: str
+    """Scheme, host and port of the target; its own `/metrics` is read where no `urls` are given."""
+    urls: tuple[str, ...] = ()
+    """Whole addresses of pages elsewhere; those of several are engines of one server."""
+    api_key: str | None = None
+    """Sent to the target's own scheme, host and port only."""
+    model: str | None = None
+    """Where a page has several models, this one's series count."""
+
+
+def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int, model: str | None = None) -> ServerSample:
+    """The sample in a `/metrics` page; figures the server lacks stay None.
 
     Over several engines requests and counters add up, the KV usage is the fullest engine's.
     """
-    values: dict[str, float] = {}
-    for name, value in _LINE.findall(text):
-        field = _NAMES.get(name)
-        if field is not None:
-            so_far = values.get(field, 0.0)
-            values[field] = max(so_far, float(value)) if field == "kv_usage" else so_far + float(value)
-    known = {field: value for field, value in values.items() if math.isfinite(value)}
-    return ServerSample(t_ns=t_ns, scrape_ns=scrape_ns, **known)
+    vocabulary = vocabulary_of(text)
+    values = {} if vocabulary is None else vocabulary.read(text, model)
+    return sample_of([values], t_ns=t_ns, scrape_ns=scrape_ns)
 
 
-class MetricsProbe:
-    """Scrapes one server over a kept connection; not thread-safe.
+def sample_of(pages: Sequence[Values], *, t_ns: int, scrape_ns: int) -> ServerSample:
+    """The sample of a server whose engines stand on one page or on several."""
+    found: dict[str, dict[tuple[int, Key], float]] = {}
+    for place, values in enumerate(pages):
+        for field, of_engine in values.items():
+            for key, value in of_engine.items():
+                of = found.setdefault(field.partition("/")[0], {})
+                if math.isfinite(value):
+                    of[place, key] = of.get((place, key), 0.0) + value
+    totals = {
+        field: max(of.values()) if field in _FULLEST else math.fsum(of.values()) for field, of in found.items() if of
+    }
+    known = {field: value for field, value in totals.items() if math.isfinite(value)}
+    return ServerSample(t_ns=t_ns, scrape_ns=scrape_ns, engines=_engines(found), **known)
 
-    Only the names above are asked for: prometheus_client's own endpoint (behind `/metrics/`, with the slash) then
-    renders 1.5 KB instead of vLLM's 64 KB. Where that is not understood, the whole page is.
+
+def _engines(found: Mapping[str, Mapping[tuple[int, Key], float]]) -> tuple[EngineReading, ...]:
+    """Those that count steps, if there are several."""
+    fields = EngineReading.__struct_fields__[1:]
+    keys = sorted(found.get("iterations", ()))
+    if len(keys) < 2:
+        return ()
+    shared = set.intersection(*(set(labels) for _, labels in keys))
+    several = len({place for place, _ in keys}) > 1
+    return tuple(
+        EngineReading(
+            ",".join([str(place)] * several + [told for label, told in labels if (label, told) not in shared]),
+            *(found.get(field, {}).get((place, labels)) for field in fields),
+        )
+        for place, labels in keys
+    )
+
+
+class _Page:
+    """One page over a kept connection.
+
+    Only the names that count are asked for where the server understands that: prometheus_client's own endpoint
+    (behind `/metrics/`, with the slash) then renders 1.5 KB instead of vLLM's 64 KB.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None, model: str | None) -> None:
         parts = urlsplit(url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        whole = parts.path.rstrip("/") + "/metrics"
-        wanted = urlencode([("name[]", name.decode()) for name in _NAMES])
-        self._paths = [f"{whole}/?{wanted}", whole]
+        self._path = parts.path + (f"?{parts.query}" if parts.query else "")
+        self._url = url
         self._connection = kind(parts.hostname or "", parts.port, timeout=_PROBE_TIMEOUT_S)
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._model = model
+        self._vocabulary: Vocabulary | None = None
+        self._short: str | None = None
+        self.failure: str | None = None
+        """Why the last reading gave nothing, or no batch."""
 
-    def scrape(self) -> ServerSample | None:
-        """A sample, or None when the server gives no `/metrics` now."""
-        before_ns = monotonic_ns()
-        text = self._get(self._paths[0])
-        if len(self._paths) > 1 and (text is None or b"vllm:" not in text):
-            self._paths.pop(0)
-            text = self._get(self._paths[0])
-        if text is None:
+    @property
+    def gauge(self) -> str | None:
+        """The series that counts running requests."""
+        return None if self._vocabulary is None else self._vocabulary.gauge
+
+    def read(self) -> Values | None:
+        """The page's figures; None when it cannot be read now."""
+        if self._short is not None and self._vocabulary is not None:
+            page = self._get(self._short)
+            return None if page is None else self._vocabulary.read(page, self._model)
+        page = self._get(self._path)
+        if page is None:
             return None
-        after_ns = monotonic_ns()
-        return read_metrics(text, t_ns=(before_ns + after_ns) // 2, scrape_ns=after_ns - before_ns)
+        if self.gauge is None:
+            self._vocabulary = vocabulary_of(page)
+            if self.gauge is not None:
+                self._short = self._shortened()
+        if self.gauge is None:
+            self.failure = f"{self._url} counts no running requests under a name that loadgen knows"
+        return {} if self._vocabulary is None else self._vocabulary.read(page, self._model)
+
+    def _shortened(self) -> str | None:
+        """The address of those names alone; None where the server does not give them."""
+        assert self._vocabulary is not None and self._vocabulary.gauge is not None
+        if "?" in self._path:
+            return None
+        path = f"{self._path.rstrip('/')}/?{urlencode([('name[]', name) for name in self._vocabulary.names])}"
+        page = self._get(path)
+        self.failure = None
+        return path if page is not None and self._vocabulary.read(page).get("running") else None
 
     def _get(self, path: str) -> bytes | None:
-        """The page, or None; a kept connection that the server has closed meanwhile is opened anew once."""
+        """The page, or None; a kept connection that the server has closed meanwhile is opened again once."""
+        self.failure = None
         for _ in range(2):
             try:
-                self._connection.request("GET", path)
+                self._connection.request("GET", path, headers=self._headers)
                 answer = self._connection.getresponse()
                 text = answer.read()
-                return text if answer.status == 200 else None
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
+                self.failure = f"{self._url} does not answer ({' '.join(str(error).split())})"
+                continue
+            if answer.status == 200:
+                self.failure = None
+                return text
+            if answer.status in _REDIRECTS and path == self._path and not path.endswith("/") and "?" not in path:
+                self._path = path = f"{path}/"
+                continue
+            self.failure = self._refused(answer.status)
+            return None
         return None
+
+    def _refused(self, status: int) -> str:
+        if status not in (401, 403):
+            return f"{self._url} answers {status}"
+        if self._headers:
+            return f"{self._url} answers {status}: it does not accept the key of --api-key-env"
+        return f"{self._url} answers {status}: give the key with --api-key-env VAR (only the target's own address gets it)"
 
     def close(self) -> None:
         self._connection.close()
+
+
+class MetricsProbe:
+    """Scrapes one server, page by page; not thread-safe."""
+
+    def __init__(self, source: MetricsSource) -> None:
+        origin = _origin(source.target_url)
+        urls = source.urls or (f"{source.target_url.rstrip('/')}/metrics",)
+        self._pages = [
+            _Page(url, source.api_key if _origin(url) == origin else None, source.model) for url in urls
+        ]
+
+    @property
+    def gauge(self) -> str | None:
+        """The series that counts running requests, once it was read."""
+        return next((page.gauge for page in self._pages if page.gauge is not None), None)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last scrape gave no batch; None where it gave one."""
+        return next((page.failure for page in self._pages if page.failure is not None), None)
+
+    def scrape(self) -> ServerSample | None:
+        """A sample, or None when the server gives no `/metrics` now: of several pages, not one may be missing."""
+        before_ns = monotonic_ns()
+        found = []
+        for page in self._pages:
+            values = page.read()
+            if values is None:
+                return None
+            found.append(values)
+        after_ns = monotonic_ns()
+        return sample_of(found, t_ns=(before_ns + after_ns) // 2, scrape_ns=after_ns - before_ns)
+
+    def close(self) -> None:
+        for page in self._pages:
+            page.close()
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 class MetricsSampler:
@@ -128,14 +252,23 @@ class MetricsSampler:
     multiple of it and always, or never, see the gap between two of them.
     """
 
-    def __init__(self, url: str) -> None:
-        self._probe = MetricsProbe(url)
+    def __init__(self, source: MetricsSource) -> None:
+        self._probe = MetricsProbe(source)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server-metrics", daemon=True)
         self._fresh: list[ServerSample] = []
         self._lock = threading.Lock()
         self.latest: ServerSample | None = None
-        self.failures = 0
+
+    @property
+    def gauge(self) -> str | None:
+        """The series that counts running requests, once it was read."""
+        return self._probe.gauge
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last scrape gave no batch; None where it gave one."""
+        return self._probe.failure
 
     def start(self) -> None:
         self._thread.start()
@@ -158,14 +291,12 @@ class MetricsSampler:
         deadline = monotonic()
         while not self._stop.is_set():
             sample = self._probe.scrape()
-            if sample is None:
-                self.failures += 1
-            else:
+            if sample is not None:
                 costs_s = [*costs_s[-8:], sample.scrape_ns / 1e9]
                 self.latest = sample
                 with self._lock:
                     self._fresh.append(sample)
-            wanted = COST_FACTOR * min(costs_s, default=0.0)
+            wanted = COST_FACTOR * min(costs_s, default=LONGEST_PERIOD_S)
             period_s = min(max(SHORTEST_PERIOD_S, wanted), LONGEST_PERIOD_S) * jitter.uniform(0.75, 1.25)
             deadline = max(deadline + period_s, monotonic())
             self._stop.wait(deadline - monotonic())

@@ -16,4 +16,6 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     """Scheme, host and port, without `/v1` and without a trailing slash."""
     model: str
     """The model id that requests must name, as `/v1/models` gives it."""
+    metrics_urls: tuple[str, ...] = ()
+    """Pages of its /metrics, if they are not on its own address."""
     simulated: bool = False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable
 from time import monotonic_ns
 
 import msgspec
 
 from loadgen.client.exchange import Exchange
-from loadgen.serving.metrics import MetricsProbe, MetricsSampler, ServerSample
+from loadgen.serving.metrics import MetricsProbe, MetricsSampler, MetricsSource, ServerSample
 from loadgen.sweep.glance import Glance
 from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
@@ -24,6 +25,9 @@ TURN_S = 0.005
 PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
 COUNTERS_SETTLE_S = 5.0
+COUNTERS_STILL_S = 1.0
+"""Tokens that stand still so long are the last, whatever a gauge says that is seldom set."""
+COUNTERS_EVERY_S = 0.01
 OPEN_MOST_FAILURES = 100
 """Failures in a row that end a cell of an open loop; in a closed one it depends on B."""
 INTERRUPTED = "interrupted"
@@ -54,7 +58,7 @@ class CellRun:
         cell: Cell,
         *,
         settings: CellSettings,
-        url: str,
+        metrics: MetricsSource,
         make_load: Callable[[OnExchange], Load],
         journal: Journal,
         observer: Observer,
@@ -71,8 +75,8 @@ class CellRun:
         self._server_died = server_died
         self._power = power
         self._interrupt = interrupt
-        self._probe = MetricsProbe(url)
-        self._sampler = MetricsSampler(url)
+        self._probe = MetricsProbe(metrics)
+        self._sampler = MetricsSampler(metrics)
         self._glance = Glance(grader)
         self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
         self._t_start_ns = 0
@@ -119,6 +123,8 @@ class CellRun:
             generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
             aborted=self._aborted or load.failure,
             server_lost=self._server_lost,
+            batch_gauge=self._sampler.gauge or self._probe.gauge,
+            metrics_failure=self._sampler.failure,
             **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
         if self._power is not None and window is not None and self._unwritable is None:
@@ -241,14 +247,18 @@ class CellRun:
         return None if sample is None else sample.generation_tokens
 
     def _tokens_since(self, before: float | None) -> float | None:
-        """Tokens the server says it made for this cell; waits until it reports nothing running."""
+        """Tokens the server says it made for this cell; waits until it reports nothing running, or makes no more."""
         deadline_ns = monotonic_ns() + int(COUNTERS_SETTLE_S * 1e9)
+        last, still_until_ns = before, 0
         while before is not None:
             sample = self._probe.scrape()
             if sample is None or sample.generation_tokens is None:
                 return None
-            if not sample.running or monotonic_ns() > deadline_ns:
+            if sample.generation_tokens != last or not still_until_ns:
+                last, still_until_ns = sample.generation_tokens, sample.t_ns + int(COUNTERS_STILL_S * 1e9)
+            if not sample.running or sample.t_ns > min(still_until_ns, deadline_ns):
                 return sample.generation_tokens - before
+            time.sleep(COUNTERS_EVERY_S)
         return None
 
     def _tell(self, stage: str, share: float) -> None:

@@ -102,6 +102,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
 def configure(
     *,
     targets: Mapping[str, str] | Sequence[str] = (),
+    metrics_url: Sequence[str] = (),
     serve: str | Sequence[str] = (),
     model: str | None = None,
     device: str = "cuda",
@@ -141,7 +142,8 @@ def configure(
     max_error_rate: float = MAX_ERROR_RATE,
     api_key_env: str | None = None,
 ) -> SweepConfig:
-    """The checked options. `targets` are `{name: url}` or `NAME=URL`, `serve` recipe names or `NAME=CHECKPOINT`.
+    """The checked options. `targets` are `{name: url}` or `NAME=URL`, `serve` recipe names or `NAME=CHECKPOINT`,
+    `metrics_url` addresses of /metrics pages, as `NAME=URL` where there are several targets.
 
     Raises UsageError, one sentence, for the first option that cannot be meant.
     """
@@ -163,6 +165,7 @@ def configure(
             raise UsageError(f"target {name!r} is named twice; give one of them a label, as in {name}-b:{name}=...")
     if mode == "simulated" and prefix_cache:
         raise UsageError("--prefix-cache needs --serve or --target: simulated servers have no prefix cache")
+    specs = _with_metrics(specs, [metrics_url] if isinstance(metrics_url, str) else list(metrics_url), mode)
     if mode == "serve" and not model:
         raise UsageError("--serve needs --model: the 16-bit model's id or folder")
     if mode == "simulated" and model:
@@ -324,6 +327,27 @@ def _running(pair: str) -> TargetSpec:
         raise UsageError(f"--target {label}: leave user and password out of the address; give a key with --api-key-env")
     base = url.rstrip("/").removesuffix("/v1")
     return TargetSpec(name=label, precision=_known_precision(precision or label, f"--target {pair}"), url=base)
+
+
+def _with_metrics(specs: Sequence[TargetSpec], entries: Sequence[str], mode: Mode) -> list[TargetSpec]:
+    """The targets, each with the pages that --metrics-url names for it."""
+    pages: dict[str, list[str]] = {spec.name: [] for spec in specs}
+    for entry in entries:
+        if mode != "target":
+            raise UsageError(f"--metrics-url {entry} needs --target: loadgen knows where its own servers' /metrics are")
+        name, separator, url = ("", "", entry) if entry.startswith(("http://", "https://")) else entry.partition("=")
+        if not separator and len(specs) > 1:
+            raise UsageError(f"--metrics-url {entry}: say whose it is, as in {specs[0].name}={url}")
+        name = name or specs[0].name
+        if name not in pages:
+            raise UsageError(f"--metrics-url {entry}: no target is called {name}; the targets are {', '.join(pages)}")
+        if not _is_address(url.partition("?")[0]) or urlsplit(url).username is not None:
+            raise UsageError(f"--metrics-url {entry}: write http://HOST:PORT/metrics, without user and password")
+        page = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/metrics"
+        if page in pages[name]:
+            raise UsageError(f"--metrics-url {entry}: {page} is listed twice for {name}; list each page once")
+        pages[name].append(page)
+    return [msgspec.structs.replace(spec, metrics_urls=tuple(pages[spec.name])) for spec in specs]
 
 
 def _is_address(url: str) -> bool:

@@ -62,6 +62,10 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """Why it ended early."""
     server_lost: bool = False
     """It was `aborted` because the server is gone, or answers nothing any more."""
+    batch_gauge: str | None = None
+    """The series that counted the server's running requests; None: it has none."""
+    metrics_failure: str | None = None
+    """Why the last reading of its /metrics gave no batch."""
 
 
 Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample

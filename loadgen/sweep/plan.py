@@ -16,6 +16,8 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     url: str | None = None
     """Where it runs already; None: loadgen starts it."""
+    metrics_urls: tuple[str, ...] = ()
+    """Where its /metrics are, if not on its own address."""
     checkpoint: str | None = None
     """The checkpoint to serve instead of the recipe's choice."""
 

@@ -11,6 +11,7 @@ import msgspec
 
 from loadgen.client.body import SALT_BYTES
 from loadgen.secret import Mask
+from loadgen.serving.metrics import MetricsSource
 from loadgen.serving.proxy import proxies_passed_by
 from loadgen.serving.recipe import recipe_sha256
 from loadgen.sweep.assignment import Assignment
@@ -258,7 +259,12 @@ async def _run_cell(
     run = CellRun(
         cell,
         settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s),
-        url=server.target.url,
+        metrics=MetricsSource(
+            target_url=server.target.url,
+            urls=server.target.metrics_urls,
+            api_key=config.api_key,
+            model=server.target.model,
+        ),
         make_load=lambda on_exchange: _load(cell, plan, server, workers, on_exchange),
         journal=journal,
         observer=observer,

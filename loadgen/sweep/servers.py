@@ -107,7 +107,14 @@ class _Running:
         words = (line.split() for line in metrics.decode("utf-8", "replace").splitlines())
         names = sorted({line[2] for line in words if line[:2] == ["#", "TYPE"] and len(line) > 2})
         assert spec.url is not None
-        target = Target(name=spec.name, precision=spec.precision, url=spec.url, model=model, simulated=simulated)
+        target = Target(
+            name=spec.name,
+            precision=spec.precision,
+            url=spec.url,
+            model=model,
+            metrics_urls=spec.metrics_urls,
+            simulated=simulated,
+        )
         return Server(target=target, facts={**facts, "model": model, "metric_names": names}, died=lambda: None)
 
     def _ask(self, spec: TargetSpec, path: str) -> tuple[bytes, bool]:

@@ -73,6 +73,7 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     del options["targets"], options["out"]
     if config.mode == "target":
         options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]
+        options["metrics_url"] = [f"{spec.name}={url}" for spec in config.targets for url in spec.metrics_urls]
     elif config.mode == "serve":
         options["serve"] = [
             _label(spec) + (f"={spec.checkpoint}" if spec.checkpoint else "") for spec in config.targets

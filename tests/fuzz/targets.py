@@ -206,9 +206,10 @@ def _of_file(read: Callable[[Path], list[Item]]) -> Callable[[bytes], None]:
 def metrics(data: bytes) -> None:
     """Of any page, numbers that are finite and no less than 0."""
     sample = read_metrics(data, t_ns=1, scrape_ns=1)
-    for field in sample.__struct_fields__:
-        value = getattr(sample, field)
-        assert value is None or (math.isfinite(value) and value >= 0)
+    told = [getattr(sample, field) for field in sample.__struct_fields__ if field != "engines"]
+    for engine in sample.engines:
+        told += [engine.running, engine.generation_tokens, engine.iterations]
+    assert all(value is None or (math.isfinite(value) and value >= 0) for value in told)
     assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
 
 

@@ -79,6 +79,14 @@ def test_a_target_is_named_by_precision_or_by_label_and_precision() -> None:
     )
 
 
+def test_metrics_elsewhere_belong_to_the_only_target_or_to_the_named_one() -> None:
+    page = "http://h:9/v1/metrics?model=m"
+    (only,) = configure(targets={"fp16": URL}, metrics_url=("http://h:8", page)).targets
+    assert only.metrics_urls == ("http://h:8/metrics", page)
+    fp16, awq = configure(targets={"fp16": URL, "awq": URL}, metrics_url=[f"awq={page}"]).targets
+    assert (fp16.metrics_urls, awq.metrics_urls) == ((), (page,))
+
+
 def test_served_recipes_may_have_labels_and_checkpoints() -> None:
     config = configure(serve="fp16,ours:awq=org/model-awq", model="org/model")
     assert config.targets == (
@@ -182,6 +190,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"targets": ["fp16=http://[::1"]}, "is no server's address"),
     ({"targets": ["fp16=http://a..b:1"]}, "is no server's address"),
     ({"targets": ["fp16=http://h:1/?a=b"]}, "is no server's address"),
+    ({"metrics_url": ["http://h:1"]}, "--metrics-url http://h:1 needs --target"),
+    ({"targets": {"fp16": URL}, "metrics_url": ["awq=http://h:1"]}, "no target is called awq; the targets are fp16"),
+    ({"targets": {"fp16": URL}, "metrics_url": ["h:1/metrics"]}, "write http://HOST:PORT/metrics"),
+    ({"targets": {"fp16": URL}, "metrics_url": ["http://u:p@h:1"]}, "without user and password"),
+    ({"targets": {"fp16": URL}, "metrics_url": ["http://h:1", "http://h:1/metrics"]}, "is listed twice for fp16"),
+    ({"targets": {"fp16": URL, "awq": URL}, "metrics_url": ["http://h:1"]}, "say whose it is, as in fp16=http://h:1"),
     ({"targets": {"fp16": URL}, "serve": "awq"}, "--target and --serve exclude each other"),
     ({"serve": "fp17", "model": "m"}, "fp17"),
     ({"serve": "fp16,", "model": "m"}, "'' is no name"),
