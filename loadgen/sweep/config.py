@@ -335,10 +335,10 @@ def _with_metrics(specs: Sequence[TargetSpec], entries: Sequence[str], mode: Mod
     for entry in entries:
         if mode != "target":
             raise UsageError(f"--metrics-url {entry} needs --target: loadgen knows where its own servers' /metrics are")
-        name, separator, url = ("", "", entry) if entry.startswith(("http://", "https://")) else entry.partition("=")
-        if not separator and len(specs) > 1:
-            raise UsageError(f"--metrics-url {entry}: say whose it is, as in {specs[0].name}={url}")
-        name = name or specs[0].name
+        named = "=" in entry and not entry.startswith(("http://", "https://"))
+        name, _, url = entry.partition("=") if named else (specs[0].name, "", entry)
+        if not named and len(specs) > 1:
+            raise UsageError(f"--metrics-url {entry}: say whose it is, as in {name}={url}")
         if name not in pages:
             raise UsageError(f"--metrics-url {entry}: no target is called {name}; the targets are {', '.join(pages)}")
         if not _is_address(url.partition("?")[0]) or urlsplit(url).username is not None:
