@@ -197,7 +197,10 @@ class _Page:
             return f"{self._url} answers {status}"
         if self._headers:
             return f"{self._url} answers {status}: it does not accept the key of --api-key-env"
-        return f"{self._url} answers {status}: give the key with --api-key-env VAR (only the target's own address gets it)"
+        return (
+            f"{self._url} answers {status}: give the key with --api-key-env VAR "
+            "(only the target's own address gets it)"
+        )
 
     def close(self) -> None:
         self._connection.close()

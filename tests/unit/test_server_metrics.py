@@ -72,7 +72,7 @@ def test_series_that_stand_there_under_two_prefixes_count_once() -> None:
     [
         ("sglang:num_running_reqs 4\nsglang:num_queue_reqs 1\nsglang:generation_tokens_total 70\n", 4, 1, 70),
         ("tgi_batch_current_size 4\ntgi_queue_size 1\ntgi_request_generated_tokens_sum 70\n", 4, 1, 70),
-        ("llamacpp:requests_processing 4\nllamacpp:requests_deferred 1\nllamacpp:tokens_predicted_total 70\n", 4, 1, 70),
+        ("llamacpp:requests_processing 4\nllamacpp:requests_deferred 1\nllamacpp:tokens_predicted_total 9\n", 4, 1, 9),
         ('lmdeploy:num_requests_running{engine="0"} 4\nlmdeploy:num_requests_waiting{engine="0"} 1\n', 4, 1, None),
         ("trtllm_num_requests_running 4\ntrtllm_num_requests_waiting 1\n", 4, 1, None),
     ],
@@ -104,13 +104,15 @@ def test_every_engine_keeps_its_own_steps() -> None:
         for engine, value in enumerate(values)
     )
     sample = read(page)
-    assert [msgspec.to_builtins(engine) for engine in sample.engines] == [["0", 3.0, 30.0, 10.0], ["1", 2.0, 20.0, 11.0]]
+    engines = [msgspec.to_builtins(engine) for engine in sample.engines]
+    assert engines == [["0", 3.0, 30.0, 10.0], ["1", 2.0, 20.0, 11.0]]
     assert (sample.running, sample.generation_tokens, sample.iterations) == (5.0, 50.0, 21.0)
     assert msgspec.json.decode(msgspec.json.encode(sample), type=ServerSample) == sample
 
 
 def test_a_single_engine_is_told_by_the_totals_alone() -> None:
-    assert read('vllm:iteration_tokens_total_count{engine="0"} 5\nvllm:num_requests_running{engine="0"} 1\n').engines == ()
+    page = 'vllm:iteration_tokens_total_count{engine="0"} 5\nvllm:num_requests_running{engine="0"} 1\n'
+    assert read(page).engines == ()
 
 
 def test_a_sample_of_a_journal_from_before_engines_were_told_apart_is_read() -> None:
