@@ -17,6 +17,7 @@ from loadgen.analysis.celldata import read_cell
 from loadgen.errors import ServerError
 from loadgen.selftest.server import MODEL
 from loadgen.selftest.trial import Trial, trial_of
+from loadgen.serving.metrics import MetricsSource
 from loadgen.serving.process import exit_words
 from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.cell import CellRun, CellSettings
@@ -75,7 +76,7 @@ async def _run(cell: Cell, assignment: Assignment, workers: int, journal: Journa
     run = CellRun(
         cell,
         settings=CellSettings(duration_s=window_s, requests=None, warmup_s=0.0),
-        url=assignment.url,
+        metrics=MetricsSource(target_url=assignment.url),
         make_load=lambda on_exchange: load_of(assignment, workers, on_exchange),
         journal=journal,
         observer=Observer(),
