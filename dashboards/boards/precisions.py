@@ -5,7 +5,10 @@ from __future__ import annotations
 from boards.dashboard import RUN, TARGET, dashboard
 from boards.panel import COLOURS, Json, Query, by_batch, lines, table
 
-CELLS = "Mean over the repeats of valid cells"
+LOAD = "Mean over the repeats with a valid load"
+LATENCY = "Mean over the repeats with valid latencies"
+JOULES = "Mean over the repeats with a valid energy"
+ANSWERS = "Mean over the repeats with valid answers"
 
 
 def at_batch(rule: str) -> str:
@@ -14,41 +17,41 @@ def at_batch(rule: str) -> str:
     return f"avg by (concurrency) (last_over_time({rule}{chosen}[$__range]))"
 
 
-def proceeding(title: str, metric: str, unit: str, more: str) -> Json:
-    """The same figure cell by cell, as the sweep proceeds."""
-    shown = f'avg by (precision, concurrency) (loadgen_ended_cell_{metric}{{run="$run", target=~"$target"}})'
-    return lines(
-        title, f"loadgen_ended_cell_{metric}: {more}", unit, Query(shown, "{{precision}} B={{concurrency}}"), h=9
-    )
+def proceeding(title: str, metric: str, unit: str, more: str, usable: str) -> Json:
+    """The same figure cell by cell, as the sweep proceeds; `usable` is the rule that says where it is valid."""
+    valid = f'loadgen_ended_cell_{metric}{{run="$run", target=~"$target"}} and {usable}'
+    query = Query(f"avg by (precision, concurrency) ({valid})", "{{precision}} B={{concurrency}}")
+    return lines(title, f"loadgen_ended_cell_{metric} where {usable}: {more}", unit, query, h=9)
 
 
 def precisions() -> Json:
     """The dashboard."""
     curves = [
-        by_batch("Energy per query over B", f"batch:energy_per_query_joules:mean. {CELLS}; the GPUs' power over tokens "
-                 "per second, times tokens per answer. Where two curves cross lies B*: the report places it and says "
-                 "how sure that is.", "joule", at_batch("batch:energy_per_query_joules:mean")),
-        by_batch("Energy per token over B", f"batch:energy_per_token_joules:mean. {CELLS}.", "joule",
+        by_batch("Energy per query over B", f"batch:energy_per_query_joules:mean. {JOULES}; the GPUs' power over "
+                 "tokens per second, times tokens per answer. Where two curves cross lies B*: the report places it and "
+                 "says how sure that is.", "joule", at_batch("batch:energy_per_query_joules:mean")),
+        by_batch("Energy per token over B", f"batch:energy_per_token_joules:mean. {JOULES}.", "joule",
                  at_batch("batch:energy_per_token_joules:mean")),
-        by_batch("Output tokens/s over B", f"batch:output_tokens_per_second:mean. {CELLS}.", "suffix: tok/s",
+        by_batch("Output tokens/s over B", f"batch:output_tokens_per_second:mean. {LOAD}.", "suffix: tok/s",
                  at_batch("batch:output_tokens_per_second:mean")),
         by_batch("COR over B", "batch:cor:ratio: tokens/s of FP16 (or BF16) over tokens/s, less 1, at the same B held "
                  "(arXiv 2602.13595, Eq. 9). Above 0 the precision is slower; the 16-bit one has none.", "none",
                  at_batch("batch:cor:ratio")),
-        by_batch("Tokens per joule over B", f"batch:tokens_per_joule:mean. {CELLS}.", "suffix: tok/J",
+        by_batch("Tokens per joule over B", f"batch:tokens_per_joule:mean. {JOULES}.", "suffix: tok/J",
                  at_batch("batch:tokens_per_joule:mean")),
-        by_batch("Accuracy over B", f"batch:accuracy_ratio:mean. {CELLS}; no interval here, the report has it.",
+        by_batch("Accuracy over B", f"batch:accuracy_ratio:mean. {ANSWERS}; no interval here, the report has it.",
                  "percentunit", at_batch("batch:accuracy_ratio:mean")),
-        by_batch("Power over B", f"batch:power_watts:mean. {CELLS}.", "watt", at_batch("batch:power_watts:mean")),
-        by_batch("Running over B", f"batch:running_requests:mean. {CELLS}; the server's own gauge at a few glances a "
+        by_batch("Power over B", f"batch:power_watts:mean. {JOULES}.", "watt", at_batch("batch:power_watts:mean")),
+        by_batch("Running over B", f"batch:running_requests:mean. {LOAD}; the server's own gauge at a few glances a "
                  "second: near the diagonal.", "none", at_batch("batch:running_requests:mean")),
-        by_batch("TTFT over B", f"batch:ttft_seconds:mean. {CELLS}.", "s", at_batch("batch:ttft_seconds:mean")),
-        by_batch("TPOT over B", f"batch:tpot_seconds:mean. {CELLS}.", "s", at_batch("batch:tpot_seconds:mean")),
+        by_batch("TTFT over B", f"batch:ttft_seconds:mean. {LATENCY}.", "s", at_batch("batch:ttft_seconds:mean")),
+        by_batch("TPOT over B", f"batch:tpot_seconds:mean. {LATENCY}.", "s", at_batch("batch:tpot_seconds:mean")),
     ]  # fmt: skip
     course = [
-        proceeding("Energy per query as the sweep proceeds", "energy_per_query_joules", "joule", "by precision and B."),
+        proceeding("Energy per query as the sweep proceeds", "energy_per_query_joules", "joule",
+                   "by precision and B, of cells with a valid energy.", "cell:energy_usable:bool"),
         proceeding("Output tokens/s as the sweep proceeds", "output_tokens_per_second", "suffix: tok/s",
-                   "by precision and B."),
+                   "by precision and B, of cells with a valid load.", "cell:usable:bool"),
     ]  # fmt: skip
     quantised = "|".join(name for name in COLOURS if name not in ("fp16", "bf16"))
     figures = [

@@ -8,6 +8,13 @@ from boards.panel import RATE, Json, Query, lines, stat, steps, table
 OF_RUN = 'and on (instance, job) loadgen_run_info{run="$run"}'
 STARTED = 'loadgen_cell_start_timestamp_seconds{run="$run", target=~"$target"}'
 NAMED = "{{target}} B={{concurrency}} repeat {{repeat}}"
+VERDICTS = {
+    "Load valid": "valid",
+    "Latency valid": "latency_valid",
+    "Energy valid": "energy_valid",
+    "Answers valid": "answers_valid",
+}
+"""Of ended cells: a table's title, and its metric after `loadgen_ended_cell_`."""
 VALID = steps((None, "red"), (1, "green"))
 
 
@@ -59,14 +66,15 @@ def run() -> Json:
              Query(mean_s("ttft"), "TTFT")),
         stat("TPOT", "Mean of loadgen_tpot_seconds over the last scrapes: time per token after the first.", "s",
              Query(mean_s("tpot"), "TPOT")),
-        stat("Cells", "loadgen_run_cells: valid and invalid as in cells.csv, and left.", "none",
+        stat("Cells", "loadgen_run_cells: valid, partly valid (the load is; latency, energy or answers are not) and "
+             "invalid as in cells.csv, and left.", "none",
              Query('loadgen_run_cells{run="$run"}', "{{state}}"), w=6),
         stat("Time left", "loadgen_run_left_seconds, by the pace of the cells so far.", "s",
              Query('loadgen_run_left_seconds{run="$run"}', "left")),
         stat("This cell", "loadgen_cell_progress_ratio: share of its window that is over.", "percentunit",
              Query(f"max({now('cell_progress_ratio')})", "over")),
-        stat("Invalid cells", "loadgen_run_cells, state invalid: why stands in the terminal and in cells.csv.", "none",
-             Query('loadgen_run_cells{run="$run", state="invalid"}', "invalid"),
+        stat("Invalid cells", "loadgen_run_cells, states invalid and partly_valid: the terminal and cells.csv say why.",
+             "none", Query('loadgen_run_cells{run="$run", state=~"invalid|partly_valid"}', "{{state}}"),
              thresholds=steps((None, "green"), (1, "red"))),
         stat("Failed requests", "loadgen_requests_total with a status other than ok, over the range.", "none",
              Query('sum(increase(loadgen_requests_total{target=~"$target", status!="ok"}[$__range])) or vector(0)',
@@ -91,9 +99,9 @@ def run() -> Json:
               Query(f'sum by (status) (rate(loadgen_requests_total{{target=~"$target"}}{RATE}))', "{{status}}")),
     ]  # fmt: skip
     verdicts = [
-        table("Validity of ended cells", "loadgen_ended_cell_valid: 1 valid, 0 invalid, by the rules of cells.csv; why "
-              "stands in the terminal.", "none",
-              Query(ended("valid"), table=True), thresholds=VALID),
+        *(table(title, f"loadgen_ended_cell_{metric}: 1 valid, 0 invalid, by the rules of cells.csv; the terminal says "
+                "why.", "none", Query(ended(metric), table=True), thresholds=VALID)
+          for title, metric in VERDICTS.items()),
         table("Largest running batch over B", "loadgen_ended_cell_running_requests_peak over "
               "loadgen_ended_cell_concurrency: below 0.97 the server caps the batch and the cell is invalid.",
               "percentunit", Query(f"{ended('running_requests_peak')} / {ended('concurrency')}", table=True),

@@ -108,8 +108,8 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sentence(self) -> str:
-        """All reasons, each once, with the name of the quantity before those that leave the load valid."""
-        return "; ".join(said if quantity == "load" else f"{quantity}: {said}" for quantity, said in self.told)
+        """All reasons, each once; those that leave the load valid with the quantity that they make invalid."""
+        return "; ".join(said if quantity == "load" else f"{quantity} invalid: {said}" for quantity, said in self.told)
 
     def columns(self) -> dict[str, bool | str | None]:
         """Of cells.csv: each quantity with all reasons why it is invalid, those against the load among them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic
@@ -48,7 +49,7 @@ class PlainView(Observer):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._clock = _Clock(0, 0.0)
-        self._invalid = 0
+        self._states: Counter[str] = Counter()
 
     def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
         self._clock = _Clock(cells, expected_s)
@@ -64,7 +65,7 @@ class PlainView(Observer):
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         self._clock.ended += 1
-        self._invalid += verdict.valid is False
+        self._states[verdict.state] += 1
         place = f"[{self._clock.ended}/{self._clock.cells}]"
         left = _duration(self._clock.left_s(0.0))
         named = f"{place} {cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
@@ -124,8 +125,12 @@ class LiveView(PlainView):
         done = self._clock.ended + share
         lines.append(ProgressBar(total=max(self._clock.cells, 1), completed=done, width=60))
         left = _duration(self._clock.left_s(share))
-        invalid = f", {self._invalid} invalid" if self._invalid else ""
-        lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}{invalid}, {left} left"))
+        doubted = "".join(
+            f", {self._states[state]} {words}"
+            for state, words in (("invalid", "invalid"), ("partly_valid", "partly valid"))
+            if self._states[state]
+        )
+        lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}{doubted}, {left} left"))
         lines.append(_glance(self._progress) if self._progress else Text(visible(self._status)))
         self._live.update(Group(*lines))
 
@@ -165,9 +170,10 @@ def _arrived(progress: Progress) -> dict[str, str]:
 
 
 def _said(verdict: CellVerdict) -> str:
-    if verdict.valid or not verdict.reasons:
+    if verdict.state == "valid" or not verdict.reasons:
         return ""
-    return f"; {'not judged yet' if verdict.valid is None else 'invalid'}: {verdict.reasons}"
+    heading = {"invalid": "invalid: ", "unjudged": "not judged yet: "}.get(verdict.state, "")
+    return f"; {heading}{verdict.reasons}"
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -49,6 +49,13 @@ ENDED: dict[str, tuple[str, Callable[[LiveFigures], float | None]]] = {
     "accuracy_ratio": ("Share of graded answers correct.", lambda f: f.accuracy),
 }
 """Gauges of cells that have ended: name after `loadgen_ended_cell_`, help, figure."""
+VERDICTS: dict[str, tuple[str, Callable[[CellVerdict], bool | None]]] = {
+    "valid": ("Batch and load, 1: valid, 0: invalid, as in cells.csv.", lambda v: v.valid),
+    "latency_valid": ("Latencies, 1: valid, 0: invalid.", lambda v: v.latency_valid),
+    "energy_valid": ("Energy, 1: valid, 0: invalid; no series: not measured.", lambda v: v.energy_valid),
+    "answers_valid": ("Answers, 1: valid, 0: invalid; no series: not graded.", lambda v: v.answers_valid),
+}
+"""Likewise, of the verdict."""
 
 
 class SweepMetrics(Observer):
@@ -95,7 +102,7 @@ class SweepMetrics(Observer):
         )
         ended = f"{name}ended_cell_"
         self._batch = Gauge(f"{ended}concurrency", "Requests held in flight, B.", OF_RUN, registry=registry)
-        self._valid = Gauge(f"{ended}valid", "1: valid, 0: invalid, as in cells.csv.", OF_RUN, registry=registry)
+        self._valid = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in VERDICTS.items()}
         self._ended = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in ENDED.items()}
         self._window = LiveWindow()
         self._cell: Cell | None = None
@@ -154,7 +161,8 @@ class SweepMetrics(Observer):
             gauge.clear()
         labels = (self._run, *_labels(cell))
         self._batch.labels(*labels).set(cell.concurrency)
-        _set(self._valid, labels, None if verdict.valid is None else float(verdict.valid))
+        for key, (_, verdict_of) in VERDICTS.items():
+            _set(self._valid[key], labels, verdict_of(verdict))
         if cell == self._cell:
             figures = self._window.figures()
             for key, (_, figure_of) in ENDED.items():
@@ -199,15 +207,14 @@ class _Pace:
     """Cells by state, and the time left by the pace so far."""
 
     def __init__(self, cells: int, expected_s: float, now_ns: Callable[[], int]) -> None:
-        self.counts = {"valid": 0, "invalid": 0, "left": cells}
+        self.counts = {"valid": 0, "partly_valid": 0, "invalid": 0, "left": cells}
         self._cells = cells
         self._expected_s = expected_s
         self._now_ns = now_ns
         self._start_ns = now_ns()
 
     def cell_ends(self, verdict: CellVerdict) -> None:
-        state = {True: "valid", False: "invalid", None: "unjudged"}[verdict.valid]
-        self.counts[state] = self.counts.get(state, 0) + 1
+        self.counts[verdict.state] = self.counts.get(verdict.state, 0) + 1
         self.counts["left"] -= 1
 
     def left_s(self, share: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -53,6 +54,10 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
         return self.power_w / self.tokens_per_s if self.power_w is not None and self.tokens_per_s else None
 
 
+CellState = Literal["valid", "partly_valid", "invalid", "unjudged"]
+"""Partly valid: batch and load are valid, and latency, energy or answers are not."""
+
+
 class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the figures of an ended cell may be believed, quantity by quantity, as cells.csv will say."""
 
@@ -64,13 +69,15 @@ class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
     answers_valid: bool | None = None
     """None: also where answers are not graded."""
     reasons: str = ""
-    """Why a quantity is invalid, its name before those that leave the load valid; or why the cell was not judged."""
+    """Why a quantity is invalid, named where the load is valid; or why the cell was not judged."""
 
     @property
-    def all_valid(self) -> bool | None:
-        """Nothing that was measured is invalid; None: not judged."""
-        told = (self.valid, self.latency_valid, self.energy_valid, self.answers_valid)
-        return None if self.valid is None else False not in told
+    def state(self) -> CellState:
+        """What the cell is counted as."""
+        if self.valid is None:
+            return "unjudged"
+        told = (self.latency_valid, self.energy_valid, self.answers_valid)
+        return "invalid" if not self.valid else "partly_valid" if False in told else "valid"
 
 
 class Observer:

@@ -107,7 +107,7 @@ def test_energy_counts_and_only_the_end_of_its_file_is_read(tmp_path: Path, monk
         assert ends.t_ns.tolist() == all_of_it.t_ns.tolist()
         assert ends.counter_j.tolist() == all_of_it.counter_j.tolist()
     assert len(tail.samples["GPU-a"]) < len(whole.samples["GPU-a"]) / 4
-    assert judge_cell(run_dir, cell_files(run_dir)[0]).all_valid
+    assert judge_cell(run_dir, cell_files(run_dir)[0]).state == "valid"
 
 
 @pytest.mark.parametrize(("until_ms", "lost_ms", "gpus"), [
@@ -122,8 +122,8 @@ def test_a_cell_whose_energy_cannot_be_had_keeps_its_load(
     run_dir = with_power(tmp_path, gpus=gpus, until_ms=until_ms, lost_ms=lost_ms)
     verdict = judge_cell(run_dir, cell_files(run_dir)[0])
     (row,) = loadgen.load_run(run_dir).cells.to_dict("records")
-    assert (verdict.valid, verdict.energy_valid, verdict.all_valid) == (True, False, False)
-    assert verdict.reasons == f"energy: {row['energy_reasons']}"
+    assert (verdict.valid, verdict.energy_valid, verdict.state) == (True, False, "partly_valid")
+    assert verdict.reasons == f"energy invalid: {row['energy_reasons']}"
 
 
 def test_a_file_is_read_from_the_first_line_behind_a_byte(tmp_path: Path) -> None:
@@ -142,6 +142,8 @@ def test_a_file_is_read_from_the_first_line_behind_a_byte(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("verdict", "said"), [
     (CellVerdict(valid=True), "fp16 B=4 repeat 1: window 1.0 s; "),
     (CellVerdict(valid=False, reasons=CAPPED), f"fp16 B=4 repeat 1: window 1.0 s; invalid: {CAPPED}; "),
+    (CellVerdict(valid=True, energy_valid=False, reasons="energy invalid: a reset"),
+     "fp16 B=4 repeat 1: window 1.0 s; energy invalid: a reset; "),
     (CellVerdict(valid=None, reasons="too large"), "fp16 B=4 repeat 1: window 1.0 s; not judged yet: too large; "),
     (CellVerdict(valid=None), "fp16 B=4 repeat 1: window 1.0 s; "),
 ])  # fmt: skip

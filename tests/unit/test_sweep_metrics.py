@@ -16,6 +16,7 @@ from loadgen.sweep.plan import Cell
 CELL = Cell(index=1, target="mine", precision="awq", concurrency=4, repeat=2)
 LABELS = {"target": "mine", "precision": "awq", "concurrency": "4", "repeat": "2"}
 VALID, INVALID = CellVerdict(valid=True), CellVerdict(valid=False, reasons="why")
+NO_ENERGY = CellVerdict(valid=True, latency_valid=True, energy_valid=False, reasons="energy invalid: a reset")
 UNJUDGED = CellVerdict(valid=None, reasons="too large")
 
 
@@ -146,6 +147,19 @@ def test_a_cell_that_was_not_judged_is_neither_valid_nor_invalid() -> None:
     value = metrics.registry.get_sample_value
     assert value("loadgen_ended_cell_valid", LABELS | {"run": "one"}) is None
     assert value("loadgen_ended_cell_output_tokens_per_second", LABELS | {"run": "one"}) == 10
+
+
+def test_each_quantity_has_its_verdict_and_one_that_was_not_measured_none() -> None:
+    metrics = metrics_of_one_cell(Clock())
+    metrics.cell_ends(CELL, "", NO_ENERGY)
+
+    def verdict(quantity: str) -> float | None:
+        return metrics.registry.get_sample_value(f"loadgen_ended_cell_{quantity}", LABELS | {"run": "one"})
+
+    quantities = ("valid", "latency_valid", "energy_valid", "answers_valid")
+    assert [verdict(quantity) for quantity in quantities] == [1, 1, 0, None]
+    state = {"run": "one", "state": "partly_valid"}
+    assert metrics.registry.get_sample_value("loadgen_run_cells", state) == 1
 
 
 def test_cells_by_state_and_the_time_left() -> None:

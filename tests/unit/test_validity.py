@@ -180,7 +180,7 @@ class TestQuantities:
             ("energy", "the counter was reset"),
         )
         assert found.sentence == (
-            "2 preemptions: the KV cache is too small for B = 16; energy: the counter was reset"
+            "2 preemptions: the KV cache is too small for B = 16; energy invalid: the counter was reset"
         )
         lost = self.of(lost=("the GPU was lost",))
         assert lost.sentence == "the GPU was lost"
