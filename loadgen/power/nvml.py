@@ -64,6 +64,9 @@ _SLOW: dict[str, tuple[_Ask, ...]] = {
     "utilization": (lambda h: pynvml.nvmlDeviceGetUtilizationRates(h).gpu * _PERCENT,),
 }
 """Field -> the ways to ask for it, the better first; the next is for drivers that do not know the one before."""
+_TOTAL_ENERGY: dict[str, tuple[_Ask, ...]] = {
+    "counter_j": (lambda h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) * _MILLI,)
+}
 
 
 def _power_usage(handle: Any) -> dict[str, tuple[_Ask, ...]]:
@@ -78,10 +81,6 @@ def _power_usage(handle: Any) -> dict[str, tuple[_Ask, ...]]:
         momentary = False
     name = "power_instant_w" if momentary else "power_average_w"
     return {name: (lambda h: pynvml.nvmlDeviceGetPowerUsage(h) * _MILLI,)}
-
-
-def _total_energy() -> dict[str, tuple[_Ask, ...]]:
-    return {"counter_j": (lambda h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) * _MILLI,)}
 
 
 @dataclass
@@ -217,7 +216,7 @@ def _field_values(gpu: _Gpu, errors: list[str]) -> dict[str, float]:
     except pynvml.NVMLError as error:
         if error.value in _NEVER:
             gpu.fields.clear()
-            gpu.fast = _total_energy() | _power_usage(gpu.handle)
+            gpu.fast = _TOTAL_ENERGY | _power_usage(gpu.handle)
         else:
             errors.extend(f"{name}: {_failure(error)}" for name in gpu.fields)
         return {}
@@ -233,15 +232,11 @@ def _field_values(gpu: _Gpu, errors: list[str]) -> dict[str, float]:
 
 
 def _give_up(gpu: _Gpu, name: str) -> None:
-    """A field that the GPU does not have; where there is a function for the same value, it is asked from now on."""
+    """A field that the GPU does not have; nvmlDeviceGetPowerUsage is asked for power where field 186 is missing."""
     del gpu.fields[name]
-    if name == "counter_j":
-        gpu.fast |= _total_energy()
-    elif name == "power_instant_w":
-        # What the function gives is a mean where it is no momentary value; field 185 gives that mean too.
+    if "power_instant_w" not in gpu.fields and name != "counter_j":
+        # Its value is a mean where it is not momentary, and field 185 gives that mean too.
         gpu.fast |= {known: ways for known, ways in _power_usage(gpu.handle).items() if known not in gpu.fields}
-    elif "power_instant_w" not in gpu.fields and "power_instant_w" not in gpu.fast:
-        gpu.fast |= _power_usage(gpu.handle)
 
 
 def _ask_each(handle: Any, asks: dict[str, tuple[_Ask, ...]], errors: list[str]) -> dict[str, float]:

@@ -181,12 +181,6 @@ def test_power_usage_stands_in_for_missing_power_fields(library: Path, architect
     assert seen.gpus[0].supported[name]
 
 
-def test_the_older_energy_function_stands_in_for_a_missing_field(library: Path) -> None:
-    for sample in see(READ, library, FAIL="83:2").samples:
-        assert sample.counter_j is not None
-        assert sample.power_instant_w == 300
-
-
 def test_processes_are_listed_with_what_proc_says_of_them(library: Path, tmp_path: Path) -> None:
     listed = tmp_path / "processes"
     listed.write_text(f"0 {os.getpid()} 1536\n0 -1 64\n1 77 5\n0 4194999 512\n")
