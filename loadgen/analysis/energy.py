@@ -11,6 +11,7 @@ from loadgen.analysis.bootstrap import ratio_interval
 from loadgen.analysis.celldata import CellData, Floats, Ints
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.energy import WindowEnergy, energy_of_window
+from loadgen.power.owners import Uses, uses_in
 from loadgen.power.trace import PowerTrace
 
 BIN_S = 1.0
@@ -91,12 +92,17 @@ def energy_of_cell(
     if power is None:
         return bound, EnergyFindings()
     around = power.around(*window)
-    parts = [energy_of_window(trace, *window) for trace in around]
+    parts = [
+        energy_of_window(
+            trace, *window, limit_w=power.limits_w.get(trace.gpu), scope=power.scopes.get(trace.gpu, "gpu")
+        )
+        for trace in around
+    ]
     energy_j = _sum([part.energy_j for part in parts])
     per_token_j = energy_j / work.tokens if energy_j is not None and work.tokens else None
     per_query_j = per_token_j * work.tokens_per_query if per_token_j is not None and work.tokens_per_query else None
     low, high = _interval(data, around, window, work, per_token_j)
-    findings = _findings(parts, power)
+    findings = _findings(parts, power, uses_in(around, *window, power.owners, power.scopes))
     counter_j, integral_j = _sum([p.counter_j for p in parts]), _sum([p.integral_j for p in parts])
     rest_w = _sum([power.rest_w.get(gpu) for gpu in power.samples])
     peaks = [part.memory_used_bytes_max for part in parts]
@@ -127,7 +133,7 @@ def energy_of_cell(
     return energy, findings
 
 
-def _findings(parts: list[WindowEnergy], power: PowerData) -> EnergyFindings:
+def _findings(parts: list[WindowEnergy], power: PowerData, uses: Uses) -> EnergyFindings:
     """Of all GPUs together; an equal sentence of several stands once."""
     lost = [reason for part in parts for reason in part.lost]
     slowed = [reason for part in parts for reason in part.slowed]
@@ -135,6 +141,8 @@ def _findings(parts: list[WindowEnergy], power: PowerData) -> EnergyFindings:
     elsewhere = {*lost, *slowed, *reservations}
     against = [reason for part in parts for reason in part.reasons if reason not in elsewhere]
     against += [f"{gpu} is in MIG mode: its energy is the whole GPU's" for gpu in power.mig]
+    against += uses.foreign
+    reservations += uses.unsure
     if not parts:
         against.append("no power sample at all")
     return EnergyFindings(
@@ -162,10 +170,11 @@ def _interval(
     edges = np.linspace(window[0], window[1], bins + 1)
     joules = np.zeros(bins)
     for trace in around:
-        known = ~np.isnan(trace.power_instant_w)
+        watts = trace.power_average_w if np.isnan(trace.power_instant_w).all() else trace.power_instant_w
+        known = ~np.isnan(watts)
         if np.count_nonzero(known) < 2:
             return None, None
-        joules += np.diff(_cumulative_j(trace.t_ns[known], trace.power_instant_w[known], edges))
+        joules += np.diff(_cumulative_j(trace.t_ns[known], watts[known], edges))
     tokens = tokens_by_part(data, window, bins)
     block = round(work.e2e_s / (work.window_s / bins)) if work.e2e_s else 1
     low, high = ratio_interval(joules, tokens, block=block)

@@ -11,7 +11,9 @@ import msgspec
 
 from loadgen.analysis.forked import forked
 from loadgen.power.calibration import calibration_of
-from loadgen.power.sample import PowerSample
+from loadgen.power.energy import plausible_limit_w
+from loadgen.power.owners import Owners
+from loadgen.power.sample import GpuInfo, PowerSample, Scope
 from loadgen.power.trace import PowerTrace, traces_of
 from loadgen.sweep.journal import known_records, power_file, read_lines
 
@@ -39,6 +41,12 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     memory_total_bytes: int | None = None
     mig: tuple[str, ...] = ()
     """GPUs in MIG mode: their joules are not this server's alone."""
+    limits_w: dict[str, float | None] = {}
+    """By GPU: the limit that its power may not exceed."""
+    scopes: dict[str, Scope] = {}
+    """By GPU: what its energy counter counts."""
+    owners: Owners | None = None
+    """Whose the processes on the GPUs are; None where nobody asked."""
 
     def calibration(self) -> dict[str, Any]:
         """By GPU: update periods and resolution of its sensors, as these samples show them."""
@@ -92,7 +100,12 @@ def read_power(
     samples, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS, uuids)
     memories = [gpu["memory_total_bytes"] for gpu in gpus]
     limits = [gpu["power_limit_default_w"] for gpu in gpus]
+    infos = [msgspec.convert(gpu, GpuInfo) for gpu in gpus if {"uuid", "index", "name"} <= gpu.keys()]
+    owners = block.get("owners")
     return PowerData(
+        limits_w={info.uuid: plausible_limit_w(info) for info in infos},
+        scopes={info.uuid: info.scope for info in infos},
+        owners=msgspec.convert(owners, Owners) if owners is not None else None,
         samples=traces_of(samples, uuids),
         rest_w=block.get("rest_w", {}),
         damaged=damaged,

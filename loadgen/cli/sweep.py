@@ -84,6 +84,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--power", default="auto", show_default=True, metavar="SOURCE",
               help="nvml, exporter=URL, rapl, simulated or none.")
 @click.option("--gpu", metavar="UUIDS", help="The target's GPUs [default: CUDA_VISIBLE_DEVICES, or the only one].")
+@click.option("--exclusive", is_flag=True, help="Refuse to start while another process uses the target's GPUs.")
 @click.option("--tdp-w", type=float, metavar="W", help="Datasheet board power for the HLI bound [default: NVML's].")
 @click.option("--carbon", type=float, metavar="G", help="Grid intensity, kgCO2e/kWh.")
 @click.option("--metrics-port", type=int, default=9402, show_default=True, metavar="N",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loadgen.power.energy import MARGIN_S, WindowEnergy, energy_of_window, mig_reason
+from loadgen.power.energy import MARGIN_S, WindowEnergy, energy_of_window, mig_reason, plausible_limit_w
 from loadgen.power.sample import GpuInfo, PowerSample
 
 REACH_NS = 300_000_000
@@ -41,7 +41,8 @@ def window_energies(
 
 
 def _energy(info: GpuInfo, samples: Sequence[PowerSample], t0_ns: int, t1_ns: int) -> WindowEnergy:
-    energy = msgspec.structs.replace(energy_of_window(samples, t0_ns, t1_ns), gpu=info.uuid)
+    energy = energy_of_window(samples, t0_ns, t1_ns, limit_w=plausible_limit_w(info), scope=info.scope)
+    energy = msgspec.structs.replace(energy, gpu=info.uuid)
     shared = mig_reason(info)
     if shared is None:
         return energy

@@ -13,7 +13,7 @@ import numpy as np
 
 from loadgen.errors import UsageError
 from loadgen.power import throttle
-from loadgen.power.sample import GPU_LOST, GpuInfo, PowerSample
+from loadgen.power.sample import GPU_LOST, GpuInfo, PowerSample, Scope
 from loadgen.power.staircase import Floats, staircase
 from loadgen.power.trace import PowerTrace, traces_of
 
@@ -27,8 +27,17 @@ GAP_PERIODS = 5
 WINDOW_MIN_S = 30.0
 STEPS_MIN = 100
 """A window with fewer updates of the counter, or shorter than WINDOW_MIN_S, has its edge error spelled out."""
+AVERAGE_S = 1.0
+"""NVML's average power (field 185, nvmlDeviceGetPowerUsage from Ampere on) is a mean of about this long."""
+IMPLAUSIBLE_POWER = 1.5
+"""Power above this many times the limit is a fault of the sensor ..."""
+IMPLAUSIBLE_ENERGY = 1.05
+"""... as is an energy above this many times limit x time; a GPU that is held at its limit wavers around it."""
 MARGIN_S = 5.0
 """How far beyond its edges a window looks for the counter's updates."""
+
+
+_Power = Literal["power_instant_w", "power_average_w"]
 
 
 class WindowEnergy(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,12 +47,13 @@ class WindowEnergy(msgspec.Struct, frozen=True, kw_only=True):
     t0_ns: int
     t1_ns: int
     energy_j: float | None
-    """The figure to use: the counter's where it can be trusted, else the integral's."""
-    source: Literal["counter", "integral"] | None
+    """The figure to use: the counter's where it can be trusted and is the GPU's own, else the integral's."""
+    source: Literal["counter", "integral", "average"] | None
+    """`average`: the integral of NVML's one-second average power, where there is no instantaneous power."""
     counter_j: float | None
     """Difference of the energy counter, its staircase interpolated at both edges."""
     integral_j: float | None
-    """Trapezoid of instantaneous power, interpolated at both edges."""
+    """Trapezoid of instantaneous (or else average) power, interpolated at both edges."""
     ratio: float | None
     """integral_j / counter_j."""
     power_w_mean: float | None
@@ -65,9 +75,18 @@ class WindowEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """Every throttle bit seen in the window."""
 
 
-def energy_of_window(samples: Sequence[PowerSample] | PowerTrace, t0_ns: int, t1_ns: int) -> WindowEnergy:
+def energy_of_window(
+    samples: Sequence[PowerSample] | PowerTrace,
+    t0_ns: int,
+    t1_ns: int,
+    *,
+    limit_w: float | None = None,
+    scope: Scope = "gpu",
+) -> WindowEnergy:
     """Energy of the one GPU whose samples these are (any order, reaching beyond both edges).
 
+    `limit_w` is the GPU's power limit, against which a source without a second one is checked; a higher one in the
+    samples counts. `scope` says what the energy counter counts: a `module` counter is not the GPU's and no headline.
     `samples` of the result counts those inside the window; max_gap_s is the longest time between two that cover it.
     Raises UsageError when the window does not end after it begins, ValueError when the samples are of several GPUs.
     """
@@ -75,12 +94,14 @@ def energy_of_window(samples: Sequence[PowerSample] | PowerTrace, t0_ns: int, t1
         raise UsageError(f"the window from t0={t0_ns} to t1={t1_ns} ns has no length: give a t1 after t0")
     trace = samples if isinstance(samples, PowerTrace) else _only_trace(samples)
     margin_ns = int(MARGIN_S * 1e9)
-    window = _Window(trace.between(t0_ns - margin_ns, t1_ns + margin_ns), t0_ns, t1_ns)
+    near = trace.between(t0_ns - margin_ns, t1_ns + margin_ns)
+    window = _Window(near, t0_ns, t1_ns, limit_w=limit_w, scope=scope)
     window.check_lost(trace)
     if window.check_cover():
         window.count_joules()
         window.integrate_power()
         window.compare()
+        window.check_plausible()
         window.check_throttle()
     return window.result()
 
@@ -90,6 +111,12 @@ def _only_trace(samples: Sequence[PowerSample]) -> PowerTrace:
     if len(traces) > 1:
         raise ValueError(f"samples of several GPUs: {sorted(traces)}")
     return next(iter(traces.values()))
+
+
+def plausible_limit_w(info: GpuInfo) -> float | None:
+    """The limit that its power may not exceed: the enforced one; of a CPU package, which may exceed its long-term limit
+    for a while, the highest."""
+    return info.power_limit_max_w if info.scope == "package" else info.power_limit_enforced_w
 
 
 def mig_reason(info: GpuInfo) -> str | None:
@@ -109,6 +136,8 @@ class _Window:
     near: PowerTrace
     t0_ns: int
     t1_ns: int
+    limit_w: float | None = None
+    scope: Scope = "gpu"
     lost: list[str] = field(default_factory=list)
     slowed: list[str] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
@@ -117,13 +146,17 @@ class _Window:
     integral_j: float | None = None
     edge_error: float | None = None
     """Share of the window's energy that the doubt about the counter's update instants leaves open at steady power."""
+    integral_error: float = 0.0
+    """Share of it that average power leaves open: what a change of power near an edge may have moved across it."""
+    power: _Power = "power_instant_w"
+    """Which power the integral is of."""
     max_gap_s: float | None = None
 
     def __post_init__(self) -> None:
         self.length_s = (self.t1_ns - self.t0_ns) / 1e9
         self.inside = self.near.between(self.t0_ns, self.t1_ns)
 
-    def _readings(self, name: Literal["counter_j", "power_instant_w"]) -> tuple[Floats, Floats]:
+    def _readings(self, name: Literal["counter_j", _Power]) -> tuple[Floats, Floats]:
         """Times (ascending) and values of a field where it was read."""
         values: Floats = getattr(self.near, name)
         read = np.flatnonzero(~np.isnan(values))
@@ -134,9 +167,12 @@ class _Window:
 
     def check_lost(self, trace: PowerTrace) -> None:
         seen = self.near if len(self.near) else trace
+        read = ~(np.isnan(seen.counter_j) & np.isnan(seen.power_instant_w) & np.isnan(seen.power_average_w))
+        back_ns = max(seen.t_ns[read & (seen.t_ns <= self.t0_ns)].tolist(), default=0)
+        """A GPU that was read again before the window is no longer lost."""
         for t_ns, errors in zip(seen.t_ns.tolist(), seen.errors, strict=True):
             for error in errors:
-                if error.startswith(GPU_LOST) and t_ns <= self.t1_ns:
+                if error.startswith(GPU_LOST) and back_ns <= t_ns <= self.t1_ns:
                     after_s = (t_ns - self.t0_ns) / 1e9
                     when = f"{after_s:.2f} s into" if after_s > 0 else f"{-after_s:.2f} s before"
                     self.lost.append(f"the GPU was lost {when} the window ({error.removeprefix(GPU_LOST)})")
@@ -144,7 +180,9 @@ class _Window:
 
     def check_cover(self) -> bool:
         """Whether readings of some energy field lie on both sides of the window."""
-        read = ~(np.isnan(self.near.counter_j) & np.isnan(self.near.power_instant_w))
+        if np.isnan(self.near.power_instant_w).all() and not np.isnan(self.near.power_average_w).all():
+            self.power = "power_average_w"
+        read = ~(np.isnan(self.near.counter_j) & np.isnan(getattr(self.near, self.power)))
         t = (self.near.t_ns[read] - self.t0_ns) / 1e9
         if not t.size:
             named = _errors_of(self.near, "counter_j", "power_instant_w")
@@ -177,7 +215,10 @@ class _Window:
         t, joules = self._readings("counter_j")
         if not t.size:
             named = _errors_of(self.near, "counter_j")
-            self.warnings.append(f"no energy counter{named}: the energy is the integral of instantaneous power alone")
+            if self.scope != "module":
+                self.warnings.append(
+                    f"no energy counter{named}: the energy is the integral of {self.power_words} alone"
+                )
             return
         falls = np.flatnonzero(joules[1:] < joules[:-1]) + 1
         for fall in falls:
@@ -197,6 +238,8 @@ class _Window:
         self._check_gaps(t, "reading of the energy counter")
         self.counter_j = steps.at(self.length_s) - steps.at(0.0)
         self.edge_error = (steps.doubt_at(0.0) + steps.doubt_at(self.length_s)) / self.length_s
+        if self.scope == "module":
+            return
         count = steps.updates_between(0.0, self.length_s)
         if self.length_s < WINDOW_MIN_S or count < STEPS_MIN:
             self.warnings.append(
@@ -212,41 +255,104 @@ class _Window:
             f"{self.length_s:.3f} s only: sample longer before and after it; the counter is not used"
         )
 
+    @property
+    def power_words(self) -> str:
+        return "instantaneous power" if self.power == "power_instant_w" else "average power"
+
     def integrate_power(self) -> None:
         """Sets integral_j, or says why it cannot be had."""
-        t, watts = self._readings("power_instant_w")
+        t, watts = self._readings(self.power)
         if not t.size:
             named = _errors_of(self.near, "power_instant_w")
             self.warnings.append(f"no instantaneous power{named}: the energy counter stands unchecked")
             return
         if t[0] > 0 or t[-1] < self.length_s:
             self.warnings.append(
-                f"instantaneous power was read from {t[0]:.3f} to {t[-1]:.3f} s of the window's {self.length_s:.3f} s "
+                f"{self.power_words} was read from {t[0]:.3f} to {t[-1]:.3f} s of the window's {self.length_s:.3f} s "
                 "only: it is not used"
             )
             return
-        self._check_gaps(t, "reading of instantaneous power")
+        self._check_gaps(t, f"reading of {self.power_words}")
+        if self.power == "power_average_w":
+            # A mean of the last second is the power of its middle, about.
+            t = t - AVERAGE_S / 2
         within = (t > 0) & (t < self.length_s)
         begin_w, end_w = np.interp([0.0, self.length_s], t, watts)
-        t = np.concatenate([[0.0], t[within], [self.length_s]])
-        watts = np.concatenate([[begin_w], watts[within], [end_w]])
-        self.integral_j = float(np.sum(np.diff(t) * (watts[1:] + watts[:-1]) / 2))
+        inside_t = np.concatenate([[0.0], t[within], [self.length_s]])
+        inside_w = np.concatenate([[begin_w], watts[within], [end_w]])
+        self.integral_j = float(np.sum(np.diff(inside_t) * (inside_w[1:] + inside_w[:-1]) / 2))
+        if self.power == "power_average_w":
+            self._doubt_average(t, watts)
+
+    def _doubt_average(self, t: Floats, watts: Floats) -> None:
+        """Average power moves half a second of a change of power across the edge beside it."""
+        moved_j = 0.0
+        for edge_s in (0.0, self.length_s):
+            beside = watts[np.abs(t - edge_s) <= AVERAGE_S]
+            moved_j += float(np.ptp(beside)) * AVERAGE_S / 2 if beside.size else 0.0
+        if self.integral_j:
+            self.integral_error = moved_j / self.integral_j
+        said = f"no instantaneous power: NVML's average over about {AVERAGE_S:g} s is used"
+        if self.counter_j is not None and self.scope != "module":
+            self.warnings.append(f"{said} to check the energy counter")
+            return
+        said += f", and the energy is uncertain by up to {self.integral_error:.1%}, from changes of power at the edges"
+        if self.integral_error > RATIO_WARNING:
+            self.invalid.append(f"{said}: use a longer window, with steady power around it")
+        else:
+            self.warnings.append(said)
 
     def compare(self) -> None:
         """Counter and integral must agree, in a short window up to what its edges leave open."""
+        if self.scope == "module":
+            if self.integral_j is None:
+                self.invalid.append(
+                    "the energy counter is the whole module's (GPU, CPU and memory), and no power was read"
+                )
+            else:
+                self.warnings.append(
+                    "the energy counter is the whole module's (GPU, CPU and memory): the energy is the integral of the "
+                    f"GPU's {self.power_words} alone"
+                )
+            return
         if self.counter_j is None and self.integral_j is None:
-            self.invalid.append("neither the energy counter nor the integral of instantaneous power can be used")
+            self.invalid.append(f"neither the energy counter nor the integral of {self.power_words} can be used")
         ratio = self.ratio()
         if ratio is None:
             return
         open_at_edges = self.edge_error if self.edge_error is not None and self.length_s < WINDOW_MIN_S else 0.0
-        off = abs(ratio - 1) - open_at_edges
+        off = abs(ratio - 1) - open_at_edges - self.integral_error
         if off > RATIO_GOOD:
             allowed = RATIO_GOOD if off <= RATIO_WARNING else RATIO_WARNING
             (self.warnings if off <= RATIO_WARNING else self.invalid).append(
-                f"the integral of instantaneous power ({self.integral_j:.3f} J) is {ratio:.3f} times the energy "
+                f"the integral of {self.power_words} ({self.integral_j:.3f} J) is {ratio:.3f} times the energy "
                 f"counter's {self.counter_j:.3f} J: more than {allowed:.0%} apart"
             )
+
+    def check_plausible(self) -> None:
+        """What no second source checks must at least be possible."""
+        limit_w = max([*_read(self.near.power_limit_w), *([self.limit_w] if self.limit_w else [])], default=None)
+        if self.integral_j is not None and (self.counter_j is None or self.scope == "module"):
+            values = _read(getattr(self.inside, self.power))
+            if zeros := sum(watts <= 0 for watts in values):
+                self.invalid.append(
+                    f"{self.power_words} was 0 W in {zeros} of {len(values)} readings, which no GPU draws under load, "
+                    "and no energy counter checks it"
+                )
+            if limit_w and (high := [watts for watts in values if watts > IMPLAUSIBLE_POWER * limit_w]):
+                self.invalid.append(
+                    f"{self.power_words} was up to {max(high):.0f} W in {len(high)} of {len(values)} readings, more "
+                    f"than {IMPLAUSIBLE_POWER:g} times the limit of {limit_w:.0f} W, and no energy counter checks it"
+                )
+        elif self.integral_j is None and self.counter_j is not None:
+            mean_w = self.counter_j / self.length_s
+            if limit_w and mean_w > limit_w * (IMPLAUSIBLE_ENERGY + (self.edge_error or 0.0)):
+                self.invalid.append(
+                    f"the energy counter's {self.counter_j:.3f} J mean {mean_w:.0f} W, more than the limit of "
+                    f"{limit_w:.0f} W, and no power reading checks it"
+                )
+            if self.counter_j <= 0:
+                self.invalid.append("the energy counter counted nothing, and no power reading checks it")
 
     def ratio(self) -> float | None:
         if self.integral_j is None or not self.counter_j:
@@ -267,8 +373,10 @@ class _Window:
                 into.append(f"the GPU's clocks were lowered ({name}) in {count} of {len(masks)} readings")
 
     def result(self) -> WindowEnergy:
-        energy_j = self.counter_j if self.counter_j is not None else self.integral_j
-        source: Literal["counter", "integral"] = "counter" if self.counter_j is not None else "integral"
+        counted = self.counter_j is not None and self.scope != "module"
+        energy_j = self.counter_j if counted else self.integral_j
+        integral: Literal["integral", "average"] = "integral" if self.power == "power_instant_w" else "average"
+        source: Literal["counter", "integral", "average"] = "counter" if counted else integral
         invalid = (*self.lost, *self.invalid, *self.slowed)
         return WindowEnergy(
             gpu=self.near.gpu,

@@ -21,7 +21,7 @@ from loadgen.power.coverage import NotCoveredError, window_energies
 from loadgen.power.energy import MARGIN_S
 from loadgen.power.exposition import PowerCollector
 from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
-from loadgen.power.sampler import SamplerStatistics
+from loadgen.power.sampler import DARK_S, SamplerStatistics, has_energy
 from loadgen.power.wire import PAGE_SAMPLES, ClockReading, Gpus, SamplePage, Windows
 
 CALIBRATE_S = 30.0
@@ -53,10 +53,17 @@ def application(sampler: Sampled, infos: Sequence[GpuInfo], source: SourceKind) 
 
 
 def add_routes(
-    app: web.Application, sampler: Sampled, infos: Sequence[GpuInfo], source: SourceKind, *, prefix: str = ""
+    app: web.Application,
+    sampler: Sampled,
+    infos: Sequence[GpuInfo],
+    source: SourceKind,
+    *,
+    prefix: str = "",
+    server_pid: int | None = None,
 ) -> None:
-    """Serve the same below `prefix` of another application; `sampler` samples exactly the GPUs of `infos`."""
-    handlers = _Handlers(sampler, infos, source)
+    """Serve the same below `prefix` of another application; `sampler` samples exactly the GPUs of `infos`, which are
+    those of the server `server_pid` where that is known."""
+    handlers = _Handlers(sampler, infos, source, server_pid)
     for name in ("clock", "gpus", "samples", "window", "sampler", "metrics", "health"):
         app.router.add_get(f"{prefix}/{name}", getattr(handlers, name))
     app.cleanup_ctx.append(handlers.counting)
@@ -65,8 +72,12 @@ def add_routes(
 class _Handlers:
     """Reading and encoding happen in threads: the event loop and the sampler's thread are never held up."""
 
-    def __init__(self, sampler: Sampled, infos: Sequence[GpuInfo], source: SourceKind) -> None:
+    def __init__(
+        self, sampler: Sampled, infos: Sequence[GpuInfo], source: SourceKind, server_pid: int | None = None
+    ) -> None:
         self._sampler = sampler
+        self._server_pid = server_pid
+        self._began_ns = time.monotonic_ns()
         self._infos = tuple(infos)
         self._source = source
         self._boot_id = boot_id()
@@ -109,8 +120,14 @@ class _Handlers:
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def health(self, _request: web.Request) -> web.Response:
-        self._since(sys.maxsize)
-        return web.Response()
+        now_ns = time.monotonic_ns()
+        dark_ns = now_ns - round(DARK_S * 1e9)
+        samples = await asyncio.to_thread(self._after, dark_ns)
+        if self._began_ns > dark_ns or any(s.t_ns >= dark_ns and has_energy(s) for s in samples):
+            return web.Response()
+        errors = "; ".join(dict.fromkeys(error for s in samples[-len(self._infos) :] for error in s.errors))
+        said = f"no GPU gave its energy or power for {DARK_S:g} s" + (f" ({errors})" if errors else "")
+        raise web.HTTPServiceUnavailable(text=said)
 
     async def counting(self, _app: web.Application) -> AsyncIterator[None]:
         """Counts samples now and then, whether or not somebody scrapes."""
@@ -150,7 +167,8 @@ class _Handlers:
         return self._since(max(0, head - math.ceil(ticks) * len(self._infos)))[2]
 
     def _facts(self) -> bytes:
-        calibrations = calibrate(self._after(time.monotonic_ns() - round(CALIBRATE_S * 1e9)))
+        samples = self._after(time.monotonic_ns() - round(CALIBRATE_S * 1e9))
+        calibrations = calibrate(samples)
         enough = {uuid: found for uuid, found in calibrations.items() if found.duration_s >= CALIBRATE_MIN_S}
         return _encode(
             Gpus(
@@ -158,6 +176,8 @@ class _Handlers:
                 simulated=self._source == "simulated" or any(info.simulated for info in self._infos),
                 gpus=self._infos,
                 calibration={info.uuid: enough.get(info.uuid) for info in self._infos},
+                latest={sample.gpu: sample for sample in samples if sample.processes is not None},
+                server_pid=self._server_pid,
             )
         )
 

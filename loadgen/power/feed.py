@@ -38,6 +38,10 @@ class PowerFacts(msgspec.Struct, frozen=True, kw_only=True):
     calibration: dict[str, Calibration | None]
     """By UUID; None where the exporter has not sampled enough for it yet."""
     clock: ClockOffset
+    latest: dict[str, PowerSample] = {}
+    """By UUID: the newest full reading before the first sample, with the GPU's processes."""
+    server_pid: int | None = None
+    """The server that reads these sensors itself."""
 
 
 class PowerFeed:
@@ -84,6 +88,8 @@ class PowerFeed:
             gpus=infos,
             calibration={info.uuid: facts.calibration.get(info.uuid) for info in infos},
             clock=self._clock,
+            latest={info.uuid: facts.latest[info.uuid] for info in infos if info.uuid in facts.latest},
+            server_pid=facts.server_pid,
         )
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,15 @@ PERIOD_S = 0.02
 SLOW_PERIOD_S = 1.0
 HISTORY_S = 900.0
 LATENESS_TICKS = 100_000
+DARK_S = 5.0
+"""Without an energy field from any GPU for so long, the sensors are opened again ..."""
+REOPEN_MOST_S = 60.0
+"""... each time after twice as long, up to this."""
+
+
+def has_energy(sample: PowerSample) -> bool:
+    """Whether some energy field was read: the counter, instantaneous or average power."""
+    return not (sample.counter_j is None and sample.power_instant_w is None and sample.power_average_w is None)
 
 
 class SamplerStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +53,9 @@ class Sampler:
 
     Samples are numbered from 0 in the order taken; the last `history_s` of them are kept. Of a lost GPU the last sample
     says so in its errors and has no reading; the others go on. The reader belongs to the thread until stop().
+
+    When no GPU gives an energy field for DARK_S, `say` gets one line, `reopen` is called until it helps, and `say` gets
+    a second line when readings are back.
     """
 
     def __init__(
@@ -53,10 +66,19 @@ class Sampler:
         period_s: float = PERIOD_S,
         slow_period_s: float = SLOW_PERIOD_S,
         history_s: float = HISTORY_S,
+        reopen: Callable[[], object] | None = None,
+        say: Callable[[str], object] = lambda _line: None,
     ) -> None:
         self.period_s = period_s
         self._reader = reader
+        self._uuids = tuple(uuids)
         self._active = list(uuids)
+        self._reopen = reopen
+        self._say = say
+        self._bright_ns = time.monotonic_ns()
+        self._reopen_due_ns: int | None = None
+        """None while the sensors answer."""
+        self._reopen_wait_s = 0.0
         self._period_ns = round(period_s * 1e9)
         self._slow_period_ns = round(slow_period_s * 1e9)
         self._slow_due_ns = dict.fromkeys(uuids, 0)
@@ -158,6 +180,41 @@ class Sampler:
             self._lateness_ns.append(max(0, late_ns))
             for sample in samples:
                 self._keep(sample)
+        self._revive(samples)
+
+    def _revive(self, samples: Sequence[PowerSample]) -> None:
+        """Tells of sensors that went dark, opens them again, and tells of their return."""
+        now_ns = time.monotonic_ns()
+        if any(map(has_energy, samples)):
+            if self._reopen_due_ns is not None:
+                self._say(f"the power sensors answer again after {(now_ns - self._bright_ns) / 1e9:.0f} s")
+                self._reopen_due_ns = None
+            self._bright_ns = now_ns
+            return
+        if now_ns - self._bright_ns < DARK_S * 1e9:
+            return
+        if self._reopen_due_ns is None:
+            errors = dict.fromkeys(error for sample in self._ring_end() for error in sample.errors)
+            why = f" ({'; '.join(errors)})" if errors else ""
+            again = ": they are opened again until they answer" if self._reopen is not None else ""
+            self._say(f"no GPU gave its energy or power for {DARK_S:g} s{why}{again}")
+            self._reopen_due_ns, self._reopen_wait_s = now_ns, 1.0
+        if self._reopen is not None and now_ns >= self._reopen_due_ns:
+            with contextlib.suppress(Exception):  # whatever is wrong, it is tried again
+                self._reopen()
+            with self._lock:
+                self._active = list(self._uuids)
+                self._lost.clear()
+            self._reopen_due_ns = time.monotonic_ns() + round(self._reopen_wait_s * 1e9)
+            self._reopen_wait_s = min(2 * self._reopen_wait_s, REOPEN_MOST_S)
+
+    def _ring_end(self) -> list[PowerSample]:
+        """The newest sample of each GPU."""
+        return [
+            self._ring[(self._next - back) % self._capacity]
+            for back in range(1, len(self._uuids) + 1)
+            if back <= len(self._ring)
+        ]
 
     def _keep(self, sample: PowerSample) -> None:
         if len(self._ring) < self._capacity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -11,7 +12,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from loadgen.power.faults import Fault
-from loadgen.power.sample import GpuInfo, GpuLostError, PowerSample, SourceKind
+from loadgen.power.processes import seen_process
+from loadgen.power.sample import GpuInfo, GpuLostError, GpuProcess, PowerSample, SourceKind
 from loadgen.power.throttle import SW_THERMAL_SLOWDOWN
 
 KEPT_SEGMENTS = 16384
@@ -31,6 +33,8 @@ THROTTLED_C = 90.0
 SM_CLOCK_HZ = 1.755e9
 THROTTLED_CLOCK_HZ = 1.2e9
 MEMORY_CLOCK_HZ = 2.6e9
+FOREIGN_PID = 2**22 + 1
+"""Beyond the most that Linux gives to a process."""
 FIELDS = (
     "counter_j",
     "power_instant_w",
@@ -136,12 +140,15 @@ class SimulatedReader:
         self._counter_base_j = -COUNTER_START_J
         self._resets_seen = 0
         self._average: tuple[int, float] | None = None
+        self._own = GpuProcess(pid=os.getpid(), name=seen_process(os.getpid())[0], lineage=seen_process(os.getpid())[1])
+        self._foreign_listed = False
 
     def gpus(self) -> list[GpuInfo]:
         return [self._info]
 
     def read(self, uuid: str, *, slow: bool) -> PowerSample:
-        """One sample; `slow` asks for clocks, temperature, throttle reasons, limit and memory too.
+        """One sample; `slow` asks for clocks, temperature, throttle reasons, limit and memory too. Processes are listed
+        then, and at once when another one comes or goes.
 
         Raises GpuLostError after a `lost` fault, ValueError for another GPU's UUID.
         """
@@ -167,6 +174,10 @@ class SimulatedReader:
             power_instant_w=instant_w,
             power_average_w=average_w,
         )
+        foreign = self._is_on("foreign", elapsed_s)
+        if slow or foreign != self._foreign_listed:
+            self._foreign_listed = foreign
+            sample = msgspec.structs.replace(sample, processes=self._processes(foreign))
         if not slow:
             return sample
         throttled = self._is_on("throttle", elapsed_s)
@@ -179,6 +190,11 @@ class SimulatedReader:
             power_limit_w=self._limit_w,
             memory_used_bytes=self._memory_used_bytes(),
         )
+
+    def _processes(self, foreign: bool) -> tuple[GpuProcess, ...]:
+        own = msgspec.structs.replace(self._own, memory_bytes=self._memory_used_bytes())
+        other = GpuProcess(pid=FOREIGN_PID, memory_bytes=2**30, name="simulated neighbour", lineage=(FOREIGN_PID,))
+        return (own, other) if foreign else (own,)
 
     def close(self) -> None:
         """Nothing to give back."""

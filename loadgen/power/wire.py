@@ -29,6 +29,10 @@ class Gpus(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[GpuInfo, ...]
     calibration: dict[str, Calibration | None] = {}
     """By UUID; None until enough was sampled."""
+    latest: dict[str, PowerSample] = {}
+    """By UUID: the newest full reading of each GPU, with its processes."""
+    server_pid: int | None = None
+    """The server whose GPUs these are, where it reads its sensors itself, as a simulated one does."""
 
 
 class SamplePage(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,9 @@ import uvloop
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.power.feed import PowerFeed
+from loadgen.power.owners import Owners
 from loadgen.sweep.cell import INTERRUPTED
+from loadgen.sweep.gpuusers import owners_of, server_processes
 from loadgen.sweep.identity import compare_gpus, require_same_server
 from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_file, power_file
@@ -105,13 +107,22 @@ class BlockRun:
                 for warning in compare_gpus(manifest.content, name, recorder.facts):
                     self._warn(warning)
             rest = recorder.rest()
-            entry = manifest.add_power(block.repeat, name, recorder.facts, rest)
+            entry = manifest.add_power(block.repeat, name, recorder.facts, rest, self._owners(server, recorder))
             self._observer.note(f"{name} at rest: {rest}")
             yield recorder
         finally:
             recorder.close()
             entry |= recorder.losses
             manifest.write()
+
+    def _owners(self, server: Server, recorder: PowerRecorder) -> Owners:
+        """Whose the processes on the GPUs are, now that the server is up and nothing has been asked of it."""
+        pid = server.facts.get("pid") or recorder.facts.server_pid
+        own = (pid,) if pid is not None else server_processes(server.target.url)
+        others = (other.target.url for other in self._source.running if other.target.name != server.target.name)
+        peers = [pid for url in others for pid in server_processes(url)]
+        read_here = self._power.kind in ("nvml", "simulated")
+        return owners_of(own, peers, self._power.before, recorder.processes, same_processes=read_here)
 
     def _warn(self, sentence: str) -> None:
         self._manifest.warn(sentence)
@@ -150,5 +161,3 @@ def _cell_line(end: CellEnd) -> str:
     if end.generation_tokens is None:
         return f"window {window_s:.1f} s"
     return f"window {window_s:.1f} s, {end.generation_tokens:,.0f} tokens in the whole cell by the server's count"
-
-

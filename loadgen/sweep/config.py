@@ -81,6 +81,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     power: str
     """`auto`, `nvml`, `rapl`, `simulated`, `none` or `exporter=URL`."""
     gpus: tuple[str, ...] | None
+    exclusive: bool = False
+    """Refuse GPUs that another process uses."""
     tdp_w: float | None
     carbon_kg_per_kwh: float | None
     metrics_port: int | None
@@ -129,6 +131,7 @@ def configure(
     reasoning_parser: str | None = None,
     power: str = "auto",
     gpu: str | Sequence[str] | None = None,
+    exclusive: bool = False,
     tdp_w: float | None = None,
     carbon: float | None = None,
     metrics_port: int | None = 9402,
@@ -247,6 +250,7 @@ def configure(
         api_key_env=api_key_env,
         power=_power(power, mode, device),
         gpus=_gpus(gpu),
+        exclusive=exclusive,
         tdp_w=tdp_w,
         carbon_kg_per_kwh=carbon,
         metrics_port=metrics_port,

@@ -17,6 +17,7 @@ from loadgen._version import __version__
 from loadgen.errors import UsageError
 from loadgen.power.clock import boot_id
 from loadgen.power.feed import PowerFacts
+from loadgen.power.owners import Owners
 from loadgen.power.rest import Rest
 from loadgen.serving.target import Target
 from loadgen.sweep.manifestshape import ManifestShape
@@ -86,12 +87,13 @@ class Manifest:
         self.content["power"] = idle | self.content["power"]
         self.write()
 
-    def add_power(self, repeat: int, target: str, facts: PowerFacts, rest: Rest) -> dict[str, Any]:
-        """The sensors beside one server: GPUs, clock offset, and calibration and power (W) at rest, model loaded."""
+    def add_power(self, repeat: int, target: str, facts: PowerFacts, rest: Rest, owners: Owners) -> dict[str, Any]:
+        """The sensors beside one server: GPUs, clock offset, calibration and power (W) at rest with the model loaded,
+        and whose the processes on the GPUs are."""
         self.content["gpu"] = self.content["gpu"] or msgspec.to_builtins(facts.gpus)
         entry = {"repeat": repeat, "target": target, "session": self.session}
         entry |= msgspec.to_builtins(facts) | {"rest_w": rest.power_w}
-        entry |= {"calibration": msgspec.to_builtins(rest.calibration)}
+        entry |= {"calibration": msgspec.to_builtins(rest.calibration), "owners": msgspec.to_builtins(owners)}
         self.content.setdefault("power_blocks", []).append(entry)
         self.write()
         return entry

@@ -6,25 +6,26 @@ import contextlib
 import ipaddress
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic_ns, sleep
 from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.errors import UsageError
+from loadgen.errors import ServerError, UsageError
 from loadgen.power.calibration import calibrate
 from loadgen.power.energy import energy_of_window
 from loadgen.power.feed import PowerFacts, PowerFeed
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
 from loadgen.power.rest import Rest
-from loadgen.power.sample import PowerSample
+from loadgen.power.sample import GpuLostError, GpuProcess, PowerSample
 from loadgen.power.selection import select_gpus
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.gpuusers import server_processes, warnings_before
 from loadgen.sweep.journal import Journal, session_suffix
 
 REST_S = 3.0
@@ -44,13 +45,28 @@ class PowerPlan(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[str, ...] | None = None
     reason: str | None = None
     """Why there is none."""
+    required: bool = True
+    """The sweep does not go on without it: it was named, not left to `auto`."""
+    warnings: tuple[str, ...] = ()
+    """What else uses the GPUs before the first server starts."""
+    before: tuple[int, ...] = ()
+    """Processes that used them then, where loadgen starts the servers."""
 
 
 def plan_power(config: SweepConfig, *, simulated: bool) -> PowerPlan:
     """The source that `--power` means; `simulated` servers bring a simulated GPU with them.
 
-    Raises UsageError when a source that was asked for cannot be had; what `auto` cannot have is `none` with a reason.
+    Raises UsageError when a source that was asked for cannot be had, or when `exclusive` GPUs are in use or nobody can
+    say; what `auto` cannot have is `none` with a reason.
     """
+    plan = _plan(config, simulated=simulated)
+    if config.exclusive and plan.kind in ("none", "rapl"):
+        why = plan.reason or "--power rapl measures CPUs"
+        raise UsageError(f"--exclusive cannot be checked without the GPUs' sensors ({why}): omit it")
+    return plan
+
+
+def _plan(config: SweepConfig, *, simulated: bool) -> PowerPlan:
     kind = config.power
     if kind == "none":
         return PowerPlan(kind="none", reason="not asked for: give --power")
@@ -60,38 +76,54 @@ def plan_power(config: SweepConfig, *, simulated: bool) -> PowerPlan:
         return PowerPlan(kind="simulated")
     if kind.startswith("exporter="):
         url = kind.removeprefix("exporter=")
-        PowerFeed(url, config.gpus).connect()
-        return PowerPlan(kind="exporter", url=url, gpus=config.gpus)
+        facts = PowerFeed(url, config.gpus).connect()
+        return _looked_at(config, PowerPlan(kind="exporter", url=url, gpus=config.gpus), facts.latest)
     if kind == "auto":
         if not all(_is_here(spec.url) for spec in config.targets if spec.url is not None):
             reason = "the servers run on another machine: start `loadgen exporter` there, give --power exporter=URL"
             return PowerPlan(kind="none", reason=reason)
         try:
-            return _local(config, "nvml")
-        except UsageError as error:
-            return PowerPlan(kind="none", reason=str(error))
-    return _local(config, kind)
+            plan, seen = _local(config, "nvml")
+        except Exception as error:  # whatever is wrong with the sensors, it costs the energy and not the sweep
+            why = str(error) if isinstance(error, UsageError) else f"NVML failed ({type(error).__name__}: {error})"
+            return PowerPlan(kind="none", reason=why)
+        return _looked_at(config, msgspec.structs.replace(plan, required=False), seen)
+    return _looked_at(config, *_local(config, kind))
 
 
-def _local(config: SweepConfig, kind: str) -> PowerPlan:
-    """The sensors are opened once here, so that what is missing is said before anything starts."""
+def _looked_at(config: SweepConfig, plan: PowerPlan, seen: Mapping[str, PowerSample]) -> PowerPlan:
+    """The plan with what `seen`, a full reading of each GPU, says of who else uses them."""
+    families = [pid for spec in config.targets if spec.url is not None for pid in server_processes(spec.url)]
+    running = config.mode == "target"
+    warnings = warnings_before(seen, families, running=running, exclusive=config.exclusive)
+    listed = [process.pid for sample in seen.values() for process in sample.processes or ()]
+    return msgspec.structs.replace(
+        plan, warnings=tuple(warnings), before=() if running else tuple(dict.fromkeys(listed))
+    )
+
+
+def _local(config: SweepConfig, kind: str) -> tuple[PowerPlan, dict[str, PowerSample]]:
+    """The sensors are opened once here, so that what is missing is said before anything starts; with a full reading of
+    each GPU that was chosen."""
     reader = NvmlReader() if kind == "nvml" else RaplReader()
     try:
         infos = reader.gpus()
-        unreadable = reader.unreadable if isinstance(reader, NvmlReader) else ()
+        if isinstance(reader, RaplReader):
+            return PowerPlan(kind=kind, gpus=tuple(info.uuid for info in infos)), {}
+        chosen = select_gpus(
+            infos,
+            asked=config.gpus,
+            visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            order=os.environ.get("CUDA_DEVICE_ORDER"),
+            unreadable=reader.unreadable,
+        )
+        try:
+            seen = {uuid: reader.read(uuid, slow=True) for uuid in chosen}
+        except GpuLostError as error:
+            raise UsageError(f"a GPU was lost ({error}): reset it or reboot the machine") from None
+        return PowerPlan(kind=kind, gpus=tuple(chosen)), seen
     finally:
         reader.close()
-    if kind == "rapl":
-        return PowerPlan(kind=kind, gpus=tuple(info.uuid for info in infos))
-    environment = os.environ
-    chosen = select_gpus(
-        infos,
-        asked=config.gpus,
-        visible=environment.get("CUDA_VISIBLE_DEVICES"),
-        order=environment.get("CUDA_DEVICE_ORDER"),
-        unreadable=unreadable,
-    )
-    return PowerPlan(kind=kind, gpus=tuple(chosen))
 
 
 def _is_here(url: str) -> bool:
@@ -102,8 +134,11 @@ def _is_here(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def exporter_of(plan: PowerPlan, run_dir: Path) -> Iterator[str | None]:
-    """The exporter's URL for the whole run: started here for this machine's own sensors, None where there is none."""
+def exporter_of(plan: PowerPlan, run_dir: Path, warn: Callable[[str], object]) -> Iterator[str | None]:
+    """The exporter's URL for the whole run: started here for this machine's own sensors, None where there is none.
+
+    Raises ServerError when it does not start; where power was left to `auto`, `warn` gets the reason instead.
+    """
     port = free_port()
     if plan.kind not in ("nvml", "rapl"):
         yield plan.url
@@ -113,8 +148,13 @@ def exporter_of(plan: PowerPlan, run_dir: Path) -> Iterator[str | None]:
         argv += ["--gpu", ",".join(plan.gpus or ())]
     launch = Launch(name="exporter", precision=plan.kind, argv=tuple(argv), port=port)
     with ServerProcess(launch, run_dir / "servers" / "exporter.log") as process:
-        process.wait_ready(30.0)
-        yield launch.url
+        try:
+            process.wait_ready(30.0)
+        except ServerError as error:
+            if plan.required:
+                raise
+            warn(f"energy is not measured: the power exporter did not start: {error}")
+        yield launch.url if process.is_ready() else None
 
 
 def idle_power(url: str, plan: PowerPlan, run_dir: Path, session: int) -> Rest:
@@ -136,6 +176,8 @@ class PowerRecorder:
         self.facts: PowerFacts = feed.connect()
         self._journal = Journal(path)
         self._latest_w: dict[str, float | None] = {}
+        self.processes: dict[str, tuple[GpuProcess, ...]] = {}
+        """By GPU, as last listed."""
         feed.start()
 
     def flush(self) -> list[PowerSample]:
@@ -144,6 +186,8 @@ class PowerRecorder:
         for sample in samples:
             self._journal.append(sample)
             self._latest_w[sample.gpu] = sample.power_instant_w
+            if sample.processes is not None:
+                self.processes[sample.gpu] = sample.processes
         return samples
 
     def cover(self, t_ns: int) -> None:
@@ -163,7 +207,7 @@ class PowerRecorder:
         watts: dict[str, float | None] = {}
         for info in self.facts.gpus:
             samples = [sample for sample in seen if sample.gpu == info.uuid]
-            watts[info.uuid] = energy_of_window(samples, t0_ns, t1_ns).power_w_mean
+            watts[info.uuid] = energy_of_window(samples, t0_ns, t1_ns, scope=info.scope).power_w_mean
         return Rest(watts, calibrate(seen))
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from loadgen.client.body import SALT_BYTES
+from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.metrics import MetricsSource
 from loadgen.serving.proxy import proxies_passed_by
@@ -188,12 +189,17 @@ def _sweep(
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
     observer.run_begins(_title(plan, manifest, source), len(plan.cells), source.simulated, plan.expected_s)
-    for warning in warnings:
+    for warning in (*warnings, *power.warnings):
         manifest.warn(warning)
         observer.warn(warning)
     if proxies := proxies_passed_by(spec.url for spec in config.targets if spec.url is not None):
         shown = ", ".join(map(Mask(), proxies))
         observer.note(f"the proxy {shown} of the environment is not asked: servers are measured directly")
+
+    def warn(sentence: str) -> None:
+        manifest.warn(sentence)
+        observer.warn(sentence)
+
     interrupt = Interrupt()
     crew: dict[int, int] = {}
 
@@ -202,12 +208,18 @@ def _sweep(
         return await _run_cell(cell, plan, server, journal, observer, recorder, interrupt, workers)
 
     try:
-        with interrupt.heard(), exporter_of(power, run_dir) as exporter_url:
+        with interrupt.heard(), exporter_of(power, run_dir, warn) as exporter_url:
             crew |= crew_of(config, manifest, observer)
             if exporter_url is not None and config.mode == "serve":
-                idle = idle_power(exporter_url, power, run_dir, manifest.session)
-                manifest.add_idle(idle)
-                observer.note(f"before the first server: {idle}")
+                try:
+                    idle = idle_power(exporter_url, power, run_dir, manifest.session)
+                except UsageError as error:
+                    if power.required:
+                        raise
+                    warn(f"power before the first server is not measured: {error}")
+                else:
+                    manifest.add_idle(idle)
+                    observer.note(f"before the first server: {idle}")
             blocks = BlockRun(source, power, exporter_url, manifest, observer, judge, interrupt, run_cell)
             for block in plan.blocks:
                 blocks.measure(block)

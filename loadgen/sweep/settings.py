@@ -13,7 +13,7 @@ from loadgen.errors import UsageError
 from loadgen.sweep.config import SweepConfig, configure
 from loadgen.sweep.plan import TargetSpec
 
-FREE = ("metrics_port", "metrics_host", "api_key_env")
+FREE = ("metrics_port", "metrics_host", "api_key_env", "exclusive")
 """Options that may differ from session to session: no figure depends on them."""
 _FIELDS = {
     "duration": "duration_s",

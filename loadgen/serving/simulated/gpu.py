@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -57,7 +58,7 @@ class SimulatedGpu:
         """Serve below /power of the application; samples are taken while it runs."""
         infos: Sequence[GpuInfo] = self._reader.gpus()
         sampler = Sampler(self._reader, [self.info.uuid])
-        add_routes(app, sampler, infos, "simulated", prefix=PREFIX)
+        add_routes(app, sampler, infos, "simulated", prefix=PREFIX, server_pid=os.getpid())
 
         async def start(_app: web.Application) -> None:
             sampler.start()
