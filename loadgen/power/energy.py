@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -168,7 +169,7 @@ class _Window:
     def check_lost(self, trace: PowerTrace) -> None:
         seen = self.near if len(self.near) else trace
         read = ~(np.isnan(seen.counter_j) & np.isnan(seen.power_instant_w) & np.isnan(seen.power_average_w))
-        back_ns = max(seen.t_ns[read & (seen.t_ns <= self.t0_ns)].tolist(), default=0)
+        back_ns = max(seen.t_ns[read & (seen.t_ns <= self.t0_ns)].tolist(), default=-math.inf)
         """A GPU that was read again before the window is no longer lost."""
         for t_ns, errors in zip(seen.t_ns.tolist(), seen.errors, strict=True):
             for error in errors:

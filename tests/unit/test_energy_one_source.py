@@ -96,7 +96,8 @@ def test_average_power_checks_the_counter() -> None:
     made = averaged(400, 400, 10, counter=True)
     energy = window(made)
     assert (energy.source, energy.ratio) == ("counter", pytest.approx(1, abs=1e-3))
-    assert energy.reasons == ("no instantaneous power: NVML's average over about 1 s is used to check the energy counter",)
+    said = "no instantaneous power: NVML's average over about 1 s is used to check the energy counter"
+    assert energy.reasons == (said,)
     wrong = [msgspec.structs.replace(s, power_average_w=300.0) for s in made]
     assert window(wrong).verdict == "invalid"
 
