@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from loadgen.analysis.batch import RunningBatch, Source, held_back, running_batch
 from loadgen.analysis.celldata import CellData, Floats
 from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
@@ -28,7 +29,7 @@ from loadgen.sweep.plan import level
 from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
-GAUGE_TOLERANCE = 0.05
+UNVERIFIED = "batch not verified"
 _COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
 
 Quantiles = Sequence[int]
@@ -57,7 +58,11 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None
     inflight_mean: float | None
     running_mean: float | None
-    """The measured running batch; see `running_batch`."""
+    """The measured running batch; see `analysis.batch.running_batch`."""
+    running_source: Source
+    """What it is: tokens per step (`counters`), the server's `gauge`, or `none`: the batch is not verified."""
+    running_note: str
+    """Why that one, where the server's figures disagree; or why there is none."""
     running_gauge_mean: float | None
     """Mean of the gauge vllm:num_requests_running."""
     waiting_mean: float | None
@@ -95,6 +100,11 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     goodput: Goodput
     energy: CellEnergy
     simulated: bool
+
+    @property
+    def batch(self) -> float | None:
+        """Where the cell stands on the axis of the batch: the running batch, else the requests in flight."""
+        return self.running_mean if self.running_mean is not None else self.inflight_mean
 
     @property
     def load(self) -> str:
@@ -164,6 +174,12 @@ def summarize_cell(
         client, icl_ms=latencies["icl_ms_mean"], e2e_ms=latencies["e2e_ms_mean"], open_loop=data.open_loop
     )
     asked = data.measured & ~data.dropped
+    lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
+    tokens_per_query = float(lengths.mean()) if lengths.size else None
+    inflight = _inflight(data, window) if window else None
+    running = running_batch(
+        samples, inflight=inflight, tokens_per_answer=tokens_per_query, open_loop=data.open_loop
+    )
     evidence = Evidence(
         concurrency=data.cell.concurrency,
         aborted=data.end.aborted if data.end else None,
@@ -173,10 +189,15 @@ def summarize_cell(
         uncounted=int((ended & (data.output_tokens < 0)).sum()),
         first_error=errors[0] if errors else None,
         tokens_per_s=rate,
-        inflight_mean=_inflight(data, window) if window else None,
-        running_mean=running_batch(samples),
+        inflight_mean=inflight,
+        running_mean=running.mean,
+        running_slack=running.slack,
+        running_noise=running.noise,
+        held_back=held_back(
+            samples, running, concurrency=data.cell.concurrency, inflight=inflight, tokens_per_answer=tokens_per_query
+        ),
         running_peak=max((s.running for s in samples if s.running is not None), default=None),
-        silent_s=_longest_gap_s(samples, window) if window and samples else None,
+        silent_s=_longest_gap_s(samples, window) if window and data.samples else None,
         restarted=any(_went_back(data.samples, field) for field in _COUNTERS),
         waiting_mean=_mean(samples, "waiting"),
         preemptions=_difference(samples, "preemptions"),
@@ -189,8 +210,6 @@ def summarize_cell(
         asked=int(asked.sum()) if graded else None,
         unanswered=int((asked & ~data.ok).sum()),
     )
-    lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
-    tokens_per_query = float(lengths.mean()) if lengths.size else None
     e2e = e2e_s(data, window) if window else np.array([])
     work = Work(
         window_s=window_s or 0.0,
@@ -222,7 +241,9 @@ def summarize_cell(
         output_tokens=tokens,
         tokens_per_s=rate,
         inflight_mean=evidence.inflight_mean,
-        running_mean=evidence.running_mean,
+        running_mean=running.mean,
+        running_source=running.source,
+        running_note=_note(running, data, samples),
         running_gauge_mean=_mean(samples, "running"),
         waiting_mean=evidence.waiting_mean,
         preemptions=evidence.preemptions,
@@ -253,18 +274,14 @@ def _verdict(exchange: Exchange, grader: Grader) -> Verdict | None:
     return grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
 
 
-def running_batch(samples: Sequence[ServerSample]) -> float | None:
-    """Sequences per engine step: the difference of generation_tokens_total over that of the iteration count.
-
-    The gauge is not used where the counters can be: vLLM sets it at the end of a step, after finished requests left
-    and before their successors are scheduled, so it stands about one step per answer too low. It counts where the
-    counters are missing, or where they show more tokens than sequences per step (speculative decoding).
-    """
-    gauge = [s.running for s in samples if s.running is not None]
-    tokens, steps = _difference(samples, "generation_tokens"), _difference(samples, "iterations")
-    if tokens is not None and steps and gauge and tokens / steps <= max(gauge) * (1 + GAUGE_TOLERANCE):
-        return tokens / steps
-    return float(np.mean(gauge)) if gauge else None
+def _note(running: RunningBatch, data: CellData, samples: Sequence[ServerSample]) -> str:
+    """Why the batch is not verified, of one that is which figure was taken and why; empty where there is no doubt."""
+    if running.source != "none" or not data.window:
+        return running.note
+    why = running.note or (data.end.metrics_failure if data.end and not data.samples else None)
+    if not why and not samples:
+        why = "no reading of /metrics fell into the window"
+    return f"{UNVERIFIED}: {why or 'the server counts no running requests under a name that loadgen knows'}"
 
 
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:

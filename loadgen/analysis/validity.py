@@ -17,6 +17,8 @@ from loadgen.sweep.config import MAX_ERROR_RATE
 
 RUNNING_SHARE = 0.97
 """Least measured running batch (and in-flight requests), as a share of B."""
+MOST_SHARE = 1.05
+"""Most measured running batch, as a share of B: more than what a window's ends cut off is somebody else's."""
 WAITING_SHARE = 0.03
 """Most requests waiting in the server's queue on average, as a share of B."""
 UNCOUNTED_RATE = 0.005
@@ -142,6 +144,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     running_mean: float | None
     running_peak: float | None
     """Most sequences that the server's gauge showed at once."""
+    running_slack: float = 0.0
+    """Share by which the running batch may be too low (`RunningBatch.slack`)."""
+    running_noise: float = 0.0
+    """Requests by which it may be off by chance."""
+    held_back: bool = False
+    """Requests in flight neither ran nor waited in the server's queue (`batch.held_back`)."""
     silent_s: float | None
     """Longest time within the window in which /metrics was not read."""
     restarted: bool
@@ -210,8 +218,6 @@ def _load_reasons(e: Evidence) -> list[str]:
         reasons.append("not one token arrived within the window")
     elif e.uncounted > UNCOUNTED_RATE * e.requests:
         reasons.append(f"{e.uncounted} of {e.requests} answers came without token usage")
-    if e.running_mean is None:
-        reasons.append("running batch not measured: the server gives no vllm:num_requests_running at /metrics")
     reasons += _batch_was_not_held(e) if e.traffic is None else _traffic_was_not_met(e, e.traffic)
     reasons += [f"{CLIENT_BOUND}{sentence}" for sentence in e.client_bound]
     if e.silent_s is not None and e.silent_s > max(SILENT_S, SILENT_SHARE * (e.window_s or 0.0)):
@@ -231,8 +237,10 @@ def _batch_was_not_held(e: Evidence) -> list[str]:
     if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b:
         whose = "" if e.errors else CLIENT_BOUND
         reasons.append(f"{whose}only {e.inflight_mean:.2f} of {b} requests were in flight")
-    if e.running_mean is not None and e.running_mean < RUNNING_SHARE * b:
+    if e.running_mean is not None and e.running_mean < RUNNING_SHARE * b * (1 - e.running_slack):
         reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
+    if e.running_mean is not None and e.running_mean - e.running_noise > MOST_SHARE * b:
+        reasons.append(f"running batch {e.running_mean:.2f} is above B = {b}: somebody else asks this server too")
     if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
         reasons.append(f"{e.waiting_mean:.2f} requests waited in the server's queue on average")
     if e.preemptions:
@@ -312,4 +320,11 @@ def _failures(e: Evidence) -> list[str]:
 def _cause(e: Evidence) -> str:
     if _queues(e) and (e.running_peak is None or e.running_peak < RUNNING_SHARE * e.concurrency):
         return ": the server caps it (--max-num-seqs, or KV cache)"
+    if e.held_back:
+        waiting = "" if e.waiting_mean is None else f" and waiting {e.waiting_mean:.1f}"
+        return (
+            ": a layer between client and engine holds requests back "
+            f"(running {e.running_mean:.1f}{waiting} of {e.inflight_mean:.1f} in flight); "
+            "check the concurrency limit of the proxy or gateway"
+        )
     return ": the server was slow to take up new requests (a stall, or answers so short that every refill shows)"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_run import answer, cell_data, ended, scrape
 
-from loadgen.analysis.cells import CellSummary, grade_cell, running_batch, summarize_cell
+from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.journal import CellEnd
@@ -74,35 +74,6 @@ def test_requests_are_the_measured_ones_that_ended_in_the_window(tmp_path: Path)
     assert figures.requests == 2
     assert figures.output_tokens_mean == 3.0
     assert figures.answers == 4, "all measured answers are graded, those of the drain too"
-
-
-def test_the_running_batch_is_tokens_per_engine_step() -> None:
-    samples = [
-        scrape(1100, running=7.0, generation_tokens=100.0, iterations=50.0),
-        scrape(1500, running=8.0, generation_tokens=250.0, iterations=70.0),
-        scrape(1900, running=7.0, generation_tokens=420.0, iterations=90.0),
-    ]
-    assert running_batch(samples) == (420 - 100) / (90 - 50)
-
-
-def test_several_tokens_a_sequence_and_step_leave_the_gauge() -> None:
-    speculative = [
-        scrape(1100, running=7.0, generation_tokens=100.0, iterations=50.0),
-        scrape(1900, running=8.0, generation_tokens=900.0, iterations=90.0),
-    ]
-    assert running_batch(speculative) == 7.5
-
-
-@pytest.mark.parametrize(
-    "counters", [{}, {"generation_tokens": 100.0}, {"iterations": 50.0}, {"generation_tokens": 9.0, "iterations": 5.0}]
-)
-def test_without_moving_counters_the_gauge_counts(counters: dict[str, float]) -> None:
-    assert running_batch([scrape(1100, running=3.0, **counters), scrape(1900, running=4.0, **counters)]) == 3.5
-
-
-def test_a_server_without_the_gauge_has_no_running_batch() -> None:
-    assert running_batch([scrape(1100), scrape(1900)]) is None
-    assert running_batch([]) is None
 
 
 def test_only_samples_of_the_window_count(tmp_path: Path) -> None:

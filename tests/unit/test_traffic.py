@@ -179,7 +179,4 @@ class TestValidity:
 
     def test_what_else_stands_against_a_cell_does_so_in_an_open_loop_too(self) -> None:
         assert reasons(aborted="the server died") == ["the server died"]
-        assert reasons(running_mean=None) == [
-            "running batch not measured: the server gives no vllm:num_requests_running at /metrics"
-        ]
         assert reasons(errors=7, first_error="x") == ["7 of 1207 requests failed, the first: x"]

@@ -41,11 +41,9 @@ def test_nothing_stands_against_a_good_cell() -> None:
     assert reasons() == []
 
 
-def test_what_the_server_does_not_tell_is_not_held_against_it_but_its_batch_is() -> None:
+def test_what_the_server_does_not_tell_is_not_held_against_it() -> None:
     assert reasons(waiting_mean=None, preemptions=None, server_tokens=None, recorded_tokens=None) == []
-    assert reasons(running_mean=None) == [
-        "running batch not measured: the server gives no vllm:num_requests_running at /metrics"
-    ]
+    assert reasons(running_mean=None, running_peak=None) == []
 
 
 @pytest.mark.parametrize(
@@ -74,6 +72,12 @@ def test_what_the_server_does_not_tell_is_not_held_against_it_but_its_batch_is()
             "running batch 15.51 did not reach B = 16: the server was slow to take up new requests "
             "(a stall, or answers so short that every refill shows)",
         ),
+        ({"running_mean": 16.81}, "running batch 16.81 is above B = 16: somebody else asks this server too"),
+        (
+            {"running_mean": 8.0, "running_peak": 8.0, "held_back": True},
+            "running batch 8.00 did not reach B = 16: a layer between client and engine holds requests back "
+            "(running 8.0 and waiting 0.0 of 16.0 in flight); check the concurrency limit of the proxy or gateway",
+        ),
         ({"waiting_mean": 0.49}, "0.49 requests waited in the server's queue on average"),
         ({"preemptions": 2.0}, "2 preemptions: the KV cache is too small for B = 16"),
         (
@@ -100,6 +104,9 @@ def test_each_reason_alone(changed: dict[str, object], reason: str) -> None:
         {"silent_s": 3.0, "window_s": 4.0},
         {"inflight_mean": 15.53},
         {"running_mean": 15.53},
+        {"running_mean": 16.79},
+        {"running_mean": 15.53 * 11 / 12, "running_slack": 1 / 12},
+        {"concurrency": 1, "inflight_mean": 1.0, "running_mean": 1.3, "running_noise": 0.3},
         {"waiting_mean": 0.48},
         {"server_tokens": 10_101.0},
     ],

@@ -1,0 +1,174 @@
+"""RunningBatch: how many requests the server ran at a time, by which of its figures, and why by that one.
+
+A server can tell it twice. *Tokens per step*: the difference of its generated tokens over that of its engine's steps,
+engine by engine, then summed. It is exact where every step brings each running request one token. Steps that bring some
+requests none (chunked prefill, the micro-batches of pipeline parallelism) make it too small, steps that bring several
+(speculative decoding) too large. The *gauge* of running requests is right in all of these. vLLM sets it at the end of
+a step, after finished requests have left and before others came: it is too low by about one step per answer. One that
+is seldom set can also lag behind. The client's own count of requests in flight is the third witness: of its
+requests no more can run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from operator import gt
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from loadgen.serving.metrics import ServerSample
+
+Source = Literal["counters", "gauge", "none"]
+
+AGREEMENT = 0.03
+"""Gauge and tokens per step that differ by less agree: a batch of B that one of them gives so much too low is still
+within what `validity.RUNNING_SHARE` allows, so that the choice decides nothing."""
+SURPLUS = 0.05
+"""By how much a figure may exceed the requests in flight by chance: the ends of a window cut steps and answers."""
+STANDARD_ERRORS = 3.0
+"""Of the gauge's mean over its readings, that are noise."""
+LARGEST_SLACK = 0.5
+HELD_STEPS = 3.0
+"""Steps per answer that a request in flight is not in the engine though nobody holds it back: the one it leaves by, the
+way to the client and back, the wait for the next step."""
+PLATEAU_READINGS = 10
+"""Readings from which on a gauge that stands at its own maximum at least half of the time shows a limit."""
+
+
+class RunningBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """The running batch of one window; None: not measured."""
+
+    mean: float | None
+    source: Source
+    """`counters`: tokens per step; `gauge`: the mean of the gauge; `none`: the server tells neither."""
+    note: str = ""
+    """Which was taken where they disagree, and why; or why there is none."""
+    slack: float = 0.0
+    """Share by which `mean` may be too low: a gauge's step per answer."""
+    noise: float = 0.0
+    """Requests by which `mean` may be off by chance: that of a gauge which is read now and then."""
+
+
+def running_batch(
+    samples: Sequence[ServerSample],
+    *,
+    inflight: float | None = None,
+    tokens_per_answer: float | None = None,
+    open_loop: bool = False,
+) -> RunningBatch:
+    """Of the samples of a window.
+
+    `inflight`: mean requests in flight; `tokens_per_answer`: mean length of an answer.
+    """
+    gauge = [s.running for s in samples if s.running is not None]
+    steps = tokens_per_step(samples)
+    if not gauge:
+        return _without_gauge(steps, inflight)
+    mean = float(np.mean(gauge))
+    noise = STANDARD_ERRORS * float(np.std(gauge, ddof=1)) / math.sqrt(len(gauge)) if len(gauge) > 1 else math.inf
+    length = max(tokens_per_answer or math.inf, 1.0)
+
+    def by_gauge(note: str = "") -> RunningBatch:
+        of_one = length * mean / steps if steps else length
+        slack = min(1 / of_one, LARGEST_SLACK) if of_one else LARGEST_SLACK
+        return RunningBatch(
+            mean=mean, source="gauge", note=note, slack=slack, noise=noise if math.isfinite(noise) else 0.0
+        )
+
+    def by_counters(note: str = "") -> RunningBatch:
+        return RunningBatch(mean=steps, source="counters", note=note)
+
+    if steps is None:
+        return by_gauge()
+    said = f"the gauge shows {mean:.2f} running requests, a step makes {steps:.2f} tokens"
+    lags = f"{said}, and {inflight or 0:.2f} are in flight: the gauge lags behind; tokens per step are taken"
+    several = f"{said}: speculative decoding, or engines that take turns; the gauge is taken"
+    if open_loop or inflight is None:  # in idle time there are no steps, and the gauge shows 0
+        return by_gauge(several) if steps > max(gauge) * (1 + SURPLUS) else by_counters()
+    most = inflight * (1 + SURPLUS)
+    if steps > most and mean <= most + noise:
+        return by_gauge(several)
+    waiting = [s.waiting for s in samples if s.waiting is not None]
+    in_engine = inflight - (float(np.mean(waiting)) if waiting else 0.0)
+    least = in_engine * (1 - AGREEMENT - 1 / length)
+    witnessed = least <= steps <= in_engine * (1 + SURPLUS)
+    if steps - mean > steps * (AGREEMENT + 1 / length) + noise:
+        late = max(gauge) >= least or not any(gauge)
+        return by_counters(lags) if witnessed and late else by_gauge(several)
+    if mean - steps > steps * AGREEMENT + noise:
+        if witnessed and mean > most + noise:
+            return by_counters(lags)
+        return by_gauge(
+            f"{said}: steps that bring some requests no token, as with chunked prefill or pipeline parallelism; "
+            "the gauge is taken"
+        )
+    return by_counters()
+
+
+def _without_gauge(steps: float | None, inflight: float | None) -> RunningBatch:
+    """Tokens per step alone, unless they cannot be requests."""
+    if steps is None:
+        return RunningBatch(mean=None, source="none")
+    if inflight is not None and steps > inflight * (1 + SURPLUS):
+        return RunningBatch(
+            mean=None,
+            source="none",
+            note=f"a step makes {steps:.2f} tokens, {inflight:.2f} requests are in flight, and no gauge counts them",
+        )
+    return RunningBatch(mean=steps, source="counters")
+
+
+def tokens_per_step(samples: Sequence[ServerSample]) -> float | None:
+    """Tokens generated per step of an engine, summed over the engines; None where a counter is missing or went back.
+
+    An engine that made no step in between adds nothing.
+    """
+    known = [s for s in samples if s.iterations is not None and s.generation_tokens is not None]
+    if len(known) < 2:
+        return None
+    counts = [
+        {engine.engine: (engine.generation_tokens or 0.0, engine.iterations or 0.0) for engine in s.engines}
+        or {"": (s.generation_tokens or 0.0, s.iterations or 0.0)}
+        for s in known
+    ]
+    if any(before.keys() != after.keys() for before, after in pairwise(counts)):
+        return None
+    shares = []
+    for engine in counts[0]:
+        readings = [count[engine] for count in counts]
+        if any(gt(before[k], after[k]) for before, after in pairwise(readings) for k in (0, 1)):
+            return None
+        tokens, steps = (readings[-1][k] - readings[0][k] for k in (0, 1))
+        if steps:
+            shares.append(tokens / steps)
+    return math.fsum(shares) if any(shares) else None
+
+
+def held_back(
+    samples: Sequence[ServerSample],
+    running: RunningBatch,
+    *,
+    concurrency: int,
+    inflight: float | None,
+    tokens_per_answer: float | None,
+) -> bool:
+    """Whether requests in flight are neither running nor in the engine's queue: something before it keeps them.
+
+    More must be missing than the gaps between answers explain, or the engine's own count must stand at a limit; and
+    never may it have had all B at once.
+    """
+    waiting = [s.waiting for s in samples if s.waiting is not None]
+    if running.mean is None or inflight is None:
+        return False
+    missing = inflight - running.mean - (float(np.mean(waiting)) if waiting else 0.0)
+    least = AGREEMENT * concurrency
+    had = [s.running + (s.waiting or 0.0) for s in samples if s.running is not None]
+    if missing <= least or (had and max(had) >= concurrency - least):
+        return False
+    gaps = HELD_STEPS * inflight / tokens_per_answer if tokens_per_answer else 0.0
+    plateau = len(had) >= PLATEAU_READINGS and 2 * had.count(max(had)) >= len(had)
+    return missing > gaps or plateau
