@@ -97,6 +97,19 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
 
 
+def batch_notes(cells: list[CellSummary]) -> list[str]:
+    """What is not plain about the running batch of valid cells: a sentence per target and kind, with its first cell."""
+    told: dict[tuple[str, str], list[CellSummary]] = {}
+    for cell in cells:
+        if cell.validity.valid and cell.running_note:
+            kind = cell.running_note.rpartition(": ")[2] if cell.running_mean is not None else cell.running_note
+            told.setdefault((cell.target, kind), []).append(cell)
+    return [
+        _name(first) + (f" and {len(others)} more" if others else "") + f": {first.running_note}"
+        for first, *others in told.values()
+    ]
+
+
 def planned_cells(manifest: dict[str, Any]) -> int:
     """How many cells the run was to measure."""
     config = manifest["config"]
@@ -184,6 +197,7 @@ def _analysis(
                 f"{block['target']}, repeat {block['repeat']}: {lost} power samples were gone before they were pulled; "
                 "windows that miss them have no energy"
             )
+    warnings += batch_notes(cells)
     warnings += answer.hli_disagreements
     planned, reference = planned_cells(manifest), manifest["config"]["reference"]
     if len(cells) < planned:

@@ -136,13 +136,18 @@ class _Study:
             errors = None
         return crossover(self._curve(target, metric), self._curve(self._reference, metric), metric, item_errors=errors)
 
+    def _valid(self, target: str, b: int) -> list[CellSummary]:
+        cells = [self._cells.get((target, b, repeat)) for repeat in self._repeats]
+        return [cell for cell in cells if cell is not None and cell.validity.valid]
+
     def _curve(self, target: str, metric: str) -> Curve:
         return Curve(
             target=target,
             points=tuple(
                 CurvePoint(
                     concurrency=b,
-                    running=point.running_mean,
+                    running=_mean([cell.batch for cell in self._valid(name, b)]),
+                    verified=all(cell.running_mean is not None for cell in self._valid(name, b)),
                     values=tuple(self._value(target, b, repeat, metric) for repeat in self._repeats),
                     window_errors=tuple(self._window_error(target, b, repeat, metric) for repeat in self._repeats),
                 )
@@ -217,6 +222,11 @@ class _Study:
         if not values or test is None or test.t_si is None:
             return None
         return relative * self._settings.weights[0] * test.t_si / (sum(values) / len(values))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value]
+    return sum(known) / len(known) if known else None
 
 
 def _memory(cell: CellSummary) -> int | None:

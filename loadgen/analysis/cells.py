@@ -13,6 +13,7 @@ import numpy as np
 from loadgen.analysis.batch import RunningBatch, Source, held_back, running_batch
 from loadgen.analysis.celldata import CellData, Floats
 from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
+from loadgen.analysis.crossover.sentence import UNVERIFIED
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.goodput import Goodput, goodput_of
 from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
@@ -29,7 +30,6 @@ from loadgen.sweep.plan import level
 from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
-UNVERIFIED = "batch not verified"
 _COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
 
 Quantiles = Sequence[int]

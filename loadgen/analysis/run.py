@@ -71,6 +71,12 @@ class Run:
         """One row per target x concurrency x repeat, with validity."""
         return _read_csv(self.path / "cells.csv").fillna({"reasons": "", "first_failure": ""})
 
+    @property
+    def unverified(self) -> tuple[str, ...]:
+        """Targets with valid cells whose server did not tell its running batch: requests in flight stand for it."""
+        cells = self.cells[self.cells["valid"] & self.cells["running_mean"].isna()]
+        return tuple(dict.fromkeys(cells["target"]))
+
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request, warm-up and failed ones included."""
@@ -87,10 +93,17 @@ class Run:
         return pd.read_parquet(self.path / "server.parquet")
 
 
+def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
+    """Where rows of `Run.summary` or `Run.cells` stand on the axis: the running batch, else the requests in flight."""
+    return frame["running_mean"].fillna(frame["inflight_mean"])
+
+
+_TEXTS = ("target", "precision", "reasons", "first_failure", "arrival", "running_source", "running_note")
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
     """Only an empty field is 'not measured': a target may be named `NA` or `8`."""
-    text = {"target": str, "precision": str, "reasons": str, "first_failure": str, "arrival": str}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    return pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=[""])
 
 
 def load_run(path: str | Path) -> Run:

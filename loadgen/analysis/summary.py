@@ -37,7 +37,7 @@ GOODPUT = ("goodput_per_s", "goodput_share", "energy_per_good_query_j")
 COLUMNS = (
     "target", "precision", "concurrency", "repeats", "valid", "latency_valid", "energy_valid", "answers_valid",
     "requests", "errors", "window_s", "output_tokens",
-    "tokens_per_s", "tokens_per_s_lo", "tokens_per_s_hi", "inflight_mean", "running_mean",
+    "tokens_per_s", "tokens_per_s_lo", "tokens_per_s_hi", "inflight_mean", "running_mean", "running_source",
     *AVERAGED[:13],
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
     "energy_per_query_j", "energy_per_query_j_lo", "energy_per_query_j_hi", "energy_hli_per_query_j",
@@ -99,6 +99,7 @@ def _row(
         "errors": sum(cell.errors for cell in counted),
         "simulated": any(cell.simulated for cell in cells),
     }
+    row["running_source"] = ", ".join(sorted({cell.running_source for cell in counted}))
     for column in DIAGNOSTICS:
         row[column] = _mean(counted, column)
     for column in (*AVERAGED, *ENERGY, *GOODPUT):

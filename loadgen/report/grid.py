@@ -10,6 +10,7 @@ from itertools import islice
 import msgspec
 import pandas as pd
 
+from loadgen.analysis.crossover.sentence import UNVERIFIED
 from loadgen.report.stamp import STAMP
 from loadgen.report.table import figure, number
 
@@ -98,7 +99,7 @@ def grid_lines(
         ]
     if not any(block.heading == RUNNING.heading for block in shown):
         lines += textwrap.wrap(_running(summary, reference), width)
-    return lines
+    return lines + textwrap.wrap(_unverified(summary), width)
 
 
 def _column(summary: pd.DataFrame, measure: Measure, b: int, targets: Sequence[str]) -> tuple[str, ...]:
@@ -140,3 +141,10 @@ def _running(summary: pd.DataFrame, reference: str) -> str:
     rows = summary[(summary["target"] == reference) & summary["running_mean"].notna()].sort_values("concurrency")
     pairs = [f"{mean:.2f} at {b}" for b, mean in zip(rows["concurrency"], rows["running_mean"], strict=True)]
     return f"running batch of {reference}: {', '.join(pairs)}" if pairs else ""
+
+
+def _unverified(summary: pd.DataFrame) -> str:
+    """Whose axis is the requests in flight, because its server did not tell what ran."""
+    rows = summary[summary["running_mean"].isna() & summary["tokens_per_s"].notna()]
+    targets = ", ".join(dict.fromkeys(rows["target"]))
+    return f"{UNVERIFIED}: {targets} by requests in flight, not by what the server ran" if targets else ""

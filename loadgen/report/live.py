@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loadgen.analysis.crossover.sentence import UNVERIFIED
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
 from loadgen.visible import visible
@@ -142,7 +143,7 @@ def _glance(progress: Progress) -> Table:
         "target": cell.target,
         "stage": progress.stage,
         "B/flight/run" if progress.arrived is None else "cap/flight/run": (
-            f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0)}"
+            f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0) or UNVERIFIED}"
         ),
         **_arrived(progress),
         "tok/s": _figure(progress.tokens_per_s, 0),

@@ -34,7 +34,7 @@ def table_rows(summary: pd.DataFrame, reference: str, *, ratios: bool = True) ->
             (
                 str(row["concurrency"]),
                 stamped(str(row["target"]), simulated=row["simulated"]),
-                number(row["running_mean"], 2),
+                number(row["running_mean"], 2) or ("not verified" if row["valid"] else ""),
                 number(row["tokens_per_s"], 0 if row["tokens_per_s"] >= 100 else 1),
                 _interval(row["tokens_per_s_lo"], row["tokens_per_s_hi"], 1.0, 0),
                 number(ratio, 2),

@@ -39,6 +39,7 @@ NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
 """Gauges of the cell that runs: name after `loadgen_`, help, figure."""
 ENDED: dict[str, tuple[str, Callable[[LiveFigures], float | None]]] = {
     "running_requests": ("Mean running batch on the server.", lambda f: f.running),
+    "batch_verified": ("1: the server told its running batch; 0: it did not.", lambda f: float(f.running is not None)),
     "running_requests_peak": ("Largest running batch on the server.", lambda f: f.running_peak),
     "output_tokens_per_second": ("Tokens that arrived in the window, a second.", lambda f: f.tokens_per_s),
     "power_watts": ("Mean power of the target's GPUs.", lambda f: f.power_w),

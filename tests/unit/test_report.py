@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_run import answer, cell, ended, make_run, write_cell
+from made_run import answer, cell, ended, make_run, scrape, write_cell
 
 import loadgen
 from loadgen.analysis.analyse import analyse
@@ -235,10 +235,11 @@ def test_answers_of_a_cell_that_is_invalid_for_its_batch_count_those_of_a_failin
     run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1)
     wrong = answer(900, [(1500, 1)], end=2000, item_id="q2", text="#### 7")
     failed = answer(900, end=1100, status="timeout", error="late", item_id="q1")
-    write_cell(run_dir, cell(index=90, repeat=2), [wrong], [], ended())
-    write_cell(run_dir, cell(index=91, repeat=3), [wrong, failed], [], ended())
+    idle = [scrape(1100, running=0.0), scrape(1900, running=0.0)]
+    write_cell(run_dir, cell(index=90, repeat=2), [wrong], idle, ended())
+    write_cell(run_dir, cell(index=91, repeat=3), [wrong, failed], idle, ended())
     run = analysed(run_dir)
-    assert list(run.cells["valid"]) == [True, False, False], "two have no running batch, one fails too"
+    assert list(run.cells["valid"]) == [True, False, False], "in two nothing ran, one fails too"
     assert list(run.cells["accuracy"]) == [1.0, 0.0, 0.0]
     assert list(run.summary["accuracy"]) == [0.5], "one answer to each of two questions"
 

@@ -34,6 +34,8 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     beyond: tuple[Beyond, ...] = ()
     points: tuple[GridPoint, ...] = ()
     """By ascending batch."""
+    batch_verified: bool = True
+    """The axis is the running batch that the servers told; else, somewhere, the requests in flight stand for it."""
     refusal: str | None = None
     """Why nothing can be said; then everything else is empty."""
     notes: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ def crossover(
         suspected=tuple(crossing for crossing in found if not crossing.established),
         beyond=() if noise is None or band is None else beyond(points, band, noise),
         points=points,
+        batch_verified=curve.batch_verified,
         notes=notes,
     )
 

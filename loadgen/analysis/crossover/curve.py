@@ -19,9 +19,11 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     """As asked for."""
     running: float | None
-    """The measured running batch, mean over the valid repeats."""
+    """The measured running batch, mean over the valid repeats; where it is not verified, the requests in flight."""
     values: tuple[float | None, ...]
     """By repeat, positive; None: not measured, or the cell is invalid."""
+    verified: bool = True
+    """`running` is the server's word, in every valid repeat."""
     window_errors: tuple[float | None, ...] = ()
     """Relative standard error of each value from inside its own window. Repeats show this noise by themselves; it is
     used where there is one repeat only."""
@@ -47,6 +49,8 @@ class PairedCurve(msgspec.Struct, frozen=True, kw_only=True):
     item_error: Floats
     """Standard errors of the points' log-advantages that all repeats and all points share; 0 if there is none."""
     notes: tuple[str, ...]
+    batch_verified: bool = True
+    """Every batch is the servers' word."""
 
     @property
     def mean(self) -> Floats:
@@ -101,6 +105,7 @@ def pair(
         window_error=np.array(errors) if errors and len(errors) == len(kept) else None,
         item_error=np.array([item for *_, item in kept]),
         notes=tuple(notes),
+        batch_verified=all(ours[b].verified and theirs[b].verified for b, *_ in kept),
     )
 
 

@@ -9,6 +9,9 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import Metric, metric_of
 from loadgen.analysis.crossover.sign import GridPoint
 
+UNVERIFIED = "batch not verified"
+"""Said wherever requests in flight stand for the running batch."""
+
 
 def sentence(result: Crossover) -> str:
     """One line without a full stop, such as "awq uses less energy per query than fp16 below B* = 61 (95% CI 52–75) and
@@ -31,6 +34,11 @@ def number(batch: float) -> str:
 
 
 def _said(result: Crossover, metric: Metric, wins: str, loses: str, *, question: str) -> str:
+    answer, separator, more = _answered(result, metric, wins, loses, question=question).partition(";")
+    return answer + ("" if result.batch_verified else f" ({UNVERIFIED})") + separator + more
+
+
+def _answered(result: Crossover, metric: Metric, wins: str, loses: str, *, question: str) -> str:
     if result.status == "unresolved":
         return _undecided(result, metric, question)
     if result.status == "crosses":

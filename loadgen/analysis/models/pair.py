@@ -67,9 +67,9 @@ def pair_of(
     reference: str,
     bits: Mapping[str, int],
 ) -> Pair:
-    """Of the cells that have a (valid) cost; where no running batch was measured, the concurrency asked for stands."""
+    """Of the cells that have a (valid) cost; where no running batch was measured, requests in flight stand for it."""
     costs = {
-        (cell.target, cell.concurrency, cell.repeat): (value, cell.running_mean or float(cell.concurrency))
+        (cell.target, cell.concurrency, cell.repeat): (value, cell.batch or float(cell.concurrency))
         for cell in cells
         if cell.target in (target, reference) and (value := cost(cell))
     }

@@ -46,7 +46,7 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             row.protocol + (f", {row.fixed_length} tokens" if row.fixed_length else ""),
             stamped(row.target, simulated=row.simulated),
             str(row.concurrency) if row.arrival == CLOSED else row.arrival,
-            _figure(row.running_mean),
+            _figure(row.running_mean) or ("not verified" if row.valid else ""),
             _figure(row.tokens_per_s),
             "" if row.cor is None else f"{row.cor:.2f}",
             _interval(row.cor_lo, row.cor_hi),

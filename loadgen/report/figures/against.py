@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from loadgen.analysis.crossover.metric import METRICS
-from loadgen.analysis.run import Run
-from loadgen.report.figures.axes import RUNNING, batch_axis, border, log_axis
+from loadgen.analysis.run import Run, batch_of
+from loadgen.report.figures.axes import batch_axis, batch_title, border, log_axis, over_batch
 from loadgen.report.figures.curves import draw_estimates, mark_crossovers
 from loadgen.report.figures.figure import Figure
 from loadgen.report.figures.look import Look
@@ -30,8 +30,13 @@ _PANELS = {
 
 def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """COR over the running batch with the lines at 0 and 1; None where there is no pair to compare."""
+    batch = batch_of(run.summary.set_index(["target", "concurrency"]))
     curves = {
-        curve["target"]: [p for p in curve["points"] if known(p["running_mean"])]
+        curve["target"]: [
+            (float(batch[curve["target"], p["concurrency"]]), p["concurrency"], p["cor_tps"])
+            for p in curve["points"]
+            if known(float(batch.get((curve["target"], p["concurrency"]), math.nan)))
+        ]
         for curve in run.analysis["cor_curves"]
     }
     curves = {target: points for target, points in curves.items() if points}
@@ -46,14 +51,12 @@ def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None
             ha="right", fontsize=8,
         )  # fmt: skip
     for target, points in curves.items():
-        draw_estimates(
-            sheet, axes, target, [(p["running_mean"], p["concurrency"], p["cor_tps"]) for p in points], "COR"
-        )
-    batch_axis(axes)
+        draw_estimates(sheet, axes, target, points, "COR", verified=target not in run.unverified)
+    batch_axis(axes, run)
     axes.set_ylabel(f"COR = TPS of {run.analysis['reference']} / TPS − 1")
     sheet.legend(curves)
     caption = (
-        "Slowdown in tokens/s against the reference at equal B, over the measured running batch; bars are 95% "
+        f"Slowdown in tokens/s against the reference at equal B, over {over_batch(run)}; bars are 95% "
         "intervals. Below 0 dissolved, 0 to 1 trap, above 1 casting-dominant. Corresponds to Figures 3 (B) and "
         "5 (B) of the paper. Numbers: analysis.json, cor_curves."
     )
@@ -81,7 +84,7 @@ def draw_advantage(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure 
     for axes in sheet.axes[len(shown) :]:
         axes.set_visible(False)
     for axes in sheet.axes[max(0, len(shown) - columns) : len(shown)]:
-        axes.set_xlabel(RUNNING)
+        axes.set_xlabel(batch_title(run))
     compared = dict.fromkeys(c["target"] for crossovers in shown.values() for c in crossovers)
     sheet.legend(compared)
     caption = (
@@ -107,12 +110,13 @@ def _panel(sheet: Sheet, axes: Axes, run: Run, metric: str, crossovers: Sequence
         for p in points:
             ends = [math.exp(p[end]) if known(p[end]) else None for end in ("lo", "hi")]
             times = figure(math.exp(p["log_advantage"]))
-            tip = f"{place(target, p['concurrency'], p['batch'])} {_PANELS[metric]} {times} times better"
+            where = place(target, p["concurrency"], p["batch"], verified=crossover.get("batch_verified", True))
+            tip = f"{where} {_PANELS[metric]} {times} times better"
             sheet.point(
                 axes, target, p["batch"], math.exp(p["log_advantage"]), f"{tip}{interval(*ends)}, {p['sign']}",
                 markersize=4.5,
             )  # fmt: skip
-    batch_axis(axes, label=False)
+    batch_axis(axes)
     log_axis(axes)
     axes.set_title(_PANELS[metric])
     axes.set_ylabel("times better")

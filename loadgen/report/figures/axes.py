@@ -8,18 +8,32 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from loadgen.analysis.crossover.sentence import UNVERIFIED
+from loadgen.analysis.run import Run
 from loadgen.report.figures.look import GRID, TEXT
 
-RUNNING = "running batch, measured on the server"
+
+def batch_title(run: Run) -> str:
+    """What the axis of the batch is: measured on the servers, or requests in flight where a server did not tell."""
+    if not run.unverified:
+        return "running batch, measured on the server"
+    if set(run.unverified) == set(run.summary["target"]):
+        return f"requests in flight ({UNVERIFIED})"
+    return f"running batch; of {', '.join(run.unverified)} requests in flight ({UNVERIFIED})"
 
 
-def batch_axis(axes: Axes, *, label: bool = True) -> None:
-    """x: the running batch on a logarithmic scale with ticks at powers of 2."""
+def over_batch(run: Run) -> str:
+    """The same in a sentence, behind "over"."""
+    return "the measured running batch" if not run.unverified else f"the {batch_title(run)}"
+
+
+def batch_axis(axes: Axes, run: Run | None = None) -> None:
+    """x: the batch on a logarithmic scale with ticks at powers of 2; `run`: with its title."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    if label:
-        axes.set_xlabel(RUNNING)
+    if run is not None:
+        axes.set_xlabel(batch_title(run))
 
 
 def log_axis(axes: Axes, which: str = "y", *, most: int = 8) -> None:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
-from loadgen.analysis.run import Run
-from loadgen.report.figures.axes import RUNNING, batch_axis, border, log_axis, percent_axis
+from loadgen.analysis.run import Run, batch_of
+from loadgen.report.figures.axes import batch_axis, batch_title, border, log_axis, over_batch, percent_axis
 from loadgen.report.figures.curves import draw_estimates
 from loadgen.report.figures.figure import Figure
 from loadgen.report.figures.look import Look
@@ -40,7 +40,7 @@ def draw_backends(run: Run, looks: Mapping[str, Look], folder: Path) -> list[Fig
 
 
 def _draw(run: Run, looks: Mapping[str, Look], folder: Path, bits: int, targets: list[str]) -> Figure | None:
-    running = run.summary.set_index(["target", "concurrency"])["running_mean"]
+    running = batch_of(run.summary.set_index(["target", "concurrency"]))
     entries = {(e["target"], e["concurrency"]): e for e in run.analysis["indices"] if e["target"] in targets}
     reference = run.analysis["reference"]
     panels = {
@@ -59,19 +59,20 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, bits: int, targets:
                 for key, estimate in values.items()
                 if key[0] == target and estimate is not None and known(float(running[key]))
             ]
-            draw_estimates(sheet, axes, target, points, label, percent=label == "accuracy")
-        batch_axis(axes, label=False)
+            verified = target not in run.unverified
+            draw_estimates(sheet, axes, target, points, label, percent=label == "accuracy", verified=verified)
+        batch_axis(axes)
         axes.set_title(label)
         if label == "accuracy":
             percent_axis(axes)
         else:
             border(axes, 1.0)
             log_axis(axes)
-    sheet.axes[len(panels) // 2].set_xlabel(RUNNING)
+    sheet.axes[len(panels) // 2].set_xlabel(batch_title(run))
     sheet.legend(targets)
     caption = (
         f"Targets of {bits} bits with different kernels: accuracy, and tokens/s and joules per query as a ratio to "
-        f"{reference}, over the measured running batch; bars are 95% intervals. Corresponds to Figure 6 of the "
+        f"{reference}, over {over_batch(run)}; bars are 95% intervals. Corresponds to Figure 6 of the "
         "paper. Numbers: summary.csv, accuracy; analysis.json, indices: e_si: eta and energy: ratio."
     )
     return sheet.save(

@@ -10,8 +10,8 @@ import msgspec
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loadgen.analysis.run import Run
-from loadgen.report.figures.axes import batch_axis, border, log_axis, percent_axis
+from loadgen.analysis.run import Run, batch_of
+from loadgen.report.figures.axes import batch_axis, border, log_axis, over_batch, percent_axis
 from loadgen.report.figures.figure import Figure
 from loadgen.report.figures.look import Look
 from loadgen.report.figures.sheet import Sheet
@@ -55,10 +55,10 @@ CURVES = (
 
 
 def draw_curves(run: Run, looks: Mapping[str, Look], folder: Path) -> Iterator[Figure]:
-    """A figure for each column that was measured beside a running batch."""
+    """A figure for each column that was measured at a known batch."""
     for curve in CURVES:
         rows = pd.concat([run.summary, run.cells]) if curve.column in run.cells else run.summary
-        if (rows[curve.column].notna() & rows["running_mean"].notna()).any():
+        if (rows[curve.column].notna() & batch_of(rows).notna()).any():
             yield _draw(run, looks, folder, curve)
 
 
@@ -68,7 +68,7 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
     for target in looks:
         _line(sheet, axes, run, target, curve)
     bad = [draw_invalid(sheet, axes, run, target, curve.column) for target in looks]
-    batch_axis(axes)
+    batch_axis(axes, run)
     axes.set_ylabel(curve.title)
     if curve.column == "accuracy":
         percent_axis(axes)
@@ -76,7 +76,7 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
         log_axis(axes)
     marked = mark_crossovers(sheet, axes, run, curve.crossover)
     sheet.legend(looks, invalid=any(bad))
-    said = [f"Over the measured running batch, mean over valid repeats; {curve.interval}."]
+    said = [f"Over {over_batch(run)}, mean over valid repeats; {curve.interval}."]
     if marked:
         said.append("Dashed lines: established crossovers B* with their 95% intervals (analysis.json: crossovers).")
     if any(bad):
@@ -93,24 +93,25 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
 def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None:
     column, low, high = curve.column, f"{curve.column}_lo", f"{curve.column}_hi"
     rows = run.summary[run.summary["target"] == target]
-    rows = rows[rows[column].notna() & rows["running_mean"].notna()].sort_values("running_mean")
+    rows = rows.assign(batch=batch_of(rows))
+    rows = rows[rows[column].notna() & rows["batch"].notna()].sort_values("batch")
     if rows.empty:
         return
-    sheet.line(axes, target, rows["running_mean"], rows[column])
+    sheet.line(axes, target, rows["batch"], rows[column])
     bounded = low in rows
     if bounded:
-        sheet.band(axes, target, rows["running_mean"], rows[low], rows[high])
+        sheet.band(axes, target, rows["batch"], rows[low], rows[high])
     elif column in run.cells:
         cells = run.cells[(run.cells["target"] == target) & run.cells["valid"]]
         sheet.line(
-            axes, target, cells["running_mean"], cells[column], linestyle="none", marker=".", markersize=4, alpha=0.6
+            axes, target, batch_of(cells), cells[column], linestyle="none", marker=".", markersize=4, alpha=0.6
         )
     for row in rows.to_dict("records"):
         scale = 100 if column == "accuracy" else 1
         ends = interval(scale * row[low], scale * row[high]) if bounded else ""
         unit = f"% {curve.unit}" if column == "accuracy" else f" {curve.unit}"
-        tip = f"{place(target, row['concurrency'], row['running_mean'])} {figure(scale * row[column])}{unit}{ends}"
-        sheet.point(axes, target, row["running_mean"], row[column], tip)
+        where = place(target, row["concurrency"], row["batch"], verified=known(row["running_mean"]))
+        sheet.point(axes, target, row["batch"], row[column], f"{where} {figure(scale * row[column])}{unit}{ends}")
 
 
 def draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -> bool:
@@ -118,12 +119,13 @@ def draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -
     if column not in run.cells:
         return False
     cells = run.cells[(run.cells["target"] == target) & ~run.cells["valid"]]
-    cells = cells[(cells["running_mean"] > 0) & (cells[column] >= 0 if column == "accuracy" else cells[column] > 0)]
+    cells = cells.assign(batch=batch_of(cells))
+    cells = cells[(cells["batch"] > 0) & (cells[column] >= 0 if column == "accuracy" else cells[column] > 0)]
     for b, group in cells.groupby("concurrency"):
         why = "; ".join(dict.fromkeys(group["reasons"]))
         repeats = ", ".join(map(str, group["repeat"]))
         tip = f"{target} · B = {b}, repeat {repeats}: invalid, {why}"
-        sheet.invalid(axes, target, group["running_mean"].tolist(), group[column].tolist(), tip)
+        sheet.invalid(axes, target, group["batch"].tolist(), group[column].tolist(), tip)
     return not cells.empty
 
 
@@ -151,9 +153,9 @@ def _mark(
 
 
 def draw_si(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
-    """SI over the running batch with its crossovers; None where no SI is known."""
+    """SI over the batch with its crossovers; None where no SI is known."""
     entries = [entry for entry in run.analysis["indices"] if entry["si"] is not None]
-    running = run.summary.set_index(["target", "concurrency"])["running_mean"]
+    running = batch_of(run.summary.set_index(["target", "concurrency"]))
     entries = [e for e in entries if known(float(running.get((e["target"], e["concurrency"]), float("nan"))))]
     if not entries:
         return None
@@ -164,12 +166,12 @@ def draw_si(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     for target in shown:
         ours = [e for e in entries if e["target"] == target]
         points = [(float(running[target, e["concurrency"]]), e["concurrency"], e["si"]) for e in ours]
-        draw_estimates(sheet, axes, target, points, "SI")
-    batch_axis(axes)
+        draw_estimates(sheet, axes, target, points, "SI", verified=target not in run.unverified)
+    batch_axis(axes, run)
     axes.set_ylabel("SI (reference = 1)")
     marked = mark_crossovers(sheet, axes, run, "si")
     sheet.legend(shown)
-    caption = "Sustainability index over the measured running batch; 1 is the reference, bars are 95% intervals. "
+    caption = f"Sustainability index over {over_batch(run)}; 1 is the reference, bars are 95% intervals. "
     if marked:
         caption += "Dashed lines: established crossovers B* with their 95% intervals. "
     return sheet.save(
@@ -180,7 +182,7 @@ def draw_si(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
 
 def draw_estimates(
     sheet: Sheet, axes: Axes, target: str, points: list[tuple[float, int, Mapping[str, Any]]], name: str,
-    *, percent: bool = False,
+    *, percent: bool = False, verified: bool = True,
 ) -> None:  # fmt: skip
     """A curve through (x, B, estimate) with error bars where the estimate has an interval."""
     points = sorted(points, key=lambda point: point[0])
@@ -193,5 +195,5 @@ def draw_estimates(
             color=look.colour, linewidth=1.3, alpha=0.7, gid=sheet.series(target),
         )  # fmt: skip
     for x, b, estimate in points:
-        tip = f"{place(target, b, x)} {name} {quantity(estimate, percent=percent)}"
+        tip = f"{place(target, b, x, verified=verified)} {name} {quantity(estimate, percent=percent)}"
         sheet.point(axes, target, x, estimate["value"], tip)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from loadgen.analysis.crossover.sentence import UNVERIFIED
+
 
 def known(value: Any) -> bool:
     """Whether it was measured: neither None nor nan."""
@@ -29,6 +31,10 @@ def quantity(estimate: Mapping[str, Any], *, percent: bool = False) -> str:
     return f"{figure(scale * estimate['value'])}{unit}{interval(low, high)}"
 
 
-def place(target: str, concurrency: int, running: Any = None) -> str:
-    """As `awq · B = 16: running 15.9`, the second part only where the running batch is known."""
-    return f"{target} · B = {concurrency}:" + (f" running {figure(running)}," if known(running) else "")
+def place(target: str, concurrency: int, batch: Any = None, *, verified: bool = True) -> str:
+    """As `awq · B = 16: running 15.9,`, or `in flight 16 (batch not verified),`; the second part only if known."""
+    if not known(batch):
+        return f"{target} · B = {concurrency}:"
+    return f"{target} · B = {concurrency}: " + (
+        f"running {figure(batch)}," if verified else f"in flight {figure(batch)} ({UNVERIFIED}),"
+    )

@@ -6,7 +6,8 @@ from loadgen.report.html.markup import Html, element, join
 
 _SOURCES = (
     ("running", "the running batch, the x axis: tokens per engine step within the window, from the server's own "
-     "counters (its gauge num_requests_running where those are missing)."),
+     "counters, or its gauge of running requests (cells.csv: running_source). Not verified: the server tells neither, "
+     "and requests in flight stand for it."),
     ("B*", "the running batch at which the better side changes; target and reference are compared repeat by repeat on "
      "the logarithm of their ratio. Only crossings proven on both sides are reported."),
     ("SI, trap", "SI weighs accuracy (T), efficiency (E: speed and memory) and energy (S) against the reference, whose "
