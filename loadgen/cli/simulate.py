@@ -121,6 +121,7 @@ def command(
 
     import uvloop
 
+    from loadgen.address import http_url
     from loadgen.power.faults import parse_faults
     from loadgen.power.simulated import Sensors
     from loadgen.serving.simulated.behaviour import BEHAVIOURS
@@ -151,7 +152,7 @@ def command(
         behaviour=behaviour,
     )
     listening = open_socket(host, port)
-    ready = f"SIMULATED {precision} server ready on http://{host}:{port} (no GPU, nothing measured)"
+    ready = f"SIMULATED {precision} server ready on {http_url(host, port)} (no GPU, nothing measured)"
     uvloop.run(serve(server, listening, on_ready=lambda: click.echo(f"{ready}\n{server.memory_report}")))
 
 

@@ -68,7 +68,8 @@ class PowerCollector(Collector):
         for gpu, info, totals in self._each():
             counter_j = totals.latest("counter_j", fresh_ns)
             if counter_j is not None:
-                counter.add_metric((*gpu, _SCOPES[self._source]), counter_j)
+                scope = _SCOPES[self._source] if info.scope == "gpu" else info.scope
+                counter.add_metric((*gpu, scope), counter_j)
             if totals.integrated_j is not None:
                 integral.add_metric((*gpu, "instant"), totals.integrated_j)
             if info.supported.get("counter_j", False):

@@ -21,8 +21,9 @@ HISTORY_S = 900.0
 LATENESS_TICKS = 100_000
 DARK_S = 5.0
 """Without an energy field from any GPU for so long, the sensors are opened again ..."""
+REOPEN_FIRST_S = 1.0
 REOPEN_MOST_S = 60.0
-"""... each time after twice as long, up to this."""
+"""... each time after twice as long, from the first of these to the second."""
 
 
 def has_energy(sample: PowerSample) -> bool:
@@ -198,7 +199,7 @@ class Sampler:
             why = f" ({'; '.join(errors)})" if errors else ""
             again = ": they are opened again until they answer" if self._reopen is not None else ""
             self._say(f"no GPU gave its energy or power for {DARK_S:g} s{why}{again}")
-            self._reopen_due_ns, self._reopen_wait_s = now_ns, 1.0
+            self._reopen_due_ns, self._reopen_wait_s = now_ns, REOPEN_FIRST_S
         if self._reopen is not None and now_ns >= self._reopen_due_ns:
             with contextlib.suppress(Exception):  # whatever is wrong, it is tried again
                 self._reopen()

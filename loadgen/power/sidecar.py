@@ -11,7 +11,7 @@ from typing import Literal
 
 from aiohttp import web
 
-from loadgen.errors import UsageError
+from loadgen.address import http_url, listen
 from loadgen.power.exporter import application
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
@@ -36,15 +36,17 @@ def run_exporter(
     `gpus` are UUIDs; None for those of CUDA_VISIBLE_DEVICES or the only one there is (RAPL: every package). Raises
     UsageError, one sentence, when there are no such sensors or the address is taken.
     """
-    listening = _listen(host, port)
+    listening = listen(host, port)
     with listening:
         reader = NvmlReader() if source == "nvml" else RaplReader()
         try:
             unreadable = reader.unreadable if isinstance(reader, NvmlReader) else ()
             infos = _chosen(reader.gpus(), unreadable, gpus, source)
             names = ", ".join(f"{info.name} {info.uuid}" for info in infos)
-            ready = f"{source} exporter ready on http://{host}:{port}: {names}, sampled each {period_s * 1e3:g} ms"
-            with Sampler(reader, [info.uuid for info in infos], period_s=period_s, history_s=HISTORY_S) as sampler:
+            ready = f"{source} exporter ready on {http_url(host, port)}: {names}, sampled each {period_s * 1e3:g} ms"
+            reopen = reader.reopen if isinstance(reader, NvmlReader) else None
+            uuids = [info.uuid for info in infos]
+            with Sampler(reader, uuids, period_s=period_s, history_s=HISTORY_S, reopen=reopen, say=say) as sampler:
                 asyncio.run(_serve(application(sampler, infos, source), listening, on_ready=lambda: say(ready)))
         finally:
             reader.close()
@@ -63,14 +65,6 @@ def _chosen(
         unreadable=unreadable,
     )
     return [info for info in infos if info.uuid in uuids]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), backlog=128)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None
 
 
 async def _serve(app: web.Application, listening: socket.socket, *, on_ready: Callable[[], object]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.address import http_url
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import note_of, require_quantization
@@ -47,7 +48,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Scheme, host and port."""
-        return f"http://{self.host}:{self.port}"
+        return http_url(self.host, self.port)
 
     @property
     def shell(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from loadgen.address import host_port
 from loadgen.client.body import SALT_BYTES
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
@@ -252,7 +253,7 @@ def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: b
         try:
             metrics.serve(config.metrics_port, config.metrics_host)
         except OSError:
-            where = f"{config.metrics_host}:{config.metrics_port}"
+            where = host_port(config.metrics_host, config.metrics_port)
             observer.warn(f"{where} is taken or not this machine's: this run's /metrics is not served (--metrics-port)")
     return metrics
 

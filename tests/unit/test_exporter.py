@@ -194,6 +194,19 @@ def test_an_exporter_whose_sampler_has_died_is_not_healthy(serve):
         assert exporter.get(path) == (503, b"the power sampler has stopped")
 
 
+def test_an_exporter_without_an_energy_field_for_5_s_is_not_healthy(serve, monkeypatch):
+    monkeypatch.setattr("loadgen.power.exporter.DARK_S", 0.2)
+    sampler = MadeSampler([sample(time.monotonic_ns(), power_average_w=1.0)])
+    exporter = serve(sampler)
+    assert exporter.get("/health")[0] == 200
+    time.sleep(0.25)
+    sampler.samples.append(sample(time.monotonic_ns(), errors=("counter_j: NVML_ERROR_UNKNOWN",)))
+    status, said = exporter.get("/health")
+    assert (status, said) == (503, b"no GPU gave its energy or power for 0.2 s (counter_j: NVML_ERROR_UNKNOWN)")
+    sampler.samples.append(sample(time.monotonic_ns(), counter_j=1.0))
+    assert exporter.get("/health")[0] == 200
+
+
 def test_another_application_can_serve_it_below_a_prefix():
     app = web.Application()
     add_routes(app, MadeSampler([sample(7)]), [info(simulated=True)], "simulated", prefix="/power")

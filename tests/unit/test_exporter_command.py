@@ -10,8 +10,10 @@ import sys
 import urllib.error
 
 import pytest
-from made_exporter import get
+from made_exporter import get, wait_for
 from nvml_stub.build import Curve, build_stub, uuid_of
+
+from loadgen.power.feed import PowerFeed
 
 
 def free_port():
@@ -100,3 +102,33 @@ def test_a_signal_ends_it_quietly(number, library):
     assert process.returncode == 0
     with pytest.raises(urllib.error.URLError):
         get(f"http://127.0.0.1:{port}/health")
+
+
+def test_sensors_that_went_dark_make_it_unhealthy_until_they_were_opened_again(library):
+    """Nothing can be read from 1.5 s after the first nvmlInit on; after a second one everything can."""
+    port = free_port()
+    env = Curve().environment(library, FAIL="FieldValues:999", FAIL_AFTER_MS=1500, FAIL_ONCE=1)
+    process = loadgen_exporter("--port", str(port), env=env)
+    assert process.stdout is not None
+    process.stdout.readline()
+    url = f"http://127.0.0.1:{port}/health"
+    assert get(url)[0] == 200
+    dark = process.stdout.readline()
+    assert dark.startswith("no GPU gave its energy or power for 5 s (counter_j: NVML_ERROR_UNKNOWN;"), dark
+    assert process.stdout.readline().startswith("the power sensors answer again after 5 s")
+    wait_for(lambda: get(url)[0] == 200, "health")
+    process.terminate()
+    assert process.communicate(timeout=30) == ("", "")
+
+
+@pytest.mark.parametrize(("host", "asked"), [("::1", "[::1]"), ("::", "[::1]"), ("::", "127.0.0.1")])
+def test_ipv6_addresses(library, host, asked):
+    port = free_port()
+    process = loadgen_exporter("--host", host, "--port", str(port), env=Curve().environment(library))
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(f"nvml exporter ready on http://[{host}]:{port}: ")
+    assert get(f"http://{asked}:{port}/health")[0] == 200
+    facts = PowerFeed(f"http://{asked}:{port}").connect()
+    assert [info.uuid for info in facts.gpus] == [uuid_of(0)]
+    process.terminate()
+    process.communicate(timeout=30)

@@ -153,6 +153,11 @@ def test_a_cpu_package_says_so():
     assert page.of("loadgen_gpu_energy_joules_total", scope="package") == 1.0
 
 
+def test_a_superchips_counter_says_that_it_is_the_modules():
+    page = Page(sample(S, counter_j=1.0), infos=[info(scope="module")])
+    assert page.of("loadgen_gpu_energy_joules_total", scope="module") == 1.0
+
+
 @pytest.mark.parametrize(("source", "flag"), [("nvml", 0), ("rapl", 0), ("simulated", 1)])
 def test_what_is_simulated_cannot_be_mistaken(source, flag):
     page = Page(sample(S, counter_j=1.0), source=source)

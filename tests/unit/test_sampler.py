@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
+from loadgen.errors import UsageError
 from loadgen.power.sample import GpuInfo, GpuLostError, PowerSample, SourceKind
 from loadgen.power.sampler import Sampler
 
@@ -136,3 +138,57 @@ def test_a_thread_that_fails_is_not_silent() -> None:
 def test_lateness_is_unknown_before_the_first_tick() -> None:
     statistics = Sampler(MadeReader(), ["a"]).statistics()
     assert (statistics.ticks, statistics.lateness_ms_p50, statistics.lateness_ms_p99) == (0, None, None)
+
+
+class DarkReader(MadeReader):
+    """Gives no energy field until it was opened again `attempts` times."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__()
+        self.left = attempts
+        self.opened = 0
+
+    def read(self, uuid: str, *, slow: bool) -> PowerSample:
+        sample = super().read(uuid, slow=slow)
+        if not self.left:
+            return sample
+        if uuid == "lost":
+            raise GpuLostError("NVML_ERROR_GPU_IS_LOST")
+        return msgspec.structs.replace(sample, counter_j=None, errors=("counter_j: NVML_ERROR_UNKNOWN",))
+
+    def reopen(self) -> None:
+        self.opened += 1
+        self.left -= 1
+        if self.left:
+            raise UsageError("no driver")
+
+
+def test_sensors_that_went_dark_are_opened_again_with_a_line_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.power.sampler.DARK_S", 0.05)
+    monkeypatch.setattr("loadgen.power.sampler.REOPEN_FIRST_S", 0.01)
+    reader, lines = DarkReader(3), list[str]()
+    sampler = Sampler(reader, ["a", "lost"], period_s=0.001, reopen=reader.reopen, say=lines.append)
+    give_up = time.monotonic() + PATIENCE_S
+    with sampler:
+        while len(lines) < 2:
+            assert time.monotonic() < give_up
+            time.sleep(0.002)
+        time.sleep(0.02)
+    assert reader.opened == 3
+    assert len(lines) == 2
+    assert "no GPU gave its energy or power" in lines[0]
+    assert "counter_j: NVML_ERROR_UNKNOWN" in lines[0]
+    assert lines[1].startswith("the power sensors answer again after")
+    assert {sample.gpu for sample in sampler.since(0)[2][-2:]} == {"a", "lost"}
+    assert sampler.statistics().lost == {}
+
+
+def test_one_gpu_that_answers_keeps_the_sensors_open() -> None:
+    def misbehave(uuid: str, n: int) -> int | None:
+        if uuid == "b":
+            raise GpuLostError("NVML_ERROR_GPU_IS_LOST")
+        return None
+
+    opened: list[int] = []
+    run_until(Sampler(MadeReader(misbehave), ["a", "b"], period_s=0.001, reopen=lambda: opened.append(1)), 100)
+    assert opened == []

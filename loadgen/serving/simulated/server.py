@@ -13,6 +13,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from loadgen.address import listen
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.answers import AnswerBook
 from loadgen.serving.simulated.behaviour import Behaviour
@@ -195,11 +196,7 @@ def _json(value: object, *, status: int = 200) -> web.Response:
 
 def open_socket(host: str, port: int) -> socket.socket:
     """A listening socket; raises UsageError when the address cannot be taken."""
-    try:
-        return socket.create_server((host, port), backlog=1024)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot listen on {host}:{port} ({reason}); choose another --port or --host") from None
+    return listen(host, port, backlog=1024)
 
 
 async def serve(server: SimulatedServer, listening: socket.socket, *, on_ready: Callable[[], None]) -> None:
