@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from typing import Annotated, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
+
+from loadgen.client.events import DONE, NULL, Finish, Usage, complaint, decode_events, is_error, output_of
+from loadgen.client.servermessage import found_message, server_message
+from loadgen.client.tokentimes import Counted, TokenSource, TokenTimes, count_tokens
 
 Phase = Literal["warmup", "measured", "cooldown"]
 """`cooldown`: an open loop's traffic behind its window, while the window's last requests are answered."""
 Status = Literal["ok", "connect", "timeout", "http", "broken", "malformed", "dropped"]
-TokenSource = Literal["usage", "chunks", "spread"]
+_FAILED_FINISH = ("abort", "aborted", "error", "cancel", "canceled", "cancelled", "failed", "timeout")
+"""Reasons to finish with which a server says that it did not: vLLM and SGLang have the first, vLLM also `error`.
+`content_filter` is not among them: it cuts an answer as a stop string does."""
+NOTE_NO_DONE = "the stream has no [DONE]"
+_NO_DONE = "the stream ended before [DONE]"
+_FIELDS = (b":", b"data", b"event", b"id", b"retry", b"\xef\xbb\xbf")
+"""What a line of an event stream begins with, or the stream itself (a byte order mark)."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +47,13 @@ class Raw(Protocol):
     failure: tuple[Status, str] | None
     size_bytes: int
     """What it holds until it is read, about; 0: not known."""
+    retries: int
+    location: str | None
+    """Where a redirect points to."""
 
     def events(self) -> tuple[list[int], list[bytes]]:
-        """Server-sent events in order: arrival of each in ns, and data of each."""
+        """Server-sent events in order: arrival of each in ns, and data of each; none, and a `failure`, where the
+        body's coding cannot be undone."""
         ...
 
     def error_body(self) -> bytes:
@@ -66,10 +78,10 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     """Arrival of the first event that brought a token."""
     t_end_ns: int
     """Arrival of the answer's last byte, or the moment it was given up."""
-    token_times: tuple[tuple[int, int], ...] = ()
+    token_times: TokenTimes = ()
     """(arrival in ns, tokens) of each event that brought tokens."""
     token_source: TokenSource | None = None
-    """`usage`: cumulative usage on every event; `chunks`: as many events as tokens, one each;
+    """`usage`: running counts of usage, see `client.tokentimes`; `chunks`: as many events as tokens, one each;
     `spread`: the total spread over the events, arrival times of single tokens unknown."""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -95,71 +107,14 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
         return self.t_send_ns if self.t_scheduled_ns is None else self.t_scheduled_ns
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-
-
-class _UsageDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: _Count | None = None
-
-
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: _Count | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: _Count | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens: _Count | None = None
-    completion_tokens_details: _UsageDetails | None = None
-
-
-class _Delta(msgspec.Struct, gc=False):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    index: Literal[0] | None = 0
-    """One answer was asked for."""
-    text: str | None = None
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-    stop_reason: str | _Count | None = None
-
-
-_NULL = msgspec.Raw(b"null")
-_DONE = b"[DONE]"
-_FIELDS = (b":", b"data", b"event", b"id", b"retry")
-"""What a line of an event stream begins with."""
-MOST_MESSAGE = 280
-"""Characters of a server's message that are kept."""
-
-
-class _Event(msgspec.Struct, gc=False):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: msgspec.Raw = _NULL
-
-
-class _ErrorBody(msgspec.Struct):
-    message: str | None = None
-    error: msgspec.Raw = _NULL
-    detail: msgspec.Raw = _NULL
-
-
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_error = msgspec.json.Decoder(_ErrorBody).decode
-
-
 def read_exchange(raw: Raw) -> Exchange:
     """The Exchange of a finished stream; whatever is wrong with it ends in `status` and `error`, never in a raise."""
-    failure = raw.failure
     if raw.http_status is not None and raw.http_status != 200:
-        failure = failure or ("http", f"{raw.http_status}: {_message(raw.error_body())}")
-        return _exchange(raw, failure=failure)
-    return _read_stream(raw, failure)
+        said = server_message(raw.error_body())
+        if raw.location is not None and raw.http_status < 400:
+            said = f"redirected to {raw.location[:200]}, and redirects are not followed: give the server's own URL"
+        return _exchange(raw, _Answer(failure=raw.failure or ("http", f"{raw.http_status}: {said}")))
+    return _exchange(raw, _read_stream(raw))
 
 
 def dropped(request: Request, t_ns: int, cap: int) -> Exchange:
@@ -177,149 +132,144 @@ def dropped(request: Request, t_ns: int, cap: int) -> Exchange:
     )
 
 
-def _read_stream(raw: Raw, failure: tuple[Status, str] | None) -> Exchange:
+class _Answer(msgspec.Struct, kw_only=True):
+    """What a stream's events come to."""
+
+    failure: tuple[Status, str] | None = None
+    counted: Counted = Counted()
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    notes: tuple[str, ...] = ()
+    text: str = ""
+    reasoning: str = ""
+
+
+def _read_stream(raw: Raw) -> _Answer:
     times_ns, datas = raw.events()
-    end = datas.index(_DONE) if _DONE in datas else len(datas)
-    events, unreadable = _decode_events(datas[:end])
+    end = _end_of(datas)
+    events, unreadable = decode_events(datas[:end])
     texts: list[str] = []
     reasonings: list[str] = []
     counts: list[int] = []
     brought: list[bool] = []
-    usage: _Usage | None = None
+    usage: Usage | None = None
+    total: int | None = None
+    separate = False
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     contradiction: str | None = None
+    said: str | None = None
+    error: str | None = None
+    text: Any
     for event in events:
-        if event.error is not _NULL and bytes(event.error) != b"null":
-            failure = failure or ("http", f"in the stream: {_message(datas[len(counts)])}")
+        if event.error is not NULL and is_error(event.error):
+            error = server_message(datas[len(counts)])
             break
-        brought_text = False
-        for choice in event.choices:
+        brought_output = opens = False
+        for choice in event.choices or ():
             delta = choice.delta
-            text = choice.text if delta is None else delta.content
-            reasoning = None if delta is None else delta.reasoning_content or delta.reasoning
+            if delta is None:
+                text, reasoning = choice.text, None
+            else:
+                text, reasoning = delta.content, delta.reasoning_content or delta.reasoning
+                if not text or text.__class__ is not str:
+                    text, reasoning, brought_output = output_of(delta)
+                    opens = delta.role is not None
             if text:
-                brought_text = True
+                brought_output = True
                 texts.append(text)
             if reasoning:
-                brought_text = True
+                brought_output = True
                 reasonings.append(reasoning)
-            if finish_reason is not None:
-                contradiction = contradiction or _after_finish(finish_reason, brought_text, choice.finish_reason)
-            finish_reason = choice.finish_reason or finish_reason
+            reason = choice.finish_reason
+            if finish_reason is not None or reason is not None:
+                if isinstance(reason, Finish):
+                    said, reason = reason.message or said, reason.type
+                if finish_reason is not None:
+                    contradiction = contradiction or _after_finish(finish_reason, brought_output, reason)
+                finish_reason = reason or finish_reason
             if choice.stop_reason is not None:
                 stop_reason = choice.stop_reason
+            if choice.error is not NULL and is_error(choice.error):
+                error = error or server_message(bytes(choice.error))
         used = event.usage
-        usage = used or usage
-        counted = used.completion_tokens if used is not None and event.choices else None
-        counts.append(-1 if counted is None else counted)
-        brought.append(brought_text)
-    else:
-        if unreadable is not None:
-            failure = failure or ("malformed", f"{unreadable}: {datas[len(events)][:120]!r}")
-        elif end == len(datas):
-            failure = failure or (("broken", "the stream ended before [DONE]") if datas else _no_stream(raw))
-    if any(data != _DONE for data in datas[end:]):
+        count = -1
+        if used is not None:
+            usage = used
+            if used.completion_tokens is not None:
+                total, separate = used.completion_tokens, not event.choices
+                if not separate:
+                    count = total if brought_output or not opens else 0
+        elif not event.choices and said is None:
+            said, is_one = complaint(datas[len(counts)])
+            error = said if is_one else None
+        counts.append(count)
+        brought.append(brought_output)
+        if error is not None:
+            break
+    counted = count_tokens(times_ns, counts, brought, total, separate=separate, most=raw.request.max_tokens)
+    failure, notes = raw.failure, [counted.note] if counted.note else []
+    if error is not None and (failure is None or failure[0] == "broken"):
+        failure = "http", f"in the stream: {error}"
+    if failure is None and unreadable is not None:
+        failure = "malformed", f"{unreadable}: {datas[len(events)][:120]!r}"
+    if failure is None and finish_reason is not None and finish_reason.lower() in _FAILED_FINISH:
+        why = f"the server ended the answer with finish_reason {_quoted(finish_reason)}"
+        failure = "http", f"{why}: {said}" if said else why
+    if failure is None and end == len(datas):
+        if finish_reason is None or usage is None:
+            failure = _cut_short(raw, datas, said)
+        else:
+            notes.append(NOTE_NO_DONE)
+    if any(data.strip() not in (DONE, b"") for data in datas[end:]):
         contradiction = contradiction or "the stream goes on after [DONE]"
-    total = usage.completion_tokens if usage else None
-    contradiction = contradiction or _miscount(counts, total, raw.request.max_tokens)
+    contradiction = contradiction or counted.contradiction
     if failure is None and contradiction is not None:
-        failure = ("malformed", contradiction)
+        failure = "malformed", contradiction
     if failure is None and finish_reason is None:
-        failure = ("malformed", "the stream has no finish_reason")
-    token_times, source = _locate_tokens(times_ns, counts, brought, total)
-    return _exchange(
-        raw,
+        failure = ("http", f"in the stream: {said}") if said else ("malformed", "the stream has no finish_reason")
+    return _Answer(
         failure=failure,
-        token_times=token_times,
-        token_source=source,
+        counted=counted,
         usage=usage,
         finish_reason=finish_reason,
         stop_reason=stop_reason,
+        notes=tuple(notes),
         text="".join(texts),
         reasoning="".join(reasonings),
     )
 
 
-def _decode_events(datas: Sequence[bytes]) -> tuple[list[_Event], Exception | None]:
-    """The events up to the first that cannot be read, and what is wrong with that one."""
-    with contextlib.suppress(*_UNREADABLE):
-        return list(map(_decode_event, datas)), None
-    events = []
-    for data in datas:
-        try:
-            events.append(_decode_event(data))
-        except _UNREADABLE as error:
-            return events, error
-    return events, None
+def _end_of(datas: Sequence[bytes]) -> int:
+    """The place of [DONE], or of the end."""
+    if datas and datas[-1] == DONE:
+        return datas.index(DONE)
+    return next((k for k, data in enumerate(datas) if data.strip() == DONE), len(datas))
 
 
-def _after_finish(finish_reason: str, brought_text: bool, again: str | None) -> str | None:
+def _after_finish(finish_reason: str, brought_output: bool, again: str | None) -> str | None:
     """What contradicts a finish_reason that an earlier event, or an earlier choice, had."""
-    if brought_text:
+    if brought_output:
         return f"text after finish_reason {_quoted(finish_reason)}"
-    if again not in (None, finish_reason):
-        return f"finish_reason is {_quoted(finish_reason)} and then {_quoted(str(again))}"
+    if again and again != finish_reason:
+        return f"finish_reason is {_quoted(finish_reason)} and then {_quoted(again)}"
     return None
 
 
-def _no_stream(raw: Raw) -> tuple[Status, str]:
-    """Status 200 and not one event: the body that came instead, or the first event cut short."""
+def _cut_short(raw: Raw, datas: Sequence[bytes], said: str | None) -> tuple[Status, str]:
+    """Why a stream of status 200 has no end: the server's words, the body that came instead, or simply cut."""
+    if said:
+        return "http", f"in the stream: {said}"
     body = raw.error_body().strip()
-    if not body or body.startswith(_FIELDS):
-        return "broken", "the stream ended before [DONE]"
-    return "malformed", f"no event stream: {_message(body)}"
+    if not datas and body and not body.startswith(_FIELDS):
+        return "malformed", f"no event stream: {server_message(body)}"
+    last = found_message(body.rpartition(b"\n")[2])
+    return ("http", f"in the stream: {last}") if last else ("broken", _NO_DONE)
 
 
-def _miscount(counts: Sequence[int], total: int | None, most: int | None) -> str | None:
-    """What cannot be in the usage that the events report (-1: nothing reported), if anything."""
-    reported = [counted for counted in counts if counted >= 0]
-    if reported != sorted(reported):
-        before, after = next((a, b) for a, b in pairwise(reported) if b < a)
-        return f"usage goes back from {before} to {after} tokens"
-    if total is None:
-        return None
-    if reported and total < reported[-1]:
-        return f"usage ends at {total} tokens after {reported[-1]} were reported"
-    if most is not None and total > most:
-        return f"usage reports {total} tokens, at most {most} were asked for"
-    return None
-
-
-def _locate_tokens(
-    times_ns: Sequence[int], counts: Sequence[int], brought: Sequence[bool], total: int | None
-) -> tuple[tuple[tuple[int, int], ...], TokenSource | None]:
-    """When how many tokens arrived, by the best evidence the stream holds.
-
-    Of each event: its arrival, the tokens counted by then (-1: not told), whether it brought text.
-    """
-    if any(counted >= 0 for counted in counts):
-        tops = list(accumulate(counts, max, initial=0))
-        located = [(t, top - before) for t, before, top in zip(times_ns, tops, tops[1:], strict=False) if top > before]
-        if total is not None and total > tops[-1]:
-            located.append((times_ns[len(counts) - 1], total - tops[-1]))
-        return tuple(located), "usage"
-    times = [t_ns for t_ns, brought_text in zip(times_ns, brought, strict=False) if brought_text]
-    if total is None or not times:
-        return (), None
-    if total == len(times):
-        return tuple((t_ns, 1) for t_ns in times), "chunks"
-    bounds = [total * k // len(times) for k in range(len(times) + 1)]
-    return tuple((t, b - a) for t, a, b in zip(times, bounds, bounds[1:], strict=False) if b > a), "spread"
-
-
-def _exchange(
-    raw: Raw,
-    *,
-    failure: tuple[Status, str] | None,
-    token_times: tuple[tuple[int, int], ...] = (),
-    token_source: TokenSource | None = None,
-    usage: _Usage | None = None,
-    finish_reason: str | None = None,
-    stop_reason: str | int | None = None,
-    text: str = "",
-    reasoning: str = "",
-) -> Exchange:
+def _exchange(raw: Raw, answer: _Answer) -> Exchange:
+    usage, times = answer.usage, answer.counted.times
     details = usage.completion_tokens_details if usage else None
     prompt_details = usage.prompt_tokens_details if usage else None
     return Exchange(
@@ -329,42 +279,24 @@ def _exchange(
         prompt_sha=raw.request.prompt_sha,
         t_scheduled_ns=raw.request.t_scheduled_ns,
         t_send_ns=raw.t_send_ns,
-        t_first_ns=token_times[0][0] if token_times else None,
+        t_first_ns=times[0][0] if times else None,
         t_end_ns=raw.t_end_ns,
-        token_times=token_times,
-        token_source=token_source,
+        token_times=times,
+        token_source=answer.counted.source,
         prompt_tokens=usage.prompt_tokens if usage else None,
         cached_tokens=prompt_details.cached_tokens if prompt_details else None,
-        output_tokens=usage.completion_tokens if usage else None,
+        output_tokens=answer.counted.total,
         reasoning_tokens=details.reasoning_tokens if details else None,
-        finish_reason=finish_reason,
-        stop_reason=stop_reason,
+        finish_reason=answer.finish_reason,
+        stop_reason=answer.stop_reason,
         http_status=raw.http_status,
-        status=failure[0] if failure else "ok",
-        error=failure[1] if failure else None,
-        text=text,
-        reasoning=reasoning,
+        status=answer.failure[0] if answer.failure else "ok",
+        error=answer.failure[1] if answer.failure else None,
+        retries=raw.retries,
+        notes=answer.notes,
+        text=answer.text,
+        reasoning=answer.reasoning,
     )
-
-
-def _message(body: bytes) -> str:
-    """The server's own words: `error.message`, `message` or `detail` of a JSON body, else the body's beginning."""
-    said = body[:MOST_MESSAGE].decode(errors="replace").strip()
-    try:
-        answer = _decode_error(body)
-        nested = bytes(answer.error)
-        if nested != b"null":
-            try:
-                answer = _decode_error(nested)
-            except msgspec.ValidationError:
-                said = str(msgspec.json.decode(nested))
-        if answer.message:
-            said = answer.message
-        elif bytes(answer.detail) != b"null":
-            said = bytes(answer.detail).decode(errors="replace")
-    except _UNREADABLE:
-        pass
-    return " ".join(said[: 2 * MOST_MESSAGE].split())[:MOST_MESSAGE] or "no message"
 
 
 def _quoted(text: str) -> str:

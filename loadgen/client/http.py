@@ -9,10 +9,11 @@ from collections.abc import Callable
 from itertools import compress
 from time import monotonic_ns
 from typing import cast
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httptools
 
+from loadgen.client.contentcoding import GZIP_MAGIC, undone
 from loadgen.client.exchange import Raw, Request, Status
 from loadgen.client.sse import split_events
 
@@ -31,11 +32,19 @@ class Endpoint:
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         self.port = parts.port or (443 if self.tls else 80)
         path = parts.path.rstrip("/") + ("/v1/chat/completions" if api == "chat" else "/v1/completions")
+        self._url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
         authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{authorization}"
             "Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: "
         ).encode()
+
+    def resolved(self, location: str) -> str:
+        """The address that a redirect names, which may be relative."""
+        try:
+            return urljoin(self._url, location)
+        except ValueError:
+            return location
 
     def wire(self, body: bytes) -> bytes:
         """The whole request as bytes."""
@@ -46,8 +55,8 @@ class HttpRaw:
     """A stream as it arrived: pieces of its body; of every read, when it came and how many pieces there were then."""
 
     __slots__ = (
-        *("failure", "http_status", "pieces", "read_pieces", "read_t_ns"),
-        *("request", "size_bytes", "slot", "t_end_ns", "t_send_ns"),
+        *("coding", "failure", "http_status", "location", "pieces", "read_pieces", "read_t_ns"),
+        *("request", "retries", "size_bytes", "slot", "t_end_ns", "t_send_ns"),
     )
 
     def __init__(self, request: Request, slot: int) -> None:
@@ -57,7 +66,11 @@ class HttpRaw:
         self.read_t_ns: list[int] = []
         self.read_pieces: list[int] = []
         self.http_status: int | None = None
+        self.coding = ""
+        """Of its Content-Encoding field."""
+        self.location: str | None = None
         self.failure: tuple[Status, str] | None = None
+        self.retries = 0
         self.size_bytes = 0
         self.t_end_ns = 0
         self.t_send_ns = monotonic_ns()
@@ -73,10 +86,25 @@ class HttpRaw:
         self.came(t_ns)
 
     def events(self) -> tuple[list[int], list[bytes]]:
-        return split_events(*self._reads())
+        times, bodies = self._decoded()
+        return split_events(times, bodies, ended=self.failure is None)
 
     def error_body(self) -> bytes:
-        return b"".join(self._reads()[1])
+        return b"".join(self._decoded()[1])
+
+    def _decoded(self) -> tuple[list[int], list[bytes]]:
+        """The reads with their content coding undone; nothing, and a failure, where that cannot be done."""
+        times, bodies = self._reads()
+        coding = self.coding
+        if not coding and bodies and bodies[0].startswith(GZIP_MAGIC[: len(bodies[0])]):
+            coding = "gzip" if b"".join(bodies[:3]).startswith(GZIP_MAGIC) else ""
+        if not coding:
+            return times, bodies
+        try:
+            return times, undone(coding, bodies, MOST_ANSWER_BYTES)
+        except ValueError as error:
+            self.failure = self.failure or ("malformed", str(error))
+            return [], []
 
     def _reads(self) -> tuple[list[int], list[bytes]]:
         """Of every read that brought some of the body, its arrival and these bytes."""
@@ -101,10 +129,12 @@ class HttpSlot:
 
     def send(self, request: Request, done: Done) -> None:
         """Start a request; `done` is called in the very callback that read its last byte."""
-        raw = HttpRaw(request, self._slot)
+        self._start(HttpRaw(request, self._slot), done, self._timeout_s)
+
+    def _start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
         if self._connection is None or not self._connection.usable:
-            self._connection = _Connection(self._endpoint)
-        self._connection.start(raw, done, self._timeout_s)
+            self._connection = _Connection(self._endpoint, self._start)
+        self._connection.start(raw, done, timeout_s)
 
     @property
     def answering(self) -> bool:
@@ -119,8 +149,10 @@ class HttpSlot:
 class _Connection(asyncio.Protocol):
     """One TCP connection. Nothing is parsed here but HTTP framing (httptools); after a failure it is not used again."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, again: Callable[[HttpRaw, Done, float], None] | None = None) -> None:
+        """`again` sends a request once more, with the seconds that are left of its timeout."""
         self._endpoint = endpoint
+        self._again = again
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -131,6 +163,8 @@ class _Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser
         self._now_ns = 0
         self._received = 0
+        self._kept = False
+        """It answered another request before."""
         self._complete = False
         self._framed = False
         self._keep_alive = False
@@ -144,6 +178,7 @@ class _Connection(asyncio.Protocol):
         self._raw, self._done = raw, done
         self._complete = self._framed = self._keep_alive = False
         self._received = 0
+        self._kept = self._transport is not None
         self.on_body = raw.pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._deadline = self._loop.call_later(timeout_s, self._give_up, timeout_s)
@@ -203,7 +238,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.usable = False
         raw = self._raw
-        if raw is None:
+        if raw is None or self._sent_again(raw):
             return
         if raw.http_status is not None and exc is None and not self._framed:
             self._finish(None)
@@ -211,13 +246,32 @@ class _Connection(asyncio.Protocol):
         where = "before the answer" if raw.http_status is None else "inside the answer"
         self._finish(("broken", f"connection lost {where}" + (f": {exc}" if exc else "")))
 
+    def _sent_again(self, raw: HttpRaw) -> bool:
+        """A kept connection that ended before any byte of the answer was closed before the request was read: servers
+        close idle ones. Such a request is sent once more, on a new connection (RFC 9112, section 9.3.1)."""
+        done, deadline = self._done, self._deadline
+        if not self._kept or self._received or raw.retries or self._again is None or done is None or deadline is None:
+            return False
+        self._raw = self._done = None
+        deadline.cancel()
+        raw.retries += 1
+        self._again(raw, done, max(0.0, deadline.when() - self._loop.time()))
+        return True
+
     def on_message_begin(self) -> None:
         """What follows the answer's end belongs to nobody: the connection is not used again."""
         if self._complete:
             self._keep_alive = False
 
-    def on_header(self, name: bytes, _value: bytes) -> None:
-        self._framed = self._framed or name.lower() in (b"content-length", b"transfer-encoding")
+    def on_header(self, name: bytes, value: bytes) -> None:
+        match name.lower():
+            case b"content-length" | b"transfer-encoding":
+                self._framed = True
+            case b"content-encoding" if self._raw is not None and not self._complete:
+                coding = value.strip().lower().decode("latin-1")
+                self._raw.coding = "" if coding == "identity" else coding
+            case b"location" if self._raw is not None and not self._complete:
+                self._raw.location = self._endpoint.resolved(value.decode("latin-1").strip())
 
     def on_headers_complete(self) -> None:
         if self._raw is not None and not self._complete:
@@ -228,6 +282,7 @@ class _Connection(asyncio.Protocol):
             return
         if self._parser.get_status_code() < 200:
             self._raw.http_status, self._framed = None, False
+            self._raw.coding, self._raw.location = "", None
             return
         self._raw.came(self._now_ns)
         self._complete = True

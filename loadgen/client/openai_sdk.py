@@ -18,7 +18,10 @@ from loadgen.errors import UsageError
 class SdkRaw:
     """A stream as the SDK delivered it: (time the application saw it in ns, chunk object)."""
 
-    __slots__ = ("_body", "chunks", "failure", "http_status", "request", "size_bytes", "slot", "t_end_ns", "t_send_ns")
+    __slots__ = (
+        *("_body", "chunks", "failure", "http_status", "location"),
+        *("request", "retries", "size_bytes", "slot", "t_end_ns", "t_send_ns"),
+    )
 
     def __init__(self, request: Request, slot: int) -> None:
         self.request = request
@@ -26,6 +29,8 @@ class SdkRaw:
         self.chunks: list[tuple[int, Any]] = []
         self.http_status: int | None = None
         self.failure: tuple[Status, str] | None = None
+        self.location: str | None = None
+        self.retries = 0
         self.size_bytes = 0
         self._body = b""
         self.t_end_ns = 0

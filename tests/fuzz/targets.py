@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -23,8 +24,11 @@ from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.compare.imported import ImportedPoint, read_import
 from loadgen.cli.sweep import command as sweep
 from loadgen.client.concealment import concealed
+from loadgen.client.contentcoding import GZIP_MAGIC
 from loadgen.client.exchange import Exchange, Request, Status, read_exchange
 from loadgen.client.http import Endpoint, HttpRaw, _Connection
+from loadgen.client.servermessage import MOST_MESSAGE, server_message
+from loadgen.client.tokentimes import MOST_OVER
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.facts import metric_names, read_models, read_version
@@ -92,9 +96,9 @@ def exchange(data: bytes) -> None:
         assert times == sorted(times)
         assert all(tokens > 0 for _, tokens in row.token_times)
         if row.status == "ok" and row.output_tokens is not None:
-            assert 0 <= row.output_tokens <= MOST_TOKENS
-            if row.token_times:
-                assert sum(tokens for _, tokens in row.token_times) == row.output_tokens
+            assert 0 <= row.output_tokens <= MOST_TOKENS + MOST_OVER
+            assert sum(tokens for _, tokens in row.token_times) == row.output_tokens
+            assert row.t_first_ns == (times[0] if times else None)
 
 
 def _plain(row: Exchange) -> list[Any]:
@@ -148,6 +152,22 @@ def http(data: bytes) -> None:
     wire, reads = cut(data)
     for reset in (False, True):
         assert _answered(reads, reset=reset) == _answered([(1, wire)], reset=reset)
+
+
+def coded(data: bytes) -> None:
+    """A body that says that it is compressed ends as a row, whatever it is; one that really is reads as it is."""
+    wire, reads = cut(data)
+    plain = _plain(read_exchange(finished(reads)))
+    packed = zlib.compressobj(wbits=31)
+    pieces = [(t_ns, packed.compress(read) + packed.flush(zlib.Z_SYNC_FLUSH)) for t_ns, read in reads]
+    for coding in ("gzip", "deflate", "br"):
+        raw = finished(reads)
+        raw.coding = coding
+        assert read_exchange(raw).status in STATUSES
+    whole = finished([*pieces[:-1], (pieces[-1][0], pieces[-1][1] + packed.flush())])
+    whole.coding = "gzip"
+    assert wire.startswith(GZIP_MAGIC) or _plain(read_exchange(whole)) == plain
+    assert len(server_message(wire)) <= MOST_MESSAGE
 
 
 def journal(data: bytes) -> None:
@@ -267,6 +287,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "sse": sse,
     "exchange": exchange,
     "http": http,
+    "coded": coded,
     "journal": journal,
     "config": config,
     "gsm8k": _of_file(lambda path: read_gsm8k(path, split="test")),

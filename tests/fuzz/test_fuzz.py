@@ -46,7 +46,7 @@ def inputs(name: str) -> st.SearchStrategy[bytes]:
     edits = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 40), pieces), min_size=1, max_size=6)
     edited = st.tuples(st.sampled_from(kept), edits).map(lambda given: _edited(*given))
     body = st.one_of(st.binary(max_size=300), made, edited)
-    if name not in ("sse", "exchange", "http"):
+    if name not in ("sse", "exchange", "http", "coded"):
         return body
     cuts = st.binary(max_size=20).filter(lambda head: CUT_MARK not in head + CUT_MARK[:1])
     return st.tuples(cuts, body).map(lambda given: given[0] + CUT_MARK + given[1])

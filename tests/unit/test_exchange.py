@@ -115,8 +115,12 @@ class TestContent:
 
 
 class TestBrokenStreams:
-    def test_a_stream_without_done_is_broken(self):
-        exchange = read(completion("a", 1), completion("b", 2, finish="stop"), usage(2))
+    @pytest.mark.parametrize("events", [
+        [completion("a", 1), completion("b", 2)],
+        [completion("a"), completion("b", finish="stop")],
+    ], ids=["no finish_reason", "no usage"])  # fmt: skip
+    def test_a_stream_without_done_is_broken(self, events):
+        exchange = read(*events)
         assert exchange.status == "broken"
         assert "[DONE]" in exchange.error
         assert exchange.text == "ab"
@@ -194,17 +198,27 @@ class TestWrongUsage:
         exchange = read(completion("a", 1), completion("b", 2, finish="stop"), usage(1), DONE)
         assert (exchange.status, exchange.error) == ("malformed", "usage ends at 1 tokens after 2 were reported")
 
-    def test_a_total_above_what_was_counted_came_with_the_last_event(self):
-        exchange = read(completion("a", 1), completion("b", 2, finish="stop"), usage(5), DONE)
+    def test_a_total_of_one_more_than_was_counted_holds_the_end_token(self):
+        exchange = read(completion("a", 1), completion("b", 2, finish="stop"), usage(3), DONE)
         assert exchange.status == "ok"
-        assert exchange.token_times == ((10, 1), (20, 1), (30, 3))
+        assert exchange.token_times == ((10, 1), (20, 1), (30, 1))
 
-    def test_more_than_was_asked_for(self):
+    def test_a_total_far_above_what_was_counted_is_spread(self):
+        exchange = read(completion("a", 1), completion("b", 2, finish="stop"), usage(5), DONE)
+        assert (exchange.status, exchange.token_source) == ("ok", "spread")
+        assert exchange.token_times == ((10, 2), (20, 3))
+
+    @pytest.mark.parametrize(("most", "status", "notes"), [
+        (4, "ok", ()),
+        (3, "ok", ("usage counts one token more than max_tokens",)),
+        (2, "malformed", ()),
+    ])  # fmt: skip
+    def test_more_than_was_asked_for(self, most, status, notes):
         raw = finished(one_read_per_event(completion("a", 4, finish="length"), usage(4), DONE))
-        for most, status in ((4, "ok"), (3, "malformed")):
-            raw.request = msgspec.structs.replace(raw.request, max_tokens=most)
-            assert read_exchange(raw).status == status
-        assert read_exchange(raw).error == "usage reports 4 tokens, at most 3 were asked for"
+        raw.request = msgspec.structs.replace(raw.request, max_tokens=most)
+        exchange = read_exchange(raw)
+        assert (exchange.status, exchange.notes) == (status, notes)
+        assert exchange.error == (None if status == "ok" else "usage reports 4 tokens, at most 2 were asked for")
 
 
 class TestHttpErrors:
@@ -215,7 +229,13 @@ class TestHttpErrors:
             ({"object": "error", "message": "too long", "code": 400}, "too long"),
             ({"error": "too long"}, "too long"),
             ({"error": None, "message": "too long"}, "too long"),
-            ({"detail": "Not Found"}, '"Not Found"'),
+            ({"detail": "Not Found"}, "Not Found"),
+            ({"error": "CUDA out of memory", "error_type": "generation"}, "CUDA out of memory"),
+            ({"error": '{"error": {"message": "inner"}}'}, "inner"),
+            ({"message": "litellm: {oops"}, "litellm: {oops"),
+            ({"detail": [{"loc": ["body", "temperature"], "msg": "too low"}]}, "body.temperature: too low"),
+            ([{"error": {"message": "in a list"}}], "in a list"),
+            ({"error": {"code": 503}}, '{"error": {"code": 503}}'),
             (b"Service Unavailable\n", "Service Unavailable"),
             (b"", "no message"),
         ],

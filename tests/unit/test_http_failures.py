@@ -1,7 +1,9 @@
 """HttpSlot against peers that fail: what kind of failure it is, and that the next request works."""
 
 import asyncio
+import gzip
 import socket
+from itertools import pairwise
 
 import pytest
 from peer import BODY, GENEROUS_S, HEAD, LENGTH, ask, chunked, closing, exchanges, listening, resetting, says
@@ -112,6 +114,123 @@ def test_after_a_failure_a_new_connection_works():
     rows, connections = asyncio.run(run())
     assert [exchange.status for exchange in rows] == ["broken", "ok", "ok"]
     assert connections == 2
+
+
+@pytest.mark.parametrize("end", [closing, resetting])
+@pytest.mark.parametrize("answered", [1, 3])
+def test_a_kept_connection_that_is_closed_under_a_request_is_replaced_and_the_request_sent_again(end, answered):
+    """The server reads the request and closes, as if it had been idle for too long."""
+
+    async def run():
+        served = 0
+
+        async def answer(_reader, writer):
+            nonlocal served
+            served += 1
+            if served == answered + 1:
+                return end(writer)
+            writer.write(chunked())
+            return False
+
+        async with listening(answer) as (peer, url):
+            slot = HttpSlot(Endpoint(url, "completions"), 0, GENEROUS_S)
+            raws = [await ask(slot) for _ in range(answered + 2)]
+            slot.close()
+            return raws, peer
+
+    raws, peer = asyncio.run(run())
+    rows = [read_exchange(raw) for raw in raws]
+    assert [exchange.status for exchange in rows] == ["ok"] * (answered + 2)
+    assert [exchange.retries for exchange in rows] == [0] * answered + [1, 0]
+    assert peer.connections == 2
+    assert len(peer.requests) == answered + 3
+    assert all(before.t_end_ns <= after.t_send_ns for before, after in pairwise(rows)), "sent first, not sent last"
+
+
+def test_it_is_sent_again_once():
+    served = 0
+
+    async def answer(_reader, writer):
+        nonlocal served
+        served += 1
+        if served > 1:
+            return resetting(writer)
+        writer.write(chunked())
+        return False
+
+    rows, peer = exchanges(answer, count=2)
+    assert [(exchange.status, exchange.retries) for exchange in rows] == [("ok", 0), ("broken", 1)]
+    assert "before the answer" in rows[1].error
+    assert len(peer.requests) == 3
+
+
+@pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n", LENGTH])
+def test_an_answer_that_had_begun_is_not_asked_for_again(begun):
+    served = 0
+
+    async def answer(_reader, writer):
+        nonlocal served
+        served += 1
+        writer.write(chunked() if served == 1 else begun)
+        await writer.drain()
+        return served > 1
+
+    rows, peer = exchanges(answer, count=2)
+    assert [(exchange.status, exchange.retries) for exchange in rows] == [("ok", 0), ("broken", 0)]
+    assert len(peer.requests) == 2
+
+
+def test_a_request_that_is_sent_again_has_the_time_of_one():
+    served = 0
+
+    async def answer(reader, writer):
+        nonlocal served
+        served += 1
+        if served == 1:
+            writer.write(chunked())
+            return False
+        if served == 2:
+            await asyncio.sleep(0.2)
+            return resetting(writer)
+        await reader.read()
+        return True
+
+    rows, _ = exchanges(answer, count=2, timeout_s=0.4)
+    assert [(exchange.status, exchange.retries) for exchange in rows] == [("ok", 0), ("timeout", 1)]
+    assert rows[1].t_end_ns - rows[1].t_send_ns < 0.55e9, "0.4 s from the first time it was sent"
+
+
+def redirecting(status, location):
+    return b"HTTP/1.1 %d X\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % (status, location)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize(("location", "end"), [
+    (b"https://elsewhere:8443/v1/completions", "https://elsewhere:8443/v1/completions"),
+    (b"/v2/completions", "/v2/completions"),
+    (b"http://[bad/", "http://[bad/"),
+])  # fmt: skip
+def test_a_redirect_is_not_followed_and_says_where_it_points(status, location, end):
+    [exchange], peer = exchanges(says(redirecting(status, location)))
+    assert (exchange.status, exchange.http_status) == ("http", status)
+    assert exchange.error.startswith(f"{status}: redirected to http")
+    assert f"{end}, and" in exchange.error
+    assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"GZIP"])
+def test_a_coded_answer_that_nobody_asked_for_is_read(coding):
+    body = gzip.compress(BODY)
+    head = HEAD + b"Content-Encoding: %b\r\nContent-Length: %d\r\n\r\n" % (coding, len(body))
+    rows, peer = exchanges(says(head + body), count=2)
+    assert [(exchange.status, exchange.text) for exchange in rows] == [("ok", "42")] * 2
+    assert b"accept-encoding" not in peer.requests[0][0].lower()
+
+
+def test_an_http_1_0_answer_ends_with_its_connection():
+    rows, peer = exchanges(says(b"HTTP/1.0 200 OK\r\n\r\n" + BODY, then=closing), count=2)
+    assert [(exchange.status, exchange.text, exchange.retries) for exchange in rows] == [("ok", "42", 0)] * 2
+    assert peer.connections == 2
 
 
 def test_a_connection_that_the_server_closed_while_idle_is_replaced():
