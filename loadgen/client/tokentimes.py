@@ -60,9 +60,9 @@ def count_tokens(
     while counted and counts[counted - 1] < 0:
         counted -= 1
     first = counted - total
-    if first >= 0 and counts[first:counted] == list(range(1, total + 1)) and total:
-        if not (any(brought[:first]) or any(brought[counted:])):  # a token an event, as a rule
-            return _capped(Counted(tuple(zip(times_ns[first:counted], repeat(1), strict=False)), "usage", total), most)
+    by_one = total > 0 <= first and counts[first:counted] == list(range(1, total + 1))
+    if by_one and not (any(brought[:first]) or any(brought[counted:])):  # as a rule
+        return _capped(Counted(tuple(zip(times_ns[first:counted], repeat(1), strict=False)), "usage", total), most)
     wrong = _contradiction(counts, total)
     believed, note = _believed_total(counts, brought, total, separate=separate)
     if believed is None:

@@ -18,7 +18,8 @@ TOTAL = len(WORDS)
 def told(counts, *more, texts=WORDS, total=TOTAL):
     """An event per text with these counts (None: none), `more` behind, and the total unless it is None."""
     last = len(texts) - 1
-    events = [completion(t, n, finish="stop" if k == last else None) for k, (t, n) in enumerate(zip(texts, counts))]
+    paired = enumerate(zip(texts, counts, strict=True))
+    events = [completion(t, n, finish="stop" if k == last else None) for k, (t, n) in paired]
     return [*events, *more, *([usage(total)] if total is not None else []), DONE]
 
 
