@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
 from loadgen.workload.facts import ItemFacts
+from loadgen.workload.grading.content import READ, after_thought, answer_part, open_thought
 from loadgen.workload.grading.harness import task_of
 from loadgen.workload.grading.letter import Letter, read_letter
 from loadgen.workload.grading.number import Number, read_number, same_number
@@ -17,7 +17,6 @@ CUT = "length"
 """The finish_reason of an answer that ran into the token limit."""
 REMEMBERED = 1 << 16
 """Verdicts that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
-_NEXT_QUESTION = re.compile(r"\n[ \t]*(?:Question|Q|Given the following problem)[ \t]*[:,]")
 
 
 class Gradable(Protocol):
@@ -42,15 +41,18 @@ def grade(text: str, item: Gradable, *, protocol: str, finish_reason: str | None
     strict = task.strict.matches(text, item.gold) if task else None
     flexible = task.flexible.matches(text, item.gold) if task else None
     cut = finish_reason == CUT
-    said = text.rpartition("</think>")[2]
-    if "<think>" in said:
+    said = after_thought(text)
+    if open_thought(said):
         return Verdict(outcome="truncated", strict=strict, flexible=flexible)
     if not said.strip():
         return Verdict(outcome="truncated" if cut else "empty", strict=strict, flexible=flexible)
-    next_question = _NEXT_QUESTION.search(said)
-    if next_question:
-        said = said[: next_question.start()]
-    whole = said if next_question or not cut else said[: said.rfind("\n") + 1]
+    said, goes_on = answer_part(
+        said,
+        lambda part: _read(part, item, marked=True) is not None,
+        lambda part: _read(part, item, marked=False) is not None,
+    )
+    said = said[-READ:]
+    whole = said if goes_on or not cut else said[: said.rfind("\n") + 1]
     found = _read(whole, item, marked=cut)
     if found is not None:
         return Verdict(
@@ -98,5 +100,5 @@ def _read(text: str, item: Gradable, *, marked: bool) -> Letter | Number | None:
 def _is_right(found: Letter | Number, item: Gradable) -> bool:
     accepted = {item.gold, *item.accepted}
     if isinstance(found, Letter):
-        return found.value in accepted
-    return any(same_number(found.value, gold) for gold in accepted)
+        return not accepted.isdisjoint((found.value, *found.others))
+    return any(same_number(value, gold) for gold in accepted for value in (found.value, *found.readings))

@@ -4,29 +4,80 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import msgspec
 
-from loadgen.workload.grading.notation import boxes, last_match, plain
-from loadgen.workload.grading.number import read_number, value_of
+from loadgen.workload.grading.conclusion import conclusion
+from loadgen.workload.grading.mark import CHOICE_MARKS, Mark, marks
+from loadgen.workload.grading.notation import plain
+from loadgen.workload.grading.number import value_of
+from loadgen.workload.grading.statement import Refused, read_statement
 from loadgen.workload.grading.verdict import Extractor
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 UNKNOWN_OPTIONS = "ABCDE"
+LAST_LINES = 1_000
+"""Characters at the end of a text in which an unmarked choice is looked for."""
 
-_LEAD = r"(?:\\[A-Za-z]+\{|(?i:\b(?:option|choice|letter)\b)|[^0-9A-Za-z.])*?"
+_LEAD = (
+    r"(?:\\[A-Za-z]+\s?|(?i:\b(?:option|choice|letter|answer|alternative|statement|the|therefore|thus|hence"
+    r"|so|then|clearly|"
+    r"definitely|probably|likely|now|indeed|simply|just|correct|right|best|one|is|be|to|either)\b)|[^0-9A-Za-z.\n])*?"
+)
 _LETTER = (
-    r"(?:(?P<upper>[%U])(?![0-9A-Za-z_'])|\(?(?P<closed>[%L])\s?\)|(?P<ends>[%L])(?=[ \t]*\.?[ \t]*(?:\n|\Z)))"
-    r"(?P<hedge>\s?\)?\s?(?:or|and|/|&)\s?\(?[%U]\b)?"
+    r"(?:(?P<upper>[%U])(?![0-9A-Za-z_]|['’-][A-Za-z])(?!(?<=A) (?!because|since|as|and|or|with|which|for|due"
+    r"|is|are|km|m|cm|kg|only|by)[a-z])"
+    r"|(?<![0-9A-Za-z])\(?(?P<closed>[%L])\s?[)\]}]"
+    r"|(?<![A-Za-z])(?P<ends>[%L])(?=[ \t]*[.,;:'\"`$)\]}*]*[ \t]*(?:\n|\Z)|[ \t]*[:=]))"
 )
-_LONE = r"(?<![0-9A-Za-z_'-])(?P<upper>[%U])(?![0-9A-Za-z_'-]|\s?[=+*/<>^])(?!(?<=A) [a-z])"
-_MARKS: tuple[tuple[Extractor, str], ...] = (
-    ("answer_is", r"(?i:\b(?:answer|option|choice)[ \t]+is\b)"),
-    ("answer_colon", r"(?i:\banswer[ \t]*[:\n])"),
+_HEDGE = (
+    r"[\s)\]}\"'*$.,]*?(?:\b(?i:or|and)\b(?! not\b)|/|&|,)\s*(?:maybe|perhaps|possibly|also|option|choice"
+    r"|even)?\s*[(\[\"'*$]*(?P<other>[%U](?![0-9A-Za-z_]|['’][A-Za-z])|[%L]\s?\))(?!\s+(?:is|was|are|would"
+    r"|isn't|cannot|can't)\b)"
 )
+_NEGATED = re.compile(
+    r"[^0-9A-Za-z\n]*(?:\w+[ \t]+){0,2}?(?:not|neither|never|isn't|cannot|can't)\b(?P<rest>[^\n]*)", re.IGNORECASE
+)
+_INSTEAD = re.compile(r"\b(?:but(?:[ \t]+rather)?|rather|instead|it[ \t]+is|it's)\b[^\n]*", re.IGNORECASE)
+_DISMISSED = (
+    r"[)\]}\"'*$.]*\s*(?:(?:is|was|are|would\s+be|looks|seems)\s+)?(?:also\s+)?(?:wrong|incorrect|not\b"
+    r"|a\s+(?:trap|distractor|common|decoy)|false|too\s+|impossible|excluded|eliminated|ruled|isn't|cannot"
+    r"|can't|n't|doesn't|does\s+not|\?\s*(?:(?i:no|wait)\b|[A-Z]\b))"
+)
+_RULED_OUT = re.compile(
+    r"(?:n't\s+(?:think|believe)(?:\s+that)?|\b(?:not|cannot|can't|isn't|never|neither|nor|exclud\w+"
+    r"|eliminat\w+|rul\w+\s+out|reject\w*|unlike|wrong|incorrect|except|anything\s+but|none\s+of|doubt)\b)"
+    r"(?:\s+(?:be|the|option|choice|answer|is|it|it's|options|[A-J](?:\s?,|\s+and|\s+or|\s+nor)))*[\s(\"'*$]*\Z",
+    re.IGNORECASE,
+)
+_CLAUSE_BEFORE = re.compile(
+    r"(?:\A|[.:;!?,\n(\[*>✅✔☑→∴\"'=—-]\s*|\b(?:is|be|so|therefore|thus|hence|pick|picks?|choose|chose|select"
+    r"|go\s+with|option|choice|"
+    r"answer|say|it's|becomes|of|to|matches|gives?|guess)\b[\s:(\[\"'*$]*)\Z",
+    re.IGNORECASE,
+)
+_CLAUSE_AFTER = re.compile(
+    r"[\s)\]}\"'*$]*(?:\Z|[.,;:!)\n—–-]|is\b(?=\s+(?:the|correct|right|our|my|best))|remains\b|it\s+is|as\b"
+    r"|because\b|since\b|which\b|fits|works|matches)"
+)
+_LONE = r"(?<![0-9A-Za-z_'’-])(?P<upper>[%U])(?![0-9A-Za-z_]|['’-][A-Za-z0-9]|\s?[=+*/<>^])(?!(?<=A) [a-z])"
+_OPTION_LINE = r"(?m:^)[ \t]*(?:[-*•][ \t]+)?(?:\(?[%U%L]\s?[).:]|[%U%L]\s?[).:-])[ \t]+[^\n]*(?:\n|\Z)"
 _SPACED = re.compile(r"(?<=[0-9]) (?=[./] ?[0-9])|(?<=[0-9] [./]) (?=[0-9])|(?<=[0-9]) ?(?=, ?[0-9]{3}(?![0-9]))")
-_LOOSE = re.compile(r"(?<=[0-9],) (?=[0-9]{3}(?![0-9]))|(?<=^[-−–]) (?=[0-9])")
+_LOOSE = re.compile(r"(?<=[0-9],) (?=[0-9]{3}(?![0-9]))|(?<=^[-−–]) (?=[0-9])|(?<=[0-9][./]) (?=[0-9])")
+_NONE = re.compile(
+    r"\bnone\s+of\s+(?:the|these|those|them|above)\b(?:\s+(?:above|these|those|options?|choices?|answers?"
+    r"|given|listed|others?))*|\bno(?:ne|t)\s+(?:given|listed)\b"
+)
+_OF_MARK: dict[str, Extractor] = {
+    "is": "answer_is",
+    "choice": "answer_is",
+    "beside": "answer_is",
+    "foreign": "answer_is",
+}
+_BOTH = re.compile(r"\b(?:both|either)\b[^.\n]{0,12}\Z", re.IGNORECASE)
+_RATIO = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)\s?(?::|to)\s?([0-9]+(?:\.[0-9]+)?)(?![0-9.])")
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -34,84 +85,296 @@ class Letter(msgspec.Struct, frozen=True):
 
     value: str
     extractor: Extractor
+    others: tuple[str, ...] = ()
+    """Letters whose options have the same value, where a value was stated."""
 
     def __str__(self) -> str:
         return self.value
 
 
 def read_letter(text: str, options: Sequence[str], *, marked: bool) -> Letter | None:
-    r"""The last "answer is (X)", else the last "Answer: X", else the last `\boxed{X}`.
+    r"""What the last mark states: a letter, or an option's text or value.
 
-    Unless `marked`, then the last upper-case letter that stands alone, else the only option whose text stands in the
-    last line, else the one whose value the answer states. None if nothing is named, or two at once.
+    Unless `marked`, else the last letter that is a clause of its own, else the option whose text or value the last line
+    states, else the last lone upper-case letter. None if nothing is named, or two at once.
     """
     text = plain(text)
-    patterns = _patterns(ALPHABET[: len(options)] or UNKNOWN_OPTIONS)
-    for extractor, pattern in patterns.marks:
-        found = last_match(pattern, text)
-        if found:
-            return None if found["hedge"] else Letter(_letter(found), extractor)
-    for content in boxes(text):
-        boxed = patterns.boxed.match(content)
-        if boxed:
-            return None if boxed["hedge"] else Letter(_letter(boxed), "boxed")
-    return None if marked else _guess(text, options, patterns.lone)
+    choices = _choices(tuple(options))
+    refused = False
+    for mark in marks(text, CHOICE_MARKS):
+        if mark.hedged:
+            return None
+        said = choices.stated(mark)
+        if isinstance(said, Refused):
+            if said.hedged:
+                return None
+            refused = True
+        elif said is not None:
+            return said
+    return None if marked or refused else choices.concluded(text)
 
 
-class _Patterns(msgspec.Struct, frozen=True):
-    marks: tuple[tuple[Extractor, re.Pattern[str]], ...]
-    boxed: re.Pattern[str]
-    lone: re.Pattern[str]
+@lru_cache(maxsize=1 << 14)
+def _choices(options: tuple[str, ...]) -> _Choices:
+    return _Choices(options)
 
 
 @lru_cache
-def _patterns(letters: str) -> _Patterns:
+def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
     def of(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern.replace("%U", letters).replace("%L", letters.lower()))
 
-    return _Patterns(
-        marks=tuple((extractor, of(mark + _LEAD + _LETTER)) for extractor, mark in _MARKS),
-        boxed=of(_LEAD + _LETTER),
-        lone=of(_LONE),
-    )
+    return {
+        "letter": of(_LEAD + _LETTER),
+        "hedge": of(_HEDGE),
+        "lone": of(_LONE),
+        "dismissed": re.compile(_DISMISSED),
+        "option_line": of(_OPTION_LINE),
+        "listed_letter": of(r"(?m:^|(?<=[.;,\s]))\(?(?P<letter>[%U])\s?[).:]"),
+        "affirmed": of(
+            r"(?m:^|(?<=[.;,\s]))\(?(?P<letter>[%U])\s?[).:][^\n.;()]{0,60}?(?<!not )(?:\bfits\b|\byes\b|[✓✔✅]"
+            r"|(?<!in)\bcorrect\b"
+            r"|\bworks\b|\bmatches\b|\bis\s+right\b)"
+        ),
+        "whole": of(
+            r"[^0-9A-Za-z]*(?:(?i:option|choice|letter)\s+)?[^0-9A-Za-z]*"
+            r"(?P<upper>[%U%L])(?:\s?[).:\]]\s?(?:[^\n.;()]|\.(?=[0-9])){0,60})?[^0-9A-Za-z]*"
+        ),
+    }
+
+
+class _Choices:
+    """The options of one question, as answers name them."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self._letters = ALPHABET[: len(options)] or UNKNOWN_OPTIONS
+        self._patterns = _patterns(self._letters)
+        self._texts = {letter: squeezed(plain(option)) for letter, option in zip(ALPHABET, options, strict=False)}
+        unspaced_options = {letter: unspaced(option) for letter, option in zip(ALPHABET, options, strict=False)}
+        self._values = {letter: _option_value(option) for letter, option in unspaced_options.items()}
+        self._worded = {letter: text for letter, text in self._texts.items() if self._values[letter] is None}
+        self._percent = {letter for letter, option in unspaced_options.items() if "%" in option}
+        self._listed = [
+            re.compile(
+                rf"\(?(?<![0-9A-Za-z]){letter}\s?[).:]\s*{_spaced_as_may_be(option)}(?![0-9A-Za-z])", re.IGNORECASE
+            )
+            for letter, option in unspaced_options.items()
+            if option.strip()
+        ]
+
+    def stated(self, mark: Mark) -> Letter | Refused | None:
+        extractor = _OF_MARK.get(mark.kind, mark.extractor)
+        if mark.kind in ("colon", "heading", "initial"):
+            extractor = "answer_colon"
+        line = mark.line
+        if mark.kind == "is_answer":
+            return self._subject(line)
+        negated = _NEGATED.match(line)
+        if negated and not self._patterns["letter"].match(line[: negated.start("rest")]):
+            named = _named(self._worded, squeezed(line))
+            if named:
+                return Letter(named, extractor)
+            instead = _INSTEAD.search(negated["rest"])
+            if instead is None:
+                return Refused()
+            line = re.sub(r"^(?:but(?:\s+rather)?|rather|instead|it\s+is|it's)\b", "", instead[0])
+        found = self._patterns["letter"].match(line)
+        if found:
+            letter = _letter(found)
+            hedge = self._patterns["hedge"].match(line, found.end())
+            if hedge and hedge["other"][0].upper() != letter:
+                return Refused(hedged=True)
+            if self._patterns["dismissed"].match(line, found.end()):
+                return None
+            return Letter(letter, extractor)
+        if mark.kind in ("choice", "beside_letter"):
+            return None
+        return self._named_option(line, extractor, extractor, anywhere=False)
+
+    def _subject(self, line: str) -> Letter | None:
+        """C of "C is the answer"."""
+        letter = line.lstrip("([")[:1].upper()
+        return Letter(letter, "answer_is") if letter in self._letters else None
+
+    def concluded(self, text: str) -> Letter | None:
+        whole = self._patterns["whole"].fullmatch(text[:200].strip()) if len(text) < 200 else None
+        if whole:
+            return Letter(whole["upper"].upper(), "last_letter")
+        affirmed = self._affirmed(text[-LAST_LINES:])
+        if affirmed:
+            return Letter(affirmed, "last_letter")
+        text = text[-4 * LAST_LINES :]
+        if len(self._patterns["option_line"].findall(text)) > 1:
+            text = self._patterns["option_line"].sub("\n", text)
+        text = self._without_options(text)
+        end = text[-LAST_LINES:].rstrip()
+        clause = self._clause(end)
+        if clause == "":
+            return None
+        if clause:
+            return Letter(clause, "last_letter")
+        named = self._named_option(end.rpartition("\n")[2], "option_text", "option_value", anywhere=True)
+        if isinstance(named, Letter):
+            return named
+        found = [match for match in self._patterns["lone"].finditer(end) if not self._ruled_out(end, match)]
+        usable = [match for match in found if match["upper"] != "I"]
+        if usable and _offered_before(end[: usable[-1].start()], self._letters):
+            return None
+        return Letter(usable[-1]["upper"], "last_letter") if usable else None
+
+    def _affirmed(self, text: str) -> str | None:
+        """The only option of a list of them that is said to fit."""
+        if len({found["letter"].upper() for found in self._patterns["listed_letter"].finditer(text)}) < 2:
+            return None
+        letters = {found["letter"].upper() for found in self._patterns["affirmed"].finditer(text)}
+        return letters.pop() if len(letters) == 1 else None
+
+    def _without_options(self, text: str) -> str:
+        """Without a list that repeats the options."""
+        if sum(pattern.search(text) is not None for pattern in self._listed) < 3:
+            return text
+        for pattern in self._listed:
+            text = pattern.sub(" ", text)
+        return text
+
+    def _clause(self, text: str) -> str | None:
+        """The last letter that is a clause of its own; "" if two are offered there."""
+        for found in reversed(list(self._patterns["lone"].finditer(text))):
+            before = text[max(0, found.start() - 40) : found.start()]
+            letter = found["upper"]
+            if letter == "I" or self._ruled_out(text, found):
+                continue
+            if _CLAUSE_BEFORE.search(before) and _CLAUSE_AFTER.match(text, found.end()):
+                if letter == "A" and re.match(r"[\s]+(?!is|because|as|since)[a-z]", text[found.end() :]):
+                    continue
+                hedge = self._patterns["hedge"].match(text, found.end())
+                if hedge and hedge["other"][0].upper() != letter:
+                    return ""
+                if _offered_before(text[: found.start()], self._letters) or _BOTH.search(before):
+                    return ""
+                return letter
+        return None
+
+    def _ruled_out(self, text: str, found: re.Match[str]) -> bool:
+        return bool(
+            self._patterns["dismissed"].match(text, found.end())
+            or _RULED_OUT.search(text[max(0, found.start() - 50) : found.start()])
+        )
+
+    def _named_option(
+        self, line: str, by_text: Extractor, by_value: Extractor, *, anywhere: bool
+    ) -> Letter | Refused | None:
+        flat = squeezed(line)
+        named = _named(self._worded, flat) or _named_none(self._worded, flat)
+        if named:
+            return Letter(named, by_text)
+        ratio = _ratio_named(self._texts, line)
+        if ratio:
+            return Letter(ratio, by_value)
+        return self._valued(line, by_value, anywhere=anywhere)
+
+    def _valued(self, line: str, extractor: Extractor, *, anywhere: bool) -> Letter | Refused | None:
+        line = unspaced(line)
+        if anywhere:
+            values = conclusion(line)
+        else:
+            said = read_statement(line, boxed=extractor == "boxed")
+            if isinstance(said, Refused):
+                return said
+            values = said.values if said else None
+        if not values:
+            return None
+        for value in values:
+            same = [letter for letter, own in self._values.items() if own == value] or [
+                letter for letter, own in self._values.items() if own is not None and self._is_near(letter, own, value)
+            ]
+            if same:
+                exact = [letter for letter in same if self._texts[letter] and self._texts[letter] in squeezed(line)]
+                best = exact if len(exact) == 1 else same
+                return Letter(best[0], extractor, tuple(best[1:]))
+        return None
+
+    def _is_near(self, letter: str, own: Fraction, value: Fraction) -> bool:
+        """0.25 is the option `25 %`; 0.33 and 33.33% are a third and `33 1 / 3 %`, rounded."""
+        if letter in self._percent and own == value * 100:
+            return True
+        if _ends(own):
+            return False
+        decimals = next((k for k in range(2, 8) if (value * 10**k).denominator == 1), None)
+        return decimals is not None and abs(own - value) <= Fraction(1, 2 * 10**decimals)
+
+
+def _ends(value: Fraction) -> bool:
+    """Whether it has finitely many decimals."""
+    below = value.denominator
+    for factor in (2, 5):
+        while below % factor == 0:
+            below //= factor
+    return below == 1
+
+
+def _spaced_as_may_be(option: str) -> str:
+    return r"\s*".join(re.escape(part) for part in plain(option[:120]).split())
+
+
+def unspaced(text: str) -> str:
+    """MathQA sets a space around every sign, and so do models that saw it: `- 12 . 5`, `1 / 2`, `2 , 261,760`."""
+    return _LOOSE.sub("", _SPACED.sub("", text))
+
+
+def squeezed(text: str) -> str:
+    """Lower case, no spaces but between words."""
+    return re.sub(r" ?([^0-9a-z ]) ?", r"\1", " ".join(text.lower().replace("can not", "cannot").split()))
 
 
 def _letter(found: re.Match[str]) -> str:
     return (found["upper"] or found["closed"] or found["ends"]).upper()
 
 
-def _guess(text: str, options: Sequence[str], lone: re.Pattern[str]) -> Letter | None:
-    found = last_match(lone, text)
-    if found:
-        return Letter(found["upper"], "last_letter")
-    lettered = dict(zip(ALPHABET, options, strict=False))
-    values = {letter: value_of(_unspaced(option)) for letter, option in lettered.items()}
-    worded = {letter: option for letter, option in lettered.items() if values[letter] is None}
-    named = _named(worded, text.rstrip().rpartition("\n")[2])
-    if named:
-        return Letter(named, "option_text")
-    number = read_number(_unspaced(text), marked=False)
-    same = [letter for letter, value in values.items() if number is not None and value == number.value]
-    return Letter(same[0], "option_value") if same else None
+def _option_value(option: str) -> Fraction | None:
+    value = value_of(option)
+    if value is not None:
+        return value
+    said = read_statement(plain(option))
+    if (
+        said is None
+        or isinstance(said, Refused)
+        or plain(option)[said.end :].strip(" .%°").replace(" ", "").isalpha() is False
+    ):
+        rest = "" if said is None or isinstance(said, Refused) else plain(option)[said.end :].strip(" .%°")
+        if said is None or isinstance(said, Refused) or rest:
+            return None
+    return said.values[0]
 
 
-def _unspaced(text: str) -> str:
-    """MathQA sets a space around every sign, and so do models that saw it: `- 12 . 5`, `1 / 2`, `2 , 261,760`."""
-    return _LOOSE.sub("", _SPACED.sub("", text))
+def _offered_before(text: str, letters: str) -> bool:
+    return bool(re.search(rf"(?<![0-9A-Za-z])[{letters}][)\s\"'*]*(?:or|and|/|&)[\s(\"'*]*\Z", text[-20:]))
 
 
 def _named(options: Mapping[str, str], line: str) -> str | None:
     """The letter of the only option that the line names; one that is part of another named one does not count."""
-    line = _squeezed(line)
     named: dict[str, str] = {}
-    for letter, option in options.items():
-        wanted = _squeezed(plain(option))
+    for letter, wanted in options.items():
         if wanted and re.search(rf"(?<![0-9a-z]){re.escape(wanted)}(?![0-9a-z])", line):
             named.setdefault(wanted, letter)
     longest = max(named, key=len, default="")
     return named[longest] if named and all(other in longest for other in named) else None
 
 
-def _squeezed(text: str) -> str:
-    """Lower case, no spaces but between words."""
-    return re.sub(r" ?([^0-9a-z ]) ?", r"\1", " ".join(text.lower().split()))
+def _named_none(options: Mapping[str, str], line: str) -> str | None:
+    """ "None of the above" is "none of these"."""
+    if not _NONE.search(line) and line.strip(" .!*") != "none":
+        return None
+    return next((letter for letter, text in options.items() if _NONE.search(text) or text in ("none", "n.o.t")), None)
+
+
+def _ratio_named(options: Mapping[str, str], line: str) -> str | None:
+    """A ratio in other words: `2 to 4` is `1:2`."""
+    said = [Fraction(found[1]) / Fraction(found[2]) for found in _RATIO.finditer(line) if Fraction(found[2])]
+    if not said:
+        return None
+    for letter, text in options.items():
+        found = _RATIO.fullmatch(text)
+        if found and Fraction(found[2]) and Fraction(found[1]) / Fraction(found[2]) == said[-1]:
+            return letter
+    return None

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
 import msgspec
 
-from loadgen.workload.grading.notation import STATEMENT, boxes, last_match, plain
+from loadgen.workload.grading.conclusion import conclusion
+from loadgen.workload.grading.mark import Mark, marks
+from loadgen.workload.grading.notation import plain
+from loadgen.workload.grading.statement import Refused, Stated, read_statement
+from loadgen.workload.grading.term import SIGNED, value_of_match
 from loadgen.workload.grading.verdict import Extractor
 
-DIGITS = 40
-"""A number of more digits is no answer, and exact arithmetic with it no pleasure."""
 ROUNDED_FROM = 2
 """Decimals from which on a published answer is taken for a rounded one."""
+FLOAT_DIGITS = 15
+"""Significant digits from which on a published answer is a binary float, written out: `33.333333333333336`."""
+FLOAT_TOLERANCE = Fraction(1, 10**12)
 
-_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-_BELOW = r"(?=0*[1-9])(?P<{}>[0-9]{{1,40}})(?![0-9/]|\.[0-9])"
-_VALUE = (
-    r"(?<!\^\{)(?<!\^-)(?:(?<![0-9A-Za-z_)\]}%^-])(?<![0-9)] )(?P<sign>[-+]))?"
-    rf"(?P<number>(?<![0-9A-Za-z_^])(?<![0-9]\.){_WHOLE}(?:\.[0-9]+)?|(?<![0-9A-Za-z_).^])\.[0-9]+)"
-    rf"(?:\ (?P<part>[0-9]{{1,40}})/{_BELOW.format('parts')}"
-    rf"|/{_BELOW.format('below')}"
-    r"|[eE](?P<exponent>[-+]?[0-9]{1,2})(?![0-9A-Za-z])"
-    r"|\s?[*x]\s?10\s?\^\s?\{?(?P<power>-?[0-9]{1,2})(?![0-9]))?"
-)
-_ANYWHERE = re.compile(_VALUE)
-_STATED = re.compile(
-    r"(?:\\[A-Za-z]+|(?:about|approximately|exactly|only|just)\b|[^0-9A-Za-z])*?" + _VALUE, re.IGNORECASE
-)
-_GOES_ON = re.compile(r"\s*%?\s*(?:[-+*/^x]\s*[(\\0-9]|=)")
+_ANYWHERE = re.compile(SIGNED)
 _TERM = re.compile(r"[-+*/^√] ?0|0 ?[*/^√π]")
-_LISTED = re.compile(r"[.)]\s+[A-Za-z]")
-_HASHES = re.compile(r"####+\s*")
-_ANSWER_IS = re.compile(
-    r"\banswer(?:[ \t]+(?:is|equals|(?:would|should|must)[ \t]be)\b|[ \t]*[:=\n])\s*", re.IGNORECASE
-)
-_SPACED_GROUP = re.compile(r"(?<=[0-9]) (?=[0-9]{3}(?![0-9/]))")
+_SENTENCE = re.compile(r"[.!?;](?=\s|$)|\n|$")
 
 
 class Number(msgspec.Struct, frozen=True):
@@ -46,22 +31,64 @@ class Number(msgspec.Struct, frozen=True):
 
     value: Fraction
     extractor: Extractor
+    readings: tuple[Fraction, ...] = ()
+    """What else the same words can mean: `50 cents` is 50 or 0.5, `18 dozen` 216 or 18."""
 
     def __str__(self) -> str:
         return notation_of(self.value)
 
 
 def read_number(text: str, *, marked: bool) -> Number | None:
-    r"""What the text states after its last `####`, in its last `\boxed{}`, after its last "the answer is" (or
-    "answer:"), else its last number; with `marked`, not that. None if it states none.
+    r"""What the text states after its last mark (`####`, `\boxed{}`, "the answer is", `<answer>`), else its conclusion;
+    with `marked`, not that. None if it states none, or two at once.
     """
     text = plain(text)
-    return (
-        _first(_after_marks(_HASHES, text), "hashes")
-        or _first(_in_boxes(text), "boxed")
-        or _first(_after_marks(_ANSWER_IS, text, prose=True), "answer_is")
-        or (None if marked else _last_number(text))
+    last_digit = max(map(text.rfind, "0123456789"))
+    refused = False
+    for mark in marks(text):
+        if mark.hedged:
+            return None
+        said = _said(mark)
+        if isinstance(said, Refused):
+            if said.hedged:
+                return None
+            refused = True
+        elif said is not None and _stands(mark, said, text, last_digit):
+            return Number(said.values[0], mark.extractor, said.values[1:])
+    if refused or marked:
+        return None
+    values = conclusion(text)
+    return Number(values[0], "last_number", values[1:]) if values else None
+
+
+def _said(mark: Mark) -> Stated | Refused | None:
+    if mark.kind == "tag":
+        said = read_statement(mark.line, boxed=True)
+        if said is None and (values := conclusion(mark.line)):
+            return Stated(values, len(mark.line), True, False)
+        return said
+    return read_statement(
+        mark.line,
+        boxed=mark.kind == "boxed",
+        heading=mark.kind in ("hashes", "heading", "colon", "initial"),
+        bullet=mark.kind in ("heading", "colon"),
     )
+
+
+def _stands(mark: Mark, said: Stated, text: str, last_digit: int) -> bool:
+    """Whether what was said is the answer, and not the heading of a step or the first line of a derivation.
+
+    Behind "the answer is", in a box or a tag it is; elsewhere only if it is nothing but a number and its unit, or no
+    number follows.
+    """
+    if mark.kind in ("boxed", "tag") or (mark.kind in ("is", "beside", "before", "foreign") and not mark.weak):
+        return True
+    if mark.kind == "hashes" and said.plain:
+        return True
+    if mark.kind in ("colon", "heading") and not said.opens_prose and not mark.weak:
+        return True
+    end = _SENTENCE.search(text, mark.begin + said.end)
+    return last_digit < (end.end() if end else len(text))
 
 
 def value_of(text: str) -> Fraction | None:
@@ -70,16 +97,25 @@ def value_of(text: str) -> Fraction | None:
     found = list(_ANYWHERE.finditer(text))
     if len(found) != 1 or _TERM.search(f"{text[: found[0].start()]}0{text[found[0].end() :]}"):
         return None
-    return _value(found[0])
+    return value_of_match(found[0])
 
 
 def same_number(value: Fraction, gold: str) -> bool:
     """Whether `value` is `gold`, a plain decimal: exactly, or rounded to its decimals if it has at least two.
 
+    A gold of `FLOAT_DIGITS` digits is a float: 100/3 is 33.333333333333336, and so is 33.33, to which it rounds.
     Raises ValueError if `gold` is no number.
     """
-    published, slack = _published(gold)
-    return value == published or (bool(slack) and abs(value - published) <= slack)
+    published, slack, is_float = _published(gold)
+    if value == published or (bool(slack) and abs(value - published) <= slack):
+        return True
+    if not is_float:
+        return False
+    off = abs(value - published)
+    if off <= FLOAT_TOLERANCE * abs(published):
+        return True
+    decimals = next((k for k in range(ROUNDED_FROM, FLOAT_DIGITS) if (value * 10**k).denominator == 1), None)
+    return decimals is not None and off <= Fraction(1, 2 * 10**decimals)
 
 
 def notation_of(value: Fraction) -> str:
@@ -101,75 +137,9 @@ def notation_of(value: Fraction) -> str:
 
 
 @lru_cache(maxsize=1 << 14)
-def _published(gold: str) -> tuple[Fraction, Fraction]:
-    """The value of an answer, and how far another may lie from it."""
+def _published(gold: str) -> tuple[Fraction, Fraction, bool]:
+    """The value of an answer, how far another may lie from it, and whether it is a float written out."""
     value, decimals = Fraction(gold), len(gold.partition(".")[2])
+    is_float = decimals > 0 and len(gold.replace(".", "").strip("-0")) >= FLOAT_DIGITS
     rounded = decimals >= ROUNDED_FROM and value.denominator > 1
-    return value, Fraction(1, 2 * 10**decimals) if rounded else Fraction(0)
-
-
-def _first(values: Iterator[Fraction], extractor: Extractor) -> Number | None:
-    return next((Number(value, extractor) for value in values), None)
-
-
-def _after_marks(mark: re.Pattern[str], text: str, *, prose: bool = False) -> Iterator[Fraction]:
-    """What stands after each mark on its line, the last first.
-
-    Of an equation (`16 - 3 = 13`) it is the last side that is no sum; in prose only where no number follows the line,
-    which makes it the end of the answer and not a line of it.
-    """
-    last_digit = max(map(text.rfind, "0123456789")) if prose else 0
-    for found in reversed(list(mark.finditer(text))):
-        line = text[found.end() : found.end() + STATEMENT].partition("\n")[0]
-        ends = found.end() + len(line)
-        line = _SPACED_GROUP.sub(",", line)
-        stated = _STATED.match(line)
-        heading = stated and (not prose or "\n" in found[0])
-        if stated and heading and len(stated["number"]) == 1 and _LISTED.match(line, stated.end()):
-            continue
-        if stated and _GOES_ON.match(line, stated.end()):
-            stated = _side(line) or stated if not prose or last_digit < ends else None
-        elif not stated and "=" in line and (not prose or last_digit < ends):
-            stated = _side(line)
-        value = _value(stated) if stated else None
-        if value is not None:
-            yield value
-
-
-def _in_boxes(text: str) -> Iterator[Fraction]:
-    for content in boxes(text):
-        content = _SPACED_GROUP.sub(",", content)
-        found = _side(content) or _ANYWHERE.search(content)
-        value = _value(found) if found else None
-        if value is not None:
-            yield value
-
-
-def _side(line: str) -> re.Match[str] | None:
-    """The last side of an equation that is a number and no sum."""
-    for side in reversed(line.split("=")):
-        stated = _STATED.match(side)
-        if stated and not _GOES_ON.match(side, stated.end()):
-            return stated
-    return None
-
-
-def _last_number(text: str) -> Number | None:
-    found = last_match(_ANYWHERE, text)
-    value = _value(found) if found else None
-    return None if value is None else Number(value, "last_number")
-
-
-def _value(found: re.Match[str]) -> Fraction | None:
-    number = found["number"].replace(",", "")
-    if len(number) > DIGITS:
-        return None
-    value = Fraction(int(number) if number.isdecimal() else number)
-    if found["parts"]:
-        value += Fraction(int(found["part"]), int(found["parts"]))
-    elif found["below"]:
-        value /= int(found["below"])
-    power = found["exponent"] or found["power"]
-    if power:
-        value *= Fraction(10) ** int(power)
-    return -value if found["sign"] == "-" else value
+    return value, Fraction(1, 2 * 10**decimals) if rounded else Fraction(0), is_float

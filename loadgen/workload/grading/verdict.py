@@ -8,9 +8,20 @@ import msgspec
 
 Outcome = Literal["correct", "wrong", "unparsed", "truncated", "empty", "error"]
 Extractor = Literal[
-    "hashes", "boxed", "answer_is", "last_number", "answer_colon", "last_letter", "option_text", "option_value"
+    "hashes",
+    "boxed",
+    "answer_is",
+    "tag",
+    "pattern",
+    "text",
+    "last_number",
+    "answer_colon",
+    "last_letter",
+    "option_text",
+    "option_value",
 ]
 """The rule that found the answer; `last_*` and `option_*` are guesses at what an unmarked answer meant."""
+GUESSES: frozenset[Extractor] = frozenset({"last_number", "last_letter", "option_text", "option_value"})
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

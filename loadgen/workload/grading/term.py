@@ -1,0 +1,245 @@
+"""Term: a number as it is written, or a sum of such, worked out in exact arithmetic."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+
+import msgspec
+
+from loadgen.workload.grading.spelt import DOZEN, SCALES, SHORT_SCALES, spelt
+
+DIGITS = 40
+"""A number of more digits is no answer, and exact arithmetic with it no pleasure."""
+LARGEST = 10**60
+DEPTH = 12
+
+_WHOLE = (
+    r"(?:[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]{1,2}(?![0-9,])|[0-9]{1,3}(?:\.[0-9]{3}){2,}(?![0-9])"
+    r"|[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9])(?:\.[0-9]+)?"
+    r"|[0-9]+,[0-9]{1,2}(?![0-9,.])|[0-9]+(?:\.[0-9]+)?)"
+)
+_BELOW = r"(?=0*[1-9])(?P<{}>[0-9]{{1,40}})(?![0-9/]|\.[0-9])"
+NUMBER = (
+    rf"(?P<number>(?<![0-9A-Za-z_^])(?<![0-9]\.){_WHOLE}|(?<![0-9A-Za-z_).^])\.[0-9]+)"
+    r"(?!(?i:st|nd|rd|th)\b)"
+    rf"(?:\ (?P<part>[0-9]{{1,40}})/{_BELOW.format('parts')}"
+    rf"|/{_BELOW.format('below')}"
+    r"|[eE](?P<exponent>[-+]?[0-9]{1,2})(?![0-9A-Za-z])"
+    r"|\s?[*x]\s?10\s?\^\s?\{?(?P<power>-?[0-9]{1,2})(?![0-9]))?"
+)
+"""An unsigned number: grouped in any of the usual ways, mixed (`7 1/2`), a fraction, or with a power of ten."""
+SIGNED = rf"(?<!\^\{{)(?<!\^-)(?:(?<![0-9A-Za-z_)\]}}%^-])(?<![0-9)] )(?P<sign>[-+]))?{NUMBER}"
+"""With the sign in front of it, which no digit, letter or closing bracket precedes."""
+
+_NUMBER = re.compile(NUMBER)
+_SPACE = re.compile(r"[ \t$]*")
+_SCALE = re.compile(rf"[ \t]*(?P<word>{'|'.join(sorted(SCALES, key=len, reverse=True))})\b", re.IGNORECASE)
+_SHORT = re.compile(rf"(?P<short>{'|'.join(SHORT_SCALES)}|M|B)(?![0-9A-Za-z])")
+_DOZEN = re.compile(r"[ \t]*(?P<dozen>dozens?)\b", re.IGNORECASE)
+_AND_A_HALF = re.compile(
+    r"[ \t]+and[ \t]+(?:a[ \t]+|one[ -]+)?(?:(?P<half>half)|(?P<quarter>quarter))\b"
+    r"|[ \t]+and[ \t]+(?P<part>[1-9][0-9]?)/(?P<parts>[1-9][0-9]?)(?![0-9/])"
+)
+_PLUS = re.compile(r"\s*(?:([+-])|(plus|minus)\b)\s*(?=[0-9.(√-])", re.IGNORECASE)
+_TIMES = re.compile(
+    r"\s*(?:([*/])|(?<=[\s0-9)])(x)|(times|multiplied[ \t]+by)\b|(divided[ \t]+by|over)\b)\s*(?=[0-9.(√-])"
+    r"|(?<=[0-9])(?=\(\s?[0-9.]{1,12}\s?[-+*/])",
+    re.IGNORECASE,
+)
+_POWER = re.compile(r"\^\s?\(?(-?[0-9]{1,3})\)?(?![0-9])")
+_POWER_WORD = re.compile(r"[ \t]+(squared|cubed)\b(?![ \t]+(?:met|cent|inch|feet|foot|yard|mile|unit|km|cm|m)\w*)")
+_MINUS_WORD = re.compile(r"(?:minus|negative)[ \t]+(?=[0-9.])", re.IGNORECASE)
+_OPAQUE = re.compile(r"\s?(?:[π√]|pi\b)|[xyz](?![A-Za-z0-9])(?=\s*[-+=*/^]|\s*$)")
+
+
+class Unreadable(Exception):
+    """A root, a multiple of π or of a variable, a division by zero, a huge number: no number to be compared."""
+
+
+class Term(msgspec.Struct, frozen=True):
+    """The value of a term and where it ends."""
+
+    values: tuple[Fraction, ...]
+    """The value; after it other readings of the same words (`18 dozen` may answer "how many dozen")."""
+    end: int
+    bare: bool
+    """A number alone, no sum."""
+
+
+def read_term(text: str, begin: int = 0, *, factorial: bool = False) -> Term | None:
+    """The term that begins at a place, None if none does. Raises Unreadable for one that is no number."""
+    try:
+        return _Reader(text, factorial).sum(begin, 0)
+    except (OverflowError, ZeroDivisionError):
+        raise Unreadable from None
+
+
+def value_of_match(found: re.Match[str]) -> Fraction | None:
+    """The value of a match of `NUMBER` or `SIGNED`; None if it has more than `DIGITS` digits."""
+    number = _decimal(found["number"])
+    if len(number) > DIGITS:
+        return None
+    value = Fraction(int(number) if number.isdecimal() else number)
+    if found["parts"]:
+        value += Fraction(int(found["part"]), int(found["parts"]))
+    elif found["below"]:
+        value /= int(found["below"])
+    power = found["exponent"] or found["power"]
+    if power:
+        value *= Fraction(10) ** int(power)
+    return -value if found.groupdict().get("sign") == "-" else value
+
+
+def scaled(text: str, end: int, value: Fraction) -> tuple[tuple[Fraction, ...], int]:
+    """The value with the word of magnitude that follows it, in each of its readings, and where that ends."""
+    short = _SHORT.match(text, end)
+    if short:
+        factor = SHORT_SCALES.get(short["short"])
+        if factor:
+            return (value * factor,), short.end()
+        return (value * (10**6 if short["short"] == "M" else 10**9), value), short.end()
+    word = _SCALE.match(text, end)
+    while word:
+        value, end = value * SCALES[word["word"].lower()], word.end()
+        word = _SCALE.match(text, end)
+    dozen = _DOZEN.match(text, end)
+    if dozen:
+        return (value * DOZEN["dozen"], value), dozen.end()
+    return (value,), end
+
+
+def _decimal(number: str) -> str:
+    """Without thousands separators, a decimal comma as a point."""
+    comma, point = number.rfind(","), number.rfind(".")
+    if comma > point >= 0:
+        return number.replace(".", "").replace(",", ".")
+    if number.count(".") > 1:
+        return number.replace(".", "")
+    if comma >= 0 and point < 0 and len(number) - comma - 1 < 3:
+        return number.replace(",", ".")
+    return number.replace(",", "")
+
+
+class _Reader:
+    def __init__(self, text: str, factorial: bool) -> None:
+        self._text = text
+        self._factorial = factorial
+
+    def sum(self, place: int, depth: int) -> Term | None:
+        left = self._product(place, depth)
+        while left is not None and (found := _PLUS.match(self._text, left.end)):
+            if left.bare and found[1] == "-" and not found[0].isspace() and self._ends_range(left, found):
+                break
+            right = self._product(found.end(), depth)
+            if right is None:
+                break
+            sign = -1 if (found[1] or found[2].lower()) in ("-", "minus") else 1
+            left = Term((_bounded(left.values[0] + sign * right.values[0]),), right.end, False)
+        return left
+
+    def _ends_range(self, left: Term, found: re.Match[str]) -> bool:
+        """Of `10-12`, which is no difference; that of `12-10` and of `10-12 = ` is."""
+        right = _NUMBER.match(self._text, found.end())
+        value = value_of_match(right) if right else None
+        goes_on = right and self._text[right.end() :].lstrip()[:1] in ("=", "+", "*", "/", "-")
+        return value is not None and value > left.values[0] > 0 and not goes_on
+
+    def _product(self, place: int, depth: int) -> Term | None:
+        left = self._power(place, depth)
+        while left is not None and (found := _TIMES.match(self._text, left.end)):
+            right = self._power(found.end(), depth)
+            if right is None:
+                break
+            divides = found[1] == "/" or found[4]
+            value = left.values[0] / right.values[0] if divides else left.values[0] * right.values[0]
+            left = Term((_bounded(value),), right.end, False)
+        return left
+
+    def _power(self, place: int, depth: int) -> Term | None:
+        base = self._atom(place, depth)
+        if base is None:
+            return None
+        word = _POWER_WORD.match(self._text, base.end)
+        if word:
+            return Term((_bounded(base.values[0] ** (2 if word[1] == "squared" else 3)),), word.end(), False)
+        found = _POWER.match(self._text, base.end)
+        if found:
+            exponent = int(found[1])
+            if abs(exponent) > 64 or (abs(base.values[0]) > 10**6 and exponent > 8):
+                raise Unreadable
+            base = Term((_bounded(base.values[0] ** exponent),), found.end(), False)
+        if self._factorial and self._text.startswith("!", base.end):
+            value = base.values[0]
+            if value.denominator != 1 or not 0 <= value <= 40:
+                raise Unreadable
+            base = Term((Fraction(math.factorial(int(value))),), base.end + 1, False)
+        if _OPAQUE.match(self._text, base.end):
+            raise Unreadable
+        return base
+
+    def _atom(self, place: int, depth: int) -> Term | None:
+        text = self._text
+        place = _space(text, place)
+        if depth > DEPTH or place >= len(text):
+            return None
+        minus = _MINUS_WORD.match(text, place)
+        if minus or text[place] in "+-":
+            inner = self._power(minus.end() if minus else place + 1, depth + 1)
+            if inner is None or text[place] == "+":
+                return inner
+            return Term(tuple(-value for value in inner.values), inner.end, inner.bare)
+        if text[place] in "({[":
+            inner = self.sum(place + 1, depth + 1)
+            end = _space(text, inner.end) if inner else 0
+            return Term(inner.values, end + 1, inner.bare) if inner and text[end : end + 1] in (")", "}", "]") else None
+        if text[place] in "∛∜":
+            raise Unreadable
+        if text[place] == "√":
+            inner = self._atom(place + 1, depth + 1)
+            if inner is None:
+                raise Unreadable
+            return Term((_root(inner.values[0]),), inner.end, False)
+        return self._number(place)
+
+    def _number(self, place: int) -> Term | None:
+        found = _NUMBER.match(self._text, place)
+        if found is None:
+            words = spelt(self._text, place)
+            return Term((words[0],), words[1], True) if words else None
+        value = value_of_match(found)
+        if value is None:
+            raise Unreadable
+        end = found.end()
+        half = _AND_A_HALF.match(self._text, end)
+        if half and value.denominator == 1:
+            part = (
+                Fraction(int(half["part"]), int(half["parts"]))
+                if half["part"]
+                else Fraction(1, 2 if half["half"] else 4)
+            )
+            if part < 1:
+                value, end = value + part, half.end()
+        values, end = scaled(self._text, end, value)
+        return Term(values, end, True)
+
+
+def _bounded(value: Fraction) -> Fraction:
+    if abs(value.numerator) > LARGEST or value.denominator > LARGEST:
+        raise Unreadable
+    return value
+
+
+def _root(value: Fraction) -> Fraction:
+    if value < 0:
+        raise Unreadable
+    above, below = math.isqrt(value.numerator), math.isqrt(value.denominator)
+    if above**2 != value.numerator or below**2 != value.denominator:
+        raise Unreadable
+    return Fraction(above, below)
+
+
+def _space(text: str, place: int) -> int:
+    found = _SPACE.match(text, place)
+    return found.end() if found else place

@@ -1,0 +1,36 @@
+"""Whether an answer is right, kind by kind, in both directions: right stays right and wrong stays wrong."""
+
+from __future__ import annotations
+
+import pytest
+from grading_cases import CHOICES, NUMBERS, OPTIONS
+
+from loadgen.workload.facts import ItemFacts
+from loadgen.workload.grading import grade
+
+ROWS = [(kind, (), "gsm8k_cot_zeroshot", *row) for kind, rows in NUMBERS.items() for row in rows] + [
+    (kind, OPTIONS, "mathqa_gen_v1", *row) for kind, rows in CHOICES.items() for row in rows
+]
+
+
+@pytest.mark.parametrize("kind", [*NUMBERS, *CHOICES])
+def test_a_kind_of_answer_is_graded_as_a_careful_person_would(kind: str) -> None:
+    wrongly = [
+        (text, gold, right, verdict.answer)
+        for row_kind, options, protocol, text, gold, right in ROWS
+        if row_kind == kind
+        for verdict in [grade(text, ItemFacts(gold=gold, options=options), protocol=protocol, finish_reason="stop")]
+        if (verdict.outcome == "correct") != right
+    ]
+    assert wrongly == []
+
+
+@pytest.mark.parametrize(
+    "opened", ["<think>", "<thinking>", "[THINK]", "\u25c1think\u25b7", "<seed:think>", "<think>\n"]
+)
+def test_a_thought_that_never_ends_is_truncated(opened: str) -> None:
+    item = ItemFacts(gold="27")
+    for text in (f"{opened}So 27", f"Sure.\n{opened}The answer is 27.", f"<think>9</think>{opened}27"):
+        assert grade(text, item, protocol="gsm8k", finish_reason="stop").outcome == "truncated", text
+    for text in (f"The {opened.strip()} tag is unused. The answer is 27.", f"`{opened.strip()}` is a tag: 27"):
+        assert grade(text, item, protocol="gsm8k", finish_reason="stop").outcome == "correct", text
