@@ -120,8 +120,13 @@ def test_cells_beside_them_are_right(longer_run: Run, name: str) -> None:
 def check_figures(run: Run, name: str) -> None:
     cell = run.cells.set_index("target").loc[name]
     assert cell.output_tokens_mean == TOKENS
-    assert cell.server_tokens == cell.recorded_tokens
-    assert cell.running_mean == pytest.approx(BATCH)
+    if name == "no-metrics":
+        assert cell.running_source == "none"
+        assert cell.running_note.startswith("batch not verified: ")
+        assert cell.running_note.endswith("/metrics answers 404")
+    else:
+        assert cell.server_tokens == cell.recorded_tokens
+        assert cell.running_mean == pytest.approx(BATCH)
     assert not cell.ttft_ms_p50 < TTFT_S * 1e3
     assert cell.tokens_per_s <= BATCH / ITL_S
 
