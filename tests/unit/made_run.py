@@ -100,14 +100,20 @@ def cell_data(
     return data
 
 
-def valid_cell(run_dir: Path, of: Cell, *, tokens_per_s: int = 100, simulated: bool = False) -> None:
-    """A cell with nothing against it: one answer ends in its window of 1 s, the batch is B throughout."""
+def valid_cell(
+    run_dir: Path, of: Cell, *, tokens_per_s: int = 100, simulated: bool = False, metrics: bool = True
+) -> None:
+    """A cell with nothing against it: one answer ends in its window of 1 s, the batch is B throughout; without
+    `metrics` the server does not tell it."""
     step = 1000 / tokens_per_s
     tokens = [(1000 + step * (k + 1), 1) for k in range(tokens_per_s)]
     asked = [answer(900, tokens, item_id="q1", text="#### 5")]
     asked += [answer(900, end=2100, slot=slot, item_id="q2", text="#### 7", output_tokens=0, prompt_tokens=20)
               for slot in range(1, of.concurrency)]  # fmt: skip
     b = float(of.concurrency)
+    if not metrics:
+        write_cell(run_dir, of, asked, [], ended(metrics_failure="http://h:1/metrics answers 404"), simulated=simulated)
+        return
     write_cell(
         run_dir, of, asked, [scrape(1100, running=b, waiting=0.0), scrape(1900, running=b, waiting=0.0)], ended(),
         simulated=simulated,
@@ -160,6 +166,7 @@ def make_run(
     servers: Sequence[dict[str, Any]] = (),
     failures: Sequence[dict[str, Any]] = (),
     arrival: str = "closed",
+    without_metrics: Sequence[str] = (),
 ) -> Path:
     """A whole run directory as the sweep leaves it, nothing derived: manifest, items and a valid cell everywhere."""
     run_dir.mkdir(parents=True)
@@ -184,5 +191,8 @@ def make_run(
                 if of.arrivals is not None:
                     open_cell(run_dir, of, simulated=simulated)
                 else:
-                    valid_cell(run_dir, of, tokens_per_s=90 + 10 * repeat, simulated=simulated)
+                    valid_cell(
+                        run_dir, of, tokens_per_s=90 + 10 * repeat, simulated=simulated,
+                        metrics=target not in without_metrics,
+                    )  # fmt: skip
     return run_dir
