@@ -119,10 +119,10 @@ class BlockRun:
         """Whose the processes on the GPUs are, now that the server is up and nothing has been asked of it."""
         pid = server.facts.get("pid") or recorder.facts.server_pid
         own = (pid,) if pid is not None else server_processes(server.target.url)
+        certain = pid is not None and self._power.kind in ("nvml", "simulated")
         others = (other.target.url for other in self._source.running if other.target.name != server.target.name)
         peers = [pid for url in others for pid in server_processes(url)]
-        read_here = self._power.kind in ("nvml", "simulated")
-        return owners_of(own, peers, self._power.before, recorder.processes, same_processes=read_here)
+        return owners_of(own, peers, self._power.before, recorder.processes, certain=certain)
 
     def _warn(self, sentence: str) -> None:
         self._manifest.warn(sentence)

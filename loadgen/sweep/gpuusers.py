@@ -45,23 +45,32 @@ def warnings_before(
     `exclusive` another process raises UsageError, one sentence.
     """
     known = set(families)
+    if running and not any(_belongs(p, known) for s in samples.values() for p in s.processes or ()):
+        known = set()  # what listens is a proxy, or its processes are on no GPU
     warnings = []
     when = "beside the servers" if running else "before the first server starts"
     for gpu, sample in samples.items():
         listed = [p for p in sample.processes or () if not (p.name or "").startswith(MPS_SERVER)]
-        others = [p for p in listed if not known.intersection((p.pid, *p.lineage))]
+        others = [p for p in listed if not _belongs(p, known)]
+        unseen = [p for p in others if running and not p.lineage]
+        others = [p for p in others if p not in unseen]
         if running and not known:
             if listed:
                 warnings.append(f"{gpu} is used by {_all(listed)}: taken for the servers', which cannot be told apart")
             continue
+        if unseen:
+            warnings.append(
+                f"cannot tell whether {_all(unseen)} on {gpu} belongs to a server: it cannot be seen from here, as in "
+                "a container"
+            )
         if others and exclusive:
             raise UsageError(
                 f"--exclusive: {gpu} is used {when} by {_all(others)}: stop that process or choose another GPU (--gpu)"
             )
         if others:
-            warnings.append(
-                f"{gpu} is used {when} by {_all(others)}: energy is not valid while it runs (--exclusive refuses this)"
-            )
+            drawing = all(process.kind == "graphics" for process in others)
+            so = "the energy includes its share" if drawing else "energy is not valid while it runs"
+            warnings.append(f"{gpu} is used {when} by {_all(others)}: {so} (--exclusive refuses this)")
         elif not running and not listed and sample.utilization:
             warnings.append(
                 f"{gpu} is busy {when} ({sample.utilization:.0%} utilization), and no process is listed: another "
@@ -76,16 +85,16 @@ def owners_of(
     before: Iterable[int],
     at_rest: Mapping[str, tuple[GpuProcess, ...]],
     *,
-    same_processes: bool,
+    certain: bool,
 ) -> Owners:
     """Whose the processes beside one server are; `at_rest` were there with the server up and nothing asked.
 
-    Without `same_processes` the sensors may be read in another container, whose process ids are others: then the
-    server's are believed only where one of them is on a GPU.
+    `certain`: loadgen started the server and reads the sensors itself. Else `server` may be a proxy in front of it, or
+    another container's process ids: it is believed only where one of its processes is on a GPU.
     """
     own = tuple(dict.fromkeys(server))
     listed = {process.pid: process for processes in at_rest.values() for process in processes}
-    if not same_processes and not any(set(own).intersection((p.pid, *p.lineage)) for p in listed.values()):
+    if not certain and not any(_belongs(process, own) for process in listed.values()):
         own = ()
     return Owners(
         server=own,
@@ -93,6 +102,10 @@ def owners_of(
         before=tuple(dict.fromkeys(before)),
         at_rest=tuple(listed),
     )
+
+
+def _belongs(process: GpuProcess, family: Iterable[int]) -> bool:
+    return not {process.pid, *process.lineage}.isdisjoint(family)
 
 
 def _all(processes: Iterable[GpuProcess]) -> str:

@@ -18,9 +18,13 @@ from nvml_stub.build import Curve, build_stub, uuid_of
 from programs import program
 
 import loadgen
+from loadgen.analysis.analyse import analyse
 from loadgen.power.sample import PowerSample
 from loadgen.serving.process import free_port
+from loadgen.sweep.config import configure
+from loadgen.sweep.gpuusers import server_processes
 from loadgen.sweep.journal import read_records
+from loadgen.sweep.run import run_sweep
 
 WATTS = 300
 
@@ -171,6 +175,53 @@ def test_a_gpu_lost_on_the_way_leaves_nothing_of_the_cell_valid(
     assert done.returncode == 1, done.stdout + done.stderr
     assert not (cell["valid"] or cell["latency_valid"] or cell["energy_valid"] or cell["answers_valid"])
     assert "the GPU was lost" in cell["reasons"]
+
+
+def test_another_process_on_the_gpu_is_warned_of_refused_or_makes_the_energy_invalid(
+    stub: Path, server: KnownServer, tmp_path: Path
+) -> None:
+    """A neighbour is on the GPU beside the server's own process; both are listed by NVML."""
+    own = server_processes(server.url)[0]
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as other:
+        listed = tmp_path / "processes"
+        listed.write_text(f"0 {own} 20000\n0 {other.pid} 3072\n")
+        env = Curve(base_w=WATTS).environment(stub, PROCESSES=listed)
+        refused = sweep(server, tmp_path / "refused", env, "--power", "nvml", "--exclusive")
+        done = sweep(server, tmp_path / "run", env, "--power", "nvml", "--duration", "2", "--warmup", "0.5")
+        other.communicate()
+    named = re.compile(rf"process {other.pid} \(python[\w.]*, 3\.0 GiB\)")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert named.search(refused.stderr)
+    assert f"process {own}" not in refused.stderr
+    assert not (tmp_path / "refused").exists()
+    assert named.search(done.stdout), done.stdout + done.stderr
+    run = loadgen.load_run(tmp_path / "run")
+    (cell,) = run.cells.to_dict("records")
+    assert not cell["energy_valid"]
+    assert named.search(cell["energy_reasons"]), cell["energy_reasons"]
+    assert f"process {own}" not in cell["energy_reasons"]
+    assert cell["energy_j"] == pytest.approx(WATTS * cell["window_s"], rel=0.01), "to be looked at"
+    assert named.search(str(run.power["processes"].dropna().iloc[-1]))
+
+
+def test_a_simulated_neighbours_power_makes_the_energy_invalid(tmp_path: Path) -> None:
+    """Counter and power agree that it is drawn; that it is not the server's, the list of processes says."""
+    port = free_port()
+    argv = ["simulate", "--precision", "fp16", "--port", str(port), "--fault", "foreign@0:600:150"]
+    with subprocess.Popen([sys.executable, "-m", "loadgen", *argv], stdout=subprocess.PIPE, text=True) as simulated:
+        assert simulated.stdout is not None
+        simulated.stdout.readline()
+        run_sweep(
+            configure(
+                targets={"fp16": f"http://127.0.0.1:{port}"}, concurrency="4", dataset="sample", repeats=1,
+                duration=1, warmup=0.3, out=tmp_path / "run", metrics_port=None,
+            )
+        )  # fmt: skip
+        simulated.terminate()
+    analyse(tmp_path / "run")
+    (cell,) = loadgen.load_run(tmp_path / "run").cells.to_dict("records")
+    assert not cell["energy_valid"]
+    assert "(simulated neighbour, 1.0 GiB) used SIMULATED-h100-like" in cell["energy_reasons"]
 
 
 def test_several_gpus_are_never_all_measured_by_accident(stub: Path, server: KnownServer, tmp_path: Path) -> None:

@@ -118,8 +118,11 @@ def test_beside_running_servers_theirs_are_expected():
     assert "process 900" in warnings_before(reading(SERVER, OTHER), (100,), running=True, exclusive=False)[0]
     with pytest.raises(UsageError, match="beside the servers by process 900"):
         warnings_before(reading(SERVER, OTHER), (100,), running=True, exclusive=True)
-    (said,) = warnings_before(reading(OTHER), (), running=True, exclusive=True)
-    assert said.endswith("taken for the servers', which cannot be told apart")
+    for families in ((), (7,)):  # whatever listens is on no GPU
+        (said,) = warnings_before(reading(OTHER), families, running=True, exclusive=True)
+        assert said.endswith("taken for the servers', which cannot be told apart")
+    (said,) = warnings_before(reading(SERVER, UNSEEN), (100,), running=True, exclusive=True)
+    assert said.startswith("cannot tell whether process 4711")
 
 
 def test_a_server_is_found_by_the_port_it_listens_on():
@@ -129,10 +132,10 @@ def test_a_server_is_found_by_the_port_it_listens_on():
     assert server_processes(f"http://127.0.0.1:{port}") == ()
 
 
-def test_process_ids_of_another_container_are_not_taken_for_ours():
+def test_a_proxy_or_another_containers_process_ids_are_not_taken_for_the_server():
     at_rest = {"GPU-a": (SERVER,)}
-    assert owners_of((7,), (), (), at_rest, same_processes=False).server == ()
-    assert owners_of((100,), (), (), at_rest, same_processes=False).server == (100,)
-    assert owners_of((7,), (7, 8), (5,), at_rest, same_processes=True) == Owners(
+    assert owners_of((7,), (), (), at_rest, certain=False).server == ()
+    assert owners_of((100,), (), (), at_rest, certain=False).server == (100,)
+    assert owners_of((7,), (7, 8), (5,), at_rest, certain=True) == Owners(
         server=(7,), peers=(8,), before=(5,), at_rest=(101,)
     )
