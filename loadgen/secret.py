@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 MASK = "***"
 SHORTEST = 6
@@ -48,6 +49,17 @@ class Mask:
     def env(self, env: Mapping[str, str]) -> dict[str, str]:
         """The variables, and the values of those whose names say that they are secret."""
         return {name: MASK if is_secret(name) else self(value) for name, value in env.items()}
+
+    def content(self, value: Any) -> Any:
+        """JSON content with its texts masked, and whole what stands under a name that says it is secret."""
+        if isinstance(value, Mapping):
+            return {
+                name: MASK if part is not None and is_secret(name.replace(".", "-")) else self.content(part)
+                for name, part in value.items()
+            }
+        if isinstance(value, (list, tuple)):
+            return [self.content(part) for part in value]
+        return self(value) if isinstance(value, str) else value
 
 
 def is_secret(name: str) -> bool:

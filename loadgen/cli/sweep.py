@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         if name in ("target", "metrics_url"):
             pairs = [f"{n}={url}" for n, url in value.items()] if isinstance(value, dict) else value
             value = [str(pair) for pair in pairs] if isinstance(pairs, list) else [str(pairs)]
+        elif isinstance(value, dict) and name == "extra_body":
+            value = json.dumps(value)
         elif isinstance(value, list):
             value = ",".join(map(str, value))
         elif value is not None:
@@ -76,6 +79,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--arrival", default="closed", show_default=True, metavar="KIND",
               help="closed (hold B), or an open loop: poisson:RATE or constant:RATE, requests per second.")
 @click.option("--api", metavar="KIND", help="completions or chat [default: the protocol's].")
+@click.option("--extra-body", metavar="JSON",
+              help="Further fields of every request, e.g. '{\"top_k\": 1}'; null removes one that loadgen sends.")
 @click.option("--thinking", metavar="on|off", help="Hybrid models: reason before the answer or not (chat only).")
 @click.option("--thinking-budget", type=int, metavar="N", help="Tokens after which the server ends the reasoning.")
 @click.option("--prefix-cache", is_flag=True,
@@ -98,6 +103,9 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--resume", metavar="DIR", help="Go on with an interrupted run: finished cells are kept.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S", help="Per request.")
+@click.option("--wait-ready", type=float, metavar="S", help="For --target: wait up to S for servers that still load.")
+@click.option("--drain", type=float, metavar="S",
+              help="After a window, wait up to S for its last answers [default: 30, or 3 median answers].")
 @click.option("--max-error-rate", type=float, default=0.005, show_default=True, metavar="X",
               help="Share of failed requests beyond which a cell is invalid.")
 @click.option("--api-key-env", metavar="VAR", help="Environment variable that holds the servers' API key.")
@@ -117,6 +125,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
       loadgen sweep
       loadgen sweep --target fp16=http://127.0.0.1:8001 --target awq=http://127.0.0.1:8002 --concurrency 1,16,64
       loadgen sweep --serve fp16,awq,bnb-nf4 --model mistralai/Mistral-7B-Instruct-v0.3
+      loadgen sweep --target fp16=http://127.0.0.1:8001 --wait-ready 300 --extra-body '{"seed": null, "top_k": 1}'
       loadgen sweep --resume runs/2026-11-22-091500-Mistral-7B-Instruct-v0.3
     """
     from loadgen.sweep.config import configure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -16,13 +17,38 @@ from loadgen.workload.thinking import Thinking
 SALT_BYTES = 8
 
 
+class BodyChanges(msgspec.Struct, frozen=True, kw_only=True):
+    """How the bodies differ from those that loadgen would send on its own: patches as `patched` takes them."""
+
+    extra: dict[str, Any] = {}
+    """What `--extra-body` asks for."""
+    refused: dict[str, Any] = {}
+    """What a server refused: null, or what is sent instead."""
+    limit_field: str = "max_tokens"
+    """The name under which the cap of an answer is sent."""
+
+
+def patched(body: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """The body after a JSON merge patch (RFC 7396): objects are merged, null removes, all else replaces."""
+    result = dict(body)
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, Mapping):
+            before = result.get(name)
+            result[name] = patched(before if isinstance(before, Mapping) else {}, value)
+        else:
+            result[name] = value
+    return result
+
+
 class RequestMaker:
     """Turns items into requests of one protocol, endpoint and model; prompts are built once per item.
 
     Greedy decoding with a fixed seed; per-token usage asked for on every event (`continuous_usage_stats`).
     vLLM's prefix cache serves a prompt only to a request with an equal `cache_salt`. Each request has a salt of its
     own, so that a server with caching measures as one without; with `prefix_cache` all have the maker's `salt`.
-    With `fixed_length` every answer has exactly that many tokens (`ignore_eos`, no stops).
+    With `fixed_length` every answer has exactly that many tokens (`ignore_eos`, no stops). `changes` come last.
     """
 
     def __init__(
@@ -37,6 +63,7 @@ class RequestMaker:
         thinking: Thinking | None = None,
         salt: str | None = None,
         prefix_cache: bool = False,
+        changes: BodyChanges | None = None,
     ) -> None:
         """Without `salt`, a random one. Makers that ask one server at the same time need different salts, unless they
         are to share its cache."""
@@ -50,6 +77,8 @@ class RequestMaker:
         self._salt = salt or secrets.token_hex(SALT_BYTES)
         self._shared = prefix_cache
         self._made = count()
+        self._unsalted = changes is not None and "cache_salt" in {**changes.extra, **changes.refused}
+        self._changes = changes or BodyChanges()
         self._prompts: dict[str, tuple[str | list[dict[str, str]], str]] = {}
         self._requests: dict[tuple[str, Phase], Request] = {}
 
@@ -64,6 +93,10 @@ class RequestMaker:
         """
         return self._salted(self._make(item, "warmup", max(1, round(self.limit * share))))
 
+    def trial(self, item: Item, tokens: int) -> Request:
+        """A request of at most so many tokens with the fields of all others: would the server take them?"""
+        return self._salted(self._make(item, "warmup", min(self.limit, tokens)))
+
     def _request(self, item: Item, phase: Phase, limit: int) -> Request:
         known = self._requests.get((item.id, phase))
         if known is None:
@@ -71,6 +104,8 @@ class RequestMaker:
         return known
 
     def _salted(self, request: Request) -> Request:
+        if self._unsalted:
+            return request
         salt = self._salt if self._shared else f"{self._salt}-{next(self._made)}"
         return msgspec.structs.replace(request, body=b'%b,"cache_salt":"%b"}' % (request.body[:-1], salt.encode()))
 
@@ -85,7 +120,7 @@ class RequestMaker:
         else:
             body["prompt"] = prompt
         body |= {
-            "max_tokens": limit,
+            self._changes.limit_field: limit,
             "temperature": 0,
             "seed": self._seed,
             "stream": True,
@@ -95,10 +130,12 @@ class RequestMaker:
             body |= {"ignore_eos": True, "min_tokens": limit}
         else:
             body["stop"] = list(self._protocol.stops)
+        body = patched(patched(body, self._changes.extra), self._changes.refused)
+        capped = phase == "measured" and self._changes.limit_field in body
         return Request(
             item_id=item.id,
             prompt_sha=prompt_sha,
             phase=phase,
             body=msgspec.json.encode(body),
-            max_tokens=limit if phase == "measured" else None,
+            max_tokens=limit if capped else None,
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from loadgen.client.arrivals import Arrivals
-from loadgen.client.body import RequestMaker
+from loadgen.client.body import BodyChanges, RequestMaker
 from loadgen.client.concealment import concealed
 from loadgen.client.http import Endpoint, HttpSlot
 from loadgen.client.openai_sdk import SdkSlot, sdk_client
@@ -41,6 +41,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     concurrency: int
     """Of all processes together."""
     requests: int | None
+    changes: BodyChanges = BodyChanges()
+    drain_s: float | None = None
+    """As `--drain` gives it."""
     share: Share = WHOLE
     cache_salt: str | None = None
     """What the salts of the cell's requests begin with; None: random."""
@@ -50,7 +53,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     def load(self, on_exchange: OnExchange) -> LocalLoad:
         """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
         feed = Feed(self.maker(), self.items, self.warmup_items, self.concurrency, self.requests, self.share)
-        make_slot = self._slot_maker()
+        make_slot = self.slot_maker()
         slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
         return LocalLoad(slots, feed, self._concealing(on_exchange))
 
@@ -64,7 +67,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
         window_s = duration_s if duration_s is not None else (self.requests or 0) / arrivals.rate_per_s
         schedule = Schedule(self.maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
         concealing = self._concealing(on_exchange)
-        return OpenLoad(self._slot_maker(), self.concurrency, schedule, concealing, window_s=window_s)
+        return OpenLoad(self.slot_maker(), self.concurrency, schedule, concealing, window_s=window_s)
 
     def maker(self) -> RequestMaker:
         """What makes the share's requests."""
@@ -81,9 +84,11 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
             thinking=self.thinking,
             salt=salt,
             prefix_cache=self.prefix_cache,
+            changes=self.changes,
         )
 
-    def _slot_maker(self) -> Callable[[int], Slot]:
+    def slot_maker(self) -> Callable[[int], Slot]:
+        """What makes its slots, by number; to be called on the running event loop."""
         if self.transport == "openai":
             client = sdk_client(self.url, api_key=self.api_key, timeout_s=self.timeout_s)
             return lambda slot: SdkSlot(client, self.protocol.api, slot)

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -32,6 +32,8 @@ SIMULATED_OPEN_DURATION_S = 10.0
 DURATION_S = 60.0
 HEADROOM_SEQS = 8
 MAX_ERROR_RATE = 0.005
+KEPT_FIELDS = ("model", "prompt", "messages", "stream")
+"""Fields of a request that `--extra-body` may not touch: without them it is another measurement, or none."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -74,7 +76,13 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     out: str | None
     seed: int
+    extra_body: dict[str, Any]
+    """Merged into every request: objects are merged, null removes a field (RFC 7396)."""
     timeout_s: float
+    wait_ready_s: float
+    """How long servers that still load are waited for."""
+    drain_s: float | None
+    """How long the last requests of a cell may take after its window; None: `loadgen.sweep.drain` says."""
     max_error_rate: float
     """The share of a cell's requests that may fail; beyond it the cell is invalid and its answers are not graded."""
     api_key_env: str | None
@@ -141,7 +149,10 @@ def configure(
     reference: str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
+    extra_body: str | Mapping[str, Any] | None = None,
     timeout: float = 600.0,
+    wait_ready: float = 0.0,
+    drain: float | None = None,
     max_error_rate: float = MAX_ERROR_RATE,
     api_key_env: str | None = None,
 ) -> SweepConfig:
@@ -188,6 +199,10 @@ def configure(
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
+    if not (wait_ready >= 0 and math.isfinite(wait_ready)):
+        raise UsageError(f"--wait-ready {wait_ready:g}: give zero or more seconds")
+    if wait_ready and mode != "target":
+        raise UsageError(f"--wait-ready {wait_ready:g} needs --target: loadgen waits for the servers it starts itself")
     if not 0 <= max_error_rate < 1:
         raise UsageError(f"--max-error-rate {max_error_rate:g}: give a share from 0 up to, but not including, 1")
     if duration is not None and requests is not None:
@@ -245,7 +260,10 @@ def configure(
         reference=reference or ("fp16" if "fp16" in names else names[0]),
         out=str(out) if out else None,
         seed=seed,
+        extra_body=_extra_body(extra_body),
         timeout_s=timeout,
+        wait_ready_s=wait_ready,
+        drain_s=drain,
         max_error_rate=max_error_rate,
         api_key_env=api_key_env,
         power=_power(power, mode, device),
@@ -256,6 +274,26 @@ def configure(
         metrics_port=metrics_port,
         metrics_host=metrics_host,
     )
+
+
+def _extra_body(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    text = given if isinstance(given, str) else ""
+    try:
+        body = msgspec.json.decode(given if isinstance(given, str) else msgspec.json.encode(given))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"--extra-body {text}: not JSON ({error}); write an object, as in {{\"top_k\": 1}}") from None
+    if not isinstance(body, dict):
+        raise UsageError(f"--extra-body {text}: not a JSON object; write one, as in {{\"top_k\": 1}}")
+    for name in KEPT_FIELDS:
+        if name in body:
+            raise UsageError(f"--extra-body: {name!r} cannot be changed, loadgen sets it; remove it from the object")
+    if body.get("max_tokens") is not None:
+        raise UsageError(f"--extra-body: 'max_tokens' is set by --max-tokens {body['max_tokens']}; use that option")
+    if body.get("n") not in (None, 1):
+        raise UsageError(f"--extra-body: 'n' is {body['n']}, but one answer per request is measured; remove it")
+    return body
 
 
 def _check_key(variable: str | None) -> None:

@@ -321,7 +321,7 @@ def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str,
     return {
         "schema": MANIFEST_SCHEMA,
         "simulated": simulated,
-        "config": msgspec.to_builtins(plan.config),
+        "config": msgspec.to_builtins(plan.config) | {"extra_body": Mask(config.api_key).content(config.extra_body)},
         "dataset": {
             "name": plan.dataset.name,
             "sha256": plan.dataset.sha256,

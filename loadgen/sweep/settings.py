@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.secret import MASK, Mask
 from loadgen.sweep.config import SweepConfig, configure
 from loadgen.sweep.plan import TargetSpec
 
-FREE = ("metrics_port", "metrics_host", "api_key_env", "exclusive")
+FREE = ("metrics_port", "metrics_host", "api_key_env", "exclusive", "wait_ready")
 """Options that may differ from session to session: no figure depends on them."""
 _FIELDS = {
     "duration": "duration_s",
@@ -21,6 +22,8 @@ _FIELDS = {
     "gpu": "gpus",
     "carbon": "carbon_kg_per_kwh",
     "timeout": "timeout_s",
+    "wait_ready": "wait_ready_s",
+    "drain": "drain_s",
 }
 """Option -> field of SweepConfig, where they are not of one name."""
 _RIVALS = {
@@ -41,8 +44,10 @@ def resumed_config(run_dir: Path, manifest: Mapping[str, Any], given: Mapping[st
     not what the run was begun with; and if this version of loadgen reads the settings otherwise.
     """
     free = {name: value for name, value in given.items() if name in FREE}
+    changes = {_FIELDS.get(name, name): value for name, value in free.items()}
     try:
-        begun = msgspec.structs.replace(msgspec.convert(manifest["config"], SweepConfig), **free)
+        begun = msgspec.structs.replace(msgspec.convert(manifest["config"], SweepConfig), **changes)
+        begun = msgspec.structs.replace(begun, extra_body=_unmasked(run_dir, begun.extra_body, given))
         options = options_of(begun)
         config = msgspec.structs.replace(configure(**options), out=begun.out)
     except (msgspec.ValidationError, KeyError, TypeError):
@@ -85,6 +90,19 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     return options
 
 
+def _unmasked(run_dir: Path, stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The `--extra-body` itself: a manifest has it without its secrets."""
+    if MASK not in msgspec.json.encode(stored).decode():
+        return stored
+    again = configure(extra_body=given.get("extra_body")).extra_body
+    if Mask().content(again) == stored:
+        return again
+    raise UsageError(
+        f"{run_dir} was begun with an --extra-body that holds a secret, and secrets are not stored; give the same "
+        "--extra-body with --resume"
+    )
+
+
 def _label(spec: TargetSpec) -> str:
     return spec.name if spec.name == spec.precision else f"{spec.name}:{spec.precision}"
 
@@ -113,6 +131,8 @@ def _dashed(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and not all(isinstance(part, str) for part in value.values()):
+        return str(Mask().content(value))
     if isinstance(value, Mapping):
         value = [f"{name}={url}" for name, url in value.items()]
     if isinstance(value, (list, tuple)):
