@@ -128,8 +128,10 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
       loadgen sweep --target fp16=http://127.0.0.1:8001 --wait-ready 300 --extra-body '{"seed": null, "top_k": 1}'
       loadgen sweep --resume runs/2026-11-22-091500-Mistral-7B-Instruct-v0.3
     """
+    from loadgen.report.live import PlainView
     from loadgen.sweep.config import configure
     from loadgen.sweep.manifest import read_manifest
+    from loadgen.sweep.readiness import Patience
     from loadgen.sweep.resume import resume_command, unfinished_cells
     from loadgen.sweep.run import Interrupted, left_of, plan_sweep, resume_sweep, run_sweep
     from loadgen.sweep.servers import source_of
@@ -150,7 +152,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
         config = resumed_config(Path(resume), read_manifest(Path(resume)), options)
         measure = partial(resume_sweep, Path(resume), options)
     if dry_run:
-        source_of(config).check()
+        source_of(config).check(Patience(config.wait_ready_s, PlainView(console)))
         plan = plan_sweep(config) if resume is None else left_of(Path(resume), config)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
@@ -163,7 +165,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
     from loadgen.analysis.run import load_run
     from loadgen.analysis.verdict import judge_cell
     from loadgen.report.html import write_report
-    from loadgen.report.live import LiveView, PlainView, QuietView
+    from loadgen.report.live import LiveView, QuietView
     from loadgen.report.terminal import print_end
     from loadgen.sweep.journal import cell_files
     from loadgen.sweep.observer import Observer

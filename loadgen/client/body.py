@@ -27,6 +27,10 @@ class BodyChanges(msgspec.Struct, frozen=True, kw_only=True):
     limit_field: str = "max_tokens"
     """The name under which the cap of an answer is sent."""
 
+    def applied(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body with these changes."""
+        return patched(patched(body, self.extra), self.refused)
+
 
 def patched(body: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
     """The body after a JSON merge patch (RFC 7396): objects are merged, null removes, all else replaces."""
@@ -130,7 +134,7 @@ class RequestMaker:
             body |= {"ignore_eos": True, "min_tokens": limit}
         else:
             body["stop"] = list(self._protocol.stops)
-        body = patched(patched(body, self._changes.extra), self._changes.refused)
+        body = self._changes.applied(body)
         capped = phase == "measured" and self._changes.limit_field in body
         return Request(
             item_id=item.id,

@@ -72,11 +72,14 @@ class ServedModel(msgspec.Struct, frozen=True):
     """As text, where a server numbers its models."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together; vLLM says it."""
+    parent: str | None = None
+    """The model that it adapts (LoRA); vLLM says it."""
 
 
 class _Entry(msgspec.Struct):
     id: str | int
     max_model_len: int | None = None
+    parent: str | None = None
 
 
 class _Models(msgspec.Struct):
@@ -93,7 +96,9 @@ def read_models(body: bytes) -> list[ServedModel] | None:
         entries = msgspec.json.decode(body, type=_Models).data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return [ServedModel(id=str(entry.id), max_model_len=entry.max_model_len) for entry in entries]
+    return [
+        ServedModel(id=str(entry.id), max_model_len=entry.max_model_len, parent=entry.parent) for entry in entries
+    ]
 
 
 def read_version(body: bytes) -> str | None:

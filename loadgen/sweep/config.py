@@ -279,7 +279,7 @@ def configure(
 def _extra_body(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     if given is None:
         return {}
-    text = given if isinstance(given, str) else ""
+    text = given if isinstance(given, str) else str(given)
     try:
         body = msgspec.json.decode(given if isinstance(given, str) else msgspec.json.encode(given))
     except (ValueError, TypeError, RecursionError) as error:

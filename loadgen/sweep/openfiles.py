@@ -1,4 +1,4 @@
-"""Open files: a connection per request in flight, which the soft limit of a shell (often 1024, or less) may not allow."""
+"""Open files: every request in flight is one, and the soft limit of a shell (1024, or less) may be lower than B."""
 
 from __future__ import annotations
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadgen.address import host_port
-from loadgen.client.body import SALT_BYTES
+from loadgen.client.body import SALT_BYTES, BodyChanges
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.metrics import MetricsSource
@@ -34,8 +35,11 @@ from loadgen.sweep.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.sweep.manifest import Manifest, client_facts, host_facts, read_manifest
 from loadgen.sweep.metrics import SweepMetrics
 from loadgen.sweep.observer import Observer, Tee
+from loadgen.sweep.openfiles import allow_open_files
 from loadgen.sweep.plan import Block, Cell, plan_blocks
 from loadgen.sweep.power import PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
+from loadgen.sweep.preflight import Learned, learn_from
+from loadgen.sweep.readiness import Patience
 from loadgen.sweep.resume import await_old_servers, unfinished
 from loadgen.sweep.rundir import create_run_dir, held, stored
 from loadgen.sweep.servers import Server, Source, source_of
@@ -127,14 +131,18 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     so that the observers hear its verdict. Raises UsageError before anything is created, Interrupted on Ctrl-C, and
     StorageError when the run directory can no longer be written.
     """
-    source = source_of(config)
-    source.check()
+    observer = observer or Observer()
+    allow_open_files(config)
+    source, patience = source_of(config), Patience(config.wait_ready_s, observer)
+    source.check(patience)
     power = plan_power(config, simulated=source.simulated)
     plan = plan_sweep(config)
-    content = _content(plan, power, simulated=source.simulated)
+    learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
+    content = _content(plan, power, learned.changes, simulated=source.simulated)
     run_dir = create_run_dir(config)
     with held(run_dir), stored(run_dir):
-        _sweep(plan, source, power, Manifest(run_dir, content), observer or Observer(), judge)
+        manifest = Manifest(run_dir, content)
+        _sweep(plan, source, power, manifest, observer, judge, learned.changes, learned.notes)
     return run_dir
 
 
@@ -159,19 +167,24 @@ def resume_sweep(
             observer.note(f"{run_dir} is complete, nothing is left to measure")
             return run_dir
         plan = left_of(run_dir, config)
-        source = source_of(config)
-        source.check()
+        allow_open_files(config)
+        source, patience = source_of(config), Patience(config.wait_ready_s, observer)
+        source.check(patience)
         power = plan_power(config, simulated=source.simulated)
-        now = _content(plan, power, simulated=source.simulated)
+        known = msgspec.convert(begun.get("body_changes", {}), BodyChanges)
+        learned = _learn(plan, source, patience, msgspec.structs.replace(known, extra=config.extra_body))
+        now = _content(plan, power, learned.changes, simulated=source.simulated)
         require_same_data(begun, now)
         require_same_power(begun, now["power"])
         for server in source.running:
             require_same_server(begun, server.target, server.facts)
         serves = config.mode == "serve"
         warnings = compare_machines(begun, client=now["client"], host=now["host"], serves=serves)
+        warnings += learned.notes
+        begun["body_changes"] = now["body_changes"]
         for name in await_old_servers(begun["servers"]):
             observer.warn(f"the server of {name} that an earlier session started still runs")
-        _sweep(plan, source, power, Manifest(run_dir, begun), observer, judge, warnings)
+        _sweep(plan, source, power, Manifest(run_dir, begun), observer, judge, learned.changes, warnings)
     return run_dir
 
 
@@ -182,7 +195,8 @@ def _sweep(
     manifest: Manifest,
     observer: Observer,
     judge: Judge | None,
-    warnings: Sequence[str] = (),
+    changes: BodyChanges,
+    warnings: Sequence[str],
 ) -> None:
     config, run_dir = plan.config, manifest.run_dir
     manifest.begin()
@@ -206,7 +220,8 @@ def _sweep(
 
     async def run_cell(cell: Cell, server: Server, journal: Journal, recorder: PowerRecorder | None) -> CellEnd:
         workers = crew[cell.concurrency]
-        return await _run_cell(cell, plan, server, journal, observer, recorder, interrupt, workers)
+        make_load = partial(_load, cell, plan, server, changes, workers)
+        return await _run_cell(cell, plan, server, make_load, journal, observer, recorder, interrupt)
 
     try:
         with interrupt.heard(), exporter_of(power, run_dir, warn) as exporter_url:
@@ -262,11 +277,11 @@ async def _run_cell(
     cell: Cell,
     plan: SweepPlan,
     server: Server,
+    make_load: Callable[[OnExchange], Load],
     journal: Journal,
     observer: Observer,
     power: PowerRecorder | None,
     interrupt: Interrupt,
-    workers: int,
 ) -> CellEnd:
     config = plan.config
     run = CellRun(
@@ -278,7 +293,7 @@ async def _run_cell(
             api_key=config.api_key,
             model=server.target.model,
         ),
-        make_load=lambda on_exchange: _load(cell, plan, server, workers, on_exchange),
+        make_load=make_load,
         journal=journal,
         observer=observer,
         server_died=server.died,
@@ -289,9 +304,20 @@ async def _run_cell(
     return await run.run()
 
 
-def _load(cell: Cell, plan: SweepPlan, server: Server, workers: int, on_exchange: OnExchange) -> Load:
+def _load(
+    cell: Cell, plan: SweepPlan, server: Server, changes: BodyChanges, workers: int, on_exchange: OnExchange
+) -> Load:
     config = plan.config
-    assignment = Assignment(
+    assignment = _assignment(plan, server, cell.concurrency, changes)
+    if cell.arrivals is not None:
+        seed = f"{config.seed}/{cell.repeat}"
+        return assignment.open_load(cell.arrivals, seed, config.duration_s, on_exchange)
+    return load_of(assignment, workers, on_exchange)
+
+
+def _assignment(plan: SweepPlan, server: Server, concurrency: int, changes: BodyChanges) -> Assignment:
+    config = plan.config
+    return Assignment(
         url=server.target.url,
         model=server.target.model,
         api_key=config.api_key,
@@ -304,20 +330,27 @@ def _load(cell: Cell, plan: SweepPlan, server: Server, workers: int, on_exchange
         thinking=config.thinking,
         items=plan.dataset.items,
         warmup_items=tuple(warmup_items()),
-        concurrency=cell.concurrency,
+        concurrency=concurrency,
         requests=config.requests,
+        changes=changes,
+        drain_s=config.drain_s,
         cache_salt=secrets.token_hex(SALT_BYTES),
         prefix_cache=config.prefix_cache,
     )
-    if cell.arrivals is not None:
-        seed = f"{config.seed}/{cell.repeat}"
-        return assignment.open_load(cell.arrivals, seed, config.duration_s, on_exchange)
-    return load_of(assignment, workers, on_exchange)
 
 
-def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str, Any]:
+def _learn(plan: SweepPlan, source: Source, patience: Patience, known: BodyChanges) -> Learned:
+    """What the servers that run already teach about the requests, and what is odd about their model lists."""
+    asked = {server.target.name: _assignment(plan, server, 1, known) for server in source.running}
+    learned = learn_from(asked, known, patience)
+    odd = [note for server in source.running if (note := server.facts.get("model_note"))]
+    return msgspec.structs.replace(learned, notes=(*odd, *learned.notes))
+
+
+def _content(plan: SweepPlan, power: PowerPlan, changes: BodyChanges, *, simulated: bool) -> dict[str, Any]:
     """The manifest of a run that is about to begin."""
     config = plan.config
+    decoding = changes.applied({"temperature": 0, "seed": config.seed})
     return {
         "schema": MANIFEST_SCHEMA,
         "simulated": simulated,
@@ -337,9 +370,10 @@ def _content(plan: SweepPlan, power: PowerPlan, *, simulated: bool) -> dict[str,
             "version": plan.protocol.version,
             "answer": plan.protocol.answer,
             "thinking": msgspec.to_builtins(plan.config.thinking),
-            "temperature": 0,
-            "seed": plan.config.seed,
+            "temperature": decoding.get("temperature"),
+            "seed": decoding.get("seed"),
         },
+        "body_changes": {"refused": changes.refused, "limit_field": changes.limit_field},
         "graded": config.fixed_length is None,
         "recipes": {t.precision: recipe_sha256(t.precision) for t in config.targets} if config.mode == "serve" else {},
         "client": client_facts(),

@@ -8,14 +8,16 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
+from loadgen.client.servermessage import server_message
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask
-from loadgen.serving.facts import read_models, read_version
+from loadgen.serving.facts import ServedModel, read_models, read_version
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
@@ -23,11 +25,14 @@ from loadgen.serving.target import Target
 from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.observer import Observer
 from loadgen.sweep.plan import TargetSpec
+from loadgen.sweep.readiness import NotReady, Patience
 from loadgen.workload.dataset import data_path
 from loadgen.workload.thinking import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
 PROBE_TIMEOUT_S = 10.0
 MOST_BYTES = 16 * 2**20
+MOST_NAMED = 10
+"""Models that a sentence lists."""
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +50,7 @@ class Source(Protocol):
     running: Sequence[Server]
     """Those that are up before the sweep begins, once `check` has been called."""
 
-    def check(self) -> None:
+    def check(self, patience: Patience) -> None:
         """Raises UsageError for what can be known to fail before anything is created or started."""
         ...
 
@@ -72,9 +77,9 @@ class _Running:
         self.running: Sequence[Server] = ()
         self.simulated = False
 
-    def check(self) -> None:
+    def check(self, patience: Patience) -> None:
         for spec in self._config.targets:
-            self._servers[spec.name] = self._greet(spec)
+            self._servers[spec.name] = patience.wait(partial(self._greet, spec))
         self.running = tuple(self._servers.values())
         self.simulated = any(server.target.simulated for server in self._servers.values())
 
@@ -84,26 +89,43 @@ class _Running:
 
     def _greet(self, spec: TargetSpec) -> Server:
         assert spec.url is not None
-        body, simulated = self._ask(spec, "/v1/models")
-        models = read_models(body)
-        if models is None:
-            raise UsageError(
-                f"target {spec.name}: {spec.url}/v1/models is no model list; is this an OpenAI-compatible server?"
-            )
-        ids = [served.id for served in models]
-        model = self._config.model or (ids[0] if ids else "")
-        if model not in ids:
-            served = ", ".join(ids) or "no model"
-            raise UsageError(f"target {spec.name}: {spec.url} serves {served}, not {model or 'one'}")
+        listed = self._ask(spec, "/v1/models", optional=self._config.model is not None)
+        model, note = self._model(spec, listed)
         version = None
         with contextlib.suppress(UsageError):
-            version = read_version(self._ask(spec, "/version")[0])
-        return self._server(spec, model, simulated, {"version": version})
+            version = read_version(self._ask(spec, "/version").body)
+        return self._server(spec, model, listed.simulated, {"version": version, "model_note": note})
+
+    def _model(self, spec: TargetSpec, listed: _Reply) -> tuple[str, str | None]:
+        """The model to ask for, and what is odd about the server's list, if `--model` names one all the same."""
+        models, asked, where = read_models(listed.body), self._config.model, f"target {spec.name}: {spec.url}"
+        if listed.status != 200:
+            return asked or "", f"{where} has no model list at /v1/models ({listed.status}); {asked} is asked for"
+        if models is None:
+            if asked is not None:
+                return asked, f"{where}/v1/models is not a model list; {asked} is asked for"
+            raise UsageError(
+                f"{where}/v1/models is not a model list; is this an OpenAI-compatible server? If so, give --model"
+            )
+        ids = [served.id for served in models]
+        if asked is not None:
+            if asked in ids:
+                return asked, None
+            named = ", ".join(ids[:MOST_NAMED]) or "no model"
+            if not ids or any("*" in name for name in ids) or any(_is_alike(asked, name) for name in ids):
+                return asked, f"{where} lists {named} at /v1/models; {asked} is asked for"
+            raise UsageError(f"{where} serves {named}, not {asked}; name a model that it lists")
+        usable = [name for name in ids if "*" not in name]
+        if len(ids) == 1 and usable:
+            return ids[0], None
+        if not usable:
+            raise UsageError(f"{where} serves {', '.join(ids) or 'no model'}; name a model with --model")
+        raise UsageError(f"{where} serves several models: {_listed(models)}; choose one with --model")
 
     def _server(self, spec: TargetSpec, model: str, simulated: bool, facts: dict[str, Any]) -> Server:
         metrics = b""
         with contextlib.suppress(UsageError):
-            metrics, _ = self._ask(spec, "/metrics")
+            metrics = self._ask(spec, "/metrics").body
         words = (line.split() for line in metrics.decode("utf-8", "replace").splitlines())
         names = sorted({line[2] for line in words if line[:2] == ["#", "TYPE"] and len(line) > 2})
         assert spec.url is not None
@@ -117,23 +139,65 @@ class _Running:
         )
         return Server(target=target, facts={**facts, "model": model, "metric_names": names}, died=lambda: None)
 
-    def _ask(self, spec: TargetSpec, path: str) -> tuple[bytes, bool]:
+    def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:
+        """The reply to a GET; an `optional` one may have any status, but that of a server that is not ready."""
         request = urllib.request.Request(f"{spec.url}{path}")
         if self._config.api_key:
             request.add_header("Authorization", f"Bearer {self._config.api_key}")
+        mask, where = Mask(self._config.api_key), f"target {spec.name}: {spec.url}"
         try:
             with _OPENER.open(request, timeout=PROBE_TIMEOUT_S) as answer:
-                return answer.read(MOST_BYTES), answer.headers.get("X-Loadgen-Simulated") is not None
+                simulated = answer.headers.get("X-Loadgen-Simulated") is not None
+                return _Reply(answer.status, answer.read(MOST_BYTES), simulated)
         except urllib.error.HTTPError as error:
+            body = _body_of(error)
+            if error.code == 503 or (error.code >= 500 and b"loading" in body.lower()):
+                raise NotReady(where, mask(server_message(body)), loading=True) from None
+            if optional:
+                return _Reply(error.code, body, simulated=False)
             reason = f"answers {error.code} {error.reason} at {path}"
-            remedy = "give the key with --api-key-env VAR" if error.code in (401, 403) else "is this a vLLM server?"
+            remedy = "is this a vLLM server? If it has no model list, name the model with --model"
+            if error.code in (401, 403):
+                remedy = "give the key with --api-key-env VAR"
+            if 300 <= error.code < 400 and (location := error.headers.get("Location")):
+                reason += f", which points to {location}"
+                remedy = "give the address that answers itself"
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             cause = getattr(error, "reason", error)
-            reason = f"does not answer ({' '.join(str(cause).split())})"
-            remedy = "start the server or mend the address"
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
-        raise UsageError(Mask(self._config.api_key)(f"target {spec.name}: {spec.url} {reason}; {remedy}"))
+            said = " ".join(str(cause).split())
+            if not isinstance(cause, ssl.SSLCertVerificationError):
+                raise NotReady(where, mask(said), loading=False) from None
+            reason = f"does not answer ({said})"
+            remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
+        raise UsageError(mask(f"{where} {reason}; {remedy}"))
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    status: int
+    body: bytes
+    simulated: bool
+
+
+def _body_of(error: urllib.error.HTTPError) -> bytes:
+    try:
+        return error.read(MOST_BYTES)
+    except (OSError, http.client.HTTPException):
+        return b""
+
+
+def _is_alike(asked: str, listed: str) -> bool:
+    """Whether two names may be one model's: the same but for case, a provider before it or a tag behind it."""
+
+    def core(name: str) -> str:
+        return name.lower().rpartition("/")[2].partition(":")[0]
+
+    return core(asked) == core(listed)
+
+
+def _listed(models: Sequence[ServedModel]) -> str:
+    named = [m.id if m.parent is None else f"{m.id} (an adapter of {m.parent})" for m in models]
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return ", ".join(named[:MOST_NAMED]) + more
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -158,7 +222,7 @@ class _Processes:
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         raise NotImplementedError
 
-    def check(self) -> None:
+    def check(self, patience: Patience) -> None:
         for spec in self._config.targets:
             self.plan(spec, free_port())
 
@@ -195,7 +259,7 @@ class _Processes:
 
 
 class _Launched(_Processes):
-    def check(self) -> None:
+    def check(self, patience: Patience) -> None:
         for spec in self._config.targets:
             confirm_checkpoint(self.plan(spec, free_port()))
 

@@ -132,7 +132,7 @@ def _dashed(name: str) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping) and not all(isinstance(part, str) for part in value.values()):
-        return str(Mask().content(value))
+        return msgspec.json.encode(Mask().content(value)).decode()
     if isinstance(value, Mapping):
         value = [f"{name}={url}" for name, url in value.items()]
     if isinstance(value, (list, tuple)):

@@ -209,7 +209,7 @@ def web() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("path", "options", "said"),
     [
-        ("/a", [], "/v1/models is no model list"),
+        ("/a", [], "/v1/models is not a model list"),
         ("/b", [], "serves no model"),
         ("/c", ["--model", "other"], "serves served, not other"),
         ("/d", [], "give the key with --api-key-env VAR"),

@@ -150,6 +150,15 @@ def test_yaml_means_what_the_command_line_means(from_command_line: Any, tmp_path
 
 
 @pytest.mark.parametrize("text", [f"target: fp16={URL}", f"target: [fp16={URL}]", f"target: {{fp16: '{URL}'}}"])
+def test_the_extra_body_is_json_or_an_object(from_command_line: Any, tmp_path: Path) -> None:
+    for config in (
+        from_command_line("--extra-body", '{"top_k": 1, "seed": null}'),
+        from_command_line(*yaml(tmp_path, "extra-body:\n  top_k: 1\n  seed: null\n")),
+        configure(extra_body={"top_k": 1, "seed": None}),
+    ):
+        assert config.extra_body == {"top_k": 1, "seed": None}
+
+
 def test_yaml_targets_are_a_mapping_a_list_or_one_string(from_command_line: Any, tmp_path: Path, text: str) -> None:
     assert from_command_line(*yaml(tmp_path, text)).targets == (TargetSpec(name="fp16", precision="fp16", url=URL),)
 
@@ -214,6 +223,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"arrival": "poisson:3", "workers": 2}, "--workers 2 shares slots that are held busy; with --arrival poisson:3"),
     ({"slo": "itl:20ms"}, "--slo itl:20ms: 'itl' is no latency of a request; write ttft, tpot, e2e"),
     ({"warmup": math.nan}, "--warmup nan"),
+    ({"extra_body": "top_k=1"}, "--extra-body top_k=1: not JSON"),
+    ({"extra_body": "[1]"}, "--extra-body [1]: not a JSON object"),
+    *(
+        ({"extra_body": {name: None}}, f"--extra-body: '{name}' cannot be changed, loadgen sets it")
+        for name in ("model", "prompt", "messages", "stream")
+    ),
+    ({"extra_body": {"max_tokens": 9}}, "--extra-body: 'max_tokens' is set by --max-tokens 9"),
+    ({"extra_body": {"n": 2}}, "--extra-body: 'n' is 2, but one answer per request is measured"),
+    ({"wait_ready": -1.0, "targets": {"fp16": URL}}, "--wait-ready -1: give zero or more seconds"),
+    ({"wait_ready": 5.0}, "--wait-ready 5 needs --target"),
+    ({"drain": 0.0}, "--drain 0: give a finite number above zero"),
     ({"seed": -1}, "--seed -1: give a whole number"),
     ({"seed": 2**63}, "--seed 9223372036854775808: give a whole number"),
     ({"api": "embeddings"}, "--api embeddings: unknown; write completions or chat"),

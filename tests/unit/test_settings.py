@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from loadgen.errors import UsageError
+from loadgen.secret import Mask
 from loadgen.sweep.config import SweepConfig, configure
 from loadgen.sweep.settings import options_of, resumed_config
 
@@ -26,6 +27,7 @@ BEGUN: list[dict[str, Any]] = [
     {"targets": {"fp16": URL}, "arrival": "poisson:20", "slo": "ttft:200ms,tpot:50ms", "repeats": 2},
     {"arrival": "constant:5", "concurrency": "64"},
     {"targets": {"fp16": URL}, "workers": 2, "max_error_rate": 0.1},
+    {"targets": {"fp16": URL}, "extra_body": {"top_k": 1, "seed": None}, "drain": 90.0, "wait_ready": 5.0},
     {"targets": {"fp16": URL}, "fixed_length": 128, "transport": "openai", "data_file": "rows.jsonl", "repeats": 1},
 ]
 
@@ -98,6 +100,8 @@ def test_every_option_can_be_read_back() -> None:
             {"arrival": "poisson:30"},
             "--arrival poisson:30: runs/x was begun with --arrival poisson:20",
         ),
+        ({}, {"extra_body": '{"top_k": 1}'}, "--extra-body {\"top_k\": 1}: runs/x was begun without --extra-body"),
+        ({"drain": 60.0}, {"drain": 90.0}, "--drain 90: runs/x was begun with --drain 60"),
         ({}, {"out": "runs/y"}, "--out runs/y: --resume goes on in runs/x"),
     ],
 )  # fmt: skip
@@ -112,7 +116,8 @@ def test_what_no_figure_depends_on_may_differ(monkeypatch: pytest.MonkeyPatch) -
     begun = manifest(api_key_env="OLD_KEY")
     monkeypatch.delenv("OLD_KEY")
     monkeypatch.setenv("NEW_KEY", "b")
-    config = resumed_config(RUN, begun, {"metrics_port": 9500, "metrics_host": "0.0.0.0", "api_key_env": "NEW_KEY"})
+    given = {"metrics_port": 9500, "metrics_host": "0.0.0.0", "api_key_env": "NEW_KEY"}
+    config = resumed_config(RUN, begun, given)
     assert (config.metrics_port, config.metrics_host, config.api_key) == (9500, "0.0.0.0", "b")
 
 
@@ -122,6 +127,17 @@ def test_the_key_that_the_run_needs_must_be_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("OLD_KEY")
     with pytest.raises(UsageError, match="--api-key-env OLD_KEY"):
         resumed_config(RUN, begun, {})
+
+
+def test_a_secret_in_the_extra_body_is_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"api_key": "sk-canary", "top_k": 1}
+    begun = manifest(extra_body=given)
+    begun["config"]["extra_body"] = Mask().content(given)
+    assert begun["config"]["extra_body"] == {"api_key": "***", "top_k": 1}
+    assert resumed_config(RUN, begun, {"extra_body": given}).extra_body == given
+    for other in ({}, {"extra_body": {"api_key": "sk-canary"}}):
+        with pytest.raises(UsageError, match=r"holds a secret, and secrets are not stored; give the same --extra-body"):
+            resumed_config(RUN, begun, other)
 
 
 def test_the_run_directory_itself_is_a_good_place_for_out() -> None:
