@@ -195,7 +195,7 @@ def configure(
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
         max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
-        metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers,
+        metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers, drain=drain,
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")

@@ -44,6 +44,8 @@ class Preflight:
         self._assignment = msgspec.structs.replace(assignment, timeout_s=min(assignment.timeout_s, timeout_s))
         self._where = where
         self._mask = Mask(assignment.api_key)
+        self._held: str | None = None
+        """Why the last answer's request cannot be mended: it names a field that was asked for."""
 
     def learn(self) -> Learned:
         """The changes of this target's requests, beginning with those of its assignment.
@@ -89,17 +91,15 @@ class Preflight:
         return Learned(changes=_after(self._assignment.changes, steps), notes=notes)
 
     def _steps(self, answer: _Answer, changes: BodyChanges) -> Iterator[_Step]:
-        """What could make the server take the request, the likeliest first. Raises UsageError for a field that cannot
-        be left out."""
-        held: str | None = None
+        """What could make the server take the request, the likeliest first."""
+        self._held = None
         for field in named_fields(answer.error, answer.asked):
             kept = self._kept(field)
             if kept is not None:
-                held = held or f'{self._where} refuses {field} ("{_quoted(answer.row)}"); {kept}'
+                refused = f'{self._where} refuses {field} ("{_quoted(answer.row)}")'
+                self._held = self._held or f"{refused}; {kept}"
                 continue
             yield from _steps_of(field, answer, changes)
-        if held is not None:
-            raise UsageError(held)
 
     def _kept(self, field: str) -> str | None:
         """Why a field cannot be left out without asking, and what to do; None: it can."""
@@ -122,6 +122,8 @@ class Preflight:
             again = await self._asked(changes)
             if again.row.status == "ok":
                 return
+        if self._held is not None:
+            raise UsageError(self._held)
         said, path = f'"{_quoted(row)}"', _API_NAMES[self._assignment.protocol.api]
         if row.status == "connect" or status == 503:
             raise NotReady(self._where, _quoted(row), loading=status == 503)
@@ -180,10 +182,10 @@ class _Answer(msgspec.Struct, frozen=True):
     @property
     def refuses(self) -> bool:
         """The server did not like the request itself."""
-        said_in_body = self.row.http_status == 200 and (
-            self.row.status == "http" or "no event stream" in (self.row.error or "")
-        )
-        return said_in_body or (self.row.status == "http" and self.row.http_status in _BAD_REQUEST)
+        if self.row.http_status == 200:
+            no_stream = (self.row.error or "").startswith("no event stream: ")
+            return self.row.status == "http" or (no_stream and not _quoted(self.row).startswith(("{", "[")))
+        return self.row.status == "http" and self.row.http_status in _BAD_REQUEST
 
 
 class _Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,7 +279,7 @@ def _quoted(row: Exchange) -> str:
     """The server's words alone."""
     words = row.error or row.status
     prefix = f"{row.http_status}: "
-    return words.removeprefix(prefix).removeprefix("in the stream: ")
+    return words.removeprefix(prefix).removeprefix("in the stream: ").removeprefix("no event stream: ")
 
 
 def learn_from(assignments: Mapping[str, Assignment], known: BodyChanges, patience: Patience) -> Learned:

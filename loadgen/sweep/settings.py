@@ -75,6 +75,7 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     for name in inspect.signature(configure).parameters:
         if (field := _FIELDS.get(name, name)) in SweepConfig.__struct_fields__:
             options[name] = getattr(config, field)
+    options["extra_body"] = config.extra_body or None
     del options["targets"], options["out"]
     if config.mode == "target":
         options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]

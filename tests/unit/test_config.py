@@ -150,6 +150,10 @@ def test_yaml_means_what_the_command_line_means(from_command_line: Any, tmp_path
 
 
 @pytest.mark.parametrize("text", [f"target: fp16={URL}", f"target: [fp16={URL}]", f"target: {{fp16: '{URL}'}}"])
+def test_yaml_targets_are_a_mapping_a_list_or_one_string(from_command_line: Any, tmp_path: Path, text: str) -> None:
+    assert from_command_line(*yaml(tmp_path, text)).targets == (TargetSpec(name="fp16", precision="fp16", url=URL),)
+
+
 def test_the_extra_body_is_json_or_an_object(from_command_line: Any, tmp_path: Path) -> None:
     for config in (
         from_command_line("--extra-body", '{"top_k": 1, "seed": null}'),
@@ -157,10 +161,6 @@ def test_the_extra_body_is_json_or_an_object(from_command_line: Any, tmp_path: P
         configure(extra_body={"top_k": 1, "seed": None}),
     ):
         assert config.extra_body == {"top_k": 1, "seed": None}
-
-
-def test_yaml_targets_are_a_mapping_a_list_or_one_string(from_command_line: Any, tmp_path: Path, text: str) -> None:
-    assert from_command_line(*yaml(tmp_path, text)).targets == (TargetSpec(name="fp16", precision="fp16", url=URL),)
 
 
 def test_yaml_single_values_and_empty_ones(from_command_line: Any, tmp_path: Path) -> None:
