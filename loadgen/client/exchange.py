@@ -23,6 +23,10 @@ _FIELDS = (b":", b"data", b"event", b"id", b"retry", b"\xef\xbb\xbf")
 """What a line of an event stream begins with, or the stream itself (a byte order mark)."""
 
 
+STOPPED = "given up: the run was stopped"
+"""The error of a request in flight when its load was closed."""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a slot sends: a ready HTTP body and what it stands for."""
 

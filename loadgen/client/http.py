@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 import httptools
 
 from loadgen.client.contentcoding import GZIP_MAGIC, undone
-from loadgen.client.exchange import Raw, Request, Status
+from loadgen.client.exchange import STOPPED, Raw, Request, Status
 from loadgen.client.sse import split_events
 
 Done = Callable[[Raw], None]
@@ -188,7 +188,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(self._endpoint.wire(raw.request.body))
 
     def close(self) -> None:
-        self._finish(("broken", "given up: the run was stopped"))
+        self._finish(("broken", STOPPED))
         self._abandon()
 
     async def _connect(self, raw: HttpRaw) -> None:

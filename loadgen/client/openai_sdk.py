@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.client.exchange import Raw, Request, Status
+from loadgen.client.exchange import STOPPED, Raw, Request, Status
 from loadgen.errors import UsageError
 
 
@@ -71,7 +71,7 @@ class SdkSlot:
 
     def close(self) -> None:
         task = self._task
-        self._finish(self._raw, ("broken", "given up: the run was stopped"))
+        self._finish(self._raw, ("broken", STOPPED))
         if task is not None:
             task.cancel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from time import monotonic_ns
 from typing import Protocol
 
 from loadgen.client.exchange import Raw, Request
@@ -41,6 +42,7 @@ class ClosedLoop:
         self._on_done = on_done
         self._failures = dict.fromkeys(slots, 0)
         self._current: dict[int, Request | None] = dict.fromkeys(slots)
+        self._since_ns = dict.fromkeys(slots, 0)
         self.in_flight = 0
         self._waiting: dict[int, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
@@ -53,6 +55,14 @@ class ClosedLoop:
     def current(self, slot: int) -> Request | None:
         """The request in flight on a slot."""
         return self._current[slot]
+
+    def in_flight_s(self, slot: int) -> float:
+        """How long a slot's request has been in flight; 0 without one."""
+        return 0.0 if self._current[slot] is None else (monotonic_ns() - self._since_ns[slot]) / 1e9
+
+    def give_up(self, slot: int) -> None:
+        """The slot's request ends now, as a failure; the slot goes on with its next one."""
+        self._slots[slot].close()
 
     def answering(self, slot: int) -> bool:
         """The slot's request in flight has begun to be answered."""
@@ -79,6 +89,7 @@ class ClosedLoop:
             self._check_idle()
             return
         self._current[slot] = request
+        self._since_ns[slot] = monotonic_ns()
         self.in_flight += 1
         self._slots[slot].send(request, self._finished)
 

@@ -55,7 +55,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
         feed = Feed(self.maker(), self.items, self.warmup_items, self.concurrency, self.requests, self.share)
         make_slot = self.slot_maker()
         slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
-        return LocalLoad(slots, feed, self._concealing(on_exchange))
+        return LocalLoad(slots, feed, self._concealing(on_exchange), self.drain_s)
 
     def open_load(
         self, arrivals: Arrivals, seed: str, duration_s: float | None, on_exchange: OnExchange
@@ -67,7 +67,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
         window_s = duration_s if duration_s is not None else (self.requests or 0) / arrivals.rate_per_s
         schedule = Schedule(self.maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
         concealing = self._concealing(on_exchange)
-        return OpenLoad(self.slot_maker(), self.concurrency, schedule, concealing, window_s=window_s)
+        return OpenLoad(
+            self.slot_maker(), self.concurrency, schedule, concealing, window_s=window_s, drain_s=self.drain_s
+        )
 
     def maker(self) -> RequestMaker:
         """What makes the share's requests."""

@@ -12,6 +12,7 @@ import msgspec
 
 from loadgen.client.exchange import Exchange
 from loadgen.serving.metrics import MetricsProbe, MetricsSampler, MetricsSource, ServerSample
+from loadgen.sweep.drain import Drain, straggler
 from loadgen.sweep.glance import Glance
 from loadgen.sweep.interrupt import Interrupt
 from loadgen.sweep.journal import CellEnd, Journal
@@ -42,12 +43,21 @@ class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None
     requests: int | None
     warmup_s: float
+    drain_s: float | None = None
+    """As `--drain` gives it."""
 
     @classmethod
-    def of(cls, duration_s: float | None, requests: int | None, warmup_s: float | None) -> CellSettings:
+    def of(
+        cls, duration_s: float | None, requests: int | None, warmup_s: float | None, drain_s: float | None = None
+    ) -> CellSettings:
         """Without `warmup_s`: a tenth of the window, and always one staggered request per slot."""
         automatic_s = 0.1 * duration_s if duration_s is not None else 0.0
-        return cls(duration_s=duration_s, requests=requests, warmup_s=automatic_s if warmup_s is None else warmup_s)
+        return cls(
+            duration_s=duration_s,
+            requests=requests,
+            warmup_s=automatic_s if warmup_s is None else warmup_s,
+            drain_s=drain_s,
+        )
 
 
 class CellRun:
@@ -79,6 +89,9 @@ class CellRun:
         self._sampler = MetricsSampler(metrics)
         self._glance = Glance(grader)
         self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
+        self._drain = Drain(settings.drain_s)
+        self._drained_late_s: float | None = None
+        """The limit of the drain, once it was over before the last answer."""
         self._t_start_ns = 0
         self._aborted: str | None = None
         self._server_lost = False
@@ -179,7 +192,7 @@ class CellRun:
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
-        told = False
+        told, begun_ns = False, monotonic_ns()
         while not drained.done():
             if self._interrupt.hurried:
                 self._aborted = INTERRUPTED
@@ -190,6 +203,10 @@ class CellRun:
                 self._observer.stopping(
                     f"Interrupted: finishing {self._load.in_flight} requests in flight; Ctrl-C again stops at once"
                 )
+            if self._cell.arrivals is None and (monotonic_ns() - begun_ns) / 1e9 > self._drain.limit_s:
+                self._drained_late_s = self._drain.limit_s
+                self._load.stop_feeding()
+                return
             self._tell("drain", 1.0)
             await asyncio.wait([drained], timeout=0.1)
 
@@ -222,6 +239,9 @@ class CellRun:
                 self._unwritable = error
 
     def _on_exchange(self, exchange: Exchange) -> None:
+        if self._drained_late_s is not None:
+            exchange = straggler(exchange, self._drained_late_s, "after the window")
+        self._drain.add(exchange)
         self._append(exchange)
         self._glance.add(exchange)
         self._observer.answered(self._cell, exchange)

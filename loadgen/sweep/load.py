@@ -11,6 +11,7 @@ from loadgen.client.backlog import Backlog
 from loadgen.client.exchange import Exchange, Raw
 from loadgen.client.pool import ClosedLoop, Slot
 from loadgen.client.probe import ClientProbe, ClientUse, ProcessUse
+from loadgen.sweep.drain import Drain, straggler
 from loadgen.sweep.feed import Feed
 from loadgen.sweep.observer import Arrived
 
@@ -107,8 +108,13 @@ class LocalLoad:
     failure: str | None = None
     arrived: Arrived | None = None
 
-    def __init__(self, slots: Mapping[int, Slot], feed: Feed, on_exchange: OnExchange) -> None:
+    def __init__(
+        self, slots: Mapping[int, Slot], feed: Feed, on_exchange: OnExchange, drain_s: float | None = None
+    ) -> None:
+        """`drain_s`: as `--drain` gives it."""
         self._feed = feed
+        self._drain = Drain(drain_s)
+        self._closing = False
         self._on_exchange = on_exchange
         self._pool = ClosedLoop(slots, feed.next_request, self._on_done)
         self._backlog = Backlog(self._on_read)
@@ -129,6 +135,8 @@ class LocalLoad:
     @property
     def steady(self) -> bool:
         self._not_steady = {slot for slot in self._not_steady if not self._on_measured_item(slot)}
+        if self._not_steady and self._drain.known:
+            self._give_up_stragglers()
         return not self._not_steady
 
     @property
@@ -169,6 +177,7 @@ class LocalLoad:
         await self._pool.drained()
 
     async def close(self) -> None:
+        self._closing = True
         self._pool.stop()
         await asyncio.sleep(0)
         if self._reader is not None:
@@ -176,6 +185,12 @@ class LocalLoad:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
         self._backlog.read_all()
+
+    def _give_up_stragglers(self) -> None:
+        """Requests that the warm-up waits for far longer than others took; their slots go on with the next."""
+        limit_s = self._drain.limit_s
+        for slot in [slot for slot in self._not_steady if self._pool.in_flight_s(slot) > limit_s]:
+            self._pool.give_up(slot)
 
     def _on_measured_item(self, slot: int) -> bool:
         request = self._pool.current(slot)
@@ -188,5 +203,8 @@ class LocalLoad:
         self._backlog.add(raw)
 
     def _on_read(self, exchange: Exchange) -> None:
+        if not self._closing:
+            exchange = straggler(exchange, self._drain.limit_s, "is the limit of the warm-up")
+        self._drain.add(exchange)
         self._tally.add(exchange)
         self._on_exchange(exchange)

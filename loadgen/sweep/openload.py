@@ -12,6 +12,7 @@ from loadgen.client.exchange import Exchange, Raw, Request, dropped
 from loadgen.client.openloop import OpenLoop
 from loadgen.client.pool import Slot
 from loadgen.client.probe import ClientProbe, ClientUse
+from loadgen.sweep.drain import Drain
 from loadgen.sweep.load import OnExchange, Tally
 from loadgen.sweep.observer import Arrived
 from loadgen.sweep.schedule import Schedule
@@ -27,7 +28,7 @@ class OpenLoad:
     Behind the window the traffic goes on until the window's last request is over, so that none of them sees an emptier
     server than the others. A server that falls behind would make none of this end: so the warm-up is no longer than the
     window (`window_s`, as far as that is known) or as asked, the cool-down no longer than the warm-up was, and what is
-    not answered after as much time as all of it took is given up.
+    not answered after as much time as all of it took, or after the limit of the drain, is given up.
     """
 
     failure: str | None = None
@@ -40,9 +41,12 @@ class OpenLoad:
         on_exchange: OnExchange,
         *,
         window_s: float,
+        drain_s: float | None = None,
     ) -> None:
         self._cap = cap
         self._window_s = window_s
+        self._drain_s = drain_s
+        self._drain = Drain(drain_s)
         self._schedule = schedule
         self._on_exchange = on_exchange
         self._loop = OpenLoop(make_slot, cap, self._on_done, self._on_dropped)
@@ -116,7 +120,9 @@ class OpenLoad:
 
     async def drained(self) -> None:
         await self._fed.wait()
-        patience_s = (monotonic_ns() - self._t_start_ns) / 1e9
+        patience_s = self._drain.limit_s
+        if self._drain_s is None:
+            patience_s = min(patience_s, (monotonic_ns() - self._t_start_ns) / 1e9)
         try:
             async with asyncio.timeout(patience_s):
                 await self._loop.drained()
@@ -161,6 +167,7 @@ class OpenLoad:
         self._backlog.add(dropped(request, now_ns, self._cap))
 
     def _on_read(self, exchange: Exchange) -> None:
+        self._drain.add(exchange)
         if exchange.status != "dropped":
             self._tally.add(exchange)
         self._on_exchange(exchange)

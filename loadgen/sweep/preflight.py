@@ -130,7 +130,7 @@ class Preflight:
         if status is None or row.status not in ("http", "malformed"):
             return
         if 300 <= status < 400:
-            raise UsageError(f"{self._where} answers {path} with {_words(row)}; give the address that answers itself")
+            raise UsageError(f"{self._where} answers {path} with {_words(row)}")
         if status in (401, 403):
             raise UsageError(f"{self._where} refuses requests ({_words(row)}); give the key with --api-key-env VAR")
         if status == 429:

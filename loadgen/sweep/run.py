@@ -286,7 +286,7 @@ async def _run_cell(
     config = plan.config
     run = CellRun(
         cell,
-        settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s),
+        settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s, config.drain_s),
         metrics=MetricsSource(
             target_url=server.target.url,
             urls=server.target.metrics_urls,

@@ -160,7 +160,7 @@ def test_the_cap_goes_by_its_other_name() -> None:
         (always(429, {"error": {"message": "slow down"}}), {}, "limits the rate of requests (429: slow down)"),
         (always(404, {"error": {"message": "The model `wild` does not exist."}}), {}, "name it with --model"),
         (always(404, {"detail": "Not Found"}), {}, "neither /v1/completions nor /v1/chat/completions"),
-        (always(307, b"", "Location: http://h:1/v2\r\n"), {}, "redirects to http://h:1/v2"),
+        (always(307, b"", "Location: http://h:1/v2\r\n"), {}, "redirected to http://h:1/v2"),
         (
             always(400, {"error": {"message": "This model's maximum context length is 16 tokens"}}), {},
             "refuses requests (400: This model's maximum context length is 16 tokens)",
@@ -231,9 +231,8 @@ class TestLoading:
 
 
 def test_changes_merge_into_the_body() -> None:
-    changes = BodyChanges(
-        extra={"stream_options": {"continuous_usage_stats": None}, "top_k": 1, "cache_salt": None}, refused={"seed": None}
-    )
+    extra = {"stream_options": {"continuous_usage_stats": None}, "top_k": 1, "cache_salt": None}
+    changes = BodyChanges(extra=extra, refused={"seed": None})
     request = assignment("http://h:1", changes=changes).maker().measured(sample_items()[0])
     body = json.loads(request.body)
     assert body["stream_options"] == {"include_usage": True}

@@ -33,7 +33,7 @@ def named(error: object) -> list[str]:
     ("error", "first"),
     [
         ({"error": {"message": f"{USAGE}: extra inputs are not permitted", "type": "invalid_request_error"}}, USAGE),
-        ({"error": {"message": "Unsupported value", "param": "temperature", "code": "unsupported_value"}}, "temperature"),
+        ({"error": {"message": "Unsupported value", "param": "temperature"}}, "temperature"),
         ({"error": {"message": "Unknown parameter: 'stream_options'.", "param": None}}, "stream_options"),
         ({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "no", "input": 0}]}, "seed"),
         ({"detail": [{"loc": ["body", *USAGE.split(".")], "msg": "Extra inputs are not permitted"}]}, USAGE),
