@@ -180,7 +180,7 @@ def test_the_other_api_is_named_where_it_answers(api: str, other: str) -> None:
         return None if ("/chat/" in head.split("\r\n")[0]) == (other == "chat") else whole(404, {"detail": "Not Found"})
 
     protocol = msgspec.structs.replace(load_protocol("sample", shots_file=None), api=api)
-    assert refusal(only_other, protocol=protocol).endswith(f"404: \"Not Found\"; try --api {other}")
+    assert refusal(only_other, protocol=protocol).endswith(f"404: Not Found; try --api {other}")
 
 
 def test_what_befalls_one_request_is_left_to_the_cells() -> None:
