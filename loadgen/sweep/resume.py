@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from loadgen.client.arrivals import CLOSED
-from loadgen.serving.group import PROC
+from loadgen.serving.family import PROC
 from loadgen.sweep.journal import attempt_file, cell_end, cell_file
 from loadgen.sweep.manifest import Manifest, read_manifest
 from loadgen.sweep.plan import Block, Cell, TargetSpec, plan_blocks

@@ -20,7 +20,7 @@ from conftest import KnownServer, known_server
 
 import loadgen
 from loadgen.client.exchange import Exchange
-from loadgen.serving.group import PROC
+from loadgen.serving.family import PROC
 from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.journal import CellEnd, cell_files, read_records
 from loadgen.sweep.workers import Workers

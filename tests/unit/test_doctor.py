@@ -19,7 +19,7 @@ from loadgen.doctor.examination import Check, Examination, look_at_once
 from loadgen.doctor.finding import Finding, Mode, State
 from loadgen.doctor.program import ask
 from loadgen.errors import UsageError
-from loadgen.serving.group import living_members
+from loadgen.serving.family import family as living_members
 
 CLOSED = "http://127.0.0.1:9"
 
