@@ -14,6 +14,7 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
+from loadgen.analysis.fairness import unequal_servers
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
@@ -120,7 +121,7 @@ def checkpoint_notes(manifest: dict[str, Any]) -> list[str]:
     """What the servers' checkpoints say of themselves, each sentence once."""
     said: dict[str, dict[str, None]] = {}
     for server in manifest["servers"]:
-        if note := server.get("note"):
+        for note in filter(None, (server.get("note"), *server.get("remarks", ()))):
             said.setdefault(note, {})[server["name"]] = None
     return [f"{', '.join(targets)}: {note}" for note, targets in said.items()]
 
@@ -132,7 +133,7 @@ def _left_out(lines: int) -> str:
 def _analysis(
     manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer, damaged: list[str]
 ) -> dict[str, Any]:
-    warnings = checkpoint_notes(manifest)
+    warnings = checkpoint_notes(manifest) + unequal_servers(manifest)
     warnings += [f"{_name(cell)}: {cell.validity.sentence}" for cell in cells if not cell.validity.all_valid]
     warnings += damaged
     measured = Counter((cell.target, cell.repeat) for cell in cells)

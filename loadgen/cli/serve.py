@@ -34,6 +34,8 @@ from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_reci
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Activations; default float16 on cuda, bfloat16 on cpu."
 )
+@click.option("--start-timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, show_default=True,
+              metavar="S", help="How long the start may take while neither the log nor downloads grow.")  # fmt: skip
 @click.option("--vllm", metavar="PATH", help="The vllm command; default LOADGEN_VLLM, cpu-env's, or PATH's.")
 @click.option("--list", "listing", is_flag=True, help="Show every recipe and end.")
 @click.option("--print", "printing", is_flag=True, help="Show the command and its environment; start nothing.")
@@ -43,13 +45,14 @@ def command(
     device: Device,
     dtype: Dtype | None,
     vllm: str | None,
+    start_timeout: float,
     listing: bool,
     printing: bool,
     **rest: Any,
 ) -> None:
     """Run one vLLM server from its recipe, in the foreground; Ctrl-C stops it.
 
-    What stands after `--` goes to vLLM as it is. Ends with status 1 when the server crashes or does not run its recipe.
+    What follows `--` goes to vLLM unchanged. Ends with status 1 when the server crashes or does not run its recipe.
 
     \b
     Examples:
@@ -66,7 +69,7 @@ def command(
     if model is None:
         raise UsageError(f"serve {name} needs --model, a Hugging Face id or a folder")
     if dtype and recipe.dtype and dtype != recipe.dtype:
-        raise UsageError(f"recipe {name!r} fixes its activations to {recipe.dtype}; leave --dtype {dtype} away")
+        raise UsageError(f"recipe {name!r} fixes its activations to {recipe.dtype}; omit --dtype {dtype}")
     vllm = find_vllm(device, vllm) if vllm or not printing else _vllm_to_show(device)
     launch = plan_launch(recipe, model=model, device=device, dtype=dtype, vllm=vllm, **rest)
     if printing:
@@ -74,7 +77,7 @@ def command(
         return
     confirm_checkpoint(launch)
     try:
-        _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log")
+        _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log", start_timeout)
     except ServerError as error:
         click.echo(f"loadgen: {error}", err=True)
         sys.exit(1)
@@ -111,22 +114,22 @@ def _vllm_to_show(device: Device) -> str:
         return "vllm"
 
 
-def _serve(launch: Launch, log_path: Path) -> None:
+def _serve(launch: Launch, log_path: Path, start_timeout_s: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     click.echo(f"$ {launch.shell}", err=True)
     with ServerProcess(launch, log_path) as server:
         try:
-            _follow(server)
+            _follow(server, start_timeout_s)
         except KeyboardInterrupt:
             click.echo("loadgen: stopping the server", err=True)
             for warning in server.stop():
                 click.echo(f"loadgen: {warning}", err=True)
 
 
-def _follow(server: ServerProcess) -> None:
+def _follow(server: ServerProcess, start_timeout_s: float) -> None:
     """Copy the log to the terminal until the server ends, and say when it is ready."""
-    ready = False
+    ready, patience = False, server.patience(start_timeout_s)
     mask = Mask(*secrets_of(server.launch.argv, server.launch.env))
     with server.log_path.open("rb") as log:
         log.seek(server.log_offset)
@@ -136,8 +139,19 @@ def _follow(server: ServerProcess) -> None:
             if not ready and server.is_ready():
                 server.verify()
                 ready = True
-                click.echo(f"loadgen: {server.launch.name} is ready at {server.launch.url}", err=True)
+                _say(server)
+            elif not ready:
+                patience.check()
             time.sleep(0.2)
+
+
+def _say(server: ServerProcess) -> None:
+    facts = server.facts()
+    kept = "" if facts.kv_cache_dtype is None else f", KV cache {facts.kv_cache_dtype}"
+    held = "" if facts.quantization is None else f" with {facts.quantization}{kept}"
+    for remark in facts.remarks:
+        click.echo(f"loadgen: {remark}", err=True)
+    click.echo(f"loadgen: {server.launch.name} is ready at {server.launch.url}{held}", err=True)
 
 
 def _copy(log: BinaryIO, mask: Mask) -> None:

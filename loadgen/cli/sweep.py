@@ -103,6 +103,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--resume", metavar="DIR", help="Go on with an interrupted run: finished cells are kept.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S", help="Per request.")
+@click.option("--start-timeout", type=float, default=900.0, show_default=True, metavar="S",
+              help="For --serve: how long a start may take while neither its log nor its downloads grow.")
 @click.option("--wait-ready", type=float, metavar="S", help="For --target: wait up to S for servers that still load.")
 @click.option("--drain", type=float, metavar="S",
               help="After a window, wait up to S for its last answers [default: 30, or 3 median answers].")

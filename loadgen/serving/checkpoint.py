@@ -36,6 +36,26 @@ def held_by(checkpoint: str) -> Quantization | None:
     return quantization_of(local_config(checkpoint) or {})
 
 
+def remarks(held: Quantization | None, kv_cache_dtype: str | None) -> tuple[str, ...]:
+    """What a reader of a server's figures must know of a quantized checkpoint whose keys and values are kept so."""
+    said = []
+    if held is not None and held.kv_cache is not None:
+        if kv_cache_dtype in ("float16", "bfloat16"):
+            done = f"it is served with a {kv_cache_dtype} one, as the other targets are"
+        else:
+            done = f"its keys and values are kept as {kv_cache_dtype or 'it asks'}"
+        said.append(f"the checkpoint asks for a {held.kv_cache} KV cache: {done}")
+    if held is not None and held.mixed:
+        said.append(f"some modules of the checkpoint are {' or '.join(held.mixed)} instead of {held.numbers}")
+    if held is not None and held.method == "bitsandbytes" and held.left:
+        shown = ", ".join(held.left[:2]) + (", ..." if len(held.left) > 2 else "")
+        said.append(
+            f"{len(held.left)} modules of the checkpoint are left in 16 bits ({shown}): another precision than "
+            f"{held.numbers} throughout"
+        )
+    return tuple(said)
+
+
 def serves(recipe: Recipe, found: Quantization) -> bool:
     """Whether the recipe serves a checkpoint of that kind as it is."""
     if found.obstacle or found.method not in recipe.quant_methods:

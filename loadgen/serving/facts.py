@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
-KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB")
+KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB|reserved ([0-9.]+) GiB memory for KV Cache")
 TIMEOUT_S = 5.0
 # Straight to the server, whatever http_proxy says.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -36,12 +36,22 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the checkpoint's config.json says of itself in `loadgen_note`."""
     max_model_len: int | None
     """Tokens of prompt and answer together."""
+    quantization: str | None
+    """How its weights are stored: `16-bit`, `awq int4 (group 128)`; None: its config.json was not to be had."""
+    kv_cache_dtype: str | None
+    """In what it keeps keys and values: `float16`, `bfloat16`, `fp8`, ...; None: not known."""
+    eager: bool | None
+    """Whether it runs without torch.compile and CUDA graphs, as vLLM's log says; None where it does not."""
+    workers: int | None
+    """Processes that each hold a part of the model, as vLLM's log or the command says; None where neither does."""
+    remarks: tuple[str, ...]
+    """What a reader of its figures must know, one sentence each."""
     kernels: tuple[str, ...]
     """The kernels that the log says were selected, in the order of their first mention."""
     model_bytes: int | None
-    """GPU memory that the weights took, as vLLM's log says; None where it does not (its CPU build)."""
+    """GPU memory that the weights of all workers took, as vLLM's log says; None where it does not (its CPU build)."""
     kv_cache_bytes: int | None
-    """GPU memory reserved for keys and values, as vLLM's log says; None where it does not (its CPU build)."""
+    """GPU memory of all workers for keys and values, as vLLM's log says; None where it does not (its CPU build)."""
     metric_names: tuple[str, ...]
     """Sample names under /metrics, sorted."""
     started_ns: int
@@ -50,19 +60,22 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """When GET /health first answered 200; monotonic clock."""
 
 
-def model_bytes(log: str) -> int | None:
-    """What vLLM's log says of the weights' memory, over its workers together."""
-    return _sum_gib(MODEL_GIB, log)
+def model_bytes(log: str, workers: int | None = None) -> int | None:
+    """What vLLM's log says of the weights' memory, over its `workers` together."""
+    return _all_workers(MODEL_GIB, log, workers)
 
 
-def kv_cache_bytes(log: str) -> int | None:
-    """What vLLM's log says of the memory for keys and values, over its workers together."""
-    return _sum_gib(KV_CACHE_GIB, log)
+def kv_cache_bytes(log: str, workers: int | None = None) -> int | None:
+    """What vLLM's log says of the memory for keys and values, over its `workers` together."""
+    return _all_workers(KV_CACHE_GIB, log, workers)
 
 
-def _sum_gib(pattern: re.Pattern[str], log: str) -> int | None:
-    parts = [float(found) for found in pattern.findall(log)]
-    return round(sum(parts) * 2**30) if parts else None
+def _all_workers(pattern: re.Pattern[str], log: str, workers: int | None) -> int | None:
+    """Some versions log a line per worker, others one per node: the mean line times the workers, else the sum."""
+    parts = [float(next(filter(None, found.groups()))) for found in pattern.finditer(log)]
+    if not parts:
+        return None
+    return round(sum(parts) / len(parts) * max(workers or 0, len(parts)) * 2**30)
 
 
 class ServedModel(msgspec.Struct, frozen=True):

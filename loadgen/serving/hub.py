@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -72,6 +73,17 @@ def cached_snapshot(checkpoint: str) -> Path | None:
         return None
     snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
+
+
+def downloaded_bytes(checkpoint: str) -> int:
+    """Bytes of a checkpoint of the hub in the cache, of unfinished downloads too; 0 for a folder or without any."""
+    blobs = cache_folder() / f"models--{checkpoint.replace('/', '--')}" / "blobs"
+    total = 0
+    with contextlib.suppress(OSError):
+        for path in blobs.iterdir():
+            with contextlib.suppress(OSError):
+                total += path.stat().st_blocks * 512
+    return total
 
 
 def has_weights(folder: Path) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,8 +15,9 @@ import msgspec
 from loadgen.address import http_url
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
-from loadgen.serving.checkpoint import note_of, require_quantization
+from loadgen.serving.checkpoint import held_by, note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
+from loadgen.serving.log import option
 from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -40,6 +42,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     checkpoint: str | None = None
     """The folder or id that vLLM serves; None for a simulated server."""
+    dtype: Dtype | None = None
+    """The activation dtype; None for a simulated server."""
     in_flight: bool = False
     """The recipe quantizes the checkpoint while loading."""
     note: str | None = None
@@ -92,11 +96,16 @@ def plan_launch(
     local = Path(served).expanduser()
     if local.is_dir():
         served = str(local.resolve())
+    held = held_by(served)
+    kv_cache_dtype = on_device.kv_cache_dtype or activation
+    if held is not None and held.kv_cache is not None:
+        kv_cache_dtype = activation
     argv = (
         vllm or find_vllm(device), "serve", served, "--host", host, "--port", str(port),
-        "--dtype", activation, "--max-num-seqs", str(max_num_seqs),
+        "--dtype", activation, "--kv-cache-dtype", kv_cache_dtype, "--max-num-seqs", str(max_num_seqs),
         *fair.args, *on_device.args, *recipe.args, *in_flight, *extra_args,
     )  # fmt: skip
+    expected = {"{dtype}": activation, "{kv_cache_dtype}": option(argv, "--kv-cache-dtype") or kv_cache_dtype}
     offline = {"HF_HUB_OFFLINE": "1"} if local.is_dir() else {}
     return Launch(
         name=recipe.name,
@@ -106,9 +115,10 @@ def plan_launch(
         host=host,
         port=port,
         device=device,
-        expect=tuple(text.replace("{dtype}", activation) for text in (*fair.expect, *recipe.expect)),
+        expect=tuple(_filled(pattern, expected) for pattern in (*fair.expect, *recipe.expect)),
         kernel=recipe.kernel,
         checkpoint=served,
+        dtype=activation,
         in_flight=bool(in_flight),
         note=note_of(served),
     )
@@ -140,7 +150,8 @@ def find_vllm(device: Device, named: str | None = None) -> str:
     """
     for source, command in (("--vllm", named), ("LOADGEN_VLLM", os.environ.get("LOADGEN_VLLM"))):
         if command:
-            found = shutil.which(str(Path(command).expanduser()))
+            # Not through Path, which would make a name to look up in PATH of ./vllm.
+            found = shutil.which(os.path.expanduser(command))  # noqa: PTH111
             if found is None:
                 raise UsageError(f"{source} names {command!r}, which is not a command; give the path of vLLM's `vllm`")
             return str(Path(found).absolute())
@@ -151,6 +162,12 @@ def find_vllm(device: Device, named: str | None = None) -> str:
         return found
     remedy = "run `loadgen cpu-env` to build one" if device == "cpu" else "install vLLM"
     raise UsageError(f"no vllm command for device {device!r} was found; {remedy}, or name one with --vllm PATH")
+
+
+def _filled(pattern: str, values: Mapping[str, str]) -> str:
+    for placeholder, value in values.items():
+        pattern = pattern.replace(placeholder, re.escape(value))
+    return pattern
 
 
 def _require_folder(model: str) -> None:

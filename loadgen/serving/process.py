@@ -16,7 +16,7 @@ from typing import Self
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask, secrets_of
-from loadgen.serving.checkpoint import checkpoint_identity
+from loadgen.serving.checkpoint import checkpoint_identity, held_by, remarks
 from loadgen.serving.facts import (
     ServerFacts,
     get,
@@ -28,16 +28,19 @@ from loadgen.serving.facts import (
 )
 from loadgen.serving.gpu_memory import used_bytes
 from loadgen.serving.group import ProcessGroup
+from loadgen.serving.hub import downloaded_bytes, local_config
 from loadgen.serving.launch import Launch
+from loadgen.serving.log import WAITING, engine_settings, named_errors, option, plain, remedy, workers_of
+from loadgen.serving.quantization import Quantization
 
-READY_DEADLINE_S = 900.0
+START_TIMEOUT_S = 900.0
+GROWTH_POLL_S = 1.0
 LAST_WORDS = 15
 GPU_SLACK_BYTES = 256 * 2**20
 GPU_PATIENCE_S = 60.0
 PORT_PATIENCE_S = 30.0
-NAMED_ERROR = re.compile(r"^(.*\bERROR\b.*\] )?[\w.]*(Error|Exception): ")
-ECHO = "root cause"
-"""Errors in vLLM's log that only point to an earlier one say where the root cause is to be found."""
+KV_CACHE_DTYPES = {"float8": "fp8", "float4": "nvfp4"}
+"""How vLLM calls what a checkpoint's scheme asks for."""
 
 
 class ServerProcess:
@@ -53,7 +56,7 @@ class ServerProcess:
         """
         if not port_is_free(launch.host, launch.port):
             raise UsageError(
-                f"port {launch.port} on {launch.host} is already in use; stop what listens there or choose another port"
+                f"port {launch.port} on {launch.host} is already in use; stop what is listening, or choose another port"
             )
         self.launch = launch
         self.log_path = log_path
@@ -78,19 +81,23 @@ class ServerProcess:
         """The exit status (negative: the signal that ended it), or None while the server runs."""
         return self._group.poll()
 
-    def wait_ready(self, deadline_s: float = READY_DEADLINE_S) -> None:
+    def wait_ready(self, deadline_s: float = START_TIMEOUT_S) -> None:
         """Return when GET /health answers 200.
 
-        Raises ServerError as soon as the server ends, or when it is not ready after `deadline_s` seconds.
+        Raises ServerError as soon as the server ends, or when its log and the cache of downloads have not grown for
+        `deadline_s` seconds.
         """
-        give_up_ns = self._started_ns + round(deadline_s * 1e9)
+        patience = self.patience(deadline_s)
         while True:
             self.check_alive()
             if self.is_ready():
                 return
-            if time.monotonic_ns() >= give_up_ns:
-                raise ServerError(self._report(f"was not ready after {deadline_s:g} s"))
+            patience.check()
             time.sleep(0.1)
+
+    def patience(self, deadline_s: float = START_TIMEOUT_S) -> Patience:
+        """How long this server's start is waited for."""
+        return Patience(self, deadline_s)
 
     def is_ready(self) -> bool:
         """Whether GET /health answers 200 now."""
@@ -104,7 +111,7 @@ class ServerProcess:
         status = self.poll()
         if status is not None:
             when = "before it was ready" if self._ready_ns is None else "while it served"
-            raise ServerError(self._report(f"ended with {exit_words(status)} {when}"))
+            raise ServerError(self.report(f"ended with {exit_words(status)} {when}"))
 
     def verify(self) -> None:
         """Raises ServerError when the log lacks a line that the recipe says it must show."""
@@ -120,6 +127,11 @@ class ServerProcess:
         """What the server says about itself now; what it does not answer is None or empty."""
         served = next(iter(read_models(get(f"{self.launch.url}/v1/models") or b"") or []), None)
         exposition = get(f"{self.launch.url}/metrics") or b""
+        log, checkpoint = self.log(), self.launch.checkpoint
+        settings = engine_settings(log)
+        workers = settings.workers or workers_of(self.launch.argv)
+        held = held_by(checkpoint) if checkpoint else None
+        kv_cache_dtype = self._kv_cache_dtype(settings.kv_cache_dtype, held)
         return ServerFacts(
             name=self.launch.name,
             precision=self.launch.precision,
@@ -128,16 +140,37 @@ class ServerProcess:
             pid=self.pid,
             version=read_version(get(f"{self.launch.url}/version") or b""),
             model=served.id if served else None,
-            checkpoint_identity=checkpoint_identity(self.launch.checkpoint) if self.launch.checkpoint else None,
+            checkpoint_identity=checkpoint_identity(checkpoint) if checkpoint else None,
+            quantization=self._quantization(held),
+            kv_cache_dtype=kv_cache_dtype,
+            eager=settings.eager,
+            workers=workers,
+            remarks=remarks(held, kv_cache_dtype),
             note=self.launch.note,
             max_model_len=served.max_model_len if served else None,
             kernels=self.kernels(),
-            model_bytes=model_bytes(self.log()),
-            kv_cache_bytes=kv_cache_bytes(self.log()),
+            model_bytes=model_bytes(log, workers),
+            kv_cache_bytes=kv_cache_bytes(log, workers),
             metric_names=metric_names(exposition.decode("utf-8", "replace")),
             started_ns=self._started_ns,
             ready_ns=self._ready_ns,
         )
+
+    def _kv_cache_dtype(self, logged: str | None, held: Quantization | None) -> str | None:
+        """vLLM turns `auto` into what the checkpoint asks for, else the activation dtype, after it has logged it."""
+        for named in (logged, option(self.launch.argv, "--kv-cache-dtype")):
+            if named not in (None, "auto"):
+                return named
+        if held is not None and held.kv_cache is not None:
+            return KV_CACHE_DTYPES.get(held.kv_cache, held.kv_cache)
+        return self.launch.dtype
+
+    def _quantization(self, held: Quantization | None) -> str | None:
+        if self.launch.in_flight:
+            return f"{option(self.launch.argv, '--quantization') or self.launch.precision}, quantized while loading"
+        if held is None and (self.launch.checkpoint is None or local_config(self.launch.checkpoint) is None):
+            return None
+        return str(held or "16-bit")
 
     def kernels(self) -> tuple[str, ...]:
         """What the recipe's `kernel` pattern captures in the log, each once."""
@@ -146,16 +179,16 @@ class ServerProcess:
         return tuple(dict.fromkeys(found[1] for found in re.finditer(self.launch.kernel, self.log())))
 
     def log(self) -> str:
-        """What this server has written so far."""
+        """What this server has written so far, without colours."""
         with self.log_path.open("rb") as file:
             file.seek(self.log_offset)
-            return file.read().decode("utf-8", "replace")
+            return plain(file.read().decode("utf-8", "replace"))
 
     def last_words(self, lines: int = LAST_WORDS) -> str:
         """The end of the log, led by the last error named before it: vLLM's echoes of an error come after its cause."""
         written = [line for line in self.log().splitlines() if line.strip()]
         earlier, end = written[:-lines], written[-lines:]
-        causes = [line for line in earlier if NAMED_ERROR.search(line) and ECHO not in line]
+        causes = named_errors(earlier)
         return self._mask("\n".join([*causes[-1:], *(["..."] if causes else []), *end]))
 
     def stop(self, *, interrupt_s: float = 20.0, terminate_s: float = 10.0) -> list[str]:
@@ -187,6 +220,8 @@ class ServerProcess:
     def _environment(self) -> dict[str, str]:
         """The command's own folder leads PATH: vLLM calls tools (ninja) that are installed beside it."""
         environment = {**os.environ, **self.launch.env}
+        if not environment.get("VLLM_PORT", "0").isdigit():
+            del environment["VLLM_PORT"]  # Kubernetes sets it to a URI, for any service that is named vllm
         folder = os.path.dirname(self.launch.argv[0])  # noqa: PTH120
         if folder:
             environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
@@ -209,9 +244,46 @@ class ServerProcess:
         now = used_bytes()
         return now is None or now <= self._gpu_bytes_before + GPU_SLACK_BYTES
 
-    def _report(self, what: str) -> str:
+    def report(self, what: str) -> str:
+        """What happened to the server, what to do about it where that is known, and the end of its log."""
         words = self.last_words() or "(it wrote nothing)"
+        if (cure := remedy(self.log())) and self._ready_ns is None:
+            what = f"{what}: {self._mask(cure)}"
+        elif self.poll() == -signal.SIGKILL:
+            what = f"{what} (where nobody killed it, the machine's memory was full: see `dmesg`, use a smaller model)"
         return f"server {self.launch.name!r} {what}; its log is {self.log_path} and ends:\n{words}"
+
+
+class Patience:
+    """The clock of a start: it stands still while the server's log or its downloads grow."""
+
+    def __init__(self, server: ServerProcess, deadline_s: float) -> None:
+        self._server = server
+        self._timeout_s = deadline_s
+        self._seen: tuple[int, int] | None = None
+        self._looked = self._grew = time.monotonic()
+
+    def check(self) -> None:
+        """Raises ServerError when nothing has grown for as long as a start may take."""
+        now = time.monotonic()
+        if self._seen is None or now - self._looked >= min(GROWTH_POLL_S, self._timeout_s / 2):
+            self._looked = now
+            size = self._size()
+            if size != self._seen:
+                self._seen, self._grew = size, now
+        if now - self._grew >= self._timeout_s:
+            raise ServerError(
+                self._server.report(
+                    f"was not ready after {self._timeout_s:g} s in which neither its log nor its downloads grew; raise "
+                    "--start-timeout if it needs longer"
+                )
+            )
+
+    def _size(self) -> tuple[int, int]:
+        """Lines of the log that do not just say that it waits, and bytes of the checkpoint in the hub's cache."""
+        lines = sum(1 for line in self._server.log().splitlines() if line.strip() and not WAITING.search(line))
+        checkpoint = self._server.launch.checkpoint
+        return lines, downloaded_bytes(checkpoint) if checkpoint else 0
 
 
 def free_port(host: str = "127.0.0.1") -> int:

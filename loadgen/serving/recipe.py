@@ -93,6 +93,8 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     dtype: Dtype
     """The activation dtype of recipes that do not fix their own, unless the user chooses."""
+    kv_cache_dtype: Literal["auto"] | None = None
+    """`auto` where vLLM refuses to be told the dtype of keys and values; else it is told the activation dtype."""
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
 
@@ -174,6 +176,6 @@ def _read(path: Path, kind: type[T], given: dict[str, str]) -> T:
 def _check_patterns(patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         try:
-            re.compile(pattern.replace("{dtype}", "float16"))
+            re.compile(pattern.replace("{dtype}", "float16").replace("{kv_cache_dtype}", "float16"))
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error

@@ -15,6 +15,7 @@ import msgspec
 
 from loadgen.client.arrivals import CLOSED, Arrivals
 from loadgen.errors import UsageError
+from loadgen.serving.process import START_TIMEOUT_S
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
 from loadgen.sweep.slo import Slo
@@ -79,6 +80,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     extra_body: dict[str, Any]
     """Merged into every request: objects are merged, null removes a field (RFC 7396)."""
     timeout_s: float
+    start_timeout_s: float
+    """How long a launched server may start without its log or its downloads growing."""
     wait_ready_s: float
     """How long servers that still load are waited for."""
     drain_s: float | None
@@ -151,6 +154,7 @@ def configure(
     seed: int = 0,
     extra_body: str | Mapping[str, Any] | None = None,
     timeout: float = 600.0,
+    start_timeout: float = START_TIMEOUT_S,
     wait_ready: float = 0.0,
     drain: float | None = None,
     max_error_rate: float = MAX_ERROR_RATE,
@@ -196,6 +200,7 @@ def configure(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
         max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
         metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers, drain=drain,
+        start_timeout=start_timeout,
     )  # fmt: skip
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
@@ -262,6 +267,7 @@ def configure(
         seed=seed,
         extra_body=_extra_body(extra_body),
         timeout_s=timeout,
+        start_timeout_s=start_timeout,
         wait_ready_s=wait_ready,
         drain_s=drain,
         max_error_rate=max_error_rate,

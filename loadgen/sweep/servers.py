@@ -233,12 +233,14 @@ class _Processes:
         log = run_dir / "servers" / f"{spec.name}-r{repeat}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with ServerProcess(launch, log) as process:
-            process.wait_ready()
+            process.wait_ready(self._config.start_timeout_s)
             process.verify()
             facts = process.facts()
             observer.server_ready(spec.name, f"vLLM {facts.version}" + "".join(f", {k}" for k in facts.kernels))
-            if facts.note is not None:
-                observer.warn(f"{spec.name}: {facts.note}")
+            if facts.quantization is not None:
+                observer.note(f"{spec.name}: {facts.quantization}, KV cache {facts.kv_cache_dtype}")
+            for warning in (*((facts.note,) if facts.note is not None else ()), *facts.remarks):
+                observer.warn(f"{spec.name}: {warning}")
 
             def died() -> str | None:
                 code = process.poll()

@@ -14,7 +14,7 @@ from loadgen.secret import MASK, Mask
 from loadgen.sweep.config import SweepConfig, configure
 from loadgen.sweep.plan import TargetSpec
 
-FREE = ("metrics_port", "metrics_host", "api_key_env", "exclusive", "wait_ready")
+FREE = ("metrics_port", "metrics_host", "api_key_env", "exclusive", "wait_ready", "start_timeout")
 """Options that may differ from session to session: no figure depends on them."""
 _FIELDS = {
     "duration": "duration_s",
@@ -22,6 +22,7 @@ _FIELDS = {
     "gpu": "gpus",
     "carbon": "carbon_kg_per_kwh",
     "timeout": "timeout_s",
+    "start_timeout": "start_timeout_s",
     "wait_ready": "wait_ready_s",
     "drain": "drain_s",
 }

@@ -11,18 +11,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from made_hub import packed, put_in_folder
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.facts import kv_cache_bytes, metric_names, model_bytes
-from loadgen.serving.group import ProcessGroup, living_members
+from loadgen.serving.facts import metric_names
+from loadgen.serving.family import family as living_members
+from loadgen.serving.group import ProcessGroup
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, port_is_free
 
 FAKE_SERVER = """
 import http.server, json, os, signal, subprocess, sys, time
 port, behaviour = int(sys.argv[1]), sys.argv[2:]
-print("engine config: dtype=torch.bfloat16, quantization=None,", flush=True)
+print("engine config: \x1b[90mdtype=\x1b[0mtorch.bfloat16, quantization=None,", flush=True)
+print("enforce_eager=" + str("eager" in behaviour) + ", kv_cache_dtype=auto,", flush=True)
+print(*(word for word in behaviour if "=" in word), sep="\\n", flush=True)
 print("Selected MarlinKernel for layer\\nSelected MarlinKernel for layer", flush=True)
 if "crash" in behaviour:
     print("(Worker) ERROR 11-22 [executor.py:9] ValueError: no weights", *["  at line 1"] * 20, sep="\\n")
@@ -34,6 +39,18 @@ if "killed" in behaviour:
 if "stubborn" in behaviour:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "setsid" in behaviour:
+    print("child", subprocess.Popen(["sleep", "600"], start_new_session=True).pid, flush=True)
+    if "crash_after" in behaviour:
+        sys.exit(1)
+if "grows" in behaviour:
+    for number in range(8):
+        print("loading shard", number, flush=True)
+        time.sleep(0.1)
+if "waits" in behaviour:
+    while True:
+        print("No available shared memory broadcast block found in 60 seconds", flush=True)
+        time.sleep(0.05)
 if "child" in behaviour:
     child = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
     print("child", subprocess.Popen([sys.executable, "-c", child]).pid, flush=True)
@@ -199,6 +216,89 @@ def test_what_the_server_started_does_not_outlive_it(launch_of: Callable[..., La
     assert not is_alive(child)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("behaviour", [("setsid",), ("setsid", "stubborn"), ("setsid", "crash_after")])
+def test_what_left_the_servers_session_does_not_outlive_it(
+    launch_of: Callable[..., Launch], tmp_path: Path, behaviour: tuple[str, ...]
+) -> None:
+    with ServerProcess(launch_of(*behaviour), tmp_path / "log") as server:
+        if "crash_after" in behaviour:
+            with pytest.raises(ServerError, match="ended with exit status 1"):
+                server.wait_ready(PATIENCE_S)
+        else:
+            server.wait_ready(PATIENCE_S)
+        child = child_of(server)
+        assert is_alive(child)
+        assert server.stop(interrupt_s=0.2, terminate_s=0.5) == []
+    assert not is_alive(child)
+
+
+def test_the_clock_of_a_start_stands_still_while_the_log_grows(
+    launch_of: Callable[..., Launch], tmp_path: Path
+) -> None:
+    with ServerProcess(launch_of("grows"), tmp_path / "log") as server:
+        server.wait_ready(deadline_s=0.6)
+
+
+def test_lines_that_say_that_it_waits_are_no_progress(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    with (
+        ServerProcess(launch_of("waits"), tmp_path / "log") as server,
+        pytest.raises(ServerError, match=r"neither its log nor its downloads grew; raise --start-timeout"),
+    ):
+        server.wait_ready(deadline_s=0.5)
+
+
+def test_downloads_that_grow_keep_a_start_alive(
+    launch_of: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    launch = launch_of(checkpoint="a/b")
+    program = (
+        "import sys, time, pathlib\nfor n in range(8):\n    pathlib.Path(sys.argv[1], str(n)).write_bytes(b'x' * 9999)"
+    )
+    argv = (sys.executable, "-c", f"{program}\n    time.sleep(0.1)\ntime.sleep(600)", str(blobs))
+    slow = Launch(name="slow", precision="bf16", argv=argv, port=launch.port, checkpoint="a/b")
+    begun = time.monotonic()
+    with ServerProcess(slow, tmp_path / "log") as server, pytest.raises(ServerError, match="not ready after"):
+        server.wait_ready(deadline_s=0.5)
+    assert len(list(blobs.iterdir())) == 8
+    assert time.monotonic() - begun > 0.8
+
+
+def test_facts_tell_the_kv_cache_eager_mode_and_the_weights_of_all_workers(
+    launch_of: Callable[..., Launch], tmp_path: Path
+) -> None:
+    scheme = packed("float", 8, activations=True)
+    scheme["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
+    folder = put_in_folder(tmp_path / "M-fp8", scheme)
+    said = ("tensor_parallel_size=2,", "Model loading took 3.5 GiB memory=")
+    launch = launch_of("eager", *said, checkpoint=str(folder), dtype="bfloat16")
+    with ServerProcess(launch, tmp_path / "log") as server:
+        server.wait_ready(PATIENCE_S)
+        facts = server.facts()
+        server.launch = msgspec.structs.replace(launch, argv=(*launch.argv, "--kv-cache-dtype", "bfloat16"))
+        told = server.facts()
+    assert facts.quantization == "compressed-tensors float8/float8 (asks for a float8 KV cache)"
+    assert (facts.eager, facts.workers, facts.model_bytes) == (True, 2, 7 * 2**30)
+    assert facts.kv_cache_dtype == "fp8"
+    assert facts.remarks == ("the checkpoint asks for a float8 KV cache: its keys and values are kept as fp8",)
+    assert told.kv_cache_dtype == "bfloat16"
+    assert told.remarks[0].endswith("it is served with a bfloat16 one, as the other targets are")
+
+
+def test_a_uri_that_kubernetes_leaves_in_vllm_port_does_not_reach_the_server(
+    launch_of: Callable[..., Launch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_PORT", "tcp://10.0.0.1:8000")
+    argv = (sys.executable, "-c", "import os; print(os.environ.get('VLLM_PORT'))")
+    with ServerProcess(Launch(name="x", precision="x", argv=argv, port=launch_of().port), tmp_path / "log") as server:
+        with pytest.raises(ServerError, match="exit status 0"):
+            server.wait_ready(PATIENCE_S)
+        assert server.log() == "None\n"
+
+
 def test_a_server_that_does_not_run_its_recipe_is_refused(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
     right = (r"dtype=torch\.bfloat16,", r"quantization=None,")
     with ServerProcess(launch_of(expect=right), tmp_path / "right") as server:
@@ -258,12 +358,3 @@ def test_a_server_hears_the_interrupt_although_loadgen_is_a_background_job(tmp_p
         signal.signal(signal.SIGINT, before)
     group.end(interrupt_s=1.0, terminate_s=1.0)
     assert log.read_text() == "False\n"
-
-
-def test_the_weights_memory_is_what_the_log_says_over_all_workers() -> None:
-    line = "INFO 11-22 [gpu_model_runner.py:5150] Model loading took {} GiB memory and 3.1 seconds\n"
-    assert model_bytes(line.format(3.5) + line.format("3.5000")) == 7 * 2**30
-    assert model_bytes("INFO nothing of the kind") is None
-    line = "INFO 11-22 [gpu_worker.py:760] Available KV cache memory: {} GiB\n"
-    assert kv_cache_bytes(line.format("52.25") * 2) == 104.5 * 2**30
-    assert kv_cache_bytes("INFO nothing of the kind") is None

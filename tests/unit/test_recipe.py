@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from made_hub import packed, put_in_folder
 
 from loadgen.cli.serve import command as serve
 from loadgen.errors import UsageError
@@ -166,6 +167,28 @@ def test_the_log_must_show_the_dtype_that_was_asked_for(tiny: Path) -> None:
     assert not all(re.search(pattern, config.format("float16")) for pattern in launch.expect)
 
 
+def test_the_kv_cache_has_the_activation_dtype_whatever_the_checkpoint_asks_for(tiny: Path) -> None:
+    scheme = packed("float", 8, activations=True)
+    scheme["quantization_config"]["kv_cache_scheme"] = {"num_bits": 8, "type": "float"}
+    put_in_folder(tiny.with_name("tiny-fp8"), scheme)
+    for name, dtype in (("fp8", "float16"), ("bf16", "bfloat16")):
+        launch = plan(name, tiny, device="cuda")
+        assert value_of(launch, "--kv-cache-dtype") == dtype
+        assert any(re.search(pattern, f"kv_cache_dtype={dtype}, ") for pattern in launch.expect)
+        assert not any(re.search(pattern, "kv_cache_dtype=fp8, ") for pattern in launch.expect)
+    assert value_of(plan("fp8", tiny), "--kv-cache-dtype") == "bfloat16"
+    assert value_of(plan("int8", tiny), "--kv-cache-dtype") == "auto", "vLLM 0.33 refuses to be told it on a CPU"
+    asked = plan("bf16", tiny, device="cuda", extra_args=["--kv-cache-dtype", "fp8"])
+    assert any(re.search(pattern, "kv_cache_dtype=fp8, ") for pattern in asked.expect)
+
+
+def test_the_users_environment_does_not_silence_or_colour_the_log_that_is_read(tiny: Path) -> None:
+    env = plan("bf16", tiny, device="cuda").env
+    assert env["VLLM_CONFIGURE_LOGGING"] == "1"
+    assert env["VLLM_LOGGING_LEVEL"] == "INFO"
+    assert (env["VLLM_LOGGING_COLOR"], env["VLLM_LOGGING_CONFIG_PATH"]) == ("0", "")
+
+
 def test_cpu_settings_go_to_cpu_servers_only(tiny: Path) -> None:
     cpu, cuda = plan("bf16", tiny), plan("bf16", tiny, device="cuda")
     assert "--enforce-eager" in cpu.argv
@@ -212,6 +235,11 @@ def test_vllm_is_the_named_one_then_the_variable_then_path(monkeypatch: pytest.M
         find_vllm("cpu")
     with pytest.raises(UsageError, match="--vllm names"):
         find_vllm("cuda", str(tmp_path / "absent"))
+    monkeypatch.chdir(tmp_path / "named")
+    for relative in ("./vllm", "../named/vllm"):
+        assert Path(find_vllm("cuda", relative)).samefile(programs["named"])
+    with pytest.raises(UsageError, match="--vllm names 'vllm'"):
+        find_vllm("cuda", "vllm")
 
 
 def test_simulated_servers_run_under_this_python() -> None:

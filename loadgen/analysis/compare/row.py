@@ -12,6 +12,7 @@ import pandas as pd
 
 from loadgen.analysis.compare.formula import paper_n_star
 from loadgen.analysis.compare.size import model_size
+from loadgen.analysis.fairness import SIXTEEN_BITS
 from loadgen.analysis.run import Run
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
@@ -101,6 +102,16 @@ _NUMBERS = (
 )  # fmt: skip
 
 
+def _code(server: Mapping[str, Any]) -> list[str]:
+    """What runs the model: the kernels, and that it ran without CUDA graphs or with another KV cache than 16-bit."""
+    kept = server.get("kv_cache_dtype")
+    return [
+        *(server.get("kernels") or ()),
+        *(["eager"] if server.get("eager") else []),
+        *([f"{kept} KV cache"] if kept not in (None, *SIXTEEN_BITS) else []),
+    ]
+
+
 def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow]:
     """A row per target x concurrency, in the order of summary.csv; `label` is what the run is called here, `sizes` the
     parameters given by run, model or target.
@@ -138,7 +149,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 protocol=manifest["protocol"]["name"],
                 fixed_length=config.get("fixed_length"),
                 vllm=_joined(server.get("version") for server in servers),
-                kernels=_joined(kernel for server in servers for kernel in server.get("kernels") or ()),
+                kernels=_joined(name for server in servers for name in _code(server)),
                 reference=precisions.get(config["reference"], config["reference"]),
                 is_reference=key[0] == config["reference"],
                 target=key[0],

@@ -12,7 +12,8 @@ from loadgen.report.html.verdict import started
 from loadgen.report.stamp import STAMP
 
 Entry = Mapping[str, Any]
-_SERVERS = ("server", "repeat", "vLLM", "kernel", "command or address")
+_SERVERS = ("server", "repeat", "vLLM", "weights", "KV cache", "CUDA graphs", "kernel", "command or address")
+_GRAPHS = {True: "no (eager)", False: "yes", None: "not known"}
 
 
 def servers(manifest: Entry) -> Html:
@@ -22,6 +23,9 @@ def servers(manifest: Entry) -> Html:
             f"{server['name']} {STAMP}" if manifest["simulated"] else server["name"],
             str(server["repeat"]),
             str(server["version"] or "not known"),
+            str(server.get("quantization") or "not known"),
+            str(server.get("kv_cache_dtype") or "not known"),
+            _GRAPHS[server.get("eager")],
             ", ".join(server.get("kernels") or ()) or "not known",
             " ".join(server.get("argv") or ()) or str(server.get("url", "not known")),
         )

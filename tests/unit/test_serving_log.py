@@ -1,0 +1,121 @@
+"""vLLM's log, as versions 0.26 to 0.33 write it: settings, memory over all workers, the remedy for a failed start."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from loadgen.serving.facts import kv_cache_bytes, model_bytes
+from loadgen.serving.log import EngineSettings, engine_settings, option, plain, remedy, workers_of
+from loadgen.serving.recipe import fair_settings, load_recipes
+
+# The line of each version: 0.26 to 0.31, 0.32, 0.33 differ in what stands between these settings.
+CONFIG = {
+    "0.26.0": "load_format=auto, tensor_parallel_size={tp}, pipeline_parallel_size=1, data_parallel_size=1, "
+    "decode_context_parallel_size=1, dcp_comm_backend=ag_rs, disable_custom_all_reduce=False, quantization={q}, "
+    "quantization_config=None, enforce_eager={eager}, enable_return_routed_experts=False, kv_cache_dtype={kv}, "
+    "device_config=cuda, ",
+    "0.32.0": "load_format=auto, tensor_parallel_size={tp}, pipeline_parallel_size=1, data_parallel_size=1, "
+    "quantization={q}, quantization_config=None, enforce_eager={eager}, kv_cache_dtype={kv}, device_config=cpu, ",
+    "0.33.0": "tensor_parallel_size={tp}, pipeline_parallel_size=1, data_parallel_size=1, quantization={q}, "
+    "quantization_config=None, enforce_eager={eager}, aux_output_config=None, kv_cache_dtype={kv}, ",
+}
+END = "enable_prefix_caching=False, enable_chunked_prefill=True, pooler_config=None"
+QUANTIZATION = {
+    "awq": ("awq", "awq_marlin", "auto_awq"), "gptq": ("gptq", "gptq_marlin", "auto_gptq"), "fp16": ("None",),
+    "bf16": ("None",), "int8": ("compressed-tensors",), "bnb-nf4": ("bitsandbytes",), "bnb-int8": ("bitsandbytes",),
+    "fp8": ("fp8", "compressed-tensors", "fp8_per_channel", "online"),
+}  # fmt: skip
+
+
+def config(version: str, *, tp: int = 1, q: str = "None", eager: bool = False, kv: str = "bfloat16") -> str:
+    middle = CONFIG[version].format(tp=tp, q=q, eager=eager, kv=kv)
+    head = (
+        f"(EngineCore pid=9) INFO 11-28 22:00:00 [core.py:134] Initializing a V1 LLM engine (v{version}) with config: "
+    )
+    return f"{head}model='x', dtype=torch.bfloat16, max_seq_len=4096, {middle}{END}\n"
+
+
+@pytest.mark.parametrize("version", CONFIG)
+def test_the_patterns_of_every_recipe_match_the_log_of_every_version(version: str) -> None:
+    for name, recipe in load_recipes().items():
+        for quantization in QUANTIZATION[name]:
+            log = config(version, q=quantization)
+            for pattern in (*fair_settings().expect, *recipe.expect):
+                filled = pattern.replace("{dtype}", "bfloat16").replace("{kv_cache_dtype}", "bfloat16")
+                assert re.search(filled, log), (name, pattern)
+
+
+@pytest.mark.parametrize("version", CONFIG)
+def test_eager_mode_the_kv_cache_and_the_workers_are_read(version: str) -> None:
+    assert engine_settings(config(version)) == EngineSettings(eager=False, kv_cache_dtype="bfloat16", workers=1)
+    log = config(version, tp=2, eager=True, kv="fp8")
+    assert engine_settings(log) == EngineSettings(eager=True, kv_cache_dtype="fp8", workers=2)
+
+
+def test_colours_and_rewritten_lines_are_not_in_a_plain_log() -> None:
+    coloured = "\x1b[0;36m(Engine pid=1)\x1b[0;0m INFO \x1b[90m[core.py:1]\x1b[0m dtype=\x1b[1mtorch.bfloat16\x1b[0m,"
+    assert plain(coloured) == "(Engine pid=1) INFO [core.py:1] dtype=torch.bfloat16,"
+    assert plain("a\r\n10%\r20%\n\x1b]0;title\x07b") == "a\n10%\n20%\nb"
+    assert engine_settings(plain(coloured)) == EngineSettings()
+
+
+def test_memory_is_that_of_all_workers_whether_each_logs_its_own_line_or_one_for_all() -> None:
+    weights = "(Worker_TP{} pid=1) INFO [gpu_model_runner.py:5] Model loading took 3.5 GiB memory and 3.1 seconds\n"
+    cache = "(Worker_TP0 pid=1) INFO [gpu_worker.py:7] Available KV cache memory: 10.25 GiB\n"
+    fixed = "Initial free memory 78.0 GiB, reserved 8.0 GiB memory for KV Cache as specified by kv_cache_memory_bytes\n"
+    each = weights.format(0) + weights.format(1)
+    assert model_bytes(each, 2) == model_bytes(weights.format(0), 2) == model_bytes(each) == 7 * 2**30
+    assert kv_cache_bytes(cache, 2) == kv_cache_bytes(cache * 2, 2) == 20.5 * 2**30
+    assert kv_cache_bytes(cache) == 10.25 * 2**30
+    assert kv_cache_bytes(fixed, 4) == 32 * 2**30
+    assert model_bytes("nothing of the kind", 2) is None
+
+
+def test_the_command_says_how_many_workers_where_the_log_does_not() -> None:
+    assert workers_of(("vllm", "serve", "m", "--tensor-parallel-size", "2", "-pp=3")) == 6
+    assert workers_of(("vllm", "serve", "m")) is None
+    assert option(("--dtype", "float16", "--dtype=bfloat16"), "--dtype") == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("OSError: You are trying to access a gated repo.\nMake sure to have access to it at "
+         "https://huggingface.co/org/name.", "does not give org/name to this user: accept its licence"),
+        ("401 Client Error. Cannot access gated repo for url https://huggingface.co/org/name/resolve/main/config.json",
+         "org/name to this user: accept its licence on its page and set HF_TOKEN"),
+        ("huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error.", "the hub has no such checkpoint"),
+        ("ValueError: Free memory on device cuda:0 (1.2/23.6 GiB) on startup is less than desired GPU memory "
+         "utilization (0.92, 21.7 GiB).",
+         "GPU cuda:0 has 1.2 of 23.6 GiB free and vLLM wants 21.7 (92%): end what else uses"),
+        ("ValueError: To serve at least one request with the model's max seq len (4096), (4.5 GiB KV cache is needed, "
+         "which is larger than the available KV cache memory (1.25 GiB).",
+         "one request of 4096 tokens needs 4.5 GiB and 1.25 GiB are left: give vLLM a smaller --max-model-len"),
+        ("ValueError: No available memory for the cache blocks.", "leave no GPU memory for the KV cache"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.", "memory is too small for this server"),
+        ("Value error, Unknown quantization method: bitsandbytes. Must be one of", "install vllm-bnb-plugin bitsan"),
+        ("Value error, Unknown quantization method: gguf. Must be one of", "pip install vllm-gguf-plugin"),
+        ("Value error, Unknown quantization method: aqlm. Must be one of", "know the quantization method aqlm"),
+        ("ValueError: VLLM_PORT 'tcp://10.0.0.1:8000' appears to be a URI.", "VLLM_PORT is 'tcp://10.0.0.1:8000'"),
+        ("OSError: [Errno 98] Address already in use", "took the port while the server started: choose another"),
+        ("vllm: error: unrecognized arguments: --new-flag", "does not know --new-flag: leave it out"),
+        ("vllm: error: argument --dtype: invalid choice: 'x'", "does not accept the value of --dtype: invalid choice"),
+        ("User-specified max_model_len (4096) is greater than the derived max_model_len (max_position=2048 or",
+         "a context of 2048 tokens and the server was asked for 4096: give vLLM --max-model-len 2048"),
+        ("RuntimeError: No CUDA GPUs are available", "vLLM sees no GPU"),
+        ("OSError: [Errno 28] No space left on device", "a disk or /dev/shm is full"),
+    ],
+)  # fmt: skip
+def test_a_failed_start_is_explained_with_its_values_and_a_remedy(line: str, said: str) -> None:
+    found = remedy(
+        f"(APIServer pid=7) INFO starting\n(APIServer pid=7) {line}\n(APIServer pid=7) RuntimeError: See root"
+    )
+    assert found is not None
+    assert said in found
+    assert "\n" not in found
+
+
+def test_what_is_not_known_has_no_remedy() -> None:
+    assert remedy("(APIServer pid=7) ValueError: something new") is None
