@@ -15,6 +15,7 @@ def http_url(host: str, port: int) -> str:
 
 def host_port(host: str, port: int) -> str:
     """`host:port`, an IPv6 address in brackets."""
+    host = _bare(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -23,7 +24,7 @@ def listen(host: str, port: int, *, backlog: int = 128) -> socket.socket:
 
     Raises UsageError, one sentence, when the address cannot be taken.
     """
-    host = host.removeprefix("[").removesuffix("]")
+    host = _bare(host)
     try:
         if ":" not in host:
             return socket.create_server((host, port), backlog=backlog)
@@ -35,3 +36,8 @@ def listen(host: str, port: int, *, backlog: int = 128) -> socket.socket:
         raise UsageError(
             f"cannot listen on {host_port(host, port)} ({reason}); choose another --port or --host"
         ) from None
+
+
+def _bare(host: str) -> str:
+    """An IPv6 address without the brackets that it has in a URL."""
+    return host.removeprefix("[").removesuffix("]")

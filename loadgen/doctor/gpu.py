@@ -104,9 +104,16 @@ def energy_fields(info: GpuInfo) -> Finding:
         part for part in (f"has {', '.join(has)}" if has else "", f"lacks {', '.join(lacks)}" if lacks else "") if part
     )
     check = f"GPU {info.index} energy"
+    if info.scope == "module":
+        advice = "its energy is the integral of its power: the counter is the whole module's, with CPU and memory"
+        if not (there["power_instant_w"] or there["power_average_w"]):
+            advice = "the counter is the whole module's, with CPU and memory: the GPU's energy cannot be measured"
+        return Finding(check=check, state="warning", seen=f"superchip; {seen}", advice=advice)
     if there["counter_j"] and there["power_instant_w"]:
         return Finding(check=check, state="ok", seen=seen)
     advice = "counter and integral of power cannot check each other: update the driver if it is old"
+    if there["power_average_w"] and not there["power_instant_w"]:
+        advice = "average power over about 1 s stands in for instant power: use windows of at least 30 s"
     if not has:
         advice = "its energy cannot be measured: name the board's power with sweep --tdp-w for a bound"
     return Finding(check=check, state="warning", seen=seen, advice=advice)

@@ -244,8 +244,8 @@ class _Window:
         count = steps.updates_between(0.0, self.length_s)
         if self.length_s < WINDOW_MIN_S or count < STEPS_MIN:
             self.warnings.append(
-                f"the window's {self.length_s:.2f} s hold {count} updates of the energy counter: its edges leave up to "
-                f"{self.edge_error:.1%} open at steady power ({WINDOW_MIN_S:.0f} s and {STEPS_MIN} updates are wanted)"
+                f"energy uncertain by up to {self.edge_error:.1%}: window too short, {self.length_s:.2f} s with "
+                f"{count} updates of the energy counter (use at least {WINDOW_MIN_S:.0f} s and {STEPS_MIN} counter updates)"
             )
 
     def _uncovered(self, updates_s: Floats) -> str:

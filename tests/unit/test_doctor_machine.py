@@ -74,6 +74,20 @@ def test_a_gpu_that_lacks_fields_in_mig_mode_among_several(library: Path) -> Non
     assert "CUDA_VISIBLE_DEVICES" in found["visible GPUs"]["advice"]
 
 
+def test_an_unreadable_gpu_is_listed_with_its_code(library: Path) -> None:
+    found = of_stub(library, GPUS=2, HANDLE="1:15")
+    assert found["GPU 1"]["state"] == "warning"
+    assert found["GPU 1"]["seen"] == "GPU 1 cannot be read (NVML_ERROR_GPU_IS_LOST)"
+    assert found["visible GPUs"]["seen"] == f"the only GPU: {uuid_of(0)}"
+    assert of_stub(library, GPUS=2, HANDLE="1:15", visible="1")["visible GPUs"]["state"] == "missing"
+
+
+def test_a_superchip_says_what_its_energy_will_be(library: Path) -> None:
+    energy = of_stub(library, NAME="NVIDIA GH200 480GB")["GPU 0 energy"]
+    assert energy["state"] == "warning"
+    assert "the counter is the whole module's" in energy["advice"]
+
+
 def test_no_visible_gpu_and_no_driver_are_missing_for_gpu_servers_only(library: Path) -> None:
     assert of_stub(library, visible="-1")["visible GPUs"]["state"] == "missing"
     assert of_stub(library, "docker", visible="-1")["visible GPUs"]["state"] == "not applicable"

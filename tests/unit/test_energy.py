@@ -194,7 +194,7 @@ def test_a_short_window_says_how_vague_its_edges_are() -> None:
     # Each edge lies between updates known to half a sampling period: 2 * 10 ms of 1 s.
     energy = steady(t0_s=10.0, t1_s=11.0)
     reason = only_reason(energy, "warning")
-    assert "hold 10 updates of the energy counter: its edges leave up to 2.0% open" in reason
+    assert reason.startswith("energy uncertain by up to 2.0%: window too short, 1.00 s with 10 updates")
     assert energy.energy_j == pytest.approx(400, rel=0.02)
 
 
