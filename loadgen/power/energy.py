@@ -245,7 +245,8 @@ class _Window:
         if self.length_s < WINDOW_MIN_S or count < STEPS_MIN:
             self.warnings.append(
                 f"energy uncertain by up to {self.edge_error:.1%}: window too short, {self.length_s:.2f} s with "
-                f"{count} updates of the energy counter (use at least {WINDOW_MIN_S:.0f} s and {STEPS_MIN} counter updates)"
+                f"{count} updates of the energy counter (use at least {WINDOW_MIN_S:.0f} s and {STEPS_MIN} counter "
+                "updates)"
             )
 
     def _uncovered(self, updates_s: Floats) -> str:
