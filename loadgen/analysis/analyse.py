@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
+from loadgen.analysis.answernotes import note_warnings
 from loadgen.analysis.cellresult import CellReader, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
@@ -199,6 +200,7 @@ def _analysis(
                 "windows that miss them have no energy"
             )
     warnings += batch_notes(cells)
+    warnings += note_warnings(cells)
     warnings += answer.hli_disagreements
     planned, reference = planned_cells(manifest), manifest["config"]["reference"]
     if len(cells) < planned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from operator import gt
@@ -21,6 +22,7 @@ from loadgen.analysis.memory import ServerMemory
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.prefixcache import hit_share
 from loadgen.analysis.quantiles import percentiles
+from loadgen.analysis.streaming import streaming_of, streaming_reasons
 from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.client.exchange import Exchange
@@ -51,6 +53,10 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Requests of the whole cell that failed: `errors` and those of the warm-up and the drain."""
     first_failure: str
     """What the first of them said."""
+    retries: int
+    """Requests of the whole cell that were sent again, because the server had closed their kept connection."""
+    answer_notes: dict[str, int]
+    """What is odd about answers of the whole cell and does not make them fail, with how many there are of each."""
     window_open_ns: int | None
     window_close_ns: int | None
     window_s: float | None
@@ -136,6 +142,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
             if isinstance(value, Validity):
                 row |= value.columns()
                 continue
+            if isinstance(value, dict):
+                value = "; ".join(f"{count} answers: {note}" for note, count in value.items())
             row |= msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else {name: value}
         return row
 
@@ -206,6 +214,7 @@ def summarize_cell(
         window_s=window_s,
         traffic=traffic if data.open_loop else None,
         client_bound=tuple(check.sentence for check in checks if check.failed),
+        streaming=tuple(streaming_reasons(streaming_of(data, window), client)),
         max_error_rate=max_error_rate,
         asked=int(asked.sum()) if graded else None,
         unanswered=int((asked & ~data.ok).sum()),
@@ -235,6 +244,8 @@ def summarize_cell(
         errors=evidence.errors,
         failures=len(failures),
         first_failure=failures[0] if failures else "",
+        retries=sum(e.retries for e in data.exchanges),
+        answer_notes=dict(Counter(note for e in data.exchanges for note in e.notes)),
         window_open_ns=window[0] if window else None,
         window_close_ns=window[1] if window else None,
         window_s=window_s,

@@ -33,11 +33,13 @@ def tpot_s(data: CellData, window: tuple[int, int]) -> Floats:
 
 
 def tpot_by_request_s(data: CellData) -> Floats:
-    """One entry per exchange; NaN where an answer has fewer than two tokens, or their times are unknown."""
+    """One entry per exchange; NaN where an answer has fewer than two tokens, or their times are unknown: all came at
+    once."""
     several = (data.output_tokens > 1) & (np.diff(data.token_offsets) > 0)
     last_ns = data.token_t_ns[data.token_offsets[1:][several] - 1]
+    took_s = (last_ns - data.t_first_ns[several]) / 1e9
     values = np.full(len(data.exchanges), np.nan)
-    values[several] = (last_ns - data.t_first_ns[several]) / 1e9 / (data.output_tokens[several] - 1)
+    values[several] = np.where(took_s > 0, took_s, np.nan) / (data.output_tokens[several] - 1)
     return values
 
 

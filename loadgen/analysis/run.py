@@ -98,7 +98,10 @@ def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
     return frame["running_mean"].fillna(frame["inflight_mean"])
 
 
-_TEXTS = ("target", "precision", "reasons", "first_failure", "arrival", "running_source", "running_note")
+_TEXTS = (
+    *("target", "precision", "reasons", "first_failure", "answer_notes", "arrival"),
+    *("running_source", "running_note"),
+)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

@@ -164,6 +164,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """None in a closed loop."""
     client_bound: tuple[str, ...] = ()
     """What says that the client, not the server, was measured."""
+    streaming: tuple[str, ...] = ()
+    """What `analysis.streaming` has against the times of single tokens."""
     max_error_rate: float = MAX_ERROR_RATE
     lost: tuple[str, ...] = ()
     """What ended everything within the cell: a lost GPU, a dead server. No figure of the cell stands."""
@@ -189,7 +191,7 @@ def validity_of(e: Evidence) -> Validity:
 
 def latency_reasons(e: Evidence) -> list[str]:
     """Why the latencies are invalid, where it is not the load that makes them so."""
-    return []
+    return [] if e.client_bound or not e.has_window else [*e.streaming]
 
 
 def load_reasons(e: Evidence) -> list[str]:
