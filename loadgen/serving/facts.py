@@ -141,6 +141,12 @@ def get_object(url: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def told_kv_cache_dtype(exposition: str) -> str | None:
+    """The dtype that a running vLLM was told for keys and values, as /metrics says; None for `auto` or elsewhere."""
+    found = re.search(r'^vllm:cache_config_info\{[^}\n]*\bcache_dtype="([^"]+)"', exposition, re.MULTILINE)
+    return found[1] if found and found[1] != "auto" else None
+
+
 def metric_names(exposition: str) -> tuple[str, ...]:
     """The distinct sample names of a Prometheus text exposition, sorted."""
     lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))

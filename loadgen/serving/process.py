@@ -39,6 +39,10 @@ LAST_WORDS = 15
 GPU_SLACK_BYTES = 256 * 2**20
 GPU_PATIENCE_S = 60.0
 PORT_PATIENCE_S = 30.0
+EAGER = (
+    "it runs eagerly (enforce_eager=True), without torch.compile and CUDA graphs: slower than a server in production, "
+    "most at small B",
+)
 KV_CACHE_DTYPES = {"float8": "fp8", "float4": "nvfp4"}
 """How vLLM calls what a checkpoint's scheme asks for."""
 
@@ -131,6 +135,7 @@ class ServerProcess:
         settings = engine_settings(log)
         workers = settings.workers or workers_of(self.launch.argv)
         held = held_by(checkpoint) if checkpoint else None
+        on_gpu = self.launch.device == "cuda" and not self.launch.simulated
         kv_cache_dtype = self._kv_cache_dtype(settings.kv_cache_dtype, held)
         return ServerFacts(
             name=self.launch.name,
@@ -145,7 +150,7 @@ class ServerProcess:
             kv_cache_dtype=kv_cache_dtype,
             eager=settings.eager,
             workers=workers,
-            remarks=remarks(held, kv_cache_dtype),
+            remarks=(*remarks(held, kv_cache_dtype), *(EAGER if settings.eager and on_gpu else ())),
             note=self.launch.note,
             max_model_len=served.max_model_len if served else None,
             kernels=self.kernels(),

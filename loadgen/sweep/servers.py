@@ -17,7 +17,7 @@ import msgspec
 from loadgen.client.servermessage import server_message
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask
-from loadgen.serving.facts import ServedModel, read_models, read_version
+from loadgen.serving.facts import ServedModel, read_models, read_version, told_kv_cache_dtype
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
@@ -126,7 +126,8 @@ class _Running:
         metrics = b""
         with contextlib.suppress(UsageError):
             metrics = self._ask(spec, "/metrics").body
-        words = (line.split() for line in metrics.decode("utf-8", "replace").splitlines())
+        exposition = metrics.decode("utf-8", "replace")
+        words = (line.split() for line in exposition.splitlines())
         names = sorted({line[2] for line in words if line[:2] == ["#", "TYPE"] and len(line) > 2})
         assert spec.url is not None
         target = Target(
@@ -137,7 +138,8 @@ class _Running:
             metrics_urls=spec.metrics_urls,
             simulated=simulated,
         )
-        return Server(target=target, facts={**facts, "model": model, "metric_names": names}, died=lambda: None)
+        facts |= {"model": model, "metric_names": names, "kv_cache_dtype": told_kv_cache_dtype(exposition)}
+        return Server(target=target, facts=facts, died=lambda: None)
 
     def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:
         """The reply to a GET; an `optional` one may have any status, but that of a server that is not ready."""

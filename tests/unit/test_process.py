@@ -16,7 +16,7 @@ import pytest
 from made_hub import packed, put_in_folder
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.serving.facts import metric_names
+from loadgen.serving.facts import metric_names, told_kv_cache_dtype
 from loadgen.serving.family import family as living_members
 from loadgen.serving.group import ProcessGroup
 from loadgen.serving.launch import Launch
@@ -286,6 +286,22 @@ def test_facts_tell_the_kv_cache_eager_mode_and_the_weights_of_all_workers(
     assert facts.remarks == ("the checkpoint asks for a float8 KV cache: its keys and values are kept as fp8",)
     assert told.kv_cache_dtype == "bfloat16"
     assert told.remarks[0].endswith("it is served with a bfloat16 one, as the other targets are")
+
+
+def test_eager_mode_on_a_gpu_is_a_remark(launch_of: Callable[..., Launch], tmp_path: Path) -> None:
+    for behaviour, remarks in ((("eager",), 1), ((), 0)):
+        with ServerProcess(launch_of(*behaviour, device="cuda"), tmp_path / f"log{remarks}") as server:
+            server.wait_ready(PATIENCE_S)
+            facts = server.facts()
+        assert (facts.eager, len(facts.remarks)) == (bool(behaviour), remarks)
+        assert all("enforce_eager=True" in remark for remark in facts.remarks)
+
+
+def test_what_a_running_server_was_told_of_its_kv_cache_is_in_its_metrics() -> None:
+    line = 'vllm:cache_config_info{block_size="16",cache_dtype="%s",engine="0",enable_prefix_caching="False"} 1.0\n'
+    assert told_kv_cache_dtype("# HELP x\n" + line % "fp8") == "fp8"
+    assert told_kv_cache_dtype(line % "auto") is None, "a checkpoint may have changed it afterwards"
+    assert told_kv_cache_dtype("") is None
 
 
 def test_a_uri_that_kubernetes_leaves_in_vllm_port_does_not_reach_the_server(
