@@ -17,6 +17,7 @@ from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.fairness import unequal_servers
 from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.invalid import invalid_of, invalid_sentences
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.powerdata import Server, read_powers
@@ -135,8 +136,8 @@ def _analysis(
     manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer, damaged: list[str]
 ) -> dict[str, Any]:
     warnings = checkpoint_notes(manifest) + unequal_servers(manifest)
-    warnings += [f"{_name(cell)}: {cell.validity.sentence}" for cell in cells if not cell.validity.all_valid]
-    warnings += damaged
+    invalid, arrival = invalid_of(cells), manifest["config"].get("arrival")
+    warnings += [*invalid_sentences(invalid, arrival), *damaged]
     measured = Counter((cell.target, cell.repeat) for cell in cells)
     warnings += [
         f"{failure['target']}, repeat {failure['repeat']}: {failure['error']}"
@@ -182,7 +183,6 @@ def _analysis(
         f"the comparison is not fair: {mark}"
         for mark in dict.fromkeys(mark for ours in marks.values() for mark in ours)
     ]
-    arrival = manifest["config"].get("arrival")
     warnings += [
         f"accuracy of {test.target} against {test.reference} at {level(test.concurrency, arrival)}: {test.sentence}"
         for test in trust.trust
@@ -212,6 +212,7 @@ def _analysis(
         "schema": SCHEMA,
         "reference": reference,
         "simulated": manifest["simulated"],
+        "invalid": msgspec.to_builtins(invalid),
         "crossovers": [
             msgspec.to_builtins(found)
             | {"sentence": sentence(found), "notes": [*found.notes, *marks.get(found.target, ())]}

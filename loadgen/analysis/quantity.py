@@ -15,6 +15,13 @@ COLUMNS: dict[Quantity, str] = {
     "answers": "answers_valid",
 }
 """Where cells.csv has the verdict on each; summary.csv counts the valid cells under the same names."""
+REASONS: dict[Quantity, str] = {
+    "load": "reasons",
+    "latency": "latency_reasons",
+    "energy": "energy_reasons",
+    "answers": "answers_reasons",
+}
+"""Where it has the reasons."""
 _LATENCIES = ("ttft_", "itl_", "icl_", "tpot_", "e2e_", "good")
 _JOULES = ("energy_", "power_w", "tokens_per_j", "carbon_")
 _BOUNDS = ("energy_hli_",)

@@ -12,6 +12,8 @@ import pandas as pd
 from loadgen.analysis.analyse import analyse, planned_cells
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import METRICS
+from loadgen.analysis.invalid import Invalid
+from loadgen.analysis.quantity import COLUMNS, REASONS, quantities_of
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
 from loadgen.sweep.manifest import read_manifest
@@ -58,8 +60,28 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Every planned cell was measured and is valid."""
-        return bool(len(self.cells) == planned_cells(self.manifest) and self.cells["valid"].all())
+        """Every planned cell was measured, and each quantity that was measured is valid in all of them."""
+        return len(self.cells) == planned_cells(self.manifest) and not self.invalid
+
+    @property
+    def invalid(self) -> list[Invalid]:
+        """Quantities of cells that are not valid, with the reasons."""
+        if "invalid" not in self.analysis:
+            raise UsageError(_older(self.path))
+        return msgspec.convert(self.analysis["invalid"], list[Invalid])
+
+    def valid_cells(self, figure: str) -> pd.DataFrame:
+        """The rows of `cells` in which a figure may be believed; `figure` as cells.csv names it."""
+        return self.cells[self._valid(figure)]
+
+    def invalid_cells(self, figure: str) -> pd.DataFrame:
+        """The rows in which it may not, with `why` beside them."""
+        columns = [REASONS[quantity] for quantity in quantities_of(figure)]
+        rows = self.cells[~self._valid(figure)]
+        return rows.assign(why=["; ".join(dict.fromkeys(filter(None, row))) for row in rows[columns].to_numpy()])
+
+    def _valid(self, figure: str) -> pd.Series[bool]:
+        return (self.cells[[COLUMNS[quantity] for quantity in quantities_of(figure)]] == True).all(axis=1)  # noqa: E712
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -69,7 +91,10 @@ class Run:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per target x concurrency x repeat, with validity."""
-        return _read_csv(self.path / "cells.csv").fillna({"reasons": "", "first_failure": ""})
+        cells = _read_csv(self.path / "cells.csv")
+        if not {*COLUMNS.values()} <= {*cells.columns}:
+            raise UsageError(_older(self.path))
+        return cells.fillna(dict.fromkeys((*REASONS.values(), "first_failure"), ""))
 
     @property
     def unverified(self) -> tuple[str, ...]:
@@ -99,9 +124,13 @@ def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
 
 
 _TEXTS = (
-    *("target", "precision", "reasons", "first_failure", "answer_notes", "arrival"),
+    *("target", "precision", *REASONS.values(), "first_failure", "answer_notes", "arrival"),
     *("running_source", "running_note"),
 )
+
+
+def _older(path: Path) -> str:
+    return f"{path} was analysed by an older version; run `loadgen report {path}` first"
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

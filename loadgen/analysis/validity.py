@@ -6,12 +6,12 @@ Every limit is here; the client's own limits are in `analysis.client`, those of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from loadgen.analysis.quantity import QUANTITIES, quantities_of
+from loadgen.analysis.quantity import QUANTITIES, Quantity, quantities_of
 from loadgen.analysis.traffic import Traffic
 from loadgen.sweep.config import MAX_ERROR_RATE
 
@@ -97,10 +97,10 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
         return "; ".join(self.load)
 
     @property
-    def told(self) -> tuple[tuple[str, str], ...]:
+    def told(self) -> tuple[tuple[Quantity, str], ...]:
         """(quantity, reasons) of each that has some, every reason once: under `load` if it is one against the load."""
         said: set[str] = set()
-        found = []
+        found: list[tuple[Quantity, str]] = []
         for quantity in QUANTITIES:
             new = [reason for reason in dict.fromkeys(getattr(self, quantity) or ()) if reason not in said]
             said.update(new)
@@ -111,7 +111,7 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def sentence(self) -> str:
         """All reasons, each once; those that leave the load valid with the quantity that they make invalid."""
-        return "; ".join(said if quantity == "load" else f"{quantity} invalid: {said}" for quantity, said in self.told)
+        return sentence_of(self.told)
 
     def columns(self) -> dict[str, bool | str | None]:
         """Of cells.csv: each quantity with all reasons why it is invalid, those against the load among them."""
@@ -125,6 +125,11 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
             "answers_valid": self.answers_valid,
             "answers_reasons": None if self.answers is None else "; ".join(self.answers),
         }
+
+
+def sentence_of(told: Iterable[tuple[str, str]]) -> str:
+    """Of (quantity, reasons) as `Validity.told` gives them."""
+    return "; ".join(said if quantity == "load" else f"{quantity} invalid: {said}" for quantity, said in told)
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):

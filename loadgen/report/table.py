@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from loadgen.report.stamp import stamped
+from loadgen.report.validity import repeats_valid
 
 HEADINGS = (
     "B", "target", "running", "tok/s", "95% CI", "× ref", "TTFT ms", "TTFT p99", "TPOT ms", "E2E ms",
@@ -48,7 +49,7 @@ def table_rows(summary: pd.DataFrame, reference: str, *, ratios: bool = True) ->
                 _interval(row["energy_per_query_j_lo"], row["energy_per_query_j_hi"], 1.0, 1),
                 number(100 * row["accuracy"], 1),
                 _interval(row["accuracy_lo"], row["accuracy_hi"], 100.0, 1),
-                f"{row['valid']}/{row['repeats']}",
+                repeats_valid(row.to_dict()),
             )
         )
     return rows

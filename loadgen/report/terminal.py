@@ -16,6 +16,7 @@ from loadgen.report.grid import grid_lines
 from loadgen.report.stamp import STAMP
 from loadgen.report.subject import subject
 from loadgen.report.traffic import traffic_sentences
+from loadgen.report.validity import cells_valid
 from loadgen.visible import visible
 
 MOST_LINES = 30
@@ -72,7 +73,7 @@ def end_lines(run: Run, width: int) -> Lines:
 
 
 def _head(run: Run, *, simulated: bool) -> str:
-    manifest, cells = run.manifest, run.cells
+    manifest = run.manifest
     config, dataset = manifest["config"], manifest["dataset"]
     targets = len(config["targets"])
     load = f"B {', '.join(map(str, config['concurrency']))}"
@@ -82,7 +83,7 @@ def _head(run: Run, *, simulated: bool) -> str:
         f"{dataset['name']}, {dataset['items']} items",
         f"{targets} target{'s' * (targets > 1)} × {run.arrival or load} × "
         f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}",
-        f"{int(cells['valid'].sum())} of {len(cells)} cells valid",
+        cells_valid(run),
         f"good: {run.analysis['slo']}" if run.analysis["slo"] else None,
     ]
     return " · ".join(part for part in parts if part)

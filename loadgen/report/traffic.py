@@ -10,6 +10,7 @@ import pandas as pd
 from loadgen.analysis.run import Run
 from loadgen.report.stamp import stamped
 from loadgen.report.table import figure, number
+from loadgen.report.validity import cell_valid, repeats_valid
 
 Row = tuple[str, ...]
 TRAFFIC = (
@@ -39,7 +40,7 @@ def traffic_rows(run: Run) -> list[Row]:
             number(cell["ttft_ms_p99"], 1),
             number(cell["e2e_ms_p50"], 0),
             number(cell["e2e_ms_p99"], 0),
-            "yes" if cell["valid"] else "no",
+            cell_valid(cell),
         )
         for cell in run.cells.to_dict("records")
     ]
@@ -56,7 +57,7 @@ def goodput_rows(run: Run) -> list[Row]:
             _interval(row["goodput_per_s_lo"], row["goodput_per_s_hi"]),
             number(100 * row["goodput_share"], 1),
             figure(row["energy_per_good_query_j"]),
-            f"{row['valid']}/{row['repeats']}",
+            repeats_valid(row),
         )
         for row in rows.to_dict("records")
     ]
@@ -76,14 +77,16 @@ def _sentence(row: Mapping[Any, Any], slo: str | None) -> str:
     parts = [f"{row['rate_per_s']:.4g} requests a second sent, {row['completed_per_s']:.4g} answered"]
     if row["dropped"]:
         parts.append(f"{row['dropped']:.0f} dropped")
-    if row["valid"]:
+    if row["latency_valid"]:
         parts.append(f"TTFT {_pair(row, 'ttft')} ms and E2E {_pair(row, 'e2e')} ms (p50 / p99) from when they were due")
         if slo is not None and pd.notna(row["goodput_share"]):
             parts.append(f"{100 * row['goodput_share']:.1f}% within {slo}: {row['goodput_per_s']:.4g} a second")
-        if pd.notna(row["energy_per_query_j"]):
-            parts.append(f"{figure(row['energy_per_query_j'])} J a query")
+    elif row["valid"]:
+        parts.append("no repeat has valid latencies")
     else:
         parts.append("no repeat is valid")
+    if pd.notna(row["energy_per_query_j"]):
+        parts.append(f"{figure(row['energy_per_query_j'])} J a query")
     return "; ".join(parts)
 
 

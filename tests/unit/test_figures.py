@@ -216,7 +216,7 @@ def test_invalid_cells_are_grey_crosses_that_say_why(tmp_path: Path) -> None:
     run = made_run(tmp_path, simulated=False, spoiled=2)
     looks = looks_of(["fp16", "awq"])
     figure = next(draw_curves(run, looks, tmp_path))
-    assert figure.name == "throughput" and "Grey crosses: invalid cells" in figure.caption
+    assert figure.name == "throughput" and "Grey crosses: cells in which it is invalid" in figure.caption
     assert "awq · B = 64, repeat 1, 2: invalid, 7 preemptions" in figure.tips.values()
     assert INVALID in svg_of(figure) and "invalid cell</text>" in svg_of(figure)
     traces = Traces(run)

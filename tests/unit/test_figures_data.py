@@ -88,7 +88,7 @@ def test_distributions_pool_valid_cells_and_fall_back_on_invalid_ones(tmp_path: 
         valid.add(of, rows)
     found = valid.of("fp16", 1, "e2e")
     assert found is not None and (len(found[0]), found[1]) == (2, True)
-    run.cells["valid"] = False
+    run.cells["latency_valid"] = False
     latencies = Latencies(run)
     for of, rows in read_cells(run.path):
         latencies.add(of, rows)

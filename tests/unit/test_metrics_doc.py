@@ -22,6 +22,7 @@ from loadgen.analysis.goodput import Goodput
 from loadgen.analysis.indices.drawn import Estimate
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy
+from loadgen.analysis.invalid import Invalid
 from loadgen.analysis.models.modelfit import Estimate as ModelEstimate
 from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import load_run
@@ -76,7 +77,7 @@ def families() -> dict[str, type[msgspec.Struct]]:
     """Lists of analysis.json -> what their entries are; one is no list."""
     found: dict[str, type[msgspec.Struct]] = {
         "crossovers": Crossover, "models": ModelStudy, "claims": Claim, "calibration": Server,
-        "index_settings": IndexSettings, "client": NearestCheck,
+        "index_settings": IndexSettings, "client": NearestCheck, "invalid": Invalid,
     }  # fmt: skip
     for study in (TrustStudy, IndexStudy):
         for name, hint in typing.get_type_hints(study).items():

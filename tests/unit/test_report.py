@@ -217,10 +217,10 @@ def test_an_invalid_cell_is_listed_with_its_reason_and_the_run_is_not_complete(t
     run, text = words(run_dir)
     assert list(run.cells["valid"]) == [True, False]
     assert run.analysis["warnings"] == ["fp16, B = 1, repeat 2: interrupted before the window opened"]
-    assert "1 of 2 cells valid." in text
+    assert "1 of 2 cells valid, answers valid in 2." in text
     first, rest = text.split('<section id="answer">')
     assert "fp16, B = 1, repeat 2: interrupted before the window opened" in first, "on the first screen"
-    row = '<td class="figure">1</td><td class="figure">2</td><td>interrupted before the window opened</td>'
+    row = '<td class="figure">1</td><td class="figure">2</td><td>load</td><td>interrupted before the window opened</td>'
     assert f'<th scope="row">fp16</th>{row}' in rest
     assert not run.complete
 

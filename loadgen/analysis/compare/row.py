@@ -13,6 +13,7 @@ import pandas as pd
 from loadgen.analysis.compare.formula import paper_n_star
 from loadgen.analysis.compare.size import model_size
 from loadgen.analysis.fairness import SIXTEEN_BITS
+from loadgen.analysis.quantity import COLUMNS
 from loadgen.analysis.run import Run
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
@@ -87,6 +88,10 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     """1 - memory needed (else peak) over the GPUs' total."""
     repeats: int
     valid: int
+    """Repeats with a valid load; the three below count those with valid latencies, energy and answers."""
+    latency_valid: int | None
+    energy_valid: int | None
+    answers_valid: int | None
     pairs: int
     """Repeats that are valid on both sides of COR."""
     simulated: bool
@@ -166,7 +171,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 memory_total_bytes=memory,
                 memory_headroom=1 - used / memory if used and memory else None,
                 repeats=int(summary["repeats"]),
-                valid=int(summary["valid"]),
+                **{column: _count(summary[column]) for column in COLUMNS.values()},
                 pairs=len(valid.get(key, set()) & valid.get((config["reference"], key[1]), set())),
                 simulated=bool(summary["simulated"]) or bool(manifest["simulated"]),
                 **figures,
@@ -176,7 +181,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
 
 
 def _valid_repeats(run: Run) -> dict[tuple[str, int], set[int]]:
-    cells = run.cells[run.cells["valid"]]
+    cells = run.valid_cells("tokens_per_s")
     found: dict[tuple[str, int], set[int]] = {}
     for target, b, repeat in zip(cells["target"], cells["concurrency"], cells["repeat"], strict=True):
         found.setdefault((str(target), int(b)), set()).add(int(repeat))
@@ -208,6 +213,10 @@ def _served(manifest: dict[str, Any], reference: str) -> str | None:
 
 def _joined(words: Any) -> str | None:
     return ", ".join(sorted({str(word) for word in words if word})) or None
+
+
+def _count(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
 
 
 def _number(value: Any) -> float | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from loadgen.analysis.claims import Claim
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.compare.imported import ImportedPoint
@@ -13,6 +15,7 @@ from loadgen.analysis.compare.stratum import Unmixed
 from loadgen.analysis.compare.words import size_words
 from loadgen.client.arrivals import CLOSED
 from loadgen.report.stamp import STAMP, stamped
+from loadgen.report.validity import repeats_valid
 
 Rows = list[tuple[str, ...]]
 
@@ -60,7 +63,7 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             _percent(row.accuracy),
             _figure(row.t_si),
             _percent(row.memory_headroom, "%"),
-            f"{row.valid}/{row.repeats}",
+            repeats_valid(msgspec.structs.asdict(row)),
         )
         for row in rows
     ]

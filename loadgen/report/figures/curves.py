@@ -35,7 +35,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 _REPEATS = "bands are 95% intervals over repeats"
 _ITEMS = "bands are 95% intervals over items"
-_DOTS = "small dots are the valid cells' own figures (cells.csv), which show the spread"
+_DOTS = "small dots are the cells' own figures (cells.csv), which show the spread"
 CURVES = (
     Curve(name="throughput", column="tokens_per_s", title="Output tokens per second", unit="tok/s",
           interval=_REPEATS, crossover="tokens_per_s", paper="Figure 5 (A)"),
@@ -76,11 +76,11 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
         log_axis(axes)
     marked = mark_crossovers(sheet, axes, run, curve.crossover)
     sheet.legend(looks, invalid=any(bad))
-    said = [f"Over {over_batch(run)}, mean over valid repeats; {curve.interval}."]
+    said = [f"Over {over_batch(run)}, mean over the repeats in which it is valid; {curve.interval}."]
     if marked:
         said.append("Dashed lines: established crossovers B* with their 95% intervals (analysis.json: crossovers).")
     if any(bad):
-        said.append("Grey crosses: invalid cells, in no mean.")
+        said.append("Grey crosses: cells in which it is invalid, in no mean.")
     if curve.paper:
         said.append(f"Corresponds to {curve.paper} of the paper.")
     said.append(f"Numbers: summary.csv, {curve.column}.")
@@ -102,7 +102,8 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
     if bounded:
         sheet.band(axes, target, rows["batch"], rows[low], rows[high])
     elif column in run.cells:
-        cells = run.cells[(run.cells["target"] == target) & run.cells["valid"]]
+        cells = run.valid_cells(column)
+        cells = cells[cells["target"] == target]
         sheet.line(
             axes, target, batch_of(cells), cells[column], linestyle="none", marker=".", markersize=4, alpha=0.6
         )
@@ -115,14 +116,15 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
 
 
 def draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -> bool:
-    """Marks the target's invalid cells that have the column at all; whether there are any."""
+    """Marks the target's cells that have the column and in which it is not valid; whether there are any."""
     if column not in run.cells:
         return False
-    cells = run.cells[(run.cells["target"] == target) & ~run.cells["valid"]]
+    cells = run.invalid_cells(column)
+    cells = cells[cells["target"] == target]
     cells = cells.assign(batch=batch_of(cells))
     cells = cells[(cells["batch"] > 0) & (cells[column] >= 0 if column == "accuracy" else cells[column] > 0)]
     for b, group in cells.groupby("concurrency"):
-        why = "; ".join(dict.fromkeys(group["reasons"]))
+        why = "; ".join(dict.fromkeys(group["why"]))
         repeats = ", ".join(map(str, group["repeat"]))
         tip = f"{target} · B = {b}, repeat {repeats}: invalid, {why}"
         sheet.invalid(axes, target, group["batch"].tolist(), group[column].tolist(), tip)

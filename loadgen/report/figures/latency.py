@@ -34,14 +34,11 @@ Samples = dict[str, list[NDArray[np.float64]]]
 
 
 class Latencies:
-    """Latencies of a run, gathered cell by cell: of valid cells, and apart from them of invalid ones."""
+    """Latencies of a run, gathered cell by cell: of cells in which they are valid, and apart from them of others."""
 
     def __init__(self, run: Run) -> None:
-        cells = run.cells
-        self._valid = {
-            (t, b, r): bool(v)
-            for t, b, r, v in zip(cells["target"], cells["concurrency"], cells["repeat"], cells["valid"], strict=True)
-        }
+        cells = run.valid_cells("ttft_ms_p50")
+        self._valid = set(zip(cells["target"], cells["concurrency"], cells["repeat"], strict=True))
         self._of: dict[tuple[str, int, bool], Samples] = defaultdict(lambda: defaultdict(list))
 
     def add(self, cell: Cell, rows: pd.DataFrame) -> None:
@@ -49,7 +46,7 @@ class Latencies:
         target, b, _ = cell
         for metric, values in latencies_ms(rows).items():
             if values.size:
-                self._of[target, b, self._valid.get(cell, False)][metric].append(values)
+                self._of[target, b, cell in self._valid][metric].append(values)
 
     def of(self, target: str, concurrency: int, metric: str) -> tuple[NDArray[np.float64], bool] | None:
         """Pooled over the valid cells and True; where there are none, over the invalid ones and False."""
@@ -102,10 +99,11 @@ def _draw(
         axes.tick_params(axis="x", labelbottom=True)
     extra = [plain_line("invalid cells only", dashed=True, colour=INVALID)] if invalid else []
     sheet.legend(looks, extra=extra)
+    whose = "were due" if run.arrival else "were measured and answered"
     caption = (
-        f"{_TITLES[metric]}: share of requests at or below each value, pooled over valid cells, of requests that "
-        f"{'were due' if run.arrival else 'were measured and answered'} within their cell's window; no intervals. "
-        + ("Dashed grey: no valid cell. " if invalid else "")
+        f"{_TITLES[metric]}: share of requests at or below each value, pooled over cells with valid latencies, of "
+        f"requests that {whose} within their cell's window; no intervals. "
+        + ("Dashed grey: valid in no cell. " if invalid else "")
         + f"Numbers: requests.parquet; quantiles: summary.csv, {metric}_ms_p50 and p99."
     )
     return sheet.save(
@@ -122,7 +120,7 @@ def _line(
     target, b = key
     row = run.summary[(run.summary["target"] == target) & (run.summary["concurrency"] == b)].iloc[0]
     middle, tail = float(row[f"{metric}_ms_p50"]), float(row[f"{metric}_ms_p99"])
-    tip = f"{target} · {run.level(b)}: {len(values):,} requests" + ("" if valid else " of invalid cells")
+    tip = f"{target} · {run.level(b)}: {len(values):,} requests" + ("" if valid else " of cells with invalid latencies")
     if valid and known(middle):
         tip += f", median {figure(middle)} ms, p99 {figure(tail)} ms"
     style = {} if valid else {"color": INVALID, "linestyle": "--"}

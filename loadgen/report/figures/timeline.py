@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -14,6 +15,7 @@ from loadgen.report.figures.figure import Figure
 from loadgen.report.figures.look import INVALID, TEXT, Look
 from loadgen.report.figures.sheet import Sheet
 from loadgen.report.figures.trace import CellTrace, Trace
+from loadgen.report.validity import cell_valid
 
 _POWER = "#d55e00"
 _FLIGHT = "#0072b2"
@@ -35,8 +37,8 @@ def _draw(
 ) -> Figure:
     batches, repeats = sorted({b for b, _ in traces}), sorted({r for _, r in traces})
     powered = any(trace.power is not None for trace in traces.values())
-    cells = run.cells[(run.cells["target"] == target) & run.cells["valid"]]
-    valid = set(zip(cells["concurrency"], cells["repeat"], strict=True))
+    cells = run.cells[run.cells["target"] == target].to_dict("records")
+    doubts = {(cell["concurrency"], cell["repeat"]): _doubt(cell) for cell in cells}
     sheet = Sheet(
         looks, simulated=run.manifest["simulated"], rows=len(batches), columns=len(repeats), panel=(2.4, 0.95),
         gap=(0.62 if powered else 0.3, 0.42), left=0.62, right=0.66 if powered else 0.18,
@@ -48,7 +50,7 @@ def _draw(
             if trace is None:
                 axes.set_visible(False)
                 continue
-            _panel(sheet, axes, trace, f"{run.level(b)}, repeat {repeat}", valid=(b, repeat) in valid)
+            _panel(sheet, axes, trace, f"{run.level(b)}, repeat {repeat}", doubts[b, repeat])
     for axes in sheet.axes[-len(repeats) :]:
         axes.set_xlabel("s since the cell's first request")
     entries = [plain_line("in flight", colour=_FLIGHT), plain_line("running", colour=_RUNNING)]
@@ -70,7 +72,14 @@ def _draw(
     )  # fmt: skip
 
 
-def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, *, valid: bool) -> None:
+def _doubt(cell: Mapping[Hashable, Any]) -> str:
+    """Behind the title of a cell that is not valid in everything."""
+    said = {"yes": "", "no": ": invalid ×"}
+    valid = cell_valid(cell)
+    return said.get(valid, f": {valid.removeprefix('except ')} invalid ×")
+
+
+def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, doubt: str) -> None:
     if trace.window is not None:
         axes.axvspan(*trace.window, color=INVALID, alpha=0.18, linewidth=0, zorder=0)
     _step(axes, trace.in_flight, _FLIGHT)
@@ -79,7 +88,7 @@ def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, *, valid: boo
     axes.grid(False)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    axes.set_title(title if valid else f"{title}: invalid ×", fontsize=8.5, color=TEXT if valid else INVALID, pad=3)
+    axes.set_title(title + doubt, fontsize=8.5, color=INVALID if doubt else TEXT, pad=3)
     axes.tick_params(labelsize=7.5)
     if trace.power is not None:
         watts = sheet.twin(axes)
@@ -88,7 +97,7 @@ def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, *, valid: boo
         watts.yaxis.set_major_locator(MaxNLocator(2))
         watts.tick_params(labelsize=7.5)
     for spine in axes.spines.values():
-        spine.set_linestyle("-" if valid else "--")
+        spine.set_linestyle("--" if doubt else "-")
 
 
 def _step(axes: Axes, trace: Trace | None, colour: str) -> None:

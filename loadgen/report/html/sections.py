@@ -45,7 +45,7 @@ def result(run: Run) -> Html:
         sortable=True,
     )
     note = (
-        "Means over valid repeats; latencies are medians of the cells, averaged. "
+        "Means over the repeats in which the figure is valid; latencies are medians of the cells, averaged. "
         + ("" if run.arrival else f"× ref: tokens/s against {reference}. ")
         + "Intervals: over repeats, of accuracy over questions."
     )

@@ -12,10 +12,10 @@ _SOURCES = (
      "the logarithm of their ratio. Only crossings proven on both sides are reported."),
     ("SI, trap", "SI weighs accuracy (T), efficiency (E: speed and memory) and energy (S) against the reference, whose "
      "SI is 1. Trap: yes where the whole interval lies below 1, no where it lies above, else cannot tell."),
-    ("tok/s", "output tokens that arrived within the window / its length, averaged over valid repeats; interval: "
-     "Student's t over repeats, on logarithms."),
+    ("tok/s", "output tokens that arrived within the window / its length, averaged over the repeats with a valid load; "
+     "interval: Student's t over repeats, on logarithms."),
     ("TTFT, TPOT, E2E", "send to first token; (last - first token) / (tokens - 1); send to last byte. Quantiles of "
-     "each cell, averaged over valid repeats."),
+     "each cell, averaged over the repeats with valid latencies."),
     ("W, J/token, J/query", "energy of the window by the GPU's own counter (checked against the integral of its "
      "instantaneous power) over the window's length; over its tokens; energy per token times the mean tokens of an "
      "answer. cells.csv has both ways, the power at rest, and TDP times time as an upper bound (HLI)."),
