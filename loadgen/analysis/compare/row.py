@@ -13,7 +13,6 @@ import pandas as pd
 from loadgen.analysis.compare.formula import paper_n_star
 from loadgen.analysis.compare.size import model_size
 from loadgen.analysis.fairness import SIXTEEN_BITS
-from loadgen.analysis.quantity import COLUMNS
 from loadgen.analysis.run import Run
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
@@ -171,7 +170,10 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 memory_total_bytes=memory,
                 memory_headroom=1 - used / memory if used and memory else None,
                 repeats=int(summary["repeats"]),
-                **{column: _count(summary[column]) for column in COLUMNS.values()},
+                valid=int(summary["valid"]),
+                latency_valid=_count(summary["latency_valid"]),
+                energy_valid=_count(summary["energy_valid"]),
+                answers_valid=_count(summary["answers_valid"]),
                 pairs=len(valid.get(key, set()) & valid.get((config["reference"], key[1]), set())),
                 simulated=bool(summary["simulated"]) or bool(manifest["simulated"]),
                 **figures,
