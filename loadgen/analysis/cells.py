@@ -14,7 +14,6 @@ import numpy as np
 from loadgen.analysis.batch import RunningBatch, Source, held_back, running_batch
 from loadgen.analysis.celldata import CellData, Floats
 from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
-from loadgen.analysis.crossover.sentence import UNVERIFIED
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.goodput import Goodput, goodput_of
 from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
@@ -26,7 +25,7 @@ from loadgen.analysis.streaming import streaming_of, streaming_reasons
 from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.client.exchange import Exchange
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.metrics import UNVERIFIED, ServerSample
 from loadgen.sweep.config import MAX_ERROR_RATE
 from loadgen.sweep.plan import level
 from loadgen.sweep.slo import Slo

@@ -10,9 +10,9 @@ from itertools import islice
 import msgspec
 import pandas as pd
 
-from loadgen.analysis.crossover.sentence import UNVERIFIED
 from loadgen.report.stamp import STAMP
 from loadgen.report.table import figure, number
+from loadgen.serving.metrics import UNVERIFIED
 
 GAP = 1
 BETWEEN = " │ "

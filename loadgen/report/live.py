@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.analysis.crossover.sentence import UNVERIFIED
+from loadgen.serving.metrics import UNVERIFIED
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
 from loadgen.visible import visible

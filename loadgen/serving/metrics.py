@@ -14,7 +14,10 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
+from loadgen.serving.target import Target
 
+UNVERIFIED = "batch not verified"
+"""Said wherever requests in flight stand for the running batch."""
 SHORTEST_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 0.5
 COST_FACTOR = 20
@@ -74,6 +77,13 @@ class MetricsSource(msgspec.Struct, frozen=True, kw_only=True):
     """Sent to the target's own scheme, host and port only."""
     model: str | None = None
     """Where a page has several models, this one's series count."""
+
+
+def metrics_of(target: Target, api_key: str | None) -> MetricsSource:
+    """Where a target's figures are read; `api_key` as its requests carry it."""
+    return MetricsSource(
+        target_url=target.url, urls=target.metrics_urls, api_key=api_key, model=target.model
+    )
 
 
 def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int, model: str | None = None) -> ServerSample:

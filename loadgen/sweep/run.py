@@ -14,7 +14,7 @@ from loadgen.address import host_port
 from loadgen.client.body import SALT_BYTES, BodyChanges
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
-from loadgen.serving.metrics import MetricsSource
+from loadgen.serving.metrics import metrics_of
 from loadgen.serving.proxy import proxies_passed_by
 from loadgen.serving.recipe import recipe_sha256
 from loadgen.sweep.assignment import Assignment
@@ -287,12 +287,7 @@ async def _run_cell(
     run = CellRun(
         cell,
         settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s, config.drain_s),
-        metrics=MetricsSource(
-            target_url=server.target.url,
-            urls=server.target.metrics_urls,
-            api_key=config.api_key,
-            model=server.target.model,
-        ),
+        metrics=metrics_of(server.target, config.api_key),
         make_load=make_load,
         journal=journal,
         observer=observer,

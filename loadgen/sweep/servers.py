@@ -19,6 +19,7 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask
 from loadgen.serving.facts import ServedModel, read_models, read_version, told_kv_cache_dtype
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
+from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
 from loadgen.serving.target import Target
@@ -74,6 +75,8 @@ class _Running:
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
         self._servers: dict[str, Server] = {}
+        self._closed: dict[str, str] = {}
+        """Why a target's /metrics could not be read, until it was told."""
         self.running: Sequence[Server] = ()
         self.simulated = False
 
@@ -85,6 +88,8 @@ class _Running:
 
     @contextlib.contextmanager
     def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
+        if failure := self._closed.pop(spec.name, None):
+            observer.warn(f"{spec.name}: {UNVERIFIED}: {failure}")
         yield self._servers[spec.name]
 
     def _greet(self, spec: TargetSpec) -> Server:
@@ -138,6 +143,10 @@ class _Running:
             metrics_urls=spec.metrics_urls,
             simulated=simulated,
         )
+        probe = MetricsProbe(metrics_of(target, self._config.api_key))
+        if probe.scrape() is None and probe.failure is not None:
+            self._closed[spec.name] = probe.failure
+        probe.close()
         facts |= {"model": model, "metric_names": names, "kv_cache_dtype": told_kv_cache_dtype(exposition)}
         return Server(target=target, facts=facts, died=lambda: None)
 

@@ -8,9 +8,7 @@ from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import Metric, metric_of
 from loadgen.analysis.crossover.sign import GridPoint
-
-UNVERIFIED = "batch not verified"
-"""Said wherever requests in flight stand for the running batch."""
+from loadgen.serving.metrics import UNVERIFIED
 
 
 def sentence(result: Crossover) -> str:

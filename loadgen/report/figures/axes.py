@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from loadgen.analysis.crossover.sentence import UNVERIFIED
 from loadgen.analysis.run import Run
 from loadgen.report.figures.look import GRID, TEXT
+from loadgen.serving.metrics import UNVERIFIED
 
 
 def batch_title(run: Run) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from loadgen.analysis.crossover.sentence import UNVERIFIED
+from loadgen.serving.metrics import UNVERIFIED
 
 
 def known(value: Any) -> bool:
