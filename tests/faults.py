@@ -68,8 +68,14 @@ def _http(status: int, *, body: bool) -> RequestFault:
 
 _LOST = "connection lost inside the answer"
 _REQUESTS = (
-    _failing("reset-before", "RST before every answer", "broken", "connection lost before the answer", None, 1),
-    _failing("closed-before", "close before every answer", "broken", "connection lost before the answer", None, 1),
+    RequestFault(
+        "reset-before", "RST before every answer", "broken", "connection lost before the answer",
+        "failures in a row, the last: broken: connection lost before the answer", 1, None,
+    ),
+    RequestFault(
+        "closed-before", "close before every answer", "broken", "connection lost before the answer",
+        "failures in a row, the last: broken: connection lost before the answer", 1, None,
+    ),
     _failing("reset-inside", "RST in the middle of the stream", "broken", _LOST),
     _failing("closed-inside", "close in the middle of the stream", "broken", _LOST),
     RequestFault(

@@ -64,6 +64,7 @@ class CellReader:
             graded=self._manifest["graded"],
             memory=server_memory(self._manifest, *block),
             max_error_rate=self._max_error_rate,
+            fixed_length=config.get("fixed_length"),
             tdp_w=config.get("tdp_w"),
             carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
             slo=self._slo,

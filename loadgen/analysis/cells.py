@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.batch import RunningBatch, Source, held_back, running_batch
-from loadgen.analysis.celldata import CellData, Floats
+from loadgen.analysis.celldata import CellData, Floats, Ints
 from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
 from loadgen.analysis.goodput import Goodput, goodput_of
@@ -160,6 +160,7 @@ def summarize_cell(
     graded: bool = True,
     memory: ServerMemory | None = None,
     max_error_rate: float = MAX_ERROR_RATE,
+    fixed_length: int | None = None,
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
     slo: Slo | None = None,
@@ -215,6 +216,8 @@ def summarize_cell(
         client_bound=tuple(check.sentence for check in checks if check.failed),
         streaming=tuple(streaming_reasons(streaming_of(data, window), client)),
         max_error_rate=max_error_rate,
+        fixed_length=fixed_length,
+        other_lengths=_other_lengths(lengths, fixed_length),
         asked=int(asked.sum()) if graded else None,
         unanswered=int((asked & ~data.ok).sum()),
     )
@@ -306,6 +309,13 @@ def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
         for e in failed
         if window is None or (e.t_end_ns > window[0] and e.t_due_ns <= window[1])
     ]
+
+
+def _other_lengths(lengths: Ints, fixed_length: int | None) -> tuple[int, ...]:
+    """Of the answers' lengths, those that are neither the one asked for nor a token more."""
+    if fixed_length is None:
+        return ()
+    return tuple(lengths[(lengths != fixed_length) & (lengths != fixed_length + 1)].tolist())
 
 
 def _tokens_in(data: CellData, window: tuple[int, int]) -> int:

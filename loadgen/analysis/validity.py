@@ -23,6 +23,8 @@ WAITING_SHARE = 0.03
 """Most requests waiting in the server's queue on average, as a share of B."""
 UNCOUNTED_RATE = 0.005
 """Most answers without usage, as a share of the window's: their tokens are missing in its rate."""
+LENGTH_RATE = 0.005
+"""Most answers whose length is not the one that `--fixed-length` asked for; a token more is taken (a stop token)."""
 SILENT_S = 3.0
 SILENT_SHARE = 0.25
 """Longest stretch of the window without an answer of /metrics; the share counts where it is more than the seconds."""
@@ -172,6 +174,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     streaming: tuple[str, ...] = ()
     """What `analysis.streaming` has against the times of single tokens."""
     max_error_rate: float = MAX_ERROR_RATE
+    fixed_length: int | None = None
+    """Tokens that every answer was asked to have."""
+    other_lengths: tuple[int, ...] = ()
+    """Tokens of the answers that have not so many."""
     lost: tuple[str, ...] = ()
     """What ended everything within the cell: a lost GPU, a dead server. No figure of the cell stands."""
     slowed: tuple[str, ...] = ()
@@ -209,10 +215,13 @@ def load_reasons(e: Evidence) -> list[str]:
 def _load_reasons(e: Evidence) -> list[str]:
     if not e.has_window:
         return [e.aborted or "interrupted before the window opened"]
-    reasons = [e.aborted] if e.aborted else []
-    if e.restarted:
-        reasons.append("the server's counters went back: it was restarted within the cell")
-    reasons += _failures(e)
+    restarted = ["the server's counters went back: it was restarted within the cell"] if e.restarted else []
+    if e.aborted:
+        return [e.aborted, *restarted]
+    failures = _failures(e)
+    if failures and not e.requests:
+        return [*restarted, *failures]
+    reasons = [*restarted, *failures, *_other_lengths(e)]
     if e.requests == 0:
         reasons.append(
             "no request ended within the window; make --duration longer"
@@ -226,7 +235,8 @@ def _load_reasons(e: Evidence) -> list[str]:
     elif e.uncounted > UNCOUNTED_RATE * e.requests:
         reasons.append(f"{e.uncounted} of {e.requests} answers came without token usage")
     reasons += _batch_was_not_held(e) if e.traffic is None else _traffic_was_not_met(e, e.traffic)
-    reasons += [f"{CLIENT_BOUND}{sentence}" for sentence in e.client_bound]
+    if not failures:
+        reasons += [f"{CLIENT_BOUND}{sentence}" for sentence in e.client_bound]
     if e.silent_s is not None and e.silent_s > max(SILENT_S, SILENT_SHARE * (e.window_s or 0.0)):
         reasons.append(f"the server gave no /metrics for {e.silent_s:.1f} s of the window")
     if e.server_tokens is not None and e.recorded_tokens is not None:
@@ -240,11 +250,13 @@ def _load_reasons(e: Evidence) -> list[str]:
 
 
 def _batch_was_not_held(e: Evidence) -> list[str]:
-    reasons, b = [], e.concurrency
-    if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b:
+    """Where too many requests failed, their slots waited: that the batch is low needs no reason of its own then."""
+    reasons, b, failing = [], e.concurrency, bool(_failures(e))
+    if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b and not failing:
         whose = "" if e.errors else CLIENT_BOUND
         reasons.append(f"{whose}only {e.inflight_mean:.2f} of {b} requests were in flight")
-    if e.running_mean is not None and e.running_mean < RUNNING_SHARE * b * (1 - e.running_slack):
+    low = e.running_mean is not None and e.running_mean < RUNNING_SHARE * b * (1 - e.running_slack)
+    if low and (not failing or _queues(e)):
         reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
     if e.running_mean is not None and e.running_mean - e.running_noise > MOST_SHARE * b:
         reasons.append(f"running batch {e.running_mean:.2f} is above B = {b}: somebody else asks this server too")
@@ -322,6 +334,19 @@ def _failures(e: Evidence) -> list[str]:
     if e.errors <= e.max_error_rate * (e.requests + e.errors):
         return []
     return [f"{e.errors} of {e.requests + e.errors} requests failed, the first: {e.first_error}"]
+
+
+def _other_lengths(e: Evidence) -> list[str]:
+    """That answers are not as long as asked: their tokens and times belong to another load."""
+    lengths = e.other_lengths
+    if e.fixed_length is None or len(lengths) <= LENGTH_RATE * e.requests:
+        return []
+    least, most = min(lengths), max(lengths)
+    have = f"{least}" if least == most else f"{least} to {most}"
+    return [
+        f"{len(lengths)} of {e.requests} answers have {have} tokens, {e.fixed_length} were asked for (--fixed-length): "
+        "the server does not follow ignore_eos and min_tokens; use --max-tokens"
+    ]
 
 
 def _cause(e: Evidence) -> str:

@@ -36,6 +36,7 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
         power,
         graded=manifest["graded"],
         max_error_rate=max_error_rate(manifest["config"]),
+        fixed_length=manifest["config"].get("fixed_length"),
     )
     found = cell.validity
     return CellVerdict(

@@ -1,4 +1,4 @@
-"""Preflight: one short request to each running server before the first cell, and what is learned from its answer."""
+"""Preflight: a few short requests to each running server before the first cell, and what their answers teach."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.readiness import NotReady, Patience
 
 TOKENS = 8
+MOST_AT_ONCE = 4
+"""Requests that go out together at first: a server that takes one may refuse several."""
 TIMEOUT_S = 30.0
 """A server that takes longer for so short an answer is measured all the same."""
 RATE_LIMIT_WAITS_S = (1.0, 2.0)
@@ -59,7 +61,9 @@ class Preflight:
 
     async def _learn(self) -> Learned:
         changes, steps = self._assignment.changes, list[_Step]()
-        answer = await self._asked(changes)
+        at_once = min(self._assignment.concurrency, MOST_AT_ONCE)
+        answers = await asyncio.gather(*(self._asked(changes) for _ in range(at_once)))
+        answer = next((answer for answer in answers if answer.row.status != "ok"), answers[0])
         while answer.refuses and len(steps) < MOST_STEPS:
             step = next((s for s in self._steps(answer, changes)), None)
             if step is None:

@@ -336,7 +336,8 @@ def _assignment(plan: SweepPlan, server: Server, concurrency: int, changes: Body
 
 def _learn(plan: SweepPlan, source: Source, patience: Patience, known: BodyChanges) -> Learned:
     """What the servers that run already teach about the requests, and what is odd about their model lists."""
-    asked = {server.target.name: _assignment(plan, server, 1, known) for server in source.running}
+    b = min(plan.config.concurrency)
+    asked = {server.target.name: _assignment(plan, server, b, known) for server in source.running}
     learned = learn_from(asked, known, patience)
     odd = [note for server in source.running if (note := server.facts.get("model_note"))]
     return msgspec.structs.replace(learned, notes=(*odd, *learned.notes))

@@ -115,6 +115,53 @@ def test_just_within_each_limit_is_valid(changed: dict[str, object]) -> None:
     assert reasons(**changed) == []
 
 
+FAILED: dict[str, object] = {
+    "errors": 24,
+    "first_error": "http: 500: no",
+    "tokens_per_s": None,
+    "inflight_mean": 3.0,
+    "running_mean": 1.0,
+    "client_bound": ("a slot stood empty",),
+    "recorded_tokens": None,
+}
+
+
+def test_where_everything_failed_the_failure_is_the_one_reason() -> None:
+    assert reasons(**FAILED, requests=0) == ["24 of 24 requests failed, the first: http: 500: no"]
+    ended = "24 failures in a row, the last: http: 500: no"
+    assert reasons(**FAILED, requests=0, aborted=ended) == [ended]
+
+
+def test_failures_that_keep_slots_waiting_are_the_one_reason() -> None:
+    assert reasons(**FAILED | {"tokens_per_s": 40.0}, requests=76) == [
+        "24 of 100 requests failed, the first: http: 500: no"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ((12,) * 1000, "1000 of 1000 answers have 12 tokens, 50 were asked for (--fixed-length)"),
+        ((12, 49, 30) * 2, "6 of 1000 answers have 12 to 49 tokens, 50 were asked for (--fixed-length)"),
+        ((12,) * 5, None),
+        ((), None),
+    ],
+)
+def test_answers_of_another_length_than_asked_belong_to_another_load(
+    lengths: tuple[int, ...], said: str | None
+) -> None:
+    found = reasons(fixed_length=50, other_lengths=lengths)
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
+
+
+@pytest.mark.parametrize(("tokens", "valid"), [(50, True), (51, True), (49, False), (12, False)])
+def test_a_token_more_is_taken_and_one_less_is_not(tmp_path: Path, tokens: int, valid: bool) -> None:
+    answers = [answer(k * 90, [(k * 90 + 80, tokens)]) for k in range(10)]
+    cell = summarize_cell(cell_data(tmp_path, answers, end=ended((0, 1000))), [None] * 10, fixed_length=50)
+    assert ("--fixed-length" in cell.validity.reasons) is not valid
+
+
 def test_slots_that_wait_after_failures_are_not_the_clients_fault() -> None:
     assert reasons(inflight_mean=15.0, errors=1, first_error="http: 503") == [
         "only 15.00 of 16 requests were in flight"
