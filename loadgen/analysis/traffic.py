@@ -22,7 +22,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     arrivals: int | None = None
     """Due in the window."""
     rate_per_s: float | None = None
-    """Those that were sent before it closed, a second."""
+    """Those that were sent before it closed, or no more than 5 ms after they were due, a second."""
     completed_per_s: float | None = None
     """Answers that ended in the window, whenever they were due, a second."""
     late: int | None = None
@@ -43,13 +43,14 @@ def traffic_of(data: CellData) -> Traffic:
     window_s = (window[1] - window[0]) / 1e9
     ours = of_window(data, window)
     sent = ours & ~data.dropped
+    in_time = (data.t_send_ns <= window[1]) | (data.t_send_ns - data.t_due_ns <= LATE_NS)
     lateness_ns = (data.t_send_ns - data.t_due_ns)[sent]
     ended = data.ok & (data.t_end_ns > window[0]) & (data.t_end_ns <= window[1])
     return Traffic(
         arrival=str(arrivals),
         rate_asked_per_s=arrivals.rate_per_s,
         arrivals=int(ours.sum()),
-        rate_per_s=int((sent & (data.t_send_ns <= window[1])).sum()) / window_s,
+        rate_per_s=int((sent & in_time).sum()) / window_s,
         completed_per_s=int(ended.sum()) / window_s,
         late=int((lateness_ns > LATE_NS).sum()),
         late_ms_p99=float(np.percentile(lateness_ns, 99)) / 1e6 if lateness_ns.size else None,

@@ -79,6 +79,13 @@ class TestTraffic:
         assert figures.completed_per_s == 3.0, "the warm-up's answer too, of those the third came later"
         assert figures.late_ms_p99 == pytest.approx(200 - 0.02 * (200 - 6)), "linear between order statistics"
 
+    @pytest.mark.parametrize(("late", "sent"), [(0, 2), (5, 2), (6, 1)])
+    def test_what_was_due_at_the_close_may_be_sent_a_little_behind_it(
+        self, tmp_path: Path, late: float, sent: int
+    ) -> None:
+        figures = row(tmp_path, arrived(1500, [(1600, 1)]), arrived(2000, [(2100, 1)], late=late)).traffic
+        assert figures.rate_per_s == sent
+
     def test_a_dropped_arrival_is_no_error_and_no_answer_and_was_never_in_flight(self, tmp_path: Path) -> None:
         lines = [arrived(1100, [(1200, 3)], item_id="a", text="#### 5"), turned_away(1500)]
         data = cell_data(tmp_path, lines, b=4, arrival="poisson:2", end=ended(generation_tokens=3.0))
@@ -149,6 +156,9 @@ class TestValidity:
         assert late_tail(Traffic()) is None
 
     def test_a_client_that_does_not_come_round_to_sending_is_too(self) -> None:
+        few = {"rate_asked_per_s": 1.0, "arrivals": 8, "completed_per_s": 8 / 60}
+        assert reasons(traffic={"rate_per_s": 7 / 60} | few) == [], "3% of 8 are less than one"
+        assert "client-bound" in reasons(traffic={"rate_per_s": 6 / 60} | few)[0]
         assert reasons(traffic={"rate_per_s": 19.4}) == [], "97%"
         assert reasons(traffic={"rate_per_s": 19.3}) == [
             "client-bound: 19.3 of 20 requests a second were sent in the window"
