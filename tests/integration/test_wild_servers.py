@@ -98,7 +98,7 @@ class Aborts(Wild):
 
 
 RIGHT = {
-    "plain": Wild(), "counts-per-event": CountsPerEvent(), "counts-once-behind": CountsOnceBehind(),
+    "counts-per-event": CountsPerEvent(), "counts-once-behind": CountsOnceBehind(),
     "counts-early": CountsEarly(), "closes-kept": ClosesKept(), "speculative": Speculative(),
 }  # fmt: skip
 BUFFER = {"buffered": Buffered(), "buffered-in-pieces": BufferedInPieces()}
@@ -112,7 +112,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             targets=[f"{name}:fp16={url}/{name}" for name in servers],
             concurrency=[2],
             dataset="sample",
-            duration=1.2,
+            duration=0.8,
             warmup=0.2,
             repeats=1,
             max_tokens=TOKENS,
