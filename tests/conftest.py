@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,12 @@ hypothesis.settings.load_profile("loadgen" if EVERYTHING else "quick")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not EVERYTHING:
         skip_slow_kinds(items, asked=config.option.markexpr)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process per core for a whole quick run; one where all is measured undisturbed, or where files are named."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(len(os.sched_getaffinity(0)), 4) if whole and not EVERYTHING else 0
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

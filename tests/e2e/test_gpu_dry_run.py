@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from made_wheel import make_wheel
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).parents[2]
 LARGE = random.Random(1).randbytes(2_500_000)
 PLAN = """

@@ -15,6 +15,7 @@ STUDIES = Path(__file__).parents[2] / "docs" / "studies"
 RESULTS = sorted(STUDIES.glob("*/results"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("results", RESULTS, ids=[results.parent.name for results in RESULTS])
 def test_a_study_is_written_anew_from_its_results(results: Path, tmp_path: Path) -> None:
     page = write(results, tmp_path)

@@ -94,6 +94,7 @@ def sweep(
         return analysed(run_sweep(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", IN_SWEEP, ids=lambda fault: fault.name)
 def test_its_cell(request: pytest.FixtureRequest, fault: RequestFault) -> None:
     run = request.getfixturevalue("longer_run" if fault.needs_metrics else "run")
@@ -110,6 +111,7 @@ def test_its_cell(request: pytest.FixtureRequest, fault: RequestFault) -> None:
     assert set(rows.status) <= {"ok", fault.status, fault.next, "broken" if fault.name == "restart" else "ok"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEALTHY)
 def test_cells_beside_them_are_right(longer_run: Run, name: str) -> None:
     cell = longer_run.cells.set_index("target").loc[name]
@@ -131,11 +133,13 @@ def check_figures(run: Run, name: str) -> None:
     assert cell.tokens_per_s <= BATCH / ITL_S
 
 
+@pytest.mark.slow
 def test_no_cell_is_missing_and_none_broke_the_run(run: Run, longer_run: Run) -> None:
     assert len(run.cells) + len(longer_run.cells) == len(IN_SWEEP) + len(HEALTHY)
     assert run.manifest["failures"] == longer_run.manifest["failures"] == []
 
 
+@pytest.mark.slow
 def test_invalid_cells_are_in_no_mean(run: Run) -> None:
     invalid = [fault.name for fault in IN_SWEEP if not fault.needs_metrics]
     summary = run.summary.set_index("target").loc[invalid]
@@ -143,6 +147,7 @@ def test_invalid_cells_are_in_no_mean(run: Run) -> None:
     assert summary.ttft_ms_mean.isna().all()
 
 
+@pytest.mark.slow
 def test_the_key_that_a_server_repeats_is_kept_nowhere(server: FaultServer, run: Run) -> None:
     assert any(KEY.encode() in head for head in server.seen["echoed-key"]), "it was sent"
     found = [path for path in run.path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]

@@ -41,6 +41,7 @@ options = { concurrency = [1, 4] }
 """
 
 
+@pytest.mark.slow
 def test_the_plan_in_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "small.toml").write_text(PLAN)
     plan = load_plan(tmp_path / "small.toml")

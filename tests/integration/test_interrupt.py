@@ -162,7 +162,7 @@ class TestKill:
         assert len(pd.read_parquet(run_dir / "requests.parquet")) == before
 
 
-@pytest.mark.parametrize("transport", ["raw", "openai"])
+@pytest.mark.parametrize("transport", ["raw", pytest.param("openai", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["Ctrl-C twice", "SIGTERM"])
 def test_at_once_requests_in_flight_end_as_rows_whatever_the_transport(known, tmp_path, transport, how):
     if transport == "openai":

@@ -12,6 +12,8 @@ from kills import IN_CELL, KilledRun, violations
 
 from loadgen.sweep.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 KILLS = 6
 WITHIN_S = 1.5
 """About what a cell takes, warm-up and drain included."""

@@ -37,7 +37,7 @@ def sweep(known, out, cycles, concurrency=B, **options):
     )
 
 
-@pytest.fixture(scope="module", params=["completions", "chat"])
+@pytest.fixture(scope="module", params=["completions", pytest.param("chat", marks=pytest.mark.slow)])
 def run(request, known, tmp_path_factory):
     cycles = COMPLETIONS_CYCLES if request.param == "completions" else CHAT_CYCLES
     return sweep(known, tmp_path_factory.mktemp("known") / "run", cycles, api=request.param)
@@ -119,6 +119,7 @@ def sweep_requests(known, out, requests):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_sdk_transport_sees_the_same_answers(known, tmp_path):
     pytest.importorskip("openai")
     run = sweep(known, tmp_path / "run", CHAT_CYCLES, concurrency=[4], transport="openai", api="chat")

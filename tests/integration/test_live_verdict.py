@@ -59,6 +59,7 @@ def test_a_capped_batch_is_told_before_the_next_cell(capped: str, tmp_path: Path
     assert heard.later == {1}
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_costs_its_verdict_alone(capped: str, tmp_path: Path) -> None:
     def broken(run_dir: Path, path: Path) -> CellVerdict:
         raise OSError(f"{path.name} is gone")

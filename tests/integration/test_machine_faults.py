@@ -126,6 +126,7 @@ class TestServersLoadgenLaunched:
         assert "it was launched 3 times, 2 cells are not measured" in failure["error"]
         assert any("2 of 5 planned cells were not measured" in warning for warning in run.analysis["warnings"])
 
+    @pytest.mark.slow
     def test_power_of_a_fresh_one_is_kept_apart(self, tmp_path: Path) -> None:
         """Simulated servers bring their power: the counter begins again with the server."""
         out = tmp_path / "run"
@@ -296,6 +297,7 @@ class TestDisk:
 
 
 class TestPower:
+    @pytest.mark.slow
     def test_an_exporter_that_goes_away_costs_energy_alone(self, server: FaultServer, tmp_path: Path) -> None:
         """It dies in the first of two repeats; the other is measured without."""
         port = free_port()

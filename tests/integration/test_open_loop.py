@@ -103,6 +103,7 @@ def slow() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_keep_up_is_found_out_by_its_backlog(slow: str, tmp_path: Path) -> None:
     run = loadgen.sweep(
         targets={"fp16": slow}, arrival="poisson:20", dataset="sample", duration=3, max_tokens=48, repeats=1,
@@ -118,6 +119,7 @@ def test_a_server_that_cannot_keep_up_is_found_out_by_its_backlog(slow: str, tmp
     assert run.summary["ttft_ms_p50"].isna().all(), "there is no such figure: it grows with the window"
 
 
+@pytest.mark.slow
 def test_with_a_low_cap_it_is_found_out_by_what_was_dropped(slow: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [

@@ -35,6 +35,7 @@ def run(server: KnownServer, tmp_path_factory: pytest.TempPathFactory) -> loadge
     return loadgen.load_run(out)
 
 
+@pytest.mark.slow
 def test_every_item_is_asked_once_and_in_the_same_order(run: loadgen.Run) -> None:
     asked = run.requests[run.requests["phase"] == "measured"]
     orders = {
@@ -45,6 +46,7 @@ def test_every_item_is_asked_once_and_in_the_same_order(run: loadgen.Run) -> Non
     assert list(run.cells["answers"]) == [N, N]
 
 
+@pytest.mark.slow
 def test_the_window_ends_before_the_first_slot_runs_dry(run: loadgen.Run, server: KnownServer) -> None:
     for cell in run.cells.to_dict("records"):
         b = cell["concurrency"]

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KnownServer
+from conftest import KnownServer, known_server
 
 import loadgen
 from loadgen.client.exchange import Exchange
@@ -73,6 +73,12 @@ class Resumed:
     kept: bytes
     ended: tuple[int, str]
     again: tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def known() -> Iterator[KnownServer]:
+    with known_server(ttft_s=0.1, itl_s=0.02, tokens=26) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from loadgen.selftest.drive import run_trial
 from loadgen.selftest.trial import Trial
 
 
-@pytest.fixture(scope="module", params=[("raw", 1), ("raw", 2), ("openai", 1)])
+@pytest.fixture(scope="module", params=[("raw", 1), ("raw", 2), pytest.param(("openai", 1), marks=pytest.mark.slow)])
 def trial(request: pytest.FixtureRequest) -> Trial:
     transport, workers = request.param
     if transport == "openai":
@@ -50,6 +50,7 @@ def test_the_python_function_gives_figures_and_a_verdict() -> None:
     assert result.trials[0].concurrency == 2
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_leaves_no_process() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "loadgen", "selftest", "--concurrency", "2", "--itl-ms", "20", "--json"],

@@ -235,6 +235,7 @@ def test_several_gpus_are_never_all_measured_by_accident(stub: Path, server: Kno
     assert set(loadgen.load_run(out).power["gpu_uuid"]) == {uuid_of(1)}, done.stderr
 
 
+@pytest.mark.slow
 def test_without_a_driver_auto_says_why_there_is_no_energy(server: KnownServer, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = sweep(server, out, dict(os.environ))
@@ -251,7 +252,7 @@ def scraped(server: KnownServer, tmp_path_factory: pytest.TempPathFactory) -> st
     process = subprocess.Popen(
         [
             sys.executable, "-m", "loadgen", "sweep", "--target", f"fp16={server.url}", "--concurrency", "2",
-            "--dataset", "sample", "--repeats", "1", "--duration", "5", "--out", str(out),
+            "--dataset", "sample", "--repeats", "1", "--duration", "2", "--out", str(out),
             "--metrics-port", str(port), "--quiet",
         ],
         stdout=subprocess.DEVNULL,

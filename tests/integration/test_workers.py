@@ -49,7 +49,7 @@ def measured(run: loadgen.Run) -> pd.DataFrame:
     return run.requests[run.requests["phase"] == "measured"].sort_values("t_send_ns")
 
 
-@pytest.fixture(scope="module", params=[1, N])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), N])
 def run(request: pytest.FixtureRequest, server: KnownServer, tmp_path_factory: pytest.TempPathFactory) -> loadgen.Run:
     return sweep(server, tmp_path_factory.mktemp("workers") / "run", requests=REQUESTS, workers=request.param)
 
@@ -104,6 +104,7 @@ def test_the_client_says_how_many_processes_it_had(run: loadgen.Run) -> None:
     assert 0 < end.client_cpu_share <= end.client_cpu_s / run.cells["window_s"].iloc[0] * 1.2
 
 
+@pytest.mark.slow
 def test_more_workers_than_slots_are_as_many_as_slots(server: KnownServer, tmp_path: Path) -> None:
     run = loadgen.sweep(
         targets={"fp16": server.url}, concurrency=[2], dataset="sample", max_tokens=4, requests=8, repeats=1,
@@ -114,6 +115,7 @@ def test_more_workers_than_slots_are_as_many_as_slots(server: KnownServer, tmp_p
     assert end.client_processes == 2
 
 
+@pytest.mark.slow
 def test_the_sdk_transport_works_in_workers_too(server: KnownServer, tmp_path: Path) -> None:
     pytest.importorskip("openai")
     run = sweep(server, tmp_path / "run", requests=REQUESTS, workers=2, transport="openai", api="chat")
@@ -167,7 +169,10 @@ def is_running(pid: int) -> bool:
 
 
 class TestEnds:
-    @pytest.mark.parametrize(("number", "given_up"), [(signal.SIGINT, []), (signal.SIGTERM, list(range(B)))])
+    @pytest.mark.parametrize(
+        ("number", "given_up"),
+        [(signal.SIGINT, []), pytest.param(signal.SIGTERM, list(range(B)), marks=pytest.mark.slow)],
+    )
     def test_what_is_in_flight_is_finished_on_ctrl_c_and_given_up_on_sigterm(
         self, server: KnownServer, tmp_path: Path, number: signal.Signals, given_up: list[int]
     ) -> None:

@@ -60,6 +60,7 @@ def test_the_command_says_what_to_do_next_and_where_the_data_lies(tmp_path: Path
     assert (data_dir() / "docker" / "compose.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_whole_project(tmp_path: Path) -> None:
     """Built from a written-out project, as the images are; installed, it writes the same project again."""
     write_project(tmp_path / "one")

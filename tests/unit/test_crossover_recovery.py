@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+pytestmark = pytest.mark.slow
+
 STUDIES = 120
 SURELY = 0.001
 

@@ -115,6 +115,7 @@ def x_of(svg: str, gid: str) -> float:
     return float(found[1] or found[2])
 
 
+@pytest.mark.slow
 def test_all_that_the_data_allow_is_drawn_in_the_page_s_order(figures: dict[str, Figure]) -> None:
     assert list(figures) == NAMES, "no joules per token and no watts were measured here"
     sections = [figure.section for figure in figures.values()]

@@ -54,6 +54,7 @@ def test_nothing_is_measured_when_a_module_that_servers_need_cannot_be_imported(
     assert json.loads((tmp_path / "out" / "machine.json").read_text())["processor"]
 
 
+@pytest.mark.slow
 def test_a_measurement_that_runs_over_is_stopped_in_time_to_pack(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

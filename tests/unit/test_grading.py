@@ -258,6 +258,7 @@ PIECES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_hundred_kilobytes_of_anything_are_graded(piece: str) -> None:
     """By patterns that look at each character a bounded number of times; a quadratic one would hang here."""

@@ -14,6 +14,8 @@ from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.standing import stand
 from loadgen.analysis.indices.target import TargetIndices, target_indices
 
+pytestmark = pytest.mark.slow
+
 STUDIES, RESAMPLES, ITEMS = 250, 800, 300
 SETTINGS = IndexSettings()
 NOISE = 0.02

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).parents[1]
 MADE = """
 import pytest
@@ -51,10 +53,12 @@ def test_one_line_says_what_was_left_out_and_how_to_run_it(tmp_path: Path) -> No
     assert closing.startswith("1 passed, 3 skipped in ")
 
 
+@pytest.mark.slow
 def test_a_kind_that_is_asked_for_runs(tmp_path: Path) -> None:
     assert closing_lines(tmp_path, "-m", "slow")[-1].startswith("1 passed, 3 deselected in ")
 
 
+@pytest.mark.slow
 def test_in_ci_everything_runs_and_a_missing_program_is_a_failure(tmp_path: Path) -> None:
     said, closing = closing_lines(tmp_path, CI="true")
     assert said.endswith("AssertionError: promtool is not installed: CI needs Debian's package prometheus")

@@ -15,6 +15,8 @@ from loadgen.analysis.models.fit import fit
 from loadgen.analysis.models.noise import noise_of
 from loadgen.analysis.models.resample import draws, interval
 
+pytestmark = pytest.mark.slow
+
 SURELY = 0.001
 STUDIES = 12
 

@@ -117,6 +117,7 @@ class TestDrainUntil:
         feed.stop()
 
 
+@pytest.mark.slow
 def test_an_outage_is_survived_and_counted(sampler):
     with served(application(sampler, BOTH, "nvml")) as url:
         feed = PowerFeed(url)

@@ -89,6 +89,7 @@ def test_a_question_with_options_is_answered_by_a_letter():
     assert said[0.0] in {f"The answer is ({letter})." for letter in "ABE"}
 
 
+@pytest.mark.slow
 def test_an_answer_without_a_number_and_one_without_an_end():
     never = book(accuracy=0.0, unparsed=1.0)
     assert not any(any(map(str.isdigit, text(never, item.question))) for item in ITEMS[:50])
@@ -97,6 +98,7 @@ def test_an_answer_without_a_number_and_one_without_an_end():
     assert not any(book(accuracy=1.0).answer(item.question).endless for item in ITEMS)
 
 
+@pytest.mark.slow
 def test_answers_are_about_64_tokens_and_longer_at_fewer_bits():
     lengths = {p: sum(len(book(p).answer(i.question).tokens) for i in ITEMS) / len(ITEMS) for p in ("fp16", "bnb-nf4")}
     assert lengths["fp16"] == pytest.approx(64, rel=0.05)

@@ -50,6 +50,7 @@ def test_wrong_use(options: dict[str, Any], sentence: str) -> None:
     assert str(refused.value).startswith(sentence)
 
 
+@pytest.mark.slow
 def test_reasoning_is_counted_and_kept_apart_and_only_the_answer_is_graded(tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ["sweep", "--concurrency", "4", "--repeats", "1", "--requests", "16", "--thinking", "on"]
