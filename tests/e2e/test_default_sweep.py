@@ -113,6 +113,7 @@ def test_the_same_questions_in_the_same_order_for_every_cell(swept: Swept) -> No
     assert not warmups & set(longest)
 
 
+@pytest.mark.slow
 def test_report_makes_the_derived_files_again(swept: Swept) -> None:
     path = swept.run.path
     derived = "requests.parquet server.parquet power.parquet cells.csv summary.csv analysis.json report.html"

@@ -61,6 +61,7 @@ def test_only_curves_over_b_are_transformed_and_all_alike() -> None:
     assert all(panel["transformations"] == PANELS[0]["transformations"] for panel in PANELS)
 
 
+@pytest.mark.slow
 def test_grafana_draws_a_precisions_figures_over_b_as_a_number(grafana: Path) -> None:
     """The XY chart takes a frame's first number field for x and every other for y."""
     frames = [frame("fp16", {"16": 3.0, "128": 1.0, "1": 8.0, "64": 2.0}), frame("awq", {"16": 2.5, "1": 5.0})]
@@ -76,6 +77,7 @@ def test_grafana_draws_a_precisions_figures_over_b_as_a_number(grafana: Path) ->
     }
 
 
+@pytest.mark.slow
 def test_without_the_transformations_b_would_be_text(grafana: Path) -> None:
     (made,) = transformed(grafana, [], [frame("fp16", {"16": 3.0, "1": 8.0})])
     assert [field["type"] for field in made["fields"]] == ["time", "string", "number"]

@@ -129,6 +129,7 @@ def killed(tmp_path_factory):
     return run_dir, report(run_dir)
 
 
+@pytest.mark.slow
 class TestKill:
     def test_report_rebuilds_every_derived_file(self, killed):
         run_dir, done = killed

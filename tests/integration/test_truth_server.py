@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from programs import compiler
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
@@ -25,6 +26,7 @@ CASE = Case(name="small", concurrency=8, ttft_ms=30.0, itl_ms=5.0, tokens=40)
 
 @pytest.fixture(scope="module")
 def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler()
     return compile_server(tmp_path_factory.mktemp("truth"))
 
 
