@@ -29,5 +29,5 @@ def program(name: str) -> str:
 
 
 def compiler() -> str:
-    """The path of the C compiler: $CC, else gcc."""
-    return os.environ.get("CC") or program("gcc")
+    """The path of the C compiler: $CC, else cc, else gcc."""
+    return os.environ.get("CC") or shutil.which("cc") or program("gcc")
