@@ -160,7 +160,7 @@ _REMEDIES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
      _always("the model has a context of {1} tokens and the server was asked for {0}: give vLLM --max-model-len {1}")),
     (r"contains custom code|set the option `?trust_remote_code",
-     _always("the checkpoint brings code of its own: read it, then give --trust-remote-code to vLLM")),
+     _always("the checkpoint brings code of its own: read it, then pass vLLM's option to trust it after `--`")),
     (r"Found no NVIDIA driver|No CUDA GPUs are available|Failed to infer device type",
      _always("vLLM sees no GPU: see what `nvidia-smi` and CUDA_VISIBLE_DEVICES say, or use --device cpu")),
     (r"No space left on device",
