@@ -39,6 +39,10 @@ PLATEAU_READINGS = 10
 """Readings from which on a gauge that stands at its own maximum at least half of the time shows a limit."""
 
 
+LEAST_HELD = 2.0
+"""Requests that must be missing at that limit where the gauge lags: the newest one may not be counted yet."""
+
+
 class RunningBatch(msgspec.Struct, frozen=True, kw_only=True):
     """The running batch of one window; None: not measured."""
 
@@ -59,10 +63,12 @@ def running_batch(
     inflight: float | None = None,
     tokens_per_answer: float | None = None,
     open_loop: bool = False,
+    lags: bool = False,
 ) -> RunningBatch:
     """Of the samples of a window.
 
-    `inflight`: mean requests in flight; `tokens_per_answer`: mean length of an answer.
+    `inflight`: mean requests in flight; `tokens_per_answer`: mean length of an answer; `lags`: the gauge is set seldom,
+    or before newcomers are in it (SGLang: at a prefill, and every 40 decode steps).
     """
     gauge = [s.running for s in samples if s.running is not None]
     steps = tokens_per_step(samples)
@@ -82,8 +88,19 @@ def running_batch(
     def by_counters(note: str = "") -> RunningBatch:
         return RunningBatch(mean=steps, source="counters", note=note)
 
+    waiting = [s.waiting for s in samples if s.waiting is not None]
+    in_engine = (inflight or 0.0) - (float(np.mean(waiting)) if waiting else 0.0)
     if steps is None:
-        return by_gauge()
+        found = by_gauge()
+        low = mean < in_engine * (1 - AGREEMENT) * (1 - found.slack)
+        limited = _stands_at_a_limit(gauge) and in_engine - max(gauge) >= LEAST_HELD
+        if not lags or not low or limited or open_loop:
+            return found
+        return RunningBatch(
+            mean=None,
+            source="none",
+            note=f"the gauge shows {mean:.2f} of {in_engine:.2f} requests, but it is set too seldom to tell what ran",
+        )
     said = f"the gauge shows {mean:.2f} running requests, a step makes {steps:.2f} tokens"
     lags = f"{said}, and {inflight or 0:.2f} are in flight: the gauge lags behind; tokens per step are taken"
     several = f"{said}: speculative decoding, or engines that take turns; the gauge is taken"
@@ -92,8 +109,6 @@ def running_batch(
     most = inflight * (1 + SURPLUS)
     if steps > most and mean <= most + noise:
         return by_gauge(several)
-    waiting = [s.waiting for s in samples if s.waiting is not None]
-    in_engine = inflight - (float(np.mean(waiting)) if waiting else 0.0)
     least = in_engine * (1 - AGREEMENT - 1 / length)
     witnessed = least <= steps <= in_engine * (1 + SURPLUS)
     if steps - mean > steps * (AGREEMENT + 1 / length) + noise:
@@ -107,6 +122,10 @@ def running_batch(
             "the gauge is taken"
         )
     return by_counters()
+
+
+def _stands_at_a_limit(readings: Sequence[float]) -> bool:
+    return len(readings) >= PLATEAU_READINGS and 2 * list(readings).count(max(readings)) >= len(readings)
 
 
 def _without_gauge(steps: float | None, inflight: float | None) -> RunningBatch:
@@ -170,5 +189,4 @@ def held_back(
     if missing <= least or (had and max(had) >= concurrency - least):
         return False
     gaps = HELD_STEPS * inflight / tokens_per_answer if tokens_per_answer else 0.0
-    plateau = len(had) >= PLATEAU_READINGS and 2 * had.count(max(had)) >= len(had)
-    return missing > gaps or plateau
+    return missing > gaps or _stands_at_a_limit(had)

@@ -25,6 +25,7 @@ from loadgen.analysis.streaming import streaming_of, streaming_reasons
 from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.client.exchange import Exchange
+from loadgen.serving.exposition import gauge_lags
 from loadgen.serving.metrics import UNVERIFIED, ServerSample
 from loadgen.sweep.config import MAX_ERROR_RATE
 from loadgen.sweep.plan import level
@@ -186,7 +187,11 @@ def summarize_cell(
     tokens_per_query = float(lengths.mean()) if lengths.size else None
     inflight = _inflight(data, window) if window else None
     running = running_batch(
-        samples, inflight=inflight, tokens_per_answer=tokens_per_query, open_loop=data.open_loop
+        samples,
+        inflight=inflight,
+        tokens_per_answer=tokens_per_query,
+        open_loop=data.open_loop,
+        lags=gauge_lags(data.end.batch_gauge if data.end else None),
     )
     evidence = Evidence(
         concurrency=data.cell.concurrency,

@@ -22,6 +22,8 @@ class ServerNames(NamedTuple):
     names: Mapping[str, tuple[str, ...]]
     """Field -> its name behind the prefix; of several the first that a page has. `_total` may be missing. What stands
     as `field/part` is added to the field."""
+    lags: bool = False
+    """Its gauge of running requests is set seldom, or before newcomers are in it."""
 
 
 _VLLM = {
@@ -53,6 +55,7 @@ SERVERS = (
             "ttft_count": ("time_to_first_token_seconds_count",),
             "ttft_sum_s": ("time_to_first_token_seconds_sum",),
         },
+        lags=True,
     ),
     ServerNames(
         "TGI",
@@ -160,6 +163,13 @@ def vocabulary_of(page: bytes) -> Vocabulary | None:
         return None
     _, place, fields = min(usable, key=lambda group: (group[0], group[1], -len(group[2])))
     return Vocabulary(SERVERS[place], fields)
+
+
+def gauge_lags(name: str | None) -> bool:
+    """Whether a series of running requests may be out of date."""
+    return name is not None and any(
+        SERVERS[place].lags for place, _, field, _ in _meanings(name) if field == "running"
+    )
 
 
 def _has_gauge(fields: Mapping[str, tuple[str, int]]) -> bool:

@@ -158,6 +158,22 @@ def test_a_gauge_alone_may_be_a_step_per_answer_too_low_and_off_by_chance() -> N
     assert found.noise == pytest.approx(3 * math.sqrt(20 / 19 * 0.75 * 0.25 / 20))
 
 
+def test_a_gauge_that_is_seldom_set_proves_a_full_batch_and_a_limit_and_nothing_else() -> None:
+    """SGLang sets it at a prefill, without the newcomers, and every 40 decode steps."""
+
+    def lagging(gauge: Sequence[float], waiting: float = 0.0) -> RunningBatch:
+        samples = window(gauge, waiting=waiting)
+        return running_batch(samples, inflight=4.0, tokens_per_answer=50.0, lags=True)
+
+    assert (lagging(STEADY).mean, lagging(STEADY).source) == (4.0, "gauge")
+    assert lagging([3.0] * 20).source == "none", "the newcomer is not counted yet"
+    assert lagging([3.0, 4.0] * 10).note == (
+        "the gauge shows 3.50 of 4.00 requests, but it is set too seldom to tell what ran"
+    )
+    assert lagging([2.0] * 20).mean == 2.0, "two are missing all the time: held back"
+    assert lagging([2.0] * 20, waiting=2.0).mean == 2.0, "capped"
+
+
 def test_a_server_that_tells_neither_has_no_running_batch() -> None:
     for samples in ([], [scrape(1100), scrape(1900)]):
         found = running_batch(samples, inflight=4.0, tokens_per_answer=50.0)

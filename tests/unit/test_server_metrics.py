@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from loadgen.serving.exposition import gauge_lags
 from loadgen.serving.metrics import MetricsProbe, MetricsSource, ServerSample, read_metrics
 from tests.wild_server import Wild, serving, whole
 
@@ -81,6 +82,15 @@ def test_other_servers_have_other_names(page: str, running: int, waiting: int, t
     sample = read(page)
     assert (sample.running, sample.waiting, sample.generation_tokens) == (running, waiting, tokens)
     assert sample.iterations is None
+
+
+@pytest.mark.parametrize(
+    ("gauge", "lags"),
+    [("sglang:num_running_reqs", True), ("gateway_sglang_num_running_reqs", True), ("vllm:num_requests_running", False),
+     ("tgi_batch_current_size", False), (None, False)],
+)  # fmt: skip
+def test_whose_gauge_is_seldom_set_is_known(gauge: str | None, lags: bool) -> None:
+    assert gauge_lags(gauge) is lags
 
 
 def test_a_page_of_something_else_tells_nothing() -> None:
