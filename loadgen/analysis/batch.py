@@ -102,7 +102,7 @@ def running_batch(
             note=f"the gauge shows {mean:.2f} of {in_engine:.2f} requests, but it is set too seldom to tell what ran",
         )
     said = f"the gauge shows {mean:.2f} running requests, a step makes {steps:.2f} tokens"
-    lags = f"{said}, and {inflight or 0:.2f} are in flight: the gauge lags behind; tokens per step are taken"
+    behind = f"{said}, and {inflight or 0:.2f} are in flight: the gauge lags behind; tokens per step are taken"
     several = f"{said}: speculative decoding, or engines that take turns; the gauge is taken"
     if open_loop or inflight is None:  # in idle time there are no steps, and the gauge shows 0
         return by_gauge(several) if steps > max(gauge) * (1 + SURPLUS) else by_counters()
@@ -113,10 +113,10 @@ def running_batch(
     witnessed = least <= steps <= in_engine * (1 + SURPLUS)
     if steps - mean > steps * (AGREEMENT + 1 / length) + noise:
         late = max(gauge) >= least or not any(gauge)
-        return by_counters(lags) if witnessed and late else by_gauge(several)
+        return by_counters(behind) if witnessed and late else by_gauge(several)
     if mean - steps > steps * AGREEMENT + noise:
         if witnessed and mean > most + noise:
-            return by_counters(lags)
+            return by_counters(behind)
         return by_gauge(
             f"{said}: steps that bring some requests no token, as with chunked prefill or pipeline parallelism; "
             "the gauge is taken"
