@@ -36,7 +36,7 @@ def main() -> None:
         rows.append(
             {
                 **{name: cell[name] for name in key},
-                "valid": cell["valid"],
+                "valid": cell["energy_valid"],
                 "window_s": round(cell["window_s"], 3),
                 "requests": cell["requests"],
                 "prompt_tokens_mean": round(prompt, 2),

@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import indent
 
+import pandas as pd
+
 from bench.gpu import answer
 from bench.gpu.anchors import HEAD as ANCHOR_HEAD
 from bench.gpu.anchors import anchors
@@ -13,8 +15,10 @@ from bench.gpu.markdown import items, number, paragraph, spread, table
 from bench.gpu.simulator_error import HEAD as ERROR_HEAD
 from bench.gpu.simulator_error import pairs, rows_of
 from bench.gpu.study import FIGURES, Study, figures_of
+from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
 from loadgen.report.stamp import STAMP
+from loadgen.report.validity import cells_valid
 from loadgen.serving.recipe import load_recipes
 from loadgen.serving.simulated.presets import load_presets
 
@@ -48,15 +52,14 @@ def _title(study: Study) -> str:
     recipes = load_recipes()
     served = (t["precision"] for run in study.runs.values() for t in run.manifest["config"]["targets"])
     precisions = [recipes[name].label for name in dict.fromkeys(served)]
-    cells = sum(len(run.cells) for run in study.runs.values())
-    valid = sum(int(run.cells["valid"].sum()) for run in study.runs.values())
+    cells = pd.concat([run.cells for run in study.runs.values()])
     versions = sorted(
         {str(s["version"]) for run in study.runs.values() for s in run.manifest["servers"] if s["version"]}
     )
     notes = sorted({s["note"] for run in study.runs.values() for s in run.manifest["servers"] if s.get("note")})
     intro = (
         f"{', '.join(precisions)} on {study.gpu}{_driver(study)}, {study.day}, vLLM "
-        f"{', '.join(versions) or 'not known'}: {valid} of {cells} cells are valid."
+        f"{', '.join(versions) or 'not known'}: {cells_valid(cells)}."
     )
     if study.simulated:
         intro = (
@@ -99,11 +102,11 @@ def _steps(study: Study) -> str:
     rows = []
     for step in study.plan["steps"]:
         state, run = study.states.get(step["name"], {}), study.runs.get(step["name"])
-        cells = f"{int(run.cells['valid'].sum())} of {len(run.cells)}" if run else ""
+        cells = cells_valid(run.cells) if run else ""
         status = state.get("status", "open") + (f": {state['reason']}" if state.get("reason") else "")
         status = "not reached" if status == "open" else status
         rows.append([step["name"], step["why"], status, cells, number(state.get("seconds"), ".0f")])
-    head = ["step", "why", "how it ended", "valid cells", "seconds"]
+    head = ["step", "why", "how it ended", "cells", "seconds"]
     return f"## What was done{study.stamp}\n\n{table(head, rows)}"
 
 
@@ -312,9 +315,9 @@ def _simulator(study: Study) -> str:
 
 def _invalid(study: Study) -> str:
     lines = [
-        f"{step}, {cell['target']}, B = {cell['concurrency']}, repeat {cell['repeat']}: {cell['reasons']}"
+        f"{step}, {sentence}"
         for step, run in study.runs.items()
-        for cell in run.cells[~run.cells["valid"]].to_dict("records")
+        for sentence in invalid_sentences(run.invalid, run.arrival)
     ]
     return f"## Cells that are not valid{study.stamp}\n\n{items(lines) or 'None.'}"
 
@@ -324,7 +327,7 @@ def _limits(study: Study) -> str:
         "Nothing here says anything about answers: weights are random, lengths are forced, and are this plan's only.",
         "One machine at one time; a board's power sensor is off by its own few percent, which cancels in ratios only.",
         "Random numbers draw a little more power than trained weights do.",
-        "Short windows: each cell says what its edges leave open (energy_reasons in cells.csv of `loadgen report`).",
+        "Short windows: each cell says what its edges leave open (energy_reservations in cells.csv).",
     ]
     if study.simulated:
         lines.insert(0, f"{STAMP}: no line of this page says how a GPU behaves.")

@@ -119,8 +119,9 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
     """Measure every target at every concurrency, write a run directory, print the table.
 
     Without --target and --serve the servers are simulated and everything is stamped SIMULATED. Exit status: 0 done,
-    1 a cell is invalid, 2 wrong use, 130 interrupted (what was measured is kept). Ctrl-C once lets the requests in
-    flight finish, twice stops at once. With --resume the settings are the run's own; one named again must be the same.
+    1 load, latency, energy or answers of a cell are invalid, 2 wrong use, 130 interrupted (what was measured is kept).
+    Ctrl-C once lets the requests in flight finish, twice stops at once. With --resume the settings are the run's own;
+    one named again must be the same.
 
     \b
     Examples:

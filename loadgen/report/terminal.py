@@ -83,7 +83,7 @@ def _head(run: Run, *, simulated: bool) -> str:
         f"{dataset['name']}, {dataset['items']} items",
         f"{targets} target{'s' * (targets > 1)} × {run.arrival or load} × "
         f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}",
-        cells_valid(run),
+        cells_valid(run.cells),
         f"good: {run.analysis['slo']}" if run.analysis["slo"] else None,
     ]
     return " · ".join(part for part in parts if part)

@@ -8,20 +8,19 @@ from typing import Any
 import pandas as pd
 
 from loadgen.analysis.quantity import COLUMNS
-from loadgen.analysis.run import Run
 
 Row = Mapping[Any, Any]
 
 
-def cells_valid(run: Run, of: int | None = None) -> str:
+def cells_valid(cells: pd.DataFrame, of: int | None = None) -> str:
     """ "48 of 48 cells valid, energy valid in 46": the load's, and each quantity's that differs from it.
 
-    `of`: out of so many cells instead of all that were measured.
+    `cells`: as `Run.cells`; `of`: out of so many cells instead of all that were measured.
     """
-    counts = {quantity: _count(run.cells[column]) for quantity, column in COLUMNS.items()}
+    counts = {quantity: _count(cells[column]) for quantity, column in COLUMNS.items()}
     load = counts.pop("load")
     others = [f"{quantity} valid in {count}" for quantity, count in counts.items() if count not in (None, load)]
-    return ", ".join([f"{load} of {len(run.cells) if of is None else of} cells valid", *others])
+    return ", ".join([f"{load} of {len(cells) if of is None else of} cells valid", *others])
 
 
 def repeats_valid(row: Row) -> str:

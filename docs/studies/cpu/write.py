@@ -21,8 +21,10 @@ from typing import Any
 import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.intervals import rate_interval
+from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
 from loadgen.report.html import write_report
+from loadgen.report.validity import cells_valid
 
 HERE = Path(__file__).parent
 ARCHIVE = HERE / "run.tar.xz"
@@ -88,7 +90,7 @@ def _text(run: Run) -> str:
             "Llama of "
             f"104 million random weights (make_model.py), {', '.join(NAMES.values())}, B = {batches}, "
             f"{config['repeats']} repeats interleaved, answers of exactly {config['fixed_length']} tokens, windows of "
-            f"{config['duration_s']:g} s. {int(cells['valid'].sum())} of {len(cells)} cells are valid. No energy: this "
+            f"{config['duration_s']:g} s. {cells_valid(cells)}. No energy: this "
             "machine has no power sensor. The answers are noise, so there is no accuracy either: this study is about "
             "speed, and about whether loadgen finds what is there."
         ),
@@ -161,7 +163,7 @@ def _cor(run: Run) -> str:
 
 
 def _theorem(run: Run) -> str:
-    cells = run.cells[run.cells["valid"]]
+    cells = run.valid_cells("tokens_per_s")
     batches = run.manifest["config"]["concurrency"]
     rows = []
     for target in NAMES:
@@ -193,8 +195,7 @@ def _models(run: Run) -> str:
 
 
 def _invalid(run: Run) -> str:
-    bad = run.cells[~run.cells["valid"]]
-    lines = [f"- {c.target}, B = {c.concurrency}, repeat {c.repeat}: {c.reasons}" for c in bad.itertuples()]
+    lines = [f"- {sentence}" for sentence in invalid_sentences(run.invalid, run.arrival)]
     return "\n".join(lines) or "None."
 
 

@@ -17,7 +17,7 @@ def validity(run: Run) -> Html:
     """How many of the planned cells count, the first reasons why the others do not, and what the checkpoints say."""
     planned, measured = planned_cells(run.manifest), len(run.cells)
     invalid = invalid_sentences(run.invalid, run.arrival)
-    line = cells_valid(run, of=planned)
+    line = cells_valid(run.cells, of=planned)
     line += f", {planned - measured} not measured" if measured < planned else ""
     reasons = invalid[:_MOST_REASONS]
     if len(invalid) > _MOST_REASONS:
