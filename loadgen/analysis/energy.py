@@ -178,7 +178,7 @@ def _interval(
     tokens = tokens_by_part(data, window, bins)
     block = round(work.e2e_s / (work.window_s / bins)) if work.e2e_s else 1
     low, high = ratio_interval(joules, tokens, block=block)
-    if low is None or high is None or per_token_j is None:
+    if low is None or high is None or per_token_j is None or joules.sum() <= 0:
         return None, None
     scale = per_token_j * float(tokens.sum()) / float(joules.sum())
     return scale * low, scale * high

@@ -350,8 +350,8 @@ class _Window:
             mean_w = self.counter_j / self.length_s
             if limit_w and mean_w > limit_w * (IMPLAUSIBLE_ENERGY + (self.edge_error or 0.0)):
                 self.invalid.append(
-                    f"the energy counter's {self.counter_j:.3f} J mean {mean_w:.0f} W, more than the limit of "
-                    f"{limit_w:.0f} W, and no power reading checks it"
+                    f"the energy counter's {self.counter_j:.3f} J are {mean_w:.0f} W on average, more than the limit "
+                    f"of {limit_w:.0f} W, and no power reading checks it"
                 )
             if self.counter_j <= 0:
                 self.invalid.append("the energy counter counted nothing, and no power reading checks it")

@@ -123,6 +123,15 @@ def test_what_the_gpu_shows_counts_against_what_it_concerns(
     assert (found.valid, found.latency_valid, found.energy_valid, found.answers_valid) == valid
 
 
+def test_power_of_0_w_has_no_interval_and_is_not_valid(tmp_path: Path) -> None:
+    dead = [msgspec.structs.replace(sample, counter_j=None) for sample in constant(0.0)]
+    found = figures(tmp_path, of({"GPU-a": dead}))
+    assert found.energy.energy_j == 0
+    assert (found.energy.energy_per_token_j_lo, found.energy.energy_per_token_j_hi) == (None, None)
+    assert found.validity.energy_valid is False
+    assert "0 W in" in (found.validity.energy or ("",))[0]
+
+
 def test_a_gpu_that_was_lost_long_before_the_window_is_lost(tmp_path: Path) -> None:
     """Its last sample is at 0.1 s; the window opens at 1 s, and what is kept for it begins 3 s before."""
     until, code = constant(300.0, "GPU-b")[:4], f"{GPU_LOST}NVML_ERROR_GPU_IS_LOST"
