@@ -71,11 +71,16 @@ def named_errors(lines: Sequence[str]) -> list[str]:
 
 
 def remedy(log: str) -> str | None:
-    """One sentence about a failed start: what was wrong, with its values, and what to do. None: not known."""
+    """One sentence about a failed start: what was wrong, with its values, and what to do. None: not known.
+
+    What the log says last counts: a file of the hub that is absent, for one, need not have been the end.
+    """
+    last: tuple[int, str] | None = None
     for pattern, sentence in _REMEDIES:
-        if found := re.search(pattern, log):
-            return sentence(found)
-    return None
+        for found in re.finditer(pattern, log):
+            if last is None or found.start() > last[0]:
+                last = found.start(), sentence(found)
+    return last[1] if last else None
 
 
 def _last(pattern: str, log: str) -> str | None:
@@ -120,7 +125,8 @@ def _flag(found: re.Match[str]) -> str:
 
 
 def _gated(found: re.Match[str]) -> str:
-    repository = re.search(r"huggingface\.co/(?:api/models/)?([\w.-]+/[\w.-]*\w)", found.string)
+    around = found.string[max(0, found.start() - 500) : found.end() + 500]
+    repository = re.search(r"huggingface\.co/(?:api/models/)?([\w.-]+/[\w.-]*\w)", around)
     named = repository[1] if repository else "this checkpoint"
     return (
         f"the hub does not give {named} to this user: accept its licence on its page and set HF_TOKEN to a token that "

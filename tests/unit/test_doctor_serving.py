@@ -111,6 +111,7 @@ def test_no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("0.27.1", {"bitsandbytes": "0.48.1"}, "ok", "bitsandbytes 0.48.1"),
         ("0.28.0", {"bitsandbytes": "0.48.1"}, "warning", "pip install vllm-bnb-plugin`"),
         ("0.32.0+cpu", {"bitsandbytes": "0.50.2", "vllm-bnb-plugin": "0.0.3"}, "ok", "vllm-bnb-plugin 0.0.3"),
+        ("0.33.0", {"bitsandbytes": "0.50.2", "vllm-bnb-plugin": "0.0.3"}, "ok", "vllm-bnb-plugin 0.0.3"),
         ("0.32.0", {}, "warning", "pip install bitsandbytes vllm-bnb-plugin`"),
         ("0.32.0", None, "warning", "vLLM's environment"),
     ],

@@ -117,5 +117,13 @@ def test_a_failed_start_is_explained_with_its_values_and_a_remedy(line: str, sai
     assert "\n" not in found
 
 
+def test_the_last_cause_in_the_log_counts() -> None:
+    found = remedy(
+        "WARNING 404 Client Error. for url .../generation_config.json\ntorch.OutOfMemoryError: CUDA out of memory"
+    )
+    assert found is not None
+    assert found.startswith("the GPU's memory is too small")
+
+
 def test_what_is_not_known_has_no_remedy() -> None:
     assert remedy("(APIServer pid=7) ValueError: something new") is None
