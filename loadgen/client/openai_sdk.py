@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from loadgen.client.exchange import STOPPED, Raw, Request, Status
+from loadgen.client.servermessage import server_message
 from loadgen.errors import UsageError
 
 
@@ -37,16 +38,19 @@ class SdkRaw:
         self.t_send_ns = monotonic_ns()
 
     def events(self) -> tuple[list[int], list[bytes]]:
-        """The chunks as JSON again, and [DONE], which the SDK swallows."""
+        """The chunks as JSON again, and [DONE], which the SDK swallows; none where the answer was no stream."""
+        if self._body:
+            return [], []
         times = [t_ns for t_ns, _ in self.chunks]
-        datas = [chunk.model_dump_json().encode() for _, chunk in self.chunks]
+        datas = [chunk.model_dump_json(warnings=False).encode() for _, chunk in self.chunks]
         return (times, datas) if self.failure is not None else ([*times, self.t_end_ns], [*datas, b"[DONE]"])
 
     def error_body(self) -> bytes:
         return self._body
 
-    def refuse(self, status: int, body: bytes) -> None:
-        self.http_status, self._body = status, body
+    def refuse(self, status: int, body: bytes, location: str | None = None) -> None:
+        """The answer is no stream, but this body."""
+        self.http_status, self._body, self.location = status, body, location
 
 
 class SdkSlot:
@@ -85,18 +89,22 @@ class SdkSlot:
             async with asyncio.timeout(self._timeout_s):
                 stream = await self._create(**arguments, extra_body=beyond_sdk or None)
                 raw.http_status = 200
+                if body := await _json_body(stream.response):
+                    raw.refuse(200, body)
+                    stream = _Nothing()
                 async for chunk in stream:
                     raw.chunks.append((monotonic_ns(), chunk))
         except (TimeoutError, openai.APITimeoutError):
             failure = ("timeout", f"no complete answer within {self._timeout_s:g} s")
         except openai.APIStatusError as error:
-            raw.refuse(error.status_code, error.response.content)
+            raw.refuse(error.status_code, error.response.content, error.response.headers.get("location"))
         except openai.APIConnectionError as error:
             failure = ("broken" if raw.http_status else "connect", str(error.__cause__ or error))
         except openai.APIResponseValidationError as error:
             failure = ("malformed", str(error))
         except openai.APIError as error:
-            failure = ("http", f"in the stream: {error.message}")
+            said = error.message if error.body is None else server_message(msgspec.json.encode(error.body))
+            failure = ("http", f"in the stream: {said}")
         except (openai.OpenAIError, ValueError) as error:
             failure = ("malformed", str(error))
         except Exception as error:  # the SDK lets httpx errors through once a stream runs
@@ -111,6 +119,24 @@ class SdkSlot:
         raw.failure = failure
         raw.t_end_ns = monotonic_ns()
         done(raw)
+
+
+class _Nothing:
+    """A stream without a chunk."""
+
+    def __aiter__(self) -> _Nothing:
+        return self
+
+    async def __anext__(self) -> Any:
+        raise StopAsyncIteration
+
+
+async def _json_body(response: Any) -> bytes:
+    """The body of a response that says that it is one JSON object, as gateways send an error with status 200."""
+    if not response.headers.get("content-type", "").startswith("application/json"):
+        return b""
+    body: bytes = await response.aread()
+    return body if body.lstrip().startswith(b"{") else b""
 
 
 def sdk_client(url: str, *, api_key: str | None, timeout_s: float) -> Any:

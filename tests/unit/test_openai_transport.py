@@ -66,6 +66,46 @@ def test_an_error_inside_the_stream():
     assert "EngineCore died" in exchange.error
 
 
+@pytest.mark.parametrize("events", [
+    [completion(" 4", 1), completion(" 2", 1, finish="stop"), usage(2)],
+    [completion(" 4"), completion(" 2", 2, finish="stop")],
+    [completion(" 4"), completion(" 2", finish="stop"), completion("", 2)],
+    [completion("", 1), completion(" 4", 1), completion(" 2", 2, finish="stop"), usage(2)],
+    [completion(" 4", 2), completion(" 2", 2, finish="stop"), {**usage(2), "choices": None}],
+], ids=["per event", "on the last", "behind the last", "early", "ahead, choices null"])  # fmt: skip
+def test_usage_is_believed_only_for_what_it_is(events):
+    [exchange], _ = exchanges(says(stream(*events, DONE)))
+    assert (exchange.status, exchange.error, exchange.text) == ("ok", None, " 4 2")
+    assert (exchange.output_tokens, [n for _, n in exchange.token_times]) == (2, [1, 1])
+
+
+@pytest.mark.parametrize("error", [
+    {"error": "the pool is full", "error_type": "generation"},
+    {"error": {"message": "the pool is full"}},
+    {"message": "the pool is full", "code": "503"},
+])  # fmt: skip
+def test_the_servers_words_are_kept(error):
+    [exchange], _ = exchanges(says(stream(completion("4", 1), error)))
+    assert (exchange.status, exchange.error) == ("http", "in the stream: the pool is full")
+
+
+def test_an_answer_that_the_server_gave_up_has_failed():
+    [exchange], _ = exchanges(says(stream(completion("4", 1), completion("", 1, finish="abort"), usage(1), DONE)))
+    assert (exchange.status, "finish_reason 'abort'" in exchange.error) == ("http", True)
+
+
+def test_a_json_object_instead_of_a_stream_is_quoted():
+    body = b'{"error": {"message": "upstream timed out"}}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    [exchange], _ = exchanges(says(head + body))
+    assert (exchange.status, exchange.error) == ("malformed", "no event stream: upstream timed out")
+
+
+def test_a_redirect_says_where_it_points():
+    [exchange], _ = exchanges(says(b"HTTP/1.1 307 X\r\nLocation: http://elsewhere/v1\r\nContent-Length: 0\r\n\r\n"))
+    assert exchange.error.startswith("307: redirected to http://elsewhere/v1, and")
+
+
 def test_an_event_that_is_no_json():
     [exchange], _ = exchanges(says(stream(completion("4", 1), b'{"choices": [', DONE)))
     assert exchange.status == "malformed"
