@@ -21,6 +21,7 @@ class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     accepted: tuple[str, ...] = ()
     steps: int | None = None
     annotated_steps: int | None = None
+    flaws: tuple[str, ...] = ()
 
 
 def facts_of(item: Item) -> ItemFacts:

@@ -21,5 +21,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """Every answer that counts as right, gold included, where more than gold alone is right; else empty."""
     steps: int | None = None
     """Reasoning steps, the primary depth: GSM8K solution lines, MathQA operations of `linear_formula`."""
+    flaws: tuple[str, ...] = ()
+    """What is known to be wrong with the question: `identical options`, `removed by GSM8K-Platinum`."""
     annotated_steps: int | None = None
     """GSM8K's `<<...>>` calculations, the depth for sensitivity; None elsewhere."""

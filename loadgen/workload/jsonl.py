@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +13,8 @@ import msgspec
 from loadgen.errors import UsageError
 from loadgen.workload.item import Item
 
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+)(?:\.\d+)?", re.ASCII)
+"""Commas only where they group thousands (or lakhs): `3,5` is no number, as nobody can tell 35 from 3.5."""
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 
@@ -31,12 +33,13 @@ def read_jsonl(path: Path) -> list[Item]:
     """
     items = []
     for number, row in rows(path, Row, 'a row of --dataset jsonl; each line must be {"question": ..., "answer": ...}'):
-        answer = str(row.answer).strip()
+        answer = _written(row.answer)
         worked = "####" in answer
         gold = gold_of(answer) if worked else plain_number(answer)
         if gold is None:
             raise UsageError(
-                f"{path}, line {number}: the answer {answer[-40:]!r} is no number and has none after '####' at its end"
+                f"{path}, line {number}: the answer {answer[-40:]!r} is not a number and has none after '####' at its "
+                "end; write 1234.5 or 1,234.5 (a comma only between thousands)"
             )
         items.append(
             Item(
@@ -70,9 +73,14 @@ def gold_of(worked: str) -> str | None:
 
 
 def plain_number(text: str) -> str | None:
-    """The number without spaces around it and commas in it; None for anything else."""
-    number = text.strip().replace(",", "")
-    return number if _NUMBER.fullmatch(number) else None
+    """The number without spaces around it and thousands separators; None for anything else."""
+    number = text.strip()
+    return number.replace(",", "").removeprefix("+") if _NUMBER.fullmatch(number) else None
+
+
+def _written(answer: float | str) -> str:
+    """A float is written out in full, with the digits that tell it from its neighbours: `1e22` has 23."""
+    return format(Decimal(repr(answer)), "f") if isinstance(answer, float) else str(answer).strip()
 
 
 def solution_lines(worked: str) -> int:

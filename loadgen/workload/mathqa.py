@@ -32,9 +32,11 @@ DEV = PublishedFile(
     "aeca12424fc8f32d0e35c09b7738986a446c12f110c8071f3cc8913712f04bf3",
     3_505_596,
 )
-CLEAN_TEST_IDS_SHA256 = "76d9f5535a5d27d3fa7ed6e1ebee45c9ea5f5f14111664ff38c5d195a930f4f3"
-"""`ids_sha256` of the 1926 items of `mathqa:clean` in the published test split: the list never changes unnoticed."""
+CLEAN_TEST_IDS_SHA256 = "f7ec473459927015bd9246e58f9783d0aae06ec3d1fdb6d92f55a6022a1d1542"
+"""`ids_sha256` of the 1892 items of `mathqa:clean` in the published test split: the list never changes unnoticed."""
 LETTERS = "ABCDE"
+IDENTICAL = "identical options"
+"""The flaw of a row of which two options read the same: fewer than five can be told apart."""
 TOLERANCE = 0.01
 """How far, as a share of the published answer, a formula may be off and still agree: options are rounded."""
 
@@ -57,21 +59,23 @@ class Row(msgspec.Struct):
 def read_mathqa(path: Path, *, split: str) -> list[Item]:
     """The file's rows in their order, ids `mathqa-<split>-<row>`, `gold` an upper-case letter.
 
-    `steps` are the operations of `linear_formula`; `accepted` names every letter whose option reads as the gold one's.
+    `steps` are the operations of `linear_formula`; `accepted` names every letter whose option reads as the gold one's,
+    `flaws` says so where any two options do.
     Raises UsageError naming the row that is not in the published schema.
     """
     return [_item(path, split, number, row) for number, row in enumerate(_rows(path))]
 
 
 def read_clean(path: Path, *, split: str) -> list[Item]:
-    """The items of `read_mathqa` whose `annotated_formula` comes to the gold option's number, within `TOLERANCE`.
+    """The items of `read_mathqa` whose `annotated_formula` comes to the gold option's number, within `TOLERANCE`, and
+    no two options of which are the same.
 
     Of the published test split these are always the same rows: those that `CLEAN_TEST_IDS_SHA256` stands for.
     """
     return [
         item
         for item, row in zip(read_mathqa(path, split=split), _rows(path), strict=True)
-        if agrees(row.annotated_formula, item.options[LETTERS.index(item.gold)])
+        if IDENTICAL not in item.flaws and agrees(row.annotated_formula, item.options[LETTERS.index(item.gold)])
     ]
 
 
@@ -174,5 +178,6 @@ def _item(path: Path, split: str, number: int, row: Row) -> Item:
         gold=gold,
         options=options,
         accepted=same if len(same) > 1 else (),
+        flaws=(IDENTICAL,) if len({" ".join(option.split()).lower() for option in options}) < len(options) else (),
         steps=sum(1 for operation in row.linear_formula.split("|") if operation.strip()),
     )

@@ -27,6 +27,9 @@ def lines(tmp_path: Path, *rows: object) -> Path:
         (" 1,250 ", "1250", None),
         ("2 + 2 = 4\n4 * 3 = 12\n#### 12", "12", 2),
         ("#### 7", "7", 0),
+        ("1,23,456", "123456", None),
+        (33.333333333333336, "33.333333333333336", None),
+        (1e22, "10000000000000000000000", None),
     ],
 )
 def test_an_answer_is_a_number_or_a_worked_text(tmp_path: Path, answer: object, gold: str, steps: int | None) -> None:
@@ -37,10 +40,10 @@ def test_an_answer_is_a_number_or_a_worked_text(tmp_path: Path, answer: object, 
     assert (dataset.name, dataset.published, dataset.answer) == ("jsonl", False, "number")
 
 
-@pytest.mark.parametrize("answer", ["many", "", "#### many", "1/2", 1e300, "NaN", "3 apples"])
+@pytest.mark.parametrize("answer", ["many", "", "#### many", "1/2", "NaN", "3 apples", "3,5", "12,34", "#### 3,5"])
 def test_an_answer_that_is_no_number_is_refused_before_the_run(tmp_path: Path, answer: object) -> None:
     path = lines(tmp_path, {"question": "q", "answer": 1}, {"question": "q", "answer": answer})
-    with pytest.raises(UsageError, match=r"own\.jsonl, line 2: the answer .* is no number") as caught:
+    with pytest.raises(UsageError, match=r"own\.jsonl, line 2: the answer .* is not a number") as caught:
         load_dataset("jsonl", data_file=path)
     assert "\n" not in str(caught.value)
 

@@ -183,6 +183,13 @@ def test_clean_keeps_the_rows_whose_formula_comes_to_gold_and_their_ids(tmp_path
     assert (dataset.name, dataset.answer, dataset.published) == ("mathqa:clean", "letter", False)
 
 
+def test_identical_options_are_marked_and_left_out_of_clean(tmp_path: Path) -> None:
+    twice = "a ) 4 , b ) 5 , c ) 6 , d ) 6 , e ) 8"
+    path = array(tmp_path, row(options=twice), row())
+    assert [item.flaws for item in read_mathqa(path, split="test")] == [("identical options",), ()]
+    assert [item.id for item in read_clean(path, split="test")] == ["mathqa-test-0001"]
+
+
 def test_a_file_without_a_clean_row_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no row whose formula comes to its answer; use --dataset mathqa"):
         load_dataset("mathqa:clean", data_file=array(tmp_path, row(correct="a")))
@@ -213,5 +220,5 @@ def test_letters_depths_and_doubled_golds_of_the_published_test_split() -> None:
 
 def test_the_clean_list_of_the_published_test_split_is_frozen() -> None:
     items = load_dataset("mathqa:clean", data_file=published(TEST.name)).items
-    assert len(items) == 1926
+    assert len(items) == 1892
     assert ids_sha256(items) == CLEAN_TEST_IDS_SHA256
