@@ -25,6 +25,7 @@ from loadgen.analysis.prefixcache import hit_warnings, share_marks
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
+from loadgen.analysis.trust.hidden import hidden_warnings
 from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
@@ -94,7 +95,9 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices, processes))
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
-    content = {**_analysis(manifest, cells, trust, answer, damaged), "claims": msgspec.to_builtins(claims)}
+    arrival = manifest["config"].get("arrival")
+    hidden = hidden_warnings(sides.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
+    content = {**_analysis(manifest, cells, trust, answer, damaged, hidden), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
     content["slo"] = None if slo is None else str(slo)
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
@@ -133,7 +136,12 @@ def _left_out(lines: int) -> str:
 
 
 def _analysis(
-    manifest: dict[str, Any], cells: list[CellSummary], trust: TrustStudy, answer: Answer, damaged: list[str]
+    manifest: dict[str, Any],
+    cells: list[CellSummary],
+    trust: TrustStudy,
+    answer: Answer,
+    damaged: list[str],
+    hidden: list[str],
 ) -> dict[str, Any]:
     warnings = checkpoint_notes(manifest) + unequal_servers(manifest)
     invalid, arrival = invalid_of(cells), manifest["config"].get("arrival")
@@ -188,6 +196,7 @@ def _analysis(
         for test in trust.trust
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
     ]
+    warnings += hidden
     warnings += [
         f"the wall clock was set by {step_s:+.1f} s during session {session}; no figure depends on it, but times in "
         "Grafana do"

@@ -5,16 +5,44 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pandas as pd
+import pyarrow.parquet as pq
 
 from loadgen.analysis.analyse import analyse
 from loadgen.errors import UsageError
 from loadgen.sweep.manifest import read_manifest
+from loadgen.workload.grading import VERSION
 
 _REQUEST = ["target", "concurrency", "repeat", "slot", "t_send_ns"]
+_READ = ["item_id", "outcome", "answer", "extractor"]
 UNGRADED = "none"
+FIRST_VERSION = 1
+"""The grader of runs whose requests.parquet names none."""
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What a grader made of an answer."""
+
+    outcome: str
+    answer: str | None
+    extractor: str | None
+
+    def __str__(self) -> str:
+        if self.answer is None:
+            return self.outcome
+        return f"{self.outcome} ({self.answer}, by {self.extractor})"
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A reading that differs from the stored one, and how often it was given."""
+
+    item_id: str
+    before: Reading
+    now: Reading
+    times: int
 
 
 class Regraded(msgspec.Struct, frozen=True):
@@ -24,6 +52,11 @@ class Regraded(msgspec.Struct, frozen=True):
     """Requests that have an outcome now."""
     changed: Mapping[tuple[str, str], int] | None
     """Requests by old and new outcome where these differ, the most first; None if there was no requests.parquet."""
+    before: int | None = None
+    """Version of the grader whose verdicts stood there."""
+    now: int = VERSION
+    changes: tuple[Change, ...] = ()
+    """Item by item, also those whose outcome stays while another answer is read."""
 
 
 def regrade(run_dir: Path) -> Regraded:
@@ -36,19 +69,49 @@ def regrade(run_dir: Path) -> Regraded:
             f"{run_dir} was measured with --fixed-length: its answers were not free to end and cannot be graded"
         )
     path = run_dir / "requests.parquet"
-    before = _outcomes(path) if path.exists() else None
+    before = _verdicts(path) if path.exists() else None
+    version = _version(path) if path.exists() else None
     analyse(run_dir)
-    after = _outcomes(path)
-    return Regraded(
-        graded=int((after != UNGRADED).sum()), changed=None if before is None else _changes(before, after)
+    after = _verdicts(path)
+    graded = int((after["outcome"] != UNGRADED).sum())
+    if before is None:
+        return Regraded(graded, None)
+    return Regraded(graded, _outcomes(before, after), version, VERSION, _changes(before, after))
+
+
+def _verdicts(path: Path) -> pd.DataFrame:
+    read = pd.read_parquet(path, columns=[*_REQUEST, *_READ]).set_index(_REQUEST)
+    return read.assign(outcome=read["outcome"].fillna(UNGRADED))
+
+
+def _version(path: Path) -> int:
+    """The one that graded the file; it is written as a whole, so there is one."""
+    if "grader" not in pq.read_schema(path).names:
+        return FIRST_VERSION
+    known = pd.read_parquet(path, columns=["grader"])["grader"].dropna()
+    return int(known.iloc[0]) if len(known) else VERSION
+
+
+def _outcomes(before: pd.DataFrame, after: pd.DataFrame) -> dict[tuple[str, str], int]:
+    pairs = pd.DataFrame({"old": before["outcome"], "new": after["outcome"]}).fillna(UNGRADED)
+    changed = pairs[pairs["old"] != pairs["new"]]
+    return dict(Counter(zip(changed["old"], changed["new"], strict=True)).most_common())
+
+
+def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[Change, ...]:
+    both = before.join(after, lsuffix="_old", rsuffix="_new", how="inner").astype(object)
+    both = both.where(both.notna(), None)
+    rows: list[dict[Any, Any]] = both.to_dict("records")
+    found = Counter(
+        (str(row["item_id_new"]), _reading(row, "old"), _reading(row, "new"))
+        for row in rows
+        if (row["outcome_old"], row["answer_old"]) != (row["outcome_new"], row["answer_new"])
+    )
+    return tuple(
+        Change(item, old, new, times)
+        for (item, old, new), times in sorted(found.items(), key=lambda entry: (-entry[1], entry[0][0]))
     )
 
 
-def _outcomes(path: Path) -> pd.Series[str]:
-    return pd.read_parquet(path, columns=[*_REQUEST, "outcome"]).set_index(_REQUEST)["outcome"].fillna(UNGRADED)
-
-
-def _changes(before: pd.Series[str], after: pd.Series[str]) -> dict[tuple[str, str], int]:
-    pairs = pd.DataFrame({"old": before, "new": after}).fillna(UNGRADED)
-    changed = pairs[pairs["old"] != pairs["new"]]
-    return dict(Counter(zip(changed["old"], changed["new"], strict=True)).most_common())
+def _reading(row: dict[Any, Any], age: str) -> Reading:
+    return Reading(row[f"outcome_{age}"], row[f"answer_{age}"], row[f"extractor_{age}"])

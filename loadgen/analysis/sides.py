@@ -14,7 +14,8 @@ from loadgen.analysis.celldata import CellData
 from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.pairing import Asked
 from loadgen.analysis.trust.study import Side
-from loadgen.workload.grading import Verdict
+from loadgen.client.exchange import Exchange
+from loadgen.workload.grading import GUESSES, Verdict
 
 Key = tuple[str, int]
 """Target and concurrency."""
@@ -43,16 +44,21 @@ def _unpacked(packed: bytes) -> CellAnswers:
 def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnswers:
     """Of the exchanges that have a verdict."""
     graded = [v is not None for v in verdicts]
-    asked, outcomes = list(compress(data.exchanges, graded)), [v.outcome for v in verdicts if v is not None]
-    alike = Counter((e.item_id, e.text, e.output_tokens, o) for e, o in zip(asked, outcomes, strict=True))
+    asked, judged = list(compress(data.exchanges, graded)), [v for v in verdicts if v is not None]
+    alike = Counter(
+        (e.item_id, e.text, e.output_tokens, v.outcome, v.extractor in GUESSES, _stopped(e))
+        for e, v in zip(asked, judged, strict=True)
+    )
     answers: dict[str, list[Answer]] = defaultdict(list)
-    for (item, text, output_tokens, outcome), times in alike.items():
+    for (item, text, output_tokens, outcome, guessed, stopped), times in alike.items():
         answers[item].append(
             Answer(
                 repeat=data.cell.repeat,
                 times=times,
                 outcome=outcome,
                 correct=outcome == "correct",
+                guessed=guessed,
+                stopped=stopped,
                 output_tokens=output_tokens,
                 text_sha=blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(),
             )
@@ -63,6 +69,12 @@ def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnsw
         answers=dict(answers),
         prompt_sha={exchange.item_id: exchange.prompt_sha for exchange in asked},
     )
+
+
+def _stopped(exchange: Exchange) -> bool:
+    """By a stop string; a number is the token that ends a turn."""
+    reason = exchange.stop_reason
+    return isinstance(reason, str) and not reason.lstrip("-").isdecimal()
 
 
 class Sides:

@@ -19,6 +19,7 @@ from loadgen.analysis.intervals import log_error, rate_interval, wilson_interval
 from loadgen.analysis.traffic import Traffic
 from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
 from loadgen.analysis.trust.correct_energy import CorrectEnergy, correct_energy
+from loadgen.analysis.trust.hidden import guessed_rate, stopped_rate
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
 
 DIAGNOSTICS = ("window_s", "inflight_mean", "running_mean")
@@ -42,8 +43,8 @@ COLUMNS = (
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
     "energy_per_query_j", "energy_per_query_j_lo", "energy_per_query_j_hi", "energy_hli_per_query_j",
     "energy_per_correct_j", "energy_per_correct_j_lo", "energy_per_correct_j_hi",
-    "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "truncated_rate", "unparsed_rate",
-    "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
+    "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "questions", "truncated_rate", "unparsed_rate",
+    "guessed_rate", "stopped_rate", "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
     *ENERGY[5:],
     "memory_needed_bytes", "cache_hit_share",
     "arrival", "rate_asked_per_s", "arrivals", "rate_per_s", "completed_per_s", "late", "late_ms_p99", "dropped",
@@ -54,6 +55,7 @@ COLUMNS = (
 Row = dict[str, str | int | float | bool | None]
 Part = CellSummary | Traffic | Goodput | CellEnergy
 """Whose columns are averaged or summed."""
+
 
 def summarize(
     cells: Sequence[CellSummary],
@@ -80,9 +82,7 @@ def summarize(
     return list(forked(tasks, processes))
 
 
-def _row(
-    cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None, indices: TargetIndices | None
-) -> Row:
+def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None, indices: TargetIndices | None) -> Row:
     valid = [cell for cell in cells if cell.validity.valid]
     counted = valid or cells
     row: Row = dict.fromkeys(COLUMNS)
@@ -127,6 +127,8 @@ def _row(
     if scores.size:
         row["accuracy"] = float(scores.mean())
         row["accuracy_lo"], row["accuracy_hi"] = wilson_interval(float(scores.sum()), scores.size)
+        row["questions"] = int(scores.size)
+        row["guessed_rate"], row["stopped_rate"] = guessed_rate(answers), stopped_rate(answers)
         row["truncated_rate"] = outcome_rate(answers, "truncated")
         row["unparsed_rate"] = outcome_rate(answers, "unparsed")
         correct = _energy_per_correct(energies, scores)

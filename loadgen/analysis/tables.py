@@ -20,7 +20,7 @@ from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.power.trace import PowerTrace
 from loadgen.workload.facts import ItemFacts
-from loadgen.workload.grading import Verdict
+from loadgen.workload.grading import VERSION, Verdict
 
 _TOKEN_TIME = pa.struct([
     pa.field("t_ns", pa.int64(), nullable=False), pa.field("tokens", pa.int32(), nullable=False),
@@ -43,7 +43,8 @@ REQUESTS = pa.schema([
     ("retries", pa.int32()), ("notes", pa.string()),
     ("text", pa.string()), ("reasoning", pa.string()), ("outcome", pa.string()), ("answer", pa.string()),
     ("correct", pa.bool_()), ("extractor", pa.string()), ("correct_but_truncated", pa.bool_()),
-    ("strict", pa.bool_()), ("flexible", pa.bool_()), ("steps", pa.int32()), ("simulated", pa.bool_()),
+    ("strict", pa.bool_()), ("flexible", pa.bool_()), ("grader", pa.int16()),
+    ("steps", pa.int32()), ("simulated", pa.bool_()),
 ])  # fmt: skip
 _VERDICT = ("outcome", "answer", "correct", "extractor", "correct_but_truncated", "strict", "flexible")
 SERVER = pa.schema([
@@ -143,6 +144,7 @@ def requests_table(data: CellData, verdicts: Sequence[Verdict | None], items: Ma
     for name in _VERDICT:
         of = attrgetter(name)
         columns[name] = [v and of(v) for v in verdicts]
+    columns["grader"] = [v and VERSION for v in verdicts]
     for name in REQUESTS.names:
         if name not in columns:
             columns[name] = list(map(attrgetter(name), exchanges))

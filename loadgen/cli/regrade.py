@@ -11,7 +11,12 @@ from loadgen.cli import CONTEXT
 
 @click.command("regrade", context_settings=CONTEXT)
 @click.argument("run", type=click.Path(path_type=Path))
-def command(run: Path) -> None:
+@click.option(
+    "--grader",
+    is_flag=True,
+    help="List each answer that the stored grader and this one read differently, with both readings and their rules.",
+)
+def command(run: Path, grader: bool) -> None:
     """Grade the stored answers of a run again, without GPU or server, and rewrite its tables and report.
 
     Prints how many verdicts changed, and from what to what.
@@ -19,10 +24,12 @@ def command(run: Path) -> None:
     \b
     Example:
       loadgen regrade runs/2026-11-22-091500-tiny
+      loadgen regrade --grader runs/2026-11-22-091500-tiny
     """
     from loadgen.analysis.regrade import regrade
     from loadgen.analysis.run import load_run
     from loadgen.report.html import write_report
+    from loadgen.visible import visible
 
     result = regrade(run)
     write_report(load_run(run))
@@ -31,5 +38,9 @@ def command(run: Path) -> None:
         click.echo(f"{result.graded} answers graded for the first time")
         return
     click.echo(f"{result.graded} answers graded, {sum(changed.values())} verdicts changed")
+    if grader:
+        click.echo(f"grader {result.before} → {result.now}: docs/grading.md says what each version reads")
     for (old, new), count in changed.items():
         click.echo(f"{count:6}  {old} → {new}")
+    for change in result.changes if grader else ():
+        click.echo(f"{change.times:6}  {change.item_id}: {visible(str(change.before))} → {visible(str(change.now))}")

@@ -12,7 +12,8 @@ from loadgen.report.validity import repeats_valid
 
 HEADINGS = (
     "B", "target", "running", "tok/s", "95% CI", "× ref", "TTFT ms", "TTFT p99", "TPOT ms", "E2E ms",
-    "W", "J/token", "J/query", "95% CI", "right %", "95% CI", "valid",
+    "W", "J/token", "J/query", "95% CI", "right %", "95% CI", "n", "cut off %", "unparsed %",
+    "guessed %", "stopped %", "valid",
 )  # fmt: skip
 
 
@@ -49,6 +50,8 @@ def table_rows(summary: pd.DataFrame, reference: str, *, ratios: bool = True) ->
                 _interval(row["energy_per_query_j_lo"], row["energy_per_query_j_hi"], 1.0, 1),
                 number(100 * row["accuracy"], 1),
                 _interval(row["accuracy_lo"], row["accuracy_hi"], 100.0, 1),
+                number(row["questions"], 0),
+                *(number(100 * row[f"{kind}_rate"], 1) for kind in ("truncated", "unparsed", "guessed", "stopped")),
                 repeats_valid(row.to_dict()),
             )
         )

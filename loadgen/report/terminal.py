@@ -12,6 +12,7 @@ from rich.console import Console
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.sentence import brief
 from loadgen.analysis.run import Run
+from loadgen.report.answered import answered_lines
 from loadgen.report.grid import grid_lines
 from loadgen.report.stamp import STAMP
 from loadgen.report.subject import subject
@@ -19,7 +20,7 @@ from loadgen.report.traffic import traffic_sentences
 from loadgen.report.validity import cells_valid
 from loadgen.visible import visible
 
-MOST_LINES = 30
+MOST_LINES = 33
 LABELS = {
     "traffic": "traffic",
     "energy_per_query_j": "energy per query",
@@ -48,7 +49,7 @@ def print_end(run: Run, console: Console) -> None:
 def end_lines(run: Run, width: int) -> Lines:
     """What was run, the figures, each target against the reference, warnings, and where the report is.
 
-    No more than 30 lines, unless the figures of many targets and B alone take more; none but the report's path is
+    No more than `MOST_LINES` lines, unless the figures of many targets and B alone take more; none but the report's path is
     longer than `width` (of 40 and more). What does not fit is counted and stands in the report.
     """
     reference = run.manifest["config"]["reference"]
@@ -56,6 +57,7 @@ def end_lines(run: Run, width: int) -> Lines:
     head = _wrapped(_head(run, simulated=simulated), width)
     held = "B" if run.arrival is None else "in flight ≤"
     head += grid_lines(run.summary, reference, width, simulated=simulated, concurrency=held)
+    head += answered_lines(run.summary, width)
     report = f"Report: {run.path / 'report.html'}"
     room = MOST_LINES - len(head) - -(-len(report) // width) - 1
     warnings = [_wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]

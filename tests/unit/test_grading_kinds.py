@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 from grading_cases import CHOICES, NUMBERS, OPTIONS
 
 from loadgen.workload.facts import ItemFacts
-from loadgen.workload.grading import grade
+from loadgen.workload.grading import VERSION, grade
 
 ROWS = [(kind, (), "gsm8k_cot_zeroshot", *row) for kind, rows in NUMBERS.items() for row in rows] + [
     (kind, OPTIONS, "mathqa_gen_v1", *row) for kind, rows in CHOICES.items() for row in rows
 ]
+
+
+VERDICTS = {2: "88b61947a4646c22"}
+"""By version of the grader, a digest of what it makes of every case. Another digest asks for another version."""
+
+
+def test_other_verdicts_are_another_version_of_the_grader() -> None:
+    digest = hashlib.sha256()
+    for _, options, protocol, text, gold, _ in ROWS:
+        read = grade(text, ItemFacts(gold=gold, options=options), protocol=protocol, finish_reason="stop")
+        digest.update(f"{text}\0{read.outcome}\0{read.answer}\0{read.extractor}\n".encode())
+    assert {VERSION: digest.hexdigest()[:16]} == VERDICTS
 
 
 @pytest.mark.parametrize("kind", [*NUMBERS, *CHOICES])

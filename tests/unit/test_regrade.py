@@ -17,11 +17,10 @@ from loadgen.analysis.run import load_run
 from loadgen.cli.regrade import command
 from loadgen.errors import UsageError
 from loadgen.workload.facts import ItemFacts, read_facts, write_facts
+from loadgen.workload.grading import VERSION
 from loadgen.workload.item import Item
 
-ITEM = Item(
-    id="m-0", question="how many ?", solution="so", gold="B", options=("1", "2"), accepted=("A", "B"), steps=3
-)
+ITEM = Item(id="m-0", question="how many ?", solution="so", gold="B", options=("1", "2"), accepted=("A", "B"), steps=3)
 
 
 def one_cell(run_dir: Path, texts: list[str], *, items: dict[str, object], protocol: str = "gsm8k") -> Path:
@@ -81,11 +80,31 @@ def test_regrade_counts_the_verdicts_that_changed_from_what_to_what(tmp_path: Pa
     run_dir = one_cell(tmp_path / "run", ["#### 18", "#### 18", "17", "", "none"], items={"q": "18"})
     analyse(run_dir)
     set_outcomes(run_dir, ["wrong", "wrong", "unparsed", None, "unparsed"])
-    assert regrade(run_dir) == Regraded(
-        5, {("wrong", "correct"): 2, ("unparsed", "wrong"): 1, ("none", "error"): 1}
+    found = regrade(run_dir)
+    assert (found.graded, found.changed) == (
+        5,
+        {("wrong", "correct"): 2, ("unparsed", "wrong"): 1, ("none", "error"): 1},
     )
     assert load_run(run_dir).requests["outcome"].tolist() == ["correct", "correct", "wrong", "error", "unparsed"]
-    assert regrade(run_dir) == Regraded(5, {})
+    assert regrade(run_dir) == Regraded(5, {}, VERSION)
+
+
+def test_what_another_version_read_is_told_answer_by_answer(tmp_path: Path) -> None:
+    run_dir = one_cell(tmp_path / "run", ["#### 18", "The answer is 10-12.", "17"], items={"q": "18"})
+    analyse(run_dir)
+    assert load_run(run_dir).requests["grader"].tolist() == [VERSION] * 3
+    set_outcomes(run_dir, ["correct", "wrong", "wrong"])
+    path = run_dir / "requests.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["grader"]), path)
+    found = regrade(run_dir)
+    assert (found.before, found.now) == (1, VERSION)
+    assert [(str(change.before), str(change.now), change.times) for change in found.changes] == [
+        ("wrong", "unparsed", 1)
+    ]
+    set_outcomes(run_dir, ["correct", "wrong", "wrong"])
+    printed = CliRunner().invoke(command, [str(run_dir), "--grader"], catch_exceptions=False).output
+    assert f"grader {VERSION} → {VERSION}" in printed
+    assert "     1  q: wrong → unparsed" in printed
 
 
 def test_a_run_without_tables_is_graded_for_the_first_time(tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     outcome: str
     """correct, wrong, unparsed, truncated, empty or error."""
     correct: bool
+    guessed: bool = False
+    """Read by no mark: the last number or letter, or an option's value."""
+    stopped: bool = False
+    """Ended by a stop string."""
     output_tokens: int | None = None
     text_sha: str | None = None
     """Digest of the answer's text, to tell identical texts; None where it is of no interest."""
@@ -47,7 +51,12 @@ def count(answered: Sequence[Answer]) -> int:
 
 def outcome_rate(answers: Answers, outcome: str) -> float | None:
     """Share of answers with this outcome (0 to 1), each item weighing the same; None without answers."""
-    shares = list(_shares(answers, lambda answer: answer.outcome == outcome).values())
+    return share_of(answers, lambda answer: answer.outcome == outcome)
+
+
+def share_of(answers: Answers, chosen: Callable[[Answer], bool]) -> float | None:
+    """Share of answers that are `chosen` (0 to 1), each item weighing the same; None without answers."""
+    shares = list(_shares(answers, chosen).values())
     return float(np.mean(shares)) if shares else None
 
 

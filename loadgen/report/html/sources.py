@@ -21,6 +21,9 @@ _SOURCES = (
      "answer. cells.csv has both ways, the power at rest, and TDP times time as an upper bound (HLI)."),
     ("accuracy", "share of answers whose final number equals the published one, per item, then averaged over items; "
      "Wilson's interval over items. Truncated and unparsed answers count as not correct."),
+    ("n, cut off, unparsed, guessed, stopped", "questions that the accuracy rests on; shares of their answers that the "
+     "token limit cut off, that named no answer, that were read from the last number or letter without a mark, and "
+     "that a stop string ended."),
     ("T_SI, lost, won, tokens, verdict", "accuracy over the reference's on the items that both answered, with a paired "
      "bootstrap over items; items that only the reference, or only the target, got right; mean output tokens of an "
      "answer, target : reference; exact McNemar and equivalence tests (within 2 percentage points) with Holm's "

@@ -6,6 +6,11 @@ from typing import Literal
 
 import msgspec
 
+VERSION = 2
+"""Of the rules. 1: `####`, else a box, else "the answer is", and numbers as they stand. 2: the last mark of any kind,
+terms worked out, hedges and ranges no answer. It grows with every change of a verdict; a test holds the verdicts on its
+table of cases to this number."""
+
 Outcome = Literal["correct", "wrong", "unparsed", "truncated", "empty", "error"]
 Extractor = Literal[
     "hashes",
