@@ -49,8 +49,8 @@ def print_end(run: Run, console: Console) -> None:
 def end_lines(run: Run, width: int) -> Lines:
     """What was run, the figures, each target against the reference, warnings, and where the report is.
 
-    No more than `MOST_LINES` lines, unless the figures of many targets and B alone take more; none but the report's path is
-    longer than `width` (of 40 and more). What does not fit is counted and stands in the report.
+    No more than `MOST_LINES` lines, unless the figures of many targets and B alone take more; none but the report's
+    path is longer than `width` (of 40 and more). What does not fit is counted and stands in the report.
     """
     reference = run.manifest["config"]["reference"]
     simulated = bool(run.manifest["simulated"])
