@@ -16,7 +16,7 @@ SHARES = {
 
 
 def answered_lines(summary: pd.DataFrame, width: int) -> list[str]:
-    """Per target, those of the same told together: questions, and the shares of its answers that are not 0 at some B, in the order of B."""
+    """Per target, equal ones together: questions, and the shares of its answers that are not 0 at some B, over B."""
     said: dict[str, list[str]] = {}
     graded = summary[summary["questions"].notna()].sort_values("concurrency", kind="stable")
     for target, rows in graded.groupby("target", sort=False):
