@@ -35,6 +35,8 @@ LARGEST_SLACK = 0.5
 HELD_STEPS = 3.0
 """Steps per answer that a request in flight is not in the engine though nobody holds it back: the one it leaves by, the
 way to the client and back, the wait for the next step."""
+HELD_SHARE = 0.25
+"""Share of the requests in flight that gaps of a slow server do not explain."""
 PLATEAU_READINGS = 10
 """Readings from which on a gauge that stands at its own maximum at least half of the time shows a limit."""
 
@@ -177,8 +179,8 @@ def held_back(
 ) -> bool:
     """Whether requests in flight are neither running nor in the engine's queue: something before it keeps them.
 
-    More must be missing than the gaps between answers explain, or the engine's own count must stand at a limit; and
-    never may it have had all B at once.
+    More must be missing than gaps between answers and a slow server explain, or the engine's own count must stand at a
+    limit; and never may it have had all B at once.
     """
     waiting = [s.waiting for s in samples if s.waiting is not None]
     if running.mean is None or inflight is None:
@@ -189,4 +191,4 @@ def held_back(
     if missing <= least or (had and max(had) >= concurrency - least):
         return False
     gaps = HELD_STEPS * inflight / tokens_per_answer if tokens_per_answer else 0.0
-    return missing > gaps or _stands_at_a_limit(had)
+    return missing > max(gaps, HELD_SHARE * inflight) or _stands_at_a_limit(had)

@@ -211,4 +211,5 @@ def test_requests_that_wait_in_the_servers_queue_are_not_held_back_by_another() 
 
 def test_gaps_between_short_answers_hold_nothing_back() -> None:
     assert not held([13.0, 12.0, 11.0, 14.0, 12.0] * 4, 12.4, b=16)
+    assert not held([60.0, 58.0, 61.0], 59.1, b=64, length=100.0), "a busy machine, in a window of few readings"
     assert not held([4.0, 2.0, 2.0, 2.0] * 5, 2.5), "it had all four at times: a stall"
