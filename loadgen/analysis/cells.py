@@ -199,6 +199,7 @@ def summarize_cell(
         has_window=window is not None and bool(window_s),
         requests=int(ended.sum()),
         errors=len(errors),
+        given_up=sum(e.status == "timeout" for e in data.exchanges),
         uncounted=int((ended & (data.output_tokens < 0)).sum()),
         first_error=errors[0] if errors else None,
         tokens_per_s=rate,

@@ -143,6 +143,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     errors: int
     """Requests that were in flight within the window and failed."""
+    given_up: int = 0
+    """Requests of the whole cell whose answers took too long."""
     uncounted: int
     """Of `requests`, those without token usage."""
     first_error: str | None
@@ -259,7 +261,10 @@ def _batch_was_not_held(e: Evidence) -> list[str]:
     if low and (not failing or _queues(e)):
         reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
     if e.running_mean is not None and e.running_mean - e.running_noise > MOST_SHARE * b:
-        reasons.append(f"running batch {e.running_mean:.2f} is above B = {b}: somebody else asks this server too")
+        whose = "somebody else asks this server too"
+        if e.given_up:
+            whose = f"the server still works on requests that were given up ({e.given_up}), or {whose}"
+        reasons.append(f"running batch {e.running_mean:.2f} is above B = {b}: {whose}")
     if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
         reasons.append(f"{e.waiting_mean:.2f} requests waited in the server's queue on average")
     if e.preemptions:

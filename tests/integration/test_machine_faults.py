@@ -154,7 +154,7 @@ class TestServersElsewhere:
 
     def test_a_name_that_nobody_knows(self, tmp_path: Path) -> None:
         config = configure(**BRIEF, targets=["fp16=http://no-such-host.invalid:1"], out=tmp_path / "run")
-        with pytest.raises(UsageError, match=r"does not answer \(.*\); start the server or mend the address"):
+        with pytest.raises(UsageError, match=r"does not answer \(.*\); start the server or check the URL"):
             run_sweep(config)
         assert not (tmp_path / "run").exists()
 

@@ -126,6 +126,13 @@ FAILED: dict[str, object] = {
 }
 
 
+def test_a_request_that_was_given_up_may_still_run() -> None:
+    assert reasons(running_mean=17.0, given_up=1) == [
+        "running batch 17.00 is above B = 16: the server still works on requests that were given up (1), or somebody "
+        "else asks this server too"
+    ]
+
+
 def test_where_everything_failed_the_failure_is_the_one_reason() -> None:
     assert reasons(**FAILED, requests=0) == ["24 of 24 requests failed, the first: http: 500: no"]
     ended = "24 failures in a row, the last: http: 500: no"
