@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from grading_cases import CHOICES, NUMBERS, OPTIONS
@@ -48,3 +49,9 @@ def test_a_thought_that_never_ends_is_truncated(opened: str) -> None:
         assert grade(text, item, protocol="gsm8k", finish_reason="stop").outcome == "truncated", text
     for text in (f"The {opened.strip()} tag is unused. The answer is 27.", f"`{opened.strip()}` is a tag: 27"):
         assert grade(text, item, protocol="gsm8k", finish_reason="stop").outcome == "correct", text
+
+
+@pytest.mark.parametrize("kind", [*NUMBERS, *CHOICES])
+def test_each_kind_is_a_line_of_the_decision_table(kind: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
+    assert f"\n| {kind} | " in page
