@@ -3,8 +3,8 @@
     python bench/grading.py            # prints the table and writes bench/results/grading.md
 
 The answers are those of tests/unit/grading_cases.py, each with what a careful person says of it. `strict` and
-`flexible` are the verdicts that loadgen gives byte-equal to lm-evaluation-harness 0.4.13. math-verify is a second opinion and no
-dependency: `pip install math-verify`.
+`flexible` are the verdicts that loadgen gives byte-equal to lm-evaluation-harness 0.4.13. math-verify is a second
+opinion and no dependency: `pip install math-verify`.
 """
 
 from __future__ import annotations
