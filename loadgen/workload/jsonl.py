@@ -1,4 +1,4 @@
-"""A question set of one's own: JSON lines of `question` and `answer`."""
+"""A question set of one's own: rows of `question` and `answer`, in any file that `records` reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.workload.item import Item
+from loadgen.workload.records import records
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+)(?:\.\d+)?", re.ASCII)
 """Commas only where they group thousands (or lakhs): `3,5` is no number, as nobody can tell 35 from 3.5."""
@@ -23,6 +24,8 @@ class Row(msgspec.Struct):
 
     question: str
     answer: int | float | str
+    accept: list[int | float | str] = []
+    """Further answers that are right as well."""
 
 
 def read_jsonl(path: Path) -> list[Item]:
@@ -41,12 +44,16 @@ def read_jsonl(path: Path) -> list[Item]:
                 f"{path}, line {number}: the answer {answer[-40:]!r} is not a number and has none after '####' at its "
                 "end; write 1234.5 or 1,234.5 (a comma only between thousands)"
             )
+        also = [plain_number(_written(other)) for other in row.accept]
+        if None in also:
+            raise UsageError(f"{path}, line {number}: 'accept' lists {row.accept!r}, and not all of these are numbers")
         items.append(
             Item(
                 id=f"jsonl-{number - 1:04d}",
                 question=row.question,
                 solution=answer if worked else f"#### {gold}",
                 gold=gold,
+                accepted=tuple(dict.fromkeys([gold, *filter(None, also)])) if also else (),
                 steps=solution_lines(answer) if worked else None,
             )
         )
@@ -56,14 +63,13 @@ def read_jsonl(path: Path) -> list[Item]:
 
 
 def rows(path: Path, kind: type[_R], what: str) -> Iterator[tuple[int, _R]]:
-    """Line numbers from 1 and rows; blank lines are skipped. Raises UsageError: line N is not `what`."""
+    """Row numbers from 1 (of JSON lines, the lines') and rows. Raises UsageError: line N is not `what`."""
     decoder = msgspec.json.Decoder(kind)
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if line.strip():
-            try:
-                yield number, decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise UsageError(f"{path}, line {number}, is not {what} ({error})") from None
+    for number, record in records(path):
+        try:
+            yield number, decoder.decode(record) if isinstance(record, bytes) else msgspec.convert(record, kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UsageError(f"{path}, line {number}, is not {what} ({error})") from None
 
 
 def gold_of(worked: str) -> str | None:
