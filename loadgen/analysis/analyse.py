@@ -123,12 +123,12 @@ def planned_cells(manifest: dict[str, Any]) -> int:
 
 
 def checkpoint_notes(manifest: dict[str, Any]) -> list[str]:
-    """What the servers' checkpoints say of themselves, each sentence once."""
+    """What must be known of the servers before any figure: of their checkpoints, and what makes two of them unequal."""
     said: dict[str, dict[str, None]] = {}
     for server in manifest["servers"]:
         for note in filter(None, (server.get("note"), *server.get("remarks", ()))):
             said.setdefault(note, {})[server["name"]] = None
-    return [f"{', '.join(targets)}: {note}" for note, targets in said.items()]
+    return [*(f"{', '.join(targets)}: {note}" for note, targets in said.items()), *unequal_servers(manifest)]
 
 
 def _left_out(lines: int) -> str:
@@ -143,7 +143,7 @@ def _analysis(
     damaged: list[str],
     hidden: list[str],
 ) -> dict[str, Any]:
-    warnings = checkpoint_notes(manifest) + unequal_servers(manifest)
+    warnings = checkpoint_notes(manifest)
     invalid, arrival = invalid_of(cells), manifest["config"].get("arrival")
     warnings += [*invalid_sentences(invalid, arrival), *damaged]
     measured = Counter((cell.target, cell.repeat) for cell in cells)
