@@ -214,7 +214,7 @@ def _analysis(
     planned, reference = planned_cells(manifest), manifest["config"]["reference"]
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
-    if not manifest["dataset"]["published"] and manifest["dataset"]["name"] != "jsonl":
+    if not manifest["dataset"]["published"] and manifest["dataset"]["name"] not in ("jsonl", "choices"):
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
     held = [cell for cell in cells if cell.traffic.arrival is None]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +10,13 @@ import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.workload import gsm8k, mathqa, sample
+from loadgen.workload.choices import has_choices, read_choices
 from loadgen.workload.item import Item
 from loadgen.workload.jsonl import read_jsonl
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
+from loadgen.workload.records import records
 
-DATASETS = ("gsm8k", "mathqa", "mathqa:all", "mathqa:clean", "jsonl", "sample")
+DATASETS = ("gsm8k", "mathqa", "mathqa:all", "mathqa:clean", "jsonl", "choices", "sample")
 FILES: dict[str, tuple[PublishedFile, ...]] = {
     "gsm8k": (gsm8k.TEST, gsm8k.TRAIN),
     "mathqa": (mathqa.TEST, mathqa.DEV),
@@ -58,6 +61,8 @@ def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None 
             raise RuntimeError("mathqa:clean has become another list of items than the frozen one")
     elif name == "jsonl":
         items = read_jsonl(path)
+    elif name == "choices":
+        items = read_choices(path)
     else:
         items = sample.sample_items()
     return Dataset(
@@ -65,7 +70,7 @@ def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None 
         items=tuple(items[:limit]),
         sha256=sha256_of(path),
         published=published,
-        answer="letter" if family == "mathqa" else "number",
+        answer="letter" if family in ("mathqa", "choices") else "number",
     )
 
 
@@ -77,13 +82,19 @@ def data_path(name: str, data_file: Path | None) -> Path | None:
 
 
 def items_of_file(path: Path) -> list[Item]:
-    """The items of a data file of any schema: a JSON array is MathQA's, JSON lines are question and answer.
+    """The items of a data file of any schema: MathQA's, a question with choices, or question and answer.
 
     Raises UsageError for a file that is missing or malformed.
     """
-    if existing_file(path, "--data-file").read_bytes().lstrip().startswith(b"["):
+    first = next((record for _, record in records(existing_file(path, "--data-file"))), None)
+    row = first if isinstance(first, dict) else None
+    if isinstance(first, bytes):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            row = msgspec.json.decode(first)
+    array = path.read_bytes().lstrip().startswith(b"[")
+    if "Problem" in row if isinstance(row, dict) else array:
         return mathqa.read_mathqa(path, split="test")
-    return read_jsonl(path)
+    return read_choices(path) if has_choices(row) else read_jsonl(path)
 
 
 def existing_file(path: Path, option: str) -> Path:
@@ -103,9 +114,12 @@ def _file(family: str, data_file: Path | None) -> tuple[Path, bool]:
     if family == "sample":
         if data_file is not None:
             raise UsageError(
-                f"--data-file {data_file} needs --dataset gsm8k, mathqa or jsonl: 'sample' is shipped with loadgen"
+                f"--data-file {data_file} needs --dataset gsm8k, mathqa, jsonl or choices: "
+                "'sample' is shipped with loadgen"
             )
         return sample.SAMPLE_FILE, True
+    if family == "choices" and data_file is None:
+        raise UsageError("--dataset choices needs --data-file: a file of questions with choices and the right answer")
     if family == "jsonl" and data_file is None:
         raise UsageError("--dataset jsonl needs --data-file: a file of question and answer, one JSON object a line")
     if data_file is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,6 @@ from loadgen.errors import UsageError
 from loadgen.workload import sample, shots
 from loadgen.workload.dataset import Answer, Dataset
 from loadgen.workload.item import Item
-from loadgen.workload.mathqa import LETTERS
 
 PROTOCOLS = (
     "gsm8k",
@@ -29,6 +29,7 @@ _DEFAULTS = {
     "mathqa:all": "mathqa_gen_v1",
     "mathqa:clean": "mathqa_gen_v1",
     "jsonl": "gsm8k_cot_zeroshot",
+    "choices": "mathqa_gen_v1",
 }
 
 GSM8K_ASK = "Question: {question}\nAnswer:"
@@ -117,7 +118,8 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def _turn(self, item: Item) -> str:
-        options = "".join(f"({letter}) {text}\n" for letter, text in zip(LETTERS, item.options, strict=False))
+        lettered = zip(string.ascii_uppercase, item.options, strict=False)
+        options = "".join(f"({letter}) {text}\n" for letter, text in lettered)
         fields = {"question": item.question, "options": f"Options:\n{options}" if options else ""}
         return _FIELD.sub(lambda field: fields[field[1]], self.ask)
 

@@ -187,7 +187,7 @@ def test_a_prompts_hash_is_of_what_is_sent() -> None:
 
 def test_each_dataset_has_a_protocol_that_asks_for_its_kind_of_answer(nothing_at_hand: None) -> None:
     for name in DATASETS:
-        kind = "letter" if name.startswith("mathqa") else "number"
+        kind = "letter" if name.startswith(("mathqa", "choices")) else "number"
         dataset = Dataset(name=name, items=(), sha256="", published=True, answer=kind)
         load_protocol(default_protocol(name)).check_fits(dataset)
 
