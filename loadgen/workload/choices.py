@@ -65,10 +65,11 @@ def _read(row: dict[str, Any]) -> tuple[str, tuple[str, ...], int] | None:
         return None
     if _RIGHT in row:
         return _of_right_and_wrong(question, row)
-    listed = next((row[name] for name in _CHOICES if name in row), None)
-    labels = None
+    listed: Any = next((row[name] for name in _CHOICES if name in row), None)
+    labels: Any = None
     if isinstance(listed, dict):
-        listed, labels = listed.get("text"), listed.get("label")
+        labels = listed.get("label")
+        listed = listed.get("text")
     if not isinstance(listed, list) or not 2 <= len(listed) <= len(LETTERS):
         return None
     options = tuple(" ".join(str(text).split()) for text in listed)
