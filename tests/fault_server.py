@@ -14,6 +14,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -21,12 +22,17 @@ from typing import Any
 
 from faults import HOSTILE, REQUEST_FAULTS, RequestFault
 
+from loadgen.sweep.preflight import MOST_AT_ONCE
+
 TOKENS = 12
 TTFT_S = 0.008
 ITL_S = 0.004
 SLOW_HEADERS_S = 0.03
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 BATCH = 8
+LATELY_S = 0.25
+SPARED = "spared"
+"""The variant of a path whose fault spares what a sweep asks before its first cell."""
 """What every sweep against this server asks for; its counters say that so many tokens are made in a step."""
 RESET = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 RESTART_AFTER = 40
@@ -50,24 +56,41 @@ class State:
     tokens: float = 0.0
     prompt_tokens: float = 0.0
     running: int = 0
+    begun: list[tuple[float, int]] = field(default_factory=list)
+    """When requests of late began, and how many ran then."""
+    steps: float = 0.0
+    counted: float = 0.0
+    """The tokens that `steps` accounts for."""
     scrapes: int = 0
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     def page(self) -> str:
-        steps = self.tokens / BATCH
+        batch = self.batch()
+        self.steps += (self.tokens - self.counted) / batch
+        self.counted = self.tokens
         values = {
-            "num_requests_running": BATCH if self.running else 0,
+            "num_requests_running": batch if self.running else 0,
             "num_requests_waiting": 0,
             "num_preemptions_total": 0,
             "generation_tokens_total": self.tokens,
             "prompt_tokens_total": self.prompt_tokens,
-            "iteration_tokens_total_count": steps,
+            "iteration_tokens_total_count": self.steps,
         }
         return "".join(f'vllm:{name}{{engine="0"}} {value:.3f}\n' for name, value in values.items())
 
+    def begin(self) -> None:
+        self.running += 1
+        self.begun.append((time.monotonic(), self.running))
+
+    def batch(self) -> int:
+        """The most that ran at once of late: a slot that a busy machine refills late leaves no gap in it."""
+        since = time.monotonic() - LATELY_S
+        self.begun = [(t, running) for t, running in self.begun if t > since] or self.begun[-1:]
+        return max((running for _, running in self.begun), default=BATCH)
+
     def restart(self) -> None:
         """Every connection breaks, every counter begins again at 0."""
-        self.tokens = self.prompt_tokens = 0.0
+        self.tokens = self.prompt_tokens = self.steps = self.counted = 0.0
         for writer in self.writers:
             cut(writer)
 
@@ -136,7 +159,9 @@ class FaultServer:
                 if name in ("v1", "version", "health") or name.startswith("metrics"):
                     name, path = "", target.decode().lstrip("/")
                 self.seen[name].append(head)
-                state = self._states.setdefault(name, State(REQUEST_FAULTS.get(name.partition("~")[0])))
+                kind, _, variant = name.partition("~")
+                spared = -MOST_AT_ONCE if variant == SPARED else 0
+                state = self._states.setdefault(name, State(REQUEST_FAULTS.get(kind), requests=spared))
                 state.writers.add(writer)
                 if method == b"GET":
                     writer.write(await self._page(state, path))
@@ -166,9 +191,10 @@ class FaultServer:
         if fault is not None and fault.name == "restart" and state.requests == RESTART_AFTER:
             state.restart()
             raise Cut(reset=True)
-        strikes = fault is not None and fault.every is not None and (state.requests - 1) % fault.every == 0
+        struck = fault is not None and fault.every is not None and (state.requests - 1) % fault.every == 0
+        strikes = struck and state.requests > 0
         name = fault.name if fault is not None and strikes else ""
-        state.running += 1
+        state.begin()
         try:
             async for piece in pieces(name, asked, head, state):
                 writer.write(piece)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
-from fault_server import BATCH, ITL_S, TOKENS, TTFT_S, FaultServer
+from fault_server import BATCH, ITL_S, SPARED, TOKENS, TTFT_S, FaultServer
 from faults import REQUEST_FAULTS, RequestFault
 from streams import REQUEST
 from unhurried import analysed
@@ -79,7 +79,7 @@ def sweep(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("A_SERVERS_KEY", KEY)
         config = configure(
-            targets=[f"{name}:fp16={server.url}/{name}" for name in names],
+            targets=[f"{name}:fp16={server.url}/{name}~{SPARED}" for name in names],
             concurrency=[BATCH],
             dataset="sample",
             duration=duration_s,
@@ -149,7 +149,7 @@ def test_invalid_cells_are_in_no_mean(run: Run) -> None:
 
 @pytest.mark.slow
 def test_the_key_that_a_server_repeats_is_kept_nowhere(server: FaultServer, run: Run) -> None:
-    assert any(KEY.encode() in head for head in server.seen["echoed-key"]), "it was sent"
+    assert any(KEY.encode() in head for head in server.seen[f"echoed-key~{SPARED}"]), "it was sent"
     found = [path for path in run.path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert found == []
     errors = run.requests[(run.requests.target == "echoed-key") & (run.requests.status == "http")].error

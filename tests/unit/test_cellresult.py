@@ -19,7 +19,7 @@ from loadgen.sweep import journal
 from loadgen.sweep.journal import cell_files
 from loadgen.sweep.manifest import read_manifest
 from loadgen.workload.facts import ItemFacts, read_facts
-from loadgen.workload.grading import FAILED, Grader, Verdict, grader
+from loadgen.workload.grading import Grader, Verdict, grader
 
 
 def reader(run_dir: Path) -> CellReader:
@@ -137,8 +137,6 @@ def test_equal_answers_of_a_cell_are_one_that_counts(tmp_path: Path) -> None:
     verdicts = [graded.grade(e.item_id, e.text, e.finish_reason) for e in data.exchanges]
     found = cell_answers(data, verdicts).answers["q"]
     assert [(a.repeat, a.times, a.correct, a.output_tokens) for a in found] == [(2, 3, True, 4), (2, 1, False, 4)]
-    failed: list[Verdict | None] = [FAILED, *verdicts[1:]]
-    assert cell_answers(data, failed).answers == {}, "a quarter of the requests failed"
 
 
 def test_an_answer_given_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
