@@ -41,7 +41,7 @@ from loadgen.sweep.power import PowerPlan, PowerRecorder, exporter_of, idle_powe
 from loadgen.sweep.preflight import Learned, learn_from
 from loadgen.sweep.readiness import Patience
 from loadgen.sweep.resume import await_old_servers, unfinished
-from loadgen.sweep.rundir import create_run_dir, held, stored
+from loadgen.sweep.rundir import held, new_run_dir, stored
 from loadgen.sweep.servers import Server, Source, source_of
 from loadgen.sweep.settings import resumed_config
 from loadgen.sweep.workers import load_of
@@ -137,9 +137,9 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     source.check(patience)
     power = plan_power(config, simulated=source.simulated)
     plan = plan_sweep(config)
-    learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
+    with new_run_dir(config) as run_dir:
+        learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
     content = _content(plan, power, learned.changes, simulated=source.simulated)
-    run_dir = create_run_dir(config)
     with held(run_dir), stored(run_dir):
         manifest = Manifest(run_dir, content)
         _sweep(plan, source, power, manifest, observer, judge, learned.changes, learned.notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import tempfile
@@ -33,6 +34,21 @@ def create_run_dir(config: SweepConfig) -> Path:
     except OSError as error:
         raise UsageError(f"--out {run_dir}: cannot be written ({error.strerror}); name a writable folder") from None
     return run_dir
+
+
+@contextlib.contextmanager
+def new_run_dir(config: SweepConfig) -> Iterator[Path]:
+    """As `create_run_dir`; a sweep that is refused within takes the folders that were made for it away again."""
+    base = Path("runs") if config.out is None else Path(config.out)
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (base, *base.parents)))
+    run_dir = create_run_dir(config)
+    try:
+        yield run_dir
+    except UsageError:
+        for folder in dict.fromkeys((*([run_dir] if config.out is None else []), *missing)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 @contextlib.contextmanager

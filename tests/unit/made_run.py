@@ -101,13 +101,21 @@ def cell_data(
 
 
 def valid_cell(
-    run_dir: Path, of: Cell, *, tokens_per_s: int = 100, simulated: bool = False, metrics: bool = True
+    run_dir: Path,
+    of: Cell,
+    *,
+    tokens_per_s: int = 100,
+    length: int | None = None,
+    simulated: bool = False,
+    metrics: bool = True,
 ) -> None:
-    """A cell with nothing against it: one answer ends in its window of 1 s, the batch is B throughout; without
-    `metrics` the server does not tell it."""
+    """A cell with nothing against it: one answer ends in its window of 1 s, or one of every `length` tokens; the batch
+    is B throughout; without `metrics` the server does not tell it."""
     step = 1000 / tokens_per_s
     tokens = [(1000 + step * (k + 1), 1) for k in range(tokens_per_s)]
-    asked = [answer(900, tokens, item_id="q1", text="#### 5")]
+    parts = [tokens[k : k + (length or len(tokens))] for k in range(0, len(tokens), length or len(tokens))]
+    sent = [900.0, *(part[-1][0] for part in parts)]
+    asked = [answer(t, part, item_id="q1", text="#### 5") for t, part in zip(sent, parts, strict=False)]
     asked += [answer(900, end=2100, slot=slot, item_id="q2", text="#### 7", output_tokens=0, prompt_tokens=20)
               for slot in range(1, of.concurrency)]  # fmt: skip
     b = float(of.concurrency)
@@ -167,6 +175,7 @@ def make_run(
     failures: Sequence[dict[str, Any]] = (),
     arrival: str = "closed",
     without_metrics: Sequence[str] = (),
+    length: int | None = None,
 ) -> Path:
     """A whole run directory as the sweep leaves it, nothing derived: manifest, items and a valid cell everywhere."""
     run_dir.mkdir(parents=True)
@@ -192,7 +201,7 @@ def make_run(
                     open_cell(run_dir, of, simulated=simulated)
                 else:
                     valid_cell(
-                        run_dir, of, tokens_per_s=90 + 10 * repeat, simulated=simulated,
+                        run_dir, of, tokens_per_s=90 + 10 * repeat, length=length, simulated=simulated,
                         metrics=target not in without_metrics,
                     )  # fmt: skip
     return run_dir

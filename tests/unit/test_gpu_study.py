@@ -45,12 +45,13 @@ def make_work(
     }
     servers = [{**server, "name": name, "repeat": 1, "argv": [str(work / "env" / "vllm")]} for name in ("fp16", "awq")]
     run = make_run(
-        work / "runs" / step, simulated=simulated, servers=servers, model=str(work / "models" / "Mistral-7B-v0.3")
-    )
+        work / "runs" / step, simulated=simulated, servers=servers, model=str(work / "models" / "Mistral-7B-v0.3"),
+        length=10,
+    )  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
     for target in manifest["config"]["targets"]:
         target["precision"] = target["name"]
-    manifest["config"] |= {"fixed_length": 90, "mode": "serve", "device": device}
+    manifest["config"] |= {"fixed_length": 10, "mode": "serve", "device": device}
     manifest["graded"] = False
     manifest["clock_anchors"] = [{"monotonic_ns": 0, "unix_ns": 1_793_000_000_000_000_000, "uncertainty_ns": 1}]
     manifest["gpu"] = [{"uuid": "GPU-1", "name": gpu, "driver": "580.1", "power_limit_enforced_w": 700.0,
@@ -136,7 +137,7 @@ def test_a_measured_study_is_named_after_its_gpu_and_says_that_weights_are_rando
     assert "8 of 8 cells valid" in " ".join(text.split())
     # Two repeats of 100 and 110 tok/s, by made_run.
     assert re.search(r"\| 1 \| 105 \([^)]+\) \| 105 \(", text)
-    assert "| b-mistral | to see | done | 8 of 8 | 12 |" in text
+    assert "| b-mistral | to see | done | 8 of 8 cells valid | 12 |" in text
     # By made_run awq is as fast as fp16 in the mean of two repeats that differ by 10%; nothing metered energy.
     assert "| Mistral-7B-v0.3 | awq | not decided |  |  |" in text
     assert "fp16: Machete; awq: Machete" in text
