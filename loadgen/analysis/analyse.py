@@ -49,7 +49,8 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     measured.
     """
     manifest = read_manifest(run_dir)
-    grader = Grader(read_facts(run_dir) if manifest["graded"] else {}, manifest["protocol"]["name"])
+    facts = read_facts(run_dir) if manifest["graded"] else {}
+    grader = Grader(facts, manifest["protocol"]["name"], manifest["config"].get("answer_regex"))
     cells: list[CellSummary] = []
     sides = Sides(manifest["protocol"])
     config = manifest["config"]

@@ -68,6 +68,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--protocol", metavar="NAME", help="Prompt, shots, stops, limit [default: the dataset's].")
 @click.option("--shots-file", metavar="PATH",
               help="Worked examples: GSM8K train, MathQA dev or an lm-eval task file [default: cached].")
+@click.option("--answer-regex", metavar="REGEX",
+              help="Grade what your pattern's last match says: its group, else all of it [default: loadgen's rules].")
 @click.option("--limit", type=int, metavar="N", help="First N items only [default: all].")
 @click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1, or 10].")
 @click.option("--requests", type=int, metavar="N", help="Instead of a duration: ask N items once each.")

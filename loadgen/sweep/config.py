@@ -19,6 +19,7 @@ from loadgen.serving.process import START_TIMEOUT_S
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
 from loadgen.sweep.slo import Slo
+from loadgen.workload.grading.pattern import compiled
 from loadgen.workload.protocol import default_protocol
 from loadgen.workload.thinking import Thinking
 
@@ -55,6 +56,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_file: str | None
     protocol: str
     shots_file: str | None
+    answer_regex: str | None = None
+    """The user's pattern of an answer: its last match is graded."""
     limit: int | None
     duration_s: float | None
     requests: int | None
@@ -126,6 +129,7 @@ def configure(
     data_file: str | Path | None = None,
     protocol: str | None = None,
     shots_file: str | Path | None = None,
+    answer_regex: str | None = None,
     limit: int | None = None,
     duration: float | None = None,
     requests: int | None = None,
@@ -247,6 +251,7 @@ def configure(
         data_file=str(data_file) if data_file else None,
         protocol=protocol or default_protocol(questions),
         shots_file=str(shots_file) if shots_file else None,
+        answer_regex=None if answer_regex is None else compiled(answer_regex).pattern,
         limit=limit,
         duration_s=None if requests is not None else duration or default_duration,
         requests=requests,

@@ -48,6 +48,7 @@ from loadgen.sweep.workers import load_of
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.facts import facts_of, write_facts
 from loadgen.workload.grading import Grader
+from loadgen.workload.grading.pattern import check_speed
 from loadgen.workload.protocol import Protocol, load_protocol
 from loadgen.workload.sample import warmup_items
 
@@ -82,7 +83,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     def grader(self) -> Grader:
         """Grades nothing where the answers' length was fixed."""
         items = self.dataset.items if self.config.fixed_length is None else ()
-        return Grader({item.id: facts_of(item) for item in items}, self.protocol.name)
+        return Grader({item.id: facts_of(item) for item in items}, self.protocol.name, self.config.answer_regex)
 
     @property
     def max_tokens(self) -> int:
@@ -104,6 +105,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit)
     protocol = load_protocol(config.protocol, shots_file=shots_file)
     protocol.check_fits(dataset)
+    if config.answer_regex is not None:
+        check_speed(config.answer_regex)
     if config.thinking is not None:
         protocol = config.thinking.shape(protocol)
     protocol = msgspec.structs.replace(protocol, api=config.api or protocol.api)

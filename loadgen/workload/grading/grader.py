@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
@@ -11,6 +12,7 @@ from loadgen.workload.grading.content import READ, after_thought, answer_part, o
 from loadgen.workload.grading.harness import task_of
 from loadgen.workload.grading.letter import Letter, read_letter
 from loadgen.workload.grading.number import Number, read_number, same_number
+from loadgen.workload.grading.pattern import compiled, found_letter, found_number, last_found
 from loadgen.workload.grading.verdict import Verdict
 
 CUT = "length"
@@ -30,8 +32,12 @@ class Gradable(Protocol):
     def accepted(self) -> Sequence[str]: ...
 
 
-def grade(text: str, item: Gradable, *, protocol: str, finish_reason: str | None) -> Verdict:
+def grade(
+    text: str, item: Gradable, *, protocol: str, finish_reason: str | None, pattern: re.Pattern[str] | None = None
+) -> Verdict:
     """The verdict on the content of one finished answer; `protocol` is a name as in the manifest.
+
+    With a `pattern` the answer is what its last match says, and nothing else.
 
     An answer cut off by the token limit counts only by a marked answer on a line that was ended; without one it is
     `truncated`, as is a `<think>` that was never closed. Raises ValueError if `item.gold` is neither letter nor number.
@@ -48,12 +54,12 @@ def grade(text: str, item: Gradable, *, protocol: str, finish_reason: str | None
         return Verdict(outcome="truncated" if cut else "empty", strict=strict, flexible=flexible)
     said, goes_on = answer_part(
         said,
-        lambda part: _read(part, item, marked=True) is not None,
-        lambda part: _read(part, item, marked=False) is not None,
+        lambda part: _read(part, item, pattern, marked=True) is not None,
+        lambda part: _read(part, item, pattern, marked=False) is not None,
     )
     said = said[-READ:]
     whole = said if goes_on or not cut else said[: said.rfind("\n") + 1]
-    found = _read(whole, item, marked=cut)
+    found = _read(whole, item, pattern, marked=cut)
     if found is not None:
         return Verdict(
             outcome="correct" if _is_right(found, item) else "wrong",
@@ -64,7 +70,7 @@ def grade(text: str, item: Gradable, *, protocol: str, finish_reason: str | None
         )
     if not cut:
         return Verdict(outcome="unparsed", strict=strict, flexible=flexible)
-    at_the_end = _read(said, item, marked=True)
+    at_the_end = _read(said, item, pattern, marked=True)
     return Verdict(
         outcome="truncated",
         correct_but_truncated=at_the_end is not None and _is_right(at_the_end, item),
@@ -76,10 +82,11 @@ def grade(text: str, item: Gradable, *, protocol: str, finish_reason: str | None
 class Grader:
     """Grades the answers of one run; an answer that was given before, to the same item, is not read again."""
 
-    def __init__(self, items: Mapping[str, ItemFacts], protocol: str) -> None:
+    def __init__(self, items: Mapping[str, ItemFacts], protocol: str, answer_regex: str | None = None) -> None:
         self.items = items
         """By item id; an answer to any other item has no verdict."""
         self._protocol = protocol
+        self._pattern = compiled(answer_regex) if answer_regex is not None else None
         self._graded = lru_cache(REMEMBERED)(self._grade)
 
     def grade(self, item_id: str, text: str, finish_reason: str | None) -> Verdict | None:
@@ -88,10 +95,17 @@ class Grader:
 
     def _grade(self, item_id: str, text: str, finish_reason: str | None) -> Verdict | None:
         item = self.items.get(item_id)
-        return grade(text, item, protocol=self._protocol, finish_reason=finish_reason) if item else None
+        if item is None:
+            return None
+        return grade(text, item, protocol=self._protocol, finish_reason=finish_reason, pattern=self._pattern)
 
 
-def _read(text: str, item: Gradable, *, marked: bool) -> Letter | Number | None:
+def _read(text: str, item: Gradable, pattern: re.Pattern[str] | None, *, marked: bool) -> Letter | Number | None:
+    if pattern is not None:
+        said = last_found(text, pattern)
+        if said is None:
+            return None
+        return found_letter(said, item.options) if item.gold.isalpha() else found_number(said)
     if item.gold.isalpha():
         return read_letter(text, item.options, marked=marked)
     return read_number(text, marked=marked)

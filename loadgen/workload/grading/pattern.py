@@ -1,0 +1,81 @@
+"""Pattern: an answer that the user's own regular expression finds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
+
+import msgspec
+
+from loadgen.errors import UsageError
+from loadgen.workload.grading.letter import Letter, read_letter
+from loadgen.workload.grading.notation import plain
+from loadgen.workload.grading.number import Number
+from loadgen.workload.grading.statement import Stated, read_statement
+
+TRIED_S = 5.0
+"""How long a pattern may take on all of the trial texts, the start of an interpreter included."""
+_TRIAL = """
+import re, sys
+pattern = re.compile(sys.argv[1])
+for part in ("a", "A", "1", " ", ".", "\\n", "=", "$", "1,234 ", "The answer is 18. ", "x = 3\\n"):
+    for end in ("", "!", "\\x00"):
+        sum(1 for _ in pattern.finditer(part * (2000 // len(part)) + end))
+"""
+
+
+@lru_cache(maxsize=8)
+def compiled(regex: str) -> re.Pattern[str]:
+    """The pattern. Raises UsageError for one that does not compile, matches the empty text or has several groups."""
+    shown = f"--answer-regex {regex!r}"
+    try:
+        pattern = re.compile(regex)
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        raise UsageError(f"{shown} is not a regular expression ({error}); write one in Python's syntax") from None
+    if pattern.groups > 1:
+        raise UsageError(
+            f"{shown} has {pattern.groups} groups; use one at most, which holds the answer, and (?:...) for the others"
+        )
+    if pattern.search(""):
+        raise UsageError(f"{shown} matches the empty text, so it finds an answer everywhere; make it more specific")
+    return pattern
+
+
+def check_speed(regex: str, within_s: float = TRIED_S) -> None:
+    """Raises UsageError for a pattern that takes longer than `within_s` on texts of 2,000 characters.
+
+    The trial runs in a process of its own: a pattern such as `(a+)+b` may take years, and Python cannot interrupt it.
+    """
+    argv = [sys.executable, "-I", "-S", "-c", _TRIAL, regex]
+    try:
+        subprocess.run(argv, timeout=within_s, capture_output=True, check=False)
+    except subprocess.TimeoutExpired:
+        raise UsageError(
+            f"--answer-regex {regex!r} takes more than {within_s:g} s on a text of 2,000 characters; avoid a repeat "
+            "inside a repeat, as in (a+)+"
+        ) from None
+
+
+def last_found(text: str, pattern: re.Pattern[str]) -> str | None:
+    """The last match in the text: its group where it has one that took part, else all of it; None without a match."""
+    match = next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+    if match is None:
+        return None
+    inner = match[1] if pattern.groups else None
+    return match[0] if inner is None else str(inner)
+
+
+def found_number(said: str) -> Number | None:
+    """The number that a matched text states; None if it states none, or two."""
+    stated = read_statement(plain(said.strip()), boxed=True)
+    return Number(stated.values[0], "pattern", stated.values[1:]) if isinstance(stated, Stated) else None
+
+
+def found_letter(said: str, options: Sequence[str]) -> Letter | None:
+    """The option that a matched text names by its letter, text or value; None if it names none, or two."""
+    found = read_letter(f"Answer: {said.strip()}", options, marked=True)
+    return msgspec.structs.replace(found, extractor="pattern") if found else None
