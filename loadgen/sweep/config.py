@@ -19,6 +19,7 @@ from loadgen.serving.process import START_TIMEOUT_S
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec
 from loadgen.sweep.slo import Slo
+from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.pattern import compiled
 from loadgen.workload.protocol import default_protocol
 from loadgen.workload.thinking import Thinking
@@ -236,6 +237,7 @@ def configure(
         raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
     _check_key(api_key_env)
     questions = dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k")
+    own = Path(data_file) if data_file else None
     default_duration = DURATION_S
     if mode == "simulated":
         default_duration = SIMULATED_DURATION_S if arrivals is None else SIMULATED_OPEN_DURATION_S
@@ -249,7 +251,7 @@ def configure(
         concurrency=levels,
         dataset=questions,
         data_file=str(data_file) if data_file else None,
-        protocol=protocol or default_protocol(questions),
+        protocol=protocol or default_protocol(questions, texts=holds_texts(questions, own)),
         shots_file=str(shots_file) if shots_file else None,
         answer_regex=None if answer_regex is None else compiled(answer_regex).pattern,
         limit=limit,

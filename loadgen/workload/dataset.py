@@ -23,8 +23,8 @@ FILES: dict[str, tuple[PublishedFile, ...]] = {
 }
 """The published files of a dataset: the split that is asked, then the one that worked examples come from."""
 
-Answer = Literal["number", "letter"]
-"""What a final answer is: a number, or the letter of an option."""
+Answer = Literal["number", "letter", "text"]
+"""What a final answer is: a number, the letter of an option, or a text that is compared as such."""
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +70,17 @@ def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None 
         items=tuple(items[:limit]),
         sha256=sha256_of(path),
         published=published,
-        answer="letter" if family in ("mathqa", "choices") else "number",
+        answer="letter" if family in ("mathqa", "choices") else "text" if items[0].exact else "number",
     )
+
+
+def holds_texts(name: str, data_file: Path | None) -> bool:
+    """Whether it is a set of one's own whose answers are texts; False for a file that `load_dataset` will refuse."""
+    if name != "jsonl" or data_file is None or not data_file.is_file():
+        return False
+    with suppress(UsageError):
+        return read_jsonl(data_file)[0].exact
+    return False
 
 
 def data_path(name: str, data_file: Path | None) -> Path | None:

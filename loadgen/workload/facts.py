@@ -19,6 +19,8 @@ class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gold: str
     options: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
+    unit: str = ""
+    exact: bool = False
     steps: int | None = None
     annotated_steps: int | None = None
     flaws: tuple[str, ...] = ()

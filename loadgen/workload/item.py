@@ -19,6 +19,10 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """The texts of options A, B, ... in order; empty for a question without options."""
     accepted: tuple[str, ...] = ()
     """Every answer that counts as right, gold included, where more than gold alone is right; else empty."""
+    unit: str = ""
+    """What gold counts, where the data file says so: an answer in another known unit is wrong."""
+    exact: bool = False
+    """Gold is a text and compared as such; else it is a letter or a number."""
     steps: int | None = None
     """Reasoning steps, the primary depth: GSM8K solution lines, MathQA operations of `linear_formula`."""
     flaws: tuple[str, ...] = ()

@@ -22,6 +22,7 @@ PROTOCOLS = (
     "gsm8k_cot_llama",
     "mathqa_gen_v1",
     "mathqa_gen_v1_5shot",
+    "text_gen_v1",
     "sample",
 )
 _DEFAULTS = {
@@ -42,6 +43,10 @@ OWN_LLAMA_ASK = (
 MATHQA_ASK = (
     "Question: {question}\n{options}Think step by step, then finish with "
     '"The answer is (X)", where X is the letter of the right option.\nAnswer:'
+)
+TEXT_ASK = (
+    "Question: {question}\nThink step by step, then finish with a line \"The answer is X\", where X is the answer "
+    "alone, in as few words as possible.\nAnswer:"
 )
 GSM8K_STOPS = ("Question:", "</s>", "<|im_end|>")
 COT_STOPS = ("Q:", "</s>", "<|im_end|>")
@@ -75,7 +80,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     api: str = "completions"
     """`completions` or `chat`: what the protocol uses unless `--api` says otherwise."""
     answer: Answer = "number"
-    """What is graded: a number, or the letter of an option."""
+    """What is graded: a number, the letter of an option, or a text."""
 
     def shots_of(self, item: Item) -> tuple[Item, ...]:
         """The worked examples that stand before this question."""
@@ -114,7 +119,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         if self.answer != dataset.answer:
             raise UsageError(
                 f"--protocol {self.name} asks for a {self.answer}, but answers of --dataset {dataset.name} are "
-                f"{dataset.answer}s; use --protocol {default_protocol(dataset.name)}"
+                f"{dataset.answer}s; use --protocol {default_protocol(dataset.name, texts=dataset.answer == 'text')}"
             )
 
     def _turn(self, item: Item) -> str:
@@ -124,9 +129,9 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         return _FIELD.sub(lambda field: fields[field[1]], self.ask)
 
 
-def default_protocol(dataset: str) -> str:
-    """The name of the protocol for a dataset when none is asked for."""
-    return _DEFAULTS.get(dataset, dataset)
+def default_protocol(dataset: str, *, texts: bool = False) -> str:
+    """The name of the protocol for a dataset when none is asked for; `texts`: its answers are texts."""
+    return "text_gen_v1" if texts else _DEFAULTS.get(dataset, dataset)
 
 
 def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
@@ -150,6 +155,10 @@ def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
         raise UsageError(f"--shots-file {shots_file} needs --protocol gsm8k or another with shots: {name!r} {own}")
     if name == "mathqa_gen_v1":
         return _mathqa(name, None)
+    if name == "text_gen_v1":
+        return Protocol(
+            name=name, version="1", ask=TEXT_ASK, stops=TURN_END_STOPS, max_tokens=512, api="chat", answer="text"
+        )
     if name == "gsm8k_cot_zeroshot":
         return Protocol(name=name, version="3", ask=ZEROSHOT_ASK, stops=COT_STOPS, max_tokens=HARNESS_MAX_TOKENS)
     return Protocol(

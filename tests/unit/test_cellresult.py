@@ -143,7 +143,9 @@ def test_an_answer_given_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch
     read: list[str] = []
     original = grader.grade
 
-    def spied(text: str, item: grader.Gradable, *, protocol: str, finish_reason: str | None) -> Verdict:
+    def spied(
+        text: str, item: grader.Gradable, *, protocol: str, finish_reason: str | None, pattern: None
+    ) -> Verdict:
         read.append(text)
         return original(text, item, protocol=protocol, finish_reason=finish_reason)
 

@@ -109,6 +109,7 @@ def test_without_network_and_lm_eval_the_projects_own_examples_serve(nothing_at_
         "gsm8k_cot_llama": "gsm8k_cot_llama-own",
         "mathqa_gen_v1": "mathqa_gen_v1",
         "mathqa_gen_v1_5shot": "mathqa_gen_v1_5shot-own",
+        "text_gen_v1": "text_gen_v1",
         "sample": "sample",
     }
     assert named["gsm8k"].shots == tuple(sample.own_shots())

@@ -113,6 +113,8 @@ class AnswerBook:
         answer = item.gold if fate == "correct" else self._wrong(item, sample)
         if item.options:
             return f"\nThe answer is ({answer})."
+        if item.exact:
+            return f"\nThe answer is {answer}."
         if "The final answer is" in prompt:
             return f"\nThe final answer is {answer}"
         if "####" not in prompt and ("The answer is" in prompt or prompt.rstrip().endswith("step by step.")):

@@ -9,14 +9,17 @@ from typing import Protocol
 
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading.content import READ, after_thought, answer_part, open_thought
+from loadgen.workload.grading.exact import Words, found_words, read_words, same_words
 from loadgen.workload.grading.harness import task_of
 from loadgen.workload.grading.letter import Letter, read_letter
 from loadgen.workload.grading.number import Number, read_number, same_number
 from loadgen.workload.grading.pattern import compiled, found_letter, found_number, last_found
+from loadgen.workload.grading.unit import other_unit
 from loadgen.workload.grading.verdict import Verdict
 
 CUT = "length"
 """The finish_reason of an answer that ran into the token limit."""
+Found = Letter | Number | Words
 REMEMBERED = 1 << 16
 """Verdicts that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
 
@@ -30,6 +33,10 @@ class Gradable(Protocol):
     def options(self) -> Sequence[str]: ...
     @property
     def accepted(self) -> Sequence[str]: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def exact(self) -> bool: ...
 
 
 def grade(
@@ -40,10 +47,10 @@ def grade(
     With a `pattern` the answer is what its last match says, and nothing else.
 
     An answer cut off by the token limit counts only by a marked answer on a line that was ended; without one it is
-    `truncated`, as is a `<think>` that was never closed. Raises ValueError if `item.gold` is neither letter nor number.
+    `truncated`, as is a `<think>` that was never closed. Raises ValueError if `item.gold` is neither letter nor number
+    and the item is not `exact`.
     """
-    lettered = item.gold.isalpha()
-    task = None if lettered else task_of(protocol)
+    task = None if item.exact or item.gold.isalpha() else task_of(protocol)
     strict = task.strict.matches(text, item.gold) if task else None
     flexible = task.flexible.matches(text, item.gold) if task else None
     cut = finish_reason == CUT
@@ -62,7 +69,7 @@ def grade(
     found = _read(whole, item, pattern, marked=cut)
     if found is not None:
         return Verdict(
-            outcome="correct" if _is_right(found, item) else "wrong",
+            outcome="correct" if _is_right(found, item, whole) else "wrong",
             answer=str(found),
             extractor=found.extractor,
             strict=strict,
@@ -73,7 +80,7 @@ def grade(
     at_the_end = _read(said, item, pattern, marked=True)
     return Verdict(
         outcome="truncated",
-        correct_but_truncated=at_the_end is not None and _is_right(at_the_end, item),
+        correct_but_truncated=at_the_end is not None and _is_right(at_the_end, item, said),
         strict=strict,
         flexible=flexible,
     )
@@ -100,19 +107,27 @@ class Grader:
         return grade(text, item, protocol=self._protocol, finish_reason=finish_reason, pattern=self._pattern)
 
 
-def _read(text: str, item: Gradable, pattern: re.Pattern[str] | None, *, marked: bool) -> Letter | Number | None:
+def _read(text: str, item: Gradable, pattern: re.Pattern[str] | None, *, marked: bool) -> Found | None:
+    lettered = item.gold.isalpha()
     if pattern is not None:
         said = last_found(text, pattern)
         if said is None:
             return None
-        return found_letter(said, item.options) if item.gold.isalpha() else found_number(said)
-    if item.gold.isalpha():
-        return read_letter(text, item.options, marked=marked)
-    return read_number(text, marked=marked)
+        if item.exact:
+            return found_words(said)
+        return found_letter(said, item.options) if lettered else found_number(said)
+    if item.exact:
+        return read_words(text, marked=marked)
+    return read_letter(text, item.options, marked=marked) if lettered else read_number(text, marked=marked)
 
 
-def _is_right(found: Letter | Number, item: Gradable) -> bool:
+def _is_right(found: Found, item: Gradable, text: str) -> bool:
     accepted = {item.gold, *item.accepted}
     if isinstance(found, Letter):
         return not accepted.isdisjoint((found.value, *found.others))
-    return any(same_number(value, gold) for gold in accepted for value in (found.value, *found.readings))
+    if isinstance(found, Words):
+        return any(same_words(found, gold) for gold in accepted)
+    values = (found.value, *found.readings)
+    if item.unit and other_unit(text, values, item.unit):
+        return False
+    return any(same_number(value, gold) for gold in accepted for value in values)

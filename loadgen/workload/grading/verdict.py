@@ -19,6 +19,7 @@ Extractor = Literal[
     "tag",
     "pattern",
     "text",
+    "last_line",
     "last_number",
     "answer_colon",
     "last_letter",
@@ -26,7 +27,7 @@ Extractor = Literal[
     "option_value",
 ]
 """The rule that found the answer; `last_*` and `option_*` are guesses at what an unmarked answer meant."""
-GUESSES: frozenset[Extractor] = frozenset({"last_number", "last_letter", "option_text", "option_value"})
+GUESSES: frozenset[Extractor] = frozenset({"last_number", "last_line", "last_letter", "option_text", "option_value"})
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
