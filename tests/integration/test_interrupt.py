@@ -89,7 +89,8 @@ class TestCtrlC:
     def test_the_finished_cell_is_measured_and_the_interrupted_one_says_so(self, interrupted):
         cells = pd.read_csv(interrupted[0] / "cells.csv")
         assert list(cells.concurrency) == [2, 4]
-        assert cells.valid[0]
+        assert cells.window_s[0] >= 1
+        assert "interrupted" not in str(cells.reasons[0]), "a busy machine may be another reason"
         assert not cells.valid[1]
         assert "interrupted" in cells.reasons[1]
 

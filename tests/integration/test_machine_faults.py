@@ -284,6 +284,8 @@ class TestDisk:
                 done = command("sweep", "--target", f"fp16={server.url}/ro", *ARGUMENTS, "--out", str(out))
                 assert done.returncode == 2
                 assert f"--out {out}: cannot be written (Read-only file system)" in one_sentence(done)
+        asked = [name for name, heads in server.seen.items() if any(b"POST" in head for head in heads)]
+        assert "ro" not in asked
 
     def test_a_report_into_a_folder_that_cannot_be_written(self, server: FaultServer, tmp_path: Path) -> None:
         with small_disk(tmp_path / "disk", "50m") as remount:

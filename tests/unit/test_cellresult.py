@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -139,15 +140,26 @@ def test_equal_answers_of_a_cell_are_one_that_counts(tmp_path: Path) -> None:
     assert [(a.repeat, a.times, a.correct, a.output_tokens) for a in found] == [(2, 3, True, 4), (2, 1, False, 4)]
 
 
+def test_answers_of_a_cell_in_which_too_many_requests_failed_do_not_count(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1)
+    failed = answer(1000, end=1500, item_id="q1", status="http", error="500: oops", http_status=500)
+    asked = [answer(1000, [(1000 + 10 * k, 1)], item_id="q2", text="#### 7") for k in range(1, 4)]
+    [path] = cell_files(run_dir)
+    path.unlink()
+    write_cell(run_dir, cell(), [*asked, failed], [], ended())
+    found = reader(run_dir).result(path)
+    assert found is not None
+    assert not found.summary.validity.answers_valid
+    assert found.answers.answers == {}, "a quarter of the requests failed"
+
+
 def test_an_answer_given_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     original = grader.grade
 
-    def spied(
-        text: str, item: grader.Gradable, *, protocol: str, finish_reason: str | None, pattern: None
-    ) -> Verdict:
+    def spied(text: str, item: grader.Gradable, **how: Any) -> Verdict:
         read.append(text)
-        return original(text, item, protocol=protocol, finish_reason=finish_reason)
+        return original(text, item, **how)
 
     monkeypatch.setattr(grader, "grade", spied)
     ours = Grader({"a": ItemFacts(gold="18"), "b": ItemFacts(gold="17")}, "gsm8k")

@@ -36,10 +36,11 @@ def measure(curve: Curve, sampler: dict[str, Any], **sensor: Any) -> WindowEnerg
     return energy_of_window(samples, ns(sampler["t0"]), ns(sampler["t1"]))
 
 
-def assert_true(energy: WindowEnergy, curve: Curve, sampler: dict[str, Any]) -> None:
+def assert_true(energy: WindowEnergy, curve: Curve, sampler: dict[str, Any], beyond_j: float = 0.0) -> None:
+    """`beyond_j`: what the sensor cannot see of the integral, besides 0.1%."""
     true_j = curve.between_j(sampler["t0"], sampler["t1"])
     assert energy.counter_j == pytest.approx(true_j, rel=0.005)
-    assert energy.integral_j == pytest.approx(true_j, rel=0.001)
+    assert abs(energy.integral_j - true_j) <= 0.001 * true_j + beyond_j
     assert (energy.source, energy.energy_j, energy.verdict) == ("counter", energy.counter_j, "good")
     assert energy.power_w_mean == pytest.approx(true_j / (sampler["t1"] - sampler["t0"]), rel=0.005)
 
@@ -72,10 +73,12 @@ def test_a_load_that_comes_and_goes(sampler: dict[str, Any], mean_w: float, swin
 def test_resonance_with_a_sensor_that_averages_all_the_time(
     sampler: dict[str, Any], update_ms: int, cycles: int, low_w: float, high_w: float
 ) -> None:
-    # Whole cycles of the load fit each update of a sensor that misses nothing: every reading is the mean.
+    # Whole cycles of the load fit each update of a sensor that misses nothing: every reading is the mean. So the window
+    # is charged with the mean of the two cycles that its edges cut: half a cycle's half swing at most.
     update_s = update_ms * MILLI
     curve = square(low_w, high_w, update_s / cycles)
-    assert_true(measure(curve, sampler, instant_s=update_s, averaging_s=update_s), curve, sampler)
+    cut_j = (high_w - low_w) / 2 * update_s / cycles / 2
+    assert_true(measure(curve, sampler, instant_s=update_s, averaging_s=update_s), curve, sampler, cut_j)
 
 
 @settings(max_examples=20, deadline=None)
