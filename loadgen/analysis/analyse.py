@@ -25,7 +25,7 @@ from loadgen.analysis.prefixcache import hit_warnings, share_marks
 from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
-from loadgen.analysis.trust.hidden import hidden_warnings
+from loadgen.analysis.trust.hidden import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
@@ -98,6 +98,7 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
     arrival = manifest["config"].get("arrival")
     hidden = hidden_warnings(sides.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
+    hidden += flaw_warnings(facts)
     content = {**_analysis(manifest, cells, trust, answer, damaged, hidden), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
     content["slo"] = None if slo is None else str(slo)

@@ -8,7 +8,7 @@ import click
 
 from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
-from loadgen.workload.dataset import FILES
+from loadgen.workload.dataset import FILES, PLATINUM_SOURCE
 from loadgen.workload.published import PublishedFile, cache_dir, fetch, state_of
 
 
@@ -25,6 +25,8 @@ def data(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         _print_states([file for files in FILES.values() for file in files])
+        click.echo("jsonl, choices     files of your own, named with --data-file")
+        click.echo(f"gsm8k:platinum     named with --data-file; from {PLATINUM_SOURCE}")
 
 
 @data.command("fetch", context_settings=CONTEXT)

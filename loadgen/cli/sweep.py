@@ -63,8 +63,10 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--concurrency", metavar="LIST",
               help="Batch sizes B to hold; open loop: most in flight [default: 1,16,64,128; open loop 1024].")
 @click.option("--dataset", metavar="NAME",
-              help="gsm8k, mathqa, mathqa:clean, jsonl, choices or sample [default: gsm8k; sample if simulated].")
+              help="gsm8k, mathqa (or gsm8k:platinum, mathqa:clean), jsonl, choices, sample "
+              "[default: gsm8k; sample if simulated].")
 @click.option("--data-file", metavar="PATH", help="The dataset's file as published [default: cached, else downloaded].")
+@click.option("--platinum-file", metavar="PATH", help="For gsm8k: GSM8K-Platinum's file; marks the items it mends.")
 @click.option("--protocol", metavar="NAME", help="Prompt, shots, stops, limit [default: the dataset's].")
 @click.option("--shots-file", metavar="PATH",
               help="Worked examples: GSM8K train, MathQA dev or an lm-eval task file [default: cached].")

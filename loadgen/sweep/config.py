@@ -55,6 +55,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: tuple[int, ...]
     dataset: str
     data_file: str | None
+    platinum_file: str | None = None
     protocol: str
     shots_file: str | None
     answer_regex: str | None = None
@@ -128,6 +129,7 @@ def configure(
     concurrency: str | Sequence[int] | None = None,
     dataset: str | None = None,
     data_file: str | Path | None = None,
+    platinum_file: str | Path | None = None,
     protocol: str | None = None,
     shots_file: str | Path | None = None,
     answer_regex: str | None = None,
@@ -251,6 +253,7 @@ def configure(
         concurrency=levels,
         dataset=questions,
         data_file=str(data_file) if data_file else None,
+        platinum_file=str(platinum_file) if platinum_file else None,
         protocol=protocol or default_protocol(questions, texts=holds_texts(questions, own)),
         shots_file=str(shots_file) if shots_file else None,
         answer_regex=None if answer_regex is None else compiled(answer_regex).pattern,

@@ -102,7 +102,8 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     """Loads data and protocol; raises UsageError. Starts nothing, creates nothing but the cache of published files."""
     data_file = Path(config.data_file) if config.data_file else None
     shots_file = Path(config.shots_file) if config.shots_file else None
-    dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit)
+    platinum = Path(config.platinum_file) if config.platinum_file else None
+    dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit, platinum_file=platinum)
     protocol = load_protocol(config.protocol, shots_file=shots_file)
     protocol.check_fits(dataset)
     if config.answer_regex is not None:

@@ -16,7 +16,8 @@ from loadgen.workload.jsonl import read_jsonl
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
 from loadgen.workload.records import records
 
-DATASETS = ("gsm8k", "mathqa", "mathqa:all", "mathqa:clean", "jsonl", "choices", "sample")
+DATASETS = ("gsm8k", "mathqa", "mathqa:all", "mathqa:clean", "jsonl", "choices", "sample", "gsm8k:platinum")
+PLATINUM_SOURCE = "huggingface.co/datasets/madrylab/gsm8k-platinum (main/test-*.parquet)"
 FILES: dict[str, tuple[PublishedFile, ...]] = {
     "gsm8k": (gsm8k.TEST, gsm8k.TRAIN),
     "mathqa": (mathqa.TEST, mathqa.DEV),
@@ -40,17 +41,26 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     answer: Answer = "number"
 
 
-def load_dataset(name: str, *, data_file: Path | None = None, limit: int | None = None) -> Dataset:
-    """The named dataset's first `limit` items.
+def load_dataset(
+    name: str, *, data_file: Path | None = None, limit: int | None = None, platinum_file: Path | None = None
+) -> Dataset:
+    """The named dataset's first `limit` items; with a `platinum_file` GSM8K's flawed ones are marked.
 
     Raises UsageError for an unknown name, a missing or malformed file, or a failed download.
     """
     _check_name(name)
     name = "mathqa:all" if name == "mathqa" else name
     family = name.partition(":")[0]
-    path, published = _file(family, data_file)
+    path, published = _file(name, data_file)
+    if platinum_file is not None and name != "gsm8k":
+        raise UsageError(f"--platinum-file {platinum_file} marks the items of --dataset gsm8k, and this is {name}")
+    items: list[Item]
     if name == "gsm8k":
         items = gsm8k.read_gsm8k(path, split="test")
+        if platinum_file is not None:
+            items = gsm8k.marked(items, gsm8k.read_platinum(existing_file(platinum_file, "--platinum-file")))
+    elif name == "gsm8k:platinum":
+        items = gsm8k.read_platinum(path)
     elif name == "mathqa:all":
         items = mathqa.read_mathqa(path, split="test")
     elif name == "mathqa:clean":
@@ -86,7 +96,7 @@ def holds_texts(name: str, data_file: Path | None) -> bool:
 def data_path(name: str, data_file: Path | None) -> Path | None:
     """The file that the dataset is read from; None for the shipped one. Raises UsageError as `load_dataset` does."""
     _check_name(name)
-    path, _ = _file(name.partition(":")[0], data_file)
+    path, _ = _file(name, data_file)
     return None if path == sample.SAMPLE_FILE else path
 
 
@@ -118,8 +128,16 @@ def _check_name(name: str) -> None:
         raise UsageError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
 
 
-def _file(family: str, data_file: Path | None) -> tuple[Path, bool]:
+def _file(name: str, data_file: Path | None) -> tuple[Path, bool]:
     """The file to read, and whether it is the published (or shipped) one."""
+    family = name.partition(":")[0]
+    if name == "gsm8k:platinum":
+        if data_file is None:
+            raise UsageError(
+                "--dataset gsm8k:platinum needs --data-file: loadgen does not download it; get it from "
+                f"{PLATINUM_SOURCE}"
+            )
+        return existing_file(data_file, "--data-file"), False
     if family == "sample":
         if data_file is not None:
             raise UsageError(

@@ -5,6 +5,8 @@ Source: github.com/openai/grade-school-math (MIT), 1319 test and 7473 train rows
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import msgspec
@@ -29,9 +31,19 @@ TRAIN = PublishedFile(
 )
 
 
+REMOVED, RELABELLED = "removed by GSM8K-Platinum", "relabelled by GSM8K-Platinum"
+
+
 class Row(msgspec.Struct):
     question: str
     answer: str
+
+
+class PlatinumRow(msgspec.Struct):
+    question: str
+    answer: str
+    cleaning_status: str
+    """`consensus`, `verified`, `revised`; `rejected` rows are left out."""
 
 
 def read_gsm8k(path: Path, *, split: str) -> list[Item]:
@@ -40,8 +52,43 @@ def read_gsm8k(path: Path, *, split: str) -> list[Item]:
     `steps` are the solution's lines, `annotated_steps` its `<<...>>` calculations. Raises UsageError naming the line
     that is not in the published schema.
     """
+    what = 'a GSM8K row; each line must be {"question": ..., "answer": "... #### N"}'
+    return _items(path, rows(path, Row, what), split)
+
+
+def read_platinum(path: Path) -> list[Item]:
+    """The rows of GSM8K-Platinum's file (Vendrow et al. 2025), ids `gsm8k-platinum-<row>`.
+
+    Raises UsageError naming the line that is not in the published schema, which has a `cleaning_status`.
+    """
+    what = "a row of GSM8K-Platinum, which has question, answer and cleaning_status; give the hub's test file"
+    kept = ((number, row) for number, row in rows(path, PlatinumRow, what) if row.cleaning_status != "rejected")
+    return _items(path, kept, "platinum")
+
+
+def marked(items: Sequence[Item], platinum: Sequence[Item]) -> list[Item]:
+    """The items with the flaws that GSM8K-Platinum found: rows that it removed, and rows with another answer there.
+
+    Raises UsageError when the two have no question in common.
+    """
+    right = {_key(item): Fraction(item.gold) for item in platinum}
+    if not any(_key(item) in right for item in items):
+        raise UsageError("--platinum-file has no question of this GSM8K file; give the test split of both")
+    found = []
+    for item in items:
+        gold = right.get(_key(item))
+        flaw = REMOVED if gold is None else RELABELLED if gold != Fraction(item.gold) else None
+        found.append(item if flaw is None else msgspec.structs.replace(item, flaws=(*item.flaws, flaw)))
+    return found
+
+
+def _key(item: Item) -> str:
+    return " ".join(item.question.split())
+
+
+def _items(path: Path, read: Iterable[tuple[int, Row | PlatinumRow]], split: str) -> list[Item]:
     items = []
-    for number, row in rows(path, Row, 'a GSM8K row; each line must be {"question": ..., "answer": "... #### N"}'):
+    for number, row in read:
         if "####" not in row.answer:
             raise UsageError(f"{path}, line {number}: the answer has no '#### N' at its end; is this GSM8K?")
         gold = gold_of(row.answer)

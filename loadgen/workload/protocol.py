@@ -29,6 +29,7 @@ _DEFAULTS = {
     "mathqa": "mathqa_gen_v1",
     "mathqa:all": "mathqa_gen_v1",
     "mathqa:clean": "mathqa_gen_v1",
+    "gsm8k:platinum": "gsm8k",
     "jsonl": "gsm8k_cot_zeroshot",
     "choices": "mathqa_gen_v1",
 }

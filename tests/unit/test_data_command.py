@@ -41,6 +41,7 @@ def test_the_list_names_every_file_with_size_and_hash_and_fetches_nothing() -> N
     assert set(states(result.output)) == {
         "gsm8k_test.jsonl", "gsm8k_train.jsonl", "mathqa_test.json", "mathqa_dev.json"
     }  # fmt: skip
+    assert "jsonl, choices     files of your own, named with --data-file" in result.output
     assert str(cache_dir()) in result.output
     assert not cache_dir().exists()
 

@@ -6,14 +6,21 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from published import published
 
+from loadgen.analysis.trust.hidden import flaw_warnings
 from loadgen.errors import UsageError
 from loadgen.workload.dataset import load_dataset
+from loadgen.workload.facts import facts_of
 from loadgen.workload.grading import grade
-from loadgen.workload.gsm8k import TEST, TRAIN, read_gsm8k
+from loadgen.workload.gsm8k import RELABELLED, REMOVED, TEST, TRAIN, read_gsm8k
+from loadgen.workload.protocol import default_protocol
 from loadgen.workload.published import sha256_of
+
+PLATINUM = ("question", "answer", "cleaning_status")
 
 
 def row(question: str = "How many?", answer: str = "1 + 1 = <<1+1=2>>2\n#### 2") -> str:
@@ -110,3 +117,44 @@ def test_the_published_train_split_is_the_pinned_one() -> None:
     path = published("gsm8k_train.jsonl")
     assert sha256_of(path) == TRAIN.sha256
     assert len(read_gsm8k(path, split="train")) == 7473
+
+
+def platinum(tmp_path: Path, *rows: tuple[str, str, str]) -> Path:
+    path = tmp_path / "platinum.parquet"
+    pq.write_table(pa.Table.from_pylist([dict(zip(PLATINUM, row, strict=True)) for row in rows]), path)
+    return path
+
+
+def test_platinum_is_read_as_the_hub_keeps_it(tmp_path: Path) -> None:
+    path = platinum(
+        tmp_path, ("a", "#### 2", "consensus"), ("b", "#### 3", "rejected"), ("c", "1 + 3 = 4\n#### 4", "revised")
+    )
+    dataset = load_dataset("gsm8k:platinum", data_file=path)
+    assert [(item.id, item.gold) for item in dataset.items] == [
+        ("gsm8k-platinum-0000", "2"),
+        ("gsm8k-platinum-0002", "4"),
+    ]
+    assert (dataset.published, default_protocol("gsm8k:platinum")) == (False, "gsm8k")
+    with pytest.raises(UsageError, match="needs --data-file: loadgen does not download it; get it from hugg"):
+        load_dataset("gsm8k:platinum")
+    with pytest.raises(UsageError, match="line 1, is not a row of GSM8K-Platinum"):
+        load_dataset("gsm8k:platinum", data_file=jsonl(tmp_path, row()))
+
+
+def test_what_platinum_removed_or_relabelled_is_marked_in_plain_gsm8k(tmp_path: Path) -> None:
+    asked = jsonl(tmp_path, row("a", "#### 2"), row("b", "#### 3"), row("c", "#### 5"), row("d ?", "#### 1,000"))
+    file = platinum(
+        tmp_path, ("a", "#### 2", "consensus"), ("c", "#### 4", "revised"), ("d  ?", "#### 1000", "verified")
+    )
+    items = load_dataset("gsm8k", data_file=asked, platinum_file=file).items
+    assert [item.flaws for item in items] == [(), (REMOVED,), (RELABELLED,), ()]
+    (told,) = flaw_warnings({item.id: facts_of(item) for item in items})
+    assert told.startswith("2 of 4 questions are marked as flawed (1 removed by GSM8K-Platinum, 1 relabelled by")
+    assert flaw_warnings({}) == []
+    other = platinum(tmp_path, ("z", "#### 2", "consensus"))
+    with pytest.raises(UsageError, match="--platinum-file has no question of this GSM8K file"):
+        load_dataset("gsm8k", data_file=asked, platinum_file=other)
+    with pytest.raises(UsageError, match="--platinum-file none: there is no such file"):
+        load_dataset("gsm8k", data_file=asked, platinum_file=Path("none"))
+    with pytest.raises(UsageError, match="marks the items of --dataset gsm8k, and this is sample"):
+        load_dataset("sample", platinum_file=other)

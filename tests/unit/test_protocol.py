@@ -113,7 +113,7 @@ def test_without_network_and_lm_eval_the_projects_own_examples_serve(nothing_at_
         "sample": "sample",
     }
     assert named["gsm8k"].shots == tuple(sample.own_shots())
-    assert [len(protocol.shots_of(ITEM)) for protocol in named.values()] == [5, 5, 8, 0, 8, 0, 5, 1]
+    assert [len(protocol.shots_of(ITEM)) for protocol in named.values()] == [5, 5, 8, 0, 8, 0, 5, 0, 1]
 
 
 def test_a_question_with_options_lists_them_under_their_letters() -> None:

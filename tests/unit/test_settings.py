@@ -25,7 +25,7 @@ BEGUN: list[dict[str, Any]] = [
     {"serve": "bf16", "model": "org/model", "device": "cpu", "vllm": "vllm", "reasoning_parser": "qwen3"},
     {"targets": {"fp16": URL}, "api": "chat", "thinking": "on", "thinking_budget": 100, "max_tokens": 900},
     {"targets": {"fp16": URL}, "arrival": "poisson:20", "slo": "ttft:200ms,tpot:50ms", "repeats": 2},
-    {"arrival": "constant:5", "concurrency": "64", "answer_regex": r"ANS=(\d+)"},
+    {"arrival": "constant:5", "concurrency": "64", "answer_regex": r"ANS=(\d+)", "platinum_file": "p"},
     {"targets": {"fp16": URL}, "workers": 2, "max_error_rate": 0.1},
     {"targets": {"fp16": URL}, "extra_body": {"top_k": 1, "seed": None}, "drain": 90.0, "wait_ready": 5.0},
     {"targets": {"fp16": URL}, "fixed_length": 128, "transport": "openai", "data_file": "rows.jsonl", "repeats": 1},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from loadgen.analysis.trust.answers import Answers, outcome_rate, share_of
+from loadgen.workload.facts import ItemFacts
 
 MANY = 0.02
 """From this share on of answers cut off, or unread, a warning says so: it can hide a difference of 2 pp, which matters,
@@ -19,6 +21,19 @@ def guessed_rate(answers: Answers) -> float | None:
 def stopped_rate(answers: Answers) -> float | None:
     """Share of answers that a stop string of the protocol ended, and not the model."""
     return share_of(answers, lambda answer: answer.stopped)
+
+
+def flaw_warnings(items: Mapping[str, ItemFacts]) -> list[str]:
+    """One sentence on how many questions are marked as flawed, and why; none where no question is."""
+    flawed = sum(1 for facts in items.values() if facts.flaws)
+    if not flawed:
+        return []
+    why = Counter(flaw for facts in items.values() for flaw in facts.flaws)
+    kinds = ", ".join(f"{count} {flaw}" for flaw, count in why.most_common())
+    return [
+        f"{flawed} of {len(items)} questions are marked as flawed ({kinds}) and count in the accuracy; items.json "
+        "names them"
+    ]
 
 
 def hidden_warnings(
