@@ -99,7 +99,7 @@ def _outcomes(before: pd.DataFrame, after: pd.DataFrame) -> dict[tuple[str, str]
 
 
 def _changes(before: pd.DataFrame, after: pd.DataFrame) -> tuple[Change, ...]:
-    both = before.join(after, lsuffix="_old", rsuffix="_new", how="inner").astype(object)
+    both = before.add_suffix("_old").join(after.add_suffix("_new"), how="inner").astype(object)
     both = both.where(both.notna(), None)
     rows: list[dict[Any, Any]] = both.to_dict("records")
     found = Counter(

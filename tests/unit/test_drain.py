@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from wild_server import Wild, serving
 import loadgen
 from loadgen.client.exchange import STOPPED, Exchange
 from loadgen.sweep.drain import FEWEST, LEAST_S, MEDIANS, Drain, straggler
+from loadgen.workload.sample import sample_items
 
 
 def row(seconds: float, **changes: Any) -> Exchange:
@@ -55,21 +58,29 @@ def test_the_row_says_how_long_it_was_waited_for() -> None:
 
 
 class Stuck(Wild):
-    """Never answers its `stuck`-th request."""
+    """Never answers its `number`-th request, or the first that asks `question`."""
 
     ttft_s, itl_s = 0.02, 0.002
-    stuck = 0
+    number = 0
+    question = ""
+    stuck: dict[str, Any] | None = None
 
-    async def token(self, k: int, tokens: int = 1) -> None:
-        if len(self.seen) == self.stuck:
-            self.seen.append(("", {}))
-            await super().token(10**9)
-        await super().token(k, tokens)
+    def refuse(self, asked: dict[str, Any], head: str) -> None:
+        asks = bool(self.question) and self.question in asked["prompt"]
+        if self.stuck is None and (asks or len(self.seen) == self.number):
+            self.stuck = asked
+
+    async def answer(self, asked: dict[str, Any]) -> AsyncIterator[bytes]:
+        if asked is self.stuck:
+            await asyncio.sleep(3600)
+        async for piece in super().answer(asked):
+            yield piece
 
 
 def test_a_straggler_costs_its_row_and_not_the_sweep(tmp_path: Path) -> None:
-    """One hangs in the warm-up (one slot's first request), one in the window; the client is two processes."""
-    servers = {"warmup": Stuck(stuck=3), "window": Stuck(stuck=60)}
+    """One hangs in the warm-up (a slot's first request, after the four that come before the first cell), one in the
+    window (each slot's third measured item at the latest); the client is two processes."""
+    servers = {"warmup": Stuck(number=6), "window": Stuck(question=sample_items()[9].question)}
     with serving(servers) as url:
         run = loadgen.sweep(
             targets={f"{name}:fp16": f"{url}/{name}" for name in servers}, concurrency=[4], dataset="sample",
