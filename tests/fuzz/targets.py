@@ -269,7 +269,9 @@ def answer(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     number = ItemFacts(gold="5")
     letter = ItemFacts(gold="C", options=("4 . 5", "1 / 2", "5", "none", "5 km"))
-    for item in (number, letter):
+    counted = ItemFacts(gold="5", unit="km")
+    words = ItemFacts(gold="Paris", exact=True)
+    for item in (number, letter, counted, words):
         for reason in ("stop", "length"):
             assert grade(text, item, protocol="gsm8k", finish_reason=reason).outcome
 

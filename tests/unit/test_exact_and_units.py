@@ -143,6 +143,13 @@ def test_another_known_unit_is_wrong(tmp_path: Path, answer: str, text: str, exp
     assert grade(text, facts_of(item), protocol="gsm8k_cot_zeroshot", finish_reason="stop").outcome == expected
 
 
+def test_a_number_of_any_length_is_read(tmp_path: Path) -> None:
+    (item,) = dataset(tmp_path, "18 km").items
+    text = f"{'1' * 10_000}\nThe answer is 18."
+    assert grade(text, facts_of(item), protocol="gsm8k_cot_zeroshot", finish_reason="stop").outcome == "correct"
+    assert grade("1" * 10_000, facts_of(item), protocol="p", finish_reason="stop").outcome in ("wrong", "unparsed")
+
+
 def test_accepted_numbers_may_have_the_unit_too(tmp_path: Path) -> None:
     (item,) = dataset(tmp_path, "18 km", accept=["19 km", 20]).items
     assert item.accepted == ("18", "19", "20")

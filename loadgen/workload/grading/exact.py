@@ -70,5 +70,6 @@ def normal(text: str) -> str:
 def _words(said: str, extractor: Extractor) -> Words | None:
     if not normal(said):
         return None
+    said = _WRAPPED.sub(r"\1", said)
     first = _SENTENCE.split(said, maxsplit=1)[0]
-    return Words(said.strip(), extractor, (first.strip(),) if first != said else ())
+    return Words(said.strip(_AROUND), extractor, (first.strip(_AROUND),) if first != said else ())

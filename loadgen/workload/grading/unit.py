@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from loadgen.workload.grading.content import READ
 from loadgen.workload.grading.notation import plain
-from loadgen.workload.grading.term import SIGNED, value_of_match
+from loadgen.workload.grading.term import DIGITS, SIGNED, value_of_match
 
 _NAMES = {
     "mm": "millimeter millimetre", "cm": "centimeter centimetre", "m": "meter metre", "km": "kilometer kilometre",
@@ -76,7 +76,7 @@ def other_unit(text: str, values: Collection[Fraction], unit: str) -> bool:
             said = _known(found["unit"]) if found["unit"] else None
     if said is None:
         for sign, number in _MONEY.findall(text[-READ:]):
-            if Fraction(number.replace(",", "")) in values:
+            if len(number) <= DIGITS and Fraction(number.replace(",", "")) in values:
                 said = _SIGNS.get(sign)
     return said is not None and said != unit and not (unit == "°" and said[0] == "°")
 
