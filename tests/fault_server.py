@@ -22,7 +22,7 @@ from typing import Any
 
 from faults import HOSTILE, REQUEST_FAULTS, RequestFault
 
-from loadgen.sweep.preflight import MOST_AT_ONCE
+from loadgen.sweep.preflight import REQUESTS
 
 TOKENS = 12
 TTFT_S = 0.008
@@ -160,7 +160,7 @@ class FaultServer:
                     name, path = "", target.decode().lstrip("/")
                 self.seen[name].append(head)
                 kind, _, variant = name.partition("~")
-                spared = -MOST_AT_ONCE if variant == SPARED else 0
+                spared = -REQUESTS if variant == SPARED else 0
                 state = self._states.setdefault(name, State(REQUEST_FAULTS.get(kind), requests=spared))
                 state.writers.add(writer)
                 if method == b"GET":

@@ -19,8 +19,8 @@ from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.readiness import NotReady, Patience
 
 TOKENS = 8
-MOST_AT_ONCE = 4
-"""Requests that go out together at first: a server that takes one may refuse several."""
+REQUESTS = 4
+"""One after the other, until one fails: a server that fails now and then shows, and one of several at an address."""
 TIMEOUT_S = 30.0
 """A server that takes longer for so short an answer is measured all the same."""
 RATE_LIMIT_WAITS_S = (1.0, 2.0)
@@ -61,9 +61,10 @@ class Preflight:
 
     async def _learn(self) -> Learned:
         changes, steps = self._assignment.changes, list[_Step]()
-        at_once = min(self._assignment.concurrency, MOST_AT_ONCE)
-        answers = await asyncio.gather(*(self._asked(changes) for _ in range(at_once)))
-        answer = next((answer for answer in answers if answer.row.status != "ok"), answers[0])
+        for _ in range(REQUESTS):
+            answer = await self._asked(changes)
+            if answer.row.status != "ok":
+                break
         while answer.refuses and len(steps) < MOST_STEPS:
             step = next((s for s in self._steps(answer, changes)), None)
             if step is None:
@@ -121,6 +122,8 @@ class Preflight:
     async def _give_reason(self, answer: _Answer, changes: BodyChanges) -> None:
         """Raises what stands against every request; returns where only some may fail."""
         row, status = answer.row, answer.row.http_status
+        if status == 200 and not answer.refuses:
+            return
         for wait_s in (0.0, *(RATE_LIMIT_WAITS_S if status == 429 else ())):
             await asyncio.sleep(wait_s)
             again = await self._asked(changes)

@@ -20,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import loadgen  # noqa: E402
 from bench.truth.server import Case, TruthServer, compile_server  # noqa: E402
-from loadgen.sweep.preflight import MOST_AT_ONCE  # noqa: E402
+from loadgen.sweep.preflight import REQUESTS  # noqa: E402
 
 CASE = Case(name="small", concurrency=8, ttft_ms=30.0, itl_ms=5.0, tokens=40)
 
@@ -114,7 +114,7 @@ def test_loadgen_sees_what_is_true(server: TruthServer, tmp_path: Path, api: str
     stats = server.stats()
     requests = loadgen.load_run(tmp_path / "run").requests
     assert (cell["errors"], cell["failures"]) == ("0", "0")
-    assert len(requests) == stats.requests - MOST_AT_ONCE, "all but those that were asked before the first cell"
+    assert len(requests) == stats.requests - REQUESTS, "all but those that were asked before the first cell"
     assert requests["output_tokens"].tolist() == [40] * len(requests)
     assert stats.tokens == 40 * stats.requests
     assert int(cell["recorded_tokens"]) == float(cell["server_tokens"]) == 40 * len(requests)
@@ -133,7 +133,7 @@ def test_flat_out_all_answers_are_whole(binary: Path, tmp_path: Path) -> None:
         argv += ["--concurrency", "4", "--requests", "200", "--repeats", "1", "--max-tokens", "200", "--power", "none"]
         subprocess.run([*argv, "--out", str(tmp_path / "run")], check=False, timeout=120)
         requests = loadgen.load_run(tmp_path / "run").requests
-        assert len(requests) == server.stats().requests - MOST_AT_ONCE
+        assert len(requests) == server.stats().requests - REQUESTS
     assert set(requests["status"]) == {"ok"}
     assert set(requests["output_tokens"]) == {200}
     assert (requests["phase"] == "measured").sum() == 200

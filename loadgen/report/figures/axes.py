@@ -37,7 +37,13 @@ def batch_axis(axes: Axes, run: Run | None = None) -> None:
 
 
 def log_axis(axes: Axes, which: str = "y", *, most: int = 8) -> None:
-    """A logarithmic axis with plain figures: at 1, 2 and 5 of each decade if those are at most `most`, else at 1."""
+    """A logarithmic axis with plain figures: at 1, 2 and 5 of each decade if those are at most `most`, else at 1.
+
+    Linear where nothing drawn is above 0.
+    """
+    top = axes.dataLim.y1 if which == "y" else axes.dataLim.x1
+    if math.isfinite(top) and top <= 0:
+        return
     scale, axis = (axes.set_yscale, axes.yaxis) if which == "y" else (axes.set_xscale, axes.xaxis)
     scale("log")
     low, high = axes.get_ylim() if which == "y" else axes.get_xlim()
