@@ -127,7 +127,7 @@ def test_from_an_empty_folder_to_a_study(site: Site, tmp_path: Path) -> None:
     text = page.read_text()
     assert page.name.startswith("simulated-h200-sxm-141gb-")
     assert "| d2 | once more | done |" in text
-    assert "8 cells are valid" in text or "## Cells that are not valid (SIMULATED)\n\n- d-qwen3" in text
+    assert "8 of 8 cells valid" in text or "## Cells that are not valid (SIMULATED)\n\n- d-qwen3" in text
     figures = page.parent / page.stem / "figures.json"
     before = figures.read_bytes()
     site.run("study", page.parent / page.stem / "results", "--out", page.parent)

@@ -13,6 +13,7 @@ import loadgen
 from loadgen.analysis.run import Run
 from tests.wild_server import Wild, serving, whole
 
+pytestmark = pytest.mark.slow
 B = 4
 KEY = "a-key-of-this-test"
 
@@ -33,7 +34,7 @@ class DataParallel(Wild):
 class Chunked(Wild):
     """A prompt takes 7 steps before the one that brings its first token."""
 
-    tokens = 40
+    tokens = 12
 
     async def answer(self, asked: dict[str, Any]) -> AsyncIterator[bytes]:
         self.steps += 7 / max(1, self.peak)

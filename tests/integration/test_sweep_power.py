@@ -104,6 +104,7 @@ def fake_vllm(folder: Path) -> Path:
     return script
 
 
+@pytest.mark.slow
 def test_idle_power_is_taken_before_the_first_server(stub: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = subprocess.run(
@@ -124,6 +125,7 @@ def test_idle_power_is_taken_before_the_first_server(stub: Path, tmp_path: Path)
     assert float(told[1]) == pytest.approx(manifest["power"]["idle_w"][uuid_of(0)], abs=0.051)
 
 
+@pytest.mark.slow
 def test_joules_of_a_cpu_server_through_rapl(server: KnownServer, tmp_path: Path) -> None:
     """A made powercap tree: 80 W and 20 W in two packages, of which one turns over at 262 J in the midst of the run."""
     tree = tmp_path / "powercap"
@@ -165,6 +167,7 @@ def test_joules_of_a_cpu_server_through_rapl(server: KnownServer, tmp_path: Path
     assert set(run.power["gpu_uuid"]) == {"rapl:package-0", "rapl:package-1"}
 
 
+@pytest.mark.slow
 def test_a_gpu_lost_on_the_way_leaves_nothing_of_the_cell_valid(
     stub: Path, server: KnownServer, tmp_path: Path
 ) -> None:
@@ -177,6 +180,7 @@ def test_a_gpu_lost_on_the_way_leaves_nothing_of_the_cell_valid(
     assert "the GPU was lost" in cell["reasons"]
 
 
+@pytest.mark.slow
 def test_another_process_on_the_gpu_is_warned_of_refused_or_makes_the_energy_invalid(
     stub: Path, server: KnownServer, tmp_path: Path
 ) -> None:
@@ -224,6 +228,7 @@ def test_a_simulated_neighbours_power_makes_the_energy_invalid(tmp_path: Path) -
     assert "(simulated neighbour, 1.0 GiB) used SIMULATED-h100-like" in cell["energy_reasons"]
 
 
+@pytest.mark.slow
 def test_several_gpus_are_never_all_measured_by_accident(stub: Path, server: KnownServer, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = sweep(server, out, Curve().environment(stub, GPUS=2), "--power", "nvml")

@@ -37,6 +37,7 @@ def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments: lis
     assert ended(arguments, "stdout", "stderr") == (1, "")
 
 
+@pytest.mark.slow
 def test_a_mistake_keeps_its_status_where_nobody_reads_the_sentence() -> None:
     assert ended([*LOADGEN, "report", "nowhere"], "stderr") == (2, "")
     assert ended([*LOADGEN, "report", "nowhere"], "stdout", "stderr") == (2, "")

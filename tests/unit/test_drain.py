@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from streams import REQUEST
 from wild_server import Wild, serving
 
@@ -77,6 +78,7 @@ class Stuck(Wild):
             yield piece
 
 
+@pytest.mark.slow
 def test_a_straggler_costs_its_row_and_not_the_sweep(tmp_path: Path) -> None:
     """One hangs in the warm-up (a slot's first request, after the four that come before the first cell), one in the
     window (each slot's third measured item at the latest); the client is two processes."""

@@ -104,6 +104,7 @@ def test_a_signal_ends_it_quietly(number, library):
         get(f"http://127.0.0.1:{port}/health")
 
 
+@pytest.mark.slow
 def test_sensors_that_went_dark_make_it_unhealthy_until_they_were_opened_again(library):
     """Nothing can be read from 1.5 s after the first nvmlInit on; after a second one everything can."""
     port = free_port()

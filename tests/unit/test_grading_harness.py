@@ -17,13 +17,17 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kinds import EVERYTHING
-from lm_eval.api.metrics import exact_match_fn
-from lm_eval.filters import build_filter_ensemble
+from programs import package
 from published import published
 
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import grade
 from loadgen.workload.grading.harness import TASKS, task_of
+
+package("lm_eval")
+
+from lm_eval.api.metrics import exact_match_fn  # noqa: E402
+from lm_eval.filters import build_filter_ensemble  # noqa: E402
 
 TASK_FILES = {
     "gsm8k": "gsm8k.yaml",

@@ -131,6 +131,7 @@ def test_an_outage_is_survived_and_counted(sampler):
     assert feed.lost == 0
 
 
+@pytest.mark.slow
 def test_a_restarted_exporter_is_read_from_its_beginning(sampler):
     with served(application(sampler, BOTH, "nvml")) as url:
         feed = PowerFeed(url)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import package
 
 from loadgen.workload.dataset import load_dataset
 from loadgen.workload.item import Item
@@ -20,9 +21,10 @@ from loadgen.workload.lmeval import FILES
 from loadgen.workload.protocol import Protocol, load_protocol
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-lm_eval = pytest.importorskip("lm_eval") if os.environ.get("CI") != "true" else __import__("lm_eval")
+package("lm_eval")
 
 import datasets  # noqa: E402
+import lm_eval  # noqa: E402
 import yaml  # noqa: E402
 from lm_eval.api.model import LM  # noqa: E402
 from lm_eval.api.task import ConfigurableTask  # noqa: E402

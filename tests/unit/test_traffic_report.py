@@ -106,6 +106,7 @@ def test_invalid_cells_still_show_what_was_offered(tmp_path: Path) -> None:
     assert traffic_sentences(run)["fp16"] == "100 requests a second sent, 0 answered; no repeat is valid"
 
 
+@pytest.mark.slow
 def test_of_a_closed_loop_there_is_no_traffic_and_goodput_only_if_asked_for(tmp_path: Path) -> None:
     run = analysed(make_run(tmp_path / "run"))
     assert run.arrival is None
