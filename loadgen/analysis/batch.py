@@ -169,6 +169,12 @@ def tokens_per_step(samples: Sequence[ServerSample]) -> float | None:
     return math.fsum(shares) if any(shares) else None
 
 
+def increase(readings: Sequence[float | None]) -> float | None:
+    """What a counter gained: its last reading less the first; None where there are not two, or it went back."""
+    told = [reading for reading in readings if reading is not None]
+    return told[-1] - told[0] if len(told) > 1 and not any(map(gt, told, told[1:])) else None
+
+
 def held_back(
     samples: Sequence[ServerSample],
     running: RunningBatch,

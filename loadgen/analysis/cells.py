@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from loadgen.analysis.batch import RunningBatch, Source, held_back, running_batch
+from loadgen.analysis.batch import RunningBatch, Source, held_back, increase, running_batch
 from loadgen.analysis.celldata import CellData, Floats, Ints
 from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
 from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
@@ -342,9 +342,7 @@ def _mean(samples: Sequence[ServerSample], field: str) -> float | None:
 
 
 def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
-    """Last reading of a counter less the first; None where it went back in between."""
-    values = [value for s in samples if (value := getattr(s, field)) is not None]
-    return values[-1] - values[0] if len(values) > 1 and not _went_back(samples, field) else None
+    return increase([getattr(s, field) for s in samples])
 
 
 def _went_back(samples: Sequence[ServerSample], field: str) -> bool:

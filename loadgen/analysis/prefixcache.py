@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from statistics import fmean
 from typing import Protocol
 
 import numpy as np
 
+from loadgen.analysis.batch import increase
 from loadgen.analysis.celldata import CellData, Mask
 from loadgen.serving.metrics import ServerSample
 
@@ -38,9 +38,9 @@ def hit_share(samples: Sequence[ServerSample], data: CellData, ended: Mask) -> f
     `prefix_cache_queries_total`; queries stay 0 where caching is off). Where a server has no such counters: cached
     over prompt tokens of the `ended` requests, from `usage.prompt_tokens_details.cached_tokens`.
     """
-    queries = _increase([s.prefix_cache_queries for s in samples])
+    queries = increase([s.prefix_cache_queries for s in samples])
     if queries is not None:
-        hits = _increase([s.prefix_cache_hits for s in samples]) or 0.0
+        hits = increase([s.prefix_cache_hits for s in samples]) or 0.0
         return hits / queries if queries else 0.0
     told = [data.exchanges[place] for place in np.flatnonzero(ended).tolist()]
     cached = [e.cached_tokens for e in told if e.cached_tokens is not None]
@@ -88,11 +88,3 @@ def share_marks(cells: Sequence[CachedCell], reference: str) -> dict[str, list[s
     return {
         target: ours if target == reference else [*ours, *of_reference] for target, ours in marks.items()
     }
-
-
-def _increase(readings: Sequence[float | None]) -> float | None:
-    """Last reading less the first; None where there are not two, or the counter went back."""
-    told = [reading for reading in readings if reading is not None]
-    if len(told) < 2 or any(after < before for before, after in pairwise(told)):
-        return None
-    return told[-1] - told[0]
