@@ -41,11 +41,18 @@ CLOCK_STEP_S = 1.0
 """From which on the wall clock was set, not only slewed."""
 
 
-def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | None = None) -> None:
+def analyse(
+    run_dir: Path,
+    settings: IndexSettings | None = None,
+    *,
+    slo: Slo | None = None,
+    start_sd: float | None = None,
+) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
 
     `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
-    goodput asks for, by default what the sweep was told. Raises UsageError if this is no run directory, or nothing was
+    goodput asks for, by default what the sweep was told; `start_sd`: the relative standard deviation between starts of
+    a server, by default what the sweep was told. Raises UsageError if this is no run directory, or nothing was
     measured.
     """
     manifest = read_manifest(run_dir)
@@ -57,6 +64,8 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     if settings is None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
+    if start_sd is None:
+        start_sd = config.get("start_sd")
     blocks: dict[Server, dict[str, Any]] = {}
     damaged: list[str] = []
     if slo is None and config.get("slo"):
@@ -91,6 +100,7 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
         trust,
         reference=manifest["config"]["reference"],
         settings=settings,
+        start_sd=start_sd,
         processes=processes,
     )
     write_cells(run_dir, cells)
@@ -101,7 +111,7 @@ def analyse(run_dir: Path, settings: IndexSettings | None = None, *, slo: Slo | 
     hidden += flaw_warnings(facts)
     content = {**_analysis(manifest, cells, trust, answer, damaged, hidden), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
-    content["slo"] = None if slo is None else str(slo)
+    content["slo"], content["start_sd"] = None if slo is None else str(slo), start_sd
     write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
 
 

@@ -46,9 +46,12 @@ def answer_of(
     *,
     reference: str,
     settings: IndexSettings,
+    start_sd: float | None = None,
     processes: int = 1,
 ) -> Answer:
     """Each figure of the cells in which it is valid; `answers`: the valid ones, by target and concurrency.
+
+    `start_sd`: as `crossover` takes it.
 
     Of an open loop every crossover is refused and there are no indices: the arrivals set throughput and batch.
     """
@@ -57,7 +60,7 @@ def answer_of(
         targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
         return Answer(crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS))
     points = _points(cells, answers, trust)
-    study = _Study(cells, points, trust, reference, settings)
+    study = _Study(cells, points, trust, reference, settings, start_sd)
     return Answer(
         crossovers=tuple(
             study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
@@ -117,12 +120,14 @@ class _Study:
         trust: TrustStudy,
         reference: str,
         settings: IndexSettings,
+        start_sd: float | None,
     ) -> None:
         self._cells = {(cell.target, cell.concurrency, cell.repeat): cell for cell in cells}
         self._points = points
         self._trust = trust
         self._reference = reference
         self._settings = settings
+        self._start_sd = start_sd
         self._repeats = range(1, max((cell.repeat for cell in cells), default=0) + 1)
         self.targets = tuple(dict.fromkeys(target for target, _ in points))
 
@@ -134,7 +139,13 @@ class _Study:
             errors = self._item_errors(target, self._share_of_trust)
         else:
             errors = None
-        return crossover(self._curve(target, metric), self._curve(self._reference, metric), metric, item_errors=errors)
+        return crossover(
+            self._curve(target, metric),
+            self._curve(self._reference, metric),
+            metric,
+            item_errors=errors,
+            start_sd=self._start_sd,
+        )
 
     def _valid(self, target: str, b: int) -> list[CellSummary]:
         cells = [self._cells.get((target, b, repeat)) for repeat in self._repeats]

@@ -15,7 +15,7 @@ from loadgen.analysis.forked import forked
 from loadgen.analysis.goodput import Goodput
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.indices.target import TargetIndices
-from loadgen.analysis.intervals import log_error, rate_interval, wilson_interval
+from loadgen.analysis.intervals import rate_interval, wilson_interval
 from loadgen.analysis.traffic import Traffic
 from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
 from loadgen.analysis.trust.correct_energy import CorrectEnergy, correct_energy
@@ -114,7 +114,9 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None,
     row["good"] = _sum(goodputs, "good")
     row["goodput_per_s_lo"], row["goodput_per_s_hi"] = _goodput_interval(goodputs)
     energies = [cell.energy for cell in cells if cell.validity.energy_valid]
-    row["energy_per_token_j_lo"], row["energy_per_token_j_hi"] = _energy_interval(energies)
+    row["energy_per_token_j_lo"], row["energy_per_token_j_hi"] = rate_interval(
+        [e.energy_per_token_j for e in energies if e.energy_per_token_j is not None]
+    )
     row["energy_per_query_j_lo"], row["energy_per_query_j_hi"] = rate_interval(
         [e.energy_per_query_j for e in energies if e.energy_per_query_j is not None]
     )
@@ -143,7 +145,7 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None,
 
 
 def _energy_per_correct(energies: Sequence[CellEnergy], scores: Floats) -> CorrectEnergy:
-    """Energy per query over accuracy; its error over repeats, of a single one that of the bootstrap in its window."""
+    """Energy per query over accuracy; its error over repeats: a single one has no interval."""
     known = [e for e in energies if e.energy_per_query_j]
     joules = [e.energy_per_query_j for e in known if e.energy_per_query_j is not None]
     if not joules:
@@ -151,17 +153,7 @@ def _energy_per_correct(energies: Sequence[CellEnergy], scores: Floats) -> Corre
     if len(joules) > 1:
         error = float(np.std(np.log(joules), ddof=1)) / math.sqrt(len(joules))
         return correct_energy(float(np.mean(joules)), scores, relative_error=error, degrees=len(joules) - 1)
-    low, high = known[0].energy_per_token_j_lo, known[0].energy_per_token_j_hi
-    error_of_window = log_error(low, high) if low and high else None
-    return correct_energy(joules[0], scores, relative_error=error_of_window)
-
-
-def _energy_interval(energies: Sequence[CellEnergy]) -> tuple[float | None, float | None]:
-    """Over repeats; of a single repeat the block bootstrap inside its window."""
-    known = [e for e in energies if e.energy_per_token_j is not None]
-    if len(known) == 1:
-        return known[0].energy_per_token_j_lo, known[0].energy_per_token_j_hi
-    return rate_interval([e.energy_per_token_j for e in known if e.energy_per_token_j is not None])
+    return correct_energy(joules[0], scores)
 
 
 def _goodput_interval(goodputs: Sequence[Goodput]) -> tuple[float | None, float | None]:

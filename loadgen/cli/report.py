@@ -24,7 +24,11 @@ from loadgen.sweep.slo import Slo
               help="Of S_SI: the ratio of joules, or Eq. 5's logarithms with their unit.")  # fmt: skip
 @click.option("--carbon", type=float, metavar="G", help="Grid intensity, kgCO2e/kWh [default: the sweep's].")
 @click.option("--slo", metavar="LIMITS", help="What a good request keeps: ttft:200ms,tpot:50ms [default: the sweep's].")
-def command(run: Path, alpha: float, weights: str, s_form: Form, carbon: float | None, slo: str | None) -> None:
+@click.option("--start-sd", metavar="SD",
+              help="One repeat: the noise between starts of a server, as 1.5% [default: the sweep's].")  # fmt: skip
+def command(
+    run: Path, alpha: float, weights: str, s_form: Form, carbon: float | None, slo: str | None, start_sd: str | None
+) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
 
     \b
@@ -37,6 +41,7 @@ def command(run: Path, alpha: float, weights: str, s_form: Form, carbon: float |
     from loadgen.analysis.run import load_run
     from loadgen.report.html import write_report
     from loadgen.report.terminal import print_end
+    from loadgen.sweep.config import start_share
     from loadgen.sweep.manifest import read_manifest
 
     if carbon is None:
@@ -45,6 +50,7 @@ def command(run: Path, alpha: float, weights: str, s_form: Form, carbon: float |
         run,
         IndexSettings(alpha=alpha, weights=_three(weights), sustainability=s_form, carbon_kg_per_kwh=carbon),
         slo=None if slo is None else Slo.parse(slo),
+        start_sd=None if start_sd is None else start_share(start_sd),
     )
     opened = load_run(run)
     write_report(opened)

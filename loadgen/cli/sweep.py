@@ -76,6 +76,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--duration", type=float, metavar="S", help="Length of a window [default: 60; simulated 1, or 10].")
 @click.option("--requests", type=int, metavar="N", help="Instead of a duration: ask N items once each.")
 @click.option("--repeats", type=int, default=3, show_default=True, metavar="R", help="Independent repeats per cell.")
+@click.option("--start-sd", metavar="SD",
+              help="With one repeat: the noise between starts of a server, if you know it, e.g. 1.5%.")
 @click.option("--warmup", type=float, metavar="S", help="Warm-up at the same B, other prompts [default: automatic].")
 @click.option("--max-tokens", type=int, metavar="N", help="Cap of an answer [default: the protocol's].")
 @click.option("--fixed-length", type=int, metavar="N", help="Exactly N tokens an answer (ignore_eos); not graded.")

@@ -64,6 +64,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None
     requests: int | None
     repeats: int
+    start_sd: float | None = None
+    """Relative standard deviation of a figure between two starts of one server, as the user states it."""
     warmup_s: float | None
     max_tokens: int | None
     fixed_length: int | None
@@ -137,6 +139,7 @@ def configure(
     duration: float | None = None,
     requests: int | None = None,
     repeats: int = 3,
+    start_sd: str | float | None = None,
     warmup: float | None = None,
     max_tokens: int | None = None,
     fixed_length: int | None = None,
@@ -261,6 +264,7 @@ def configure(
         duration_s=None if requests is not None else duration or default_duration,
         requests=requests,
         repeats=repeats,
+        start_sd=None if start_sd is None else start_share(start_sd),
         warmup_s=warmup,
         max_tokens=max_tokens,
         fixed_length=fixed_length,
@@ -290,6 +294,18 @@ def configure(
         metrics_port=metrics_port,
         metrics_host=metrics_host,
     )
+
+
+def start_share(stated: str | float) -> float:
+    """The share that `--start-sd` states: of 1.5% or of 0.015. Raises UsageError."""
+    text = str(stated).strip()
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 0.5:
+        raise UsageError(f"--start-sd {text}: give a standard deviation above 0 and below 50%, as in 1.5%")
+    return share
 
 
 def _extra_body(given: str | Mapping[str, Any] | None) -> dict[str, Any]:

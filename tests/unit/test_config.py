@@ -254,6 +254,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"power": "exporter=here"}, "--power exporter=here: write exporter=http://HOST:PORT"),
     ({"tdp_w": -700.0}, "--tdp-w -700"),
     ({"carbon": 0.0}, "--carbon 0"),
+    ({"start_sd": "1.5"}, "--start-sd 1.5: give a standard deviation above 0 and below 50%, as in 1.5%"),
+    ({"start_sd": "small"}, "--start-sd small: give a standard deviation"),
+    ({"start_sd": "0%"}, "--start-sd 0%: give a standard deviation"),
     ({"gpu": "GPU-1,,GPU-2"}, "--gpu GPU-1,,GPU-2: name each GPU's UUID once"),
     *(
         ({option: number}, f"--{option.replace('_', '-')} {number:g}: give a finite number above zero")
@@ -288,3 +291,9 @@ def test_a_key_that_would_break_a_header_is_refused_and_not_repeated(monkeypatch
     with pytest.raises(UsageError, match="--api-key-env A_KEY: the key holds a space") as caught:
         configure(api_key_env="A_KEY")
     assert "1234" not in str(caught.value)
+
+
+def test_the_noise_between_starts_is_stated_in_percent_or_as_a_share() -> None:
+    assert configure(start_sd="1.5%").start_sd == pytest.approx(0.015)
+    assert configure(start_sd=0.015).start_sd == pytest.approx(0.015)
+    assert configure().start_sd is None

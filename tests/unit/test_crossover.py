@@ -200,25 +200,49 @@ def test_missing_repeats_and_missing_points() -> None:
     assert result.notes == ("B = 1: no repeat has this figure on both sides",)
 
 
-def test_one_repeat_has_no_interval_unless_the_windows_have() -> None:
-    result = compared(falling(45.0), noise=(0.0,))
+def test_one_repeat_has_no_interval_and_no_verdict_whatever_its_windows_know() -> None:
+    ours, theirs = windowed("awq", falling(45.0)), windowed("fp16", [0.0] * len(GRID))
+    result = crossover(ours, theirs, "energy_per_query_j")
     assert result.status == "unresolved"
-    assert result.points[0].lo is None and result.suspected[0].lo is None
+    assert {(point.lo, point.hi, point.p, point.sign) for point in result.points} == {(None, None, None, "open")}
+    assert result.suspected[0].lo is None and result.beyond == ()
     assert result.suspected[0].b == pytest.approx(45.0)
-    assert result.notes == ("one repeat has no interval: measure three",)
+    assert result.notes == (
+        "one repeat has no interval: measure three (--repeats 3), or state the noise between starts (--start-sd)",
+    )
 
-    def windowed(name: str, means: Sequence[float]) -> Curve:
-        points = [
-            CurvePoint(concurrency=b, running=float(b), values=(math.exp(m),), window_errors=(0.01,))
-            for b, m in zip(GRID, means, strict=True)
-        ]
-        return Curve(target=name, points=tuple(points))
 
-    known = crossover(windowed("awq", falling(45.0)), windowed("fp16", [0.0] * len(GRID)), "tokens_per_s")
+def test_two_repeats_that_share_no_batch_are_like_one() -> None:
+    rows: list[list[float | None]] = [[m, None] if i % 2 else [None, m] for i, m in enumerate(falling(45.0))]
+    result = crossover(curve("awq", rows), curve("fp16", [[0.0] * 2] * len(GRID)), "tokens_per_s")
+    assert result.status == "unresolved" and result.points[0].lo is None
+    assert result.notes[0].startswith("no B is valid in two repeats: measure three")
+
+
+def test_a_stated_noise_between_starts_gives_one_repeat_its_intervals() -> None:
+    """Variance of a log-advantage: both sides' starts and windows, 2 (0.02^2 + 0.01^2)."""
+    ours, theirs = windowed("awq", falling(45.0)), windowed("fp16", [0.0] * len(GRID))
+    known = crossover(ours, theirs, "tokens_per_s", start_sd=0.02)
     assert known.status == "crosses"
-    half = 1.959964 * 0.01 * math.sqrt(2)
+    half = 1.959964 * math.sqrt(2 * (0.02**2 + 0.01**2))
     assert known.points[0].lo == pytest.approx(known.points[0].log_advantage - half, rel=1e-5)
-    assert "between starts" in known.notes[0]
+    assert known.notes[-1:] == ("no B is valid in two repeats: the intervals rest on the stated --start-sd 2.00%",)
+    assert crossover(windowed("awq", [0.05] * 8), theirs, "tokens_per_s", start_sd=0.02).status == "unresolved"
+
+
+def test_three_repeats_need_no_stated_noise() -> None:
+    rows = [[mean + e for e in NOISE] for mean in falling(45.0)]
+    sides = curve("awq", rows), curve("fp16", [[0.0] * 3] * len(GRID))
+    assert crossover(*sides, "tokens_per_s", start_sd=0.2) == crossover(*sides, "tokens_per_s")
+
+
+def windowed(name: str, means: Sequence[float]) -> Curve:
+    """One repeat whose windows know their own noise, 1%."""
+    points = [
+        CurvePoint(concurrency=b, running=float(b), values=(math.exp(m),), window_errors=(0.01,))
+        for b, m in zip(GRID, means, strict=True)
+    ]
+    return Curve(target=name, points=tuple(points))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

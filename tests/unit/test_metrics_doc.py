@@ -34,7 +34,7 @@ from loadgen.analysis.validity import Validity
 from loadgen.power.calibration import Calibration
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-OF_THE_RUN = ("schema", "reference", "simulated", "slo", "warnings")
+OF_THE_RUN = ("schema", "reference", "simulated", "slo", "start_sd", "warnings")
 SAID = {"crossovers": {"sentence"}, "models": {"sentence", "reading"}}
 """Sentences that are added where analysis.json is written."""
 

@@ -42,13 +42,20 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def crossover(
-    target: Curve, reference: Curve, metric: str, *, item_errors: Mapping[int, float] | None = None
+    target: Curve,
+    reference: Curve,
+    metric: str,
+    *,
+    item_errors: Mapping[int, float] | None = None,
+    start_sd: float | None = None,
 ) -> Crossover:
     """Compares two curves of the metric (a key of METRICS), repeat k of one with repeat k of the other.
 
     `item_errors`: by concurrency, the standard error of log(target / reference) that comes from the choice of items
-    (for energy per correct answer and SI: that of log T_SI); it is added in quadrature. At most 5% of comparisons
-    without any difference get a status other than `unresolved`. Raises UsageError for an unknown metric or a value
+    (for energy per correct answer and SI: that of log T_SI); it is added in quadrature. `start_sd`: the relative
+    standard deviation of a figure between two starts of one server, as the user states it. It is used where no batch
+    has two repeats; without it such a comparison has no interval and is `unresolved`. At most 5% of comparisons without
+    any difference get a status other than `unresolved`. Raises UsageError for an unknown metric or a value
     that is not positive.
     """
     curve = pair(target, reference, metric_of(metric), item_errors)
@@ -61,16 +68,17 @@ def crossover(
             refusal=_refusal(target, reference, curve),
             notes=curve.notes,
         )
-    noise = noise_of(curve)
+    noise = noise_of(curve, start_sd)
     points = grid_points(curve, noise)
     band = None if noise is None else band_of(curve.batch, curve.mean, noise)
     found = crossings(points, band)
     established = tuple(crossing for crossing in found if crossing.established)
     notes = curve.notes + tuple(_advice(crossing) for crossing in established if _is_wide(crossing))
     if noise is None:
-        notes += ("one repeat has no interval: measure three",)
+        single = "one repeat has no interval" if curve.advantage.shape[1] == 1 else "no B is valid in two repeats"
+        notes += (f"{single}: measure three (--repeats 3), or state the noise between starts (--start-sd)",)
     elif not curve.repeated:
-        notes += ("one repeat: the intervals know the noise inside the windows, not that between starts of a server",)
+        notes += (f"no B is valid in two repeats: the intervals rest on the stated --start-sd {start_sd:.2%}",)
     return Crossover(
         target=target.target,
         reference=reference.target,

@@ -25,8 +25,8 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool = True
     """`running` is the server's word, in every valid repeat."""
     window_errors: tuple[float | None, ...] = ()
-    """Relative standard error of each value from inside its own window. Repeats show this noise by themselves; it is
-    used where there is one repeat only."""
+    """Relative standard error of each value from inside its own window. Repeats show this noise too; it is used only
+    with one repeat and a stated noise between starts."""
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,13 +35,15 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
     overlap: Floats
     """Shared repeats of two points over the product of their counts; shape (points, points)."""
     item_error: Floats
+    stated_square: float = 0.0
+    """Variance of one log-advantage between starts, as the user stated it; 0 where repeats show it."""
 
     def half_width(self, weights: Floats, alpha: Floats | float = ALPHA) -> Floats:
         """Half of the 1 - `alpha` interval of `weights` @ means; weights of shape (sums, points).
 
         Each component's variance is multiplied by the square of its own Student's quantile before they are added. That
         errs on the wide side; Satterthwaite's common degrees of freedom err on the narrow side where a component has
-        only two.
+        only two. What was stated may or may not be common to all points: the wider of both counts.
         """
         shared = np.einsum("gi,ij,gj->g", weights, self.overlap, weights) / self.coefficient
         own = np.maximum(weights**2 @ (1 / self.counts) - shared, 0.0)
@@ -50,6 +52,9 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
                 shared * self.repeat_square * _quantile(self.repeat_degrees, alpha) ** 2
                 + own * self.rest_square * _quantile(self.rest_degrees, alpha) ** 2
                 + (weights @ self.item_error) ** 2 * _quantile(math.inf, alpha) ** 2
+                + self.stated_square
+                * np.maximum(weights.sum(axis=1) ** 2, (weights**2).sum(axis=1))
+                * _quantile(math.inf, alpha) ** 2
             )
         )
 
@@ -70,14 +75,18 @@ def _quantile(degrees: float, alpha: Floats | float) -> Floats:
     return np.asarray(-special.stdtrit(degrees, np.asarray(alpha) / 2))
 
 
-def noise_of(curve: PairedCurve) -> Noise | None:
-    """From the scatter of repeats; without any, from the windows' own errors; None if these are unknown too."""
+def noise_of(curve: PairedCurve, start_sd: float | None = None) -> Noise | None:
+    """From the scatter of repeats; None where no point has two of them and nobody stated `start_sd`.
+
+    `start_sd`: relative standard deviation of a side's figure between two starts of its server. It is used without
+    repeats only, with the windows' own errors where they are known.
+    """
     seen = ~np.isnan(curve.advantage)
     counts = seen.sum(axis=1).astype(float)
     overlap = (seen.astype(float) @ seen.T.astype(float)) / np.outer(counts, counts)
     points, cells = len(counts), int(seen.sum())
     if cells == points:
-        return None if curve.window_error is None else _of_windows(curve, counts)
+        return None if start_sd is None else _stated(curve, counts, start_sd)
     values = curve.advantage[seen]
     point, repeat = np.nonzero(seen)
     of_points = (point[:, None] == np.arange(points)).astype(float)
@@ -111,16 +120,17 @@ def noise_of(curve: PairedCurve) -> Noise | None:
     )
 
 
-def _of_windows(curve: PairedCurve, counts: Floats) -> Noise:
-    """The windows' variances stand for the counts: each point's mean has its own variance, known (normal)."""
-    assert curve.window_error is not None
+def _stated(curve: PairedCurve, counts: Floats, start_sd: float) -> Noise:
+    """Both sides' starts, and of each point the variance inside its windows (it stands for the count); all normal."""
+    inside = np.zeros(len(counts)) if curve.window_error is None else curve.window_error
     return Noise(
         repeat_square=0.0,
         repeat_degrees=np.inf,
         rest_square=1.0,
         rest_degrees=np.inf,
         coefficient=np.inf,
-        counts=1 / np.maximum(curve.window_error, 1e-12) ** 2,
+        counts=1 / np.maximum(inside, 1e-12) ** 2,
         overlap=np.diag(1 / counts),
         item_error=curve.item_error,
+        stated_square=2 * start_sd**2,
     )
