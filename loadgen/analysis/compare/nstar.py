@@ -140,10 +140,10 @@ def _curve(sizes: Sequence[float], groups: Sequence[Sequence[CompareRow]]) -> tu
     noise = Noise(
         repeat_square=0.0,
         repeat_degrees=math.inf,
-        rest_square=1.0,
-        rest_degrees=min(row.pairs for group in groups for row in group) - 1,
+        rest_square=errors**2,
+        rest_degrees=np.full(len(sizes), min(row.pairs for group in groups for row in group) - 1.0),
         coefficient=math.inf,
-        counts=1 / errors**2,
+        counts=np.ones(len(sizes)),
         overlap=np.eye(len(sizes)),
         item_error=np.zeros(len(sizes)),
     )

@@ -34,15 +34,16 @@ class Crossing(msgspec.Struct, frozen=True, kw_only=True):
     """Both signs are proven, over the whole grid at 5%."""
 
 
-def crossings(points: Sequence[GridPoint], band: Band | None) -> list[Crossing]:
+def crossings(points: Sequence[GridPoint], band: Band | None, firm: Sequence[GridPoint] = ()) -> list[Crossing]:
     """Every sign change by ascending batch.
 
-    Established: between neighbouring proven points of opposite sign; if the means change sign several times there, one
+    Established: between neighbouring proven points of opposite sign, which `firm` proves too (the same points under a
+    more cautious noise; none: `points` themselves); if the means change sign several times there, one
     (the middle) is reported. Any other sign change of the means is suspected. Without a band all are.
     """
     changes = [i for i in range(len(points) - 1) if _up(points[i]) != _up(points[i + 1])]
     found = []
-    for left, right in _proven_brackets(points):
+    for left, right in _proven_brackets(points, firm or points):
         inside = [i for i in changes if left <= i < right]
         changes = [i for i in changes if not left <= i < right]
         found.append(_crossing(points, band, left, right, inside[len(inside) // 2], established=True))
@@ -50,8 +51,8 @@ def crossings(points: Sequence[GridPoint], band: Band | None) -> list[Crossing]:
     return sorted(found, key=lambda crossing: crossing.b)
 
 
-def _proven_brackets(points: Sequence[GridPoint]) -> Iterator[tuple[int, int]]:
-    proven = [i for i, point in enumerate(points) if point.proven]
+def _proven_brackets(points: Sequence[GridPoint], firm: Sequence[GridPoint]) -> Iterator[tuple[int, int]]:
+    proven = [i for i, point in enumerate(points) if point.proven and firm[i].proven]
     for left, right in pairwise(proven):
         if points[left].proven != points[right].proven:
             yield left, right

@@ -13,7 +13,8 @@ from loadgen.analysis.crossover.beyond import Beyond, beyond
 from loadgen.analysis.crossover.crossing import Crossing, crossings
 from loadgen.analysis.crossover.curve import Curve, PairedCurve, pair
 from loadgen.analysis.crossover.metric import metric_of
-from loadgen.analysis.crossover.noise import noise_of
+from loadgen.analysis.crossover.noise import Noise, noise_of
+from loadgen.analysis.crossover.scatter import Pooling
 from loadgen.analysis.crossover.sign import GridPoint, grid_points
 
 Status = Literal["better", "worse", "crosses", "unresolved"]
@@ -34,6 +35,11 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     beyond: tuple[Beyond, ...] = ()
     points: tuple[GridPoint, ...] = ()
     """By ascending batch."""
+    pooling: Pooling | None = None
+    """Over which the scatter of the repeats was taken together: `all` batches, or all with a variance that is a `power
+    of the batch`; None without repeats."""
+    apart: tuple[int, ...] = ()
+    """Asked concurrencies whose repeats scatter unlike the others': their intervals rest on their own repeats."""
     batch_verified: bool = True
     """The axis is the running batch that the servers told; else, somewhere, the requests in flight stand for it."""
     refusal: str | None = None
@@ -71,9 +77,11 @@ def crossover(
     noise = noise_of(curve, start_sd)
     points = grid_points(curve, noise)
     band = None if noise is None else band_of(curve.batch, curve.mean, noise)
-    found = crossings(points, band)
+    firm = () if noise is None else grid_points(curve, noise.cautious)
+    found = crossings(points, band, firm)
     established = tuple(crossing for crossing in found if crossing.established)
-    notes = curve.notes + tuple(_advice(crossing) for crossing in established if _is_wide(crossing))
+    notes = curve.notes + _uneven(noise, points)
+    notes += tuple(_advice(crossing) for crossing in established if _is_wide(crossing))
     if noise is None:
         single = "one repeat has no interval" if curve.advantage.shape[1] == 1 else "no B is valid in two repeats"
         notes += (f"{single}: measure three (--repeats 3), or state the noise between starts (--start-sd)",)
@@ -88,9 +96,26 @@ def crossover(
         suspected=tuple(crossing for crossing in found if not crossing.established),
         beyond=() if noise is None or band is None else beyond(points, band, noise),
         points=points,
+        pooling=noise.pooling if noise is not None and curve.repeated else None,
+        apart=() if noise is None else tuple(points[place].concurrency for place in noise.apart),
         batch_verified=curve.batch_verified,
         notes=notes,
     )
+
+
+def _uneven(noise: Noise | None, points: Sequence[GridPoint]) -> tuple[str, ...]:
+    """How the noise differs over the batches, if a test found that it does."""
+    if noise is None:
+        return ()
+    notes = []
+    if noise.pooling == "power of the batch":
+        together = [place for place in range(len(points)) if place not in noise.apart]
+        more = "more" if noise.rest_square[together[-1]] > noise.rest_square[together[0]] else "less"
+        notes.append(f"repeats scatter {more} at larger B: their variance is taken as a power of B")
+    if noise.apart:
+        batches = ", ".join(str(points[place].concurrency) for place in noise.apart)
+        notes.append(f"repeats at B = {batches} scatter unlike those at other B: the interval rests on them alone")
+    return tuple(notes)
 
 
 def _is_wide(crossing: Crossing) -> bool:

@@ -2,7 +2,7 @@
 
 A repeat starts its servers anew, so that its cells share a part of the noise: the log-advantage of repeat k at point i
 is f_i + s_k + e_ik (two-way analysis of variance without interaction, points fixed, repeats random). Sums of squares
-are Henderson's method III, so that missing cells are allowed.
+are Henderson's method III, so that missing cells are allowed. The variance of e may differ between points.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from scipy import special
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.curve import PairedCurve
+from loadgen.analysis.crossover.scatter import Pooling, scatter_of
 
 ALPHA = 0.05
 BISECTIONS = 30
@@ -26,37 +27,56 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
     repeat_square: float
     """Mean square between repeats; its expectation is var(e) + `coefficient` * var(s)."""
     repeat_degrees: float
-    rest_square: float
-    """Mean square of what is left; its expectation is var(e)."""
-    rest_degrees: float
+    rest_square: Floats
+    """By point, an estimate of var(e): what is left when points and repeats are taken out."""
+    rest_degrees: Floats
+    """By point, of that estimate."""
     coefficient: float
     counts: Floats
     """Repeats per point."""
     overlap: Floats
     """Shared repeats of two points over the product of their counts; shape (points, points)."""
     item_error: Floats
+    pooled_square: float = 0.0
+    """var(e) if it were the same at all points; 0 where the points' own are known."""
     stated_square: float = 0.0
     """Variance of one log-advantage between starts, as the user stated it; 0 where repeats show it."""
+    pooling: Pooling = "all"
+    """Which points' scatter is taken together."""
+    apart: tuple[int, ...] = ()
+    """Points (places on the grid) whose scatter differs from the others' and is taken from their own repeats alone."""
 
     def half_width(self, weights: Floats, alpha: Floats | float = ALPHA) -> Floats:
         """Half of the 1 - `alpha` interval of `weights` @ means; weights of shape (sums, points).
 
         Each component's variance is multiplied by the square of its own Student's quantile before they are added. That
         errs on the wide side; Satterthwaite's common degrees of freedom err on the narrow side where a component has
-        only two. What was stated may or may not be common to all points: the wider of both counts.
+        only two. Points of unequal variance share Satterthwaite's degrees within the second component. What was stated
+        may or may not be common to all points: the wider of both counts.
         """
         shared = np.einsum("gi,ij,gj->g", weights, self.overlap, weights) / self.coefficient
-        own = np.maximum(weights**2 @ (1 / self.counts) - shared, 0.0)
+        parts = weights**2 * (self.rest_square / self.counts)
+        total = parts.sum(axis=1)
+        own = np.maximum(total - shared * self.rest_square.mean(), 0.0)
+        degrees = total / np.maximum((parts / self.rest_degrees).sum(axis=1), 1e-300)
+        z = _quantile(math.inf, alpha)
         return np.asarray(
             np.sqrt(
                 shared * self.repeat_square * _quantile(self.repeat_degrees, alpha) ** 2
-                + own * self.rest_square * _quantile(self.rest_degrees, alpha) ** 2
-                + (weights @ self.item_error) ** 2 * _quantile(math.inf, alpha) ** 2
-                + self.stated_square
-                * np.maximum(weights.sum(axis=1) ** 2, (weights**2).sum(axis=1))
-                * _quantile(math.inf, alpha) ** 2
+                + own * _quantile(degrees, alpha) ** 2
+                + (weights @ self.item_error) ** 2 * z**2
+                + self.stated_square * np.maximum(weights.sum(axis=1) ** 2, (weights**2).sum(axis=1)) * z**2
             )
         )
+
+    @property
+    def cautious(self) -> Noise:
+        """The same with no point's variance below the pooled one.
+
+        Two opposite signs of one point are what a crossing is made of. Where a few repeats happen to agree at both, an
+        estimate of the points' own variances proves them too easily.
+        """
+        return msgspec.structs.replace(self, rest_square=np.maximum(self.rest_square, self.pooled_square))
 
     def p_value(self, weights: Floats, values: Floats) -> Floats:
         """Two-sided: the alpha at which the interval of `values` ends at 0, at least 1e-16."""
@@ -68,11 +88,12 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
         return np.asarray(np.where(values == 0, 1.0, np.exp(high)))
 
 
-def _quantile(degrees: float, alpha: Floats | float) -> Floats:
+def _quantile(degrees: Floats | float, alpha: Floats | float) -> Floats:
     """Student's, two-sided."""
-    if math.isinf(degrees):
-        return np.asarray(-special.ndtri(np.asarray(alpha) / 2))
-    return np.asarray(-special.stdtrit(degrees, np.asarray(alpha) / 2))
+    tail = np.asarray(alpha) / 2
+    if np.all(np.isinf(degrees)):
+        return np.asarray(-special.ndtri(tail))
+    return np.asarray(-special.stdtrit(np.minimum(degrees, 1e9), tail))
 
 
 def noise_of(curve: PairedCurve, start_sd: float | None = None) -> Noise | None:
@@ -100,36 +121,40 @@ def noise_of(curve: PairedCurve, start_sd: float | None = None) -> Noise | None:
         return Noise(
             repeat_square=0.0,
             repeat_degrees=1,
-            rest_square=within / (cells - points),
-            rest_degrees=cells - points,
+            rest_square=np.full(points, within / (cells - points)),
+            rest_degrees=np.full(points, float(cells - points)),
             coefficient=np.inf,
             counts=counts,
             overlap=overlap,
             item_error=curve.item_error,
         )
     left = float(rest @ rest)
+    scatter = scatter_of(curve.advantage, np.log(curve.batch))
     return Noise(
         repeat_square=max(within - left, 0.0) / between_degrees,
         repeat_degrees=between_degrees,
-        rest_square=left / rest_degrees,
-        rest_degrees=rest_degrees,
+        rest_square=scatter.square,
+        rest_degrees=scatter.degrees,
         coefficient=(cells - points) / between_degrees,
         counts=counts,
         overlap=overlap,
         item_error=curve.item_error,
+        pooled_square=scatter.pooled_square,
+        pooling=scatter.pooling,
+        apart=scatter.apart,
     )
 
 
 def _stated(curve: PairedCurve, counts: Floats, start_sd: float) -> Noise:
-    """Both sides' starts, and of each point the variance inside its windows (it stands for the count); all normal."""
+    """Both sides' starts, and of each point the variance inside its windows; all normal."""
     inside = np.zeros(len(counts)) if curve.window_error is None else curve.window_error
     return Noise(
         repeat_square=0.0,
         repeat_degrees=np.inf,
-        rest_square=1.0,
-        rest_degrees=np.inf,
+        rest_square=inside**2 * counts,
+        rest_degrees=np.full(len(counts), np.inf),
         coefficient=np.inf,
-        counts=1 / np.maximum(inside, 1e-12) ** 2,
+        counts=counts,
         overlap=np.diag(1 / counts),
         item_error=curve.item_error,
         stated_square=2 * start_sd**2,
