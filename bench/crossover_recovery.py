@@ -1,10 +1,10 @@
 """Are crossovers found where they are, and not where there are none? Simulated studies with known truth.
 
-    python bench/crossover_recovery.py     # up to five minutes; writes bench/results/crossover_recovery.json
+    python bench/crossover_recovery.py     # about twelve minutes; writes bench/results/crossover_recovery.json
 
 Every study draws a true curve of the log-advantage over the batch, measures it at the batches of a grid in `REPEATS`
-noisy repeats, and goes through the package's own `crossover`. A share of 600 is known to 0.9 pp (one standard error at
-95%). Beside it, on the same studies: linear interpolation with a bootstrap that draws repeats.
+noisy repeats, and goes through the package's own `crossover`. Beside it, on the same studies: linear interpolation with
+a bootstrap that draws repeats. Besides B*, every proven sign at a measured batch is held against the truth.
 """
 
 from __future__ import annotations
@@ -25,22 +25,27 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
+from loadgen.analysis.intervals import wilson_interval
 from loadgen.serving.simulated.cost import Cost
 from loadgen.serving.simulated.presets import Presets, load_presets
 from loadgen.serving.simulated.steadystate import closed_loop
 
-STUDIES = 600
+STUDIES = 400
+LEVEL_STUDIES = 2000
+"""Without any difference: a crossing is allowed in one of a thousand."""
 REPEATS = 3
 NOISE = (0.01, 0.03)
 """Relative standard deviation of a value between repeats, drawn per study."""
 GRIDS = {"fine": (1, 2, 4, 8, 16, 32, 64, 128, 256), "coarse": (1, 16, 64, 128)}
 BATCHES = tuple(sorted({round(b) for b in np.geomspace(1, 256, 65)} | {b for grid in GRIDS.values() for b in grid}))
-"""Where a true curve is computed."""
+"""Where a smooth true curve is computed."""
+WHOLE = np.arange(1, 257, dtype=float)
+"""Where one with steps is."""
 
 ITEM_ERROR = 0.02
 
 
-Noise = Literal["independent", "shared", "uneven", "items"]
+Noise = Literal["independent", "shared", "uneven", "items", "one_noisy", "falling", "starts"]
 NOISES: tuple[Noise, ...] = get_args(Noise)
 
 
@@ -52,12 +57,14 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     noise: Noise
     """`independent` in every cell; `shared`: half of its variance is common to the cells of a side's repeat (one start
     of its server); `uneven`: every point has its own standard deviation; `items`: besides, an error of `ITEM_ERROR`
-    that all cells share."""
+    that all cells share; `one_noisy`: 4% at one batch and 0.4% at the others; `falling`: 5% at B = 1, less by the root
+    of B; `starts`: 0.5%, and 1 to 3% that all cells of a side's repeat share."""
     repeats: int = REPEATS
 
 
-Truth = tuple[Floats, Floats]
-"""Running batches, ascending, and the true log-advantage at `BATCHES`."""
+Truth = tuple[Floats, Floats, Floats]
+"""Batches asked for, ascending; the running batches and the true log-advantage there."""
+ASKED = np.array(BATCHES, dtype=float)
 
 
 def cost_model(rng: np.random.Generator) -> Truth:
@@ -90,7 +97,7 @@ def random_costs(rng: np.random.Generator, presets: Presets) -> Truth:
             if energy
             else math.log(ours.tokens_per_s / theirs.tokens_per_s)
         )
-    return np.array(running), np.array(logs)
+    return ASKED, np.array(running), np.array(logs)
 
 
 def varied(rng: np.random.Generator, entry: Any, *fields: str) -> Any:
@@ -102,36 +109,87 @@ def varied(rng: np.random.Generator, entry: Any, *fields: str) -> Any:
 
 def monotone(rng: np.random.Generator) -> Truth:
     """A smooth fall or rise between two levels, centred anywhere, as narrow as an octave or as wide as the grid."""
-    batch = np.array(BATCHES, dtype=float)
+    batch = ASKED
     u = np.log2(batch)
     step = np.tanh((u - rng.uniform(0, 8)) / rng.uniform(1, 6))
-    return batch, rng.choice([-1.0, 1.0]) * (rng.uniform(0.1, 0.6) * step + rng.uniform(-0.2, 0.2))
+    return batch, batch, rng.choice([-1.0, 1.0]) * (rng.uniform(0.1, 0.6) * step + rng.uniform(-0.2, 0.2))
 
 
 def hill(rng: np.random.Generator) -> Truth:
     """Two crossings, 2 to 5 octaves apart: above 0 between them and below elsewhere, or reversed."""
-    batch = np.array(BATCHES, dtype=float)
+    batch = ASKED
     u = np.log2(batch)
     centre, half = rng.uniform(3, 5), rng.uniform(1, 2.5)
     height = rng.uniform(0.15, 0.6)
     width = half / math.sqrt(2 * math.log(2))
     bump = 2 * np.exp(-((u - centre) ** 2) / (2 * width**2)) - 1
-    return batch, rng.choice([-1.0, 1.0]) * height * bump
+    return batch, batch, rng.choice([-1.0, 1.0]) * height * bump
+
+
+def log_linear(rng: np.random.Generator) -> Truth:
+    """A straight line on log B, 2 to 20% per octave, that crosses anywhere."""
+    slope = rng.choice([-1.0, 1.0]) * rng.uniform(0.02, 0.2)
+    return ASKED, ASKED, slope * (np.log2(ASKED) - rng.uniform(0.3, 7.7))
+
+
+def amortised(rng: np.random.Generator) -> Truth:
+    """Time per token c0 + c1 / B on both sides: the target reads fewer weights and computes more, or reversed."""
+    while True:
+        ours, theirs = 10 ** rng.uniform(-2.5, -0.5, size=2)
+        zero = 2 ** rng.uniform(0.3, 7.7)
+        logs = np.log((theirs + 1 / ASKED) / (theirs + 1 / zero)) - np.log((ours + 1 / ASKED) / (ours + 1 / zero))
+        if np.ptp(logs) > 0.1:
+            return ASKED, ASKED, logs
+
+
+def roofline(rng: np.random.Generator) -> Truth:
+    """Step time the larger of a constant and a term that grows with B, with a sharp edge, on both sides; they are equal
+    between the edges, which lie half an octave to four octaves apart."""
+    first = rng.uniform(0.2, 6.5)
+    edges = math.log(2) * np.array([first, first + rng.uniform(0.5, 4)])
+    zero = rng.uniform(edges[0], min(edges[1], math.log(250)))
+    steep, flat = (np.maximum(0.0, np.log(ASKED) - edge) - max(0.0, zero - edge) for edge in edges)
+    return ASKED, ASKED, rng.choice([-1.0, 1.0]) * (steep - flat)
+
+
+def plateau(rng: np.random.Generator) -> Truth:
+    """A constant 2 to 30% up to some batch, and from there on a fall of 5 to 30% per octave."""
+    fall = np.maximum(0.0, np.log2(ASKED) - rng.uniform(0.5, 6)) * rng.uniform(0.05, 0.3)
+    return ASKED, ASKED, rng.choice([-1.0, 1.0]) * (rng.uniform(0.02, 0.3) - fall)
+
+
+def padding(rng: np.random.Generator) -> Truth:
+    """CUDA graphs: the reference's batches are padded to multiples of 8, the target's to powers of 2."""
+    theirs = np.where(WHOLE <= 4, 2 ** np.ceil(np.log2(WHOLE)), 8 * np.ceil(WHOLE / 8))
+    ours = 2 ** np.ceil(np.log2(WHOLE))
+    edge, fixed = rng.uniform(10, 80), rng.uniform(1.2, 3)
+    gain = rng.uniform(1.2, 2.5)
+    logs = np.log((fixed + theirs / edge) / (fixed / gain + ours / edge * rng.uniform(1.1, 2)))
+    return WHOLE, WHOLE, logs
+
+
+def jump(rng: np.random.Generator) -> Truth:
+    """A line with a step of 10 to 40% where a kernel switches."""
+    line = -rng.uniform(0, 0.04) * (np.log2(WHOLE) - 4)
+    step = rng.uniform(0.1, 0.4)
+    above = step * (rng.uniform(1.5, 200) < WHOLE)
+    return WHOLE, WHOLE, rng.choice([-1.0, 1.0]) * (line + above - step * rng.uniform(0.2, 0.8))
 
 
 def level(rng: np.random.Generator) -> Truth:
     """A/A: no difference at any batch."""
-    return np.array(BATCHES, dtype=float), np.zeros(len(BATCHES))
+    return ASKED, ASKED, np.zeros(len(BATCHES))
 
 
 TRUTHS: dict[str, Callable[[np.random.Generator], Truth]] = {
-    "cost_model": cost_model, "monotone": monotone, "hill": hill, "a_a": level,
+    "log_linear": log_linear, "amortised": amortised, "roofline": roofline, "cost_model": cost_model,
+    "monotone": monotone, "hill": hill, "plateau": plateau, "padding": padding, "jump": jump, "a_a": level,
 }  # fmt: skip
 
 
 def true_crossings(truth: Truth) -> list[tuple[float, str]]:
-    """Batch and direction of every sign change, interpolated on log B between neighbouring `BATCHES`."""
-    x, y = np.log(truth[0]), truth[1]
+    """Batch and direction of every sign change, interpolated on log B between neighbouring batches."""
+    x, y = np.log(truth[1]), truth[2]
     found = []
     for i in np.flatnonzero((y[:-1] > 0) != (y[1:] > 0)):
         place = x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])
@@ -141,13 +199,31 @@ def true_crossings(truth: Truth) -> list[tuple[float, str]]:
 
 def measured(rng: np.random.Generator, truth: Truth, setting: Setting) -> tuple[Floats, Floats]:
     """Batches and log-advantages (points, repeats)."""
-    at = [BATCHES.index(b) for b in GRIDS[setting.grid]]
-    sigma = rng.uniform(*NOISE, size=(1, len(at), 1)) if setting.noise == "uneven" else rng.uniform(*NOISE)
+    at = places(truth, setting.grid)
+    sigma = deviations(rng, setting)
     noise = rng.standard_normal((2, len(at), setting.repeats))
     if setting.noise == "shared":
         noise = math.sqrt(0.5) * (noise + rng.standard_normal((2, 1, setting.repeats)))
-    items = ITEM_ERROR * rng.standard_normal() if setting.noise == "items" else 0.0
-    return truth[0][at], truth[1][at][:, None] + (sigma * noise)[0] - (sigma * noise)[1] + items
+    common = ITEM_ERROR * rng.standard_normal() if setting.noise == "items" else 0.0
+    if setting.noise == "starts":
+        common = rng.uniform(0.01, 0.03) * math.sqrt(2) * rng.standard_normal(setting.repeats)
+    return truth[1][at], truth[2][at][:, None] + (sigma * noise)[0] - (sigma * noise)[1] + common
+
+
+def places(truth: Truth, grid: str) -> list[int]:
+    return np.searchsorted(truth[0], GRIDS[grid]).tolist()
+
+
+def deviations(rng: np.random.Generator, setting: Setting) -> Any:
+    """Standard deviation of a side's value, by point."""
+    grid = np.array(GRIDS[setting.grid], dtype=float)[:, None]
+    if setting.noise == "uneven":
+        return rng.uniform(*NOISE, size=grid.shape)
+    if setting.noise == "one_noisy":
+        return np.where(np.arange(len(grid)) == rng.integers(len(grid)), 0.04, 0.004)[:, None]
+    if setting.noise == "falling":
+        return 0.05 / np.sqrt(grid)
+    return 0.005 if setting.noise == "starts" else rng.uniform(*NOISE)
 
 
 def analysed(setting: Setting, batch: Floats, logs: Floats) -> Crossover:
@@ -176,7 +252,7 @@ def bootstrap_interval(batch: Floats, logs: Floats, crossing: Crossing, grid: tu
     repeats = logs.shape[1]
     roots = []
     left, right = (grid.index(b) for b in crossing.bracket)
-    for drawn in product(range(repeats), repeat=repeats):
+    for drawn in product(range(repeats), repeat=min(repeats, 4)):
         y = logs[:, list(drawn)].mean(axis=1)
         for i in range(left, right):
             if (y[i] > 0) != (y[i + 1] > 0):
@@ -192,6 +268,7 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
     """What became of the true crossings within the grid, and of the reported ones."""
     grid = GRIDS[setting.grid]
     studies = present = reported = covered = boot_covered = wrong = found = false_studies = false_verdicts = 0
+    bracketed = undecided = false_signs = 0
     multiple = multiple_found = 0
     widths, errors = [], []
     for truth in truths:
@@ -204,6 +281,7 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
         for crossing in result.crossings:
             assert crossing.lo is not None and crossing.hi is not None
             low, high = (batch[grid.index(b)] for b in crossing.bracket)
+            bracketed += any(low <= b <= high for b, _ in true)
             inside = [b for b, direction in true if direction == crossing.direction and low <= b <= high]
             reported += 1
             wrong += not inside
@@ -215,9 +293,14 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
             errors += [abs(math.log2(crossing.b / b)) for b in inside]
         found += len(result.crossings) - misplaced
         false_studies += misplaced > 0
-        signs = {y > 0 for y in truth[1][[BATCHES.index(b) for b in grid]]}
+        there = truth[2][places(truth, setting.grid)]
+        signs = {y > 0 for y in there}
+        false_signs += any(
+            point.proven * y <= 0 for point, y in zip(result.points, there, strict=True) if point.proven
+        )
+        undecided += result.status == "unresolved"
         honest = (signs == {True}) if result.status == "better" else (signs == {False})
-        false_verdicts += result.status in ("better", "worse") and (not honest or not truth[1].any())
+        false_verdicts += result.status in ("better", "worse") and (not honest or not truth[2].any())
         multiple += len(true) > 1
         multiple_found += len(true) > 1 and len(result.crossings) == len(true) and not misplaced
     return {
@@ -225,10 +308,14 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
         "true_crossings": present,
         "reported": reported,
         "covered": covered / reported if reported else None,
+        "covered_at_least": wilson_interval(covered, reported)[0] if reported else None,
+        "bracketed": bracketed / reported if reported else None,
         "bootstrap_covered": boot_covered / reported if reported else None,
         "direction_errors": wrong,
         "found": found / present if present else None,
         "false_crossover_studies": false_studies / studies,
+        "false_sign_studies": false_signs / studies,
+        "undecided": undecided / studies,
         "false_verdicts": false_verdicts / studies,
         "several": multiple,
         "several_found": multiple_found / multiple if multiple else None,
@@ -237,19 +324,30 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
     }
 
 
+def settings_of(name: str) -> list[Setting]:
+    kinds = NOISES if name in ("cost_model", "a_a") else ("independent", "one_noisy", "falling", "starts")
+    settings = [Setting(truth=name, grid=grid, noise=noise) for grid, noise in product(GRIDS, kinds)]
+    return settings + [
+        Setting(truth=name, grid="fine", noise=noise, repeats=repeats)
+        for noise, repeats in product(("one_noisy", "starts"), (1, 2, 5))
+        if repeats > 1 or noise == "starts"
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=STUDIES)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "crossover_recovery.json")
+    parser.add_argument("--truths", help="Only these, with commas between.")
     arguments = parser.parse_args()
     began = time.monotonic()
     rows = []
     for number, (name, draw) in enumerate(TRUTHS.items()):
         rng = np.random.default_rng([5, number])
-        truths = [draw(rng) for _ in range(arguments.studies)]
-        settings = [Setting(truth=name, grid=grid, noise=noise) for grid, noise in product(GRIDS, NOISES)]
-        settings += [Setting(truth=name, grid="fine", noise="shared", repeats=repeats) for repeats in (2, 5)]
-        for setting in settings:
+        if arguments.truths and name not in arguments.truths.split(","):
+            continue
+        truths = [draw(rng) for _ in range(arguments.studies if name != "a_a" else LEVEL_STUDIES)]
+        for setting in settings_of(name):
             rows.append(msgspec.structs.asdict(setting) | study_shares(truths, rng, setting))
             print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
     content = {"noise": NOISE, "item_error": ITEM_ERROR, "grids": GRIDS, "settings": rows}

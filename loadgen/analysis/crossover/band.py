@@ -14,6 +14,9 @@ STEPS = 64
 """Places per bracket where the band is computed."""
 BLIND = np.log(16)
 """Width of a bracket, in ln(batch), inside which a curve may do anything between its two values."""
+SHARPER = 2.0
+"""How many times as sharply as the neighbouring chords show a curve may bend: two kinks close to each other hide half of
+their bend from the chords."""
 SMOOTH_SHARE = 0.25
 """Of the way from the chord to the outermost curve: there a parabola runs."""
 
@@ -44,6 +47,7 @@ def band_of(batch: Floats, mean: Floats, noise: Noise) -> Band:
     places, chord = weights @ x, weights @ mean
     below, above = _bend(x, mean, left, share)
     estimate = chord + SMOOTH_SHARE * (above - below)
+    below, above = _bend(x, mean, left, share, SHARPER)
     free_below, free_above = _freedom(x, mean, left, share)
     half = noise.half_width(weights)
     return Band(
@@ -70,7 +74,7 @@ def _freedom(x: Floats, y: Floats, left: Indices, share: Floats) -> tuple[Floats
     return -np.minimum(late, early), np.maximum(late, early)
 
 
-def _bend(x: Floats, y: Floats, left: Indices, share: Floats) -> tuple[Floats, Floats]:
+def _bend(x: Floats, y: Floats, left: Indices, share: Floats, sharper: float = 1.0) -> tuple[Floats, Floats]:
     """Room below and above the chord for a curve that bends in one sense: up to the neighbouring chords prolonged.
 
     At the ends of the grid the next point's bend is continued. Never beyond the values at the bracket's ends.
@@ -81,8 +85,8 @@ def _bend(x: Floats, y: Floats, left: Indices, share: Floats) -> tuple[Floats, F
     slope = np.diff(y) / width
     bend = np.diff(slope) / ((width[1:] + width[:-1]) / 2)
     slopes = np.concatenate([[slope[0] - bend[0] * width[0]], slope, [slope[-1] + bend[-1] * width[-1]]])
-    from_left = (slopes[left] - slope[left]) * share * width[left]
-    from_right = (slope[left] - slopes[left + 2]) * (1 - share) * width[left]
+    from_left = sharper * (slopes[left] - slope[left]) * share * width[left]
+    from_right = sharper * (slope[left] - slopes[left + 2]) * (1 - share) * width[left]
     rise = np.diff(y)[left]
     lowest, highest = np.maximum(rise * share, rise * (share - 1)), np.maximum(-rise * share, rise * (1 - share))
     return (
