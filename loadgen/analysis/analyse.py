@@ -101,6 +101,11 @@ def analyse(
         reference=manifest["config"]["reference"],
         settings=settings,
         start_sd=start_sd,
+        graph_sizes={
+            server["name"]: sizes
+            for server in manifest["servers"]
+            if (sizes := server.get("graph_sizes")) is not None
+        },
         processes=processes,
     )
     write_cells(run_dir, cells)

@@ -12,6 +12,7 @@ from loadgen.analysis.crossover.agreement import hli_disagreement
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.crossover.metric import METRICS
+from loadgen.analysis.crossover.step import shared_sizes
 from loadgen.analysis.indices.formulas import efficiency, si_linear
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.settings import IndexSettings
@@ -47,11 +48,12 @@ def answer_of(
     reference: str,
     settings: IndexSettings,
     start_sd: float | None = None,
+    graph_sizes: Mapping[str, Sequence[int]] | None = None,
     processes: int = 1,
 ) -> Answer:
     """Each figure of the cells in which it is valid; `answers`: the valid ones, by target and concurrency.
 
-    `start_sd`: as `crossover` takes it.
+    `start_sd`: as `crossover` takes it; `graph_sizes`: by target, the sizes of its server's CUDA graphs where known.
 
     Of an open loop every crossover is refused and there are no indices: the arrivals set throughput and batch.
     """
@@ -60,7 +62,7 @@ def answer_of(
         targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
         return Answer(crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS))
     points = _points(cells, answers, trust)
-    study = _Study(cells, points, trust, reference, settings, start_sd)
+    study = _Study(cells, points, trust, reference, settings, start_sd, graph_sizes or {})
     return Answer(
         crossovers=tuple(
             study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
@@ -121,6 +123,7 @@ class _Study:
         reference: str,
         settings: IndexSettings,
         start_sd: float | None,
+        graph_sizes: Mapping[str, Sequence[int]],
     ) -> None:
         self._cells = {(cell.target, cell.concurrency, cell.repeat): cell for cell in cells}
         self._points = points
@@ -128,6 +131,7 @@ class _Study:
         self._reference = reference
         self._settings = settings
         self._start_sd = start_sd
+        self._graph_sizes = graph_sizes
         self._repeats = range(1, max((cell.repeat for cell in cells), default=0) + 1)
         self.targets = tuple(dict.fromkeys(target for target, _ in points))
 
@@ -145,6 +149,7 @@ class _Study:
             metric,
             item_errors=errors,
             start_sd=self._start_sd,
+            graph_sizes=shared_sizes(self._graph_sizes.get(target), self._graph_sizes.get(self._reference)),
         )
 
     def _valid(self, target: str, b: int) -> list[CellSummary]:

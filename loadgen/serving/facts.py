@@ -42,6 +42,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """In what it keeps keys and values: `float16`, `bfloat16`, `fp8`, ...; None: not known."""
     eager: bool | None
     """Whether it runs without torch.compile and CUDA graphs, as vLLM's log says; None where it does not."""
+    graph_sizes: tuple[int, ...] | None
+    """Batches that CUDA graphs are captured for, as vLLM's log says; empty without graphs; None: not known."""
     workers: int | None
     """Processes that each hold a part of the model, as vLLM's log or the command says; None where neither does."""
     remarks: tuple[str, ...]

@@ -23,6 +23,8 @@ class EngineSettings(msgspec.Struct, frozen=True):
     """Without torch.compile and CUDA graphs."""
     kv_cache_dtype: str | None = None
     """`auto`: the activation dtype, unless the checkpoint asks for another."""
+    graph_sizes: tuple[int, ...] | None = None
+    """Batches that CUDA graphs are captured for, ascending; empty in eager mode. Others are padded to the next."""
     workers: int | None = None
     """Processes that hold a part of the model: tensor x pipeline x data parallel."""
 
@@ -38,9 +40,17 @@ def engine_settings(log: str) -> EngineSettings:
     eager = _last(r"enforce_eager=(True|False)", log)
     return EngineSettings(
         eager=None if eager is None else eager == "True",
+        graph_sizes=() if eager == "True" else _graph_sizes(log),
         kv_cache_dtype=_last(r"kv_cache_dtype=(\w+)", log),
         workers=int(sizes[0]) * int(sizes[1] or 1) * int(sizes[2] or 1) if sizes[0] else None,
     )
+
+
+def _graph_sizes(log: str) -> tuple[int, ...] | None:
+    found = _last(r"[\"']cudagraph_capture_sizes[\"']: ?\[([\d, ]*)\]", log)
+    sizes = sorted({int(size) for size in re.findall(r"\d+", found or "")})
+    largest = _last(r"Capping cudagraph capture sizes from max \d+ to (\d+)", log)
+    return tuple(size for size in sizes if largest is None or size <= int(largest)) or None
 
 
 def workers_of(argv: Sequence[str]) -> int | None:

@@ -149,6 +149,7 @@ class ServerProcess:
             quantization=self._quantization(held),
             kv_cache_dtype=kv_cache_dtype,
             eager=settings.eager,
+            graph_sizes=settings.graph_sizes,
             workers=workers,
             remarks=(*remarks(held, kv_cache_dtype), *(EAGER if settings.eager and on_gpu else ())),
             note=self.launch.note,

@@ -15,8 +15,9 @@ from loadgen.analysis.crossover.agreement import hli_disagreement
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.crossover.metric import METRICS
-from loadgen.analysis.crossover.sentence import sentence
+from loadgen.analysis.crossover.sentence import brief, sentence
 from loadgen.analysis.crossover.sign import hochberg
+from loadgen.analysis.crossover.step import shared_sizes
 from loadgen.errors import UsageError
 
 GRID = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -174,20 +175,65 @@ def test_between_far_apart_batches_the_interval_is_nearly_all_of_the_bracket() -
     result = compared([0.5, -0.5, -0.6, -0.7], grid=grid)
     (found,) = result.crossings
     assert found.lo is not None and found.hi is not None
-    assert 1 < found.lo < 1.1 and 14 < found.hi < 16
-    assert result.notes == ("B* is somewhere between B = 1 and 16: measure at B = 4 to place it",)
+    assert 1 <= found.lo < 1.1 and 14 < found.hi <= 16
+    assert result.notes == ("B* is somewhere between B = 1 and 16: to place it, measure --concurrency 1,2,4,8,16",)
 
 
 def test_the_interval_holds_any_bend_that_the_neighbours_allow() -> None:
     """Level up to 8, -0.4 in the next octave and -0.8 in the one after, hardly any noise.
 
-    The latest zero is that of the fall beyond 16 prolonged, 16 * 2^(-0.1/0.8) = 14.67 (the chord's is 8 * 2^0.75 =
-    13.45), the earliest that of an octave's early curve, 1 - (1 - s)^k = 0.75 with k = 16/15: s = 0.7273, so 13.24.
+    With s the share of the octave the chord is 0.3 - 0.4 s (zero at 8 * 2^0.75 = 13.45). The fall beyond 16, twice as
+    sharp a bend and prolonged, leaves 0.8 (1 - s) above it: zero at s = 11/12, so 15.10. The earliest is that of an
+    octave's early curve, 1 - (1 - s)^k = 0.75 with 1/k = 1 - (ln 2 / ln 6)^2: s = 0.6923, so 12.93.
     """
     result = compared([0.3, 0.3, 0.3, 0.3, -0.1, -0.9, -1.7, -2.5], noise=(-1e-6, 0.0, 1e-6))
     (found,) = result.crossings
-    assert (found.lo, found.hi) == (pytest.approx(13.24, abs=0.01), pytest.approx(14.67, abs=0.01))
+    assert (found.lo, found.hi) == (pytest.approx(12.93, abs=0.01), pytest.approx(15.10, abs=0.01))
     assert 13.45 < found.b < 14.67
+
+
+STEP = [0.20, 0.19, 0.18, 0.17, -0.23, -0.24, -0.25, -0.26]
+
+
+def test_a_jump_is_noticed_and_b_star_is_anywhere_within_it() -> None:
+    """A fall of 1% an octave, and 40% between 8 and 16."""
+    result = compared(STEP, noise=(-0.002, 0.0, 0.002))
+    (found,) = result.crossings
+    assert (found.lo, found.hi, found.bracket, found.step) == (8.0, 16.0, (8, 16), "measured")
+    assert sentence(result) == (
+        "awq is faster than fp16 up to B = 8 and slower from B = 16 on (B* anywhere from 8.0 to 16, where the curve "
+        "may jump)"
+    )
+    assert brief(result).startswith("faster B ≤ 8, slower B ≥ 16 (B* anywhere from 8.0 to 16")
+    assert result.notes[0].endswith("measure --concurrency 8,10,11,13,16")
+
+
+def test_a_straight_fall_and_a_kink_are_no_jumps() -> None:
+    kinked = [0.2, 0.2, 0.2, 0.2, -0.2, -0.6, -1.0, -1.4]
+    for means in (falling(45.0), falling(45.0, per_octave=0.4), kinked):
+        assert [found.step for found in compared(means, noise=(-0.001, 0.0, 0.001)).crossings] == [None]
+
+
+def test_an_interval_reaches_to_the_sizes_that_both_servers_captured() -> None:
+    """Zero at 45; the reference pads to multiples of 8, the target to powers of 2: between 32 and 64 both pad."""
+    ours, theirs = (1, 2, 4, 8, 16, 32, 64, 128), (1, 2, 4, *range(8, 129, 8))
+    assert shared_sizes(ours, theirs) == ours
+    rows = [[mean + (-1) ** i * e for e in NOISE] for i, mean in enumerate(falling(45.0))]
+    sides = curve("awq", rows), curve("fp16", [[0.0] * 3] * len(GRID))
+    (padded,) = crossover(*sides, "tokens_per_s", graph_sizes=ours).crossings
+    assert (padded.lo, padded.hi, padded.step) == (32.0, 64.0, "graphs")
+    finer = crossover(*sides, "tokens_per_s", graph_sizes=theirs)
+    assert finer.crossings[0].lo in theirs and finer.crossings[0].hi in theirs and finer.crossings[0].lo > 32
+    assert finer.notes[-1].endswith("measure --concurrency 32,33,40,41,48,49,56,57,64")
+    (eager,) = crossover(*sides, "tokens_per_s", graph_sizes=()).crossings
+    assert eager.step is None
+
+
+def test_what_neither_server_pads() -> None:
+    assert shared_sizes((), (1, 2, 4)) == (1, 2, 4), "a server without graphs pads nothing"
+    assert shared_sizes((1, 2), (1, 2, 4, 8)) == (1, 2, 4, 8), "above its largest graph a server pads nothing"
+    assert shared_sizes(None, (1, 2)) is None
+    assert shared_sizes((), ()) == ()
 
 
 def test_missing_repeats_and_missing_points() -> None:
@@ -289,18 +335,20 @@ def test_the_json_has_the_published_shape() -> None:
         (
             falling(45.0, per_octave=0.5),
             "tokens_per_s",
-            r"awq is faster than fp16 below B\* = 45 \(95% CI 4\d–4\d\) and slower above it",
+            r"awq is faster than fp16 up to B = 32 and slower from B = 64 on \(B\* = 45, 95% CI 4\d–4\d, "
+            r"if there is no step between\)",
         ),
         (
             falling(45.0, per_octave=-0.5),
             "energy_per_query_j",
-            r"awq uses less energy per query than fp16 below B\* = 45 \(95% CI 4\d–4\d\) and more above it",
+            r"awq uses less energy per query than fp16 up to B = 32 and more from B = 64 on \(B\* = 45, "
+            r"95% CI 4\d–4\d, if there is no step between\)",
         ),
         (
             [-0.3, -0.2, 0.1, 0.3, 0.3, 0.1, -0.2, -0.4],
             "tokens_per_s",
-            r"awq is slower than fp16 below B\* = 3\.\d \(95% CI .*–.*\), faster up to B\* = \d+ \(95% CI .*–.*\), "
-            r"and slower above it",
+            r"awq is slower than fp16 up to B = 2, faster from B = 4 to 32, and slower from B = 64 on \(B\* = 3\.\d, "
+            r"95% CI .*–.* and B\* = \d+, 95% CI .*–.*, if there is no step between\)",
         ),
         (
             [0.3] * 8,

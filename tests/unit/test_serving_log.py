@@ -51,7 +51,16 @@ def test_the_patterns_of_every_recipe_match_the_log_of_every_version(version: st
 def test_eager_mode_the_kv_cache_and_the_workers_are_read(version: str) -> None:
     assert engine_settings(config(version)) == EngineSettings(eager=False, kv_cache_dtype="bfloat16", workers=1)
     log = config(version, tp=2, eager=True, kv="fp8")
-    assert engine_settings(log) == EngineSettings(eager=True, kv_cache_dtype="fp8", workers=2)
+    assert engine_settings(log) == EngineSettings(eager=True, kv_cache_dtype="fp8", graph_sizes=(), workers=2)
+
+
+@pytest.mark.parametrize("quote", ["'", '"'])
+def test_the_sizes_of_cuda_graphs_are_read_as_old_and_new_versions_write_them(quote: str) -> None:
+    sizes = f"{quote}compile_sizes{quote}: [], {quote}cudagraph_capture_sizes{quote}:[16,8, 4,2,1],"
+    assert engine_settings(config("0.33.0") + sizes).graph_sizes == (1, 2, 4, 8, 16)
+    capped = "WARNING [compilation.py:1233] Capping cudagraph capture sizes from max 16 to 8 to fit\n"
+    assert engine_settings(config("0.33.0") + sizes + capped).graph_sizes == (1, 2, 4, 8)
+    assert engine_settings(config("0.33.0", eager=True) + sizes).graph_sizes == ()
 
 
 def test_colours_and_rewritten_lines_are_not_in_a_plain_log() -> None:

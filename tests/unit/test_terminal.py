@@ -61,8 +61,8 @@ def test_the_default_sweep_is_told_in_thirty_lines_of_the_terminals_width(four: 
 
 def test_at_80_columns_every_target_has_energy_throughput_trap_and_accuracy(four: Run) -> None:
     text = "\n".join(end_lines(four, 80))
-    assert text.count("  energy per query   less below B* = 33 (95% CI 27–39) and more above it\n") == 3
-    assert text.count("  throughput         faster below B* = 33 (95% CI 27–39) and slower above it\n") == 3
+    assert text.count("  energy per query   less B ≤ 16, more B ≥ 64 (B* 33, CI 27–39, if no step)\n") == 3
+    assert text.count("  throughput         faster B ≤ 16, slower B ≥ 64 (B* 33, CI 27–39, if no step)\n") == 3
     assert text.count("  trap               no at B ≤ 16, yes at B = 64–128\n") == 3
     assert text.count("  accuracy           at B = 128 ") == 3
 

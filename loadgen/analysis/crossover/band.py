@@ -12,11 +12,11 @@ Indices = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
 
 STEPS = 64
 """Places per bracket where the band is computed."""
-BLIND = np.log(16)
+BLIND = np.log(6)
 """Width of a bracket, in ln(batch), inside which a curve may do anything between its two values."""
 SHARPER = 2.0
-"""How many times as sharply as the neighbouring chords show a curve may bend: two kinks close to each other hide half of
-their bend from the chords."""
+"""How many times as sharply as the neighbouring chords show a curve may bend: chords hide half of the bend of two kinks
+that are close to each other."""
 SMOOTH_SHARE = 0.25
 """Of the way from the chord to the outermost curve: there a parabola runs."""
 

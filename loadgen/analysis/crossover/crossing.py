@@ -32,6 +32,9 @@ class Crossing(msgspec.Struct, frozen=True, kw_only=True):
     """At least so sure are the signs on both sides: 1 - their one-sided p-values, adjusted over the grid."""
     established: bool
     """Both signs are proven, over the whole grid at 5%."""
+    step: Literal["measured", "graphs"] | None = None
+    """`measured`: the curve is much steeper in the interval than on both sides, so that it may jump; `graphs`: the
+    interval was widened to batches that both servers captured CUDA graphs for."""
 
 
 def crossings(points: Sequence[GridPoint], band: Band | None, firm: Sequence[GridPoint] = ()) -> list[Crossing]:

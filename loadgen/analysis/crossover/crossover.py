@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -16,6 +15,7 @@ from loadgen.analysis.crossover.metric import metric_of
 from loadgen.analysis.crossover.noise import Noise, noise_of
 from loadgen.analysis.crossover.scatter import Pooling
 from loadgen.analysis.crossover.sign import GridPoint, grid_points
+from loadgen.analysis.crossover.step import padded_from, padded_to, steep_brackets, suggested
 
 Status = Literal["better", "worse", "crosses", "unresolved"]
 
@@ -54,15 +54,17 @@ def crossover(
     *,
     item_errors: Mapping[int, float] | None = None,
     start_sd: float | None = None,
+    graph_sizes: Sequence[int] | None = None,
 ) -> Crossover:
     """Compares two curves of the metric (a key of METRICS), repeat k of one with repeat k of the other.
 
     `item_errors`: by concurrency, the standard error of log(target / reference) that comes from the choice of items
     (for energy per correct answer and SI: that of log T_SI); it is added in quadrature. `start_sd`: the relative
     standard deviation of a figure between two starts of one server, as the user states it. It is used where no batch
-    has two repeats; without it such a comparison has no interval and is `unresolved`. At most 5% of comparisons without
-    any difference get a status other than `unresolved`. Raises UsageError for an unknown metric or a value
-    that is not positive.
+    has two repeats; without it such a comparison has no interval and is `unresolved`. `graph_sizes`: the
+    batches that neither server pads (`shared_sizes`); intervals of B* are widened to them. At most 5% of comparisons
+    without any difference get a status other than `unresolved`. Raises UsageError for an unknown metric or a value that
+    is not positive.
     """
     curve = pair(target, reference, metric_of(metric), item_errors)
     if len(curve.batch) < 2:
@@ -79,9 +81,12 @@ def crossover(
     band = None if noise is None else band_of(curve.batch, curve.mean, noise)
     firm = () if noise is None else grid_points(curve, noise.cautious)
     found = crossings(points, band, firm)
+    if noise is not None:
+        steep = steep_brackets(curve.batch, curve.mean, noise)
+        found = [_stepped(crossing, points, steep, graph_sizes) for crossing in found]
     established = tuple(crossing for crossing in found if crossing.established)
     notes = curve.notes + _uneven(noise, points)
-    notes += tuple(_advice(crossing) for crossing in established if _is_wide(crossing))
+    notes += tuple(said for crossing in established if (said := _advice(crossing, graph_sizes)) is not None)
     if noise is None:
         single = "one repeat has no interval" if curve.advantage.shape[1] == 1 else "no B is valid in two repeats"
         notes += (f"{single}: measure three (--repeats 3), or state the noise between starts (--start-sd)",)
@@ -118,15 +123,45 @@ def _uneven(noise: Noise | None, points: Sequence[GridPoint]) -> tuple[str, ...]
     return tuple(notes)
 
 
-def _is_wide(crossing: Crossing) -> bool:
-    """The interval spans more than an octave, and concurrencies are left out in it."""
-    low, high = crossing.bracket
-    return crossing.lo is not None and crossing.hi is not None and crossing.hi > 2 * crossing.lo and high > 2 * low
+def _stepped(
+    crossing: Crossing, points: Sequence[GridPoint], steep: Collection[int], sizes: Sequence[int] | None
+) -> Crossing:
+    """With an interval that holds B* if the curve jumps where it may."""
+    if crossing.lo is None or crossing.hi is None:
+        return crossing
+    low, high = crossing.lo, crossing.hi
+    place = {point.concurrency: at for at, point in enumerate(points)}
+    left, right = (place[b] for b in crossing.bracket)
+    jumps = [gap for gap in steep if left <= gap < right and points[gap].batch < high and points[gap + 1].batch > low]
+    if jumps:
+        low, high = min(low, points[min(jumps)].batch), max(high, points[max(jumps) + 1].batch)
+    if sizes:
+        low, high = min(low, padded_from(sizes, low)), max(high, padded_to(sizes, high))
+        low, high = max(low, points[left].batch), min(high, points[right].batch)
+    if (low, high) == (crossing.lo, crossing.hi):
+        return crossing
+    return msgspec.structs.replace(crossing, lo=low, hi=high, step="measured" if jumps else "graphs")
 
 
-def _advice(crossing: Crossing) -> str:
+def _advice(crossing: Crossing, sizes: Sequence[int] | None) -> str | None:
+    """Which concurrencies place a B* whose interval is wide, or rests on where the curve may jump."""
     low, high = crossing.bracket
-    return f"B* is somewhere between B = {low} and {high}: measure at B = {round(math.sqrt(low * high))} to place it"
+    if crossing.lo is None or crossing.hi is None or high - low < 2:
+        return None
+    grid = f"--concurrency {suggested(low, high, sizes)}"
+    if crossing.step == "measured":
+        return (
+            f"between B = {low} and {high} the curve is much steeper than on both sides, it may jump there (a kernel "
+            f"or CUDA graph changes): B* can be anywhere from {crossing.lo:.3g} to {crossing.hi:.3g}; measure {grid}"
+        )
+    if crossing.step == "graphs":
+        return (
+            f"batches between the sizes of CUDA graphs are padded to the next one: the interval of B* reaches to these "
+            f"sizes ({crossing.lo:.3g} and {crossing.hi:.3g}); to place it, measure {grid}"
+        )
+    if crossing.hi > 2 * crossing.lo and high > 2 * low:
+        return f"B* is somewhere between B = {low} and {high}: to place it, measure {grid}"
+    return None
 
 
 def _status(points: Sequence[GridPoint], established: Sequence[Crossing]) -> Status:

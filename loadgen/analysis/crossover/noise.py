@@ -54,11 +54,12 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
         only two. Points of unequal variance share Satterthwaite's degrees within the second component. What was stated
         may or may not be common to all points: the wider of both counts.
         """
-        shared = np.einsum("gi,ij,gj->g", weights, self.overlap, weights) / self.coefficient
+        shared = np.maximum(np.einsum("gi,ij,gj->g", weights, self.overlap, weights), 0.0) / self.coefficient
         parts = weights**2 * (self.rest_square / self.counts)
         total = parts.sum(axis=1)
         own = np.maximum(total - shared * self.rest_square.mean(), 0.0)
-        degrees = total / np.maximum((parts / self.rest_degrees).sum(axis=1), 1e-300)
+        spent = (parts / self.rest_degrees).sum(axis=1)
+        degrees = np.where(spent > 0, total, np.inf) / np.where(spent > 0, spent, 1.0)
         z = _quantile(math.inf, alpha)
         return np.asarray(
             np.sqrt(

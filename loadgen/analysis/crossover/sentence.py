@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
@@ -12,8 +13,8 @@ from loadgen.serving.metrics import UNVERIFIED
 
 
 def sentence(result: Crossover) -> str:
-    """One line without a full stop, such as "awq uses less energy per query than fp16 below B* = 61 (95% CI 52–75) and
-    more above it"."""
+    """One line without a full stop, such as "awq uses less energy per query than fp16 up to B = 32 and more from B = 64
+    on (B* = 61, 95% CI 52–75, if there is no step between)": first what the measured batches prove by themselves."""
     metric = metric_of(result.metric)
     wins = f"{result.target} {metric.wins} {result.reference}"
     loses = f"{result.target} {metric.loses} {result.reference}"
@@ -21,9 +22,9 @@ def sentence(result: Crossover) -> str:
 
 
 def brief(result: Crossover) -> str:
-    """The same where target, reference and metric are known: "less below B* = 61 (95% CI 52–75) and more above it"."""
+    """The same where target, reference and metric are known: "less B ≤ 32, more B ≥ 64 (B* 61, CI 52–75)"."""
     metric = metric_of(result.metric)
-    return _said(result, metric, metric.wins_briefly, metric.loses_briefly, question="not decided")
+    return _said(result, metric, metric.wins_briefly, metric.loses_briefly, question="not decided", briefly=True)
 
 
 def number(batch: float) -> str:
@@ -31,35 +32,65 @@ def number(batch: float) -> str:
     return f"{batch:.1f}" if batch < 9.95 else f"{batch:.0f}"
 
 
-def _said(result: Crossover, metric: Metric, wins: str, loses: str, *, question: str) -> str:
-    answer, separator, more = _answered(result, metric, wins, loses, question=question).partition(";")
+def _said(
+    result: Crossover, metric: Metric, wins: str, loses: str, *, question: str, briefly: bool = False
+) -> str:
+    said = _answered(result, metric, wins, loses, question=question, briefly=briefly)
+    answer, separator, more = said.partition(";")
     return answer + ("" if result.batch_verified else f" ({UNVERIFIED})") + separator + more
 
 
-def _answered(result: Crossover, metric: Metric, wins: str, loses: str, *, question: str) -> str:
+def _answered(
+    result: Crossover, metric: Metric, wins: str, loses: str, *, question: str, briefly: bool
+) -> str:
     if result.status == "unresolved":
         return _undecided(result, metric, question)
     if result.status == "crosses":
-        return _crosses(result, metric, wins, loses) + _beyond(result, "another B*")
+        crosses = _crosses_briefly(result, metric) if briefly else _crosses(result, metric, wins, loses)
+        return crosses + _away(result) + _beyond(result, "another B*")
     every = f"{wins if result.status == 'better' else loses} at every B measured ({_range(result.points)})"
     return every + _beyond(result, "a B*")
 
 
 def _crosses(result: Crossover, metric: Metric, better: str, worse: str) -> str:
-    first, *others = result.crossings
-    wins = first.direction == "wins_below"
-    text = f"{better if wins else worse} below {_b_star(first)}"
-    for crossing in others:
+    found = result.crossings
+    wins = found[0].direction == "wins_below"
+    text = f"{better if wins else worse} up to B = {found[0].bracket[0]}"
+    for before, after in pairwise(found):
         wins = not wins
-        text += f", {metric.wins_briefly if wins else metric.loses_briefly} up to {_b_star(crossing)}"
-    text += f"{',' if others else ''} and {metric.loses_briefly if wins else metric.wins_briefly} above it"
+        first, last = before.bracket[1], after.bracket[0]
+        there = f"from B = {first} to {last}" if first < last else f"at B = {first}"
+        text += f", {metric.wins_briefly if wins else metric.loses_briefly} {there}"
+    text += (
+        f"{',' if len(found) > 1 else ''} and {metric.loses_briefly if wins else metric.wins_briefly} "
+        f"from B = {found[-1].bracket[1]} on ({_b_stars(found)})"
+    )
+    return text
+
+
+def _crosses_briefly(result: Crossover, metric: Metric) -> str:
+    found = result.crossings
+    wins = found[0].direction == "wins_below"
+    words = (metric.loses_briefly, metric.wins_briefly)
+    parts = [f"{words[wins]} B ≤ {found[0].bracket[0]}"]
+    for before, after in pairwise(found):
+        wins = not wins
+        parts.append(f"{words[wins]} {before.bracket[1]}–{after.bracket[0]}")
+    parts.append(f"{words[not wins]} B ≥ {found[-1].bracket[1]}")
+    stars = ", ".join(_b_star(crossing).replace("= ", "").replace("95% ", "") for crossing in found)
+    sure = all(crossing.step == "measured" for crossing in found)
+    return f"{', '.join(parts)} (B* {stars}{'' if sure else ', if no step'})"
+
+
+def _away(result: Crossover) -> str:
+    """The open points that no crossing explains."""
     brackets = [crossing.bracket for crossing in result.crossings]
     away = [
         point
         for point in result.points
         if point.sign == "open" and not any(low < point.concurrency < high for low, high in brackets)
     ]
-    return text + (f"; not decided at B = {_list(away)}" if away else "")
+    return f"; not decided at B = {_list(away)}" if away else ""
 
 
 def _undecided(result: Crossover, metric: Metric, question: str) -> str:
@@ -90,11 +121,19 @@ def _beyond(result: Crossover, what: str) -> str:
     return "".join(f"; if {what} exists, it is {end.side} {number(end.batch)}" for end in result.beyond)
 
 
+def _b_stars(found: Sequence[Crossing]) -> str:
+    """What holds between the measured batches: "B* = 61, 95% CI 52–75, if there is no step between"."""
+    text = " and ".join(f"B* {_b_star(crossing)}" for crossing in found)
+    return text if all(crossing.step == "measured" for crossing in found) else f"{text}, if there is no step between"
+
+
 def _b_star(crossing: Crossing) -> str:
-    text = f"B* = {number(crossing.b)}"
+    text = f"= {number(crossing.b)}"
     if crossing.lo is None or crossing.hi is None:
         return text
-    return f"{text} (95% CI {number(crossing.lo)}–{number(crossing.hi)})"
+    if crossing.step == "measured":
+        return f"anywhere from {number(crossing.lo)} to {number(crossing.hi)}, where the curve may jump"
+    return f"{text}, 95% CI {number(crossing.lo)}–{number(crossing.hi)}"
 
 
 def _range(points: Sequence[GridPoint]) -> str:
