@@ -1,6 +1,6 @@
 """Are crossovers found where they are, and not where there are none? Simulated studies with known truth.
 
-    python bench/crossover_recovery.py     # about twelve minutes; writes bench/results/crossover_recovery.json
+    python bench/crossover_recovery.py     # about ten minutes; writes bench/results/crossover_recovery.json
 
 Every study draws a true curve of the log-advantage over the batch, measures it at the batches of a grid in `REPEATS`
 noisy repeats, and goes through the package's own `crossover`. Beside it, on the same studies: linear interpolation with
@@ -25,13 +25,14 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
+from loadgen.analysis.crossover.step import shared_sizes
 from loadgen.analysis.intervals import wilson_interval
 from loadgen.serving.simulated.cost import Cost
 from loadgen.serving.simulated.presets import Presets, load_presets
 from loadgen.serving.simulated.steadystate import closed_loop
 
-STUDIES = 400
-LEVEL_STUDIES = 2000
+STUDIES = 300
+LEVEL_STUDIES = 1000
 """Without any difference: a crossing is allowed in one of a thousand."""
 REPEATS = 3
 NOISE = (0.01, 0.03)
@@ -42,6 +43,8 @@ BATCHES = tuple(sorted({round(b) for b in np.geomspace(1, 256, 65)} | {b for gri
 WHOLE = np.arange(1, 257, dtype=float)
 """Where one with steps is."""
 
+GRAPH_SIZES = shared_sizes((1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 2, 4, *range(8, 257, 8)))
+"""What a log tells of both servers of `padding`; given to the analysis in `padding_logged`."""
 ITEM_ERROR = 0.02
 
 
@@ -183,7 +186,8 @@ def level(rng: np.random.Generator) -> Truth:
 
 TRUTHS: dict[str, Callable[[np.random.Generator], Truth]] = {
     "log_linear": log_linear, "amortised": amortised, "roofline": roofline, "cost_model": cost_model,
-    "monotone": monotone, "hill": hill, "plateau": plateau, "padding": padding, "jump": jump, "a_a": level,
+    "monotone": monotone, "hill": hill, "plateau": plateau, "padding": padding, "padding_logged": padding,
+    "jump": jump, "a_a": level,
 }  # fmt: skip
 
 
@@ -242,6 +246,7 @@ def analysed(setting: Setting, batch: Floats, logs: Floats) -> Crossover:
         curve("target", np.exp(logs)),
         curve("reference", np.ones_like(logs)),
         "tokens_per_s",
+        graph_sizes=GRAPH_SIZES if setting.truth == "padding_logged" else None,
         item_errors=dict.fromkeys(grid, ITEM_ERROR) if setting.noise == "items" else None,
     )
 
