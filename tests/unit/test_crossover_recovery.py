@@ -42,9 +42,20 @@ def test_the_tolerance_notices_a_plain_bootstrap(bench: ModuleType) -> None:
     assert found["bootstrap_covered"] * found["reported"] < least(found["reported"], 0.93)
 
 
-@pytest.mark.parametrize("noise", ["independent", "shared", "uneven", "items"])
-@pytest.mark.parametrize("grid", ["fine", "coarse"])
-@pytest.mark.parametrize("truth", ["monotone", "hill"])
+@pytest.mark.parametrize(
+    ("truth", "grid", "noise"),
+    [
+        ("log_linear", "fine", "starts"),
+        ("amortised", "fine", "shared"),
+        ("roofline", "fine", "independent"),
+        ("roofline", "coarse", "falling"),
+        ("plateau", "fine", "one_noisy"),
+        ("monotone", "fine", "uneven"),
+        ("monotone", "coarse", "items"),
+        ("hill", "fine", "falling"),
+        ("hill", "coarse", "one_noisy"),
+    ],
+)
 def test_the_interval_covers_b_star_and_directions_are_right(
     bench: ModuleType, truth: str, grid: str, noise: str
 ) -> None:
@@ -53,6 +64,18 @@ def test_the_interval_covers_b_star_and_directions_are_right(
     assert found["covered"] * found["reported"] >= least(found["reported"], 0.93)
     assert found["direction_errors"] <= stats.binom.isf(SURELY, STUDIES, 0.05)
     assert found["false_verdicts"] * STUDIES <= stats.binom.isf(SURELY, STUDIES, 0.05)
+    assert found["false_sign_studies"] * STUDIES <= stats.binom.isf(SURELY, STUDIES, 0.05)
+
+
+@pytest.mark.parametrize("truth", ["padding", "jump"])
+def test_where_a_curve_steps_the_bracket_holds(bench: ModuleType, truth: str) -> None:
+    found = shares(bench, truth, "fine", "independent")
+    assert found["bracketed"] * found["reported"] >= least(found["reported"], 0.97)
+
+
+def test_padding_that_the_log_tells_is_covered(bench: ModuleType) -> None:
+    found = shares(bench, "padding_logged", "fine", "independent")
+    assert found["covered"] * found["reported"] >= least(found["reported"], 0.93)
 
 
 def test_two_crossings_are_found_where_two_were_built_in(bench: ModuleType) -> None:
@@ -62,12 +85,13 @@ def test_two_crossings_are_found_where_two_were_built_in(bench: ModuleType) -> N
     assert found["several_found"] * STUDIES >= least(STUDIES, 0.9)
 
 
-@pytest.mark.parametrize("noise", ["independent", "shared", "uneven", "items"])
+@pytest.mark.parametrize("noise", ["independent", "shared", "items", "one_noisy", "falling", "starts"])
 @pytest.mark.parametrize("grid", ["fine", "coarse"])
 def test_no_difference_is_no_crossover(bench: ModuleType, grid: str, noise: str) -> None:
     found = shares(bench, "a_a", grid, noise)
     limit = stats.binom.isf(SURELY, STUDIES, 0.05)
-    assert found["false_crossover_studies"] * STUDIES <= limit
+    assert found["false_crossover_studies"] * STUDIES <= stats.binom.isf(SURELY, STUDIES, 0.001)
+    assert found["false_sign_studies"] * STUDIES <= limit
     assert found["false_verdicts"] * STUDIES <= limit
 
 

@@ -15,6 +15,8 @@ from loadgen.analysis.crossover.noise import ALPHA, Noise
 
 STEEPER = 2.0
 """How many times as steep as both neighbours a bracket is that may hold a step."""
+WIDEST = 2.5
+"""Ratio of the batches at both ends of such a bracket: in a wider one a smooth curve can do all of its fall."""
 MOST_SUGGESTED = 9
 
 
@@ -45,7 +47,7 @@ def steep_brackets(batch: Floats, mean: Floats, noise: Noise) -> frozenset[int]:
     """The gaps of the grid (by their left point) in which the curve rises or falls far more steeply than in both
     neighbouring gaps.
 
-    Proven over all gaps at 5%, and `STEEPER` times at least. A gap at an end of the grid has one neighbour only, and
+    Proven over all gaps at 5%, and `STEEPER` times at least; not where a gap is wider than `WIDEST`. A gap at an end of the grid has one neighbour only, and
     cannot be told from a bend.
     """
     width = np.diff(np.log(batch))
@@ -54,6 +56,8 @@ def steep_brackets(batch: Floats, mean: Floats, noise: Noise) -> frozenset[int]:
     gaps = len(width)
     found = set()
     for gap in range(1, gaps - 1):
+        if width[gap] > np.log(WIDEST):
+            continue
         sides = [slope[gap - 1], slope[gap + 1]]
         if any(abs(slope[gap]) < STEEPER * abs(side) for side in sides):
             continue
