@@ -47,8 +47,8 @@ def steep_brackets(batch: Floats, mean: Floats, noise: Noise) -> frozenset[int]:
     """The gaps of the grid (by their left point) in which the curve rises or falls far more steeply than in both
     neighbouring gaps.
 
-    Proven over all gaps at 5%, and `STEEPER` times at least; not where a gap is wider than `WIDEST`. A gap at an end of the grid has one neighbour only, and
-    cannot be told from a bend.
+    Proven over all gaps at 5%, and `STEEPER` times at least; not where a gap is wider than `WIDEST`. A gap at an end of
+    the grid has one neighbour only, and cannot be told from a bend.
     """
     width = np.diff(np.log(batch))
     rise = np.diff(mean)
