@@ -110,7 +110,7 @@ def analyse(
     )
     write_cells(run_dir, cells)
     write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices, processes))
-    claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"])
+    claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"], lengths=sides.lengths)
     arrival = manifest["config"].get("arrival")
     hidden = hidden_warnings(sides.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
     hidden += flaw_warnings(facts)

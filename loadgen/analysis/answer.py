@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -14,13 +15,17 @@ from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.crossover.metric import METRICS
 from loadgen.analysis.crossover.step import shared_sizes
 from loadgen.analysis.indices.formulas import efficiency, si_linear
+from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy, index_study
 from loadgen.analysis.intervals import log_error
-from loadgen.analysis.trust.answers import Answers, item_means
+from loadgen.analysis.trust.answers import Answers, item_lengths, item_means
+from loadgen.analysis.trust.pairing import Lengths, PairedItems, PairedLengths, influence, pair_lengths
 from loadgen.analysis.trust.study import TrustStudy
 
+PER_QUERY = ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si")
+"""Metrics in which the length of an answer counts."""
 Key = tuple[str, int]
 """Target and concurrency."""
 
@@ -49,11 +54,13 @@ def answer_of(
     settings: IndexSettings,
     start_sd: float | None = None,
     graph_sizes: Mapping[str, Sequence[int]] | None = None,
+    lengths: Mapping[Key, Lengths] | None = None,
     processes: int = 1,
 ) -> Answer:
     """Each figure of the cells in which it is valid; `answers`: the valid ones, by target and concurrency.
 
-    `start_sd`: as `crossover` takes it; `graph_sizes`: by target, the sizes of its server's CUDA graphs where known.
+    `start_sd`: as `crossover` takes it; `graph_sizes`: by target, the sizes of its server's CUDA graphs where known;
+    `lengths`: output tokens by item, also of answers that are not graded (those of `answers` unless given).
 
     Of an open loop every crossover is refused and there are no indices: the arrivals set throughput and batch.
     """
@@ -61,7 +68,9 @@ def answer_of(
     if arrival is not None:
         targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
         return Answer(crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS))
-    points = _points(cells, answers, trust)
+    if lengths is None:
+        lengths = {key: item_lengths(given) for key, given in answers.items()}
+    points = _points(cells, answers, trust, lengths)
     study = _Study(cells, points, trust, reference, settings, start_sd, graph_sizes or {})
     return Answer(
         crossovers=tuple(
@@ -84,7 +93,10 @@ def _refused(target: str, reference: str, metric: str, arrival: str) -> Crossove
 
 
 def _points(
-    cells: Sequence[CellSummary], answers: Mapping[Key, Answers], trust: TrustStudy
+    cells: Sequence[CellSummary],
+    answers: Mapping[Key, Answers],
+    trust: TrustStudy,
+    lengths: Mapping[Key, Lengths],
 ) -> dict[Key, OperatingPoint]:
     points: dict[Key, OperatingPoint] = {}
     for key in dict.fromkeys((cell.target, cell.concurrency) for cell in cells):
@@ -108,6 +120,7 @@ def _points(
                 if cell.validity.valid and (cell.target, cell.concurrency) == key
             ),
             scores=item_means(answers.get(key, {})) if comparable else {},
+            lengths=lengths.get(key, {}),
         )
     return points
 
@@ -132,60 +145,105 @@ class _Study:
         self._settings = settings
         self._start_sd = start_sd
         self._graph_sizes = graph_sizes
+        self._paired: dict[Key, PairedLengths | None] = {}
         self._repeats = range(1, max((cell.repeat for cell in cells), default=0) + 1)
         self.targets = tuple(dict.fromkeys(target for target, _ in points))
 
     def crossover(self, target: str, metric: str) -> Crossover:
-        """The target against the reference."""
-        if metric == "energy_per_correct_j":
-            errors = self._item_errors(target, lambda _, relative: relative)
-        elif metric == "si":
-            errors = self._item_errors(target, self._share_of_trust)
-        else:
-            errors = None
-        return crossover(
-            self._curve(target, metric),
-            self._curve(self._reference, metric),
+        """The target against the reference. Joules per query are compared over the items that both completed: a B with
+        too few of them is left out, with a note, and the comparison is refused if fewer than two are left."""
+        few = {} if metric not in PER_QUERY else {
+            b: found.refusal
+            for (name, b) in self._points
+            if name == target and (found := self._lengths(target, b)) is not None and found.refusal is not None
+        }  # fmt: skip
+        ours, theirs = (
+            self._curve(name, metric, target, leaving=few.keys()) for name in (target, self._reference)
+        )  # fmt: skip
+        errors = self._item_errors(target, metric)
+        result = crossover(
+            ours,
+            theirs,
             metric,
             item_errors=errors,
             start_sd=self._start_sd,
             graph_sizes=shared_sizes(self._graph_sizes.get(target), self._graph_sizes.get(self._reference)),
         )
+        if not few:
+            return result
+        left_out = tuple(f"B = {b}: left out, {why}; measure longer" for b, why in sorted(few.items()))
+        refusal = result.refusal
+        if refusal is not None and len(ours.points) < 2:
+            b, why = max(few.items(), key=lambda found: (self._shared(target, found[0]), -found[0]))
+            refusal = f"{why} (at B = {b}); measure longer"
+        return msgspec.structs.replace(result, refusal=refusal, notes=result.notes + left_out)
+
+    def _lengths(self, target: str, b: int) -> PairedLengths | None:
+        """Of the items that target and reference completed; None where either's are not known."""
+        key = target, b
+        if key not in self._paired:
+            against = self._points.get((self._reference, b))
+            self._paired[key] = pair_lengths(self._points[key].lengths, against.lengths) if against else None
+        return self._paired[key]
+
+    def _shared(self, target: str, b: int) -> int:
+        lengths = self._lengths(target, b)
+        return lengths.n if lengths is not None else 0
+
+    def _graded(self, target: str, b: int) -> PairedItems | None:
+        """Of the items that target and reference answered."""
+        against = self._points.get((self._reference, b))
+        return paired(self._points[target, b].scores, against.scores) if against else None
 
     def _valid(self, target: str, b: int) -> list[CellSummary]:
         cells = [self._cells.get((target, b, repeat)) for repeat in self._repeats]
         return [cell for cell in cells if cell is not None and cell.validity.valid]
 
-    def _curve(self, target: str, metric: str) -> Curve:
+    def _curve(self, side: str, metric: str, target: str, *, leaving: Collection[int]) -> Curve:
+        """Of `side`, which is the target or the reference of a comparison, without the concurrencies to leave out."""
         return Curve(
-            target=target,
+            target=side,
             points=tuple(
                 CurvePoint(
                     concurrency=b,
                     running=_mean([cell.batch for cell in self._valid(name, b)]),
                     verified=all(cell.running_mean is not None for cell in self._valid(name, b)),
-                    values=tuple(self._value(target, b, repeat, metric) for repeat in self._repeats),
-                    window_errors=tuple(self._window_error(target, b, repeat, metric) for repeat in self._repeats),
+                    values=tuple(self._value(side, b, repeat, metric, target) for repeat in self._repeats),
+                    window_errors=tuple(self._window_error(side, b, repeat, metric) for repeat in self._repeats),
                 )
                 for (name, b), point in self._points.items()
-                if name == target
+                if name == side and b not in leaving
             ),
         )
 
-    def _value(self, target: str, b: int, repeat: int, metric: str) -> float | None:
-        cell = self._cells.get((target, b, repeat))
+    def _value(self, side: str, b: int, repeat: int, metric: str, target: str) -> float | None:
+        cell = self._cells.get((side, b, repeat))
         if cell is None:
             return None
-        if metric in ("energy_per_correct_j", "si") and not self._accuracy_is_known(target, b):
+        if metric in ("energy_per_correct_j", "si") and not self._accuracy_is_known(side, b):
             return None
         if metric == "energy_per_correct_j":
-            scores = self._points[target, b].scores
-            accuracy = sum(scores.values()) / len(scores) if scores else 0.0
-            joules = cell.figure("energy_per_query_j")
-            return joules / accuracy if joules and accuracy else None
+            pairs = self._graded(target, b) if (target, b) in self._points else None
+            joules = self._joules(cell, "energy_per_query_j", target)
+            if pairs is None or not joules:
+                return None
+            accuracy = float((pairs.reference if side == self._reference else pairs.target).mean())
+            return joules / accuracy if accuracy else None
         if metric == "si":
             return self._si(cell)
-        return cell.figure(metric) or None
+        return (self._joules(cell, metric, target) if metric in PER_QUERY else cell.figure(metric)) or None
+
+    def _joules(self, cell: CellSummary, figure: str, target: str) -> float | None:
+        """Joules per query of the target's or the reference's cell, over the items that both completed: joules per
+        token times the mean length of these. Where no length is known, the cell's own."""
+        joules, own = cell.figure(figure), cell.output_tokens_mean
+        lengths = self._lengths(target, cell.concurrency) if (target, cell.concurrency) in self._points else None
+        if lengths is None or joules is None:
+            return joules
+        if lengths.refusal is not None or not own:
+            return None
+        shared = lengths.reference if cell.target == self._reference else lengths.target
+        return joules / own * float(shared.mean())
 
     def _accuracy_is_known(self, target: str, b: int) -> bool:
         """T_SI has an interval: without one, a figure with accuracy in it has none either, and proves nothing."""
@@ -211,7 +269,10 @@ class _Study:
         if against is None or test is None or not test.t_si:
             return None
         speeds = cell.figure("tokens_per_s"), against.figure("tokens_per_s")
-        joules = cell.figure("energy_per_query_j"), against.figure("energy_per_query_j")
+        joules = (
+            self._joules(cell, "energy_per_query_j", cell.target),
+            self._joules(against, "energy_per_query_j", cell.target),
+        )
         memories = _memory(cell), _memory(against)
         if None in speeds or None in joules or None in memories:
             return None
@@ -219,25 +280,56 @@ class _Study:
         e = efficiency(eta, 1 / _ratio(memories), self._settings.alpha)
         return si_linear(test.t_si, e, float(np.minimum(s, 1.0)), self._settings.weights)
 
-    def _item_errors(self, target: str, error: Callable[[Key, float], float | None]) -> dict[int, float]:
-        errors = {}
-        for (name, b) in self._points:
-            test = self._trust.of(name, b) if name == target else None
-            if test is None or not test.t_si_lo or not test.t_si_hi:
-                continue
-            found = error((name, b), log_error(test.t_si_lo, test.t_si_hi))
-            if found is not None:
-                errors[b] = found
-        return errors
-
-    def _share_of_trust(self, key: Key, relative: float) -> float | None:
-        """Error of log SI that comes from T's: T's share of SI times that of log T."""
-        cells = [self._cells.get((*key, repeat)) for repeat in self._repeats]
-        values = [si for cell in cells if cell is not None and (si := self._si(cell)) is not None]
-        test = self._trust.of(*key)
-        if not values or test is None or test.t_si is None:
+    def _item_errors(self, target: str, metric: str) -> dict[int, float] | None:
+        """Standard error of the log ratio that comes from the choice of items, by concurrency."""
+        if metric not in PER_QUERY:
             return None
-        return relative * self._settings.weights[0] * test.t_si / (sum(values) / len(values))
+        errors = {b: self._item_error(target, b, metric) for name, b in self._points if name == target}
+        return {b: error for b, error in errors.items() if error is not None}
+
+    def _item_error(self, target: str, b: int, metric: str) -> float | None:
+        """Of lengths and of T_SI together: those of one item are not independent."""
+        lengths = self._lengths(target, b)
+        of_lengths = lengths.error if lengths is not None and lengths.refusal is None else 0.0
+        if metric in ("energy_per_query_j", "energy_hli_per_query_j"):
+            return of_lengths
+        test, pairs = self._trust.of(target, b), self._graded(target, b)
+        if test is None or not test.t_si_lo or not test.t_si_hi or not test.t_si or pairs is None:
+            return None
+        of_trust = log_error(test.t_si_lo, test.t_si_hi)
+        together = correlation(pairs, lengths) if of_lengths and lengths is not None else 0.0
+        if metric == "energy_per_correct_j":
+            return _hypot(of_trust, -of_lengths, together)
+        cells = [self._cells.get((target, b, repeat)) for repeat in self._repeats]
+        values = [(si, s) for cell in cells if cell and (si := self._si(cell)) and (s := self._s(cell))]
+        if not values:
+            return None
+        si, s = (sum(column) / len(column) for column in zip(*values, strict=True))
+        s_share = self._settings.weights[2] * s / si if s * math.exp(-2 * of_lengths) < 1 else 0.0
+        return _hypot(of_trust * self._settings.weights[0] * test.t_si / si, -of_lengths * s_share, together)
+
+    def _s(self, cell: CellSummary) -> float | None:
+        """S_SI of one repeat, not clamped."""
+        against = self._cells.get((self._reference, cell.concurrency, cell.repeat))
+        if against is None:
+            return None
+        ours, theirs = (self._joules(side, "energy_per_query_j", cell.target) for side in (cell, against))
+        return theirs / ours if ours and theirs else None
+
+
+def correlation(pairs: PairedItems, lengths: PairedLengths) -> float:
+    """Of log T_SI and the log ratio of lengths, over the items that have both; 0 where either does not vary."""
+    graded = dict(zip(pairs.item_ids, influence(pairs.target) - influence(pairs.reference), strict=True))
+    long = dict(zip(lengths.item_ids, lengths.influence, strict=True))
+    both = [item for item in graded if item in long]
+    t, tokens = np.array([graded[item] for item in both]), np.array([long[item] for item in both])
+    size = float((t**2).sum() * (tokens**2).sum())
+    return float((t * tokens).sum()) / math.sqrt(size) if size > 0 else 0.0
+
+
+def _hypot(one: float, other: float, correlation: float) -> float:
+    """Standard error of the sum of two that are correlated, each with its sign."""
+    return math.sqrt(max(one**2 + other**2 + 2 * correlation * one * other, 0.0))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

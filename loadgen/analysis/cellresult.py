@@ -71,7 +71,11 @@ class CellReader:
         )
         return CellResult(
             summary=summary,
-            answers=cell_answers(data, verdicts if summary.validity.answers_valid else [None] * len(verdicts)),
+            answers=cell_answers(
+                data,
+                verdicts if summary.validity.answers_valid else [None] * len(verdicts),
+                load_valid=summary.validity.valid,
+            ),
             requests=requests_table(data, verdicts, self._grader.items),
             server=server_table(data),
             damaged=data.damaged,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,8 +14,8 @@ from scipy import special
 from loadgen.analysis.answer import Answer
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossover import Crossover
-from loadgen.analysis.indices.drawn import Estimate
 from loadgen.analysis.trust.holm import holm
+from loadgen.analysis.trust.pairing import Lengths, PairedLengths, pair_lengths
 from loadgen.analysis.trust.study import TrustStudy
 from loadgen.serving.recipe import load_recipes
 
@@ -34,9 +35,17 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def claims_of(
-    cells: Sequence[CellSummary], answer: Answer, trust: TrustStudy, *, reference: str
+    cells: Sequence[CellSummary],
+    answer: Answer,
+    trust: TrustStudy,
+    *,
+    reference: str,
+    lengths: Mapping[tuple[str, int], Lengths] | None = None,
 ) -> tuple[Claim, ...]:
-    """What a run can say of each claim; one that needs what was not measured is `cannot tell`, or left out whole."""
+    """What a run can say of each claim; one that needs what was not measured is `cannot tell`, or left out whole.
+
+    `lengths`: output tokens by item, by target and concurrency: joules per query are compared over shared items.
+    """
     precisions = {cell.target: cell.precision for cell in cells}
     recipes = load_recipes()
     bits = {target: recipes[name].bits for target, name in precisions.items() if name in recipes}
@@ -45,7 +54,7 @@ def claims_of(
     return (
         *(_energy_trap(found) for found in _by(answer, "energy_per_query_j") if found.target in fewer),
         *_si_falls_with_bits(answer, fewer, bits, reference),
-        *_energy_falls_with_batch(cells),
+        *_energy_falls_with_batch(cells, lengths or {}),
         *_accuracy_is_the_same_at_every_batch(trust),
         *_loss_grows_with_depth(trust),
         *_backend_decides(answer, fewer, bits, backends),
@@ -57,14 +66,20 @@ def _by(answer: Answer, metric: str) -> list[Crossover]:
 
 
 def _energy_trap(found: Crossover) -> Claim:
-    """Theorem 4.3 by its words (its algebra says the reverse): fewer bits cost more energy below some B*."""
+    """Theorem 4.3 by its words (its algebra says the reverse): fewer bits cost more energy below some B*. One crossing
+    in that direction supports it; a crossing in the other one contradicts it, wherever it is."""
     batches = [point.concurrency for point in found.points]
     verdict: Verdict = "cannot tell"
     if found.status == "crosses":
-        first = found.crossings[0]
-        verdict = "supported" if first.direction == "wins_above" else "contradicted"
-        side = "loses below and wins above" if first.direction == "wins_above" else "wins below and loses above"
-        evidence = f"{found.target} {side} B* = {first.b:.3g}"
+        wins = found.crossings[0].direction == "wins_below"
+        sides = [f"{found.target} {'wins' if wins else 'loses'} below B* = {found.crossings[0].b:.3g}"]
+        for crossing, above in zip(found.crossings, [*found.crossings[1:], None], strict=True):
+            won = crossing.direction == "wins_above"
+            end = "above it" if above is None else f"from there to B* = {above.b:.3g}"
+            sides.append(f"{'wins' if won else 'loses'} {end}")
+        against = any(crossing.direction == "wins_below" for crossing in found.crossings)
+        verdict = "contradicted" if against else "supported"
+        evidence = ", ".join(sides)
     elif found.status == "better" and batches[0] == 1:
         verdict, evidence = "contradicted", f"{found.target} needs less energy at every B measured, from B = 1 on"
     elif found.status == "worse":
@@ -83,14 +98,7 @@ def _energy_trap(found: Crossover) -> Claim:
 def _si_falls_with_bits(
     answer: Answer, fewer: Sequence[str], bits: Mapping[str, int], reference: str
 ) -> Iterator[Claim]:
-    """The SI difference of each pair of neighbours in bits, and of each target to the reference."""
-    si: dict[tuple[str, int], Estimate] = {}
-    batches: dict[int, None] = {}
-    for entry in answer.indices.indices:
-        if entry.si is not None:
-            si[entry.target, entry.concurrency] = entry.si
-            si[reference, entry.concurrency] = Estimate(value=1.0, lo=1.0, hi=1.0)
-            batches[entry.concurrency] = None
+    """The SI difference of each pair of neighbours in bits, and of each target to the reference; Holm over B."""
     pairs = [(reference, target) for target in fewer]
     levels = sorted({bits[target] for target in fewer}, reverse=True)
     pairs += [
@@ -100,66 +108,117 @@ def _si_falls_with_bits(
         for less in fewer
         if bits[more] == upper and bits[less] == lower
     ]
+    if all(entry.si is None for entry in answer.indices.indices):
+        return
     for more, less in pairs:
-        falls, rises = [], []
-        for b in batches:
-            high, low = si.get((more, b)), si.get((less, b))
-            if high is None or low is None or None in (high.lo, high.hi, low.lo, low.hi):
-                continue
-            assert high.lo is not None and high.hi is not None and low.lo is not None and low.hi is not None
-            falls += [b] if low.hi < high.lo else []
-            rises += [b] if low.lo > high.hi else []
-        if not batches:
-            continue
+        tests = [test for test in answer.indices.si_differences if {test.target, test.other} == {more, less}]
+        p_values = holm([test.p for test in tests])
+        proven = [test for test, p in zip(tests, p_values, strict=True) if p <= ALPHA]
+        rises = [test.concurrency for test in proven if test.higher == (test.target == less)]
+        falls = [test.concurrency for test in proven if test.concurrency not in rises]
         verdict: Verdict = "contradicted" if rises else "supported" if falls else "cannot tell"
         parts = [f"lower SI at B = {_list(falls)}"] if falls else []
         parts += [f"higher SI at B = {_list(rises)}"] if rises else []
+        nothing = "no difference is proven at any B" if tests else "no B has an interval of SI on both sides"
+        corrected = f" (5% over {len(tests)} batch sizes, Holm)" if len(tests) > 1 else ""
         yield Claim(
             claim=f"from {bits[more]} to {bits[less]} bits SI falls",
             source="Proposition 3.2, Theorem 4.4",
             targets=(more, less),
             verdict=verdict,
-            evidence=f"{less} against {more}: {', '.join(parts) or 'intervals overlap at every B'}",
+            evidence=f"{less} against {more}: {', '.join(parts) or nothing}{corrected}",
         )
 
 
-def _energy_falls_with_batch(cells: Sequence[CellSummary]) -> Iterator[Claim]:
-    """Welch's test on the logarithms of neighbouring batches' joules per query, Holm over the steps."""
+class _Steps(NamedTuple):
+    """From batch to batch of one target: those that can be tested, and why others cannot."""
+
+    tested: dict[tuple[int, int], tuple[float, float]]
+    """The mean difference of log joules per query, and its p."""
+    left_out: list[str]
+
+
+def _energy_falls_with_batch(
+    cells: Sequence[CellSummary], lengths: Mapping[tuple[str, int], Lengths]
+) -> Iterator[Claim]:
+    """A paired test of neighbouring batches' joules per query, Holm over the steps."""
     for target in dict.fromkeys(cell.target for cell in cells):
-        by_b: dict[int, list[float]] = {}
-        for cell in cells:
-            joules = cell.figure("energy_per_query_j")
-            if cell.target == target and joules:
-                by_b.setdefault(cell.concurrency, []).append(float(np.log(joules)))
-        steps = [(a, b) for a, b in pairwise(sorted(by_b)) if len(by_b[a]) > 1 and len(by_b[b]) > 1]
-        if not steps:
+        found = _steps([cell for cell in cells if cell.target == target], {
+            b: ours for (name, b), ours in lengths.items() if name == target
+        })  # fmt: skip
+        if not found.tested and not found.left_out:
             continue
-        tests = [welch(by_b[b], by_b[a]) for a, b in steps]
-        p_values = holm([p for _, p in tests])
-        proven = [(step, t) for step, (t, _), p in zip(steps, tests, p_values, strict=True) if p <= ALPHA]
-        rises = [step for step, t in proven if t > 0]
-        verdict: Verdict = "contradicted" if rises else "supported" if len(proven) == len(steps) else "cannot tell"
-        shown = f"{len(proven) - len(rises)} of {len(steps)} steps from B = {steps[0][0]} to {steps[-1][1]} fall"
+        p_values = holm([p for _, p in found.tested.values()])
+        proven = [
+            (step, rise) for (step, (rise, _)), p in zip(found.tested.items(), p_values, strict=True) if p <= ALPHA
+        ]
+        rises = [step for step, rise in proven if rise > 0]
+        steps = list(found.tested)
+        verdict: Verdict = "cannot tell"
+        shown = "no step from one B to the next can be tested"
+        if steps:
+            verdict = "contradicted" if rises else "supported" if len(proven) == len(steps) else "cannot tell"
+            shown = f"{len(proven) - len(rises)} of {len(steps)} steps from B = {steps[0][0]} to {steps[-1][1]} fall"
+            shown += " by proof"
         rise = f"; it rises from B = {', '.join(f'{a} to {b}' for a, b in rises)}" if rises else ""
         yield Claim(
             claim="energy per query falls with the batch",
             source="Theorem 4.5 (1)",
             targets=(target,),
             verdict=verdict,
-            evidence=f"{shown} by proof{rise}",
+            evidence=f"{shown}{rise}" + "".join(f"; {why}" for why in found.left_out),
         )
 
 
-def welch(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Welch's t of the difference of two means, ours less theirs, and its two-sided p; p 1 where neither varies and
-    they are the same. `scipy.stats` would take a second to import."""
-    squares = [float(np.var(side, ddof=1)) / len(side) for side in (ours, theirs)]
-    difference, square = float(np.mean(ours) - np.mean(theirs)), sum(squares)
-    if square == 0:
-        return (float(np.copysign(np.inf, difference)), 0.0) if difference else (0.0, 1.0)
-    t = difference / float(np.sqrt(square))
-    degrees = square**2 / sum(s**2 / (len(side) - 1) for s, side in zip(squares, (ours, theirs), strict=True))
-    return t, float(2 * special.stdtr(degrees, -abs(t)))
+def _steps(cells: Sequence[CellSummary], lengths: Mapping[int, Lengths]) -> _Steps:
+    """From each batch with two valid repeats to the next one. A repeat's cells share the start of a server: they are
+    compared with each other. Joules per query are those of the items that both batches completed."""
+    joules: dict[int, dict[int, CellSummary]] = {}
+    for cell in cells:
+        if cell.figure("energy_per_query_j"):
+            joules.setdefault(cell.concurrency, {})[cell.repeat] = cell
+    tested: dict[tuple[int, int], tuple[float, float]] = {}
+    left_out = []
+    last: int | None = None
+    for b in sorted(joules):
+        if len(joules[b]) < 2:
+            left_out.append(f"B = {b} is left out: it has one valid repeat")
+            continue
+        a, last = last, b
+        if a is None:
+            continue
+        shared = sorted(joules[a].keys() & joules[b].keys())
+        pairs = pair_lengths(lengths.get(b, {}), lengths.get(a, {}))
+        if len(shared) < 2:
+            left_out.append(f"B = {a} to {b} is left out: fewer than two repeats are valid at both")
+        elif pairs is not None and pairs.refusal is not None:
+            left_out.append(f"B = {a} to {b} is left out: {pairs.refusal}")
+        else:
+            rises = [_log_joules(joules[b][k], pairs) - _log_joules(joules[a][k], pairs) for k in shared]
+            longer, error = (pairs.log_ratio, pairs.error) if pairs is not None else (0.0, 0.0)
+            tested[a, b] = float(np.mean(rises)) + longer, paired_p(rises, shift=longer, error=error)
+    return _Steps(tested, left_out)
+
+
+def _log_joules(cell: CellSummary, lengths: PairedLengths | None) -> float:
+    """Per token, where the lengths are known apart from it; else per query."""
+    joules, tokens = cell.figure("energy_per_query_j"), cell.output_tokens_mean
+    assert joules is not None
+    return math.log(joules / tokens if lengths is not None and tokens else joules)
+
+
+def paired_p(differences: Sequence[float], *, shift: float = 0.0, error: float = 0.0) -> float:
+    """Two-sided p that the mean of paired differences plus `shift` is 0: Student's test over the pairs, and in
+    quadrature `error`, the standard error of `shift` (normal)."""
+    n, mean = len(differences), float(np.mean(differences)) + shift
+    scatter = float(np.std(differences, ddof=1)) / math.sqrt(n)
+    low, high = math.log(1e-16), 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        tail = math.exp(middle) / 2
+        half = math.hypot(scatter * float(special.stdtrit(n - 1, tail)), error * float(special.ndtri(tail)))
+        low, high = (middle, high) if abs(mean) <= half else (low, middle)
+    return 1.0 if mean == 0 else math.exp(high)
 
 
 def _accuracy_is_the_same_at_every_batch(trust: TrustStudy) -> Iterator[Claim]:
@@ -200,17 +259,23 @@ def _loss_grows_with_depth(trust: TrustStudy) -> Iterator[Claim]:
 def _backend_decides(
     answer: Answer, fewer: Sequence[str], bits: Mapping[str, int], backends: Mapping[str, str]
 ) -> Iterator[Claim]:
-    """Section 4.5.1: equal bits, opposite verdicts on speed."""
+    """Section 4.5.1: equal bits, opposite verdicts on speed. One B shows that it holds; that it does not, only all B
+    that were measured, and more than one of them."""
     speeds = {found.target: found for found in _by(answer, "tokens_per_s")}
     for one, other in combinations([target for target in fewer if target in speeds], 2):
         if bits[one] != bits[other] or backends[one] == backends[other]:
             continue
         ours, theirs = _proven(speeds[one]), _proven(speeds[other])
         shared = [b for b in ours if b in theirs]
+        measured = [{point.concurrency for point in speeds[name].points} for name in (one, other)]
+        open_at = sorted((measured[0] | measured[1]) - set(shared))
         opposite = [b for b in shared if ours[b] != theirs[b]]
-        verdict: Verdict = "supported" if opposite else "contradicted" if shared else "cannot tell"
+        same_everywhere = len(shared) > 1 and not open_at and not opposite
+        verdict: Verdict = "supported" if opposite else "contradicted" if same_everywhere else "cannot tell"
         where = f"one faster, the other slower than the reference at B = {_list(opposite)}"
         same = f"on the same side of the reference at B = {_list(shared)}" if shared else "both proven at no B"
+        if shared and open_at:
+            same += f"; not proven for both at B = {_list(open_at)}"
         yield Claim(
             claim=f"at {bits[one]} bits the kernel decides whether it pays off",
             source="Section 4.5.1 of v2",

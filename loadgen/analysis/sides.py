@@ -9,10 +9,11 @@ from itertools import compress
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from loadgen.analysis.celldata import CellData
 from loadgen.analysis.trust.answers import Answer, Answers
-from loadgen.analysis.trust.pairing import Asked
+from loadgen.analysis.trust.pairing import Asked, Lengths
 from loadgen.analysis.trust.study import Side
 from loadgen.client.exchange import Exchange
 from loadgen.workload.grading import GUESSES, Verdict
@@ -31,6 +32,10 @@ class CellAnswers(msgspec.Struct, frozen=True, kw_only=True):
     """By item; equal ones are one, given several times."""
     prompt_sha: dict[str, str]
     """By item."""
+    lengths: dict[str, tuple[int, int]] = {}
+    """By item, graded or not: answers whose length is known, and their output tokens; none where the load is not valid.
+    Answers that were completed after the window count too: items are taken up in order, so that no length is favoured.
+    """
 
     def __reduce__(self) -> tuple[Callable[[bytes], CellAnswers], tuple[bytes]]:
         """From process to process in a tenth of the time that pickle takes for as many small objects."""
@@ -41,8 +46,10 @@ def _unpacked(packed: bytes) -> CellAnswers:
     return msgspec.msgpack.decode(packed, type=CellAnswers)
 
 
-def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnswers:
-    """Of the exchanges that have a verdict."""
+def cell_answers(
+    data: CellData, verdicts: Sequence[Verdict | None], *, load_valid: bool = True
+) -> CellAnswers:
+    """Of the exchanges that have a verdict; lengths of all that were measured, if the cell's load is valid."""
     graded = [v is not None for v in verdicts]
     asked, judged = list(compress(data.exchanges, graded)), [v for v in verdicts if v is not None]
     alike = Counter(
@@ -68,7 +75,17 @@ def cell_answers(data: CellData, verdicts: Sequence[Verdict | None]) -> CellAnsw
         concurrency=data.cell.concurrency,
         answers=dict(answers),
         prompt_sha={exchange.item_id: exchange.prompt_sha for exchange in asked},
+        lengths=_lengths(data) if load_valid else {},
     )
+
+
+def _lengths(data: CellData) -> dict[str, tuple[int, int]]:
+    lengths: dict[str, tuple[int, int]] = {}
+    for place in np.flatnonzero(data.measured & data.ok & (data.output_tokens >= 0)).tolist():
+        item = data.exchanges[place].item_id
+        answers, tokens = lengths.get(item, (0, 0))
+        lengths[item] = answers + 1, tokens + int(data.output_tokens[place])
+    return lengths
 
 
 def _stopped(exchange: Exchange) -> bool:
@@ -86,19 +103,32 @@ class Sides:
         self._sampling = {name: protocol[name] for name in _SETTINGS if name in protocol}
         self._answers: dict[Key, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
         self._asked: dict[Key, dict[str, Asked]] = defaultdict(dict)
+        self._lengths: dict[Key, dict[str, tuple[int, int]]] = defaultdict(dict)
 
     def add(self, cell: CellAnswers) -> None:
         key = cell.target, cell.concurrency
-        for item, answers in cell.answers.items():
-            self._answers[key][item] += answers
+        for item, graded in cell.answers.items():
+            self._answers[key][item] += graded
             self._asked[key][item] = Asked(
                 prompt_sha=cell.prompt_sha[item], max_tokens=self._max_tokens, sampling=self._sampling
             )
+        known = self._lengths[key]
+        for item, (answers, tokens) in cell.lengths.items():
+            before = known.get(item, (0, 0))
+            known[item] = before[0] + answers, before[1] + tokens
 
     @property
     def answers(self) -> dict[Key, Answers]:
         """Item -> answers, by target and concurrency."""
         return dict(self._answers)
+
+    @property
+    def lengths(self) -> dict[Key, Lengths]:
+        """Item -> mean output tokens, by target and concurrency, of the cells whose load is valid."""
+        return {
+            key: {item: tokens / answers for item, (answers, tokens) in known.items() if tokens}
+            for key, known in self._lengths.items()
+        }
 
     def all(self) -> list[Side]:
         """One per target and concurrency."""

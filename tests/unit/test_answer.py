@@ -6,11 +6,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from made_answer import answered, cells
+from made_answer import WOBBLE, answered, cells
 from made_run import answer, cell_data
 
-from loadgen.analysis.answer import Answer
+from loadgen.analysis.answer import Answer, answer_of, correlation
 from loadgen.analysis.cells import CellSummary, summarize_cell
+from loadgen.analysis.indices.items import paired
+from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.trust.answers import Answer as Graded
+from loadgen.analysis.trust.pairing import Asked, pair_lengths
+from loadgen.analysis.trust.study import Side, study
 from loadgen.analysis.validity import Validity
 
 INVALID = Validity(load=("the server died",), energy=())
@@ -79,3 +84,68 @@ def test_where_the_bound_contradicts_the_meter_it_is_said(base: CellSummary) -> 
     assert answered(made).hli_disagreements == []
     (sentence,) = answered(flipped).hli_disagreements
     assert "believe the meter" in sentence
+
+
+def in_windows(base: CellSummary, reached: dict[str, int]) -> Answer:
+    """The same answers and joules per token; fp16 and awq got this far down a list of ever longer items."""
+    items = {f"q{k}": 100 + k for k in range(200)}
+    made, answers = [], {}
+    for cell in cells(base):
+        own = dict(list(items.items())[: reached[cell.target]])
+        mean = sum(own.values()) / len(own)
+        energy = msgspec.structs.replace(
+            cell.energy,
+            energy_per_query_j=0.5 * mean * WOBBLE[cell.repeat if cell.target == "awq" else 4 - cell.repeat],
+            energy_hli_per_query_j=0.7 * mean * WOBBLE[cell.repeat if cell.target == "awq" else 4 - cell.repeat],
+            energy_per_token_j=0.5,
+        )
+        made.append(msgspec.structs.replace(cell, energy=energy, output_tokens_mean=mean))
+        answers[cell.target, cell.concurrency] = {
+            item: [Graded(repeat=1, outcome="correct", correct=length < 140, output_tokens=length)]
+            for item, length in own.items()
+        }
+    asked = {item: Asked(prompt_sha="0", max_tokens=256, sampling={}) for item in items}
+    trust = study([Side(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()], {},
+                  reference="fp16")  # fmt: skip
+    return answer_of(made, answers, trust, reference="fp16", settings=IndexSettings())
+
+
+def test_joules_per_query_are_compared_over_the_items_that_both_completed(base: CellSummary) -> None:
+    """awq completed 170 items of 184 tokens on average and 24% right, fp16 70 of 134 tokens and 57% right."""
+    found = in_windows(base, {"fp16": 70, "awq": 170})
+    for metric in ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j"):
+        (result,) = [c for c in found.crossovers if c.metric == metric]
+        assert result.status == "unresolved", metric
+        assert [point.log_advantage for point in result.points] == pytest.approx([0.0] * 4, abs=1e-12)
+    entry = found.indices.of("awq", 4)
+    assert entry is not None and entry.s_si_raw is not None
+    assert entry.s_si_raw.value == pytest.approx(1)
+
+
+def test_too_few_shared_items_are_a_refusal_and_joules_per_token_stay(base: CellSummary) -> None:
+    found = in_windows(base, {"fp16": 19, "awq": 170})
+    refusals = {c.metric: c.refusal for c in found.crossovers}
+    said = (
+        "19 items were completed by both sides, and their mean answer length needs 20 (at B = 1); measure longer"
+    )
+    for metric in ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si"):
+        assert refusals[metric] == said
+    assert refusals["energy_per_token_j"] is None
+    (refused,) = [c for c in found.crossovers if c.metric == "energy_per_query_j"]
+    assert refused.notes[0].startswith("B = 1: left out, 19 items were completed by both sides")
+
+
+def test_answers_of_one_length_need_no_shared_items() -> None:
+    """As of --fixed-length: it does not matter which items were completed."""
+    lengths = pair_lengths(dict.fromkeys("abc", 50.0), dict.fromkeys("cd", 50.0))
+    assert lengths is not None
+    assert (lengths.refusal, lengths.log_ratio, lengths.error) == (None, 0.0, 0.0)
+
+
+def test_longer_wrong_answers_widen_the_error_of_joules_per_correct_answer() -> None:
+    """Every item that is lost is also longer: log L and log T move against each other."""
+    items = [f"q{k}" for k in range(100)]
+    lengths = pair_lengths({q: 200.0 if k < 10 else 100.0 for k, q in enumerate(items)}, dict.fromkeys(items, 100.0))
+    graded = paired({q: float(k >= 10) for k, q in enumerate(items)}, dict.fromkeys(items, 1.0))
+    assert lengths is not None and graded is not None
+    assert correlation(graded, lengths) == pytest.approx(-1)

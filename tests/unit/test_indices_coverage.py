@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loadgen.analysis.indices.accuracy import accuracy_ratios
 from loadgen.analysis.indices.drawn import RepeatNoise
+from loadgen.analysis.indices.items import item_figures
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.standing import stand
@@ -32,10 +32,10 @@ def studies(*, lost: float, won: float, eta: float, s: float, rho: float, repeat
     for place, (kind, (shared, ours, theirs)) in enumerate(zip(kinds, noise, strict=True)):
         reference = _point("fp16", 1000, 10, 2e9, kind <= 1, shared + theirs)
         target = _point("awq", 1000 * eta, 10 / s, 2e9 / rho, kind % 2 == 0, shared + ours)
-        t = accuracy_ratios([target], reference, resamples=RESAMPLES, seed=place)["awq"]
+        items = item_figures([target], reference, resamples=RESAMPLES, seed=place)["awq"]
         draws = RepeatNoise(set(range(repeats)), resamples=RESAMPLES, seed=place)
-        standing = stand(target, reference, t=t, noise=draws, settings=SETTINGS)
-        entry = target_indices(standing, reference="fp16", concurrency=16, settings=SETTINGS, t_si=t.estimate)
+        standing = stand(target, reference, items=items, noise=draws, settings=SETTINGS)
+        entry = target_indices(standing, reference="fp16", concurrency=16, settings=SETTINGS, t_si=items.t.estimate)
         found.append(entry)
     return found
 

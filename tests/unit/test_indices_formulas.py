@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from loadgen.analysis.indices.accuracy import accuracy_ratios
 from loadgen.analysis.indices.formulas import (
     carbon_kg,
     clamped,
@@ -22,6 +21,7 @@ from loadgen.analysis.indices.formulas import (
     sustainability_linear,
     sustainability_log,
 )
+from loadgen.analysis.indices.items import item_figures
 from loadgen.analysis.indices.point import OperatingPoint
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.errors import UsageError
@@ -61,7 +61,7 @@ def test_t_si_of_the_papers_nf4_is_that_of_its_counts() -> None:
         OperatingPoint(target=name, concurrency=1, scores={item: float(at < right) for at, item in enumerate(items)})
         for name, right in counts.items()
     )
-    ratio = accuracy_ratios([nf4], fp16, resamples=100, seed=0)["nf4"].value
+    ratio = item_figures([nf4], fp16, resamples=100, seed=0)["nf4"].t.value
     assert ratio == pytest.approx(520 / 569)
     assert ratio == pytest.approx(0.3942 / 0.4314, abs=0.0005)
 

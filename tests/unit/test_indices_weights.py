@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -109,3 +110,33 @@ def test_a_measured_energy_is_not_compared_with_a_bound() -> None:
     measured = metrics(drawn(1), drawn(1.2), drawn(1), drawn(1))
     bound = metrics(drawn(1), drawn(1), drawn(1), drawn(1), source="hli")
     assert dominance(16, measured, bound).unknown == ("energy_per_query_j",)
+
+
+def graded(right: int, n: int = 300) -> dict[str, float]:
+    return {str(item): float(item < right) for item in range(n)}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "n", "verdict"),
+    [
+        (40, 40, 64, "cannot tell"),
+        (200, 200, 300, "dominates within margin"),
+        (198, 200, 300, "cannot tell"),
+        (230, 200, 300, "dominates"),
+        (170, 200, 300, "does not"),
+    ],
+)
+def test_dominance_needs_a_proof_of_the_accuracy(ours: int, theirs: int, n: int, verdict: str) -> None:
+    """No change of 64 leaves Tango's interval at -z^2 / (n + z^2) = -5.7 pp, of 300 at -1.3 pp: within 2 pp. With two
+    lost of 300 it reaches beyond them."""
+    one = metrics(drawn(ours / theirs), drawn(2), drawn(2), drawn(3))
+    one = msgspec.structs.replace(one, scores=graded(ours, n))
+    assert dominance(16, one, reference_standing("fp16", graded(theirs, n))).verdict == verdict
+
+
+def test_two_targets_that_lost_the_same_items_are_compared_with_each_other() -> None:
+    awq, gptq = (
+        msgspec.structs.replace(metrics(drawn(0.9), drawn(speed), drawn(speed), drawn(3)), scores=graded(40, 64))
+        for speed in (2, 1)
+    )
+    assert dominance(16, awq, gptq).verdict == "cannot tell"

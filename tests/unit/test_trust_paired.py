@@ -200,3 +200,22 @@ def test_pairing_is_refused_where_the_question_was_another() -> None:
     nothing = pairing_refusal({"z": asked()}, reference)
     assert nothing is not None
     assert "no item in common" in nothing
+
+
+def test_t_si_is_bonett_and_prices() -> None:
+    """Airway hyper-responsiveness (Bentur 2009; 1, 1, 7, 12), by Wilson's limits worked out by hand: n* = 9, of which 2
+    and 8; z = 1.96 sqrt(10 / 27) / (sqrt(8 / 11 / 3) + sqrt(2 / 11 / 9)) = 1.8787."""
+    ratio = trust_ratio(pairs(1, 7, 1, 12))
+    z = 1.959964 * (10 / 27) ** 0.5 / ((8 / 11 / 3) ** 0.5 + (2 / 11 / 9) ** 0.5)
+
+    def end(right: int, sign: int) -> float:
+        return (2 * right + z * z + sign * z * (z * z + 4 * right * (1 - right / 9)) ** 0.5) / (2 * (9 + z * z))
+
+    assert ratio.value == pytest.approx(0.25)
+    assert (ratio.lo, ratio.hi) == pytest.approx((end(2, -1) / end(8, 1), end(2, 1) / end(8, -1)))
+
+
+def test_t_si_has_an_interval_where_no_answer_changed() -> None:
+    ratio = trust_ratio(pairs(40, 0, 0, 24))
+    assert ratio.lo is not None and ratio.hi is not None
+    assert ratio.lo < 0.97 < 1 < 1.03 < ratio.hi

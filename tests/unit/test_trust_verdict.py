@@ -8,7 +8,7 @@ from trust_answers import answer, sides
 
 from loadgen.analysis.trust.comparison import AccuracyComparison, compare_accuracy
 from loadgen.analysis.trust.holm import holm
-from loadgen.analysis.trust.planning import items_for_difference, power_of_mcnemar
+from loadgen.analysis.trust.planning import fewest_changes, items_for_difference, power_of_mcnemar
 from loadgen.analysis.trust.verdict import judge
 
 
@@ -76,6 +76,14 @@ def test_what_the_items_could_have_shown_is_said() -> None:
     assert alone is not None
     assert family > 1.1 * alone
     assert judge([compared(3, 1, 0, 4)])[0].detectable is None
+
+
+def test_more_items_are_never_fewer_than_exact_mcnemar_could_prove() -> None:
+    """All 3 items lost: p = 2 / 2^3. Six changes are needed for 2 / 2^6 < .05, and eight in a family of four: .0125."""
+    lost = compared(0, 3, 0, 0)
+    assert judge([lost])[0].more_items == 3
+    assert judge([lost] * 4)[0].more_items == 5
+    assert (fewest_changes(0.05), fewest_changes(0.0125), fewest_changes(0.03125)) == (6, 8, 6)
 
 
 def test_a_family_is_judged_more_strictly_than_its_members() -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import permutations
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.indices.drawn import ROUNDING, TAIL, Drawn
+from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.standing import Standing
+from loadgen.analysis.trust.planning import MARGIN
+from loadgen.analysis.trust.ratio import bonett_price
+from loadgen.analysis.trust.score import changes, difference_interval
 
 METRICS = ("accuracy", "tokens_per_s", "energy_per_query_j", "memory_bytes")
 EQUAL_MEMORY = 0.01
 """Memories closer than this share count as equal."""
 
-Dominates = Literal["dominates", "does not", "cannot tell"]
+Dominates = Literal["dominates", "dominates within margin", "does not", "cannot tell"]
 Advantage = Drawn | None
 
 
@@ -28,6 +32,8 @@ class Dominance(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     other: str
     verdict: Dominates
+    accuracy_margin: float = MARGIN
+    """`dominates within margin`: the accuracy is proven to be less than this (a proportion) lower, not as good."""
     better: tuple[str, ...]
     worse: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -40,17 +46,19 @@ def dominances(concurrency: int, standings: Sequence[Standing]) -> Iterator[Domi
 
 
 def dominance(concurrency: int, one: Standing, other: Standing) -> Dominance:
-    """`dominates`: as good in all four metrics and better in one, each at 97.5% confidence. `does not`: worse in one,
-    at 97.5% over all metrics together (Bonferroni)."""
-    advantages = dict(zip(METRICS, _advantages(one, other), strict=True))
-    known = {metric: draws for metric, draws in advantages.items() if draws is not None}
-    better = tuple(m for m, draws in known.items() if (draws > 0).mean() >= 1 - TAIL)
-    worse = tuple(m for m, draws in known.items() if (draws < 0).mean() >= 1 - TAIL / len(METRICS))
+    """`dominates`: as good in all four metrics and better in one, each at 97.5% confidence; `dominates within margin`:
+    the same but for the accuracy, which is proven to be less than `MARGIN` lower. `does not`: worse in one, at 97.5%
+    over all metrics together (Bonferroni)."""
+    found = dict(zip(METRICS, (_accuracy(one, other), *map(_standing, _advantages(one, other))), strict=True))
+    known = {metric: standing for metric, standing in found.items() if standing is not None}
+    better = tuple(metric for metric, standing in known.items() if standing.better)
+    worse = tuple(metric for metric, standing in known.items() if standing.worse)
     verdict: Dominates = "cannot tell"
     if worse:
         verdict = "does not"
-    elif better and len(known) == len(METRICS) and all((d >= 0).mean() >= 1 - TAIL for d in known.values()):
-        verdict = "dominates"
+    elif better and len(known) == len(METRICS) and all(s.as_good for m, s in known.items() if m != "accuracy"):
+        accuracy = known["accuracy"]
+        verdict = "dominates" if accuracy.as_good else "dominates within margin" if accuracy.within else "cannot tell"
     return Dominance(
         concurrency=concurrency,
         target=one.target,
@@ -62,9 +70,44 @@ def dominance(concurrency: int, one: Standing, other: Standing) -> Dominance:
     )
 
 
+class _Metric(NamedTuple):
+    """What is proven of one metric."""
+
+    better: bool
+    worse: bool
+    as_good: bool
+    within: bool = False
+    """Of accuracy: not lower by the margin."""
+
+
+def _standing(draws: Floats | None) -> _Metric | None:
+    if draws is None:
+        return None
+    return _Metric(
+        better=bool((draws > 0).mean() >= 1 - TAIL),
+        worse=bool((draws < 0).mean() >= 1 - TAIL / len(METRICS)),
+        as_good=bool((draws >= 0).mean() >= 1 - TAIL),
+    )
+
+
+def _accuracy(one: Standing, other: Standing) -> _Metric | None:
+    """By Bonett and Price's interval of the ratio, and Tango's of the difference, over the items that both answered.
+    Draws of the ratio to the reference would not do: two targets that lost the same items have the same draws."""
+    pairs = paired(one.scores, other.scores)
+    if pairs is None:
+        return _standing(_difference(one.t, other.t))
+    lo, _ = bonett_price(pairs)
+    _, hi = bonett_price(pairs, confidence=1 - 2 * TAIL / len(METRICS))
+    return _Metric(
+        better=lo > 1,
+        worse=hi is not None and hi < 1,
+        as_good=lo >= 1,
+        within=difference_interval(changes(pairs))[0] > -MARGIN,
+    )
+
+
 def _advantages(one: Standing, other: Standing) -> Iterator[Floats | None]:
-    """Draws of one's advantage over the other, metric by metric: above 0 better."""
-    yield _difference(one.t, other.t)
+    """Draws of one's advantage over the other in speed, energy and memory: above 0 better."""
     yield _difference(one.eta, other.eta)
     sources = {standing.energy.source for standing in (one, other) if standing.energy}
     yield _difference(one.saving, other.saving) if len(sources) < 2 else None

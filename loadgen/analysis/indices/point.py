@@ -46,6 +46,9 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
     repeats: tuple[Repeat, ...] = ()
     scores: Mapping[str, float] = {}
     """Item -> share of correct answers (0 to 1), in the order asked; empty: not graded, or not comparable."""
+    lengths: Mapping[str, float] = {}
+    """Item -> mean output tokens of its answers. Joules per query are then compared over the items of both sides;
+    empty: not known, each side's `energy_per_query_j` is taken unchanged."""
 
     def by_repeat(self, figure: str) -> dict[int, float]:
         """The repeats in which `figure`, a field of Repeat, was measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -15,6 +16,7 @@ from loadgen.analysis.indices.formulas import (
     sustainability_linear,
     sustainability_log,
 )
+from loadgen.analysis.indices.items import ItemFigures
 from loadgen.analysis.indices.point import OperatingPoint
 from loadgen.analysis.indices.settings import IndexSettings
 
@@ -27,7 +29,7 @@ _MEMORY: tuple[tuple[MemorySource, str], ...] = (("needed", "memory_needed_bytes
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
-    """Joules per query of both sides, over the repeats they share."""
+    """Joules per query of both sides, over the repeats and the items they share."""
 
     source: EnergySource
     target_j: Drawn
@@ -44,6 +46,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     t: Drawn | None = None
+    scores: Mapping[str, float] = {}
+    """Item -> share of correct answers; two targets are compared over the items of both."""
     eta: Drawn | None = None
     """Tokens/s over the reference's."""
     rho: Drawn | None = None
@@ -56,6 +60,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """The bound, also where energy was measured."""
     tokens: Drawn | None = None
     """Tokens per query over the reference's: neither better nor worse."""
+    energy_refusal: str | None = None
+    """Why joules per query are not compared, though they were measured."""
     e: Drawn | None = None
     """E_SI."""
     s: Drawn | None = None
@@ -66,25 +72,42 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
         return derive(clamped, self.s) if self.s is not None else None
 
 
-def reference_standing(reference: str) -> Standing:
+def reference_standing(reference: str, scores: Mapping[str, float] | None = None) -> Standing:
     """The reference beside itself: 1 in everything, without any doubt."""
     one = Drawn(value=1.0, draws=np.ones(1))
-    return Standing(target=reference, t=one, eta=one, rho=one, saving=one, tokens=one, e=one, s=one)
+    ones = Standing(target=reference, t=one, eta=one, rho=one, saving=one, tokens=one, e=one, s=one)
+    return msgspec.structs.replace(ones, scores=scores or {})
 
 
 def stand(
     target: OperatingPoint,
     reference: OperatingPoint,
     *,
-    t: Drawn | None,
+    items: ItemFigures,
     noise: RepeatNoise,
     settings: IndexSettings,
 ) -> Standing:
-    """Of two points at equal B (`batch_refusal`). `t`: the accuracy ratio; energy and memory are compared by the best
-    source that both sides have: measured before HLI, memory needed before peak."""
+    """Of two points at equal B (`batch_refusal`). Energy and memory are compared by the best source that both sides
+    have: measured before HLI, memory needed before peak. Joules per query are joules per token times the mean length
+    of the items that both completed."""
 
-    def pair(figure: str) -> tuple[Drawn, Drawn] | None:
-        ours, theirs = target.by_repeat(figure), reference.by_repeat(figure)
+    def per_token(side: OperatingPoint, figure: str) -> dict[int, float]:
+        tokens = side.by_repeat("tokens_per_query")
+        return {at: joules / tokens[at] for at, joules in side.by_repeat(figure).items() if at in tokens}
+
+    def joules(figure: str) -> tuple[Drawn, Drawn] | None:
+        if items.tokens is None:
+            return None if items.refusal else pair(figure)
+        sides = pair(figure, per_token)
+        if sides is None:
+            return None
+        ours, theirs = (derive(lambda j, length: j * length, *both) for both in zip(sides, items.tokens, strict=True))
+        return ours, theirs
+
+    def pair(
+        figure: str, read: Callable[[OperatingPoint, str], dict[int, float]] = OperatingPoint.by_repeat
+    ) -> tuple[Drawn, Drawn] | None:
+        ours, theirs = read(target, figure), read(reference, figure)
         shared = sorted(ours.keys() & theirs.keys())
         if not shared:
             return None
@@ -97,8 +120,9 @@ def stand(
     energies = {
         source: Energy(source=source, target_j=sides[0], reference_j=sides[1])
         for source, figure in _ENERGY
-        if (sides := pair(figure))
+        if (sides := joules(figure))
     }
+    measured = any(target.by_repeat(figure) and reference.by_repeat(figure) for _, figure in _ENERGY)
     energy = next(iter(energies.values()), None)
     eta = ratio("tokens_per_s")
     memories = ((source, found) for source, figure in _MEMORY if (found := ratio(figure)))
@@ -106,7 +130,8 @@ def stand(
     rho = derive(lambda needed: 1 / needed, memory) if memory else None
     return Standing(
         target=target.target,
-        t=t,
+        t=items.t,
+        scores=target.scores,
         eta=eta,
         rho=rho,
         memory_source=memory_source,
@@ -115,8 +140,13 @@ def stand(
         s=_sustainability(energy, settings) if energy else None,
         energy=energy,
         hli=energies.get("hli"),
-        tokens=ratio("tokens_per_query"),
+        tokens=_tokens(items) or (None if items.refusal else ratio("tokens_per_query")),
+        energy_refusal=items.refusal if measured else None,
     )
+
+
+def _tokens(items: ItemFigures) -> Drawn | None:
+    return derive(lambda ours, theirs: ours / theirs, *items.tokens) if items.tokens else None
 
 
 def _efficiency(eta: Drawn | None, rho: Drawn | None, alpha: float) -> Drawn | None:

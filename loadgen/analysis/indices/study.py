@@ -10,18 +10,17 @@ from typing import NamedTuple
 import msgspec
 
 from loadgen.analysis.forked import forked
-from loadgen.analysis.indices.accuracy import accuracy_ratios, paired
 from loadgen.analysis.indices.cor import CorCurve, CorPoint, cor_curve
 from loadgen.analysis.indices.dominance import Dominance, dominances
-from loadgen.analysis.indices.drawn import Drawn, Estimate, RepeatNoise
+from loadgen.analysis.indices.drawn import Estimate, RepeatNoise
+from loadgen.analysis.indices.items import ItemFigures, item_figures
 from loadgen.analysis.indices.point import OperatingPoint, batch_refusal
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.speed import Speed, speed
 from loadgen.analysis.indices.standing import Standing, reference_standing, stand
-from loadgen.analysis.indices.target import TargetIndices, target_indices
+from loadgen.analysis.indices.target import SiDifference, TargetIndices, si_differences, target_indices
 from loadgen.analysis.indices.trap import TrapAnswer, TrapPoint, trap_answer
 from loadgen.analysis.indices.weights import WeightSpace, weight_space
-from loadgen.analysis.trust.ratio import trust_ratio
 from loadgen.analysis.trust.resample import RESAMPLES
 
 
@@ -34,6 +33,7 @@ class IndexStudy(msgspec.Struct, frozen=True, kw_only=True):
     traps: tuple[TrapAnswer, ...] = ()
     weight_space: tuple[WeightSpace, ...] = ()
     dominance: tuple[Dominance, ...] = ()
+    si_differences: tuple[SiDifference, ...] = ()
 
     def of(self, target: str, concurrency: int) -> TargetIndices | None:
         """Of one target at one concurrency; None for the reference."""
@@ -70,6 +70,7 @@ def index_study(
         traps=tuple(_traps([entry for _, entry in entries])),
         weight_space=tuple(at.space for at in found if at.space is not None),
         dominance=tuple(pair for at in found for pair in at.dominance),
+        si_differences=tuple(difference for at in found for difference in at.differences),
     )
 
 
@@ -79,6 +80,7 @@ class _At(NamedTuple):
     entries: list[tuple[OperatingPoint, TargetIndices]]
     space: WeightSpace | None
     dominance: list[Dominance]
+    differences: list[SiDifference]
 
 
 def _at(
@@ -87,43 +89,47 @@ def _at(
     others = [point for point in together if point.target != reference]
     against = next((point for point in together if point.target == reference), None)
     if against is None or not others:
-        return _At([], None, [])
+        return _At([], None, [], [])
     b = against.concurrency
-    ratios = accuracy_ratios(others, against, resamples=resamples, seed=seed)
+    items = item_figures(others, against, resamples=resamples, seed=seed)
     noise = RepeatNoise({r.repeat for point in together for r in point.repeats}, resamples=resamples, seed=seed)
-    standings, entries = [reference_standing(reference)], []
+    standings, entries = [reference_standing(reference, against.scores)], []
     for point in others:
         refusal = batch_refusal(point, against)
-        standing = _standing(point, against, ratios.get(point.target), noise, settings, refusal)
+        standing = _standing(point, against, items[point.target], noise, settings, refusal)
         standings.append(standing)
         entry = target_indices(
             standing,
             reference=reference,
             concurrency=b,
             settings=settings,
-            t_si=_t_si(point, against, resamples, seed),
+            t_si=_t_si(items[point.target]),
             refusal=refusal,
         )
         entries.append((point, entry))
-    return _At(entries, weight_space(b, standings, seed=seed), list(dominances(b, standings)))
+    return _At(
+        entries,
+        weight_space(b, standings, seed=seed),
+        list(dominances(b, standings)),
+        list(si_differences(b, standings, settings.weights)),
+    )
 
 
 def _standing(
     point: OperatingPoint,
     against: OperatingPoint,
-    t: Drawn | None,
+    items: ItemFigures,
     noise: RepeatNoise,
     settings: IndexSettings,
     refusal: str | None,
 ) -> Standing:
     if refusal is not None:
-        return Standing(target=point.target, t=t)
-    return stand(point, against, t=t, noise=noise, settings=settings)
+        return Standing(target=point.target, t=items.t, scores=point.scores)
+    return stand(point, against, items=items, noise=noise, settings=settings)
 
 
-def _t_si(point: OperatingPoint, against: OperatingPoint, resamples: int, seed: int) -> Estimate | None:
-    pairs = paired(point, against)
-    ratio = trust_ratio(pairs, resamples=resamples, seed=seed) if pairs else None
+def _t_si(items: ItemFigures) -> Estimate | None:
+    ratio = items.t_si
     if ratio is None or ratio.value is None:
         return None
     return Estimate(value=ratio.value, lo=ratio.lo, hi=ratio.hi)
@@ -164,4 +170,5 @@ def _missing(entry: TargetIndices) -> str:
         "memory": entry.e_si.value if entry.e_si.eta is not None else entry.e_si.rho,
         "energy": entry.s_si,
     }
-    return "no " + ", no ".join(name for name, figure in pillars.items() if figure is None)
+    missing = "no " + ", no ".join(name for name, figure in pillars.items() if figure is None)
+    return f"{missing}: {entry.energy_refusal}" if entry.energy_refusal else missing

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 import msgspec
+import numpy as np
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.indices.cor import CorClass, cor_class
@@ -71,6 +73,8 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
     s_si_raw: Estimate | None
     caes_kg_per_query: Estimate | None
     """Of the target, in kgCO2e."""
+    energy_refusal: str | None
+    """Why joules per query are not compared, though they were measured: too few items that both sides completed."""
     energy: EnergyChange | None
     energy_hli: EnergyChange | None
     """By the bound; beside a measured one."""
@@ -90,6 +94,18 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
     """By `si`."""
     trap_raw: Trap
     """By `si_raw`."""
+
+
+class SiDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a target's SI is higher or lower than another's at one concurrency, from their joint draws."""
+
+    target: str
+    other: str
+    concurrency: int
+    higher: bool
+    """The direction that `p` speaks for."""
+    p: float
+    """Two-sided, of this concurrency alone: a claim over several needs Holm's correction."""
 
 
 def target_indices(
@@ -121,6 +137,7 @@ def target_indices(
         caes_kg_per_query=(
             derive(lambda energy_j: carbon_kg(energy_j, gamma), energy.target_j).estimate if energy and gamma else None
         ),
+        energy_refusal=standing.energy_refusal,
         energy=_change(energy, standing.tokens),
         energy_hli=_change(standing.hli, standing.tokens),
         weights=settings.weights,
@@ -145,6 +162,42 @@ def _index(
     raw = derive(lambda *pillars: formula(*pillars, settings.weights), t, e, s)
     full = derive(lambda *pillars: formula(*pillars, 1.0, settings.weights), t, e)
     return least(raw, full), raw.estimate
+
+
+def si_differences(
+    concurrency: int, standings: Sequence[Standing], weights: tuple[float, float, float]
+) -> Iterator[SiDifference]:
+    """Of every unordered pair whose SI has draws."""
+    known = [(s.target, draws) for s in standings if (draws := _si_draws(s, weights)) is not None]
+    for (target, ours), (other, theirs) in combinations(known, 2):
+        lower, higher = _p_below(ours, theirs), _p_below(theirs, ours)
+        yield SiDifference(
+            target=target,
+            other=other,
+            concurrency=concurrency,
+            higher=higher < lower,
+            p=min(1.0, 2 * min(lower, higher)),
+        )
+
+
+def _si_draws(standing: Standing, weights: tuple[float, float, float]) -> tuple[Floats, Floats] | None:
+    """SI with S, and with 1 in its place: the smaller of the two is SI."""
+    if not (standing.t and standing.e and standing.s):
+        return None
+    t, e, s = standing.t.draws, standing.e.draws, standing.s.draws
+    if t is None or e is None or s is None:
+        return None
+    return np.asarray(si_linear(t, e, s, weights)), np.asarray(si_linear(t, e, np.ones(1), weights))
+
+
+def _p_below(ours: tuple[Floats, Floats], theirs: tuple[Floats, Floats]) -> float:
+    """One-sided p that our SI is not below theirs. Ours is below if one of its two figures lies below both of theirs;
+    two chances cost twice the p, as in `least`."""
+    ways = []
+    for draws in ours:
+        misses = [(1 + np.count_nonzero(~(draws < other))) / (1 + max(len(draws), len(other))) for other in theirs]
+        ways.append(max(misses))
+    return float(min(1.0, 2 * min(ways)))
 
 
 def _efficiency(standing: Standing, alpha: float) -> Efficiency:

@@ -62,16 +62,22 @@ def share_of(answers: Answers, chosen: Callable[[Answer], bool]) -> float | None
 
 def mean_output_tokens(answers: Answers) -> float | None:
     """Tokens per answer where the server reported them, each item weighing the same; None if it never did."""
-    means = []
-    for answered in given(answers).values():
+    means = list(item_lengths(answers).values())
+    return float(np.mean(means)) if means else None
+
+
+def item_lengths(answers: Answers) -> dict[str, float]:
+    """Mean output tokens of every item that was answered and whose tokens the server reported."""
+    means = {}
+    for item, answered in given(answers).items():
         tokens = asked = 0
         for answer in answered:
             if answer.output_tokens is not None:
                 tokens += answer.output_tokens * answer.times
                 asked += answer.times
         if asked:
-            means.append(tokens / asked)
-    return float(np.mean(means)) if means else None
+            means[item] = tokens / asked
+    return means
 
 
 def _shares(answers: Answers, chosen: Callable[[Answer], bool]) -> dict[str, float]:

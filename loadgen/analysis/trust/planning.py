@@ -19,10 +19,17 @@ POWER = 0.8
 
 
 def items_for_difference(delta: float, discordance: float, *, power: float = POWER, alpha: float = ALPHA) -> int:
-    """Items for which McNemar's two-sided test finds an accuracy difference `delta` (Connor 1987, eq. 3)."""
+    """Items for which McNemar's two-sided test finds an accuracy difference `delta` (Connor 1987, eq. 3); never so few
+    that the exact test could not prove anything."""
     delta = abs(delta)
     spread = math.sqrt(discordance) * _z(1 - alpha / 2) + math.sqrt(discordance - delta**2) * _z(power)
-    return max(1, round((spread / delta) ** 2))
+    return max(round((spread / delta) ** 2), math.ceil(fewest_changes(alpha) / discordance))
+
+
+def fewest_changes(alpha: float = ALPHA) -> int:
+    """Changed items with which exact McNemar can prove a difference at all: if all changed one way, p is 2 / 2^changes,
+    so 1 + log2(1 / alpha)."""
+    return math.ceil(1 + math.log2(1 / alpha) - 1e-9)
 
 
 def detectable_difference(

@@ -158,7 +158,7 @@ def _sentence(c: AccuracyComparison, judgement: AccuracyVerdict) -> str:
         "worse": "worse",
         "better": "better",
         "equivalent": f"equivalent within {margin}",
-        "inconclusive": f"inconclusive, you need {judgement.more_items} more items",
+        "inconclusive": f"inconclusive, you need {judgement.more_items} more item{'s' * (judgement.more_items != 1)}",
     }[judgement.verdict]
     if judgement.verdict in ("worse", "better") and judgement.within_margin:
         verdict += f", by less than {margin}"

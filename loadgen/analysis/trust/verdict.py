@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,7 @@ from loadgen.analysis.trust.planning import (
     ALPHA,
     MARGIN,
     detectable_difference,
+    fewest_changes,
     items_for_difference,
     items_for_equivalence,
 )
@@ -94,7 +96,8 @@ def _more_items(comparison: AccuracyComparison, margin: float, alpha: float) -> 
     delta, discordance = abs(comparison.difference), comparison.changes.supposed_discordance
     ways = []
     if delta > 0:
-        ways.append(items_for_difference(delta, discordance, alpha=alpha))
+        missing = math.ceil(fewest_changes(alpha) - comparison.changes.won - comparison.changes.lost)
+        ways.append(max(items_for_difference(delta, discordance, alpha=alpha), comparison.items + missing))
     if delta < margin:
         ways.append(items_for_equivalence(margin, discordance, delta=delta, alpha=alpha))
     return max(1, min(ways) - comparison.items)
