@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from loadgen.analysis.forked import forked
+from loadgen.folder import Folder
 from loadgen.power.calibration import calibration_of
 from loadgen.power.energy import plausible_limit_w
 from loadgen.power.owners import Owners
@@ -85,7 +86,7 @@ def read_power(
     With `since_ns` no more of the file is read than a window from there on needs.
     """
     path = power_file(run_dir, target, repeat, session)
-    if not path.exists():
+    if not Folder(path.parent).has(path.name):
         return None
     block: dict[str, Any] = next(
         (

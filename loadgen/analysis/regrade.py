@@ -12,10 +12,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from loadgen.analysis.analyse import analyse
+from loadgen.analysis.tables import read_table
 from loadgen.errors import UsageError
+from loadgen.folder import Folder
 from loadgen.sweep.manifest import read_manifest
 from loadgen.workload.grading import VERSION
 
+_FILE = "requests.parquet"
 _REQUEST = ["target", "concurrency", "repeat", "slot", "t_send_ns"]
 _READ = ["item_id", "outcome", "answer", "extractor"]
 UNGRADED = "none"
@@ -68,27 +71,28 @@ def regrade(run_dir: Path) -> Regraded:
         raise UsageError(
             f"{run_dir} was measured with --fixed-length: its answers were not free to end and cannot be graded"
         )
-    path = run_dir / "requests.parquet"
-    before = _verdicts(path) if path.exists() else None
-    version = _version(path) if path.exists() else None
+    there = Folder(run_dir).has(_FILE)
+    before = _verdicts(run_dir) if there else None
+    version = _version(run_dir) if there else None
     analyse(run_dir)
-    after = _verdicts(path)
+    after = _verdicts(run_dir)
     graded = int((after["outcome"] != UNGRADED).sum())
     if before is None:
         return Regraded(graded, None)
     return Regraded(graded, _outcomes(before, after), version, VERSION, _changes(before, after))
 
 
-def _verdicts(path: Path) -> pd.DataFrame:
-    read = pd.read_parquet(path, columns=[*_REQUEST, *_READ]).set_index(_REQUEST)
+def _verdicts(run_dir: Path) -> pd.DataFrame:
+    read = read_table(run_dir, _FILE, columns=[*_REQUEST, *_READ]).set_index(_REQUEST)
     return read.assign(outcome=read["outcome"].fillna(UNGRADED))
 
 
-def _version(path: Path) -> int:
+def _version(run_dir: Path) -> int:
     """The one that graded the file; it is written as a whole, so there is one."""
-    if "grader" not in pq.read_schema(path).names:
-        return FIRST_VERSION
-    known = pd.read_parquet(path, columns=["grader"])["grader"].dropna()
+    with Folder(run_dir).open(_FILE) as file:
+        if "grader" not in pq.read_schema(file).names:
+            return FIRST_VERSION
+    known = read_table(run_dir, _FILE, columns=["grader"])["grader"].dropna()
     return int(known.iloc[0]) if len(known) else VERSION
 
 

@@ -14,8 +14,10 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import METRICS
 from loadgen.analysis.invalid import Invalid
 from loadgen.analysis.quantity import COLUMNS, REASONS, quantities_of
+from loadgen.analysis.tables import read_table
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
+from loadgen.folder import Folder, read_json
 from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.plan import level
 
@@ -37,7 +39,12 @@ class Run:
     @cached_property
     def analysis(self) -> dict[str, Any]:
         """analysis.json."""
-        content: dict[str, Any] = msgspec.json.decode((self.path / "analysis.json").read_bytes())
+        try:
+            content: dict[str, Any] = read_json(self.path, "analysis.json", dict[str, Any])
+        except ValueError as error:
+            raise UsageError(
+                f"{self.path / 'analysis.json'} is damaged ({error}); write it again with `loadgen report {self.path}`"
+            ) from None
         return content
 
     @property
@@ -86,12 +93,12 @@ class Run:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per target x concurrency, with intervals."""
-        return _read_csv(self.path / "summary.csv")
+        return _read_csv(self.path, "summary.csv")
 
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per target x concurrency x repeat, with validity."""
-        cells = _read_csv(self.path / "cells.csv")
+        cells = _read_csv(self.path, "cells.csv")
         if not {*COLUMNS.values()} <= {*cells.columns}:
             raise UsageError(_older(self.path))
         return cells.fillna(dict.fromkeys((*REASONS.values(), "first_failure"), ""))
@@ -105,17 +112,17 @@ class Run:
     @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request, warm-up and failed ones included."""
-        return pd.read_parquet(self.path / "requests.parquet")
+        return read_table(self.path, "requests.parquet")
 
     @cached_property
     def power(self) -> pd.DataFrame:
         """Every raw power sample; no rows where power was not measured."""
-        return pd.read_parquet(self.path / "power.parquet")
+        return read_table(self.path, "power.parquet")
 
     @cached_property
     def server(self) -> pd.DataFrame:
         """Samples of the servers' `/metrics`."""
-        return pd.read_parquet(self.path / "server.parquet")
+        return read_table(self.path, "server.parquet")
 
 
 def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
@@ -133,15 +140,16 @@ def _older(path: Path) -> str:
     return f"{path} was analysed by an older version; run `loadgen report {path}` first"
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, name: str) -> pd.DataFrame:
     """Only an empty field is 'not measured': a target may be named `NA` or `8`."""
-    return pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=[""])
+    with Folder(path).open(name) as file:
+        return pd.read_csv(file, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=[""])
 
 
 def load_run(path: str | Path) -> Run:
     """The run in a directory, its derived files made anew if they are missing. UsageError if it is none."""
     run = Run(Path(path))
     read_manifest(run.path)
-    if not (run.path / "analysis.json").exists():
+    if not Folder(run.path).has("analysis.json"):
         analyse(run.path)
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.latency import answered_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import VERSION, Verdict
@@ -95,12 +97,14 @@ class RunTables:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._paths = {name: run_dir / f"{name}.parquet" for name in ("requests", "server", "power")}
+        self._folder = Folder(run_dir)
         self._writers: dict[str, pq.ParquetWriter] = {}
+        self._open = ExitStack()
 
     def __enter__(self) -> RunTables:
         for name, schema in (("requests", REQUESTS), ("server", SERVER), ("power", POWER)):
-            self._writers[name] = pq.ParquetWriter(_partial(self._paths[name]), schema, **_ENCODING)
+            file = self._open.enter_context(self._folder.replacing(f"{name}.parquet"))
+            self._writers[name] = self._open.enter_context(pq.ParquetWriter(file, schema, **_ENCODING))
         return self
 
     def add(self, name: str, table: pa.Table) -> None:
@@ -108,13 +112,8 @@ class RunTables:
         if table.num_rows:
             self._writers[name].write_table(table)
 
-    def __exit__(self, failed: object, *_: object) -> None:
-        for name, writer in self._writers.items():
-            writer.close()
-            if failed is None:
-                _partial(self._paths[name]).replace(self._paths[name])
-            else:
-                _partial(self._paths[name]).unlink()
+    def __exit__(self, *failed: Any) -> None:
+        self._open.__exit__(*failed)
 
 
 def requests_table(data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]) -> pa.Table:
@@ -181,18 +180,29 @@ def _trace_table(given: dict[str, Any], trace: PowerTrace) -> pa.Table:
 
 def write_cells(run_dir: Path, cells: Sequence[CellSummary]) -> None:
     frame = pd.DataFrame([cell.columns() for cell in cells])
-    _write_csv(frame, run_dir / "cells.csv")
+    write_csv(frame, run_dir, "cells.csv")
 
 
 def write_summary(run_dir: Path, rows: Sequence[Row]) -> None:
-    _write_csv(pd.DataFrame(list(rows), columns=list(COLUMNS)), run_dir / "summary.csv")
+    write_csv(pd.DataFrame(list(rows), columns=list(COLUMNS)), run_dir, "summary.csv")
+
+
+def read_table(folder: Path, name: str, **options: Any) -> pd.DataFrame:
+    """The rows of a Parquet file; `options` of pyarrow.parquet.read_table."""
+    with Folder(folder).open(name) as file:
+        frame: pd.DataFrame = pq.read_table(file, **options).to_pandas()
+        return frame
+
+
+def write_csv(frame: pd.DataFrame, folder: Path, name: str) -> None:
+    """A table without its index."""
+    with Folder(folder).replacing(name) as file:
+        frame.to_csv(file, index=False, mode="wb")
 
 
 def write_analysis(run_dir: Path, analysis: dict[str, Any]) -> None:
     text = msgspec.json.format(msgspec.json.encode(analysis), indent=2)
-    path = run_dir / "analysis.json"
-    _partial(path).write_bytes(text + b"\n")
-    _partial(path).replace(path)
+    Folder(run_dir).write("analysis.json", text + b"\n")
 
 
 def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
@@ -210,12 +220,3 @@ def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
 def _known(values: Ints) -> pa.Array:
     """Where there is none (-1), null."""
     return pa.array(values, mask=values < 0)
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(_partial(path), index=False)
-    _partial(path).replace(path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")

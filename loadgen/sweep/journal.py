@@ -14,12 +14,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 from zlib import crc32
 
 import msgspec
 
 from loadgen.client.exchange import Exchange
 from loadgen.errors import UsageError
+from loadgen.folder import Folder
 from loadgen.power.sample import PowerSample
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.plan import Cell
@@ -84,7 +86,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        self._fd = Folder(path.parent).create(path.name)
         self._torn = False
 
     def append(self, record: Record) -> None:
@@ -130,7 +132,7 @@ class Lines:
 
     def blocks(self) -> Iterator[list[bytes]]:
         """Some lines at a time, without their ends."""
-        with self._path.open("rb", buffering=_BLOCK_BYTES) as file:
+        with opened(self._path) as file:
             if self._start:
                 file.seek(self._start - 1)
                 file.readline()
@@ -164,6 +166,11 @@ class Lines:
         return True
 
 
+def opened(path: Path) -> IO[bytes]:
+    """A journal's file, to be read; UsageError if it is a link or no regular file."""
+    return Folder(path.parent).open(path.name, _BLOCK_BYTES)
+
+
 def read_lines(path: Path, start: int = 0) -> Lines:
     """Blocks of whole good lines, to be decoded with `decode_lines`."""
     return Lines(path, start)
@@ -190,10 +197,12 @@ def known_records(path: Path) -> Iterator[None]:
 
 def cell_end(path: Path) -> CellEnd | None:
     """The last record of a cell's file; None if the file is missing or torn, or its first record cannot be read."""
-    if not path.exists():
+    try:
+        file = opened(path)
+    except FileNotFoundError:
         return None
-    lines = Lines(path, max(0, path.stat().st_size - _TAIL_BYTES))
-    with path.open("rb") as file:
+    with file:
+        lines = Lines(path, max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
         first = lines.good([file.readline()])
     last = [line for block in lines.blocks() for line in block[-1:]][-1:]
     with known_records(path):

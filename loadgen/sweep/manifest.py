@@ -15,6 +15,7 @@ import msgspec
 
 from loadgen._version import __version__
 from loadgen.errors import UsageError
+from loadgen.folder import Folder, read_json
 from loadgen.power.clock import boot_id
 from loadgen.power.feed import PowerFacts
 from loadgen.power.owners import Owners
@@ -35,7 +36,6 @@ class Manifest:
 
     def __init__(self, run_dir: Path, content: dict[str, Any]) -> None:
         self.run_dir = run_dir
-        self._path = run_dir / FILE
         self.content = content
         self.session = 0
         """Which of the run's sessions this is, from 1; set by `begin`."""
@@ -114,29 +114,20 @@ class Manifest:
 
     def write(self) -> None:
         text = msgspec.json.format(msgspec.json.encode(self.content), indent=2)
-        partial = self._path.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                file.write(text + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
+        Folder(self.run_dir).write(FILE, text + b"\n", durable=True)
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
     """The manifest's content. Raises UsageError if there is none, it is of another schema, or it lacks what every
     report needs."""
     path = run_dir / FILE
-    if not path.is_file():
-        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json")
     try:
-        content: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        content: dict[str, Any] = read_json(run_dir, FILE, dict[str, Any])
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json") from None
+    except ValueError as error:
         raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
+    Folder(run_dir).check()
     if content.get("schema") != SCHEMA:
         raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
     try:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from loadgen.client.arrivals import CLOSED
+from loadgen.folder import Folder
 from loadgen.serving.family import PROC
 from loadgen.sweep.journal import attempt_file, cell_end, cell_file
 from loadgen.sweep.manifest import Manifest, read_manifest
@@ -58,7 +59,7 @@ def set_aside(run_dir: Path, cell: Cell, manifest: Manifest) -> None:
         return
     attempt = attempt_file(run_dir, cell)
     manifest.set_aside(cell, attempt, why)
-    attempt.parent.mkdir(exist_ok=True)
+    Folder(run_dir).make("journal/attempts")
     path.rename(attempt)
 
 

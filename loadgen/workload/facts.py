@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.folder import Folder, read_json
 from loadgen.workload.item import Item
 
 FILE = "items.json"
@@ -33,9 +34,8 @@ def facts_of(item: Item) -> ItemFacts:
 
 def write_facts(run_dir: Path, items: Iterable[Item]) -> None:
     """items.json: item id to facts; whole or not at all, whatever happens meanwhile."""
-    partial = (run_dir / FILE).with_suffix(".partial")
-    partial.write_bytes(msgspec.json.encode({item.id: facts_of(item) for item in items}))
-    partial.replace(run_dir / FILE)
+    content = msgspec.json.encode({item.id: facts_of(item) for item in items})
+    Folder(run_dir).write(FILE, content, durable=True)
 
 
 def read_facts(run_dir: Path) -> dict[str, ItemFacts]:
@@ -43,11 +43,12 @@ def read_facts(run_dir: Path) -> dict[str, ItemFacts]:
 
     Raises UsageError if the file is not readable as such.
     """
-    path = run_dir / FILE
-    if not path.exists():
-        return {}
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=dict[str, ItemFacts | str])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} does not hold the items of a run ({error}); restore it to grade this run") from None
+        kept = read_json(run_dir, FILE, dict[str, ItemFacts | str])
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UsageError(
+            f"{run_dir / FILE} does not hold the items of a run ({error}); restore it to grade this run"
+        ) from None
     return {item: ItemFacts(gold=facts) if isinstance(facts, str) else facts for item, facts in kept.items()}

@@ -18,7 +18,9 @@ from loadgen.analysis.compare.stratum import Unmixed, unmixed
 from loadgen.analysis.compare.theorem import size_claims
 from loadgen.analysis.compare.words import n_star_sentence
 from loadgen.analysis.run import Run, load_run
+from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
+from loadgen.folder import Folder
 
 SCHEMA = 1
 
@@ -87,11 +89,11 @@ def compare_runs(
 def write_comparison(comparison: RunComparison, out: Path) -> None:
     """Writes compare.csv, compare.json and, if anything was imported, imports.csv into `out`, made if need be."""
     out.mkdir(parents=True, exist_ok=True)
-    comparison.table.to_csv(out / "compare.csv", index=False)
+    write_csv(comparison.table, out, "compare.csv")
     if comparison.imports:
-        comparison.imported.to_csv(out / "imports.csv", index=False)
+        write_csv(comparison.imported, out, "imports.csv")
     text = msgspec.json.format(msgspec.json.encode(comparison), indent=2)
-    (out / "compare.json").write_bytes(text + b"\n")
+    Folder(out).write("compare.json", text + b"\n")
 
 
 def _open(paths: Sequence[str | Path]) -> dict[str, Run]:

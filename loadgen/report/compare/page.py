@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loadgen._version import __version__
 from loadgen.analysis.compare.comparison import RunComparison
+from loadgen.folder import Folder
 from loadgen.report.compare.figures import cor_over_size, speed_over_concurrency
 from loadgen.report.compare.rows import (
     BANNER,
@@ -40,7 +41,7 @@ figure { margin: 1rem 0; background: #fff; display: inline-block } svg { max-wid
 def write_page(comparison: RunComparison, out: Path) -> Path:
     """Writes compare.html, one self-contained file, into the folder `out`; returns its path."""
     path = out / "compare.html"
-    path.write_text(_page(comparison), encoding="utf-8")
+    Folder(out).write(path.name, _page(comparison).encode())
     return path
 
 

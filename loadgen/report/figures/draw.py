@@ -9,6 +9,7 @@ import matplotlib
 
 from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.run import Run
+from loadgen.folder import Folder
 from loadgen.report.figures.against import draw_advantage, draw_cor
 from loadgen.report.figures.backends import draw_backends
 from loadgen.report.figures.curves import draw_curves, draw_si
@@ -29,8 +30,7 @@ def draw_figures(run: Run) -> list[Figure]:
     requests.parquet is read once, a cell at a time and without the tokens' own times. The drawing is shared by as many
     processes as there are cores.
     """
-    folder = run.path / "figures"
-    folder.mkdir(exist_ok=True)
+    folder = Folder(run.path).make("figures")
     looks = looks_of(run.summary["target"])
     latencies, traces, of_cells = Latencies(run), Traces(run), {}
     for cell, requests in read_cells(run.path):

@@ -11,6 +11,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from loadgen.folder import Folder
+
 COLUMNS = (
     "target", "concurrency", "repeat", "t_scheduled_ns", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns",
     "in_window", "output_tokens",
@@ -26,7 +28,7 @@ def read_cells(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
 
 
 def _pieces(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
-    with pq.ParquetFile(run_dir / "requests.parquet") as file:
+    with Folder(run_dir).open("requests.parquet") as opened, pq.ParquetFile(opened) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=list(COLUMNS)).to_pandas()
             for (target, concurrency, repeat), rows in table.groupby(["target", "concurrency", "repeat"], sort=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from loadgen.folder import Folder
 from loadgen.report.figures.figure import Figure, Section
 from loadgen.report.figures.look import INVALID, STAMP, TEXT, Look
 
@@ -147,20 +149,18 @@ class Sheet:
                 if axes.get_visible():
                     _stamp(axes)
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        partial = svg.with_suffix(".svg.partial")
-        self._canvas.savefig(partial, format="svg", transparent=True, metadata={"Date": None})
-        partial.write_text(_rounded(partial.read_text(encoding="utf-8")), encoding="utf-8")
-        partial.replace(svg)
+        drawn = io.StringIO()
+        self._canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+        Folder(folder).write(svg.name, _rounded(drawn.getvalue()).encode())
         self._canvas.text(
             0.25 / self._width, 1 + 0.08 / self._height, self._said(title),
             fontsize=11, weight="bold", color=STAMP if self._simulated else TEXT, va="bottom",
         )  # fmt: skip
-        partial = png.with_suffix(".png.partial")
         page = Bbox.from_bounds(0, 0, self._width, self._height + _TITLE)
-        self._canvas.savefig(
-            partial, format="png", dpi=PNG_DPI, facecolor="white", bbox_inches=page, pil_kwargs={"compress_level": 3}
-        )
-        partial.replace(png)
+        with Folder(folder).replacing(png.name) as file:
+            self._canvas.savefig(
+                file, format="png", dpi=PNG_DPI, facecolor="white", bbox_inches=page, pil_kwargs={"compress_level": 3}
+            )
         return Figure(
             name=name,
             section=section,

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loadgen.analysis.run import Run
+from loadgen.analysis.tables import read_table
 from loadgen.report.figures.requests import Cell
 
 Floats = NDArray[np.float64]
@@ -37,10 +37,10 @@ class Traces:
 
     def __init__(self, run: Run) -> None:
         columns = ["target", "concurrency", "repeat", "t_ns", "running"]
-        server = _read(run.path / "server.parquet", columns).dropna(subset="running")
+        server = _read(run.path, "server.parquet", columns).dropna(subset="running")
         self._server = dict(iter(server.groupby(["target", "concurrency", "repeat"], observed=True)))
         columns = ["target", "repeat", "session", "gpu_uuid", "t_ns", "counter_j", "power_instant_w", "power_average_w"]
-        power = _read(run.path / "power.parquet", columns)
+        power = _read(run.path, "power.parquet", columns)
         self._power = dict(iter(power.groupby(["target", "repeat", "session"], observed=True)))
         cells = run.cells[["target", "concurrency", "repeat", "session"]].itertuples(index=False, name=None)
         self._sessions = {(target, b, repeat): session for target, b, repeat, session in cells}
@@ -70,10 +70,9 @@ class Traces:
         return _seconds(kept["t_ns"].to_numpy(), start), kept["running"].to_numpy(dtype=np.float64)
 
 
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    names = [name for name in columns if name in ("target", "gpu_uuid")]
-    frame: pd.DataFrame = pq.read_table(path, columns=columns, read_dictionary=names).to_pandas()
-    return frame
+def _read(path: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    names = [column for column in columns if column in ("target", "gpu_uuid")]
+    return read_table(path, name, columns=columns, read_dictionary=names)
 
 
 def _windows(run: Run) -> Mapping[Cell, tuple[float, float]]:

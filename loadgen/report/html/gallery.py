@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from loadgen.folder import Folder
 from loadgen.report.figures import Figure
 from loadgen.report.html.markup import Html, element
 from loadgen.report.html.svg import inline_svg
@@ -22,7 +23,7 @@ def gallery(figures: Sequence[Figure], targets: Mapping[str, str]) -> Html:
 
 
 def _figure(figure: Figure, targets: Mapping[str, str]) -> Html:
-    text = figure.svg.read_text(encoding="utf-8")
+    text = Folder(figure.svg.parent).read(figure.svg.name).decode()
     drawn = inline_svg(text, name=figure.name, alt=figure.alt, tips=figure.tips, targets=targets)
     caption = element("figcaption", element("strong", figure.title, ". "), figure.caption)
     return element("figure", element("div", drawn, class_="frame"), caption, class_="wide" if _is_wide(drawn) else "")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from loadgen._version import __version__
 from loadgen.analysis.run import Run
+from loadgen.folder import Folder
 from loadgen.report.figures import Figure, draw_figures
 from loadgen.report.figures.look import looks_of
 from loadgen.report.html.gallery import gallery
@@ -32,9 +33,7 @@ def write_report(run: Run) -> Path:
     """Writes figures/ and report.html; returns the report's path."""
     text = page(run, draw_figures(run))
     path = run.path / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    Folder(run.path).write(path.name, text.encode())
     return path
 
 

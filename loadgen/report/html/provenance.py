@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadgen.analysis.run import Run
+from loadgen.folder import Folder
 from loadgen.report.html.markup import Html, element, join
 from loadgen.report.html.tables import facts, table
 from loadgen.report.html.verdict import started
@@ -57,7 +58,7 @@ def manifest_excerpt(run: Run) -> Html:
         ("client", f"loadgen {manifest['client']['loadgen']}"),
         ("host", ", ".join((f"{host['cpu']}, {host['cpus']} CPUs", *host.get("cpu_vectors", ())))),
     ]
-    whole = (run.path / "manifest.json").read_text(encoding="utf-8", errors="replace")
+    whole = Folder(run.path).read("manifest.json").decode("utf-8", "replace")
     return join(
         (
             facts(rows, label="Manifest, excerpt"),
