@@ -257,7 +257,7 @@ def bootstrap_interval(batch: Floats, logs: Floats, crossing: Crossing, grid: tu
     repeats = logs.shape[1]
     roots = []
     left, right = (grid.index(b) for b in crossing.bracket)
-    for drawn in product(range(repeats), repeat=min(repeats, 4)):
+    for drawn in product(range(repeats), repeat=repeats):
         y = logs[:, list(drawn)].mean(axis=1)
         for i in range(left, right):
             if (y[i] > 0) != (y[i + 1] > 0):
@@ -292,8 +292,9 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
             wrong += not inside
             misplaced += not inside
             covered += any(crossing.lo <= b <= crossing.hi for b in inside)
-            plain = bootstrap_interval(batch, logs, crossing, grid)
-            boot_covered += any(plain[0] <= b <= plain[1] for b in inside)
+            if setting.repeats == REPEATS:
+                plain = bootstrap_interval(batch, logs, crossing, grid)
+                boot_covered += any(plain[0] <= b <= plain[1] for b in inside)
             widths.append(math.log2(crossing.hi / crossing.lo))
             errors += [abs(math.log2(crossing.b / b)) for b in inside]
         found += len(result.crossings) - misplaced
@@ -315,7 +316,7 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
         "covered": covered / reported if reported else None,
         "covered_at_least": wilson_interval(covered, reported)[0] if reported else None,
         "bracketed": bracketed / reported if reported else None,
-        "bootstrap_covered": boot_covered / reported if reported else None,
+        "bootstrap_covered": boot_covered / reported if reported and setting.repeats == REPEATS else None,
         "direction_errors": wrong,
         "found": found / present if present else None,
         "false_crossover_studies": false_studies / studies,
@@ -330,8 +331,11 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
 
 
 def settings_of(name: str) -> list[Setting]:
-    kinds = NOISES if name in ("cost_model", "a_a") else ("independent", "one_noisy", "falling", "starts")
-    settings = [Setting(truth=name, grid=grid, noise=noise) for grid, noise in product(GRIDS, kinds)]
+    kinds: dict[str, tuple[Noise, ...]] = {
+        "fine": NOISES if name in ("cost_model", "a_a") else ("independent", "one_noisy", "falling", "starts"),
+        "coarse": NOISES if name == "a_a" else ("independent", "falling"),
+    }
+    settings = [Setting(truth=name, grid=grid, noise=noise) for grid in GRIDS for noise in kinds[grid]]
     return settings + [
         Setting(truth=name, grid="fine", noise=noise, repeats=repeats)
         for noise, repeats in product(("one_noisy", "starts"), (1, 2, 5))
@@ -354,7 +358,7 @@ def main() -> None:
         truths = [draw(rng) for _ in range(arguments.studies if name != "a_a" else LEVEL_STUDIES)]
         for setting in settings_of(name):
             rows.append(msgspec.structs.asdict(setting) | study_shares(truths, rng, setting))
-            print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()})
+            print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True)
     content = {"noise": NOISE, "item_error": ITEM_ERROR, "grids": GRIDS, "settings": rows}
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{time.monotonic() - began:.0f} s; {arguments.out}")

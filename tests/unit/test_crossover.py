@@ -208,6 +208,11 @@ def test_a_jump_is_noticed_and_b_star_is_anywhere_within_it() -> None:
     assert result.notes[0].endswith("measure --concurrency 8,10,11,13,16")
 
 
+def test_two_repeats_bound_b_star_by_the_proven_batches_only() -> None:
+    (found,) = compared(falling(45.0, per_octave=0.6), noise=(-0.002, 0.002)).crossings
+    assert (found.lo, found.hi, found.bracket) == (32.0, 64.0, (32, 64))
+
+
 def test_across_a_factor_of_four_a_smooth_fall_is_no_jump() -> None:
     result = compared([0.9, 0.3, -0.4, -0.6], grid=(1, 16, 64, 128), noise=(-0.002, 0.0, 0.002))
     assert [found.step for found in result.crossings] == [None]

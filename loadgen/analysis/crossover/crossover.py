@@ -20,6 +20,10 @@ from loadgen.analysis.crossover.step import padded_from, padded_to, steep_bracke
 Status = Literal["better", "worse", "crosses", "unresolved"]
 
 
+FEWEST_DEGREES = 2
+"""Degrees of freedom of the noise between repeats, below which no interval of B* is narrower than its bracket."""
+
+
 class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     """One entry of analysis.json's `crossovers`."""
 
@@ -84,6 +88,8 @@ def crossover(
     if noise is not None:
         steep = steep_brackets(curve.batch, curve.mean, noise)
         found = [_stepped(crossing, points, steep, graph_sizes) for crossing in found]
+        if noise.repeat_degrees < FEWEST_DEGREES:
+            found = [_whole(crossing, points) for crossing in found]
     established = tuple(crossing for crossing in found if crossing.established)
     notes = curve.notes + _uneven(noise, points)
     notes += tuple(said for crossing in established if (said := _advice(crossing, graph_sizes)) is not None)
@@ -141,6 +147,15 @@ def _stepped(
     if (low, high) == (crossing.lo, crossing.hi):
         return crossing
     return msgspec.structs.replace(crossing, lo=low, hi=high, step="measured" if jumps else "graphs")
+
+
+def _whole(crossing: Crossing, points: Sequence[GridPoint]) -> Crossing:
+    """With an interval of the whole bracket: what two repeats share is one difference, and where a crossing is proven
+    that difference was small by chance."""
+    if crossing.lo is None or crossing.hi is None:
+        return crossing
+    low, high = (next(point.batch for point in points if point.concurrency == b) for b in crossing.bracket)
+    return msgspec.structs.replace(crossing, lo=min(low, crossing.lo), hi=max(high, crossing.hi))
 
 
 def _advice(crossing: Crossing, sizes: Sequence[int] | None) -> str | None:
