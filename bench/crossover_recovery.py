@@ -358,7 +358,8 @@ def main() -> None:
         truths = [draw(rng) for _ in range(arguments.studies if name != "a_a" else LEVEL_STUDIES)]
         for setting in settings_of(name):
             rows.append(msgspec.structs.asdict(setting) | study_shares(truths, rng, setting))
-            print({key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True)
+            shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()}
+            print(shown, flush=True)
     content = {"noise": NOISE, "item_error": ITEM_ERROR, "grids": GRIDS, "settings": rows}
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
     print(f"{time.monotonic() - began:.0f} s; {arguments.out}")
