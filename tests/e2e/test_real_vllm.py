@@ -37,13 +37,13 @@ def gsm8k() -> list[str | Path]:
 def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     swept = command(
-        "sweep", "--serve", "bf16,bnb-nf4,int8", "--model", tiny, "--device", "cpu", "--concurrency", "1,4,16",
-        *gsm8k(), "--max-tokens", "96", "--duration", "6", "--repeats", "1", "--out", out,
+        "sweep", "--serve", "bf16,bnb-nf4,int8", "--model", tiny, "--device", "cpu", "--concurrency", "1,16",
+        *gsm8k(), "--max-tokens", "40", "--duration", "6", "--repeats", "1", "--out", out,
     )  # fmt: skip
     print(swept.stdout, swept.stderr)
     run = loadgen.load_run(out)
     cells = run.cells
-    assert len(cells) == 3 * 3
+    assert len(cells) == 3 * 2
     failed = run.requests[run.requests["status"] != "ok"]
     print(failed[["target", "concurrency", "repeat", "phase", "slot", "t_send_ns", "t_end_ns", "status", "error"]])
     # A request that fails on a starved machine is told, and its cell's token count unknown; more than one is a fault.
@@ -59,7 +59,7 @@ def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     unended = invalid["requests"] == 0
     client = invalid["reasons"].str.contains("client-bound")
     assert (slow | queued | unended | client | (invalid["errors"] > 0)).all(), list(invalid["reasons"])
-    assert set(valid["concurrency"]) == {1, 4, 16}, list(invalid["reasons"])
+    assert set(valid["concurrency"]) == {1, 16}, list(invalid["reasons"])
     assert set(valid["target"]) == {"bf16", "bnb-nf4", "int8"}, list(invalid["reasons"])
     assert swept.returncode == (0 if run.complete else 1)
     assert not run.manifest["simulated"]
@@ -75,7 +75,7 @@ def test_a_server_that_caps_its_batch_makes_the_cell_invalid(tiny: Path, tmp_pat
     out = tmp_path / "run"
     swept = command(
         "sweep", "--serve", "bf16", "--model", tiny, "--device", "cpu", "--concurrency", "16", "--max-num-seqs", "8",
-        *gsm8k(), "--max-tokens", "96", "--duration", "6", "--repeats", "1", "--out", out,
+        *gsm8k(), "--max-tokens", "40", "--duration", "6", "--repeats", "1", "--out", out,
     )  # fmt: skip
     assert swept.returncode == 1, swept.stdout + swept.stderr
     (cell,) = loadgen.load_run(out).cells.to_dict("records")
