@@ -2,10 +2,54 @@
 
 from __future__ import annotations
 
+import http.client
+from collections.abc import Iterator
+from time import monotonic
+
 MOST_FILE_BYTES = 256 * 2**20
 """Of a JSON file that is read whole. A manifest of 1,000 servers has 5 MB, the facts of MathQA's 37,000 items 6 MB."""
 MOST_JSON_DEPTH = 100
 """Levels of lists and objects. A manifest has 8; functions that call themselves level by level end at some 300."""
+
+MOST_METRICS_BYTES = 16 * 2**20
+"""Of a /metrics page. vLLM's has 64 KB; a page of 16 MiB would take a core for a second at every scrape."""
+MOST_EXPORTER_BYTES = 16 * 2**20
+"""Of an exporter's answer: a page holds at most 5,000 samples of some 400 bytes."""
+MOST_FACTS_BYTES = 16 * 2**20
+"""Of a model list, a version, a config.json: kilobytes, and a hub's list of quantized layers a few 100 KB."""
+ANSWER_S = 30.0
+"""For the whole body of such an answer. A server that sends a byte now and then would hold the sweep for ever."""
+DOWNLOAD_S = 600.0
+"""For a whole data file, 35 MB at most: a line of 0.5 Mbit/s is fast enough."""
+_PIECE_BYTES = 2**16
+
+
+class AnswerTooLong(OSError):
+    """An HTTP answer that is longer, or takes longer, than its bound."""
+
+
+def pieces_of(answer: http.client.HTTPResponse, most_bytes: int, within_s: float = ANSWER_S) -> Iterator[bytes]:
+    """The body of an answer as it comes.
+
+    Raises AnswerTooLong beyond `most_bytes` or `within_s` seconds (and the socket's own timeout, once), and
+    http.client.IncompleteRead if the connection ends before the body does.
+    """
+    deadline_s, length = monotonic() + within_s, 0
+    while piece := answer.read1(_PIECE_BYTES):
+        length += len(piece)
+        if length > most_bytes:
+            raise AnswerTooLong(f"the answer is longer than {shown_bytes(most_bytes)}")
+        if monotonic() > deadline_s:
+            raise AnswerTooLong(f"the answer is not complete after {within_s:g} s")
+        yield piece
+    if answer.length:
+        raise http.client.IncompleteRead(b"", answer.length)
+    answer.close()
+
+
+def body_of(answer: http.client.HTTPResponse, most_bytes: int, within_s: float = ANSWER_S) -> bytes:
+    """The whole body of an answer; raises as `pieces_of`."""
+    return b"".join(pieces_of(answer, most_bytes, within_s))
 
 
 def shown_bytes(count: int) -> str:

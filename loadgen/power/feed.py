@@ -11,6 +11,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from loadgen.bounds import MOST_EXPORTER_BYTES, body_of
 from loadgen.errors import UsageError
 from loadgen.power.calibration import Calibration
 from loadgen.power.clock import ClockOffset, boot_id, measure_offset
@@ -24,7 +25,7 @@ HURRY_S = 0.05
 CLOCK_EVERY_S = 60.0
 """Two quartz clocks part by at most about 6 ms in between (100 ppm)."""
 TIMEOUT_S = 5.0
-_FAILURES = (OSError, http.client.HTTPException, msgspec.DecodeError)
+_FAILURES = (OSError, http.client.HTTPException, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 T = TypeVar("T")
 
 
@@ -214,7 +215,7 @@ class _Link:
         target = f"{self._path}{path}?{urlencode(query, safe=',')}" if query else f"{self._path}{path}"
         self._connection.request("GET", target)
         response = self._connection.getresponse()
-        body = response.read()
+        body = body_of(response, MOST_EXPORTER_BYTES)
         if response.status != 200:
             raise http.client.HTTPException(f"{path} answers {response.status}")
         return msgspec.json.decode(body, type=answer)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
-import urllib.error
 import urllib.request
 from typing import Any
 
 import msgspec
+
+from loadgen.bounds import MOST_FACTS_BYTES, body_of
 
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
 KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB|reserved ([0-9.]+) GiB memory for KV Cache")
@@ -128,9 +130,9 @@ def get(url: str) -> bytes | None:
     """The body of a 200 answer, or None for anything else."""
     try:
         with OPENER.open(url, timeout=TIMEOUT_S) as answer:
-            body: bytes = answer.read()
+            body = body_of(answer, MOST_FACTS_BYTES)
             return body if answer.status == 200 else None
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):
         return None
 
 

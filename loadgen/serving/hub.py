@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadgen.bounds import MOST_FACTS_BYTES, body_of
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -162,7 +163,7 @@ def _fetch(checkpoint: str, name: str) -> HubAnswer:
     try:
         request = urllib.request.Request(f"{endpoint()}/{checkpoint}/resolve/main/{name}", headers=headers)
         with urllib.request.build_opener(_KeepsTokens).open(request, timeout=TIMEOUT_S) as answer:
-            config = json.loads(answer.read())
+            config = json.loads(body_of(answer, MOST_FACTS_BYTES))
     except urllib.error.HTTPError as error:
         said = f"{error.code} {error.headers.get('X-Error-Code') or error.reason}"
         state: Literal["absent", "gated", "unreachable"] = "unreachable"

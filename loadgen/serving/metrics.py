@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from loadgen.bounds import MOST_METRICS_BYTES, AnswerTooLong, body_of
 from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
 from loadgen.serving.target import Target
 
@@ -187,7 +188,11 @@ class _Page:
             try:
                 self._connection.request("GET", path, headers=self._headers)
                 answer = self._connection.getresponse()
-                text = answer.read()
+                text = body_of(answer, MOST_METRICS_BYTES)
+            except AnswerTooLong as error:
+                self._connection.close()
+                self.failure = f"{self._url} cannot be read: {error}"
+                return None
             except (OSError, http.client.HTTPException) as error:
                 self._connection.close()
                 self.failure = f"{self._url} does not answer ({' '.join(str(error).split())})"

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from loadgen.bounds import MOST_FACTS_BYTES, body_of
 from loadgen.client.servermessage import server_message
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask
@@ -31,7 +32,6 @@ from loadgen.workload.dataset import data_path
 from loadgen.workload.thinking import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
 PROBE_TIMEOUT_S = 10.0
-MOST_BYTES = 16 * 2**20
 MOST_NAMED = 10
 """Models that a sentence lists."""
 
@@ -159,7 +159,7 @@ class _Running:
         try:
             with _OPENER.open(request, timeout=PROBE_TIMEOUT_S) as answer:
                 simulated = answer.headers.get("X-Loadgen-Simulated") is not None
-                return _Reply(answer.status, answer.read(MOST_BYTES), simulated)
+                return _Reply(answer.status, body_of(answer, MOST_FACTS_BYTES), simulated)
         except urllib.error.HTTPError as error:
             body = _body_of(error)
             if error.code == 503 or (error.code >= 500 and b"loading" in body.lower()):
@@ -191,7 +191,7 @@ class _Reply(msgspec.Struct, frozen=True):
 
 def _body_of(error: urllib.error.HTTPError) -> bytes:
     try:
-        return error.read(MOST_BYTES)
+        return body_of(error.fp, MOST_FACTS_BYTES)  # type: ignore[arg-type]
     except (OSError, http.client.HTTPException):
         return b""
 
