@@ -14,9 +14,13 @@ from typing import Literal
 import msgspec
 import platformdirs
 
+from loadgen.bounds import DOWNLOAD_S, pieces_of
 from loadgen.errors import UsageError
 
 DOWNLOAD_TIMEOUT_S = 20.0
+"""For each read; the whole has a bound of its own."""
+LEAST_BOUND_BYTES = 2**20
+"""A short file that was replaced by another is told as such, unless that one is longer than this."""
 
 CacheState = Literal["cached", "absent", "damaged"]
 """`damaged`: a file of that name with other bytes than the pinned ones."""
@@ -58,21 +62,24 @@ def fetch(file: PublishedFile) -> Path:
     path = cache_dir() / file.name
     if state_of(file) == "cached":
         return path
+    digest, pieces = hashlib.sha256(), []
     try:
         with urllib.request.urlopen(file.url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
-            data: bytes = answer.read()
+            for piece in pieces_of(answer, max(file.size_bytes, LEAST_BOUND_BYTES), DOWNLOAD_S):
+                digest.update(piece)
+                pieces.append(piece)
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         reason = getattr(error, "reason", error)
         raise UsageError(
             f"{file.name} could not be downloaded from {file.url} ({reason}); "
             "download it elsewhere and name it with --data-file (or --shots-file for the train split)"
         ) from None
-    if hashlib.sha256(data).hexdigest() != file.sha256:
+    if digest.hexdigest() != file.sha256:
         raise UsageError(f"{file.url} is no longer the pinned file (sha256 {file.sha256[:16]}...); use --data-file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-            partial.write(data)
+            partial.writelines(pieces)
         Path(partial.name).replace(path)
     except OSError as error:
         raise UsageError(
