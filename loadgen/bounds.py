@@ -11,6 +11,8 @@ MOST_FILE_BYTES = 256 * 2**20
 MOST_JSON_DEPTH = 100
 """Levels of lists and objects. A manifest has 8; functions that call themselves level by level end at some 300."""
 
+MOST_CELLS = 1_000_000
+"""Targets x batch sizes x repeats of a run, and its power files. A million cells of 1 s take 12 days."""
 MOST_METRICS_BYTES = 16 * 2**20
 """Of a /metrics page. vLLM's has 64 KB; a page of 16 MiB would take a core for a second at every scrape."""
 MOST_EXPORTER_BYTES = 16 * 2**20

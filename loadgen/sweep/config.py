@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadgen.bounds import MOST_CELLS
 from loadgen.client.arrivals import CLOSED, Arrivals
 from loadgen.errors import UsageError
 from loadgen.serving.process import START_TIMEOUT_S
@@ -212,6 +213,8 @@ def configure(
         metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers, drain=drain,
         start_timeout=start_timeout,
     )  # fmt: skip
+    if len(levels) * repeats > MOST_CELLS:
+        raise UsageError(f"--repeats {repeats}: a run has at most {MOST_CELLS:,} cells; give fewer repeats")
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
     if not (wait_ready >= 0 and math.isfinite(wait_ready)):

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from loadgen._version import __version__
+from loadgen.bounds import MOST_CELLS
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.power.clock import boot_id
@@ -131,9 +132,16 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     if content.get("schema") != SCHEMA:
         raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
     try:
-        msgspec.convert(content, ManifestShape)
+        shape = msgspec.convert(content, ManifestShape)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is not as loadgen sweep wrote it ({error}); put that file back") from None
+    config, sessions = shape.config, max(1, len(shape.sessions))
+    if len(config.targets) * max(1, len(config.concurrency)) * config.repeats * sessions > MOST_CELLS:
+        raise UsageError(
+            f"{path} plans {config.repeats:,} repeats of {len(config.targets)} targets at {len(config.concurrency)} "
+            f"batch sizes in {sessions} sessions, more than {MOST_CELLS:,} cells; put back the file that loadgen sweep "
+            "wrote"
+        )
     return content
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 
 class _Named(msgspec.Struct):
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    """A part of files' names."""
 
 
 class _Config(msgspec.Struct):
     reference: str
     targets: list[_Named]
     concurrency: list[int]
-    repeats: int
+    repeats: Annotated[int, msgspec.Meta(ge=0)]
     model: str | None
     duration_s: float | None
     requests: int | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -160,3 +161,23 @@ def test_a_run_whose_folders_are_links_is_refused(tmp_path: Path, linked: str) -
     with pytest.raises(UsageError, match=f"{linked} is a link"):
         CliRunner().invoke(report, [str(run)], catch_exceptions=False)
     assert sorted(elsewhere.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"repeats": 10**9}, "more than 1,000,000 cells"),
+        ({"repeats": 10**400}, "repeats"),
+        ({"repeats": -1}, "repeats"),
+        ({"targets": [{"name": "../../outside"}]}, "name"),
+        ({"targets": [{"name": "fp16\n"}]}, "name"),
+    ],
+    ids=["10^9 repeats", "400 digits", "fewer than none", "a path", "a line end"],
+)
+def test_a_manifest_that_asks_for_the_absurd_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    run = make_run(tmp_path / "run", repeats=1)
+    content = json.loads((run / "manifest.json").read_text())
+    content["config"] |= change
+    (run / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=said):
+        CliRunner().invoke(report, [str(run)], catch_exceptions=False)
