@@ -1,6 +1,6 @@
 """Do the intervals cover and the tests hold their size? Simulated studies with known truth.
 
-    python bench/trust_coverage.py     # about 4 minutes; prints each setting, writes bench/results/trust_coverage.json
+    python bench/trust_coverage.py     # about 10 minutes; prints each setting, writes bench/results/trust_coverage.json
 
 Each setting is simulated `STUDIES` times and put through the package's own functions. A share of 1000 studies is known
 to 0.7 pp (one standard error at 5% and 95%).
@@ -11,25 +11,43 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from loadgen.analysis.answer import answer_of
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.celldata import Ints as IntArray
+from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.claims import claims_of
+from loadgen.analysis.energy import CellEnergy
+from loadgen.analysis.goodput import Goodput
+from loadgen.analysis.indices.dominance import dominance
+from loadgen.analysis.indices.drawn import Drawn
+from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.standing import Standing, reference_standing
 from loadgen.analysis.intervals import wilson_interval
+from loadgen.analysis.traffic import Traffic
+from loadgen.analysis.trust.answers import Answer, item_lengths
 from loadgen.analysis.trust.cochran import cochran_q
 from loadgen.analysis.trust.correct_energy import correct_energy
 from loadgen.analysis.trust.depth_trend import absolute_trend, relative_trend, step_survival
 from loadgen.analysis.trust.holm import holm
 from loadgen.analysis.trust.paired import mcnemar_p
-from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.trust.pairing import Asked, PairedItems, pair_items
 from loadgen.analysis.trust.planning import MARGIN
 from loadgen.analysis.trust.ratio import trust_ratio
 from loadgen.analysis.trust.score import changes, difference_interval, equivalence_p
+from loadgen.analysis.trust.study import Side, TrustStudy, TrustTest
+from loadgen.analysis.validity import Validity
 
 STUDIES = 1000
+ITEM_STUDIES = 300
+"""Of the cases with whole runs, which take longer."""
 RESAMPLES = 2000
 """Draws of a bootstrap or randomisation, fewer than a report's: their noise is part of what is measured here."""
 ALPHA = 0.05
@@ -143,6 +161,156 @@ def depth_shares(rng: np.random.Generator, truth: str, studies: int) -> Shares:
     return shares | ({"q_covered": covered / studies} if truth in ("none", "survival") else {})
 
 
+def few_changes(rng: np.random.Generator, n: int, p: float, delta: float, psi: float, studies: int) -> Shares:
+    """T_SI and dominance where few answers change; the target is better for sure in speed, energy and memory."""
+    covered = unbounded = dominates = within = 0
+    sure = Drawn(value=2.0, draws=np.full(1, 2.0))
+    for _ in range(studies):
+        pairs = table_study(rng, n, p, delta, psi)
+        ratio = trust_ratio(pairs)
+        if ratio.lo is None or ratio.hi is None:
+            unbounded += 1
+        else:
+            covered += ratio.lo <= 1 + delta / p <= ratio.hi
+        sides = [dict(zip(pairs.item_ids, side.tolist(), strict=True)) for side in (pairs.target, pairs.reference)]
+        target = Standing(target="awq", t=sure, scores=sides[0], eta=sure, rho=sure, saving=sure)
+        verdict = dominance(1, target, reference_standing("fp16", sides[1])).verdict
+        dominates += verdict == "dominates"
+        within += verdict == "dominates within margin"
+    return {
+        "t_si_covered": covered / max(studies - unbounded, 1),
+        "no_interval": unbounded / studies,
+        "dominates": dominates / studies,
+        "dominates_within_margin": within / studies,
+    }
+
+
+def few_changes_settings() -> list[tuple[int, float, float, float]]:
+    """n, reference accuracy, true difference, discordance."""
+    grid = [(n, p, 0.0, psi) for n, p, psi in product((20, 64, 300, 1319), (0.43, 0.7), (0.01, 0.05, 0.2))]
+    return [*grid, (20, 0.7, -0.02, 0.02), (64, 0.7, -0.01, 0.01), (300, 0.7, -0.003, 0.003), (300, 0.7, -0.03, 0.03)]
+
+
+class Windows(NamedTuple):
+    """A case of `other_items`."""
+
+    window_s: float
+    speedup: float
+    """Of the target at B = 1; it halves with every eightfold B."""
+    noise: float
+    """Relative standard deviation of joules and rates between cells; half of the variance belongs to the repeat."""
+
+
+WINDOWS = (
+    Windows(10, 2.4, 0.002),
+    Windows(60, 2.4, 0.002),
+    Windows(10, 2.4, 0.01),
+    Windows(60, 2.4, 0.01),
+    Windows(60, 1.0, 0.01),
+)
+GRID, ITEMS, LENGTH, LENGTH_CV = (1, 4, 16, 64, 128), 1319, 150.0, 0.45
+OWN = "own items"
+"""Beside the package's: the same studies as if each side's own items were compared."""
+
+
+def completed(lengths: Floats, tokens_per_s: float, b: int, window_s: float) -> tuple[IntArray, IntArray]:
+    """Items that a closed loop of b slots completes in its window, and those that it took up in it (the rest ends in
+    the drain)."""
+    free = np.zeros(b)
+    ended = []
+    for tokens in lengths:
+        slot = int(free.argmin())
+        if free[slot] >= window_s:
+            break
+        free[slot] += tokens / (tokens_per_s / b)
+        ended.append(free[slot])
+    taken = np.arange(len(ended))
+    return taken[np.array(ended) <= window_s], taken
+
+
+def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[str, Shares]:
+    """How often identical answers and joules per token get a verdict: any sign at any B, an S_SI that is not 1 (share
+    of the B), a verdict on whether energy falls with the batch. The studies with each side's own items are a fifth."""
+    false: dict[str, dict[str, float]] = {"package": defaultdict(float), OWN: defaultdict(float)}
+    for study in range(studies):
+        sigma = np.sqrt(np.log1p(LENGTH_CV**2))
+        lengths = np.maximum(1, np.round(LENGTH * np.exp(sigma * rng.standard_normal(ITEMS) - sigma**2 / 2)))
+        right = rng.random(ITEMS) < np.clip(0.7 - 0.3 * (lengths / LENGTH - 1), 0.05, 0.95)
+        cells, answers = [], {}
+        for target in ("fp16", "awq"):
+            starts = case.noise * np.sqrt(0.5) * rng.standard_normal((2, 3))
+            for b in GRID:
+                speed = 40.0 * b**0.85 * (case.speedup * b ** (-1 / 3) if target == "awq" and case.speedup > 1 else 1.0)
+                taken: set[int] = set()
+                for repeat in range(3):
+                    rate, joules = np.exp(
+                        starts[:, repeat] + case.noise * np.sqrt(0.5) * rng.standard_normal(2)
+                    )
+                    inside, all_taken = completed(lengths, speed * rate, b, case.window_s)
+                    taken |= set(all_taken.tolist())
+                    mean = float(lengths[inside].mean()) if len(inside) else None
+                    cells.append(_cell(target, b, repeat + 1, float(speed * rate), float(0.5 * joules), mean))
+                answers[target, b] = {
+                    str(k): [
+                        Answer(repeat=1, outcome="correct", correct=bool(right[k]), output_tokens=int(lengths[k]))
+                    ]
+                    for k in sorted(taken)
+                }
+        asked = {str(k): Asked(prompt_sha="0", max_tokens=1024, sampling={}) for k in range(ITEMS)}
+        sides = [Side(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()]
+        trust = accuracy_tests(sides)
+        for name, known in (("package", None), (OWN, {}))[: 1 if study % 5 else 2]:
+            answer = answer_of(cells, answers, trust, reference="fp16", settings=IndexSettings(), lengths=known)
+            for found in answer.crossovers:
+                false[name][found.metric] += any(point.proven for point in found.points)
+                false[name][f"{found.metric}_refused"] += found.refusal is not None
+            known_s = [entry.s_si_raw for entry in answer.indices.indices if entry.s_si_raw is not None]
+            false[name]["s_si"] += sum(s.below(1) or s.above(1) for s in known_s) / max(len(known_s), 1)
+            used = {key: item_lengths(a) for key, a in answers.items()} if known is None else known
+            claims = claims_of(cells, answer, trust, reference="fp16", lengths=used)
+            ours = [claim for claim in claims if claim.source == "Theorem 4.5 (1)" and claim.targets == ("fp16",)]
+            false[name]["energy_falls"] += any(claim.verdict != "cannot tell" for claim in ours)
+    metrics = ("energy_per_token_j", "energy_per_query_j", "energy_per_correct_j", "s_si", "energy_falls")
+    refused = ("energy_per_query_j_refused", "energy_per_correct_j_refused")
+    return {
+        name: {m: false[name][m] / count for m in (*metrics, *refused)}
+        for name, count in (("package", studies), (OWN, -(-studies // 5)))
+    }
+
+
+def accuracy_tests(sides: list[Side]) -> TrustStudy:
+    """Of the accuracies alone: what else a study tests takes most of its time and is not asked for."""
+    by_key = {(side.target, side.concurrency): side for side in sides}
+    tests = []
+    for (target, b), ours in by_key.items():
+        if target == "fp16":
+            continue
+        ratio = trust_ratio(pair_items(ours.answers, by_key["fp16", b].answers))
+        tests.append(
+            TrustTest(
+                target=target, reference="fp16", concurrency=b, verdict="inconclusive", sentence="",
+                t_si=ratio.value, t_si_lo=ratio.lo, t_si_hi=ratio.hi,
+            )
+        )  # fmt: skip
+    return TrustStudy(trust=tuple(tests))
+
+
+def _cell(
+    target: str, b: int, repeat: int, tokens_per_s: float, joules_per_token: float, mean: float | None
+) -> CellSummary:
+    """What a cell with these figures has; nothing else is known of it."""
+    known: dict[str, Any] = {
+        "target": target, "precision": target, "concurrency": b, "repeat": repeat, "session": 1,
+        "validity": Validity(energy=()), "running_mean": float(b), "tokens_per_s": tokens_per_s,
+        "output_tokens_mean": mean, "simulated": True, "traffic": Traffic(),
+        "goodput": Goodput(),
+        "energy": CellEnergy(
+            energy_per_token_j=joules_per_token, energy_per_query_j=joules_per_token * mean if mean else None
+        ),
+    }  # fmt: skip
+    return CellSummary(**{**dict.fromkeys(CellSummary.__struct_fields__), **known})
+
+
 def settings() -> list[tuple[int, float, float, float]]:
     """n, reference accuracy, true difference, discordance: null, the paper's T_SI, a tenth lost, the margin itself."""
     grid = product((200, 1319), (0.2, 0.4314), (0.0, -0.0372, -0.1, -MARGIN), (0.04, 0.12, 0.2))
@@ -182,9 +350,20 @@ def main() -> None:
     for number, truth in enumerate(("none", "ratio", "difference", "survival")):
         depth.append({"truth": truth, **depth_shares(np.random.default_rng([10, number]), truth, studies)})
         print(depth[-1])
+    few = []
+    for number, (n, p, delta, psi) in enumerate(few_changes_settings()):
+        shares = few_changes(np.random.default_rng([12, number]), n, p, delta, psi, studies)
+        few.append({"items": n, "reference_accuracy": p, "difference": delta, "discordance": psi, **shares})
+        print(few[-1])
+    items = []
+    for number, case in enumerate(WINDOWS):
+        found = other_items(np.random.default_rng([13, number]), case, min(studies, ITEM_STUDIES))
+        items += [{**case._asdict(), "compared": name, **shares} for name, shares in found.items()]
+        print(*items[-2:], sep="\n")
     content = {
         "studies": studies, "alpha": ALPHA, "margin": MARGIN,
         "comparisons": rows, "repeated": repeated, "families": families, "cochran": cochran, "depth": depth,
+        "few_changes": few, "item_studies": min(studies, ITEM_STUDIES), "other_items": items,
     }  # fmt: skip
     path = Path(__file__).parent / "results" / "trust_coverage.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
