@@ -79,6 +79,14 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
         return self.t_scheduled_ns if self.open_loop else self.t_send_ns
 
     @property
+    def t_last_ns(self) -> Ints:
+        """Arrival of each answer's last event with tokens."""
+        there = np.diff(self.token_offsets) > 0
+        last_ns = np.full(len(self.exchanges), -1, dtype=np.int64)
+        last_ns[there] = self.token_t_ns[self.token_offsets[1:][there] - 1]
+        return last_ns
+
+    @property
     def window(self) -> tuple[int, int] | None:
         """Open and close in ns, None if the cell never got warm."""
         end = self.end

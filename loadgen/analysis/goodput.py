@@ -7,6 +7,7 @@ import numpy as np
 
 from loadgen.analysis.celldata import CellData, Mask
 from loadgen.analysis.latency import of_window, tpot_by_request_s
+from loadgen.client.latency import e2e_s, ttft_s
 from loadgen.sweep.slo import Slo
 
 
@@ -47,9 +48,9 @@ def keeps(data: CellData, slo: Slo) -> Mask:
     good = data.ok.copy()
     for latency, limit_s in slo.limits_s:
         if latency == "ttft":
-            good &= (data.t_first_ns >= 0) & ((data.t_first_ns - data.t_due_ns) / 1e9 <= limit_s)
+            good &= ttft_s(data.t_due_ns, data.t_first_ns) <= limit_s
         elif latency == "e2e":
-            good &= (data.t_end_ns - data.t_due_ns) / 1e9 <= limit_s
+            good &= e2e_s(data.t_due_ns, data.t_end_ns) <= limit_s
         else:
             short = (data.output_tokens >= 0) & (data.output_tokens <= 1)
             good &= short | (np.nan_to_num(tpot_by_request_s(data), nan=np.inf) <= limit_s)

@@ -11,19 +11,20 @@ from __future__ import annotations
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Counts, Floats, Ints, Mask
+from loadgen.client import latency
 
 
 def ttft_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Time to first token: send (open loop: due) to the arrival of the first event with a token; measured requests."""
     happened = _within(data.t_due_ns if data.open_loop else data.t_first_ns, window)
     chosen = data.measured & data.ok & (data.t_first_ns >= 0) & happened
-    return (data.t_first_ns - data.t_due_ns)[chosen] / 1e9
+    return latency.ttft_s(data.t_due_ns, data.t_first_ns)[chosen]
 
 
 def e2e_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Send (open loop: due) to the answer's last byte, measured requests that succeeded."""
     chosen = answered_in(data, window)
-    return (data.t_end_ns - data.t_due_ns)[chosen] / 1e9
+    return latency.e2e_s(data.t_due_ns, data.t_end_ns)[chosen]
 
 
 def tpot_s(data: CellData, window: tuple[int, int]) -> Floats:
@@ -35,12 +36,7 @@ def tpot_s(data: CellData, window: tuple[int, int]) -> Floats:
 def tpot_by_request_s(data: CellData) -> Floats:
     """One entry per exchange; NaN where an answer has fewer than two tokens, or their times are unknown: all came at
     once."""
-    several = (data.output_tokens > 1) & (np.diff(data.token_offsets) > 0)
-    last_ns = data.token_t_ns[data.token_offsets[1:][several] - 1]
-    took_s = (last_ns - data.t_first_ns[several]) / 1e9
-    values = np.full(len(data.exchanges), np.nan)
-    values[several] = np.where(took_s > 0, took_s, np.nan) / (data.output_tokens[several] - 1)
-    return values
+    return latency.tpot_s(data.t_first_ns, data.t_last_ns, data.output_tokens)
 
 
 def icl_s(data: CellData, window: tuple[int, int]) -> Floats:
@@ -70,7 +66,7 @@ def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Counts]:
     events = np.diff(data.token_offsets)
     chosen = np.repeat(data.measured & data.ok, events) & _within(data.token_t_ns, window)
     chosen[data.token_offsets[:-1][events > 0]] = False
-    return np.diff(data.token_t_ns)[chosen[1:]] / 1e9, data.token_counts[chosen]
+    return latency.gaps_s(data.token_offsets, data.token_t_ns)[chosen], data.token_counts[chosen]
 
 
 def _within(t_ns: Ints, window: tuple[int, int]) -> Mask:

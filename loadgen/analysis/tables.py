@@ -123,15 +123,12 @@ def requests_table(data: CellData, verdicts: Sequence[Verdict | None], items: Ma
     times = pa.StructArray.from_arrays(
         [pa.array(data.token_t_ns), pa.array(data.token_counts)], fields=list(_TOKEN_TIME)
     )
-    last_ns = np.full(len(exchanges), -1)
-    has_tokens = np.diff(data.token_offsets) > 0
-    last_ns[has_tokens] = data.token_t_ns[data.token_offsets[1:][has_tokens] - 1]
     columns: dict[str, Any] = {
         **_cell_columns(data, len(exchanges)),
         "t_scheduled_ns": _known(data.t_scheduled_ns),
         "t_send_ns": data.t_send_ns,
         "t_first_ns": _known(data.t_first_ns),
-        "t_last_ns": _known(last_ns),
+        "t_last_ns": _known(data.t_last_ns),
         "t_end_ns": data.t_end_ns,
         "in_window": in_window,
         "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times, _TOKEN_TIMES),

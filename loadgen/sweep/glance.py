@@ -6,6 +6,7 @@ from collections import deque
 from statistics import fmean
 
 from loadgen.client.exchange import Exchange
+from loadgen.client.latency import exchange_tpot_s, exchange_ttft_s
 from loadgen.sweep.observer import Arrived, Progress
 from loadgen.sweep.plan import Cell
 from loadgen.workload.grading import Grader
@@ -39,11 +40,10 @@ class Glance:
             verdict = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
             self._graded += verdict is not None
             self._correct += verdict is not None and verdict.outcome == "correct"
-        if exchange.t_first_ns is not None:
-            self._ttfts_s.append((exchange.t_first_ns - exchange.t_due_ns) / 1e9)
-            if exchange.output_tokens and exchange.output_tokens > 1:
-                decode_ns = exchange.token_times[-1][0] - exchange.t_first_ns
-                self._tpots_s.append(decode_ns / 1e9 / (exchange.output_tokens - 1))
+        if (ttft_s := exchange_ttft_s(exchange)) is not None:
+            self._ttfts_s.append(ttft_s)
+        if (tpot_s := exchange_tpot_s(exchange)) is not None:
+            self._tpots_s.append(tpot_s)
 
     def progress(
         self,

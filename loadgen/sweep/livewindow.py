@@ -8,6 +8,7 @@ from operator import itemgetter
 import msgspec
 
 from loadgen.client.exchange import Exchange
+from loadgen.client.latency import exchange_tpot_s, exchange_ttft_s
 from loadgen.sweep.observer import Progress
 
 
@@ -43,6 +44,8 @@ class LiveWindow:
         self._later = 0
         """Tokens that came behind the last glance; they count once another one follows inside the window."""
         self._lengths = _Mean()
+        self._ttft = _MeanInside()
+        self._tpot = _MeanInside()
         self._running = _Mean()
         self._watts = _Mean()
         self._last: Progress | None = None
@@ -56,6 +59,8 @@ class LiveWindow:
             self._open_ns = now_ns
         self._close_ns = now_ns
         self._inside, self._later = self._inside + self._later, 0
+        self._ttft.glance(now_ns)
+        self._tpot.glance(now_ns)
         if progress.running is not None:
             self._running.add(progress.running)
         if progress.power_w is not None:
@@ -67,6 +72,11 @@ class LiveWindow:
             self._lengths.add(exchange.output_tokens)
         if self._open_ns is None:
             return
+        if exchange.status == "ok" and exchange.phase == "measured":
+            due_ns = exchange.t_scheduled_ns
+            first_ns = due_ns if due_ns is not None else exchange.t_first_ns
+            self._ttft.add(first_ns, exchange_ttft_s(exchange))
+            self._tpot.add(due_ns if due_ns is not None else exchange.t_end_ns, exchange_tpot_s(exchange))
         times = exchange.token_times
         first = bisect_right(times, self._open_ns, key=itemgetter(0))
         later = bisect_right(times, self._close_ns, key=itemgetter(0))
@@ -88,8 +98,8 @@ class LiveWindow:
             power_w=watts,
             energy_per_token_j=per_token_j,
             energy_per_query_j=per_token_j * length if per_token_j is not None and length is not None else None,
-            ttft_s=last.ttft_ms / 1e3 if last and last.ttft_ms is not None else None,
-            tpot_s=last.tpot_ms / 1e3 if last and last.tpot_ms is not None else None,
+            ttft_s=self._ttft.mean.value,
+            tpot_s=self._tpot.mean.value,
             accuracy=last.accuracy if last else None,
         )
 
@@ -110,3 +120,29 @@ class _Mean:
     @property
     def value(self) -> float | None:
         return self._sum / self._count if self._count else None
+
+
+class _MeanInside:
+    """Mean of what happened between the first glance and the last; what came later waits for another glance."""
+
+    def __init__(self) -> None:
+        self.mean = _Mean()
+        self._open_ns = self._close_ns = -1
+        self._later: list[tuple[int, float]] = []
+
+    def glance(self, now_ns: int) -> None:
+        if self._open_ns < 0:
+            self._open_ns = now_ns
+        self._close_ns = now_ns
+        for t_ns, value in self._later:
+            if t_ns <= now_ns:
+                self.mean.add(value)
+        self._later = [(t_ns, value) for t_ns, value in self._later if t_ns > now_ns]
+
+    def add(self, t_ns: int | None, value: float | None) -> None:
+        if t_ns is None or value is None or t_ns <= self._open_ns:
+            return
+        if t_ns <= self._close_ns:
+            self.mean.add(value)
+        else:
+            self._later.append((t_ns, value))

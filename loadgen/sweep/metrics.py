@@ -12,6 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from loadgen.client.exchange import Exchange
+from loadgen.client.latency import exchange_tpot_s, exchange_ttft_s
 from loadgen.sweep.livewindow import LiveFigures, LiveWindow
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
@@ -149,12 +150,12 @@ class SweepMetrics(Observer):
             self._window.answered(exchange)
         if exchange.output_tokens:
             self._tokens.labels(*labels).inc(exchange.output_tokens)
-        if exchange.status != "ok" or exchange.t_first_ns is None:
+        if exchange.status != "ok":
             return
-        self._ttft.labels(*labels).observe((exchange.t_first_ns - exchange.t_due_ns) / 1e9)
-        if exchange.output_tokens and exchange.output_tokens > 1:
-            decode_s = (exchange.token_times[-1][0] - exchange.t_first_ns) / 1e9
-            self._tpot.labels(*labels).observe(decode_s / (exchange.output_tokens - 1))
+        if (ttft_s := exchange_ttft_s(exchange)) is not None:
+            self._ttft.labels(*labels).observe(ttft_s)
+        if (tpot_s := exchange_tpot_s(exchange)) is not None:
+            self._tpot.labels(*labels).observe(tpot_s)
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         """Gauges of the running cell would stand still: they go; what it came to stays."""

@@ -49,10 +49,10 @@ def trace_of(run: Run) -> CellTrace:
     return Traces(run).of(of, requests)
 
 
-def test_latencies_are_those_of_requests_that_ended_in_the_window(tmp_path: Path) -> None:
-    """The window is 1000 to 2000 ms. Of the one answer in it: TTFT 100 ms, the last of 3 tokens 400 ms after the
-    first, so TPOT 200 ms, the last byte 600 ms after the request; the others are of the warm-up, failed, or end
-    too late."""
+def test_latencies_count_where_they_happened_as_in_the_table(tmp_path: Path) -> None:
+    """The window is 1000 to 2000 ms. Of the answer in it: TTFT 100 ms, the last of 3 tokens 400 ms after the first, so
+    TPOT 200 ms, the last byte 600 ms after the request. Of one that ends too late the first token alone counts (TTFT
+    90 ms), of one that began before all but the first token (TTFT 400 ms). Others are of the warm-up, or failed."""
     tokens = [(1100, 1), (1300, 1), (1500, 1)]
     run = analysed(
         tmp_path,
@@ -60,23 +60,29 @@ def test_latencies_are_those_of_requests_that_ended_in_the_window(tmp_path: Path
             answer(1000, tokens, end=1600),
             answer(1000, tokens, phase="warmup", slot=1),
             answer(1000, tokens, status="timeout", error="late", slot=2),
-            answer(1500, [(1600, 1), (2100, 1)], slot=3),
+            answer(1500, [(1590, 1), (2100, 1)], slot=3),
+            answer(500, [(900, 1), (1000, 1), (1100, 1)], slot=4),
         ],
     )
     ((of, rows),) = read_cells(run.path)
-    assert of == ("fp16", 1, 1) and len(rows) == 4
-    found = {name: values.tolist() for name, values in latencies_ms(rows).items()}
-    assert found == {"ttft": [100.0], "tpot": [200.0], "e2e": [600.0]}
+    assert of == ("fp16", 1, 1) and len(rows) == 5
+    found = {name: sorted(values.round(6)) for name, values in latencies_ms(rows, (1e9, 2e9)).items()}
+    assert found == {"ttft": [90.0, 100.0], "tpot": [100.0, 200.0], "e2e": [600.0, 600.0]}
+    row = run.cells.iloc[0]
+    for name, values in found.items():
+        assert np.median(values) == pytest.approx(row[f"{name}_ms_p50"]), name
+        assert np.percentile(values, 99) == pytest.approx(row[f"{name}_ms_p99"]), name
     assert rows["t_last_ns"].tolist()[:3] == [1.5 * S] * 3
 
 
 def test_an_answer_of_one_token_has_no_tpot() -> None:
     rows = pd.DataFrame(
-        {"in_window": [True], "t_scheduled_ns": [None], "t_send_ns": [0], "t_first_ns": [5.0], "t_last_ns": [5.0],
+        {"phase": ["measured"], "status": ["ok"], "t_scheduled_ns": [None], "t_send_ns": [0],
+         "t_first_ns": [5.0], "t_last_ns": [5.0],
          "t_end_ns": [9], "output_tokens": [1.0]}
     )
-    assert latencies_ms(rows)["tpot"].size == 0
-    assert latencies_ms(rows)["ttft"].tolist() == [5e-6]
+    assert latencies_ms(rows, (0.0, 9.0))["tpot"].size == 0
+    assert latencies_ms(rows, (0.0, 9.0))["ttft"].tolist() == [5e-6]
 
 
 def test_distributions_pool_valid_cells_and_fall_back_on_invalid_ones(tmp_path: Path) -> None:

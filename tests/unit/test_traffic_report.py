@@ -129,8 +129,8 @@ def test_latency_figures_begin_when_a_request_was_due() -> None:
 
     rows = [arrived(1100, [(1200, 1), (1250, 1)], late=30), answer(1100, [(1200, 1), (1250, 1)])]
     frame = pd.DataFrame(
-        [{name: getattr(e, name, None) for name in COLUMNS} | {"in_window": True, "t_last_ns": e.t_end_ns}
+        [{name: getattr(e, name, None) for name in COLUMNS} | {"t_last_ns": e.t_end_ns}
          for e in rows]
     )  # fmt: skip
-    assert latencies_ms(frame)["ttft"].tolist() == [100.0, 100.0]
-    assert latencies_ms(frame)["e2e"].tolist() == [150.0, 150.0]
+    assert latencies_ms(frame, (0.0, 2e9))["ttft"].tolist() == [100.0, 100.0]
+    assert latencies_ms(frame, (0.0, 2e9))["e2e"].tolist() == [150.0, 150.0]

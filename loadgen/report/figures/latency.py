@@ -39,12 +39,18 @@ class Latencies:
     def __init__(self, run: Run) -> None:
         cells = run.valid_cells("ttft_ms_p50")
         self._valid = set(zip(cells["target"], cells["concurrency"], cells["repeat"], strict=True))
+        windows = run.cells.dropna(subset=["window_open_ns", "window_close_ns"])
+        self._windows = {
+            (row["target"], row["concurrency"], row["repeat"]): (row["window_open_ns"], row["window_close_ns"])
+            for row in windows.to_dict("records")
+        }
         self._of: dict[tuple[str, int, bool], Samples] = defaultdict(lambda: defaultdict(list))
 
     def add(self, cell: Cell, rows: pd.DataFrame) -> None:
         """The requests of one cell."""
         target, b, _ = cell
-        for metric, values in latencies_ms(rows).items():
+        window = self._windows.get(cell)
+        for metric, values in latencies_ms(rows, window).items() if window else ():
             if values.size:
                 self._of[target, b, cell in self._valid][metric].append(values)
 
@@ -99,10 +105,10 @@ def _draw(
         axes.tick_params(axis="x", labelbottom=True)
     extra = [plain_line("invalid cells only", dashed=True, colour=INVALID)] if invalid else []
     sheet.legend(looks, extra=extra)
-    whose = "were due" if run.arrival else "were measured and answered"
+    whose = "were due" if run.arrival else "had their first token" if metric == "ttft" else "ended"
     caption = (
         f"{_TITLES[metric]}: share of requests at or below each value, pooled over cells with valid latencies, of "
-        f"requests that {whose} within their cell's window; no intervals. "
+        f"measured and answered requests that {whose} within their cell's window; no intervals. "
         + ("Dashed grey: valid in no cell. " if invalid else "")
         + f"Numbers: requests.parquet; quantiles: summary.csv, {metric}_ms_p50 and p99."
     )

@@ -11,11 +11,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from loadgen.client.latency import e2e_s, tpot_s, ttft_s
 from loadgen.folder import Folder
 
 COLUMNS = (
     "target", "concurrency", "repeat", "t_scheduled_ns", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns",
-    "in_window", "output_tokens",
+    "phase", "status", "output_tokens",
 )  # fmt: skip
 Cell = tuple[str, int, int]
 """Target, concurrency, repeat."""
@@ -35,18 +36,30 @@ def _pieces(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
                 yield (str(target), int(concurrency), int(repeat)), rows
 
 
-def latencies_ms(rows: pd.DataFrame) -> dict[str, NDArray[np.float64]]:
-    """TTFT, TPOT and E2E of the window's requests that were answered; in an open loop from when they were due."""
-    ended = rows[rows["in_window"] & rows["t_first_ns"].notna()]
-    first, last, tokens = ended["t_first_ns"], ended["t_last_ns"], ended["output_tokens"]
-    several = tokens > 1
-    due = ended["t_scheduled_ns"].fillna(ended["t_send_ns"])
+def latencies_ms(rows: pd.DataFrame, window: tuple[float, float]) -> dict[str, NDArray[np.float64]]:
+    """TTFT, TPOT and E2E in ms of measured requests that were answered, by the rule of summary.csv.
+
+    Each counts where it happened: TTFT where the first token arrived, the others where the answer ended. In an open
+    loop all count where the request was due.
+    """
+    answered = rows[(rows["phase"] == "measured") & (rows["status"] == "ok")]
+    first, last, tokens = (_whole(answered[name]) for name in ("t_first_ns", "t_last_ns", "output_tokens"))
+    scheduled, sent, end = (_whole(answered[name]) for name in ("t_scheduled_ns", "t_send_ns", "t_end_ns"))
+    open_loop = scheduled >= 0
+    due = np.where(open_loop, scheduled, sent)
+
+    def counted(values_s: NDArray[np.float64], happened_ns: NDArray[np.int64]) -> NDArray[np.float64]:
+        at_ns = np.where(open_loop, due, happened_ns)
+        inside = (at_ns > window[0]) & (at_ns <= window[1])
+        return 1e3 * values_s[inside & ~np.isnan(values_s)]
+
     return {
-        "ttft": _ms(first - due),
-        "tpot": _ms((last - first)[several] / (tokens[several] - 1)),
-        "e2e": _ms(ended["t_end_ns"] - due),
+        "ttft": counted(ttft_s(due, first), first),
+        "tpot": counted(tpot_s(first, last, tokens), end),
+        "e2e": counted(e2e_s(due, end), end),
     }
 
 
-def _ms(values_ns: pd.Series[float]) -> NDArray[np.float64]:
-    return np.asarray(values_ns, dtype=np.float64) / 1e6
+def _whole(column: pd.Series[float]) -> NDArray[np.int64]:
+    """With -1 where there is none."""
+    return column.astype("Int64").fillna(-1).to_numpy(dtype=np.int64)
