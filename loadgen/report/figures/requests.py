@@ -62,4 +62,4 @@ def latencies_ms(rows: pd.DataFrame, window: tuple[float, float]) -> dict[str, N
 
 def _whole(column: pd.Series[float]) -> NDArray[np.int64]:
     """With -1 where there is none."""
-    return column.astype("Int64").fillna(-1).to_numpy(dtype=np.int64)
+    return np.asarray(column.astype("Int64").fillna(-1), dtype=np.int64)
