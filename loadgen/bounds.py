@@ -44,8 +44,9 @@ def pieces_of(answer: http.client.HTTPResponse, most_bytes: int, within_s: float
         if monotonic() > deadline_s:
             raise AnswerTooLong(f"the answer is not complete after {within_s:g} s")
         yield piece
-    if answer.length:
-        raise http.client.IncompleteRead(b"", answer.length)
+    missing = getattr(answer, "length", None)  # what urllib opens from a file:// URL has no such attribute
+    if missing:
+        raise http.client.IncompleteRead(b"", missing)
     answer.close()
 
 
