@@ -1,11 +1,19 @@
-"""Addresses: URLs and listening sockets of a host and port, IPv6 included."""
+"""Addresses: URLs and listening sockets of a host and port, IPv6 included, and the Host names that they answer to."""
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import socket
 
 from loadgen.errors import UsageError
+from loadgen.visible import visible
+
+NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
+"""The header with which a browser takes an answer for what its Content-Type says (WHATWG Fetch, section 3.6)."""
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@,\s]+)(?::[0-9]{1,5})?")
+"""RFC 9110, section 7.2: a name or an address, and perhaps a port."""
 
 
 def http_url(host: str, port: int) -> str:
@@ -36,6 +44,42 @@ def listen(host: str, port: int, *, backlog: int = 128) -> socket.socket:
         raise UsageError(
             f"cannot listen on {host_port(host, port)} ({reason}); choose another --port or --host"
         ) from None
+
+
+class HostCheck:
+    """Which Host headers a server of ours answers to.
+
+    A page of any web site can point its own name to 127.0.0.1 and have the browser ask there (DNS rebinding). The
+    request then carries the site's name. So a server on loopback answers only to loopback's names and to the name that
+    it was told to listen on. Elsewhere it answers to every name: anybody in the network may ask it.
+    """
+
+    def __init__(self, host: str, address: str) -> None:
+        """`host` as the user gave it, `address` the IP address that the socket is bound to."""
+        self._host = _bare(host).lower()
+        self._checks = is_loopback(address)
+
+    def refusal(self, header: str | None) -> str | None:
+        """Why a request with this Host header (None: without one) is refused, one sentence; None where it is not."""
+        if not self._checks or header is None:
+            return None
+        found = _HOST.fullmatch(header)
+        name = _bare(found[1]).lower().removesuffix(".") if found else ""
+        if name and (name == self._host or is_loopback(name)):
+            return None
+        return f"Host {visible(header[:80])!r} is refused: this server listens on loopback only; use 127.0.0.1"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an IP address or a name is loopback's: 127.0.0.0/8, ::1, localhost (RFC 6761, section 6.3)."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _bare(host: str) -> str:

@@ -153,7 +153,8 @@ def command(
     )
     listening = open_socket(host, port)
     ready = f"SIMULATED {precision} server ready on {http_url(host, port)} (no GPU, nothing measured)"
-    uvloop.run(serve(server, listening, on_ready=lambda: click.echo(f"{ready}\n{server.memory_report}")))
+    announce = f"{ready}\n{server.memory_report}"
+    uvloop.run(serve(server, listening, host=host, on_ready=lambda: click.echo(announce)))
 
 
 def _check_positive(*options: tuple[str, int | None]) -> None:

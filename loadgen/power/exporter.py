@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from loadgen.address import NO_SNIFFING, HostCheck
 from loadgen.power.calibration import calibrate
 from loadgen.power.clock import boot_id
 from loadgen.power.coverage import NotCoveredError, window_energies
@@ -23,6 +25,7 @@ from loadgen.power.exposition import PowerCollector
 from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
 from loadgen.power.sampler import DARK_S, SamplerStatistics, has_energy
 from loadgen.power.wire import PAGE_SAMPLES, ClockReading, Gpus, SamplePage, Windows
+from loadgen.visible import visible
 
 CALIBRATE_S = 30.0
 """Sensors are characterised by the samples of this last stretch,"""
@@ -30,6 +33,8 @@ CALIBRATE_MIN_S = 3.0
 """once there is this much of it."""
 COUNT_EVERY_S = 30.0
 """How often samples are counted when nobody scrapes, well within the hour that the sampler remembers."""
+LARGEST = 2**64 - 1
+"""A number of a question has 64 bits at most."""
 _encode = msgspec.json.encode
 
 
@@ -50,6 +55,26 @@ def application(sampler: Sampled, infos: Sequence[GpuInfo], source: SourceKind) 
     app = web.Application()
     add_routes(app, sampler, infos, source)
     return app
+
+
+def guard(app: web.Application, listening: socket.socket, host: str) -> None:
+    """Refuses, with 403, requests that `HostCheck` refuses; every answer carries `nosniff`. Before the app starts."""
+    check = HostCheck(host, listening.getsockname()[0])
+
+    @web.middleware
+    async def checked(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        for header in request.headers.getall("Host", []):
+            if (refusal := check.refusal(header)) is not None:
+                raise web.HTTPForbidden(text=refusal)
+        return await handler(request)
+
+    async def marked(_request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(NO_SNIFFING)
+
+    app.middlewares.append(checked)
+    app.on_response_prepare.append(marked)
 
 
 def add_routes(
@@ -151,7 +176,7 @@ class _Handlers:
         asked = request.query["gpu"].split(",")
         for uuid in asked:
             if uuid not in known:
-                raise web.HTTPBadRequest(text=f"gpu={uuid} is not sampled here; there is {', '.join(known)}")
+                raise web.HTTPBadRequest(text=f"gpu={_shown(uuid)} is not sampled here; there is {', '.join(known)}")
         return tuple(known[uuid] for uuid in dict.fromkeys(asked))
 
     def _since(self, sequence: int) -> tuple[int, int, Sequence[PowerSample]]:
@@ -205,8 +230,14 @@ class _Handlers:
 def _whole(request: web.Request, name: str) -> int:
     text = request.query.get(name, "")
     if not (text.isascii() and text.isdigit()):
-        raise web.HTTPBadRequest(text=f"{name}={text} is not a whole number")
+        raise web.HTTPBadRequest(text=f"{name}={_shown(text)} is not a whole number")
+    if len(text) > len(str(LARGEST)) or int(text) > LARGEST:
+        raise web.HTTPBadRequest(text=f"{name}={_shown(text)} is too large; the largest number is {LARGEST}, 64 bits")
     return int(text)
+
+
+def _shown(asked: str) -> str:
+    return visible(asked if len(asked) <= 60 else f"{asked[:60]}...")
 
 
 def _json(body: bytes) -> web.Response:

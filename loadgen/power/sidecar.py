@@ -12,7 +12,7 @@ from typing import Literal
 from aiohttp import web
 
 from loadgen.address import http_url, listen
-from loadgen.power.exporter import application
+from loadgen.power.exporter import application, guard
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
 from loadgen.power.sample import GpuInfo, UnreadableGpu
@@ -47,7 +47,9 @@ def run_exporter(
             reopen = reader.reopen if isinstance(reader, NvmlReader) else None
             uuids = [info.uuid for info in infos]
             with Sampler(reader, uuids, period_s=period_s, history_s=HISTORY_S, reopen=reopen, say=say) as sampler:
-                asyncio.run(_serve(application(sampler, infos, source), listening, on_ready=lambda: say(ready)))
+                app = application(sampler, infos, source)
+                guard(app, listening, host)
+                asyncio.run(_serve(app, listening, on_ready=lambda: say(ready)))
         finally:
             reader.close()
 

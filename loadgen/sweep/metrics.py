@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from time import monotonic_ns
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from loadgen.address import NO_SNIFFING, HostCheck
 from loadgen.client.exchange import Exchange
 from loadgen.client.latency import exchange_tpot_s, exchange_ttft_s
 from loadgen.sweep.livewindow import LiveFigures, LiveWindow
@@ -109,21 +112,20 @@ class SweepMetrics(Observer):
         self._window = LiveWindow()
         self._cell: Cell | None = None
         self._pace = _Pace(0, 0.0, now_ns)
-        self._server: object | None = None
+        self._server: _PageServer | None = None
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:
         """Listen on `host`: loopback unless told otherwise. Raises OSError when the port is taken."""
-        self._server, _ = start_http_server(port, addr=host, registry=self.registry)
+        self._server = _PageServer(host, port, self.registry)
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 
     def close(self, *, wait: bool = True) -> None:
         """Stop listening; where somebody scrapes, not before they have seen the last cell's end, if we `wait`."""
         if self._server is not None and wait:
             self._scrapes.wait_for_two(LAST_SCRAPE_S)
-        shutdown = getattr(self._server, "shutdown", None)
-        close = getattr(self._server, "server_close", None)
-        if shutdown is not None and close is not None:
-            shutdown()
-            close()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
 
     def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
         self._run = self._run or title
@@ -176,6 +178,41 @@ class SweepMetrics(Observer):
         for state, count in self._pace.counts.items():
             self._cells.labels(self._run, state).set(count)
         self._left.labels(self._run).set(self._pace.left_s(share))
+
+
+class _PageServer(ThreadingHTTPServer):
+    """Serves a registry's page to those whose Host header `HostCheck` accepts."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host.removeprefix("[").removesuffix("]"), port), _PageHandler.factory(registry))
+        self.check = HostCheck(host, str(self.server_address[0]))
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is not worth a traceback."""
+
+
+class _PageHandler(MetricsHandler):
+    server: _PageServer
+    timeout = 30.0
+    """Seconds after which a client that sends nothing is let go."""
+
+    def do_GET(self) -> None:
+        refusals = [self.server.check.refusal(header) for header in self.headers.get_all("Host", [])]
+        for refusal in filter(None, refusals):
+            body = refusal.encode()
+            self.send_response(403)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        super().do_GET()
+
+    def end_headers(self) -> None:
+        for name, value in NO_SNIFFING.items():
+            self.send_header(name, value)
+        super().end_headers()
 
 
 class _Scrapes(Collector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import socket
 import threading
 import time
@@ -10,9 +11,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from loadgen.power.exporter import guard
 from loadgen.power.sample import GpuInfo, PowerSample
 from loadgen.power.sampler import SamplerStatistics
 
@@ -73,6 +76,7 @@ def served(app: web.Application, port: int = 0) -> Iterator[str]:
     listening = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     loop = asyncio.new_event_loop()
+    guard(app, listening, "127.0.0.1")
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
 
     async def start() -> None:
@@ -98,6 +102,14 @@ def get(url: str) -> tuple[int, bytes]:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
+
+
+def response(url: str, **headers: str) -> http.client.HTTPResponse:
+    """The answer to a GET with these headers, whatever its status."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    connection.request("GET", url.removeprefix(f"http://{parts.netloc}"), headers=headers)
+    return connection.getresponse()
 
 
 def wait_for(condition: object, what: str, timeout_s: float = 10.0) -> None:

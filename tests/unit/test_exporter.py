@@ -9,13 +9,14 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 from aiohttp import web
-from made_exporter import GPU, OTHER, MadeSampler, get, info, sample, served, steady
+from made_exporter import GPU, OTHER, MadeSampler, get, info, response, sample, served, steady
 
 from loadgen.power.exporter import add_routes, application
 from loadgen.power.sampler import SamplerStatistics
 from loadgen.power.wire import PAGE_SAMPLES, ClockReading, Gpus, SamplePage, Windows
 
 S = 1_000_000_000
+LARGEST = "the largest number is 18446744073709551615, 64 bits"
 ONE = (info(),)
 
 
@@ -166,10 +167,38 @@ class TestWindow:
         ("/window", {"t0": "5"}, "t1= is not a whole number"),
         ("/window", {"t0": "5", "t1": "5"}, "t0=5 is not before t1=5"),
         ("/window", {"t0": "1.5", "t1": "5"}, "t0=1.5 is not a whole number"),
+        ("/samples", {"since": "\u0665"}, "since=\u0665 is not a whole number"),
+        ("/samples", {"since": "\x1b[2J"}, "since=\\x1b[2J is not a whole number"),
+        ("/samples", {"since": "7" * 400}, f"since={'7' * 60}... is too large; {LARGEST}"),
+        ("/samples", {"since": "18446744073709551616"}, f"since=18446744073709551616 is too large; {LARGEST}"),
+        ("/window", {"t0": "7" * 400, "t1": "5"}, f"t0={'7' * 60}... is too large; {LARGEST}"),
+        ("/window", {"t0": "5", "t1": "7" * 5000}, f"t1={'7' * 60}... is too large; {LARGEST}"),
+        ("/samples", {"gpu": "\x1b]0;x\x07"}, f"gpu=\\x1b]0;x\\x07 is not sampled here; there is {GPU}"),
     ],
 )
 def test_bad_questions_are_answered_with_one_sentence(serve, path, query, said):
     assert serve(MadeSampler()).get(path, **query) == (400, said.encode())
+
+
+def test_the_largest_numbers_are_answered(serve):
+    exporter = serve(MadeSampler([sample(7)]))
+    assert exporter.ask("/samples", SamplePage, since=2**64 - 1).samples == ()
+    status, body = exporter.get("/window", t0=2**64 - 2, t1=2**64 - 1)
+    assert (status, body.decode()) == (409, f"{GPU} is not sampled beyond t1={2**64 - 1} yet; ask again in a second")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/samples?since=now", "/nowhere", "/power/gpus"])
+def test_no_browser_guesses_what_an_answer_is(serve, path):
+    assert response(serve(MadeSampler()).url + path).headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/gpus", "/window?t0=1&t1=2"])
+def test_a_web_page_that_points_its_name_to_loopback_reads_nothing(serve, path):
+    refused = response(serve(MadeSampler()).url + path, Host="evil.example:9401")
+    assert (refused.status, refused.read().decode()) == (
+        403,
+        "Host 'evil.example:9401' is refused: this server listens on loopback only; use 127.0.0.1",
+    )
 
 
 def test_metrics_count_every_sample_once(serve):

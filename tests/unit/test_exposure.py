@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from made_exporter import response
 
+from loadgen.address import HostCheck
 from loadgen.cli import COMMANDS, group
 from loadgen.serving.compose.file import compose_file
 from loadgen.serving.launch import plan_launch
@@ -38,6 +40,40 @@ def test_the_sweeps_own_metrics_listen_on_loopback() -> None:
     listening: socket.socket = metrics._server.socket  # type: ignore[attr-defined]
     assert listening.getsockname()[0] == "127.0.0.1"
     metrics.close()
+
+
+def test_the_sweeps_own_metrics_answer_only_to_names_of_loopback() -> None:
+    metrics = SweepMetrics(simulated=True)
+    metrics.serve(0)
+    try:
+        assert metrics._server is not None
+        url = f"http://127.0.0.1:{metrics._server.server_address[1]}/metrics"
+        asked, refused = response(url), response(url, Host="evil.example")
+        assert (asked.status, refused.status) == (200, 403)
+        assert b"loadgen_simulated 1.0" in asked.read()
+        assert refused.read().startswith(b"Host 'evil.example' is refused")
+        assert {a.headers["X-Content-Type-Options"] for a in (asked, refused)} == {"nosniff"}
+    finally:
+        metrics.close(wait=False)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
+def test_a_server_on_loopback_answers_to_loopback_and_its_own_name(address: str) -> None:
+    check = HostCheck("Bench.lan", address)
+    good = ("localhost", "localhost:9401", "LOCALHOST.", "a.localhost:1", "127.0.0.1:9401", "127.9.9.9", "[::1]:9401",
+            "[::1]", "[::ffff:127.0.0.1]:1", "bench.lan:9401")  # fmt: skip
+    assert [name for name in good if check.refusal(name)] == []
+    assert check.refusal(None) is None, "HTTP/1.0; browsers always send one"
+    bad = ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[fe80::1]", "", "::1",
+           "127.0.0.1:80@evil.example", "localhost,evil.example", "localhost evil.example", "0x7f.1", "2130706433",
+           "[localhost", "localhost:port", "evil\x1b[2J")  # fmt: skip
+    assert [name for name in bad if not check.refusal(name)] == []
+    assert "\x1b" not in str(check.refusal("evil\x1b[2J"))
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.7", "fe80::1"])
+def test_a_server_for_the_network_answers_to_every_name(address: str) -> None:
+    assert HostCheck(address, address).refusal("gpu7.cluster:9401") is None
 
 
 def test_compose_publishes_on_loopback() -> None:

@@ -15,6 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from loadgen.address import listen
 from loadgen.errors import UsageError
+from loadgen.power.exporter import guard
 from loadgen.serving.simulated.answers import AnswerBook
 from loadgen.serving.simulated.behaviour import Behaviour
 from loadgen.serving.simulated.cost import MEMORY_SHARE, Cost
@@ -199,14 +200,18 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listen(host, port, backlog=1024)
 
 
-async def serve(server: SimulatedServer, listening: socket.socket, *, on_ready: Callable[[], None]) -> None:
-    """Serves until SIGINT or SIGTERM; answers under way then end broken."""
+async def serve(
+    server: SimulatedServer, listening: socket.socket, *, host: str, on_ready: Callable[[], None]
+) -> None:
+    """Serves on `listening`, opened for `host`, until SIGINT or SIGTERM; answers under way then end broken."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    app = server.application()
+    guard(app, listening, host)
     runner = web.AppRunner(
-        server.application(), access_log=None, handler_cancellation=True, shutdown_timeout=0.05, keepalive_timeout=75
+        app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05, keepalive_timeout=75
     )
     await runner.setup()
     await web.SockSite(runner, listening).start()
