@@ -28,10 +28,11 @@ importlib.import_module("loadgen.selftest")
 __all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "selftest", "sweep"]
 
 
-def sweep(*, resume: str | Path | None = None, **options: Any) -> Run:
+def sweep(*, resume: str | Path | None = None, trust_manifest: bool = False, **options: Any) -> Run:
     """What `loadgen sweep` does, with its options as arguments (`loadgen.sweep.config.configure` lists them).
 
-    `resume=DIR` goes on with an interrupted run; options beside it must be the run's own. Returns the analysed run.
+    `resume=DIR` goes on with an interrupted run; options beside it must be the run's own. What a
+    received run would send, open, read or start must be named again, unless `trust_manifest`. Returns the analysed run.
     Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
     """
     from pathlib import Path
@@ -45,7 +46,7 @@ def sweep(*, resume: str | Path | None = None, **options: Any) -> Run:
     if resume is None:
         run_dir = run_sweep(configure(**options), judge=judge_cell)
     else:
-        run_dir = resume_sweep(Path(resume), options, judge=judge_cell)
+        run_dir = resume_sweep(Path(resume), options, judge=judge_cell, trusted=trust_manifest)
     analyse(run_dir)
     run = load_run(run_dir)
     write_report(run)

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import socket
+from urllib.parse import urlsplit
 
 from loadgen.errors import UsageError
 from loadgen.visible import visible
@@ -25,6 +26,15 @@ def host_port(host: str, port: int) -> str:
     """`host:port`, an IPv6 address in brackets."""
     host = _bare(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_on_loopback(url: str) -> bool:
+    """Whether the URL's host is loopback's. Names below `localhost` do not count: a resolver may send them elsewhere."""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    return is_loopback(host) and not host.endswith(".localhost")
 
 
 def listen(host: str, port: int, *, backlog: int = 128) -> socket.socket:

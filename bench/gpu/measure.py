@@ -154,7 +154,7 @@ def _run(
         if config is not None:
             run_sweep(config, cutter)
         elif wanted:
-            resume_sweep(run_dir, options, cutter)
+            resume_sweep(run_dir, options, cutter, trusted=True)
     except Interrupted:
         if cutter.cut is None and not cutter.enough:
             raise KeyboardInterrupt from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
             value = str(value)
         options[name] = value
     ctx.default_map = options
+
+
+def _confirm(sentences: tuple[str, ...]) -> bool:
+    click.echo("This run was not begun by you on this machine. Its manifest asks loadgen to", err=True)
+    for sentence in sentences:
+        click.echo(f"  - {sentence}", err=True)
+    return click.confirm("Go on?", default=False, err=True)
 
 
 @click.command("sweep", context_settings=CONTEXT)
@@ -107,6 +114,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
 @click.option("--reference", metavar="NAME", help="What the others are compared with [default: fp16, else the first].")
 @click.option("--out", metavar="DIR", help="Run directory [default: runs/<time>-<model>].")
 @click.option("--resume", metavar="DIR", help="Go on with an interrupted run: finished cells are kept.")
+@click.option("--trust-manifest", is_flag=True,
+              help="With --resume: do what the run's manifest asks for without a question; for your own runs.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--timeout", type=float, default=600.0, show_default=True, metavar="S", help="Per request.")
 @click.option("--start-timeout", type=float, default=900.0, show_default=True, metavar="S",
@@ -121,7 +130,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
               metavar="FILE", help="The same options as YAML; the command line wins.")
 @click.option("--dry-run", is_flag=True, help="Check everything, show the plan, start nothing.")
 @click.option("--quiet", is_flag=True, help="No progress; the final table only.")
-def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> None:  # fmt: skip
+def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool, **options: Any) -> None:  # fmt: skip
     """Measure every target at every concurrency, write a run directory, print the table.
 
     Without --target and --serve the servers are simulated and everything is stamped SIMULATED. Exit status: 0 done,
@@ -139,6 +148,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
     """
     from loadgen.report.live import PlainView
     from loadgen.sweep.config import configure
+    from loadgen.sweep.consent import require_consent
     from loadgen.sweep.manifest import read_manifest
     from loadgen.sweep.readiness import Patience
     from loadgen.sweep.resume import resume_command, unfinished_cells
@@ -154,12 +164,17 @@ def command(dry_run: bool, quiet: bool, resume: str | None, **options: Any) -> N
         if value is not None and (resume is None or name in given)
     }
     console = Console() if sys.stdout.isatty() else Console(width=200)
+    if trust_manifest and resume is None:
+        raise UsageError("--trust-manifest needs --resume DIR: only a resumed run has a manifest")
+    confirm = lru_cache(_confirm) if sys.stdin.isatty() and sys.stderr.isatty() else None
     if resume is None:
         config = configure(**options)
         measure = partial(run_sweep, config)
     else:
         config = resumed_config(Path(resume), read_manifest(Path(resume)), options)
-        measure = partial(resume_sweep, Path(resume), options)
+        measure = partial(resume_sweep, Path(resume), options, trusted=trust_manifest, confirm=confirm)
+    if resume is not None and unfinished_cells(Path(resume)):  # asked before the live view takes the terminal
+        require_consent(Path(resume), read_manifest(Path(resume)), options, trusted=trust_manifest, confirm=confirm)
     if dry_run:
         source_of(config).check(Patience(config.wait_ready_s, PlainView(console)))
         plan = plan_sweep(config) if resume is None else left_of(Path(resume), config)

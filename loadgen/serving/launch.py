@@ -171,6 +171,8 @@ def _filled(pattern: str, values: Mapping[str, str]) -> str:
 
 
 def _require_folder(model: str) -> None:
+    if model.startswith("-"):
+        raise UsageError(f"{model!r} is not a model: it starts with '-', and vLLM would take it for an option")
     if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UsageError(f"the model folder {model} does not exist; name a folder or a Hugging Face id")
 

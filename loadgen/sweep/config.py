@@ -206,6 +206,9 @@ def configure(
     ):  # fmt: skip
         if mode != "serve" and value is not None:
             raise UsageError(f"--{option} {value} needs --serve: it concerns servers that loadgen launches")
+    for option, value in (("model", model), ("reasoning-parser", reasoning_parser)):
+        if value is not None and value.startswith("-"):
+            raise UsageError(f"--{option} {value}: starts with '-', so vLLM would take it for an option; check it")
     levels = _concurrency(concurrency, arrivals)
     _positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
@@ -443,6 +446,8 @@ def _launched(entry: str) -> TargetSpec:
     label, _, precision = left.partition(":")
     _check_label(label, f"--serve {entry}")
     recipe = load_recipe(precision or label)
+    if checkpoint.startswith("-"):
+        raise UsageError(f"--serve {entry}: the checkpoint starts with '-', so vLLM would take it for an option")
     return TargetSpec(name=label, precision=recipe.name, checkpoint=checkpoint or None)
 
 

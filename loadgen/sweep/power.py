@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic_ns, sleep
-from urllib.parse import urlsplit
 
 import msgspec
 
+from loadgen.address import is_on_loopback
 from loadgen.errors import ServerError, UsageError
 from loadgen.power.calibration import calibrate
 from loadgen.power.energy import energy_of_window
@@ -79,7 +78,7 @@ def _plan(config: SweepConfig, *, simulated: bool) -> PowerPlan:
         facts = PowerFeed(url, config.gpus).connect()
         return _looked_at(config, PowerPlan(kind="exporter", url=url, gpus=config.gpus), facts.latest)
     if kind == "auto":
-        if not all(_is_here(spec.url) for spec in config.targets if spec.url is not None):
+        if not all(is_on_loopback(spec.url) for spec in config.targets if spec.url is not None):
             reason = "the servers run on another machine: start `loadgen exporter` there, give --power exporter=URL"
             return PowerPlan(kind="none", reason=reason)
         try:
@@ -124,13 +123,6 @@ def _local(config: SweepConfig, kind: str) -> tuple[PowerPlan, dict[str, PowerSa
         return PowerPlan(kind=kind, gpus=tuple(chosen)), seen
     finally:
         reader.close()
-
-
-def _is_here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def resume_command(run_dir: Path) -> str:
 def _is_living(server: Mapping[str, Any]) -> bool:
     """Its process id may be another's by now: of its command, the port is its own."""
     argv = server.get("argv") or ()
-    if server.get("pid") is None or "--port" not in argv:
+    if not isinstance(server.get("pid"), int) or "--port" not in argv:
         return False
     try:
         words = (PROC / str(server["pid"]) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")

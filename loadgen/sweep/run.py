@@ -21,6 +21,7 @@ from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.block import BlockRun, Judge
 from loadgen.sweep.cell import CellRun, CellSettings
 from loadgen.sweep.config import SweepConfig
+from loadgen.sweep.consent import Confirm, remember, require_consent
 from loadgen.sweep.crew import crew_of
 from loadgen.sweep.identity import (
     compare_machines,
@@ -144,6 +145,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     with new_run_dir(config) as run_dir:
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
     content = _content(plan, power, learned.changes, simulated=source.simulated)
+    remember(msgspec.convert(content["config"], SweepConfig), content)
     with held(run_dir), stored(run_dir):
         manifest = Manifest(run_dir, content)
         _sweep(plan, source, power, manifest, observer, judge, learned.changes, learned.notes)
@@ -155,11 +157,16 @@ def resume_sweep(
     given: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
     judge: Judge | None = None,
+    *,
+    trusted: bool = False,
+    confirm: Confirm | None = None,
 ) -> Path:
     """Measures the cells of an interrupted run that are not finished, with the settings it was begun with.
 
     `given` are arguments of `configure` that were named again. A block of cells gets a fresh server and every cell its
-    warm-up, as ever. Raises UsageError if the directory is no run, is being measured, an option says something else, or
+    warm-up, as ever. `trusted` and `confirm` are those of `require_consent`.
+
+    Raises UsageError if the directory is no run, is being measured, an option says something else, or
     data, servers or GPUs are not what they were; and Interrupted on Ctrl-C, as often as you like.
     """
     read_manifest(run_dir)
@@ -170,6 +177,7 @@ def resume_sweep(
         if not unfinished(run_dir, _blocks(config)):
             observer.note(f"{run_dir} is complete, nothing is left to measure")
             return run_dir
+        require_consent(run_dir, begun, given or {}, trusted=trusted, confirm=confirm)
         plan = left_of(run_dir, config)
         allow_open_files(config)
         source, patience = source_of(config), Patience(config.wait_ready_s, observer)

@@ -138,7 +138,7 @@ class FakeSweep:
         (run_dir / "manifest.json").write_text(json.dumps(manifest(msgspec.to_builtins(config))))
         return self._measure(run_dir, config, observer)
 
-    def resume(self, run_dir: Path, given: dict[str, Any], observer: Observer) -> Path:
+    def resume(self, run_dir: Path, given: dict[str, Any], observer: Observer, *, trusted: bool = False) -> Path:
         self.resumed.append(run_dir)
         return self._measure(run_dir, resumed_config(run_dir, read_manifest(run_dir), given), observer)
 
@@ -254,7 +254,7 @@ def test_a_run_that_was_begun_on_another_machine_stays_as_it_is_and_the_plan_goe
     plan = plan_of(step("one"), step("two"))
     measure(plan, site, budget_s=25, say=quiet)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise UsageError("GPU-2 is not GPU-1, with which the run was begun")
 
     monkeypatch.setattr(measuring, "resume_sweep", refuse)
