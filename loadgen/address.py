@@ -29,7 +29,7 @@ def host_port(host: str, port: int) -> str:
 
 
 def is_on_loopback(url: str) -> bool:
-    """Whether the URL's host is loopback's. Names below `localhost` do not count: a resolver may send them elsewhere."""
+    """Whether the URL's host is loopback's. Names below `localhost` may be resolved elsewhere."""
     try:
         host = urlsplit(url).hostname or ""
     except ValueError:
