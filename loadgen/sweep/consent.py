@@ -47,6 +47,8 @@ class Act(msgspec.Struct, frozen=True):
     option: str
     """The argument of `configure` that names it."""
     sentence: str
+    chosen: bool = True
+    """It comes from the settings; else from what earlier sessions wrote, which changes while a run is measured."""
 
 
 def acts_of(config: SweepConfig, manifest: Mapping[str, Any]) -> list[Act]:
@@ -80,7 +82,8 @@ def acts_of(config: SweepConfig, manifest: Mapping[str, Any]) -> list[Act]:
             acts.append(Act("metrics_port", f"listen on {host}, port {config.metrics_port}"))
     processes = max([config.workers or 1, *_known_workers(manifest)])
     if processes > (os.cpu_count() or 1):
-        acts.append(Act("workers", f"start {processes} client processes on {os.cpu_count()} CPUs"))
+        chosen = processes == config.workers
+        acts.append(Act("workers", f"start {processes} client processes on {os.cpu_count()} CPUs", chosen))
     return acts
 
 
@@ -105,15 +108,15 @@ def require_consent(
     _refuse_program_of(run_dir, config)
     acts = acts_of(config, manifest)
     left = [act for act in acts if not _is_named(act, given)]
-    if not left:
-        return
-    if trusted or _marker(config, manifest).exists():
+    if left and _marker(config).exists():
+        left = [act for act in left if not act.chosen]
+    if not left or trusted:
         return
     sentences = tuple(visible(act.sentence).replace("\n", "\\n") for act in left)
     if confirm is not None:
         if not confirm(sentences):
             raise UsageError(f"{run_dir} is not resumed: what its manifest asks for was not confirmed")
-        remember(config, manifest)
+        remember(config)
         return
     again = ", ".join(dict.fromkeys(_OPTIONS.get(act.option, f"--{act.option.replace('_', '-')}") for act in left))
     raise UsageError(
@@ -122,24 +125,24 @@ def require_consent(
     )
 
 
-def remember(config: SweepConfig, manifest: Mapping[str, Any]) -> None:
+def remember(config: SweepConfig) -> None:
     """This user chose what these settings do: a run with the same acts is resumed without a question.
 
     `config` is as the manifest has it, without secrets. Where the state folder cannot be written, `--resume` asks.
     """
-    if not acts_of(config, manifest):
+    if not acts_of(config, {}):
         return
-    marker = _marker(config, manifest)
+    marker = _marker(config)
     with contextlib.suppress(OSError):
         marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         marker.touch(mode=0o600)
 
 
-def _marker(config: SweepConfig, manifest: Mapping[str, Any]) -> Path:
+def _marker(config: SweepConfig) -> Path:
     """A file outside every run, named after the sha256 of all that acts, harmless parts included: a key that was meant
     for one server is not sent to another. Paths count as the files they mean from this folder."""
     fields = msgspec.to_builtins(config)
-    acting = {name: fields[name] for name in ACTS} | {"known_workers": sorted(_known_workers(manifest))}
+    acting = {name: fields[name] for name in ACTS}
     paths = [config.model, config.vllm, config.data_file, config.platinum_file, config.shots_file]
     paths += [spec.checkpoint for spec in config.targets]
     meant = [os.path.abspath(path) if path and Path(path).expanduser().exists() else None for path in paths]  # noqa: PTH100

@@ -145,7 +145,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     with new_run_dir(config) as run_dir:
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
     content = _content(plan, power, learned.changes, simulated=source.simulated)
-    remember(msgspec.convert(content["config"], SweepConfig), content)
+    remember(msgspec.convert(content["config"], SweepConfig))
     with held(run_dir), stored(run_dir):
         manifest = Manifest(run_dir, content)
         _sweep(plan, source, power, manifest, observer, judge, learned.changes, learned.notes)

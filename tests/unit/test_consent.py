@@ -92,14 +92,16 @@ def test_what_acts_is_named_again_trusted_or_confirmed(
 
 def test_a_run_that_this_user_began_goes_on_and_another_with_its_key_does_not() -> None:
     own = manifest(targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
-    remember(msgspec.convert(own["config"], SweepConfig), own)
+    remember(msgspec.convert(own["config"], SweepConfig))
+    own["client"]["workers"] = {"4": 1}  # written after the run was begun
     require_consent(Path("runs/x"), own, {})
     other = manifest(targets={"fp16": "http://127.0.0.1:9"}, api_key_env="AWS_SECRET_ACCESS_KEY")
     assert "AWS_SECRET_ACCESS_KEY" in refusal(other)
 
 
 def test_worker_processes_that_an_earlier_session_needed_are_counted() -> None:
-    received = manifest(targets=LOOPBACK)
+    received = manifest(targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
+    remember(msgspec.convert(received["config"], SweepConfig))
     received["client"]["workers"] = {"4": 100_000}
     assert "start 100000 client processes" in refusal(received)
 
