@@ -1,4 +1,5 @@
-"""MathQA in its published schema: one JSON array of problems with five options and an operation program.
+"""MathQA in its published schema: problems with five options and an operation program, as one JSON array or as the
+hub's Parquet, gzip around either.
 
 Source: Amini et al., NAACL 2019; the files as github.com/shaigue/mathqa keeps them, 2985 test and 4475 dev rows.
 """
@@ -16,6 +17,7 @@ import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.workload.item import Item
+from loadgen.workload.jsonl import rows
 from loadgen.workload.mathqa_formula import FormulaError, value_of
 from loadgen.workload.published import PublishedFile
 
@@ -151,12 +153,8 @@ def ids_sha256(items: Iterable[Item]) -> str:
 
 
 def _rows(path: Path) -> Sequence[Row]:
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=list[Row])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not MathQA ({error}); it must be the published JSON array of Problem, options, correct, ..."
-        ) from None
+    what = "MathQA; each row must have the published Problem, Rationale, options, correct and formulas"
+    found = [row for _, row in rows(path, Row, what)]
     if not found:
         raise UsageError(f"{path} holds no question; give MathQA's published JSON")
     return found

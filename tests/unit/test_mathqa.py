@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from published import published
 
 from loadgen.errors import UsageError
-from loadgen.workload.dataset import load_dataset
+from loadgen.workload.dataset import items_of_file, load_dataset
 from loadgen.workload.mathqa import (
     CLEAN_TEST_IDS_SHA256,
     DEV,
@@ -88,12 +91,24 @@ def test_a_gold_answer_that_is_no_letter_is_refused(tmp_path: Path, correct: str
 def test_another_schema_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UsageError, match=r"rows\.json is not MathQA") as caught:
+    with pytest.raises(UsageError, match=r"rows\.json, line 1, is not MathQA") as caught:
         read_mathqa(path, split="test")
     assert "\n" not in str(caught.value)
-    path.write_text("[]")
+    path.write_text("")
     with pytest.raises(UsageError, match="holds no question"):
         read_mathqa(path, split="test")
+
+
+def test_parquet_and_gzip_are_read_as_the_array_is(tmp_path: Path) -> None:
+    rows = [row(), row(correct="b")]
+    items = read_mathqa(array(tmp_path, *rows), split="test")
+    table = tmp_path / "test-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist([{**one, "category": "general"} for one in rows]), table)
+    zipped = tmp_path / "rows.json.gz"
+    zipped.write_bytes(gzip.compress(b"\xef\xbb\xbf" + (tmp_path / "rows.json").read_bytes()))
+    assert read_mathqa(table, split="test") == items
+    assert read_mathqa(zipped, split="test") == items
+    assert items_of_file(table) == items_of_file(zipped) == items_of_file(tmp_path / "rows.json")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     accuracy_lo: float | None
     accuracy_hi: float | None
+    questions: int | None
+    """That `accuracy` is averaged over."""
     t_si: float | None
     t_si_lo: float | None
     t_si_hi: float | None
@@ -166,6 +168,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 cor_hi=cor.get("hi"),
                 cor_class=entry.get("cor_class"),
                 n_star_paper=paper_n_star(run.analysis.get("models", []), *key, size.parameters),
+                questions=_count(summary["questions"]),
                 accuracy_verdict=trust.get(key),
                 memory_total_bytes=memory,
                 memory_headroom=1 - used / memory if used and memory else None,

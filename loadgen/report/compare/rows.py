@@ -21,8 +21,8 @@ Rows = list[tuple[str, ...]]
 
 RUNS = (
     "run", "model", "N", "N from", "hardware", "dataset", "protocol", "target", "B", "running", "tok/s", "COR",
-    "95% CI", "class", "N* by paper formula", "J/token", "J/query", "TTFT p99", "good /s", "good %", "right %", "T_SI",
-    "headroom", "valid",
+    "95% CI", "class", "N* by paper formula", "J/token", "J/query", "TTFT p99", "good /s", "good %", "right % (n)",
+    "T_SI", "headroom", "valid",
 )  # fmt: skip
 PUBLISHED = (
     "run", "target", "figure", "theirs", "ours (× theirs)", "source", "may differ because", "contradicted",
@@ -60,7 +60,7 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             _figure(row.ttft_ms_p99),
             _figure(row.goodput_per_s),
             _percent(row.goodput_share),
-            _percent(row.accuracy),
+            _percent(row.accuracy, "" if row.questions is None else f" ({row.questions:,})"),
             _figure(row.t_si),
             _percent(row.memory_headroom, "%"),
             repeats_valid(msgspec.structs.asdict(row)),

@@ -28,7 +28,7 @@ from loadgen.visible import visible
 
 SPARED = (
     "N from", "N* by paper formula", "TTFT p99", "protocol", "T_SI", "hardware", "dataset", "headroom", "model",
-    "running", "J/token", "95% CI", "right %", "class",
+    "running", "J/token", "95% CI", "right % (n)", "class",
 )  # fmt: skip
 """Columns that a narrow terminal goes without, the first ones first."""
 MOST_LINES = 12

@@ -12,7 +12,7 @@ from loadgen.report.figures.curves import draw_estimates
 from loadgen.report.figures.figure import Figure
 from loadgen.report.figures.look import Look
 from loadgen.report.figures.sheet import Sheet
-from loadgen.report.figures.words import known
+from loadgen.report.figures.words import asked, known
 from loadgen.serving.recipe import load_recipes
 
 
@@ -70,8 +70,9 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, bits: int, targets:
             log_axis(axes)
     sheet.axes[len(panels) // 2].set_xlabel(batch_title(run))
     sheet.legend(targets)
+    of = f" ({asked(run)})" if "accuracy" in panels else ""
     caption = (
-        f"Targets of {bits} bits with different kernels: accuracy, and tokens/s and joules per query as a ratio to "
+        f"Targets of {bits} bits with different kernels: accuracy{of}, and tokens/s and joules per query as a ratio to "
         f"{reference}, over {over_batch(run)}; bars are 95% intervals. Corresponds to Figure 6 of the "
         "paper. Numbers: summary.csv, accuracy; analysis.json, indices: e_si: eta and energy: ratio."
     )

@@ -15,7 +15,7 @@ from loadgen.report.figures.axes import batch_axis, border, log_axis, over_batch
 from loadgen.report.figures.figure import Figure
 from loadgen.report.figures.look import Look
 from loadgen.report.figures.sheet import Sheet
-from loadgen.report.figures.words import figure, interval, known, place, quantity
+from loadgen.report.figures.words import asked, figure, interval, known, place, quantity
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +81,8 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
         said.append("Dashed lines: established crossovers B* with their 95% intervals (analysis.json: crossovers).")
     if any(bad):
         said.append("Grey crosses: cells in which it is invalid, in no mean.")
+    if curve.column == "accuracy":
+        said.append(f"Each point: {asked(run)}.")
     if curve.paper:
         said.append(f"Corresponds to {curve.paper} of the paper.")
     said.append(f"Numbers: summary.csv, {curve.column}.")
@@ -110,7 +112,7 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
     for row in rows.to_dict("records"):
         scale = 100 if column == "accuracy" else 1
         ends = interval(scale * row[low], scale * row[high]) if bounded else ""
-        unit = f"% {curve.unit}" if column == "accuracy" else f" {curve.unit}"
+        unit = f"% {curve.unit} of n = {row['questions']:.0f}" if column == "accuracy" else f" {curve.unit}"
         where = place(target, row["concurrency"], row["batch"], verified=known(row["running_mean"]))
         sheet.point(axes, target, row["batch"], row[column], f"{where} {figure(scale * row[column])}{unit}{ends}")
 

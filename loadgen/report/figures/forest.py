@@ -14,7 +14,7 @@ from loadgen.report.figures.axes import border, log_axis, percent_axis
 from loadgen.report.figures.figure import Figure
 from loadgen.report.figures.look import Look
 from loadgen.report.figures.sheet import Sheet
-from loadgen.report.figures.words import known, quantity
+from loadgen.report.figures.words import asked, known, quantity
 
 Key = tuple[str, int]
 """Target and concurrency."""
@@ -41,9 +41,10 @@ def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figu
         Column(label="COR", values=_indices(run, "cor_tps"), borders=(0.0, 1.0)),
     ]
     figures = "Figures 2 (A) and " + ("4 (a–c)" if run.manifest["dataset"]["name"] == "mathqa" else "3")
+    of = f", {asked(run)}" if asked(run) else ""
     caption = (
-        "By precision, for each asked B; bars are 95% intervals (accuracy: over items, else over repeats). COR has its "
-        f"lines at 0 and 1. Corresponds to {figures} of the paper. Numbers: summary.csv; COR: analysis.json, indices."
+        f"By precision, for each asked B; bars are 95% intervals (accuracy: over items{of}, else over repeats). COR has "
+        f"its lines at 0 and 1. Corresponds to {figures} of the paper. Numbers: summary.csv; COR: analysis.json, indices."
     )
     return _draw(run, looks, folder, columns, "by-precision", "Speed, energy, accuracy and COR by precision", caption)
 

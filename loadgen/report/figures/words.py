@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from loadgen.analysis.run import Run
 from loadgen.serving.metrics import UNVERIFIED
 
 
@@ -29,6 +30,15 @@ def quantity(estimate: Mapping[str, Any], *, percent: bool = False) -> str:
     scale, unit = (100, "%") if percent else (1, "")
     low, high = (scale * estimate[end] if known(estimate[end]) else None for end in ("lo", "hi"))
     return f"{figure(scale * estimate['value'])}{unit}{interval(low, high)}"
+
+
+def asked(run: Run) -> str:
+    """On how many questions accuracies rest: `n = 300 questions`, or `n = 20 to 300 questions`; empty without any."""
+    counts = run.summary["questions"].dropna()
+    if counts.empty:
+        return ""
+    low, high = int(counts.min()), int(counts.max())
+    return f"n = {low:,} questions" if low == high else f"n = {low:,} to {high:,} questions"
 
 
 def place(target: str, concurrency: int, batch: Any = None, *, verified: bool = True) -> str:
