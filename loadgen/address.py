@@ -60,8 +60,8 @@ class HostCheck:
     """Which Host headers a server of ours answers to.
 
     A page of any web site can point its own name to 127.0.0.1 and have the browser ask there (DNS rebinding). The
-    request then carries the site's name. So a server on loopback answers only to loopback's names and to the name that
-    it was told to listen on. Elsewhere it answers to every name: anybody in the network may ask it.
+    request then carries the site's name. So a server on loopback answers only to loopback's names, to the name that it
+    was told to listen on, and to names without a dot, which no web site has: that of a service in a Compose project. Elsewhere it answers to every name: anybody in the network may ask it.
     """
 
     def __init__(self, host: str, address: str) -> None:
@@ -75,7 +75,7 @@ class HostCheck:
             return None
         found = _HOST.fullmatch(header)
         name = _bare(found[1]).lower().removesuffix(".") if found else ""
-        if name and (name == self._host or is_loopback(name)):
+        if name and (name == self._host or is_loopback(name) or "." not in name and ":" not in name):
             return None
         return f"Host {visible(header[:80])!r} is refused: this server listens on loopback only; use 127.0.0.1"
 

@@ -68,6 +68,7 @@ def test_a_server_on_loopback_answers_to_loopback_and_its_own_name(address: str)
            "127.0.0.1:80@evil.example", "localhost,evil.example", "localhost evil.example", "0x7f.1", "2130706433",
            "[localhost", "localhost:port", "evil\x1b[2J")  # fmt: skip
     assert [name for name in bad if not check.refusal(name)] == []
+    assert check.refusal("loadgen:9402") is None, "a service of a Compose project; no web site has such a name"
     assert "\x1b" not in str(check.refusal("evil\x1b[2J"))
 
 
