@@ -15,6 +15,7 @@ NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
 """The header with which a browser takes an answer for what its Content-Type says (WHATWG Fetch, section 3.6)."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@,\s]+)(?::[0-9]{1,5})?")
 """RFC 9110, section 7.2: a name or an address, and perhaps a port."""
+_SERVICE = re.compile(r"[a-z][a-z0-9_-]*")
 
 
 def http_url(host: str, port: int) -> str:
@@ -61,7 +62,8 @@ class HostCheck:
 
     A page of any web site can point its own name to 127.0.0.1 and have the browser ask there (DNS rebinding). The
     request then carries the site's name. So a server on loopback answers only to loopback's names, to the name that it
-    was told to listen on, and to names without a dot, which no web site has: that of a service in a Compose project. Elsewhere it answers to every name: anybody in the network may ask it.
+    was told to listen on, and to names without a dot, which no web site has: that of a service in a Compose project.
+    Elsewhere it answers to every name: anybody in the network may ask it.
     """
 
     def __init__(self, host: str, address: str) -> None:
@@ -75,7 +77,7 @@ class HostCheck:
             return None
         found = _HOST.fullmatch(header)
         name = _bare(found[1]).lower().removesuffix(".") if found else ""
-        if name and (name == self._host or is_loopback(name) or "." not in name and ":" not in name):
+        if name and (name == self._host or is_loopback(name) or _SERVICE.fullmatch(name)):
             return None
         return f"Host {visible(header[:80])!r} is refused: this server listens on loopback only; use 127.0.0.1"
 

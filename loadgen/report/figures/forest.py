@@ -43,8 +43,9 @@ def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figu
     figures = "Figures 2 (A) and " + ("4 (a–c)" if run.manifest["dataset"]["name"] == "mathqa" else "3")
     of = f", {asked(run)}" if asked(run) else ""
     caption = (
-        f"By precision, for each asked B; bars are 95% intervals (accuracy: over items{of}, else over repeats). COR has "
-        f"its lines at 0 and 1. Corresponds to {figures} of the paper. Numbers: summary.csv; COR: analysis.json, indices."
+        f"By precision, for each asked B; bars are 95% intervals (accuracy: over items{of}, else over repeats). COR "
+        f"has its lines at 0 and 1. Corresponds to {figures} of the paper. Numbers: summary.csv; COR: analysis.json, "
+        "indices."
     )
     return _draw(run, looks, folder, columns, "by-precision", "Speed, energy, accuracy and COR by precision", caption)
 
