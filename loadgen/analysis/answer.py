@@ -176,7 +176,9 @@ class _Study:
         if refusal is not None and len(ours.points) < 2:
             b, why = max(few.items(), key=lambda found: (self._shared(target, found[0]), -found[0]))
             refusal = f"{why} (at B = {b}); measure longer"
-        return msgspec.structs.replace(result, refusal=refusal, notes=result.notes + left_out)
+        return msgspec.structs.replace(
+            result, refusal=refusal, left_out=tuple(sorted(few)), notes=result.notes + left_out
+        )
 
     def _lengths(self, target: str, b: int) -> PairedLengths | None:
         """Of the items that target and reference completed; None where either's are not known."""

@@ -419,3 +419,15 @@ def test_hochberg_is_that_of_statsmodels() -> None:
 
 def test_every_point_significant_by_itself_proves_every_sign() -> None:
     assert max(hochberg(np.full(9, 0.049))) == pytest.approx(0.049)
+
+
+def test_a_batch_that_is_left_out_is_in_no_span() -> None:
+    """B = 1 was measured, but its items are too few: nothing is said of it, and the first span is what was compared."""
+    found = compared((-0.3, -0.2, 0.2, 0.4), "energy_per_query_j", grid=(16, 32, 64, 128))
+    assert brief(found).startswith("less B = 16–32, more B ≥ 64")
+    assert sentence(found).startswith("awq uses less energy per query than fp16 from B = 16 to 32 and more from B = 64")
+    single = compared((-0.3, 0.2, 0.4), "energy_per_query_j", grid=(16, 64, 128))
+    assert brief(single).startswith("less B = 16, more B ≥ 64")
+    always = compared((-0.3, -0.2), "energy_per_query_j", grid=(16, 32))
+    assert brief(always).startswith("less at every B measured (16–32)")
+    assert brief(msgspec.structs.replace(always, left_out=(1,))).startswith("less at every B compared (16–32)")

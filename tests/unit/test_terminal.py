@@ -42,8 +42,9 @@ def rich_run(run: Run) -> Run:
     run.summary["energy_per_query_j"] = [178.0, 13.7, 5.034, 3.6] * (len(run.summary) // 4)
     one = {"b": 33.0, "lo": 27.0, "hi": 39.0, "bracket": [16, 64], "direction": "wins_below", "probability": 1.0,
            "established": True}  # fmt: skip
+    points = next(found["points"] for found in run.analysis["crossovers"] if found["points"])
     for found in run.analysis["crossovers"]:
-        found |= {"status": "crosses", "crossings": [one], "suspected": [], "refusal": None}
+        found |= {"status": "crosses", "crossings": [one], "suspected": [], "refusal": None, "points": points}
     for entry in run.analysis["indices"]:
         entry["si"] = {"value": 0.9, "lo": 0.8, "hi": 0.95}
     for trap in run.analysis["traps"]:

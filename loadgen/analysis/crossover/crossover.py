@@ -39,6 +39,8 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     beyond: tuple[Beyond, ...] = ()
     points: tuple[GridPoint, ...] = ()
     """By ascending batch."""
+    left_out: tuple[int, ...] = ()
+    """Asked concurrencies that were measured and are not compared: too few items were completed by both sides."""
     pooling: Pooling | None = None
     """Over which the scatter of the repeats was taken together: `all` batches, or all with a variance that is a `power
     of the batch`; None without repeats."""

@@ -48,14 +48,14 @@ def _answered(
     if result.status == "crosses":
         crosses = _crosses_briefly(result, metric) if briefly else _crosses(result, metric, wins, loses)
         return crosses + _away(result) + _beyond(result, "another B*")
-    every = f"{wins if result.status == 'better' else loses} at every B measured ({_range(result.points)})"
+    every = f"{wins if result.status == 'better' else loses} at every B {_compared(result)}"
     return every + _beyond(result, "a B*")
 
 
 def _crosses(result: Crossover, metric: Metric, better: str, worse: str) -> str:
     found = result.crossings
     wins = found[0].direction == "wins_below"
-    text = f"{better if wins else worse} up to B = {found[0].bracket[0]}"
+    text = f"{better if wins else worse} {_lowest(result, found[0], 'up to B = ', 'at B = ', 'from B = ', ' to ')}"
     for before, after in pairwise(found):
         wins = not wins
         first, last = before.bracket[1], after.bracket[0]
@@ -72,7 +72,7 @@ def _crosses_briefly(result: Crossover, metric: Metric) -> str:
     found = result.crossings
     wins = found[0].direction == "wins_below"
     words = (metric.loses_briefly, metric.wins_briefly)
-    parts = [f"{words[wins]} B ≤ {found[0].bracket[0]}"]
+    parts = [f"{words[wins]} {_lowest(result, found[0], 'B ≤ ', 'B = ', 'B = ', '–')}"]
     for before, after in pairwise(found):
         wins = not wins
         parts.append(f"{words[wins]} {before.bracket[1]}–{after.bracket[0]}")
@@ -100,12 +100,14 @@ def _undecided(result: Crossover, metric: Metric, question: str) -> str:
         return f"{question}; one repeat has no interval" + _suspected(result.suspected)
     groups = {sign: [point for point in result.points if point.sign == sign] for sign in ("wins", "loses", "open")}
     if len(groups["open"]) == len(result.points):
-        text = f"{question}; no difference is proven at any B measured ({_range(result.points)})"
+        text = f"{question}; no difference is proven at any B {_compared(result)}"
         return text + _suspected(result.suspected)
     words = {"wins": metric.wins_briefly, "loses": metric.loses_briefly, "open": "open"}
     parts = [f"{words[sign]} at B = {_list(points)}" for sign, points in groups.items() if points]
     return (
-        f"{question} at every B measured; {', '.join(parts)}" + _suspected(result.suspected) + _beyond(result, "a B*")
+        f"{question} at every B {_verb(result)}; {', '.join(parts)}"
+        + _suspected(result.suspected)
+        + _beyond(result, "a B*")
     )
 
 
@@ -134,6 +136,23 @@ def _b_star(crossing: Crossing) -> str:
     if crossing.step == "measured":
         return f"anywhere from {number(crossing.lo)} to {number(crossing.hi)}, where the curve may jump"
     return f"{text}, 95% CI {number(crossing.lo)}–{number(crossing.hi)}"
+
+
+def _lowest(result: Crossover, crossing: Crossing, up_to: str, at: str, begin: str, to: str) -> str:
+    """The batches compared below the first crossing; open below only where B = 1 is one of them."""
+    first, last = result.points[0].concurrency, crossing.bracket[0]
+    if first == last:
+        return f"{at}{last}"
+    return f"{up_to}{last}" if first == 1 else f"{begin}{first}{to}{last}"
+
+
+def _compared(result: Crossover) -> str:
+    """As `measured (1–128)`; `compared` where a batch that was measured is left out."""
+    return f"{_verb(result)} ({_range(result.points)})"
+
+
+def _verb(result: Crossover) -> str:
+    return "compared" if result.left_out else "measured"
 
 
 def _range(points: Sequence[GridPoint]) -> str:

@@ -171,4 +171,6 @@ def _missing(entry: TargetIndices) -> str:
         "energy": entry.s_si,
     }
     missing = "no " + ", no ".join(name for name, figure in pillars.items() if figure is None)
-    return f"{missing}: {entry.energy_refusal}" if entry.energy_refusal else missing
+    if entry.energy_refusal is None:
+        return missing
+    return f"{missing.removesuffix('energy')}comparable energy: {entry.energy_refusal}"
