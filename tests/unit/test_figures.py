@@ -170,6 +170,9 @@ def test_the_advantage_is_how_many_times_better(figures: dict[str, Figure]) -> N
 
 def test_pillars_and_precisions_have_a_row_for_each_target_and_batch(figures: dict[str, Figure]) -> None:
     """awq at B = 4: E_SI = 2.4 (see test_answer); fp16 has no pillars, being 1 by definition."""
+    asked = [name for name in ("accuracy", "by-precision") if "n = 200 questions" not in figures[name].caption]
+    assert asked == [], "an accuracy without its n"
+    assert any(" of n = 200" in tip for tip in figures["accuracy"].tips.values())
     assert len(tips_of(figures["by-precision"], "fp16")) == 3 * 4, "tokens/s, J/query, accuracy at four B"
     assert len(tips_of(figures["by-precision"], "awq")) == 4 * 4
     assert any("awq · B = 4: E_SI (speed, memory) 2.4" in tip for tip in figures["pillars"].tips.values())

@@ -9,6 +9,7 @@ from made_run import MS, WINDOW, answer, cell_data
 
 from loadgen.analysis.latency import e2e_s, icl_s, itl_s, tpot_s, ttft_s
 from loadgen.client.exchange import Exchange
+from loadgen.client.latency import exchange_tpot_s, exchange_ttft_s
 
 OPEN_CLOSE = (WINDOW[0] * MS, WINDOW[1] * MS)
 CHUNKED = answer(1000, [(1100, 2), (1200, 1), (1500, 2), (1600, 1)], end=1650)
@@ -45,6 +46,13 @@ def test_an_answer_of_one_token_has_a_ttft_but_no_time_per_output_token(tmp_path
     short = answer(1000, [(1100, 1)])
     assert ms(ttft_s, tmp_path / "a", short) == [100]
     assert ms(tpot_s, tmp_path / "b", short) == ms(itl_s, tmp_path / "c", short) == []
+
+
+def test_tokens_that_all_came_at_once_have_no_time_per_output_token(tmp_path: Path) -> None:
+    """Nobody knows when they were made: none, and not 0."""
+    at_once = answer(1000, [(1100, 2), (1100, 1)])
+    assert ms(tpot_s, tmp_path / "a", at_once) == []
+    assert (exchange_ttft_s(at_once), exchange_tpot_s(at_once)) == (0.1, None)
 
 
 def test_gaps_never_span_two_requests(tmp_path: Path) -> None:
