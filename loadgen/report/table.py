@@ -22,16 +22,13 @@ def shown_columns(rows: list[tuple[str, ...]]) -> list[int]:
     return [place for place in range(len(HEADINGS)) if any(row[place] for row in rows)]
 
 
-def table_rows(summary: pd.DataFrame, reference: str, *, ratios: bool = True) -> list[tuple[str, ...]]:
+def table_rows(summary: pd.DataFrame) -> list[tuple[str, ...]]:
     """One tuple per target x concurrency, ordered by concurrency; what was not measured is an empty string.
 
-    Without `ratios` throughput is not set against the reference's: an open loop's is the arrivals'.
+    `× ref`, tokens/s over the reference's, is 1 / (1 + COR): over the repeats of both, where both ran the same B.
     """
-    base = summary[summary["target"] == reference].set_index("concurrency")["tokens_per_s"]
     rows: list[tuple[str, ...]] = []
     for _, row in summary.sort_values("concurrency", kind="stable").iterrows():
-        of_reference = base.get(row["concurrency"], math.nan)
-        ratio = row["tokens_per_s"] / of_reference if ratios and row["target"] != reference else math.nan
         rows.append(
             (
                 str(row["concurrency"]),
@@ -39,7 +36,7 @@ def table_rows(summary: pd.DataFrame, reference: str, *, ratios: bool = True) ->
                 number(row["running_mean"], 2) or ("not verified" if row["valid"] else ""),
                 number(row["tokens_per_s"], 0 if row["tokens_per_s"] >= 100 else 1),
                 _interval(row["tokens_per_s_lo"], row["tokens_per_s_hi"], 1.0, 0),
-                number(ratio, 2),
+                number(1 / (1 + row["cor"]), 2),
                 number(row["ttft_ms_p50"], 1),
                 number(row["ttft_ms_p99"], 1),
                 number(row["tpot_ms_p50"], 2),

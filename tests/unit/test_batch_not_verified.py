@@ -63,7 +63,7 @@ def test_the_end_in_the_terminal_says_so_and_why(neither: Run, one: Run) -> None
 
 
 def test_its_column_in_the_table_says_so(one: Run) -> None:
-    running = {(row[1], row[0]): row[2] for row in table_rows(one.summary, "fp16")}
+    running = {(row[1], row[0]): row[2] for row in table_rows(one.summary)}
     assert running == {
         ("fp16", "1"): "1.00", ("fp16", "2"): "2.00", ("awq", "1"): "not verified", ("awq", "2"): "not verified"
     }  # fmt: skip

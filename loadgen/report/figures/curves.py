@@ -10,6 +10,7 @@ import msgspec
 import pandas as pd
 from matplotlib.axes import Axes
 
+from loadgen.analysis.answer import PER_QUERY
 from loadgen.analysis.run import Run, batch_of
 from loadgen.report.figures.axes import batch_axis, border, log_axis, over_batch, percent_axis
 from loadgen.report.figures.figure import Figure
@@ -78,7 +79,10 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
     sheet.legend(looks, invalid=any(bad))
     said = [f"Over {over_batch(run)}, mean over the repeats in which it is valid; {curve.interval}."]
     if marked:
-        said.append("Dashed lines: established crossovers B* with their 95% intervals (analysis.json: crossovers).")
+        shared = ", which compare the items that both completed" if curve.crossover in PER_QUERY else ""
+        said.append(
+            f"Dashed lines: established crossovers B* with their 95% intervals (analysis.json: crossovers){shared}."
+        )
     if any(bad):
         said.append("Grey crosses: cells in which it is invalid, in no mean.")
     if curve.column == "accuracy":

@@ -34,7 +34,7 @@ _CROSSOVERS = ("target", "by", "B*", "95% CI", "in words")
 def result(run: Run) -> Html:
     """The table of the terminal with all its columns."""
     reference = run.manifest["config"]["reference"]
-    rows = table_rows(run.summary, reference, ratios=run.arrival is None)
+    rows = table_rows(run.summary)
     columns = shown_columns(rows)
     made = table(
         _headings(run, [HEADINGS[place] for place in columns]),
