@@ -14,7 +14,6 @@ from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.crossover.metric import METRICS
 from loadgen.analysis.crossover.step import shared_sizes
-from loadgen.analysis.indices.formulas import efficiency, si_linear
 from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.settings import IndexSettings
@@ -71,14 +70,13 @@ def answer_of(
     if lengths is None:
         lengths = {key: item_lengths(given) for key, given in answers.items()}
     points = _points(cells, answers, trust, lengths)
-    study = _Study(cells, points, trust, reference, settings, start_sd, graph_sizes or {})
+    indices = index_study(list(points.values()), reference=reference, settings=settings, processes=processes)
+    study = _Study(cells, points, trust, indices, reference, start_sd, graph_sizes or {})
     return Answer(
         crossovers=tuple(
             study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
         ),
-        indices=index_study(
-            list(points.values()), reference=reference, settings=settings, processes=processes
-        ),
+        indices=indices,
     )
 
 
@@ -133,16 +131,16 @@ class _Study:
         cells: Sequence[CellSummary],
         points: Mapping[Key, OperatingPoint],
         trust: TrustStudy,
+        indices: IndexStudy,
         reference: str,
-        settings: IndexSettings,
         start_sd: float | None,
         graph_sizes: Mapping[str, Sequence[int]],
     ) -> None:
         self._cells = {(cell.target, cell.concurrency, cell.repeat): cell for cell in cells}
         self._points = points
         self._trust = trust
+        self._indices = indices
         self._reference = reference
-        self._settings = settings
         self._start_sd = start_sd
         self._graph_sizes = graph_sizes
         self._paired: dict[Key, PairedLengths | None] = {}
@@ -169,6 +167,8 @@ class _Study:
             start_sd=self._start_sd,
             graph_sizes=shared_sizes(self._graph_sizes.get(target), self._graph_sizes.get(self._reference)),
         )
+        if metric == "si":
+            result = msgspec.structs.replace(result, notes=(*result.notes, *self._bounds(target)))
         if not few:
             return result
         left_out = tuple(f"B = {b}: left out, {why}; measure longer" for b, why in sorted(few.items()))
@@ -222,30 +222,42 @@ class _Study:
         cell = self._cells.get((side, b, repeat))
         if cell is None:
             return None
-        if metric in ("energy_per_correct_j", "si") and not self._accuracy_is_known(side, b):
-            return None
+        if metric == "si":
+            return self._si(side, b, repeat)
         if metric == "energy_per_correct_j":
             pairs = self._graded(target, b) if (target, b) in self._points else None
-            joules = self._joules(cell, "energy_per_query_j", target)
-            if pairs is None or not joules:
+            joules = self._joules(side, b, repeat, "energy_per_query_j", target)
+            if pairs is None or not joules or not self._accuracy_is_known(side, b):
                 return None
             accuracy = float((pairs.reference if side == self._reference else pairs.target).mean())
             return joules / accuracy if accuracy else None
-        if metric == "si":
-            return self._si(cell)
-        return (self._joules(cell, metric, target) if metric in PER_QUERY else cell.figure(metric)) or None
+        return self._joules(side, b, repeat, metric, target) if metric in PER_QUERY else cell.figure(metric) or None
 
-    def _joules(self, cell: CellSummary, figure: str, target: str) -> float | None:
-        """Joules per query of the target's or the reference's cell, over the items that both completed: joules per
-        token times the mean length of these. Where no length is known, the cell's own."""
-        joules, own = cell.figure(figure), cell.output_tokens_mean
-        lengths = self._lengths(target, cell.concurrency) if (target, cell.concurrency) in self._points else None
-        if lengths is None or joules is None:
-            return joules
-        if lengths.refusal is not None or not own:
+    def _joules(self, side: str, b: int, repeat: int, figure: str, target: str) -> float | None:
+        """Joules per query of the target or the reference, over the items that both completed: joules per token times
+        the mean length of these. Where no length is known, of the cell's own."""
+        point = self._points[side, b]
+        lengths = self._lengths(target, b) if (target, b) in self._points else None
+        if lengths is None:
+            return point.by_repeat(figure).get(repeat)
+        per_token = point.joules_per_token(figure).get(repeat)
+        if lengths.refusal is not None or per_token is None:
             return None
-        shared = lengths.reference if cell.target == self._reference else lengths.target
-        return joules / own * float(shared.mean())
+        return per_token * float((lengths.reference if side == self._reference else lengths.target).mean())
+
+    def _si(self, side: str, b: int, repeat: int) -> float | None:
+        """That of the indices; none where the choice of items adds an error to it that is not known."""
+        if side == self._reference:
+            return 1.0
+        entry = self._indices.of(side, b)
+        return entry.si_repeats.get(repeat) if entry and entry.si_item_error is not None else None
+
+    def _bounds(self, target: str) -> list[str]:
+        """A note where SI has no measured energy."""
+        entries = [self._indices.of(name, b) for name, b in self._points if name == target]
+        bound = [e.concurrency for e in entries if e and e.si_repeats and e.energy and e.energy.source == "hli"]
+        where = ", ".join(map(str, sorted(bound)))
+        return [f"B = {where}: energy was not measured, SI takes board power times time"] if bound else []
 
     def _accuracy_is_known(self, target: str, b: int) -> bool:
         """T_SI has an interval: without one, a figure with accuracy in it has none either, and proves nothing."""
@@ -262,26 +274,6 @@ class _Study:
         low, high = cell.energy.energy_per_token_j_lo, cell.energy.energy_per_token_j_hi
         return log_error(low, high) if low and high else None
 
-    def _si(self, cell: CellSummary) -> float | None:
-        """SI of one repeat, T from all answers (of the reference: 1); None where a pillar is missing."""
-        if cell.target == self._reference:
-            return 1.0 if cell.validity.valid else None
-        against = self._cells.get((self._reference, cell.concurrency, cell.repeat))
-        test = self._trust.of(cell.target, cell.concurrency)
-        if against is None or test is None or not test.t_si:
-            return None
-        speeds = cell.figure("tokens_per_s"), against.figure("tokens_per_s")
-        joules = (
-            self._joules(cell, "energy_per_query_j", cell.target),
-            self._joules(against, "energy_per_query_j", cell.target),
-        )
-        memories = _memory(cell), _memory(against)
-        if None in speeds or None in joules or None in memories:
-            return None
-        eta, s = _ratio(speeds), 1 / _ratio(joules)
-        e = efficiency(eta, 1 / _ratio(memories), self._settings.alpha)
-        return si_linear(test.t_si, e, float(np.minimum(s, 1.0)), self._settings.weights)
-
     def _item_errors(self, target: str, metric: str) -> dict[int, float] | None:
         """Standard error of the log ratio that comes from the choice of items, by concurrency."""
         if metric not in PER_QUERY:
@@ -291,6 +283,9 @@ class _Study:
 
     def _item_error(self, target: str, b: int, metric: str) -> float | None:
         """Of lengths and of T_SI together: those of one item are not independent."""
+        if metric == "si":
+            entry = self._indices.of(target, b)
+            return entry.si_item_error if entry is not None else None
         lengths = self._lengths(target, b)
         of_lengths = lengths.error if lengths is not None and lengths.refusal is None else 0.0
         if metric in ("energy_per_query_j", "energy_hli_per_query_j"):
@@ -300,23 +295,7 @@ class _Study:
             return None
         of_trust = log_error(test.t_si_lo, test.t_si_hi)
         together = correlation(pairs, lengths) if of_lengths and lengths is not None else 0.0
-        if metric == "energy_per_correct_j":
-            return _hypot(of_trust, -of_lengths, together)
-        cells = [self._cells.get((target, b, repeat)) for repeat in self._repeats]
-        values = [(si, s) for cell in cells if cell and (si := self._si(cell)) and (s := self._s(cell))]
-        if not values:
-            return None
-        si, s = (sum(column) / len(column) for column in zip(*values, strict=True))
-        s_share = self._settings.weights[2] * s / si if s * math.exp(-2 * of_lengths) < 1 else 0.0
-        return _hypot(of_trust * self._settings.weights[0] * test.t_si / si, -of_lengths * s_share, together)
-
-    def _s(self, cell: CellSummary) -> float | None:
-        """S_SI of one repeat, not clamped."""
-        against = self._cells.get((self._reference, cell.concurrency, cell.repeat))
-        if against is None:
-            return None
-        ours, theirs = (self._joules(side, "energy_per_query_j", cell.target) for side in (cell, against))
-        return theirs / ours if ours and theirs else None
+        return _hypot(of_trust, -of_lengths, together)
 
 
 def correlation(pairs: PairedItems, lengths: PairedLengths) -> float:
@@ -337,14 +316,3 @@ def _hypot(one: float, other: float, correlation: float) -> float:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value]
     return sum(known) / len(known) if known else None
-
-
-def _memory(cell: CellSummary) -> int | None:
-    return cell.memory_needed_bytes if cell.memory_needed_bytes is not None else cell.energy.memory_peak_bytes
-
-
-def _ratio(pair: tuple[float | None, float | None]) -> float:
-    ours, theirs = pair
-    assert ours is not None and theirs is not None
-    return ours / theirs
-

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_answer import WOBBLE, answered, cells
 from made_run import answer, cell_data
 
@@ -14,16 +17,18 @@ from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.trust.answers import Answer as Graded
-from loadgen.analysis.trust.pairing import Asked, pair_lengths
-from loadgen.analysis.trust.study import Side, study
+from loadgen.analysis.trust.answers import Answers
+from loadgen.analysis.trust.pairing import Asked, pair_items, pair_lengths
+from loadgen.analysis.trust.ratio import trust_ratio
+from loadgen.analysis.trust.study import Side, TrustStudy, TrustTest, study
 from loadgen.analysis.validity import Validity
 
 INVALID = Validity(load=("the server died",), energy=())
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> CellSummary:
-    data = cell_data(tmp_path, [answer(1100, [(1200, 1), (1300, 1)])])
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> CellSummary:
+    data = cell_data(tmp_path_factory.mktemp("cell"), [answer(1100, [(1200, 1), (1300, 1)])])
     return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
@@ -149,3 +154,84 @@ def test_longer_wrong_answers_widen_the_error_of_joules_per_correct_answer() -> 
     graded = paired({q: float(k >= 10) for k, q in enumerate(items)}, dict.fromkeys(items, 1.0))
     assert lengths is not None and graded is not None
     assert correlation(graded, lengths) == pytest.approx(-1)
+
+
+BATCHES = (1, 4, 16)
+MEMORY = (None, 0.25, 1.0, 2.0)
+JOULES = st.sampled_from((None, 0.4, 0.9, 1.6))
+
+POINTS = st.fixed_dictionaries(
+    {
+        "speeds": st.lists(st.floats(0.5, 3.0), min_size=2, max_size=2),
+        "joules": st.lists(JOULES, min_size=2, max_size=2),
+        "hli": JOULES,
+        "needed": st.tuples(st.sampled_from(MEMORY), st.sampled_from(MEMORY)),
+        "peak": st.tuples(st.sampled_from(MEMORY), st.sampled_from(MEMORY)),
+        "batch": st.sampled_from((1.0, 0.98, 0.9)),
+        "reached": st.sampled_from((60, 30, 10)),
+    }
+)
+CHOICES = st.builds(
+    IndexSettings,
+    alpha=st.sampled_from((0, 0.3, 0.5, 1)),
+    weights=st.sampled_from(((0.34, 0.33, 0.33), (0.6, 0.0, 0.4), (0.0, 1.0, 0.0))),
+    sustainability=st.sampled_from(("linear", "log_j", "log_kgco2e")),
+    carbon_kg_per_kwh=st.just(0.4),
+)
+
+
+def made_cell(base: CellSummary, target: str, b: int, repeat: int, made: dict[str, Any]) -> CellSummary:
+    """One of fp16 makes 100 B tokens/s at 50 J a query, of awq these multiples; GB of memory."""
+    own, of = target == "awq", repeat - 1
+    measured = made["joules"][of]
+    needed, peak = made["needed"][own], made["peak"][own]
+    energy = msgspec.structs.replace(
+        base.energy,
+        energy_per_query_j=None if measured is None else 50.0 * (measured if own else 1.0),
+        energy_hli_per_query_j=None if made["hli"] is None else 60.0 * (made["hli"] if own else 1.0),
+        memory_peak_bytes=None if peak is None else int(16e9 * peak),
+    )
+    return msgspec.structs.replace(
+        base, target=target, precision=target, concurrency=b, repeat=repeat, energy=energy,
+        running_mean=b * (made["batch"] if own else 1.0), tokens_per_s=100.0 * b * (made["speeds"][of] if own else 1.0),
+        memory_needed_bytes=None if needed is None else int(8e9 * needed), output_tokens_mean=100.0,
+    )  # fmt: skip
+
+
+def longer_and_longer(items: int, right: int) -> Answers:
+    """Of ever longer answers; the first `right` are correct."""
+    return {
+        f"q{k}": [Graded(repeat=1, outcome="correct", correct=k < right, output_tokens=80 + k)] for k in range(items)
+    }
+
+
+def accuracy_test(b: int, answers: dict[tuple[str, int], Answers]) -> TrustTest:
+    ratio = trust_ratio(pair_items(answers["awq", b], answers["fp16", b]))
+    return TrustTest(
+        target="awq", reference="fp16", concurrency=b, verdict="inconclusive", sentence="",
+        t_si=ratio.value, t_si_lo=ratio.lo, t_si_hi=ratio.hi,
+    )  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(POINTS, POINTS, POINTS), CHOICES, st.booleans())
+def test_the_table_and_the_curve_have_the_same_si(
+    base: CellSummary, made: tuple[dict[str, Any], ...], chosen: IndexSettings, known_lengths: bool
+) -> None:
+    of_b = dict(zip(BATCHES, made, strict=True))
+    cells = [
+        made_cell(base, target, b, repeat, of_b[b]) for target in ("fp16", "awq") for b in BATCHES for repeat in (1, 2)
+    ]
+    answers = {("fp16", b): longer_and_longer(60, 50) for b in BATCHES}
+    answers |= {("awq", b): longer_and_longer(of_b[b]["reached"], 45) for b in BATCHES}
+    trust = TrustStudy(trust=tuple(accuracy_test(b, answers) for b in BATCHES))
+    lengths = None if known_lengths else {}
+    found = answer_of(cells, answers, trust, reference="fp16", settings=chosen, lengths=lengths)
+    (curve,) = [c for c in found.crossovers if c.metric == "si"]
+    entries = found.indices.indices
+    compared = {point.concurrency: math.exp(point.log_advantage) for point in curve.points}
+    expected = {entry.concurrency: entry.si.value for entry in entries if entry.si is not None}
+    if len(expected) > 1:
+        assert compared == pytest.approx(expected)
+    else:
+        assert curve.refusal is not None

@@ -87,6 +87,15 @@ def least(one: Drawn, other: Drawn) -> Estimate:
     return Estimate(value=value, lo=lo, hi=hi)
 
 
+class RepeatsKnown:
+    """Means over repeats without their noise: what is drawn of a figure is then the noise of the items alone."""
+
+    def mean(self, values: Mapping[int, float]) -> Drawn:
+        """Geometric mean of positive values."""
+        value = float(np.exp(np.log(list(values.values())).mean()))
+        return Drawn(value=value, draws=np.full(1, value))
+
+
 class RepeatNoise:
     """Draws of means over repeats that keep what varies together: targets, speed and energy of the same repeat.
 

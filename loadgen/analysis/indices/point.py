@@ -54,6 +54,15 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
         """The repeats in which `figure`, a field of Repeat, was measured."""
         return {repeat.repeat: value for repeat in self.repeats if (value := getattr(repeat, figure)) is not None}
 
+    def alone(self, repeat: int) -> OperatingPoint:
+        """The same point as if this repeat were the only one."""
+        return msgspec.structs.replace(self, repeats=tuple(r for r in self.repeats if r.repeat == repeat))
+
+    def joules_per_token(self, figure: str) -> dict[int, float]:
+        """`figure`, joules per query, over the mean length of the same cell's answers; by repeat."""
+        tokens = self.by_repeat("tokens_per_query")
+        return {at: joules / tokens[at] for at, joules in self.by_repeat(figure).items() if at in tokens}
+
     @property
     def running_mean(self) -> float | None:
         """Mean over repeats; None where no repeat has it."""

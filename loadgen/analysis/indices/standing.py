@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
 
-from loadgen.analysis.indices.drawn import Drawn, RepeatNoise, derive
+from loadgen.analysis.indices.drawn import Drawn, derive
 from loadgen.analysis.indices.formulas import (
     carbon_kg,
     clamped,
@@ -22,10 +22,17 @@ from loadgen.analysis.indices.settings import IndexSettings
 
 EnergySource = Literal["measured", "hli"]
 MemorySource = Literal["needed", "peak"]
+Sources = tuple[EnergySource | None, MemorySource | None]
 _ENERGY: tuple[tuple[EnergySource, str], ...] = (
     ("measured", "energy_per_query_j"), ("hli", "energy_hli_per_query_j"),
 )  # fmt: skip
 _MEMORY: tuple[tuple[MemorySource, str], ...] = (("needed", "memory_needed_bytes"), ("peak", "memory_peak_bytes"))
+
+
+class Means(Protocol):
+    """How repeats are averaged: `RepeatNoise`, or `RepeatsKnown` for the items' share of the noise."""
+
+    def mean(self, values: Mapping[int, float]) -> Drawn: ...
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +75,11 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """S_SI, not clamped."""
 
     @property
+    def sources(self) -> Sources:
+        """Of energy and of memory; None: not compared."""
+        return self.energy.source if self.energy is not None else None, self.memory_source
+
+    @property
     def s_clamped(self) -> Drawn | None:
         return derive(clamped, self.s) if self.s is not None else None
 
@@ -84,21 +96,18 @@ def stand(
     reference: OperatingPoint,
     *,
     items: ItemFigures,
-    noise: RepeatNoise,
+    noise: Means,
     settings: IndexSettings,
+    sources: Sources | None = None,
 ) -> Standing:
-    """Of two points at equal B (`batch_refusal`). Energy and memory are compared by the best source that both sides
-    have: measured before HLI, memory needed before peak. Joules per query are joules per token times the mean length
-    of the items that both completed."""
-
-    def per_token(side: OperatingPoint, figure: str) -> dict[int, float]:
-        tokens = side.by_repeat("tokens_per_query")
-        return {at: joules / tokens[at] for at, joules in side.by_repeat(figure).items() if at in tokens}
+    """Of two points at equal B (`batch_refusal`). Energy and memory are compared by `sources`, by default the best that
+    both sides have: measured before HLI, memory needed before peak. Joules per query are joules per token times the
+    mean length of the items that both completed."""
 
     def joules(figure: str) -> tuple[Drawn, Drawn] | None:
         if items.tokens is None:
             return None if items.refusal else pair(figure)
-        sides = pair(figure, per_token)
+        sides = pair(figure, OperatingPoint.joules_per_token)
         if sides is None:
             return None
         ours, theirs = (derive(lambda j, length: j * length, *both) for both in zip(sides, items.tokens, strict=True))
@@ -122,11 +131,13 @@ def stand(
         for source, figure in _ENERGY
         if (sides := joules(figure))
     }
+    memories = {source: found for source, figure in _MEMORY if (found := ratio(figure))}
+    if sources is None:
+        sources = next(iter(energies), None), next(iter(memories), None)
+    energy = energies.get(sources[0]) if sources[0] is not None else None
+    memory = memories.get(sources[1]) if sources[1] is not None else None
     measured = any(target.by_repeat(figure) and reference.by_repeat(figure) for _, figure in _ENERGY)
-    energy = next(iter(energies.values()), None)
     eta = ratio("tokens_per_s")
-    memories = ((source, found) for source, figure in _MEMORY if (found := ratio(figure)))
-    memory_source, memory = next(memories, (None, None))
     rho = derive(lambda needed: 1 / needed, memory) if memory else None
     return Standing(
         target=target.target,
@@ -134,7 +145,7 @@ def stand(
         scores=target.scores,
         eta=eta,
         rho=rho,
-        memory_source=memory_source,
+        memory_source=sources[1],
         saving=energy.saving if energy else None,
         e=_efficiency(eta, rho, settings.alpha),
         s=_sustainability(energy, settings) if energy else None,

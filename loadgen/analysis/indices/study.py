@@ -12,7 +12,7 @@ import msgspec
 from loadgen.analysis.forked import forked
 from loadgen.analysis.indices.cor import CorCurve, CorPoint, cor_curve
 from loadgen.analysis.indices.dominance import Dominance, dominances
-from loadgen.analysis.indices.drawn import Estimate, RepeatNoise
+from loadgen.analysis.indices.drawn import Estimate, RepeatNoise, RepeatsKnown
 from loadgen.analysis.indices.items import ItemFigures, item_figures
 from loadgen.analysis.indices.point import OperatingPoint, batch_refusal
 from loadgen.analysis.indices.settings import IndexSettings
@@ -98,6 +98,7 @@ def _at(
         refusal = batch_refusal(point, against)
         standing = _standing(point, against, items[point.target], noise, settings, refusal)
         standings.append(standing)
+        again = partial(stand, items=items[point.target], settings=settings, sources=standing.sources)
         entry = target_indices(
             standing,
             reference=reference,
@@ -105,6 +106,8 @@ def _at(
             settings=settings,
             t_si=_t_si(items[point.target]),
             refusal=refusal,
+            repeats={at: again(point.alone(at), against.alone(at), noise=noise) for at in point.by_repeat("repeat")},
+            of_items=again(point, against, noise=RepeatsKnown()),
         )
         entries.append((point, entry))
     return _At(

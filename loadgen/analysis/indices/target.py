@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import msgspec
@@ -24,6 +25,7 @@ from loadgen.analysis.indices.formulas import (
 from loadgen.analysis.indices.settings import Form, IndexSettings
 from loadgen.analysis.indices.standing import Energy, EnergySource, MemorySource, Standing
 from loadgen.analysis.indices.trap import Trap, trap_verdict
+from loadgen.analysis.intervals import log_error
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +85,10 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
     """Linear, of T, E and S clamped."""
     si_raw: Estimate | None
     """Linear, of T, E and S not clamped."""
+    si_repeats: dict[int, float] = {}
+    """Repeat -> `si` of it alone, from the same sources and items, scaled so that the geometric mean is `si`."""
+    si_item_error: float | None = None
+    """Relative standard error of `si` that comes from the choice of items, the same in every repeat."""
     si_geometric: Estimate | None
     """Of S clamped."""
     si_geometric_raw: Estimate | None
@@ -116,8 +122,14 @@ def target_indices(
     settings: IndexSettings,
     t_si: Estimate | None,
     refusal: str | None = None,
+    repeats: Mapping[int, Standing] | None = None,
+    of_items: Standing | None = None,
 ) -> TargetIndices:
-    """Of a standing; `t_si` as reported by the trust tests, from the same items."""
+    """Of a standing; `t_si` as reported by the trust tests, from the same items.
+
+    `repeats`: the standing in each repeat alone, by the same sources; `of_items`: the standing whose draws have the
+    noise of the items alone.
+    """
     si, raw = _index(standing, si_linear, settings)
     geometric, geometric_raw = _index(standing, si_geometric, settings)
     cor = derive(lambda eta: cor_tps(eta, 1.0), standing.eta) if standing.eta else None
@@ -143,6 +155,8 @@ def target_indices(
         weights=settings.weights,
         si=si,
         si_raw=raw,
+        si_repeats=_si_repeats(si, repeats or {}, settings),
+        si_item_error=_item_error(of_items, settings) if of_items is not None else None,
         si_geometric=geometric,
         si_geometric_raw=geometric_raw,
         deficit=si.falling(deficit) if si else None,
@@ -155,20 +169,52 @@ def target_indices(
 def _index(
     standing: Standing, formula: Callable[..., float | Floats], settings: IndexSettings
 ) -> tuple[Estimate | None, Estimate | None]:
-    """SI with S clamped, and not. Clamped it is the smaller of SI with S and SI with 1 in its place."""
+    """SI with S clamped, and not."""
+    found = _sides(standing, formula, settings.weights)
+    return (least(*found), found[0].estimate) if found is not None else (None, None)
+
+
+def _sides(
+    standing: Standing, formula: Callable[..., float | Floats], weights: tuple[float, float, float]
+) -> tuple[Drawn, Drawn] | None:
+    """SI with S, and with 1 in its place: with S clamped it is the smaller of the two."""
     t, e, s = standing.t, standing.e, standing.s
     if not (t and e and s):
-        return None, None
-    raw = derive(lambda *pillars: formula(*pillars, settings.weights), t, e, s)
-    full = derive(lambda *pillars: formula(*pillars, 1.0, settings.weights), t, e)
-    return least(raw, full), raw.estimate
+        return None
+    raw = derive(lambda *pillars: formula(*pillars, weights), t, e, s)
+    return raw, derive(lambda *pillars: formula(*pillars, 1.0, weights), t, e)
+
+
+def _si_repeats(
+    si: Estimate | None, repeats: Mapping[int, Standing], settings: IndexSettings
+) -> dict[int, float]:
+    """SI is a sum of ratios, and the mean of sums is not the sum of means: all repeats are scaled alike."""
+    found = {at: own.value for at, alone in repeats.items() if (own := _index(alone, si_linear, settings)[0])}
+    if si is None or si.value <= 0 or not found:
+        return {}
+    scale = si.value / math.exp(sum(map(math.log, found.values())) / len(found))
+    return {at: own * scale for at, own in found.items()}
+
+
+def _item_error(of_items: Standing, settings: IndexSettings) -> float | None:
+    """Where S may be below 1 by its interval, of SI with S: that is not the smaller error of the two."""
+    found = _sides(of_items, si_linear, settings.weights)
+    ends = [side.estimate for side in found] if found is not None else []
+    known = [(lo, hi) for end in ends if (lo := end.lo) and (hi := end.hi)]
+    return log_error(*min(known)) if len(known) == 2 else None
 
 
 def si_differences(
     concurrency: int, standings: Sequence[Standing], weights: tuple[float, float, float]
 ) -> Iterator[SiDifference]:
     """Of every unordered pair whose SI has draws."""
-    known = [(s.target, draws) for s in standings if (draws := _si_draws(s, weights)) is not None]
+    known = [
+        (standing.target, (raw, full))
+        for standing in standings
+        if (sides := _sides(standing, si_linear, weights)) is not None
+        and (raw := sides[0].draws) is not None
+        and (full := sides[1].draws) is not None
+    ]
     for (target, ours), (other, theirs) in combinations(known, 2):
         lower, higher = _p_below(ours, theirs), _p_below(theirs, ours)
         yield SiDifference(
@@ -178,16 +224,6 @@ def si_differences(
             higher=higher < lower,
             p=min(1.0, 2 * min(lower, higher)),
         )
-
-
-def _si_draws(standing: Standing, weights: tuple[float, float, float]) -> tuple[Floats, Floats] | None:
-    """SI with S, and with 1 in its place: the smaller of the two is SI."""
-    if not (standing.t and standing.e and standing.s):
-        return None
-    t, e, s = standing.t.draws, standing.e.draws, standing.s.draws
-    if t is None or e is None or s is None:
-        return None
-    return np.asarray(si_linear(t, e, s, weights)), np.asarray(si_linear(t, e, np.ones(1), weights))
 
 
 def _p_below(ours: tuple[Floats, Floats], theirs: tuple[Floats, Floats]) -> float:
