@@ -177,7 +177,7 @@ class _Study:
             b, why = max(few.items(), key=lambda found: (self._shared(target, found[0]), -found[0]))
             refusal = f"{why} (at B = {b}); measure longer"
         return msgspec.structs.replace(
-            result, refusal=refusal, left_out=tuple(sorted(few)), notes=result.notes + left_out
+            result, refusal=refusal, left_out=tuple(sorted({*few, *result.left_out})), notes=result.notes + left_out
         )
 
     def _lengths(self, target: str, b: int) -> PairedLengths | None:
@@ -211,7 +211,7 @@ class _Study:
                     running=_mean([cell.batch for cell in self._valid(name, b)]),
                     verified=all(cell.running_mean is not None for cell in self._valid(name, b)),
                     values=tuple(self._value(side, b, repeat, metric, target) for repeat in self._repeats),
-                    window_errors=tuple(self._window_error(side, b, repeat, metric) for repeat in self._repeats),
+                    window_errors=self._window_errors(side, b, metric),
                 )
                 for (name, b), point in self._points.items()
                 if name == side and b not in leaving
@@ -264,15 +264,18 @@ class _Study:
         test = self._trust.of(target, b)
         return target == self._reference or bool(test is not None and test.t_si_lo and test.t_si_hi)
 
-    def _window_error(self, target: str, b: int, repeat: int, metric: str) -> float | None:
-        """Of the energy metrics, from the bootstrap inside the window."""
-        cell = self._cells.get((target, b, repeat))
+    def _window_errors(self, target: str, b: int, metric: str) -> tuple[float | None, ...]:
+        """By repeat, of the energy metrics; none of the others."""
         if metric not in ("energy_per_token_j", "energy_per_query_j", "energy_per_correct_j"):
-            return None
+            return ()
+        return tuple(self._window_error(target, b, repeat) for repeat in self._repeats)
+
+    def _window_error(self, target: str, b: int, repeat: int) -> float | None:
+        cell = self._cells.get((target, b, repeat))
         if cell is None or not cell.validity.energy_valid:
             return None
         low, high = cell.energy.energy_per_token_j_lo, cell.energy.energy_per_token_j_hi
-        return log_error(low, high) if low and high else None
+        return log_error(low, high) if low is not None and high is not None else None
 
     def _item_errors(self, target: str, metric: str) -> dict[int, float] | None:
         """Standard error of the log ratio that comes from the choice of items, by concurrency."""

@@ -227,13 +227,11 @@ def summarize_cell(
         asked=int(asked.sum()) if graded else None,
         unanswered=int((asked & ~data.ok).sum()),
     )
-    e2e = e2e_s(data, window) if window else np.array([])
     work = Work(
         window_s=window_s or 0.0,
         tokens=tokens,
         requests=evidence.requests,
         tokens_per_query=tokens_per_query,
-        e2e_s=float(e2e.mean()) if e2e.size else None,
     )
     energy, found = energy_of_cell(data, power, work, tdp_w=tdp_w, carbon_kg_per_kwh=carbon_kg_per_kwh)
     dead = (data.end.aborted,) if data.end and data.end.aborted and data.end.server_lost else ()

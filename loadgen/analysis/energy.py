@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
-from loadgen.analysis.bootstrap import ratio_interval
-from loadgen.analysis.celldata import CellData, Floats, Ints
+from loadgen.analysis.blocks import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
+from loadgen.analysis.celldata import CellData, Counts, Floats, Ints
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.energy import WindowEnergy, energy_of_window
 from loadgen.power.owners import Uses, uses_in
 from loadgen.power.trace import PowerTrace
 
-BIN_S = 1.0
-FEWEST_BINS = 12
 _AT_ONCE = 1 << 15
 """Tokens."""
+SHORTEST_MEASURED = 4.0
+"""Correlation times in a window; where it holds fewer, how many cannot be told."""
 
 
 class CellEnergy(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,9 @@ class CellEnergy(msgspec.Struct, frozen=True, kw_only=True):
     energy_per_token_j: float | None = None
     energy_per_token_j_lo: float | None = None
     energy_per_token_j_hi: float | None = None
+    """95%, of the noise inside this window alone; another start of the server differs by more."""
+    energy_interval_note: str | None = None
+    """Why there is none, and what to do."""
     energy_per_query_j: float | None = None
     """Energy per token times the mean tokens of the answers: no bias from answers cut by the window's edges."""
     energy_per_query_completions_j: float | None = None
@@ -70,7 +74,6 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int | None
     requests: int
     tokens_per_query: float | None
-    e2e_s: float | None
 
 
 def energy_of_cell(
@@ -101,7 +104,9 @@ def energy_of_cell(
     energy_j = _sum([part.energy_j for part in parts])
     per_token_j = energy_j / work.tokens if energy_j is not None and work.tokens else None
     per_query_j = per_token_j * work.tokens_per_query if per_token_j is not None and work.tokens_per_query else None
-    low, high = _interval(data, around, window, work, per_token_j)
+    half_width, note = None, ""
+    if per_token_j:
+        half_width, note = interval_of_window(data.token_t_ns, data.token_counts, around, window)
     findings = _findings(parts, power, uses_in(around, *window, power.owners, power.scopes))
     counter_j, integral_j = _sum([p.counter_j for p in parts]), _sum([p.integral_j for p in parts])
     rest_w = _sum([power.rest_w.get(gpu) for gpu in power.samples])
@@ -119,8 +124,9 @@ def energy_of_cell(
         power_w_mean=energy_j / work.window_s if energy_j is not None else None,
         energy_net_j=energy_j - rest_w * work.window_s if energy_j is not None and rest_w is not None else None,
         energy_per_token_j=per_token_j,
-        energy_per_token_j_lo=low,
-        energy_per_token_j_hi=high,
+        energy_per_token_j_lo=per_token_j * math.exp(-half_width) if per_token_j and half_width is not None else None,
+        energy_per_token_j_hi=per_token_j * math.exp(half_width) if per_token_j and half_width is not None else None,
+        energy_interval_note=note,
         energy_per_query_j=per_query_j,
         energy_per_query_completions_j=energy_j / work.requests if energy_j is not None and work.requests else None,
         tokens_per_j=work.tokens / energy_j if energy_j and work.tokens else None,
@@ -158,46 +164,79 @@ def _sum(values: list[float | None]) -> float | None:
     return sum(known) if values and len(known) == len(values) else None
 
 
-def _interval(
-    data: CellData, around: Iterable[PowerTrace], window: tuple[int, int], work: Work, per_token_j: float | None
-) -> tuple[float | None, float | None]:
-    """95% of energy per token by a block bootstrap within the window; blocks as long as an answer.
+def interval_of_window(
+    token_t_ns: Ints, token_counts: Counts, around: Sequence[PowerTrace], window: tuple[int, int]
+) -> tuple[float | None, str]:
+    """Relative half-width of the 95% interval of energy per token, from the noise inside the window; or None, and a
+    sentence that says why.
 
-    Resampled is the course of power, whose integral may be off the counter's energy as a whole; so the interval is
-    laid around `per_token_j` by their ratio.
+    The window is cut into equal parts, each of which ends with its last token: a step of the server that brings many
+    tokens at once lies whole in one part. The power's course gives their joules.
     """
-    bins = max(FEWEST_BINS, round(work.window_s / BIN_S))
-    edges = np.linspace(window[0], window[1], bins + 1)
-    joules = np.zeros(bins)
+    seconds = (window[1] - window[0]) / 1e9
+    courses = []
     for trace in around:
         watts = trace.power_average_w if np.isnan(trace.power_instant_w).all() else trace.power_instant_w
         known = ~np.isnan(watts)
-        if np.count_nonzero(known) < 2:
-            return None, None
-        joules += np.diff(_cumulative_j(trace.t_ns[known], watts[known], edges))
-    tokens = tokens_by_part(data, window, bins)
-    block = round(work.e2e_s / (work.window_s / bins)) if work.e2e_s else 1
-    low, high = ratio_interval(joules, tokens, block=block)
-    if low is None or high is None or per_token_j is None or joules.sum() <= 0:
-        return None, None
-    scale = per_token_j * float(tokens.sum()) / float(joules.sum())
-    return scale * low, scale * high
+        courses.append((trace.t_ns[known], watts[known]))
+    readings = min((_inside(t_ns, window) for t_ns, _ in courses), default=0)
+    events = _inside(token_t_ns, window)
+    parts = finest(min(readings, events))
+    if parts is None:
+        fewest = READINGS_PER_PART * PARTS[-1]
+        few, what = (readings, "power readings") if readings < fewest else (events, "events with tokens")
+        longer = f"at least {_up(seconds * fewest / few)} s" if few else "a longer one"
+        return None, f"the window of {seconds:.3g} s has {few} {what}, and an interval needs {fewest}: use {longer}"
+    tokens, ends = tokens_by_part(token_t_ns, token_counts, window, parts)
+    joules = np.sum([np.diff(_cumulative_j(t_ns, watts, ends)) for t_ns, watts in courses], axis=0)
+    if joules.sum() <= 0:
+        return None, "power reads 0 W"
+    spread = window_spread(joules, tokens)
+    if spread.half_width is not None:
+        return spread.half_width, ""
+    times = 1 / spread.correlation
+    if times < SHORTEST_MEASURED:
+        return None, (
+            f"energy per token drifts over the whole window of {seconds:.3g} s: use at least "
+            f"{_up(seconds * CORRELATION_TIMES / SHORTEST_MEASURED)} s"
+        )
+    return None, (
+        f"energy per token stays high or low for about {seconds / times:.2g} s, and the window of {seconds:.3g} s "
+        f"holds {math.floor(times)} such times ({CORRELATION_TIMES:.0f} are needed): use at least "
+        f"{_up(seconds * CORRELATION_TIMES / times)} s"
+    )
 
 
-def tokens_by_part(data: CellData, window: tuple[int, int], parts: int) -> Floats:
+def _inside(t_ns: Ints, window: tuple[int, int]) -> int:
+    return int(np.count_nonzero((t_ns > window[0]) & (t_ns <= window[1])))
+
+
+def _up(seconds: float) -> int:
+    """To two digits, upwards."""
+    digit: int = 10 ** max(math.floor(math.log10(seconds)) - 1, 0)
+    return math.ceil(seconds / digit) * digit
+
+
+def tokens_by_part(
+    token_t_ns: Ints, token_counts: Counts, window: tuple[int, int], parts: int
+) -> tuple[Floats, Ints]:
     """Tokens that arrived in each of so many equal parts of the window; of two parts an instant between them belongs to
-    the first. Some at a time, which the processor's own memory holds."""
+    the first. And parts + 1 instants: the window's opening, where each part's last token arrived (the end of the one
+    before where there is none), and the window's close. Some at a time, which the processor's own memory holds."""
     parts_per_ns = parts / (window[1] - window[0])
     counts = np.zeros(parts + 2)
     """With what came before and after."""
-    for first in range(0, len(data.token_t_ns), _AT_ONCE):
+    ends = np.full(parts + 2, window[0])
+    for first in range(0, len(token_t_ns), _AT_ONCE):
         some = slice(first, first + _AT_ONCE)
-        part = np.ceil((data.token_t_ns[some] - window[0]) * parts_per_ns).clip(0, parts + 1)
-        counts += np.bincount(part.astype(np.intp), data.token_counts[some], minlength=parts + 2)
-    return counts[1:-1]
+        part = np.ceil((token_t_ns[some] - window[0]) * parts_per_ns).clip(0, parts + 1).astype(np.intp)
+        counts += np.bincount(part, token_counts[some], minlength=parts + 2)
+        np.maximum.at(ends, part, token_t_ns[some])
+    ends[0], ends[parts] = window
+    return counts[1:-1], np.maximum.accumulate(ends[:-1])
 
 
-def _cumulative_j(t_ns: Ints, watts: Floats, at_ns: Floats) -> Floats:
+def _cumulative_j(t_ns: Ints, watts: Floats, at_ns: Ints) -> Floats:
     """Energy since the first sample at given instants: the trapezoid's exact antiderivative."""
     t_s = (t_ns - t_ns[0]) / 1e9
     at_s = (at_ns - t_ns[0]) / 1e9

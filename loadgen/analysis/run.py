@@ -132,7 +132,7 @@ def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
 
 _TEXTS = (
     *("target", "precision", *REASONS.values(), "first_failure", "answer_notes", "arrival"),
-    *("running_source", "running_note"),
+    *("running_source", "running_note", "energy_interval_note"),
 )
 
 

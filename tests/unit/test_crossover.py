@@ -286,6 +286,25 @@ def test_a_stated_noise_between_starts_gives_one_repeat_its_intervals() -> None:
     assert crossover(windowed("awq", [0.05] * 8), theirs, "tokens_per_s", start_sd=0.02).status == "unresolved"
 
 
+def test_a_window_whose_noise_is_not_known_leaves_its_batch_out_and_is_not_noiseless() -> None:
+    known, theirs = windowed("awq", falling(45.0)), windowed("fp16", [0.0] * len(GRID))
+
+    def losing(count: int) -> Curve:
+        points = [msgspec.structs.replace(point, window_errors=(None,)) for point in known.points[:count]]
+        return Curve(target="awq", points=(*points, *known.points[count:]))
+
+    some = crossover(losing(2), theirs, "energy_per_query_j", start_sd=0.02)
+    assert some.left_out == (1, 2)
+    assert [point.concurrency for point in some.points] == list(GRID[2:])
+    reason = "the noise inside its windows is not known: measure longer (energy_interval_note in cells.csv)"
+    assert some.notes[:2] == (f"B = 1: left out, {reason}", f"B = 2: left out, {reason}")
+    none = crossover(losing(len(GRID)), theirs, "energy_per_query_j", start_sd=0.02)
+    assert (none.status, none.points) == ("unresolved", ())
+    assert none.refusal is not None and none.refusal.endswith(f"{reason}; a curve needs 2 batches")
+    without = crossover(losing(2), theirs, "energy_per_query_j")
+    assert without.left_out == () and len(without.points) == len(GRID), "no interval rests on the windows"
+
+
 def test_three_repeats_need_no_stated_noise() -> None:
     rows = [[mean + e for e in NOISE] for mean in falling(45.0)]
     sides = curve("awq", rows), curve("fp16", [[0.0] * 3] * len(GRID))

@@ -10,7 +10,7 @@ import msgspec
 from loadgen.analysis.crossover.band import band_of
 from loadgen.analysis.crossover.beyond import Beyond, beyond
 from loadgen.analysis.crossover.crossing import Crossing, crossings
-from loadgen.analysis.crossover.curve import Curve, PairedCurve, pair
+from loadgen.analysis.crossover.curve import UNKNOWN_WINDOW, Curve, PairedCurve, pair
 from loadgen.analysis.crossover.metric import metric_of
 from loadgen.analysis.crossover.noise import Noise, noise_of
 from loadgen.analysis.crossover.scatter import Pooling
@@ -40,7 +40,8 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     points: tuple[GridPoint, ...] = ()
     """By ascending batch."""
     left_out: tuple[int, ...] = ()
-    """Asked concurrencies that were measured and are not compared: too few items were completed by both sides."""
+    """Asked concurrencies that were measured and are not compared: too few items were completed by both sides, or the
+    noise inside a window is not known where the intervals rest on it."""
     pooling: Pooling | None = None
     """Over which the scatter of the repeats was taken together: `all` batches, or all with a variance that is a `power
     of the batch`; None without repeats."""
@@ -72,14 +73,18 @@ def crossover(
     without any difference get a status other than `unresolved`. Raises UsageError for an unknown metric or a value that
     is not positive.
     """
-    curve = pair(target, reference, metric_of(metric), item_errors)
+    paired = curve = pair(target, reference, metric_of(metric), item_errors)
+    if start_sd is not None and not paired.repeated:
+        curve = paired.windows_known
+    left_out = tuple(b for b in paired.concurrency if b not in curve.concurrency)
     if len(curve.batch) < 2:
         return Crossover(
             target=target.target,
             reference=reference.target,
             metric=metric,
             status="unresolved",
-            refusal=_refusal(target, reference, curve),
+            refusal=_refusal(target, reference, curve, left_out),
+            left_out=left_out,
             notes=curve.notes,
         )
     noise = noise_of(curve, start_sd)
@@ -109,6 +114,7 @@ def crossover(
         suspected=tuple(crossing for crossing in found if not crossing.established),
         beyond=() if noise is None or band is None else beyond(points, band, noise),
         points=points,
+        left_out=left_out,
         pooling=noise.pooling if noise is not None and curve.repeated else None,
         apart=() if noise is None else tuple(points[place].concurrency for place in noise.apart),
         batch_verified=curve.batch_verified,
@@ -190,7 +196,9 @@ def _status(points: Sequence[GridPoint], established: Sequence[Crossing]) -> Sta
     return "worse" if signs == {"loses"} else "unresolved"
 
 
-def _refusal(target: Curve, reference: Curve, curve: PairedCurve) -> str:
+def _refusal(target: Curve, reference: Curve, curve: PairedCurve, left_out: Sequence[int]) -> str:
+    if left_out:
+        return f"B = {', '.join(map(str, left_out))}: {UNKNOWN_WINDOW}; a curve needs 2 batches"
     shared = {p.concurrency for p in target.points} & {p.concurrency for p in reference.points}
     if len(shared) >= 2:
         return f"{len(curve.batch) or 'no'} concurrency has this figure on both sides, and a curve needs 2"

@@ -12,6 +12,8 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.metric import Metric
 from loadgen.errors import UsageError
 
+UNKNOWN_WINDOW = "the noise inside its windows is not known: measure longer (energy_interval_note in cells.csv)"
+
 
 class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     """A metric at one concurrency."""
@@ -25,8 +27,8 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool = True
     """`running` is the server's word, in every valid repeat."""
     window_errors: tuple[float | None, ...] = ()
-    """Relative standard error of each value from inside its own window. Repeats show this noise too; it is used only
-    with one repeat and a stated noise between starts."""
+    """Relative standard error of each value from inside its own window, None: not known. Repeats show this noise too;
+    it is used only with one repeat and a stated noise between starts. Without any entry that statement contains it."""
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +47,8 @@ class PairedCurve(msgspec.Struct, frozen=True, kw_only=True):
     advantage: Floats
     """Shape (points, repeats), NaN where either side has no value; every point has at least one."""
     window_error: Floats | None
-    """Standard errors of the log-advantages if there is one per point and every window's error is known."""
+    """Standard errors of the log-advantages of points with one repeat, from inside their windows; NaN: not known. None
+    if no side's are estimated."""
     item_error: Floats
     """Standard errors of the points' log-advantages that all repeats and all points share; 0 if there is none."""
     notes: tuple[str, ...]
@@ -62,6 +65,23 @@ class PairedCurve(msgspec.Struct, frozen=True, kw_only=True):
         """Whether any point has two repeats."""
         return bool((~np.isnan(self.advantage)).sum() > len(self.advantage))
 
+    @property
+    def windows_known(self) -> PairedCurve:
+        """Without the points whose windows should know their noise and do not, and with a note on each."""
+        unknown = np.zeros(len(self.batch), bool) if self.window_error is None else np.isnan(self.window_error)
+        if self.window_error is None or not unknown.any():
+            return self
+        left = tuple(b for b, missing in zip(self.concurrency, unknown, strict=True) if missing)
+        return msgspec.structs.replace(
+            self,
+            concurrency=tuple(b for b in self.concurrency if b not in left),
+            batch=self.batch[~unknown],
+            advantage=self.advantage[~unknown],
+            window_error=self.window_error[~unknown],
+            item_error=self.item_error[~unknown],
+            notes=(*self.notes, *(f"B = {b}: left out, {UNKNOWN_WINDOW}" for b in left)),
+        )
+
 
 def pair(
     target: Curve, reference: Curve, metric: Metric, item_errors: Mapping[int, float] | None = None
@@ -73,7 +93,7 @@ def pair(
     exceed the one before it is left out, with a note. Raises UsageError for values that are not positive.
     """
     ours, theirs = _by_concurrency(target), _by_concurrency(reference)
-    kept: list[tuple[int, float, list[float], float | None, float]] = []
+    kept: list[tuple[int, float, list[float], float, float]] = []
     notes = []
     for b in sorted(ours.keys() & theirs.keys()):
         a, r = ours[b], theirs[b]
@@ -94,15 +114,14 @@ def pair(
         if kept and batch <= kept[-1][1]:
             notes.append(f"B = {b}: left out, it ran at a batch of {batch:.3g}, no larger than B = {kept[-1][0]} did")
             continue
-        error = _window_error(a, r, max(ratios)) if len(ratios) == 1 else None
+        error = _window_error(a, r, max(ratios)) if len(ratios) == 1 else math.nan
         kept.append((b, batch, logs, error, (item_errors or {}).get(b, 0.0)))
     repeats = max((len(logs) for _, _, logs, _, _ in kept), default=0)
-    errors = [error for *_, error, _ in kept if error is not None]
     return PairedCurve(
         concurrency=tuple(b for b, *_ in kept),
         batch=np.array([batch for _, batch, *_ in kept]),
         advantage=np.array([logs + [math.nan] * (repeats - len(logs)) for _, _, logs, _, _ in kept]),
-        window_error=np.array(errors) if errors and len(errors) == len(kept) else None,
+        window_error=np.array([error for *_, error, _ in kept]) if _estimated(ours, theirs) else None,
         item_error=np.array([item for *_, item in kept]),
         notes=tuple(notes),
         batch_verified=all(ours[b].verified and theirs[b].verified for b, *_ in kept),
@@ -120,8 +139,12 @@ def _by_concurrency(curve: Curve) -> dict[int, CurvePoint]:
     return points
 
 
-def _window_error(a: CurvePoint, r: CurvePoint, repeat: int) -> float | None:
-    """Of the log ratio of one repeat: both windows' errors in quadrature."""
+def _estimated(*sides: Mapping[int, CurvePoint]) -> bool:
+    return any(point.window_errors for side in sides for point in side.values())
+
+
+def _window_error(a: CurvePoint, r: CurvePoint, repeat: int) -> float:
+    """Of the log ratio of one repeat: both windows' errors in quadrature; NaN unless both are known."""
     errors = [point.window_errors[repeat] for point in (a, r) if repeat < len(point.window_errors)]
     known = [error for error in errors if error is not None]
-    return math.hypot(*known) if len(known) == 2 else None
+    return math.hypot(*known) if len(known) == 2 else math.nan
