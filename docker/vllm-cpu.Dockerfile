@@ -1,6 +1,6 @@
 # Real vLLM on CPUs with tiny models: the environment that `loadgen cpu-env` builds (4 GB). Context: the project's root.
 # pip must find a CPU build of torch: docs/docker.md, "Real vLLM on the CPU".
-ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+ARG PYTHON_IMAGE=python:3.12.13-slim-bookworm@sha256:4766d8b510c428e595d74b9cc5bbb2fae8e26316fffb4adc89908d79aacd58a2
 
 FROM ${PYTHON_IMAGE} AS base
 # vLLM's kernels are linked against libnuma, which slim images lack.
@@ -12,11 +12,13 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_NO_INDEX
 ENV PIP_FIND_LINKS=/src/build/wheels PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python3 -m venv /opt/loadgen
+RUN python3 -m venv /opt/build && python3 -m venv /opt/loadgen
 COPY . /src
 # Of loadgen only `cpu-env` is needed here. Triton has no CPU backend: vLLM would leave its gigabyte unused.
-RUN /opt/loadgen/bin/python -m pip install --quiet click msgspec platformdirs \
-    && /opt/loadgen/bin/python -m pip install --quiet --no-deps /src \
+RUN /opt/build/bin/python -m pip install --quiet --no-deps --require-hashes -r /src/docker/requirements/build.txt \
+    && /opt/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /opt/build/wheel /src \
+    && /opt/loadgen/bin/python -m pip install --quiet --no-deps --require-hashes -r /src/docker/requirements/exporter.txt \
+    && /opt/loadgen/bin/python -m pip install --quiet --no-deps --no-index /opt/build/wheel/*.whl \
     && /opt/loadgen/bin/loadgen cpu-env --dir /opt/loadgen-cpu \
     && /opt/loadgen-cpu/venv/bin/python -m pip uninstall --quiet --yes triton
 

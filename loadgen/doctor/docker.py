@@ -1,16 +1,20 @@
-"""Docker: the engine, Compose, and whether containers can have the GPU."""
+"""Docker: the engine, Compose, whether containers can have the GPU, and how safe the stack's settings are."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loadgen.address import is_loopback
 from loadgen.doctor.finding import Finding, Mode, State, absent
 from loadgen.doctor.program import Ask, ask
+from loadgen.serving.compose.file import IMAGES
+from loadgen.serving.compose.project import data_dir
 
 TIMEOUT_S = 10.0
 COMPOSE_SINCE = (1, 28)
@@ -20,12 +24,17 @@ _HOOK = "nvidia-container-runtime-hook"
 
 
 def examine_docker(mode: Mode, run: Ask = ask) -> list[Finding]:
-    """Engine, Compose and GPU runtime; only mode `docker` needs them."""
+    """Engine, Compose and GPU runtime; only mode `docker` needs them, and is told about the stack's settings."""
     info = engine_info(run)
     found = [engine(mode, info)]
-    if isinstance(info, str):
-        return found if mode != "docker" else [*found, compose(mode, run)]
-    return [*found, compose(mode, run), gpu_runtime(mode, info)]
+    if mode == "docker" or not isinstance(info, str):
+        found.append(compose(mode, run))
+    if not isinstance(info, str):
+        found.append(gpu_runtime(mode, info))
+    if mode == "docker":
+        variables = stack_variables(os.environ)
+        found += [images(variables), exposure(variables)]
+    return found
 
 
 def engine_info(run: Ask = ask) -> dict[str, Any] | str:
@@ -93,3 +102,54 @@ def gpu_runtime(mode: Mode, info: Mapping[str, Any], *, gpu_here: bool | None = 
         return Finding(check=check, state="warning" if mode == "docker" else "not applicable", seen=seen)
     advice = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure --runtime=docker`, restart Docker"
     return absent(check, "none: containers cannot have the GPU", advice, needed=mode == "docker")
+
+
+def stack_variables(environment: Mapping[str, str], folder: Path | None = None) -> dict[str, str]:
+    """What Compose fills in: the environment, else `.env` of the stack's folder.
+
+    That is `folder`, else the working directory if it holds compose.yaml, else that of the checkout or package.
+    """
+    folder = folder or (Path() if Path("compose.yaml").is_file() else data_dir() / "docker")
+    try:
+        lines = (folder / ".env").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    pairs = (line.partition("=") for line in lines if not line.lstrip().startswith("#"))
+    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs if name.strip()} | dict(environment)
+
+
+def images(variables: Mapping[str, str]) -> Finding:
+    """Whether each image that others publish is named by its digest: a tag can be moved to another image."""
+    check = "Docker images"
+    chosen = {name: variables.get(name) or image for name, image in IMAGES.items()}
+    loose = {name: image for name, image in chosen.items() if not re.search(r"@sha256:[0-9a-f]{64}$", image)}
+    if not loose:
+        return Finding(check=check, state="ok", seen=f"{len(chosen)} of {len(chosen)} named by digest")
+    tags = {name: image.partition("@")[0] for name, image in loose.items()}
+    advice = "; ".join(
+        f"add the digest that `docker buildx imagetools inspect {tag}` shows: {name}={tag}@sha256:..."
+        for name, tag in tags.items()
+    )
+    return Finding(check=check, state="warning", seen=f"without a digest: {', '.join(loose.values())}", advice=advice)
+
+
+def exposure(variables: Mapping[str, str]) -> Finding:
+    """Who can reach the stack, and whether the secrets are given as the containers read them: as files."""
+    check = "Docker network"
+    address = variables.get("BIND_ADDRESS") or "127.0.0.1"
+    files = [name for name in ("GRAFANA_PASSWORD_FILE", "API_KEY_FILE", "HF_TOKEN_FILE") if variables.get(name)]
+    paths = {name: Path(variables[name]).expanduser() for name in files}
+    wrong = [f"{name} {path}" for name, path in paths.items() if path.is_dir() or not path.exists()]
+    if wrong:
+        advice = "name a file that exists"
+        return Finding(check=check, state="missing", seen=f"not a file: {', '.join(wrong)}", advice=advice)
+    if is_loopback(address.strip("[]")):
+        if variables.get("HF_TOKEN") and "HF_TOKEN_FILE" not in files:
+            advice = "for gated models, write the token to a file and name that in HF_TOKEN_FILE"
+            return Finding(check=check, state="warning", seen="HF_TOKEN is not passed to containers", advice=advice)
+        return Finding(check=check, state="ok", seen=f"ports on {address}: this machine only")
+    if "GRAFANA_PASSWORD_FILE" not in files:
+        seen = f"BIND_ADDRESS {address} without GRAFANA_PASSWORD_FILE: Grafana will not start"
+        return Finding(check=check, state="missing", seen=seen, advice="name a file with a password in it")
+    advice = "let a firewall admit only those who may use the servers and read the metrics; nothing is encrypted"
+    return Finding(check=check, state="warning", seen=f"ports on {address}: open to the network", advice=advice)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +78,9 @@ def base_tarball(folder: Path) -> Path:
 
 def download_wheels(folder: Path, python: str) -> None:
     """Everything that loadgen's images install, as wheels for the base's Python (`3.11`), by this machine's own pip."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    _download(folder, python, *project["project"]["dependencies"], *project["build-system"]["requires"])
+    for lock in ("loadgen", "build"):
+        locked = str(ROOT / "docker" / "requirements" / f"{lock}.txt")
+        _download(folder, python, "--no-deps", "--require-hashes", "--requirement", locked)
 
 
 def download_cpu_wheels(folder: Path, python: str) -> None:

@@ -7,6 +7,7 @@ can be had here (its provisioning is checked by structure elsewhere).
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -37,6 +38,7 @@ BATCHES = (1, 4)
 ON_CPU = {"bf16": "cpu-bf16", "bnb-nf4": "cpu-bnb-nf4"}
 SLOWER = "--model qwen2.5-14b"
 """So that an answer lasts about a second, and a busy machine's refills do not show in the running batch."""
+KEY = "a-key-of-the-tests"
 BUILD_S = 900.0
 READY_S = 120.0
 CPU_READY_S = 600.0
@@ -55,6 +57,8 @@ def docker() -> Iterator[Docker]:
     project = folder / "project"
     write_project(project)
     tarball = base_tarball(folder)
+    key = folder / "key"
+    key.write_text(KEY, encoding="utf-8")
     (folder / "engine").mkdir()
     ports = {f"{name}_PORT": str(free_port()) for name in ("SIM_FP16", "SIM_AWQ", "PROMETHEUS")}
     images = {
@@ -64,7 +68,7 @@ def docker() -> Iterator[Docker]:
     try:
         with engine(folder / "engine") as host:
             local = {"DOCKER_HOST": host, "DOCKER_BUILDKIT": "0", "PIP_NO_INDEX": "1"}
-            variables = {**os.environ, **local, **ports, **images, "SIM_ARGS": SLOWER}
+            variables = {**os.environ, **local, **ports, **images, "SIM_ARGS": SLOWER, "API_KEY_FILE": str(key)}
             docker = Docker(project, variables, f"loadgentest{os.getpid()}")
             docker("import", str(tarball), BASE, timeout_s=BUILD_S)
             download_wheels(project / "build" / "wheels", python_of(docker))
@@ -97,8 +101,8 @@ def stack(docker: Docker) -> Docker:
 def sweep(stack: Docker, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     targets = [word for target, service in SERVERS.items() for word in ("--target", f"{target}=http://{service}:8000")]
     return stack.sweep(
-        tmp_path_factory.mktemp("runs"), *targets, "--dataset", "sample", "--duration", "5",
-        "--concurrency", ",".join(map(str, BATCHES)), "--repeats", "1", timeout_s=180,
+        tmp_path_factory.mktemp("runs"), *targets, "--dataset", "sample", "--duration", "5", "--repeats", "1",
+        "--concurrency", ",".join(map(str, BATCHES)), "--api-key-env", "LOADGEN_API_KEY", timeout_s=180,
     )  # fmt: skip
 
 
@@ -137,14 +141,29 @@ def test_ports_are_published_on_loopback_only(stack: Docker) -> None:
 
 
 def test_containers_run_without_privileges_on_a_read_only_root(stack: Docker, sweep: Sweep) -> None:
-    for described in (sweep.container, stack.inspect(stack.container("sim-fp16"))):
+    own = sweep.container, stack.inspect(stack.container("sim-fp16"))
+    for described in (*own, stack.inspect(stack.container("prometheus"))):
         settings = described["HostConfig"]
         assert settings["ReadonlyRootfs"]
         assert not settings["Privileged"]
         assert settings["CapDrop"] == ["ALL"]
-        assert described["Config"]["User"] == "10001:10001"
+    assert {described["Config"]["User"] for described in own} == {"10001:10001"}
     uid, read_only, scratch = stack("exec", stack.container("sim-fp16"), "python", "-c", WHO).split()
     assert (uid, read_only, scratch) == ("10001", "1", "True")
+
+
+def test_the_api_key_reaches_the_sweep_and_is_not_in_its_containers_settings(sweep: Sweep) -> None:
+    assert sweep.status in (0, 1), sweep.said  # 2: --api-key-env names a variable that is not set
+    assert KEY not in json.dumps(sweep.container)
+
+
+def test_grafana_does_not_start_on_the_network_without_a_password(docker: Docker) -> None:
+    on_network = {"BIND_ADDRESS": "10.0.0.7", "GRAFANA_IMAGE": BASE}
+    changed = replace(docker, environment=docker.environment | on_network)
+    command = (changed.program, "--project-name", changed.name, "run", "--rm", "--no-deps", "grafana")
+    done = changed.status(*command, timeout_s=60)
+    assert done.returncode == 2
+    assert "BIND_ADDRESS 10.0.0.7 opens Grafana to the network" in done.stdout + done.stderr
 
 
 def test_the_exporters_image_runs_without_privileges_and_says_what_is_missing(docker: Docker) -> None:

@@ -1,7 +1,9 @@
 // Runs Grafana's own transformations: {transformations, frames} on stdin, the frames that come out on stdout.
 // @grafana/data looks for a browser when it is loaded; the transformations themselves need none.
-global.window = { addEventListener() {}, location: { href: "", search: "" }, navigator: {} };
-global.document = { createElement: () => ({}) };
+global.history = { pushState() {}, replaceState() {} };
+global.window = { addEventListener() {}, location: { href: "", search: "" }, navigator: {}, history };
+const element = () => ({ appendChild() {}, insertBefore() {}, setAttribute() {} });
+global.document = { createElement: element, createTextNode: element, getElementsByTagName: () => [element()], head: element() };
 global.DOMParser = class {};
 
 const data = require(`${process.argv[2]}/node_modules/@grafana/data`);

@@ -15,7 +15,7 @@ from platformdirs import user_cache_path
 from programs import program
 
 ROOT = Path(__file__).parents[2]
-VERSION = "11.6.0"
+VERSION = "12.4.10"
 CACHE = user_cache_path("loadgen") / f"grafana-data-{VERSION}"
 BOARDS = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "dashboards").glob("*.json"))]
 PANELS = [panel for board in BOARDS for panel in board["panels"] if panel.get("transformations")]

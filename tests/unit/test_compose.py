@@ -17,7 +17,7 @@ import yaml
 from programs import program
 
 from loadgen.serving.compose.file import environment_file, environment_name, generated_files
-from loadgen.serving.compose.servers import DEFAULT, KV_CACHE_BYTES, MODEL, ON_CPU, PORT
+from loadgen.serving.compose.servers import DEFAULT, KV_CACHE_BYTES, MODEL, ON_CPU, PORT, PYTHON_IMAGE
 from loadgen.serving.families import load_models
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipe, recipe_names
@@ -95,8 +95,9 @@ def test_every_recipe_is_a_service_with_the_command_that_loadgen_serve_plans(ser
             load_recipe(name), model=MODEL, checkpoint=None if served == MODEL else served, port=PORT, device="cuda",
             max_num_seqs=256, vllm="vllm", host="0.0.0.0",
         )  # fmt: skip
+        assert service["entrypoint"][:3] == ["/bin/sh", "/opt/start.sh", "VLLM_API_KEY"]
         assert [
-            *service["entrypoint"],
+            *service["entrypoint"][3:],
             *without(argv(service), "--kv-cache-memory-bytes", "--gpu-memory-utilization"),
         ] == [*launch.argv]
         assert service["environment"].items() >= launch.env.items()
@@ -171,20 +172,101 @@ def test_ports_are_on_loopback_each_its_own_and_servers_listen_on_8000(services:
     assert [published[name].split(":")[1] for name in DEFAULT] == ["8001", "8002", "8003", "8004"]
 
 
-def test_nothing_is_privileged_and_loadgens_own_images_are_read_only(services: dict[str, Any]) -> None:
+def test_nothing_has_privileges_and_all_but_vllms_image_is_read_only(services: dict[str, Any]) -> None:
     for name, service in services.items():
-        assert not service.keys() & {"privileged", "cap_add", "pid", "ipc"}, name
+        assert not service.keys() & {"privileged", "pid", "ipc"}, name
         assert service["security_opt"] == ["no-new-privileges:true"], name
-    own = [name for name in services if name.startswith(("sim-", "cpu-")) or name in ("exporter", "loadgen")]
-    for name in own:
-        assert services[name]["read_only"], name
-        assert services[name]["cap_drop"] == ["ALL"], name
-        assert services[name]["tmpfs"] == ["/tmp"], name
+        assert service["cap_drop"] == ["ALL"], name
+        if name in recipe_names():  # root, who writes to a cache that may belong to a user
+            assert service["cap_add"] == ["DAC_OVERRIDE"], name
+        else:
+            assert "cap_add" not in service, name
+            assert service["read_only"], name
+            assert service["tmpfs"] == ["/tmp"], name
+
+
+def test_images_are_named_by_tag_and_digest_but_for_vllms(services: dict[str, Any]) -> None:
+    bases = {service["build"]["args"].get("PYTHON_IMAGE") for service in services.values() if "build" in service}
+    bases |= {services[name]["image"] for name in ("prometheus", "grafana")}
+    for image in bases - {None}:
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+[a-z-]*@sha256:[0-9a-f]{64}", image), image
+    assert services["fp16"]["image"] == "vllm/vllm-openai:v0.33.0", "with a digest at last? then docs/docker.md says so"
+
+
+def test_secrets_come_from_files_and_stand_in_no_environment(raw: dict[str, Any], services: dict[str, Any]) -> None:
+    project = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+    assert project["secrets"] == {
+        name: {"file": f"${{{name.upper()}_FILE:-./no-secret}}"} for name in ("hf_token", "api_key", "grafana_password")
+    }
+    assert (DOCKER / "no-secret").read_bytes() == b""
+    for name, service in services.items():
+        held = {key for key in service.get("environment", {}) if re.search("TOKEN|KEY|PASSWORD", key)}
+        paths = {service["environment"][key] for key in held if not key.endswith("KEEP_ALIVE")}
+        assert paths == {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}, name
+        if "api_key" in service.get("secrets", []):
+            assert service["entrypoint"][1] == "/opt/start.sh"
+            assert "./start.sh:/opt/start.sh:ro" in service["volumes"]
+
+
+def started(script: str, *command: str, **environment: str) -> tuple[int, str]:
+    """Status and output of a start script of the project."""
+    done = subprocess.run(
+        ["/bin/sh", str(DOCKER / script), *command], env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_an_api_key_is_read_from_its_file_and_none_is_no_variable(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("k $x 'y'\n", encoding="utf-8")
+    show = ("VLLM_API_KEY", "sh", "-c", 'printf "%s|%s" "${VLLM_API_KEY-none}" "$2"', "sh", "a", "b c")
+    assert started("start.sh", *show, API_KEY_FILE=str(key)) == (0, "k $x 'y'|b c")
+    assert started("start.sh", *show, API_KEY_FILE="/dev/null") == (0, "none|b c")
+    status, said = started("start.sh", *show, API_KEY_FILE=str(tmp_path / "absent"))
+    assert (status, "cannot be read by user" in said) == (2, True)
+
+
+LOGIN = ("GF_SECURITY_ADMIN_PASSWORD", "GF_AUTH_ANONYMOUS_ENABLED", "GF_AUTH_BASIC_ENABLED",
+         "GF_AUTH_DISABLE_LOGIN_FORM", "GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("address", "password", "expected"),
+    [
+        ("127.0.0.1", "", {"GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_AUTH_BASIC_ENABLED": "false",
+                           "GF_AUTH_DISABLE_LOGIN_FORM": "true", "GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION": "true"}),
+        ("[::1]", "s3 $x", {"GF_AUTH_ANONYMOUS_ENABLED": "true", "GF_SECURITY_ADMIN_PASSWORD": "s3 $x"}),
+        ("0.0.0.0", "s3", {"GF_AUTH_ANONYMOUS_ENABLED": "false", "GF_SECURITY_ADMIN_PASSWORD": "s3"}),
+    ],
+)  # fmt: skip
+def test_grafana_has_no_login_without_a_password_and_none_but_logins_on_the_network(
+    tmp_path: Path, address: str, password: str, expected: dict[str, str]
+) -> None:
+    file = tmp_path / "password"
+    file.write_text(password, encoding="utf-8")
+    status, said = started("grafana/start.sh", "env", BIND_ADDRESS=address, GRAFANA_PASSWORD_FILE=str(file))
+    seen = dict(line.split("=", 1) for line in said.splitlines())
+    assert (status, {name: seen[name] for name in LOGIN if name in seen}) == (0, expected)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "10.0.0.7", "::", "[fe80::1]", ""])
+def test_grafana_does_not_start_on_the_network_without_a_password(address: str) -> None:
+    status, said = started("grafana/start.sh", "env", BIND_ADDRESS=address, GRAFANA_PASSWORD_FILE="/dev/null")
+    assert status == 2
+    assert said == (
+        f"BIND_ADDRESS {address} opens Grafana to the network: name a file with a password in GRAFANA_PASSWORD_FILE\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["loadgen", "exporter", "vllm-cpu"])
 def test_own_images_are_staged_pinned_by_argument_unprivileged_and_checked(name: str) -> None:
     lines = (DOCKER / f"{name}.Dockerfile").read_text(encoding="utf-8").splitlines()
+    assert f"ARG PYTHON_IMAGE={PYTHON_IMAGE}" in lines
+    installed = [line for line in lines if " pip install " in line]
+    assert len(installed) == 3
+    assert all("--require-hashes -r /src/docker/requirements/" in line for line in installed[:2])
+    assert "--no-deps --no-index /opt/build/wheel/" in installed[2]
     stages = [line for line in lines if line.startswith("FROM")]
     if stages[0] == "FROM ${PYTHON_IMAGE} AS base":
         assert stages[1:] == ["FROM base AS build", "FROM base"]
@@ -247,7 +329,7 @@ def test_docker_compose_reads_it(tmp_path: Path) -> None:
     chosen = {"COMPOSE_PROFILES": ",".join(profiles), "AWQ_GPU": "1", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     config = [program("docker-compose"), "config"]
     done = subprocess.run(config, cwd=DOCKER, env=chosen, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     resolved = yaml.safe_load(done.stdout)["services"]
     written = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
     assert resolved.keys() == written.keys()

@@ -174,9 +174,41 @@ def of_docker(mode: Any = "docker", **answers: ProgramAnswer | None) -> dict[str
 def test_an_engine_with_compose_and_a_gpu_runtime() -> None:
     engine = said(json.dumps({"ServerVersion": "28.2.2", "Runtimes": {"runc": {}, "nvidia": {}}}))
     found = of_docker(docker_info=engine, docker_compose=said("2.27.0\n"))
-    assert [one.state for one in found.values()] == ["ok", "ok", "ok"]
+    assert [one.state for one in found.values()][:3] == ["ok", "ok", "ok"]
     assert found["Docker"].seen == "engine 28.2.2"
     assert found["Docker Compose"].seen == "`docker compose` 2.27.0"
+
+
+def test_images_without_a_digest_are_named_with_the_command_that_shows_it() -> None:
+    found = docker.images({})
+    assert (found.state, found.seen) == ("warning", "without a digest: vllm/vllm-openai:v0.33.0")
+    assert "`docker buildx imagetools inspect vllm/vllm-openai:v0.33.0`" in found.advice
+    pinned = f"vllm/vllm-openai:v0.33.0@sha256:{'0' * 64}"
+    assert docker.images({"VLLM_IMAGE": pinned}).state == "ok"
+    loose = docker.images({"VLLM_IMAGE": pinned, "GRAFANA_IMAGE": "grafana:1@sha256:12", "PYTHON_IMAGE": ""})
+    assert (loose.seen, "GRAFANA_IMAGE=grafana:1@sha256:..." in loose.advice) == (
+        "without a digest: grafana:1@sha256:12",
+        True,
+    )
+
+
+def test_a_stack_on_the_network_needs_a_password_and_its_files_must_exist(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.touch()
+    password = {"GRAFANA_PASSWORD_FILE": str(file)}
+    cases: list[tuple[dict[str, str], str]] = [
+        ({}, "ok"), ({"BIND_ADDRESS": "[::1]"}, "ok"), ({"BIND_ADDRESS": "0.0.0.0"}, "missing"),
+        ({"BIND_ADDRESS": "10.0.0.7", **password}, "warning"), ({"HF_TOKEN": "hf_x"}, "warning"),
+        ({"API_KEY_FILE": "/dev/null"}, "ok"), ({"API_KEY_FILE": str(tmp_path)}, "missing"),
+        ({"API_KEY_FILE": str(tmp_path / "absent")}, "missing"),
+    ]  # fmt: skip
+    assert [docker.exposure(variables).state for variables, _ in cases] == [state for _, state in cases]
+
+
+def test_the_stacks_variables_come_from_the_shell_else_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("# A=0\nA=1\nB='2'\n\nC\n", encoding="utf-8")
+    assert docker.stack_variables({"A": "3"}, tmp_path) == {"A": "3", "B": "2", "C": ""}
+    assert docker.stack_variables({"A": "3"}, tmp_path / "absent") == {"A": "3"}
 
 
 @pytest.mark.parametrize(

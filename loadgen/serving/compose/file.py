@@ -7,9 +7,13 @@ import shlex
 import yaml
 
 from loadgen.serving.compose.servers import (
+    API_KEY,
     DEFAULT,
     HARDENED,
     ON_CPU,
+    PYTHON_IMAGE,
+    START,
+    VLLM_IMAGE,
     Service,
     checkpoint_of,
     cpu_server,
@@ -18,12 +22,22 @@ from loadgen.serving.compose.servers import (
     own_image,
     simulated_server,
     variable,
+    with_key,
 )
 from loadgen.serving.families import load_models
 from loadgen.serving.recipe import load_recipes
 
-PROMETHEUS_IMAGE = "prom/prometheus:v3.5.0"
-GRAFANA_IMAGE = "grafana/grafana:11.6.0"
+PROMETHEUS_IMAGE = "prom/prometheus:v3.5.3@sha256:ddc2493835a1509976d5e4e0c94199c4f843ce1f42dd6bcfc8231ba734a93ff7"
+GRAFANA_IMAGE = "grafana/grafana:12.4.10@sha256:c132a683b2430fff9115a29b2a79c8ab97540cdcc90846e3c81878c778ca3596"
+IMAGES = {
+    "VLLM_IMAGE": VLLM_IMAGE,
+    "PROMETHEUS_IMAGE": PROMETHEUS_IMAGE,
+    "GRAFANA_IMAGE": GRAFANA_IMAGE,
+    "PYTHON_IMAGE": PYTHON_IMAGE,
+}
+"""The images that others publish, by the variable that names another."""
+SECRETS = ("hf_token", "api_key", "grafana_password")
+"""Each the content of the file that a variable names (HF_TOKEN_FILE, ...), empty without one."""
 HEADER = """\
 # Generated from servers/*.toml by `python docker/generate.py`; a test fails when it is stale. Do not edit: every choice
 # is a variable (docs/docker.md), set in the shell, in docker/.env or with --env-file models/NAME.env.
@@ -52,11 +66,11 @@ def compose_file() -> str:
         "grafana": _grafana(),
         "loadgen": _loadgen(),
     }
-    volumes = ("hf-cache", "vllm-cache", "cpu-models", "prometheus", "grafana", "runs", "cache")
+    volumes = ("hf-cache", "vllm-cache", "cpu-models", "prometheus", "grafana-data", "runs", "cache")
     project = {
         "services": services,
         "volumes": {name: {} for name in volumes},
-        "secrets": {"hf_token": {"file": "${HF_TOKEN_FILE:-/dev/null}"}},
+        "secrets": {name: {"file": f"${{{variable(name)}_FILE:-./no-secret}}"} for name in SECRETS},
     }
     return HEADER + yaml.dump(project, Dumper=_Plain, sort_keys=False, width=118)
 
@@ -109,7 +123,7 @@ def _prometheus() -> Service:
         ),
         "volumes": ["./prometheus:/etc/prometheus:ro", "prometheus:/prometheus"],
         "extra_hosts": ["loadgen:127.0.0.1", "host.docker.internal:host-gateway"],
-        "security_opt": ["no-new-privileges:true"],
+        **HARDENED,
         "ports": ["${BIND_ADDRESS:-127.0.0.1}:${PROMETHEUS_PORT:-9090}:9090"],
         "healthcheck": {
             "test": ["CMD", "promtool", "query", "instant", "http://127.0.0.1:9090", "vector(1)"],
@@ -122,19 +136,22 @@ def _grafana() -> Service:
     return {
         "image": f"${{GRAFANA_IMAGE:-{GRAFANA_IMAGE}}}",
         "depends_on": ["prometheus"],
+        "entrypoint": ["/bin/sh", "/opt/start.sh", "/run.sh"],
         "environment": {
-            "GF_SECURITY_ADMIN_PASSWORD": "${GRAFANA_PASSWORD:-admin}",
-            "GF_AUTH_ANONYMOUS_ENABLED": "true",
-            "GF_AUTH_ANONYMOUS_ORG_ROLE": "Viewer",
+            "BIND_ADDRESS": "${BIND_ADDRESS:-127.0.0.1}",
+            "GRAFANA_PASSWORD_FILE": "/run/secrets/grafana_password",
             "GF_ANALYTICS_REPORTING_ENABLED": "false",
             "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
+            "GF_PLUGINS_PREINSTALL_DISABLED": "true",
         },
+        "secrets": ["grafana_password"],
         "volumes": [
             "./grafana/provisioning:/etc/grafana/provisioning:ro",
+            "./grafana/start.sh:/opt/start.sh:ro",
             "../dashboards:/var/lib/grafana/dashboards/loadgen:ro",
-            "grafana:/var/lib/grafana",
+            "grafana-data:/var/lib/grafana",
         ],
-        "security_opt": ["no-new-privileges:true"],
+        **HARDENED,
         "ports": ["${BIND_ADDRESS:-127.0.0.1}:${GRAFANA_PORT:-3000}:3000"],
     }
 
@@ -146,8 +163,10 @@ def _loadgen() -> Service:
         "profiles": ["loadgen"],
         "network_mode": "service:prometheus",
         "user": "${LOADGEN_USER:-10001:10001}",
-        "environment": {"LOADGEN_API_KEY": "${LOADGEN_API_KEY:-}"},
+        "entrypoint": with_key("LOADGEN_API_KEY", "loadgen"),
+        "environment": API_KEY,
+        "secrets": ["api_key"],
         "command": "--help",
-        "volumes": ["${LOADGEN_RUNS:-runs}:/runs", "${LOADGEN_CACHE:-cache}:/cache"],
+        "volumes": ["${LOADGEN_RUNS:-runs}:/runs", "${LOADGEN_CACHE:-cache}:/cache", START],
         **HARDENED,
     }

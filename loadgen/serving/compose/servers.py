@@ -31,13 +31,16 @@ CPU_ROOT = "/opt/loadgen-cpu"
 """Where docker/vllm-cpu.Dockerfile puts the environment of `loadgen cpu-env`."""
 VLLM_VERSION = "0.33.0"
 """The newest whose flags, log and metrics were read; that of `loadgen cpu-env` is older, see there."""
-VLLM_IMAGE = f"${{VLLM_IMAGE:-vllm/vllm-openai:v{VLLM_VERSION}}}"
+VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}"
+"""Without a digest: none was published beside this tag where it could be read."""
+VLLM = f"${{VLLM_IMAGE:-{VLLM_IMAGE}}}"
 BNB_PACKAGES = " ".join([*(text for text in REQUIREMENTS if text.startswith("bitsandbytes")), PLUGIN])
 OWN_IMAGE = f"${{LOADGEN_IMAGE:-vllm-loadgen:{__version__}}}"
 EXPORTER_IMAGE = f"${{EXPORTER_IMAGE:-vllm-loadgen-exporter:{__version__}}}"
 CPU_IMAGE = f"${{VLLM_CPU_IMAGE:-vllm-loadgen-cpu:{__version__}}}"
+PYTHON_IMAGE = "python:3.12.13-slim-bookworm@sha256:4766d8b510c428e595d74b9cc5bbb2fae8e26316fffb4adc89908d79aacd58a2"
 BUILD_ARGS = {
-    "PYTHON_IMAGE": "${PYTHON_IMAGE:-python:3.12-slim-bookworm}",
+    "PYTHON_IMAGE": f"${{PYTHON_IMAGE:-{PYTHON_IMAGE}}}",
     "PIP_INDEX_URL": "${PIP_INDEX_URL:-}",
     "PIP_EXTRA_INDEX_URL": "${PIP_EXTRA_INDEX_URL:-}",
     "PIP_NO_INDEX": "${PIP_NO_INDEX:-}",
@@ -80,20 +83,21 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
     )  # fmt: skip
     profiles = ["gpu", recipe.name] if recipe.name in DEFAULT else [recipe.name]
     return {
-        **(_bitsandbytes() if recipe.backend == "bitsandbytes" else {"image": VLLM_IMAGE}),
+        **(_bitsandbytes() if recipe.backend == "bitsandbytes" else {"image": VLLM}),
         "profiles": profiles,
-        "entrypoint": ["vllm", "serve"],
+        "entrypoint": with_key("VLLM_API_KEY", "vllm", "serve"),
         "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
         "environment": {
             **launch.env,
-            "HF_TOKEN": "${HF_TOKEN:-}",
+            **API_KEY,
             "HF_TOKEN_PATH": "/run/secrets/hf_token",
             "HF_HUB_OFFLINE": "${HF_HUB_OFFLINE:-0}",
         },
-        "secrets": ["hf_token"],
-        "volumes": ["${HF_CACHE:-hf-cache}:/root/.cache/huggingface", "vllm-cache:/root/.cache/vllm"],
+        "secrets": ["hf_token", "api_key"],
+        "volumes": ["${HF_CACHE:-hf-cache}:/root/.cache/huggingface", "vllm-cache:/root/.cache/vllm", START],
         "shm_size": "${SHM_SIZE:-8gb}",
-        "security_opt": ["no-new-privileges:true"],
+        **UNPRIVILEGED,
+        "cap_add": ["DAC_OVERRIDE"],
         "ports": [_published(prefix, port)],
         "healthcheck": _health("python3", f"http://127.0.0.1:{PORT}/health", start="${START_PERIOD:-45m}"),
         "deploy": _gpu(f"${{{prefix}_GPU:-0}}", ["gpu"]),
@@ -114,11 +118,12 @@ def cpu_server(recipe: Recipe, port: int) -> Service:
         "image": CPU_IMAGE,
         "build": _build("vllm-cpu", BUILD_ARGS),
         "profiles": ["cpu"],
-        "entrypoint": [vllm, "serve"],
+        "entrypoint": with_key("VLLM_API_KEY", vllm, "serve"),
         "working_dir": CPU_ROOT,
         "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
-        "environment": {**launch.env, "HF_HUB_OFFLINE": "1"},
-        "volumes": ["${CPU_MODELS:-cpu-models}:/models:ro"],
+        "environment": {**launch.env, **API_KEY, "HF_HUB_OFFLINE": "1"},
+        "secrets": ["api_key"],
+        "volumes": ["${CPU_MODELS:-cpu-models}:/models:ro", START],
         "shm_size": "1gb",
         **HARDENED,
         "ports": [_published(prefix, port)],
@@ -159,20 +164,24 @@ def own_image() -> Service:
     return {"image": OWN_IMAGE, "build": _build("loadgen", BUILD_ARGS)}
 
 
-HARDENED: Service = {
-    "read_only": True,
-    "tmpfs": ["/tmp"],
-    "cap_drop": ["ALL"],
-    "security_opt": ["no-new-privileges:true"],
-}
-"""For loadgen's own images, which also run as a user without privileges."""
+UNPRIVILEGED: Service = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+"""For every image. vLLM's runs as root: it also needs DAC_OVERRIDE, to write to a cache that belongs to a user."""
+HARDENED: Service = {"read_only": True, "tmpfs": ["/tmp"], **UNPRIVILEGED}
+"""For images that write to their volumes and /tmp only, and do not run as root: all but vLLM's."""
+API_KEY = {"API_KEY_FILE": "/run/secrets/api_key"}
+START = "./start.sh:/opt/start.sh:ro"
+
+
+def with_key(name: str, *command: str) -> list[str]:
+    """The entrypoint that runs `command` with the API key of the secret file in the variable `name`."""
+    return ["/bin/sh", "/opt/start.sh", name, *command]
 
 
 def _bitsandbytes() -> Service:
     image = f"${{VLLM_BNB_IMAGE:-vllm-loadgen-bnb:{VLLM_VERSION}}}"
     return {
         "image": image,
-        "build": _build("vllm-bnb", {"VLLM_IMAGE": VLLM_IMAGE, "BNB_PACKAGES": f"${{BNB_PACKAGES:-{BNB_PACKAGES}}}"}),
+        "build": _build("vllm-bnb", {"VLLM_IMAGE": VLLM, "BNB_PACKAGES": f"${{BNB_PACKAGES:-{BNB_PACKAGES}}}"}),
     }
 
 
