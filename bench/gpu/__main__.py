@@ -8,7 +8,7 @@ import tomllib
 from io import TextIOWrapper
 from pathlib import Path
 
-from bench.gpu import fetch, install, machine, pieces, trim
+from bench.gpu import machine, pieces, wheels
 from loadgen.errors import ServerError, UsageError
 
 HERE = Path(__file__).parent
@@ -21,17 +21,17 @@ def look(_: argparse.Namespace) -> None:
 
 def fetch_wheels(options: argparse.Namespace) -> None:
     there = machine.read_machine(options.machine)
-    choice = fetch.choose(fetch.read_lock(options.lock), there, KIT["leave_out"], options.also)
-    wheels = fetch.fetch(choice, there, options.out)
+    choice = wheels.choose(wheels.read_lock(options.lock), there, KIT["leave_out"], options.also)
+    fetched = wheels.fetch(choice, there, options.out)
     other = [pin for pin in choice.there if there.packages[pin.name] not in ("", pin.version)]
-    print(f"{len(wheels)} wheels, {_mib(wheels)}; {len(choice.left_out)} left out, {len(choice.there)} there already")
+    print(f"{len(fetched)} wheels, {_mib(fetched)}; {len(choice.left_out)} left out, {len(choice.there)} there already")
     if other:
         listed = ", ".join(f"{pin} (there: {there.packages[pin.name]})" for pin in other)
         print(f"there in another version than the lock's, which is used all the same: {listed}")
 
 
 def trim_wheels(options: argparse.Namespace) -> None:
-    done = trim.trim(options.wheels, options.out, KIT["trim"])
+    done = wheels.trim(options.wheels, options.out, KIT["trim"])
     for one in done:
         if one.dropped:
             print(f"{one.name}: {len(one.dropped)} members dropped")
@@ -57,9 +57,9 @@ def join(options: argparse.Namespace) -> None:
 
 
 def install_wheels(options: argparse.Namespace) -> None:
-    python = install.install(options.wheels, options.venv)
+    python = wheels.install(options.wheels, options.venv)
     if options.probe:
-        for name, said in install.probe(python).items():
+        for name, said in wheels.probe(python).items():
             print(f"  {name}: {said}")
     print(python)
 
@@ -118,9 +118,9 @@ def pack(options: argparse.Namespace) -> None:
 
 
 def study(options: argparse.Namespace) -> None:
-    from bench.gpu import study as writing
+    from bench.gpu.pages import write
 
-    print(writing.write(options.packed, options.out))
+    print(write(options.packed, options.out))
 
 
 def adjust(options: argparse.Namespace) -> None:
@@ -130,7 +130,7 @@ def adjust(options: argparse.Namespace) -> None:
 
 
 def simulator_error(_: argparse.Namespace) -> None:
-    from bench.gpu import simulator_error as error
+    from bench.gpu import simulator as error
 
     print(error.write())
 

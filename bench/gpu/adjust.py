@@ -16,8 +16,7 @@ import msgspec
 import numpy as np
 from scipy.optimize import least_squares
 
-from bench.gpu.simulated import preset_gpu, preset_model
-from bench.gpu.simulator_error import pairs
+from bench.gpu.simulator import pairs, preset_gpu, preset_model
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.cost import Activity, Cost, Gpu, Model, Precision
 from loadgen.serving.simulated.presets import Presets, load_presets

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.gpu.pieces import MIB
+from bench.gpu.pieces import MIB, REST, SUFFIX
 from bench.gpu.plan import Plan
-from bench.gpu.unpack import REST, SUFFIX
 from loadgen.errors import UsageError
 
 _RUN = ("manifest.json", "items.json", "journal")

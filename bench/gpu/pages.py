@@ -1,26 +1,71 @@
-"""Pages: the text of a study, section by section; the only figures computed here are ratios and differences that it
-names."""
+"""Pages: the text of a study, section by section, and the file it becomes.
+
+The only figures computed here are ratios and differences that it names.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from textwrap import indent
+from typing import Any
 
 import pandas as pd
 
-from bench.gpu import answer
-from bench.gpu.anchors import HEAD as ANCHOR_HEAD
-from bench.gpu.anchors import anchors
 from bench.gpu.markdown import items, number, paragraph, spread, table
-from bench.gpu.simulator_error import HEAD as ERROR_HEAD
-from bench.gpu.simulator_error import pairs, rows_of
-from bench.gpu.study import FIGURES, Study, figures_of
+from bench.gpu.pieces import MIB, SUFFIX, unpack
+from bench.gpu.simulator import ANCHOR_HEAD, ERROR_HEAD, anchors, pairs, rows_of
+from bench.gpu.study import FIGURES, MOST_MIB, Study, collect, draw, figures_of
 from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
+from loadgen.errors import UsageError
 from loadgen.report.stamp import STAMP
 from loadgen.report.validity import cells_valid
 from loadgen.serving.recipe import load_recipes
 from loadgen.serving.simulated.presets import load_presets
+
+METRICS = {
+    "tokens_per_s": "faster",
+    "energy_per_token_j": "less energy per token",
+    "energy_hli_per_query_j": "less energy by the HLI bound",
+}
+ANSWER_HEAD = ("model", "format", *METRICS.values())
+
+
+def answer_rows(runs: Iterable[tuple[str, Run]]) -> list[list[str]]:
+    """A row per model and format that was compared; `runs` are pairs of a model's name and its run."""
+    found = []
+    for model, run in runs:
+        by_target: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for finding in run.analysis["crossovers"]:
+            by_target.setdefault(finding["target"], {})[finding["metric"]] = finding
+        for target, findings in by_target.items():
+            ours = run.summary[run.summary["target"] == target]
+            known = [metric for metric in METRICS if metric in findings and ours[metric].notna().any()]
+            found.append([model, target, *(answer_words(findings[m]) if m in known else "" for m in METRICS)])
+    return found
+
+
+def answer_words(finding: Mapping[str, Any]) -> str:
+    """Where a format wins, in a few words, of a figure that was measured."""
+    if not finding["points"]:
+        return "too few valid B"
+    if finding["status"] == "crosses":
+        return ", ".join(_crossing(crossing) for crossing in finding["crossings"])
+    suspected = [f"the means cross at {number(crossing['b'], '.3g')}" for crossing in finding["suspected"]]
+    known = {"better": "at every B measured", "worse": "at no B measured"}
+    return known.get(finding["status"]) or ", ".join(["not decided", *suspected])
+
+
+def _crossing(crossing: Mapping[str, Any]) -> str:
+    side = "below" if crossing["direction"] == "wins_below" else "above"
+    low, high = crossing["lo"], crossing["hi"]
+    interval = "" if low is None or high is None else f" ({number(low, '.3g')}–{number(high, '.3g')})"
+    return f"{side} B* = {number(crossing['b'], '.3g')}{interval}"
+
 
 _ALTS = {"throughput": "output tokens per second", "energy-token": "joules per output token", "cor": "COR"}
 _METRICS = ("tokens_per_s", "energy_per_token_j", "energy_hli_per_query_j")
@@ -88,14 +133,14 @@ def _driver(study: Study) -> str:
 
 
 def _short(study: Study) -> str:
-    rows = answer.rows((study.model(step), run) for step, run in study.runs.items())
+    rows = answer_rows((study.model(step), run) for step, run in study.runs.items())
     if not rows:
         return ""
     words = (
         "Each against 16 bits of the same model, on the axis of the measured running batch, with 95% intervals. Energy "
         "per token is the GPU's own counter; the HLI bound is power limit × time, so it says what throughput says."
     )
-    return f"## In short{study.stamp}\n\n{paragraph(words)}\n\n{table(answer.HEAD, rows)}"
+    return f"## In short{study.stamp}\n\n{paragraph(words)}\n\n{table(ANSWER_HEAD, rows)}"
 
 
 def _steps(study: Study) -> str:
@@ -352,3 +397,33 @@ def _again(study: Study) -> str:
 
 def _ms(seconds: float | None) -> str:
     return "" if seconds is None else f"{1e3 * seconds:.0f} ms"
+
+
+def write(packed: Path, out: Path) -> Path:
+    """Writes OUT/NAME.md, and beside it the folder OUT/NAME with figures, figures.json and the packed results.
+
+    Every number comes from the results. Raises UsageError for results that are partly measured and partly simulated,
+    damaged, or too large for a repository.
+    """
+    size = sum(path.stat().st_size for path in packed.glob(f"*{SUFFIX}")) / MIB
+    if size > MOST_MIB:
+        raise UsageError(f"{packed} has {size:.1f} MiB, more than {MOST_MIB:g}: take the archives of some steps out")
+    with tempfile.TemporaryDirectory() as folder:
+        study = collect(unpack(packed, Path(folder) / "work"))
+        beside = out / study.name
+        beside.mkdir(parents=True, exist_ok=True)
+        for run_step, run in study.runs.items():
+            for figure in draw(run):
+                if figure.name in FIGURES:
+                    shutil.copy(figure.png, beside / f"{run_step}-{figure.name}.png")
+        content = json.dumps(figures_of(study), indent=1)
+        (beside / "figures.json").write_text(content + "\n", encoding="utf-8")
+        page = out / f"{study.name}.md"
+        page.write_text(text(study, beside), encoding="utf-8")
+    results = beside / "results"
+    if results.resolve() != packed.resolve():
+        shutil.rmtree(results, ignore_errors=True)
+        results.mkdir()
+        for archive in sorted(packed.glob(f"*{SUFFIX}")):
+            shutil.copy(archive, results / archive.name)
+    return page

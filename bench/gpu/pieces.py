@@ -1,12 +1,15 @@
 """Pieces: a folder as one archive, cut into files of a stated size, and put together again with every byte checked.
 
 Each piece can be carried alone and in any order, together with `pieces.json`, which names them all with their sha256.
+
+Unpack: the archives of `pack` side by side again. Needs nothing but Python, as the offline machine does it too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -231,3 +234,22 @@ class _Reader:
             with path.open("rb") as file:
                 while block := file.read(_BLOCK):
                     yield block
+
+
+REST = "kit.tar.xz"
+"""The archive of what belongs to no run."""
+SUFFIX = ".tar.xz"
+
+
+def unpack(folder: Path, into: Path) -> Path:
+    """The folder that measure worked in, as far as it was packed. Raises UsageError for what is damaged or missing."""
+    archives = sorted(folder.glob(f"*{SUFFIX}"))
+    if folder / REST not in archives:
+        raise UsageError(f"{folder} holds no {REST}; name the folder that pack wrote")
+    for archive in archives:
+        try:
+            with tarfile.open(archive) as content:
+                content.extractall(into, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+            raise UsageError(f"{archive} is damaged ({error}); bring it anew") from None
+    return into

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,8 @@ import matplotlib
 import msgspec
 
 import loadgen
-from bench.gpu.pieces import MIB
 from bench.gpu.sensors import Finding, Sensors, read_sensors
 from bench.gpu.shapes import load_shapes
-from bench.gpu.unpack import SUFFIX, unpack
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.run import Run
@@ -74,38 +70,6 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
 
     def model(self, step: str) -> str:
         return next(str(entry["model"]) for entry in self.plan["steps"] if entry["name"] == step)
-
-
-def write(packed: Path, out: Path) -> Path:
-    """Writes OUT/NAME.md, and beside it the folder OUT/NAME with figures, figures.json and the packed results.
-
-    Every number comes from the results. Raises UsageError for results that are partly measured and partly simulated,
-    damaged, or too large for a repository.
-    """
-    from bench.gpu.pages import text
-
-    size = sum(path.stat().st_size for path in packed.glob(f"*{SUFFIX}")) / MIB
-    if size > MOST_MIB:
-        raise UsageError(f"{packed} has {size:.1f} MiB, more than {MOST_MIB:g}: take the archives of some steps out")
-    with tempfile.TemporaryDirectory() as folder:
-        study = collect(unpack(packed, Path(folder) / "work"))
-        beside = out / study.name
-        beside.mkdir(parents=True, exist_ok=True)
-        for run_step, run in study.runs.items():
-            for figure in _draw(run):
-                if figure.name in FIGURES:
-                    shutil.copy(figure.png, beside / f"{run_step}-{figure.name}.png")
-        content = json.dumps(figures_of(study), indent=1)
-        (beside / "figures.json").write_text(content + "\n", encoding="utf-8")
-        page = out / f"{study.name}.md"
-        page.write_text(text(study, beside), encoding="utf-8")
-    results = beside / "results"
-    if results.resolve() != packed.resolve():
-        shutil.rmtree(results, ignore_errors=True)
-        results.mkdir()
-        for archive in sorted(packed.glob(f"*{SUFFIX}")):
-            shutil.copy(archive, results / archive.name)
-    return page
 
 
 def collect(work: Path) -> Study:
@@ -170,7 +134,7 @@ def figures_of(study: Study) -> dict[str, Any]:
     }
 
 
-def _draw(run: Run) -> list[Figure]:
+def draw(run: Run) -> list[Figure]:
     """The report's curves and COR, without the rest of it."""
     folder, looks = run.path / "figures", looks_of(run.summary["target"])
     folder.mkdir(exist_ok=True)

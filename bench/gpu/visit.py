@@ -18,9 +18,10 @@ import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench.gpu import fetch, install, machine, pieces
+from bench.gpu import machine, pieces
+from bench.gpu.pieces import SUFFIX, unpack
 from bench.gpu.shapes import FORMATS
-from bench.gpu.unpack import SUFFIX, unpack
+from bench.gpu.wheels import CANNOT, PROBES, STAMP, choose, install, probe, read_lock, wheel_name
 from loadgen.errors import UsageError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -42,8 +43,8 @@ Say = Callable[[str], None]
 def lacking_words(carried: Iterable[str]) -> str:
     """Which packages of the kit's lock are neither here nor among the carried wheels (file names), in words."""
     settings = tomllib.loads(KIT.read_text(encoding="utf-8"))
-    needed = fetch.choose(fetch.read_lock(LOCK), machine.look(), settings["leave_out"]).fetch
-    names = {fetch.wheel_name(Path(wheel))[0] for wheel in carried if wheel.endswith(".whl")}
+    needed = choose(read_lock(LOCK), machine.look(), settings["leave_out"]).fetch
+    names = {wheel_name(Path(wheel))[0] for wheel in carried if wheel.endswith(".whl")}
     missing = [str(pin) for pin in needed if pin.name not in names]
     return f"! neither here nor carried: {', '.join(missing)}" if missing else "all that is needed is here or carried"
 
@@ -123,14 +124,14 @@ class Visit:
     def _install(self, store: Path) -> Path:
         """The environment's Python; the first model is written meanwhile, since it uses the GPU and this the CPU."""
         wheels, venv = self.kit / "wheels", self.kit / "venv"
-        writer = None if (venv / install.STAMP).exists() else self._begin_writing()
+        writer = None if (venv / STAMP).exists() else self._begin_writing()
         try:
             self._tell(f"{pieces.join(store, wheels)} files are whole in {wheels}")
-            python = install.install(wheels, venv, say=self._tell)
-            probed = install.probe(python, install.PROBES if self._needs_vllm else ("loadgen",))
+            python = install(wheels, venv, say=self._tell)
+            probed = probe(python, PROBES if self._needs_vllm else ("loadgen",))
             for name, said in probed.items():
                 self._tell(f"  {name}: {said}")
-            if failed := [name for name, said in probed.items() if said.startswith(install.CANNOT)]:
+            if failed := [name for name, said in probed.items() if said.startswith(CANNOT)]:
                 raise UsageError(f"{', '.join(failed)} cannot be imported; carry what is lacking, then visit again")
         finally:
             if writer is not None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from bench.gpu.pages import write
 from bench.gpu.pieces import MIB
-from bench.gpu.study import MOST_MIB, write
+from bench.gpu.study import MOST_MIB
 
 STUDIES = Path(__file__).parents[2] / "docs" / "studies"
 RESULTS = sorted(STUDIES.glob("*/results"))

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from bench.gpu import measure as measuring
-from bench.gpu.budget import Deadline
-from bench.gpu.measure import Site, measure
+from bench.gpu.measure import Deadline, Site, measure
 from bench.gpu.pack import pack
+from bench.gpu.pages import write
 from bench.gpu.plan import load_plan
-from bench.gpu.study import write
 from loadgen.sweep.resume import unfinished_cells
 
 PLAN = """

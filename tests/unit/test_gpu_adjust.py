@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bench.gpu.adjust import FREE, adjust, laid_over, report, to_toml
-from bench.gpu.simulator_error import pairs
+from bench.gpu.simulator import pairs
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.cost import Activity
 from loadgen.serving.simulated.presets import load_presets

@@ -15,11 +15,9 @@ from made_run import manifest
 from nvml_stub.build import Curve, build_stub
 
 from bench.gpu import measure as measuring
-from bench.gpu.budget import Cutter, Deadline
-from bench.gpu.measure import Site, measure
-from bench.gpu.plan import Plan, Step
+from bench.gpu.measure import Cutter, Deadline, Site, measure
+from bench.gpu.plan import Plan, State, Step
 from bench.gpu.sensors import read_sensors
-from bench.gpu.state import State
 from loadgen.errors import ServerError, UsageError
 from loadgen.serving.launch import Launch
 from loadgen.sweep.config import SweepConfig

@@ -13,7 +13,7 @@ from bench.gpu.measure import MODEL_S
 from bench.gpu.plan import load_plan
 from bench.gpu.sensors import SETTLE_S, STATES
 from bench.gpu.shapes import NOTE, config, four_bits, load_shapes
-from bench.gpu.simulated import preset_gpu, preset_model
+from bench.gpu.simulator import preset_gpu, preset_model
 from loadgen.errors import UsageError
 from loadgen.serving.checkpoint import mismatch
 from loadgen.serving.recipe import load_recipe

@@ -13,15 +13,12 @@ import msgspec
 import pytest
 from made_run import make_run
 
-from bench.gpu.anchors import anchors, simulated_anchors
-from bench.gpu.answer import words
 from bench.gpu.markdown import number, spread, table
 from bench.gpu.pack import machine_folders, pack
-from bench.gpu.plan import Plan, Step
-from bench.gpu.simulator_error import DOCS, pairs, replaced, section
-from bench.gpu.state import State, StepState
-from bench.gpu.study import write
-from bench.gpu.unpack import unpack
+from bench.gpu.pages import answer_words, write
+from bench.gpu.pieces import unpack
+from bench.gpu.plan import Plan, State, Step, StepState
+from bench.gpu.simulator import DOCS, anchors, pairs, replaced, section, simulated_anchors
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.presets import load_presets
@@ -268,4 +265,4 @@ def test_numbers_are_empty_where_nothing_was_measured() -> None:
     ],
 )  # fmt: skip
 def test_the_head_of_a_study_says_where_a_format_pays_off(finding: dict[str, Any], said: str) -> None:
-    assert words({"points": [{}], "suspected": [], "crossings": []} | finding) == said
+    assert answer_words({"points": [{}], "suspected": [], "crossings": []} | finding) == said

@@ -41,8 +41,8 @@ def test_nothing_is_measured_when_a_module_that_servers_need_cannot_be_imported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(visiting.pieces, "join", lambda *_: 1)
-    monkeypatch.setattr(visiting.install, "install", lambda *_, **__: Path(sys.executable))
-    monkeypatch.setattr(visiting.install, "probe", lambda *_: {"torch": "2.11.0", "numba": "cannot be imported: numpy"})
+    monkeypatch.setattr(visiting, "install", lambda *_, **__: Path(sys.executable))
+    monkeypatch.setattr(visiting, "probe", lambda *_: {"torch": "2.11.0", "numba": "cannot be imported: numpy"})
     monkeypatch.setattr(Visit, "_begin_writing", lambda _: None)
     monkeypatch.setattr(Visit, "_measure", lambda *_: pytest.fail("it was measured"))
     (tmp_path / "kit").mkdir()

@@ -12,15 +12,14 @@ import pytest
 from made_wheel import make_wheel
 
 import loadgen
-from bench.gpu import fetch as fetching
-from bench.gpu.fetch import Pin, choose, fetch, platforms, read_lock
-from bench.gpu.install import install, probe
+from bench.gpu import wheels
 from bench.gpu.machine import Machine, look, read_machine, to_json
-from bench.gpu.trim import trim
+from bench.gpu.wheels import Pin, choose, fetch, install, platforms, probe, read_lock, trim
 from loadgen.errors import UsageError
 
 KIT = Path(__file__).parents[2] / "bench" / "gpu"
 THERE = Machine(python="3.12.3", processor="x86_64", glibc="2.31", packages={"numpy": "2.5.2", "torch": "2.11.0"})
+
 
 def test_the_shipped_lock_names_one_version_of_each_and_leaves_out_only_what_it_has() -> None:
     import tomllib
@@ -75,7 +74,7 @@ def test_a_fetch_goes_on_where_it_was_and_forgets_what_is_no_longer_asked(
             raise UsageError("the network is gone")
         make_wheel(out, pin.name, pin.version)
 
-    monkeypatch.setattr(fetching, "_download", download)
+    monkeypatch.setattr(wheels, "_download", download)
     choice = choose([Pin("one", "1.0"), Pin("two", "1.0")], THERE, {})
     with pytest.raises(UsageError, match="the network is gone"):
         fetch(choice, THERE, tmp_path, say=lambda _: None)
