@@ -14,7 +14,7 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import METRICS
 from loadgen.analysis.invalid import Invalid
 from loadgen.analysis.quantity import COLUMNS, REASONS, quantities_of
-from loadgen.analysis.tables import read_table
+from loadgen.analysis.tables import read_csv, read_table
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
@@ -93,12 +93,12 @@ class Run:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per target x concurrency, with intervals."""
-        return _read_csv(self.path, "summary.csv")
+        return read_csv(self.path, "summary.csv", _TEXTS)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per target x concurrency x repeat, with validity."""
-        cells = _read_csv(self.path, "cells.csv")
+        cells = read_csv(self.path, "cells.csv", _TEXTS)
         if not {*COLUMNS.values()} <= {*cells.columns}:
             raise UsageError(_older(self.path))
         return cells.fillna(dict.fromkeys((*REASONS.values(), "first_failure"), ""))
@@ -138,12 +138,6 @@ _TEXTS = (
 
 def _older(path: Path) -> str:
     return f"{path} was analysed by an older version; run `loadgen report {path}` first"
-
-
-def _read_csv(path: Path, name: str) -> pd.DataFrame:
-    """Only an empty field is 'not measured': a target may be named `NA` or `8`."""
-    with Folder(path).open(name) as file:
-        return pd.read_csv(file, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, na_values=[""])
 
 
 def load_run(path: str | Path) -> Run:

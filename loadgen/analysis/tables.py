@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
@@ -21,6 +21,7 @@ from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
+from loadgen.visible import text_of_cell, visible_cell
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import VERSION, Verdict
 
@@ -192,9 +193,28 @@ def read_table(folder: Path, name: str, **options: Any) -> pd.DataFrame:
 
 
 def write_csv(frame: pd.DataFrame, folder: Path, name: str) -> None:
-    """A table without its index."""
+    """A table without its index; texts, which may be a server's, are `visible_cell`."""
     with Folder(folder).replacing(name) as file:
-        frame.to_csv(file, index=False, mode="wb")
+        _with_texts(frame, visible_cell).to_csv(file, index=False, mode="wb")
+
+
+def read_csv(folder: Path, name: str, texts: Sequence[str] = ()) -> pd.DataFrame:
+    """A table that `write_csv` wrote. `texts`: columns that may look like numbers, as a target of the name `8` does.
+
+    Only an empty field is "not measured"; `NA` is a text.
+    """
+    with Folder(folder).open(name) as file:
+        frame = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
+    return _with_texts(frame, text_of_cell)
+
+
+def _with_texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
+    """The table with each of its texts changed so."""
+    columns = {
+        str(name): column.map(lambda value: change(value) if isinstance(value, str) else value).astype(column.dtype)
+        for name, column in frame.select_dtypes(exclude=["number", "bool"]).items()
+    }
+    return frame.assign(**columns)
 
 
 def write_analysis(run_dir: Path, analysis: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import click
 from loadgen._version import __version__
 from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
 from loadgen.secret import Mask
-from loadgen.visible import visible
+from loadgen.visible import show_only_visible, visible_message
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
@@ -65,6 +65,7 @@ def group() -> None:
 def main() -> None:
     """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback; output that nobody
     reads any more (`| head`) ends it without a word and with status 1, which is click's."""
+    show_only_visible()
     try:
         group.main(prog_name="loadgen", standalone_mode=False)
         sys.stdout.flush()
@@ -89,10 +90,14 @@ def main() -> None:
         _end(error.format_message())
 
 
+def say(sentence: str) -> None:
+    """A message on stderr; it may quote a server's log, an address with a password, or whatever was typed."""
+    click.echo(f"loadgen: {visible_message(Mask()(sentence))}", err=True)
+
+
 def _end(sentence: str, status: int = 2) -> NoReturn:
-    """It may quote a server's log, an address with a password, or whatever was typed."""
     try:
-        click.echo(f"loadgen: {visible(Mask()(sentence))}", err=True)
+        say(sentence)
     except BrokenPipeError:
         _hang_up()
     sys.exit(status)

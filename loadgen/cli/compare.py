@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
@@ -30,6 +28,7 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
     """
     from loadgen import compare
     from loadgen.report.compare.terminal import print_comparison
+    from loadgen.report.console import stdout_console
 
     size = {}
     for entry in sizes:
@@ -38,6 +37,6 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
             raise UsageError(f"--size {entry} is no NAME=N; write --size RUN=7.25B")
         size[name] = number
     comparison = compare(*runs, size=size, imports=imports, out=out)
-    print_comparison(comparison, Console() if sys.stdout.isatty() else Console(width=160))
+    print_comparison(comparison, stdout_console(width=160))
     if out is not None:
         click.echo(f"Report: {out / 'compare.html'}")

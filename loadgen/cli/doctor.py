@@ -15,7 +15,7 @@ from loadgen.doctor.finding import Mode
 from loadgen.doctor.monitoring import GRAFANA, PROMETHEUS
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
-from loadgen.visible import visible
+from loadgen.visible import visible, visible_json
 
 
 @click.command("doctor", context_settings=CONTEXT)
@@ -43,7 +43,7 @@ def command(mode: Mode, model: str | None, vllm: str | None, prometheus: str, gr
             raise UsageError(f"{option} {url} is no URL; write it with http:// or https://")
     found = examine(mode, model=model, vllm=vllm, prometheus_url=prometheus, grafana_url=grafana)
     lines = as_text_json(found) if as_json else as_lines(found, shutil.get_terminal_size().columns)
-    click.echo(Mask()(lines if as_json else visible(lines)))
+    click.echo(Mask()(visible_json(lines) if as_json else visible(lines)))
     if not found.can_run:
         sys.exit(1)
 

@@ -29,7 +29,7 @@ def command(run: Path, grader: bool) -> None:
     from loadgen.analysis.regrade import regrade
     from loadgen.analysis.run import load_run
     from loadgen.report.html import write_report
-    from loadgen.visible import visible
+    from loadgen.visible import visible_line
 
     result = regrade(run)
     write_report(load_run(run))
@@ -41,6 +41,6 @@ def command(run: Path, grader: bool) -> None:
     if grader:
         click.echo(f"grader {result.before} → {result.now}: docs/grading.md says what each version reads")
     for (old, new), count in changed.items():
-        click.echo(f"{count:6}  {old} → {new}")
+        click.echo(f"{count:6}  {visible_line(old)} → {visible_line(new)}")
     for change in result.changes if grader else ():
-        click.echo(f"{change.times:6}  {change.item_id}: {visible(str(change.before))} → {visible(str(change.now))}")
+        click.echo(visible_line(f"{change.times:6}  {change.item_id}: {change.before} → {change.now}"))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import get_args
 
 import click
-from rich.console import Console
 
 from loadgen.analysis.indices.settings import Form, IndexSettings
 from loadgen.cli import CONTEXT
@@ -39,6 +37,7 @@ def command(
     """
     from loadgen.analysis.analyse import analyse
     from loadgen.analysis.run import load_run
+    from loadgen.report.console import stdout_console
     from loadgen.report.html import write_report
     from loadgen.report.terminal import print_end
     from loadgen.sweep.config import start_share
@@ -54,7 +53,7 @@ def command(
     )
     opened = load_run(run)
     write_report(opened)
-    print_end(opened, Console() if sys.stdout.isatty() else Console(width=200))
+    print_end(opened, stdout_console(width=200))
 
 
 def _three(text: str) -> tuple[float, float, float]:

@@ -13,12 +13,13 @@ from typing import Any, BinaryIO
 import click
 from platformdirs import user_log_path
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, say
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask, secrets_of
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
+from loadgen.visible import visible, visible_message
 
 
 @click.command("serve", context_settings=CONTEXT)
@@ -79,7 +80,7 @@ def command(
     try:
         _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log", start_timeout)
     except ServerError as error:
-        click.echo(f"loadgen: {error}", err=True)
+        say(str(error))
         sys.exit(1)
 
 
@@ -117,14 +118,14 @@ def _vllm_to_show(device: Device) -> str:
 def _serve(launch: Launch, log_path: Path, start_timeout_s: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    click.echo(f"$ {launch.shell}", err=True)
+    click.echo(f"$ {visible_message(launch.shell)}", err=True)
     with ServerProcess(launch, log_path) as server:
         try:
             _follow(server, start_timeout_s)
         except KeyboardInterrupt:
-            click.echo("loadgen: stopping the server", err=True)
+            say("stopping the server")
             for warning in server.stop():
-                click.echo(f"loadgen: {warning}", err=True)
+                say(warning)
 
 
 def _follow(server: ServerProcess, start_timeout_s: float) -> None:
@@ -150,17 +151,18 @@ def _say(server: ServerProcess) -> None:
     kept = "" if facts.kv_cache_dtype is None else f", KV cache {facts.kv_cache_dtype}"
     held = "" if facts.quantization is None else f" with {facts.quantization}{kept}"
     for remark in facts.remarks:
-        click.echo(f"loadgen: {remark}", err=True)
-    click.echo(f"loadgen: {server.launch.name} is ready at {server.launch.url}{held}", err=True)
+        say(remark)
+    say(f"{server.launch.name} is ready at {server.launch.url}{held}")
 
 
 def _copy(log: BinaryIO, mask: Mask) -> None:
-    """Whole lines, so that no secret is cut in two and missed."""
+    """Whole lines, so that no secret is cut in two and missed; nothing that the server wrote commands the terminal."""
     written = log.read()
     end = written.rfind(b"\n") + 1
     log.seek(end - len(written), os.SEEK_CUR)
-    sys.stdout.buffer.write(mask(written[:end].decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
-    sys.stdout.buffer.flush()
+    lines = written[:end].decode("utf-8", "backslashreplace").replace("\r\n", "\n").replace("\r", "\n")
+    sys.stdout.write(visible(mask(lines)))
+    sys.stdout.flush()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import click
 import yaml
 from click.core import ParameterSource
-from rich.console import Console
 
 from loadgen.cli import CONTEXT
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
+from loadgen.report.console import stdout_console
+from loadgen.visible import show_only_visible
 
 _ARGUMENTS = {"target": "targets"}
 """Option -> argument of `configure`, where they are not of one name."""
@@ -163,7 +164,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
         for name, value in options.items()
         if value is not None and (resume is None or name in given)
     }
-    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console = stdout_console(width=200)
     if trust_manifest and resume is None:
         raise UsageError("--trust-manifest needs --resume DIR: only a resumed run has a manifest")
     confirm = lru_cache(_confirm) if sys.stdin.isatty() and sys.stderr.isatty() else None
@@ -181,7 +182,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
             held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load
-            console.print(f"repeat {block.repeat}  {block.target.name:12} {held}", highlight=False)
+            console.print(f"repeat {block.repeat}  {block.target.name:12} {held}")
         console.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
         return
 
@@ -199,6 +200,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
         view: Observer = QuietView() if quiet else PlainView(console)
         if console.is_terminal and not quiet:
             view = stack.enter_context(LiveView(console))
+            show_only_visible()  # rich has taken stdout and stderr
         try:
             run_dir = measure(view, judge_cell)
         except Interrupted as interrupted:

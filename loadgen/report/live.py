@@ -17,7 +17,7 @@ from rich.text import Text
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
-from loadgen.visible import visible
+from loadgen.visible import visible_line, visible_message
 
 
 class _Clock:
@@ -82,7 +82,7 @@ class PlainView(Observer):
         self._say(sentence)
 
     def _say(self, line: str) -> None:
-        self._console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(visible_message(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveView(PlainView):
@@ -132,7 +132,7 @@ class LiveView(PlainView):
             if self._states[state]
         )
         lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}{doubted}, {left} left"))
-        lines.append(_glance(self._progress) if self._progress else Text(visible(self._status)))
+        lines.append(_glance(self._progress) if self._progress else Text(visible_line(self._status)))
         self._live.update(Group(*lines))
 
 
@@ -155,7 +155,7 @@ def _glance(progress: Progress) -> Table:
         "ok/err": f"{progress.requests}/{progress.errors}",
     }
     table.add_row(*(Text(name, style="dim") for name in shown))
-    table.add_row(*(Text(value) for value in shown.values()))
+    table.add_row(*(Text(visible_line(value)) for value in shown.values()))
     return table
 
 

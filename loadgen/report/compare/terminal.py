@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.compare.published import Beside
@@ -24,7 +24,7 @@ from loadgen.report.compare.rows import (
     run_rows,
     told,
 )
-from loadgen.visible import visible
+from loadgen.visible import visible_line
 
 SPARED = (
     "N from", "N* by paper formula", "TTFT p99", "protocol", "T_SI", "hardware", "dataset", "headroom", "model",
@@ -38,22 +38,22 @@ WIDEST = 1000
 def print_comparison(comparison: RunComparison, console: Console) -> None:
     """Tables and sentences; what does not fit goes into compare.html."""
     if comparison.simulated:
-        console.print(f"[bold red]{BANNER}[/]", highlight=False)
+        _print(console, BANNER, "bold red")
     _print_table(console, RUNS, run_rows(comparison.rows))
     _print_lines(console, "N*, the model size at which COR is zero", told(comparison))
     _print_lines(console, "", [f"{c.source}: {c.verdict}; {c.evidence}" for c in comparison.claims])
     _print_lines(console, "Published figures beside ours", _published_lines(comparison.published))
     _print_lines(console, "", _published_doubts(comparison.published))
     if comparison.imports:
-        console.print("[bold]Imported from other tools[/], mean / p50 / p99, as they define them", highlight=False)
+        _print(console, "Imported from other tools, mean / p50 / p99, as they define them", "bold")
         _print_table(console, IMPORTED, imported_rows(comparison.imports))
         _print_lines(console, "", [f"{tool}: {how}" for tool, how in comparison.differences.items()])
     for note in notes(comparison)[:MOST_LINES]:
-        console.print(f"[yellow]![/] {_shown(note)}", highlight=False)
+        _print(console, f"! {note}", "yellow")
 
 
-def _shown(text: str) -> str:
-    return escape(visible(text))
+def _print(console: Console, line: str, style: str | None = None) -> None:
+    console.print(Text(visible_line(line)), style=style)
 
 
 def _print_table(console: Console, headings: Sequence[str], rows: Rows) -> None:
@@ -75,17 +75,17 @@ def _table(headings: Sequence[str], rows: Rows, places: Sequence[int]) -> Table:
             no_wrap=headings[place] not in TEXT,
         )  # fmt: skip
     for row in rows:
-        table.add_row(*(_shown(row[place]) for place in places))
+        table.add_row(*(Text(visible_line(row[place])) for place in places))
     return table
 
 
 def _print_lines(console: Console, title: str, lines: Sequence[str]) -> None:
     if title and lines:
-        console.print(f"[bold]{title}[/]", highlight=False)
+        _print(console, title, "bold")
     for line in lines[:MOST_LINES]:
-        console.print(f"  {_shown(line)}", highlight=False)
+        _print(console, f"  {line}")
     if len(lines) > MOST_LINES:
-        console.print(f"  and {len(lines) - MOST_LINES} more (--out DIR, compare.html)", highlight=False)
+        _print(console, f"  and {len(lines) - MOST_LINES} more (--out DIR, compare.html)")
 
 
 def _published_lines(found: Sequence[Beside]) -> list[str]:
