@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FAILED = "requests failed, the first: "
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J\x1b]0;mine\x07\u202eevil\x00$\\frac{$[bold]"
-"""HTML, terminal commands, a direction mark, NUL, a formula and markup."""
+HOSTILE = (
+    "=1+1<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[2J\x1b]0;mine\x07\u202eevil\x00$\\frac{$[bold][/]"
+    "\x9b31m\nloadgen: all is well\r+1"
+)
+"""A spreadsheet's formula, HTML, terminal commands, a direction mark, NUL, TeX, markup and a message of our own."""
 UNSTEADY = 4
 """A fault that strikes one request in four leaves a cell with a window, and figures that could be wrong."""
 RARE = 30

@@ -2,34 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import io
+import json
 import re
+import shutil
+import socket
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fault_server import BATCH, FaultServer
 from faults import HOSTILE
 from rich.console import Console
 
 import loadgen
+from loadgen import cli
 from loadgen.analysis.run import Run
 from loadgen.report.compare.terminal import print_comparison
 from loadgen.report.live import LiveView
 from loadgen.report.terminal import print_end
 
 COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+WORDS = b"progress 1%\r\x1b[Aprogress 2%\n\x1b]0;mine\x07\x9b31m\xe2\x80\xaeevil ValueError: [bold]\x1b[2J\n"
+VLLM = f"#!/usr/bin/env python3\nimport sys\nsys.stdout.buffer.write({WORDS!r})\nsys.exit(3)\n"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return int(listening.getsockname()[1])
+
+
+class Terminal(io.StringIO):
+    """Whoever writes here believes that it is a terminal, which has no colours."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Said(NamedTuple):
+    """What a command wrote, and its exit status."""
+
+    out: str
+    status: int
+
+
+def loadgen_command(*arguments: object) -> Said:
+    """Runs `loadgen ARGUMENTS` in this process, with stdout and stderr on one terminal."""
+    terminal = Terminal()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["loadgen", *map(str, arguments)])
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        patch.setenv("TERM", "dumb")
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            status = -1
+    return Said(terminal.getvalue(), status)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def hostile() -> Iterator[FaultServer]:
     with FaultServer(model=HOSTILE, version=HOSTILE) as server:
-        yield loadgen.sweep(
-            targets=[f"fp16={server.url}/hostile-text", f"awq={server.url}/hostile-error"], concurrency=[BATCH],
-            dataset="sample", duration=0.4, repeats=1, max_tokens=24, metrics_port=None, power="none",
-            out=tmp_path_factory.mktemp("hostile") / "run",
-        )  # fmt: skip
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sweep(hostile: FaultServer, tmp_path_factory: pytest.TempPathFactory) -> Said:
+    return loadgen_command(
+        "sweep", "--target", f"fp16={hostile.url}/hostile-text", "--target", f"awq={hostile.url}/hostile-error",
+        "--concurrency", BATCH, "--dataset", "sample", "--duration", 0.4, "--repeats", 1, "--max-tokens", 24,
+        "--metrics-port", free_port(), "--power", "none", "--out", tmp_path_factory.mktemp("hostile") / "run",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(sweep: Said) -> Run:
+    return loadgen.load_run(sweep.out.rpartition("Report: ")[2].partition("/report.html")[0])
 
 
 class Tags(HTMLParser):
@@ -86,3 +148,105 @@ def test_figures_are_whole(run: Run) -> None:
     """XML has no place for control characters."""
     for path in (run.path / "figures").glob("*.svg"):
         assert COMMANDS.findall(path.read_text(encoding="utf-8")) == []
+
+
+SHAPED = {"reference", "url", "api", "target", "targets", "power", "arrival", "mode", "device", "dataset", "slo"}
+"""Of a manifest: what has a form, or names something else in it."""
+
+
+def hostile_content(value: Any, name: str = "") -> Any:
+    """The same with hostile texts, also where loadgen wrote them itself."""
+    if isinstance(value, dict):
+        return {
+            key: part if name == "config" and key in SHAPED else hostile_content(part, key)
+            for key, part in value.items()
+        }
+    if isinstance(value, list):
+        return [hostile_content(part, name) for part in value]
+    return HOSTILE if isinstance(value, str) and name not in SHAPED | {"name"} else value
+
+
+@pytest.fixture(scope="module")
+def received(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose manifest and tables were made by somebody else."""
+    path = tmp_path_factory.mktemp("received") / "=\x1b]0;run\x07"
+    shutil.copytree(run.path, path)
+    manifest = hostile_content(json.loads((path / "manifest.json").read_text()))
+    manifest["failures"] = [{"target": "awq", "repeat": 1, "error": HOSTILE}]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    table = pq.read_table(path / "requests.parquet")
+    for name in ("outcome", "answer", "item_id"):
+        column = pa.array([HOSTILE] * table.num_rows)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    pq.write_table(table, path / "requests.parquet")
+    return path
+
+
+def check_terminal(said: Said) -> None:
+    assert COMMANDS.findall(said.out) == []
+    assert "[bold]" in said.out, "shown, and no markup"
+    assert [line for line in said.out.splitlines() if line.startswith("loadgen: all is well")] == []
+
+
+def check_table(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert [cell for cell in cells if COMMANDS.search(cell) or "\n" in cell] == []
+    formulas = [cell for cell in cells if cell.startswith(tuple("=+-@\t\r")) and not is_number(cell)]
+    assert formulas == []
+
+
+def is_number(cell: str) -> bool:
+    with contextlib.suppress(ValueError):
+        float(cell)
+        return True
+    return False
+
+
+def test_a_sweep_shows_what_the_servers_said_and_obeys_nothing(sweep: Said, run: Run) -> None:
+    assert sweep.status == 1, "one server answers with errors only"
+    check_terminal(sweep)
+    check_table(run.path / "cells.csv")
+    assert run.cells.first_failure.str.contains("=1+1<script>alert(1)", regex=False).any()
+
+
+@pytest.mark.parametrize("command", ["regrade --grader RUN", "report RUN", "compare RUN --import FILE --out DIR",
+    "sweep --resume RUN", "sweep --resume RUN --dry-run"])  # fmt: skip
+def test_commands_on_a_received_run_obey_nothing(command: str, received: Path, tmp_path: Path) -> None:
+    result = {"model_id": HOSTILE, "output_throughput": 1.5, "max_concurrency": 1}
+    (tmp_path / "=1+1.json").write_text(json.dumps(result))
+    words = {"RUN": received, "DIR": tmp_path, "FILE": f"vllm-bench:{HOSTILE.partition('=')[2]}={tmp_path}/=1+1.json"}
+    said = loadgen_command(*(words.get(word, word) for word in command.split()))
+    check_terminal(said)
+    for path in (*received.glob("*.csv"), *tmp_path.glob("*.csv")):
+        check_table(path)
+
+
+def test_a_server_that_fails_to_start_commands_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    vllm = tmp_path / "vllm"
+    vllm.write_text(VLLM)
+    vllm.chmod(0o755)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"architectures": ["A"]}')
+    said = loadgen_command(
+        "serve", "bf16", "--model", tmp_path / "model", "--vllm", vllm, "--port", free_port(), "--device", "cpu"
+    )
+    assert said.status == 1
+    check_terminal(said)
+    assert r"\x1b]0;mine\x07\x9b31m\u202eevil ValueError: [bold]\x1b[2J" in said.out
+    assert "progress 1%\n" in said.out
+
+
+def test_a_traceback_and_a_warning_command_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        print(HOSTILE, file=sys.stderr)  # as warnings and logs come there
+        raise RuntimeError(HOSTILE)
+
+    monkeypatch.setattr(cli, "group", click.Command("made", callback=fail))
+    said = loadgen_command()
+    assert COMMANDS.findall(said.out) == []
+    assert said.out.count("alert(2)>") == 2
