@@ -111,6 +111,20 @@ def test_a_point_that_scatters_unlike_the_others_has_the_variance_of_its_own_rep
     assert noise.cautious.rest_square[0] == noise.pooled_square > noise.rest_square[0]
 
 
+def test_each_of_two_batches_has_its_own_variance() -> None:
+    """Any weighted sum of two points is one figure per repeat, so its interval is Student's of these figures; the
+    quieter point's alone may be wider."""
+    rng = np.random.default_rng(8)
+    table = np.array([[0.004], [0.04]]) * rng.standard_normal((2, 5)) + 0.01 * rng.standard_normal(5)
+    noise = known(table)
+    assert noise.pooling == "none"
+    t = stats.t.ppf(0.975, 4)
+    for weights in ((0.0, 1.0), (1.0, -1.0), (0.3, 0.7)):
+        figures = np.array(weights) @ table
+        assert noise.half_width(np.array([weights]))[0] == pytest.approx(t * figures.std(ddof=1) / math.sqrt(5))
+    assert noise.half_width(np.array([[1.0, 0.0]]))[0] >= t * table[0].std(ddof=1) / math.sqrt(5)
+
+
 def test_noise_that_falls_with_the_batch_is_taken_as_a_power_of_it() -> None:
     """Standard deviation 5% / sqrt(B), so a variance of B to the power -1: over 200 studies of 5 repeats the variance
     of the first point is estimated within 15% of the truth on average, with fewer degrees than the pooled 36."""

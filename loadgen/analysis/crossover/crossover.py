@@ -44,7 +44,7 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     noise inside a window is not known where the intervals rest on it."""
     pooling: Pooling | None = None
     """Over which the scatter of the repeats was taken together: `all` batches, or all with a variance that is a `power
-    of the batch`; None without repeats."""
+    of the batch`; `none` (two batches); None without repeats."""
     apart: tuple[int, ...] = ()
     """Asked concurrencies whose repeats scatter unlike the others': their intervals rest on their own repeats."""
     batch_verified: bool = True

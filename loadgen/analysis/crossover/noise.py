@@ -8,6 +8,7 @@ are Henderson's method III, so that missing cells are allowed. The variance of e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -19,6 +20,8 @@ from loadgen.analysis.crossover.scatter import Pooling, scatter_of
 
 ALPHA = 0.05
 BISECTIONS = 30
+_Component = tuple[Floats, Floats | float]
+"""A variance of each sum, and its degrees of freedom."""
 
 
 class Noise(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,21 +57,20 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
         only two. Points of unequal variance share Satterthwaite's degrees within the second component. What was stated
         may or may not be common to all points: the wider of both counts.
         """
+        return _half(self._components(weights), alpha)
+
+    def _components(self, weights: Floats) -> list[_Component]:
+        """Of the variance of `weights` @ means; the first, and the others that are not 0."""
         shared = np.maximum(np.einsum("gi,ij,gj->g", weights, self.overlap, weights), 0.0) / self.coefficient
         parts = weights**2 * (self.rest_square / self.counts)
         total = parts.sum(axis=1)
         own = np.maximum(total - shared * self.rest_square.mean(), 0.0)
         spent = (parts / self.rest_degrees).sum(axis=1)
         degrees = np.where(spent > 0, total, np.inf) / np.where(spent > 0, spent, 1.0)
-        z = _quantile(math.inf, alpha)
-        return np.asarray(
-            np.sqrt(
-                shared * self.repeat_square * _quantile(self.repeat_degrees, alpha) ** 2
-                + own * _quantile(degrees, alpha) ** 2
-                + (weights @ self.item_error) ** 2 * z**2
-                + self.stated_square * np.maximum(weights.sum(axis=1) ** 2, (weights**2).sum(axis=1)) * z**2
-            )
-        )
+        stated = self.stated_square * np.maximum(weights.sum(axis=1) ** 2, (weights**2).sum(axis=1))
+        normal = (weights @ self.item_error) ** 2 + stated
+        others: list[_Component] = [(own, degrees), (normal, np.inf)]
+        return [(shared * self.repeat_square, self.repeat_degrees), *(part for part in others if part[0].any())]
 
     @property
     def cautious(self) -> Noise:
@@ -82,11 +84,16 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
     def p_value(self, weights: Floats, values: Floats) -> Floats:
         """Two-sided: the alpha at which the interval of `values` ends at 0, at least 1e-16."""
         low, high = np.full(len(values), math.log(1e-16)), np.zeros(len(values))
+        components = self._components(weights)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            inside = np.abs(values) <= self.half_width(weights, np.exp(middle))
+            inside = np.abs(values) <= _half(components, np.exp(middle))
             low, high = np.where(inside, middle, low), np.where(inside, high, middle)
         return np.asarray(np.where(values == 0, 1.0, np.exp(high)))
+
+
+def _half(components: Sequence[_Component], alpha: Floats | float) -> Floats:
+    return np.asarray(np.sqrt(sum(square * _quantile(degrees, alpha) ** 2 for square, degrees in components)))
 
 
 def _quantile(degrees: Floats | float, alpha: Floats | float) -> Floats:

@@ -16,11 +16,11 @@ from scipy import special
 from loadgen.analysis.celldata import Floats
 
 Flags = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
-Pooling = Literal["all", "power of the batch"]
+Pooling = Literal["all", "power of the batch", "none"]
 
 TREND_P = 0.1
 """The power of the batch is used below this p; a later use costs false signs, an earlier one power."""
-APART_P = 0.1
+APART_P = 0.2
 """A point stands apart below this p, over all points together (Bonferroni)."""
 NOTHING = 1e-18
 """A variance of rounding, not of repeats."""
@@ -57,6 +57,8 @@ class _Fit(msgspec.Struct, frozen=True, kw_only=True):
 def scatter_of(advantage: Floats, log_batch: Floats) -> Scatter:
     """Of log-advantages of shape (points, repeats), NaN where there is none, and two repeats somewhere."""
     seen = ~np.isnan(advantage)
+    if len(seen) == 2 and seen.all():
+        return _of_two(advantage)
     counts = seen.sum(axis=1)
     kept = np.ones(len(advantage), dtype=bool)
     fit = whole = _fitted(advantage, seen, log_batch, kept)
@@ -83,6 +85,19 @@ def scatter_of(advantage: Floats, log_batch: Floats) -> Scatter:
         pooled_square=whole.pooled_square,
         pooling=fit.pooling,
         apart=tuple(int(place) for place in np.flatnonzero(alone)),
+    )
+
+
+def _of_two(advantage: Floats) -> Scatter:
+    """What two points share is their covariance; the rest of each one's variance is its own."""
+    covariance = np.cov(advantage)
+    square = np.diag(covariance) - covariance[0, 1]
+    return Scatter(
+        square=square,
+        degrees=np.full(2, advantage.shape[1] - 1.0),
+        pooled_square=float(square.mean()),
+        pooling="none",
+        apart=(),
     )
 
 
