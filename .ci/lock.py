@@ -16,17 +16,23 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+from loadgen.serving.cpu_env import PLUGIN, REQUIREMENTS
+
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = "3.11"
 HEADER = "# Written by `python .ci/lock.py`; do not edit. For Python 3.11 and newer; install with --no-deps.\n"
 
 
 class Lock(NamedTuple):
-    """A lock file and what it locks: requirements as in pyproject.toml. `within`: the lock whose versions it shares."""
+    """A lock file and what it locks: requirements as in pyproject.toml. `within`: the lock whose versions it shares.
+
+    `alone`: without what they need in turn, which the image has already.
+    """
 
     path: str
     requirements: tuple[str, ...]
     within: str = ""
+    alone: bool = False
 
 
 def locks() -> tuple[Lock, ...]:
@@ -37,12 +43,14 @@ def locks() -> tuple[Lock, ...]:
     build = project["build-system"]["requires"]
     exporter = ("aiohttp", "click", "msgspec", "numpy", "nvidia-ml-py", "platformdirs", "prometheus-client")
     every = [*needed.values(), *extras["dev"], *extras["harness"], *build, *project["dependency-groups"]["audit"]]
+    bnb = [text for text in REQUIREMENTS if text.startswith("bitsandbytes")]
     ci = ".ci/requirements.txt"
     return (
         Lock(ci, tuple(every)),
         Lock("docker/requirements/loadgen.txt", tuple(needed.values()), ci),
         Lock("docker/requirements/exporter.txt", tuple(needed[name] for name in exporter), ci),
         Lock("docker/requirements/build.txt", tuple(build), ci),
+        Lock("docker/requirements/bnb.txt", (*bnb, PLUGIN), alone=True),
     )
 
 
@@ -52,6 +60,7 @@ def write(lock: Lock, *, keep: bool) -> None:
     argv = ["uv", "pip", "compile", "-", "--quiet", "--universal", "--python-version", OLDEST_PYTHON]
     argv += ["--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header", "--output-file", str(path)]
     argv += ["--constraints", str(ROOT / lock.within)] if lock.within else []
+    argv += ["--no-deps"] if lock.alone else []
     argv += [] if keep else ["--upgrade"]
     subprocess.run(argv, input="\n".join(lock.requirements), text=True, check=True)
     path.write_text(HEADER + path.read_text(encoding="utf-8"), encoding="utf-8")

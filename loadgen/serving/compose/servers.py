@@ -8,7 +8,6 @@ from typing import Any
 
 from loadgen._version import __version__
 from loadgen.errors import UsageError
-from loadgen.serving.cpu_env import PLUGIN, REQUIREMENTS
 from loadgen.serving.launch import plan_launch, plan_simulated
 from loadgen.serving.recipe import Recipe
 
@@ -34,7 +33,6 @@ VLLM_VERSION = "0.33.0"
 VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}"
 """Without a digest: none was published beside this tag where it could be read."""
 VLLM = f"${{VLLM_IMAGE:-{VLLM_IMAGE}}}"
-BNB_PACKAGES = " ".join([*(text for text in REQUIREMENTS if text.startswith("bitsandbytes")), PLUGIN])
 OWN_IMAGE = f"${{LOADGEN_IMAGE:-vllm-loadgen:{__version__}}}"
 EXPORTER_IMAGE = f"${{EXPORTER_IMAGE:-vllm-loadgen-exporter:{__version__}}}"
 CPU_IMAGE = f"${{VLLM_CPU_IMAGE:-vllm-loadgen-cpu:{__version__}}}"
@@ -181,7 +179,7 @@ def _bitsandbytes() -> Service:
     image = f"${{VLLM_BNB_IMAGE:-vllm-loadgen-bnb:{VLLM_VERSION}}}"
     return {
         "image": image,
-        "build": _build("vllm-bnb", {"VLLM_IMAGE": VLLM, "BNB_PACKAGES": f"${{BNB_PACKAGES:-{BNB_PACKAGES}}}"}),
+        "build": _build("vllm-bnb", {"VLLM_IMAGE": VLLM, "BNB_PACKAGES": "${BNB_PACKAGES:-}"}),
     }
 
 
