@@ -105,9 +105,11 @@ class Folder:
         """Whether a file or anything else has the name."""
         return os.path.lexists(self.path / name)
 
-    def make(self, name: str) -> Path:
-        """The path of a folder inside, made if need be."""
-        with self._parent(f"{name}/.", make=True):
+    def make(self, name: str, *, mode: int | None = None) -> Path:
+        """The path of a folder inside, made if need be; with `mode`, it has that mode, also if it was there."""
+        with self._parent(f"{name}/.", make=True) as (opened, _):
+            if mode is not None:
+                os.fchmod(opened, mode)
             return self.path / name
 
     def check(self) -> None:

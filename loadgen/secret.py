@@ -1,23 +1,62 @@
-"""Secrets: what is one, and text in which none is left."""
+"""Secrets: what is one, and text in which none is left.
+
+Standard library only: the guardian of a server runs this file by itself.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 MASK = "***"
 SHORTEST = 6
 """Shorter values (`EMPTY`, `none`) are nobody's secret, and would be masked wherever a text has them by chance."""
-_WORDS = frozenset({"key", "apikey", "token", "secret", "password", "passwd", "credentials"})
+_WORDS = frozenset({"key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credentials"})
 _HARMLESS = frozenset({"path", "file", "dir", "id", "env", "url"})
-_USER_INFO = re.compile(r"(?<=://)[^/\s@]+@")
-_NAMED = re.compile(
-    r"""(?ix) ( (?:api[-_]?key|password|passwd|secret|(?:access|auth|hf)[-_]token) ["']? \s* [:=] \s* [\[("']* )
-        [^\s"'\])},&;]+ """
+_LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+_NAME = (
+    r"(?:api[-_]?key|passw(?:or)?d|passphrase|secret(?:[-_]access)?(?:[-_]key)?|credentials"
+    r"|(?:access|auth|hf|hub|session|refresh|security|private)[-_](?:key|token)"
+    r"|(?-i:\b[A-Z][A-Z0-9_]{0,60}_(?:KEY|TOKEN)))"
 )
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}")
+_Q = r"""\\*["']"""
+"""A quote, also inside a quoted text: `{\\"api_key\\": ...`."""
+_KNOWN = r"(?!(?:None|null|True|False|true|false)\b)"
+_ONE = rf"""(?:{_KNOWN}[^\s"'\\\[(\])}},&;][^\s"'\\\])}},&;]*)"""
+_QUOTED = rf"(?:(?:(?!{_Q}).)+)"
+_ITEMS = rf"(?:.{{1,500}}?(?={_Q}\s*(?:[\])]|,\s*b?{_Q}-)))"
+_OPTION = rf"(?<![\w-])--[\w-]{{0,40}}{_NAME}"
+_NAMES = ("key", "passw", "passphrase", "secret", "credential", "_token", "-token")
+_FORMS = (
+    (("://",), r"(?<=://)[^/\s@]+@", rf"{MASK}@"),
+    # [..., '--api-key', 'A', 'B', '--port', ...]
+    (_NAMES, rf"({_OPTION}{_Q}\s*,\s*b?{_Q}){_ITEMS}", rf"\1{MASK}"),
+    (_NAMES, rf"({_OPTION}{_Q}\s*,\s*b?{_Q}){_QUOTED}", rf"\1{MASK}"),
+    # 'api_key': ['A', 'B'] or "api_key": ["A"]
+    (_NAMES, rf"({_NAME}(?:{_Q})?\s*[:=]\s*[\[(]\s*b?{_Q}){_ITEMS}", rf"\1{MASK}"),
+    # 'api_key': 'A' or api_key="A" or a header's (b'x-api-key', b'A')
+    (_NAMES, rf"({_NAME}(?:{_Q})?\s*[:=]\s*[\[(]?\s*b?{_Q}){_QUOTED}", rf"\1{MASK}"),
+    (_NAMES, rf"(\(\s*b?{_Q}[\w-]{{0,40}}{_NAME}{_Q}\s*,\s*b?{_Q}){_QUOTED}", rf"\1{MASK}"),
+    # API_KEY=A, api_key: A, --api-key A
+    (_NAMES, rf"({_NAME}(?:{_Q})?\s*[:=]\s*[\[(]*){_ONE}", rf"\1{MASK}"),
+    (_NAMES, rf"({_OPTION}\s+(?:{_Q})?){_ONE}", rf"\1{MASK}"),
+    # Authorization: Bearer A, (b'authorization', b'A')
+    (("bearer", "basic"), r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", rf"\1 {MASK}"),
+    (
+        ("authorization",),
+        rf"(authorization(?:{_Q}\s*[:,]|\s*[:=])\s*(?:b?{_Q})?(?:(?:bearer|basic|token)\s)?){_ONE}",
+        rf"\1{MASK}",
+    ),
+    # https://host/file?signature=A&token=B
+    (("?", "&"), r"([?&](?:x-amz-(?:signature|credential)|signature|sig|token|key)=)[^\s&\"']+", rf"\1{MASK}"),
+    # Tokens of the hub and of others that are known by how they begin.
+    (("hf_", "sk-", "gh"), r"\b(?-i:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[opsu]_[A-Za-z0-9]{30,})", MASK),
+)
+"""How secrets are written: words of which one is there, in lower case; a regular expression; its replacement."""
 
 
 class Mask:
@@ -26,14 +65,18 @@ class Mask:
     def __init__(self, *secrets: str | None, environ: Mapping[str, str] | None = None) -> None:
         named = (os.environ if environ is None else environ).items()
         values = {*secrets, *(value for name, value in named if is_secret(name))}
-        found = sorted((v for v in values if v is not None and len(v) >= SHORTEST), key=len, reverse=True)
+        self.secrets = [value for value in values if value is not None and len(value) >= SHORTEST]
+        found = sorted({way for value in self.secrets for way in _spellings(value)}, key=len, reverse=True)
         self._values = re.compile("|".join(map(re.escape, found))) if found else None
 
     def __call__(self, text: str) -> str:
         """The text without the values, passwords in addresses, and what stands behind `api_key=` or `Bearer`."""
-        text = _USER_INFO.sub(f"{MASK}@", self.values(text))
-        text = _NAMED.sub(rf"\1{MASK}", text)
-        return _BEARER.sub(rf"\1 {MASK}", text)
+        text = self.values(text)
+        lower = text.lower()
+        for words, form, instead in _FORMS:
+            if any(word in lower for word in words):
+                text = re.sub(form, instead, text, flags=re.IGNORECASE)
+        return text
 
     def values(self, text: str) -> str:
         """The text without the values alone: what a model says of passwords is left as it is."""
@@ -68,6 +111,17 @@ def is_secret(name: str) -> bool:
     return not _WORDS.isdisjoint(words) and words[-1] not in _HARMLESS
 
 
+def without_secrets(environ: Mapping[str, str], *secrets: str | None) -> dict[str, str]:
+    """The environment of a program that needs no secret: without variables whose names or values are one."""
+    values = {value for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST}
+    given = [secret for secret in secrets if secret and len(secret) >= SHORTEST]
+    return {
+        name: value
+        for name, value in environ.items()
+        if not (is_secret(name) or value in values or _LOGIN.search(value) or any(one in value for one in given))
+    }
+
+
 def secrets_of(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
     """The values of options and variables whose names say that they are secret."""
     of_options = [argv[index][start:] for index, start in _secret_places(argv)]
@@ -85,3 +139,8 @@ def _secret_places(argv: Sequence[str]) -> Iterator[tuple[int, int]]:
                 yield index, len(option) + 1
         elif secret:
             yield index, 0
+
+
+def _spellings(secret: str) -> set[str]:
+    """As it is, in JSON, in a Python literal and in a URL."""
+    return {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe=""), quote_plus(secret)}

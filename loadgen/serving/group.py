@@ -3,43 +3,95 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 
+from loadgen.folder import Folder
+from loadgen.secret import without_secrets
 from loadgen.serving import family
 
 POLL_S = 0.05
+FLUSH_S = 10.0
+GUARDIAN_S = 2 * family.PATIENCE_S + 5.0
 
 
 class ProcessGroup:
-    """A running command, leader of a new session and process group; its output goes to a file."""
+    """A running command, leader of a new session and process group; its output goes to a log, masked."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], log_path: Path) -> None:
-        """Start the command. Raises OSError when it cannot be executed."""
-        self._mark = secrets.token_hex(8)
+    def __init__(
+        self, argv: Sequence[str], env: Mapping[str, str], log_path: Path, secrets: Sequence[str] = ()
+    ) -> None:
+        """Start the command. Raises OSError when it cannot be executed.
+
+        The log can be read by its owner alone, and has no `secrets` and nothing that looks like one.
+        """
+        self._mark = token_hex(8)
         # SPT_NOENV: vLLM's processes name themselves, and would write the name over the variables that mark them.
         env = {**env, family.MARK: self._mark, "SPT_NOENV": "1"}
-        with log_path.open("ab") as log, _interruptible():
-            self.leader = subprocess.Popen(
-                argv,
-                env=env,
-                stdin=subprocess.DEVNULL,
+        ends = os.pipe()
+        with os.fdopen(ends[0], "rb") as said, os.fdopen(ends[1], "wb") as output:
+            self._guardian, self._control = self._guarded(said.fileno(), log_path)
+            self._tell(json.dumps(list(secrets)))
+            try:
+                with _interruptible():
+                    self.leader = subprocess.Popen(
+                        argv,
+                        env=env,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+            except OSError:
+                self._release()
+                raise
+        self._tell(str(self.leader.pid))
+
+    def _guarded(self, said: int, log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """The guardian, which copies the output to the log, and the socket to tell it something."""
+        ours, theirs = socket.socketpair()
+        ours.settimeout(FLUSH_S)
+        with theirs, Folder(log_path.parent).append(log_path.name, mode=0o600) as log:
+            os.fchmod(log.fileno(), 0o600)
+            guardian = subprocess.Popen(
+                [sys.executable, "-I", "-S", family.__file__, self._mark, str(said)],
+                env=without_secrets(os.environ),
+                stdin=theirs.fileno(),
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[said],
                 start_new_session=True,
             )
-        self._guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", family.__file__, str(self.leader.pid), self._mark],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        return guardian, ours
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            self._control.sendall(f"{line}\n".encode())
+
+    def flush(self) -> None:
+        """Returns when whole lines that the command has written by now are in its log."""
+        with contextlib.suppress(OSError):
+            self._control.sendall(b"\n")
+            self._control.recv(1)
+
+    def _release(self) -> None:
+        """The guardian writes the rest of the log and ends."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+        try:
+            self._guardian.wait(GUARDIAN_S)
+        except subprocess.TimeoutExpired:
+            self._guardian.kill()
+            self._guardian.wait()
+        self._control.close()
 
     def poll(self) -> int | None:
         """The leader's exit status (negative: the signal that ended it), or None while it runs."""
@@ -60,10 +112,7 @@ class ProcessGroup:
             if not self._wait_gone(known, 0.0):
                 family.signal_all(self._left(known), number)
                 self._wait_gone(known, patience_s)
-        self._guardian.kill()
-        self._guardian.wait()
-        if self._guardian.stdin:
-            self._guardian.stdin.close()
+        self._release()
         return self._wait_gone(known, 0.0)
 
     def _left(self, known: Mapping[int, str | None]) -> list[int]:

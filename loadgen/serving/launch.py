@@ -50,6 +50,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """What the checkpoint says of itself."""
 
     @property
+    def needs_secrets(self) -> bool:
+        """Whether it may need a token or a key of loadgen's environment: vLLM does, loadgen's own programs do not."""
+        return self.checkpoint is not None
+
+    @property
     def url(self) -> str:
         """Scheme, host and port."""
         return http_url(self.host, self.port)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import re
 import signal
@@ -15,7 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.secret import Mask, secrets_of
+from loadgen.folder import Folder
+from loadgen.secret import Mask, secrets_of, without_secrets
 from loadgen.serving.checkpoint import checkpoint_identity, held_by, remarks
 from loadgen.serving.facts import (
     ServerFacts,
@@ -54,7 +54,7 @@ class ServerProcess:
     """
 
     def __init__(self, launch: Launch, log_path: Path) -> None:
-        """Start the server; its output is appended to `log_path`.
+        """Start the server; its output is appended to `log_path`, masked, in a folder for this user alone.
 
         Raises UsageError when the port is taken or the command cannot be executed; then nothing was started.
         """
@@ -68,10 +68,12 @@ class ServerProcess:
         self._gpu_bytes_before = used_bytes() if launch.device == "cuda" and not launch.simulated else None
         self._ready_ns: int | None = None
         self._started_ns = time.monotonic_ns()
-        log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_path.parent.parent.mkdir(parents=True, exist_ok=True)
+        Folder(log_path.parent.parent).make(log_path.parent.name, mode=0o700)
+        mask_log(log_path, self._mask)
         self.log_offset = log_path.stat().st_size if log_path.exists() else 0
         try:
-            self._group = ProcessGroup(launch.argv, self._environment(), log_path)
+            self._group = ProcessGroup(launch.argv, self._environment(), log_path, self._mask.secrets)
         except OSError as error:
             raise UsageError(f"cannot run {launch.argv[0]}: {error.strerror}; give the path of a command") from error
         self._stopped = False
@@ -185,7 +187,8 @@ class ServerProcess:
         return tuple(dict.fromkeys(found[1] for found in re.finditer(self.launch.kernel, self.log())))
 
     def log(self) -> str:
-        """What this server has written so far, without colours."""
+        """What this server has written so far, in whole lines, without colours and secrets."""
+        self._group.flush()
         with self.log_path.open("rb") as file:
             file.seek(self.log_offset)
             return plain(file.read().decode("utf-8", "replace"))
@@ -195,7 +198,7 @@ class ServerProcess:
         written = [line for line in self.log().splitlines() if line.strip()]
         earlier, end = written[:-lines], written[-lines:]
         causes = named_errors(earlier)
-        return self._mask("\n".join([*causes[-1:], *(["..."] if causes else []), *end]))
+        return "\n".join([*causes[-1:], *(["..."] if causes else []), *end])
 
     def stop(self, *, interrupt_s: float = 20.0, terminate_s: float = 10.0) -> list[str]:
         """End the server and everything it started; return warnings about what it did not give back.
@@ -206,7 +209,6 @@ class ServerProcess:
             return []
         ended = self._group.end(interrupt_s=interrupt_s, terminate_s=terminate_s)
         self._stopped = True
-        self._mask_log()
         atexit.unregister(self.stop)
         warnings = [] if ended else [f"server {self.launch.name!r} left processes that even SIGKILL did not end"]
         if not _within(PORT_PATIENCE_S, lambda: port_is_free(self.launch.host, self.launch.port)):
@@ -225,24 +227,14 @@ class ServerProcess:
 
     def _environment(self) -> dict[str, str]:
         """The command's own folder leads PATH: vLLM calls tools (ninja) that are installed beside it."""
-        environment = {**os.environ, **self.launch.env}
+        outside = os.environ if self.launch.needs_secrets else without_secrets(os.environ)
+        environment = {**outside, **self.launch.env}
         if not environment.get("VLLM_PORT", "0").isdigit():
             del environment["VLLM_PORT"]  # Kubernetes sets it to a URI, for any service that is named vllm
         folder = os.path.dirname(self.launch.argv[0])  # noqa: PTH120
         if folder:
             environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
         return environment
-
-    def _mask_log(self) -> None:
-        """Servers print their arguments, keys among them."""
-        with contextlib.suppress(OSError), self.log_path.open("r+b") as file:
-            file.seek(self.log_offset)
-            log = file.read().decode("utf-8", "surrogateescape")
-            masked = self._mask(log)
-            if masked != log:
-                file.seek(self.log_offset)
-                file.write(masked.encode("utf-8", "surrogateescape"))
-                file.truncate()
 
     def _gpu_is_free(self) -> bool:
         if self._gpu_bytes_before is None:
@@ -254,7 +246,7 @@ class ServerProcess:
         """What happened to the server, what to do about it where that is known, and the end of its log."""
         words = self.last_words() or "(it wrote nothing)"
         if (cure := remedy(self.log())) and self._ready_ns is None:
-            what = f"{what}: {self._mask(cure)}"
+            what = f"{what}: {cure}"
         elif self.poll() == -signal.SIGKILL:
             what = f"{what} (where nobody killed it, the machine's memory was full: see `dmesg`, use a smaller model)"
         return f"server {self.launch.name!r} {what}; its log is {self.log_path} and ends:\n{words}"
@@ -290,6 +282,16 @@ class Patience:
         lines = sum(1 for line in self._server.log().splitlines() if line.strip() and not WAITING.search(line))
         checkpoint = self._server.launch.checkpoint
         return lines, downloaded_bytes(checkpoint) if checkpoint else 0
+
+
+def mask_log(path: Path, mask: Mask) -> None:
+    """A log that an earlier version left, or that was put there, has no secrets and is for this user alone."""
+    folder = Folder(path.parent)
+    if not folder.has(path.name):
+        return
+    with folder.open(path.name) as log, folder.replacing(path.name, mode=0o600) as masked:
+        for line in log:
+            masked.write(mask(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
 
 
 def free_port(host: str = "127.0.0.1") -> int:
