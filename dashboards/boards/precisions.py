@@ -42,8 +42,8 @@ def precisions() -> Json:
         by_batch("Accuracy over B", f"batch:accuracy_ratio:mean. {ANSWERS}; no interval here, the report has it.",
                  "percentunit", at_batch("batch:accuracy_ratio:mean")),
         by_batch("Power over B", f"batch:power_watts:mean. {JOULES}.", "watt", at_batch("batch:power_watts:mean")),
-        by_batch("Running over B", f"batch:running_requests:mean. {LOAD}; the server's own gauge at a few glances a "
-                 "second: near the diagonal.", "none", at_batch("batch:running_requests:mean")),
+        by_batch("Running over B", f"batch:running_requests:mean. {LOAD}; running_mean of cells.csv: near the "
+                 "diagonal.", "none", at_batch("batch:running_requests:mean")),
         by_batch("TTFT over B", f"batch:ttft_seconds:mean. {LATENCY}.", "s", at_batch("batch:ttft_seconds:mean")),
         by_batch("TPOT over B", f"batch:tpot_seconds:mean. {LATENCY}.", "s", at_batch("batch:tpot_seconds:mean")),
     ]  # fmt: skip

@@ -52,7 +52,7 @@ def run() -> Json:
         stat("Asked / in flight / running",
              "loadgen_concurrency, loadgen_requests_in_flight and loadgen_server_requests_running (the server's own "
              "gauge): a cell counts only where the three agree.", "none", *batch, w=6),
-        stat("Tokens/s", "loadgen_output_tokens_per_second: tokens of ended requests since the cell began.",
+        stat("Tokens/s", "loadgen_output_tokens_per_second: of requests that ended in the window so far.",
              "suffix: tok/s", Query(f"max({now('output_tokens_per_second')})", "tokens/s")),
         stat("Power", "loadgen_power_watts: the target's GPUs together, instantaneous.", "watt",
              Query(f"max({now('power_watts')})", "power")),
@@ -83,11 +83,11 @@ def run() -> Json:
     over_time = [
         lines("Batch", "loadgen_concurrency, loadgen_requests_in_flight, loadgen_server_requests_running.", "none",
               *batch),
-        lines("Output tokens", "Rate of loadgen_output_tokens_total: tokens of ended requests.", "suffix: tok/s",
+        lines("Output tokens", "Rate of loadgen_output_tokens_total: ended requests, warm-up included.", "suffix: tok/s",
               Query(f'sum by (target) (rate(loadgen_output_tokens_total{{target=~"$target"}}{RATE}))', "{{target}}")),
-        lines("Time to first token", "Quantiles of the histogram loadgen_ttft_seconds, measured by the client.", "s",
+        lines("Time to first token", "Quantiles of the histogram loadgen_ttft_seconds: in the window.", "s",
               quantile(0.5, "ttft"), quantile(0.99, "ttft")),
-        lines("Time per output token", "Quantiles of the histogram loadgen_tpot_seconds, measured by the client.", "s",
+        lines("Time per output token", "Quantiles of the histogram loadgen_tpot_seconds: in the window.", "s",
               quantile(0.5, "tpot"), quantile(0.99, "tpot")),
         lines("Power of the target", "loadgen_power_watts: the GPUs of the running cell's target.", "watt",
               Query(f"max by (target) ({now('power_watts')})", "{{target}}")),

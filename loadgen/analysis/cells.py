@@ -25,6 +25,7 @@ from loadgen.analysis.streaming import streaming_of, streaming_reasons
 from loadgen.analysis.traffic import Traffic, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.client.exchange import Exchange
+from loadgen.client.latency import inside, mean_in_flight
 from loadgen.serving.exposition import gauge_lags
 from loadgen.serving.metrics import UNVERIFIED, ServerSample
 from loadgen.sweep.config import MAX_ERROR_RATE
@@ -71,6 +72,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Why that one, where the server's figures disagree; or why there is none."""
     running_gauge_mean: float | None
     """Mean of the gauge vllm:num_requests_running."""
+    running_peak: float | None
+    """Largest value of that gauge in the window: below B the server caps the batch."""
     waiting_mean: float | None
     preemptions: float | None
     cache_hit_share: float | None
@@ -185,7 +188,7 @@ def summarize_cell(
     asked = data.measured & ~data.dropped
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
     tokens_per_query = float(lengths.mean()) if lengths.size else None
-    inflight = _inflight(data, window) if window else None
+    inflight = mean_in_flight(data.t_send_ns, data.t_end_ns, window) if window else None
     running = running_batch(
         samples,
         inflight=inflight,
@@ -262,6 +265,7 @@ def summarize_cell(
         running_source=running.source,
         running_note=_note(running, data, samples),
         running_gauge_mean=_mean(samples, "running"),
+        running_peak=evidence.running_peak,
         waiting_mean=evidence.waiting_mean,
         preemptions=evidence.preemptions,
         cache_hit_share=hit_share(samples, data, ended),
@@ -324,14 +328,7 @@ def _other_lengths(lengths: Ints, fixed_length: int | None) -> tuple[int, ...]:
 
 def _tokens_in(data: CellData, window: tuple[int, int]) -> int:
     """Tokens by their own arrival, whichever request they belong to."""
-    inside = (data.token_t_ns > window[0]) & (data.token_t_ns <= window[1])
-    return int(data.token_counts[inside].sum())
-
-
-def _inflight(data: CellData, window: tuple[int, int]) -> float:
-    """Time-weighted mean of requests in flight: the summed overlaps of [send, last byte] with the window."""
-    overlap = np.minimum(data.t_end_ns, window[1]) - np.maximum(data.t_send_ns, window[0])
-    return float(np.maximum(overlap, 0).sum() / (window[1] - window[0]))
+    return int(data.token_counts[inside(data.token_t_ns, window)].sum())
 
 
 def _mean(samples: Sequence[ServerSample], field: str) -> float | None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from loadgen.analysis.celldata import CellData, Counts, Floats, Ints, Mask
+from loadgen.analysis.celldata import CellData, Counts, Floats, Mask
 from loadgen.client import latency
 
 
 def ttft_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Time to first token: send (open loop: due) to the arrival of the first event with a token; measured requests."""
-    happened = _within(data.t_due_ns if data.open_loop else data.t_first_ns, window)
+    happened = latency.inside(data.t_due_ns if data.open_loop else data.t_first_ns, window)
     chosen = data.measured & data.ok & (data.t_first_ns >= 0) & happened
     return latency.ttft_s(data.t_due_ns, data.t_first_ns)[chosen]
 
@@ -58,16 +58,12 @@ def answered_in(data: CellData, window: tuple[int, int]) -> Mask:
 
 def of_window(data: CellData, window: tuple[int, int]) -> Mask:
     """Which measured requests belong to the window: those that ended in it, in an open loop those due in it."""
-    return data.measured & _within(data.t_due_ns if data.open_loop else data.t_end_ns, window)
+    return data.measured & latency.inside(data.t_due_ns if data.open_loop else data.t_end_ns, window)
 
 
 def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Counts]:
     """Seconds from the event before, and tokens, of the events of measured requests; a request's first has no gap."""
     events = np.diff(data.token_offsets)
-    chosen = np.repeat(data.measured & data.ok, events) & _within(data.token_t_ns, window)
+    chosen = np.repeat(data.measured & data.ok, events) & latency.inside(data.token_t_ns, window)
     chosen[data.token_offsets[:-1][events > 0]] = False
     return latency.gaps_s(data.token_offsets, data.token_t_ns)[chosen], data.token_counts[chosen]
-
-
-def _within(t_ns: Ints, window: tuple[int, int]) -> Mask:
-    return (t_ns > window[0]) & (t_ns <= window[1])

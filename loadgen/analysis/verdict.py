@@ -45,4 +45,5 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
         energy_valid=found.energy_valid,
         answers_valid=found.answers_valid,
         reasons=found.sentence,
+        figures=cell.columns(),
     )

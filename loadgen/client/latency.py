@@ -6,6 +6,8 @@ request has no such latency.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,9 @@ from loadgen.client.exchange import Exchange
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Window = tuple[int, int]
+"""When it opened and closed, in ns."""
 
 
 def ttft_s(t_due_ns: Ints | int, t_first_ns: Ints | int) -> Floats:
@@ -48,20 +53,43 @@ def gaps_s(token_offsets: Ints, token_t_ns: Ints) -> Floats:
     return gaps
 
 
-def exchange_ttft_s(exchange: Exchange) -> float | None:
-    """TTFT of one request."""
-    return _known(ttft_s(exchange.t_due_ns, _stamp(exchange.t_first_ns)))
+def inside(t_ns: Ints | int, window: tuple[float, float]) -> Mask:
+    """What happened after the window opened, and not after it closed."""
+    at = np.asarray(t_ns)
+    return np.asarray((at > window[0]) & (at <= window[1]))
 
 
-def exchange_tpot_s(exchange: Exchange) -> float | None:
-    """TPOT of one request."""
+def mean_in_flight(begin_ns: Ints, end_ns: Ints, window: Window) -> float:
+    """Requests in flight, averaged over the window's time: their summed overlaps with it, over its length."""
+    overlap = np.minimum(end_ns, window[1]) - np.maximum(begin_ns, window[0])
+    return float(np.maximum(overlap, 0).sum() / (window[1] - window[0]))
+
+
+class Latencies(NamedTuple):
+    """Of one request, in seconds; None: it has none, or it does not count in the window."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+def latencies_in(exchange: Exchange, window: Window | None) -> Latencies:
+    """What a request adds to the window's figures, by the rule of `loadgen.analysis.latency`: measured requests that
+    were answered, TTFT where the first token arrived, TPOT where the answer ended, in an open loop both where the
+    request was due. No window: it has not opened."""
+    if window is None or exchange.phase != "measured" or exchange.status != "ok":
+        return Latencies()
+    first_ns, tokens, due_ns = _stamp(exchange.t_first_ns), _stamp(exchange.output_tokens), exchange.t_scheduled_ns
     last_ns = exchange.token_times[-1][0] if exchange.token_times else -1
-    return _known(tpot_s(_stamp(exchange.t_first_ns), last_ns, _stamp(exchange.output_tokens)))
+
+    def counted(value_s: Floats, happened_ns: int) -> float | None:
+        known = inside(happened_ns if due_ns is None else due_ns, window) and not np.isnan(value_s)
+        return float(value_s) if known else None
+
+    return Latencies(
+        ttft_s=counted(ttft_s(exchange.t_due_ns, first_ns), first_ns),
+        tpot_s=counted(tpot_s(first_ns, last_ns, tokens), exchange.t_end_ns),
+    )
 
 
 def _stamp(value: int | None) -> int:
     return -1 if value is None else value
-
-
-def _known(value: Floats) -> float | None:
-    return None if np.isnan(value) else float(value)

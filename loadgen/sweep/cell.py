@@ -11,6 +11,7 @@ from time import monotonic_ns
 import msgspec
 
 from loadgen.client.exchange import Exchange
+from loadgen.client.latency import Window, latencies_in
 from loadgen.serving.metrics import MetricsProbe, MetricsSampler, MetricsSource, ServerSample
 from loadgen.sweep.drain import Drain, straggler
 from loadgen.sweep.glance import Glance
@@ -93,6 +94,10 @@ class CellRun:
         self._drained_late_s: float | None = None
         """The limit of the drain, once it was over before the last answer."""
         self._t_start_ns = 0
+        self._open_ns: int | None = None
+        self._window: Window | None = None
+        """Once it has closed."""
+        self._stage = ""
         self._aborted: str | None = None
         self._server_lost = False
         self._unwritable: OSError | None = None
@@ -106,7 +111,6 @@ class CellRun:
         self._load = load = self._make_load(self._on_exchange)
         self._sampler.start()
         sampled = asyncio.create_task(self._journal_samples_now_and_then())
-        window: tuple[int, int] | None = None
         gc.collect()
         gc.disable()
         try:
@@ -115,11 +119,11 @@ class CellRun:
             if not self._broken():
                 load.start()
                 if await self._until_warm():
-                    open_ns = monotonic_ns()
+                    self._open_ns = open_ns = monotonic_ns()
                     load.open_window(open_ns, self._planned_close_ns(open_ns))
                     await self._until_window_over(open_ns)
                     load.close_window()
-                    window = open_ns, self._close_ns(open_ns)
+                    self._window = open_ns, self._close_ns(open_ns)
                 if self._aborted is not None:
                     load.stop_feeding()
                 await self._until_drained()
@@ -129,6 +133,8 @@ class CellRun:
             sampled.cancel()
             self._sampler.stop()
             self._journal_samples()
+        self._tell("over", 1.0)
+        window = self._window
         end = CellEnd(
             t_ns=monotonic_ns(),
             window_open_ns=window[0] if window else None,
@@ -190,6 +196,13 @@ class CellRun:
         planned_ns = self._planned_close_ns(open_ns) if self._aborted is None else None
         return planned_ns or self._load.dry_ns or monotonic_ns()
 
+    def _window_so_far(self) -> Window | None:
+        """From its opening to now, or to its close; None: it has not opened."""
+        if self._window is not None or self._open_ns is None:
+            return self._window
+        now_ns = monotonic_ns()
+        return self._open_ns, min(self._planned_close_ns(self._open_ns) or self._load.dry_ns or now_ns, now_ns)
+
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
         told, begun_ns = False, monotonic_ns()
@@ -241,10 +254,12 @@ class CellRun:
     def _on_exchange(self, exchange: Exchange) -> None:
         if self._drained_late_s is not None:
             exchange = straggler(exchange, self._drained_late_s, "after the window")
+        window = self._window_so_far()
+        latencies = latencies_in(exchange, window)
         self._drain.add(exchange)
         self._append(exchange)
-        self._glance.add(exchange)
-        self._observer.answered(self._cell, exchange)
+        self._glance.add(exchange, latencies, window)
+        self._observer.answered(self._cell, exchange, latencies)
 
     async def _journal_samples_now_and_then(self) -> None:
         while True:
@@ -283,8 +298,9 @@ class CellRun:
 
     def _tell(self, stage: str, share: float) -> None:
         now_ns = monotonic_ns()
-        if now_ns < self._glance.next_ns:
+        if now_ns < self._glance.next_ns and stage == self._stage:
             return
+        self._stage = stage
         self._glance.next_ns = now_ns + PROGRESS_EVERY_NS
         latest = self._sampler.latest
         elapsed_s = (now_ns - self._t_start_ns) / 1e9
@@ -297,6 +313,7 @@ class CellRun:
                 running=latest.running if latest else None,
                 power_w=self._power.latest_w if self._power is not None else None,
                 elapsed_s=elapsed_s,
+                window=self._window_so_far(),
                 arrived=self._load.arrived,
             )
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import ThreadingHTTPServer
 from time import monotonic_ns
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
 from prometheus_client.core import Metric
@@ -15,8 +16,7 @@ from prometheus_client.registry import Collector
 
 from loadgen.address import NO_SNIFFING, HostCheck
 from loadgen.client.exchange import Exchange
-from loadgen.client.latency import exchange_tpot_s, exchange_ttft_s
-from loadgen.sweep.livewindow import LiveFigures, LiveWindow
+from loadgen.client.latency import Latencies
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
 
@@ -34,26 +34,31 @@ NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
     "arrivals_late": ("Open loop: sent over 5 ms late.", lambda p: p.arrived.late if p.arrived else None),
     "arrivals_dropped": ("Open loop: found every slot busy.", lambda p: p.arrived.dropped if p.arrived else None),
     "server_requests_running": ("Running on the server.", lambda p: p.running),
-    "output_tokens_per_second": ("Of ended requests.", lambda p: p.tokens_per_s),
+    "output_tokens_per_second": (
+        "Tokens of requests that ended in the window, over its time so far.",
+        lambda p: p.tokens_per_s,
+    ),
     "power_watts": ("Power now, the target's GPUs together.", lambda p: p.power_w),
     "energy_per_token_joules": ("Power now over tokens per second.", lambda p: p.energy_per_token_j),
     "accuracy_ratio": ("Share of graded answers correct.", lambda p: p.accuracy),
     "cell_progress_ratio": ("Share of the cell's window that is over.", lambda p: p.share),
 }
 """Gauges of the cell that runs: name after `loadgen_`, help, figure."""
-ENDED: dict[str, tuple[str, Callable[[LiveFigures], float | None]]] = {
-    "running_requests": ("Mean running batch on the server.", lambda f: f.running),
-    "batch_verified": ("1: the server told its running batch; 0: it did not.", lambda f: float(f.running is not None)),
-    "running_requests_peak": ("Largest running batch on the server.", lambda f: f.running_peak),
-    "output_tokens_per_second": ("Tokens that arrived in the window, a second.", lambda f: f.tokens_per_s),
-    "power_watts": ("Mean power of the target's GPUs.", lambda f: f.power_w),
-    "energy_per_token_joules": ("Power over tokens per second.", lambda f: f.energy_per_token_j),
-    "energy_per_query_joules": ("Energy per token times tokens per answer.", lambda f: f.energy_per_query_j),
-    "ttft_seconds": ("Mean send to first token.", lambda f: f.ttft_s),
-    "tpot_seconds": ("Mean time per later token.", lambda f: f.tpot_s),
-    "accuracy_ratio": ("Share of graded answers correct.", lambda f: f.accuracy),
+ENDED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float | None]]] = {
+    "running_requests": ("Mean running batch on the server.", lambda row: row["running_mean"]),
+    "batch_verified": (
+        "1: the server told its running batch; 0: it did not.",
+        lambda row: float(row["running_mean"] is not None),
+    ),
+    "running_requests_peak": ("Largest running batch on the server.", lambda row: row["running_peak"]),
+    "output_tokens_per_second": ("Tokens that arrived in the window, a second.", lambda row: row["tokens_per_s"]),
+    "power_watts": ("Mean power of the target's GPUs.", lambda row: row["power_w_mean"]),
+    "energy_per_token_joules": ("Energy of the window over its tokens.", lambda row: row["energy_per_token_j"]),
+    "energy_per_query_joules": ("Energy per token times tokens per answer.", lambda row: row["energy_per_query_j"]),
+    "ttft_seconds": ("Mean send, or due, to first token.", lambda row: _seconds(row["ttft_ms_mean"])),
+    "tpot_seconds": ("Mean time per later token.", lambda row: _seconds(row["tpot_ms_mean"])),
 }
-"""Gauges of cells that have ended: name after `loadgen_ended_cell_`, help, figure."""
+"""Gauges of cells that have ended: name after `loadgen_ended_cell_`, help, figure of the cell's row in cells.csv."""
 VERDICTS: dict[str, tuple[str, Callable[[CellVerdict], bool | None]]] = {
     "valid": ("Batch and load, 1: valid, 0: invalid, as in cells.csv.", lambda v: v.valid),
     "latency_valid": ("Latencies, 1: valid, 0: invalid.", lambda v: v.latency_valid),
@@ -66,7 +71,7 @@ VERDICTS: dict[str, tuple[str, Callable[[CellVerdict], bool | None]]] = {
 class SweepMetrics(Observer):
     """Prometheus series of a sweep: the cell that runs now, and what every ended cell came to.
 
-    All are figures of the moment, seen from the client; the run directory has the final ones. By target, precision,
+    Those of the running cell are figures of the moment, those of ended cells are cells.csv's. By target, precision,
     asked B and repeat, and by run where a series outlives its cell.
     """
 
@@ -88,13 +93,24 @@ class SweepMetrics(Observer):
         name = "loadgen_"
         self._info = Gauge(f"{name}cell_info", "1 while the cell runs.", (*LABELS, "stage"), registry=registry)
         self._now = {key: Gauge(name + key, text, LABELS, registry=registry) for key, (text, _) in NOW.items()}
-        self._tokens = Counter(f"{name}output_tokens", "Tokens of ended requests.", LABELS, registry=registry)
-        self._requests = Counter(f"{name}requests", "Ended requests.", (*LABELS, "status"), registry=registry)
+        more = "warm-up and drain included."
+        self._tokens = Counter(f"{name}output_tokens", f"Tokens of ended requests, {more}", LABELS, registry=registry)
+        self._requests = Counter(
+            f"{name}requests", f"Ended requests, {more}", (*LABELS, "status"), registry=registry
+        )
         self._ttft = Histogram(
-            f"{name}ttft_seconds", "Send, or due, to first token.", LABELS, buckets=TTFT_BUCKETS_S, registry=registry
+            f"{name}ttft_seconds",
+            "Send, or due, to first token, of measured requests in the window.",
+            LABELS,
+            buckets=TTFT_BUCKETS_S,
+            registry=registry,
         )
         self._tpot = Histogram(
-            f"{name}tpot_seconds", "Time per later token.", LABELS, buckets=TPOT_BUCKETS_S, registry=registry
+            f"{name}tpot_seconds",
+            "Time per later token, of measured requests that ended in the window (open loop: were due in it).",
+            LABELS,
+            buckets=TPOT_BUCKETS_S,
+            registry=registry,
         )
         Gauge(f"{name}simulated", "1: SIMULATED, the servers are a model.", registry=registry).set(float(simulated))
         self._run_info = Gauge(
@@ -109,8 +125,10 @@ class SweepMetrics(Observer):
         self._batch = Gauge(f"{ended}concurrency", "Requests held in flight, B.", OF_RUN, registry=registry)
         self._valid = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in VERDICTS.items()}
         self._ended = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in ENDED.items()}
-        self._window = LiveWindow()
-        self._cell: Cell | None = None
+        self._accuracy = Gauge(
+            f"{ended}accuracy_ratio", "Share of graded answers correct.", OF_RUN, registry=registry
+        )
+        self._last: Progress | None = None
         self._pace = _Pace(0, 0.0, now_ns)
         self._server: _PageServer | None = None
 
@@ -135,29 +153,23 @@ class SweepMetrics(Observer):
 
     def progress(self, progress: Progress) -> None:
         cell, labels = progress.cell, _labels(progress.cell)
-        if cell != self._cell:
-            self._cell, self._window = cell, LiveWindow()
+        if self._last is None or cell != self._last.cell:
             self._start.labels(self._run, *labels).set(time.time())
-        self._window.glance(progress, self._now_ns())
+        self._last = progress
         self._info.clear()
         self._info.labels(*labels, progress.stage).set(1)
         for key, (_, figure_of) in NOW.items():
             _set(self._now[key], labels, figure_of(progress))
         self._tell_pace(progress.share)
 
-    def answered(self, cell: Cell, exchange: Exchange) -> None:
+    def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
         labels = _labels(cell)
         self._requests.labels(*labels, exchange.status).inc()
-        if cell == self._cell:
-            self._window.answered(exchange)
         if exchange.output_tokens:
             self._tokens.labels(*labels).inc(exchange.output_tokens)
-        if exchange.status != "ok":
-            return
-        if (ttft_s := exchange_ttft_s(exchange)) is not None:
-            self._ttft.labels(*labels).observe(ttft_s)
-        if (tpot_s := exchange_tpot_s(exchange)) is not None:
-            self._tpot.labels(*labels).observe(tpot_s)
+        for latency_s, histogram in zip(latencies, (self._ttft, self._tpot), strict=True):
+            if latency_s is not None:
+                histogram.labels(*labels).observe(latency_s)
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         """Gauges of the running cell would stand still: they go; what it came to stays."""
@@ -167,10 +179,11 @@ class SweepMetrics(Observer):
         self._batch.labels(*labels).set(cell.concurrency)
         for key, (_, verdict_of) in VERDICTS.items():
             _set(self._valid[key], labels, verdict_of(verdict))
-        if cell == self._cell:
-            figures = self._window.figures()
+        if verdict.figures:
             for key, (_, figure_of) in ENDED.items():
-                _set(self._ended[key], labels, figure_of(figures))
+                _set(self._ended[key], labels, figure_of(verdict.figures))
+        if self._last is not None and cell == self._last.cell:
+            _set(self._accuracy, labels, self._last.accuracy)
         self._pace.cell_ends(verdict)
         self._tell_pace(0.0)
 
@@ -273,3 +286,7 @@ def _labels(cell: Cell) -> tuple[str, str, str, str]:
 def _set(gauge: Gauge, labels: tuple[str, ...], figure: float | None) -> None:
     if figure is not None:
         gauge.labels(*labels).set(figure)
+
+
+def _seconds(latency_ms: float | None) -> float | None:
+    return latency_ms / 1e3 if latency_ms is not None else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 
 from loadgen.client.exchange import Exchange
+from loadgen.client.latency import Latencies
 from loadgen.sweep.plan import Cell
 
 
@@ -21,17 +22,20 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A glance at the running cell; figures of ended requests only, none of them final."""
+    """A glance at the running cell; figures of ended requests only, none of them final. The warm-up counts in
+    `requests` and `errors` alone."""
 
     cell: Cell
     stage: str
-    """`warm-up`, `window` or `drain`."""
+    """`warm-up`, `window`, `drain` or, after the last answer, `over`."""
     in_flight: int
     running: float | None
     requests: int
     errors: int
     tokens_per_s: float | None
+    """Tokens of the requests that ended in the window, over its time so far."""
     ttft_ms: float | None
+    """Median of the latest that count in the window, as TPOT."""
     tpot_ms: float | None
     power_w: float | None
     """The target's GPUs now, together."""
@@ -70,6 +74,8 @@ class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
     """None: also where answers are not graded."""
     reasons: str = ""
     """Why a quantity is invalid, named where the load is valid; or why the cell was not judged."""
+    figures: Mapping[str, Any] = {}
+    """Its row of cells.csv, but for the answers; empty where it was not judged."""
 
     @property
     def state(self) -> CellState:
@@ -95,8 +101,8 @@ class Observer:
     def progress(self, progress: Progress) -> None:
         pass
 
-    def answered(self, cell: Cell, exchange: Exchange) -> None:
-        pass
+    def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
+        """A request ended, whether it succeeded or not; `latencies`: what it adds to the window's figures."""
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         pass
@@ -133,9 +139,9 @@ class Tee(Observer):
         for observer in self._observers:
             observer.progress(progress)
 
-    def answered(self, cell: Cell, exchange: Exchange) -> None:
+    def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
         for observer in self._observers:
-            observer.answered(cell, exchange)
+            observer.answered(cell, exchange, latencies)
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         for observer in self._observers:

@@ -1,16 +1,21 @@
-"""While a sweep runs, an ended cell has the verdict that cells.csv will give it; what judges cannot harm the sweep."""
+"""While a sweep runs, an ended cell has the verdict and figures that cells.csv will give it, and what was counted live
+comes to the same; what judges cannot harm the sweep."""
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dashboard_stack import free_port, serving
 
 import loadgen
 from loadgen.analysis.verdict import judge_cell
+from loadgen.client.exchange import Exchange
+from loadgen.client.latency import Latencies
 from loadgen.sweep.config import configure
 from loadgen.sweep.observer import CellVerdict, Observer, Progress
 from loadgen.sweep.plan import Cell
@@ -23,8 +28,14 @@ class Heard(Observer):
     def __init__(self) -> None:
         self.verdicts: dict[int, CellVerdict] = {}
         self.later: set[int] = set()
+        self.accuracy: dict[int, float | None] = {}
+        self.latencies: dict[int, list[Latencies]] = defaultdict(list)
+
+    def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
+        self.latencies[cell.concurrency].append(latencies)
 
     def progress(self, progress: Progress) -> None:
+        self.accuracy[progress.cell.concurrency] = progress.accuracy
         if self.verdicts:
             self.later.add(progress.cell.concurrency)
 
@@ -57,6 +68,13 @@ def test_a_capped_batch_is_told_before_the_next_cell(capped: str, tmp_path: Path
     assert {b: verdict.valid for b, verdict in heard.verdicts.items()} == dict(cells["valid"])
     assert {b: verdict.reasons for b, verdict in heard.verdicts.items()} == dict(cells["reasons"])
     assert heard.later == {1}
+    for b, row in cells.iterrows():
+        told = heard.verdicts[int(b)].figures
+        for figure in ("tokens_per_s", "running_mean", "running_peak", "ttft_ms_mean", "tpot_ms_mean"):
+            assert told[figure] == pytest.approx(row[figure]), figure
+        live_ms = 1e3 * np.array(heard.latencies[int(b)], dtype=float)
+        assert np.nanmean(live_ms, axis=0) == pytest.approx([row["ttft_ms_mean"], row["tpot_ms_mean"]])
+        assert heard.accuracy[int(b)] == pytest.approx(row["accuracy"])
 
 
 @pytest.mark.slow

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_run import MS, WINDOW, answer, cell_data
+from made_run import MS, WINDOW, answer, arrived, cell_data, turned_away
 
 from loadgen.analysis.latency import e2e_s, icl_s, itl_s, tpot_s, ttft_s
 from loadgen.client.exchange import Exchange
-from loadgen.client.latency import exchange_tpot_s, exchange_ttft_s
+from loadgen.client.latency import Latencies, latencies_in
 
 OPEN_CLOSE = (WINDOW[0] * MS, WINDOW[1] * MS)
 CHUNKED = answer(1000, [(1100, 2), (1200, 1), (1500, 2), (1600, 1)], end=1650)
@@ -52,7 +52,7 @@ def test_tokens_that_all_came_at_once_have_no_time_per_output_token(tmp_path: Pa
     """Nobody knows when they were made: none, and not 0."""
     at_once = answer(1000, [(1100, 2), (1100, 1)])
     assert ms(tpot_s, tmp_path / "a", at_once) == []
-    assert (exchange_ttft_s(at_once), exchange_tpot_s(at_once)) == (0.1, None)
+    assert latencies_in(at_once, OPEN_CLOSE) == Latencies(ttft_s=0.1, tpot_s=None)
 
 
 def test_gaps_never_span_two_requests(tmp_path: Path) -> None:
@@ -87,3 +87,36 @@ def test_warm_up_and_failed_requests_have_no_latency(tmp_path: Path, fields: dic
     aside = answer(1000, [(1100, 1), (1200, 1)], **fields)
     for place, figure in enumerate((ttft_s, e2e_s, tpot_s, icl_s, itl_s)):
         assert ms(figure, tmp_path / str(place), aside) == []
+
+
+EVERY_KIND = (
+    CHUNKED,
+    STARTED_BEFORE,
+    ENDS_AFTER,
+    answer(1000, [(1100, 1)]),
+    answer(1000, [(1100, 2), (1100, 1)]),
+    answer(900, [(1000, 1), (1001, 1)]),
+    answer(1900, [(2000, 1), (2001, 1)]),
+    answer(1500),
+    answer(1000, [(1100, 1), (1200, 1)], phase="warmup"),
+    answer(1000, [(1100, 1), (1200, 1)], status="broken", error="cut"),
+)
+ARRIVALS = (
+    arrived(990, [(1100, 1), (1200, 1)]),
+    arrived(1010, [(1100, 1), (1200, 1)], late=5),
+    arrived(1990, [(2100, 1), (2200, 1)]),
+    arrived(2010, [(2100, 1), (2200, 1)]),
+    arrived(1500, [(1600, 1), (1700, 1)], phase="warmup"),
+    turned_away(1600),
+)
+
+
+@pytest.mark.parametrize(("arrival", "exchanges"), [("closed", EVERY_KIND), ("poisson:4", ARRIVALS)])
+def test_what_is_counted_live_is_what_the_table_counts(
+    tmp_path: Path, arrival: str, exchanges: tuple[Exchange, ...]
+) -> None:
+    data = cell_data(tmp_path, exchanges, arrival=arrival)
+    counted = [latencies_in(exchange, OPEN_CLOSE) for exchange in exchanges]
+    assert [found.ttft_s for found in counted if found.ttft_s is not None] == ttft_s(data, OPEN_CLOSE).tolist()
+    assert [found.tpot_s for found in counted if found.tpot_s is not None] == tpot_s(data, OPEN_CLOSE).tolist()
+    assert {latencies_in(exchange, None) for exchange in exchanges} == {Latencies()}

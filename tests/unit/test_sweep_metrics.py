@@ -8,14 +8,21 @@ import time
 import pytest
 
 from loadgen.client.exchange import Exchange
-from loadgen.sweep.livewindow import LiveWindow
+from loadgen.client.latency import Latencies
+from loadgen.sweep.glance import Glance
 from loadgen.sweep.metrics import LAST_SCRAPE_S, SweepMetrics
 from loadgen.sweep.observer import CellVerdict, Progress
 from loadgen.sweep.plan import Cell
+from loadgen.workload.grading import Verdict
 
 CELL = Cell(index=1, target="mine", precision="awq", concurrency=4, repeat=2)
 LABELS = {"target": "mine", "precision": "awq", "concurrency": "4", "repeat": "2"}
-VALID, INVALID = CellVerdict(valid=True), CellVerdict(valid=False, reasons="why")
+ROW = {
+    "running_mean": 3.9, "running_peak": 4.0, "tokens_per_s": 10.5, "power_w_mean": 210.0, "energy_per_token_j": 20.0,
+    "energy_per_query_j": 400.0, "ttft_ms_mean": 250.0, "tpot_ms_mean": None,
+}  # fmt: skip
+"""Of cells.csv."""
+VALID, INVALID = CellVerdict(valid=True, figures=ROW), CellVerdict(valid=False, reasons="why")
 NO_ENERGY = CellVerdict(valid=True, latency_valid=True, energy_valid=False, reasons="energy invalid: a reset")
 UNJUDGED = CellVerdict(valid=None, reasons="too large")
 
@@ -32,65 +39,30 @@ def glance(stage: str, cell: Cell = CELL, **figures: float | None) -> Progress:
     return Progress(cell=cell, stage=stage, **(given | figures))
 
 
-def ended(*token_times: tuple[float, int], tokens: int | None = None, phase: str = "measured") -> Exchange:
-    times = tuple((s(at_s), count) for at_s, count in token_times)
+def ended(phase: str = "measured") -> Exchange:
     return Exchange(
-        slot=0, phase=phase, item_id="1", prompt_sha="", t_send_ns=times[0][0] - s(0.5), t_first_ns=times[0][0],
-        t_end_ns=times[-1][0], token_times=times, output_tokens=tokens or sum(count for _, count in times),
+        slot=0, phase=phase, item_id="1", prompt_sha="", t_send_ns=s(1.0), t_first_ns=s(1.5), t_end_ns=s(2.5),
+        token_times=((s(1.5), 10), (s(2.5), 10)), output_tokens=20,
     )  # fmt: skip
 
 
-def window() -> LiveWindow:
-    """Glances inside the window at 1, 2 and 3 s; 10 tokens between the first and the last of them."""
-    live = LiveWindow()
-    live.glance(glance("warm-up"), s(0))
-    live.answered(ended((0.5, 64), phase="warmup"))
-    live.glance(glance("window", running=4, power_w=100), s(1))
-    live.glance(glance("window", running=2, power_w=200), s(2))
-    live.answered(ended((0.9, 32), (1.5, 2), (2.5, 3), tokens=37))
-    live.glance(glance("window", running=3, power_w=300, ttft_ms=250, accuracy=0.5), s(3))
-    live.answered(ended((2.9, 4), (3.1, 8), tokens=12))
-    live.glance(glance("drain", ttft_ms=500, tpot_ms=20, accuracy=0.75), s(3.2))
-    live.answered(ended((3.0, 1), (3.15, 16), tokens=17))
-    return live
+class Graded:
+    """A grader that finds every answer right."""
+
+    def grade(self, *_: object) -> Verdict:
+        return Verdict(outcome="correct")
 
 
-def test_tokens_count_by_their_own_arrival_between_the_glances() -> None:
-    figures = window().figures()
-    assert figures.tokens_per_s == (2 + 3 + 4 + 1) / 2
-
-
-def test_energy_is_mean_power_over_that_rate() -> None:
-    figures = window().figures()
-    assert figures.power_w == 200
-    assert figures.energy_per_token_j == 200 / 5
-    assert figures.energy_per_query_j == 200 / 5 * (37 + 12 + 17) / 3
-
-
-def test_batch_and_accuracy_are_the_glances_and_latencies_those_of_the_table() -> None:
-    """First tokens of measured requests in the window came at 2.9 and 3.0 s, each 0.5 s after its request; answers that
-    ended in it: one, 36 later tokens in 1.6 s."""
-    figures = window().figures()
-    assert (figures.running, figures.running_peak) == (3, 4)
-    assert (figures.ttft_s, figures.accuracy) == (0.5, 0.75)
-    assert figures.tpot_s == pytest.approx(1.6 / 36)
-
-
-def test_tokens_behind_a_glance_count_when_another_follows() -> None:
-    live = LiveWindow()
-    live.glance(glance("window"), s(1))
-    live.answered(ended((1.5, 6)))
-    assert live.figures().tokens_per_s is None
-    live.glance(glance("window"), s(3))
-    assert live.figures().tokens_per_s == 3
-
-
-def test_a_cell_that_never_opened_its_window_has_no_figures() -> None:
-    live = LiveWindow()
-    live.glance(glance("warm-up", running=4, power_w=100), s(1))
-    live.answered(ended((1.5, 6)))
-    figures = live.figures()
-    assert figures.tokens_per_s is None and figures.power_w is None and figures.energy_per_token_j is None
+def test_the_warm_up_is_in_no_figure_of_the_live_view() -> None:
+    """The window opened at 2 s; 20 tokens of an answer that ended at 2.5 s, in half a second."""
+    live, window = Glance(Graded()), (s(2.0), s(2.5))
+    live.add(ended(phase="warmup"), Latencies(), None)
+    before = live.progress(CELL, "warm-up", 0.0, in_flight=4, running=4, power_w=200, elapsed_s=2.0, window=None)
+    assert (before.requests, before.tokens_per_s, before.ttft_ms, before.accuracy) == (1, None, None, None)
+    for ttft_s in (0.5, 0.1, 0.2):
+        live.add(ended(), Latencies(ttft_s=ttft_s), window)
+    now = live.progress(CELL, "window", 0.5, in_flight=4, running=4, power_w=200, elapsed_s=2.5, window=window)
+    assert (now.requests, now.tokens_per_s, now.ttft_ms, now.tpot_ms, now.accuracy) == (4, 120, 200, None, 1)
 
 
 class Clock:
@@ -107,9 +79,18 @@ def metrics_of_one_cell(clock: Clock) -> SweepMetrics:
     clock.ns = s(1)
     metrics.progress(glance("window", running=4, power_w=200, share=0.5))
     clock.ns = s(3)
-    metrics.answered(CELL, ended((1.5, 10), (2.5, 10)))
+    metrics.answered(CELL, ended(phase="warmup"), Latencies())
+    metrics.answered(CELL, ended(), Latencies(ttft_s=0.5, tpot_s=None))
     metrics.progress(glance("window", running=4, power_w=200, tokens_per_s=10, accuracy=0.5, share=1.0))
     return metrics
+
+
+def test_histograms_hold_what_counts_in_the_window_and_counters_every_request() -> None:
+    value = metrics_of_one_cell(Clock()).registry.get_sample_value
+    assert value("loadgen_requests_total", LABELS | {"status": "ok"}) == 2
+    assert value("loadgen_output_tokens_total", LABELS) == 40
+    assert (value("loadgen_ttft_seconds_count", LABELS), value("loadgen_ttft_seconds_sum", LABELS)) == (1, 0.5)
+    assert value("loadgen_tpot_seconds_count", LABELS) is None
 
 
 def test_the_running_cell_is_shown_and_goes_when_it_ends() -> None:
@@ -124,7 +105,7 @@ def test_the_running_cell_is_shown_and_goes_when_it_ends() -> None:
         assert value(f"loadgen_{name}", LABELS) is None
 
 
-def test_what_a_cell_came_to_stays_under_its_run() -> None:
+def test_an_ended_cell_has_the_figures_of_its_row_in_cells_csv() -> None:
     metrics = metrics_of_one_cell(Clock())
     metrics.cell_ends(CELL, "", VALID)
     other = Cell(index=2, target="mine", precision="awq", concurrency=1, repeat=2)
@@ -136,7 +117,10 @@ def test_what_a_cell_came_to_stays_under_its_run() -> None:
         return metrics.registry.get_sample_value(f"loadgen_{name}", labels)
 
     assert value("ended_cell_concurrency") == 4
-    assert value("ended_cell_output_tokens_per_second") == 10
+    assert value("ended_cell_output_tokens_per_second") == 10.5
+    assert (value("ended_cell_running_requests"), value("ended_cell_running_requests_peak")) == (3.9, 4)
+    assert (value("ended_cell_ttft_seconds"), value("ended_cell_tpot_seconds")) == (0.25, None)
+    assert (value("ended_cell_power_watts"), value("ended_cell_accuracy_ratio")) == (210, 0.5)
     assert value("ended_cell_energy_per_token_joules") == 20
     assert value("ended_cell_energy_per_query_joules") == 400
     assert (value("ended_cell_valid"), value("ended_cell_valid", "1")) == (1, 0)
@@ -144,12 +128,12 @@ def test_what_a_cell_came_to_stays_under_its_run() -> None:
     assert value("cell_start_timestamp_seconds") == pytest.approx(time.time(), abs=60)
 
 
-def test_a_cell_that_was_not_judged_is_neither_valid_nor_invalid() -> None:
+def test_a_cell_that_was_not_judged_is_neither_valid_nor_invalid_and_has_no_figures() -> None:
     metrics = metrics_of_one_cell(Clock())
     metrics.cell_ends(CELL, "", UNJUDGED)
     value = metrics.registry.get_sample_value
     assert value("loadgen_ended_cell_valid", LABELS | {"run": "one"}) is None
-    assert value("loadgen_ended_cell_output_tokens_per_second", LABELS | {"run": "one"}) == 10
+    assert value("loadgen_ended_cell_output_tokens_per_second", LABELS | {"run": "one"}) is None
 
 
 def test_each_quantity_has_its_verdict_and_one_that_was_not_measured_none() -> None:
