@@ -7,6 +7,7 @@ import numpy as np
 
 from loadgen.analysis.celldata import CellData
 from loadgen.analysis.latency import of_window
+from loadgen.client.latency import inside
 from loadgen.client.openloop import LATE_NS
 
 
@@ -45,7 +46,7 @@ def traffic_of(data: CellData) -> Traffic:
     sent = ours & ~data.dropped
     in_time = (data.t_send_ns <= window[1]) | (data.t_send_ns - data.t_due_ns <= LATE_NS)
     lateness_ns = (data.t_send_ns - data.t_due_ns)[sent]
-    ended = data.ok & (data.t_end_ns > window[0]) & (data.t_end_ns <= window[1])
+    ended = data.ok & inside(data.t_end_ns, window)
     return Traffic(
         arrival=str(arrivals),
         rate_asked_per_s=arrivals.rate_per_s,

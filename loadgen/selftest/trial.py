@@ -7,6 +7,7 @@ import numpy as np
 
 from loadgen.analysis.celldata import CellData, Ints, Mask
 from loadgen.analysis.client import BUSY_SHARE, client_figures
+from loadgen.client import latency
 from loadgen.errors import ServerError
 
 TTFT_MEAN_MS = 1.0
@@ -115,13 +116,15 @@ def trial_of(data: CellData, transport: str, tokens_per_s: float, itl_ms: float,
     sent, client, b = sent_by(data), client_figures(data), data.cell.concurrency
     whole = (sent.read_ns >= 0) & (np.diff(data.token_offsets) > 0)
     first, last = data.token_offsets[:-1][whole], data.token_offsets[1:][whole] - 1
-    seen_ns, true_ns = data.token_t_ns[first] - data.t_send_ns[whole], sent.token_ns[first] - sent.read_ns[whole]
-    ttft_ms = (seen_ns - true_ns)[_within(data.token_t_ns[first], window)] / 1e6
-    inside = _within(data.token_t_ns, window)
-    later = inside[1:] & (sent.token_ns[1:] >= 0)
-    later[first[first > 0] - 1] = False
-    seen_gap_ms, true_gap_ms = np.diff(data.token_t_ns)[later] / 1e6, np.diff(sent.token_ns)[later] / 1e6
-    ticks = true_gap_ms[_after_second(data, whole)[1:][later]]
+    seen_s = latency.ttft_s(data.t_due_ns[whole], data.t_first_ns[whole])
+    true_s = latency.ttft_s(sent.read_ns[whole], sent.token_ns[first])
+    ttft_ms = 1e3 * (seen_s - true_s)[latency.inside(data.t_first_ns[whole], window)]
+    inside = latency.inside(data.token_t_ns, window)
+    seen_gap_s = latency.gaps_s(data.token_offsets, data.token_t_ns)
+    true_gap_s = latency.gaps_s(data.token_offsets, sent.token_ns)
+    later = inside & (sent.token_ns >= 0) & ~np.isnan(true_gap_s)
+    gap_error_ms = 1e3 * np.abs(seen_gap_s - true_gap_s)[later]
+    ticks = 1e3 * true_gap_s[later & _after_second(data, whole)]
     if not ttft_ms.size or not ticks.size:
         raise ServerError(f"no whole answer within the selftest's window of {window_ns / 1e9:g} s")
     arrived = int(inside.sum())
@@ -136,9 +139,9 @@ def trial_of(data: CellData, transport: str, tokens_per_s: float, itl_ms: float,
         tokens_per_s=arrived / window_ns * 1e9,
         ttft_error_ms_mean=float(ttft_ms.mean()),
         ttft_error_ms_p99=float(np.percentile(ttft_ms, 99)),
-        itl_error_ms_p99=float(np.percentile(np.abs(seen_gap_ms - true_gap_ms), 99)),
-        inflight_share=_share(data.t_send_ns, data.t_end_ns, window, b),
-        served_share=_share(sent.read_ns[whole], sent.token_ns[last], window, b),
+        itl_error_ms_p99=float(np.percentile(gap_error_ms, 99)),
+        inflight_share=latency.mean_in_flight(data.t_send_ns, data.t_end_ns, window) / b,
+        served_share=latency.mean_in_flight(sent.read_ns[whole], sent.token_ns[last], window) / b,
         cpu_us_per_token=(client.client_cpu_cores or 0.0) * window_ns / 1e3 / arrived,
         cpu_share=client.client_cpu_share or 0.0,
         loop_lag_ms_p90=client.loop_lag_ms_p90,
@@ -155,12 +158,3 @@ def _after_second(data: CellData, whole: Mask) -> Mask:
     chosen[first] = False
     chosen[np.minimum(first + 1, data.token_t_ns.size - 1)] = False
     return chosen
-
-
-def _share(begin_ns: Ints, end_ns: Ints, window: tuple[int, int], concurrency: int) -> float:
-    overlap = np.minimum(end_ns, window[1]) - np.maximum(begin_ns, window[0])
-    return float(np.maximum(overlap, 0).sum() / (window[1] - window[0]) / concurrency)
-
-
-def _within(t_ns: Ints, window: tuple[int, int]) -> Mask:
-    return (t_ns > window[0]) & (t_ns <= window[1])

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loadgen.client.latency import e2e_s, tpot_s, ttft_s
+from loadgen.client.latency import e2e_s, inside, tpot_s, ttft_s
 from loadgen.folder import Folder
 
 COLUMNS = (
@@ -50,8 +50,7 @@ def latencies_ms(rows: pd.DataFrame, window: tuple[float, float]) -> dict[str, N
 
     def counted(values_s: NDArray[np.float64], happened_ns: NDArray[np.int64]) -> NDArray[np.float64]:
         at_ns = np.where(open_loop, due, happened_ns)
-        inside = (at_ns > window[0]) & (at_ns <= window[1])
-        return 1e3 * values_s[inside & ~np.isnan(values_s)]
+        return 1e3 * values_s[inside(at_ns, window) & ~np.isnan(values_s)]
 
     return {
         "ttft": counted(ttft_s(due, first), first),
