@@ -83,7 +83,7 @@ def run() -> Json:
     over_time = [
         lines("Batch", "loadgen_concurrency, loadgen_requests_in_flight, loadgen_server_requests_running.", "none",
               *batch),
-        lines("Output tokens", "Rate of loadgen_output_tokens_total: ended requests, warm-up included.", "suffix: tok/s",
+        lines("Output tokens", "Rate of loadgen_output_tokens_total: of all ended requests.", "suffix: tok/s",
               Query(f'sum by (target) (rate(loadgen_output_tokens_total{{target=~"$target"}}{RATE}))', "{{target}}")),
         lines("Time to first token", "Quantiles of the histogram loadgen_ttft_seconds: in the window.", "s",
               quantile(0.5, "ttft"), quantile(0.99, "ttft")),
