@@ -25,6 +25,8 @@ from loadgen.analysis.trust.study import TrustStudy
 
 PER_QUERY = ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si")
 """Metrics in which the length of an answer counts."""
+OWN_ITEMS = 0.02
+"""Log ratio by which joules per query over own and over shared items must differ before a note says so."""
 Key = tuple[str, int]
 """Target and concurrency."""
 
@@ -167,8 +169,8 @@ class _Study:
             start_sd=self._start_sd,
             graph_sizes=shared_sizes(self._graph_sizes.get(target), self._graph_sizes.get(self._reference)),
         )
-        if metric == "si":
-            result = msgspec.structs.replace(result, notes=(*result.notes, *self._bounds(target)))
+        more = self._bounds(target) if metric == "si" else self._own_items(target, result)
+        result = msgspec.structs.replace(result, notes=(*result.notes, *more))
         if not few:
             return result
         left_out = tuple(f"B = {b}: left out, {why}; measure longer" for b, why in sorted(few.items()))
@@ -251,6 +253,27 @@ class _Study:
             return 1.0
         entry = self._indices.of(side, b)
         return entry.si_repeats.get(repeat) if entry and entry.si_item_error is not None else None
+
+    def _own_items(self, target: str, result: Crossover) -> list[str]:
+        """A note where the table's joules per query, of each side's own items, have another ratio than is compared."""
+        if result.metric != "energy_per_query_j":
+            return []
+        told = []
+        for point in result.points:
+            ours, theirs = (
+                self._points[side, point.concurrency].by_repeat(result.metric) for side in (target, self._reference)
+            )
+            both = ours.keys() & theirs.keys()
+            own = math.exp(sum(math.log(ours[at] / theirs[at]) for at in both) / len(both))
+            compared = math.exp(-point.log_advantage)
+            told.append((round(abs(math.log(own / compared)), 6), -point.concurrency, own, compared))
+        apart, b, own, compared = max(told, default=(0.0, 0, 0.0, 0.0))
+        if apart < OWN_ITEMS:
+            return []
+        return [
+            f"J/query in tables is over each side's own items: {own:.3f} times {self._reference}'s at B = {-b}; the "
+            f"crossover compares the {self._shared(target, -b)} items that both completed: {compared:.3f} times"
+        ]
 
     def _bounds(self, target: str) -> list[str]:
         """A note where SI has no measured energy."""

@@ -122,9 +122,18 @@ def test_joules_per_query_are_compared_over_the_items_that_both_completed(base: 
         (result,) = [c for c in found.crossovers if c.metric == metric]
         assert result.status == "unresolved", metric
         assert [point.log_advantage for point in result.points] == pytest.approx([0.0] * 4, abs=1e-12)
+        assert [point.target_value for point in result.points] == [
+            pytest.approx(point.reference_value) for point in result.points
+        ]
     entry = found.indices.of("awq", 4)
     assert entry is not None and entry.s_si_raw is not None
     assert entry.s_si_raw.value == pytest.approx(1)
+    (of_query,) = [c for c in found.crossovers if c.metric == "energy_per_query_j"]
+    assert of_query.points[0].reference_value == pytest.approx(0.5 * 134.5, rel=1e-3)
+    assert of_query.notes[-1] == (
+        "J/query in tables is over each side's own items: 1.372 times fp16's at B = 1; the crossover compares the 70 "
+        "items that both completed: 1.000 times"
+    )
 
 
 def test_too_few_shared_items_are_a_refusal_and_joules_per_token_stay(base: CellSummary) -> None:

@@ -54,6 +54,8 @@ class PairedCurve(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     batch_verified: bool = True
     """Every batch is the servers' word."""
+    values: tuple[tuple[float, float], ...] = ()
+    """By point, target's and reference's figure in the metric's unit: geometric means over the repeats of both."""
 
     @property
     def mean(self) -> Floats:
@@ -94,17 +96,18 @@ def pair(
     """
     ours, theirs = _by_concurrency(target), _by_concurrency(reference)
     kept: list[tuple[int, float, list[float], float, float]] = []
-    notes = []
+    values, notes = [], []
     for b in sorted(ours.keys() & theirs.keys()):
         a, r = ours[b], theirs[b]
-        ratios = {
-            k: x / y
+        both = {
+            k: (x, y)
             for k, (x, y) in enumerate(zip(a.values, r.values, strict=False))
             if x is not None and y is not None
         }
-        if not ratios:
+        if not both:
             notes.append(f"B = {b}: no repeat has this figure on both sides")
             continue
+        ratios = {k: x / y for k, (x, y) in both.items()}
         logs = [metric.sign * math.log(ratios[k]) if k in ratios else math.nan for k in range(max(ratios) + 1)]
         if a.running is None or r.running is None:
             notes.append(f"B = {b}: the running batch was not measured, the concurrency asked for stands for it")
@@ -116,6 +119,8 @@ def pair(
             continue
         error = _window_error(a, r, max(ratios)) if len(ratios) == 1 else math.nan
         kept.append((b, batch, logs, error, (item_errors or {}).get(b, 0.0)))
+        ours_mean, theirs_mean = np.exp(np.log(list(both.values())).mean(axis=0)).tolist()
+        values.append((ours_mean, theirs_mean))
     repeats = max((len(logs) for _, _, logs, _, _ in kept), default=0)
     return PairedCurve(
         concurrency=tuple(b for b, *_ in kept),
@@ -125,6 +130,7 @@ def pair(
         item_error=np.array([item for *_, item in kept]),
         notes=tuple(notes),
         batch_verified=all(ours[b].verified and theirs[b].verified for b, *_ in kept),
+        values=tuple(values),
     )
 
 

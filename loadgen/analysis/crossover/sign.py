@@ -20,6 +20,10 @@ class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
     batch: float
     """Measured: the geometric mean of both sides' running batches."""
     repeats: int
+    target_value: float | None = None
+    """The two figures that are compared, in the metric's unit: geometric means over the repeats of both sides. Joules
+    per query and per correct answer are over the items that both completed, so they differ from summary.csv's."""
+    reference_value: float | None = None
     log_advantage: float
     """Mean over repeats of +-log(target / reference); above 0 the target is better."""
     lo: float | None
@@ -42,6 +46,7 @@ def grid_points(curve: PairedCurve, noise: Noise | None) -> tuple[GridPoint, ...
     count = len(mean)
     lo: list[float] | list[None] = [None] * count
     hi, p = lo, lo
+    values = curve.values or ((None, None),) * count
     if noise is not None:
         each = np.eye(count)
         half = noise.half_width(each)
@@ -52,6 +57,8 @@ def grid_points(curve: PairedCurve, noise: Noise | None) -> tuple[GridPoint, ...
             concurrency=curve.concurrency[i],
             batch=float(curve.batch[i]),
             repeats=int((~np.isnan(curve.advantage[i])).sum()),
+            target_value=values[i][0],
+            reference_value=values[i][1],
             log_advantage=float(mean[i]),
             lo=lo[i],
             hi=hi[i],

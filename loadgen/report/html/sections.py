@@ -47,7 +47,8 @@ def result(run: Run) -> Html:
     note = (
         "Means over the repeats in which the figure is valid; latencies are medians of the cells, averaged. "
         + ("" if run.arrival else f"× ref: tokens/s against {reference}. ")
-        + "Intervals: over repeats, of accuracy over questions."
+        + "Intervals: over repeats, of accuracy over questions. "
+        + ("" if run.arrival else "J/query is over each target's own items; comparisons take those of both sides.")
     )
     return join((element("p", note, class_="small"), made))
 
