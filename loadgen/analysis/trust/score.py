@@ -46,12 +46,16 @@ def changes(pairs: PairedItems) -> Changes:
 
 def score_z(seen: Changes, supposed: float) -> float:
     """Standard normal deviate of the difference seen if the true one were `supposed` (-1 to 1, exclusive)."""
+    variance = supposed_variance(seen, supposed)
+    return (seen.won - seen.lost - seen.n * supposed) / math.sqrt(variance) if variance > 1e-12 else 0.0
+
+
+def supposed_variance(seen: Changes, supposed: float) -> float:
+    """Variance of won - lost if the true difference were `supposed`, with the most likely share of lost items then."""
     n, won, lost = seen.n, seen.won, seen.lost
     linear = (2 * n - won + lost) * supposed - won - lost
     root = math.sqrt(max(linear**2 + 8 * n * lost * supposed * (1 - supposed), 0.0))
-    losing = (root - linear) / (4 * n)  # the most likely share of lost items, given the supposed difference
-    variance = n * (2 * losing + supposed * (1 - supposed))
-    return (won - lost - n * supposed) / math.sqrt(variance) if variance > 1e-12 else 0.0
+    return n * ((root - linear) / (2 * n) + supposed * (1 - supposed))
 
 
 def difference_interval(seen: Changes, *, confidence: float = 0.95) -> tuple[float, float]:
