@@ -89,8 +89,8 @@ def test_so_few_items_that_nothing_can_be_shown() -> None:
 
 @pytest.mark.parametrize(("psi", "items"), [(0.01, 856), (0.02, 1713), (0.04, 3426), (0.06, 5139)])
 def test_items_for_equivalence_within_one_point(psi: float, items: int) -> None:
-    """The anchors are Wald's, psi (1.645 + 1.2816)^2 / margin^2. The score test's variance at the margin is larger: that
-    costs the less the more items change."""
+    """The anchors are Wald's, psi (1.645 + 1.2816)^2 / margin^2. The score test's variance at the margin is larger:
+    that costs the less the more items change."""
     few, many = items_for_equivalence(0.01, psi) / items, items_for_equivalence(0.02, psi) / (items / 4)
     assert 1 < few < many < 1 + 0.0085 / psi
 
