@@ -89,4 +89,4 @@ class CellReader:
 
 def processes_for(paths: Sequence[Path]) -> int:
     """How many processes read these files best, on this machine."""
-    return 1 if sum(path.stat().st_size for path in paths) < LARGE_BYTES else spare_processes()
+    return 1 if sum(path.lstat().st_size for path in paths) < LARGE_BYTES else spare_processes()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pandas as pd
@@ -14,7 +15,9 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import METRICS
 from loadgen.analysis.invalid import Invalid
 from loadgen.analysis.quantity import COLUMNS, REASONS, quantities_of
+from loadgen.analysis.summary import COLUMNS as SUMMARY
 from loadgen.analysis.tables import read_csv, read_table
+from loadgen.bounds import Count
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
@@ -38,13 +41,14 @@ class Run:
 
     @cached_property
     def analysis(self) -> dict[str, Any]:
-        """analysis.json."""
+        """analysis.json. Raises UsageError if it is damaged, or of an older version."""
         try:
             content: dict[str, Any] = read_json(self.path, "analysis.json", dict[str, Any])
+            if not {"invalid", "indices"} <= content.keys():
+                raise UsageError(_older(self.path))
+            msgspec.convert(content, _Analysis)
         except ValueError as error:
-            raise UsageError(
-                f"{self.path / 'analysis.json'} is damaged ({error}); write it again with `loadgen report {self.path}`"
-            ) from None
+            raise UsageError(_damaged(self.path, "analysis.json", str(error))) from None
         return content
 
     @property
@@ -73,8 +77,6 @@ class Run:
     @property
     def invalid(self) -> list[Invalid]:
         """Quantities of cells that are not valid, with the reasons."""
-        if "invalid" not in self.analysis:
-            raise UsageError(_older(self.path))
         return msgspec.convert(self.analysis["invalid"], list[Invalid])
 
     def valid_cells(self, figure: str) -> pd.DataFrame:
@@ -93,14 +95,14 @@ class Run:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per target x concurrency, with intervals."""
-        return read_csv(self.path, "summary.csv", _TEXTS)
+        counts = ("concurrency", "repeats", *COLUMNS.values(), "questions")
+        return _checked(self.path, "summary.csv", counts=counts, flags=("simulated",), numbers=SUMMARY)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per target x concurrency x repeat, with validity."""
-        cells = read_csv(self.path, "cells.csv", _TEXTS)
-        if not {*COLUMNS.values()} <= {*cells.columns}:
-            raise UsageError(_older(self.path))
+        flags = ("simulated", *COLUMNS.values())
+        cells = _checked(self.path, "cells.csv", counts=("concurrency", "repeat"), flags=flags)
         return cells.fillna(dict.fromkeys((*REASONS.values(), "first_failure"), ""))
 
     @property
@@ -130,14 +132,85 @@ def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
     return frame["running_mean"].fillna(frame["inflight_mean"])
 
 
+_KEYS = ("precision", "concurrency", "repeat", "repeats", "valid")
+"""Never empty."""
 _TEXTS = (
     *("target", "precision", *REASONS.values(), "first_failure", "answer_notes", "arrival"),
     *("running_source", "running_note", "energy_interval_note"),
 )
 
 
+class _Estimate(msgspec.Struct):
+    value: float
+    lo: float | None = None
+    hi: float | None = None
+
+
+class _Indices(msgspec.Struct):
+    target: str
+    concurrency: Count
+    cor_tps: _Estimate | None = None
+    cor_class: str | None = None
+
+
+class _Crossing(msgspec.Struct):
+    b: Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Fit(msgspec.Struct):
+    model: str
+    b_star: _Crossing | None = None
+
+
+class _Models(msgspec.Struct):
+    target: str
+    quantity: str
+    models: list[_Fit]
+
+
+class _Test(msgspec.Struct):
+    target: str
+    concurrency: Count
+    verdict: str
+
+
+class _Analysis(msgspec.Struct):
+    """What is read of analysis.json by others than the report, which writes it first."""
+
+    indices: list[_Indices]
+    invalid: list[Invalid]
+    trust: list[_Test]
+    models: list[_Models] = []
+    slo: str | None = None
+
+
+def _damaged(path: Path, name: str, why: str) -> str:
+    return f"{path / name} is damaged ({why}); write it again with `loadgen report {path}`"
+
+
 def _older(path: Path) -> str:
     return f"{path} was analysed by an older version; run `loadgen report {path}` first"
+
+
+def _checked(
+    path: Path, name: str, *, counts: Sequence[str], flags: Sequence[str], numbers: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A table of the run.
+
+    Raises UsageError as `read_csv`, and if one of the columns that others rely on is missing or holds something else
+    than whole numbers, True and False, or `numbers` (which older runs may lack).
+    """
+    frame = read_csv(path, name, _TEXTS)
+    if not {"target", "precision", *counts, *flags} <= {*frame.columns}:
+        raise UsageError(_older(path))
+    numeric = {column for column in frame.columns if pd.api.types.is_numeric_dtype(frame[column])}
+    whole = {column for column in numeric.intersection(counts) if (frame[column].dropna() % 1 == 0).all()}
+    sure = {column for column in flags if frame[column].dropna().isin([True, False]).all()}
+    asked = {column for column in numbers if column in frame.columns and column not in (*_TEXTS, *flags)}
+    missing = [column for column in ("target", *_KEYS) if column in frame.columns and frame[column].isna().any()]
+    if wrong := sorted(({*counts} - whole) | ({*flags} - sure) | (asked - numeric)) + missing:
+        raise UsageError(_damaged(path, name, f"its column {wrong[0]} holds something else than loadgen writes"))
+    return frame
 
 
 def load_run(path: str | Path) -> Run:

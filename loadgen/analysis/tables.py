@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
@@ -19,6 +20,7 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.latency import answered_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
 from loadgen.visible import text_of_cell, visible_cell
@@ -186,9 +188,16 @@ def write_summary(run_dir: Path, rows: Sequence[Row]) -> None:
 
 
 def read_table(folder: Path, name: str, **options: Any) -> pd.DataFrame:
-    """The rows of a Parquet file; `options` of pyarrow.parquet.read_table."""
-    with Folder(folder).open(name) as file:
-        frame: pd.DataFrame = pq.read_table(file, **options).to_pandas()
+    """The rows of a Parquet file with the columns that loadgen writes; `options` of pyarrow.parquet.read_table.
+
+    Raises UsageError if it is missing, damaged, or has columns of other kinds.
+    """
+    known = {"requests.parquet": REQUESTS, "server.parquet": SERVER, "power.parquet": POWER}[name]
+    with _intact(folder, name), Folder(folder).open(name) as file:
+        table = pq.read_table(file, **options)
+        named = {field.name: field.type for field in known}
+        table = table.cast(pa.schema([(field.name, named.get(field.name, field.type)) for field in table.schema]))
+        frame: pd.DataFrame = table.to_pandas()
         return frame
 
 
@@ -201,11 +210,25 @@ def write_csv(frame: pd.DataFrame, folder: Path, name: str) -> None:
 def read_csv(folder: Path, name: str, texts: Sequence[str] = ()) -> pd.DataFrame:
     """A table that `write_csv` wrote. `texts`: columns that may look like numbers, as a target of the name `8` does.
 
-    Only an empty field is "not measured"; `NA` is a text.
+    Only an empty field is "not measured"; `NA` is a text. Raises UsageError if the file is missing or damaged.
     """
-    with Folder(folder).open(name) as file:
+    with _intact(folder, name), Folder(folder).open(name) as file:
         frame = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
-    return _with_texts(frame, text_of_cell)
+        return _with_texts(frame, text_of_cell)
+
+
+@contextlib.contextmanager
+def _intact(folder: Path, name: str) -> Iterator[None]:
+    """Within, a table that is missing or cannot be decoded raises UsageError."""
+    try:
+        yield
+    except FileNotFoundError:
+        why = "is missing"
+    except (pa.ArrowException, ValueError, KeyError, OverflowError) as error:
+        why = f"is damaged ({' '.join(str(error).split())[:200]})"
+    else:
+        return
+    raise UsageError(f"{folder / name} {why}; write it again with `loadgen report {folder}`")
 
 
 def _with_texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

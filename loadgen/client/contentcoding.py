@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+from loadgen.bounds import shown_bytes
+
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 _RAW = -zlib.MAX_WBITS
 GZIP_MAGIC = b"\x1f\x8b\x08"
@@ -32,7 +34,7 @@ def undone(coding: str, reads: Sequence[bytes], most_bytes: int) -> list[bytes]:
                 rest = decoder.unused_data
             left -= len(came)
             if left < 0:
-                raise ValueError(f"the answer is longer than {most_bytes / 2**20:.0f} MiB")
+                raise ValueError(f"the answer is longer than {shown_bytes(most_bytes)}")
             decoded.append(came)
     except zlib.error as error:
         raise ValueError(f"the answer says that it is encoded as {coding}, and cannot be decoded: {error}") from None

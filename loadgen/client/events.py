@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
+from loadgen.bounds import Count
 from loadgen.client.servermessage import UNREADABLE, found_message
 
-_Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 NULL = msgspec.Raw(b"null")
 """What an `error` member is where there is none: this very object."""
 _NOTHING = (b"null", b"false", b'""', b"{}", b"[]", b"0")
@@ -19,19 +19,19 @@ DONE = b"[DONE]"
 
 
 class _CompletionDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: _Count | None = None
+    reasoning_tokens: Count | None = None
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: _Count | None = None
+    cached_tokens: Count | None = None
 
 
 class Usage(msgspec.Struct, gc=False):
     """Token counts."""
 
-    prompt_tokens: _Count | None = None
+    prompt_tokens: Count | None = None
     prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens: _Count | None = None
+    completion_tokens: Count | None = None
     completion_tokens_details: _CompletionDetails | None = None
 
 
@@ -62,7 +62,7 @@ class Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: Delta | None = None
     finish_reason: str | Finish | None = None
-    stop_reason: str | _Count | None = None
+    stop_reason: str | Count | None = None
     error: msgspec.Raw = NULL
 
 

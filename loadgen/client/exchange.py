@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from loadgen.bounds import Count, Nanoseconds
 from loadgen.client.events import DONE, NULL, Finish, Usage, complaint, decode_events, is_error, output_of
 from loadgen.client.servermessage import found_message, server_message
 from loadgen.client.tokentimes import Counted, TokenSource, TokenTimes, count_tokens
@@ -68,37 +69,37 @@ class Raw(Protocol):
 class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     """One row of requests.parquet. Times are CLOCK_MONOTONIC nanoseconds; None is 'not measured'."""
 
-    slot: int | None
+    slot: Count | None
     """None: dropped, there was no free one."""
     phase: Phase
     item_id: str
     prompt_sha: str
-    t_scheduled_ns: int | None = None
+    t_scheduled_ns: Nanoseconds | None = None
     """When an open loop should have sent it; None in a closed loop."""
-    t_send_ns: int
+    t_send_ns: Nanoseconds
     """Just before the request is written (or the connection opened, if there is none yet); of a dropped one, when it
     found no free slot."""
-    t_first_ns: int | None = None
+    t_first_ns: Nanoseconds | None = None
     """Arrival of the first event that brought a token."""
-    t_end_ns: int
+    t_end_ns: Nanoseconds
     """Arrival of the answer's last byte, or the moment it was given up."""
     token_times: TokenTimes = ()
     """(arrival in ns, tokens) of each event that brought tokens."""
     token_source: TokenSource | None = None
     """`usage`: running counts of usage, see `client.tokentimes`; `chunks`: as many events as tokens, one each;
     `spread`: the total spread over the events, arrival times of single tokens unknown."""
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    cached_tokens: Count | None = None
     """Of the prompt tokens, those that the server found in its prefix cache, by `usage.prompt_tokens_details`."""
-    output_tokens: int | None = None
-    reasoning_tokens: int | None = None
+    output_tokens: Count | None = None
+    reasoning_tokens: Count | None = None
     """Of the output tokens, by the server's count; None where it gives none (it needs a reasoning parser)."""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
-    http_status: int | None = None
+    http_status: Count | None = None
     status: Status = "ok"
     error: str | None = None
-    retries: int = 0
+    retries: Count = 0
     """How often it was sent again, because its kept connection was closed before the answer began."""
     notes: tuple[str, ...] = ()
     """What is odd about the answer and does not make it fail, a short sentence each."""

@@ -13,13 +13,12 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httptools
 
+from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
 from loadgen.client.contentcoding import GZIP_MAGIC, undone
 from loadgen.client.exchange import STOPPED, Raw, Request, Status
 from loadgen.client.sse import split_events
 
 Done = Callable[[Raw], None]
-MOST_ANSWER_BYTES = 64 * 2**20
-"""A longer answer is given up: no answer of a language model comes near, and what arrives is kept until it ends."""
 _NOT_HTTP = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 
 
@@ -223,7 +222,7 @@ class _Connection(asyncio.Protocol):
             return
         raw.came(self._now_ns)
         if self._received > MOST_ANSWER_BYTES:
-            self._finish(("broken", f"the answer is longer than {MOST_ANSWER_BYTES / 2**20:.0f} MiB"))
+            self._finish(("broken", f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}"))
 
     def _misunderstood(self, raw: HttpRaw, error: Exception) -> None:
         """What came before stays; an answer that was whole before it stays an answer."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 
+from loadgen.bounds import Amount, Bytes, Nanoseconds
+
+Bits = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 SourceKind = Literal["nvml", "rapl", "simulated"]
 Scope = Literal["gpu", "module", "package"]
 """What an energy counter counts: a GPU, the whole module of a superchip (GPU, CPU and their memory), a CPU package."""
@@ -20,7 +23,7 @@ class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     kind: Literal["compute", "graphics", "mps"] = "compute"
     """By which of NVML's lists; `mps`: a client of the Multi-Process Service."""
-    memory_bytes: int | None = None
+    memory_bytes: Bytes | None = None
     """GPU memory; None where the driver does not say."""
     name: str | None = None
     lineage: tuple[int, ...] = ()
@@ -35,27 +38,27 @@ class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
 class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power", gc=False):
     """One reading of one GPU (or CPU package). None: not supported, failed, or not due at this tick."""
 
-    t_ns: int
+    t_ns: Nanoseconds
     """CLOCK_MONOTONIC at the middle of the reading, on the machine that read."""
-    latency_ns: int
+    latency_ns: Nanoseconds
     """How long the reading took."""
     gpu: str
     """UUID (NVML), `simulated-<name>` or `rapl:<zone>`."""
-    counter_j: float | None = None
+    counter_j: Amount | None = None
     """Energy since some past instant (NVML field 83, mJ / 1000); a staircase that only a reset lowers."""
-    power_instant_w: float | None = None
+    power_instant_w: Amount | None = None
     """NVML field 186."""
-    power_average_w: float | None = None
+    power_average_w: Amount | None = None
     """NVML field 185: mean of about the last second."""
-    temperature_c: float | None = None
-    sm_clock_hz: float | None = None
-    memory_clock_hz: float | None = None
-    throttle_reasons: int | None = None
+    temperature_c: Amount | None = None
+    sm_clock_hz: Amount | None = None
+    memory_clock_hz: Amount | None = None
+    throttle_reasons: Bits | None = None
     """Bit mask of nvmlDeviceGetCurrentClocksEventReasons."""
-    power_limit_w: float | None = None
+    power_limit_w: Amount | None = None
     """Enforced limit."""
-    memory_used_bytes: int | None = None
-    utilization: float | None = None
+    memory_used_bytes: Bytes | None = None
+    utilization: Amount | None = None
     """Share of NVML's last sampling period (a sixth of a second to a second) in which any kernel ran, 0 to 1."""
     processes: tuple[GpuProcess, ...] | None = None
     """Who uses the GPU: nvmlDeviceGetComputeRunningProcesses, GetGraphicsRunningProcesses and
@@ -75,10 +78,10 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     driver: str | None = None
     vbios: str | None = None
-    power_limit_enforced_w: float | None = None
-    power_limit_default_w: float | None = None
-    power_limit_max_w: float | None = None
-    memory_total_bytes: int | None = None
+    power_limit_enforced_w: Amount | None = None
+    power_limit_default_w: Amount | None = None
+    power_limit_max_w: Amount | None = None
+    memory_total_bytes: Bytes | None = None
     mig: bool = False
     """MIG mode: power and energy are the whole GPU's, whoever uses the other slices."""
     scope: Scope = "gpu"

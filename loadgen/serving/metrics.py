@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from loadgen.bounds import MOST_METRICS_BYTES, AnswerTooLong, body_of
+from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES, Amount, AnswerTooLong, Nanoseconds, body_of
 from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
 from loadgen.serving.target import Target
 
@@ -34,31 +34,31 @@ class EngineReading(msgspec.Struct, frozen=True, array_like=True):
 
     engine: str
     """What tells it from the others, such as "0" and "1" with data parallelism."""
-    running: float | None
-    generation_tokens: float | None
-    iterations: float | None
+    running: Amount | None
+    generation_tokens: Amount | None
+    iterations: Amount | None
 
 
 class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
     """One reading of `/metrics`: gauges now, counters since the server's start, summed over its engines."""
 
-    t_ns: int
+    t_ns: Nanoseconds
     """Middle of the scrape."""
-    scrape_ns: int
-    running: float | None = None
-    waiting: float | None = None
-    preemptions: float | None = None
-    kv_usage: float | None = None
-    generation_tokens: float | None = None
-    prompt_tokens: float | None = None
-    iterations: float | None = None
+    scrape_ns: Nanoseconds
+    running: Amount | None = None
+    waiting: Amount | None = None
+    preemptions: Amount | None = None
+    kv_usage: Amount | None = None
+    generation_tokens: Amount | None = None
+    prompt_tokens: Amount | None = None
+    iterations: Amount | None = None
     """Engine steps (count of the histogram `vllm:iteration_tokens_total`), of all engines together."""
-    prefix_cache_queries: float | None = None
+    prefix_cache_queries: Amount | None = None
     """Prompt tokens that were looked up in the prefix cache, and those found there or in an external cache."""
-    prefix_cache_hits: float | None = None
-    ttft_count: float | None = None
+    prefix_cache_hits: Amount | None = None
+    ttft_count: Amount | None = None
     """First tokens, and the sum of their times by the server's clock (histogram `vllm:time_to_first_token_seconds`)."""
-    ttft_sum_s: float | None = None
+    ttft_sum_s: Amount | None = None
     engines: tuple[EngineReading, ...] = ()
     """Engine by engine, where there are several."""
 
@@ -104,12 +104,13 @@ def sample_of(pages: Sequence[Values], *, t_ns: int, scrape_ns: int) -> ServerSa
         for field, of_engine in values.items():
             for key, value in of_engine.items():
                 of = found.setdefault(field.partition("/")[0], {})
-                if math.isfinite(value):
-                    of[place, key] = of.get((place, key), 0.0) + value
+                total = of.get((place, key), 0.0) + value
+                if abs(total) <= MOST_AMOUNT:
+                    of[place, key] = total
     totals = {
         field: max(of.values()) if field in _FULLEST else math.fsum(of.values()) for field, of in found.items() if of
     }
-    known = {field: value for field, value in totals.items() if math.isfinite(value)}
+    known = {field: value for field, value in totals.items() if abs(value) <= MOST_AMOUNT}
     return ServerSample(t_ns=t_ns, scrape_ns=scrape_ns, engines=_engines(found), **known)
 
 

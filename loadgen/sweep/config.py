@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.bounds import MOST_CELLS
 from loadgen.client.arrivals import CLOSED, Arrivals
 from loadgen.errors import UsageError
 from loadgen.serving.process import START_TIMEOUT_S
 from loadgen.serving.recipe import load_recipe, load_recipes
-from loadgen.sweep.plan import TargetSpec
+from loadgen.sweep.plan import TargetSpec, check_size
 from loadgen.sweep.slo import Slo
 from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.pattern import compiled
@@ -216,8 +215,7 @@ def configure(
         metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers, drain=drain,
         start_timeout=start_timeout,
     )  # fmt: skip
-    if len(levels) * repeats > MOST_CELLS:
-        raise UsageError(f"--repeats {repeats}: a run has at most {MOST_CELLS:,} cells; give fewer repeats")
+    check_size(f"--repeats {repeats}", len(specs), len(levels), repeats)
     if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
         raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
     if not (wait_ready >= 0 and math.isfinite(wait_ready)):

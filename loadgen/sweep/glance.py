@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from statistics import median
 
 from loadgen.client.exchange import Exchange
 from loadgen.client.latency import Latencies, Window, inside
+from loadgen.errors import UsageError
 from loadgen.sweep.observer import Arrived, Progress
 from loadgen.sweep.plan import Cell
 from loadgen.workload.grading import Grader
@@ -39,7 +41,9 @@ class Glance:
         if window is not None and inside(exchange.t_end_ns, window):
             self._tokens += exchange.output_tokens or 0
         if exchange.phase == "measured":
-            verdict = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
+            verdict = None
+            with contextlib.suppress(UsageError):  # the report says it
+                verdict = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
             self._graded += verdict is not None and verdict.correct is not None
             self._correct += verdict is not None and verdict.outcome == "correct"
         for latency_s, latest_s in zip(latencies, (self._ttfts_s, self._tpots_s), strict=True):

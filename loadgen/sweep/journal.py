@@ -19,6 +19,7 @@ from zlib import crc32
 
 import msgspec
 
+from loadgen.bounds import MOST_LINE_BYTES, Amount, Count, Nanoseconds, shown_bytes
 from loadgen.client.exchange import Exchange
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
@@ -33,9 +34,9 @@ class CellStart(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
     """First line of a cell's file."""
 
     cell: Cell
-    t_ns: int
+    t_ns: Nanoseconds
     simulated: bool
-    session: int = 1
+    session: Count = 1
     """Which of the run's sessions measured it; each `--resume` begins one, and each relaunch of a server that died."""
     schema: int = SCHEMA
 
@@ -43,23 +44,23 @@ class CellStart(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
 class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """Last line of a cell's file; a file without one was interrupted."""
 
-    t_ns: int
-    window_open_ns: int | None = None
-    window_close_ns: int | None = None
-    generation_tokens: float | None = None
+    t_ns: Nanoseconds
+    window_open_ns: Nanoseconds | None = None
+    window_close_ns: Nanoseconds | None = None
+    generation_tokens: Amount | None = None
     """Difference of the server's `generation_tokens_total` from before the first to after the last request."""
-    client_processes: int | None = None
+    client_processes: Count | None = None
     """That sent the requests; None in journals of before there could be several."""
-    client_cpu_s: float | None = None
+    client_cpu_s: Amount | None = None
     """CPU time of all the client's processes inside the window."""
-    client_cpu_share: float | None = None
+    client_cpu_share: Amount | None = None
     """Of one core, by the busiest process that sent requests."""
-    loop_lag_ms_mean: float | None = None
+    loop_lag_ms_mean: Amount | None = None
     """How late the client's event loop came to a timer inside the window, in the worst process (timers tick in ms)."""
-    loop_lag_ms_p50: float | None = None
-    loop_lag_ms_p90: float | None = None
-    loop_lag_ms_p99: float | None = None
-    loop_lag_ms_max: float | None = None
+    loop_lag_ms_p50: Amount | None = None
+    loop_lag_ms_p90: Amount | None = None
+    loop_lag_ms_p99: Amount | None = None
+    loop_lag_ms_max: Amount | None = None
     aborted: str | None = None
     """Why it ended early."""
     server_lost: bool = False
@@ -77,6 +78,7 @@ _decoder = msgspec.json.Decoder(Record)
 _any_json = msgspec.json.Decoder()
 _BLOCK_BYTES = 1 << 18
 _SEAL = re.compile(rb"\t[0-9a-f]{8}\n\Z")
+_CELL_FILE = re.compile(r"[0-9]{3,}-[A-Za-z0-9._-]+-b[0-9]+-r[0-9]+\.jsonl")
 _SEAL_BYTES = 10
 _TAIL_BYTES = 1 << 16
 
@@ -135,9 +137,26 @@ class Lines:
         with opened(self._path) as file:
             if self._start:
                 file.seek(self._start - 1)
-                file.readline()
-            while lines := file.readlines(_BLOCK_BYTES):
+                self.next_line(file)
+            while lines := self._next_lines(file):
                 yield self.good(lines)
+
+    def _next_lines(self, file: IO[bytes]) -> list[bytes]:
+        lines, size = [], 0
+        while size < _BLOCK_BYTES and (line := self.next_line(file)):
+            lines.append(line)
+            size += len(line)
+        return lines
+
+    def next_line(self, file: IO[bytes]) -> bytes:
+        """Raises UsageError if it is longer than MOST_LINE_BYTES."""
+        line = file.readline(MOST_LINE_BYTES)
+        if len(line) == MOST_LINE_BYTES and line[-1:] != b"\n":
+            raise UsageError(
+                f"{self._path} has a line longer than {shown_bytes(MOST_LINE_BYTES)}, and loadgen did not write it so; "
+                "remove the file, or name another run"
+            )
+        return line
 
     def good(self, lines: Sequence[bytes]) -> list[bytes]:
         """The whole good ones of some lines."""
@@ -203,7 +222,7 @@ def cell_end(path: Path) -> CellEnd | None:
         return None
     with file:
         lines = Lines(path, max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-        first = lines.good([file.readline()])
+        first = lines.good([lines.next_line(file)])
     last = [line for block in lines.blocks() for line in block[-1:]][-1:]
     with known_records(path):
         records = _decoder.decode_lines(b"\n".join([*first, *last])) if first and last else []
@@ -236,5 +255,6 @@ def attempt_file(run_dir: Path, cell: Cell) -> Path:
 
 
 def cell_files(run_dir: Path) -> list[Path]:
-    """The journal's files in the order in which the cells were measured."""
-    return sorted((run_dir / "journal").glob("*.jsonl"), key=lambda path: (len(path.name.partition("-")[0]), path.name))
+    """The journal's files in the order in which the cells were measured; files of other names are not loadgen's."""
+    found = [path for path in (run_dir / "journal").glob("*.jsonl") if _CELL_FILE.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))

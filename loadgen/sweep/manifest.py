@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from loadgen._version import __version__
-from loadgen.bounds import MOST_CELLS
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.power.clock import boot_id
@@ -23,7 +22,7 @@ from loadgen.power.owners import Owners
 from loadgen.power.rest import Rest
 from loadgen.serving.target import Target
 from loadgen.sweep.manifestshape import ManifestShape
-from loadgen.sweep.plan import Cell
+from loadgen.sweep.plan import Cell, check_size
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -136,12 +135,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is not as loadgen sweep wrote it ({error}); put that file back") from None
     config, sessions = shape.config, max(1, len(shape.sessions))
-    if len(config.targets) * max(1, len(config.concurrency)) * config.repeats * sessions > MOST_CELLS:
-        raise UsageError(
-            f"{path} plans {config.repeats:,} repeats of {len(config.targets)} targets at {len(config.concurrency)} "
-            f"batch sizes in {sessions} sessions, more than {MOST_CELLS:,} cells; put back the file that loadgen sweep "
-            "wrote"
-        )
+    check_size(str(path), len(config.targets), max(1, len(config.concurrency)), config.repeats, sessions)
     return content
 
 

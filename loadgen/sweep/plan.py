@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
+from loadgen.bounds import MOST_CELLS, Count
 from loadgen.client.arrivals import CLOSED, Arrivals
+from loadgen.errors import UsageError
+
+TargetName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
+"""A part of files' names."""
 
 
 class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked to be measured under one name."""
 
-    name: str
+    name: TargetName
     precision: str
     url: str | None = None
     """Where it runs already; None: loadgen starts it."""
@@ -25,12 +31,12 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Target x concurrency x repeat: what one row of cells.csv is about."""
 
-    index: int
-    target: str
+    index: Count
+    target: TargetName
     precision: str
-    concurrency: int
+    concurrency: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     """B, held; in an open loop the most requests in flight."""
-    repeat: int
+    repeat: Count
     arrival: str = CLOSED
     """As `--arrival` takes it."""
 
@@ -60,6 +66,16 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     target: TargetSpec
     repeat: int
     cells: tuple[Cell, ...]
+
+
+def check_size(where: str, targets: int, levels: int, repeats: int, sessions: int = 1) -> None:
+    """Raises UsageError, which begins with `where` the plan stands, if a run would have more than MOST_CELLS cells."""
+    if targets * levels * repeats * sessions > MOST_CELLS:
+        of_sessions = f" in {sessions:,} sessions" if sessions > 1 else ""
+        raise UsageError(
+            f"{where}: {repeats:,} repeats of {targets:,} targets at {levels:,} batch sizes{of_sessions} are more than "
+            f"{MOST_CELLS:,} cells; give fewer repeats"
+        )
 
 
 def level(concurrency: int, arrival: str | None) -> str:

@@ -179,6 +179,7 @@ def resume_sweep(
             return run_dir
         require_consent(run_dir, begun, given or {}, trusted=trusted, confirm=confirm)
         plan = left_of(run_dir, config)
+        require_same_data(begun, _asked(plan))
         allow_open_files(config)
         source, patience = source_of(config), Patience(config.wait_ready_s, observer)
         source.check(patience)
@@ -186,7 +187,6 @@ def resume_sweep(
         known = msgspec.convert(begun.get("body_changes", {}), BodyChanges)
         learned = _learn(plan, source, patience, msgspec.structs.replace(known, extra=config.extra_body))
         now = _content(plan, power, learned.changes, simulated=source.simulated)
-        require_same_data(begun, now)
         require_same_power(begun, now["power"])
         for server in source.running:
             require_same_server(begun, server.target, server.facts)
@@ -355,14 +355,10 @@ def _learn(plan: SweepPlan, source: Source, patience: Patience, known: BodyChang
     return msgspec.structs.replace(learned, notes=(*odd, *learned.notes))
 
 
-def _content(plan: SweepPlan, power: PowerPlan, changes: BodyChanges, *, simulated: bool) -> dict[str, Any]:
-    """The manifest of a run that is about to begin."""
+def _asked(plan: SweepPlan) -> dict[str, Any]:
+    """What a manifest says of the questions, the prompts and the recipes: known before any server is asked."""
     config = plan.config
-    decoding = changes.applied({"temperature": 0, "seed": config.seed})
     return {
-        "schema": MANIFEST_SCHEMA,
-        "simulated": simulated,
-        "config": msgspec.to_builtins(plan.config) | {"extra_body": Mask(config.api_key).content(config.extra_body)},
         "dataset": {
             "name": plan.dataset.name,
             "sha256": plan.dataset.sha256,
@@ -377,13 +373,24 @@ def _content(plan: SweepPlan, power: PowerPlan, changes: BodyChanges, *, simulat
             "max_tokens": plan.max_tokens,
             "version": plan.protocol.version,
             "answer": plan.protocol.answer,
-            "thinking": msgspec.to_builtins(plan.config.thinking),
-            "temperature": decoding.get("temperature"),
-            "seed": decoding.get("seed"),
+            "thinking": msgspec.to_builtins(config.thinking),
         },
+        "recipes": {t.precision: recipe_sha256(t.precision) for t in config.targets} if config.mode == "serve" else {},
+    }
+
+
+def _content(plan: SweepPlan, power: PowerPlan, changes: BodyChanges, *, simulated: bool) -> dict[str, Any]:
+    """The manifest of a run that is about to begin."""
+    config, asked = plan.config, _asked(plan)
+    decoding = changes.applied({"temperature": 0, "seed": config.seed})
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "simulated": simulated,
+        "config": msgspec.to_builtins(config) | {"extra_body": Mask(config.api_key).content(config.extra_body)},
+        **asked,
+        "protocol": asked["protocol"] | {"temperature": decoding.get("temperature"), "seed": decoding.get("seed")},
         "body_changes": {"refused": changes.refused, "limit_field": changes.limit_field},
         "graded": config.fixed_length is None,
-        "recipes": {t.precision: recipe_sha256(t.precision) for t in config.targets} if config.mode == "serve" else {},
         "client": client_facts(),
         "host": host_facts(),
         "gpu": None,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
+from loadgen.bounds import Count
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.workload.item import Item
 
 FILE = "items.json"
+_DECIMAL = re.compile(r"-?[0-9]{1,1000}(?:\.[0-9]{1,1000})?")
 
 
 class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,9 +25,14 @@ class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     accepted: tuple[str, ...] = ()
     unit: str = ""
     exact: bool = False
-    steps: int | None = None
-    annotated_steps: int | None = None
+    steps: Count | None = None
+    annotated_steps: Count | None = None
     flaws: tuple[str, ...] = ()
+
+    @property
+    def can_be_graded(self) -> bool:
+        """Whether gold, and what else is accepted, is a text, a letter or a decimal number."""
+        return self.exact or self.gold.isalpha() or all(map(_DECIMAL.fullmatch, (self.gold, *self.accepted)))
 
 
 def facts_of(item: Item) -> ItemFacts:
@@ -51,4 +59,11 @@ def read_facts(run_dir: Path) -> dict[str, ItemFacts]:
         raise UsageError(
             f"{run_dir / FILE} does not hold the items of a run ({error}); restore it to grade this run"
         ) from None
-    return {item: ItemFacts(gold=facts) if isinstance(facts, str) else facts for item, facts in kept.items()}
+    found = {item: ItemFacts(gold=facts) if isinstance(facts, str) else facts for item, facts in kept.items()}
+    for item, facts in found.items():
+        if not facts.can_be_graded:
+            raise UsageError(
+                f"{run_dir / FILE} has {facts.gold[:40]!r} as the answer of item {item[:40]!r}, which is neither a "
+                "number nor a letter; restore the file to grade this run"
+            )
+    return found

@@ -7,6 +7,7 @@ target is given, nothing is raised but the one documented error.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import tempfile
 import zlib
@@ -18,6 +19,7 @@ from typing import Any, get_args
 
 import click
 import msgspec
+from hostile_run import HostileRun, attempt
 from streams import events_of
 
 from loadgen.analysis.celldata import read_cell
@@ -285,6 +287,15 @@ def shown(data: bytes) -> None:
     masked.encode()
 
 
+def run(data: bytes) -> None:
+    """A command does with a hostile run directory what it does with any other, or refuses it with a sentence."""
+    try:
+        hostile = msgspec.convert(json.loads(data), HostileRun)
+    except (ValueError, RecursionError):
+        return
+    attempt(hostile)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "sse": sse,
     "exchange": exchange,
@@ -304,5 +315,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "recipe": recipe,
     "answer": answer,
     "shown": shown,
+    "run": run,
 }
 CORPUS = Path(__file__).with_name("corpus")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from hostile_run import CONTENTS, LINKS, NAMES, VALUES, Ask, places
 from hypothesis import given
 from hypothesis import strategies as st
 from targets import CORPUS, CUT_MARK, TARGETS
+
+from loadgen.analysis.tables import POWER, REQUESTS
 
 PIECE = re.compile(rb"\w+|\s+|[^\w\s]+")
 DEEP = 400
@@ -36,6 +41,8 @@ def test_new_inputs(name: str, data: st.DataObject) -> None:
 @lru_cache
 def inputs(name: str) -> st.SearchStrategy[bytes]:
     """Arbitrary bytes, pieces of kept inputs in any order, and kept inputs with pieces changed; cut anywhere."""
+    if name == "run":
+        return hostile_runs()
     kept = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     pieces = st.one_of(
         st.sampled_from(sorted({piece for text in kept for piece in PIECE.findall(text) if len(piece) < 200})),
@@ -50,6 +57,36 @@ def inputs(name: str) -> st.SearchStrategy[bytes]:
         return body
     cuts = st.binary(max_size=20).filter(lambda head: CUT_MARK not in head + CUT_MARK[:1])
     return st.tuples(cuts, body).map(lambda given: given[0] + CUT_MARK + given[1])
+
+
+def hostile_runs() -> st.SearchStrategy[bytes]:
+    """A command, and up to three changes of a whole run directory."""
+    names, contents = st.sampled_from(NAMES), st.sampled_from(CONTENTS)
+    changes = st.one_of(
+        st.builds(_change, st.sampled_from(["set", "drop"]), st.sampled_from(places()), st.sampled_from(VALUES)),
+        st.tuples(st.just("link"), names, st.just(()), st.sampled_from(LINKS)),
+        st.tuples(st.sampled_from(["pipe", "socket", "folder", "remove"]), names),
+        st.tuples(st.just("cut"), names, st.tuples(st.integers(0, 4000))),
+        st.tuples(st.just("write"), names, st.tuples(st.sampled_from([1, 10**6])), contents),
+        st.tuples(
+            st.just("column"), st.sampled_from(["requests.parquet", "power.parquet", "server.parquet"]),
+            st.tuples(st.sampled_from([*REQUESTS.names, *POWER.names])), st.sampled_from(["", "x"]),
+        ),
+        st.tuples(
+            st.just("field"), st.sampled_from(["cells.csv", "summary.csv"]),
+            st.tuples(st.integers(0, 2), st.integers(0, 120)), st.sampled_from(["", "x", "-1", "1e999", "9" * 400]),
+        ),
+    )  # fmt: skip
+    asks = st.sampled_from(get_args(Ask))
+    return st.tuples(asks, st.lists(changes, min_size=1, max_size=3)).map(lambda made: _run(*made))
+
+
+def _change(how: str, place: tuple[str, tuple[str | int, ...]], text: str) -> tuple[Any, ...]:
+    return how, *place, text
+
+
+def _run(ask: str, changes: list[tuple[Any, ...]]) -> bytes:
+    return json.dumps({"ask": ask, "changes": changes}).encode()
 
 
 def _edited(text: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:

@@ -8,7 +8,7 @@ from loadgen.errors import UsageError
 from loadgen.sweep.config import configure
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Grader, Verdict
-from loadgen.workload.grading.pattern import check_speed, compiled
+from loadgen.workload.grading.pattern import check_speed, compiled, last_found
 
 OPTIONS = ("12 km", "15 km", "18 km")
 
@@ -78,3 +78,16 @@ def test_a_pattern_that_takes_for_ever_is_refused_before_the_sweep() -> None:
 def test_the_pattern_is_kept_with_the_run() -> None:
     assert configure(answer_regex=r"ANS=(\d+)").answer_regex == r"ANS=(\d+)"
     assert configure().answer_regex is None
+
+
+def test_a_pattern_that_is_slow_on_an_answer_alone_is_given_up() -> None:
+    """The trial does not know a received run's texts: of 60 letters b, `(?:b+)+c` tries 2^59 divisions."""
+    pattern = compiled("(?:b+)+c")
+    check_speed(pattern.pattern)
+    assert last_found("bbc and bc", pattern) == "bc"
+    with pytest.raises(UsageError, match="on one of the answers"):
+        last_found("b" * 60, pattern)
+
+
+def test_a_pattern_of_any_characters_is_tried() -> None:
+    check_speed("\0|\ud800")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,23 @@ def test_a_received_run_sends_nothing(tmp_path: Path) -> None:
     (run / "manifest.json").write_bytes(msgspec.json.encode(content))
     with pytest.raises(UsageError, match=r"send requests to http://author\.example:80; to send the value"):
         loadgen.sweep(resume=run)
+
+
+def test_a_run_of_other_questions_asks_no_server(tmp_path: Path) -> None:
+    """Its questions, prompts and recipes are compared before the first request."""
+    from made_run import make_run
+
+    run = make_run(tmp_path / "run", targets=["fp16"], concurrency=[1], repeats=1)
+    content = msgspec.json.decode((run / "manifest.json").read_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        content["config"] = manifest(targets={"fp16": url}, concurrency=[2], repeats=1, dataset="sample")["config"]
+        (run / "manifest.json").write_bytes(msgspec.json.encode(content))
+        with pytest.raises(UsageError, match="sha256 of the dataset sample was 0000"):
+            loadgen.sweep(resume=run)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 @pytest.mark.parametrize(

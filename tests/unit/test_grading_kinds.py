@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from grading_cases import CHOICES, NUMBERS, OPTIONS
 
+from loadgen.bounds import MOST_GRADED
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import VERSION, grade
 
@@ -55,3 +56,18 @@ def test_a_thought_that_never_ends_is_truncated(opened: str) -> None:
 def test_each_kind_is_a_line_of_the_decision_table(kind: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "grading.md").read_text(encoding="utf-8")
     assert f"\n| {kind} | " in page
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "outcome"),
+    [("", "\n#### 5", "correct"), ("#### 5\n", "\nSo it is 6.", "wrong"), ("<think>", "\n#### 5", "truncated")],
+)
+def test_of_a_very_long_answer_the_beginning_and_the_end_are_read(begin: str, end: str, outcome: str) -> None:
+    text = begin + "word " * (MOST_GRADED // 4) + end
+    assert grade(text, ItemFacts(gold="5"), protocol="gsm8k", finish_reason="stop").outcome == outcome
+
+
+def test_how_much_of_an_answer_is_read_has_a_bound() -> None:
+    """A strict match in the middle, which the harness finds, is not looked for."""
+    text = "word " * MOST_GRADED + "#### 5 " + "word " * MOST_GRADED
+    assert grade(text, ItemFacts(gold="5"), protocol="gsm8k", finish_reason="stop").strict is False

@@ -15,7 +15,19 @@ from made_run import answer, cell, ended, make_run, scrape, write_cell
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.run import load_run
-from loadgen.sweep.journal import CellEnd, CellStart, Journal, Record, cell_files, read_lines, read_records, sealed
+from loadgen.errors import UsageError
+from loadgen.sweep import journal as journal_module
+from loadgen.sweep.journal import (
+    CellEnd,
+    CellStart,
+    Journal,
+    Record,
+    cell_end,
+    cell_files,
+    read_lines,
+    read_records,
+    sealed,
+)
 
 RECORDS: list[Record] = [
     CellStart(cell=cell(16, target="bnb-nf4", repeat=2, index=7), t_ns=1, simulated=True),
@@ -196,3 +208,14 @@ def test_damage_is_told_with_the_cell_it_is_in(tmp_path: Path) -> None:
     analyse(run_dir)
     warnings = load_run(run_dir).analysis["warnings"]
     assert "fp16, B = 2, repeat 1: 1 damaged line of its journal left out" in warnings
+
+
+def test_a_line_without_end_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MOST_LINE_BYTES", 1000)
+    path = tmp_path / "cell.jsonl"
+    path.write_bytes(b"x" * 999 + b"\n" + sealed(msgspec.json.encode(CellEnd(t_ns=1))))
+    assert [*read_records(path)] == [CellEnd(t_ns=1)]
+    path.write_bytes(b"x" * 10_000)
+    for read in (lambda: [*read_records(path)], lambda: cell_end(path)):
+        with pytest.raises(UsageError, match="has a line longer than"):
+            read()

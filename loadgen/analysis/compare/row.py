@@ -15,7 +15,6 @@ from loadgen.analysis.compare.size import model_size
 from loadgen.analysis.fairness import SIXTEEN_BITS
 from loadgen.analysis.run import Run
 from loadgen.client.arrivals import CLOSED
-from loadgen.errors import UsageError
 
 
 class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,8 +124,6 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
     Raises UsageError if the run's analysis.json is of an older version.
     """
     manifest, config = run.manifest, run.manifest["config"]
-    if "indices" not in run.analysis:
-        raise UsageError(f"{run.path} was analysed by an older version; run `loadgen report {run.path}` first")
     precisions = dict(zip(run.summary["target"], run.summary["precision"], strict=True))
     indices = {(entry["target"], entry["concurrency"]): entry for entry in run.analysis["indices"]}
     trust = {(test["target"], test["concurrency"]): test["verdict"] for test in run.analysis["trust"]}

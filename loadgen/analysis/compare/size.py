@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from loadgen.bounds import MOST_FACTS_BYTES, Count
 from loadgen.errors import UsageError
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -19,6 +21,8 @@ _IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([MB])(?![A-Za-z0-9])", 
 _EXPERTS_IN_NAME = re.compile(r"\d+x\d+(\.\d+)?[MB]|(?<![A-Za-z0-9])A\d+(\.\d+)?[MB](?![A-Za-z0-9])", re.IGNORECASE)
 _EXPERTS_IN_CONFIG = ("num_experts", "num_local_experts", "n_routed_experts")
 _LENGTH_BYTES = 8
+MOST_HEADER_BYTES = 100_000_000
+"""Of a safetensors file: the most that the format's own reader takes."""
 
 
 class ModelSize(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,11 +55,9 @@ def model_size(name: str | None, given: Mapping[str, float], *keys: str) -> Mode
     if not name:
         return ModelSize(parameters=None, source=f"the model has no name: give --size {keys[-1]}=7.25B")
     short = Path(name).name
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        counted = _of_folder(folder)
-        if counted is not None:
-            return counted
+    counted = _of_folder(Path(name))
+    if counted is not None:
+        return counted
     if _EXPERTS_IN_NAME.search(short):
         return _asked(short, "is a mixture of experts, whose size is not guessed")
     sizes = {float(number) * _UNITS[unit.upper()] for number, unit in _IN_NAME.findall(short)}
@@ -69,29 +71,44 @@ def _asked(short: str, why: str) -> ModelSize:
 
 
 def _of_folder(folder: Path) -> ModelSize | None:
-    """From the headers of the checkpoint's safetensors; None if there are none, or they hold packed weights."""
-    config = _object(folder / "config.json")
-    if any(config.get(key) for key in _EXPERTS_IN_CONFIG):
-        return _asked(folder.name, "is a mixture of experts, whose size is not guessed")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files or "quantization_config" in config:
-        return None
+    """From the headers of the checkpoint's safetensors; None if there is no such folder or there are none, or they hold
+    packed weights. The name comes from a manifest, maybe somebody else's."""
     try:
+        folder = folder.expanduser()
+        if not folder.is_dir():
+            return None
+        files = sorted(folder.glob("*.safetensors"))
+        config = _object(folder / "config.json")
+        if any(config.get(key) for key in _EXPERTS_IN_CONFIG):
+            return _asked(folder.name, "is a mixture of experts, whose size is not guessed")
+        if not files or "quantization_config" in config:
+            return None
         return ModelSize(parameters=float(sum(map(_elements, files))), source="safetensors")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, RuntimeError, RecursionError, OverflowError):
         return None
 
 
 def _elements(path: Path) -> int:
     """Elements of all tensors of a file: its header is JSON behind its own length, 8 bytes little endian."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    header = msgspec.json.decode(_read(path, _LENGTH_BYTES), type=dict[str, _Tensor])
+    return sum(math.prod(tensor.shape) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return msgspec.json.decode(_read(path), type=dict[str, Any])
+    except (OSError, ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+
+
+class _Tensor(msgspec.Struct):
+    shape: tuple[Count, ...] = ()
+
+
+def _read(path: Path, length_bytes: int = 0) -> bytes:
+    """A file's beginning, behind its length; empty for what is no regular file, as a pipe."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return b""
+        length = int.from_bytes(file.read(length_bytes), "little") if length_bytes else MOST_FACTS_BYTES
+        return file.read(min(length, MOST_HEADER_BYTES))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
+from loadgen.bounds import MOST_GRADED
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading.content import READ, after_thought, answer_part, open_thought
 from loadgen.workload.grading.exact import Words, found_words, read_words, same_words
@@ -19,6 +20,8 @@ from loadgen.workload.grading.verdict import Verdict
 
 CUT = "length"
 """The finish_reason of an answer that ran into the token limit."""
+_BEGINNING = 1_000
+"""Characters at the start of an answer that is too long; they are kept, since an unclosed thought begins there."""
 Found = Letter | Number | Words
 REMEMBERED = 1 << 16
 """Verdicts that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
@@ -44,12 +47,15 @@ def grade(
 ) -> Verdict:
     """The verdict on the content of one finished answer; `protocol` is a name as in the manifest.
 
-    With a `pattern` the answer is what its last match says, and nothing else.
+    Of a text longer than MOST_GRADED the middle is left out. With a `pattern` the answer is what its last match says,
+    and nothing else.
 
     An answer cut off by the token limit counts only by a marked answer on a line that was ended; without one it is
     `truncated`, as is a `<think>` that was never closed. Raises ValueError if `item.gold` is neither letter nor number
     and the item is not `exact`.
     """
+    if len(text) > MOST_GRADED:
+        text = f"{text[:_BEGINNING]}\n{text[_BEGINNING - MOST_GRADED :]}"
     task = None if item.exact or item.gold.isalpha() else task_of(protocol)
     strict = task.strict.matches(text, item.gold) if task else None
     flexible = task.flexible.matches(text, item.gold) if task else None

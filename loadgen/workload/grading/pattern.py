@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -19,9 +22,11 @@ from loadgen.workload.grading.statement import Stated, read_statement
 
 TRIED_S = 5.0
 """How long a pattern may take on all of the trial texts, the start of an interpreter included."""
+MATCH_S = 2.0
+"""How long it may take on one answer, of which READ characters at most are searched."""
 _TRIAL = """
 import re, sys
-pattern = re.compile(sys.argv[1])
+pattern = re.compile(sys.stdin.buffer.read().decode("utf-8", "surrogatepass"))
 for part in ("a", "A", "1", " ", ".", "\\n", "=", "$", "1,234 ", "The answer is 18. ", "x = 3\\n"):
     for end in ("", "!", "\\x00"):
         sum(1 for _ in pattern.finditer(part * (2000 // len(part)) + end))
@@ -50,9 +55,9 @@ def check_speed(regex: str, within_s: float = TRIED_S) -> None:
 
     The trial runs in a process of its own: a pattern such as `(a+)+b` may take years, and Python cannot interrupt it.
     """
-    argv = [sys.executable, "-I", "-S", "-c", _TRIAL, regex]
+    argv, sent = [sys.executable, "-I", "-S", "-c", _TRIAL], regex.encode("utf-8", "surrogatepass")
     try:
-        subprocess.run(argv, timeout=within_s, capture_output=True, check=False)
+        subprocess.run(argv, input=sent, timeout=within_s, capture_output=True, check=False)
     except subprocess.TimeoutExpired:
         raise UsageError(
             f"--answer-regex {regex!r} takes more than {within_s:g} s on a text of 2,000 characters; avoid a repeat "
@@ -61,12 +66,38 @@ def check_speed(regex: str, within_s: float = TRIED_S) -> None:
 
 
 def last_found(text: str, pattern: re.Pattern[str]) -> str | None:
-    """The last match in the text: its group where it has one that took part, else all of it; None without a match."""
-    match = next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+    """The last match in the text: its group where it has one that took part, else all of it; None without a match.
+
+    Raises UsageError if that takes longer than MATCH_S: a received run has a pattern and texts of somebody else's.
+    """
+    with _limited(pattern.pattern, MATCH_S):
+        match = next(iter(deque(pattern.finditer(text), maxlen=1)), None)
     if match is None:
         return None
     inner = match[1] if pattern.groups else None
     return match[0] if inner is None else str(inner)
+
+
+@contextlib.contextmanager
+def _limited(regex: str, within_s: float) -> Iterator[None]:
+    """Python handles signals while it matches, but only in a process's main thread: in others there is no limit."""
+
+    def late(*_: object) -> None:
+        raise UsageError(
+            f"--answer-regex {regex[:200]!r} takes more than {within_s:g} s on one of the answers; avoid a repeat "
+            "inside a repeat, as in (a+)+"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGALRM, late)
+    left_s, period_s = signal.setitimer(signal.ITIMER_REAL, within_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left_s, period_s)
+        signal.signal(signal.SIGALRM, handler)
 
 
 def found_number(said: str) -> Number | None:
