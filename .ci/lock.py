@@ -41,7 +41,7 @@ def locks() -> tuple[Lock, ...]:
     needed = {_name(text): text for text in project["project"]["dependencies"]}
     extras = project["project"]["optional-dependencies"]
     build = project["build-system"]["requires"]
-    exporter = ("aiohttp", "click", "msgspec", "numpy", "nvidia-ml-py", "platformdirs", "prometheus-client")
+    exporter = ("aiohttp", "click", "msgspec", "numpy", "nvidia-ml-py", "prometheus-client")
     every = [*needed.values(), *extras["dev"], *extras["harness"], *build, *project["dependency-groups"]["audit"]]
     bnb = [text for text in REQUIREMENTS if text.startswith("bitsandbytes")]
     ci = ".ci/requirements.txt"

@@ -17,7 +17,7 @@ COPY . /src
 # Of loadgen only `cpu-env` is needed here. Triton has no CPU backend: vLLM would leave its gigabyte unused.
 RUN /opt/build/bin/python -m pip install --quiet --no-deps --require-hashes -r /src/docker/requirements/build.txt \
     && /opt/build/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir /opt/build/wheel /src \
-    && /opt/loadgen/bin/python -m pip install --quiet --no-deps --require-hashes -r /src/docker/requirements/exporter.txt \
+    && /opt/loadgen/bin/python -m pip install --quiet --no-deps --require-hashes -r /src/docker/requirements/loadgen.txt \
     && /opt/loadgen/bin/python -m pip install --quiet --no-deps --no-index /opt/build/wheel/*.whl \
     && /opt/loadgen/bin/loadgen cpu-env --dir /opt/loadgen-cpu \
     && /opt/loadgen-cpu/venv/bin/python -m pip uninstall --quiet --yes triton

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +64,12 @@ def test_every_requirement_of_pyproject_is_locked_within_its_range(path: str, py
 @pytest.mark.parametrize("path", [path for path, lock in LOCKS.items() if lock.within])
 def test_images_have_the_versions_that_ci_tests(path: str, python: str) -> None:
     assert pins(path, python).items() <= pins(LOCKS[path].within, python).items()
+
+
+def test_the_exporter_imports_nothing_that_its_image_lacks() -> None:
+    show = "import json, sys, loadgen.cli.exporter, loadgen.power.sidecar; print(json.dumps([*sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    belongs = packages_distributions()
+    needed = {canonicalize_name(name) for module in json.loads(done.stdout) for name in belongs.get(module, ())}
+    assert "aiohttp" in needed
+    assert needed - {"vllm-loadgen", "setuptools"} <= pins("docker/requirements/exporter.txt", "3.11").keys()
