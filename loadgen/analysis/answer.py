@@ -17,6 +17,7 @@ from loadgen.analysis.crossover.step import shared_sizes
 from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.spans import spanned
 from loadgen.analysis.indices.study import IndexStudy, index_study
 from loadgen.analysis.intervals import log_error
 from loadgen.analysis.trust.answers import Answers, item_lengths, item_means
@@ -173,7 +174,9 @@ class _Study:
         result = msgspec.structs.replace(result, notes=(*result.notes, *more))
         if not few:
             return result
-        left_out = tuple(f"B = {b}: left out, {why}; measure longer" for b, why in sorted(few.items()))
+        at = {why: [b for b in sorted(few) if few[b] == why] for _, why in sorted(few.items())}
+        measured = {b for name, b in self._points if name == target}
+        left_out = tuple(f"{spanned(few_b, measured)}: left out, {why}; measure longer" for why, few_b in at.items())
         refusal = result.refusal
         if refusal is not None and len(ours.points) < 2:
             b, why = max(few.items(), key=lambda found: (self._shared(target, found[0]), -found[0]))

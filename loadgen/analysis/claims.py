@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Literal, NamedTuple
 
@@ -14,6 +14,8 @@ from scipy import special
 from loadgen.analysis.answer import Answer
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossover import Crossover
+from loadgen.analysis.crossover.sentence import place
+from loadgen.analysis.indices.spans import spanned
 from loadgen.analysis.trust.holm import holm
 from loadgen.analysis.trust.pairing import Lengths, PairedLengths, pair_lengths
 from loadgen.analysis.trust.study import TrustStudy
@@ -72,10 +74,10 @@ def _energy_trap(found: Crossover) -> Claim:
     verdict: Verdict = "cannot tell"
     if found.status == "crosses":
         wins = found.crossings[0].direction == "wins_below"
-        sides = [f"{found.target} {'wins' if wins else 'loses'} below B* = {found.crossings[0].b:.3g}"]
+        sides = [f"{found.target} {'wins' if wins else 'loses'} below {place(found.crossings[0])}"]
         for crossing, above in zip(found.crossings, [*found.crossings[1:], None], strict=True):
             won = crossing.direction == "wins_above"
-            end = "above it" if above is None else f"from there to B* = {above.b:.3g}"
+            end = "above it" if above is None else f"from there to {place(above)}"
             sides.append(f"{'wins' if won else 'loses'} {end}")
         against = any(crossing.direction == "wins_below" for crossing in found.crossings)
         verdict = "contradicted" if against else "supported"
@@ -117,8 +119,8 @@ def _si_falls_with_bits(
         rises = [test.concurrency for test in proven if test.higher == (test.target == less)]
         falls = [test.concurrency for test in proven if test.concurrency not in rises]
         verdict: Verdict = "contradicted" if rises else "supported" if falls else "cannot tell"
-        parts = [f"lower SI at B = {_list(falls)}"] if falls else []
-        parts += [f"higher SI at B = {_list(rises)}"] if rises else []
+        asked = [test.concurrency for test in tests]
+        parts = [f"{word} SI at {spanned(at, asked)}" for word, at in (("lower", falls), ("higher", rises)) if at]
         nothing = "no difference is proven at any B" if tests else "no B has an interval of SI on both sides"
         corrected = f" (5% over {len(tests)} batch sizes, Holm)" if len(tests) > 1 else ""
         yield Claim(
@@ -178,11 +180,11 @@ def _steps(cells: Sequence[CellSummary], lengths: Mapping[int, Lengths]) -> _Ste
         if cell.figure("energy_per_query_j"):
             joules.setdefault(cell.concurrency, {})[cell.repeat] = cell
     tested: dict[tuple[int, int], tuple[float, float]] = {}
-    left_out = []
+    single = [b for b in joules if len(joules[b]) < 2]
+    left_out = [f"left out: {spanned(single, joules)} (one valid repeat)"] if single else []
     last: int | None = None
     for b in sorted(joules):
         if len(joules[b]) < 2:
-            left_out.append(f"B = {b} is left out: it has one valid repeat")
             continue
         a, last = last, b
         if a is None:
@@ -190,9 +192,9 @@ def _steps(cells: Sequence[CellSummary], lengths: Mapping[int, Lengths]) -> _Ste
         shared = sorted(joules[a].keys() & joules[b].keys())
         pairs = pair_lengths(lengths.get(b, {}), lengths.get(a, {}))
         if len(shared) < 2:
-            left_out.append(f"B = {a} to {b} is left out: fewer than two repeats are valid at both")
+            left_out.append(f"left out: B = {a} to {b} (fewer than two repeats are valid at both)")
         elif pairs is not None and pairs.refusal is not None:
-            left_out.append(f"B = {a} to {b} is left out: {pairs.refusal}")
+            left_out.append(f"left out: B = {a} to {b} ({pairs.refusal})")
         else:
             rises = [_log_joules(joules[b][k], pairs) - _log_joules(joules[a][k], pairs) for k in shared]
             longer, error = (pairs.log_ratio, pairs.error) if pairs is not None else (0.0, 0.0)
@@ -272,10 +274,11 @@ def _backend_decides(
         opposite = [b for b in shared if ours[b] != theirs[b]]
         same_everywhere = len(shared) > 1 and not open_at and not opposite
         verdict: Verdict = "supported" if opposite else "contradicted" if same_everywhere else "cannot tell"
-        where = f"one faster, the other slower than the reference at B = {_list(opposite)}"
-        same = f"on the same side of the reference at B = {_list(shared)}" if shared else "both proven at no B"
+        asked = measured[0] | measured[1]
+        where = f"one faster, the other slower than the reference at {spanned(opposite, asked)}"
+        same = f"on the same side of the reference at {spanned(shared, asked)}" if shared else "both proven at no B"
         if shared and open_at:
-            same += f"; not proven for both at B = {_list(open_at)}"
+            same += f"; not proven for both at {spanned(open_at, asked)}"
         yield Claim(
             claim=f"at {bits[one]} bits the kernel decides whether it pays off",
             source="Section 4.5.1 of v2",
@@ -287,7 +290,3 @@ def _backend_decides(
 
 def _proven(found: Crossover) -> dict[int, int]:
     return {point.concurrency: point.proven for point in found.points if point.proven}
-
-
-def _list(batches: Iterable[int]) -> str:
-    return ", ".join(map(str, batches))

@@ -10,6 +10,34 @@ from loadgen.report.stamp import stamped
 CLAIMS = ("targets", "claim", "where", "verdict", "evidence")
 
 
+def terms(analysis: Mapping[str, Any]) -> str:
+    """What the words of the answer mean, for those that are used."""
+    said = {
+        "B*: the batch at which the better side changes.": _crossed(analysis),
+        "COR: tokens/s of the reference over the target's, less 1; below 0 the target is faster.": bool(
+            analysis["cor_curves"]
+        ),
+        "SI: accuracy, efficiency (speed and memory) and energy against the reference, weighed into one figure; the "
+        "reference has 1. Trap: SI is below 1.": _indexed(analysis),
+    }
+    return " ".join(text for text, used in said.items() if used)
+
+
+def terms_briefly(analysis: Mapping[str, Any]) -> str:
+    """The same in a line of a terminal."""
+    index = f"SI: accuracy, speed, energy in one, {analysis['reference']} = 1. Trap: SI < 1."
+    said = {"B*: break-even B.": _crossed(analysis), index: _indexed(analysis)}
+    return " ".join(text for text, used in said.items() if used)
+
+
+def _crossed(analysis: Mapping[str, Any]) -> bool:
+    return any(found["crossings"] or found["beyond"] for found in analysis["crossovers"])
+
+
+def _indexed(analysis: Mapping[str, Any]) -> bool:
+    return any(entry["si"] for entry in analysis["indices"])
+
+
 def claim_rows(claims: Sequence[Mapping[str, Any]], *, simulated: bool) -> list[tuple[str, ...]]:
     """A row per claim and target, in the order of the analysis."""
     return [

@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import msgspec
 import pandas as pd
 
 from loadgen.report.stamp import STAMP
-from loadgen.report.table import figure, number
+from loadgen.report.table import figure, number, right
 from loadgen.serving.metrics import UNVERIFIED
 
 GAP = 1
 BETWEEN = " │ "
 
 
+Row = Mapping[Hashable, Any]
+"""Of summary.csv."""
+
+
 class Measure(msgspec.Struct, frozen=True):
-    """A column of summary.csv and how it is shown."""
+    """A figure of a row and how it is shown."""
 
     heading: str
-    column: str
-    show: Callable[[float], str]
+    show: Callable[[Row], str]
 
 
 ALWAYS = (
-    Measure("tok/s", "tokens_per_s", lambda rate: number(rate, 0 if rate >= 100 else 1)),
-    Measure("J/query", "energy_per_query_j", figure),
-    Measure("good/s", "goodput_per_s", lambda rate: number(rate, 2)),
-    Measure("good %", "goodput_share", lambda share: number(100 * share, 1)),
-    Measure("right %", "accuracy", lambda share: number(100 * share, 1)),
+    Measure("tok/s", lambda row: number(row["tokens_per_s"], 0 if row["tokens_per_s"] >= 100 else 1)),
+    Measure("J/query", lambda row: figure(row["energy_per_query_j"])),
+    Measure("good/s", lambda row: number(row["goodput_per_s"], 2)),
+    Measure("good %", lambda row: number(100 * row["goodput_share"], 1)),
+    Measure("right %", lambda row: right(row["accuracy"], row.get("questions"))),
 )
 IF_ROOM = (
-    Measure("TPOT ms", "tpot_ms_p50", lambda ms: number(ms, 2)),
-    Measure("TTFT ms", "ttft_ms_p50", lambda ms: number(ms, 1)),
-    Measure("W", "power_w_mean", lambda watts: number(watts, 0)),
+    Measure("TPOT ms", lambda row: number(row["tpot_ms_p50"], 2)),
+    Measure("TTFT ms", lambda row: number(row["ttft_ms_p50"], 1)),
+    Measure("W", lambda row: number(row["power_w_mean"], 0)),
 )
-RUNNING = Measure("running", "running_mean", lambda batch: number(batch, 2))
+RUNNING = Measure("running", lambda row: number(row["running_mean"], 2))
 
 
 class _Block(msgspec.Struct, frozen=True):
@@ -103,9 +106,8 @@ def grid_lines(
 
 
 def _column(summary: pd.DataFrame, measure: Measure, b: int, targets: Sequence[str]) -> tuple[str, ...]:
-    rows = summary[summary["concurrency"] == b]
-    values = dict(zip(rows["target"], rows[measure.column].astype(float), strict=True))
-    return (str(b), *(measure.show(values.get(target, math.nan)) for target in targets))
+    rows = {row["target"]: row for row in summary[summary["concurrency"] == b].to_dict("records")}
+    return (str(b), *(measure.show(rows[target]) if target in rows else "" for target in targets))
 
 
 def _fitting(heading: str, columns: Sequence[tuple[str, ...]], room: int) -> list[_Block]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from loadgen.analysis.indices.spans import spanned
 from loadgen.report.stamp import stamped
+from loadgen.report.table import interval
 
 INDICES = (
     "target", "B", "T_SI", "E_SI", "S_SI", "SI", "95% CI", "SI geometric", "SI, S unclamped", "deficit", "COR", "class",
@@ -28,7 +30,7 @@ def index_rows(indices: Sequence[Entry], *, simulated: bool) -> list[Row]:
             _value(entry["e_si"] and entry["e_si"]["value"]),
             _value(entry["s_si"]),
             _value(entry["si"]),
-            _interval(entry["si"]),
+            interval(entry["si"]["lo"], entry["si"]["hi"], 3) if entry["si"] else "",
             _value(entry["si_geometric"]),
             _value(entry["si_raw"]),
             _value(entry["deficit"], "+.3f"),
@@ -60,20 +62,41 @@ def share_rows(spaces: Sequence[Entry], *, simulated: bool) -> list[Row]:
 
 
 def dominance_rows(pairs: Sequence[Entry], *, simulated: bool) -> list[Row]:
-    """A row per pair that dominates or may: at least as good in everything, and better in something."""
+    """A row per pair that dominates or may, with all the batches of which the same holds: at least as good in
+    everything, and better in something."""
+    measured: dict[tuple[str, str], list[int]] = {}
+    alike: dict[tuple[str, ...], list[Entry]] = {}
+    for pair in pairs:
+        measured.setdefault((pair["target"], pair["other"]), []).append(pair["concurrency"])
+        told = pair["verdict"], *(_named(pair[name]) for name in ("better", "worse", "unknown"))
+        alike.setdefault((pair["target"], pair["other"], *told), []).append(pair)
     return [
         (
-            str(pair["concurrency"]),
-            stamped(pair["target"], simulated=simulated),
-            pair["other"],
-            pair["verdict"],
-            _named(pair["better"]),
-            _named(pair["worse"]),
-            _named(pair["unknown"]),
+            _batches([pair["concurrency"] for pair in same], measured[target, other]),
+            stamped(target, simulated=simulated),
+            other,
+            _dominates(same),
+            *told,
         )
-        for pair in pairs
-        if pair["verdict"] != "does not"
+        for (target, other, verdict, *told), same in alike.items()
+        if verdict != "does not"
     ]
+
+
+def _batches(batches: Sequence[int], measured: Sequence[int]) -> str:
+    """In a column that is headed B."""
+    return spanned(batches, measured).removeprefix("B ").removeprefix("= ")
+
+
+def _dominates(same: Sequence[Entry]) -> str:
+    """The verdict with the margin of accuracy, where it is within one, and the items that it rests on."""
+    verdict = str(same[0]["verdict"])
+    if verdict == "dominates within margin":
+        verdict = f"dominates, accuracy within {100 * same[0]['accuracy_margin']:g} pp"
+    counts = sorted(pair["items"] for pair in same if pair["items"] is not None)
+    if not counts:
+        return verdict
+    return f"{verdict} (n = {' to '.join(dict.fromkeys((str(counts[0]), str(counts[-1]))))})"
 
 
 def _named(metrics: Sequence[str]) -> str:
@@ -83,9 +106,3 @@ def _named(metrics: Sequence[str]) -> str:
 
 def _value(estimate: Entry | None, form: str = ".3f") -> str:
     return "" if estimate is None or estimate["value"] is None else f"{estimate['value']:{form}}".replace("-", "−")
-
-
-def _interval(estimate: Entry | None) -> str:
-    if estimate is None or estimate["lo"] is None or estimate["hi"] is None:
-        return ""
-    return f"{estimate['lo']:.3f}–{estimate['hi']:.3f}"

@@ -1,4 +1,4 @@
-"""The end of a sweep in a terminal: the report's answer in at most 30 lines, whatever the width."""
+"""The end of a sweep in a terminal: the report's answer in few lines, whatever the width."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.sentence import brief
 from loadgen.analysis.run import Run
+from loadgen.report.answer import terms_briefly
 from loadgen.report.answered import answered_lines
 from loadgen.report.grid import grid_lines
 from loadgen.report.stamp import STAMP
@@ -20,7 +21,7 @@ from loadgen.report.traffic import traffic_sentences
 from loadgen.report.validity import cells_valid
 from loadgen.visible import visible
 
-MOST_LINES = 33
+MOST_LINES = 34
 LABELS = {
     "traffic": "traffic",
     "energy_per_query_j": "energy per query",
@@ -58,6 +59,7 @@ def end_lines(run: Run, width: int) -> Lines:
     held = "B" if run.arrival is None else "in flight ≤"
     head += grid_lines(run.summary, reference, width, simulated=simulated, concurrency=held)
     head += answered_lines(run.summary, width)
+    head += _wrapped(terms_briefly(run.analysis), width)
     report = f"Report: {run.path / 'report.html'}"
     room = MOST_LINES - len(head) - -(-len(report) // width) - 1
     warnings = [_wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]
@@ -111,7 +113,8 @@ def _answers(run: Run, reference: str, width: int, *, simulated: bool) -> list[l
             verdicts = trap["sentence"].removeprefix("quantization trap: ")
             said.setdefault(trap["target"], {})["trap"] = _shortened(verdicts, width, r" \(.*?\)")
     for test in analysis["trust"]:
-        judged = f"at {run.level(test['concurrency'])} {str(test['sentence']).partition(';')[0]}"
+        where = f"at {run.level(test['concurrency'])}" + (f" (n = {test['items']:g})" if test["items"] else "")
+        judged = f"{where} {str(test['sentence']).partition(';')[0]}"
         said.setdefault(test["target"], {})["accuracy"] = _shortened(judged, width, ", you need.*")
     stamp = f" ({STAMP})" if simulated else ""
     return [

@@ -9,7 +9,7 @@ import pandas as pd
 
 from loadgen.analysis.run import Run
 from loadgen.report.stamp import stamped
-from loadgen.report.table import figure, number
+from loadgen.report.table import figure, interval, number
 from loadgen.report.validity import cell_valid, repeats_valid
 
 Row = tuple[str, ...]
@@ -54,7 +54,7 @@ def goodput_rows(run: Run) -> list[Row]:
             str(row["concurrency"]),
             stamped(str(row["target"]), simulated=row["simulated"]),
             number(row["goodput_per_s"], 2),
-            _interval(row["goodput_per_s_lo"], row["goodput_per_s_hi"]),
+            interval(row["goodput_per_s_lo"], row["goodput_per_s_hi"], 2),
             number(100 * row["goodput_share"], 1),
             figure(row["energy_per_good_query_j"]),
             repeats_valid(row),
@@ -93,7 +93,3 @@ def _sentence(row: Mapping[Any, Any], slo: str | None) -> str:
 def _pair(row: Mapping[Any, Any], latency: str) -> str:
     shown: Sequence[str] = [number(row[f"{latency}_ms_{name}"], 0) for name in ("p50", "p99")]
     return " / ".join(shown)
-
-
-def _interval(low: float, high: float) -> str:
-    return "" if pd.isna(low) or pd.isna(high) else f"{low:.2f}–{high:.2f}"

@@ -146,7 +146,7 @@ def test_too_few_shared_items_are_a_refusal_and_joules_per_token_stay(base: Cell
         assert refusals[metric] == said
     assert refusals["energy_per_token_j"] is None
     (refused,) = [c for c in found.crossovers if c.metric == "energy_per_query_j"]
-    assert refused.notes[0].startswith("B = 1: left out, 19 items were completed by both sides")
+    assert refused.notes[0].startswith("B ≤ 64: left out, 19 items were completed by both sides")
 
 
 def test_answers_of_one_length_need_no_shared_items() -> None:

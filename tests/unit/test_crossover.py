@@ -15,7 +15,7 @@ from loadgen.analysis.crossover.agreement import hli_disagreement
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.crossover.metric import METRICS
-from loadgen.analysis.crossover.sentence import brief, sentence
+from loadgen.analysis.crossover.sentence import brief, place, sentence
 from loadgen.analysis.crossover.sign import hochberg
 from loadgen.analysis.crossover.step import shared_sizes
 from loadgen.errors import UsageError
@@ -398,13 +398,28 @@ def test_the_json_has_the_published_shape() -> None:
         (
             [0.3] * 7 + [0.001],
             "tokens_per_s",
-            r"not decided: whether awq is faster than fp16 at every B measured; faster at B = 1, 2, 4, 8, 16, 32, 64, "
+            r"not decided: whether awq is faster than fp16 at every B measured; faster at B ≤ 64, "
             r"open at B = 128; if a B\* exists, it is above 1?\d\d",
         ),
     ],
 )  # fmt: skip
 def test_in_words(means: Sequence[float], metric: str, words: str) -> None:
     assert re.fullmatch(words, sentence(compared(means, metric))), sentence(compared(means, metric))
+
+
+def test_an_interval_of_more_than_a_factor_of_10_is_no_b_star() -> None:
+    """The batches that prove both sides stand, and the file keeps the figures."""
+    found = compared(falling(45.0, per_octave=0.5))
+    wide = msgspec.structs.replace(found.crossings[0], lo=4.0, hi=41.0, bracket=(4, 64))
+    crossed = msgspec.structs.replace(found, crossings=(wide,))
+    assert sentence(crossed) == (
+        "awq is faster than fp16 up to B = 4 and slower from B = 64 on (B* not known: the repeats differ too much)"
+    )
+    assert brief(crossed) == "faster B ≤ 4, slower B ≥ 64 (B* not known: the repeats differ too much)"
+    assert place(wide) == "a B* between 4 and 64"
+    assert place(msgspec.structs.replace(wide, hi=40.0)) == "B* = 45"
+    points = tuple(msgspec.structs.replace(point, repeats=2) for point in found.points)
+    assert "B* not known: two repeats differ" in sentence(msgspec.structs.replace(crossed, points=points))
 
 
 def test_one_repeat_and_refusals_in_words() -> None:

@@ -13,6 +13,7 @@ from scipy import stats
 from loadgen.analysis.indices.drawn import Estimate
 from loadgen.analysis.indices.point import OperatingPoint, Repeat, batch_refusal
 from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.spans import Said, by_span, spanned
 from loadgen.analysis.indices.study import index_study
 from loadgen.analysis.indices.target import TargetIndices
 from loadgen.analysis.trust.pairing import PairedItems
@@ -295,6 +296,28 @@ def test_the_trap_over_batch_sizes_in_words() -> None:
     )
     assert study.cor_curves[0].sentence == "dissolved at B ≤ 16 (COR −0.29), casting-dominant at B = 128 (COR 2.00)"
     assert [p.cor_class for p in study.cor_curves[0].points] == ["dissolved", "dissolved", "casting-dominant"]
+
+
+def test_neighbours_are_joined_and_what_lies_between_is_not() -> None:
+    measured = (1, 4, 16, 64)
+    said = [spanned(batches, measured) for batches in ((64,), (1,), (1, 4), (4, 16), (1, 16, 64), (1, 4, 64))]
+    assert said == ["B = 64", "B = 1", "B ≤ 4", "B = 4–16", "B = 1, 16–64", "B = 1–4, 64"]
+
+
+def test_a_span_whose_reasons_differ_names_the_batches_of_each() -> None:
+    def one(b: int, value: float | None, why: str) -> Said:
+        estimate = None if value is None else Estimate(value=value, lo=None, hi=None)
+        return Said(concurrency=b, word="cannot tell", estimate=estimate, decided=False, why=why)
+
+    said = [one(1, None, "no energy"), one(4, None, "no energy"), one(16, 0.93, "no interval")]
+    assert by_span(said, "SI") == (
+        "cannot tell at every B measured, 1–16 (B ≤ 4: no energy; B = 16: SI 0.93; no interval)"
+    )
+
+
+def test_a_figure_that_is_not_known_has_no_interval_in_words() -> None:
+    cor = Said(concurrency=2, word="unresolved", estimate=Estimate(value=0.21, lo=-0.999, hi=1624.59), decided=False)
+    assert by_span([cor], "COR") == "unresolved at B = 2 (COR 0.21, not known: the repeats differ too much)"
 
 
 def test_one_verdict_for_all_batch_sizes_is_said_once() -> None:

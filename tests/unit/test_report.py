@@ -321,9 +321,22 @@ def test_the_headline_is_energy_where_it_was_measured_and_speed_where_not(tmp_pa
 def test_an_established_crossover_stands_in_its_table_with_its_interval(tmp_path: Path) -> None:
     run, _ = words(make_run(tmp_path / "run"))
     found = next(entry for entry in run.analysis["crossovers"] if entry["metric"] == "tokens_per_s")
-    found["crossings"] = [{"b": 4.06, "lo": 3.52, "hi": 12.4, "direction": "wins_below"}]
+    known = {"bracket": [1, 64], "direction": "wins_below", "probability": 1.0, "established": True}
+    found["crossings"] = [known | {"b": 4.06, "lo": 3.52, "hi": 12.4}, known | {"b": 15.0, "lo": 4.0, "hi": 41.0}]
     section = re.findall(r'<section id="crossovers">.*?</section>', page(run, []), re.DOTALL)[0]
-    assert '<td class="figure">4.1</td><td class="interval">3.5–12</td>' in section
+    assert '<td class="interval">3.5–12</td>' in section
+    shown = re.findall(r">([^<]*)</td><td class=\"interval\">", section)
+    assert shown[:2] == ["4.1", "not known"], "the second is known to a factor of 10 and not closer"
+
+
+def test_intervals_that_tell_nothing_are_not_known_and_their_note_says_why(tmp_path: Path) -> None:
+    run, before = words(make_run(tmp_path / "run"))
+    assert "the repeats differ" not in before
+    run.summary["tokens_per_s_lo"], run.summary["tokens_per_s_hi"] = 2.021, 13610.0
+    text = page(run, [])
+    assert '<td class="interval">not known</td>' in text
+    assert "Not known: the repeats differ too much" in text
+    assert "13,610" not in text
 
 
 def test_a_local_model_goes_by_its_folder_and_several_gpus_are_counted(tmp_path: Path) -> None:

@@ -49,11 +49,27 @@ def test_shares_of_the_weights_stand_clamped_beside_unclamped() -> None:
     assert all(len(row) == len(SHARES) for row in rows)
 
 
-def test_only_pairs_that_dominate_or_may_are_listed() -> None:
-    pair = {"concurrency": 1, "target": "awq", "other": "fp16", "better": ["tokens_per_s"], "worse": []}
-    rows = dominance_rows(
-        [pair | {"verdict": "does not", "unknown": []}, pair | {"verdict": "cannot tell", "unknown": ["accuracy"]}],
-        simulated=False,
-    )
-    assert rows == [("1", "awq", "fp16", "cannot tell", "tokens/s", "", "accuracy")]
+PAIR = {"target": "awq", "other": "fp16", "better": ["tokens_per_s"], "worse": [], "unknown": []}
+
+
+def pair(b: int, verdict: str, items: int | None = 300, **changed: Any) -> dict[str, Any]:
+    return PAIR | {"concurrency": b, "verdict": verdict, "items": items, "accuracy_margin": 0.02} | changed
+
+
+def test_only_pairs_that_dominate_or_may_are_listed_batches_of_one_verdict_together() -> None:
+    unknown = ["accuracy"]
+    pairs = [
+        pair(1, "cannot tell", None, unknown=unknown), pair(4, "cannot tell", None, unknown=unknown),
+        pair(16, "does not"), pair(64, "cannot tell", None, unknown=unknown),
+    ]  # fmt: skip
+    rows = dominance_rows(pairs, simulated=False)
+    assert rows == [("1–4, 64", "awq", "fp16", "cannot tell", "tokens/s", "", "accuracy")]
     assert len(rows[0]) == len(DOMINANCE)
+    assert dominance_rows(pairs[:2], simulated=False)[0][0] == "≤ 4"
+
+
+def test_dominance_names_its_margin_and_its_items() -> None:
+    within = "dominates within margin"
+    rows = dominance_rows([pair(1, within, 280), pair(4, within)], simulated=False)
+    assert [row[:4] for row in rows] == [("≤ 4", "awq", "fp16", "dominates, accuracy within 2 pp (n = 280 to 300)")]
+    assert dominance_rows([pair(1, "dominates")], simulated=False)[0][3] == "dominates (n = 300)"

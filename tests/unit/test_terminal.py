@@ -68,6 +68,24 @@ def test_at_80_columns_every_target_has_energy_throughput_trap_and_accuracy(four
     assert text.count("  accuracy           at B = 128 ") == 3
 
 
+def test_terms_are_explained_before_they_are_used_and_only_then(four: Run) -> None:
+    lines = end_lines(four, 80)
+    place = lines.index("B*: break-even B. SI: accuracy, speed, energy in one, fp16 = 1. Trap: SI < 1.")
+    assert not any("trap" in line or "B*" in line for line in lines[:place])
+
+
+def test_an_accuracy_of_few_questions_is_a_count() -> None:
+    """29 questions, 30 questions, and repeats that disagree on one of three."""
+    summary = pd.DataFrame(
+        {"target": ["a", "b", "c"], "concurrency": [1] * 3, "accuracy": [20 / 29, 2 / 3, 1.5 / 3],
+         "questions": [29, 30, 3], "running_mean": [1.0] * 3}
+        | dict.fromkeys(("tokens_per_s", "energy_per_query_j", "goodput_per_s", "goodput_share", "tpot_ms_p50",
+                         "ttft_ms_p50", "power_w_mean"), [float("nan")] * 3)
+    )  # fmt: skip
+    lines = grid_lines(summary, "a", 80, simulated=False)
+    assert [line.split("│")[1].strip() for line in lines[2:5]] == ["20/29", "66.7", "1.5/3"]
+
+
 def test_a_wider_terminal_shows_more(four: Run) -> None:
     assert "TPOT" not in "".join(end_lines(four, 80))
     assert "TPOT ms" in "".join(end_lines(four, 200))

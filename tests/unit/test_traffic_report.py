@@ -46,7 +46,7 @@ def test_the_terminal_names_the_arrivals_and_the_most_in_flight_and_no_b(run: Ru
     assert "3.00" in text
     assert "B =" not in text
     assert "B*" not in text
-    assert "at poisson:4 +0.0 pp" in text, "accuracy question by question"
+    assert "at poisson:4 (n = 2) +0.0 pp" in text, "accuracy question by question"
 
 
 def test_nothing_is_said_of_a_b_that_was_not_held(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import metric_of
+from loadgen.analysis.indices.spans import spanned
 
 
 def hli_disagreement(measured: Crossover, hli: Crossover) -> str | None:
@@ -17,9 +18,9 @@ def hli_disagreement(measured: Crossover, hli: Crossover) -> str | None:
         sign: [p.concurrency for p in measured.points if p.proven == sign and proven.get(p.concurrency) == -sign]
         for sign in (1, -1)
     }
-    words = metric_of(measured.metric)
+    words, asked = metric_of(measured.metric), {*proven, *measured.left_out}
     parts = [
-        f"{words.loses_briefly if sign > 0 else words.wins_briefly} at B = {', '.join(map(str, batches))}, "
+        f"{words.loses_briefly if sign > 0 else words.wins_briefly} at {spanned(batches, asked)}, "
         f"where the meter proves {words.wins_briefly if sign > 0 else words.loses_briefly}"
         for sign, batches in against.items()
         if batches

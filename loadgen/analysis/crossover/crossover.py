@@ -16,6 +16,7 @@ from loadgen.analysis.crossover.noise import Noise, noise_of
 from loadgen.analysis.crossover.scatter import Pooling
 from loadgen.analysis.crossover.sign import GridPoint, grid_points
 from loadgen.analysis.crossover.step import padded_from, padded_to, steep_brackets, suggested
+from loadgen.analysis.indices.spans import spanned
 
 Status = Literal["better", "worse", "crosses", "unresolved"]
 
@@ -132,8 +133,8 @@ def _uneven(noise: Noise | None, points: Sequence[GridPoint]) -> tuple[str, ...]
         more = "more" if noise.rest_square[together[-1]] > noise.rest_square[together[0]] else "less"
         notes.append(f"repeats scatter {more} at larger B: their variance is taken as a power of B")
     if noise.apart:
-        batches = ", ".join(str(points[place].concurrency) for place in noise.apart)
-        notes.append(f"repeats at B = {batches} scatter unlike those at other B: the interval rests on them alone")
+        apart = spanned([points[at].concurrency for at in noise.apart], [point.concurrency for point in points])
+        notes.append(f"repeats at {apart} scatter unlike those at other B: the interval rests on them alone")
     return tuple(notes)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.metric import Metric
+from loadgen.analysis.indices.spans import spanned
 from loadgen.errors import UsageError
 
 UNKNOWN_WINDOW = "the noise inside its windows is not known: measure longer (energy_interval_note in cells.csv)"
@@ -96,8 +97,9 @@ def pair(
     """
     ours, theirs = _by_concurrency(target), _by_concurrency(reference)
     kept: list[tuple[int, float, list[float], float, float]] = []
-    values, notes = [], []
-    for b in sorted(ours.keys() & theirs.keys()):
+    values, notes, missing, assumed = [], [], [], []
+    shared = ours.keys() & theirs.keys()
+    for b in sorted(shared):
         a, r = ours[b], theirs[b]
         both = {
             k: (x, y)
@@ -105,12 +107,12 @@ def pair(
             if x is not None and y is not None
         }
         if not both:
-            notes.append(f"B = {b}: no repeat has this figure on both sides")
+            missing.append(b)
             continue
         ratios = {k: x / y for k, (x, y) in both.items()}
         logs = [metric.sign * math.log(ratios[k]) if k in ratios else math.nan for k in range(max(ratios) + 1)]
         if a.running is None or r.running is None:
-            notes.append(f"B = {b}: the running batch was not measured, the concurrency asked for stands for it")
+            assumed.append(b)
             batch = float(b)
         else:
             batch = math.sqrt(a.running * r.running)
@@ -121,6 +123,11 @@ def pair(
         kept.append((b, batch, logs, error, (item_errors or {}).get(b, 0.0)))
         ours_mean, theirs_mean = np.exp(np.log(list(both.values())).mean(axis=0)).tolist()
         values.append((ours_mean, theirs_mean))
+    if missing:
+        notes.insert(0, f"{spanned(missing, shared)}: no repeat has this figure on both sides")
+    if assumed:
+        of = spanned(assumed, shared)
+        notes.append(f"{of}: the running batch was not measured, the concurrency asked for stands for it")
     repeats = max((len(logs) for _, _, logs, _, _ in kept), default=0)
     return PairedCurve(
         concurrency=tuple(b for b, *_ in kept),

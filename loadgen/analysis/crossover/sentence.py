@@ -9,6 +9,8 @@ from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.metric import Metric, metric_of
 from loadgen.analysis.crossover.sign import GridPoint
+from loadgen.analysis.indices.spans import spanned
+from loadgen.analysis.intervals import too_wide
 from loadgen.serving.metrics import UNVERIFIED
 
 
@@ -30,6 +32,18 @@ def brief(result: Crossover) -> str:
 def number(batch: float) -> str:
     """A batch as it is read: 4.1, 61."""
     return f"{batch:.1f}" if batch < 9.95 else f"{batch:.0f}"
+
+
+def placed(crossing: Crossing) -> bool:
+    """Whether B* is known closely enough to be named."""
+    return crossing.step == "measured" or not too_wide(crossing.lo, crossing.hi)
+
+
+def place(crossing: Crossing) -> str:
+    """As "B* = 61", or what is known of one that is not placed: "a B* between 16 and 64"."""
+    if not placed(crossing):
+        return f"a B* between {crossing.bracket[0]} and {crossing.bracket[1]}"
+    return f"B* = {crossing.b:.3g}"
 
 
 def _said(
@@ -63,7 +77,7 @@ def _crosses(result: Crossover, metric: Metric, better: str, worse: str) -> str:
         text += f", {metric.wins_briefly if wins else metric.loses_briefly} {there}"
     text += (
         f"{',' if len(found) > 1 else ''} and {metric.loses_briefly if wins else metric.wins_briefly} "
-        f"from B = {found[-1].bracket[1]} on ({_b_stars(found)})"
+        f"from B = {found[-1].bracket[1]} on ({_b_stars(result)})"
     )
     return text
 
@@ -77,9 +91,8 @@ def _crosses_briefly(result: Crossover, metric: Metric) -> str:
         wins = not wins
         parts.append(f"{words[wins]} {before.bracket[1]}–{after.bracket[0]}")
     parts.append(f"{words[not wins]} B ≥ {found[-1].bracket[1]}")
-    stars = ", ".join(_b_star(crossing).replace("= ", "").replace("95% ", "") for crossing in found)
-    sure = all(crossing.step == "measured" for crossing in found)
-    return f"{', '.join(parts)} (B* {stars}{'' if sure else ', if no step'})"
+    stars = ", ".join(_b_star(result, crossing).replace("= ", "").replace("95% ", "") for crossing in found)
+    return f"{', '.join(parts)} (B* {stars}{', if no step' if _interpolated(found) else ''})"
 
 
 def _away(result: Crossover) -> str:
@@ -90,7 +103,7 @@ def _away(result: Crossover) -> str:
         for point in result.points
         if point.sign == "open" and not any(low < point.concurrency < high for low, high in brackets)
     ]
-    return f"; not decided at B = {_list(away)}" if away else ""
+    return f"; not decided at {_list(result, away)}" if away else ""
 
 
 def _undecided(result: Crossover, metric: Metric, question: str) -> str:
@@ -103,7 +116,7 @@ def _undecided(result: Crossover, metric: Metric, question: str) -> str:
         text = f"{question}; no difference is proven at any B {_compared(result)}"
         return text + _suspected(result.suspected)
     words = {"wins": metric.wins_briefly, "loses": metric.loses_briefly, "open": "open"}
-    parts = [f"{words[sign]} at B = {_list(points)}" for sign, points in groups.items() if points]
+    parts = [f"{words[sign]} at {_list(result, points)}" for sign, points in groups.items() if points]
     return (
         f"{question} at every B {_verb(result)}; {', '.join(parts)}"
         + _suspected(result.suspected)
@@ -123,13 +136,20 @@ def _beyond(result: Crossover, what: str) -> str:
     return "".join(f"; if {what} exists, it is {end.side} {number(end.batch)}" for end in result.beyond)
 
 
-def _b_stars(found: Sequence[Crossing]) -> str:
+def _b_stars(result: Crossover) -> str:
     """What holds between the measured batches: "B* = 61, 95% CI 52–75, if there is no step between"."""
-    text = " and ".join(f"B* {_b_star(crossing)}" for crossing in found)
-    return text if all(crossing.step == "measured" for crossing in found) else f"{text}, if there is no step between"
+    text = " and ".join(f"B* {_b_star(result, crossing)}" for crossing in result.crossings)
+    return f"{text}, if there is no step between" if _interpolated(result.crossings) else text
 
 
-def _b_star(crossing: Crossing) -> str:
+def _interpolated(found: Sequence[Crossing]) -> bool:
+    return any(placed(crossing) and crossing.step != "measured" for crossing in found)
+
+
+def _b_star(result: Crossover, crossing: Crossing) -> str:
+    if not placed(crossing):
+        two = max(point.repeats for point in result.points) == 2
+        return f"not known: {'two' if two else 'the'} repeats differ too much"
     text = f"= {number(crossing.b)}"
     if crossing.lo is None or crossing.hi is None:
         return text
@@ -159,5 +179,7 @@ def _range(points: Sequence[GridPoint]) -> str:
     return f"{points[0].concurrency}–{points[-1].concurrency}"
 
 
-def _list(points: Sequence[GridPoint]) -> str:
-    return ", ".join(str(point.concurrency) for point in points)
+def _list(result: Crossover, points: Sequence[GridPoint]) -> str:
+    """Neighbours among all that were measured joined: one that is left out is in no span."""
+    measured = {*(point.concurrency for point in result.points), *result.left_out}
+    return spanned([point.concurrency for point in points], measured)

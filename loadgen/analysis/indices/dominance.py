@@ -32,6 +32,8 @@ class Dominance(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     other: str
     verdict: Dominates
+    items: int | None = None
+    """Items that both answered, which the verdict on accuracy rests on; None where the scores are not known."""
     accuracy_margin: float = MARGIN
     """`dominates within margin`: the accuracy is proven to be less than this (a proportion) lower, not as good."""
     better: tuple[str, ...]
@@ -64,6 +66,7 @@ def dominance(concurrency: int, one: Standing, other: Standing) -> Dominance:
         target=one.target,
         other=other.target,
         verdict=verdict,
+        items=pairs.n if (pairs := paired(one.scores, other.scores)) is not None else None,
         better=better,
         worse=worse,
         unknown=tuple(m for m in METRICS if m not in known),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 
 import msgspec
 
 from loadgen.analysis.indices.drawn import Estimate
+from loadgen.analysis.intervals import too_wide
+
+
+def spanned(batches: Collection[int], measured: Collection[int]) -> str:
+    """Those of the `measured` batches, neighbours joined: "B = 64", "B ≤ 16" from 1 on, "B = 1, 16–64"."""
+    runs = [list(run) for inside, run in groupby(sorted(measured), key=lambda b: b in batches) if inside]
+    if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == 1:
+        return f"B \N{LESS-THAN OR EQUAL TO} {runs[0][-1]}"
+    ends = (dict.fromkeys((str(run[0]), str(run[-1]))) for run in runs)
+    return "B = " + ", ".join("\N{EN DASH}".join(end) for end in ends)
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,18 +35,13 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
 def by_span(said: Sequence[Said], figure: str) -> str:
     """Neighbouring concurrencies with the same word together: "no at B ≤ 16 (SI 1.21), yes at B = 128 (SI 0.88)"."""
     ordered = sorted(said, key=lambda s: s.concurrency)
-    spans = [list(span) for _, span in groupby(ordered, key=lambda s: (s.word, s.why))]
+    spans = [list(span) for _, span in groupby(ordered, key=lambda s: s.word)]
     if len(spans) == 1 and len(ordered) > 1:
         where = [f"at every B measured, {_range(ordered)}"]
     else:
-        where = [f"at B {_place(span)}" for span in spans]
+        measured = [s.concurrency for s in ordered]
+        where = [f"at {spanned([s.concurrency for s in span], measured)}" for span in spans]
     return ", ".join(f"{s[0].word} {place} ({_figures(s, figure)})" for s, place in zip(spans, where, strict=True))
-
-
-def _place(span: Sequence[Said]) -> str:
-    if len(span) > 1 and span[0].concurrency == 1:
-        return f"\N{LESS-THAN OR EQUAL TO} {span[-1].concurrency}"
-    return f"= {_range(span)}"
 
 
 def _range(span: Sequence[Said]) -> str:
@@ -45,6 +50,15 @@ def _range(span: Sequence[Said]) -> str:
 
 
 def _figures(span: Sequence[Said], figure: str) -> str:
+    """Of the whole span; where the reasons for having none differ, one after the other with its batches."""
+    parts = [list(part) for _, part in groupby(span, key=lambda s: s.why)]
+    if len(parts) == 1:
+        return _of_one(span, figure)
+    asked = [s.concurrency for s in span]
+    return "; ".join(f"{spanned([s.concurrency for s in part], asked)}: {_of_one(part, figure)}" for part in parts)
+
+
+def _of_one(span: Sequence[Said], figure: str) -> str:
     known = [s.estimate for s in span if s.estimate is not None]
     if not known:
         return span[0].why
@@ -53,7 +67,8 @@ def _figures(span: Sequence[Said], figure: str) -> str:
     text = f"{figure} {' to '.join(ends)}"
     only = known[0]
     if not span[0].decided and len(known) == 1 and only.lo is not None and only.hi is not None:
-        text += f", {_number(only.lo)} to {_number(only.hi)}"
+        wide = too_wide(only.lo, only.hi, floor=-1.0 if figure == "COR" else 0.0)
+        text += ", not known: the repeats differ too much" if wide else f", {_number(only.lo)} to {_number(only.hi)}"
     return f"{text}; {span[0].why}" if span[0].why else text
 
 

@@ -12,6 +12,7 @@ from loadgen.report.compare.figures import cor_over_size, speed_over_concurrency
 from loadgen.report.compare.rows import (
     BANNER,
     CLAIMED,
+    COR_MEANS,
     IMPORTED,
     PUBLISHED,
     RUNS,
@@ -66,9 +67,9 @@ def _page(comparison: RunComparison) -> str:
 <title>{escaped(stamp + title)}</title><style>{_STYLE}</style></head><body>
 {banner}<h1>{escaped(stamp + title)}</h1>
 <h2>N*, the model size at which COR is zero</h2>
+<p>{escaped(COR_MEANS)}</p>
 {"".join(parts)}
-<p>COR = tokens/s of the reference over the precision's, minus 1: below 0 the precision is faster. N* is the zero of COR
-over log N where everything else is equal. Intervals are 95%. loadgen {__version__}</p>
+<p>N* is the zero of COR over log N where everything else is equal. Intervals are 95%. loadgen {__version__}</p>
 </body></html>
 """
 

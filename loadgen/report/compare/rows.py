@@ -15,6 +15,7 @@ from loadgen.analysis.compare.stratum import Unmixed
 from loadgen.analysis.compare.words import size_words
 from loadgen.client.arrivals import CLOSED
 from loadgen.report.stamp import STAMP, stamped
+from loadgen.report.table import FEW_QUESTIONS, interval, right
 from loadgen.report.validity import repeats_valid
 
 Rows = list[tuple[str, ...]]
@@ -33,6 +34,7 @@ TEXT = {
     "run", "model", "N from", "hardware", "dataset", "protocol", "target", "class", "figure", "source", "tool", "label",
     "may differ because", "contradicted", "precision", "claim", "where", "verdict", "evidence",
 }  # fmt: skip
+COR_MEANS = "COR: tokens/s of the reference over the precision's, less 1; below 0 the precision is faster."
 BANNER = f"{STAMP}: rows marked so come from a cost model, not from a GPU."
 
 
@@ -52,7 +54,7 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             _figure(row.running_mean) or ("not verified" if row.valid else ""),
             _figure(row.tokens_per_s),
             "" if row.cor is None else f"{row.cor:.2f}",
-            _interval(row.cor_lo, row.cor_hi),
+            interval(row.cor_lo, row.cor_hi, 2, floor=-1.0, between=" to "),
             row.cor_class or "",
             size_words(row.n_star_paper) if row.n_star_paper else "",
             _figure(row.energy_per_token_j),
@@ -60,7 +62,7 @@ def run_rows(rows: Sequence[CompareRow]) -> Rows:
             _figure(row.ttft_ms_p99),
             _figure(row.goodput_per_s),
             _percent(row.goodput_share),
-            _percent(row.accuracy, "" if row.questions is None else f" ({row.questions:,})"),
+            right(row.accuracy, row.questions) + _of_questions(row.questions),
             _figure(row.t_si),
             _percent(row.memory_headroom, "%"),
             repeats_valid(msgspec.structs.asdict(row)),
@@ -151,8 +153,8 @@ def _percent(share: float | None, unit: str = "") -> str:
     return "" if share is None else f"{100 * share:.1f}{unit}"
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+def _of_questions(questions: int | None) -> str:
+    return "" if questions is None or questions < FEW_QUESTIONS else f" ({questions:,})"
 
 
 def _triple(values: Sequence[float | None]) -> str:

@@ -14,6 +14,7 @@ from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.compare.published import Beside
 from loadgen.report.compare.rows import (
     BANNER,
+    COR_MEANS,
     IMPORTED,
     RUNS,
     TEXT,
@@ -40,6 +41,8 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
     if comparison.simulated:
         _print(console, BANNER, "bold red")
     _print_table(console, RUNS, run_rows(comparison.rows))
+    if any(row.cor is not None for row in comparison.rows):
+        console.print(f"  {_shown(COR_MEANS)}", highlight=False)
     _print_lines(console, "N*, the model size at which COR is zero", told(comparison))
     _print_lines(console, "", [f"{c.source}: {c.verdict}; {c.evidence}" for c in comparison.claims])
     _print_lines(console, "Published figures beside ours", _published_lines(comparison.published))

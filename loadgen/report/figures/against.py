@@ -112,10 +112,8 @@ def _panel(sheet: Sheet, axes: Axes, run: Run, metric: str, crossovers: Sequence
             times = figure(math.exp(p["log_advantage"]))
             where = place(target, p["concurrency"], p["batch"], verified=crossover.get("batch_verified", True))
             tip = f"{where} {_PANELS[metric]} {times} times better"
-            sheet.point(
-                axes, target, p["batch"], math.exp(p["log_advantage"]), f"{tip}{interval(*ends)}, {p['sign']}",
-                markersize=4.5,
-            )  # fmt: skip
+            tip += f"{interval(*ends, floor=0.0)}, {p['sign']}"
+            sheet.point(axes, target, p["batch"], math.exp(p["log_advantage"]), tip, markersize=4.5)
     batch_axis(axes)
     log_axis(axes)
     axes.set_title(_PANELS[metric])

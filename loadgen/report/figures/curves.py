@@ -11,6 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from loadgen.analysis.answer import PER_QUERY
+from loadgen.analysis.crossover.crossing import Crossing
+from loadgen.analysis.crossover.sentence import placed
 from loadgen.analysis.run import Run, batch_of
 from loadgen.report.figures.axes import batch_axis, border, log_axis, over_batch, percent_axis
 from loadgen.report.figures.figure import Figure
@@ -115,7 +117,8 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
         )
     for row in rows.to_dict("records"):
         scale = 100 if column == "accuracy" else 1
-        ends = interval(scale * row[low], scale * row[high]) if bounded else ""
+        floor = None if column == "accuracy" else 0.0
+        ends = interval(scale * row[low], scale * row[high], floor=floor) if bounded else ""
         unit = f"% {curve.unit} of n = {row['questions']:.0f}" if column == "accuracy" else f" {curve.unit}"
         where = place(target, row["concurrency"], row["batch"], verified=known(row["running_mean"]))
         sheet.point(axes, target, row["batch"], row[column], f"{where} {figure(scale * row[column])}{unit}{ends}")
@@ -156,8 +159,9 @@ def _mark(
 ) -> None:  # fmt: skip
     low = crossing["lo"] if known(crossing["lo"]) else ends[0]
     high = crossing["hi"] if known(crossing["hi"]) else ends[1]
-    text = f"B* {crossing['b']:.3g}"
-    sheet.mark(axes, crossover["target"], crossing["b"], (low, high), crossover["sentence"], text=text, row=row)
+    b = crossing["b"] if placed(msgspec.convert(crossing, Crossing)) else None
+    text = "B* not known" if b is None else f"B* {b:.3g}"
+    sheet.mark(axes, crossover["target"], b, (low, high), crossover["sentence"], text=text, row=row)
 
 
 def draw_si(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
@@ -203,5 +207,6 @@ def draw_estimates(
             color=look.colour, linewidth=1.3, alpha=0.7, gid=sheet.series(target),
         )  # fmt: skip
     for x, b, estimate in points:
-        tip = f"{place(target, b, x, verified=verified)} {name} {quantity(estimate, percent=percent)}"
+        floor = None if percent else -1.0 if name == "COR" else 0.0
+        tip = f"{place(target, b, x, verified=verified)} {name} {quantity(estimate, percent=percent, floor=floor)}"
         sheet.point(axes, target, x, estimate["value"], tip)

@@ -30,6 +30,8 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     log: bool = False
     percent: bool = False
     borders: tuple[float, ...] = ()
+    floor: float | None = 0.0
+    """As `too_wide` takes it; None: its interval is not over repeats."""
 
 
 def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
@@ -37,8 +39,8 @@ def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figu
     columns = [
         Column(label="tokens/s", values=_summary(run, "tokens_per_s"), log=True),
         Column(label="J/query", values=_summary(run, "energy_per_query_j"), log=True),
-        Column(label="accuracy", values=_summary(run, "accuracy"), percent=True),
-        Column(label="COR", values=_indices(run, "cor_tps"), borders=(0.0, 1.0)),
+        Column(label="accuracy", values=_summary(run, "accuracy"), percent=True, floor=None),
+        Column(label="COR", values=_indices(run, "cor_tps"), borders=(0.0, 1.0), floor=-1.0),
     ]
     figures = "Figures 2 (A) and " + ("4 (a–c)" if run.manifest["dataset"]["name"] == "mathqa" else "3")
     of = f", {asked(run)}" if asked(run) else ""
@@ -53,7 +55,7 @@ def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figu
 def draw_pillars(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """T_SI, E_SI, S_SI and SI of each target at each B; None where none is known."""
     columns = [
-        Column(label="T_SI (accuracy)", values=_indices(run, "t_si"), borders=(1.0,)),
+        Column(label="T_SI (accuracy)", values=_indices(run, "t_si"), borders=(1.0,), floor=None),
         Column(label="E_SI (speed, memory)", values=_indices(run, "e_si", "value"), borders=(1.0,)),
         Column(label="S_SI (energy)", values=_indices(run, "s_si"), borders=(1.0,)),
         Column(label="SI", values=_indices(run, "si"), borders=(1.0,)),
@@ -118,7 +120,8 @@ def _column(sheet: Sheet, axes: Axes, column: Column, places: Mapping[Key, float
                 y, estimate["lo"], estimate["hi"], color=sheet.looks[target].colour, linewidth=1.8, alpha=0.75,
                 gid=sheet.series(target),
             )  # fmt: skip
-        tip = f"{target} · B = {b}: {column.label} {quantity(estimate, percent=column.percent)}"
+        said = quantity(estimate, percent=column.percent, floor=column.floor)
+        tip = f"{target} · B = {b}: {column.label} {said}"
         sheet.point(axes, target, estimate["value"], y, tip)
     if column.log:
         log_axis(axes, "x", most=4)

@@ -108,12 +108,18 @@ class Sheet:
         )
 
     def mark(
-        self, axes: Axes, target: str, x: float, ends: tuple[float, float], tip: str, *, text: str, row: int
+        self, axes: Axes, target: str, x: float | None, ends: tuple[float, float], tip: str, *, text: str, row: int
     ) -> None:
-        """A vertical line at x with its interval as a band; `text` beside its upper end, `row` lines further down."""
+        """A vertical line at x, if it is known, with its interval as a band; `text` beside its upper end, `row` lines
+        further down."""
         colour = self.looks[target].colour
-        axes.axvspan(*ends, color=colour, alpha=0.13, linewidth=0, gid=self.series(target), zorder=0)
-        axes.axvline(x, color=colour, linestyle="--", linewidth=1.3, gid=self._tipped(target, tip), zorder=2)
+        gid = self._tipped(target, tip)
+        span = gid if x is None else self.series(target)
+        axes.axvspan(*ends, color=colour, alpha=0.13, linewidth=0, gid=span, zorder=0)
+        if x is None:
+            x = math.sqrt(math.prod(ends))
+        else:
+            axes.axvline(x, color=colour, linestyle="--", linewidth=1.3, gid=gid, zorder=2)
         at_the_right = axes.transAxes.inverted().transform(axes.transData.transform((x, 1)))[0] > 0.85
         axes.annotate(
             text, (x, 1), xycoords=("data", "axes fraction"), textcoords="offset points",

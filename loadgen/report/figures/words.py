@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from loadgen.analysis.intervals import too_wide
 from loadgen.analysis.run import Run
 from loadgen.serving.metrics import UNVERIFIED
 
@@ -20,16 +21,20 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def interval(low: Any, high: Any) -> str:
-    """As ` (12 to 15)`; empty without both ends."""
-    return f" ({figure(low)} to {figure(high)})" if known(low) and known(high) else ""
+def interval(low: Any, high: Any, *, floor: float | None = None) -> str:
+    """As ` (12 to 15)`; empty without both ends. `floor`: as `too_wide` takes it, of an interval over repeats."""
+    if not known(low) or not known(high):
+        return ""
+    if floor is not None and too_wide(low, high, floor=floor):
+        return " (interval not known: the repeats differ too much)"
+    return f" ({figure(low)} to {figure(high)})"
 
 
-def quantity(estimate: Mapping[str, Any], *, percent: bool = False) -> str:
-    """A value with its interval, from a mapping with `value`, `lo` and `hi`."""
+def quantity(estimate: Mapping[str, Any], *, percent: bool = False, floor: float | None = None) -> str:
+    """A value with its interval, from a mapping with `value`, `lo` and `hi`; `floor` as `interval` takes it."""
     scale, unit = (100, "%") if percent else (1, "")
     low, high = (scale * estimate[end] if known(estimate[end]) else None for end in ("lo", "hi"))
-    return f"{figure(scale * estimate['value'])}{unit}{interval(low, high)}"
+    return f"{figure(scale * estimate['value'])}{unit}{interval(low, high, floor=floor)}"
 
 
 def asked(run: Run) -> str:

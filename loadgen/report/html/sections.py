@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
+from loadgen.analysis.crossover.crossing import Crossing
+from loadgen.analysis.crossover.sentence import number, placed
 from loadgen.analysis.run import Run
 from loadgen.report.answer import CLAIMS, claim_rows
 from loadgen.report.client import CLIENT, NOTE, client_rows
@@ -13,7 +17,7 @@ from loadgen.report.html.tables import stamp, table
 from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
 from loadgen.report.models import ASIDE, MODELS, model_notes, model_rows, model_sentences
 from loadgen.report.stamp import STAMP
-from loadgen.report.table import HEADINGS, shown_columns, table_rows
+from loadgen.report.table import HEADINGS, NOT_KNOWN, WHY_NOT_KNOWN, shown_columns, table_rows
 from loadgen.report.traffic import GOODPUT, TRAFFIC, goodput_rows, traffic_rows
 from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
 
@@ -49,6 +53,7 @@ def result(run: Run) -> Html:
         + ("" if run.arrival else f"× ref: tokens/s against {reference}. ")
         + "Intervals: over repeats, of accuracy over questions. "
         + ("" if run.arrival else "J/query is over each target's own items; comparisons take those of both sides.")
+        + (f" {WHY_NOT_KNOWN}" if any(NOT_KNOWN in row for row in rows) else "")
     )
     return join((element("p", note, class_="small"), made))
 
@@ -163,10 +168,8 @@ def _headings(run: Run, headings: Sequence[str]) -> list[str]:
 def _b_star(crossing: Entry | None) -> tuple[str, str]:
     if crossing is None:
         return "", ""
-    low, high = crossing["lo"], crossing["hi"]
-    interval = "" if low is None or high is None else f"{_batch(low)}–{_batch(high)}"
-    return _batch(crossing["b"]), interval
-
-
-def _batch(value: float) -> str:
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    found = msgspec.convert(crossing, Crossing)
+    if not placed(found):
+        return NOT_KNOWN, ""
+    ends = "" if found.lo is None or found.hi is None else f"{number(found.lo)}–{number(found.hi)}"
+    return number(found.b), ends

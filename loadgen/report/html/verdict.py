@@ -9,9 +9,11 @@ from typing import Any
 
 from loadgen.analysis.run import Run
 from loadgen.client.arrivals import CLOSED
+from loadgen.report.answer import terms
 from loadgen.report.html.markup import Html, element, join
 from loadgen.report.html.tables import stamp, table
 from loadgen.report.stamp import STAMP
+from loadgen.report.table import NOT_KNOWN, WHY_NOT_KNOWN, interval
 from loadgen.report.traffic import traffic_sentences
 
 Entry = Mapping[str, Any]
@@ -55,7 +57,8 @@ def verdicts(run: Run) -> Html:
     parts = [_target(run, target) for target in targets]
     if not parts:
         parts = [element("p", f"Only {analysis['reference']} was measured: there is nothing to compare.", class_="big")]
-    return join((*parts, _glance(analysis)))
+    words = terms(analysis)
+    return join((element("p", words, class_="small") if words else "", *parts, _glance(analysis)))
 
 
 def _target(run: Run, target: str) -> Html:
@@ -133,14 +136,14 @@ def _glance(analysis: Entry) -> Html:
     shown = [place for place in range(len(_GLANCE)) if any(row[place] for row in rows)]
     headings = [_GLANCE[place].replace("ref", analysis["reference"]) for place in shown]
     made = table(headings, [[row[place] for place in shown] for row in rows], label=label, grouped_by=(1,))
-    return Html(element("h3", label) + made) if rows else Html("")
+    note = element("p", WHY_NOT_KNOWN, class_="small") if any(NOT_KNOWN in row for row in rows) else ""
+    return join((element("h3", label), made, note)) if rows else Html("")
 
 
 def _estimate(found: Entry | None) -> tuple[str, str]:
     if found is None:
         return "", ""
-    low, high = found["lo"], found["hi"]
-    return f"{found['value']:.2f}", "" if low is None or high is None else f"{low:.2f}–{high:.2f}"
+    return f"{found['value']:.2f}", interval(found["lo"], found["hi"], 2)
 
 
 def _points(compared: Entry) -> tuple[str, str]:
