@@ -42,7 +42,7 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
         _print(console, BANNER, "bold red")
     _print_table(console, RUNS, run_rows(comparison.rows))
     if any(row.cor is not None for row in comparison.rows):
-        console.print(f"  {_shown(COR_MEANS)}", highlight=False)
+        console.print(f"  {COR_MEANS}", highlight=False)
     _print_lines(console, "N*, the model size at which COR is zero", told(comparison))
     _print_lines(console, "", [f"{c.source}: {c.verdict}; {c.evidence}" for c in comparison.claims])
     _print_lines(console, "Published figures beside ours", _published_lines(comparison.published))
