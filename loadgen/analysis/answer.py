@@ -14,14 +14,13 @@ from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.crossover.metric import METRICS
 from loadgen.analysis.crossover.step import shared_sizes
-from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.indices.spans import spanned
 from loadgen.analysis.indices.study import IndexStudy, index_study
 from loadgen.analysis.intervals import log_error
 from loadgen.analysis.trust.answers import Answers, item_lengths, item_means
-from loadgen.analysis.trust.pairing import Lengths, PairedItems, PairedLengths, influence, pair_lengths
+from loadgen.analysis.trust.pairing import Lengths, PairedItems, PairedLengths, influence, pair_lengths, paired
 from loadgen.analysis.trust.study import TrustStudy
 
 PER_QUERY = ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si")

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats, Ints
+from loadgen.client.latency import ttft_s
 
 CPU_SHARE = 0.95
 """Of one core, by the busiest process, over the window: an event loop has no more than a core."""
@@ -202,7 +203,7 @@ def _against_server(data: CellData, window: tuple[int, int]) -> tuple[float | No
     seen = data.ok & (data.t_first_ns > first.t_ns) & (data.t_first_ns <= last.t_ns)
     if abs(int(seen.sum()) - count) > max(2.0, _COUNT_TOLERANCE * count) or not seen.any():
         return server_ms, int(count), None
-    client_ms = float((data.t_first_ns - data.t_send_ns)[seen].mean()) / 1e6
+    client_ms = 1e3 * float(ttft_s(data.t_send_ns, data.t_first_ns)[seen].mean())
     return server_ms, int(count), client_ms - server_ms
 
 

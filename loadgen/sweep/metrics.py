@@ -155,6 +155,8 @@ class SweepMetrics(Observer):
         cell, labels = progress.cell, _labels(progress.cell)
         if self._last is None or cell != self._last.cell:
             self._start.labels(self._run, *labels).set(time.time())
+            for histogram in (self._ttft, self._tpot):
+                histogram.labels(*labels)  # from 0 on: a rate needs a sample before the first observation
         self._last = progress
         self._info.clear()
         self._info.labels(*labels, progress.stage).set(1)

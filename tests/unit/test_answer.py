@@ -14,11 +14,10 @@ from made_run import answer, cell_data
 
 from loadgen.analysis.answer import Answer, answer_of, correlation
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.settings import IndexSettings
 from loadgen.analysis.trust.answers import Answer as Graded
 from loadgen.analysis.trust.answers import Answers
-from loadgen.analysis.trust.pairing import Asked, pair_items, pair_lengths
+from loadgen.analysis.trust.pairing import Asked, pair_items, pair_lengths, paired
 from loadgen.analysis.trust.ratio import trust_ratio
 from loadgen.analysis.trust.study import Side, TrustStudy, TrustTest, study
 from loadgen.analysis.validity import Validity

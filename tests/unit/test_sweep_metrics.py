@@ -90,7 +90,7 @@ def test_histograms_hold_what_counts_in_the_window_and_counters_every_request() 
     assert value("loadgen_requests_total", LABELS | {"status": "ok"}) == 2
     assert value("loadgen_output_tokens_total", LABELS) == 40
     assert (value("loadgen_ttft_seconds_count", LABELS), value("loadgen_ttft_seconds_sum", LABELS)) == (1, 0.5)
-    assert value("loadgen_tpot_seconds_count", LABELS) is None
+    assert value("loadgen_tpot_seconds_count", LABELS) == 0
 
 
 def test_the_running_cell_is_shown_and_goes_when_it_ends() -> None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.indices.drawn import ROUNDING, TAIL, Drawn
-from loadgen.analysis.indices.items import paired
 from loadgen.analysis.indices.standing import Standing
+from loadgen.analysis.trust.pairing import paired
 from loadgen.analysis.trust.planning import MARGIN
 from loadgen.analysis.trust.ratio import bonett_price
 from loadgen.analysis.trust.score import changes, difference_interval

@@ -10,7 +10,7 @@ import numpy as np
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.indices.drawn import Drawn
 from loadgen.analysis.indices.point import OperatingPoint
-from loadgen.analysis.trust.pairing import PairedItems, PairedLengths, influence, pair_lengths
+from loadgen.analysis.trust.pairing import PairedItems, PairedLengths, influence, pair_lengths, paired
 from loadgen.analysis.trust.ratio import TrustRatio, ratio_draws, trust_ratio
 
 
@@ -24,18 +24,6 @@ class ItemFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Mean output tokens per answer of target and reference; None where no length is known, or where `refusal`."""
     refusal: str | None = None
     """Why lengths, and so joules per query, cannot be compared."""
-
-
-def paired(target: Mapping[str, float], reference: Mapping[str, float]) -> PairedItems | None:
-    """Items that both answered, from their shares of correct answers, in the reference's order; None without one."""
-    shared = tuple(item for item in reference if item in target)
-    if not shared:
-        return None
-    return PairedItems(
-        item_ids=shared,
-        reference=np.array([reference[item] for item in shared]),
-        target=np.array([target[item] for item in shared]),
-    )
 
 
 def item_figures(

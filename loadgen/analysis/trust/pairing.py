@@ -117,17 +117,24 @@ def pair_lengths(target: Lengths, reference: Lengths) -> PairedLengths | None:
     )
 
 
-def pair_items(target: Answers, reference: Answers) -> PairedItems:
-    """Items that both sides answered, in the reference's order. Raises ValueError if there is none."""
-    ours, theirs = item_means(target), item_means(reference)
-    shared = tuple(item for item in theirs if item in ours)
+def paired(target: Mapping[str, float], reference: Mapping[str, float]) -> PairedItems | None:
+    """Items that both answered, from their shares of correct answers, in the reference's order; None without one."""
+    shared = tuple(item for item in reference if item in target)
     if not shared:
-        raise ValueError("target and reference share no answered item")
+        return None
     return PairedItems(
         item_ids=shared,
-        reference=np.array([theirs[item] for item in shared]),
-        target=np.array([ours[item] for item in shared]),
+        reference=np.array([reference[item] for item in shared]),
+        target=np.array([target[item] for item in shared]),
     )
+
+
+def pair_items(target: Answers, reference: Answers) -> PairedItems:
+    """`paired` of the items' mean scores. Raises ValueError if there is no shared item."""
+    pairs = paired(item_means(target), item_means(reference))
+    if pairs is None:
+        raise ValueError("target and reference share no answered item")
+    return pairs
 
 
 def pairing_refusal(target: Mapping[str, Asked], reference: Mapping[str, Asked]) -> str | None:
