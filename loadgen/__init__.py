@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadgen.analysis.compare.comparison import RunComparison
+    from loadgen.analysis.indices.settings import Form
     from loadgen.analysis.run import Run
     from loadgen.selftest.selftest import Selftest
 
 importlib.import_module("loadgen.sweep")
 importlib.import_module("loadgen.selftest")
+importlib.import_module("loadgen.report")
 """The rooms are imported before the functions of their names are defined: a later first import would hide those."""
 
-__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "selftest", "sweep"]
+__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "report", "selftest", "sweep"]
 
 
 def sweep(*, resume: str | Path | None = None, trust_manifest: bool = False, **options: Any) -> Run:
@@ -58,6 +60,46 @@ def load_run(path: str | Path) -> Run:
     from loadgen.analysis.run import load_run as load
 
     return load(path)
+
+
+def report(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    alpha: float = 0.5,
+    weights: tuple[float, float, float] = (0.34, 0.33, 0.33),
+    s_form: Form = "linear",
+    carbon: float | None = None,
+    slo: str | None = None,
+    start_sd: str | float | None = None,
+) -> Run:
+    """What `loadgen report` does: tables, figures and report.html of a run directory from its journal, once more.
+
+    With `out`, they and a copy of the manifest are written into that folder and nothing into the run, which may then be
+    one that can only be read. Returns the run with these figures. Raises UsageError for wrong use.
+    """
+    from pathlib import Path
+
+    from loadgen.analysis.analyse import analyse
+    from loadgen.analysis.indices.settings import IndexSettings
+    from loadgen.report.html import write_report
+    from loadgen.sweep.config import start_share
+    from loadgen.sweep.manifest import read_manifest
+    from loadgen.sweep.slo import Slo
+
+    run_dir = Path(run)
+    if carbon is None:
+        carbon = read_manifest(run_dir)["config"].get("carbon_kg_per_kwh")
+    analyse(
+        run_dir,
+        IndexSettings(alpha=alpha, weights=weights, sustainability=s_form, carbon_kg_per_kwh=carbon),
+        slo=None if slo is None else Slo.parse(slo),
+        start_sd=None if start_sd is None else start_share(start_sd),
+        out=None if out is None else Path(out),
+    )
+    opened = load_run(run_dir if out is None else out)
+    write_report(opened)
+    return opened
 
 
 def compare(

@@ -29,8 +29,9 @@ from loadgen.analysis.trust.hidden import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
+from loadgen.folder import Folder
 from loadgen.sweep.journal import cell_files
-from loadgen.sweep.manifest import read_manifest
+from loadgen.sweep.manifest import FILE, read_manifest
 from loadgen.sweep.plan import level
 from loadgen.sweep.slo import Slo
 from loadgen.workload.facts import read_facts
@@ -47,15 +48,23 @@ def analyse(
     *,
     slo: Slo | None = None,
     start_sd: float | None = None,
+    out: Path | None = None,
 ) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
 
+    With `out`, they and a copy of the manifest are written into that folder, made if need be, and nothing into the run.
+
     `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
     goodput asks for, by default what the sweep was told; `start_sd`: the relative standard deviation between starts of
-    a server, by default what the sweep was told. Raises UsageError if this is no run directory, or nothing was
-    measured.
+    a server, by default what the sweep was told. Raises UsageError if this is no run directory, nothing was measured,
+    or `out` is a run directory.
     """
     manifest = read_manifest(run_dir)
+    if out is not None:
+        if any(map(Folder(out).has, ("journal", "items.json"))):
+            raise UsageError(f"{out} is a run directory, whose own files would be overwritten; name another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        Folder(out).write(FILE, Folder(run_dir).read(FILE))
     facts = read_facts(run_dir) if manifest["graded"] else {}
     grader = Grader(facts, manifest["protocol"]["name"], manifest["config"].get("answer_regex"))
     cells: list[CellSummary] = []
@@ -73,7 +82,7 @@ def analyse(
     paths = cell_files(run_dir)
     processes = processes_for(paths)
     powers = read_powers(run_dir, manifest, processes)
-    with RunTables(run_dir) as tables:
+    with RunTables(out or run_dir) as tables:
         for result in CellReader(manifest, grader, powers, slo).results(paths, processes):
             cell = result.summary
             cells.append(cell)
@@ -108,8 +117,8 @@ def analyse(
         },
         processes=processes,
     )
-    write_cells(run_dir, cells)
-    write_summary(run_dir, summarize(cells, sides.answers, trust, answer.indices, processes))
+    write_cells(out or run_dir, cells)
+    write_summary(out or run_dir, summarize(cells, sides.answers, trust, answer.indices, processes))
     claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"], lengths=sides.lengths)
     arrival = manifest["config"].get("arrival")
     hidden = hidden_warnings(sides.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
@@ -117,7 +126,7 @@ def analyse(
     content = {**_analysis(manifest, cells, trust, answer, damaged, hidden), "claims": msgspec.to_builtins(claims)}
     choices = msgspec.to_builtins(settings)
     content["slo"], content["start_sd"] = None if slo is None else str(slo), start_sd
-    write_analysis(run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
+    write_analysis(out or run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
 
 
 def batch_notes(cells: list[CellSummary]) -> list[str]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
-from loadgen.analysis.indices.settings import Form, IndexSettings
+from loadgen.analysis.indices.settings import Form
 from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
-from loadgen.sweep.slo import Slo
 
 
 @click.command("report", context_settings=CONTEXT)
@@ -24,9 +23,9 @@ from loadgen.sweep.slo import Slo
 @click.option("--slo", metavar="LIMITS", help="What a good request keeps: ttft:200ms,tpot:50ms [default: the sweep's].")
 @click.option("--start-sd", metavar="SD",
               help="One repeat: the noise between starts of a server, as 1.5% [default: the sweep's].")  # fmt: skip
-def command(
-    run: Path, alpha: float, weights: str, s_form: Form, carbon: float | None, slo: str | None, start_sd: str | None
-) -> None:
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path),
+              help="Write everything there and nothing into RUN: for runs that you may only read.")  # fmt: skip
+def command(run: Path, weights: str, **choices: Any) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
 
     \b
@@ -34,26 +33,13 @@ def command(
       loadgen report runs/2026-11-22-091500-tiny
       loadgen report runs/2026-11-22-091500-tiny --weights 0.6,0.2,0.2 --alpha 1
       loadgen report runs/2026-11-22-091500-tiny --slo ttft:200ms,tpot:50ms
+      loadgen report /mnt/colleague/runs/a --out a-report
     """
-    from loadgen.analysis.analyse import analyse
-    from loadgen.analysis.run import load_run
+    from loadgen import report
     from loadgen.report.console import stdout_console
-    from loadgen.report.html import write_report
     from loadgen.report.terminal import print_end
-    from loadgen.sweep.config import start_share
-    from loadgen.sweep.manifest import read_manifest
 
-    if carbon is None:
-        carbon = read_manifest(run)["config"].get("carbon_kg_per_kwh")
-    analyse(
-        run,
-        IndexSettings(alpha=alpha, weights=_three(weights), sustainability=s_form, carbon_kg_per_kwh=carbon),
-        slo=None if slo is None else Slo.parse(slo),
-        start_sd=None if start_sd is None else start_share(start_sd),
-    )
-    opened = load_run(run)
-    write_report(opened)
-    print_end(opened, stdout_console(width=200))
+    print_end(report(run, weights=_three(weights), **choices), stdout_console(width=200))
 
 
 def _three(text: str) -> tuple[float, float, float]:

@@ -11,6 +11,9 @@ import pytest
 from click.testing import CliRunner
 from made_run import make_run
 
+import loadgen
+from loadgen.analysis.analyse import analyse
+from loadgen.cli import group
 from loadgen.cli.report import command as report
 from loadgen.errors import StorageError, UsageError
 from loadgen.folder import Folder, read_json
@@ -146,6 +149,55 @@ def test_a_report_writes_nothing_through_the_links_of_a_run(tmp_path: Path, outs
     assert done.exit_code == 0
     assert outside.read_text() == "mine"
     assert not [path for path in run.rglob("*") if path.is_symlink() and path.name != "report.partial"]
+
+
+@pytest.mark.parametrize("command", ["regrade RUN", "compare RUN --out DIR --import FILE", "report RUN --out DIR"])
+def test_commands_write_nothing_through_links(tmp_path: Path, outside: Path, command: str) -> None:
+    run, out = small_run(tmp_path / "run"), tmp_path / "out"
+    analyse(run)
+    result = tmp_path / "result.json"
+    result.write_text('{"output_throughput": 1.5, "max_concurrency": 1}')
+    out.mkdir()
+    compared = ("compare.csv", "compare.json", "compare.html", "imports.csv", "manifest.json", "report.html")
+    for name in {*LINKED, *compared, *(f"{name}.partial" for name in compared)}:
+        (out / name).symlink_to(outside)
+    for name in LINKED:
+        if name.endswith(".partial"):
+            (run / name).symlink_to(outside)
+    words = {"RUN": str(run), "DIR": str(out), "FILE": f"vllm-bench={result}"}
+    CliRunner().invoke(group, [words.get(word, word) for word in command.split()], catch_exceptions=False)
+    assert outside.read_text() == "mine"
+    written = {"compare": compared[:4], "report": LINKED[-4:], "regrade": ()}[command.split()[0]]
+    assert all((out / name).is_file() and not (out / name).is_symlink() for name in written)
+
+
+def test_a_report_elsewhere_leaves_a_run_as_it_was(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    before = contents(run)
+    for path in (run, *run.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    found = loadgen.report(run, out=tmp_path / "mine" / "a")
+    assert contents(run) == before
+    assert found.complete
+    assert "<h2>Result" in (tmp_path / "mine" / "a" / "report.html").read_text()
+    assert list((tmp_path / "mine" / "a" / "figures").iterdir())
+    again = loadgen.load_run(tmp_path / "mine" / "a")
+    assert (again.summary["target"].tolist(), again.manifest) == (found.summary["target"].tolist(), found.manifest)
+    with pytest.raises(UsageError, match="is a run directory, whose own files would be overwritten"):
+        loadgen.report(run, out=small_run(tmp_path / "other"))
+
+
+def small_run(path: Path) -> Path:
+    """One cell: few figures to draw."""
+    return make_run(path, targets=("fp16",), concurrency=(1,), repeats=1)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """By path: when it was changed, which a folder is by each new file, and what it holds."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in (folder, *folder.rglob("*"))
+    }
 
 
 @pytest.mark.parametrize("linked", ["figures", "journal", "journal/power", "servers"])

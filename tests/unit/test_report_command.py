@@ -10,14 +10,15 @@ import pytest
 from click.testing import CliRunner, Result
 from made_run import made_open_run, make_run
 
-import loadgen.report.html
+import loadgen
 from loadgen.cli import group
 from loadgen.errors import UsageError
+from loadgen.report import html
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(loadgen.report.html, "write_report", lambda run: run.path)
+    monkeypatch.setattr(html, "write_report", lambda run: run.path)
     return make_run(tmp_path / "run")
 
 
@@ -48,7 +49,7 @@ def test_other_choices_are_used_and_named(run_dir: Path) -> None:
 def test_goodput_is_counted_by_other_objectives_and_the_sweeps_own_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loadgen.report.html, "write_report", lambda run: run.path)
+    monkeypatch.setattr(html, "write_report", lambda run: run.path)
     run_dir = made_open_run(tmp_path / "run", slo="ttft:500ms")
     assert report(run_dir, "--slo", "ttft:100ms").exit_code == 0
     assert loadgen.load_run(run_dir).summary["goodput_share"].tolist() == [0.5, 0.5]
