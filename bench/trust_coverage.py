@@ -249,7 +249,7 @@ def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[s
                     inside, all_taken = completed(lengths, speed * rate, b, case.window_s)
                     taken |= set(all_taken.tolist())
                     mean = float(lengths[inside].mean()) if len(inside) else None
-                    cells.append(_cell(target, b, repeat + 1, float(speed * rate), float(0.5 * joules), mean))
+                    cells.append(cell(target, b, repeat + 1, float(speed * rate), float(0.5 * joules), mean))
                 answers[target, b] = {
                     str(k): [
                         Answer(repeat=1, outcome="correct", correct=bool(right[k]), output_tokens=int(lengths[k]))
@@ -295,7 +295,7 @@ def accuracy_tests(sides: list[Side]) -> TrustStudy:
     return TrustStudy(trust=tuple(tests))
 
 
-def _cell(
+def cell(
     target: str, b: int, repeat: int, tokens_per_s: float, joules_per_token: float, mean: float | None
 ) -> CellSummary:
     """What a cell with these figures has; nothing else is known of it."""

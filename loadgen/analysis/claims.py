@@ -68,8 +68,9 @@ def _by(answer: Answer, metric: str) -> list[Crossover]:
 
 
 def _energy_trap(found: Crossover) -> Claim:
-    """Theorem 4.3 by its words (its algebra says the reverse): fewer bits cost more energy below some B*. One crossing
-    in that direction supports it; a crossing in the other one contradicts it, wherever it is."""
+    """Theorem 4.3 by its words (its algebra says the reverse): fewer bits cost more energy below some B*. A crossing in
+    the other direction contradicts it, wherever it is; one in that direction supports it if every B outside of its
+    bracket is proven: where one is open, the target may lose again."""
     batches = [point.concurrency for point in found.points]
     verdict: Verdict = "cannot tell"
     if found.status == "crosses":
@@ -80,8 +81,10 @@ def _energy_trap(found: Crossover) -> Claim:
             end = "above it" if above is None else f"from there to {place(above)}"
             sides.append(f"{'wins' if won else 'loses'} {end}")
         against = any(crossing.direction == "wins_below" for crossing in found.crossings)
-        verdict = "contradicted" if against else "supported"
+        verdict = "contradicted" if against else "cannot tell" if found.away else "supported"
         evidence = ", ".join(sides)
+        if found.away:
+            evidence += f"; not decided at B = {_list(point.concurrency for point in found.away)}"
     elif found.status == "better" and batches[0] == 1:
         verdict, evidence = "contradicted", f"{found.target} needs less energy at every B measured, from B = 1 on"
     elif found.status == "worse":

@@ -70,6 +70,14 @@ def test_a_target_that_loses_wins_and_loses_again_contradicts_it(base: CellSumma
     assert ", wins from there to B* = 3" in claim.evidence and claim.evidence.endswith(", loses above it")
 
 
+def test_an_open_b_above_the_crossing_leaves_it_undecided(base: CellSummary) -> None:
+    """awq needs 2, 0.5 and 0.5 times the joules of fp16, and at B = 64 as many: it may lose again there."""
+    ratios = dict(zip(BATCHES, (2.0, 0.5, 0.5, 1.0), strict=True))
+    made = with_joules(cells(base), {b: ratios[b] * (64 / b) ** 0.5 / 2 / 1.5 for b in BATCHES})
+    claim = claims(made)["Theorem 4.3", "awq"]
+    assert (claim.verdict, claim.evidence.split("; ")[1]) == ("cannot tell", "not decided at B = 64")
+
+
 def test_losing_at_every_b_does_not_decide_it(base: CellSummary) -> None:
     claim = claims(with_joules(cells(base), dict.fromkeys(BATCHES, 100.0)))["Theorem 4.3", "awq"]
     assert claim.verdict == "cannot tell"

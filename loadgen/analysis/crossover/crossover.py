@@ -54,6 +54,16 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     """Why nothing can be said; then everything else is empty."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def away(self) -> tuple[GridPoint, ...]:
+        """The open points that no established crossing explains."""
+        brackets = [crossing.bracket for crossing in self.crossings]
+        return tuple(
+            point
+            for point in self.points
+            if point.sign == "open" and not any(low < point.concurrency < high for low, high in brackets)
+        )
+
 
 def crossover(
     target: Curve,

@@ -96,14 +96,7 @@ def _crosses_briefly(result: Crossover, metric: Metric) -> str:
 
 
 def _away(result: Crossover) -> str:
-    """The open points that no crossing explains."""
-    brackets = [crossing.bracket for crossing in result.crossings]
-    away = [
-        point
-        for point in result.points
-        if point.sign == "open" and not any(low < point.concurrency < high for low, high in brackets)
-    ]
-    return f"; not decided at {_list(result, away)}" if away else ""
+    return f"; not decided at {_list(result, result.away)}" if result.away else ""
 
 
 def _undecided(result: Crossover, metric: Metric, question: str) -> str:
