@@ -84,7 +84,8 @@ def _energy_trap(found: Crossover) -> Claim:
         verdict = "contradicted" if against else "cannot tell" if found.away else "supported"
         evidence = ", ".join(sides)
         if found.away:
-            evidence += f"; not decided at B = {_list(point.concurrency for point in found.away)}"
+            measured = {*batches, *found.left_out}
+            evidence += f"; not decided at {spanned([point.concurrency for point in found.away], measured)}"
     elif found.status == "better" and batches[0] == 1:
         verdict, evidence = "contradicted", f"{found.target} needs less energy at every B measured, from B = 1 on"
     elif found.status == "worse":
