@@ -58,7 +58,7 @@ def run() -> Json:
              Query(f"max({now('power_watts')})", "power")),
         stat("Energy per token", "loadgen_energy_per_token_joules: power now over tokens per second, a glance.",
              "joule", Query(f"max({now('energy_per_token_joules')})", "energy per token"), decimals=4),
-        stat("Accuracy so far", "loadgen_accuracy_ratio: share of this cell's graded answers that are correct.",
+        stat("Accuracy so far", "loadgen_accuracy_ratio: share of loadgen_graded_answers that are correct.",
              "percentunit", Query(f"max({now('accuracy_ratio')})", "accuracy")),
     ]  # fmt: skip
     course = [
@@ -93,7 +93,7 @@ def run() -> Json:
               Query(f"max by (target) ({now('power_watts')})", "{{target}}")),
         lines("Energy per token", "loadgen_energy_per_token_joules: power now over tokens per second.", "joule",
               Query(f"max by (target) ({now('energy_per_token_joules')})", "{{target}}")),
-        lines("Accuracy so far", "loadgen_accuracy_ratio: it starts anew with every cell.", "percentunit",
+        lines("Accuracy so far", "loadgen_accuracy_ratio, of loadgen_graded_answers of the cell.", "percentunit",
               Query(f"max by (target) ({now('accuracy_ratio')})", "{{target}}"), min=0, max=1),
         lines("Ended requests", "Rate of loadgen_requests_total by status.", "reqps",
               Query(f'sum by (status) (rate(loadgen_requests_total{{target=~"$target"}}{RATE}))', "{{status}}")),

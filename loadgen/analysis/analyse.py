@@ -17,6 +17,7 @@ from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.sentence import sentence
 from loadgen.analysis.fairness import unequal_servers
 from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.spans import spanned
 from loadgen.analysis.invalid import invalid_of, invalid_sentences
 from loadgen.analysis.models.sentence import entry_of
 from loadgen.analysis.models.study import cost_models
@@ -26,7 +27,7 @@ from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
 from loadgen.analysis.trust.hidden import flaw_warnings, hidden_warnings
-from loadgen.analysis.trust.study import TrustStudy, study
+from loadgen.analysis.trust.study import TrustStudy, TrustTest, study
 from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
@@ -217,11 +218,7 @@ def _analysis(
         f"the comparison is not fair: {mark}"
         for mark in dict.fromkeys(mark for ours in marks.values() for mark in ours)
     ]
-    warnings += [
-        f"accuracy of {test.target} against {test.reference} at {level(test.concurrency, arrival)}: {test.sentence}"
-        for test in trust.trust
-        if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded)
-    ]
+    warnings += _accuracy_warnings(trust, arrival)
     warnings += hidden
     warnings += [
         f"the wall clock was set by {step_s:+.1f} s during session {session}; no figure depends on it, but times in "
@@ -259,6 +256,23 @@ def _analysis(
         "client": msgspec.to_builtins(_nearest(cells)),
         "warnings": warnings,
     }
+
+
+def _accuracy_warnings(trust: TrustStudy, arrival: str | None) -> list[str]:
+    """Of comparisons that are refused or confounded: batches with the same reason together."""
+    alike: dict[tuple[str, str], list[TrustTest]] = {}
+    for test in trust.trust:
+        if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded):
+            kind = test.sentence if test.verdict == "refused" else "confounded"
+            alike.setdefault((test.target, kind), []).append(test)
+    said = []
+    for (target, _), tests in alike.items():
+        first, *others = sorted(tests, key=lambda test: test.concurrency)
+        measured = [test.concurrency for test in trust.trust if test.target == target]
+        more = f" (likewise at {spanned([test.concurrency for test in others], measured)})" if others else ""
+        where = level(first.concurrency, arrival)
+        said.append(f"accuracy of {target} against {first.reference} at {where}: {first.sentence}{more}")
+    return said
 
 
 def _nearest(cells: list[CellSummary]) -> list[NearestCheck]:

@@ -151,7 +151,7 @@ def _glance(progress: Progress) -> Table:
         "TPOT ms": _figure(progress.tpot_ms, 2),
         "W": _figure(progress.power_w, 0),
         "J/tok": "" if progress.energy_per_token_j is None else f"{progress.energy_per_token_j:.3g}",
-        "correct": "" if progress.accuracy is None else f"{progress.accuracy:.0%}",
+        "correct": "" if progress.accuracy is None else f"{progress.accuracy:.0%} of {progress.graded}",
         "ok/err": f"{progress.requests}/{progress.errors}",
     }
     table.add_row(*(Text(name, style="dim") for name in shown))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+from loadgen.analysis.indices.spans import spanned
 from loadgen.report.stamp import stamped
 
 AGAINST = ("target", "B", "T_SI", "95% CI", "lost", "won", "items", "tokens", "verdict")
@@ -31,6 +33,40 @@ def against_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
         )
         for test in tests
     ]
+
+
+def verdict_sentences(tests: Sequence[Entry], level: Callable[[int], str]) -> list[str]:
+    """Neighbouring batches with the same verdict in one sentence: those of several with the range of differences."""
+    said = []
+    for target, ours in groupby(tests, key=lambda test: test["target"]):
+        ordered = sorted(ours, key=lambda test: test["concurrency"])
+        measured = [test["concurrency"] for test in ordered]
+        for _, alike in groupby(ordered, key=_alike):
+            span = list(alike)
+            if len(span) == 1:
+                said.append(f"{target}, {level(span[0]['concurrency'])}: {span[0]['sentence']}")
+            else:
+                where = spanned([test["concurrency"] for test in span], measured)
+                said.append(f"{target}, {where}: {_of_several(span)}")
+    return said
+
+
+def _alike(test: Entry) -> tuple[str, ...]:
+    """A refusal is alike where it has the same reason."""
+    return (test["verdict"], test["sentence"] if test["verdict"] == "refused" else "")
+
+
+def _of_several(tests: Sequence[Entry]) -> str:
+    if tests[0]["verdict"] == "refused":
+        return str(tests[0]["sentence"])
+    differences = sorted(100 * test["comparison"]["difference"] for test in tests)
+    items = sorted(int(test["items"]) for test in tests)
+    ends = [f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") for value in (differences[0], differences[-1])]
+    counts = dict.fromkeys(map(str, (items[0], items[-1])))
+    text = f"{tests[0]['verdict']}; {' to '.join(dict.fromkeys(ends))} pp over {' to '.join(counts)} items"
+    if tests[0]["verdict"] == "inconclusive":
+        text += f"; you need {min(test['judgement']['more_items'] for test in tests)} more items at least"
+    return text
 
 
 def over_b_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:

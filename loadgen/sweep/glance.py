@@ -79,4 +79,5 @@ class Glance:
             share=share,
             arrived=arrived,
             elapsed_s=elapsed_s,
+            graded=self._graded,
         )

@@ -41,6 +41,7 @@ NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
     "power_watts": ("Power now, the target's GPUs together.", lambda p: p.power_w),
     "energy_per_token_joules": ("Power now over tokens per second.", lambda p: p.energy_per_token_j),
     "accuracy_ratio": ("Share of graded answers correct.", lambda p: p.accuracy),
+    "graded_answers": ("Answers graded so far, which the accuracy rests on.", lambda p: p.graded),
     "cell_progress_ratio": ("Share of the cell's window that is over.", lambda p: p.share),
 }
 """Gauges of the cell that runs: name after `loadgen_`, help, figure."""

@@ -40,12 +40,14 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None
     """The target's GPUs now, together."""
     accuracy: float | None
+    """Of the `graded` answers so far."""
     share: float
     """How much of the cell's expected time is over, 0 to 1."""
     arrived: Arrived | None = None
     """None in a closed loop."""
     elapsed_s: float = 0.0
     """Since the cell's first request."""
+    graded: int = 0
 
     @property
     def sent_per_s(self) -> float | None:

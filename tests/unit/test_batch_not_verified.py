@@ -114,8 +114,9 @@ def test_the_live_view_says_so() -> None:
     cell = Cell(index=1, target="fp16", precision="fp16", concurrency=4, repeat=1)
     progress = Progress(
         cell=cell, stage="window", in_flight=4, running=None, requests=1, errors=0, tokens_per_s=1.0, ttft_ms=1.0,
-        tpot_ms=1.0, power_w=None, accuracy=None, share=0.5,
+        tpot_ms=1.0, power_w=None, accuracy=2 / 3, share=0.5, graded=3,
     )  # fmt: skip
     with LiveView(Console(file=out, force_terminal=True, width=160)) as view:
         view.progress(progress)
     assert "4/4/batch not verified" in out.getvalue()
+    assert "67% of 3" in out.getvalue()

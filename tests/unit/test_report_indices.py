@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
+from loadgen.report.trust import verdict_sentences
 
 
 def estimate(value: float | None, lo: float | None = None, hi: float | None = None) -> dict[str, float | None]:
@@ -73,3 +74,20 @@ def test_dominance_names_its_margin_and_its_items() -> None:
     rows = dominance_rows([pair(1, within, 280), pair(4, within)], simulated=False)
     assert [row[:4] for row in rows] == [("≤ 4", "awq", "fp16", "dominates, accuracy within 2 pp (n = 280 to 300)")]
     assert dominance_rows([pair(1, "dominates")], simulated=False)[0][3] == "dominates (n = 300)"
+
+
+def test_neighbouring_batches_with_one_verdict_on_accuracy_are_one_sentence() -> None:
+    def test(b: int, verdict: str, difference: float, items: int, **changed: Any) -> dict[str, Any]:
+        made = {"target": "awq", "concurrency": b, "verdict": verdict, "items": items, "sentence": f"alone at {b}"}
+        return made | {"comparison": {"difference": difference}, "judgement": {"more_items": 10 * b}} | changed
+
+    tests = [
+        test(1, "inconclusive", -0.02, 40), test(4, "inconclusive", 0.01, 64), test(16, "worse", -0.1, 64),
+        test(64, "refused", 0, 0, sentence="not compared: prompts differ"),
+        test(128, "refused", 0, 0, sentence="not compared: prompts differ"),
+    ]  # fmt: skip
+    assert verdict_sentences(tests, lambda b: f"B = {b}") == [
+        "awq, B ≤ 4: inconclusive; −2.0 to +1.0 pp over 40 to 64 items; you need 10 more items at least",
+        "awq, B = 16: alone at 16",
+        "awq, B = 64–128: not compared: prompts differ",
+    ]

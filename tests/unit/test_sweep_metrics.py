@@ -81,7 +81,7 @@ def metrics_of_one_cell(clock: Clock) -> SweepMetrics:
     clock.ns = s(3)
     metrics.answered(CELL, ended(phase="warmup"), Latencies())
     metrics.answered(CELL, ended(), Latencies(ttft_s=0.5, tpot_s=None))
-    metrics.progress(glance("window", running=4, power_w=200, tokens_per_s=10, accuracy=0.5, share=1.0))
+    metrics.progress(glance("window", running=4, power_w=200, tokens_per_s=10, accuracy=0.5, graded=4, share=1.0))
     return metrics
 
 
@@ -99,6 +99,7 @@ def test_the_running_cell_is_shown_and_goes_when_it_ends() -> None:
     assert value("loadgen_concurrency", LABELS) == 4
     assert value("loadgen_power_watts", LABELS) == 200
     assert value("loadgen_energy_per_token_joules", LABELS) == 20
+    assert value("loadgen_graded_answers", LABELS) == 4
     assert value("loadgen_cell_info", LABELS | {"stage": "window"}) == 1
     metrics.cell_ends(CELL, "", VALID)
     for name in ("concurrency", "power_watts", "energy_per_token_joules", "requests_in_flight", "accuracy_ratio"):

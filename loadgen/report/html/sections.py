@@ -19,7 +19,16 @@ from loadgen.report.models import ASIDE, MODELS, model_notes, model_rows, model_
 from loadgen.report.stamp import STAMP
 from loadgen.report.table import HEADINGS, NOT_KNOWN, WHY_NOT_KNOWN, shown_columns, table_rows
 from loadgen.report.traffic import GOODPUT, TRAFFIC, goodput_rows, traffic_rows
-from loadgen.report.trust import AGAINST, BY_DEPTH, OVER_B, against_rows, depth_rows, depth_sentences, over_b_rows
+from loadgen.report.trust import (
+    AGAINST,
+    BY_DEPTH,
+    OVER_B,
+    against_rows,
+    depth_rows,
+    depth_sentences,
+    over_b_rows,
+    verdict_sentences,
+)
 
 Entry = Mapping[str, Any]
 _METRICS = {
@@ -101,7 +110,7 @@ def accuracy(run: Run) -> Html:
         parts.append(element("h3", f"Against {tests[0]['reference']}, question by question"))
         rows = against_rows(tests, simulated=simulated)
         parts.append(table(_headings(run, AGAINST), rows, label="Accuracy, paired", grouped_by=(0,)))
-        told = [f"{test['target']}, {run.level(test['concurrency'])}: {test['sentence']}" for test in tests]
+        told = verdict_sentences(tests, run.level)
         parts.append(element("details", element("summary", "The same in words ", stamp(simulated=simulated)),
                              items(told)))  # fmt: skip
     if tests := analysis["trust_invariance"]:
