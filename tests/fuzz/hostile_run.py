@@ -196,6 +196,8 @@ def _apply(change: Change, run: Path, outside: Path) -> None:
     path = run / change.file
     if not path.parent.resolve().is_relative_to(run):
         return
+    if change.how in ("set", "drop", "cut", "column", "field") and (path.is_symlink() or not path.is_file()):
+        return
     match change.how:
         case "set" | "drop" if path.suffix == ".jsonl":
             lines = path.read_bytes().splitlines()
