@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-from collections.abc import Iterator
-from time import monotonic
 from typing import Annotated
 
 import msgspec
@@ -42,36 +39,6 @@ ANSWER_S = 30.0
 """For the whole body of such an answer. A server that sends a byte now and then would hold the sweep for ever."""
 DOWNLOAD_S = 600.0
 """For a whole data file, 35 MB at most: a line of 0.5 Mbit/s is fast enough."""
-_PIECE_BYTES = 2**16
-
-
-class AnswerTooLong(OSError):
-    """An HTTP answer that is longer, or takes longer, than its bound."""
-
-
-def pieces_of(answer: http.client.HTTPResponse, most_bytes: int, within_s: float = ANSWER_S) -> Iterator[bytes]:
-    """The body of an answer as it comes.
-
-    Raises AnswerTooLong beyond `most_bytes` or `within_s` seconds (and the socket's own timeout, once), and
-    http.client.IncompleteRead if the connection ends before the body does.
-    """
-    deadline_s, length = monotonic() + within_s, 0
-    while piece := answer.read1(_PIECE_BYTES):
-        length += len(piece)
-        if length > most_bytes:
-            raise AnswerTooLong(f"the answer is longer than {shown_bytes(most_bytes)}")
-        if monotonic() > deadline_s:
-            raise AnswerTooLong(f"the answer is not complete after {within_s:g} s")
-        yield piece
-    missing = getattr(answer, "length", None)  # what urllib opens from a file:// URL has no such attribute
-    if missing:
-        raise http.client.IncompleteRead(b"", missing)
-    answer.close()
-
-
-def body_of(answer: http.client.HTTPResponse, most_bytes: int, within_s: float = ANSWER_S) -> bytes:
-    """The whole body of an answer; raises as `pieces_of`."""
-    return b"".join(pieces_of(answer, most_bytes, within_s))
 
 
 def shown_bytes(count: int) -> str:

@@ -11,8 +11,9 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from loadgen.bounds import MOST_EXPORTER_BYTES, body_of
+from loadgen.bounds import MOST_EXPORTER_BYTES
 from loadgen.errors import UsageError
+from loadgen.httpget import Connection
 from loadgen.power.calibration import Calibration
 from loadgen.power.clock import ClockOffset, boot_id, measure_offset
 from loadgen.power.coverage import REACH_NS
@@ -196,29 +197,25 @@ class PowerFeed:
 
 
 class _Link:
-    """A keep-alive connection that asks an exporter, one question at a time."""
+    """Asks an exporter, one question at a time."""
 
     def __init__(self, url: str) -> None:
         try:
             parts = urlsplit(url)
-            port = parts.port
+            if parts.query or parts.fragment:
+                raise ValueError
+            self._connection = Connection(url, timeout_s=TIMEOUT_S)
         except ValueError:
             raise UsageError(f"exporter URL {url} is malformed; write http://host:port") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise UsageError(f"exporter URL {url} is malformed; write http://host:port")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, port, timeout=TIMEOUT_S)
         self._path = parts.path
 
     def ask(self, path: str, answer: type[T], **query: object) -> T:
         """GET; raises OSError, HTTPException or DecodeError when the answer is not one."""
         target = f"{self._path}{path}?{urlencode(query, safe=',')}" if query else f"{self._path}{path}"
-        self._connection.request("GET", target)
-        response = self._connection.getresponse()
-        body = body_of(response, MOST_EXPORTER_BYTES)
-        if response.status != 200:
-            raise http.client.HTTPException(f"{path} answers {response.status}")
-        return msgspec.json.decode(body, type=answer)
+        found = self._connection.get(target, MOST_EXPORTER_BYTES)
+        if found.status != 200:
+            raise http.client.HTTPException(f"{path} answers {found.status}")
+        return msgspec.json.decode(found.body, type=answer)
 
     def close(self) -> None:
         self._connection.close()

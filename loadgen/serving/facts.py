@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
-import urllib.request
 from typing import Any
 
 import msgspec
 
-from loadgen.bounds import MOST_FACTS_BYTES, body_of
+from loadgen import httpget
 
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
 KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB|reserved ([0-9.]+) GiB memory for KV Cache")
 TIMEOUT_S = 5.0
-# Straight to the server, whatever http_proxy says.
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,14 +122,13 @@ def read_version(body: bytes) -> str | None:
         return None
 
 
-def get(url: str) -> bytes | None:
+def get(url: str, api_key: str | None = None) -> bytes | None:
     """The body of a 200 answer, or None for anything else."""
     try:
-        with OPENER.open(url, timeout=TIMEOUT_S) as answer:
-            body = body_of(answer, MOST_FACTS_BYTES)
-            return body if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
+        answer = httpget.get(url, timeout_s=TIMEOUT_S, bearer=api_key, redirects=httpget.MOST_REDIRECTS)
+    except httpget.FAILURES:
         return None
+    return answer.body if answer.status == 200 else None
 
 
 def get_object(url: str) -> dict[str, Any]:

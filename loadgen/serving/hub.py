@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
-import urllib.error
-import urllib.request
-from email.message import Message
 from pathlib import Path
-from typing import IO, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 import msgspec
 
-from loadgen.bounds import MOST_FACTS_BYTES, body_of
+from loadgen import httpget
+from loadgen.bounds import MOST_FACTS_BYTES
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -23,10 +19,14 @@ TIMEOUT_S = 5.0
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
 
 
+State = Literal["found", "absent", "gated", "unreachable"]
+_STATES: dict[int, State] = {401: "gated", 403: "gated", 404: "absent"}
+
+
 class HubAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the hub says of one checkpoint."""
 
-    state: Literal["found", "absent", "gated", "unreachable"]
+    state: State
     """`gated`: it wants a token, or its licence accepted; without a token the hub says so of absent ones too."""
     config: dict[str, Any] | None = None
     """The config.json of a found one."""
@@ -158,35 +158,14 @@ def fetch_config(checkpoint: str) -> HubAnswer:
 
 
 def _fetch(checkpoint: str, name: str) -> HubAnswer:
-    token = hub_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        request = urllib.request.Request(f"{endpoint()}/{checkpoint}/resolve/main/{name}", headers=headers)
-        with urllib.request.build_opener(_KeepsTokens).open(request, timeout=TIMEOUT_S) as answer:
-            config = json.loads(body_of(answer, MOST_FACTS_BYTES))
-    except urllib.error.HTTPError as error:
-        said = f"{error.code} {error.headers.get('X-Error-Code') or error.reason}"
-        state: Literal["absent", "gated", "unreachable"] = "unreachable"
-        if error.code == 404:
-            state = "absent"
-        elif error.code in (401, 403):
-            state = "gated"
-        return HubAnswer(state=state, reason=said)
-    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-        said = str(getattr(error, "reason", error)) or type(error).__name__
-        return HubAnswer(state="unreachable", reason=" ".join(said.split()))
-    if not isinstance(config, dict):
+        url = f"{endpoint()}/{checkpoint}/resolve/main/{name}"
+        answer = httpget.fetch(url, MOST_FACTS_BYTES, timeout_s=TIMEOUT_S, bearer=hub_token())
+        if answer.status == 200:
+            return HubAnswer(state="found", config=msgspec.json.decode(answer.body, type=dict[str, Any]))
+    except msgspec.ValidationError:
         return HubAnswer(state="unreachable", reason=f"{name} is not a JSON object")
-    return HubAnswer(state="found", config=config)
-
-
-class _KeepsTokens(urllib.request.HTTPRedirectHandler):
-    """A redirect to another host does not get the token."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
-        if new is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
-            new.remove_header("Authorization")
-        return new
+    except (*httpget.FAILURES, RecursionError) as error:
+        return HubAnswer(state="unreachable", reason=httpget.said(error))
+    state = _STATES.get(answer.status, "unreachable")
+    return HubAnswer(state=state, reason=f"{answer.status} {answer.headers.get('X-Error-Code') or answer.reason}")

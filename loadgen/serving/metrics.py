@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import math
 import random
 import threading
@@ -13,7 +12,8 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES, Amount, AnswerTooLong, Nanoseconds, body_of
+from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES, Amount, Nanoseconds
+from loadgen.httpget import FAILURES, REDIRECTS, AnswerTooLong, Connection, said
 from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
 from loadgen.serving.target import Target
 
@@ -23,10 +23,8 @@ SHORTEST_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 0.5
 COST_FACTOR = 20
 """A scrape takes t (the least of the last nine) and the next comes after 20 t: 5% of the server's time."""
-_PROBE_TIMEOUT_S = 10.0
 _FULLEST = ("kv_usage",)
 """Of several engines the largest counts; everything else adds up."""
-_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class EngineReading(msgspec.Struct, frozen=True, array_like=True):
@@ -140,11 +138,10 @@ class _Page:
 
     def __init__(self, url: str, api_key: str | None, model: str | None) -> None:
         parts = urlsplit(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._path = parts.path + (f"?{parts.query}" if parts.query else "")
         self._url = url
-        self._connection = kind(parts.hostname or "", parts.port, timeout=_PROBE_TIMEOUT_S)
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._connection = Connection(url, bearer=api_key)
+        self._has_key = bool(api_key)
         self._model = model
         self._vocabulary: Vocabulary | None = None
         self._short: str | None = None
@@ -187,21 +184,17 @@ class _Page:
         self.failure = None
         for _ in range(2):
             try:
-                self._connection.request("GET", path, headers=self._headers)
-                answer = self._connection.getresponse()
-                text = body_of(answer, MOST_METRICS_BYTES)
+                answer = self._connection.get(path, MOST_METRICS_BYTES)
             except AnswerTooLong as error:
-                self._connection.close()
                 self.failure = f"{self._url} cannot be read: {error}"
                 return None
-            except (OSError, http.client.HTTPException) as error:
-                self._connection.close()
-                self.failure = f"{self._url} does not answer ({' '.join(str(error).split())})"
+            except FAILURES as error:
+                self.failure = f"{self._url} does not answer ({said(error)})"
                 continue
             if answer.status == 200:
                 self.failure = None
-                return text
-            if answer.status in _REDIRECTS and path == self._path and not path.endswith("/") and "?" not in path:
+                return answer.body
+            if answer.status in REDIRECTS and path == self._path and not path.endswith("/") and "?" not in path:
                 self._path = path = f"{path}/"
                 continue
             self.failure = self._refused(answer.status)
@@ -211,7 +204,7 @@ class _Page:
     def _refused(self, status: int) -> str:
         if status not in (401, 403):
             return f"{self._url} answers {status}"
-        if self._headers:
+        if self._has_key:
             return f"{self._url} answers {status}: it does not accept the key of --api-key-env"
         return (
             f"{self._url} answers {status}: give the key with --api-key-env VAR "

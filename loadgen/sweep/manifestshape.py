@@ -15,6 +15,8 @@ from loadgen.power.owners import Owners
 from loadgen.power.sample import Scope
 from loadgen.sweep.plan import TargetName
 
+_Text = Annotated[str, msgspec.Meta(max_length=20_000)]
+"""Longer ones take seconds to lay out in a table."""
 _Batch = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 
@@ -24,18 +26,18 @@ class _Named(msgspec.Struct):
 
 
 class _Config(msgspec.Struct):
-    reference: str
+    reference: _Text
     targets: Annotated[list[_Named], msgspec.Meta(min_length=1)]
     concurrency: Annotated[list[_Batch], msgspec.Meta(min_length=1)]
     repeats: Annotated[int, msgspec.Meta(ge=0)]
-    model: str | None
+    model: _Text | None
     duration_s: _Positive | None
     requests: Count | None
-    mode: str = ""
-    device: str = ""
-    arrival: str = CLOSED
-    slo: str | None = None
-    answer_regex: str | None = None
+    mode: _Text = ""
+    device: _Text = ""
+    arrival: _Text = CLOSED
+    slo: _Text | None = None
+    answer_regex: _Text | None = None
     fixed_length: Count | None = None
     start_sd: _Positive | None = None
     tdp_w: _Positive | None = None
@@ -44,47 +46,47 @@ class _Config(msgspec.Struct):
 
 
 class _Dataset(msgspec.Struct):
-    name: str
-    sha256: str
+    name: _Text
+    sha256: _Text
     published: bool
     items: Count
 
 
 class _Protocol(msgspec.Struct):
-    name: str
-    sha256: str
-    api: str
+    name: _Text
+    sha256: _Text
+    api: _Text
     max_tokens: Count
 
 
 class _Client(msgspec.Struct):
-    loadgen: str
-    python: str = ""
-    packages: dict[str, str] = {}
-    workers: dict[str, Count] = {}
-    selftest: list[dict[str, object]] = []
+    loadgen: _Text
+    python: _Text = ""
+    packages: dict[_Text, _Text] = {}
+    workers: dict[_Text, Count] = {}
+    selftest: list[dict[_Text, object]] = []
 
 
 class _Host(msgspec.Struct):
-    cpu: str | None
+    cpu: _Text | None
     cpus: Count | None
-    cpu_vectors: list[str] = []
+    cpu_vectors: list[_Text] = []
 
 
 class _Server(msgspec.Struct):
-    name: str
+    name: _Text
     repeat: Count
-    version: str | None
+    version: _Text | None
     session: Count = 1
-    url: str | None = None
-    model: str | None = None
-    argv: list[str] | None = None
+    url: _Text | None = None
+    model: _Text | None = None
+    argv: list[_Text] | None = None
     pid: int | None = None
-    note: str | None = None
-    remarks: list[str] = []
-    kernels: list[str] | None = None
-    quantization: str | None = None
-    kv_cache_dtype: str | None = None
+    note: _Text | None = None
+    remarks: list[_Text] = []
+    kernels: list[_Text] | None = None
+    quantization: _Text | None = None
+    kv_cache_dtype: _Text | None = None
     eager: bool | None = None
     graph_sizes: list[Count] | None = None
     model_bytes: Amount | None = None
@@ -92,14 +94,14 @@ class _Server(msgspec.Struct):
 
 
 class _Failure(msgspec.Struct):
-    target: str
+    target: _Text
     repeat: Count
-    error: str
+    error: _Text
 
 
 class _Session(msgspec.Struct):
     session: Count
-    warnings: list[str]
+    warnings: list[_Text]
 
 
 class _Anchor(msgspec.Struct):
@@ -111,15 +113,15 @@ class _Anchor(msgspec.Struct):
 class _Device(msgspec.Struct):
     """A GPU, as GpuInfo."""
 
-    uuid: str
-    name: str = ""
+    uuid: _Text
+    name: _Text = ""
     index: int = 0
-    driver: str | None = None
-    vbios: str | None = None
+    driver: _Text | None = None
+    vbios: _Text | None = None
     power_limit_enforced_w: Amount | None = None
     power_limit_max_w: Amount | None = None
     scope: Scope = "gpu"
-    supported: dict[str, bool] = {}
+    supported: dict[_Text, bool] = {}
     simulated: bool = False
 
 
@@ -132,37 +134,37 @@ class _Gpu(_Device, kw_only=True):
 class _AnyGpu(_Device, kw_only=True):
     """Of runs whose power was not measured, as of earlier versions, which say less."""
 
-    uuid: str = ""
+    uuid: _Text = ""
     memory_total_bytes: Amount | None = None
     power_limit_default_w: Amount | None = None
     mig: bool = False
 
 
 class _Power(msgspec.Struct):
-    kind: str | None = None
-    reason: str | None = None
-    url: str | None = None
-    gpus: list[str] | None = None
+    kind: _Text | None = None
+    reason: _Text | None = None
+    url: _Text | None = None
+    gpus: list[_Text] | None = None
 
 
 class _PowerBlock(msgspec.Struct):
-    target: str
+    target: _Text
     repeat: Count
     session: Count = 1
     gpus: list[_Gpu] = []
-    rest_w: dict[str, Amount | None] = {}
+    rest_w: dict[_Text, Amount | None] = {}
     owners: Owners | None = None
     samples_lost: Count | None = None
 
 
 class _Attempt(msgspec.Struct):
-    file: str
+    file: _Text
 
 
 class _BodyChanges(msgspec.Struct):
     """Nothing but what loadgen changes on its own: a field left out, or a temperature near 0."""
 
-    refused: dict[str, float | dict[str, None] | None] = {}
+    refused: dict[_Text, float | dict[_Text, None] | None] = {}
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
 
@@ -183,6 +185,6 @@ class ManifestShape(msgspec.Struct):
     power_blocks: list[_PowerBlock] = []
     gpu: list[_AnyGpu] | None = None
     power: _Power = msgspec.field(default_factory=_Power)
-    recipes: dict[str, str] = {}
+    recipes: dict[_Text, _Text] = {}
     attempts: list[_Attempt] = []
     body_changes: _BodyChanges = msgspec.field(default_factory=_BodyChanges)

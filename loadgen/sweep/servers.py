@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from loadgen.bounds import MOST_FACTS_BYTES, body_of
+from loadgen import httpget
 from loadgen.client.servermessage import server_message
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask
@@ -31,7 +28,6 @@ from loadgen.sweep.readiness import NotReady, Patience
 from loadgen.workload.dataset import data_path
 from loadgen.workload.thinking import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
-PROBE_TIMEOUT_S = 10.0
 MOST_NAMED = 10
 """Models that a sentence lists."""
 
@@ -152,34 +148,27 @@ class _Running:
 
     def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:
         """The reply to a GET; an `optional` one may have any status, but that of a server that is not ready."""
-        request = urllib.request.Request(f"{spec.url}{path}")
-        if self._config.api_key:
-            request.add_header("Authorization", f"Bearer {self._config.api_key}")
         mask, where = Mask(self._config.api_key), f"target {spec.name}: {spec.url}"
         try:
-            with _OPENER.open(request, timeout=PROBE_TIMEOUT_S) as answer:
-                simulated = answer.headers.get("X-Loadgen-Simulated") is not None
-                return _Reply(answer.status, body_of(answer, MOST_FACTS_BYTES), simulated)
-        except urllib.error.HTTPError as error:
-            body = _body_of(error)
-            if error.code == 503 or (error.code >= 500 and b"loading" in body.lower()):
-                raise NotReady(where, mask(server_message(body)), loading=True) from None
-            if optional:
-                return _Reply(error.code, body, simulated=False)
-            reason = f"answers {error.code} {error.reason} at {path}"
+            answer = httpget.get(f"{spec.url}{path}", bearer=self._config.api_key)
+        except ssl.SSLCertVerificationError as error:
+            reason = f"does not answer ({httpget.said(error)})"
+            remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
+        except httpget.FAILURES as error:
+            raise NotReady(where, mask(httpget.said(error)), loading=False) from None
+        else:
+            body, simulated = answer.body, answer.headers.get("X-Loadgen-Simulated") is not None
+            if answer.status == 503 or (answer.status >= 500 and b"loading" in body.lower()):
+                raise NotReady(where, mask(server_message(body)), loading=True)
+            if optional or answer.status < 300:
+                return _Reply(answer.status, body, simulated)
+            reason = f"answers {answer.status} {answer.reason} at {path}"
             remedy = "is this a vLLM server? If it has no model list, name the model with --model"
-            if error.code in (401, 403):
+            if answer.status in (401, 403):
                 remedy = "give the key with --api-key-env VAR"
-            if 300 <= error.code < 400 and (location := error.headers.get("Location")):
+            if answer.status < 400 and (location := answer.headers.get("Location")):
                 reason += f", which points to {location}"
                 remedy = "give the address that answers itself"
-        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-            cause = getattr(error, "reason", error)
-            said = " ".join(str(cause).split())
-            if not isinstance(cause, ssl.SSLCertVerificationError):
-                raise NotReady(where, mask(said), loading=False) from None
-            reason = f"does not answer ({said})"
-            remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
         raise UsageError(mask(f"{where} {reason}; {remedy}"))
 
 
@@ -187,13 +176,6 @@ class _Reply(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     simulated: bool
-
-
-def _body_of(error: urllib.error.HTTPError) -> bytes:
-    try:
-        return body_of(error.fp, MOST_FACTS_BYTES)  # type: ignore[arg-type]
-    except (OSError, http.client.HTTPException):
-        return b""
 
 
 def _is_alike(asked: str, listed: str) -> bool:
@@ -209,16 +191,6 @@ def _listed(models: Sequence[ServedModel]) -> str:
     named = [m.id if m.parent is None else f"{m.id} (an adapter of {m.parent})" for m in models]
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     return ", ".join(named[:MOST_NAMED]) + more
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A server that sends elsewhere is not the server to be measured, and whoever it names must not get the key."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
 
 class _Processes:

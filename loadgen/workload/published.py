@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import platformdirs
 
-from loadgen.bounds import DOWNLOAD_S, pieces_of
+from loadgen import httpget
+from loadgen.bounds import DOWNLOAD_S
 from loadgen.errors import UsageError
 
 DOWNLOAD_TIMEOUT_S = 20.0
@@ -62,24 +60,23 @@ def fetch(file: PublishedFile) -> Path:
     path = cache_dir() / file.name
     if state_of(file) == "cached":
         return path
-    digest, pieces = hashlib.sha256(), []
     try:
-        with urllib.request.urlopen(file.url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
-            for piece in pieces_of(answer, max(file.size_bytes, LEAST_BOUND_BYTES), DOWNLOAD_S):
-                digest.update(piece)
-                pieces.append(piece)
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        reason = getattr(error, "reason", error)
+        most_bytes = max(file.size_bytes, LEAST_BOUND_BYTES)
+        answer = httpget.fetch(file.url, most_bytes, DOWNLOAD_S, timeout_s=DOWNLOAD_TIMEOUT_S)
+        reason = None if answer.status == 200 else f"{answer.status} {answer.reason}"
+    except httpget.FAILURES as error:
+        reason = httpget.said(error)
+    if reason is not None:
         raise UsageError(
             f"{file.name} could not be downloaded from {file.url} ({reason}); "
             "download it elsewhere and name it with --data-file (or --shots-file for the train split)"
-        ) from None
-    if digest.hexdigest() != file.sha256:
+        )
+    if hashlib.sha256(answer.body).hexdigest() != file.sha256:
         raise UsageError(f"{file.url} is no longer the pinned file (sha256 {file.sha256[:16]}...); use --data-file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-            partial.writelines(pieces)
+            partial.write(answer.body)
         Path(partial.name).replace(path)
     except OSError as error:
         raise UsageError(
