@@ -34,7 +34,7 @@ from loadgen.analysis.indices.target import si_differences, target_indices
 from loadgen.analysis.trust.study import TrustStudy
 
 STUDIES = 300
-RESAMPLES = 2000
+RESAMPLES = 1000
 ITEMS = 300
 FLIPS = 0.05
 """Share of the items that each batch answers anew."""
@@ -137,7 +137,7 @@ def falling(
     found: Verdicts = Counter()
     for claim in claims:
         found[claim.verdict] += 1
-        found["named"] += f"B = {grid[1]} is left out" in claim.evidence
+        found["named"] += f"left out: B = {grid[1]} (one valid repeat)" in claim.evidence
     return found
 
 

@@ -37,7 +37,12 @@ LEVEL_STUDIES = 1000
 REPEATS = 3
 NOISE = (0.01, 0.03)
 """Relative standard deviation of a value between repeats, drawn per study."""
-GRIDS = {"fine": (1, 2, 4, 8, 16, 32, 64, 128, 256), "coarse": (1, 16, 64, 128)}
+GRIDS = {
+    "fine": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    "coarse": (1, 16, 64, 128),
+    "high": (8, 24, 48, 80, 128),
+    "two": (1, 64),
+}
 BATCHES = tuple(sorted({round(b) for b in np.geomspace(1, 256, 65)} | {b for grid in GRIDS.values() for b in grid}))
 """Where a smooth true curve is computed."""
 WHOLE = np.arange(1, 257, dtype=float)
@@ -48,7 +53,7 @@ GRAPH_SIZES = shared_sizes((1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 2, 4, *range(
 ITEM_ERROR = 0.02
 
 
-Noise = Literal["independent", "shared", "uneven", "items", "one_noisy", "falling", "starts"]
+Noise = Literal["independent", "one_percent", "shared", "uneven", "items", "one_noisy", "falling", "starts"]
 NOISES: tuple[Noise, ...] = get_args(Noise)
 
 
@@ -58,10 +63,10 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     truth: str
     grid: str
     noise: Noise
-    """`independent` in every cell; `shared`: half of its variance is common to the cells of a side's repeat (one start
-    of its server); `uneven`: every point has its own standard deviation; `items`: besides, an error of `ITEM_ERROR`
-    that all cells share; `one_noisy`: 4% at one batch and 0.4% at the others; `falling`: 5% at B = 1, less by the root
-    of B; `starts`: 0.5%, and 1 to 3% that all cells of a side's repeat share."""
+    """`independent` in every cell; `one_percent`: the same, always 1%; `shared`: half of its variance is common to the
+    cells of a side's repeat (one start of its server); `uneven`: every point has its own standard deviation; `items`:
+    besides, an error of `ITEM_ERROR` that all cells share; `one_noisy`: 4% at one batch and 0.4% at the others;
+    `falling`: 5% at B = 1, less by the root of B; `starts`: 0.5%, and 1 to 3% that all cells of a repeat share."""
     repeats: int = REPEATS
 
 
@@ -190,6 +195,8 @@ TRUTHS: dict[str, Callable[[np.random.Generator], Truth]] = {
     "jump": jump, "a_a": level,
 }  # fmt: skip
 
+STEPS = ("padding", "padding_logged", "jump")
+
 
 def true_crossings(truth: Truth) -> list[tuple[float, str]]:
     """Batch and direction of every sign change, interpolated on log B between neighbouring batches."""
@@ -227,6 +234,8 @@ def deviations(rng: np.random.Generator, setting: Setting) -> Any:
         return np.where(np.arange(len(grid)) == rng.integers(len(grid)), 0.04, 0.004)[:, None]
     if setting.noise == "falling":
         return 0.05 / np.sqrt(grid)
+    if setting.noise == "one_percent":
+        return 0.01
     return 0.005 if setting.noise == "starts" else rng.uniform(*NOISE)
 
 
@@ -331,16 +340,22 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
 
 
 def settings_of(name: str) -> list[Setting]:
-    kinds: dict[str, tuple[Noise, ...]] = {
-        "fine": NOISES if name in ("cost_model", "a_a") else ("independent", "one_noisy", "falling", "starts"),
-        "coarse": NOISES if name == "a_a" else ("independent", "falling"),
-    }
-    settings = [Setting(truth=name, grid=grid, noise=noise) for grid in GRIDS for noise in kinds[grid]]
-    return settings + [
-        Setting(truth=name, grid="fine", noise=noise, repeats=repeats)
-        for noise, repeats in product(("one_noisy", "starts"), (1, 2, 5))
-        if repeats > 1 or noise == "starts"
-    ]
+    """Of A/A: every noise, one to five repeats, four grids. Of curves that step: three repeats."""
+    if name == "a_a":
+        uneven: tuple[Noise, ...] = ("one_noisy", "falling")
+        cases: list[tuple[str, Noise, int]] = list(product(("fine", "coarse"), NOISES, (REPEATS,)))
+        cases += list(product(("fine", "coarse"), (*uneven, "starts"), (2, 5)))
+        cases += list(product(("high", "two"), uneven, (3, 5)))
+        cases += [("fine", "starts", 1), ("fine", "starts", 4), ("coarse", "one_noisy", 4)]
+    else:
+        kinds: tuple[Noise, ...] = ("independent", "one_percent", "one_noisy", "falling", "starts")
+        kinds = NOISES if name == "cost_model" else kinds
+        cases = [("fine", noise, REPEATS) for noise in kinds]
+        cases += [("coarse", noise, REPEATS) for noise in ("independent", "one_percent", "falling")]
+        if name not in STEPS:
+            cases += [("fine", "starts", 1), ("fine", "one_noisy", 2), ("fine", "one_noisy", 5)]
+            cases += [("fine", "starts", 2), ("fine", "starts", 5)]
+    return [Setting(truth=name, grid=grid, noise=noise, repeats=repeats) for grid, noise, repeats in cases]
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def known(advantage: Floats) -> Noise:
 
 
 def test_mean_squares_of_a_full_table_are_the_text_books() -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     table = rng.standard_normal((4, 3)) + rng.standard_normal(3)
     noise = known(table)
     repeats = table.mean(axis=0)
@@ -135,6 +135,20 @@ def test_noise_that_falls_with_the_batch_is_taken_as_a_power_of_it() -> None:
     assert len(trended) > 190
     assert np.mean([noise.rest_square[0] for noise in trended]) == pytest.approx(0.05**2, rel=0.15)
     assert all(noise.rest_degrees[0] < noise.rest_degrees[5] <= 36 for noise in trended)
+
+
+def test_a_doubtful_trend_gives_each_batch_the_larger_of_both_variances() -> None:
+    """Standard deviations rise with the batch by a factor from 1 to 6: between no trend and a proven one it is in doubt,
+    and no point's variance is below that of all together."""
+    pattern = np.array([[1, -1, 0, 0], [0, 0, 1, -1], [1, 1, -1, -1], [-1, 1, -1, 1]]) / np.sqrt([[2], [2], [4], [4]])
+    for widest in np.linspace(1, 6, 11):
+        noise = known(pattern * np.geomspace(1, widest, 4)[:, None])
+        if noise.pooling == "all" and np.ptp(noise.rest_square) > 0:
+            assert noise.rest_square.min() == pytest.approx(noise.pooled_square)
+            assert noise.rest_square[3] > noise.pooled_square
+            assert set(noise.rest_degrees) == {9}
+            return
+    pytest.fail("no ratio of the standard deviations is doubtful")
 
 
 @pytest.mark.parametrize("kind", ["one noisy", "falling"])

@@ -20,6 +20,9 @@ Pooling = Literal["all", "power of the batch", "none"]
 
 TREND_P = 0.1
 """The power of the batch is used below this p; a later use costs false signs, an earlier one power."""
+DOUBT_P = 0.3
+"""Below this p, and not below `TREND_P`, a point has the larger of both variances: false signs come from uneven noise
+that a few repeats do not show."""
 APART_P = 0.2
 """A point stands apart below this p, over all points together (Bonferroni)."""
 NOTHING = 1e-18
@@ -141,6 +144,8 @@ def _fitted(advantage: Floats, seen: Flags, log_batch: Floats, keep: Flags) -> _
     trend = bool(squares[level] > NOTHING * degrees and p_level < TREND_P)
     at = best if trend else level
     square = squares[at] / degrees * np.exp(powers[at] * x)
+    if not trend and p_level < DOUBT_P:
+        square = np.maximum(square, squares[best] / degrees * np.exp(powers[best] * x))
     each = np.full(len(x), float(degrees))
     if trend:
         each = degrees / points / (1 / points + x**2 / (x[keep] ** 2).sum())
