@@ -138,9 +138,10 @@ def test_noise_that_falls_with_the_batch_is_taken_as_a_power_of_it() -> None:
 
 
 def test_a_doubtful_trend_gives_each_batch_the_larger_of_both_variances() -> None:
-    """Standard deviations rise with the batch by a factor from 1 to 6: between no trend and a proven one it is in doubt,
-    and no point's variance is below that of all together."""
-    pattern = np.array([[1, -1, 0, 0], [0, 0, 1, -1], [1, 1, -1, -1], [-1, 1, -1, 1]]) / np.sqrt([[2], [2], [4], [4]])
+    """Standard deviations rise with the batch by a factor from 1 to 6: between no trend and a proven one it is in
+    doubt, and no point's variance is below that of all together."""
+    pattern = np.array([[1, -1, 0, 0], [0, 0, 1, -1], [1, 1, -1, -1], [-1, 1, -1, 1.0]])
+    pattern /= np.linalg.norm(pattern, axis=1, keepdims=True)
     for widest in np.linspace(1, 6, 11):
         noise = known(pattern * np.geomspace(1, widest, 4)[:, None])
         if noise.pooling == "all" and np.ptp(noise.rest_square) > 0:
