@@ -159,6 +159,24 @@ class Folder:
             raise
 
 
+def read_file(path: Path, most_bytes: int = MOST_FILE_BYTES) -> bytes:
+    """The whole content of a regular file that a user named, wherever it is; links are followed.
+
+    Raises OSError with a reason as its `strerror`: also, without waiting, for a pipe or the like, and for a file that
+    is longer than `most_bytes`.
+    """
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(opened).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, f"it is {_kind(mode)}, and only regular files are read", str(path))
+    with os.fdopen(opened, "rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EINVAL, f"it is longer than {shown_bytes(most_bytes)}", str(path))
+    return content
+
+
 def read_json(folder: Path, name: str, kind: Any = Any) -> Any:
     """The content of a JSON file of a run as `kind`.
 
@@ -211,11 +229,15 @@ def _unlike(path: Path) -> str:
         mode = os.lstat(path).st_mode
     except OSError:
         mode = 0
+    kind = _kind(mode)
+    if kind == "a link":
+        return f"{path} is a link; loadgen follows no links inside a run directory: put the file or folder itself there"
+    return f"{path} is {kind}, where a run directory has something else; remove it, or name another run"
+
+
+def _kind(mode: int) -> str:
     kinds = (
         (stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISREG, "a file"), (stat.S_ISFIFO, "a pipe"),
         (stat.S_ISSOCK, "a socket"),
     )  # fmt: skip
-    kind = next((word for is_kind, word in kinds if is_kind(mode)), "a device")
-    if kind == "a link":
-        return f"{path} is a link; loadgen follows no links inside a run directory: put the file or folder itself there"
-    return f"{path} is {kind}, where a run directory has something else; remove it, or name another run"
+    return next((word for is_kind, word in kinds if is_kind(mode)), "a device")

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from loadgen.cli import CONTEXT
 from loadgen.client.arrivals import CLOSED
 from loadgen.errors import UsageError
+from loadgen.folder import read_file
 from loadgen.report.console import stdout_console
 from loadgen.visible import show_only_visible
 
@@ -27,9 +28,10 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
     if path is None:
         return
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(read_file(path).decode()) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UsageError(f"--config {path}: cannot be read as YAML ({reason})") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: write a mapping of option names to values")
     known = {option.name for option in ctx.command.params}

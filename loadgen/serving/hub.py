@@ -12,6 +12,7 @@ import msgspec
 
 from loadgen import httpget
 from loadgen.bounds import MOST_FACTS_BYTES
+from loadgen.folder import read_file
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -69,8 +70,8 @@ def cached_snapshot(checkpoint: str) -> Path | None:
     """The folder of the cached branch `main` of a checkpoint; None when it is not cached."""
     folder = cache_folder() / f"models--{checkpoint.replace('/', '--')}"
     try:
-        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
+        commit = read_file(folder / "refs" / "main").decode().strip()
+    except (OSError, ValueError):
         return None
     snapshot = folder / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
@@ -105,12 +106,13 @@ def fault_of_config(checkpoint: str) -> str | None:
     """One sentence when this machine has a config.json of the checkpoint that is not a JSON object, else None."""
     folder = _folder_of(checkpoint)
     path = folder / "config.json" if folder else None
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         return None
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError) as error:
-        return f"{path} cannot be read as JSON ({error}); put the checkpoint's own config.json there"
+        reason = getattr(error, "strerror", None) or error
+        return f"{path} cannot be read as JSON ({reason}); put the checkpoint's own config.json there"
     if isinstance(value, dict):
         return None
     return f"{path} is a JSON {type(value).__name__} where an object is expected; put the checkpoint's own file there"
@@ -118,7 +120,7 @@ def fault_of_config(checkpoint: str) -> str | None:
 
 def _read_object(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

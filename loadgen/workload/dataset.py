@@ -8,7 +8,9 @@ from typing import Literal
 
 import msgspec
 
+from loadgen.bounds import MOST_DATA_BYTES
 from loadgen.errors import UsageError
+from loadgen.folder import read_file
 from loadgen.workload import gsm8k, mathqa, sample
 from loadgen.workload.choices import has_choices, read_choices
 from loadgen.workload.item import Item
@@ -110,16 +112,17 @@ def items_of_file(path: Path) -> list[Item]:
     if isinstance(first, bytes):
         with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             row = msgspec.json.decode(first)
-    array = path.read_bytes().lstrip().startswith(b"[")
+    array = read_file(path, MOST_DATA_BYTES).lstrip().startswith(b"[")
     if "Problem" in row if isinstance(row, dict) else array:
         return mathqa.read_mathqa(path, split="test")
     return read_choices(path) if has_choices(row) else read_jsonl(path)
 
 
 def existing_file(path: Path, option: str) -> Path:
-    """The path itself; raises UsageError when it is no readable file."""
+    """The path itself; raises UsageError when it is no regular file."""
     if not path.is_file():
-        raise UsageError(f"{option} {path}: there is no such file")
+        missing = "it is not a regular file; save the data as one" if path.exists() else "there is no such file"
+        raise UsageError(f"{option} {path}: {missing}")
     return path
 
 

@@ -14,6 +14,7 @@ import msgspec
 import yaml
 
 from loadgen.errors import UsageError
+from loadgen.folder import read_file
 from loadgen.workload.item import Item
 
 FILES = {"gsm8k_cot": "gsm8k/gsm8k-cot.yaml", "gsm8k_cot_llama": "gsm8k/gsm8k-cot-llama.yaml"}
@@ -59,7 +60,7 @@ def read_task(path: Path) -> HarnessTask:
     Raises UsageError for a file that is not such a task.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_file(path).decode())
         fewshot = content["fewshot_config"]
         task = HarnessTask(
             ask=_plain(content["doc_to_text"]),
@@ -70,6 +71,7 @@ def read_task(path: Path) -> HarnessTask:
             raise ValueError("its examples are not fixed ones")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or reason
         raise UsageError(
             f"{path} is not a task file of lm-evaluation-harness with fixed examples ({reason}); "
             "give its gsm8k-cot.yaml or gsm8k-cot-llama.yaml"

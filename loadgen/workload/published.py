@@ -12,8 +12,9 @@ import msgspec
 import platformdirs
 
 from loadgen import httpget
-from loadgen.bounds import DOWNLOAD_S
+from loadgen.bounds import DOWNLOAD_S, MOST_DATA_BYTES
 from loadgen.errors import UsageError
+from loadgen.folder import read_file
 
 DOWNLOAD_TIMEOUT_S = 20.0
 """For each read; the whole has a bound of its own."""
@@ -35,7 +36,7 @@ class PublishedFile(msgspec.Struct, frozen=True):
 
 def sha256_of(path: Path) -> str:
     """Hex sha256 of the file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_file(path, MOST_DATA_BYTES)).hexdigest()
 
 
 def cache_dir() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import zlib
@@ -14,7 +15,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from loadgen.bounds import MOST_DATA_BYTES, shown_bytes
 from loadgen.errors import UsageError
+from loadgen.folder import read_file
 
 _GZIP, _PARQUET, _BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 _HUB = ("data", "rows", "test")
@@ -26,10 +29,10 @@ def records(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
 
     A byte order mark is dropped, blank lines are skipped. Raises UsageError for a file that is damaged.
     """
-    data = path.read_bytes()
     try:
+        data = read_file(path, MOST_DATA_BYTES)
         if data.startswith(_GZIP):
-            data = gzip.decompress(data)
+            data = _unpacked(data)
         data = data.removeprefix(_BOM)
         if data.startswith(_PARQUET):
             yield from enumerate(pq.read_table(pa.BufferReader(data)).to_pylist(), start=1)
@@ -43,8 +46,17 @@ def records(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
             yield from enumerate(listed, start=1)
             return
     except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); is it damaged? Give JSON lines, CSV or Parquet") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read ({reason}); is it damaged? Give JSON lines, CSV or Parquet") from None
     yield from ((number, line) for number, line in enumerate(data.splitlines(), start=1) if line.strip())
+
+
+def _unpacked(data: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        content = file.read(MOST_DATA_BYTES + 1)
+    if len(content) > MOST_DATA_BYTES:
+        raise OSError(errno.EINVAL, f"unpacked it is longer than {shown_bytes(MOST_DATA_BYTES)}")
+    return content
 
 
 def _is_csv(path: Path) -> bool:

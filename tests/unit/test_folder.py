@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from loadgen.analysis.analyse import analyse
 from loadgen.cli import group
 from loadgen.cli.report import command as report
 from loadgen.errors import StorageError, UsageError
-from loadgen.folder import Folder, read_json
+from loadgen.folder import Folder, read_file, read_json
 
 LINKED = (
     "report.html.partial", "report.partial", "analysis.json.partial", "cells.csv.partial", "summary.csv.partial",
@@ -112,6 +114,36 @@ def test_only_regular_files_are_read_and_nothing_waits(folder: Folder) -> None:
 def test_a_name_that_leads_out_is_refused(folder: Folder, name: str) -> None:
     with pytest.raises(UsageError, match="is not a file name inside"):
         folder.write(name, b"")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "compare RUN --import vllm-bench=PIPE", "sweep --config PIPE", "sweep --dataset jsonl --data-file PIPE",
+        "sweep --dataset gsm8k --data-file ROWS --shots-file PIPE", "simulate --cost-file PIPE --explain",
+        "serve bf16 --model MODEL --vllm PYTHON",
+    ],
+)  # fmt: skip
+def test_no_command_waits_for_a_pipe_in_place_of_a_file(tmp_path: Path, command: str) -> None:
+    named = {name: tmp_path / name for name in ("RUN", "PIPE", "MODEL", "ROWS")} | {"PYTHON": Path(sys.executable)}
+    (make_run(named["RUN"], repeats=1) / "analysis.json").write_text("{}")
+    named["ROWS"].write_text('{"question": "2 + 3?", "answer": "#### 5"}\n')
+    named["MODEL"].mkdir()
+    for path in (named["PIPE"], named["MODEL"] / "config.json"):
+        os.mkfifo(path)
+    words = re.sub("|".join(named), lambda found: str(named[found[0]]), command)
+    with pytest.raises(UsageError, match=r"is a pipe, and only regular files are read|is not a regular file"):
+        CliRunner().invoke(group, words.split(), catch_exceptions=False)
+
+
+def test_a_file_that_a_user_names_has_a_longest_length(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"123")
+    (tmp_path / "link").symlink_to("a")
+    assert read_file(tmp_path / "link", 3) == b"123"
+    with pytest.raises(OSError, match="is longer than"):
+        read_file(tmp_path / "a", 2)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "b")
 
 
 def test_a_file_has_a_longest_length(folder: Folder) -> None:

@@ -65,6 +65,13 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, data: bytes) -> None:
         load_dataset("jsonl", data_file=tmp_path / "rows")
 
 
+def test_gzip_unpacks_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.workload.records.MOST_DATA_BYTES", 1000)
+    (tmp_path / "rows").write_bytes(gzip.compress(b" " * 1001))
+    with pytest.raises(UsageError, match="unpacked it is longer than"):
+        load_dataset("jsonl", data_file=tmp_path / "rows")
+
+
 def test_further_answers_that_are_accepted_are_right(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": "Which even number is near 25?", "answer": 24, "accept": [26, "1,024"]}))

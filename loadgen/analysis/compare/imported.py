@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.folder import read_file
 
 Object = Mapping[str, Any]
 
@@ -70,7 +71,7 @@ def read_import(argument: str) -> list[ImportedPoint]:
         raise UsageError(f"--import {argument}: no tool {tool!r}; choose from {', '.join(_READERS)}")
     path = Path(file)
     try:
-        objects = _objects(path.read_text(encoding="utf-8"))
+        objects = _objects(read_file(path).decode())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"--import {argument}: {file} cannot be read ({reason}); name the tool's JSON file") from None

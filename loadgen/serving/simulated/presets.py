@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.folder import read_file
 from loadgen.serving.simulated.behaviour import BEHAVIOURS
 from loadgen.serving.simulated.cost import Cost, Gpu, Model, Precision
 
@@ -50,7 +51,7 @@ def load_presets(cost_file: Path | None = None) -> Presets:
     tables = tomllib.loads(resources.files(__package__).joinpath("presets.toml").read_text(encoding="utf-8"))
     if cost_file is not None:
         try:
-            _lay_over(tables, tomllib.loads(cost_file.read_text(encoding="utf-8")))
+            _lay_over(tables, tomllib.loads(read_file(cost_file).decode()))
             presets = msgspec.convert(tables, Presets)
             _check(presets)
         except OSError as error:
