@@ -21,7 +21,7 @@ def undone(coding: str, reads: Sequence[bytes], most_bytes: int) -> list[bytes]:
     """
     if coding not in ("gzip", "x-gzip", "deflate"):
         raise ValueError(f"the answer is encoded as {coding[:40]!r}, which loadgen did not ask for and does not read")
-    bits = _RAW if coding == "deflate" and not _is_zlib(b"".join(reads)) else _GZIP_OR_ZLIB
+    bits = window_bits(coding, b"".join(reads))
     decoder = zlib.decompressobj(bits)
     left, decoded = most_bytes, []
     try:
@@ -39,6 +39,11 @@ def undone(coding: str, reads: Sequence[bytes], most_bytes: int) -> list[bytes]:
     except zlib.error as error:
         raise ValueError(f"the answer says that it is encoded as {coding}, and cannot be decoded: {error}") from None
     return decoded
+
+
+def window_bits(coding: str, body: bytes) -> int:
+    """How zlib is to be told what stands around a body: nothing, or a frame that it knows itself."""
+    return _RAW if coding == "deflate" and not _is_zlib(body) else _GZIP_OR_ZLIB
 
 
 def _is_zlib(body: bytes) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import ssl
-from collections.abc import Callable
+import zlib
+from collections.abc import AsyncIterator, Callable
 from time import monotonic_ns
 from typing import Any
 
 import msgspec
 
+from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
+from loadgen.client.contentcoding import window_bits
 from loadgen.client.exchange import STOPPED, Raw, Request, Status
 from loadgen.client.servermessage import server_message
 from loadgen.errors import UsageError
+from loadgen.httpget import AnswerTooLong
 
 
 class SdkRaw:
@@ -94,6 +99,8 @@ class SdkSlot:
                     stream = _Nothing()
                 async for chunk in stream:
                     raw.chunks.append((monotonic_ns(), chunk))
+        except AnswerTooLong as error:
+            failure = ("broken", str(error))
         except (TimeoutError, openai.APITimeoutError):
             failure = ("timeout", f"no complete answer within {self._timeout_s:g} s")
         except openai.APIStatusError as error:
@@ -140,7 +147,8 @@ async def _json_body(response: Any) -> bytes:
 
 
 def sdk_client(url: str, *, api_key: str | None, timeout_s: float) -> Any:
-    """An `openai.AsyncOpenAI` as an application would make it, but straight to the server, whatever http_proxy says.
+    """An `openai.AsyncOpenAI` as an application would make it, but straight to the server, whatever http_proxy says,
+    and with answers of MOST_ANSWER_BYTES at most.
 
     Raises UsageError when the package is not installed.
     """
@@ -148,12 +156,49 @@ def sdk_client(url: str, *, api_key: str | None, timeout_s: float) -> Any:
         import openai
     except ImportError:
         raise UsageError("--transport openai needs the openai package: pip install 'vllm-loadgen[openai]'") from None
+    base = openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]
+    stream_type = importlib.import_module(base).AsyncByteStream  # of httpx, or what took its place
+
+    async def bound(response: Any) -> None:
+        response.stream = _bounded(stream_type, response)
+
     return openai.AsyncOpenAI(
         base_url=f"{url}/v1",
         api_key=api_key or "none",
         max_retries=0,
         timeout=timeout_s,
         http_client=openai.DefaultAsyncHttpxClient(
-            trust_env=False, follow_redirects=False, verify=ssl.create_default_context()
+            trust_env=False, follow_redirects=False, verify=ssl.create_default_context(),
+            headers={"Accept-Encoding": "gzip, deflate"}, event_hooks={"response": [bound]},
         ),
-    )
+    )  # fmt: skip
+
+
+def _bounded(stream_type: Any, response: Any) -> Any:
+    """The response's stream, which raises AnswerTooLong once it brought more than MOST_ANSWER_BYTES, or would when its
+    gzip or deflate is undone."""
+    inner = response.stream
+    coding = response.headers.get("content-encoding", "")
+
+    class Bounded(stream_type):  # type: ignore[misc]
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left, decoder = MOST_ANSWER_BYTES, None
+            async for piece in inner:
+                decoder = decoder or zlib.decompressobj(window_bits(coding, piece))
+                left -= _decoded_bytes(decoder, piece, left + 1) if coding in ("gzip", "deflate") else len(piece)
+                if left < 0:
+                    raise AnswerTooLong(f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}")
+                yield piece
+
+        async def aclose(self) -> None:
+            await inner.aclose()
+
+    return Bounded()
+
+
+def _decoded_bytes(decoder: Any, piece: bytes, most_bytes: int) -> int:
+    """How many bytes a piece becomes, up to `most_bytes`; as many as it has if the SDK will refuse its coding."""
+    try:
+        return len(decoder.decompress(piece, most_bytes))
+    except zlib.error:
+        return len(piece)

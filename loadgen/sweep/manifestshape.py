@@ -82,8 +82,8 @@ class _Server(msgspec.Struct):
     model: _Text | None = None
     argv: list[_Text] | None = None
     pid: int | None = None
-    note: _Text | None = None
-    remarks: list[_Text] = []
+    note: str | None = None
+    remarks: list[str] = []
     kernels: list[_Text] | None = None
     quantization: _Text | None = None
     kv_cache_dtype: _Text | None = None
@@ -96,12 +96,12 @@ class _Server(msgspec.Struct):
 class _Failure(msgspec.Struct):
     target: _Text
     repeat: Count
-    error: _Text
+    error: str
 
 
 class _Session(msgspec.Struct):
     session: Count
-    warnings: list[_Text]
+    warnings: list[str]
 
 
 class _Anchor(msgspec.Struct):

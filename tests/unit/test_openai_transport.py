@@ -1,12 +1,16 @@
 """SdkSlot names failures as HttpSlot does, whatever the SDK raises."""
 
 import asyncio
+import gzip
 import json
+import zlib
+from functools import partial
 
 import pytest
 from peer import BODY, GENEROUS_S, LENGTH, ask, listening, resetting, says
 from streams import DONE, completion, one_read_per_event, usage
 
+from loadgen.client import openai_sdk
 from loadgen.client.exchange import Request, read_exchange
 from loadgen.client.openai_sdk import SdkSlot, sdk_client
 
@@ -172,3 +176,23 @@ def test_a_proxy_of_the_environment_is_not_asked(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     [exchange], peer = exchanges(says(LENGTH + BODY))
     assert (exchange.status, peer.connections) == ("ok", 1)
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
+@pytest.mark.parametrize("coding", ["", "gzip", "deflate"])
+@pytest.mark.parametrize("status", [b"200 OK", b"500 Oh"])
+def test_an_answer_without_end_is_given_up(monkeypatch, kind, coding, status):
+    """4 MiB in one event, as the raw transport's test; compressed they are 4 KB."""
+    monkeypatch.setattr(openai_sdk, "MOST_ANSWER_BYTES", 2**20)
+    body = b"data: " + b"x" * 2**22
+    body = {"gzip": gzip.compress, "deflate": partial(zlib.compress, wbits=-15)}.get(coding, bytes)(body)
+    head = b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n" % (status, kind.encode(), len(body))
+    head += b"Content-Encoding: %b\r\n" % coding.encode() if coding else b""
+    [exchange], _ = exchanges(says(head + b"\r\n" + body))
+    assert (exchange.status, exchange.error) == ("broken", "the answer is longer than 1 MiB")
+
+
+def test_an_answer_of_the_bound_is_read(monkeypatch):
+    monkeypatch.setattr(openai_sdk, "MOST_ANSWER_BYTES", len(BODY))
+    [exchange], _ = exchanges(says(LENGTH + BODY))
+    assert (exchange.status, exchange.text) == ("ok", "42")
