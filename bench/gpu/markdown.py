@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from textwrap import fill
 
+from loadgen.analysis.intervals import too_wide
+from loadgen.report.table import NOT_KNOWN
+
 WIDTH = 120
 
 
@@ -34,4 +37,6 @@ def spread(value: float | None, low: float | None, high: float | None, form: str
     """A value with its 95% interval, where it has one."""
     if value is None or low is None or high is None or math.isnan(low) or math.isnan(high):
         return number(value, form)
+    if too_wide(low, high):
+        return f"{number(value, form)} ({NOT_KNOWN})"
     return f"{number(value, form)} ({number(low, form)} to {number(high, form)})"

@@ -19,6 +19,7 @@ from bench.gpu.markdown import items, number, paragraph, spread, table
 from bench.gpu.pieces import MIB, SUFFIX, unpack
 from bench.gpu.simulator import ANCHOR_HEAD, ERROR_HEAD, anchors, pairs, rows_of
 from bench.gpu.study import FIGURES, MOST_MIB, Study, collect, draw, figures_of
+from loadgen.analysis.intervals import too_wide
 from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
@@ -63,6 +64,8 @@ def answer_words(finding: Mapping[str, Any]) -> str:
 def _crossing(crossing: Mapping[str, Any]) -> str:
     side = "below" if crossing["direction"] == "wins_below" else "above"
     low, high = crossing["lo"], crossing["hi"]
+    if too_wide(low, high):
+        return f"{side} a B* between {crossing['bracket'][0]} and {crossing['bracket'][1]}"
     interval = "" if low is None or high is None else f" ({number(low, '.3g')}–{number(high, '.3g')})"
     return f"{side} B* = {number(crossing['b'], '.3g')}{interval}"
 

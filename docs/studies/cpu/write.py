@@ -20,10 +20,11 @@ from typing import Any
 
 import loadgen
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.intervals import rate_interval
+from loadgen.analysis.intervals import rate_interval, too_wide
 from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
 from loadgen.report.html import write_report
+from loadgen.report.table import NOT_KNOWN, WHY_NOT_KNOWN
 from loadgen.report.validity import cells_valid
 
 HERE = Path(__file__).parent
@@ -101,7 +102,7 @@ def _text(run: Run) -> str:
         _rates(run),
         _wrapped(
             "Means over valid repeats, 95% intervals by Student's t on logarithms (summary.csv: tokens_per_s). "
-            "Empty: no valid cell."
+            f"Empty: no valid cell. {WHY_NOT_KNOWN}"
         ),
         "![tokens per second over the running batch](throughput.png)",
         "## COR over B",
@@ -157,7 +158,7 @@ def _cor(run: Run) -> str:
         for target in curves:
             point: dict[str, Any] = next((p for p in curves[target] if p["concurrency"] == b), {})
             cor = point.get("cor_tps")
-            row.append(_spread(cor["value"], cor["lo"], cor["hi"], "+.2f") if cor else "")
+            row.append(_spread(cor["value"], cor["lo"], cor["hi"], "+.2f", floor=-1.0) if cor else "")
         rows.append(row)
     return _table(["B", *(NAMES[target] for target in curves)], rows)
 
@@ -199,11 +200,15 @@ def _invalid(run: Run) -> str:
     return "\n".join(lines) or "None."
 
 
-def _spread(value: float | None, low: float | None, high: float | None, form: str = ".4g") -> str:
+def _spread(
+    value: float | None, low: float | None, high: float | None, form: str = ".4g", *, floor: float = 0.0
+) -> str:
     if value is None or value != value:
         return ""
     if low is None or high is None or low != low:
         return f"{value:{form}}"
+    if too_wide(low, high, floor=floor):
+        return f"{value:{form}} ({NOT_KNOWN})"
     return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from loadgen.analysis.compare.nstar import NStar, SizeCrossing
+from loadgen.analysis.intervals import too_wide
 
 
 def size_words(parameters: float) -> str:
@@ -28,19 +31,26 @@ def _finding(found: NStar) -> str:
         for crossing in others:
             text += f", {_side(crossing, below=True)} up to {_n_star(crossing)}"
         text += f", {_side(found.crossings[-1], below=False)} above it"
-        away = [size_words(point.parameters) for point in found.points if point.sign == "open"]
-        return text + (f"; not decided at {', '.join(away)}" if away else "") + _beyond(found, "another N*")
+        away = _joined(found, "open")
+        return text + (f"; not decided at {away}" if away else "") + _beyond(found, "another N*")
     if found.status in ("better", "worse"):
         word = "faster" if found.status == "better" else "slower"
         outside = _beyond(found, "an N*") or f"; if an N* exists, it is outside {span}"
         return f"{word} than the reference at every size measured ({span}){outside}"
     decided = {"wins": "faster", "loses": "slower", "open": "open"}
-    said = ", ".join(f"{decided[point.sign]} at {size_words(point.parameters)}" for point in found.points)
-    text = f"not decided ({said})"
+    said = (f"{word} at {_joined(found, sign)}" for sign, word in decided.items() if _joined(found, sign))
+    text = f"not decided ({', '.join(said)})"
     if found.suspected:
         places = ", ".join(size_words(crossing.n) for crossing in found.suspected)
         text += f"; COR changes sign at {places}, which noise may have made"
     return text + _beyond(found, "an N*")
+
+
+def _joined(found: NStar, sign: str) -> str:
+    """The sizes with this sign, neighbours joined: "1B, 7B–70B"."""
+    runs = [list(run) for same, run in groupby(found.points, key=lambda point: point.sign == sign) if same]
+    ends = (dict.fromkeys(size_words(point.parameters) for point in (run[0], run[-1])) for run in runs)
+    return ", ".join("\N{EN DASH}".join(end) for end in ends)
 
 
 def _side(crossing: SizeCrossing, *, below: bool) -> str:
@@ -51,6 +61,8 @@ def _n_star(crossing: SizeCrossing) -> str:
     text = f"N* = {size_words(crossing.n)}"
     if crossing.lo is None or crossing.hi is None:
         return text
+    if too_wide(crossing.lo, crossing.hi):
+        return f"an N* between {size_words(crossing.bracket[0])} and {size_words(crossing.bracket[1])}"
     return f"{text} (95% CI {size_words(crossing.lo)}–{size_words(crossing.hi)})"
 
 
