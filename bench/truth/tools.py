@@ -17,6 +17,7 @@ from bench.truth.inputs import Inputs
 from bench.truth.server import Case
 from loadgen.client.exchange import Exchange
 from loadgen.sweep.journal import CellEnd, CellStart, read_records
+from loadgen.visible import text_of_cell
 
 REPOSITORY = Path(__file__).parent.parent.parent
 OURS = "loadgen"
@@ -94,7 +95,7 @@ class Loadgen:
             answers_per_s=int(row["requests"]) / seconds,
             in_flight=_number(row["inflight_mean"]),
             read_per_s=self._read_per_s(out / "run" / "journal"),
-            notes=row["reasons"],
+            notes=text_of_cell(row["reasons"]),
         )
 
     def _read_per_s(self, journal: Path) -> float:
