@@ -1,6 +1,7 @@
 """Are crossovers found where they are, and not where there are none? Simulated studies with known truth.
 
-    python bench/crossover_recovery.py     # about ten minutes; writes bench/results/crossover_recovery.json
+    python bench/crossover_recovery.py     # about ten minutes of one core; prints the tables of docs/crossovers.md, and
+                                           # writes bench/results/crossover_recovery.json
 
 Every study draws a true curve of the log-advantage over the batch, measures it at the batches of a grid in `REPEATS`
 noisy repeats, and goes through the package's own `crossover`. Beside it, on the same studies: linear interpolation with
@@ -13,7 +14,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -358,6 +359,60 @@ def settings_of(name: str) -> list[Setting]:
     return [Setting(truth=name, grid=grid, noise=noise, repeats=repeats) for grid, noise, repeats in cases]
 
 
+NAMES = {
+    "log_linear": "straight on log B", "amortised": "c0 + c1 / B", "roofline": "roofline with hard edges",
+    "cost_model": "cost models that cross", "monotone": "smooth step", "hill": "two crossings",
+    "plateau": "plateau, then a fall", "padding": "CUDA graph padding", "padding_logged": "the same, sizes in the log",
+    "jump": "one jump",
+}  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/crossovers.md: of three repeats by true curve, then of A/A by repeats."""
+    columns: tuple[str, ...] = (
+        "true curve", "covered (Wilson)", "lowest setting", "bracket", "octaves", "not decided", "1% noise",
+        "false sign",
+    )  # fmt: skip
+    text = _row(columns) + _row(["---"] * len(columns))
+    for name, words in NAMES.items():
+        ours = [row for row in rows if row["truth"] == name and row["repeats"] == REPEATS]
+        fine = [row for row in ours if row["grid"] == "fine"]
+        if not ours:
+            continue
+        covered = sum(row["covered"] * row["reported"] for row in ours if row["reported"])
+        reported = sum(row["reported"] for row in ours)
+        lowest = min((row for row in ours if row["reported"]), key=lambda row: row["covered"])
+        widths = [row["median_width_octaves"] for row in fine if row["median_width_octaves"]]
+        text += (
+            f"| {words} | {covered / reported:.1%} ({wilson_interval(round(covered), reported)[0]:.1%}) "
+            f"| {lowest['covered']:.1%} of {lowest['reported']} ({lowest['covered_at_least']:.1%}) "
+            f"| {_span([row['bracketed'] for row in ours if row['reported']])} | {min(widths):.2f}–{max(widths):.2f} "
+            f"| {_span([row['undecided'] for row in fine])} "
+            f"| {_span([row['undecided'] for row in ours if row['noise'] == 'one_percent'])} "
+            f"| {max(row['false_sign_studies'] for row in ours):.1%} |\n"
+        )
+    equal = [row for row in rows if row["truth"] == "a_a"]
+    columns = "A/A, repeats", "settings", "any false sign", "better or worse at every B", "a crossing"
+    text += "\n" + _row(columns) + _row(["---"] * len(columns))
+    for repeats in sorted({row["repeats"] for row in equal}):
+        ours = [row for row in equal if row["repeats"] == repeats]
+        crossings = sum(round(row["false_crossover_studies"] * row["studies"]) for row in ours)
+        text += (
+            f"| {repeats} | {len(ours)} | {_span([row['false_sign_studies'] for row in ours])} "
+            f"| {_span([row['false_verdicts'] for row in ours])} | {crossings} of {sum(r['studies'] for r in ours)} |\n"
+        )
+    return text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _span(shares: list[float]) -> str:
+    low, high = (f"{100 * share:.1f}" for share in (min(shares), max(shares)))
+    return f"{low}%" if low == high else f"{low}–{high}%"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=STUDIES)
@@ -367,16 +422,18 @@ def main() -> None:
     began = time.monotonic()
     rows = []
     for number, (name, draw) in enumerate(TRUTHS.items()):
-        rng = np.random.default_rng([5, number])
         if arguments.truths and name not in arguments.truths.split(","):
             continue
+        rng = np.random.default_rng([5, number])
         truths = [draw(rng) for _ in range(arguments.studies if name != "a_a" else LEVEL_STUDIES)]
-        for setting in settings_of(name):
-            rows.append(msgspec.structs.asdict(setting) | study_shares(truths, rng, setting))
+        for place, setting in enumerate(settings_of(name)):
+            noise = np.random.default_rng([5, number, place])
+            rows.append(msgspec.structs.asdict(setting) | study_shares(truths, noise, setting))
             shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in rows[-1].items()}
             print(shown, flush=True)
     content = {"noise": NOISE, "item_error": ITEM_ERROR, "grids": GRIDS, "settings": rows}
     arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(rows))
     print(f"{time.monotonic() - began:.0f} s; {arguments.out}")
 
 

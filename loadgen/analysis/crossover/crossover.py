@@ -101,7 +101,8 @@ def crossover(
     noise = noise_of(curve, start_sd)
     points = grid_points(curve, noise)
     band = None if noise is None else band_of(curve.batch, curve.mean, noise)
-    firm = () if noise is None else grid_points(curve, noise.cautious)
+    opposite = {1, -1} <= {point.proven for point in points}
+    firm = grid_points(curve, noise.cautious) if noise is not None and opposite else ()
     found = crossings(points, band, firm)
     if noise is not None:
         steep = steep_brackets(curve.batch, curve.mean, noise)
