@@ -30,12 +30,11 @@ import pytest
 from click.testing import CliRunner
 
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.run import load_run
 from loadgen.cli import group
 from loadgen.client.exchange import Exchange
 from loadgen.errors import ServerError, StorageError, UsageError
 from loadgen.power.sample import GpuInfo, GpuProcess, PowerSample
-from loadgen.report.html import page, write_report
+from loadgen.report.html import page
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.config import configure
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_file, power_file, sealed
@@ -46,7 +45,8 @@ from loadgen.workload.protocol import load_protocol
 
 Ask = Literal["report", "compare", "regrade", "resume"]
 MS, S = 10**6, 10**9
-LONGEST_S = 10
+LONGEST_S, PATIENCE_S = 10, 60
+"""Of work, and by the clock: other tests may keep the machine busy."""
 CANARY = "canary-5f1c0e7b"
 """What is in every file outside the run, and must come out nowhere."""
 LINKS = ("file", "folder", "nothing", "pipe", "itself", "device", "above")
@@ -134,17 +134,20 @@ def _watched() -> Iterator[None]:
     _hook()
 
     def hung(*_: object) -> None:
-        raise Hung(f"still running after {LONGEST_S} s")
+        raise Hung(f"more than {LONGEST_S} s of work, or {PATIENCE_S} s")
 
-    before = signal.signal(signal.SIGALRM, hung)
-    signal.setitimer(signal.ITIMER_REAL, LONGEST_S)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, LONGEST_S), (signal.ITIMER_REAL, signal.SIGALRM, PATIENCE_S))
+    before = {number: signal.signal(number, hung) for _, number, _ in timers}
+    for timer, _, limit_s in timers:
+        signal.setitimer(timer, limit_s)
     _watching = True
     try:
         yield
     finally:
         _watching = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, number, _ in timers:
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 _watching = False
@@ -266,7 +269,7 @@ def _edited(text: bytes, change: Change, at: Sequence[str | int]) -> bytes:
 
 @lru_cache
 def _whole() -> Path:
-    """The run as nobody changed it, its report written."""
+    """The run as nobody changed it, its tables written."""
     run = Path(tempfile.mkdtemp(prefix="loadgen-fuzz-")) / "run"
     urls = {"fp16": "http://127.0.0.1:9", "awq": "http://127.0.0.1:10"}
     config = configure(targets=urls, concurrency=[2], repeats=1, duration=1, slo="ttft:200ms", dataset="sample")
@@ -308,10 +311,9 @@ def _whole() -> Path:
     }  # fmt: skip
     (run / "manifest.json").write_text(json.dumps(content))
     analyse(run)
-    write_report(load_run(run))
-    for path in (run / "figures").iterdir():
-        if path.name != "energy.svg":
-            path.unlink()
+    (run / "report.html").touch()
+    (run / "figures").mkdir()
+    (run / "figures" / "energy.svg").touch()
     return run
 
 

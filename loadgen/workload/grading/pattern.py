@@ -22,8 +22,8 @@ from loadgen.workload.grading.statement import Stated, read_statement
 
 TRIED_S = 5.0
 """How long a pattern may take on all of the trial texts, the start of an interpreter included."""
-MATCH_S = 2.0
-"""How long it may take on one answer, of which READ characters at most are searched."""
+MATCH_S = 1.0
+"""How much of a core's time it may take on one answer, of which READ characters at most are searched."""
 _TRIAL = """
 import re, sys
 pattern = re.compile(sys.stdin.buffer.read().decode("utf-8", "surrogatepass"))
@@ -91,13 +91,13 @@ def _limited(regex: str, within_s: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGALRM, late)
-    left_s, period_s = signal.setitimer(signal.ITIMER_REAL, within_s)
+    handler = signal.signal(signal.SIGVTALRM, late)
+    left_s, period_s = signal.setitimer(signal.ITIMER_VIRTUAL, within_s)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, left_s, period_s)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_VIRTUAL, left_s, period_s)
+        signal.signal(signal.SIGVTALRM, handler)
 
 
 def found_number(said: str) -> Number | None:
