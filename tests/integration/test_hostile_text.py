@@ -241,6 +241,23 @@ def test_a_server_that_fails_to_start_commands_no_terminal(
     assert "progress 1%\n" in said.out
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["words", "json"])
+def test_an_examination_of_hostile_programs_commands_no_terminal(
+    form: list[str], hostile: FaultServer, tmp_path: Path
+) -> None:
+    vllm = tmp_path / "vllm"
+    vllm.write_text(VLLM)
+    vllm.chmod(0o755)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [HOSTILE], "model_type": HOSTILE}))
+    said = loadgen_command(
+        "doctor", "--mode", "cpu", "--vllm", vllm, "--model", tmp_path, "--prometheus", hostile.url, "--grafana",
+        hostile.url, *form,
+    )  # fmt: skip
+    assert COMMANDS.findall(said.out) == []
+    if form:
+        assert json.loads(said.out)["mode"] == "cpu"
+
+
 def test_a_traceback_and_a_warning_command_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         print(HOSTILE, file=sys.stderr)  # as warnings and logs come there
