@@ -422,6 +422,11 @@ def test_an_interval_of_more_than_a_factor_of_10_is_no_b_star() -> None:
     assert "B* not known: two repeats differ" in sentence(msgspec.structs.replace(crossed, points=points))
 
 
+def test_what_is_decided_comes_first_where_words_are_few() -> None:
+    said = brief(compared([0.3] * 7 + [0.001], "tokens_per_s"))
+    assert said.startswith("faster at B ≤ 64, not decided at B = 128; if a B* exists")
+
+
 def test_one_repeat_and_refusals_in_words() -> None:
     assert sentence(compared(falling(45.0), noise=(0.0,))) == (
         "not decided: whether awq is faster than fp16; one repeat has no interval; the means cross at B = 45, "

@@ -58,7 +58,7 @@ def _answered(
     result: Crossover, metric: Metric, wins: str, loses: str, *, question: str, briefly: bool
 ) -> str:
     if result.status == "unresolved":
-        return _undecided(result, metric, question)
+        return _undecided(result, metric, question, briefly=briefly)
     if result.status == "crosses":
         crosses = _crosses_briefly(result, metric) if briefly else _crosses(result, metric, wins, loses)
         return crosses + _away(result) + _beyond(result, "another B*")
@@ -99,7 +99,7 @@ def _away(result: Crossover) -> str:
     return f"; not decided at {_list(result, result.away)}" if result.away else ""
 
 
-def _undecided(result: Crossover, metric: Metric, question: str) -> str:
+def _undecided(result: Crossover, metric: Metric, question: str, *, briefly: bool) -> str:
     if result.refusal:
         return f"{question}; {result.refusal}"
     if result.points[0].p is None:
@@ -108,10 +108,11 @@ def _undecided(result: Crossover, metric: Metric, question: str) -> str:
     if len(groups["open"]) == len(result.points):
         text = f"{question}; no difference is proven at any B {_compared(result)}"
         return text + _suspected(result.suspected)
-    words = {"wins": metric.wins_briefly, "loses": metric.loses_briefly, "open": "open"}
+    words = {"wins": metric.wins_briefly, "loses": metric.loses_briefly, "open": question if briefly else "open"}
     parts = [f"{words[sign]} at {_list(result, points)}" for sign, points in groups.items() if points]
+    whole = "" if briefly else f"{question} at every B {_verb(result)}; "
     return (
-        f"{question} at every B {_verb(result)}; {', '.join(parts)}"
+        f"{whole}{', '.join(parts)}"
         + _suspected(result.suspected)
         + _beyond(result, "a B*")
     )

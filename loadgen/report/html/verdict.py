@@ -19,7 +19,8 @@ from loadgen.report.traffic import traffic_sentences
 Entry = Mapping[str, Any]
 HEADLINES = ("energy_per_query_j", "tokens_per_s")
 """The crossover of the first of them that was measured is the headline."""
-_GLANCE = ("target", "B", "tok/s × ref", "95% CI", "J/query × ref", "95% CI", "accuracy, pp", "95% CI", "SI", "95% CI")
+_GLANCE = ("target", "B", "tok/s × ref", "95% CI", "J/query × ref", "95% CI", "accuracy, pp", "95% CI", "n", "SI",
+           "95% CI")  # fmt: skip
 _TRAP = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
 
 
@@ -146,13 +147,13 @@ def _estimate(found: Entry | None) -> tuple[str, str]:
     return f"{found['value']:.2f}", interval(found["lo"], found["hi"], 2)
 
 
-def _points(compared: Entry) -> tuple[str, str]:
-    """A difference of accuracies in percentage points."""
+def _points(compared: Entry) -> tuple[str, str, str]:
+    """A difference of accuracies in percentage points, and the questions that it rests on."""
     if compared.get("difference") is None:
-        return "", ""
+        return "", "", ""
     low, high = compared["difference_lo"], compared["difference_hi"]
     interval = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-    return _signed(compared["difference"]), interval
+    return _signed(compared["difference"]), interval, str(compared["items"])
 
 
 def _signed(share: float) -> str:
