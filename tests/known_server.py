@@ -7,14 +7,16 @@ next, and asyncio's millisecond timers play no part. It speaks vLLM's SSE on /v1
 An answer has `--tokens` tokens, or the request's `max_tokens` if that is less; every fifth token has no text, as half a
 character has none. The role-only chunk of a chat leaves at TTFT / 2, long before the first token.
 
-/metrics counts what was really written. There is no `vllm:iteration_tokens_total`, since nothing here runs in steps:
-whoever reads it has to take the gauge `vllm:num_requests_running`.
+With VLLM_API_KEY in the environment it asks for that key. /metrics counts what was really written. There is no
+`vllm:iteration_tokens_total`, since nothing here runs in steps: whoever reads it has to take the gauge
+`vllm:num_requests_running`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -66,7 +68,17 @@ class Handler(BaseHTTPRequestHandler):
         self.arrival_s = time.monotonic()
         return super().parse_request()
 
+    def is_refused(self) -> bool:
+        """As vLLM does with a key: /v1 is answered to those who send it, other pages to everybody."""
+        key = os.environ.get("VLLM_API_KEY")
+        if not key or not self.path.startswith("/v1") or self.headers["Authorization"] == f"Bearer {key}":
+            return False
+        self.send_error(401)
+        return True
+
     def do_GET(self) -> None:
+        if self.is_refused():
+            return
         pages: dict[str, tuple[str, str]] = {
             "/health": ("text/plain", ""),
             "/version": ("application/json", json.dumps({"version": "known"})),
@@ -82,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_POST(self) -> None:
+        if self.is_refused():
+            return
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         tokens = min(self.tokens, asked["max_tokens"])
         prompt_tokens = len(json.dumps(asked.get("messages") or asked["prompt"]).split())

@@ -16,6 +16,7 @@ from platformdirs import user_log_path
 from loadgen.cli import CONTEXT, say
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask, secrets_of
+from loadgen.serving.hub import token_warning
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
@@ -77,6 +78,10 @@ def command(
         click.echo(launch.shell)
         return
     confirm_checkpoint(launch)
+    if warning := token_warning():
+        say(warning)
+    if secrets_of(rest["extra_args"], {}):
+        say("every user of this machine can read the secret in this command line: use VLLM_API_KEY or HF_TOKEN_FILE")
     try:
         _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log", start_timeout)
     except ServerError as error:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from loadgen.secret import without_secrets
+
 
 class ProgramAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """How a program ended and what it said."""
@@ -38,7 +40,7 @@ def ask(argv: Sequence[str], timeout_s: float) -> ProgramAnswer | None:
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", start_new_session=True,
+            text=True, errors="replace", start_new_session=True, env=without_secrets(os.environ),
         )  # fmt: skip
     except OSError:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import uvloop
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.errors import ServerError
+from loadgen.secret import without_secrets
 from loadgen.selftest.server import MODEL
 from loadgen.selftest.trial import Trial, trial_of
 from loadgen.serving.metrics import MetricsSource
@@ -92,7 +94,8 @@ async def _run(cell: Cell, assignment: Assignment, workers: int, journal: Journa
 def _server(itl_ms: float) -> Iterator[str]:
     """Its address; it ends with this block, or with this process."""
     argv = [sys.executable, "-m", "loadgen.selftest.server", "--first-ms", str(FIRST_MS), "--tick-ms", str(itl_ms)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe, env = subprocess.PIPE, without_secrets(os.environ)
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=env) as process:
         try:
             assert process.stdout is not None
             port = process.stdout.readline().strip()

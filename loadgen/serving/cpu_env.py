@@ -16,6 +16,8 @@ import msgspec
 from platformdirs import user_cache_path
 
 from loadgen.errors import UsageError
+from loadgen.folder import Folder
+from loadgen.secret import without_secrets
 from loadgen.serving.recipe import recipes_dir
 
 VLLM_VERSION = "0.32.0"
@@ -208,13 +210,14 @@ def _pip(environment: CpuEnvironment, *arguments: str) -> None:
 
 def _run(environment: CpuEnvironment, command: list[str]) -> str:
     """The command's standard output; everything it says is appended to the build log."""
-    with environment.log.open("a", encoding="utf-8") as log:
-        log.write(f"\n$ {' '.join(command)}\n")
+    with Folder(environment.root).append(environment.log.name, mode=0o600) as log:
+        log.write(f"\n$ {' '.join(command)}\n".encode())
         log.flush()
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, check=False
-        )
-        log.write(done.stdout)
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, check=False,
+            env=None if "pip" in command else without_secrets(os.environ),
+        )  # fmt: skip
+        log.write(done.stdout.encode())
     if done.returncode != 0:
         shown = " ".join(command[:6])
         raise UsageError(f"`{shown} ...` failed with status {done.returncode}, see {environment.log}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,15 @@ import msgspec
 
 from loadgen import httpget
 from loadgen.bounds import MOST_FACTS_BYTES
+from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 5.0
+TOKEN_FILE = "HF_TOKEN_FILE"
+MOST_TOKEN_BYTES = 4096
+"""Tokens have 37 characters."""
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
 
 
@@ -45,9 +50,12 @@ def is_offline() -> bool:
 
 
 def hub_token() -> str | None:
-    """`$HF_TOKEN`, else what `hf auth login` left in `$HF_TOKEN_PATH` or in `token` of `$HF_HOME`; None without."""
+    """`$HF_TOKEN`, else what the file `$HF_TOKEN_FILE` holds, else what `hf auth login` left in `$HF_TOKEN_PATH` or in
+    `token` of `$HF_HOME`; None without. Raises UsageError if `$HF_TOKEN_FILE` names a file that holds no token."""
     if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return token
+    if named := os.environ.get(TOKEN_FILE):
+        return _token_in(Path(named).expanduser())
     home = os.environ.get("HF_HOME")
     folder = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     try:
@@ -55,6 +63,35 @@ def hub_token() -> str | None:
         return path.read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError, RuntimeError):
         return None
+
+
+def _token_in(path: Path) -> str:
+    try:
+        token = read_file(path, MOST_TOKEN_BYTES).decode().strip()
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(f"{TOKEN_FILE} names {path}, which cannot be read ({said})") from None
+    if not (token.isascii() and token.isprintable() and token) or " " in token:
+        raise UsageError(f"{TOKEN_FILE} names {path}, which does not hold one token and nothing else; write it again")
+    return token
+
+
+def token_variables() -> dict[str, str]:
+    """What tells a server of `$HF_TOKEN_FILE`: the hub's library knows another name of it."""
+    named = os.environ.get(TOKEN_FILE)
+    return {"HF_TOKEN_PATH": str(Path(named).expanduser().absolute())} if named else {}
+
+
+def token_warning() -> str | None:
+    """One sentence if other users of this machine can read the file `$HF_TOKEN_FILE`, else None."""
+    path = Path(os.environ.get(TOKEN_FILE) or os.devnull).expanduser()
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o044:
+        return None
+    return f"{TOKEN_FILE}: other users of this machine can read {path}; run `chmod 600 {path}`"
 
 
 def cache_folder() -> Path:

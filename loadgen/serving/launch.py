@@ -21,6 +21,10 @@ from loadgen.serving.log import option
 from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
 
 CPU_INFO = Path("/proc/cpuinfo")
+API_KEY = "VLLM_API_KEY"
+"""The variable from which vLLM takes the key that its clients must send."""
+_AS_VARIABLES = {"--api-key": API_KEY, "--hf-token": "HF_TOKEN"}
+"""vLLM's options whose value is a secret, and the variables that say the same."""
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +59,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         return self.checkpoint is not None
 
     @property
+    def api_key(self) -> str | None:
+        """The key that its clients must send, of several the first; None where it asks for none."""
+        named = option(self.argv, "--api-key") or self.env.get(API_KEY)
+        return named or (os.environ.get(API_KEY) or None if self.needs_secrets else None)
+
+    @property
     def url(self) -> str:
         """Scheme, host and port."""
         return http_url(self.host, self.port)
@@ -85,8 +95,9 @@ def plan_launch(
 
     `dtype` is the activation dtype of every recipe that does not fix its own (default: the device's); `checkpoint`
     overrides the recipe's choice; `vllm` is the command itself (default: `find_vllm`); `extra_args` come last and so
-    win. Raises UsageError when the recipe has no checkpoint for the model, the checkpoint's config.json on this
-    machine is of another kind, this machine's CPU cannot run it, or no vLLM is found.
+    win; a key or a token among them becomes a variable, since every user can read a command line. Raises UsageError
+    when the recipe has no checkpoint for the model, the checkpoint's config.json on this machine is of another kind,
+    this machine's CPU cannot run it, or no vLLM is found.
     """
     if device == "cpu":
         _require_cpu_flags(recipe)
@@ -94,6 +105,7 @@ def plan_launch(
     served = checkpoint or recipe.checkpoint_for(model)
     _require_folder(served)
     in_flight = recipe.in_flight_args if served == model else ()
+    extra_args, secret_env = _secrets_apart(extra_args)
     require_quantization(recipe, served, in_flight=bool(in_flight), online=False)
     fair = fair_settings().caching_prefixes() if prefix_cache else fair_settings()
     on_device = fair.device[device]
@@ -116,7 +128,7 @@ def plan_launch(
         name=recipe.name,
         precision=recipe.name,
         argv=argv,
-        env={**fair.env, **on_device.env, **offline, **recipe.env},
+        env={**fair.env, **on_device.env, **offline, **recipe.env, **secret_env},
         host=host,
         port=port,
         device=device,
@@ -167,6 +179,23 @@ def find_vllm(device: Device, named: str | None = None) -> str:
         return found
     remedy = "run `loadgen cpu-env` to build one" if device == "cpu" else "install vLLM"
     raise UsageError(f"no vllm command for device {device!r} was found; {remedy}, or name one with --vllm PATH")
+
+
+def _secrets_apart(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The arguments without secrets, and these as variables. Several values of an option stay: a variable holds one."""
+    kept: list[list[str]] = [[]]
+    for argument in args:
+        if argument.startswith("-"):
+            kept.append([])
+        kept[-1].append(argument)
+    env = {}
+    for part in [part for part in kept if part]:
+        name, equals, value = part[0].partition("=")
+        values = [value] * bool(equals) + part[1:]
+        if (variable := _AS_VARIABLES.get(name.replace("_", "-"))) and len(values) == 1:
+            env[variable] = values[0]
+            kept.remove(part)
+    return [argument for part in kept for argument in part], env
 
 
 def _filled(pattern: str, values: Mapping[str, str]) -> str:

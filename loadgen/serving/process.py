@@ -28,7 +28,7 @@ from loadgen.serving.facts import (
 )
 from loadgen.serving.gpu_memory import used_bytes
 from loadgen.serving.group import ProcessGroup
-from loadgen.serving.hub import downloaded_bytes, local_config
+from loadgen.serving.hub import downloaded_bytes, hub_token, local_config, token_variables
 from loadgen.serving.launch import Launch
 from loadgen.serving.log import WAITING, engine_settings, named_errors, option, plain, remedy, workers_of
 from loadgen.serving.quantization import Quantization
@@ -64,7 +64,7 @@ class ServerProcess:
             )
         self.launch = launch
         self.log_path = log_path
-        self._mask = Mask(*secrets_of(launch.argv, launch.env))
+        self._mask = Mask(*secrets_of(launch.argv, launch.env), hub_token() if launch.needs_secrets else None)
         self._gpu_bytes_before = used_bytes() if launch.device == "cuda" and not launch.simulated else None
         self._ready_ns: int | None = None
         self._started_ns = time.monotonic_ns()
@@ -107,10 +107,13 @@ class ServerProcess:
 
     def is_ready(self) -> bool:
         """Whether GET /health answers 200 now."""
-        healthy = get(f"{self.launch.url}/health") is not None
+        healthy = self._get("/health") is not None
         if healthy and self._ready_ns is None:
             self._ready_ns = time.monotonic_ns()
         return healthy
+
+    def _get(self, path: str) -> bytes | None:
+        return get(f"{self.launch.url}{path}", self.launch.api_key)
 
     def check_alive(self) -> None:
         """Raises ServerError, with the last words, when the server has ended."""
@@ -131,8 +134,8 @@ class ServerProcess:
 
     def facts(self) -> ServerFacts:
         """What the server says about itself now; what it does not answer is None or empty."""
-        served = next(iter(read_models(get(f"{self.launch.url}/v1/models") or b"") or []), None)
-        exposition = get(f"{self.launch.url}/metrics") or b""
+        served = next(iter(read_models(self._get("/v1/models") or b"") or []), None)
+        exposition = self._get("/metrics") or b""
         log, checkpoint = self.log(), self.launch.checkpoint
         settings = engine_settings(log)
         workers = settings.workers or workers_of(self.launch.argv)
@@ -145,7 +148,7 @@ class ServerProcess:
             argv=self._mask.argv(self.launch.argv),
             env=self._mask.env(self.launch.env),
             pid=self.pid,
-            version=read_version(get(f"{self.launch.url}/version") or b""),
+            version=read_version(self._get("/version") or b""),
             model=served.id if served else None,
             checkpoint_identity=checkpoint_identity(checkpoint) if checkpoint else None,
             quantization=self._quantization(held),
@@ -228,7 +231,7 @@ class ServerProcess:
     def _environment(self) -> dict[str, str]:
         """The command's own folder leads PATH: vLLM calls tools (ninja) that are installed beside it."""
         outside = os.environ if self.launch.needs_secrets else without_secrets(os.environ)
-        environment = {**outside, **self.launch.env}
+        environment = {**outside, **(token_variables() if self.launch.needs_secrets else {}), **self.launch.env}
         if not environment.get("VLLM_PORT", "0").isdigit():
             del environment["VLLM_PORT"]  # Kubernetes sets it to a URI, for any service that is named vllm
         folder = os.path.dirname(self.launch.argv[0])  # noqa: PTH120
@@ -286,10 +289,10 @@ class Patience:
 
 def mask_log(path: Path, mask: Mask) -> None:
     """A log that an earlier version left, or that was put there, has no secrets and is for this user alone."""
-    folder = Folder(path.parent)
-    if not folder.has(path.name):
+    folder, name = Folder(path.parent.parent), f"{path.parent.name}/{path.name}"
+    if not folder.has(name):
         return
-    with folder.open(path.name) as log, folder.replacing(path.name, mode=0o600) as masked:
+    with folder.open(name) as log, folder.replacing(name, mode=0o600) as masked:
         for line in log:
             masked.write(mask(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"))
 

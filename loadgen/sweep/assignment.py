@@ -28,6 +28,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     url: str
     model: str
     api_key: str | None
+    secrets: tuple[str, ...] = ()
+    """Values that no row may hold, besides the key and those in this process's environment."""
     transport: str
     timeout_s: float
     protocol: Protocol
@@ -98,5 +100,5 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
         return lambda slot: HttpSlot(endpoint, slot, self.timeout_s)
 
     def _concealing(self, on_exchange: OnExchange) -> OnExchange:
-        mask = Mask(self.api_key)
+        mask = Mask(self.api_key, *self.secrets)
         return lambda exchange: on_exchange(concealed(exchange, mask))

@@ -15,6 +15,7 @@ import msgspec
 
 from loadgen.client.arrivals import CLOSED, Arrivals
 from loadgen.errors import UsageError
+from loadgen.serving.launch import API_KEY
 from loadgen.serving.process import START_TIMEOUT_S
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.sweep.plan import TargetSpec, check_size
@@ -115,8 +116,12 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def api_key(self) -> str | None:
-        """The key itself, read from the environment when needed and never stored."""
-        return os.environ.get(self.api_key_env) if self.api_key_env else None
+        """The key itself, read from the environment when needed and never stored.
+
+        Without `--api-key-env`, the servers that loadgen launches take VLLM_API_KEY from its environment.
+        """
+        variable = self.api_key_env or (API_KEY if self.mode == "serve" else None)
+        return (os.environ.get(variable) or None) if variable else None
 
 
 def configure(
@@ -244,7 +249,10 @@ def configure(
     _one_of("device", device, ("cuda", "cpu"))
     if reference is not None and reference not in names:
         raise UsageError(f"--reference {reference}: no such target; the targets are {', '.join(names)}")
-    _check_key(api_key_env)
+    if api_key_env is not None:
+        _check_key(f"--api-key-env {api_key_env}", api_key_env)
+    elif mode == "serve" and os.environ.get(API_KEY):
+        _check_key(API_KEY, API_KEY)
     questions = dataset or ("sample" if mode == "simulated" and data_file is None else "gsm8k")
     own = Path(data_file) if data_file else None
     default_duration = DURATION_S
@@ -332,16 +340,14 @@ def _extra_body(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     return body
 
 
-def _check_key(variable: str | None) -> None:
+def _check_key(where: str, variable: str) -> None:
     """Whoever gives the key itself instead of a variable's name does not find it in a terminal's log."""
-    if variable is None:
-        return
     key = os.environ.get(variable)
-    shown = f" {variable}" if _VARIABLE.fullmatch(variable) else ""
+    where = where if _VARIABLE.fullmatch(variable) else "--api-key-env"
     if not key:
-        raise UsageError(f"--api-key-env{shown}: the environment has no variable of that name, or it is empty")
+        raise UsageError(f"{where}: the environment has no variable of that name, or it is empty")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UsageError(f"--api-key-env{shown}: the key holds a space, a line end or the like; set it again without")
+        raise UsageError(f"{where}: the key holds a space, a line end or the like; set it again without")
 
 
 def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thinking | None:

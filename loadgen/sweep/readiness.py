@@ -32,6 +32,10 @@ class Patience:
         self._observer = observer
         self._deadline_s = time.monotonic() + wait_ready_s
 
+    def warn(self, sentence: str) -> None:
+        """Something that does not keep the sweep from beginning."""
+        self._observer.warn(sentence)
+
     def wait(self, ask: Callable[[], T]) -> T:
         """What `ask` returns once it raises NotReady no more. Raises UsageError when the time is over."""
         told = ""

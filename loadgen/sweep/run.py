@@ -15,6 +15,7 @@ from loadgen.client.body import SALT_BYTES, BodyChanges
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.metrics import metrics_of
+from loadgen.serving.process import mask_log
 from loadgen.serving.proxy import proxies_passed_by
 from loadgen.serving.recipe import recipe_sha256
 from loadgen.sweep.assignment import Assignment
@@ -174,6 +175,8 @@ def resume_sweep(
     with held(run_dir), stored(run_dir):
         begun = read_manifest(run_dir)
         config = resumed_config(run_dir, begun, given or {})
+        for log in sorted((run_dir / "servers").glob("*.log")):
+            mask_log(log, Mask(config.api_key))
         if not unfinished(run_dir, _blocks(config)):
             observer.note(f"{run_dir} is complete, nothing is left to measure")
             return run_dir

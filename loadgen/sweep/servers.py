@@ -16,7 +16,8 @@ from loadgen.client.servermessage import server_message
 from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask
 from loadgen.serving.facts import ServedModel, read_models, read_version, told_kv_cache_dtype
-from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
+from loadgen.serving.hub import token_warning
+from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
@@ -245,6 +246,8 @@ class _Processes:
 
 class _Launched(_Processes):
     def check(self, patience: Patience) -> None:
+        if warning := token_warning():
+            patience.warn(warning)
         for spec in self._config.targets:
             confirm_checkpoint(self.plan(spec, free_port()))
 
@@ -252,7 +255,7 @@ class _Launched(_Processes):
         config = self._config
         assert config.model is not None
         reference = next(spec for spec in config.targets if spec.name == config.reference)
-        return plan_launch(
+        launch = plan_launch(
             load_recipe(spec.precision),
             model=config.model,
             port=port,
@@ -267,6 +270,9 @@ class _Launched(_Processes):
                 *_room_args(config),
             ],
         )
+        # The key that requests carry is the one that the server asks for.
+        key = {API_KEY: config.api_key} if config.api_key_env and config.api_key else {}
+        return msgspec.structs.replace(launch, env={**launch.env, **key})
 
 
 def _room_args(config: SweepConfig) -> list[str]:

@@ -20,6 +20,7 @@ import msgspec
 
 from loadgen.client.exchange import Exchange
 from loadgen.client.probe import ClientUse, ProcessUse
+from loadgen.secret import Mask, without_secrets
 from loadgen.serving.process import exit_words
 from loadgen.sweep.assignment import Assignment
 from loadgen.sweep.channel import Channel, Command, Method, WorkerState
@@ -170,7 +171,8 @@ class _WorkerProcess:
             Exchange | WorkerState | ProcessUse, self._on_report, self._on_end
         )
         await self._channel.open(ours)
-        self._channel.send(self._assignment)
+        secrets = tuple(Mask(self._assignment.api_key).secrets)
+        self._channel.send(msgspec.structs.replace(self._assignment, secrets=secrets))
 
     def _spawn(self) -> socket.socket:
         """In a session of its own: Ctrl-C in the terminal reaches the parent alone, which then closes its workers."""
@@ -179,7 +181,8 @@ class _WorkerProcess:
         with theirs:
             argv = [sys.executable, "-m", "loadgen.sweep.worker", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
-                argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words,
+                argv, env=without_secrets(os.environ, self._assignment.api_key),
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words,
                 start_new_session=True,
             )  # fmt: skip
         return ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from made_hub import AWQ, made_hub, packed, put_in_folder
 
 from loadgen.errors import UsageError
 from loadgen.serving.checkpoint import mismatch
-from loadgen.serving.hub import fault_of_config, fetch_config, hub_token, local_config
+from loadgen.serving.hub import (
+    fault_of_config,
+    fetch_config,
+    hub_token,
+    local_config,
+    token_variables,
+    token_warning,
+)
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.quantization import quantization_of
 from loadgen.serving.recipe import load_recipe, load_recipes
@@ -194,6 +202,34 @@ def test_a_token_that_was_saved_by_a_login_is_used(monkeypatch: pytest.MonkeyPat
     assert hub_token() == "hf_saved"
     monkeypatch.setenv("HF_TOKEN", "hf_named")
     assert hub_token() == "hf_named"
+
+
+def test_a_token_is_read_from_a_file_that_holds_it_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (token_variables(), token_warning()) == ({}, None)
+    held, fifo = tmp_path / "token", tmp_path / "fifo"
+    monkeypatch.setenv("HF_TOKEN_FILE", str(held))
+    held.write_text("hf_held\n")
+    held.chmod(0o640)
+    assert (hub_token(), token_variables()) == ("hf_held", {"HF_TOKEN_PATH": str(held)})
+    assert token_warning() == f"HF_TOKEN_FILE: other users of this machine can read {held}; run `chmod 600 {held}`"
+    held.chmod(0o600)
+    assert token_warning() is None
+    os.mkfifo(fifo)
+    for content, path, said in (
+        ("", held, "does not hold one token"),
+        ("two words", held, "does not hold one token"),
+        ("", tmp_path / "absent", "cannot be read (No such file or directory)"),
+        ("", fifo, "only regular files are read"),
+    ):
+        held.write_text(content)
+        monkeypatch.setenv("HF_TOKEN_FILE", str(path))
+        with pytest.raises(UsageError, match=re.escape(said)) as error:
+            hub_token()
+        assert str(error.value).startswith(f"HF_TOKEN_FILE names {path}")
 
 
 def test_kinds_that_share_a_method_are_told_apart_by_their_numbers() -> None:

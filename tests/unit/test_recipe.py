@@ -48,6 +48,24 @@ def value_of(launch: Launch, option: str) -> str:
     return launch.argv[positions[-1] + 1]
 
 
+def test_a_key_and_a_token_are_not_in_the_command_line(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "inherited")
+    given = ["--seed", "1", "--api-key", "first", "--hf-token=second", "--enforce-eager"]
+    launch = plan("bf16", tiny, extra_args=given)
+    plain = plan("bf16", tiny, extra_args=["--seed", "1", "--enforce-eager"])
+    assert launch.argv == plain.argv
+    assert launch.env == {**plain.env, "VLLM_API_KEY": "first", "HF_TOKEN": "second"}
+    assert (launch.api_key, plain.api_key) == ("first", "inherited")
+
+
+def test_several_keys_stay_where_they_are(tiny: Path) -> None:
+    """The variable holds one; vLLM accepts any of them, and the first is sent."""
+    launch = plan("bf16", tiny, extra_args=["--api_key", "--port", "1", "--api-key", "first", "second"])
+    assert launch.argv[-6:] == ("--api_key", "--port", "1", "--api-key", "first", "second")
+    assert launch.api_key == "first"
+    assert "first" not in launch.shell and "second" not in launch.shell
+
+
 def test_all_precisions_of_the_design_are_shipped() -> None:
     assert set(load_recipes()) == {"fp16", "bf16", "int8", "fp8", "bnb-nf4", "bnb-int8", "awq", "gptq"}
 

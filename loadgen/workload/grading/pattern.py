@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from functools import lru_cache
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.secret import without_secrets
 from loadgen.workload.grading.letter import Letter, read_letter
 from loadgen.workload.grading.notation import plain
 from loadgen.workload.grading.number import Number
@@ -57,7 +59,8 @@ def check_speed(regex: str, within_s: float = TRIED_S) -> None:
     """
     argv, sent = [sys.executable, "-I", "-S", "-c", _TRIAL], regex.encode("utf-8", "surrogatepass")
     try:
-        subprocess.run(argv, input=sent, timeout=within_s, capture_output=True, check=False)
+        env = without_secrets(os.environ)
+        subprocess.run(argv, input=sent, timeout=within_s, capture_output=True, check=False, env=env)
     except subprocess.TimeoutExpired:
         raise UsageError(
             f"--answer-regex {regex!r} takes more than {within_s:g} s on a text of 2,000 characters; avoid a repeat "
