@@ -126,10 +126,11 @@ def watched(loadgen: subprocess.Popen[str], *secrets: str) -> tuple[set[str], se
             seen.add(command)
             if any(secret in command or secret.encode() in environment for secret in secrets):
                 having.add(command)
-        time.sleep(0.03)
+        time.sleep(0.1)
     return seen, having
 
 
+@pytest.mark.slow
 def test_a_launched_server_has_the_key_and_nobody_else(place: Place) -> None:
     command = [*SWEEP, "--serve", "bf16", "--device", "cpu", "--model", place.model, "--vllm", "vllm"]
     sweep = place.start(command, {"VLLM_API_KEY": KEY, "HF_TOKEN": HUB_TOKEN})
