@@ -131,11 +131,6 @@ def fetch(
         raise error.reason if isinstance(error.reason, OSError) else error from None
 
 
-def said(error: BaseException) -> str:
-    """A failure's words on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _body(answer: http.client.HTTPResponse, most_bytes: int, within_s: float) -> bytes:
     deadline_s = monotonic() + within_s
     pieces, length = list[bytes](), 0

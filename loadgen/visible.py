@@ -18,9 +18,17 @@ _FORMULA = re.compile(r"[\t\r\n]|\s*['=+@＝＋－＠-]")
 """What a spreadsheet runs begins with one of these (OWASP, CSV injection), or with its full-width form."""
 
 
+MOST_SAID = 300
+
+
 def visible(text: str) -> str:
     """The text with control characters, direction marks and the like as `\\x1b`, `\\u202e`; the same if it has none."""
     return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def said(error: BaseException) -> str:
+    """An error's words, on one line and MOST_SAID characters at most: they may quote a file or a server."""
+    return visible(" ".join(str(error)[: 2 * MOST_SAID].split()))[:MOST_SAID] or type(error).__name__
 
 
 def visible_line(text: str) -> str:

@@ -23,6 +23,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.sweep.manifest import read_manifest
 from loadgen.sweep.plan import level
+from loadgen.visible import said
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
                 raise UsageError(_older(self.path))
             msgspec.convert(content, _Analysis)
         except ValueError as error:
-            raise UsageError(_damaged(self.path, "analysis.json", str(error))) from None
+            raise UsageError(_damaged(self.path, "analysis.json", said(error))) from None
         return content
 
     @property

@@ -23,7 +23,7 @@ from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
-from loadgen.visible import text_of_cell, visible_cell
+from loadgen.visible import said, text_of_cell, visible_cell
 from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import VERSION, Verdict
 
@@ -225,7 +225,7 @@ def _intact(folder: Path, name: str) -> Iterator[None]:
     except FileNotFoundError:
         why = "is missing"
     except (pa.ArrowException, ValueError, KeyError, OverflowError) as error:
-        why = f"is damaged ({' '.join(str(error).split())[:200]})"
+        why = f"is damaged ({said(error)})"
     else:
         return
     raise UsageError(f"{folder / name} {why}; write it again with `loadgen report {folder}`")

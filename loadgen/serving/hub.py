@@ -16,6 +16,7 @@ from loadgen.bounds import MOST_FACTS_BYTES
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE
+from loadgen.visible import said
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 5.0
@@ -205,6 +206,6 @@ def _fetch(checkpoint: str, name: str) -> HubAnswer:
     except msgspec.ValidationError:
         return HubAnswer(state="unreachable", reason=f"{name} is not a JSON object")
     except (*httpget.FAILURES, RecursionError) as error:
-        return HubAnswer(state="unreachable", reason=httpget.said(error))
+        return HubAnswer(state="unreachable", reason=said(error))
     state = _STATES.get(answer.status, "unreachable")
     return HubAnswer(state=state, reason=f"{answer.status} {answer.headers.get('X-Error-Code') or answer.reason}")

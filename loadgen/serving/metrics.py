@@ -13,9 +13,10 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES, Amount, Nanoseconds
-from loadgen.httpget import FAILURES, REDIRECTS, AnswerTooLong, Connection, said
+from loadgen.httpget import FAILURES, REDIRECTS, AnswerTooLong, Connection
 from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
 from loadgen.serving.target import Target
+from loadgen.visible import said
 
 UNVERIFIED = "batch not verified"
 """Said wherever requests in flight stand for the running batch."""

@@ -26,6 +26,7 @@ from loadgen.folder import Folder
 from loadgen.power.sample import PowerSample
 from loadgen.serving.metrics import ServerSample
 from loadgen.sweep.plan import Cell
+from loadgen.visible import said
 
 SCHEMA = 1
 
@@ -209,8 +210,8 @@ def known_records(path: Path) -> Iterator[None]:
         yield
     except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
-            f"{path} holds a record that this version of loadgen does not know ({error}); read it with the version "
-            "that wrote it"
+            f"{path} holds a record that this version of loadgen does not know ({said(error)}); read it with the "
+            "version that wrote it"
         ) from None
 
 

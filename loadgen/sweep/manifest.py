@@ -23,6 +23,7 @@ from loadgen.power.rest import Rest
 from loadgen.serving.target import Target
 from loadgen.sweep.manifestshape import ManifestShape
 from loadgen.sweep.plan import Cell, check_size
+from loadgen.visible import said
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -126,14 +127,14 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run_dir} is no run directory: it has no manifest.json") from None
     except ValueError as error:
-        raise UsageError(f"{path} is no manifest ({error}); name a run directory of loadgen sweep") from None
+        raise UsageError(f"{path} is no manifest ({said(error)}); name a run directory of loadgen sweep") from None
     Folder(run_dir).check()
     if content.get("schema") != SCHEMA:
         raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
     try:
         shape = msgspec.convert(content, ManifestShape)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path} is not as loadgen sweep wrote it ({error}); put that file back") from None
+        raise UsageError(f"{path} is not as loadgen sweep wrote it ({said(error)}); put that file back") from None
     config, sessions = shape.config, max(1, len(shape.sessions))
     check_size(str(path), len(config.targets), max(1, len(config.concurrency)), config.repeats, sessions)
     return content

@@ -26,6 +26,7 @@ from loadgen.sweep.config import SweepConfig
 from loadgen.sweep.observer import Observer
 from loadgen.sweep.plan import TargetSpec
 from loadgen.sweep.readiness import NotReady, Patience
+from loadgen.visible import said
 from loadgen.workload.dataset import data_path
 from loadgen.workload.thinking import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
@@ -153,10 +154,10 @@ class _Running:
         try:
             answer = httpget.get(f"{spec.url}{path}", bearer=self._config.api_key)
         except ssl.SSLCertVerificationError as error:
-            reason = f"does not answer ({httpget.said(error)})"
+            reason = f"does not answer ({said(error)})"
             remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
         except httpget.FAILURES as error:
-            raise NotReady(where, mask(httpget.said(error)), loading=False) from None
+            raise NotReady(where, mask(said(error)), loading=False) from None
         else:
             body, simulated = answer.body, answer.headers.get("X-Loadgen-Simulated") is not None
             if answer.status == 503 or (answer.status >= 500 and b"loading" in body.lower()):
