@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from loadgen.errors import UsageError
 from loadgen.power.sample import PowerSample
 from loadgen.serving.process import free_port
 from loadgen.sweep import resume
+from loadgen.sweep.config import configure
 from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_end, cell_file, cell_files, power_file, sealed
 from loadgen.sweep.manifest import Manifest, read_manifest
 from loadgen.sweep.plan import TargetSpec, plan_blocks
@@ -224,3 +226,17 @@ def test_the_command_to_go_on_can_be_pasted() -> None:
 def test_what_older_runs_do_not_say_is_the_first_session() -> None:
     assert CellStart(cell=OF, t_ns=0, simulated=False).session == 1
     assert CellEnd(t_ns=0).aborted is None
+
+
+@pytest.mark.parametrize("repeats", [500_000, 500_001])
+def test_a_runs_size_is_counted_alike_when_it_is_planned_and_when_it_is_read(tmp_path: Path, repeats: int) -> None:
+    """Two targets: 1,000,000 cells are the most."""
+    run = make_run(tmp_path / "run", repeats=1, concurrency=(1,))
+    content = json.loads((run / "manifest.json").read_text())
+    content["config"]["repeats"] = repeats
+    (run / "manifest.json").write_text(json.dumps(content))
+    targets = {"fp16": "http://127.0.0.1:1", "awq": "http://127.0.0.1:2"}
+    with pytest.raises(UsageError, match="more than 1,000,000 cells") if repeats > 500_000 else nullcontext():
+        configure(targets=targets, concurrency=[1], repeats=repeats)
+    with pytest.raises(UsageError, match="more than 1,000,000 cells") if repeats > 500_000 else nullcontext():
+        read_manifest(run)
