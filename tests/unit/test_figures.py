@@ -66,8 +66,10 @@ def made_run(folder: Path, *, simulated: bool, spoiled: int = 0) -> Run:
             "reference": "fp16",
             "simulated": simulated,
             "crossovers": [msgspec.to_builtins(c) | {"sentence": sentence(c)} for c in result.crossovers],
+            **msgspec.to_builtins(trust),
             **msgspec.to_builtins(result.indices),
             "depth": DEPTH,
+            "invalid": [],
             "warnings": [],
         },
     )
