@@ -24,10 +24,8 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
-from loadgen.analysis.indices.drawn import RepeatNoise
-from loadgen.analysis.indices.items import item_figures
-from loadgen.analysis.indices.point import OperatingPoint, Repeat
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.formulas import IndexSettings, RepeatNoise
+from loadgen.analysis.indices.point import OperatingPoint, Repeat, item_figures
 from loadgen.analysis.indices.standing import Standing, reference_standing, stand
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.indices.target import si_differences, target_indices
@@ -120,9 +118,7 @@ def compared(
     return crossover(*curves, metric)
 
 
-def falling(
-    rng: np.random.Generator, batches: int, repeats: int, per_octave: float, *, lost: bool = False
-) -> Verdicts:
+def falling(rng: np.random.Generator, batches: int, repeats: int, per_octave: float, *, lost: bool = False) -> Verdicts:
     """fp16's joules per query fall by this share with every doubling of B; `lost`: the second B has one valid repeat,
     and `named` counts the studies whose evidence says so."""
     grid = GRIDS[batches]

@@ -42,10 +42,10 @@ import numpy as np
 import uvloop
 from tick_server import FIRST_MS, TICK_MS, TOKENS
 
-from loadgen.client.exchange import Exchange, Raw, Request, read_exchange
-from loadgen.client.http import Endpoint, HttpRaw, HttpSlot
-from loadgen.client.openai_sdk import SdkSlot, sdk_client
-from loadgen.client.pool import ClosedLoop, Slot
+from loadgen.load.closedloop import ClosedLoop, Slot
+from loadgen.load.exchange import Exchange, Raw, Request, read_exchange
+from loadgen.load.http import Endpoint, HttpRaw, HttpSlot
+from loadgen.load.openai_sdk import SdkSlot, sdk_client
 
 HERE = Path(__file__).parent
 CLIENTS = ("raw", "aiohttp", "openai")

@@ -23,13 +23,11 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.crossover.crossing import Crossing
+from loadgen.analysis.crossover.crossing import Crossing, shared_sizes
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
-from loadgen.analysis.crossover.step import shared_sizes
 from loadgen.analysis.intervals import wilson_interval
-from loadgen.serving.simulated.cost import Cost
-from loadgen.serving.simulated.presets import Presets, load_presets
+from loadgen.serving.simulated.cost import Cost, Presets, load_presets
 from loadgen.serving.simulated.steadystate import closed_loop
 
 STUDIES = 300
@@ -311,9 +309,7 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
         false_studies += misplaced > 0
         there = truth[2][places(truth, setting.grid)]
         signs = {y > 0 for y in there}
-        false_signs += any(
-            point.proven * y <= 0 for point, y in zip(result.points, there, strict=True) if point.proven
-        )
+        false_signs += any(point.proven * y <= 0 for point, y in zip(result.points, there, strict=True) if point.proven)
         undecided += result.status == "unresolved"
         honest = (signs == {True}) if result.status == "better" else (signs == {False})
         false_verdicts += result.status in ("better", "worse") and (not honest or not truth[2].any())

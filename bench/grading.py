@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT / "tests" / "unit"))
 
 from grading_cases import CHOICES, NUMBERS, OPTIONS  # noqa: E402
 
-from loadgen.workload.facts import ItemFacts  # noqa: E402
 from loadgen.workload.grading import grade  # noqa: E402
+from loadgen.workload.item import ItemFacts  # noqa: E402
 
 RESULT = ROOT / "bench" / "results" / "grading.md"
 Judge = Callable[[str, str], bool]

@@ -38,7 +38,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from kills import OPTIONS, REQUESTS, KilledRun, violations  # noqa: E402
 
 from loadgen import load_run  # noqa: E402
-from loadgen.sweep.manifest import host_facts, read_manifest  # noqa: E402
+from loadgen.record.manifest import host_facts, read_manifest  # noqa: E402
 
 EXACT = ("answers", "failures", "accuracy", "truncated_rate", "output_tokens_mean")
 RATES = ("tokens_per_s", "tpot_ms_mean", "ttft_ms_mean", "energy_per_token_j")

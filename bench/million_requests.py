@@ -27,12 +27,12 @@ import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 
-from loadgen.client.exchange import Exchange
+from loadgen.load.exchange import Exchange
 from loadgen.power.sample import PowerSample
+from loadgen.record.cell import Cell
+from loadgen.record.journal import CellEnd, CellStart, Record, power_file, sealed
+from loadgen.record.manifest import host_facts
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd, CellStart, Record, power_file, sealed
-from loadgen.sweep.manifest import host_facts
-from loadgen.sweep.plan import Cell
 
 TARGETS = {"fp16": 1.0, "awq": 0.8, "gptq": 0.82, "bnb-nf4": 1.6}
 """Precision -> its step time over fp16's."""
@@ -96,7 +96,7 @@ def stages(run: str) -> dict[str, list[str]]:
     """Each a command of its own."""
     analysis = "import sys, pathlib; from loadgen.analysis.analyse import analyse; analyse(pathlib.Path(sys.argv[1]))"
     drawing = (
-        "import sys; from loadgen import load_run; from loadgen.report.html import write_report; "
+        "import sys; from loadgen import load_run; from loadgen.reports.html import write_report; "
         "write_report(load_run(sys.argv[1]))"
     )
     return {

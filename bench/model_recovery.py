@@ -23,11 +23,9 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.models.candidate import CANDIDATES, Axis, Candidate
-from loadgen.analysis.models.pair import Pair
+from loadgen.analysis.models.candidate import CANDIDATES, Axis, Candidate, Pair
 from loadgen.analysis.models.study import ModelStudy, model_study
-from loadgen.serving.simulated.cost import Cost
-from loadgen.serving.simulated.presets import load_presets
+from loadgen.serving.simulated.cost import Cost, load_presets
 
 STUDIES = 250
 """Per candidate and grid; a share is known to 1.4 pp (one standard error at 95%)."""

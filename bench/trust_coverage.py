@@ -25,24 +25,25 @@ from loadgen.analysis.celldata import Ints as IntArray
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.energy import CellEnergy
-from loadgen.analysis.goodput import Goodput
 from loadgen.analysis.indices.dominance import dominance
-from loadgen.analysis.indices.drawn import Drawn
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.formulas import Drawn, IndexSettings
 from loadgen.analysis.indices.standing import Standing, reference_standing
 from loadgen.analysis.intervals import wilson_interval
-from loadgen.analysis.traffic import Traffic
+from loadgen.analysis.traffic import Goodput, Traffic
+from loadgen.analysis.trust.accuracy import MARGIN, correct_energy
 from loadgen.analysis.trust.answers import Answer, item_lengths
-from loadgen.analysis.trust.cochran import cochran_q
-from loadgen.analysis.trust.correct_energy import correct_energy
-from loadgen.analysis.trust.depth_trend import absolute_trend, relative_trend, step_survival
-from loadgen.analysis.trust.holm import holm
-from loadgen.analysis.trust.paired import mcnemar_p
 from loadgen.analysis.trust.pairing import Asked, PairedItems, pair_items
-from loadgen.analysis.trust.planning import MARGIN
-from loadgen.analysis.trust.ratio import trust_ratio
-from loadgen.analysis.trust.score import changes, difference_interval, equivalence_p
+from loadgen.analysis.trust.significance import (
+    changes,
+    cochran_q,
+    difference_interval,
+    equivalence_p,
+    holm,
+    mcnemar_p,
+    trust_ratio,
+)
 from loadgen.analysis.trust.study import Side, TrustStudy, TrustTest
+from loadgen.analysis.trust.trends import absolute_trend, relative_trend, step_survival
 from loadgen.analysis.validity import Validity
 
 STUDIES = 1000
@@ -243,17 +244,13 @@ def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[s
                 speed = 40.0 * b**0.85 * (case.speedup * b ** (-1 / 3) if target == "awq" and case.speedup > 1 else 1.0)
                 taken: set[int] = set()
                 for repeat in range(3):
-                    rate, joules = np.exp(
-                        starts[:, repeat] + case.noise * np.sqrt(0.5) * rng.standard_normal(2)
-                    )
+                    rate, joules = np.exp(starts[:, repeat] + case.noise * np.sqrt(0.5) * rng.standard_normal(2))
                     inside, all_taken = completed(lengths, speed * rate, b, case.window_s)
                     taken |= set(all_taken.tolist())
                     mean = float(lengths[inside].mean()) if len(inside) else None
                     cells.append(cell(target, b, repeat + 1, float(speed * rate), float(0.5 * joules), mean))
                 answers[target, b] = {
-                    str(k): [
-                        Answer(repeat=1, outcome="correct", correct=bool(right[k]), output_tokens=int(lengths[k]))
-                    ]
+                    str(k): [Answer(repeat=1, outcome="correct", correct=bool(right[k]), output_tokens=int(lengths[k]))]
                     for k in sorted(taken)
                 }
         asked = {str(k): Asked(prompt_sha="0", max_tokens=1024, sampling={}) for k in range(ITEMS)}

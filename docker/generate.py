@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from loadgen.serving.compose.file import generated_files
+from loadgen.serving.compose import generated_files
 
 DOCKER = Path(__file__).parent
 

@@ -1,13 +1,12 @@
 """loadgen: which precision pays off on your GPU, under your traffic?
 
-    import loadgen
-    run = loadgen.sweep(targets={"fp16": "http://127.0.0.1:8001", "awq": "http://127.0.0.1:8002"}, concurrency=[1, 16])
-    run.summary
+import loadgen
+run = loadgen.sweep(targets={"fp16": "http://127.0.0.1:8001", "awq": "http://127.0.0.1:8002"}, concurrency=[1, 16])
+run.summary
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from loadgen._version import __version__
@@ -18,32 +17,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from loadgen.analysis.compare.comparison import RunComparison
-    from loadgen.analysis.indices.settings import Form
+    from loadgen.analysis.indices.formulas import Form
     from loadgen.analysis.run import Run
-    from loadgen.selftest.selftest import Selftest
+    from loadgen.clienttest.selftest import Selftest
 
-importlib.import_module("loadgen.sweep")
-importlib.import_module("loadgen.selftest")
-importlib.import_module("loadgen.report")
-"""The rooms are imported before the functions of their names are defined: a later first import would hide those."""
 
 __all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "report", "selftest", "sweep"]
 
 
 def sweep(*, resume: str | Path | None = None, trust_manifest: bool = False, **options: Any) -> Run:
-    """What `loadgen sweep` does, with its options as arguments (`loadgen.sweep.config.configure` lists them).
+    """What `loadgen sweep` does, with its options as arguments (`loadgen.measure.config.configure` lists them).
 
     `resume=DIR` goes on with an interrupted run; options beside it must be the run's own. What a
     received run would send, open, read or start must be named again, unless `trust_manifest`. Returns the analysed run.
-    Raises UsageError for wrong use and `loadgen.sweep.run.Interrupted` on Ctrl-C.
+    Raises UsageError for wrong use and `loadgen.measure.run.Interrupted` on Ctrl-C.
     """
     from pathlib import Path
 
     from loadgen.analysis.analyse import analyse
-    from loadgen.analysis.verdict import judge_cell
-    from loadgen.report.html import write_report
-    from loadgen.sweep.config import configure
-    from loadgen.sweep.run import resume_sweep, run_sweep
+    from loadgen.analysis.invalid import judge_cell
+    from loadgen.measure.config import configure
+    from loadgen.measure.run import resume_sweep, run_sweep
+    from loadgen.reports.html import write_report
 
     if resume is None:
         run_dir = run_sweep(configure(**options), judge=judge_cell)
@@ -81,11 +76,11 @@ def report(
     from pathlib import Path
 
     from loadgen.analysis.analyse import analyse
-    from loadgen.analysis.indices.settings import IndexSettings
-    from loadgen.report.html import write_report
-    from loadgen.sweep.config import start_share
-    from loadgen.sweep.manifest import read_manifest
-    from loadgen.sweep.slo import Slo
+    from loadgen.analysis.indices.formulas import IndexSettings
+    from loadgen.measure.config import start_share
+    from loadgen.record.cell import Slo
+    from loadgen.record.manifest import read_manifest
+    from loadgen.reports.html import write_report
 
     run_dir = Path(run)
     if carbon is None:
@@ -116,7 +111,7 @@ def compare(
     from pathlib import Path
 
     from loadgen.analysis.compare.comparison import compare_runs, write_comparison
-    from loadgen.report.compare.page import write_page
+    from loadgen.reports.html.compare import write_page
 
     comparison = compare_runs(runs, size=size, imports=imports)
     if out is not None:
@@ -138,8 +133,6 @@ def selftest(
     Returns `.enough`, `.sentence`, `.trial` with the errors in ms, and `.capacity_tokens_per_s`. Raises UsageError for
     wrong use.
     """
-    from loadgen.selftest.selftest import selftest as test
+    from loadgen.clienttest.selftest import selftest as test
 
-    return test(
-        concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers, transport=transport
-    )
+    return test(concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers, transport=transport)

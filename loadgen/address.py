@@ -9,7 +9,7 @@ import socket
 from urllib.parse import urlsplit
 
 from loadgen.errors import UsageError
-from loadgen.visible import visible
+from loadgen.secret import visible
 
 NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
 """The header with which a browser takes an answer for what its Content-Type says (WHATWG Fetch, section 3.6)."""

@@ -22,7 +22,7 @@ from typing import Any
 
 from faults import HOSTILE, REQUEST_FAULTS, RequestFault
 
-from loadgen.sweep.preflight import REQUESTS
+from loadgen.measure.preflight import REQUESTS
 
 TOKENS = 12
 TTFT_S = 0.008

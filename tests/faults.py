@@ -183,8 +183,7 @@ MACHINE_FAULTS = (
         "exit status 3 before it is ready",
         "its cells are not measured; the sentence has the error and the last words of its log",
         "1",
-        "tests/unit/test_process.py::"
-        "test_a_crash_is_reported_at_once_with_status_cause_last_words_and_log",
+        "tests/unit/test_process.py::test_a_crash_is_reported_at_once_with_status_cause_last_words_and_log",
     ),
     MachineFault(
         "an answer without end",

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loadgen.analysis.run import Run, load_run
-from loadgen.client.exchange import Exchange
-from loadgen.sweep.journal import cell_file, cell_files, read_lines, read_records
-from loadgen.sweep.manifest import read_manifest
-from loadgen.sweep.plan import Cell, TargetSpec, plan_blocks
-from loadgen.sweep.resume import await_old_servers, unfinished_cells, why_unfinished
-from loadgen.workload.sample import sample_items
+from loadgen.load.exchange import Exchange
+from loadgen.record.cell import Cell, TargetSpec, plan_blocks
+from loadgen.record.journal import cell_file, cell_files, read_lines, read_records
+from loadgen.record.manifest import read_manifest
+from loadgen.record.rundir import await_old_servers, unfinished_cells, why_unfinished
+from loadgen.workload.questions import sample_items
 
 REQUESTS = 32
 OPTIONS = (

@@ -146,9 +146,7 @@ def completion_events(
     yield from _usage_event("text_completion", asked, prompt_tokens, tokens)
 
 
-def chat_events(
-    tokens: int, asked: dict[str, Any], prompt_tokens: int
-) -> Iterator[tuple[int | None, dict[str, Any]]]:
+def chat_events(tokens: int, asked: dict[str, Any], prompt_tokens: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
     """The same for a chat; None is the position of the role-only chunk."""
     role = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
     yield None, _event("chat.completion.chunk", [role], asked, prompt_tokens, 0)

@@ -6,8 +6,8 @@ import socket
 
 from streams import DONE, REQUEST, completion, one_read_per_event, usage
 
-from loadgen.client.exchange import read_exchange
-from loadgen.client.http import Endpoint, HttpSlot
+from loadgen.load.exchange import read_exchange
+from loadgen.load.http import Endpoint, HttpSlot
 
 BODY = b"".join(
     data for _, data in one_read_per_event(completion("4", 1), completion("2", 2, finish="stop"), usage(2), DONE)
@@ -19,8 +19,10 @@ GENEROUS_S = 30.0
 
 def chunked(body=BODY, size=37):
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
-    return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(
-        b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""]
+    return (
+        HEAD
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+        + b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
     )
 
 

@@ -6,17 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from loadgen.client.exchange import Request
-from loadgen.client.http import HttpRaw
-from loadgen.client.sse import split_events
+from loadgen.load.exchange import Request
+from loadgen.load.http import HttpRaw
+from loadgen.load.sse import split_events
 
 REQUEST = Request(item_id="sample-0000", prompt_sha="0" * 64, phase="measured", body=b"{}")
 DONE = b"[DONE]"
 
 
-def finished(
-    reads: Sequence[tuple[int, bytes]], *, http_status: int | None = 200, failure: Any = None
-) -> HttpRaw:
+def finished(reads: Sequence[tuple[int, bytes]], *, http_status: int | None = 200, failure: Any = None) -> HttpRaw:
     """A stream sent at 0 whose body came in these (arrival in ns, bytes) reads."""
     raw = HttpRaw(REQUEST, 3)
     raw.t_send_ns = 0

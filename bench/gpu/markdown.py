@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from textwrap import fill
 
 from loadgen.analysis.intervals import too_wide
-from loadgen.report.table import NOT_KNOWN
+from loadgen.reports.grid import NOT_KNOWN
 
 WIDTH = 120
 

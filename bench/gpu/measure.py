@@ -20,15 +20,15 @@ from bench.gpu import sensors
 from bench.gpu.plan import ENDED, Plan, State, Step, StepState
 from bench.gpu.simulator import servers
 from loadgen.errors import ServerError, UsageError
+from loadgen.measure.config import HEADROOM_SEQS, SweepConfig, configure
+from loadgen.measure.observer import Observer
+from loadgen.measure.run import Interrupted, resume_sweep, run_sweep
+from loadgen.record.cell import Cell, plan_blocks
+from loadgen.record.manifest import read_manifest
+from loadgen.record.rundir import unfinished_cells
 from loadgen.serving.launch import find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe
-from loadgen.sweep.config import HEADROOM_SEQS, SweepConfig, configure
-from loadgen.sweep.manifest import read_manifest
-from loadgen.sweep.observer import Observer
-from loadgen.sweep.plan import Cell, plan_blocks
-from loadgen.sweep.resume import unfinished_cells
-from loadgen.sweep.run import Interrupted, resume_sweep, run_sweep
 
 Clock = Callable[[], float]
 

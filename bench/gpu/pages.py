@@ -23,10 +23,10 @@ from loadgen.analysis.intervals import too_wide
 from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
-from loadgen.report.stamp import STAMP
-from loadgen.report.validity import cells_valid
+from loadgen.reports.grid import cells_valid
+from loadgen.reports.words import STAMP
 from loadgen.serving.recipe import load_recipes
-from loadgen.serving.simulated.presets import load_presets
+from loadgen.serving.simulated.cost import load_presets
 
 METRICS = {
     "tokens_per_s": "faster",

@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 
 from loadgen.errors import UsageError
-from loadgen.power.calibration import Calibration, calibrate
 from loadgen.power.energy import energy_of_window
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.sample import GpuInfo, PowerSample
 from loadgen.power.sampler import Sampler, SamplerStatistics
-from loadgen.sweep.journal import Journal, read_records
+from loadgen.power.trace import Calibration, calibrate
+from loadgen.record.journal import Journal, read_records
 
 STATES = ("idle", "loaded", "pulsed")
 PERIOD_S = 0.005

@@ -25,13 +25,12 @@ from bench.gpu.plan import Step
 from loadgen.analysis.compare.published import Published, model_key, published
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.errors import UsageError
+from loadgen.measure.config import HEADROOM_SEQS
+from loadgen.record.manifest import read_manifest
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
-from loadgen.serving.simulated.cost import Model
-from loadgen.serving.simulated.presets import Presets, load_presets
+from loadgen.serving.simulated.cost import Model, Presets, load_presets
 from loadgen.serving.simulated.steadystate import closed_loop
-from loadgen.sweep.config import HEADROOM_SEQS
-from loadgen.sweep.manifest import read_manifest
 
 START_S = 60.0
 _LEARNING = "h100-like"

@@ -1,6 +1,6 @@
 """docs/benchmarks.md out of bench/results/truth.json: every figure in it is computed here.
 
-    python -m bench.truth.document
+python -m bench.truth.document
 """
 
 from __future__ import annotations

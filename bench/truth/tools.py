@@ -15,9 +15,9 @@ import msgspec
 
 from bench.truth.inputs import Inputs
 from bench.truth.server import Case
-from loadgen.client.exchange import Exchange
-from loadgen.sweep.journal import CellEnd, CellStart, read_records
-from loadgen.visible import text_of_cell
+from loadgen.load.exchange import Exchange
+from loadgen.record.journal import CellEnd, CellStart, read_records
+from loadgen.secret import text_of_cell
 
 REPOSITORY = Path(__file__).parent.parent.parent
 OURS = "loadgen"

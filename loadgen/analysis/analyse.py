@@ -1,29 +1,31 @@
-"""From journal to numbers: run directory in, derived files out, no server and no clock."""
+"""Notes on answers: what is odd about them and changes no figure, counted over a cell and told once a run.
+
+Fairness: what two targets' servers must have in common, so that a difference in figures is one in precision.
+
+From journal to numbers: run directory in, derived files out, no server and no clock.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
-from loadgen.analysis.answernotes import note_warnings
-from loadgen.analysis.cellresult import CellReader, processes_for
+from loadgen.analysis.batch import hit_warnings, share_marks
+from loadgen.analysis.cellresult import CellReader, Sides, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
-from loadgen.analysis.crossover.sentence import sentence
-from loadgen.analysis.fairness import unequal_servers
-from loadgen.analysis.indices.settings import IndexSettings
-from loadgen.analysis.indices.spans import spanned
+from loadgen.analysis.crossover.crossover import sentence
+from loadgen.analysis.indices.formulas import IndexSettings
+from loadgen.analysis.indices.point import spanned
 from loadgen.analysis.invalid import invalid_of, invalid_sentences
-from loadgen.analysis.models.sentence import entry_of
-from loadgen.analysis.models.study import cost_models
+from loadgen.analysis.models.study import cost_models, entry_of
 from loadgen.analysis.powerdata import Server, read_powers
-from loadgen.analysis.prefixcache import hit_warnings, share_marks
-from loadgen.analysis.sides import Sides
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
 from loadgen.analysis.trust.hidden import flaw_warnings, hidden_warnings
@@ -31,12 +33,67 @@ from loadgen.analysis.trust.study import TrustStudy, TrustTest, study
 from loadgen.analysis.validity import late_tail
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
-from loadgen.sweep.journal import cell_files
-from loadgen.sweep.manifest import FILE, read_manifest
-from loadgen.sweep.plan import level
-from loadgen.sweep.slo import Slo
-from loadgen.workload.facts import read_facts
+from loadgen.record.cell import Slo, level
+from loadgen.record.journal import cell_files
+from loadgen.record.manifest import FILE, read_manifest
 from loadgen.workload.grading import Grader
+from loadgen.workload.item import read_facts
+
+
+def note_warnings(cells: Sequence[CellSummary]) -> list[str]:
+    """Each kind of note once, with the targets that it is true of and how many answers; and the retries."""
+    notes: dict[str, Counter[str]] = {}
+    retries: Counter[str] = Counter()
+    for cell in cells:
+        for note, count in cell.answer_notes.items():
+            notes.setdefault(note, Counter())[cell.target] += count
+        retries[cell.target] += cell.retries
+    said = [f"{_told(counts)} answers: {note}" for note, counts in notes.items()]
+    if retries.total():
+        said.append(f"{_told(+retries)} requests were sent again, because the server had closed their kept connection")
+    return said
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{target}: {count}" for target, count in counts.items())
+
+
+SIXTEEN_BITS = frozenset({"float16", "bfloat16"})
+"""Keys and values of either take the same memory and time to read."""
+
+
+def unequal_servers(manifest: Mapping[str, Any]) -> list[str]:
+    """One sentence per target whose KV cache, or CUDA graphs, are not those of the reference; both must be known."""
+    reference = manifest["config"]["reference"]
+    servers = {server["name"]: server for server in manifest["servers"]}
+    ours = servers.get(reference, {})
+    sentences: list[str] = []
+    for name, server in servers.items():
+        if name == reference:
+            continue
+        sentences += _kv_caches(name, server.get("kv_cache_dtype"), reference, ours.get("kv_cache_dtype"))
+        sentences += _graphs(name, server.get("eager"), reference, ours.get("eager"))
+    return sentences
+
+
+def _kv_caches(name: str, dtype: str | None, reference: str, ours: str | None) -> Iterable[str]:
+    if dtype is None or ours is None or dtype == ours or {dtype, ours} <= SIXTEEN_BITS:
+        return
+    yield (
+        f"{name} keeps keys and values in {dtype} and {reference} in {ours}: they differ in more than their weights; "
+        "measure both with one --kv-cache-dtype"
+    )
+
+
+def _graphs(name: str, eager: bool | None, reference: str, ours: bool | None) -> Iterable[str]:
+    if eager is None or ours is None or eager == ours:
+        return
+    slow, fast = (name, reference) if eager else (reference, name)
+    yield (
+        f"{slow} ran eagerly (enforce_eager=True: no torch.compile, no CUDA graphs) and {fast} did not: part of their "
+        "difference is not of precision, most at small B"
+    )
+
 
 SCHEMA = 1
 CLOCK_STEP_S = 1.0
@@ -112,9 +169,7 @@ def analyse(
         settings=settings,
         start_sd=start_sd,
         graph_sizes={
-            server["name"]: sizes
-            for server in manifest["servers"]
-            if (sizes := server.get("graph_sizes")) is not None
+            server["name"]: sizes for server in manifest["servers"] if (sizes := server.get("graph_sizes")) is not None
         },
         processes=processes,
     )

@@ -9,14 +9,11 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.crossover.agreement import hli_disagreement
-from loadgen.analysis.crossover.crossover import Crossover, crossover
-from loadgen.analysis.crossover.curve import Curve, CurvePoint
-from loadgen.analysis.crossover.metric import METRICS
-from loadgen.analysis.crossover.step import shared_sizes
-from loadgen.analysis.indices.point import OperatingPoint, Repeat
-from loadgen.analysis.indices.settings import IndexSettings
-from loadgen.analysis.indices.spans import spanned
+from loadgen.analysis.crossover.crossing import shared_sizes
+from loadgen.analysis.crossover.crossover import Crossover, crossover, hli_disagreement
+from loadgen.analysis.crossover.curve import METRICS, Curve, CurvePoint
+from loadgen.analysis.indices.formulas import IndexSettings
+from loadgen.analysis.indices.point import OperatingPoint, Repeat, spanned
 from loadgen.analysis.indices.study import IndexStudy, index_study
 from loadgen.analysis.intervals import log_error
 from loadgen.analysis.trust.answers import Answers, item_lengths, item_means

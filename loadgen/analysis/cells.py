@@ -11,26 +11,37 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from loadgen.analysis.batch import RunningBatch, Source, held_back, increase, running_batch
-from loadgen.analysis.celldata import CellData, Floats, Ints
-from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
-from loadgen.analysis.energy import CellEnergy, Work, energy_of_cell
-from loadgen.analysis.goodput import Goodput, goodput_of
-from loadgen.analysis.latency import answered_in, e2e_s, icl_s, itl_s, tpot_s, ttft_s
-from loadgen.analysis.memory import ServerMemory
+from loadgen.analysis.batch import RunningBatch, Source, held_back, hit_share, increase, running_batch
+from loadgen.analysis.celldata import (
+    CellData,
+    Floats,
+    Ints,
+    answered_in,
+    e2e_s,
+    icl_s,
+    itl_s,
+    percentiles,
+    tpot_s,
+    ttft_s,
+)
+from loadgen.analysis.client import (
+    Check,
+    ClientFigures,
+    client_checks,
+    client_doubt,
+    client_figures,
+    streaming_of,
+    streaming_reasons,
+)
+from loadgen.analysis.energy import CellEnergy, ServerMemory, Work, energy_of_cell
 from loadgen.analysis.powerdata import PowerData
-from loadgen.analysis.prefixcache import hit_share
-from loadgen.analysis.quantiles import percentiles
-from loadgen.analysis.streaming import streaming_of, streaming_reasons
-from loadgen.analysis.traffic import Traffic, traffic_of
+from loadgen.analysis.traffic import Goodput, Traffic, goodput_of, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
-from loadgen.client.exchange import Exchange
-from loadgen.client.latency import inside, mean_in_flight
+from loadgen.load.exchange import Exchange
+from loadgen.load.latency import inside, mean_in_flight
+from loadgen.record.cell import MAX_ERROR_RATE, Slo, level
 from loadgen.serving.exposition import gauge_lags
 from loadgen.serving.metrics import UNVERIFIED, ServerSample
-from loadgen.sweep.config import MAX_ERROR_RATE
-from loadgen.sweep.plan import level
-from loadgen.sweep.slo import Slo
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
 _COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")

@@ -13,11 +13,10 @@ from scipy import special
 
 from loadgen.analysis.answer import Answer
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.crossover.crossover import Crossover
-from loadgen.analysis.crossover.sentence import place
-from loadgen.analysis.indices.spans import spanned
-from loadgen.analysis.trust.holm import holm
+from loadgen.analysis.crossover.crossover import Crossover, place
+from loadgen.analysis.indices.point import spanned
 from loadgen.analysis.trust.pairing import Lengths, PairedLengths, pair_lengths
+from loadgen.analysis.trust.significance import holm
 from loadgen.analysis.trust.study import TrustStudy
 from loadgen.serving.recipe import load_recipes
 

@@ -1,19 +1,24 @@
-"""Energy of a cell: the joules of its window, per token and per query, and what stands against them."""
+"""Energy of a cell: the joules of its window, per token and per query, and what stands against them.
+
+Memory that a precision needs, apart from what its server reserves.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from loadgen.analysis.blocks import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
 from loadgen.analysis.celldata import CellData, Counts, Floats, Ints
+from loadgen.analysis.intervals import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
 from loadgen.analysis.powerdata import PowerData
 from loadgen.power.energy import WindowEnergy, energy_of_window
 from loadgen.power.owners import Uses, uses_in
 from loadgen.power.trace import PowerTrace
+from loadgen.serving.metrics import ServerSample
 
 _AT_ONCE = 1 << 15
 """Tokens."""
@@ -217,9 +222,7 @@ def _up(seconds: float) -> int:
     return math.ceil(seconds / digit) * digit
 
 
-def tokens_by_part(
-    token_t_ns: Ints, token_counts: Counts, window: tuple[int, int], parts: int
-) -> tuple[Floats, Ints]:
+def tokens_by_part(token_t_ns: Ints, token_counts: Counts, window: tuple[int, int], parts: int) -> tuple[Floats, Ints]:
     """Tokens that arrived in each of so many equal parts of the window; of two parts an instant between them belongs to
     the first. And parts + 1 instants: the window's opening, where each part's last token arrived (the end of the one
     before where there is none), and the window's close. Some at a time, which the processor's own memory holds."""
@@ -247,3 +250,29 @@ def _cumulative_j(t_ns: Ints, watts: Floats, at_ns: Ints) -> Floats:
     slope = (watts[place + 1] - watts[place]) / np.maximum(t_s[place + 1] - t_s[place], 1e-9)
     energies: Floats = total[place] + watts[place] * into_s + slope * into_s**2 / 2
     return energies
+
+
+class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a launched server said of its memory when it started; None where it did not."""
+
+    model_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+
+    def needed_bytes(self, samples: Sequence[ServerSample]) -> int | None:
+        """The weights, and the share of the KV cache in use at its peak over `samples`; None where one is unknown.
+
+        NVML cannot tell: vLLM reserves --gpu-memory-utilization of the GPU whatever the precision. Activations and
+        CUDA graphs are in neither figure.
+        """
+        usages = [s.kv_usage for s in samples if s.kv_usage is not None]
+        if self.model_bytes is None or self.kv_cache_bytes is None or not usages:
+            return None
+        return self.model_bytes + round(max(usages) * self.kv_cache_bytes)
+
+
+def server_memory(manifest: dict[str, Any], target: str, repeat: int, session: int = 1) -> ServerMemory:
+    """Of the server that this target was measured on; all None for one that loadgen did not launch."""
+    for server in manifest["servers"]:
+        if (server["name"], server["repeat"], server.get("session", 1)) == (target, repeat, session):
+            return ServerMemory(model_bytes=server.get("model_bytes"), kv_cache_bytes=server.get("kv_cache_bytes"))
+    return ServerMemory()

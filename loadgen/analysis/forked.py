@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
-from loadgen.orphan import end_with
+from loadgen.processgroup import end_with
 
 T = TypeVar("T")
 MOST_PROCESSES = 4

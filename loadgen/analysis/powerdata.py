@@ -11,12 +11,11 @@ import msgspec
 
 from loadgen.analysis.forked import forked
 from loadgen.folder import Folder
-from loadgen.power.calibration import calibration_of
 from loadgen.power.energy import plausible_limit_w
 from loadgen.power.owners import Owners
 from loadgen.power.sample import GpuInfo, PowerSample, Scope
-from loadgen.power.trace import PowerTrace, traces_of
-from loadgen.sweep.journal import known_records, power_file, read_lines
+from loadgen.power.trace import PowerTrace, calibration_of, traces_of
+from loadgen.record.journal import known_records, power_file, read_lines
 
 Server = tuple[str, int, int]
 """Target, repeat and session."""

@@ -12,13 +12,12 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.forked import forked
-from loadgen.analysis.goodput import Goodput
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.indices.target import TargetIndices
 from loadgen.analysis.intervals import rate_interval, wilson_interval
-from loadgen.analysis.traffic import Traffic
+from loadgen.analysis.traffic import Goodput, Traffic
+from loadgen.analysis.trust.accuracy import CorrectEnergy, correct_energy
 from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
-from loadgen.analysis.trust.correct_energy import CorrectEnergy, correct_energy
 from loadgen.analysis.trust.hidden import guessed_rate, stopped_rate
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
 

@@ -15,17 +15,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loadgen.analysis.celldata import CellData, Ints
+from loadgen.analysis.celldata import CellData, Ints, answered_in
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.latency import answered_in
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.summary import COLUMNS, Row
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
-from loadgen.visible import said, text_of_cell, visible_cell
-from loadgen.workload.facts import ItemFacts
+from loadgen.secret import said, text_of_cell, visible_cell
 from loadgen.workload.grading import VERSION, Verdict
+from loadgen.workload.item import ItemFacts
 
 _TOKEN_TIME = pa.struct([
     pa.field("t_ns", pa.int64(), nullable=False), pa.field("tokens", pa.int32(), nullable=False),

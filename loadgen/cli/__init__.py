@@ -11,8 +11,7 @@ import click
 
 from loadgen._version import __version__
 from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
-from loadgen.secret import Mask
-from loadgen.visible import show_only_visible, visible_message
+from loadgen.secret import Mask, show_only_visible, visible_message
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {

@@ -27,8 +27,8 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
       loadgen compare runs/mistral-7b --size mistral-7b=7.25B --import vllm-bench:fp16=fp16.json
     """
     from loadgen import compare
-    from loadgen.report.compare.terminal import print_comparison
-    from loadgen.report.console import stdout_console
+    from loadgen.reports.compare import print_comparison
+    from loadgen.reports.words import stdout_console
 
     size = {}
     for entry in sizes:

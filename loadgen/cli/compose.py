@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from loadgen.cli import CONTEXT
-from loadgen.serving.compose.project import data_dir, write_project
+from loadgen.serving.compose import data_dir, write_project
 
 
 @click.command("compose", context_settings=CONTEXT)

@@ -8,7 +8,7 @@ import click
 
 from loadgen.cli import CONTEXT
 from loadgen.serving.cpu_env import CpuEnvironment, build, default_environment
-from loadgen.workload.sample import SAMPLE_FILE
+from loadgen.workload.questions import SAMPLE_FILE
 
 
 @click.command("cpu-env", context_settings=CONTEXT)

@@ -10,12 +10,10 @@ import click
 import msgspec
 
 from loadgen.cli import CONTEXT
-from loadgen.doctor.examination import Examination, examine
+from loadgen.doctor.examination import GRAFANA, PROMETHEUS, Examination, examine
 from loadgen.doctor.finding import Mode
-from loadgen.doctor.monitoring import GRAFANA, PROMETHEUS
 from loadgen.errors import UsageError
-from loadgen.secret import Mask
-from loadgen.visible import visible, visible_json
+from loadgen.secret import Mask, visible, visible_json
 
 
 @click.command("doctor", context_settings=CONTEXT)

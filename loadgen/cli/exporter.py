@@ -34,7 +34,7 @@ def command(port: int, host: str, gpus: str | None, source: str, period_ms: floa
     if asked is not None and not all(asked):
         raise UsageError(f"--gpu {gpus} has an empty entry; write UUIDs with commas between them")
 
-    from loadgen.power.sidecar import run_exporter
+    from loadgen.power.exporter import run_exporter
 
     run_exporter(host, port, source="nvml" if source == "nvml" else "rapl", gpus=asked, period_s=period_ms / 1e3,
                  say=click.echo)  # fmt: skip

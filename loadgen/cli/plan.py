@@ -71,7 +71,14 @@ def plan(
         raise UsageError(f"--items {items} is no number of items; write at least 1")
     minutes = _minutes(concurrency, seconds_per_query, tokens_per_s, tokens_per_answer)
 
-    from loadgen.analysis.trust import planning
+    from loadgen.analysis.trust.accuracy import (
+        detectable_difference,
+        items_for_difference,
+        items_for_equivalence,
+        power_of_equivalence,
+        power_of_mcnemar,
+        provable_margin,
+    )
 
     sizes = {f"{name}, {size} items": size for name, size in DATASETS.items()}
     if items is not None:
@@ -92,26 +99,26 @@ def plan(
         click.echo("Minutes are those of both sides together, one after the other, without warm-up.")
     if accuracy_delta is not None:
         delta = abs(accuracy_delta)
-        needed = planning.items_for_difference(delta, discordance, power=power, alpha=alpha)
+        needed = items_for_difference(delta, discordance, power=power, alpha=alpha)
         click.echo(f"\nTo show a difference of {_pp(delta)} (McNemar, {power:.0%} power)")
         line("needed", f"{needed} items{time(needed)}")
         if minutes is None:
             line("minutes for them", _minutes_at_usual_rates(needed))
         for label, size in sizes.items():
-            chance = planning.power_of_mcnemar(size, delta, discordance, alpha=alpha)
-            smallest = planning.detectable_difference(size, discordance, power=power, alpha=alpha)
+            chance = power_of_mcnemar(size, delta, discordance, alpha=alpha)
+            smallest = detectable_difference(size, discordance, power=power, alpha=alpha)
             shown = "no difference" if smallest is None else f"{_pp(smallest)} or more"
             line(label, f"power {_percent(chance)}; at {power:.0%} power they show {shown}{time(size)}")
     if equivalence_margin is not None:
         margin = equivalence_margin
-        needed = planning.items_for_equivalence(margin, discordance, power=power, alpha=alpha)
+        needed = items_for_equivalence(margin, discordance, power=power, alpha=alpha)
         click.echo(f"\nTo show a difference below {_pp(margin)} where there is none (TOST, {power:.0%} power)")
         line("needed", f"{needed} items{time(needed)}")
         if minutes is None:
             line("minutes for them", _minutes_at_usual_rates(needed))
         for label, size in sizes.items():
-            chance = planning.power_of_equivalence(size, margin, discordance, alpha=alpha)
-            smallest = planning.provable_margin(size, discordance, power=power, alpha=alpha)
+            chance = power_of_equivalence(size, margin, discordance, alpha=alpha)
+            smallest = provable_margin(size, discordance, power=power, alpha=alpha)
             line(label, f"power {_percent(chance)}; at {power:.0%} power they show {_pp(smallest)}{time(size)}")
 
 
@@ -130,7 +137,7 @@ def _minutes(
     tokens_per_answer: float | None,
 ) -> Callable[[int], float] | None:
     """Minutes that one side takes for a number of items; None if nothing was said about speed."""
-    from loadgen.analysis.trust.planning import minutes_at_concurrency, minutes_at_rate
+    from loadgen.analysis.trust.accuracy import minutes_at_concurrency, minutes_at_rate
 
     options = {
         "--concurrency": concurrency,

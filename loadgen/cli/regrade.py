@@ -26,10 +26,9 @@ def command(run: Path, grader: bool) -> None:
       loadgen regrade runs/2026-11-22-091500-tiny
       loadgen regrade --grader runs/2026-11-22-091500-tiny
     """
-    from loadgen.analysis.regrade import regrade
-    from loadgen.analysis.run import load_run
-    from loadgen.report.html import write_report
-    from loadgen.visible import visible_line
+    from loadgen.analysis.run import load_run, regrade
+    from loadgen.reports.html import write_report
+    from loadgen.secret import visible_line
 
     result = regrade(run)
     write_report(load_run(run))

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import click
 
-from loadgen.analysis.indices.settings import Form
+from loadgen.analysis.indices.formulas import Form
 from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
 
@@ -36,8 +36,8 @@ def command(run: Path, weights: str, **choices: Any) -> None:
       loadgen report /mnt/colleague/runs/a --out a-report
     """
     from loadgen import report
-    from loadgen.report.console import stdout_console
-    from loadgen.report.terminal import print_end
+    from loadgen.reports.terminal import print_end
+    from loadgen.reports.words import stdout_console
 
     print_end(report(run, weights=_three(weights), **choices), stdout_console(width=200))
 

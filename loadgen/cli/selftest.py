@@ -29,8 +29,7 @@ def command(
       loadgen selftest
       loadgen selftest --concurrency 512 --tokens-per-s 25000 --workers 2
     """
-    from loadgen.report.selftest import selftest_json, selftest_lines
-    from loadgen.selftest.selftest import selftest
+    from loadgen.clienttest.selftest import selftest, selftest_json, selftest_lines
 
     result = selftest(
         concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers, transport=transport

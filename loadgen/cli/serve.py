@@ -15,12 +15,11 @@ from platformdirs import user_log_path
 
 from loadgen.cli import CONTEXT, say
 from loadgen.errors import ServerError, UsageError
-from loadgen.secret import Mask, secrets_of
-from loadgen.serving.hub import token_warning
+from loadgen.secret import Mask, secrets_of, visible, visible_message
+from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
-from loadgen.visible import visible, visible_message
 
 
 @click.command("serve", context_settings=CONTEXT)

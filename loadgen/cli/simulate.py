@@ -95,12 +95,12 @@ def command(
       loadgen simulate --precision awq --port 8002
       loadgen simulate --explain --gpu h100 --model mistral-7b
     """
-    from loadgen.serving.simulated.presets import load_presets
+    from loadgen.serving.simulated.cost import load_presets
 
     presets = load_presets(cost_file)
     if explain:
-        from loadgen.serving.simulated.explain import Workload
-        from loadgen.serving.simulated.explain import explain as explained
+        from loadgen.serving.simulated.steadystate import Workload
+        from loadgen.serving.simulated.steadystate import explain as explained
 
         counts = (("--prompt-tokens", prompt_tokens), ("--answer-tokens", answer_tokens))
         _check_positive(*counts, ("--context-tokens", context_tokens))
@@ -122,13 +122,11 @@ def command(
     import uvloop
 
     from loadgen.address import http_url
-    from loadgen.power.faults import parse_faults
-    from loadgen.power.simulated import Sensors
-    from loadgen.serving.simulated.behaviour import BEHAVIOURS
+    from loadgen.power.simulated import Sensors, parse_faults
+    from loadgen.serving.simulated.answers import BEHAVIOURS, known_items
     from loadgen.serving.simulated.cost import speed_up
     from loadgen.serving.simulated.engine import EngineLimits
-    from loadgen.serving.simulated.gpu import GpuOptions
-    from loadgen.serving.simulated.questions import known_items
+    from loadgen.serving.simulated.metrics import GpuOptions
     from loadgen.serving.simulated.server import SimulatedServer, open_socket, serve
 
     cost = speed_up(presets.cost(precision, gpu=gpu, model=model), time_scale)

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.address import is_loopback
-from loadgen.doctor.finding import Finding, Mode, State, absent
-from loadgen.doctor.program import Ask, ask
-from loadgen.serving.compose.file import IMAGES
-from loadgen.serving.compose.project import data_dir
+from loadgen.doctor.finding import Ask, Finding, Mode, State, absent, ask
+from loadgen.serving.compose import IMAGES, data_dir
 
 TIMEOUT_S = 10.0
 COMPOSE_SINCE = (1, 28)

@@ -1,10 +1,20 @@
-"""Finding: one thing that the doctor looked at, what it saw and what to do."""
+"""Finding: one thing that the doctor looked at, what it saw and what to do.
+
+ProgramAnswer: what another program says of itself, within a time limit.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
+
+from loadgen.secret import without_secrets
 
 Mode = Literal["simulated", "cpu", "gpu", "docker"]
 """How the servers of the sweep are to be run."""
@@ -25,3 +35,45 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 def absent(check: str, seen: str, advice: str, *, needed: bool) -> Finding:
     """`missing` where the mode needs it, else `not applicable`."""
     return Finding(check=check, state="missing" if needed else "not applicable", seen=seen, advice=advice)
+
+
+class ProgramAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How a program ended and what it said."""
+
+    status: int | None
+    """Exit status; None when it was ended at the time limit."""
+    output: str = ""
+    errors: str = ""
+
+    @property
+    def last_words(self) -> str:
+        """The last line it said, errors first; or that it did not end."""
+        if self.status is None:
+            return "it did not end in time"
+        lines = [line.strip() for line in (self.errors.strip() or self.output).splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit status {self.status}"
+
+
+Ask = Callable[[Sequence[str], float], ProgramAnswer | None]
+"""argv and a limit in seconds -> the answer; None: there is no such program. `ask` is the real one."""
+
+
+def ask(argv: Sequence[str], timeout_s: float) -> ProgramAnswer | None:
+    """Run a program in a session of its own, which is ended at the limit; None when it cannot be executed."""
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, errors="replace", start_new_session=True, env=without_secrets(os.environ),
+        )  # fmt: skip
+    except OSError:
+        return None
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=1.0)
+        return ProgramAnswer(status=None)
+    return ProgramAnswer(status=process.returncode, output=output, errors=errors)

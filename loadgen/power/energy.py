@@ -13,10 +13,8 @@ import msgspec
 import numpy as np
 
 from loadgen.errors import UsageError
-from loadgen.power import throttle
-from loadgen.power.sample import GPU_LOST, GpuInfo, PowerSample, Scope
-from loadgen.power.staircase import Floats, staircase
-from loadgen.power.trace import PowerTrace, traces_of
+from loadgen.power.sample import FOREIGN, GPU_LOST, SW_POWER_CAP, GpuInfo, PowerSample, Scope, throttle_names
+from loadgen.power.trace import Floats, PowerTrace, staircase, traces_of
 
 RATIO_GOOD = 0.03
 """Largest |integral / counter - 1| of a good window."""
@@ -369,9 +367,9 @@ class _Window:
 
     def check_throttle(self) -> None:
         masks = self.throttle_masks()
-        for bits, into in ((throttle.FOREIGN, self.slowed), (throttle.SW_POWER_CAP, self.warnings)):
-            for name in throttle.names(_any_bit(masks) & bits):
-                count = sum(name in throttle.names(mask) for mask in masks)
+        for bits, into in ((FOREIGN, self.slowed), (SW_POWER_CAP, self.warnings)):
+            for name in throttle_names(_any_bit(masks) & bits):
+                count = sum(name in throttle_names(mask) for mask in masks)
                 into.append(f"the GPU's clocks were lowered ({name}) in {count} of {len(masks)} readings")
 
     def result(self) -> WindowEnergy:

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
-from loadgen.power.totals import GAP_BUCKETS_S, GpuTotals
+from loadgen.power.sampler import GAP_BUCKETS_S, GpuTotals
 
 STALE_S = 5.0
 """A reading older than this is no longer shown: a lost GPU's series end instead of freezing."""

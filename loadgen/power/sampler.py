@@ -1,19 +1,27 @@
-"""Sampler: a thread that reads a machine's power sensors on absolute deadlines and keeps the recent samples."""
+"""Sampler: a thread that reads a machine's power sensors on absolute deadlines and keeps the recent samples.
+
+GpuTotals: what a GPU's samples add up to since the exporter's start, and its latest readings.
+
+Selection: which of a machine's GPUs are measured.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import msgspec
 import numpy as np
 
-from loadgen.power.sample import GPU_LOST, GpuLostError, PowerReader, PowerSample
+from loadgen.errors import UsageError
+from loadgen.power.sample import GPU_LOST, NAMES, GpuInfo, GpuLostError, PowerReader, PowerSample, UnreadableGpu
 
 PERIOD_S = 0.02
 SLOW_PERIOD_S = 1.0
@@ -223,3 +231,169 @@ class Sampler:
         else:
             self._ring[self._next % self._capacity] = sample
         self._next += 1
+
+
+BRIDGE_S = 1.0
+"""Between two readings further apart than this nothing is integrated: what happened there is unknown."""
+SLOW_BRIDGE_S = 5.0
+"""The same for fields that are read about once a second."""
+GAP_BUCKETS_S = (0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+READINGS = (
+    "counter_j", "power_instant_w", "power_average_w", "temperature_c", "sm_clock_hz", "memory_clock_hz",
+    "throttle_reasons", "power_limit_w", "memory_used_bytes", "utilization",
+)  # fmt: skip
+
+
+class GpuTotals:
+    """Every sample of one GPU is added once, in order; totals only grow. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.last_ns: int | None = None
+        self.integrated_j: float | None = None
+        """Trapezoid of instantaneous power since the first reading; None until there is one."""
+        self.resets = 0
+        """How often the energy counter went down."""
+        self.throttle_s = dict.fromkeys(NAMES.values(), 0.0)
+        """How long each reason has been read as set."""
+        self.errors: Counter[tuple[str, str]] = Counter()
+        """(field, NVML's code) -> readings that failed."""
+        self.gap_counts = [0] * (len(GAP_BUCKETS_S) + 1)
+        """Seconds between successive samples: how many fell into each bucket, the last for all longer ones."""
+        self.gap_sum_s = 0.0
+        self._latest: dict[str, tuple[int, float]] = {}
+
+    def add(self, sample: PowerSample) -> None:
+        """Count one sample."""
+        self.samples += 1
+        if self.last_ns is not None:
+            gap_s = (sample.t_ns - self.last_ns) / 1e9
+            self.gap_counts[bisect_left(GAP_BUCKETS_S, gap_s)] += 1
+            self.gap_sum_s += gap_s
+        self.last_ns = sample.t_ns
+        self._integrate(sample)
+        self._count_reset(sample)
+        self._hold_throttle(sample)
+        for error in sample.errors:
+            field, _, code = error.partition(": ")
+            self.errors[field, code] += 1
+        for name in READINGS:
+            value = getattr(sample, name)
+            if value is not None:
+                self._latest[name] = (sample.t_ns, value)
+
+    def latest(self, name: str, since_ns: int) -> float | None:
+        """The newest reading of a field of PowerSample, None if there is none from `since_ns` on."""
+        t_ns, value = self._latest.get(name, (0, None))
+        return value if t_ns >= since_ns else None
+
+    def _integrate(self, sample: PowerSample) -> None:
+        if sample.power_instant_w is None:
+            return
+        if self.integrated_j is None:
+            self.integrated_j = 0.0
+        before = self._latest.get("power_instant_w")
+        if before is not None and (dt_s := (sample.t_ns - before[0]) / 1e9) <= BRIDGE_S:
+            self.integrated_j += (before[1] + sample.power_instant_w) / 2 * dt_s
+
+    def _count_reset(self, sample: PowerSample) -> None:
+        before = self._latest.get("counter_j")
+        if before is not None and sample.counter_j is not None and sample.counter_j < before[1]:
+            self.resets += 1
+
+    def _hold_throttle(self, sample: PowerSample) -> None:
+        """A reason holds from the reading that shows it to the next one."""
+        before = self._latest.get("throttle_reasons")
+        if before is None or sample.throttle_reasons is None:
+            return
+        dt_s = (sample.t_ns - before[0]) / 1e9
+        if dt_s <= SLOW_BRIDGE_S:
+            for bit, reason in NAMES.items():
+                if int(before[1]) & bit:
+                    self.throttle_s[reason] += dt_s
+
+
+def select_gpus(
+    infos: Sequence[GpuInfo],
+    *,
+    asked: Sequence[str] | None,
+    visible: str | None,
+    order: str | None = None,
+    unreadable: Sequence[UnreadableGpu] = (),
+) -> list[str]:
+    """UUIDs to measure, each once: those `asked` for, else CUDA's visible ones, else the only one that can be read.
+
+    `asked`: UUIDs or beginnings of them that fit one GPU. `visible`, `order`: the values of CUDA_VISIBLE_DEVICES and
+    CUDA_DEVICE_ORDER, None when unset. `unreadable`: GPUs of this machine beside `infos`. Raises UsageError where the
+    choice is open (never all of several by accident) or a chosen GPU cannot be read.
+    """
+    here = _Here(infos, unreadable)
+    if asked:
+        return _each_once(here.by_uuid(name.strip(), "--gpu") for name in asked)
+    if visible is not None:
+        return _visible(here, visible, order)
+    if len(infos) == 1:
+        return [infos[0].uuid]
+    raise UsageError(f"{len(infos)} GPUs are here and none was chosen: pass --gpu with the server's ({here})")
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A machine's GPUs, to be chosen from."""
+
+    infos: Sequence[GpuInfo]
+    unreadable: Sequence[UnreadableGpu]
+
+    def by_uuid(self, name: str, where: str) -> str:
+        if name.startswith("MIG-"):
+            raise UsageError(
+                f"{where} names the MIG slice {name}, whose energy cannot be told from its GPU's: name a GPU"
+            )
+        fitting = [info.uuid for info in self.infos if name and info.uuid.startswith(name)]
+        if name in fitting:
+            return name
+        lost = [gpu for gpu in self.unreadable if name and (gpu.uuid or "").startswith(name)]
+        if lost and not fitting:
+            raise UsageError(f"{where} {name!r}: {lost[0]}: choose from {self}")
+        if len(fitting) + len(lost) != 1:
+            fits = f"fits {len(fitting) + len(lost)} GPUs" if fitting else "fits no GPU"
+            raise UsageError(f"{where} {name!r} {fits} here: choose from {self}")
+        return fitting[0]
+
+    def of_number(self, number: int) -> str:
+        """The UUID of the GPU with that number by PCI bus."""
+        for gpu in self.unreadable:
+            if gpu.index == number:
+                raise UsageError(f"CUDA_VISIBLE_DEVICES names GPU {number}: {gpu}: pass --gpu ({self})")
+        for info in self.infos:
+            if info.index == number:
+                return info.uuid
+        raise UsageError(f"CUDA_VISIBLE_DEVICES names GPU {number}, which is not here: pass --gpu ({self})")
+
+    def __str__(self) -> str:
+        readable = ", ".join(f"{info.uuid} {info.name}" for info in self.infos) or "none"
+        return "; ".join([readable, *map(str, self.unreadable)])
+
+
+def _visible(here: _Here, visible: str, order: str | None) -> list[str]:
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    if not names or names[0] == "-1":
+        raise UsageError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: pass --gpu UUID to measure one anyway")
+    return _each_once(_of_visible(here, name, order) for name in names)
+
+
+def _of_visible(here: _Here, name: str, order: str | None) -> str:
+    """The UUID of one entry of CUDA_VISIBLE_DEVICES: an index or a UUID."""
+    if not name.isdecimal():
+        return here.by_uuid(name, "CUDA_VISIBLE_DEVICES")
+    # CUDA numbers the fastest first unless told otherwise, NVML by PCI bus: the same for GPUs of one kind only.
+    if order != "PCI_BUS_ID" and len({info.name for info in here.infos}) > 1:
+        raise UsageError(
+            f"CUDA_VISIBLE_DEVICES names GPU {name} by number and the GPUs here differ, so that CUDA may count them in "
+            f"another order: set CUDA_DEVICE_ORDER=PCI_BUS_ID or pass --gpu ({here})"
+        )
+    return here.of_number(int(name))
+
+
+def _each_once(uuids: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(uuids))

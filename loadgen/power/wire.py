@@ -1,12 +1,18 @@
-"""What an exporter and its readers say to each other: JSON by msgspec."""
+"""What an exporter and its readers say to each other: JSON by msgspec.
+
+Window energies from what a sampler remembers, once the window is covered.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 import msgspec
 
-from loadgen.power.calibration import Calibration
-from loadgen.power.energy import WindowEnergy
+from loadgen.power.energy import MARGIN_S, WindowEnergy, energy_of_window, mig_reason, plausible_limit_w
 from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
+from loadgen.power.trace import Calibration
 
 PAGE_SAMPLES = 5000
 """Most samples in one answer; a full page says that there are more."""
@@ -51,3 +57,46 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
     """GET /window: one per GPU."""
 
     windows: tuple[WindowEnergy, ...]
+
+
+REACH_NS = 300_000_000
+"""How far samples must reach beyond an instant to bracket it on the energy counter's staircase (steps of 0.1 s) too."""
+PATIENCE_NS = 5_000_000_000
+"""A GPU that is not sampled this long after the window's end will not be: its window is invalid, not early."""
+
+
+class NotCoveredError(Exception):
+    """The window has not been sampled to its end yet; `str(error)` is one sentence."""
+
+
+def window_energies(
+    samples: Sequence[PowerSample], infos: Sequence[GpuInfo], t0_ns: int, t1_ns: int, now_ns: int
+) -> tuple[WindowEnergy, ...]:
+    """Energy of each GPU of `infos` over [t0_ns, t1_ns], in their order; `samples` are of any GPUs, oldest first.
+
+    Raises NotCoveredError while samples that the window's end needs may still come.
+    """
+    margin_ns = round(MARGIN_S * 1e9)
+    first = bisect_left(samples, t0_ns - margin_ns, key=_t_ns)
+    behind = bisect_left(samples, t1_ns + margin_ns, key=_t_ns)
+    of_gpu: dict[str, list[PowerSample]] = {info.uuid: [] for info in infos}
+    for sample in samples[first:behind]:
+        if sample.gpu in of_gpu:
+            of_gpu[sample.gpu].append(sample)
+    for uuid, own in of_gpu.items():
+        if now_ns < t1_ns + PATIENCE_NS and (not own or own[-1].t_ns < t1_ns + REACH_NS):
+            raise NotCoveredError(f"{uuid} is not sampled beyond t1={t1_ns} yet; ask again in a second")
+    return tuple(_energy(info, of_gpu[info.uuid], t0_ns, t1_ns) for info in infos)
+
+
+def _energy(info: GpuInfo, samples: Sequence[PowerSample], t0_ns: int, t1_ns: int) -> WindowEnergy:
+    energy = energy_of_window(samples, t0_ns, t1_ns, limit_w=plausible_limit_w(info), scope=info.scope)
+    energy = msgspec.structs.replace(energy, gpu=info.uuid)
+    shared = mig_reason(info)
+    if shared is None:
+        return energy
+    return msgspec.structs.replace(energy, verdict="invalid", reasons=(shared, *energy.reasons))
+
+
+def _t_ns(sample: PowerSample) -> int:
+    return sample.t_ns

@@ -1,27 +1,220 @@
-"""A checkpoint: whether a recipe serves what its config.json says, and what tells its weights from others."""
+"""The Hugging Face hub: where a checkpoint's config.json is read, from this machine's cache or over HTTP.
+
+A checkpoint: whether a recipe serves what its config.json says, and what tells its weights from others.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from loadgen import httpget
+from loadgen.bounds import MOST_FACTS_BYTES
 from loadgen.errors import UsageError
-from loadgen.serving.hub import (
-    HubAnswer,
-    cached_snapshot,
-    endpoint,
-    fault_of_config,
-    fetch_config,
-    is_offline,
-    local_config,
-    read_config,
-)
-from loadgen.serving.quantization import Quantization, quantization_of
+from loadgen.folder import read_file
+from loadgen.secret import said
+from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE, Quantization, quantization_of
 from loadgen.serving.recipe import Recipe, load_recipes
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+TIMEOUT_S = 5.0
+TOKEN_FILE = "HF_TOKEN_FILE"
+MOST_TOKEN_BYTES = 4096
+"""Tokens have 37 characters."""
+_YES = frozenset({"1", "ON", "YES", "TRUE"})
+
+
+State = Literal["found", "absent", "gated", "unreachable"]
+_STATES: dict[int, State] = {401: "gated", 403: "gated", 404: "absent"}
+
+
+class HubAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the hub says of one checkpoint."""
+
+    state: State
+    """`gated`: it wants a token, or its licence accepted; without a token the hub says so of absent ones too."""
+    config: dict[str, Any] | None = None
+    """The config.json of a found one."""
+    reason: str = ""
+
+
+def endpoint() -> str:
+    """`$HF_ENDPOINT`, else the public hub; without a trailing slash."""
+    return (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+
+
+def is_offline() -> bool:
+    """Whether `$HF_HUB_OFFLINE` or `$TRANSFORMERS_OFFLINE` asks for no connection."""
+    return any(os.environ.get(name, "").upper() in _YES for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+
+
+def hub_token() -> str | None:
+    """`$HF_TOKEN`, else what the file `$HF_TOKEN_FILE` holds, else what `hf auth login` left in `$HF_TOKEN_PATH` or in
+    `token` of `$HF_HOME`; None without. Raises UsageError if `$HF_TOKEN_FILE` names a file that holds no token."""
+    if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return token
+    if named := os.environ.get(TOKEN_FILE):
+        return _token_in(Path(named).expanduser())
+    home = os.environ.get("HF_HOME")
+    folder = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    try:
+        path = Path(os.environ.get("HF_TOKEN_PATH") or folder / "token").expanduser()
+        return path.read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _token_in(path: Path) -> str:
+    try:
+        token = read_file(path, MOST_TOKEN_BYTES).decode().strip()
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(f"{TOKEN_FILE} names {path}, which cannot be read ({said})") from None
+    if not (token.isascii() and token.isprintable() and token) or " " in token:
+        raise UsageError(f"{TOKEN_FILE} names {path}, which does not hold one token and nothing else; write it again")
+    return token
+
+
+def token_variables() -> dict[str, str]:
+    """What tells a server of `$HF_TOKEN_FILE`: the hub's library knows another name of it."""
+    named = os.environ.get(TOKEN_FILE)
+    return {"HF_TOKEN_PATH": str(Path(named).expanduser().absolute())} if named else {}
+
+
+def token_warning() -> str | None:
+    """One sentence if other users of this machine can read the file `$HF_TOKEN_FILE`, else None."""
+    path = Path(os.environ.get(TOKEN_FILE) or os.devnull).expanduser()
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o044:
+        return None
+    return f"{TOKEN_FILE}: other users of this machine can read {path}; run `chmod 600 {path}`"
+
+
+def cache_folder() -> Path:
+    """Where checkpoints are kept: `$HF_HUB_CACHE`, else `hub` in `$HF_HOME`, else in the user's cache folder."""
+    if named := os.environ.get("HF_HUB_CACHE"):
+        return Path(named).expanduser()
+    if home := os.environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+
+
+def cached_snapshot(checkpoint: str) -> Path | None:
+    """The folder of the cached branch `main` of a checkpoint; None when it is not cached."""
+    folder = cache_folder() / f"models--{checkpoint.replace('/', '--')}"
+    try:
+        commit = read_file(folder / "refs" / "main").decode().strip()
+    except (OSError, ValueError):
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def downloaded_bytes(checkpoint: str) -> int:
+    """Bytes of a checkpoint of the hub in the cache, of unfinished downloads too; 0 for a folder or without any."""
+    blobs = cache_folder() / f"models--{checkpoint.replace('/', '--')}" / "blobs"
+    total = 0
+    with contextlib.suppress(OSError):
+        for path in blobs.iterdir():
+            with contextlib.suppress(OSError):
+                total += path.stat().st_blocks * 512
+    return total
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds weights as vLLM reads them, and not an index of absent ones only."""
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The config.json of a checkpoint's folder; None when there is none or it is not a JSON object.
+
+    Where it says nothing of quantization, what the file `BESIDE` says stands in for it, as in vLLM.
+    """
+    config = _read_object(folder / "config.json")
+    return config and (_with_beside(config, _read_object(folder / BESIDE)) if _wants_beside(config) else config)
+
+
+def fault_of_config(checkpoint: str) -> str | None:
+    """One sentence when this machine has a config.json of the checkpoint that is not a JSON object, else None."""
+    folder = _folder_of(checkpoint)
+    path = folder / "config.json" if folder else None
+    if path is None or not path.exists():
+        return None
+    try:
+        value = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return f"{path} cannot be read as JSON ({reason}); put the checkpoint's own config.json there"
+    if isinstance(value, dict):
+        return None
+    return f"{path} is a JSON {type(value).__name__} where an object is expected; put the checkpoint's own file there"
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(read_file(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _wants_beside(config: dict[str, Any]) -> bool:
+    parts = (config, *(part for name in NESTED if isinstance(part := config.get(name), dict)))
+    return not any(part.get(entry) for part in parts for entry in ENTRIES)
+
+
+def _with_beside(config: dict[str, Any], beside: dict[str, Any] | None) -> dict[str, Any]:
+    return {**config, ENTRIES[0]: {**beside, PLACE: BESIDE}} if beside else config
+
+
+def _folder_of(checkpoint: str) -> Path | None:
+    """The folder itself, or that of an id in the cache."""
+    folder = Path(checkpoint).expanduser()
+    return folder if folder.is_dir() else cached_snapshot(checkpoint)
+
+
+def local_config(checkpoint: str) -> dict[str, Any] | None:
+    """The config.json of a folder, or of an id in the cache; None when this machine has none."""
+    folder = _folder_of(checkpoint)
+    return read_config(folder) if folder else None
+
+
+def fetch_config(checkpoint: str) -> HubAnswer:
+    """GET of the config.json of an id's branch `main`, with the user's token if any; at most 5 s each, never raises.
+
+    Where it says nothing of quantization, the file `BESIDE` is asked for too.
+    """
+    answer = _fetch(checkpoint, "config.json")
+    if answer.config is None or not _wants_beside(answer.config):
+        return answer
+    beside = _fetch(checkpoint, BESIDE).config
+    return HubAnswer(state="found", config=_with_beside(answer.config, beside))
+
+
+def _fetch(checkpoint: str, name: str) -> HubAnswer:
+    try:
+        url = f"{endpoint()}/{checkpoint}/resolve/main/{name}"
+        answer = httpget.fetch(url, MOST_FACTS_BYTES, timeout_s=TIMEOUT_S, bearer=hub_token())
+        if answer.status == 200:
+            return HubAnswer(state="found", config=msgspec.json.decode(answer.body, type=dict[str, Any]))
+    except msgspec.ValidationError:
+        return HubAnswer(state="unreachable", reason=f"{name} is not a JSON object")
+    except (*httpget.FAILURES, RecursionError) as error:
+        return HubAnswer(state="unreachable", reason=said(error))
+    state = _STATES.get(answer.status, "unreachable")
+    return HubAnswer(state=state, reason=f"{answer.status} {answer.headers.get('X-Error-Code') or answer.reason}")
 
 
 def note_of(checkpoint: str) -> str | None:

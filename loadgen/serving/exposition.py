@@ -167,9 +167,7 @@ def vocabulary_of(page: bytes) -> Vocabulary | None:
 
 def gauge_lags(name: str | None) -> bool:
     """Whether a series of running requests may be out of date."""
-    return name is not None and any(
-        SERVERS[place].lags for place, _, field, _ in _meanings(name) if field == "running"
-    )
+    return name is not None and any(SERVERS[place].lags for place, _, field, _ in _meanings(name) if field == "running")
 
 
 def _has_gauge(fields: Mapping[str, tuple[str, int]]) -> bool:

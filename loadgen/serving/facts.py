@@ -1,10 +1,18 @@
-"""ServerFacts: what a running server says about itself, for the manifest."""
+"""ServerFacts: what a running server says about itself, for the manifest.
+
+Target: a server that answers, under the name the report will use for it.
+
+Proxies of the environment: downloads use them, servers that are measured are always reached directly.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import msgspec
 
@@ -109,9 +117,7 @@ def read_models(body: bytes) -> list[ServedModel] | None:
         entries = msgspec.json.decode(body, type=_Models).data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return [
-        ServedModel(id=str(entry.id), max_model_len=entry.max_model_len, parent=entry.parent) for entry in entries
-    ]
+    return [ServedModel(id=str(entry.id), max_model_len=entry.max_model_len, parent=entry.parent) for entry in entries]
 
 
 def read_version(body: bytes) -> str | None:
@@ -150,3 +156,37 @@ def metric_names(exposition: str) -> tuple[str, ...]:
     """The distinct sample names of a Prometheus text exposition, sorted."""
     lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))
     return tuple(sorted({re.split(r"[{\s]", line, maxsplit=1)[0] for line in lines}))
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One OpenAI-compatible server to be measured."""
+
+    name: str
+    """Unique in a run; the `target` column."""
+    precision: str
+    """Recipe or precision name: `fp16`, `awq`, `bnb-nf4`, ..."""
+    url: str
+    """Scheme, host and port, without `/v1` and without a trailing slash."""
+    model: str
+    """The model id that requests must name, as `/v1/models` gives it."""
+    metrics_urls: tuple[str, ...] = ()
+    """Pages of its /metrics, if they are not on its own address."""
+    simulated: bool = False
+
+
+def proxies_passed_by(urls: Iterable[str]) -> list[str]:
+    """Addresses of proxies that the environment names for these servers on other machines, and that are not asked."""
+    proxies = getproxies_environment()
+    found = []
+    for url in urls:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        proxy = proxies.get(parts.scheme) or proxies.get("all")
+        if proxy and host not in ("localhost", "127.0.0.1", "::1") and not proxy_bypass(host):
+            found.append(proxy)
+    return list(dict.fromkeys(found))
+
+
+def proxies_named() -> list[str]:
+    """Every proxy that the environment names, as `http: ADDRESS`."""
+    return [f"{scheme}: {address}" for scheme, address in sorted(getproxies_environment().items()) if scheme != "no"]

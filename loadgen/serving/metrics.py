@@ -14,9 +14,9 @@ import msgspec
 
 from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES, Amount, Nanoseconds
 from loadgen.httpget import FAILURES, REDIRECTS, AnswerTooLong, Connection
+from loadgen.secret import said
 from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
-from loadgen.serving.target import Target
-from loadgen.visible import said
+from loadgen.serving.facts import Target
 
 UNVERIFIED = "batch not verified"
 """Said wherever requests in flight stand for the running batch."""
@@ -81,9 +81,7 @@ class MetricsSource(msgspec.Struct, frozen=True, kw_only=True):
 
 def metrics_of(target: Target, api_key: str | None) -> MetricsSource:
     """Where a target's figures are read; `api_key` as its requests carry it."""
-    return MetricsSource(
-        target_url=target.url, urls=target.metrics_urls, api_key=api_key, model=target.model
-    )
+    return MetricsSource(target_url=target.url, urls=target.metrics_urls, api_key=api_key, model=target.model)
 
 
 def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int, model: str | None = None) -> ServerSample:
@@ -208,8 +206,7 @@ class _Page:
         if self._has_key:
             return f"{self._url} answers {status}: it does not accept the key of --api-key-env"
         return (
-            f"{self._url} answers {status}: give the key with --api-key-env VAR "
-            "(only the target's own address gets it)"
+            f"{self._url} answers {status}: give the key with --api-key-env VAR (only the target's own address gets it)"
         )
 
     def close(self) -> None:
@@ -222,9 +219,7 @@ class MetricsProbe:
     def __init__(self, source: MetricsSource) -> None:
         origin = _origin(source.target_url)
         urls = source.urls or (f"{source.target_url.rstrip('/')}/metrics",)
-        self._pages = [
-            _Page(url, source.api_key if _origin(url) == origin else None, source.model) for url in urls
-        ]
+        self._pages = [_Page(url, source.api_key if _origin(url) == origin else None, source.model) for url in urls]
 
     @property
     def gauge(self) -> str | None:

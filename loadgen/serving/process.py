@@ -1,4 +1,7 @@
-"""ServerProcess: one launched server from start to the last of its memory given back."""
+"""GPU memory in use, to see that a stopped server gave its share back.
+
+ServerProcess: one launched server from start to the last of its memory given back.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,38 @@ from typing import Self
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.folder import Folder
+from loadgen.processgroup import ProcessGroup, exit_words
 from loadgen.secret import Mask, secrets_of, without_secrets
-from loadgen.serving.checkpoint import checkpoint_identity, held_by, remarks
-from loadgen.serving.facts import (
-    ServerFacts,
-    get,
-    kv_cache_bytes,
-    metric_names,
-    model_bytes,
-    read_models,
-    read_version,
+from loadgen.serving.checkpoint import (
+    checkpoint_identity,
+    downloaded_bytes,
+    held_by,
+    hub_token,
+    local_config,
+    remarks,
+    token_variables,
 )
-from loadgen.serving.gpu_memory import used_bytes
-from loadgen.serving.group import ProcessGroup
-from loadgen.serving.hub import downloaded_bytes, hub_token, local_config, token_variables
-from loadgen.serving.launch import Launch
-from loadgen.serving.log import WAITING, engine_settings, named_errors, option, plain, remedy, workers_of
+from loadgen.serving.facts import ServerFacts, get, kv_cache_bytes, metric_names, model_bytes, read_models, read_version
+from loadgen.serving.launch import WAITING, Launch, engine_settings, named_errors, option, plain, remedy, workers_of
 from loadgen.serving.quantization import Quantization
+
+
+def used_bytes() -> int | None:
+    """Bytes in use on all GPUs that NVML sees, by anyone; None without NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        return None
+    try:
+        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in devices)
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
 
 START_TIMEOUT_S = 900.0
 GROWTH_POLL_S = 1.0
@@ -324,10 +342,3 @@ def _within(patience_s: float, condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-def exit_words(status: int) -> str:
-    """How a process ended, by what `Popen.returncode` says."""
-    if status >= 0:
-        return f"exit status {status}"
-    return f"signal {signal.Signals(-status).name}"

@@ -11,12 +11,10 @@ import msgspec
 from loadgen.bounds import MOST_DATA_BYTES
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
-from loadgen.workload import gsm8k, mathqa, sample
-from loadgen.workload.choices import has_choices, read_choices
+from loadgen.workload import gsm8k, mathqa
 from loadgen.workload.item import Item
-from loadgen.workload.jsonl import read_jsonl
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
-from loadgen.workload.records import records
+from loadgen.workload.questions import SAMPLE_FILE, has_choices, read_choices, read_jsonl, records, sample_items
 
 DATASETS = ("gsm8k", "mathqa", "mathqa:all", "mathqa:clean", "jsonl", "choices", "sample", "gsm8k:platinum")
 PLATINUM_SOURCE = "huggingface.co/datasets/madrylab/gsm8k-platinum (main/test-*.parquet)"
@@ -76,7 +74,7 @@ def load_dataset(
     elif name == "choices":
         items = read_choices(path)
     else:
-        items = sample.sample_items()
+        items = sample_items()
     return Dataset(
         name=name,
         items=tuple(items[:limit]),
@@ -99,7 +97,7 @@ def data_path(name: str, data_file: Path | None) -> Path | None:
     """The file that the dataset is read from; None for the shipped one. Raises UsageError as `load_dataset` does."""
     _check_name(name)
     path, _ = _file(name, data_file)
-    return None if path == sample.SAMPLE_FILE else path
+    return None if path == SAMPLE_FILE else path
 
 
 def items_of_file(path: Path) -> list[Item]:
@@ -147,7 +145,7 @@ def _file(name: str, data_file: Path | None) -> tuple[Path, bool]:
                 f"--data-file {data_file} needs --dataset gsm8k, mathqa, jsonl or choices: "
                 "'sample' is shipped with loadgen"
             )
-        return sample.SAMPLE_FILE, True
+        return SAMPLE_FILE, True
     if family == "choices" and data_file is None:
         raise UsageError("--dataset choices needs --data-file: a file of questions with choices and the right answer")
     if family == "jsonl" and data_file is None:

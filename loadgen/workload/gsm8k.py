@@ -13,8 +13,8 @@ import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.workload.item import Item
-from loadgen.workload.jsonl import gold_of, rows, solution_lines
 from loadgen.workload.published import PublishedFile
+from loadgen.workload.questions import gold_of, rows, solution_lines
 
 _FOLDER = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
 TEST = PublishedFile(

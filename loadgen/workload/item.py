@@ -1,8 +1,20 @@
-"""Item: one question of a dataset."""
+"""Item: one question of a dataset.
+
+ItemFacts: what grading and depth need of an item, kept in a run directory; no question and no solution.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
 import msgspec
+
+from loadgen.bounds import Count
+from loadgen.errors import UsageError
+from loadgen.folder import Folder, read_json
+from loadgen.secret import said
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,3 +41,59 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """What is known to be wrong with the question: `identical options`, `removed by GSM8K-Platinum`."""
     annotated_steps: int | None = None
     """GSM8K's `<<...>>` calculations, the depth for sensitivity; None elsewhere."""
+
+
+FILE = "items.json"
+_DECIMAL = re.compile(r"-?[0-9]{1,1000}(?:\.[0-9]{1,1000})?")
+
+
+class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields of the same names of an Item."""
+
+    gold: str
+    options: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    unit: str = ""
+    exact: bool = False
+    steps: Count | None = None
+    annotated_steps: Count | None = None
+    flaws: tuple[str, ...] = ()
+
+    @property
+    def can_be_graded(self) -> bool:
+        """Whether gold, and what else is accepted, is a text, a letter or a decimal number."""
+        return self.exact or self.gold.isalpha() or all(map(_DECIMAL.fullmatch, (self.gold, *self.accepted)))
+
+
+def facts_of(item: Item) -> ItemFacts:
+    """The item without its texts, but for options: an answer may name one by its value."""
+    return ItemFacts(**{name: getattr(item, name) for name in ItemFacts.__struct_fields__})
+
+
+def write_facts(run_dir: Path, items: Iterable[Item]) -> None:
+    """items.json: item id to facts; whole or not at all, whatever happens meanwhile."""
+    content = msgspec.json.encode({item.id: facts_of(item) for item in items})
+    Folder(run_dir).write(FILE, content, durable=True)
+
+
+def read_facts(run_dir: Path) -> dict[str, ItemFacts]:
+    """The facts of items.json by item id, none if there is no such file; runs of 0.1 hold gold alone.
+
+    Raises UsageError if the file is not readable as such.
+    """
+    try:
+        kept = read_json(run_dir, FILE, dict[str, ItemFacts | str])
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UsageError(
+            f"{run_dir / FILE} does not hold the items of a run ({said(error)}); restore it to grade this run"
+        ) from None
+    found = {item: ItemFacts(gold=facts) if isinstance(facts, str) else facts for item, facts in kept.items()}
+    for item, facts in found.items():
+        if not facts.can_be_graded:
+            raise UsageError(
+                f"{run_dir / FILE} has {facts.gold[:40]!r} as the answer of item {item[:40]!r}, which is neither a "
+                "number nor a letter; restore the file to grade this run"
+            )
+    return found

@@ -1,4 +1,7 @@
-"""Protocol: how a question becomes a request, and where its answer must stop."""
+"""Protocol: how a question becomes a request, and where its answer must stop.
+
+Thinking: whether a hybrid model reasons before it answers, and how long it may.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import hashlib
 import re
 import string
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.workload import sample, shots
+from loadgen.workload import shots
 from loadgen.workload.dataset import Answer, Dataset
 from loadgen.workload.item import Item
+from loadgen.workload.questions import own_shots
 
 PROTOCOLS = (
     "gsm8k",
@@ -46,7 +51,7 @@ MATHQA_ASK = (
     '"The answer is (X)", where X is the letter of the right option.\nAnswer:'
 )
 TEXT_ASK = (
-    "Question: {question}\nThink step by step, then finish with a line \"The answer is X\", where X is the answer "
+    'Question: {question}\nThink step by step, then finish with a line "The answer is X", where X is the answer '
     "alone, in as few words as possible.\nAnswer:"
 )
 GSM8K_STOPS = ("Question:", "</s>", "<|im_end|>")
@@ -166,7 +171,7 @@ def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
         name=name,
         version="1",
         ask=GSM8K_ASK,
-        shots=tuple(sample.own_shots()[:1]),
+        shots=tuple(own_shots()[:1]),
         stops=GSM8K_STOPS,
         max_tokens=HARNESS_MAX_TOKENS,
     )
@@ -230,3 +235,27 @@ def _mathqa(name: str, found: shots.Shots | None) -> Protocol:
 
 def _named(name: str, origin: shots.Origin) -> str:
     return name if origin == "published" else f"{name}-{origin}"
+
+
+MAX_TOKENS = 8192
+"""Tokens of reasoning and answer together where no `--max-tokens` is given; shorter, most answers are cut off."""
+PROMPT_ROOM_TOKENS = 4096
+
+
+class Thinking(msgspec.Struct, frozen=True, kw_only=True):
+    """A factor of the experiment, the same for every precision."""
+
+    on: bool
+    budget: int | None = None
+    """Tokens after which the server ends the reasoning."""
+
+    def shape(self, protocol: Protocol) -> Protocol:
+        """The protocol as a chat; with room and without stop strings where the model thinks: they would end that."""
+        chat = msgspec.structs.replace(protocol, api="chat")
+        return msgspec.structs.replace(chat, stops=(), max_tokens=MAX_TOKENS) if self.on else chat
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What it adds to a chat request: the template's switch (as Qwen3's), and vLLM's `thinking_token_budget`."""
+        switch: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": self.on}}
+        return switch if self.budget is None else {**switch, "thinking_token_budget": self.budget}

@@ -15,7 +15,7 @@ from loadgen import httpget
 from loadgen.bounds import DOWNLOAD_S, MOST_DATA_BYTES
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
-from loadgen.visible import said
+from loadgen.secret import said
 
 DOWNLOAD_TIMEOUT_S = 20.0
 """For each read; the whole has a bound of its own."""

@@ -1,23 +1,109 @@
-"""Shots: the worked examples of a prompt, where they come from, and which of them a question gets."""
+"""Worked examples and wording of lm-evaluation-harness's tasks, read from its installed package or a file of it.
+
+Nothing of it is shipped with loadgen, and it is never imported: its task files are found and parsed.
+
+Shots: the worked examples of a prompt, where they come from, and which of them a question gets.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib.util
 import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+import yaml
 from msgspec.structs import replace
 
 from loadgen.errors import UsageError
-from loadgen.workload import gsm8k, mathqa, sample
+from loadgen.folder import read_file
+from loadgen.workload import gsm8k, mathqa
 from loadgen.workload.dataset import existing_file
 from loadgen.workload.item import Item
-from loadgen.workload.lmeval import PINNED, HarnessTask, installed_task, read_task
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
+from loadgen.workload.questions import own_shots
+
+FILES = {"gsm8k_cot": "gsm8k/gsm8k-cot.yaml", "gsm8k_cot_llama": "gsm8k/gsm8k-cot-llama.yaml"}
+"""Task files below `lm_eval/tasks`."""
+PINNED = {
+    "gsm8k_cot": "780310899fecda3a08e9c38b6aee53973ed35251eab3affbf45c445daa6ec44a",
+    "gsm8k_cot_llama": "7b66f7635b1252d38487e387c1e3ed4e7e2c8ca421904b27ebf108cccee74a9c",
+}
+"""`HarnessTask.sha256` in release 0.4.13."""
+_QUESTION = "{{question}}"
+
+
+class HarnessTask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task asks: its question turn and its worked examples."""
+
+    ask: str
+    """The question turn, `{question}` standing for the question."""
+    delimiter: str
+    """Between the question turn and its answer in plain text."""
+    shots: tuple[Item, ...]
+    """`solution` is the answer turn; `gold` is empty."""
+
+    @property
+    def sha256(self) -> str:
+        """Hex sha256 of all of it."""
+        content = [self.ask, self.delimiter, [[shot.question, shot.solution] for shot in self.shots]]
+        return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+
+def installed_task(name: str) -> HarnessTask | None:
+    """The task of the installed lm_eval; None where there is no lm_eval, or one without this task file."""
+    spec = importlib.util.find_spec("lm_eval")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "tasks" / FILES[name]
+        if path.is_file():
+            return read_task(path)
+    return None
+
+
+def read_task(path: Path) -> HarnessTask:
+    """The task of a YAML file with fixed worked examples (`sampler: first_n`, `samples` of question and target).
+
+    Raises UsageError for a file that is not such a task.
+    """
+    try:
+        content = yaml.safe_load(read_file(path).decode())
+        fewshot = content["fewshot_config"]
+        task = HarnessTask(
+            ask=_plain(content["doc_to_text"]),
+            delimiter=str(content.get("target_delimiter", " ")),
+            shots=tuple(_shot(row) for row in fewshot["samples"][: int(content["num_fewshot"])]),
+        )
+        if fewshot["sampler"] != "first_n" or not task.shots:
+            raise ValueError("its examples are not fixed ones")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        reason = getattr(error, "strerror", None) or reason
+        raise UsageError(
+            f"{path} is not a task file of lm-evaluation-harness with fixed examples ({reason}); "
+            "give its gsm8k-cot.yaml or gsm8k-cot-llama.yaml"
+        ) from None
+    return task
+
+
+def _plain(template: str) -> str:
+    """The Jinja template with its one field as `{question}`; anything more is not understood here."""
+    before, field, after = template.partition(_QUESTION)
+    if not field or any(mark in before + after for mark in ("{{", "{%", "{#", "{question}")):
+        raise ValueError("doc_to_text asks for more than {{question}}")
+    return f"{before}{{question}}{after}"
+
+
+def _shot(row: dict[str, Any]) -> Item:
+    question, target = row["question"], row["target"]
+    if not isinstance(question, str) or not isinstance(target, str):
+        raise TypeError("an example is no text")
+    return Item(id="", question=question, solution=target, gold="")
+
 
 DRAW_SEED = 1234
 """What lm-evaluation-harness seeds its draws with unless told otherwise."""
@@ -71,7 +157,7 @@ def train_shots(shots_file: Path | None, *, needed: int) -> Shots:
     """
     path = _published(gsm8k.TRAIN, shots_file)
     if path is None:
-        return Shots(tuple(sample.own_shots()), "own")
+        return Shots(tuple(own_shots()), "own")
     items = gsm8k.read_gsm8k(path, split="train")
     if len(items) < needed:
         raise UsageError(f"--shots-file {path} holds {len(items)} examples; the protocol needs {needed}")
@@ -94,7 +180,7 @@ def task_shots(name: str, shots_file: Path | None) -> tuple[HarnessTask, Origin]
 
 def own_sentences(closing: str) -> Shots:
     """The project's own examples as running text that ends in `closing`, `{gold}` standing for the number."""
-    return Shots(tuple(_replied(shot, f"{_running_text(shot)} {closing}") for shot in sample.own_shots()), "own")
+    return Shots(tuple(_replied(shot, f"{_running_text(shot)} {closing}") for shot in own_shots()), "own")
 
 
 def letter_shots(shots_file: Path | None, closing: str) -> Shots:
@@ -105,7 +191,7 @@ def letter_shots(shots_file: Path | None, closing: str) -> Shots:
     """
     path = _published(mathqa.DEV, shots_file)
     if path is None:
-        lettered = (replace(s, gold=mathqa.LETTERS[s.options.index(s.gold)]) for s in sample.own_shots())
+        lettered = (replace(s, gold=mathqa.LETTERS[s.options.index(s.gold)]) for s in own_shots())
         return Shots(tuple(_replied(s, f"{_running_text(s)} {closing}") for s in _one_per_letter(lettered)), "own")
     usable = (
         item

@@ -138,7 +138,5 @@ def _release() -> str:
 
 
 def _run(*command: str, folder: Path | None = None) -> None:
-    done = subprocess.run(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command[:4])} ... failed:\n{done.stdout[-4000:]}"

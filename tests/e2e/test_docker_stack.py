@@ -24,7 +24,7 @@ from docker_engine import PACKAGES, PROGRAMS, base_tarball, compose_v2, download
 from docker_project import Docker, Sweep, build_prometheus, free_port
 
 import loadgen
-from loadgen.serving.compose.project import write_project
+from loadgen.serving.compose import write_project
 from loadgen.serving.recipe import recipe_names
 
 pytestmark = pytest.mark.docker

@@ -19,7 +19,7 @@ from made_run import answer, cell, ended, make_run, write_cell
 
 import loadgen
 from loadgen.analysis.analyse import analyse
-from loadgen.report.html import write_report
+from loadgen.reports.html import write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 

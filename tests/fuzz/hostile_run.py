@@ -31,14 +31,14 @@ from click.testing import CliRunner
 
 from loadgen.analysis.analyse import analyse
 from loadgen.cli import group
-from loadgen.client.exchange import Exchange
 from loadgen.errors import ServerError, StorageError, UsageError
+from loadgen.load.exchange import Exchange
+from loadgen.measure.config import configure
 from loadgen.power.sample import GpuInfo, GpuProcess, PowerSample
-from loadgen.report.html import page
+from loadgen.record.cell import Block, plan_blocks
+from loadgen.record.journal import CellEnd, CellStart, Journal, cell_file, power_file, sealed
+from loadgen.reports.html import page
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.config import configure
-from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_file, power_file, sealed
-from loadgen.sweep.plan import Block, plan_blocks
 from loadgen.workload.dataset import load_dataset
 from loadgen.workload.gsm8k import TEST as GSM8K
 from loadgen.workload.protocol import load_protocol

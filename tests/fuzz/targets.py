@@ -25,27 +25,23 @@ from streams import events_of
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.compare.imported import ImportedPoint, read_import
 from loadgen.cli.sweep import command as sweep
-from loadgen.client.concealment import concealed
-from loadgen.client.contentcoding import GZIP_MAGIC
-from loadgen.client.exchange import Exchange, Request, Status, read_exchange
-from loadgen.client.http import Endpoint, HttpRaw, _Connection
-from loadgen.client.servermessage import MOST_MESSAGE, server_message
-from loadgen.client.tokentimes import MOST_OVER
 from loadgen.errors import UsageError
-from loadgen.secret import Mask
+from loadgen.load.exchange import Exchange, Request, Status, concealed, read_exchange
+from loadgen.load.http import Endpoint, HttpRaw, _Connection
+from loadgen.load.sse import GZIP_MAGIC, MOST_MESSAGE, server_message
+from loadgen.load.tokens import MOST_OVER
+from loadgen.measure.config import configure
+from loadgen.record.journal import CellEnd, Record, read_records, sealed
+from loadgen.secret import Mask, visible
 from loadgen.serving.facts import metric_names, read_models, read_version
 from loadgen.serving.metrics import ServerSample, read_metrics
 from loadgen.serving.recipe import read_recipe
-from loadgen.sweep.config import configure
-from loadgen.sweep.journal import CellEnd, Record, read_records, sealed
-from loadgen.visible import visible
 from loadgen.workload.dataset import items_of_file
-from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading.grader import grade
 from loadgen.workload.gsm8k import read_gsm8k
-from loadgen.workload.item import Item
-from loadgen.workload.jsonl import read_jsonl
+from loadgen.workload.item import Item, ItemFacts
 from loadgen.workload.mathqa import read_clean, read_mathqa
+from loadgen.workload.questions import read_jsonl
 
 Reads = list[tuple[int, bytes]]
 MOST_TOKENS = 512
@@ -199,9 +195,7 @@ def config(data: bytes) -> None:
             ctx = sweep.make_context("sweep", ["--config", str(path)], resilient_parsing=False)
             accepted = configure.__kwdefaults__ or {}
             options = {
-                {"target": "targets"}.get(name, name): value
-                for name, value in ctx.params.items()
-                if value is not None
+                {"target": "targets"}.get(name, name): value for name, value in ctx.params.items() if value is not None
             }
             made = configure(**{name: value for name, value in options.items() if name in accepted})
             assert msgspec.convert(msgspec.to_builtins(made), type(made)) == made

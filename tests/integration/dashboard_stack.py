@@ -18,9 +18,9 @@ from pathlib import Path
 import yaml
 from programs import program
 
-from loadgen.analysis.verdict import judge_cell
-from loadgen.sweep.config import configure
-from loadgen.sweep.run import run_sweep
+from loadgen.analysis.invalid import judge_cell
+from loadgen.measure.config import configure
+from loadgen.measure.run import run_sweep
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "docker" / "prometheus"

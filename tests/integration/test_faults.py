@@ -13,10 +13,10 @@ from streams import REQUEST
 from unhurried import analysed
 
 from loadgen.analysis.run import Run
-from loadgen.client.exchange import Exchange, Raw, read_exchange
-from loadgen.client.http import Endpoint, HttpSlot
-from loadgen.sweep.config import configure
-from loadgen.sweep.run import run_sweep
+from loadgen.load.exchange import Exchange, Raw, read_exchange
+from loadgen.load.http import Endpoint, HttpSlot
+from loadgen.measure.config import configure
+from loadgen.measure.run import run_sweep
 
 TIMEOUT_S = 2.0
 KEY = "sk-canary-0123456789"

@@ -26,9 +26,9 @@ from rich.console import Console
 import loadgen
 from loadgen import cli
 from loadgen.analysis.run import Run
-from loadgen.report.compare.terminal import print_comparison
-from loadgen.report.live import LiveView
-from loadgen.report.terminal import print_end
+from loadgen.reports.compare import print_comparison
+from loadgen.reports.live import LiveView
+from loadgen.reports.terminal import print_end
 
 COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 WORDS = b"progress 1%\r\x1b[Aprogress 2%\n\x1b]0;mine\x07\x9b31m\xe2\x80\xaeevil ValueError: [bold]\x1b[2J\n"
@@ -222,9 +222,7 @@ def test_commands_on_a_received_run_obey_nothing(command: str, received: Path, t
         check_table(path)
 
 
-def test_a_server_that_fails_to_start_commands_no_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_fails_to_start_commands_no_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     vllm = tmp_path / "vllm"

@@ -10,8 +10,8 @@ import time
 import pandas as pd
 import pytest
 
-from loadgen.client.exchange import Exchange
-from loadgen.sweep.journal import CellEnd, cell_files, read_records
+from loadgen.load.exchange import Exchange
+from loadgen.record.journal import CellEnd, cell_files, read_records
 
 DERIVED = ("requests.parquet", "server.parquet", "cells.csv", "summary.csv", "analysis.json", "report.html")
 DEADLINE_S = 180.0

@@ -10,7 +10,7 @@ import random
 import pytest
 from kills import IN_CELL, KilledRun, violations
 
-from loadgen.sweep.manifest import read_manifest
+from loadgen.record.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 

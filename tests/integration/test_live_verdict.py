@@ -13,13 +13,13 @@ import pytest
 from dashboard_stack import free_port, serving
 
 import loadgen
-from loadgen.analysis.verdict import judge_cell
-from loadgen.client.exchange import Exchange
-from loadgen.client.latency import Latencies
-from loadgen.sweep.config import configure
-from loadgen.sweep.observer import CellVerdict, Observer, Progress
-from loadgen.sweep.plan import Cell
-from loadgen.sweep.run import Judge, run_sweep
+from loadgen.analysis.invalid import judge_cell
+from loadgen.load.exchange import Exchange
+from loadgen.load.latency import Latencies
+from loadgen.measure.config import configure
+from loadgen.measure.observer import Observer, Progress
+from loadgen.measure.run import Judge, run_sweep
+from loadgen.record.cell import Cell, CellVerdict
 
 
 class Heard(Observer):

@@ -21,12 +21,12 @@ from unhurried import analysed
 
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
+from loadgen.measure.block import RELAUNCHES
+from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.observer import Observer, Progress
+from loadgen.measure.run import run_sweep
+from loadgen.serving.facts import proxies_passed_by
 from loadgen.serving.process import free_port
-from loadgen.serving.proxy import proxies_passed_by
-from loadgen.sweep.block import RELAUNCHES
-from loadgen.sweep.config import SweepConfig, configure
-from loadgen.sweep.observer import Observer, Progress
-from loadgen.sweep.run import run_sweep
 
 TESTS = Path(__file__).parents[1]
 TLS = TESTS / "tls"

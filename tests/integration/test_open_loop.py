@@ -137,8 +137,9 @@ def test_with_a_low_cap_it_is_found_out_by_what_was_dropped(slow: str, tmp_path:
     assert len(measured) == 60 == cell["arrivals"]
     assert cell["window_s"] == pytest.approx(3.0, abs=1e-6), "60 arrivals of 20 a second"
     assert len(dropped) == cell["dropped"] > 30
-    assert f"{len(dropped)} of 60 arrivals were dropped, with 8 requests in flight: the server cannot keep up" in (
-        cell["reasons"]
+    assert (
+        f"{len(dropped)} of 60 arrivals were dropped, with 8 requests in flight: the server cannot keep up"
+        in (cell["reasons"])
     )
     assert cell["errors"] == cell["failures"] == 0
     assert cell["requests"] == 60 - len(dropped) == cell["good"]

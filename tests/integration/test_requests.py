@@ -38,9 +38,7 @@ def run(server: KnownServer, tmp_path_factory: pytest.TempPathFactory) -> loadge
 @pytest.mark.slow
 def test_every_item_is_asked_once_and_in_the_same_order(run: loadgen.Run) -> None:
     asked = run.requests[run.requests["phase"] == "measured"]
-    orders = {
-        b: list(cell.sort_values("t_send_ns")["item_id"]) for b, cell in asked.groupby("concurrency", sort=False)
-    }
+    orders = {b: list(cell.sort_values("t_send_ns")["item_id"]) for b, cell in asked.groupby("concurrency", sort=False)}
     assert orders[1] == [f"sample-{n:04d}" for n in range(N)]
     assert sorted(orders[B]) == orders[1]
     assert list(run.cells["answers"]) == [N, N]

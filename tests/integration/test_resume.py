@@ -17,11 +17,11 @@ import pytest
 from conftest import KnownServer, known_server
 
 import loadgen
-from loadgen.client.exchange import Exchange
 from loadgen.errors import UsageError
-from loadgen.sweep.journal import cell_files, read_records
-from loadgen.sweep.rundir import held
-from loadgen.workload.sample import sample_items
+from loadgen.load.exchange import Exchange
+from loadgen.record.journal import cell_files, read_records
+from loadgen.record.rundir import held
+from loadgen.workload.questions import sample_items
 
 REQUESTS = 9
 DEADLINE_S = 180.0

@@ -16,8 +16,8 @@ import pytest
 from conftest import KNOWN_SERVER, START_DEADLINE_S
 
 from loadgen.errors import UsageError
+from loadgen.measure.run import resume_sweep
 from loadgen.serving.process import free_port, port_is_free
-from loadgen.sweep.run import resume_sweep
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 KEY = "planted/key+of=this-test"
@@ -159,7 +159,7 @@ def test_running_servers_get_the_key_from_every_worker_and_no_process_inherits_i
         known.terminate()
         known.wait()
     assert sweep.returncode in (0, 1), place.said
-    assert any("loadgen.sweep.worker" in command for command in seen)
+    assert any("loadgen.load.workers" in command for command in seen)
     assert having == set()
     assert place.files_with(KEY, HUB_TOKEN) == []
     assert place.answers > 0

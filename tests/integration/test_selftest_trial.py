@@ -10,8 +10,8 @@ import time
 import pytest
 
 import loadgen
-from loadgen.selftest.drive import run_trial
-from loadgen.selftest.trial import Trial
+from loadgen.clienttest.selftest import run_trial
+from loadgen.clienttest.trial import Trial
 
 
 @pytest.fixture(scope="module", params=[("raw", 1), ("raw", 2), pytest.param(("openai", 1), marks=pytest.mark.slow)])
@@ -63,7 +63,7 @@ def test_the_command_prints_json_and_leaves_no_process() -> None:
 
 
 def test_the_server_ends_with_whoever_started_it() -> None:
-    argv = [sys.executable, "-m", "loadgen.selftest.server", "--first-ms", "1", "--tick-ms", "1"]
+    argv = [sys.executable, "-m", "loadgen.clienttest.server", "--first-ms", "1", "--tick-ms", "1"]
     server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None
     assert server.stdout is not None

@@ -19,12 +19,12 @@ from programs import program
 
 import loadgen
 from loadgen.analysis.analyse import analyse
+from loadgen.measure.config import configure
+from loadgen.measure.power import server_processes
+from loadgen.measure.run import run_sweep
 from loadgen.power.sample import PowerSample
+from loadgen.record.journal import read_records
 from loadgen.serving.process import free_port
-from loadgen.sweep.config import configure
-from loadgen.sweep.gpuusers import server_processes
-from loadgen.sweep.journal import read_records
-from loadgen.sweep.run import run_sweep
 
 WATTS = 300
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import loadgen  # noqa: E402
 from bench.truth.server import Case, TruthServer, compile_server  # noqa: E402
-from loadgen.sweep.preflight import REQUESTS  # noqa: E402
+from loadgen.measure.preflight import REQUESTS  # noqa: E402
 
 CASE = Case(name="small", concurrency=8, ttft_ms=30.0, itl_ms=5.0, tokens=40)
 

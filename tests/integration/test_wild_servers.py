@@ -12,9 +12,9 @@ from unhurried import analysed
 from wild_server import DONE, Wild, serving
 
 from loadgen.analysis.run import Run
-from loadgen.client.exchange import NOTE_NO_DONE
-from loadgen.sweep.config import configure
-from loadgen.sweep.run import run_sweep
+from loadgen.load.exchange import NOTE_NO_DONE
+from loadgen.measure.config import configure
+from loadgen.measure.run import run_sweep
 
 TOKENS = Wild.tokens
 

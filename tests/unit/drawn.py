@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from loadgen.report.figures import Figure
+from loadgen.reports.figures import Figure
 
 Point = tuple[float, float]
 SVG = "{http://www.w3.org/2000/svg}"

@@ -8,7 +8,7 @@ import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.trust.answers import Answer as Graded
 from loadgen.analysis.trust.answers import Answers
 from loadgen.analysis.trust.pairing import Asked

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.analysis.celldata import CellData, read_cell
-from loadgen.client.exchange import Exchange
+from loadgen.load.exchange import Exchange
+from loadgen.record.cell import Cell
+from loadgen.record.journal import CellEnd, CellStart, Journal
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd, CellStart, Journal
-from loadgen.sweep.plan import Cell
 
 MS = 1_000_000
 WINDOW = (1000, 2000)
 
 
-def cell(
-    b: int = 1, *, target: str = "fp16", repeat: int = 1, index: int = 1, arrival: str = "closed"
-) -> Cell:
+def cell(b: int = 1, *, target: str = "fp16", repeat: int = 1, index: int = 1, arrival: str = "closed") -> Cell:
     return Cell(index=index, target=target, precision=target, concurrency=b, repeat=repeat, arrival=arrival)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from made_run import MS, answer, cell, ended, manifest, scrape, write_cell
 
-from loadgen.client.exchange import Exchange
+from loadgen.load.exchange import Exchange
 from loadgen.power.sample import PowerSample
-from loadgen.sweep.journal import Journal, power_file
+from loadgen.record.journal import Journal, power_file
 
 BATCHES = (1, 4, 8)
 REPEATS = (1, 2)

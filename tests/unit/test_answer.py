@@ -14,11 +14,11 @@ from made_run import answer, cell_data
 
 from loadgen.analysis.answer import Answer, answer_of, correlation
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.trust.answers import Answer as Graded
 from loadgen.analysis.trust.answers import Answers
 from loadgen.analysis.trust.pairing import Asked, pair_items, pair_lengths, paired
-from loadgen.analysis.trust.ratio import trust_ratio
+from loadgen.analysis.trust.significance import trust_ratio
 from loadgen.analysis.trust.study import Side, TrustStudy, TrustTest, study
 from loadgen.analysis.validity import Validity
 
@@ -138,9 +138,7 @@ def test_joules_per_query_are_compared_over_the_items_that_both_completed(base: 
 def test_too_few_shared_items_are_a_refusal_and_joules_per_token_stay(base: CellSummary) -> None:
     found = in_windows(base, {"fp16": 19, "awq": 170})
     refusals = {c.metric: c.refusal for c in found.crossovers}
-    said = (
-        "19 items were completed by both sides, and their mean answer length needs 20 (at B = 1); measure longer"
-    )
+    said = "19 items were completed by both sides, and their mean answer length needs 20 (at B = 1); measure longer"
     for metric in ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si"):
         assert refusals[metric] == said
     assert refusals["energy_per_token_j"] is None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.sweep.config import configure
-from loadgen.workload.facts import ItemFacts
+from loadgen.measure.config import configure
 from loadgen.workload.grading import Grader, Verdict
-from loadgen.workload.grading.pattern import check_speed, compiled, last_found
+from loadgen.workload.grading.words import check_speed, compiled, last_found
+from loadgen.workload.item import ItemFacts
 
 OPTIONS = ("12 km", "15 km", "18 km")
 

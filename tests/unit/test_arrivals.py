@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loadgen.client.alarm import Alarm
-from loadgen.client.arrivals import Arrivals
 from loadgen.errors import UsageError
+from loadgen.load.openloop import Alarm, Arrivals
 
 MANY = 1_000_000
 
@@ -92,7 +91,7 @@ def test_an_alarm_never_rings_early(kernel: bool, monkeypatch: pytest.MonkeyPatc
     import uvloop
 
     if not kernel:
-        monkeypatch.setattr("loadgen.client.alarm._timerfd", lambda: -1)
+        monkeypatch.setattr("loadgen.load.openloop._timerfd", lambda: -1)
 
     async def run() -> list[int]:
         lateness: list[int] = []

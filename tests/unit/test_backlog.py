@@ -4,7 +4,7 @@ import asyncio
 
 from streams import DONE, completion, finished, one_read_per_event, usage
 
-from loadgen.client.backlog import Backlog
+from loadgen.load.closedloop import Backlog
 
 STREAM = one_read_per_event(completion("4", 1, finish="stop"), usage(1), DONE)
 

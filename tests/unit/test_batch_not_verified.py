@@ -11,19 +11,18 @@ from rich.console import Console
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.row import rows_of
-from loadgen.analysis.crossover.crossover import crossover
+from loadgen.analysis.crossover.crossover import brief, crossover, sentence
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
-from loadgen.analysis.crossover.sentence import brief, sentence
 from loadgen.analysis.run import Run, batch_of, load_run
-from loadgen.report.compare.rows import run_rows
-from loadgen.report.figures.axes import batch_title
-from loadgen.report.figures.draw import draw_figures
-from loadgen.report.html.page import page
-from loadgen.report.live import LiveView
-from loadgen.report.table import table_rows
-from loadgen.report.terminal import end_lines
-from loadgen.sweep.observer import Progress
-from loadgen.sweep.plan import Cell
+from loadgen.measure.observer import Progress
+from loadgen.record.cell import Cell
+from loadgen.reports.compare import run_rows
+from loadgen.reports.figures.draw import draw_figures
+from loadgen.reports.figures.sheet import batch_title
+from loadgen.reports.grid import table_rows
+from loadgen.reports.html.page import page
+from loadgen.reports.live import LiveView
+from loadgen.reports.terminal import end_lines
 
 
 @pytest.fixture(scope="module")

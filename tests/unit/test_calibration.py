@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from power_trace import GPU, at, constant, ramp, ticks, trace
 
-from loadgen.power.calibration import calibrate
+from loadgen.power.trace import calibrate
 
 
 def test_update_periods_resolution_and_mean_power() -> None:

@@ -13,15 +13,14 @@ from made_run import MS, answer, cell, cell_data, ended, make_run, scrape
 
 import loadgen
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.blocks import window_spread
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.energy import CellEnergy, interval_of_window, tokens_by_part
+from loadgen.analysis.intervals import window_spread
 from loadgen.analysis.powerdata import PowerData
 from loadgen.analysis.validity import Validity
-from loadgen.power import throttle
-from loadgen.power.sample import GPU_LOST, PowerSample
+from loadgen.power.sample import GPU_LOST, HW_THERMAL_SLOWDOWN, PowerSample
 from loadgen.power.trace import trace_of
-from loadgen.sweep.journal import Journal, power_file
+from loadgen.record.journal import Journal, power_file
 
 WINDOW_MS = (1000.0, 41_000.0)
 
@@ -29,9 +28,7 @@ WINDOW_MS = (1000.0, 41_000.0)
 def constant(watts: float, gpu: str = "GPU-a", *, until_ms: int = 43_000, **fields: object) -> list[PowerSample]:
     """A sample each 25 ms; the counter climbs with every one."""
     known: dict[str, object] = {"latency_ns": MS, "gpu": gpu, "power_instant_w": watts, "power_average_w": watts}
-    return [
-        PowerSample(t_ns=t * MS, counter_j=watts * t / 1000, **known, **fields) for t in range(0, until_ms, 25)
-    ]
+    return [PowerSample(t_ns=t * MS, counter_j=watts * t / 1000, **known, **fields) for t in range(0, until_ms, 25)]
 
 
 def energy(tmp_path: Path, power: PowerData | None, **options: float | None) -> CellEnergy:
@@ -111,7 +108,7 @@ def test_mig_makes_the_energy_somebody_elses_too(tmp_path: Path) -> None:
     [
         ({}, (True, True, True, True)),
         ({"counter_j": 5.0}, (True, True, False, True)),
-        ({"throttle_reasons": throttle.HW_THERMAL_SLOWDOWN}, (False, False, False, True)),
+        ({"throttle_reasons": HW_THERMAL_SLOWDOWN}, (False, False, False, True)),
         ({"errors": (f"{GPU_LOST}NVML_ERROR_GPU_IS_LOST",)}, (False, False, False, False)),
     ],
 )

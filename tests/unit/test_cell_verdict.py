@@ -11,12 +11,12 @@ from rich.console import Console
 
 import loadgen
 from loadgen.analysis import powerdata
+from loadgen.analysis.invalid import judge_cell
 from loadgen.analysis.powerdata import read_power
-from loadgen.analysis.verdict import judge_cell
 from loadgen.power.sample import PowerSample
-from loadgen.report.live import PlainView
-from loadgen.sweep.journal import Journal, cell_files, power_file, read_lines, sealed
-from loadgen.sweep.observer import CellVerdict
+from loadgen.record.cell import CellVerdict
+from loadgen.record.journal import Journal, cell_files, power_file, read_lines, sealed
+from loadgen.reports.live import PlainView
 
 CAPPED = "running batch 2.00 did not reach B = 4"
 

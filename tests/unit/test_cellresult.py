@@ -12,15 +12,14 @@ import pytest
 from made_run import answer, cell, ended, make_run, scrape, write_cell
 
 from loadgen.analysis.celldata import read_cell
-from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, processes_for
-from loadgen.analysis.sides import cell_answers
+from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, cell_answers, processes_for
 from loadgen.analysis.tables import requests_table
 from loadgen.errors import UsageError
-from loadgen.sweep import journal
-from loadgen.sweep.journal import cell_files
-from loadgen.sweep.manifest import read_manifest
-from loadgen.workload.facts import ItemFacts, read_facts
+from loadgen.record import journal
+from loadgen.record.journal import cell_files
+from loadgen.record.manifest import read_manifest
 from loadgen.workload.grading import Grader, Verdict, grader
+from loadgen.workload.item import ItemFacts, read_facts
 
 
 def reader(run_dir: Path) -> CellReader:

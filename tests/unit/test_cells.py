@@ -9,11 +9,11 @@ import pytest
 from made_run import answer, cell_data, ended, scrape
 
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
-from loadgen.client.exchange import Exchange
+from loadgen.load.exchange import Exchange
+from loadgen.record.journal import CellEnd
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.journal import CellEnd
-from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Grader
+from loadgen.workload.item import ItemFacts
 
 
 def row(

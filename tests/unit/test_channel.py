@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from made_run import answer
 
-from loadgen.client.exchange import Exchange
-from loadgen.client.probe import ProcessUse
-from loadgen.sweep.channel import Channel, WorkerState
+from loadgen.load.exchange import Exchange
+from loadgen.load.probe import ProcessUse
+from loadgen.load.workers import Channel, WorkerState
 
 Report = Exchange | WorkerState | ProcessUse
 SENT: list[Report] = [

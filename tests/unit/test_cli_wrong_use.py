@@ -133,9 +133,7 @@ def test_one_line_names_the_mistake(refused: Callable[..., str], arguments: list
         ("target: {fp16: null}", "is no server's address"),
     ],
 )
-def test_a_wrong_config_file_is_one_line(
-    refused: Callable[..., str], empty_folder: Path, text: str, said: str
-) -> None:
+def test_a_wrong_config_file_is_one_line(refused: Callable[..., str], empty_folder: Path, text: str, said: str) -> None:
     (empty_folder / "sweep.yaml").write_text(text)
     assert said in refused("sweep", "--config", "sweep.yaml")
 

@@ -13,11 +13,11 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
 from loadgen.analysis.run import load_run
-from loadgen.client.exchange import Exchange
-from loadgen.report.client import client_rows
-from loadgen.report.html.page import page
+from loadgen.load.exchange import Exchange
+from loadgen.record.cell import Cell
+from loadgen.reports.html.page import page
+from loadgen.reports.rows import client_rows
 from loadgen.serving.metrics import ServerSample
-from loadgen.sweep.plan import Cell
 
 
 def figures(
@@ -159,9 +159,7 @@ def test_below_the_limits_there_may_be_a_doubt() -> None:
     busy = client_doubt(ClientFigures(client_cpu_share=0.9), icl_ms=20.0)
     assert busy == "the busiest client process used 90% of a core (invalid from 95% on)"
     late = client_doubt(ClientFigures(client_cpu_share=0.1, loop_lag_ms_p90=21.0), icl_ms=20.0)
-    assert late == (
-        "one byte in ten waited 21.0 ms or more for the client's event loop, and chunks came each 20.0 ms"
-    )
+    assert late == ("one byte in ten waited 21.0 ms or more for the client's event loop, and chunks came each 20.0 ms")
 
 
 def test_doubts_are_one_warning_and_none_of_cells_that_are_invalid_anyway(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.cli import main
 from loadgen.errors import UsageError
-from loadgen.report.compare.terminal import print_comparison
+from loadgen.reports.compare import print_comparison
 
 SIZES = {"small": 1e9, "middle": 4e9, "large": 16e9}
 N_STAR = 6e9
@@ -213,9 +213,7 @@ def test_every_column_is_documented() -> None:
     assert [name for name in RunComparison.__struct_fields__ if f"`{name}`" not in text] == []
 
 
-def _command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str
-) -> str:
+def _command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     monkeypatch.setattr(sys, "argv", ["loadgen", "compare", *arguments])
     main()
     return capsys.readouterr().out

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from made_models import row, steady
 
-from loadgen.analysis.compare.formula import paper_n_star
+from loadgen.analysis.compare.comparison import n_star_sentence, size_claims, size_words
 from loadgen.analysis.compare.nstar import NStar, n_stars
-from loadgen.analysis.compare.row import CompareRow
-from loadgen.analysis.compare.theorem import size_claims
-from loadgen.analysis.compare.words import n_star_sentence, size_words
+from loadgen.analysis.compare.row import CompareRow, paper_n_star
 
 SIZES = (1e9, 3e9, 8e9, 30e9)
 

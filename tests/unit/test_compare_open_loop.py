@@ -9,9 +9,9 @@ from made_run import made_open_run, make_run
 import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.comparison import RunComparison
-from loadgen.analysis.compare.stratum import stratum_of
-from loadgen.report.compare.figures import speed_over_concurrency
-from loadgen.report.compare.rows import RUNS, run_rows
+from loadgen.analysis.compare.nstar import stratum_of
+from loadgen.reports.compare import RUNS, run_rows
+from loadgen.reports.html.compare import speed_over_concurrency
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.analysis.compare.size import given_size, model_size
+from loadgen.analysis.compare.row import given_size, model_size
 from loadgen.errors import UsageError
 
 

@@ -16,11 +16,19 @@ import pytest
 import yaml
 from programs import program
 
-from loadgen.serving.compose.file import environment_file, environment_name, generated_files
-from loadgen.serving.compose.servers import DEFAULT, KV_CACHE_BYTES, MODEL, ON_CPU, PORT, PYTHON_IMAGE
-from loadgen.serving.families import load_models
+from loadgen.serving.compose import (
+    DEFAULT,
+    KV_CACHE_BYTES,
+    MODEL,
+    ON_CPU,
+    PORT,
+    PYTHON_IMAGE,
+    environment_file,
+    environment_name,
+    generated_files,
+)
 from loadgen.serving.launch import plan_launch
-from loadgen.serving.recipe import load_recipe, recipe_names
+from loadgen.serving.recipe import load_models, load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

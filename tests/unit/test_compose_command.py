@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from loadgen.cli.compose import command
 from loadgen.errors import UsageError
-from loadgen.serving.compose.project import DATA, data_dir, write_project
+from loadgen.serving.compose import DATA, data_dir, write_project
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ import pytest
 
 from loadgen.cli import main
 from loadgen.errors import UsageError
-from loadgen.sweep import config as configuring
-from loadgen.sweep.config import SweepConfig, configure
-from loadgen.sweep.plan import TargetSpec
+from loadgen.measure import config as configuring
+from loadgen.measure.config import SweepConfig, configure
+from loadgen.record.cell import TargetSpec
 
 URL = "http://127.0.0.1:8001"
 

@@ -11,10 +11,10 @@ import pytest
 
 import loadgen
 from loadgen.errors import UsageError
+from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.settings import ACTS, MEASURED, remember, require_consent
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipe
-from loadgen.sweep.config import SweepConfig, configure
-from loadgen.sweep.consent import ACTS, MEASURED, remember, require_consent
 
 LOOPBACK = {"fp16": "http://127.0.0.1:8001", "awq": "http://[::1]:8002"}
 AWAY = {"fp16": "http://author.example:80"}

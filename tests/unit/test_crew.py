@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from loadgen.clienttest import selftest as selftest_module
+from loadgen.clienttest.trial import Trial
 from loadgen.errors import ServerError
-from loadgen.selftest import selftest as selftest_module
-from loadgen.selftest.trial import Trial
-from loadgen.sweep.config import configure
-from loadgen.sweep.crew import crew_of
-from loadgen.sweep.manifest import Manifest
-from loadgen.sweep.observer import Observer
+from loadgen.measure.config import configure
+from loadgen.measure.machine import crew_of
+from loadgen.measure.observer import Observer
+from loadgen.record.manifest import Manifest
 
 Tried = list[tuple[int, float, str]]
 

@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from loadgen.analysis.crossover.agreement import hli_disagreement
-from loadgen.analysis.crossover.crossover import Crossover, crossover
-from loadgen.analysis.crossover.curve import Curve, CurvePoint
-from loadgen.analysis.crossover.metric import METRICS
-from loadgen.analysis.crossover.sentence import brief, place, sentence
-from loadgen.analysis.crossover.sign import hochberg
-from loadgen.analysis.crossover.step import shared_sizes
+from loadgen.analysis.crossover.crossing import hochberg, shared_sizes
+from loadgen.analysis.crossover.crossover import Crossover, brief, crossover, hli_disagreement, place, sentence
+from loadgen.analysis.crossover.curve import METRICS, Curve, CurvePoint
 from loadgen.errors import UsageError
 
 GRID = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.crossover.crossing import grid_points
 from loadgen.analysis.crossover.curve import PairedCurve
 from loadgen.analysis.crossover.noise import Noise, noise_of
-from loadgen.analysis.crossover.sign import grid_points
 
 
 def paired(advantage: Floats) -> PairedCurve:

@@ -13,10 +13,10 @@ import yaml
 from made_exporter import info
 from prometheus_client.core import Metric
 
+from loadgen.measure.metrics import SweepMetrics
 from loadgen.power.exposition import PowerCollector
 from loadgen.serving.recipe import recipe_names
 from loadgen.serving.simulated.metrics import EngineStats, StatsCollector
-from loadgen.sweep.metrics import SweepMetrics
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dashboards"

@@ -16,10 +16,9 @@ from loadgen.cli import doctor as cli
 from loadgen.cli.doctor import as_lines, command
 from loadgen.doctor import examination as examining
 from loadgen.doctor.examination import Check, Examination, look_at_once
-from loadgen.doctor.finding import Finding, Mode, State
-from loadgen.doctor.program import ask
+from loadgen.doctor.finding import Finding, Mode, State, ask
 from loadgen.errors import UsageError
-from loadgen.serving.family import family as living_members
+from loadgen.guardian import family as living_members
 
 CLOSED = "http://127.0.0.1:9"
 

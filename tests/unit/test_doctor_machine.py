@@ -16,20 +16,19 @@ from made_exporter import info
 from made_hub import put_in_cache
 from nvml_stub.build import Curve, build_stub, uuid_of
 
-from loadgen.doctor import docker, gpu, timing
-from loadgen.doctor.cpu import cpu_flags, cpu_library
-from loadgen.doctor.disk import disk, free_bytes
-from loadgen.doctor.finding import Finding
-from loadgen.doctor.ports import ports
-from loadgen.doctor.program import ProgramAnswer
-from loadgen.serving.compose.file import compose_file
-from loadgen.serving.families import expected_bytes, load_models
-from loadgen.serving.recipe import load_recipes
+from loadgen.doctor import docker
+from loadgen.doctor import hardware as gpu
+from loadgen.doctor import hardware as timing
+from loadgen.doctor.examination import ports
+from loadgen.doctor.finding import Finding, ProgramAnswer
+from loadgen.doctor.hardware import cpu_flags, cpu_library, disk, free_bytes
+from loadgen.serving.compose import compose_file
+from loadgen.serving.recipe import expected_bytes, load_models, load_recipes
 
 GPUS = """
 import sys
 import msgspec
-from loadgen.doctor.gpu import examine_gpus
+from loadgen.doctor.hardware import examine_gpus
 sys.stdout.buffer.write(msgspec.json.encode(examine_gpus(sys.argv[1])))
 """
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"

@@ -13,12 +13,9 @@ from aiohttp import web
 from made_exporter import served
 from made_hub import AWQ, GPTQ, MadeHub, made_hub, packed, put_in_cache, put_in_folder
 
-from loadgen.doctor.checkpoints import examine_checkpoints
-from loadgen.doctor.datasets import dataset, examine_datasets
-from loadgen.doctor.engine import bitsandbytes, examine_vllm, interpreter_of, packages_beside
-from loadgen.doctor.finding import Finding
-from loadgen.doctor.monitoring import grafana, prometheus
-from loadgen.doctor.program import ProgramAnswer
+from loadgen.doctor.examination import dataset, examine_datasets, grafana, prometheus
+from loadgen.doctor.finding import Finding, ProgramAnswer
+from loadgen.doctor.vllm import bitsandbytes, examine_checkpoints, examine_vllm, interpreter_of, packages_beside
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.workload.dataset import FILES
 

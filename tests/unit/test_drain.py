@@ -13,9 +13,9 @@ from streams import REQUEST
 from wild_server import Wild, serving
 
 import loadgen
-from loadgen.client.exchange import STOPPED, Exchange
-from loadgen.sweep.drain import FEWEST, LEAST_S, MEDIANS, Drain, straggler
-from loadgen.workload.sample import sample_items
+from loadgen.load.exchange import STOPPED, Exchange
+from loadgen.load.load import FEWEST, LEAST_S, MEDIANS, Drain, straggler
+from loadgen.workload.questions import sample_items
 
 
 def row(seconds: float, **changes: Any) -> Exchange:

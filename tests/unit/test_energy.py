@@ -10,9 +10,16 @@ import pytest
 from power_trace import GPU, at, constant, ns, ramp, square, ticks, trace
 
 from loadgen.errors import UsageError
-from loadgen.power import throttle
 from loadgen.power.energy import WindowEnergy, energy_of_window, mig_reason
-from loadgen.power.sample import GpuInfo, PowerSample
+from loadgen.power.sample import (
+    HW_POWER_BRAKE_SLOWDOWN,
+    HW_SLOWDOWN,
+    HW_THERMAL_SLOWDOWN,
+    SW_POWER_CAP,
+    SW_THERMAL_SLOWDOWN,
+    GpuInfo,
+    PowerSample,
+)
 
 STEADY = trace(constant(400), ticks(80, 0.02), phase_s=0.01)
 """400 W for 80 s; the counter is updated at 0.01, 0.11, ... s, right between two samples."""
@@ -174,11 +181,11 @@ def test_with_neither_there_is_no_energy() -> None:
 @pytest.mark.parametrize(
     ("bit", "name", "verdict"),
     [
-        (throttle.HW_SLOWDOWN, "HwSlowdown", "invalid"),
-        (throttle.SW_THERMAL_SLOWDOWN, "SwThermalSlowdown", "invalid"),
-        (throttle.HW_THERMAL_SLOWDOWN, "HwThermalSlowdown", "invalid"),
-        (throttle.HW_POWER_BRAKE_SLOWDOWN, "HwPowerBrakeSlowdown", "invalid"),
-        (throttle.SW_POWER_CAP, "SwPowerCap", "warning"),
+        (HW_SLOWDOWN, "HwSlowdown", "invalid"),
+        (SW_THERMAL_SLOWDOWN, "SwThermalSlowdown", "invalid"),
+        (HW_THERMAL_SLOWDOWN, "HwThermalSlowdown", "invalid"),
+        (HW_POWER_BRAKE_SLOWDOWN, "HwPowerBrakeSlowdown", "invalid"),
+        (SW_POWER_CAP, "SwPowerCap", "warning"),
     ],
 )
 def test_throttling_is_named_bit_by_bit(bit: int, name: str, verdict: str) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.sweep.config import configure
+from loadgen.measure.config import configure
 from loadgen.workload.dataset import Dataset, load_dataset
-from loadgen.workload.facts import facts_of
 from loadgen.workload.grading import grade
-from loadgen.workload.item import Item
+from loadgen.workload.item import Item, facts_of
 from loadgen.workload.protocol import load_protocol
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from streams import DONE, chat, completion, finished, one_read_per_event, usage
 
-from loadgen.client.exchange import read_exchange
+from loadgen.load.exchange import read_exchange
 
 
 def read(*events, **raw):

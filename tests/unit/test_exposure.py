@@ -12,11 +12,11 @@ from made_exporter import response
 
 from loadgen.address import HostCheck
 from loadgen.cli import COMMANDS, group
-from loadgen.serving.compose.file import compose_file
+from loadgen.measure.config import configure
+from loadgen.measure.metrics import SweepMetrics
+from loadgen.serving.compose import compose_file
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipes
-from loadgen.sweep.config import configure
-from loadgen.sweep.metrics import SweepMetrics
 
 ROOT = Path(__file__).parents[2]
 HOSTS = {"host", "metrics_host"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.analysis.fairness import unequal_servers
+from loadgen.analysis.analyse import unequal_servers
 
 
 def manifest(**others: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from made_hub import AWQ, GPTQ, GPTQ_8, MadeHub, made_hub, packed, put_in_cache,
 
 from loadgen.cli.serve import command as serve
 from loadgen.errors import UsageError
-from loadgen.serving.families import checkpoints_of, expected_bytes, load_models
-from loadgen.serving.hub import cache_folder, fetch_config
+from loadgen.serving.checkpoint import cache_folder, fetch_config
 from loadgen.serving.launch import Launch, confirm_checkpoint, plan_launch
 from loadgen.serving.quantization import Quantization, quantization_of
-from loadgen.serving.recipe import load_recipe, load_recipes
+from loadgen.serving.recipe import checkpoints_of, expected_bytes, load_models, load_recipe, load_recipes
 
 PAGE = Path(__file__).parents[2] / "docs" / "models-served.md"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from loadgen.client.body import RequestMaker
-from loadgen.client.exchange import Request
-from loadgen.sweep.feed import WHOLE, Feed, Share
+from loadgen.load.body import RequestMaker
+from loadgen.load.exchange import Request
+from loadgen.load.load import WHOLE, Feed, Share
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
 

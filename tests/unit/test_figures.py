@@ -17,21 +17,18 @@ from made_run import answer, cell_data, make_run
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.crossover.sentence import sentence
+from loadgen.analysis.crossover.crossover import sentence
 from loadgen.analysis.run import Run
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import write_analysis, write_cells, write_summary
 from loadgen.analysis.validity import Validity
-from loadgen.report.figures import Figure, draw_figures
-from loadgen.report.figures.backends import draw_backends, equal_bits
-from loadgen.report.figures.curves import draw_curves
-from loadgen.report.figures.latency import Latencies, draw_latency
-from loadgen.report.figures.look import COLOURS, GRID, INVALID, STAMP, STYLE, TEXT, looks_of
-from loadgen.report.figures.requests import read_cells
-from loadgen.report.figures.sheet import MOST_POINTS, Sheet
-from loadgen.report.figures.timeline import draw_timelines
-from loadgen.report.figures.trace import Traces
-from loadgen.report.figures.words import quantity
+from loadgen.reports.figures import Figure, draw_figures
+from loadgen.reports.figures.against import draw_backends, equal_bits
+from loadgen.reports.figures.curves import draw_curves
+from loadgen.reports.figures.latency import Latencies, draw_latency, read_cells
+from loadgen.reports.figures.sheet import COLOURS, GRID, INVALID, MOST_POINTS, STAMP, STYLE, TEXT, Sheet, looks_of
+from loadgen.reports.figures.timeline import Traces, draw_timelines
+from loadgen.reports.words import quantity
 
 BUCKET = {
     "items": 40, "accuracy": 0.5, "accuracy_lo": 0.4, "accuracy_hi": 0.6, "reference_accuracy": 0.6,

@@ -15,9 +15,8 @@ from made_run import answer, cell, ended, make_run, scrape, write_cell
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import Run
 from loadgen.analysis.tables import POWER
-from loadgen.report.figures.latency import Latencies
-from loadgen.report.figures.requests import latencies_ms, read_cells
-from loadgen.report.figures.trace import CellTrace, Traces
+from loadgen.reports.figures.latency import Latencies, latencies_ms, read_cells
+from loadgen.reports.figures.timeline import CellTrace, Traces
 
 S = 1_000_000_000
 
@@ -77,9 +76,16 @@ def test_latencies_count_where_they_happened_as_in_the_table(tmp_path: Path) -> 
 
 def test_an_answer_of_one_token_has_no_tpot() -> None:
     rows = pd.DataFrame(
-        {"phase": ["measured"], "status": ["ok"], "t_scheduled_ns": [None], "t_send_ns": [0],
-         "t_first_ns": [5.0], "t_last_ns": [5.0],
-         "t_end_ns": [9], "output_tokens": [1.0]}
+        {
+            "phase": ["measured"],
+            "status": ["ok"],
+            "t_scheduled_ns": [None],
+            "t_send_ns": [0],
+            "t_first_ns": [5.0],
+            "t_last_ns": [5.0],
+            "t_end_ns": [9],
+            "output_tokens": [1.0],
+        }
     )
     assert latencies_ms(rows, (0.0, 9.0))["tpot"].size == 0
     assert latencies_ms(rows, (0.0, 9.0))["ttft"].tolist() == [5e-6]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.report.figures.look import COLOURS, INVALID, STAMP, looks_of
+from loadgen.reports.figures.sheet import COLOURS, INVALID, STAMP, looks_of
 
 
 def luminance(colour: str) -> float:

@@ -16,10 +16,10 @@ from drawn import Panel, Point, centre, invalid, is_bar, panels_of
 from made_study import BATCHES, ITL_MS, REPEATS, made_study
 
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.crossover.metric import METRICS
+from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.run import Run
-from loadgen.report.figures import Figure, draw_figures
-from loadgen.report.table import HEADINGS, table_rows
+from loadgen.reports.figures import Figure, draw_figures
+from loadgen.reports.grid import HEADINGS, table_rows
 
 REFERENCE, *OTHERS = ITL_MS
 KEYS = [(target, b) for target in ITL_MS for b in BATCHES]

@@ -15,10 +15,10 @@ from bench.gpu.sensors import SETTLE_S, STATES
 from bench.gpu.shapes import NOTE, config, four_bits, load_shapes
 from bench.gpu.simulator import preset_gpu, preset_model
 from loadgen.errors import UsageError
+from loadgen.measure.config import configure
 from loadgen.serving.checkpoint import mismatch
 from loadgen.serving.recipe import load_recipe
-from loadgen.serving.simulated.presets import load_presets
-from loadgen.sweep.config import configure
+from loadgen.serving.simulated.cost import load_presets
 
 PROJECT = Path(__file__).parents[2]
 

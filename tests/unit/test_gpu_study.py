@@ -21,7 +21,7 @@ from bench.gpu.plan import Plan, State, Step, StepState
 from bench.gpu.simulator import DOCS, anchors, pairs, replaced, section, simulated_anchors
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.presets import load_presets
+from loadgen.serving.simulated.cost import load_presets
 from loadgen.serving.simulated.steadystate import closed_loop
 
 NOTE = "random weights: speed and energy only"

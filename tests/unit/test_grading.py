@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Grader, Verdict, grade
 from loadgen.workload.grading.number import notation_of, read_number, same_number, value_of
+from loadgen.workload.item import ItemFacts
 
 
 def verdict(text: str, gold: str = "18", *, finish_reason: str = "stop", accepted: tuple[str, ...] = ()) -> Verdict:

@@ -20,9 +20,9 @@ from kinds import EVERYTHING
 from programs import package
 from published import published
 
-from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import grade
-from loadgen.workload.grading.harness import TASKS, task_of
+from loadgen.workload.grading.grader import TASKS, task_of
+from loadgen.workload.item import ItemFacts
 
 package("lm_eval")
 
@@ -126,7 +126,7 @@ texts = st.lists(
 
 @pytest.mark.parametrize("task", TASK_FILES)
 @settings(max_examples=400 if EVERYTHING else 40)
-@given(text=texts, gold=st.sampled_from(GOLDS) | st.integers(-10**7, 10**7).map(str))
+@given(text=texts, gold=st.sampled_from(GOLDS) | st.integers(-(10**7), 10**7).map(str))
 @example(text="The answer is 18", gold="1")
 @example(text="The answer is 18\n", gold="1")
 @example(text="#### 18\x00", gold="18")

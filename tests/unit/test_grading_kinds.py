@@ -9,8 +9,8 @@ import pytest
 from grading_cases import CHOICES, NUMBERS, OPTIONS
 
 from loadgen.bounds import MOST_GRADED
-from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import VERSION, grade
+from loadgen.workload.item import ItemFacts
 
 ROWS = [(kind, (), "gsm8k_cot_zeroshot", *row) for kind, rows in NUMBERS.items() for row in rows] + [
     (kind, OPTIONS, "mathqa_gen_v1", *row) for kind, rows in CHOICES.items() for row in rows

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.workload.facts import ItemFacts
 from loadgen.workload.grading import Verdict, grade
+from loadgen.workload.item import ItemFacts
 
 TERMS = ("6 / π", "- 6", "6", "2 1 / 2", "2 , 500 . 5")
 OPTIONS = ("38", "27.675", "1 : 2", "data inadequate", "rs . 12 , 500")

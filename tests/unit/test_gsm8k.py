@@ -14,9 +14,9 @@ from published import published
 from loadgen.analysis.trust.hidden import flaw_warnings
 from loadgen.errors import UsageError
 from loadgen.workload.dataset import load_dataset
-from loadgen.workload.facts import facts_of
 from loadgen.workload.grading import grade
 from loadgen.workload.gsm8k import RELABELLED, REMOVED, TEST, TRAIN, read_gsm8k
+from loadgen.workload.item import facts_of
 from loadgen.workload.protocol import default_protocol
 from loadgen.workload.published import sha256_of
 

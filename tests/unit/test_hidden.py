@@ -6,7 +6,7 @@ import pandas as pd
 
 from loadgen.analysis.trust.answers import Answer
 from loadgen.analysis.trust.hidden import guessed_rate, hidden_warnings, stopped_rate
-from loadgen.report.answered import answered_lines
+from loadgen.reports.terminal import answered_lines
 
 NAN = float("nan")
 

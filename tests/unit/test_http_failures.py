@@ -9,9 +9,9 @@ import pytest
 from peer import BODY, GENEROUS_S, HEAD, LENGTH, ask, chunked, closing, exchanges, listening, resetting, says
 from streams import REQUEST, completion, one_read_per_event
 
-from loadgen.client import http
-from loadgen.client.exchange import read_exchange
-from loadgen.client.http import Endpoint, HttpSlot
+from loadgen.load import http
+from loadgen.load.exchange import read_exchange
+from loadgen.load.http import Endpoint, HttpSlot
 
 
 def test_a_refused_connection():

@@ -8,8 +8,8 @@ import uvloop
 from peer import BODY, GENEROUS_S, HEAD, LENGTH, ask, chunked, closing, exchanges, listening, says
 from streams import REQUEST, completion, one_read_per_event
 
-from loadgen.client.exchange import read_exchange
-from loadgen.client.http import Endpoint, HttpSlot
+from loadgen.load.exchange import read_exchange
+from loadgen.load.http import Endpoint, HttpSlot
 
 
 def assert_whole(exchange):

@@ -10,19 +10,18 @@ import msgspec
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.power.clock import ClockOffset
-from loadgen.power.feed import PowerFacts
-from loadgen.power.sample import GpuInfo
-from loadgen.serving.checkpoint import checkpoint_identity
-from loadgen.serving.recipe import load_recipes, recipe_sha256, recipes_dir
-from loadgen.serving.target import Target
-from loadgen.sweep.identity import (
+from loadgen.measure.machine import (
     compare_gpus,
     compare_machines,
     require_same_data,
     require_same_power,
     require_same_server,
 )
+from loadgen.power.feed import ClockOffset, PowerFacts
+from loadgen.power.sample import GpuInfo
+from loadgen.serving.checkpoint import checkpoint_identity
+from loadgen.serving.facts import Target
+from loadgen.serving.recipe import load_recipes, recipe_sha256, recipes_dir
 
 TARGET = Target(name="awq", precision="awq", url="http://127.0.0.1:9", model="org/model-AWQ")
 SERVER = {

@@ -7,10 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loadgen.analysis.indices.drawn import RepeatNoise
-from loadgen.analysis.indices.items import item_figures
-from loadgen.analysis.indices.point import OperatingPoint, Repeat
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.formulas import IndexSettings, RepeatNoise
+from loadgen.analysis.indices.point import OperatingPoint, Repeat, item_figures
 from loadgen.analysis.indices.standing import stand
 from loadgen.analysis.indices.target import TargetIndices, target_indices
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loadgen.analysis.indices.drawn import Drawn, Estimate, RepeatNoise, derive, least
+from loadgen.analysis.indices.formulas import Drawn, Estimate, RepeatNoise, derive, least
 
 RNG = np.random.default_rng(7)
 

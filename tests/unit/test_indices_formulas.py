@@ -7,6 +7,7 @@ import math
 import pytest
 
 from loadgen.analysis.indices.formulas import (
+    IndexSettings,
     carbon_kg,
     clamped,
     cor_tps,
@@ -21,9 +22,7 @@ from loadgen.analysis.indices.formulas import (
     sustainability_linear,
     sustainability_log,
 )
-from loadgen.analysis.indices.items import item_figures
-from loadgen.analysis.indices.point import OperatingPoint
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.point import OperatingPoint, item_figures
 from loadgen.errors import UsageError
 
 WEIGHTS = IndexSettings().weights

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loadgen.analysis.indices.drawn import Estimate
-from loadgen.analysis.indices.point import OperatingPoint, Repeat, batch_refusal
-from loadgen.analysis.indices.settings import IndexSettings
-from loadgen.analysis.indices.spans import Said, by_span, spanned
+from loadgen.analysis.indices.formulas import Estimate, IndexSettings
+from loadgen.analysis.indices.point import OperatingPoint, Repeat, Said, batch_refusal, by_span, spanned
 from loadgen.analysis.indices.study import index_study
 from loadgen.analysis.indices.target import TargetIndices
 from loadgen.analysis.trust.pairing import PairedItems
-from loadgen.analysis.trust.ratio import trust_ratio
+from loadgen.analysis.trust.significance import trust_ratio
 from loadgen.errors import UsageError
 
 ITEMS = [f"item-{place}" for place in range(100)]

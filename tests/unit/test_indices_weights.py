@@ -6,10 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from loadgen.analysis.indices.dominance import Dominance, dominance
-from loadgen.analysis.indices.drawn import Drawn
+from loadgen.analysis.indices.dominance import Dominance, dominance, weight_space
+from loadgen.analysis.indices.formulas import Drawn
 from loadgen.analysis.indices.standing import Energy, Standing, reference_standing
-from loadgen.analysis.indices.weights import weight_space
 
 REFERENCE = reference_standing("fp16")
 

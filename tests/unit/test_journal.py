@@ -16,8 +16,8 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.run import load_run
 from loadgen.errors import UsageError
-from loadgen.sweep import journal as journal_module
-from loadgen.sweep.journal import (
+from loadgen.record import journal as journal_module
+from loadgen.record.journal import (
     CellEnd,
     CellStart,
     Journal,
@@ -31,7 +31,7 @@ from loadgen.sweep.journal import (
 
 RECORDS: list[Record] = [
     CellStart(cell=cell(16, target="bnb-nf4", repeat=2, index=7), t_ns=1, simulated=True),
-    answer(1, [(2, 1), (3, 4)], text="a \"quoted\"\nline \u2028 é", reasoning="hm", stop_reason="Question:"),
+    answer(1, [(2, 1), (3, 4)], text='a "quoted"\nline \u2028 é', reasoning="hm", stop_reason="Question:"),
     answer(1, end=9, status="http", error="503: full", http_status=503, finish_reason=None, phase="warmup"),
     scrape(5, running=15.0, waiting=0.0, preemptions=0.0, kv_usage=0.25, generation_tokens=1e9, iterations=3.0),
     scrape(6),

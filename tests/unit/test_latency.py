@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from made_run import MS, WINDOW, answer, arrived, cell_data, turned_away
 
-from loadgen.analysis.latency import e2e_s, icl_s, itl_s, tpot_s, ttft_s
-from loadgen.client.exchange import Exchange
-from loadgen.client.latency import Latencies, latencies_in
+from loadgen.analysis.celldata import e2e_s, icl_s, itl_s, tpot_s, ttft_s
+from loadgen.load.exchange import Exchange
+from loadgen.load.latency import Latencies, latencies_in
 
 OPEN_CLOSE = (WINDOW[0] * MS, WINDOW[1] * MS)
 CHUNKED = answer(1000, [(1100, 2), (1200, 1), (1500, 2), (1600, 1)], end=1650)

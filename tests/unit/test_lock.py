@@ -67,7 +67,7 @@ def test_images_have_the_versions_that_ci_tests(path: str, python: str) -> None:
 
 
 def test_the_exporter_imports_nothing_that_its_image_lacks() -> None:
-    show = "import json, sys, loadgen.cli.exporter, loadgen.power.sidecar; print(json.dumps([*sys.modules]))"
+    show = "import json, sys, loadgen.cli.exporter, loadgen.power.exporter; print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
     belongs = packages_distributions()
     needed = {canonicalize_name(name) for module in json.loads(done.stdout) for name in belongs.get(module, ())}

@@ -13,8 +13,8 @@ from made_run import make_run
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import load_run
 from loadgen.errors import UsageError
-from loadgen.report.html import write_report
-from loadgen.sweep.manifest import read_manifest
+from loadgen.record.manifest import read_manifest
+from loadgen.reports.html import write_report
 
 SERVER = {"name": "fp16", "repeat": 1, "version": "0.32.0", "url": "http://127.0.0.1:1"}
 FAILURE = {"target": "awq", "repeat": 2, "error": "awq: the server ended"}

@@ -19,14 +19,15 @@ from loadgen.workload.mathqa import (
     CLEAN_TEST_IDS_SHA256,
     DEV,
     TEST,
+    FormulaError,
     agrees,
     ids_sha256,
     option_value,
     read_clean,
     read_mathqa,
     split_options,
+    value_of,
 )
-from loadgen.workload.mathqa_formula import FormulaError, value_of
 from loadgen.workload.published import PublishedFile, sha256_of
 
 

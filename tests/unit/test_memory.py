@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loadgen.analysis.memory import ServerMemory, server_memory
+from loadgen.analysis.energy import ServerMemory, server_memory
 from loadgen.serving.metrics import ServerSample
 
 GIB = 2**30

@@ -18,9 +18,7 @@ from loadgen.analysis.claims import Claim
 from loadgen.analysis.client import ClientFigures, NearestCheck
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.energy import CellEnergy
-from loadgen.analysis.goodput import Goodput
-from loadgen.analysis.indices.drawn import Estimate
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.formulas import Estimate, IndexSettings
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.invalid import Invalid
 from loadgen.analysis.models.modelfit import Estimate as ModelEstimate
@@ -28,10 +26,10 @@ from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import load_run
 from loadgen.analysis.summary import COLUMNS
 from loadgen.analysis.tables import POWER, REQUESTS, SERVER
-from loadgen.analysis.traffic import Traffic
+from loadgen.analysis.traffic import Goodput, Traffic
 from loadgen.analysis.trust.study import TrustStudy
 from loadgen.analysis.validity import Validity
-from loadgen.power.calibration import Calibration
+from loadgen.power.trace import Calibration
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 OF_THE_RUN = ("schema", "reference", "simulated", "slo", "start_sd", "warnings")
@@ -41,14 +39,12 @@ SAID = {"crossovers": {"sentence"}, "models": {"sentence", "reading"}}
 
 PARTS = {
     "validity": Validity().columns(),
-    **{part: of.__struct_fields__ for part, of in
-       {"client": ClientFigures, "traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}.items()},
+    **{
+        part: of.__struct_fields__
+        for part, of in {"client": ClientFigures, "traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}.items()
+    },
 }
-CELLS = [
-    column
-    for name in CellSummary.__struct_fields__
-    for column in PARTS.get(name, (name,))
-]
+CELLS = [column for name in CellSummary.__struct_fields__ for column in PARTS.get(name, (name,))]
 
 
 class Server(msgspec.Struct):

@@ -9,10 +9,9 @@ import pytest
 from wild_server import Wild, serving, whole
 
 from loadgen.errors import UsageError
-from loadgen.sweep.config import configure
-from loadgen.sweep.observer import Observer
-from loadgen.sweep.readiness import NotReady, Patience
-from loadgen.sweep.servers import Server, source_of
+from loadgen.measure.config import configure
+from loadgen.measure.observer import Observer
+from loadgen.measure.servers import NotReady, Patience, Server, source_of
 
 
 class Listing(Wild):

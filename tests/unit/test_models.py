@@ -13,8 +13,7 @@ from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.models.modelfit import ModelFit, aicc
-from loadgen.analysis.models.sentence import reading, sentence
-from loadgen.analysis.models.study import ModelStudy, cost_models
+from loadgen.analysis.models.study import ModelStudy, cost_models, reading, sentence
 from loadgen.analysis.validity import Validity
 
 
@@ -108,9 +107,7 @@ def test_what_no_model_describes_is_called_so(base: CellSummary) -> None:
     assert all(entry.lack_of_fit_p is not None and entry.lack_of_fit_p < 0.01 for entry in study.models)
 
 
-@pytest.mark.parametrize(
-    ("batches", "words"), [((1, 2, 4), "3 are there"), ((1,), "1 is there")], ids=["three", "one"]
-)
+@pytest.mark.parametrize(("batches", "words"), [((1, 2, 4), "3 are there"), ((1,), "1 is there")], ids=["three", "one"])
 def test_fewer_than_four_batches_are_refused(base: CellSummary, batches: tuple[int, ...], words: str) -> None:
     study = study_of(cells(base, joules=eq19, batches=batches))
     assert (study.verdict, study.models, study.best) == ("refused", (), None)

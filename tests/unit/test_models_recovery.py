@@ -11,9 +11,7 @@ import pytest
 from scipy import stats
 
 from loadgen.analysis.models.candidate import CANDIDATES
-from loadgen.analysis.models.fit import fit
-from loadgen.analysis.models.noise import noise_of
-from loadgen.analysis.models.resample import draws, interval
+from loadgen.analysis.models.fit import draws, fit, interval, noise_of
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,9 @@ from made_costs import cells, eq19
 from made_run import answer, cell_data
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.models.sentence import entry_of
-from loadgen.analysis.models.study import cost_models
+from loadgen.analysis.models.study import cost_models, entry_of
 from loadgen.analysis.validity import Validity
-from loadgen.report.models import MODELS, model_notes, model_rows, model_sentences
+from loadgen.reports.rows import MODELS, model_notes, model_rows, model_sentences
 
 
 @pytest.fixture

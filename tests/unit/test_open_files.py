@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.sweep.config import configure
-from loadgen.sweep.openfiles import BESIDE_CONNECTIONS, allow_open_files, files_needed
+from loadgen.measure.config import configure
+from loadgen.measure.machine import BESIDE_CONNECTIONS, allow_open_files, files_needed
 
 
 @pytest.fixture

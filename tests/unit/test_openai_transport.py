@@ -10,9 +10,9 @@ import pytest
 from peer import BODY, GENEROUS_S, LENGTH, ask, listening, resetting, says
 from streams import DONE, completion, one_read_per_event, usage
 
-from loadgen.client import openai_sdk
-from loadgen.client.exchange import Request, read_exchange
-from loadgen.client.openai_sdk import SdkSlot, sdk_client
+from loadgen.load import openai_sdk
+from loadgen.load.exchange import Request, read_exchange
+from loadgen.load.openai_sdk import SdkSlot, sdk_client
 
 pytest.importorskip("openai")
 

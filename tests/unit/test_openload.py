@@ -10,11 +10,10 @@ from typing import Any
 import msgspec
 from streams import DONE, completion, finished, one_read_per_event
 
-from loadgen.client.arrivals import Arrivals
-from loadgen.client.body import RequestMaker
-from loadgen.client.exchange import Exchange, Raw, Request
-from loadgen.sweep.openload import OpenLoad
-from loadgen.sweep.schedule import Schedule
+from loadgen.load.body import RequestMaker
+from loadgen.load.exchange import Exchange, Raw, Request
+from loadgen.load.openload import OpenLoad
+from loadgen.load.openloop import Arrivals, Schedule
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
 
@@ -48,7 +47,12 @@ class TimedSlot:
 
 
 def load(
-    arrival: str, *, cap: int = 1000, answer_s: Any = 0.02, status: int = 200, limit: int | None = None,
+    arrival: str,
+    *,
+    cap: int = 1000,
+    answer_s: Any = 0.02,
+    status: int = 200,
+    limit: int | None = None,
     longest_s: float = 60.0,
 ) -> tuple[OpenLoad, list[Exchange]]:
     seen: list[Exchange] = []

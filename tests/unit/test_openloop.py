@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 from streams import REQUEST, finished
 
-from loadgen.client.exchange import Raw, Request, dropped, read_exchange
-from loadgen.client.openloop import OpenLoop
+from loadgen.load.exchange import Raw, Request, dropped, read_exchange
+from loadgen.load.openloop import OpenLoop
 
 MS = 1_000_000
 

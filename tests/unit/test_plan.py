@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from loadgen.sweep.plan import TargetSpec, plan_blocks
+from loadgen.record.cell import TargetSpec, plan_blocks
 
 A, B, C = (TargetSpec(name=name, precision="fp16") for name in "abc")
 

@@ -6,7 +6,7 @@ import selectors
 import pytest
 from streams import REQUEST, finished
 
-from loadgen.client.pool import ClosedLoop
+from loadgen.load.closedloop import ClosedLoop
 
 B = 4
 

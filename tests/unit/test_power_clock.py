@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadgen.power.clock import EXCHANGES, ClockOffset, measure_offset
+from loadgen.power.feed import EXCHANGES, ClockOffset, measure_offset
 from loadgen.power.wire import ClockReading
 
 

@@ -13,11 +13,10 @@ from made_run import make_run
 from power_trace import ns
 
 import loadgen
-from loadgen.power.calibration import calibrate
 from loadgen.power.energy import energy_of_window
 from loadgen.power.sample import PowerSample
-from loadgen.power.trace import trace_of, traces_of
-from loadgen.sweep.journal import Journal, power_file
+from loadgen.power.trace import calibrate, trace_of, traces_of
+from loadgen.record.journal import Journal, power_file
 
 RESET_S, T0_S, T1_S = 2.0, 5.0, 45.0
 T0_NS, T1_NS = ns(T0_S), ns(T1_S)

@@ -11,10 +11,9 @@ from aiohttp import web
 from made_exporter import GPU, OTHER, MadeSampler, info, sample, served, wait_for
 
 from loadgen.errors import UsageError
-from loadgen.power.coverage import REACH_NS
 from loadgen.power.exporter import add_routes, application
 from loadgen.power.feed import PowerFeed
-from loadgen.power.wire import PAGE_SAMPLES, ClockReading
+from loadgen.power.wire import PAGE_SAMPLES, REACH_NS, ClockReading
 
 BOTH = (info(GPU, 0), info(OTHER, 1))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import ServerError, UsageError
+from loadgen.measure import power
+from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.power import PowerPlan, exporter_of, plan_power
 from loadgen.power.sample import GpuInfo, PowerSample
-from loadgen.sweep import power
-from loadgen.sweep.config import SweepConfig, configure
-from loadgen.sweep.power import PowerPlan, exporter_of, plan_power
 
 
 def config(**options: object) -> SweepConfig:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import pytest
 
+from loadgen.analysis.batch import hit_warnings, share_marks
 from loadgen.analysis.cells import summarize_cell
-from loadgen.analysis.prefixcache import hit_warnings, share_marks
-from loadgen.client.body import RequestMaker
 from loadgen.errors import UsageError
+from loadgen.load.assignment import Assignment
+from loadgen.load.body import RequestMaker
+from loadgen.load.load import Share
+from loadgen.measure.config import configure
 from loadgen.serving.metrics import read_metrics
 from loadgen.serving.recipe import fair_settings
-from loadgen.sweep.assignment import Assignment
-from loadgen.sweep.config import configure
-from loadgen.sweep.feed import Share
 from loadgen.workload.protocol import load_protocol
-from loadgen.workload.sample import sample_items, warmup_items
+from loadgen.workload.questions import sample_items, warmup_items
 from tests.unit.made_run import answer, cell_data, scrape
 
 ITEM = sample_items()[0]

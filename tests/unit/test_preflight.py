@@ -10,15 +10,16 @@ import msgspec
 import pytest
 from wild_server import DONE, Wild, serving, whole
 
-from loadgen.client.body import BodyChanges
 from loadgen.errors import UsageError
-from loadgen.sweep import preflight, readiness
-from loadgen.sweep.assignment import Assignment
-from loadgen.sweep.observer import Observer
-from loadgen.sweep.preflight import learn_from
-from loadgen.sweep.readiness import NotReady, Patience
+from loadgen.load.assignment import Assignment
+from loadgen.load.body import BodyChanges
+from loadgen.measure import preflight
+from loadgen.measure import servers as readiness
+from loadgen.measure.observer import Observer
+from loadgen.measure.preflight import learn_from
+from loadgen.measure.servers import NotReady, Patience
 from loadgen.workload.protocol import load_protocol
-from loadgen.workload.sample import sample_items, warmup_items
+from loadgen.workload.questions import sample_items, warmup_items
 
 Refuse = Callable[[dict[str, Any], str], "bytes | None"]
 USAGE = "stream_options.continuous_usage_stats"

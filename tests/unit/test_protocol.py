@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.workload import sample, shots
+from loadgen.workload import shots
 from loadgen.workload.dataset import DATASETS, Dataset
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import PROTOCOLS, Protocol, default_protocol, load_protocol
 from loadgen.workload.published import PublishedFile, sha256_of
+from loadgen.workload.questions import own_shots
 
 ITEM = Item(id="test-0000", question="How many?", solution="#### 2", gold="2")
 CHOICE = Item(
@@ -112,7 +113,7 @@ def test_without_network_and_lm_eval_the_projects_own_examples_serve(nothing_at_
         "text_gen_v1": "text_gen_v1",
         "sample": "sample",
     }
-    assert named["gsm8k"].shots == tuple(sample.own_shots())
+    assert named["gsm8k"].shots == tuple(own_shots())
     assert [len(protocol.shots_of(ITEM)) for protocol in named.values()] == [5, 5, 8, 0, 8, 0, 5, 0, 1]
 
 

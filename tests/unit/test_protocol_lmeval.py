@@ -17,8 +17,8 @@ from programs import package
 
 from loadgen.workload.dataset import load_dataset
 from loadgen.workload.item import Item
-from loadgen.workload.lmeval import FILES
 from loadgen.workload.protocol import Protocol, load_protocol
+from loadgen.workload.shots import FILES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 package("lm_eval")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadgen.analysis.quantiles import percentiles
+from loadgen.analysis.celldata import percentiles
 
 
 @pytest.mark.parametrize("decimals", [1, 17])

@@ -12,12 +12,12 @@ import pytest
 from made_hub import AWQ, made_hub, packed, put_in_folder
 
 from loadgen.errors import UsageError
-from loadgen.serving.checkpoint import mismatch
-from loadgen.serving.hub import (
+from loadgen.serving.checkpoint import (
     fault_of_config,
     fetch_config,
     hub_token,
     local_config,
+    mismatch,
     token_variables,
     token_warning,
 )

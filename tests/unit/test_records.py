@@ -66,7 +66,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, data: bytes) -> None:
 
 
 def test_gzip_unpacks_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadgen.workload.records.MOST_DATA_BYTES", 1000)
+    monkeypatch.setattr("loadgen.workload.questions.MOST_DATA_BYTES", 1000)
     (tmp_path / "rows").write_bytes(gzip.compress(b" " * 1001))
     with pytest.raises(UsageError, match="unpacked it is longer than"):
         load_dataset("jsonl", data_file=tmp_path / "rows")

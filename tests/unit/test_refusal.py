@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.client.refusal import named_fields
+from loadgen.load.body import named_fields
 
 BODY: dict[str, Any] = {
     "model": "m",

@@ -12,13 +12,11 @@ from click.testing import CliRunner
 from made_run import answer, cell, ended, make_run, write_cell
 
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.regrade import Regraded, regrade
-from loadgen.analysis.run import load_run
+from loadgen.analysis.run import Regraded, load_run, regrade
 from loadgen.cli.regrade import command
 from loadgen.errors import UsageError
-from loadgen.workload.facts import ItemFacts, read_facts, write_facts
 from loadgen.workload.grading import VERSION
-from loadgen.workload.item import Item
+from loadgen.workload.item import Item, ItemFacts, read_facts, write_facts
 
 ITEM = Item(id="m-0", question="how many ?", solution="so", gold="B", options=("1", "2"), accepted=("A", "B"), steps=3)
 

@@ -17,8 +17,8 @@ import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
-from loadgen.report.html import write_report
-from loadgen.report.html.page import page
+from loadgen.reports.html import write_report
+from loadgen.reports.html.page import page
 
 DERIVED = ("requests.parquet", "server.parquet", "cells.csv", "summary.csv", "analysis.json", "report.html")
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&[bold]"

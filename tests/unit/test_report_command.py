@@ -13,7 +13,7 @@ from made_run import made_open_run, make_run
 import loadgen
 from loadgen.cli import group
 from loadgen.errors import UsageError
-from loadgen.report import html
+from loadgen.reports import html
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from loadgen.report.indices import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
-from loadgen.report.trust import verdict_sentences
+from loadgen.reports.rows import DOMINANCE, INDICES, SHARES, dominance_rows, index_rows, share_rows
+from loadgen.reports.trust import verdict_sentences
 
 
 def estimate(value: float | None, lo: float | None = None, hi: float | None = None) -> dict[str, float | None]:

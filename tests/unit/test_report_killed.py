@@ -12,7 +12,7 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import Run, load_run
 from loadgen.cli.report import command
 from loadgen.errors import UsageError
-from loadgen.sweep.journal import CellStart, Journal, cell_file, cell_files, power_file, sealed
+from loadgen.record.journal import CellStart, Journal, cell_file, cell_files, power_file, sealed
 
 SAMPLE = sealed(b'{"type":"power","t_ns":1,"latency_ns":1,"gpu":"GPU-a"}')
 

@@ -14,22 +14,22 @@ from made_run import answer, cell, ended, make_run, valid_cell, write_cell
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import load_run
 from loadgen.errors import UsageError
+from loadgen.measure.config import configure
 from loadgen.power.sample import PowerSample
-from loadgen.serving.process import free_port
-from loadgen.sweep import resume
-from loadgen.sweep.config import configure
-from loadgen.sweep.journal import CellEnd, CellStart, Journal, cell_end, cell_file, cell_files, power_file, sealed
-from loadgen.sweep.manifest import Manifest, read_manifest
-from loadgen.sweep.plan import TargetSpec, plan_blocks
-from loadgen.sweep.resume import (
+from loadgen.record import rundir as resume
+from loadgen.record.cell import TargetSpec, plan_blocks
+from loadgen.record.journal import CellEnd, CellStart, Journal, cell_end, cell_file, cell_files, power_file, sealed
+from loadgen.record.manifest import Manifest, read_manifest
+from loadgen.record.rundir import (
     await_old_servers,
+    held,
     resume_command,
     set_aside,
     unfinished,
     unfinished_cells,
     why_unfinished,
 )
-from loadgen.sweep.rundir import held
+from loadgen.serving.process import free_port
 
 KILLED = "killed before its last record"
 OF = cell(2)
@@ -183,7 +183,7 @@ def test_a_failure_that_a_later_session_made_good_is_no_warning_any_more(tmp_pat
 
 def test_a_run_directory_is_held_by_one_sweep_at_a_time_also_after_a_kill(tmp_path: Path) -> None:
     program = (
-        "import sys, time, pathlib; from loadgen.sweep.rundir import held\n"
+        "import sys, time, pathlib; from loadgen.record.rundir import held\n"
         f"with held(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.sweep.config import configure
-from loadgen.sweep.rundir import new_run_dir
+from loadgen.measure.config import configure
+from loadgen.measure.settings import new_run_dir
 
 
 def refused(out: Path) -> None:

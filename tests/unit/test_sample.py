@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from loadgen.workload.grading import grade
 from loadgen.workload.item import Item
-from loadgen.workload.sample import own_shots, sample_items, warmup_items
+from loadgen.workload.questions import own_shots, sample_items, warmup_items
 
 ALL = [*sample_items(), *warmup_items(), *own_shots()]
 

@@ -7,10 +7,9 @@ from itertools import islice, pairwise
 
 import pytest
 
-from loadgen.client.arrivals import Arrivals
-from loadgen.client.body import RequestMaker
-from loadgen.client.exchange import Request
-from loadgen.sweep.schedule import Schedule
+from loadgen.load.body import RequestMaker
+from loadgen.load.exchange import Request
+from loadgen.load.openloop import Arrivals, Schedule
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.client.concealment import concealed
-from loadgen.client.exchange import Exchange
+from loadgen.load.exchange import Exchange, concealed
 from loadgen.secret import MASK, Mask, is_secret, secrets_of, without_secrets
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port

@@ -6,7 +6,7 @@ import pytest
 
 from loadgen.errors import UsageError
 from loadgen.power.sample import GpuInfo, UnreadableGpu
-from loadgen.power.selection import select_gpus
+from loadgen.power.sampler import select_gpus
 
 A, B, C = "GPU-aa11", "GPU-aa22", "GPU-cc33"
 

@@ -11,14 +11,21 @@ import pytest
 from made_run import MS, answer, cell_data, ended
 
 import loadgen
-from loadgen.client.exchange import Exchange, Request
-from loadgen.client.http import HttpRaw
+from loadgen.clienttest import selftest as selftest_module
+from loadgen.clienttest.selftest import (
+    SEARCH_TRIALS,
+    Selftest,
+    cores,
+    fewest_workers,
+    selftest,
+    selftest_json,
+    selftest_lines,
+)
+from loadgen.clienttest.server import Frames
+from loadgen.clienttest.trial import Trial, trial_of
 from loadgen.errors import ServerError, UsageError
-from loadgen.report.selftest import selftest_json, selftest_lines
-from loadgen.selftest import selftest as selftest_module
-from loadgen.selftest.selftest import SEARCH_TRIALS, Selftest, cores, fewest_workers, selftest
-from loadgen.selftest.server import Frames
-from loadgen.selftest.trial import Trial, trial_of
+from loadgen.load.exchange import Exchange, Request
+from loadgen.load.http import HttpRaw
 
 
 def stamped(send: float, read: float, tokens: list[tuple[float, float]], **fields: Any) -> Exchange:

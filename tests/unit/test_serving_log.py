@@ -7,7 +7,7 @@ import re
 import pytest
 
 from loadgen.serving.facts import kv_cache_bytes, model_bytes
-from loadgen.serving.log import EngineSettings, engine_settings, option, plain, remedy, workers_of
+from loadgen.serving.launch import EngineSettings, engine_settings, option, plain, remedy, workers_of
 from loadgen.serving.recipe import fair_settings, load_recipes
 
 # The line of each version: 0.26 to 0.31, 0.32, 0.33 differ in what stands between these settings.

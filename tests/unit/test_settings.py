@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from loadgen.errors import UsageError
+from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.settings import options_of, resumed_config
 from loadgen.secret import Mask
-from loadgen.sweep.config import SweepConfig, configure
-from loadgen.sweep.settings import options_of, resumed_config
 
 URL = "http://127.0.0.1:8001"
 RUN = Path("runs/x")

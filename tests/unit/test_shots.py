@@ -11,10 +11,11 @@ import pytest
 from published import published
 
 from loadgen.errors import UsageError
-from loadgen.workload import lmeval, shots
+from loadgen.workload import shots
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
 from loadgen.workload.published import PublishedFile
+from loadgen.workload.shots import HarnessTask, installed_task
 
 ITEM = Item(id="test-0000", question="How many?", solution="#### 2", gold="2")
 UNREACHABLE = "http://127.0.0.1:1/rows.jsonl"
@@ -137,13 +138,13 @@ def test_a_file_that_is_no_task_is_refused_in_one_sentence(tmp_path: Path, text:
 
 
 def test_other_examples_than_the_pinned_ones_are_called_custom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    task = lmeval.HarnessTask(ask="{question}", delimiter=" ", shots=(ITEM,))
+    task = HarnessTask(ask="{question}", delimiter=" ", shots=(ITEM,))
     monkeypatch.setattr(shots, "installed_task", lambda name: task)
     assert load_protocol("gsm8k_cot").name == "gsm8k_cot-custom"
 
 
 def test_without_lm_eval_its_task_files_are_not_there(nothing_at_hand: None) -> None:
-    assert lmeval.installed_task("gsm8k_cot") is None
+    assert installed_task("gsm8k_cot") is None
 
 
 def test_the_published_dev_split_gives_five_examples_that_end_in_their_letters() -> None:

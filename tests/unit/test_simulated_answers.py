@@ -4,13 +4,16 @@ from itertools import repeat
 
 import pytest
 
-from loadgen.serving.simulated.answers import AnswerBook
-from loadgen.serving.simulated.behaviour import BEHAVIOURS
-from loadgen.serving.simulated.output import cut_output
-from loadgen.serving.simulated.questions import known_items
-from loadgen.serving.simulated.tokens import count_prompt_tokens, split_tokens
+from loadgen.serving.simulated.answers import (
+    BEHAVIOURS,
+    AnswerBook,
+    count_prompt_tokens,
+    cut_output,
+    known_items,
+    split_tokens,
+)
 from loadgen.workload.item import Item
-from loadgen.workload.sample import own_shots
+from loadgen.workload.questions import own_shots
 
 ITEMS = [
     Item(id=f"t-{n}", question=f"Ada owns {n} ropes and buys one more. How many now?", solution="", gold=str(n + 1))

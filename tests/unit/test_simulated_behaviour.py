@@ -3,7 +3,7 @@
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.behaviour import BEHAVIOURS, Behaviour, Fates
+from loadgen.serving.simulated.answers import BEHAVIOURS, Behaviour, Fates
 
 N = 4000
 QUESTIONS = [f"question {n}" for n in range(N)]

@@ -3,8 +3,7 @@
 import msgspec
 import pytest
 
-from loadgen.serving.simulated.cost import Activity, Cost, Gpu, Model, Precision, speed_up
-from loadgen.serving.simulated.presets import load_presets
+from loadgen.serving.simulated.cost import Activity, Cost, Gpu, Model, Precision, load_presets, speed_up
 
 GPU = Gpu(
     name="toy",

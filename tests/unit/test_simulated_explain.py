@@ -7,9 +7,8 @@ from click.testing import CliRunner
 
 from loadgen.cli import group
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.explain import Workload, explain
-from loadgen.serving.simulated.presets import load_presets
-from loadgen.serving.simulated.steadystate import closed_loop, decode_only
+from loadgen.serving.simulated.cost import load_presets
+from loadgen.serving.simulated.steadystate import Workload, closed_loop, decode_only, explain
 
 PRESETS = load_presets()
 

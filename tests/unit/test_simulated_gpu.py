@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.serving.simulated.cost import speed_up
-from loadgen.serving.simulated.presets import load_presets
+from loadgen.serving.simulated.cost import load_presets, speed_up
 
 ROOT = Path(__file__).parents[2]
 SCALE = 5

@@ -6,11 +6,9 @@ import statistics
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.power import throttle
 from loadgen.power.energy import energy_of_window
-from loadgen.power.faults import Fault, parse_faults
-from loadgen.power.sample import GpuInfo, GpuLostError
-from loadgen.power.simulated import KEPT_SEGMENTS, PowerCurve, Sensors, SimulatedReader
+from loadgen.power.sample import SW_THERMAL_SLOWDOWN, GpuInfo, GpuLostError
+from loadgen.power.simulated import KEPT_SEGMENTS, Fault, PowerCurve, Sensors, SimulatedReader, parse_faults
 
 START_NS = 7_000_000_000_123
 INFO = GpuInfo(uuid="SIMULATED-toy", index=0, name="SIMULATED toy", power_limit_enforced_w=700.0)
@@ -184,7 +182,7 @@ class TestFaults:
         cool, hot, after = (gpu.read(seconds, slow=True) for seconds in (19, 22, 26))
         assert (cool.throttle_reasons, hot.throttle_reasons, after.throttle_reasons) == (
             0,
-            throttle.SW_THERMAL_SLOWDOWN,
+            SW_THERMAL_SLOWDOWN,
             0,
         )
         assert hot.temperature_c > cool.temperature_c

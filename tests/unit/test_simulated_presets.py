@@ -3,8 +3,8 @@
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.behaviour import BEHAVIOURS
-from loadgen.serving.simulated.presets import load_presets
+from loadgen.serving.simulated.answers import BEHAVIOURS
+from loadgen.serving.simulated.cost import load_presets
 
 PRESETS = load_presets()
 

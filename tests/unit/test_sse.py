@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from streams import chat, completion, events_of, finished, usage
 
-from loadgen.client.exchange import read_exchange
+from loadgen.load.exchange import read_exchange
 
 SPECIAL_TEXTS = ["", "£", "漢字", "🙂", "\n\n", "\r\n", "data: x", "\\"]
 TEXTS = st.one_of(st.sampled_from(SPECIAL_TEXTS), st.text(max_size=6))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loadgen.power.staircase import staircase
+from loadgen.power.trace import staircase
 
 STEPS = staircase(np.array([0.0, 1.0, 2.0, 4.0, 5.0]), np.array([7.0, 7.0, 10.0, 13.0, 13.0]))
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from made_run import answer, cell, ended, write_cell
 
-from loadgen.analysis.celldata import CellData, read_cell
-from loadgen.analysis.client import ClientFigures
-from loadgen.analysis.latency import tpot_s
-from loadgen.analysis.streaming import Streaming, streaming_of, streaming_reasons
+from loadgen.analysis.celldata import CellData, read_cell, tpot_s
+from loadgen.analysis.client import ClientFigures, Streaming, streaming_of, streaming_reasons
 
 Events = Sequence[tuple[float, int]]
 BUFFERS = "something between client and engine buffers the stream"

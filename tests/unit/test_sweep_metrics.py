@@ -7,12 +7,11 @@ import time
 
 import pytest
 
-from loadgen.client.exchange import Exchange
-from loadgen.client.latency import Latencies
-from loadgen.sweep.glance import Glance
-from loadgen.sweep.metrics import LAST_SCRAPE_S, SweepMetrics
-from loadgen.sweep.observer import CellVerdict, Progress
-from loadgen.sweep.plan import Cell
+from loadgen.load.exchange import Exchange
+from loadgen.load.latency import Latencies
+from loadgen.measure.metrics import LAST_SCRAPE_S, SweepMetrics
+from loadgen.measure.observer import Glance, Progress
+from loadgen.record.cell import Cell, CellVerdict
 from loadgen.workload.grading import Verdict
 
 CELL = Cell(index=1, target="mine", precision="awq", concurrency=4, repeat=2)

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import Run, load_run
-from loadgen.report.grid import grid_lines
-from loadgen.report.terminal import MOST_LINES, end_lines, print_end
+from loadgen.reports.grid import grid_lines
+from loadgen.reports.terminal import MOST_LINES, end_lines, print_end
 
 BATCHES = (1, 16, 64, 128)
 PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4", "bnb-int8", "fp8", "gptq-int8", "bf16")

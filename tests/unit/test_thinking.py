@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 import loadgen
-from loadgen.client.body import RequestMaker
 from loadgen.errors import UsageError
-from loadgen.sweep.config import configure
+from loadgen.load.body import RequestMaker
+from loadgen.measure.config import configure
 from loadgen.workload.item import Item
-from loadgen.workload.protocol import load_protocol
-from loadgen.workload.thinking import Thinking
+from loadgen.workload.protocol import Thinking, load_protocol
 
 ITEM = Item(id="i", question="One and one?", solution="", gold="2")
 
@@ -55,9 +54,7 @@ def test_reasoning_is_counted_and_kept_apart_and_only_the_answer_is_graded(tmp_p
     out = tmp_path / "run"
     arguments = ["sweep", "--concurrency", "4", "--repeats", "1", "--requests", "16", "--thinking", "on"]
     arguments += ["--thinking-budget", "50", "--max-tokens", "300", "--out", str(out), "--quiet"]
-    done = subprocess.run(
-        [sys.executable, "-m", "loadgen", *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", "loadgen", *arguments], capture_output=True, text=True, check=False)
     run = loadgen.load_run(out)
     assert run.manifest["protocol"]["api"] == "chat", done.stderr
     assert run.manifest["protocol"]["thinking"] == {"on": True, "budget": 50}

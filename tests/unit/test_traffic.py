@@ -9,13 +9,13 @@ import msgspec
 import pytest
 from made_run import MS, WINDOW, answer, arrived, cell_data, ended, scrape, turned_away
 
+from loadgen.analysis.celldata import e2e_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
-from loadgen.analysis.latency import e2e_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.traffic import Traffic
 from loadgen.analysis.validity import Evidence, late_tail, load_reasons
-from loadgen.client.exchange import Exchange
-from loadgen.workload.facts import ItemFacts
+from loadgen.load.exchange import Exchange
 from loadgen.workload.grading import Grader
+from loadgen.workload.item import ItemFacts
 
 OPEN_CLOSE = (WINDOW[0] * MS, WINDOW[1] * MS)
 LATE = arrived(1100, [(1200, 1), (1300, 1), (1350, 2)], end=1400, late=30)

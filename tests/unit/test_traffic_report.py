@@ -8,13 +8,12 @@ import pytest
 from made_run import answer, arrived, cell, ended, made_open_run, make_run, scrape, turned_away, write_cell
 
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.regrade import regrade
-from loadgen.analysis.run import Run, load_run
-from loadgen.report.figures import draw_figures
-from loadgen.report.html.page import page
-from loadgen.report.terminal import end_lines
-from loadgen.report.traffic import traffic_sentences
-from loadgen.sweep.slo import Slo
+from loadgen.analysis.run import Run, load_run, regrade
+from loadgen.record.cell import Slo
+from loadgen.reports.figures import draw_figures
+from loadgen.reports.html.page import page
+from loadgen.reports.rows import traffic_sentences
+from loadgen.reports.terminal import end_lines
 
 
 def analysed(run_dir: Path, slo: str | None = None) -> Run:
@@ -100,8 +99,9 @@ def test_invalid_cells_still_show_what_was_offered(tmp_path: Path) -> None:
     write_cell(run_dir, cell(64, arrival="poisson:100"), waiting,
                [scrape(1100, running=9.0), scrape(1900, running=9.0)], ended())  # fmt: skip
     run = analysed(run_dir)
-    assert "the server cannot keep up with 100 requests a second: it answered 0, and 100 more were in flight" in (
-        run.cells["reasons"][0]
+    assert (
+        "the server cannot keep up with 100 requests a second: it answered 0, and 100 more were in flight"
+        in (run.cells["reasons"][0])
     )
     assert traffic_sentences(run)["fp16"] == "100 requests a second sent, 0 answered; no repeat is valid"
 
@@ -125,7 +125,7 @@ def test_of_a_closed_loop_there_is_no_traffic_and_goodput_only_if_asked_for(tmp_
 def test_latency_figures_begin_when_a_request_was_due() -> None:
     import pandas as pd
 
-    from loadgen.report.figures.requests import COLUMNS, latencies_ms
+    from loadgen.reports.figures.latency import COLUMNS, latencies_ms
 
     rows = [arrived(1100, [(1200, 1), (1250, 1)], late=30), answer(1100, [(1200, 1), (1250, 1)])]
     frame = pd.DataFrame(

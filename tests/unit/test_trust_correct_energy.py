@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loadgen.analysis.trust.correct_energy import correct_energy
+from loadgen.analysis.trust.accuracy import correct_energy
 
 SCORES = np.repeat([1.0, 0.0], [520, 799])
 

@@ -11,9 +11,15 @@ from statsmodels.genmod.families import Gaussian
 from statsmodels.genmod.generalized_estimating_equations import GEE
 from trust_answers import paired, pairs
 
-from loadgen.analysis.trust.depth import GSM8K_BUCKETS, MATHQA_BUCKETS, depth_curve
-from loadgen.analysis.trust.depth_trend import absolute_trend, relative_trend, step_survival
 from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.trust.trends import (
+    GSM8K_BUCKETS,
+    MATHQA_BUCKETS,
+    absolute_trend,
+    depth_curve,
+    relative_trend,
+    step_survival,
+)
 
 GSM8K_STEPS = {2: 326, 3: 371, 4: 297, 5: 175, 6: 87, 7: 40, 8: 20, 9: 2, 11: 1}
 MATHQA_STEPS = {1: 254, 2: 458, 3: 660, 4: 463, 5: 357, 6: 280, 7: 179, 8: 131, 9: 66, 10: 39, 11: 31, 12: 27, 13: 21,

@@ -9,10 +9,9 @@ import pytest
 from statsmodels.stats.contingency_tables import cochrans_q
 from trust_answers import answer
 
-from loadgen.analysis.trust.agreement import across, within
-from loadgen.analysis.trust.answers import Answer
-from loadgen.analysis.trust.cochran import cochran_q
-from loadgen.analysis.trust.invariance import effect_ratio, trust_invariance
+from loadgen.analysis.trust.answers import Answer, across, within
+from loadgen.analysis.trust.significance import cochran_q
+from loadgen.analysis.trust.trends import effect_ratio, trust_invariance
 
 Side = dict[str, list[Answer]]
 

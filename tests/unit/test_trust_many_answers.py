@@ -9,12 +9,9 @@ import numpy as np
 import pytest
 from trust_answers import answer, paired
 
-from loadgen.analysis.trust import paired as paired_module
-from loadgen.analysis.trust import resample
-from loadgen.analysis.trust.agreement import across, within
-from loadgen.analysis.trust.answers import Answer, count, item_means, mean_output_tokens, outcome_rate
-from loadgen.analysis.trust.paired import mcnemar_p
-from loadgen.analysis.trust.resample import resampled_means
+from loadgen.analysis.trust import significance
+from loadgen.analysis.trust.answers import Answer, across, count, item_means, mean_output_tokens, outcome_rate, within
+from loadgen.analysis.trust.significance import mcnemar_p, resampled_means
 
 KINDS = [
     answer(True, tokens=10, text="a"),
@@ -65,7 +62,7 @@ def test_of_many_sizes_of_change_the_normal_limit_is_the_sign_flip_test(monkeypa
     reference, target = (rng.binomial(asked, np.clip(chance - lost, 0, 1)) / asked for lost in (0.0, 0.006))
     pairs = paired(reference, target)
     limit = mcnemar_p(pairs)
-    monkeypatch.setattr(paired_module, "MANY_SIZES", 10_000)
+    monkeypatch.setattr(significance, "MANY_SIZES", 10_000)
     drawn = mcnemar_p(pairs)
     assert 0.001 < limit < 0.5
     assert limit == pytest.approx(drawn, abs=0.005)
@@ -77,7 +74,7 @@ def test_drawing_items_one_by_one_is_drawing_equal_rows_together(monkeypatch: py
     rng = np.random.default_rng(1)
     columns = rng.random((300, 2))
     one_by_one = resampled_means(columns)
-    monkeypatch.setattr(resample, "MANY_ROWS", 10_000)
+    monkeypatch.setattr(significance, "MANY_ROWS", 10_000)
     together = resampled_means(columns)
     for means in (one_by_one, together):
         assert means.mean(axis=0) == pytest.approx(columns.mean(axis=0), abs=0.001)

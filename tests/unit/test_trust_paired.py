@@ -12,10 +12,16 @@ from trust_answers import answer, paired, pairs, paper, sides
 
 from loadgen.analysis.intervals import wilson_interval
 from loadgen.analysis.trust.answers import item_means, mean_output_tokens, outcome_rate
-from loadgen.analysis.trust.paired import mcnemar_p, paired_table
 from loadgen.analysis.trust.pairing import Asked, pair_items, pairing_refusal
-from loadgen.analysis.trust.ratio import trust_ratio
-from loadgen.analysis.trust.score import changes, difference_interval, equivalence_p, score_z
+from loadgen.analysis.trust.significance import (
+    changes,
+    difference_interval,
+    equivalence_p,
+    mcnemar_p,
+    paired_table,
+    score_z,
+    trust_ratio,
+)
 
 
 @pytest.mark.parametrize(

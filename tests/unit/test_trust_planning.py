@@ -7,8 +7,7 @@ import pytest
 from scipy import special
 from trust_answers import pairs
 
-from loadgen.analysis.trust.paired import mcnemar_p
-from loadgen.analysis.trust.planning import (
+from loadgen.analysis.trust.accuracy import (
     MANY_CHANGES,
     detectable_difference,
     items_for_difference,
@@ -19,7 +18,7 @@ from loadgen.analysis.trust.planning import (
     power_of_mcnemar,
     provable_margin,
 )
-from loadgen.analysis.trust.score import Changes, equivalence_p
+from loadgen.analysis.trust.significance import Changes, equivalence_p, mcnemar_p
 
 
 @pytest.mark.parametrize(

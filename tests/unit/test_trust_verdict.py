@@ -6,10 +6,15 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 from trust_answers import answer, sides
 
-from loadgen.analysis.trust.comparison import AccuracyComparison, compare_accuracy
-from loadgen.analysis.trust.holm import holm
-from loadgen.analysis.trust.planning import fewest_changes, items_for_difference, power_of_mcnemar
-from loadgen.analysis.trust.verdict import judge
+from loadgen.analysis.trust.accuracy import (
+    AccuracyComparison,
+    compare_accuracy,
+    fewest_changes,
+    items_for_difference,
+    judge,
+    power_of_mcnemar,
+)
+from loadgen.analysis.trust.significance import holm
 
 
 def compared(both_right: int, lost: int, won: int, both_wrong: int) -> AccuracyComparison:

@@ -55,9 +55,7 @@ def test_aiperf_tells_gaps_between_chunks_apart_from_its_itl_of_whole_answers(tm
         "request_throughput": {"unit": "requests/sec", "avg": 45.0},
     }
     told = AiPerf(tmp_path).read(written(tmp_path, "profile_export_aiperf.json", export))
-    assert told == Told(
-        ttft_ms_mean=146.0, ttft_ms_p99=518.0, itl_ms_p99=55.0, tokens_per_s=9000.0, answers_per_s=45.0
-    )
+    assert told == Told(ttft_ms_mean=146.0, ttft_ms_p99=518.0, itl_ms_p99=55.0, tokens_per_s=9000.0, answers_per_s=45.0)
 
 
 def test_guidellm_has_no_gaps_between_tokens(tmp_path: Path) -> None:
@@ -170,9 +168,7 @@ def results(*outcomes: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_page_has_medians_spreads_and_ratios() -> None:
-    page = document(
-        results(*(outcome("loadgen", ttft) for ttft in (20.0, 23.0, 21.0)), outcome("GuideLLM", 210.0))
-    )
+    page = document(results(*(outcome("loadgen", ttft) for ttft in (20.0, 23.0, 21.0)), outcome("GuideLLM", 210.0)))
     assert "| loadgen | 21.0 (20.0–23.0) | 42.0 (40.0–46.0) |  | 7.5 (7.5–7.5) | 87.5 (87.5–87.5) | 100.0" in page
     assert "| GuideLLM | 10× | 10× |  | 1× | 1× | 1× |" in page
     assert "| 0.2 (0.2–0.2) |" in page, "how late the server was"

@@ -188,9 +188,7 @@ def test_a_queue_in_a_server_that_did_run_b_at_once_is_no_cap() -> None:
 
 
 def test_without_a_window_only_the_cause_is_said() -> None:
-    assert reasons(has_window=False, running_mean=None, tokens_per_s=None) == [
-        "interrupted before the window opened"
-    ]
+    assert reasons(has_window=False, running_mean=None, tokens_per_s=None) == ["interrupted before the window opened"]
     assert reasons(has_window=False, aborted="20 failures in a row", requests=0) == ["20 failures in a row"]
 
 
@@ -261,7 +259,12 @@ class TestQuantities:
     def test_a_figure_needs_every_quantity_that_it_is_made_of(self) -> None:
         reset = self.of(energy=("the counter was reset",))
         assert [name for name in FIGURES if reset.supports(name)] == [
-            "tokens_per_s", "ttft_ms_p99", "goodput_per_s", "energy_hli_per_query_j", "memory_peak_bytes", "accuracy",
+            "tokens_per_s",
+            "ttft_ms_p99",
+            "goodput_per_s",
+            "energy_hli_per_query_j",
+            "memory_peak_bytes",
+            "accuracy",
         ]
         failed = self.of(unanswered=6)
         assert [name for name in FIGURES if not failed.supports(name)] == ["accuracy", "energy_per_correct_j", "si"]

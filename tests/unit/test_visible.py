@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loadgen.report.html.markup import element
-from loadgen.report.live import PlainView
-from loadgen.visible import visible
+from loadgen.reports.html.markup import element
+from loadgen.reports.live import PlainView
+from loadgen.secret import visible
 
 
 @pytest.mark.parametrize(

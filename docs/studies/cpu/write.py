@@ -1,7 +1,7 @@
 """Writes this study's README.md, report.html and pictures from its raw run, run.tar.xz.
 
-    python docs/studies/cpu/write.py                 # every number of the text anew
-    python docs/studies/cpu/write.py --pack RUN      # take over a newly measured run first
+python docs/studies/cpu/write.py                 # every number of the text anew
+python docs/studies/cpu/write.py --pack RUN      # take over a newly measured run first
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.intervals import rate_interval, too_wide
 from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
-from loadgen.report.html import write_report
-from loadgen.report.table import NOT_KNOWN, WHY_NOT_KNOWN
-from loadgen.report.validity import cells_valid
+from loadgen.reports.grid import NOT_KNOWN, WHY_NOT_KNOWN, cells_valid
+from loadgen.reports.html import write_report
 
 HERE = Path(__file__).parent
 ARCHIVE = HERE / "run.tar.xz"
@@ -79,9 +78,7 @@ def _text(run: Run) -> str:
     for target in [t["name"] for t in config["targets"] if t["name"] != config["reference"]]:
         found = run.crossover(target, "tokens_per_s")
         sentence = next(
-            c["sentence"]
-            for c in run.analysis["crossovers"]
-            if (c["target"], c["metric"]) == (target, "tokens_per_s")
+            c["sentence"] for c in run.analysis["crossovers"] if (c["target"], c["metric"]) == (target, "tokens_per_s")
         )
         said.append(f"- {sentence}." + (f" ({found.refusal})" if found.refusal else ""))
     parts = [

@@ -1,26 +1,151 @@
-"""RunComparison: what several runs say together; compare.csv, imports.csv and compare.json hold it."""
+"""What is known of N*, in words.
+
+The paper's claims over model size (arXiv 2602.13595v2, Theorem 4.6 and Corollary 4.7), held against the data.
+
+RunComparison: what several runs say together; compare.csv, imports.csv and compare.json hold it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
 import pandas as pd
 
-from loadgen.analysis.claims import Claim
+from loadgen.analysis.claims import Claim, Verdict
 from loadgen.analysis.compare.imported import DIFFERENCES, ImportedPoint, read_import
-from loadgen.analysis.compare.nstar import NStar, n_stars
+from loadgen.analysis.compare.nstar import NStar, SizeCrossing, Unmixed, n_stars, unmixed
 from loadgen.analysis.compare.published import Beside, Published, beside, published_n_star
-from loadgen.analysis.compare.row import CompareRow, rows_of
-from loadgen.analysis.compare.size import given_size
-from loadgen.analysis.compare.stratum import Unmixed, unmixed
-from loadgen.analysis.compare.theorem import size_claims
-from loadgen.analysis.compare.words import n_star_sentence
+from loadgen.analysis.compare.row import CompareRow, given_size, rows_of
+from loadgen.analysis.intervals import too_wide
 from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
+
+
+def size_words(parameters: float) -> str:
+    """Parameters as they are read: 7.25B, 600M."""
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if parameters >= 0.9995 * factor:
+            return f"{parameters / factor:.3g}{unit}"
+    return f"{parameters:.0f}"
+
+
+def n_star_sentence(found: NStar) -> str:
+    """One line without a full stop; it names the stratum, and says SIMULATED where that is."""
+    return f"{found.stratum}: {_finding(found)}"
+
+
+def _finding(found: NStar) -> str:
+    if found.refusal is not None:
+        return f"no N*: {found.refusal}"
+    span = f"{size_words(found.points[0].parameters)}–{size_words(found.points[-1].parameters)}"
+    if found.status == "crosses":
+        first, *others = found.crossings
+        text = f"{_side(first, below=True)} below {_n_star(first)}"
+        for crossing in others:
+            text += f", {_side(crossing, below=True)} up to {_n_star(crossing)}"
+        text += f", {_side(found.crossings[-1], below=False)} above it"
+        away = _joined(found, "open")
+        return text + (f"; not decided at {away}" if away else "") + _beyond(found, "another N*")
+    if found.status in ("better", "worse"):
+        word = "faster" if found.status == "better" else "slower"
+        outside = _beyond(found, "an N*") or f"; if an N* exists, it is outside {span}"
+        return f"{word} than the reference at every size measured ({span}){outside}"
+    decided = {"wins": "faster", "loses": "slower", "open": "open"}
+    said = (f"{word} at {_joined(found, sign)}" for sign, word in decided.items() if _joined(found, sign))
+    text = f"not decided ({', '.join(said)})"
+    if found.suspected:
+        places = ", ".join(size_words(crossing.n) for crossing in found.suspected)
+        text += f"; COR changes sign at {places}, which noise may have made"
+    return text + _beyond(found, "an N*")
+
+
+def _joined(found: NStar, sign: str) -> str:
+    """The sizes with this sign, neighbours joined: "1B, 7B–70B"."""
+    runs = [list(run) for same, run in groupby(found.points, key=lambda point: point.sign == sign) if same]
+    ends = (dict.fromkeys(size_words(point.parameters) for point in (run[0], run[-1])) for run in runs)
+    return ", ".join("\N{EN DASH}".join(end) for end in ends)
+
+
+def _side(crossing: SizeCrossing, *, below: bool) -> str:
+    return "faster" if (crossing.direction == "wins_below") == below else "slower"
+
+
+def _n_star(crossing: SizeCrossing) -> str:
+    text = f"N* = {size_words(crossing.n)}"
+    if crossing.lo is None or crossing.hi is None:
+        return text
+    if too_wide(crossing.lo, crossing.hi):
+        return f"an N* between {size_words(crossing.bracket[0])} and {size_words(crossing.bracket[1])}"
+    return f"{text} (95% CI {size_words(crossing.lo)}–{size_words(crossing.hi)})"
+
+
+def _beyond(found: NStar, what: str) -> str:
+    sides = [f"> {size_words(found.above)}"] if found.above is not None else []
+    sides += [f"< {size_words(found.below)}"] if found.below is not None else []
+    return f"; if {what} exists, it is {' or '.join(sides)}" if sides else ""
+
+
+def size_claims(found: NStar) -> tuple[Claim, ...]:
+    """Of one stratum; none where its curve was refused."""
+    if found.refusal is not None:
+        return ()
+    return _trap_dissolves(found), _accuracy_trap_persists(found)
+
+
+def _claim(found: NStar, claim: str, source: str, verdict: Verdict, evidence: str) -> Claim:
+    return Claim(
+        claim=claim,
+        source=source,
+        targets=(found.stratum.precision,),
+        verdict=verdict,
+        evidence=f"{evidence} ({found.stratum})",
+    )
+
+
+def _trap_dissolves(found: NStar) -> Claim:
+    back = [crossing for crossing in found.crossings if crossing.direction == "wins_below"]
+    span = f"{size_words(found.points[0].parameters)}–{size_words(found.points[-1].parameters)}"
+    verdict: Verdict = "cannot tell"
+    if back:
+        verdict = "contradicted"
+        evidence = f"COR rises above zero again at N = {size_words(back[0].n)}"
+    elif found.crossings:
+        verdict, evidence = "supported", f"COR falls below zero at N* = {size_words(found.crossings[0].n)}"
+    elif found.status == "worse":
+        evidence = f"slower at every size measured, {span}: an N* may lie above"
+    elif found.status == "better":
+        evidence = f"faster at every size measured, {span}: an N* may lie below"
+    else:
+        evidence = f"no crossing is established and not every size is decided, {span}"
+    return _claim(found, "above some model size N* the trap dissolves", "Theorem 4.6 of v2", verdict, evidence)
+
+
+def _accuracy_trap_persists(found: NStar) -> Claim:
+    """At the largest size, where an N* lies below it."""
+    largest = found.points[-1]
+    size = size_words(largest.parameters)
+    dissolves = any(crossing.direction == "wins_above" for crossing in found.crossings)
+    judged = set(largest.accuracy_verdicts)
+    verdict: Verdict = "cannot tell"
+    if not dissolves:
+        evidence = "no N* is established below the largest size"
+    elif largest.sign != "wins":
+        verdict = "contradicted" if largest.sign == "loses" else "cannot tell"
+        evidence = f"above an N*, at {size}, it is {'slower again' if largest.sign == 'loses' else 'not decided'}"
+    elif judged == {"worse"}:
+        verdict, evidence = "supported", f"at {size} faster than the reference, and less accurate"
+    elif judged <= {"better", "equivalent"}:
+        verdict, evidence = "contradicted", f"at {size} faster than the reference, and accuracy {' or '.join(judged)}"
+    else:
+        evidence = f"at {size} faster than the reference; accuracy: {', '.join(sorted(judged))}"
+    claim = "far above N* the efficiency trap vanishes and the accuracy trap persists"
+    return _claim(found, claim, "Corollary 4.7 of v2", verdict, evidence)
+
 
 SCHEMA = 1
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.analysis.compare.row import CompareRow
-from loadgen.client.arrivals import CLOSED
+from loadgen.load.openloop import CLOSED
 
 _FILE = Path(__file__).with_name("published.csv")
 _MEASURED_BY = {

@@ -1,8 +1,20 @@
-"""Crossing: a batch B* at which the better side changes, proven or only suspected."""
+"""Sign: where on the grid the target is proven better or worse.
+
+Step: where a curve may jump between two measured batches, so that nothing can be interpolated there.
+
+A server pads a batch up to the next size that it captured CUDA graphs for, and switches kernels at sizes of its own.
+
+Band: the curve between the measured batches, with the 95% band that noise and interpolation leave.
+
+Crossing: a batch B* at which the better side changes, proven or only suspected.
+
+Beyond: where a crossing that the data do not show could still be, if it exists.
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -11,8 +23,248 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.crossover.band import STEPS, Band
-from loadgen.analysis.crossover.sign import GridPoint
+from loadgen.analysis.crossover.curve import PairedCurve
+from loadgen.analysis.crossover.noise import ALPHA, Noise
+
+
+class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The comparison at one measured batch."""
+
+    concurrency: int
+    """As asked for."""
+    batch: float
+    """Measured: the geometric mean of both sides' running batches."""
+    repeats: int
+    target_value: float | None = None
+    """The two figures that are compared, in the metric's unit: geometric means over the repeats of both sides. Joules
+    per query and per correct answer are over the items that both completed, so they differ from summary.csv's."""
+    reference_value: float | None = None
+    log_advantage: float
+    """Mean over repeats of +-log(target / reference); above 0 the target is better."""
+    lo: float | None
+    """95% interval of this point alone; None if there is no measure of noise."""
+    hi: float | None
+    p: float | None
+    """Two-sided, adjusted over the grid (`hochberg`)."""
+    sign: Literal["wins", "loses", "open"]
+    """`open`: p is above 5%, or there is none."""
+
+    @property
+    def proven(self) -> int:
+        """1 where the target is proven better, -1 where worse, else 0."""
+        return {"wins": 1, "loses": -1, "open": 0}[self.sign]
+
+
+def grid_points(curve: PairedCurve, noise: Noise | None) -> tuple[GridPoint, ...]:
+    """One per measured batch, ascending. At most 5% of grids have any sign proven that is not so."""
+    mean = curve.mean
+    count = len(mean)
+    lo: list[float] | list[None] = [None] * count
+    hi, p = lo, lo
+    values = curve.values or ((None, None),) * count
+    if noise is not None:
+        each = np.eye(count)
+        half = noise.half_width(each)
+        lo, hi = (mean - half).tolist(), (mean + half).tolist()
+        p = hochberg(noise.p_value(each, mean))
+    return tuple(
+        GridPoint(
+            concurrency=curve.concurrency[i],
+            batch=float(curve.batch[i]),
+            repeats=int((~np.isnan(curve.advantage[i])).sum()),
+            target_value=values[i][0],
+            reference_value=values[i][1],
+            log_advantage=float(mean[i]),
+            lo=lo[i],
+            hi=hi[i],
+            p=p[i],
+            sign=_sign(float(mean[i]), p[i]),
+        )
+        for i in range(count)
+    )
+
+
+def hochberg(p_values: Floats) -> list[float]:
+    """Adjusted p-values in the given order (Hochberg 1988): those at or below alpha are significant, with at most alpha
+    chance of any false one for tests that are independent or depend on each other positively, as the points of a
+    curve do. All are significant where each is by itself, which a claim about every B needs no more than."""
+    order = np.argsort(p_values)[::-1]
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum.accumulate(p_values[order] * np.arange(1, len(p_values) + 1))
+    return [float(p) for p in adjusted]
+
+
+def _sign(mean: float, p: float | None) -> Literal["wins", "loses", "open"]:
+    if p is None or p > ALPHA:
+        return "open"
+    return "wins" if mean > 0 else "loses"
+
+
+STEEPER = 2.0
+"""How many times as steep as both neighbours a bracket is that may hold a step."""
+WIDEST = 2.5
+"""Ratio of the batches at both ends of such a bracket: in a wider one a smooth curve can do all of its fall."""
+MOST_SUGGESTED = 9
+
+
+def shared_sizes(ours: Sequence[int] | None, theirs: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The batches that neither server pads, up to the largest that one of them does; None where either is not known.
+
+    Given are the sizes of each one's CUDA graphs, none for a server without. Larger batches run without a graph.
+    """
+    if ours is None or theirs is None:
+        return None
+    largest = max((*ours, *theirs), default=0)
+    return tuple(b for b in range(1, largest + 1) if all(not s or b > max(s) or b in s for s in (ours, theirs)))
+
+
+def padded_from(sizes: Sequence[int], batch: float) -> float:
+    """The largest of the sizes that is not above the batch; the batch itself where none is, or it is above all."""
+    place = bisect_right(sizes, batch)
+    return float(sizes[place - 1]) if 0 < place < len(sizes) else batch
+
+
+def padded_to(sizes: Sequence[int], batch: float) -> float:
+    """The smallest of the sizes that is not below the batch; the batch itself where none is."""
+    place = bisect_left(sizes, batch)
+    return float(sizes[place]) if place < len(sizes) else batch
+
+
+def steep_brackets(batch: Floats, mean: Floats, noise: Noise) -> frozenset[int]:
+    """The gaps of the grid (by their left point) in which the curve rises or falls far more steeply than in both
+    neighbouring gaps.
+
+    Proven over all gaps at 5%, and `STEEPER` times at least; not where a gap is wider than `WIDEST`. A gap at an end of
+    the grid has one neighbour only, and cannot be told from a bend.
+    """
+    width = np.diff(np.log(batch))
+    rise = np.diff(mean)
+    slope = rise / width
+    gaps = len(width)
+    found = set()
+    for gap in range(1, gaps - 1):
+        if width[gap] > np.log(WIDEST):
+            continue
+        sides = [slope[gap - 1], slope[gap + 1]]
+        if any(abs(slope[gap]) < STEEPER * abs(side) for side in sides):
+            continue
+        weights = np.zeros((2, len(mean)))
+        for row, beside in enumerate((gap - 1, gap + 1)):
+            weights[row, [gap + 1, gap]] += (1 / width[gap], -1 / width[gap])
+            weights[row, beside + 1] -= 1 / width[beside]
+            weights[row, beside] += 1 / width[beside]
+        excess = np.abs(weights @ mean)
+        if np.all(excess > noise.half_width(weights, ALPHA / (gaps - 2))):
+            found.add(gap)
+    return frozenset(found)
+
+
+def suggested(low: int, high: int, sizes: Sequence[int] | None) -> str:
+    """Concurrencies for `--concurrency` that show where between two batches the sign changes: the graphs' sizes there,
+    each with the batch after it, else a geometric grid."""
+    between = [size for size in sizes or () if low <= size <= high]
+    pairs = sorted({b for size in between for b in (size, size + 1) if low <= b <= high} | {low, high})
+    if len(between) < 2 or len(pairs) > MOST_SUGGESTED:
+        grid = np.geomspace(low, high, min(5, high - low + 1))
+        nearest = [min(between, key=lambda size: abs(size - b)) if len(between) > 2 else round(b) for b in grid]
+        pairs = sorted({low, high, *nearest})
+    return ",".join(map(str, pairs))
+
+
+Indices = np.ndarray[tuple[int, ...], np.dtype[np.intp]]
+
+STEPS = 64
+"""Places per bracket where the band is computed."""
+BLIND = np.log(6)
+"""Width of a bracket, in ln(batch), inside which a curve may do anything between its two values."""
+SHARPER = 2.0
+"""How many times as sharply as the neighbouring chords show a curve may bend: chords hide half of the bend of two kinks
+that are close to each other."""
+SMOOTH_SHARE = 0.25
+"""Of the way from the chord to the outermost curve: there a parabola runs."""
+
+
+class Band(msgspec.Struct, frozen=True, kw_only=True):
+    """The log-advantage over ln(batch): estimate and pointwise limits; places `STEPS` * i are the measured points."""
+
+    log_batch: Floats
+    estimate: Floats
+    lower: Floats
+    upper: Floats
+
+
+def band_of(batch: Floats, mean: Floats, noise: Noise) -> Band:
+    """Band through the point means.
+
+    What the curve does between two points is not measured. Two bounds say how far it may leave the chord: it bends no
+    more sharply than the neighbouring chords allow (`_bend`), or it is some monotone curve, the freer the wider the
+    bracket (`_freedom`). The wider of the two counts, in quadrature with noise. The estimate follows the bend as a
+    parabola does, a quarter of the way out.
+    """
+    x = np.log(batch)
+    left, share = _places(len(x))
+    weights = np.zeros((len(left), len(x)))
+    rows = np.arange(len(left))
+    weights[rows, left] = 1 - share
+    weights[rows, left + 1] = share
+    places, chord = weights @ x, weights @ mean
+    below, above = _bend(x, mean, left, share)
+    estimate = chord + SMOOTH_SHARE * (above - below)
+    below, above = _bend(x, mean, left, share, SHARPER)
+    free_below, free_above = _freedom(x, mean, left, share)
+    half = noise.half_width(weights)
+    return Band(
+        log_batch=places,
+        estimate=estimate,
+        lower=estimate - np.hypot(half, estimate - chord + np.maximum(below, free_below)),
+        upper=estimate + np.hypot(half, chord - estimate + np.maximum(above, free_above)),
+    )
+
+
+def _places(points: int) -> tuple[Indices, Floats]:
+    """The bracket that each place lies in, and its share of the way through it."""
+    count = STEPS * (points - 1) + 1
+    left = np.minimum(np.arange(count) // STEPS, points - 2)
+    return left, (np.arange(count) - STEPS * left) / STEPS
+
+
+def _freedom(x: Floats, y: Floats, left: Indices, share: Floats) -> tuple[Floats, Floats]:
+    """Room below and above the chord for monotone curves from early (1 - (1 - s)^k) to late (s^k), s being the share
+    of the bracket; k is 1 in a narrow bracket and infinite in one as wide as `BLIND`."""
+    tightness = np.maximum(1 - (np.diff(x)[left] / BLIND) ** 2, 1e-6)
+    rise = np.diff(y)[left]
+    late, early = rise * (share ** (1 / tightness) - share), rise * (1 - (1 - share) ** (1 / tightness) - share)
+    return -np.minimum(late, early), np.maximum(late, early)
+
+
+def _bend(x: Floats, y: Floats, left: Indices, share: Floats, sharper: float = 1.0) -> tuple[Floats, Floats]:
+    """Room below and above the chord for a curve that bends in one sense: up to the neighbouring chords prolonged.
+
+    At the ends of the grid the next point's bend is continued. Never beyond the values at the bracket's ends.
+    """
+    if len(x) == 2:
+        return np.zeros(len(left)), np.zeros(len(left))
+    width = np.diff(x)
+    slope = np.diff(y) / width
+    bend = np.diff(slope) / ((width[1:] + width[:-1]) / 2)
+    slopes = np.concatenate([[slope[0] - bend[0] * width[0]], slope, [slope[-1] + bend[-1] * width[-1]]])
+    from_left = sharper * (slopes[left] - slope[left]) * share * width[left]
+    from_right = sharper * (slope[left] - slopes[left + 2]) * (1 - share) * width[left]
+    rise = np.diff(y)[left]
+    lowest, highest = np.maximum(rise * share, rise * (share - 1)), np.maximum(-rise * share, rise * (1 - share))
+    return (
+        np.minimum(_reach(-from_left, -from_right, share), lowest),
+        np.minimum(_reach(from_left, from_right, share), highest),
+    )
+
+
+def _reach(from_left: Floats, from_right: Floats, share: Floats) -> Floats:
+    """Room to one side of the chord: both prolonged chords bound it if both run there; one alone counts the less the
+    nearer the bracket's other end."""
+    both = np.minimum(from_left, from_right)
+    alone = np.maximum(from_left * (1 - share), from_right * share)
+    return np.maximum(np.where(both > 0, both, alone), 0.0)
+
 
 Direction = Literal["wins_below", "wins_above"]
 
@@ -122,3 +374,42 @@ def flip(values: Floats, start: int, end: int) -> float | None:
 def batch_at(band: Band, place: float) -> float:
     """The batch at a place between the band's."""
     return float(np.exp(np.interp(place, np.arange(len(band.log_batch)), band.log_batch)))
+
+
+class Beyond(msgspec.Struct, frozen=True, kw_only=True):
+    """If the proven side of an end of the grid changes beyond it, then on this side of `batch` (95%)."""
+
+    side: Literal["above", "below"]
+    batch: float
+
+
+def beyond(points: Sequence[GridPoint], band: Band, noise: Noise) -> tuple[Beyond, ...]:
+    """Up to one for each end of the grid.
+
+    Where the end itself is proven: only if the advantage has shrunk towards that end, by more than noise explains.
+    Where it is open: from the nearest proven point on, the first batch at which the band contains 0.
+    """
+    ends = []
+    for side in ("below", "above"):
+        batch = _limit(points, band, noise, above=side == "above")
+        if batch is not None and (side == "above" or batch > 1):
+            ends.append(Beyond(side=side, batch=batch))
+    return tuple(ends)
+
+
+def _limit(points: Sequence[GridPoint], band: Band, noise: Noise, *, above: bool) -> float | None:
+    proven = [i for i, point in enumerate(points) if point.proven]
+    if not proven:
+        return None
+    last, end = (proven[-1], len(points) - 1) if above else (proven[0], 0)
+    sign = points[last].proven
+    if last != end:
+        place = flip(band.lower if sign > 0 else -band.upper, STEPS * last, STEPS * end)
+        return None if place is None else batch_at(band, place)
+    run = [i for i in proven if all(points[k].proven == sign for k in range(min(i, end), max(i, end) + 1))]
+    peak = max(run, key=lambda i: sign * points[i].log_advantage)
+    weights = np.zeros((1, len(points)))
+    weights[0, peak] += 1
+    weights[0, end] -= 1
+    fall = abs(points[peak].log_advantage) - abs(points[end].log_advantage)
+    return points[end].batch if fall > noise.half_width(weights)[0] else None

@@ -1,24 +1,31 @@
-"""Standing: where a target stands against the reference at one B, as figures with joint draws."""
+"""Standing: where a target stands against the reference at one B, as figures with joint draws.
+
+Speed: tokens/s of all slots together and of one, which the paper does not tell apart.
+
+CorCurve: the slowdown in tokens/s over batch size, and its classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
 
-from loadgen.analysis.indices.drawn import Drawn, derive
 from loadgen.analysis.indices.formulas import (
+    Drawn,
+    Estimate,
+    IndexSettings,
     carbon_kg,
     clamped,
+    derive,
     efficiency,
     sustainability_linear,
     sustainability_log,
 )
-from loadgen.analysis.indices.items import ItemFigures
-from loadgen.analysis.indices.point import OperatingPoint
-from loadgen.analysis.indices.settings import IndexSettings
+from loadgen.analysis.indices.point import ItemFigures, OperatingPoint, Said, by_span
 
 EnergySource = Literal["measured", "hli"]
 MemorySource = Literal["needed", "peak"]
@@ -174,3 +181,83 @@ def _sustainability(energy: Energy, settings: IndexSettings) -> Drawn:
     if settings.sustainability == "log_kgco2e" and gamma is not None:
         sides = derive(lambda j: carbon_kg(j, gamma), sides[0]), derive(lambda j: carbon_kg(j, gamma), sides[1])
     return derive(sustainability_log, *sides)
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one target at one concurrency: geometric means over its repeats; None: not measured."""
+
+    target: str
+    concurrency: int
+    running_mean: float | None
+    tokens_per_s: float | None
+    """Aggregate."""
+    tokens_per_s_per_sequence: float | None
+    """Aggregate over the running batch: equal to it at B = 1 only."""
+    step_s: float | None
+    """Running batch over the aggregate: seconds from a sequence's token to its next."""
+
+
+def speed(point: OperatingPoint) -> Speed:
+    """Of a point; the running batch must be known for what is told per sequence."""
+    rates = point.by_repeat("tokens_per_s").values()
+    aggregate = math.exp(sum(map(math.log, rates)) / len(rates)) if rates else None
+    running = point.running_mean
+    per_sequence = aggregate / running if aggregate and running else None
+    return Speed(
+        target=point.target,
+        concurrency=point.concurrency,
+        running_mean=running,
+        tokens_per_s=aggregate,
+        tokens_per_s_per_sequence=per_sequence,
+        step_s=1 / per_sequence if per_sequence else None,
+    )
+
+
+CorClass = Literal["dissolved", "trap", "casting-dominant", "unresolved"]
+
+
+class CorPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """COR at one asked concurrency; `running_mean` is the measured batch, the curve's x."""
+
+    concurrency: int
+    running_mean: float | None
+    cor_tps: Estimate
+    cor_class: CorClass
+
+
+class CorCurve(msgspec.Struct, frozen=True, kw_only=True):
+    """COR of one target over B, in the order of B."""
+
+    target: str
+    reference: str
+    points: tuple[CorPoint, ...]
+    sentence: str
+
+
+def cor_class(cor: Estimate) -> CorClass:
+    """By the whole interval: dissolved < 0 (faster), trap 0 to 1, casting-dominant > 1.
+
+    Unresolved where it reaches a border, or where there is no interval.
+    """
+    if cor.below(0):
+        return "dissolved"
+    if cor.above(1):
+        return "casting-dominant"
+    return "trap" if cor.above(0) and cor.below(1) else "unresolved"
+
+
+def cor_curve(target: str, reference: str, points: Sequence[CorPoint]) -> CorCurve:
+    """The curve of these points. Raises ValueError without any."""
+    if not points:
+        raise ValueError("a curve needs a point")
+    ordered = tuple(sorted(points, key=lambda point: point.concurrency))
+    said = [
+        Said(
+            concurrency=point.concurrency,
+            word=point.cor_class,
+            estimate=point.cor_tps,
+            decided=point.cor_class != "unresolved",
+        )
+        for point in ordered
+    ]
+    return CorCurve(target=target, reference=reference, points=ordered, sentence=by_span(said, "COR"))

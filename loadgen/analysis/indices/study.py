@@ -10,18 +10,29 @@ from typing import NamedTuple
 import msgspec
 
 from loadgen.analysis.forked import forked
-from loadgen.analysis.indices.cor import CorCurve, CorPoint, cor_curve
-from loadgen.analysis.indices.dominance import Dominance, dominances
-from loadgen.analysis.indices.drawn import Estimate, RepeatNoise, RepeatsKnown
-from loadgen.analysis.indices.items import ItemFigures, item_figures
-from loadgen.analysis.indices.point import OperatingPoint, batch_refusal
-from loadgen.analysis.indices.settings import IndexSettings
-from loadgen.analysis.indices.speed import Speed, speed
-from loadgen.analysis.indices.standing import Standing, reference_standing, stand
-from loadgen.analysis.indices.target import SiDifference, TargetIndices, si_differences, target_indices
-from loadgen.analysis.indices.trap import TrapAnswer, TrapPoint, trap_answer
-from loadgen.analysis.indices.weights import WeightSpace, weight_space
-from loadgen.analysis.trust.resample import RESAMPLES
+from loadgen.analysis.indices.dominance import Dominance, WeightSpace, dominances, weight_space
+from loadgen.analysis.indices.formulas import Estimate, IndexSettings, RepeatNoise, RepeatsKnown
+from loadgen.analysis.indices.point import ItemFigures, OperatingPoint, batch_refusal, item_figures
+from loadgen.analysis.indices.standing import (
+    CorCurve,
+    CorPoint,
+    Speed,
+    Standing,
+    cor_curve,
+    reference_standing,
+    speed,
+    stand,
+)
+from loadgen.analysis.indices.target import (
+    SiDifference,
+    TargetIndices,
+    TrapAnswer,
+    TrapPoint,
+    si_differences,
+    target_indices,
+    trap_answer,
+)
+from loadgen.analysis.trust.significance import RESAMPLES
 
 
 class IndexStudy(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,9 +94,7 @@ class _At(NamedTuple):
     differences: list[SiDifference]
 
 
-def _at(
-    together: Sequence[OperatingPoint], reference: str, settings: IndexSettings, resamples: int, seed: int
-) -> _At:
+def _at(together: Sequence[OperatingPoint], reference: str, settings: IndexSettings, resamples: int, seed: int) -> _At:
     others = [point for point in together if point.target != reference]
     against = next((point for point in together if point.target == reference), None)
     if against is None or not others:

@@ -1,31 +1,87 @@
-"""TargetIndices: every index of a target against the reference at one concurrency."""
+"""The trap verdict: is a precision worth less than the reference (SI < 1)?
+
+TargetIndices: every index of a target against the reference at one concurrency.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.indices.cor import CorClass, cor_class
-from loadgen.analysis.indices.drawn import Drawn, Estimate, derive, least
 from loadgen.analysis.indices.formulas import (
+    Drawn,
+    Estimate,
+    Form,
+    IndexSettings,
     carbon_kg,
     cor_tps,
     deficit,
+    derive,
     efficiency_floor,
     improvement,
+    least,
     percent_increase,
     si_geometric,
     si_linear,
 )
-from loadgen.analysis.indices.settings import Form, IndexSettings
-from loadgen.analysis.indices.standing import Energy, EnergySource, MemorySource, Standing
-from loadgen.analysis.indices.trap import Trap, trap_verdict
+from loadgen.analysis.indices.point import Said, by_span
+from loadgen.analysis.indices.standing import CorClass, Energy, EnergySource, MemorySource, Standing, cor_class
 from loadgen.analysis.intervals import log_error
+
+Trap = Literal["trap", "no trap", "cannot tell"]
+_WORDS: dict[Trap, str] = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
+
+
+class TrapPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """SI at one concurrency, with S clamped and not; None where a pillar is missing."""
+
+    concurrency: int
+    si: Estimate | None
+    si_raw: Estimate | None
+    missing: str = ""
+    """Why there is no SI."""
+
+
+class TrapAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdicts of one target over its batch sizes, in words."""
+
+    target: str
+    reference: str
+    sentence: str
+
+
+def trap_verdict(si: Estimate | None) -> Trap:
+    """Trap if the whole interval of SI lies below 1 (the reference's SI), no trap if above, else cannot tell."""
+    if si is not None and si.below(1):
+        return "trap"
+    return "no trap" if si is not None and si.above(1) else "cannot tell"
+
+
+def trap_answer(target: str, reference: str, points: Sequence[TrapPoint]) -> TrapAnswer:
+    """In words; where the clamp of S decides the verdict, the verdict without it stands beside."""
+    sentence = "quantization trap: " + by_span([_said(p, p.si) for p in points], "SI")
+    turned = [p for p in points if trap_verdict(p.si) != trap_verdict(p.si_raw)]
+    if turned:
+        sentence += "; with S not clamped at 1: " + by_span([_said(p, p.si_raw) for p in turned], "SI")
+    return TrapAnswer(target=target, reference=reference, sentence=sentence)
+
+
+def _said(point: TrapPoint, si: Estimate | None) -> Said:
+    why = point.missing if si is None else "" if si.lo is not None else "no interval"
+    verdict = trap_verdict(si)
+    return Said(
+        concurrency=point.concurrency,
+        word=_WORDS[verdict],
+        estimate=si,
+        decided=verdict != "cannot tell",
+        why=why,
+    )
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,9 +241,7 @@ def _sides(
     return raw, derive(lambda *pillars: formula(*pillars, 1.0, weights), t, e)
 
 
-def _si_repeats(
-    si: Estimate | None, repeats: Mapping[int, Standing], settings: IndexSettings
-) -> dict[int, float]:
+def _si_repeats(si: Estimate | None, repeats: Mapping[int, Standing], settings: IndexSettings) -> dict[int, float]:
     """SI is a sum of ratios, and the mean of sums is not the sum of means: all repeats are scaled alike."""
     found = {at: own.value for at, alone in repeats.items() if (own := _index(alone, si_linear, settings)[0])}
     if si is None or si.value <= 0 or not found:

@@ -1,17 +1,96 @@
-"""Fit: least squares on logarithms with parameters of at least 0."""
+"""Noise: what repeats say about the scatter of observations.
+
+Fit: least squares on logarithms with parameters of at least 0.
+
+Resample: how far parameters, and what follows from them, would move with other noise.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.models.candidate import Axis, Candidate
-from loadgen.analysis.models.noise import EXACT
-from loadgen.analysis.models.pair import Pair
+from loadgen.analysis.intervals import CONFIDENCE
+from loadgen.analysis.models.candidate import Axis, Candidate, Direction, Ints, Pair
+
+EXACT = 1e-9
+"""Relative scatter below which figures count as free of noise."""
+
+
+class Noise(msgspec.Struct, frozen=True, kw_only=True):
+    """Errors of the observations, up to a common factor: one of each cell, and one that a start's cells share."""
+
+    whitener: Floats
+    """Makes them independent and alike; shape (observations, observations)."""
+    shared: Floats
+    """Standard deviation of the shared error over that of the cells' own, by observation and start of a server."""
+    degrees: int
+    """Of freedom that the shared error was estimated with; 0: it was not."""
+
+
+def noise_of(pair: Pair) -> Noise:
+    """The cells of one start share a part of their noise. How large, next to what is each cell's own, is taken from the
+    repeats (analysis of variance by Henderson's method III, within cells); without repeats it is taken as 0."""
+    start = _indicators(pair.start)
+    ratio, degrees = _shared_over_own(pair)
+    size = start.sum(axis=0)
+    shrink = (1 - 1 / np.sqrt(1 + ratio * size)) / size
+    return Noise(
+        whitener=np.eye(len(pair.log_cost)) - (start * shrink) @ start.T,
+        shared=np.sqrt(ratio) * start,
+        degrees=degrees,
+    )
+
+
+def lack_of_fit(pair: Pair, noise: Noise, rss: float, parameters: int) -> float | None:
+    """p of the F test of a model's residuals against the scatter of repeats; None without repeats, or where the model
+    has as many parameters as there are cells."""
+    cells = _indicators(pair.cell)
+    n, count = cells.shape
+    if n == count or count <= parameters:
+        return None
+    pure = max(_rest(noise.whitener @ cells, noise.whitener @ pair.log_cost), n * EXACT**2)
+    ratio = (max(rss - pure, 0.0) / (count - parameters)) / (pure / (n - count))
+    return float(special.fdtrc(count - parameters, n - count, ratio))
+
+
+def scatter(pair: Pair) -> float | None:
+    """Relative standard deviation of a cell between repeats, pooled; None without repeats."""
+    cells = _indicators(pair.cell)
+    n, count = cells.shape
+    return float(np.sqrt(_rest(cells, pair.log_cost) / (n - count))) if n > count else None
+
+
+def _shared_over_own(pair: Pair) -> tuple[float, int]:
+    """Ratio of the variances, and the degrees of freedom of the shared one."""
+    cells = _indicators(pair.cell)
+    both = np.hstack([cells, _indicators(pair.start)])
+    n, count = cells.shape
+    rank = int(np.linalg.matrix_rank(both))
+    between, own = rank - count, n - rank
+    if between == 0 or own == 0:
+        return 0.0, 0
+    within, left = _rest(cells, pair.log_cost), _rest(both, pair.log_cost)
+    if left <= 0:
+        return 0.0, 0
+    ratio = ((within - left) / between) / (left / own)
+    return max(ratio - 1, 0.0) * between / (n - count), between
+
+
+def _indicators(numbers: Ints) -> Floats:
+    return np.asarray(numbers[:, None] == np.arange(numbers.max() + 1), dtype=float)
+
+
+def _rest(design: Floats, values: Floats) -> float:
+    """Residual sum of squares."""
+    left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return float(left @ left)
+
 
 ROOFS = 16
 """Places at which the roof of a roofline is tried before the best one is refined."""
@@ -88,3 +167,83 @@ def _least_squares(design: Floats, log_cost: Floats, whitener: Floats) -> tuple[
         if done or not np.isfinite(log_model).all():
             break
     return theta, max(rss, len(log_cost) * EXACT**2)
+
+
+RESAMPLES = 400
+TAIL = 0.5 - CONFIDENCE / 2
+
+
+class BStar(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a fitted model has target and reference cost the same."""
+
+    b: float
+    lo: float | None
+    """95% interval; None where more than 5% of resamples do not cross in this direction."""
+    hi: float | None
+    direction: Direction
+    share: float
+    """Of resamples that cross in this direction."""
+    measured: bool
+    """It lies between the smallest and the largest batch measured, not beyond."""
+
+
+def draws(fitted: Fit, pair: Pair, noise: Noise, *, seed: int = 0) -> Floats:
+    """Parameters refitted to costs drawn around the model; shape (RESAMPLES, terms).
+
+    A parametric bootstrap: the scatter is that of the residuals, and each component of it is as uncertain as its
+    degrees of freedom leave it (so that intervals are Student's, not normal). One Gauss-Newton step from the fit stands
+    for the refit; errors are a few percent.
+    """
+    design = fitted.candidate.design(pair.axis, pair.bits, fitted.roof)
+    n, terms = design.shape
+    slope = noise.whitener @ (design / np.exp(fitted.log_cost(pair, pair.axis))[:, None])
+    rng = np.random.default_rng(seed)
+    own = rng.standard_normal((RESAMPLES, n))
+    shared = rng.standard_normal((RESAMPLES, noise.shared.shape[1])) @ noise.shared.T
+    if noise.degrees:
+        shared *= np.sqrt(noise.degrees / rng.chisquare(noise.degrees, size=RESAMPLES))[:, None]
+    sigma = np.sqrt(fitted.rss / rng.chisquare(max(n - terms, 1), size=RESAMPLES))
+    errors = sigma[:, None] * (own + shared) @ noise.whitener
+    scale = np.linalg.norm(slope, axis=0)
+    scale[scale == 0] = 1.0
+    mean = slope @ fitted.theta
+    drawn = (mean + errors) @ np.linalg.pinv(slope / scale).T
+    for row in np.flatnonzero((drawn < 0).any(axis=1)):
+        drawn[row] = optimize.nnls(slope / scale, mean + errors[row], maxiter=MOST)[0]
+    return np.asarray(drawn / scale)
+
+
+def identified(fitted: Fit, pair: Pair) -> list[bool]:
+    """By parameter: whether another value, made up for by other parameters, would change what the model says at the
+    measured batches."""
+    design = fitted.candidate.design(pair.axis, pair.bits, fitted.roof)
+    size = np.linalg.norm(design, axis=0)
+    _, values, rows = np.linalg.svd(design / np.where(size > 0, size, 1.0), full_matrices=True)
+    rank = int((values > 1e-8 * values[0]).sum())
+    return [bool(np.abs(rows[rank:, term]).max(initial=0.0) < 1e-6) for term in range(design.shape[1])]
+
+
+def interval(values: Sequence[float] | Floats) -> tuple[float, float]:
+    """Percentiles of draws."""
+    low, high = np.quantile(values, [TAIL, 1 - TAIL])
+    return float(low), float(high)
+
+
+def b_star(fitted: Fit, pair: Pair, drawn: Floats) -> BStar | None:
+    """Of the fitted model; None if it does not cross."""
+    found = fitted.candidate.b_star(fitted.theta, pair.bits)
+    if found is None or not math.isfinite(found[0]):
+        return None
+    b, direction = found
+    others = [other for theta in drawn if (other := fitted.candidate.b_star(theta, pair.bits)) is not None]
+    alike = [other[0] for other in others if other[1] == direction]
+    share = len(alike) / len(drawn)
+    lo, hi = interval(alike) if share >= CONFIDENCE else (None, None)
+    return BStar(
+        b=float(b),
+        lo=lo,
+        hi=hi,
+        direction=direction,
+        share=share,
+        measured=bool(pair.batch.min() <= b <= pair.batch.max()),
+    )

@@ -8,11 +8,8 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.models.candidate import Candidate
-from loadgen.analysis.models.fit import Fit, fit
-from loadgen.analysis.models.noise import lack_of_fit, noise_of
-from loadgen.analysis.models.pair import Pair
-from loadgen.analysis.models.resample import BStar, b_star, draws, identified, interval
+from loadgen.analysis.models.candidate import Candidate, Pair
+from loadgen.analysis.models.fit import BStar, Fit, b_star, draws, fit, identified, interval, lack_of_fit, noise_of
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from loadgen.analysis.trust.answers import Answers, outcome_rate, share_of
-from loadgen.workload.facts import ItemFacts
+from loadgen.workload.item import ItemFacts
 
 MANY = 0.02
 """From this share on of answers cut off, or unread, a warning says so: it can hide a difference of 2 pp, which matters,

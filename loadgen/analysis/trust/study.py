@@ -11,13 +11,20 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.analysis.forked import forked
+from loadgen.analysis.trust.accuracy import AccuracyComparison, AccuracyVerdict, compare_accuracy, judge
 from loadgen.analysis.trust.answers import Answer, Answers, item_means
-from loadgen.analysis.trust.comparison import AccuracyComparison, compare_accuracy
-from loadgen.analysis.trust.depth import GSM8K_BUCKETS, MATHQA_BUCKETS, DepthCurve, depth_curve
-from loadgen.analysis.trust.invariance import EffectRatio, TrustInvariance, effect_ratio, trust_invariance
 from loadgen.analysis.trust.pairing import Asked, pair_items, pairing_refusal
-from loadgen.analysis.trust.verdict import AccuracyVerdict, judge
-from loadgen.workload.facts import ItemFacts
+from loadgen.analysis.trust.trends import (
+    GSM8K_BUCKETS,
+    MATHQA_BUCKETS,
+    DepthCurve,
+    EffectRatio,
+    TrustInvariance,
+    depth_curve,
+    effect_ratio,
+    trust_invariance,
+)
+from loadgen.workload.item import ItemFacts
 
 Verdict = Literal["worse", "better", "equivalent", "inconclusive", "refused"]
 
@@ -83,9 +90,7 @@ class TrustStudy(msgspec.Struct, frozen=True, kw_only=True):
         return next(found, None)
 
 
-def study(
-    sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: str, processes: int = 1
-) -> TrustStudy:
+def study(sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: str, processes: int = 1) -> TrustStudy:
     """All comparisons of a run, one family for Holm's correction. Sides without any graded answer are left out."""
     sides = [side for side in sides if item_means(side.answers)]
     options = [len(item.options) for item in facts.values() if item.options]

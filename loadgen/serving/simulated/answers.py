@@ -1,17 +1,234 @@
-"""Answers of the simulated model: deterministic text of a set length and accuracy."""
+"""Simulated tokens: word pieces of about four characters.
+
+Questions the simulated model can answer.
+
+Output: the token texts of one answer, cut as the request's limits and stop strings demand.
+
+Behaviour: how often a simulated precision is right, and on which items it differs from FP16.
+
+Answers of the simulated model: deterministic text of a set length and accuracy.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import chain, islice
+from pathlib import Path
+from typing import Literal
 
 import msgspec
 
-from loadgen.serving.simulated.behaviour import BEHAVIOURS, Behaviour, Fate, Fates
-from loadgen.serving.simulated.tokens import split_tokens
+from loadgen.errors import UsageError
+from loadgen.workload.dataset import items_of_file
 from loadgen.workload.item import Item
+from loadgen.workload.questions import own_shots, sample_items, warmup_items
+
+_PIECE = re.compile(r"\s*\S{1,4}|\s+$")
+
+
+def split_tokens(text: str) -> list[str]:
+    """The pieces of a text; joined they are the text again."""
+    return _PIECE.findall(text)
+
+
+def count_prompt_tokens(text: str) -> int:
+    """Tokens that a prompt is billed as: one per four characters begun, at least one."""
+    return max(1, -(-len(text) // 4))
+
+
+def known_items(data_file: Path | None = None) -> list[Item]:
+    """The shipped problems, and the rows of a data file.
+
+    Raises UsageError for a file that is missing or malformed.
+    """
+    items = [*sample_items(), *warmup_items(), *own_shots()]
+    if data_file is not None:
+        items += items_of_file(data_file)
+    return items
+
+
+class Output(msgspec.Struct, frozen=True):
+    """What a request will receive, one entry per generated token."""
+
+    texts: list[str]
+    """Text that each token adds to the stream; empty for the end-of-sequence token and while text is held back."""
+    finish_reason: Literal["stop", "length"]
+    stop_reason: str | None
+    """The stop string that ended it, None for the end-of-sequence token or the limit."""
+
+
+def cut_output(
+    natural: list[str],
+    continuation: Iterator[str],
+    *,
+    max_tokens: int,
+    min_tokens: int = 0,
+    ignore_eos: bool = False,
+    stops: Sequence[str] = (),
+) -> Output:
+    """The tokens of an answer under vLLM's rules.
+
+    The end-of-sequence token counts as a token; it is not generated before `min_tokens`, or never with
+    `ignore_eos`. A stop string is looked for from token `min_tokens` on and is itself left out.
+    """
+    wanted = max_tokens if ignore_eos else max(len(natural), min_tokens - 1)
+    tokens = natural + list(islice(continuation, max(0, wanted - len(natural))))
+    ended = not ignore_eos and len(tokens) < max_tokens
+    tokens = [*tokens, ""] if ended else tokens[:max_tokens]
+    reason: Literal["stop", "length"] = "stop" if ended else "length"
+    if not stops:
+        return Output(tokens, reason, None)
+    return _stopped(tokens, reason, stops, min_tokens)
+
+
+def _stopped(tokens: list[str], reason: Literal["stop", "length"], stops: Sequence[str], min_tokens: int) -> Output:
+    """The tokens up to the first stop string, each text held back as long as a stop string may still begin in it."""
+    held = max(map(len, stops)) - 1
+    text, sent = "", 0
+    texts: list[str] = []
+    for number, token in enumerate(tokens, start=1):
+        searched_from = len(text)
+        text += token
+        if number > min_tokens:
+            for stop in stops:
+                found = text.find(stop, max(0, searched_from - len(stop) + 1))
+                if found >= 0:
+                    return Output([*texts, text[sent:found]], "stop", stop)
+        until = max(sent, len(text) - held)
+        texts.append(text[sent:until])
+        sent = until
+    texts[-1] += text[sent:]
+    return Output(texts, reason, None)
+
+
+REFERENCE_ACCURACY = 0.52
+"""What simulated FP16 gets right; discordances refer to it."""
+Fate = Literal["correct", "wrong", "truncated", "unparsed"]
+
+
+class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
+    """How a precision answers; shares of all items, 0 to 1."""
+
+    accuracy: float
+    length_factor: float = 1.0
+    """Mean answer length over that of FP16."""
+    discordance: float = 0.0
+    """Items on which it and the reference are not both right or both not."""
+    truncated: float = 0.0
+    """Answers that never end and meet every limit."""
+    unparsed: float = 0.0
+    """Answers that name no result."""
+    batch_flips: float = 0.0
+    """Items that become right or wrong by the size of the batch they are answered in, as many the one as the other."""
+    reference_accuracy: float = REFERENCE_ACCURACY
+
+    def but(
+        self,
+        *,
+        accuracy: float | None = None,
+        discordance: float | None = None,
+        truncated: float | None = None,
+        unparsed: float | None = None,
+        batch_flips: float | None = None,
+        reference_accuracy: float | None = None,
+    ) -> Behaviour:
+        """The same with what is given; what is not given yields to it where both cannot be.
+
+        Raises UsageError for shares outside of 0 to 1, or that cannot be together.
+        """
+        given = {
+            "accuracy": accuracy,
+            "discordance": discordance,
+            "truncated": truncated,
+            "unparsed": unparsed,
+            "batch_flips": batch_flips,
+            "reference_accuracy": reference_accuracy,
+        }
+        changes = {name: share for name, share in given.items() if share is not None}
+        for name, share in changes.items():
+            if not 0 <= share <= 1:
+                raise UsageError(f"--{name.replace('_', '-')} {share:g} is not between 0 and 1")
+        new = msgspec.structs.replace(self, **changes)
+        a, reference = new.accuracy, new.reference_accuracy
+        least, most = abs(reference - a), min(reference + a, 2 - reference - a)
+        if discordance is None:
+            new = msgspec.structs.replace(new, discordance=min(max(new.discordance, least), most))
+        elif not least - 1e-9 <= discordance <= most + 1e-9:
+            raise UsageError(
+                f"--discordance {discordance:g} cannot be: accuracies {reference:g} and {a:g} differ on "
+                f"{least:g} to {most:g} of the items"
+            )
+        told, kept = (truncated or 0) + (unparsed or 0), {"truncated": truncated, "unparsed": unparsed}
+        if told > 1 - a + 1e-9:
+            raise UsageError(f"--accuracy {a:g} leaves {1 - a:g} for --truncated and --unparsed, which are {told:g}")
+        for name, known in kept.items():
+            if known is None:
+                new = msgspec.structs.replace(new, **{name: min(getattr(new, name), (1 - a - told) / 2)})
+        return new
+
+
+BEHAVIOURS = {
+    "fp16": Behaviour(accuracy=0.52, truncated=0.002, unparsed=0.006),
+    "bf16": Behaviour(accuracy=0.52, discordance=0.03, truncated=0.002, unparsed=0.006),
+    "fp8": Behaviour(accuracy=0.515, length_factor=1.01, discordance=0.06, truncated=0.002, unparsed=0.006),
+    "int8": Behaviour(accuracy=0.51, length_factor=1.01, discordance=0.07, truncated=0.002, unparsed=0.006),
+    "bnb-int8": Behaviour(
+        accuracy=0.51, length_factor=1.01, discordance=0.07, truncated=0.002, unparsed=0.006, batch_flips=0.02
+    ),
+    "awq": Behaviour(accuracy=0.49, length_factor=1.04, discordance=0.12, truncated=0.003, unparsed=0.008),
+    "gptq": Behaviour(accuracy=0.48, length_factor=1.05, discordance=0.13, truncated=0.003, unparsed=0.009),
+    "bnb-nf4": Behaviour(accuracy=0.47, length_factor=1.06, discordance=0.14, truncated=0.004, unparsed=0.010),
+}
+
+
+class Fates:
+    """What becomes of each item at one precision: deterministic by seed, each share exact in expectation."""
+
+    def __init__(self, behaviour: Behaviour, *, precision: str, seed: int) -> None:
+        self._behaviour = behaviour
+        self._precision = precision
+        self._seed = seed
+
+    def of(self, question: str, *, sample: str = "", batch: int | None = None) -> Fate:
+        """The fate of one answer; `batch`: sequences in the batch, None where it shall not matter.
+
+        A draw that all precisions share decides whether the reference is right; one of the precision's own, whether it
+        differs. Lost and won items are (discordance ± difference of accuracies) / 2 of all.
+        """
+        b = self._behaviour
+        a, reference = b.accuracy, b.reference_accuracy
+        own = self.uniform("own", self._precision, question, sample)
+        if self.uniform("answer", question, sample) < reference:
+            right = own >= _ratio((b.discordance + reference - a) / 2, reference)
+        else:
+            right = own < _ratio((b.discordance - reference + a) / 2, 1 - reference)
+        if batch is not None and b.batch_flips:
+            flip = self.uniform("batch", self._precision, question, sample, str(round(math.log2(max(batch, 1)))))
+            right ^= flip < _ratio(b.batch_flips / 2, a if right else 1 - a)
+        if right:
+            return "correct"
+        how = self.uniform("how", self._precision, question, sample) * (1 - a)
+        if how < b.truncated:
+            return "truncated"
+        return "unparsed" if how < b.truncated + b.unparsed else "wrong"
+
+    def uniform(self, *key: str) -> float:
+        """A draw from 0 to 1 that depends on the seed and the key alone."""
+        return self.hash(*key) / 2**64
+
+    def hash(self, *key: str) -> int:
+        """64 bits that depend on the seed and the key alone."""
+        data = "\0".join((str(self._seed), *key)).encode("utf-8", "surrogatepass")
+        return int.from_bytes(blake2b(data, digest_size=8).digest(), "big")
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
 
 MEAN_TOKENS = 64
 LENGTH_SIGMA = 0.25

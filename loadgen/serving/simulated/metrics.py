@@ -1,16 +1,28 @@
-"""The simulated server's /metrics: vLLM's names and labels, filled once per engine step."""
+"""The simulated server's /metrics: vLLM's names and labels, filled once per engine step.
+
+The simulated GPU beside the engine: the power of its steps, sampled and served as an exporter does.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
+import msgspec
+from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from loadgen.power.exporter import add_routes
+from loadgen.power.sample import GpuInfo
+from loadgen.power.sampler import Sampler
+from loadgen.power.simulated import Fault, PowerCurve, Sensors, SimulatedReader
+from loadgen.serving.simulated.cost import Gpu
 
 _STEP_TOKENS = tuple(float(n) for n in (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384))
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -120,3 +132,57 @@ def build_registry(collector: StatsCollector) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(collector)
     return registry
+
+
+PREFIX = "/power"
+
+
+class GpuOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the GPU is called and how it shows itself."""
+
+    preset: str
+    sensors: Sensors = Sensors()
+    faults: tuple[Fault, ...] = ()
+    time_scale: float = 1.0
+    """How many times faster than modelled; only named here, the GPU given is scaled already."""
+
+
+class SimulatedGpu:
+    """Give it the power of each step through `curve`; it serves `/power/clock`, `/gpus`, `/samples`, ..."""
+
+    def __init__(self, gpu: Gpu, options: GpuOptions, *, memory_used_bytes: Callable[[], int], seed: int) -> None:
+        self.curve = PowerCurve(gpu.idle_w, time.monotonic_ns())
+        scale = "" if options.time_scale == 1 else f", time and power x {options.time_scale:g}"
+        self.info = GpuInfo(
+            uuid=f"SIMULATED-{options.preset}",
+            index=0,
+            name=f"SIMULATED {gpu.name}{scale}",
+            power_limit_enforced_w=gpu.limit_w,
+            power_limit_default_w=gpu.limit_w,
+            power_limit_max_w=gpu.limit_w,
+            memory_total_bytes=int(gpu.memory_bytes),
+            simulated=True,
+        )
+        self._reader = SimulatedReader(
+            self.curve,
+            self.info,
+            sensors=options.sensors,
+            faults=options.faults,
+            memory_used_bytes=memory_used_bytes,
+            seed=seed,
+        )
+
+    def add_to(self, app: web.Application) -> None:
+        """Serve below /power of the application; samples are taken while it runs."""
+        infos: Sequence[GpuInfo] = self._reader.gpus()
+        sampler = Sampler(self._reader, [self.info.uuid])
+        add_routes(app, sampler, infos, "simulated", prefix=PREFIX, server_pid=os.getpid())
+
+        async def start(_app: web.Application) -> None:
+            sampler.start()
+
+        async def stop(_app: web.Application) -> None:
+            sampler.stop()
+
+        app.on_startup.append(start)
+        app.on_cleanup.append(stop)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from loadgen.serving.simulated.tokens import count_prompt_tokens
+from loadgen.serving.simulated.answers import count_prompt_tokens
 
 COMPLETION_MAX_TOKENS = 16
 _B = TypeVar("_B", bound="Body")

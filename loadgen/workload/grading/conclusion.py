@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from loadgen.workload.grading.notation import last_match
-from loadgen.workload.grading.spelt import spelt
+from loadgen.workload.grading.notation import last_match, spelt
 from loadgen.workload.grading.statement import Refused, Stated, read_statement
 from loadgen.workload.grading.term import SIGNED, Unreadable, read_term, scaled, value_of_match
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import msgspec
 
 from loadgen.workload.grading.conclusion import conclusion
-from loadgen.workload.grading.mark import CHOICE_MARKS, Mark, marks
+from loadgen.workload.grading.marks import CHOICE_MARKS, Mark, marks
 from loadgen.workload.grading.notation import plain
 from loadgen.workload.grading.number import value_of
 from loadgen.workload.grading.statement import Refused, read_statement

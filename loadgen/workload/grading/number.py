@@ -9,7 +9,7 @@ from functools import lru_cache
 import msgspec
 
 from loadgen.workload.grading.conclusion import conclusion
-from loadgen.workload.grading.mark import Mark, marks
+from loadgen.workload.grading.marks import Mark, marks
 from loadgen.workload.grading.notation import plain
 from loadgen.workload.grading.statement import Refused, Stated, read_statement
 from loadgen.workload.grading.term import SIGNED, value_of_match

@@ -1,0 +1,310 @@
+"""GPUs: the driver, which of NVML's energy fields each GPU has, and what would disturb a measurement.
+
+The CPU: which recipes vLLM's CPU build can run here, and whether it can load its kernels.
+
+Clock and client: whether this machine can stamp tokens to a millisecond.
+
+Disk for checkpoints: what is free where the hub's cache lies, and what a model still needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pynvml
+import uvloop
+
+from loadgen.doctor.finding import Finding, Mode, absent
+from loadgen.errors import UsageError
+from loadgen.power.nvml import NvmlReader
+from loadgen.power.sample import GpuInfo, UnreadableGpu
+from loadgen.power.sampler import select_gpus
+from loadgen.serving.checkpoint import cache_folder, cached_snapshot, has_weights
+from loadgen.serving.cpu_env import LIBRARY, library_is_here
+from loadgen.serving.launch import CPU_INFO
+from loadgen.serving.recipe import Recipe, checkpoints_of, load_models
+
+_SOURCES = {"counter_j": "energy counter", "power_instant_w": "instant power", "power_average_w": "average power"}
+
+
+class SeenGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU and its persistence mode."""
+
+    info: GpuInfo
+    persistence: bool | None = None
+    """None: NVML does not say."""
+
+
+def seen_gpus() -> tuple[list[SeenGpu], tuple[UnreadableGpu, ...]]:
+    """The GPUs that NVML shows, and those of them that cannot be read. Raises UsageError without a driver, its library,
+    or a GPU that can be read."""
+    reader = NvmlReader()
+    try:
+        gpus = [SeenGpu(info=info, persistence=_persistence(info.index)) for info in reader.gpus()]
+        return gpus, reader.unreadable
+    finally:
+        reader.close()
+
+
+def examine_gpus(mode: Mode) -> list[Finding]:
+    """The driver, what CUDA sees, and four findings per GPU."""
+    try:
+        gpus, unreadable = seen_gpus()
+    except UsageError as error:
+        seen, _, remedy = str(error).partition(": ")
+        needed = mode == "gpu"
+        return [absent("GPU driver", seen, remedy if needed else "", needed=needed)]
+    infos = [gpu.info for gpu in gpus]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    order = os.environ.get("CUDA_DEVICE_ORDER")
+    chosen = visible_gpus(infos, visible=visible, order=order, mode=mode, unreadable=unreadable)
+    findings = [driver(infos), chosen, *map(unreadable_gpu, unreadable)]
+    for gpu in gpus:
+        findings += [energy_fields(gpu.info), persistence_mode(gpu), slices(gpu.info), power_limits(gpu.info)]
+    return findings
+
+
+def driver(infos: Sequence[GpuInfo]) -> Finding:
+    """The driver's version and the GPUs."""
+    names = ", ".join(f"{info.index}: {info.name}" for info in infos)
+    return Finding(check="GPU driver", state="ok", seen=f"driver {infos[0].driver or 'of unknown version'}; {names}")
+
+
+def unreadable_gpu(gpu: UnreadableGpu) -> Finding:
+    """A GPU that does not answer: it is refused where it is chosen, and costs the others nothing."""
+    if gpu.code == "NVML_ERROR_NO_PERMISSION":
+        advice = "choose other GPUs, or let this user or container read it"
+    else:
+        advice = "choose other GPUs; reset it or reboot the machine to use it"
+    return Finding(check=f"GPU {gpu.index}", state="warning", seen=str(gpu), advice=advice)
+
+
+def visible_gpus(
+    infos: Sequence[GpuInfo],
+    *,
+    visible: str | None,
+    order: str | None,
+    mode: Mode,
+    unreadable: Sequence[UnreadableGpu] = (),
+) -> Finding:
+    """Which GPUs a server and its measurement would use, by CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER."""
+    check = "visible GPUs"
+    try:
+        chosen = select_gpus(infos, asked=None, visible=visible, order=order, unreadable=unreadable)
+    except UsageError as error:
+        if visible is None:
+            return Finding(
+                check=check,
+                state="warning",
+                seen=f"{len(infos)} GPUs and CUDA_VISIBLE_DEVICES is not set",
+                advice="set CUDA_VISIBLE_DEVICES to the servers' GPUs, or give sweep --gpu; else no energy is measured",
+            )
+        return absent(check, str(error), "set CUDA_VISIBLE_DEVICES to GPUs that exist", needed=mode == "gpu")
+    by = "the only GPU" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
+    return Finding(check=check, state="ok", seen=f"{by}: {', '.join(chosen)}")
+
+
+def energy_fields(info: GpuInfo) -> Finding:
+    """Whether NVML's energy counter and its instant and average power (fields 83, 186, 185) are there."""
+    there = {name: info.supported.get(name, False) for name in _SOURCES}
+    has = [_SOURCES[name] for name in _SOURCES if there[name]]
+    lacks = [_SOURCES[name] for name in _SOURCES if not there[name]]
+    seen = "; ".join(
+        part for part in (f"has {', '.join(has)}" if has else "", f"lacks {', '.join(lacks)}" if lacks else "") if part
+    )
+    check = f"GPU {info.index} energy"
+    if info.scope == "module":
+        advice = "its energy is the integral of its power: the counter is the whole module's, with CPU and memory"
+        if not (there["power_instant_w"] or there["power_average_w"]):
+            advice = "the counter is the whole module's, with CPU and memory: the GPU's energy cannot be measured"
+        return Finding(check=check, state="warning", seen=f"superchip; {seen}", advice=advice)
+    if there["counter_j"] and there["power_instant_w"]:
+        return Finding(check=check, state="ok", seen=seen)
+    advice = "counter and integral of power cannot check each other: update the driver if it is old"
+    if there["power_average_w"] and not there["power_instant_w"]:
+        advice = "average power over about 1 s stands in for instant power: use windows of at least 30 s"
+    if not has:
+        advice = "its energy cannot be measured: name the board's power with sweep --tdp-w for a bound"
+    return Finding(check=check, state="warning", seen=seen, advice=advice)
+
+
+def persistence_mode(gpu: SeenGpu) -> Finding:
+    """Persistence mode keeps the driver's state, and so clocks and the energy counter, between two servers."""
+    check = f"GPU {gpu.info.index} persistence"
+    if gpu.persistence is None:
+        return Finding(check=check, state="not applicable", seen="NVML does not say")
+    if gpu.persistence:
+        return Finding(check=check, state="ok", seen="on")
+    advice = f"let root run `nvidia-smi -i {gpu.info.index} -pm 1`: the driver unloads between two servers otherwise"
+    return Finding(check=check, state="warning", seen="off", advice=advice)
+
+
+def slices(info: GpuInfo) -> Finding:
+    """MIG: a slice has no power reading of its own."""
+    check = f"GPU {info.index} MIG"
+    if not info.mig:
+        return Finding(check=check, state="ok", seen="off")
+    advice = "leave the other slices idle, or ask the GPU's owner to turn MIG off: power is the whole GPU's"
+    return Finding(check=check, state="warning", seen="on", advice=advice)
+
+
+def power_limits(info: GpuInfo) -> Finding:
+    """The enforced limit against the default one."""
+    check = f"GPU {info.index} power limit"
+    enforced_w, default_w = info.power_limit_enforced_w, info.power_limit_default_w
+    if enforced_w is None:
+        advice = "name the board's power with sweep --tdp-w for the HLI bound"
+        return Finding(check=check, state="warning", seen="NVML does not say", advice=advice)
+    seen = f"{enforced_w:g} W enforced"
+    if default_w is None:
+        return Finding(check=check, state="ok", seen=seen)
+    seen += f", {default_w:g} W default"
+    if abs(enforced_w - default_w) < 1:
+        return Finding(check=check, state="ok", seen=seen)
+    remedy = f"`nvidia-smi -i {info.index} -pl {default_w:g}`"
+    advice = f"results hold for this limit only; for the default let root run {remedy}"
+    return Finding(check=check, state="warning", seen=seen, advice=advice)
+
+
+def _persistence(index: int) -> bool | None:
+    with contextlib.suppress(pynvml.NVMLError):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        return bool(pynvml.nvmlDeviceGetPersistenceMode(handle) == pynvml.NVML_FEATURE_ENABLED)
+    return None
+
+
+_TOLD = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
+
+
+def cpu_flags(mode: Mode, recipes: Mapping[str, Recipe], info: Path = CPU_INFO) -> Finding:
+    """AVX-512 for AWQ and GPTQ, as the recipes' `cpu_flags` say."""
+    check = "CPU flags"
+    if mode != "cpu":
+        return Finding(check=check, state="not applicable", seen=f"mode {mode} computes nothing on the CPU")
+    try:
+        flags = set(info.read_text(encoding="utf-8").split())
+    except OSError:
+        advice = "AWQ and GPTQ need AVX-512: see the CPU's manual"
+        return Finding(check=check, state="warning", seen=f"{info} cannot be read", advice=advice)
+    seen = ", ".join(flag for flag in _TOLD if flag in flags) or "neither AVX2 nor AVX-512"
+    refused = [recipe.name for recipe in recipes.values() if not flags.issuperset(recipe.cpu_flags)]
+    if not refused:
+        return Finding(check=check, state="ok", seen=seen)
+    others = ", ".join(name for name in recipes if name not in refused)
+    lacking = sorted({flag for name in refused for flag in recipes[name].cpu_flags if flag not in flags})
+    advice = f"{', '.join(refused)} need {', '.join(lacking)}: choose among {others}"
+    return Finding(check=check, state="warning", seen=seen, advice=advice)
+
+
+def cpu_library(mode: Mode, is_here: Callable[[], bool] = library_is_here) -> Finding:
+    """What vLLM's CPU build is linked against beside its packages."""
+    check = "CPU library"
+    if mode != "cpu":
+        return Finding(check=check, state="not applicable", seen=f"mode {mode} computes nothing on the CPU")
+    if is_here():
+        return Finding(check=check, state="ok", seen=LIBRARY)
+    return absent(check, f"{LIBRARY} is not here", "install it (Debian: `apt-get install libnuma1`)", needed=True)
+
+
+CLOCKSOURCE = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+SLOW_CLOCKS = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies", "pit"})
+"""A reading of these takes microseconds, or is as coarse as the kernel's tick."""
+LAG_LIMIT_MS = 5.0
+"""Between two tokens of a stream lie 5 ms and more."""
+PROBE_S = 0.5
+STEP_S = 0.002
+
+
+def clock_source(path: Path = CLOCKSOURCE) -> Finding:
+    """The kernel's clock behind CLOCK_MONOTONIC."""
+    check = "clock"
+    try:
+        source = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return Finding(check=check, state="not applicable", seen="this kernel does not name its clock source")
+    if source not in SLOW_CLOCKS:
+        return Finding(check=check, state="ok", seen=source)
+    advice = "see the kernel's log for why it gave up tsc; time stamps cost the client more here"
+    return Finding(check=check, state="warning", seen=f"{source}, slow to read", advice=advice)
+
+
+def client_timing(lags_ms: Sequence[float] | None = None) -> Finding:
+    """How late an idle event loop wakes: the 99th percentile over half a second."""
+    check = "client timing"
+    late_ms = float(np.quantile(lags_ms if lags_ms is not None else event_loop_lags_ms(), 0.99))
+    seen = f"an idle event loop wakes at most {late_ms:.1f} ms late (p99)"
+    if late_ms <= LAG_LIMIT_MS:
+        return Finding(check=check, state="ok", seen=seen)
+    advice = "something else computes here: stop it, or run the client on another machine"
+    return Finding(check=check, state="warning", seen=seen, advice=advice)
+
+
+def event_loop_lags_ms() -> list[float]:
+    """How late each sleep of 2 ms ended, in half a second on the event loop that a sweep runs on."""
+
+    async def probe() -> list[float]:
+        loop = asyncio.get_running_loop()
+        lags_ms = []
+        end = loop.time() + PROBE_S
+        while (now := loop.time()) < end:
+            await asyncio.sleep(STEP_S)
+            lags_ms.append(max(0.0, loop.time() - now - STEP_S) * 1e3)
+        return lags_ms
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(probe())
+
+
+_GB = 1e9
+
+
+def free_bytes(folder: Path) -> int:
+    """Free on the file system of a folder, or of its nearest parent that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def disk(
+    mode: Mode, model: str | None, recipes: Mapping[str, Recipe], free: Callable[[Path], int] = free_bytes
+) -> Finding:
+    """Free bytes against those of the model's checkpoints that are not in the cache, each about."""
+    check = "disk"
+    if mode == "simulated":
+        return Finding(check=check, state="not applicable", seen="simulated servers load no checkpoint")
+    if model is not None and Path(model).expanduser().is_dir():
+        return Finding(check=check, state="ok", seen=f"{model} is a folder: nothing is downloaded")
+    folder = cache_folder()
+    free_gb = free(folder) / _GB
+    seen = f"{free_gb:.0f} GB free for {folder}"
+    if model is None:
+        return Finding(check=check, state="ok", seen=seen, advice="give --model to see what it needs")
+    known = load_models().get(model)
+    if known is None:
+        advice = f"the size of {model} is not known here: 2 bytes a parameter for 16 bits, half a byte for 4"
+        return Finding(check=check, state="warning", seen=seen, advice=advice)
+    absent_ones = [one for one in checkpoints_of(known, recipes) if not is_cached(one.id)]
+    needs_gb = {one.recipe: one.expected_bytes / _GB for one in absent_ones}
+    if not needs_gb:
+        return Finding(check=check, state="ok", seen=f"{seen}; every checkpoint of {model} is in the cache")
+    parts = ", ".join(f"{name} {size_gb:.1f}" for name, size_gb in needs_gb.items())
+    seen += f"; still to download for {model}, about: {parts} GB"
+    if sum(needs_gb.values()) <= free_gb:
+        return Finding(check=check, state="ok", seen=seen)
+    advice = "free some space, or let HF_HUB_CACHE name a folder on a larger disk"
+    if needs_gb.get("16-bit", 0.0) > free_gb:
+        return absent(check, seen, advice, needed=True)
+    return Finding(check=check, state="warning", seen=seen, advice=advice)
+
+
+def is_cached(checkpoint: str) -> bool:
+    """Whether the hub's cache holds weights of that id."""
+    snapshot = cached_snapshot(checkpoint)
+    return snapshot is not None and has_weights(snapshot)

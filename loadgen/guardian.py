@@ -1,0 +1,169 @@
+"""The processes that a command started, wherever they went; run as a script, the guardian that ends them.
+
+The guardian also writes their log: what they print comes to it through a pipe, and is masked before it reaches the
+disk. It outlives a loadgen that is killed, so no line is lost then, and none is written in clear.
+
+Standard library only: the guardian runs this file by itself, outside loadgen's package and environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROC = Path("/proc")
+MARK = "LOADGEN_SERVER"
+"""The variable by which a process is known that left its session and lost its parent."""
+
+PIECE_BYTES, PIECES = 2**16, 16
+"""A pipe holds 64 KiB, or 1 MiB where it was made longer."""
+LONGEST_LINE_BYTES = 2**20
+PATIENCE_S = 5.0
+"""For each signal."""
+
+
+def family(leader: int, mark: str = "") -> list[int]:
+    """Ids of processes that run (zombies do not) and belong to `leader`, its own included.
+
+    They are in its session or group, descend from it, or carry the variable `MARK` with the value `mark`. Where there
+    is no /proc, the leader's own id stands for a group with any member. A negative `leader` is nobody.
+    """
+    if not (PROC / "self" / "stat").exists():
+        if leader < 0:
+            return []
+        try:
+            os.killpg(leader, 0)
+        except (ProcessLookupError, PermissionError):
+            return []
+        return [leader]
+    members, living = {leader}, set()
+    parents: dict[int, int] = {}
+    for folder in PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        state, parent, group, session = stat.rpartition(")")[2].split()[:4]
+        pid = int(folder.name)
+        if state in "ZX":
+            continue
+        living.add(pid)
+        parents[pid] = int(parent)
+        if leader in (int(group), int(session)) or (mark and _carries(folder, mark)):
+            members.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in members and pid not in members}:
+        members |= more
+    members.discard(os.getpid())
+    return sorted(members & living)
+
+
+def started(pid: int) -> str | None:
+    """When a running process began, in the kernel's ticks: tells it from a later one of the same id. None: it ended."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _carries(folder: Path, mark: str) -> bool:
+    try:
+        return f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def signal_all(members: list[int], number: int) -> None:
+    """Send a signal to each; those that are gone by now are left out."""
+    for pid in members:
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+class Output:
+    """What a pipe brings, appended to a file in whole lines, each masked."""
+
+    def __init__(self, pipe: int, file: int, mask: Callable[[str], str]) -> None:
+        os.set_blocking(pipe, False)
+        self.pipe, self._file, self._mask = pipe, file, mask
+        self._begun = b""
+        self.open = True
+        """Whether somebody may still write."""
+
+    def copy(self) -> None:
+        """Take what is in the pipe now, a pipe's content at most. A line that may go on is kept back."""
+        for _ in range(PIECES):
+            try:
+                piece = os.read(self.pipe, PIECE_BYTES)
+            except BlockingIOError:
+                return
+            if not piece:
+                self.open = False
+                self._write(len(self._begun))
+                return
+            self._begun += piece
+            end = max(self._begun.rfind(b"\n"), self._begun.rfind(b"\r")) + 1
+            if not end and len(self._begun) > LONGEST_LINE_BYTES:
+                end = len(self._begun)
+            self._write(end)
+
+    def end(self) -> None:
+        """Take the rest, whether its last line is complete or not."""
+        self.copy()
+        self._write(len(self._begun))
+
+    def _write(self, end: int) -> None:
+        said, self._begun = self._begun[:end], self._begun[end:]
+        masked = self._mask(said.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        while masked:
+            try:
+                masked = masked[os.write(self._file, masked) :]
+            except OSError:  # the disk is full: the server goes on without a log
+                return
+
+
+def _guard(mark: str, pipe: int) -> None:
+    """Do what loadgen asks on the standard input until it ends, which it does however loadgen dies; end the family.
+
+    Its lines: the secrets, as JSON; then the leader's id; then an empty one whenever the log must be up to date.
+    """
+    control = socket.socket(fileno=sys.stdin.fileno())
+    lines = control.makefile("rb", buffering=0)
+    if not (first := lines.readline()):
+        return
+    mask = runpy.run_path(str(Path(__file__).with_name("secret.py")))["Mask"](*json.loads(first), environ={})
+    output, leader = Output(pipe, sys.stdout.fileno(), mask), -1
+    while True:
+        ready, _, _ = select.select([control.fileno(), *([pipe] if output.open else [])], [], [])
+        output.copy()
+        if control.fileno() in ready:
+            line = lines.readline()
+            if not line:
+                break
+            if line.strip():
+                leader = int(line)
+            else:
+                control.sendall(b"\n")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        signal_all(family(leader, mark), number)
+        deadline = time.monotonic() + PATIENCE_S
+        while family(leader, mark) and time.monotonic() < deadline:
+            output.copy()
+            time.sleep(0.1)
+    output.end()
+
+
+if __name__ == "__main__":
+    _guard(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,99 @@
+"""Assignment: everything that a process needs to be a cell's load, or its share of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from loadgen.load.body import BodyChanges, RequestMaker
+from loadgen.load.closedloop import Slot
+from loadgen.load.exchange import concealed
+from loadgen.load.http import Endpoint, HttpSlot
+from loadgen.load.load import WHOLE, Feed, LocalLoad, OnExchange, Share
+from loadgen.load.openai_sdk import SdkSlot, sdk_client
+from loadgen.load.openload import OpenLoad
+from loadgen.load.openloop import Arrivals, Schedule
+from loadgen.secret import Mask
+from loadgen.workload.item import Item
+from loadgen.workload.protocol import Protocol, Thinking
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
+    """Whom to ask what, how, and how many at a time."""
+
+    url: str
+    model: str
+    api_key: str | None
+    secrets: tuple[str, ...] = ()
+    """Values that no row may hold, besides the key and those in this process's environment."""
+    transport: str
+    timeout_s: float
+    protocol: Protocol
+    """As it is asked: `--api` and `--thinking` are in it."""
+    seed: int
+    max_tokens: int | None
+    fixed_length: int | None
+    thinking: Thinking | None
+    items: tuple[Item, ...]
+    warmup_items: tuple[Item, ...]
+    concurrency: int
+    """Of all processes together."""
+    requests: int | None
+    changes: BodyChanges = BodyChanges()
+    drain_s: float | None = None
+    """As `--drain` gives it."""
+    share: Share = WHOLE
+    cache_salt: str | None = None
+    """What the salts of the cell's requests begin with; None: random."""
+    prefix_cache: bool = False
+    """All requests of the cell have one salt, so that the server's prefix cache serves them."""
+
+    def load(self, on_exchange: OnExchange) -> LocalLoad:
+        """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
+        feed = Feed(self.maker(), self.items, self.warmup_items, self.concurrency, self.requests, self.share)
+        make_slot = self.slot_maker()
+        slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
+        return LocalLoad(slots, feed, self._concealing(on_exchange), self.drain_s)
+
+    def open_load(self, arrivals: Arrivals, seed: str, duration_s: float | None, on_exchange: OnExchange) -> OpenLoad:
+        """The whole cell's load in an open loop, on the running event loop; errors as of `load`.
+
+        The window lasts `duration_s`, or until so many `requests` were due.
+        """
+        window_s = duration_s if duration_s is not None else (self.requests or 0) / arrivals.rate_per_s
+        schedule = Schedule(self.maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
+        concealing = self._concealing(on_exchange)
+        return OpenLoad(
+            self.slot_maker(), self.concurrency, schedule, concealing, window_s=window_s, drain_s=self.drain_s
+        )
+
+    def maker(self) -> RequestMaker:
+        """What makes the share's requests."""
+        salt = self.cache_salt
+        if salt is not None and not self.prefix_cache:
+            salt = f"{salt}-{self.share.first}"
+        return RequestMaker(
+            self.protocol,
+            api=self.protocol.api,
+            model=self.model,
+            seed=self.seed,
+            max_tokens=self.max_tokens,
+            fixed_length=self.fixed_length,
+            thinking=self.thinking,
+            salt=salt,
+            prefix_cache=self.prefix_cache,
+            changes=self.changes,
+        )
+
+    def slot_maker(self) -> Callable[[int], Slot]:
+        """What makes its slots, by number; to be called on the running event loop."""
+        if self.transport == "openai":
+            client = sdk_client(self.url, api_key=self.api_key, timeout_s=self.timeout_s)
+            return lambda slot: SdkSlot(client, self.protocol.api, slot)
+        endpoint = Endpoint(self.url, self.protocol.api, self.api_key)
+        return lambda slot: HttpSlot(endpoint, slot, self.timeout_s)
+
+    def _concealing(self, on_exchange: OnExchange) -> OnExchange:
+        mask = Mask(self.api_key, *self.secrets)
+        return lambda exchange: on_exchange(concealed(exchange, mask))

@@ -1,0 +1,311 @@
+"""HTTP/1.1 transport: one keep-alive connection per slot, stamps taken where bytes enter the process."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from bisect import bisect_right
+from collections.abc import Callable
+from itertools import compress
+from time import monotonic_ns
+from typing import cast
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import httptools
+
+from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
+from loadgen.load.exchange import STOPPED, Raw, Request, Status
+from loadgen.load.sse import GZIP_MAGIC, split_events, undone
+
+Done = Callable[[Raw], None]
+_NOT_HTTP = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+
+
+class Endpoint:
+    """Where requests go: `POST <url>/v1/completions` or `/v1/chat/completions`."""
+
+    def __init__(self, url: str, api: str, api_key: str | None = None) -> None:
+        parts: SplitResult = urlsplit(url)
+        self.host = parts.hostname or ""
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.port = parts.port or (443 if self.tls else 80)
+        path = parts.path.rstrip("/") + ("/v1/chat/completions" if api == "chat" else "/v1/completions")
+        self._url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
+        authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._head = (
+            f"POST {path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{authorization}"
+            "Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: "
+        ).encode()
+
+    def resolved(self, location: str) -> str:
+        """The address that a redirect names, which may be relative."""
+        try:
+            return urljoin(self._url, location)
+        except ValueError:
+            return location
+
+    def wire(self, body: bytes) -> bytes:
+        """The whole request as bytes."""
+        return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
+
+
+class HttpRaw:
+    """A stream as it arrived: pieces of its body; of every read, when it came and how many pieces there were then."""
+
+    __slots__ = (
+        *("coding", "failure", "http_status", "location", "pieces", "read_pieces", "read_t_ns"),
+        *("request", "retries", "size_bytes", "slot", "t_end_ns", "t_send_ns"),
+    )
+
+    def __init__(self, request: Request, slot: int) -> None:
+        self.request = request
+        self.slot = slot
+        self.pieces: list[bytes] = []
+        self.read_t_ns: list[int] = []
+        self.read_pieces: list[int] = []
+        self.http_status: int | None = None
+        self.coding = ""
+        """Of its Content-Encoding field."""
+        self.location: str | None = None
+        self.failure: tuple[Status, str] | None = None
+        self.retries = 0
+        self.size_bytes = 0
+        self.t_end_ns = 0
+        self.t_send_ns = monotonic_ns()
+
+    def came(self, t_ns: int) -> None:
+        """A read: the pieces that are new since the one before."""
+        self.read_t_ns.append(t_ns)
+        self.read_pieces.append(len(self.pieces))
+
+    def keep(self, t_ns: int, data: bytes) -> None:
+        """A read that brought one piece."""
+        self.pieces.append(data)
+        self.came(t_ns)
+
+    def events(self) -> tuple[list[int], list[bytes]]:
+        times, bodies = self._decoded()
+        return split_events(times, bodies, ended=self.failure is None)
+
+    def error_body(self) -> bytes:
+        return b"".join(self._decoded()[1])
+
+    def _decoded(self) -> tuple[list[int], list[bytes]]:
+        """The reads with their content coding undone; nothing, and a failure, where that cannot be done."""
+        times, bodies = self._reads()
+        coding = self.coding
+        if not coding and bodies and bodies[0].startswith(GZIP_MAGIC[: len(bodies[0])]):
+            coding = "gzip" if b"".join(bodies[:3]).startswith(GZIP_MAGIC) else ""
+        if not coding:
+            return times, bodies
+        try:
+            return times, undone(coding, bodies, MOST_ANSWER_BYTES)
+        except ValueError as error:
+            self.failure = self.failure or ("malformed", str(error))
+            return [], []
+
+    def _reads(self) -> tuple[list[int], list[bytes]]:
+        """Of every read that brought some of the body, its arrival and these bytes."""
+        first = bisect_right(self.read_pieces, 0)
+        times, ends = self.read_t_ns[first:], self.read_pieces[first:]
+        if ends == list(range(1, len(self.pieces) + 1)):  # a piece per read, as a rule
+            return times, self.pieces
+        begins = [0, *ends[:-1]]
+        brought = [begin < end for begin, end in zip(begins, ends, strict=True)]
+        bodies = [b"".join(self.pieces[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+        return list(compress(times, brought)), list(compress(bodies, brought))
+
+
+class HttpSlot:
+    """One slot of the closed loop: a request at a time, on a connection that is kept while it works."""
+
+    def __init__(self, endpoint: Endpoint, slot: int, timeout_s: float) -> None:
+        self._endpoint = endpoint
+        self._slot = slot
+        self._timeout_s = timeout_s
+        self._connection: _Connection | None = None
+
+    def send(self, request: Request, done: Done) -> None:
+        """Start a request; `done` is called in the very callback that read its last byte."""
+        self._start(HttpRaw(request, self._slot), done, self._timeout_s)
+
+    def _start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
+        if self._connection is None or not self._connection.usable:
+            self._connection = _Connection(self._endpoint, self._start)
+        self._connection.start(raw, done, timeout_s)
+
+    @property
+    def answering(self) -> bool:
+        """The request in flight has begun to be answered."""
+        return self._connection is not None and self._connection.answering
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class _Connection(asyncio.Protocol):
+    """One TCP connection. Nothing is parsed here but HTTP framing (httptools); after a failure it is not used again."""
+
+    def __init__(self, endpoint: Endpoint, again: Callable[[HttpRaw, Done, float], None] | None = None) -> None:
+        """`again` sends a request once more, with the seconds that are left of its timeout."""
+        self._endpoint = endpoint
+        self._again = again
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._raw: HttpRaw | None = None
+        self._done: Done | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self.on_body: Callable[[bytes], None]
+        self._parser: httptools.HttpResponseParser
+        self._now_ns = 0
+        self._received = 0
+        self._kept = False
+        """It answered another request before."""
+        self._complete = False
+        self._framed = False
+        self._keep_alive = False
+        self.usable = True
+
+    @property
+    def answering(self) -> bool:
+        return self._raw is not None and bool(self._raw.pieces)
+
+    def start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
+        self._raw, self._done = raw, done
+        self._complete = self._framed = self._keep_alive = False
+        self._received = 0
+        self._kept = self._transport is not None
+        self.on_body = raw.pieces.append
+        self._parser = httptools.HttpResponseParser(self)
+        self._deadline = self._loop.call_later(timeout_s, self._give_up, timeout_s)
+        if self._transport is None:
+            self._connecting = self._loop.create_task(self._connect(raw))
+        else:
+            self._transport.write(self._endpoint.wire(raw.request.body))
+
+    def close(self) -> None:
+        self._finish(("broken", STOPPED))
+        self._abandon()
+
+    async def _connect(self, raw: HttpRaw) -> None:
+        endpoint = self._endpoint
+        try:
+            transport, _ = await self._loop.create_connection(
+                lambda: self, endpoint.host, endpoint.port, ssl=endpoint.tls
+            )
+        except (OSError, UnicodeError) as error:
+            self._finish(("connect", f"{endpoint.host}:{endpoint.port}: {getattr(error, 'strerror', None) or error}"))
+            return
+        transport.write(endpoint.wire(raw.request.body))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(0)  # before 0.23 uvloop else writes only when its turn ends
+
+    def data_received(self, data: bytes) -> None:
+        self._now_ns = monotonic_ns()
+        raw = self._raw
+        if raw is None:
+            self._abandon()
+            return
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except _NOT_HTTP as error:
+            self._misunderstood(raw, error)
+            return
+        if self._complete:
+            self._finish(None)
+            return
+        raw.came(self._now_ns)
+        if self._received > MOST_ANSWER_BYTES:
+            self._finish(("broken", f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}"))
+
+    def _misunderstood(self, raw: HttpRaw, error: Exception) -> None:
+        """What came before stays; an answer that was whole before it stays an answer."""
+        self._keep_alive = False
+        if self._complete:
+            self._finish(None)
+            return
+        raw.came(self._now_ns)
+        upgraded = isinstance(error, httptools.HttpParserUpgrade)
+        self._finish(("broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.usable = False
+        raw = self._raw
+        if raw is None or self._sent_again(raw):
+            return
+        if raw.http_status is not None and exc is None and not self._framed:
+            self._finish(None)
+            return
+        where = "before the answer" if raw.http_status is None else "inside the answer"
+        self._finish(("broken", f"connection lost {where}" + (f": {exc}" if exc else "")))
+
+    def _sent_again(self, raw: HttpRaw) -> bool:
+        """A kept connection that ended before any byte of the answer was closed before the request was read: servers
+        close idle ones. Such a request is sent once more, on a new connection (RFC 9112, section 9.3.1)."""
+        done, deadline = self._done, self._deadline
+        if not self._kept or self._received or raw.retries or self._again is None or done is None or deadline is None:
+            return False
+        self._raw = self._done = None
+        deadline.cancel()
+        raw.retries += 1
+        self._again(raw, done, max(0.0, deadline.when() - self._loop.time()))
+        return True
+
+    def on_message_begin(self) -> None:
+        """What follows the answer's end belongs to nobody: the connection is not used again."""
+        if self._complete:
+            self._keep_alive = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        match name.lower():
+            case b"content-length" | b"transfer-encoding":
+                self._framed = True
+            case b"content-encoding" if self._raw is not None and not self._complete:
+                coding = value.strip().lower().decode("latin-1")
+                self._raw.coding = "" if coding == "identity" else coding
+            case b"location" if self._raw is not None and not self._complete:
+                self._raw.location = self._endpoint.resolved(value.decode("latin-1").strip())
+
+    def on_headers_complete(self) -> None:
+        if self._raw is not None and not self._complete:
+            self._raw.http_status = self._parser.get_status_code()
+
+    def on_message_complete(self) -> None:
+        if self._complete or self._raw is None:
+            return
+        if self._parser.get_status_code() < 200:
+            self._raw.http_status, self._framed = None, False
+            self._raw.coding, self._raw.location = "", None
+            return
+        self._raw.came(self._now_ns)
+        self._complete = True
+        self._keep_alive = self._framed and self._parser.should_keep_alive()
+
+    def _give_up(self, timeout_s: float) -> None:
+        self._finish(("timeout", f"no complete answer within {timeout_s:g} s"))
+
+    def _finish(self, failure: tuple[Status, str] | None) -> None:
+        raw, done = self._raw, self._done
+        if raw is None or done is None:
+            return
+        self._raw = self._done = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+        raw.failure = failure
+        raw.size_bytes = self._received
+        raw.t_end_ns = monotonic_ns() if failure else self._now_ns
+        if failure is not None or not self._keep_alive:
+            self._abandon()
+        done(raw)
+
+    def _abandon(self) -> None:
+        self.usable = False
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._connecting is not None:
+            self._connecting.cancel()

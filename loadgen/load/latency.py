@@ -1,0 +1,95 @@
+"""What TTFT, TPOT, ITL and E2E are. Every figure of them, live or in a table, comes from these functions.
+
+They take one request's stamps or arrays of them, in ns, negative where there is none; they return seconds, nan where a
+request has no such latency.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.load.exchange import Exchange
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Window = tuple[int, int]
+"""When it opened and closed, in ns."""
+
+
+def ttft_s(t_due_ns: Ints | int, t_first_ns: Ints | int) -> Floats:
+    """Time to first token: from when a request was due (closed loop: sent) to its first event with a token."""
+    first = np.asarray(t_first_ns)
+    return np.where(first >= 0, (first - t_due_ns) / 1e9, np.nan)
+
+
+def tpot_s(t_first_ns: Ints | int, t_last_ns: Ints | int, output_tokens: Ints | int) -> Floats:
+    """Time per output token after the first: (last - first event's arrival) / (tokens - 1).
+
+    An answer of fewer than two tokens has none, nor one whose tokens all came at once: their times are unknown.
+    """
+    first, last, tokens = np.asarray(t_first_ns), np.asarray(t_last_ns), np.asarray(output_tokens)
+    known = (first >= 0) & (last > first) & (tokens > 1)
+    return np.where(known, (last - first) / 1e9, np.nan) / np.where(known, tokens - 1, 1)
+
+
+def e2e_s(t_due_ns: Ints | int, t_end_ns: Ints | int) -> Floats:
+    """Request latency: from when a request was due (closed loop: sent) to the answer's last byte."""
+    return np.asarray(np.asarray(t_end_ns) - t_due_ns) / 1e9
+
+
+def gaps_s(token_offsets: Ints, token_t_ns: Ints) -> Floats:
+    """From the event before, one entry per event with tokens; an answer's first event has none.
+
+    Events of request k are those from `token_offsets[k]` to before `token_offsets[k + 1]`. The gap is the ICL; shared
+    among the n tokens that its event brought it is their ITL.
+    """
+    gaps = np.full(len(token_t_ns), np.nan)
+    gaps[1:] = np.diff(token_t_ns) / 1e9
+    gaps[token_offsets[:-1][np.diff(token_offsets) > 0]] = np.nan
+    return gaps
+
+
+def inside(t_ns: Ints | int, window: tuple[float, float]) -> Mask:
+    """What happened after the window opened, and not after it closed."""
+    at = np.asarray(t_ns)
+    return np.asarray((at > window[0]) & (at <= window[1]))
+
+
+def mean_in_flight(begin_ns: Ints, end_ns: Ints, window: Window) -> float:
+    """Requests in flight, averaged over the window's time: their summed overlaps with it, over its length."""
+    overlap = np.minimum(end_ns, window[1]) - np.maximum(begin_ns, window[0])
+    return float(np.maximum(overlap, 0).sum() / (window[1] - window[0]))
+
+
+class Latencies(NamedTuple):
+    """Of one request, in seconds; None: it has none, or it does not count in the window."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+def latencies_in(exchange: Exchange, window: Window | None) -> Latencies:
+    """What a request adds to the window's figures, by the rule of `loadgen.analysis.celldata`: measured requests that
+    were answered, TTFT where the first token arrived, TPOT where the answer ended, in an open loop both where the
+    request was due. No window: it has not opened."""
+    if window is None or exchange.phase != "measured" or exchange.status != "ok":
+        return Latencies()
+    first_ns, tokens, due_ns = _stamp(exchange.t_first_ns), _stamp(exchange.output_tokens), exchange.t_scheduled_ns
+    last_ns = exchange.token_times[-1][0] if exchange.token_times else -1
+
+    def counted(value_s: Floats, happened_ns: int) -> float | None:
+        known = inside(happened_ns if due_ns is None else due_ns, window) and not np.isnan(value_s)
+        return float(value_s) if known else None
+
+    return Latencies(
+        ttft_s=counted(ttft_s(exchange.t_due_ns, first_ns), first_ns),
+        tpot_s=counted(tpot_s(first_ns, last_ns, tokens), exchange.t_end_ns),
+    )
+
+
+def _stamp(value: int | None) -> int:
+    return -1 if value is None else value

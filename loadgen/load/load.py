@@ -1,0 +1,328 @@
+"""Feed: which request a slot gets next, and when a cell is warm.
+
+Patience with stragglers: how long a cell waits for requests that take far longer than the others.
+
+Load: a cell's requests from the first warm-up to the last answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from time import monotonic_ns
+from typing import Protocol
+
+import msgspec
+
+from loadgen.load.body import RequestMaker
+from loadgen.load.closedloop import Backlog, ClosedLoop, Slot
+from loadgen.load.exchange import STOPPED, Exchange, Raw, Request
+from loadgen.load.openloop import Arrived
+from loadgen.load.probe import ClientProbe, ClientUse, ProcessUse
+from loadgen.workload.item import Item
+
+
+class Share(msgspec.Struct, frozen=True):
+    """Which of a cell's slots and items one process has: every `of`-th, from `first` on."""
+
+    first: int = 0
+    of: int = 1
+
+    def slots(self, concurrency: int) -> range:
+        """The numbers of its slots; the processes of a cell have B together, and none has two more than another."""
+        return range(self.first, concurrency, self.of)
+
+
+WHOLE = Share()
+
+
+class Feed:
+    """Warm-up requests, then the items in their order, over and over, until `stop` or until `limit` were given out.
+
+    Of several processes each gives out the items of its share; together they give out every item as often as one
+    process would, and each asks its own in the items' order.
+
+    The first warm-up request of slot k asks for (k+1)/B of the token limit: the slots' ends spread over one answer
+    time, and refills do not arrive in bursts. Slots change over to measured items one by one, without a drain.
+    """
+
+    def __init__(
+        self,
+        maker: RequestMaker,
+        items: Sequence[Item],
+        warmup_items: Sequence[Item],
+        concurrency: int,
+        limit: int | None = None,
+        share: Share = WHOLE,
+    ) -> None:
+        self._maker = maker
+        self._items = items
+        self._warmup_items = warmup_items
+        self._concurrency = concurrency
+        self._warmups_sent = dict.fromkeys(share.slots(concurrency), 0)
+        self.limit = limit
+        self._step = share.of
+        self._next_item = share.first
+        self.warm = False
+        """Set when the warm-up time is over: slots that had a warm-up request get measured items."""
+        self.dry_ns: int | None = None
+        """When a slot first asked for a request and none was left."""
+        self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def next_request(self, slot: int) -> Request | None:
+        if self._stopped:
+            return None
+        sent = self._warmups_sent[slot]
+        if sent == 0 or not self.warm:
+            self._warmups_sent[slot] += 1
+            item = self._warmup_items[(slot + sent * self._concurrency) % len(self._warmup_items)]
+            return self._maker.warmup(item, 1.0 if sent else (slot + 1) / self._concurrency)
+        if self.limit is not None and self._next_item >= self.limit:
+            self.dry_ns = self.dry_ns or monotonic_ns()
+            return None
+        item = self._items[self._next_item % len(self._items)]
+        self._next_item += self._step
+        return self._maker.measured(item)
+
+
+LEAST_S = 30.0
+MEDIANS = 3.0
+"""Without `--drain`: the larger of `LEAST_S` and so many times the median answer."""
+FEWEST = 3
+"""Answers that must have come before a request of the warm-up is given up: a server may be slow to begin."""
+_REMEMBERED = 1000
+"""Latest answers of which the median is taken."""
+
+
+class Drain:
+    """The limit, in seconds, by the answers so far."""
+
+    def __init__(self, drain_s: float | None) -> None:
+        self._drain_s = drain_s
+        self._answers_s: deque[float] = deque(maxlen=_REMEMBERED)
+
+    def add(self, exchange: Exchange) -> None:
+        if exchange.status == "ok":
+            self._answers_s.append((exchange.t_end_ns - exchange.t_send_ns) / 1e9)
+
+    @property
+    def known(self) -> bool:
+        """Enough answers came to call a request slow in comparison."""
+        return len(self._answers_s) >= FEWEST
+
+    @property
+    def limit_s(self) -> float:
+        """`--drain`, else the larger of 30 s and three median answers."""
+        if self._drain_s is not None:
+            return self._drain_s
+        return max(LEAST_S, MEDIANS * median(self._answers_s)) if self._answers_s else LEAST_S
+
+
+def straggler(exchange: Exchange, limit_s: float, when: str) -> Exchange:
+    """The row of a request that was given up, if this is one, saying after how long; any other row as it is."""
+    if exchange.status != "broken" or exchange.error != STOPPED:
+        return exchange
+    waited_s = (exchange.t_end_ns - exchange.t_send_ns) / 1e9
+    said = f"given up after {waited_s:.1f} s without a complete answer, {limit_s:.0f} s {when} (--drain)"
+    return msgspec.structs.replace(exchange, status="timeout", error=said)
+
+
+OnExchange = Callable[[Exchange], None]
+
+
+class Load(Protocol):
+    """Keeps a cell's load up, in this process or in others, and hands every ended request to `on_exchange`."""
+
+    @property
+    def completed(self) -> int:
+        """Measured requests that were answered."""
+        ...
+
+    @property
+    def failures_in_a_row(self) -> int: ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why the load itself, not the server, cannot go on."""
+        ...
+
+    @property
+    def steady(self) -> bool:
+        """The window may open: every slot is being answered for a measured item, or has had one answered; in an open
+        loop the warm-up's traffic has filled the server."""
+        ...
+
+    @property
+    def dry_ns(self) -> int | None:
+        """When a slot first found no item left to ask, or an open loop's last one was due; None: not yet."""
+        ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def arrived(self) -> Arrived | None:
+        """What an open loop offered so far; None in a closed loop."""
+        ...
+
+    @property
+    def use(self) -> ClientUse | None:
+        """What the client's processes spent between `open_window` and `close_window`; known after `close`."""
+        ...
+
+    async def prepare(self) -> None:
+        """Returns when `start` can send at once, or `failure` says why it never will."""
+        ...
+
+    def start(self) -> None: ...
+
+    def end_warmup(self) -> None:
+        """From now on slots that had a warm-up request get measured items."""
+        ...
+
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        """It opens at `open_ns`, which is now, and will close at `close_ns`; None: when all requests were sent."""
+        ...
+
+    def close_window(self) -> None:
+        """Nothing more is measured but what a limit of requests still owes, and an open loop's traffic cools down."""
+        ...
+
+    def stop_feeding(self) -> None:
+        """No further requests; those in flight go on."""
+        ...
+
+    async def drained(self) -> None:
+        """Returns when nothing is in flight."""
+        ...
+
+    async def close(self) -> None:
+        """Gives up what is in flight, each as a row with status `broken`, and reads every ended stream."""
+        ...
+
+
+class Tally:
+    """How the requests of a load ended so far."""
+
+    def __init__(self) -> None:
+        self.completed = 0
+        self.failures_in_a_row = 0
+
+    def add(self, exchange: Exchange) -> None:
+        answered = exchange.status == "ok"
+        self.failures_in_a_row = 0 if answered else self.failures_in_a_row + 1
+        self.completed += answered and exchange.phase == "measured"
+
+
+class LocalLoad:
+    """The load of one process, on its running event loop."""
+
+    failure: str | None = None
+    arrived: Arrived | None = None
+
+    def __init__(
+        self, slots: Mapping[int, Slot], feed: Feed, on_exchange: OnExchange, drain_s: float | None = None
+    ) -> None:
+        """`drain_s`: as `--drain` gives it."""
+        self._feed = feed
+        self._drain = Drain(drain_s)
+        self._closing = False
+        self._on_exchange = on_exchange
+        self._pool = ClosedLoop(slots, feed.next_request, self._on_done)
+        self._backlog = Backlog(self._on_read)
+        self._not_steady = set(slots)
+        self._tally = Tally()
+        self._reader: asyncio.Task[None] | None = None
+        self._probe: ClientProbe | None = None
+        self.process_use: ProcessUse | None = None
+
+    @property
+    def completed(self) -> int:
+        return self._tally.completed
+
+    @property
+    def failures_in_a_row(self) -> int:
+        return self._tally.failures_in_a_row
+
+    @property
+    def steady(self) -> bool:
+        self._not_steady = {slot for slot in self._not_steady if not self._on_measured_item(slot)}
+        if self._not_steady and self._drain.known:
+            self._give_up_stragglers()
+        return not self._not_steady
+
+    @property
+    def dry_ns(self) -> int | None:
+        return self._feed.dry_ns
+
+    @property
+    def in_flight(self) -> int:
+        return self._pool.in_flight
+
+    @property
+    def use(self) -> ClientUse | None:
+        return ClientUse.of([self.process_use]) if self.process_use is not None else None
+
+    async def prepare(self) -> None:
+        pass
+
+    def start(self) -> None:
+        self._reader = asyncio.create_task(self._backlog.read_on())
+        self._pool.start()
+
+    def end_warmup(self) -> None:
+        self._feed.warm = True
+
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        self._probe = ClientProbe()
+
+    def close_window(self) -> None:
+        if self._probe is not None:
+            self.process_use, self._probe = self._probe.close(), None
+        if self._feed.limit is None:
+            self._feed.stop()
+
+    def stop_feeding(self) -> None:
+        self._feed.stop()
+
+    async def drained(self) -> None:
+        await self._pool.drained()
+
+    async def close(self) -> None:
+        self._closing = True
+        self._pool.stop()
+        await asyncio.sleep(0)
+        if self._reader is not None:
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
+        self._backlog.read_all()
+
+    def _give_up_stragglers(self) -> None:
+        """Requests that the warm-up waits for far longer than others took; their slots go on with the next."""
+        limit_s = self._drain.limit_s
+        for slot in [slot for slot in self._not_steady if self._pool.in_flight_s(slot) > limit_s]:
+            self._pool.give_up(slot)
+
+    def _on_measured_item(self, slot: int) -> bool:
+        request = self._pool.current(slot)
+        return request is not None and request.phase == "measured" and self._pool.answering(slot)
+
+    def _on_done(self, raw: Raw) -> None:
+        """Called after the slot was refilled: note the end, read the stream later."""
+        if raw.request.phase == "measured":
+            self._not_steady.discard(raw.slot)
+        self._backlog.add(raw)
+
+    def _on_read(self, exchange: Exchange) -> None:
+        if not self._closing:
+            exchange = straggler(exchange, self._drain.limit_s, "is the limit of the warm-up")
+        self._drain.add(exchange)
+        self._tally.add(exchange)
+        self._on_exchange(exchange)

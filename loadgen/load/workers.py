@@ -1,0 +1,382 @@
+"""Channel: messages between the process that runs a cell and a worker, over a socket pair.
+
+Workers: the load of a cell that several processes share, seen from the one that runs the cell.
+
+Each worker has a share of the slots and of the items, and all stamp with the same clock: CLOCK_MONOTONIC is one for all
+processes of a machine. Ended requests come back over a socket pair and are journalled here, in one file per cell.
+
+A worker: one of several client processes that share a cell's slots. `python -m loadgen.load.workers FD PARENT`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from time import monotonic_ns, process_time
+from typing import Any, Generic, Literal, TypeVar, cast
+
+import msgspec
+import uvloop
+
+from loadgen.load.assignment import Assignment
+from loadgen.load.exchange import Exchange
+from loadgen.load.load import Load, LocalLoad, OnExchange, Share, Tally
+from loadgen.load.openloop import Arrived
+from loadgen.load.probe import ClientUse, ProcessUse
+from loadgen.processgroup import end_with, exit_words
+from loadgen.secret import Mask, without_secrets
+
+M = TypeVar("M")
+_LENGTH_BYTES = 4
+Method = Literal["start", "end_warmup", "open_window", "close_window", "stop_feeding", "close"]
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Command(msgspec.Struct, frozen=True, tag="command"):
+    """What a worker is told after its Assignment: the method of its load to call."""
+
+    method: Method
+
+
+class WorkerState(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
+    """What a worker says of its load whenever it changes."""
+
+    steady: bool = False
+    dry_ns: int | None = None
+    in_flight: int = 0
+    drained: bool = False
+
+
+class Channel(asyncio.Protocol, Generic[M]):
+    """One end. `send` never waits: what the other end does not take yet stays in this process's memory."""
+
+    def __init__(self, kind: Any, on_message: Callable[[M], None], on_end: Callable[[], None]) -> None:
+        """`kind`: the type of what comes in; `on_end`: the other end is closed, or its process gone."""
+        self._decode = msgspec.msgpack.Decoder(kind).decode
+        self._on_message = on_message
+        self._on_end = on_end
+        self._unread = bytearray()
+
+    async def open(self, end: socket.socket) -> None:
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=end)
+
+    def send(self, message: msgspec.Struct) -> None:
+        data = _encode(message)
+        self._transport.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
+
+    def close(self) -> None:
+        """After what was sent has left."""
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += data
+        start = 0
+        while len(self._unread) >= start + _LENGTH_BYTES:
+            body = start + _LENGTH_BYTES
+            end = body + int.from_bytes(self._unread[start:body], "big")
+            if len(self._unread) < end:
+                break
+            self._on_message(self._decode(memoryview(self._unread)[body:end]))
+            start = end
+        del self._unread[:start]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_end()
+
+
+PREPARE_DEADLINE_S = 120.0
+CLOSE_DEADLINE_S = 30.0
+_EXIT_DEADLINE_S = 5.0
+
+
+def load_of(assignment: Assignment, workers: int, on_exchange: OnExchange) -> Load:
+    """The load of this process alone, or of `workers` others."""
+    return assignment.load(on_exchange) if workers == 1 else Workers(assignment, workers, on_exchange)
+
+
+class Workers:
+    """A Load of `count` processes, started anew for the cell."""
+
+    arrived: Arrived | None = None
+
+    def __init__(self, assignment: Assignment, count: int, on_exchange: OnExchange) -> None:
+        """No process is without a slot: a `count` above B counts as B."""
+        of = min(count, assignment.concurrency)
+        self._on_exchange = on_exchange
+        self._changed = asyncio.Event()
+        self._told: set[Method] = set()
+        self._tally = Tally()
+        self._error: Exception | None = None
+        self._cpu_before_s = self._cpu_s = 0.0
+        self._workers = [
+            _WorkerProcess(msgspec.structs.replace(assignment, share=Share(first, of)), self._on_ended, self._changed)
+            for first in range(of)
+        ]
+
+    @property
+    def completed(self) -> int:
+        return self._tally.completed
+
+    @property
+    def failures_in_a_row(self) -> int:
+        return self._tally.failures_in_a_row
+
+    @property
+    def failure(self) -> str | None:
+        if self._error is not None:
+            return str(self._error)
+        return next((worker.failure for worker in self._workers if worker.failure is not None), None)
+
+    @property
+    def steady(self) -> bool:
+        return all(worker.state.steady for worker in self._workers)
+
+    @property
+    def dry_ns(self) -> int | None:
+        return min((worker.state.dry_ns for worker in self._workers if worker.state.dry_ns is not None), default=None)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(worker.state.in_flight for worker in self._workers if worker.running)
+
+    @property
+    def use(self) -> ClientUse | None:
+        uses = [worker.use for worker in self._workers if worker.use is not None]
+        return ClientUse.of(uses, beside_s=self._cpu_s) if len(uses) == len(self._workers) else None
+
+    async def prepare(self) -> None:
+        for worker in self._workers:
+            await worker.begin()
+        await self._until(lambda worker: worker.ready, PREPARE_DEADLINE_S)
+        for worker in self._workers:
+            if not worker.ready:
+                worker.fail(f"was not ready after {PREPARE_DEADLINE_S:g} s")
+
+    def start(self) -> None:
+        self._tell("start")
+
+    def end_warmup(self) -> None:
+        self._tell("end_warmup")
+
+    def open_window(self, open_ns: int, close_ns: int | None) -> None:
+        self._cpu_before_s = process_time()
+        self._tell("open_window")
+
+    def close_window(self) -> None:
+        self._cpu_s = process_time() - self._cpu_before_s
+        self._tell("close_window")
+
+    def stop_feeding(self) -> None:
+        self._tell("stop_feeding")
+
+    async def drained(self) -> None:
+        await self._until(lambda worker: worker.state.drained)
+
+    async def close(self) -> None:
+        """Raises what `on_exchange` raised."""
+        self._tell("close")
+        await self._until(lambda worker: not worker.running, CLOSE_DEADLINE_S)
+        for worker in self._workers:
+            worker.end()
+        if self._error is not None:
+            raise self._error
+
+    def _tell(self, method: Method) -> None:
+        """Every worker, once."""
+        if method not in self._told:
+            self._told.add(method)
+            for worker in self._workers:
+                worker.tell(method)
+
+    async def _until(self, reached: Callable[[_WorkerProcess], bool], deadline_s: float | None = None) -> None:
+        """Returns when every worker has reached something, or has ended, or the deadline has passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while not all(reached(worker) or not worker.running for worker in self._workers):
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def _on_ended(self, exchange: Exchange) -> None:
+        if self._error is None:
+            try:
+                self._tally.add(exchange)
+                self._on_exchange(exchange)
+            except Exception as error:  # what it is shall be known when the cell closes, not in the event loop's log
+                self._error = error
+
+
+class _WorkerProcess:
+    """One of them: its process, what it was told and what it last said."""
+
+    def __init__(self, assignment: Assignment, on_ended: OnExchange, changed: asyncio.Event) -> None:
+        self._assignment = assignment
+        self._on_ended = on_ended
+        self._changed = changed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closing = False
+        self.running = False
+        self.ready = False
+        self.state = WorkerState()
+        self.use: ProcessUse | None = None
+        self.failure: str | None = None
+
+    async def begin(self) -> None:
+        ours = self._spawn()
+        self.running = True
+        self._channel: Channel[Exchange | WorkerState | ProcessUse] = Channel(
+            Exchange | WorkerState | ProcessUse, self._on_report, self._on_end
+        )
+        await self._channel.open(ours)
+        secrets = tuple(Mask(self._assignment.api_key).secrets)
+        self._channel.send(msgspec.structs.replace(self._assignment, secrets=secrets))
+
+    def _spawn(self) -> socket.socket:
+        """In a session of its own: Ctrl-C in the terminal reaches the parent alone, which then closes its workers."""
+        ours, theirs = socket.socketpair()
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115
+        with theirs:
+            argv = [sys.executable, "-m", "loadgen.load.workers", str(theirs.fileno()), str(os.getpid())]
+            self._process = subprocess.Popen(
+                argv, env=without_secrets(os.environ, self._assignment.api_key),
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words,
+                start_new_session=True,
+            )  # fmt: skip
+        return ours
+
+    def tell(self, method: Method) -> None:
+        self._closing = self._closing or method == "close"
+        if self.running:
+            self._channel.send(Command(method))
+
+    def fail(self, what: str) -> None:
+        """The worker is of no more use, for the first reason given."""
+        share = self._assignment.share
+        self.failure = self.failure or f"client worker {share.first + 1} of {share.of} {what}"
+
+    def end(self) -> None:
+        """Kills it where it runs."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._channel.close()
+        self._words.close()
+
+    def _on_report(self, report: Exchange | WorkerState | ProcessUse) -> None:
+        match report:
+            case Exchange():
+                self._on_ended(report)
+            case WorkerState():
+                self.state, self.ready = report, True
+            case ProcessUse():
+                self.use = report
+        self._changed.set()
+
+    def _on_end(self) -> None:
+        self.running = False
+        self._changed.set()
+        assert self._process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_DEADLINE_S)
+        if not self._closing:
+            status = self._process.returncode
+            how = "closed its channel" if status is None else f"ended with {exit_words(status)}"
+            self._words.seek(0)
+            last = self._words.read().decode(errors="replace").strip().rpartition("\n")[2]
+            self.fail(how + (f": {last}" if last else ""))
+
+
+TURN_S = 0.005
+
+
+class Worker:
+    """Does what the parent says, and tells it of every ended request and every change of state."""
+
+    def __init__(self) -> None:
+        self._channel: Channel[Assignment | Command] = Channel(
+            Assignment | Command, self._on_message, self._on_parent_gone
+        )
+        self._load: LocalLoad | None = None
+        self._assigned = asyncio.Event()
+        self._told: WorkerState | None = None
+        self._drained: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
+        self._parent_gone = asyncio.Event()
+
+    async def run(self, end: socket.socket) -> None:
+        await self._channel.open(end)
+        await self._assigned.wait()
+        assert self._load is not None
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        while not self._closing.is_set():
+            self._tell_state(self._load)
+            await asyncio.sleep(TURN_S)
+        await self._load.close()
+        self._channel.close()
+        await self._parent_gone.wait()
+
+    def _on_message(self, message: Assignment | Command) -> None:
+        if isinstance(message, Assignment):
+            self._load = message.load(self._channel.send)
+            self._assigned.set()
+            return
+        load = self._load
+        assert load is not None
+        match message.method:
+            case "start":
+                load.start()
+                self._drained = asyncio.create_task(load.drained())
+            case "end_warmup":
+                load.end_warmup()
+            case "open_window":
+                load.open_window(monotonic_ns(), None)
+            case "close_window":
+                load.close_window()
+                if load.process_use is not None:
+                    self._channel.send(load.process_use)
+            case "stop_feeding":
+                load.stop_feeding()
+            case "close":
+                self._closing.set()
+
+    def _tell_state(self, load: LocalLoad) -> None:
+        state = WorkerState(
+            steady=load.steady,
+            dry_ns=load.dry_ns,
+            in_flight=load.in_flight,
+            drained=self._drained is not None and self._drained.done(),
+        )
+        if state != self._told:
+            self._told = state
+            self._channel.send(state)
+
+    def _on_parent_gone(self) -> None:
+        self._parent_gone.set()
+        if not self._closing.is_set():
+            os._exit(1)
+
+
+def main() -> None:
+    """Ends when the parent says so or is gone."""
+    fd, parent = int(sys.argv[1]), int(sys.argv[2])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(parent)
+    uvloop.run(Worker().run(socket.socket(fileno=fd)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The running sweep's own `/metrics`: what Grafana shows beside the servers' and the exporter's."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.server import ThreadingHTTPServer
+from time import monotonic_ns
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from loadgen.address import NO_SNIFFING, HostCheck
+from loadgen.load.exchange import Exchange
+from loadgen.load.latency import Latencies
+from loadgen.measure.observer import Observer, Progress
+from loadgen.record.cell import Cell, CellVerdict
+
+LABELS = ("target", "precision", "concurrency", "repeat")
+OF_RUN = ("run", *LABELS)
+LAST_SCRAPE_S = 5.0
+"""How long the end waits for two more scrapes, if there were any: rules look at the first until the second."""
+TTFT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0)
+TPOT_BUCKETS_S = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08, 0.15, 0.3)
+NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
+    "concurrency": ("Requests to hold in flight, B; open loop: at most.", lambda p: p.cell.concurrency),
+    "requests_in_flight": ("Requests in flight.", lambda p: p.in_flight),
+    "arrivals_asked_per_second": ("Open loop: the rate asked for.", lambda p: p.cell.rate_asked_per_s),
+    "arrivals_sent_per_second": ("Open loop: the rate sent so far.", lambda p: p.sent_per_s),
+    "arrivals_late": ("Open loop: sent over 5 ms late.", lambda p: p.arrived.late if p.arrived else None),
+    "arrivals_dropped": ("Open loop: found every slot busy.", lambda p: p.arrived.dropped if p.arrived else None),
+    "server_requests_running": ("Running on the server.", lambda p: p.running),
+    "output_tokens_per_second": (
+        "Tokens of requests that ended in the window, over its time so far.",
+        lambda p: p.tokens_per_s,
+    ),
+    "power_watts": ("Power now, the target's GPUs together.", lambda p: p.power_w),
+    "energy_per_token_joules": ("Power now over tokens per second.", lambda p: p.energy_per_token_j),
+    "accuracy_ratio": ("Share of graded answers correct.", lambda p: p.accuracy),
+    "graded_answers": ("Answers graded so far, which the accuracy rests on.", lambda p: p.graded),
+    "cell_progress_ratio": ("Share of the cell's window that is over.", lambda p: p.share),
+}
+"""Gauges of the cell that runs: name after `loadgen_`, help, figure."""
+ENDED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float | None]]] = {
+    "running_requests": ("Mean running batch on the server.", lambda row: row["running_mean"]),
+    "batch_verified": (
+        "1: the server told its running batch; 0: it did not.",
+        lambda row: float(row["running_mean"] is not None),
+    ),
+    "running_requests_peak": ("Largest running batch on the server.", lambda row: row["running_peak"]),
+    "output_tokens_per_second": ("Tokens that arrived in the window, a second.", lambda row: row["tokens_per_s"]),
+    "power_watts": ("Mean power of the target's GPUs.", lambda row: row["power_w_mean"]),
+    "energy_per_token_joules": ("Energy of the window over its tokens.", lambda row: row["energy_per_token_j"]),
+    "energy_per_query_joules": ("Energy per token times tokens per answer.", lambda row: row["energy_per_query_j"]),
+    "ttft_seconds": ("Mean send, or due, to first token.", lambda row: _seconds(row["ttft_ms_mean"])),
+    "tpot_seconds": ("Mean time per later token.", lambda row: _seconds(row["tpot_ms_mean"])),
+}
+"""Gauges of cells that have ended: name after `loadgen_ended_cell_`, help, figure of the cell's row in cells.csv."""
+VERDICTS: dict[str, tuple[str, Callable[[CellVerdict], bool | None]]] = {
+    "valid": ("Batch and load, 1: valid, 0: invalid, as in cells.csv.", lambda v: v.valid),
+    "latency_valid": ("Latencies, 1: valid, 0: invalid.", lambda v: v.latency_valid),
+    "energy_valid": ("Energy, 1: valid, 0: invalid; no series: not measured.", lambda v: v.energy_valid),
+    "answers_valid": ("Answers, 1: valid, 0: invalid; no series: not graded.", lambda v: v.answers_valid),
+}
+"""Likewise, of the verdict."""
+
+
+class SweepMetrics(Observer):
+    """Prometheus series of a sweep: the cell that runs now, and what every ended cell came to.
+
+    Those of the running cell are figures of the moment, those of ended cells are cells.csv's. By target, precision,
+    asked B and repeat, and by run where a series outlives its cell.
+    """
+
+    def __init__(
+        self,
+        *,
+        simulated: bool,
+        run: str = "",
+        model: str = "",
+        dataset: str = "",
+        now_ns: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        """`run` names the run directory; without a name the run's title stands in."""
+        self._run, self._model, self._dataset = run, model, dataset
+        self._now_ns = now_ns
+        self.registry = registry = CollectorRegistry()
+        self._scrapes = _Scrapes(now_ns)
+        registry.register(self._scrapes)
+        name = "loadgen_"
+        self._info = Gauge(f"{name}cell_info", "1 while the cell runs.", (*LABELS, "stage"), registry=registry)
+        self._now = {key: Gauge(name + key, text, LABELS, registry=registry) for key, (text, _) in NOW.items()}
+        more = "warm-up and drain included."
+        self._tokens = Counter(f"{name}output_tokens", f"Tokens of ended requests, {more}", LABELS, registry=registry)
+        self._requests = Counter(f"{name}requests", f"Ended requests, {more}", (*LABELS, "status"), registry=registry)
+        self._ttft = Histogram(
+            f"{name}ttft_seconds",
+            "Send, or due, to first token, of measured requests in the window.",
+            LABELS,
+            buckets=TTFT_BUCKETS_S,
+            registry=registry,
+        )
+        self._tpot = Histogram(
+            f"{name}tpot_seconds",
+            "Time per later token, of measured requests that ended in the window (open loop: were due in it).",
+            LABELS,
+            buckets=TPOT_BUCKETS_S,
+            registry=registry,
+        )
+        Gauge(f"{name}simulated", "1: SIMULATED, the servers are a model.", registry=registry).set(float(simulated))
+        self._run_info = Gauge(
+            f"{name}run_info", "1: what is measured.", ("run", "title", "model", "dataset"), registry=registry
+        )
+        self._cells = Gauge(f"{name}run_cells", "Cells by state.", ("run", "state"), registry=registry)
+        self._left = Gauge(f"{name}run_left_seconds", "Expected time to the run's end.", ("run",), registry=registry)
+        self._start = Gauge(
+            f"{name}cell_start_timestamp_seconds", "Unix time of the cell's first glance.", OF_RUN, registry=registry
+        )
+        ended = f"{name}ended_cell_"
+        self._batch = Gauge(f"{ended}concurrency", "Requests held in flight, B.", OF_RUN, registry=registry)
+        self._valid = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in VERDICTS.items()}
+        self._ended = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in ENDED.items()}
+        self._accuracy = Gauge(f"{ended}accuracy_ratio", "Share of graded answers correct.", OF_RUN, registry=registry)
+        self._last: Progress | None = None
+        self._pace = _Pace(0, 0.0, now_ns)
+        self._server: _PageServer | None = None
+
+    def serve(self, port: int, host: str = "127.0.0.1") -> None:
+        """Listen on `host`: loopback unless told otherwise. Raises OSError when the port is taken."""
+        self._server = _PageServer(host, port, self.registry)
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+
+    def close(self, *, wait: bool = True) -> None:
+        """Stop listening; where somebody scrapes, not before they have seen the last cell's end, if we `wait`."""
+        if self._server is not None and wait:
+            self._scrapes.wait_for_two(LAST_SCRAPE_S)
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+        self._run = self._run or title
+        self._run_info.labels(self._run, title, self._model, self._dataset).set(1)
+        self._pace = _Pace(cells, expected_s, self._now_ns)
+        self._tell_pace(0.0)
+
+    def progress(self, progress: Progress) -> None:
+        cell, labels = progress.cell, _labels(progress.cell)
+        if self._last is None or cell != self._last.cell:
+            self._start.labels(self._run, *labels).set(time.time())
+            for histogram in (self._ttft, self._tpot):
+                histogram.labels(*labels)  # from 0 on: a rate needs a sample before the first observation
+        self._last = progress
+        self._info.clear()
+        self._info.labels(*labels, progress.stage).set(1)
+        for key, (_, figure_of) in NOW.items():
+            _set(self._now[key], labels, figure_of(progress))
+        self._tell_pace(progress.share)
+
+    def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
+        labels = _labels(cell)
+        self._requests.labels(*labels, exchange.status).inc()
+        if exchange.output_tokens:
+            self._tokens.labels(*labels).inc(exchange.output_tokens)
+        for latency_s, histogram in zip(latencies, (self._ttft, self._tpot), strict=True):
+            if latency_s is not None:
+                histogram.labels(*labels).observe(latency_s)
+
+    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
+        """Gauges of the running cell would stand still: they go; what it came to stays."""
+        for gauge in (self._info, *self._now.values()):
+            gauge.clear()
+        labels = (self._run, *_labels(cell))
+        self._batch.labels(*labels).set(cell.concurrency)
+        for key, (_, verdict_of) in VERDICTS.items():
+            _set(self._valid[key], labels, verdict_of(verdict))
+        if verdict.figures:
+            for key, (_, figure_of) in ENDED.items():
+                _set(self._ended[key], labels, figure_of(verdict.figures))
+        if self._last is not None and cell == self._last.cell:
+            _set(self._accuracy, labels, self._last.accuracy)
+        self._pace.cell_ends(verdict)
+        self._tell_pace(0.0)
+
+    def _tell_pace(self, share: float) -> None:
+        for state, count in self._pace.counts.items():
+            self._cells.labels(self._run, state).set(count)
+        self._left.labels(self._run).set(self._pace.left_s(share))
+
+
+class _PageServer(ThreadingHTTPServer):
+    """Serves a registry's page to those whose Host header `HostCheck` accepts."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host.removeprefix("[").removesuffix("]"), port), _PageHandler.factory(registry))
+        self.check = HostCheck(host, str(self.server_address[0]))
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is not worth a traceback."""
+
+
+class _PageHandler(MetricsHandler):
+    server: _PageServer
+    timeout = 30.0
+    """Seconds after which a client that sends nothing is let go."""
+
+    def do_GET(self) -> None:
+        refusals = [self.server.check.refusal(header) for header in self.headers.get_all("Host", [])]
+        for refusal in filter(None, refusals):
+            body = refusal.encode()
+            self.send_response(403)
+            self.send_header("Content-Type", "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        super().do_GET()
+
+    def end_headers(self) -> None:
+        for name, value in NO_SNIFFING.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+
+class _Scrapes(Collector):
+    """Counts how often the page is read; it has no series of its own. Registered first, it hears a scrape begin."""
+
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        self._now_ns = now_ns
+        self._changed = threading.Condition()
+        self._count = 0
+        self._last_ns: int | None = None
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        with self._changed:
+            self._count += 1
+            self._last_ns = self._now_ns()
+            self._changed.notify_all()
+        yield from ()
+
+    def wait_for_two(self, timeout_s: float) -> None:
+        """Not for one who has gone, or comes so rarely that nothing more is to be expected within the time."""
+        with self._changed:
+            before, last_ns = self._count, self._last_ns
+            if last_ns is not None and self._now_ns() - last_ns <= timeout_s * 1e9:
+                self._changed.wait_for(lambda: self._count >= before + 2, timeout_s)
+
+
+class _Pace:
+    """Cells by state, and the time left by the pace so far."""
+
+    def __init__(self, cells: int, expected_s: float, now_ns: Callable[[], int]) -> None:
+        self.counts = {"valid": 0, "partly_valid": 0, "invalid": 0, "left": cells}
+        self._cells = cells
+        self._expected_s = expected_s
+        self._now_ns = now_ns
+        self._start_ns = now_ns()
+
+    def cell_ends(self, verdict: CellVerdict) -> None:
+        self.counts[verdict.state] = self.counts.get(verdict.state, 0) + 1
+        self.counts["left"] -= 1
+
+    def left_s(self, share: float) -> float:
+        """The first guess until a cell has ended, then that of the cells' own pace."""
+        elapsed_s = (self._now_ns() - self._start_ns) / 1e9
+        ended = self._cells - self.counts["left"]
+        if not ended:
+            return max(0.0, self._expected_s - elapsed_s)
+        over = min(ended + share, self._cells)
+        return elapsed_s / over * (self._cells - over)
+
+
+def _labels(cell: Cell) -> tuple[str, str, str, str]:
+    return cell.target, cell.precision, str(cell.concurrency), str(cell.repeat)
+
+
+def _set(gauge: Gauge, labels: tuple[str, ...], figure: float | None) -> None:
+    if figure is not None:
+        gauge.labels(*labels).set(figure)
+
+
+def _seconds(latency_ms: float | None) -> float | None:
+    return latency_ms / 1e3 if latency_ms is not None else None

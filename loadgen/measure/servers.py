@@ -1,0 +1,344 @@
+"""Readiness: servers that still load, and how long they are waited for.
+
+Where the servers of a sweep come from: running already, launched from recipes, or simulated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from loadgen import httpget
+from loadgen.errors import ServerError, UsageError
+from loadgen.load.sse import server_message
+from loadgen.measure.config import SweepConfig
+from loadgen.measure.observer import Observer
+from loadgen.record.cell import TargetSpec
+from loadgen.secret import Mask, said
+from loadgen.serving.checkpoint import token_warning
+from loadgen.serving.facts import ServedModel, Target, read_models, read_version, told_kv_cache_dtype
+from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
+from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
+from loadgen.serving.process import ServerProcess, free_port
+from loadgen.serving.recipe import load_recipe
+from loadgen.workload.dataset import data_path
+from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
+
+T = TypeVar("T")
+POLL_S = 0.5
+REMEDY = "wait for it with --wait-ready 300"
+
+
+class NotReady(UsageError):
+    """A server that does not answer yet."""
+
+    def __init__(self, where: str, words: str, *, loading: bool) -> None:
+        what = f'is still loading ("{words}")' if loading else f"does not answer ({words})"
+        remedy = REMEDY if loading else f"start the server or check the URL, or {REMEDY}"
+        super().__init__(f"{where} {what}; {remedy}")
+        self.what = f"{where} {what}"
+
+
+class Patience:
+    """Waits for servers, for so many seconds altogether."""
+
+    def __init__(self, wait_ready_s: float, observer: Observer) -> None:
+        self._wait_ready_s = wait_ready_s
+        self._observer = observer
+        self._deadline_s = time.monotonic() + wait_ready_s
+
+    def warn(self, sentence: str) -> None:
+        """Something that does not keep the sweep from beginning."""
+        self._observer.warn(sentence)
+
+    def wait(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns once it raises NotReady no more. Raises UsageError when the time is over."""
+        told = ""
+        while True:
+            try:
+                return ask()
+            except NotReady as error:
+                if not self._wait_ready_s:
+                    raise
+                if time.monotonic() + POLL_S > self._deadline_s:
+                    waited = f"after --wait-ready {self._wait_ready_s:g}"
+                    raise UsageError(f"{error.what} {waited}; give it longer") from None
+                if error.what != told:
+                    told = error.what
+                    self._observer.note(f"{told}; waiting up to {self._wait_ready_s:g} s")
+            time.sleep(POLL_S)
+
+
+MOST_NAMED = 10
+"""Models that a sentence lists."""
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that is up: its target, what is known of it, and a way to ask whether it has died."""
+
+    target: Target
+    facts: dict[str, Any]
+    died: Callable[[], str | None]
+
+
+class Source(Protocol):
+    """Brings up one target's server for a block of cells."""
+
+    simulated: bool
+    running: Sequence[Server]
+    """Those that are up before the sweep begins, once `check` has been called."""
+
+    def check(self, patience: Patience) -> None:
+        """Raises UsageError for what can be known to fail before anything is created or started."""
+        ...
+
+    def serve(
+        self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer
+    ) -> contextlib.AbstractContextManager[Server]: ...
+
+
+def source_of(config: SweepConfig) -> Source:
+    """The source that the sweep's mode names."""
+    if config.mode == "target":
+        return _Running(config)
+    if config.mode == "serve":
+        return _Launched(config)
+    return _Simulated(config)
+
+
+class _Running:
+    """Servers that somebody else started: asked who they are once, before the run begins."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._config = config
+        self._servers: dict[str, Server] = {}
+        self._closed: dict[str, str] = {}
+        """Why a target's /metrics could not be read, until it was told."""
+        self.running: Sequence[Server] = ()
+        self.simulated = False
+
+    def check(self, patience: Patience) -> None:
+        for spec in self._config.targets:
+            self._servers[spec.name] = patience.wait(partial(self._greet, spec))
+        self.running = tuple(self._servers.values())
+        self.simulated = any(server.target.simulated for server in self._servers.values())
+
+    @contextlib.contextmanager
+    def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
+        if failure := self._closed.pop(spec.name, None):
+            observer.warn(f"{spec.name}: {UNVERIFIED}: {failure}")
+        yield self._servers[spec.name]
+
+    def _greet(self, spec: TargetSpec) -> Server:
+        assert spec.url is not None
+        listed = self._ask(spec, "/v1/models", optional=self._config.model is not None)
+        model, note = self._model(spec, listed)
+        version = None
+        with contextlib.suppress(UsageError):
+            version = read_version(self._ask(spec, "/version").body)
+        return self._server(spec, model, listed.simulated, {"version": version, "model_note": note})
+
+    def _model(self, spec: TargetSpec, listed: _Reply) -> tuple[str, str | None]:
+        """The model to ask for, and what is odd about the server's list, if `--model` names one all the same."""
+        models, asked, where = read_models(listed.body), self._config.model, f"target {spec.name}: {spec.url}"
+        if listed.status != 200:
+            return asked or "", f"{where} has no model list at /v1/models ({listed.status}); {asked} is asked for"
+        if models is None:
+            if asked is not None:
+                return asked, f"{where}/v1/models is not a model list; {asked} is asked for"
+            raise UsageError(
+                f"{where}/v1/models is not a model list; is this an OpenAI-compatible server? If so, give --model"
+            )
+        ids = [served.id for served in models]
+        if asked is not None:
+            if asked in ids:
+                return asked, None
+            named = ", ".join(ids[:MOST_NAMED]) or "no model"
+            if not ids or any("*" in name for name in ids) or any(_is_alike(asked, name) for name in ids):
+                return asked, f"{where} lists {named} at /v1/models; {asked} is asked for"
+            raise UsageError(f"{where} serves {named}, not {asked}; name a model that it lists")
+        usable = [name for name in ids if "*" not in name]
+        if len(ids) == 1 and usable:
+            return ids[0], None
+        if not usable:
+            raise UsageError(f"{where} serves {', '.join(ids) or 'no model'}; name a model with --model")
+        raise UsageError(f"{where} serves several models: {_listed(models)}; choose one with --model")
+
+    def _server(self, spec: TargetSpec, model: str, simulated: bool, facts: dict[str, Any]) -> Server:
+        metrics = b""
+        with contextlib.suppress(UsageError):
+            metrics = self._ask(spec, "/metrics").body
+        exposition = metrics.decode("utf-8", "replace")
+        words = (line.split() for line in exposition.splitlines())
+        names = sorted({line[2] for line in words if line[:2] == ["#", "TYPE"] and len(line) > 2})
+        assert spec.url is not None
+        target = Target(
+            name=spec.name,
+            precision=spec.precision,
+            url=spec.url,
+            model=model,
+            metrics_urls=spec.metrics_urls,
+            simulated=simulated,
+        )
+        probe = MetricsProbe(metrics_of(target, self._config.api_key))
+        if probe.scrape() is None and probe.failure is not None:
+            self._closed[spec.name] = probe.failure
+        probe.close()
+        facts |= {"model": model, "metric_names": names, "kv_cache_dtype": told_kv_cache_dtype(exposition)}
+        return Server(target=target, facts=facts, died=lambda: None)
+
+    def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:
+        """The reply to a GET; an `optional` one may have any status, but that of a server that is not ready."""
+        mask, where = Mask(self._config.api_key), f"target {spec.name}: {spec.url}"
+        try:
+            answer = httpget.get(f"{spec.url}{path}", bearer=self._config.api_key)
+        except ssl.SSLCertVerificationError as error:
+            reason = f"does not answer ({said(error)})"
+            remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
+        except httpget.FAILURES as error:
+            raise NotReady(where, mask(said(error)), loading=False) from None
+        else:
+            body, simulated = answer.body, answer.headers.get("X-Loadgen-Simulated") is not None
+            if answer.status == 503 or (answer.status >= 500 and b"loading" in body.lower()):
+                raise NotReady(where, mask(server_message(body)), loading=True)
+            if optional or answer.status < 300:
+                return _Reply(answer.status, body, simulated)
+            reason = f"answers {answer.status} {answer.reason} at {path}"
+            remedy = "is this a vLLM server? If it has no model list, name the model with --model"
+            if answer.status in (401, 403):
+                remedy = "give the key with --api-key-env VAR"
+            if answer.status < 400 and (location := answer.headers.get("Location")):
+                reason += f", which points to {location}"
+                remedy = "give the address that answers itself"
+        raise UsageError(mask(f"{where} {reason}; {remedy}"))
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    status: int
+    body: bytes
+    simulated: bool
+
+
+def _is_alike(asked: str, listed: str) -> bool:
+    """Whether two names may be one model's: the same but for case, a provider before it or a tag behind it."""
+
+    def core(name: str) -> str:
+        return name.lower().rpartition("/")[2].partition(":")[0]
+
+    return core(asked) == core(listed)
+
+
+def _listed(models: Sequence[ServedModel]) -> str:
+    named = [m.id if m.parent is None else f"{m.id} (an adapter of {m.parent})" for m in models]
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return ", ".join(named[:MOST_NAMED]) + more
+
+
+class _Processes:
+    """Servers that loadgen starts one at a time, anew for every block, and stops before the next."""
+
+    simulated = False
+    running: Sequence[Server] = ()
+
+    def __init__(self, config: SweepConfig) -> None:
+        self._config = config
+
+    def plan(self, spec: TargetSpec, port: int) -> Launch:
+        raise NotImplementedError
+
+    def check(self, patience: Patience) -> None:
+        for spec in self._config.targets:
+            self.plan(spec, free_port())
+
+    @contextlib.contextmanager
+    def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
+        launch = msgspec.structs.replace(self.plan(spec, free_port()), name=spec.name)
+        observer.server_starts(spec.name, launch.argv)
+        log = run_dir / "servers" / f"{spec.name}-r{repeat}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with ServerProcess(launch, log) as process:
+            process.wait_ready(self._config.start_timeout_s)
+            process.verify()
+            facts = process.facts()
+            observer.server_ready(spec.name, f"vLLM {facts.version}" + "".join(f", {k}" for k in facts.kernels))
+            if facts.quantization is not None:
+                observer.note(f"{spec.name}: {facts.quantization}, KV cache {facts.kv_cache_dtype}")
+            for warning in (*((facts.note,) if facts.note is not None else ()), *facts.remarks):
+                observer.warn(f"{spec.name}: {warning}")
+
+            def died() -> str | None:
+                code = process.poll()
+                return None if code is None else f"the server died with exit status {code}; see {log}"
+
+            if facts.model is None:
+                raise ServerError(f"{spec.name}: the server names no model at /v1/models; see {log}")
+            target = Target(
+                name=spec.name,
+                precision=spec.precision,
+                url=launch.url,
+                model=facts.model,
+                simulated=launch.simulated,
+            )
+            yield Server(target=target, facts=msgspec.to_builtins(facts), died=died)
+            for warning in process.stop():
+                observer.warn(f"{spec.name}: {warning}")
+
+
+class _Launched(_Processes):
+    def check(self, patience: Patience) -> None:
+        if warning := token_warning():
+            patience.warn(warning)
+        for spec in self._config.targets:
+            confirm_checkpoint(self.plan(spec, free_port()))
+
+    def plan(self, spec: TargetSpec, port: int) -> Launch:
+        config = self._config
+        assert config.model is not None
+        reference = next(spec for spec in config.targets if spec.name == config.reference)
+        launch = plan_launch(
+            load_recipe(spec.precision),
+            model=config.model,
+            port=port,
+            device="cpu" if config.device == "cpu" else "cuda",
+            max_num_seqs=config.max_num_seqs,
+            dtype=load_recipe(reference.precision).dtype,
+            checkpoint=spec.checkpoint,
+            vllm=find_vllm("cpu" if config.device == "cpu" else "cuda", config.vllm),
+            prefix_cache=config.prefix_cache,
+            extra_args=[
+                *(["--reasoning-parser", config.reasoning_parser] if config.reasoning_parser else []),
+                *_room_args(config),
+            ],
+        )
+        # The key that requests carry is the one that the server asks for.
+        key = {API_KEY: config.api_key} if config.api_key_env and config.api_key else {}
+        return msgspec.structs.replace(launch, env={**launch.env, **key})
+
+
+def _room_args(config: SweepConfig) -> list[str]:
+    """Room for reasoning before the answer."""
+    if config.thinking is None or not config.thinking.on:
+        return []
+    return ["--max-model-len", str((config.max_tokens or MAX_TOKENS) + PROMPT_ROOM_TOKENS)]
+
+
+class _Simulated(_Processes):
+    simulated = True
+
+    def plan(self, spec: TargetSpec, port: int) -> Launch:
+        named = Path(self._config.data_file) if self._config.data_file else None
+        data_file = data_path(self._config.dataset, named)
+        return plan_simulated(
+            spec.precision,
+            port=port,
+            seed=self._config.seed,
+            data_file=data_file,
+            extra_args=_room_args(self._config),
+        )

@@ -1,0 +1,350 @@
+"""The settings of a run, read back from its manifest, and whether options given beside `--resume` agree with them.
+
+Consent: what a run's manifest makes this machine do, besides measuring, is shown before `--resume` does it.
+
+A run directory may come from somebody else. Its manifest decides what is measured. What it makes loadgen send, open,
+read or start is done only if this user chose it on this machine before, names it again, or confirms it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from platformdirs import user_state_path
+
+from loadgen.address import is_on_loopback
+from loadgen.errors import UsageError
+from loadgen.measure.config import SweepConfig, configure
+from loadgen.record.cell import TargetSpec
+from loadgen.secret import MASK, Mask, visible
+
+
+def create_run_dir(config: SweepConfig) -> Path:
+    """The folder that `--out` names, or a new one under `runs`. Raises UsageError if it holds something already."""
+    if config.out is not None:
+        run_dir = Path(config.out)
+        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+            raise UsageError(f"--out {run_dir}: exists already and is not empty; name a new folder")
+    else:
+        model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.model).name) if config.model else config.mode
+        base = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{model}"
+        run_dir = next(path for path in _numbered(base) if not path.exists())
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {run_dir}: cannot be written ({error.strerror}); name a writable folder") from None
+    return run_dir
+
+
+@contextlib.contextmanager
+def new_run_dir(config: SweepConfig) -> Iterator[Path]:
+    """As `create_run_dir`; a sweep that is refused within takes the folders that were made for it away again."""
+    base = Path("runs") if config.out is None else Path(config.out)
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (base, *base.parents)))
+    run_dir = create_run_dir(config)
+    try:
+        yield run_dir
+    except UsageError:
+        for folder in dict.fromkeys((*([run_dir] if config.out is None else []), *missing)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _numbered(base: Path) -> Sequence[Path]:
+    return [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))]
+
+
+FREE = ("metrics_port", "metrics_host", "api_key_env", "exclusive", "wait_ready", "start_timeout")
+"""Options that may differ from session to session: no figure depends on them."""
+_FIELDS = {
+    "duration": "duration_s",
+    "warmup": "warmup_s",
+    "gpu": "gpus",
+    "carbon": "carbon_kg_per_kwh",
+    "timeout": "timeout_s",
+    "start_timeout": "start_timeout_s",
+    "wait_ready": "wait_ready_s",
+    "drain": "drain_s",
+}
+"""Option -> field of SweepConfig, where they are not of one name."""
+_RIVALS = {
+    "duration": "requests",
+    "requests": "duration",
+    "max_tokens": "fixed_length",
+    "fixed_length": "max_tokens",
+    "targets": "serve",
+    "serve": "targets",
+}
+"""Options of which a run has one at most."""
+
+
+def resumed_config(run_dir: Path, manifest: Mapping[str, Any], given: Mapping[str, Any]) -> SweepConfig:
+    """The run's config, with those of the `given` options that may differ.
+
+    `given` are arguments of `configure`. Raises UsageError, naming the option and both values, for the first that is
+    not what the run was begun with; and if this version of loadgen reads the settings otherwise.
+    """
+    free = {name: value for name, value in given.items() if name in FREE}
+    changes = {_FIELDS.get(name, name): value for name, value in free.items()}
+    try:
+        begun = msgspec.structs.replace(msgspec.convert(manifest["config"], SweepConfig), **changes)
+        begun = msgspec.structs.replace(begun, extra_body=_unmasked(run_dir, begun.extra_body, given))
+        options = options_of(begun)
+        config = msgspec.structs.replace(configure(**options), out=begun.out)
+    except (msgspec.ValidationError, KeyError, TypeError):
+        config = None
+    if config is None or config != begun:
+        version = manifest.get("client", {}).get("loadgen", "an unknown version")
+        raise UsageError(
+            f"{run_dir} was begun by loadgen {version}, and this version reads its settings otherwise; resume it with "
+            "the version that began it"
+        )
+    if given.get("out") is not None and Path(given["out"]).resolve() != run_dir.resolve():
+        raise UsageError(f"--out {given['out']}: --resume goes on in {run_dir}; leave --out away")
+    for name, value in given.items():
+        if name != "out" and name not in free and not _agrees(config, options, name, value):
+            raise UsageError(
+                f"--{_dashed(name)} {_shown(value)}: {run_dir} was begun {_begun(options, name)}; leave the option "
+                "away, or start a new run"
+            )
+    return config
+
+
+def options_of(config: SweepConfig) -> dict[str, Any]:
+    """The arguments with which `configure` makes this very config, but for `out`."""
+    options = {}
+    for name in inspect.signature(configure).parameters:
+        if (field := _FIELDS.get(name, name)) in SweepConfig.__struct_fields__:
+            options[name] = getattr(config, field)
+    options["extra_body"] = config.extra_body or None
+    del options["targets"], options["out"]
+    if config.mode == "target":
+        options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]
+        options["metrics_url"] = [f"{spec.name}={url}" for spec in config.targets for url in spec.metrics_urls]
+    elif config.mode == "serve":
+        options["serve"] = [
+            _label(spec) + (f"={spec.checkpoint}" if spec.checkpoint else "") for spec in config.targets
+        ]
+    if config.mode != "serve":
+        del options["max_num_seqs"]
+    if config.thinking is not None:
+        options |= {"thinking": "on" if config.thinking.on else "off", "thinking_budget": config.thinking.budget}
+    return options
+
+
+def _unmasked(run_dir: Path, stored: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The `--extra-body` itself: a manifest has it without its secrets."""
+    if MASK not in msgspec.json.encode(stored).decode():
+        return stored
+    again = configure(extra_body=given.get("extra_body")).extra_body
+    if Mask().content(again) == stored:
+        return again
+    raise UsageError(
+        f"{run_dir} was begun with an --extra-body that holds a secret, and secrets are not stored; give the same "
+        "--extra-body with --resume"
+    )
+
+
+def _label(spec: TargetSpec) -> str:
+    return spec.name if spec.name == spec.precision else f"{spec.name}:{spec.precision}"
+
+
+def _agrees(config: SweepConfig, options: Mapping[str, Any], name: str, value: Any) -> bool:
+    asked = {option: known for option, known in options.items() if option != _RIVALS.get(name)}
+    if name in ("targets", "serve"):
+        if name not in options:
+            return not value
+        del asked["reference"]
+    found = msgspec.structs.replace(configure(**asked | {name: value}), out=config.out)
+    return found == config if "reference" in asked else found.targets == config.targets
+
+
+def _begun(options: Mapping[str, Any], name: str) -> str:
+    if name in ("targets", "serve") and not {"targets", "serve"} & set(options):
+        return "with simulated servers"
+    known = name if options.get(name) is not None else _RIVALS.get(name, name)
+    if options.get(known) is None:
+        return f"without --{_dashed(name)}"
+    return f"with --{_dashed(known)} {_shown(options[known])}"
+
+
+def _dashed(name: str) -> str:
+    return "target" if name == "targets" else name.replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and not all(isinstance(part, str) for part in value.values()):
+        return msgspec.json.encode(Mask().content(value)).decode()
+    if isinstance(value, Mapping):
+        value = [f"{name}={url}" for name, url in value.items()]
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+ACTS = (
+    "mode", "targets", "model", "vllm", "data_file", "platinum_file", "shots_file", "reasoning_parser", "workers",
+    "extra_body", "api_key_env", "power", "metrics_port", "metrics_host",
+)  # fmt: skip
+"""Fields of SweepConfig that make loadgen send, open, read or start something."""
+MEASURED = (
+    "device", "max_num_seqs", "concurrency", "dataset", "protocol", "answer_regex", "limit", "duration_s", "requests",
+    "repeats", "warmup_s", "max_tokens", "fixed_length", "arrival", "slo", "api", "thinking", "prefix_cache",
+    "transport", "reference", "out", "seed", "timeout_s", "start_timeout_s", "start_sd", "wait_ready_s", "drain_s",
+    "max_error_rate", "gpus", "exclusive", "tdp_w", "carbon_kg_per_kwh",
+)  # fmt: skip
+"""Fields that say only what is measured, how and for how long. `answer_regex` is tried with a time limit first; `out`
+is not used when a run is resumed."""
+METRICS_PORT = 9402
+_OPTIONS = {"targets": "--target", "metrics_port": "--metrics-port and --metrics-host"}
+Confirm = Callable[[tuple[str, ...]], bool]
+"""Shows the sentences and asks whether to go on."""
+
+
+class Act(msgspec.Struct, frozen=True):
+    """One thing that the manifest asks for."""
+
+    option: str
+    """The argument of `configure` that names it."""
+    sentence: str
+    chosen: bool = True
+    """It comes from the settings; else from what earlier sessions wrote, which changes while a run is measured."""
+
+
+def acts_of(config: SweepConfig, manifest: Mapping[str, Any]) -> list[Act]:
+    """What this manifest asks for that may harm; empty where it only measures simulated or loopback servers."""
+    acts = []
+    for spec in config.targets:
+        if spec.url is not None and not is_on_loopback(spec.url):
+            acts.append(Act("targets", f"send requests to {spec.url}"))
+        acts += [Act("metrics_url", f"read {url}") for url in spec.metrics_urls if not is_on_loopback(url)]
+        if spec.checkpoint is not None:
+            acts.append(Act("serve", f"load the checkpoint {spec.checkpoint}"))
+    if config.mode == "serve":
+        acts.append(Act("model", f"load the model {config.model}"))
+    if config.vllm is not None:
+        acts.append(Act("vllm", f"run the program {config.vllm}"))
+    for name in ("data_file", "platinum_file", "shots_file"):
+        if (path := getattr(config, name)) is not None:
+            acts.append(Act(name, f"read the file {path} and send what it holds to the servers"))
+    if config.extra_body:
+        body = msgspec.json.encode(config.extra_body).decode()
+        acts.append(Act("extra_body", f"add {body} to every request"))
+    if config.reasoning_parser is not None:
+        acts.append(Act("reasoning_parser", f"start vLLM with --reasoning-parser {config.reasoning_parser}"))
+    if config.api_key_env is not None:
+        acts.append(Act("api_key_env", f"send the value of the variable {config.api_key_env} to the servers as a key"))
+    if config.power.startswith("exporter=") and not is_on_loopback(url := config.power.removeprefix("exporter=")):
+        acts.append(Act("power", f"read power from {url}"))
+    if config.metrics_port is not None:
+        host = config.metrics_host
+        if config.metrics_port != METRICS_PORT or not is_on_loopback(f"http://{f'[{host}]' if ':' in host else host}"):
+            acts.append(Act("metrics_port", f"listen on {host}, port {config.metrics_port}"))
+    processes = max([config.workers or 1, *_known_workers(manifest)])
+    if processes > (os.cpu_count() or 1):
+        chosen = processes == config.workers
+        acts.append(Act("workers", f"start {processes} client processes on {os.cpu_count()} CPUs", chosen))
+    return acts
+
+
+def require_consent(
+    run_dir: Path,
+    manifest: Mapping[str, Any],
+    given: Mapping[str, Any],
+    *,
+    trusted: bool = False,
+    confirm: Confirm | None = None,
+) -> None:
+    """Returns if this user wants what the run's manifest asks for; raises UsageError if that is not known.
+
+    It is known if the acts are those of a run that this user began or confirmed on this machine, if each is among the
+    `given` options (their agreement is checked elsewhere), if `trusted`, or if `confirm` says so. A program inside the
+    run directory is always refused.
+    """
+    try:
+        config = msgspec.convert(manifest["config"], SweepConfig)
+    except (msgspec.ValidationError, KeyError):
+        return  # `resumed_config` says why it cannot be resumed
+    _refuse_program_of(run_dir, config)
+    acts = acts_of(config, manifest)
+    left = [act for act in acts if not _is_named(act, given)]
+    if left and _marker(config).exists():
+        left = [act for act in left if not act.chosen]
+    if not left or trusted:
+        return
+    sentences = tuple(visible(act.sentence).replace("\n", "\\n") for act in left)
+    if confirm is not None:
+        if not confirm(sentences):
+            raise UsageError(f"{run_dir} is not resumed: what its manifest asks for was not confirmed")
+        remember(config)
+        return
+    again = ", ".join(dict.fromkeys(_OPTIONS.get(act.option, f"--{act.option.replace('_', '-')}") for act in left))
+    raise UsageError(
+        f"{run_dir} was not begun by this user on this machine, and its manifest asks loadgen to "
+        f"{'; to '.join(sentences)}. If you want that, name it again ({again}), or give --trust-manifest"
+    )
+
+
+def remember(config: SweepConfig) -> None:
+    """This user chose what these settings do: a run with the same acts is resumed without a question.
+
+    `config` is as the manifest has it, without secrets. Where the state folder cannot be written, `--resume` asks.
+    """
+    if not acts_of(config, {}):
+        return
+    marker = _marker(config)
+    with contextlib.suppress(OSError):
+        marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        marker.touch(mode=0o600)
+
+
+def _marker(config: SweepConfig) -> Path:
+    """A file outside every run, named after the sha256 of all that acts, harmless parts included: a key that was meant
+    for one server is not sent to another. Paths count as the files they mean from this folder."""
+    fields = msgspec.to_builtins(config)
+    acting = {name: fields[name] for name in ACTS}
+    paths = [config.model, config.vllm, config.data_file, config.platinum_file, config.shots_file]
+    paths += [spec.checkpoint for spec in config.targets]
+    meant = [os.path.abspath(path) if path and Path(path).expanduser().exists() else None for path in paths]  # noqa: PTH100
+    digest = hashlib.sha256(msgspec.json.encode([acting, meant], order="deterministic")).hexdigest()
+    return user_state_path("loadgen") / "chosen" / digest
+
+
+def _known_workers(manifest: Mapping[str, Any]) -> list[int]:
+    known = manifest.get("client", {}).get("workers", {})
+    return [count for count in known.values() if isinstance(count, int)] if isinstance(known, dict) else []
+
+
+def _is_named(act: Act, given: Mapping[str, Any]) -> bool:
+    if act.option == "metrics_port":
+        named = {"metrics_port", "metrics_host"} <= set(given)
+        return named or ("metrics_port" in given and given["metrics_port"] is None)
+    return given.get(act.option) is not None
+
+
+def _refuse_program_of(run_dir: Path, config: SweepConfig) -> None:
+    if config.vllm is None:
+        return
+    named = os.path.expanduser(config.vllm)  # noqa: PTH111
+    program = Path(shutil.which(named) or named).absolute()
+    run = run_dir.resolve()
+    if run in program.resolve().parents or run in program.parent.resolve().parents or run == program.parent.resolve():
+        raise UsageError(
+            f"{run_dir} names the program {visible(config.vllm)} inside itself as vLLM, and nothing inside a run "
+            "directory is started; start a new run with a vLLM that is installed"
+        )

@@ -1,0 +1,261 @@
+"""The journal: one append-only file per cell (and per server, for power), a line per record, written as it comes.
+
+A line is the record's JSON, a tab (JSON here never holds one), the CRC-32 of that JSON in eight hex digits, and the
+end of line; one `write` each, so that a kill loses only requests in flight. A torn last line is left out; a damaged
+line elsewhere is left out, too, and counted. Files of earlier versions have no checksums and are read as well.
+Everything else in a run directory that holds figures is derived from these files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+from zlib import crc32
+
+import msgspec
+
+from loadgen.bounds import MOST_LINE_BYTES, Amount, Count, Nanoseconds, shown_bytes
+from loadgen.errors import UsageError
+from loadgen.folder import Folder
+from loadgen.load.exchange import Exchange
+from loadgen.power.sample import PowerSample
+from loadgen.record.cell import Cell
+from loadgen.secret import said
+from loadgen.serving.metrics import ServerSample
+
+SCHEMA = 1
+
+
+class CellStart(msgspec.Struct, frozen=True, kw_only=True, tag="cell"):
+    """First line of a cell's file."""
+
+    cell: Cell
+    t_ns: Nanoseconds
+    simulated: bool
+    session: Count = 1
+    """Which of the run's sessions measured it; each `--resume` begins one, and each relaunch of a server that died."""
+    schema: int = SCHEMA
+
+
+class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
+    """Last line of a cell's file; a file without one was interrupted."""
+
+    t_ns: Nanoseconds
+    window_open_ns: Nanoseconds | None = None
+    window_close_ns: Nanoseconds | None = None
+    generation_tokens: Amount | None = None
+    """Difference of the server's `generation_tokens_total` from before the first to after the last request."""
+    client_processes: Count | None = None
+    """That sent the requests; None in journals of before there could be several."""
+    client_cpu_s: Amount | None = None
+    """CPU time of all the client's processes inside the window."""
+    client_cpu_share: Amount | None = None
+    """Of one core, by the busiest process that sent requests."""
+    loop_lag_ms_mean: Amount | None = None
+    """How late the client's event loop came to a timer inside the window, in the worst process (timers tick in ms)."""
+    loop_lag_ms_p50: Amount | None = None
+    loop_lag_ms_p90: Amount | None = None
+    loop_lag_ms_p99: Amount | None = None
+    loop_lag_ms_max: Amount | None = None
+    aborted: str | None = None
+    """Why it ended early."""
+    server_lost: bool = False
+    """It was `aborted` because the server is gone, or answers nothing any more."""
+    batch_gauge: str | None = None
+    """The series that counted the server's running requests; None: it has none."""
+    metrics_failure: str | None = None
+    """Why the last reading of its /metrics gave no batch."""
+
+
+Record = CellStart | Exchange | ServerSample | CellEnd | PowerSample
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+_any_json = msgspec.json.Decoder()
+_BLOCK_BYTES = 1 << 18
+_SEAL = re.compile(rb"\t[0-9a-f]{8}\n\Z")
+_CELL_FILE = re.compile(r"[0-9]{3,}-[A-Za-z0-9._-]+-b[0-9]+-r[0-9]+\.jsonl")
+_SEAL_BYTES = 10
+_TAIL_BYTES = 1 << 16
+
+
+class Journal:
+    """Writes one file of records; it must not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = Folder(path.parent).create(path.name)
+        self._torn = False
+
+    def append(self, record: Record) -> None:
+        """Raises OSError when the record could not be written whole; the next one then begins a line of its own."""
+        line = sealed(_encoder.encode(record))
+        if self._torn:
+            line = b"\n" + line
+        written = 0
+        while written < len(line):
+            written += os.write(self._fd, line[written:])
+            self._torn = written < len(line)
+
+    def sync(self) -> None:
+        """Returns when what was appended would survive the machine's sudden end."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._fd)
+
+
+def sealed(json: bytes) -> bytes:
+    """The line of a record."""
+    return b"%b\t%08x\n" % (json, crc32(json))
+
+
+class Lines:
+    """A file in blocks of whole good lines, their checksums taken off; so any size is read in little memory. Iterated
+    over, a block is bytes with an end of line after each line; `blocks` gives them line by line.
+
+    With `start`, from the first line on that begins at that byte or later.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path = path
+        self._start = start
+        self._sealed = False
+        self.damaged = 0
+        """Lines left out so far; a torn last one is no damage."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (b"\n".join([*lines, b""]) for lines in self.blocks())
+
+    def blocks(self) -> Iterator[list[bytes]]:
+        """Some lines at a time, without their ends."""
+        with opened(self._path) as file:
+            if self._start:
+                file.seek(self._start - 1)
+                self.next_line(file)
+            while lines := self._next_lines(file):
+                yield self.good(lines)
+
+    def _next_lines(self, file: IO[bytes]) -> list[bytes]:
+        lines, size = [], 0
+        while size < _BLOCK_BYTES and (line := self.next_line(file)):
+            lines.append(line)
+            size += len(line)
+        return lines
+
+    def next_line(self, file: IO[bytes]) -> bytes:
+        """Raises UsageError if it is longer than MOST_LINE_BYTES."""
+        line = file.readline(MOST_LINE_BYTES)
+        if len(line) == MOST_LINE_BYTES and line[-1:] != b"\n":
+            raise UsageError(
+                f"{self._path} has a line longer than {shown_bytes(MOST_LINE_BYTES)}, and loadgen did not write it so; "
+                "remove the file, or name another run"
+            )
+        return line
+
+    def good(self, lines: Sequence[bytes]) -> list[bytes]:
+        """The whole good ones of some lines."""
+        good = []
+        for line in lines:
+            json = line[:-_SEAL_BYTES]
+            if line[-_SEAL_BYTES:] == b"\t%08x\n" % crc32(json):
+                self._sealed = True
+                good.append(json)
+            elif line[-1:] != b"\n":
+                pass  # torn
+            elif self._is_earlier(line):
+                good.append(line[:-1])
+            else:
+                self.damaged += 1
+        return good
+
+    def _is_earlier(self, line: bytes) -> bool:
+        """A line of a version that wrote no checksums: then none in the file has one."""
+        if self._sealed or _SEAL.search(line):
+            return False
+        try:
+            _any_json.decode(line)
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A journal's file, to be read; UsageError if it is a link or no regular file."""
+    return Folder(path.parent).open(path.name, _BLOCK_BYTES)
+
+
+def read_lines(path: Path, start: int = 0) -> Lines:
+    """Blocks of whole good lines, to be decoded with `decode_lines`."""
+    return Lines(path, start)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of one cell's file in order; torn and damaged lines are left out."""
+    with known_records(path):
+        for block in read_lines(path):
+            yield from _decoder.decode_lines(block)
+
+
+@contextlib.contextmanager
+def known_records(path: Path) -> Iterator[None]:
+    """Within, a whole record that is none of these raises UsageError, which names the file."""
+    try:
+        yield
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise UsageError(
+            f"{path} holds a record that this version of loadgen does not know ({said(error)}); read it with the "
+            "version that wrote it"
+        ) from None
+
+
+def cell_end(path: Path) -> CellEnd | None:
+    """The last record of a cell's file; None if the file is missing or torn, or its first record cannot be read."""
+    try:
+        file = opened(path)
+    except FileNotFoundError:
+        return None
+    with file:
+        lines = Lines(path, max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+        first = lines.good([lines.next_line(file)])
+    last = [line for block in lines.blocks() for line in block[-1:]][-1:]
+    with known_records(path):
+        records = _decoder.decode_lines(b"\n".join([*first, *last])) if first and last else []
+    match records:
+        case [CellStart(), CellEnd() as end]:
+            return end
+    return None
+
+
+def power_file(run_dir: Path, target: str, repeat: int, session: int = 1) -> Path:
+    """Where the power samples of one server's life are kept."""
+    return run_dir / "journal" / "power" / f"{target}-r{repeat}{session_suffix(session)}.jsonl"
+
+
+def session_suffix(session: int) -> str:
+    """What tells files of a resumed run's later sessions from those of the first."""
+    return f"-s{session}" if session > 1 else ""
+
+
+def cell_file(run_dir: Path, cell: Cell) -> Path:
+    """Where a cell is measured to, and stays."""
+    return run_dir / "journal" / f"{cell.label}.jsonl"
+
+
+def attempt_file(run_dir: Path, cell: Cell) -> Path:
+    """A free name for an unfinished cell's file, out of the way of its repetition."""
+    folder = run_dir / "journal" / "attempts"
+    names = (folder / f"{cell.label}-a{number}.jsonl" for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
+
+
+def cell_files(run_dir: Path) -> list[Path]:
+    """The journal's files in the order in which the cells were measured; files of other names are not loadgen's."""
+    found = [path for path in (run_dir / "journal").glob("*.jsonl") if _CELL_FILE.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (len(path.name.partition("-")[0]), path.name))

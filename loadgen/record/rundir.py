@@ -1,0 +1,131 @@
+"""What an interrupted run has and lacks: finished cells stay as they are, the rest is measured again.
+
+The run directory: made for a new run, and held by one sweep at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import shlex
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.errors import StorageError, UsageError, is_of_storage
+from loadgen.folder import Folder
+from loadgen.guardian import PROC
+from loadgen.load.openloop import CLOSED
+from loadgen.record.cell import Block, Cell, TargetSpec, plan_blocks
+from loadgen.record.journal import attempt_file, cell_end, cell_file
+from loadgen.record.manifest import Manifest, read_manifest
+
+OLD_SERVERS_S = 30.0
+
+
+def unfinished(run_dir: Path, blocks: Iterable[Block]) -> tuple[Block, ...]:
+    """The blocks with the cells that are not finished, without those that have none.
+
+    A cell is finished if its journal is whole from the first record to the last, and that says it was not aborted.
+    Finished and invalid is finished: its server, or this machine, did not do better, and that is a result.
+    """
+    left = []
+    for block in blocks:
+        cells = tuple(cell for cell in block.cells if why_unfinished(run_dir, cell) is not None)
+        if cells:
+            left.append(msgspec.structs.replace(block, cells=cells))
+    return tuple(left)
+
+
+def unfinished_cells(run_dir: Path) -> list[Cell]:
+    """Of the run that the directory's manifest describes."""
+    config = read_manifest(run_dir)["config"]
+    specs = msgspec.convert(config["targets"], list[TargetSpec])
+    plan = plan_blocks(specs, config["concurrency"], config["repeats"], config.get("arrival", CLOSED))
+    return [cell for block in unfinished(run_dir, plan) for cell in block.cells]
+
+
+def why_unfinished(run_dir: Path, cell: Cell) -> str | None:
+    """None if the cell is finished."""
+    path = cell_file(run_dir, cell)
+    if not path.exists():
+        return "not begun"
+    end = cell_end(path)
+    return "killed before its last record" if end is None else end.aborted
+
+
+def set_aside(run_dir: Path, cell: Cell, manifest: Manifest) -> None:
+    """Moves the file of an unfinished cell, if there is one, to `journal/attempts`, where it is in no figure."""
+    path, why = cell_file(run_dir, cell), why_unfinished(run_dir, cell)
+    if why is None or not path.exists():
+        return
+    attempt = attempt_file(run_dir, cell)
+    manifest.set_aside(cell, attempt, why)
+    Folder(run_dir).make("journal/attempts")
+    path.rename(attempt)
+
+
+def await_old_servers(servers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Wait for servers of a session that was killed, which end by themselves, and give their memory back.
+
+    Returns the names of those that still run after half a minute.
+    """
+    deadline_s = time.monotonic() + OLD_SERVERS_S
+    while True:
+        living = [server["name"] for server in servers if _is_living(server)]
+        if not living or time.monotonic() >= deadline_s:
+            return living
+        time.sleep(0.1)
+
+
+def resume_command(run_dir: Path) -> str:
+    """What to type to go on."""
+    return f"loadgen sweep --resume {shlex.quote(str(run_dir))}"
+
+
+def _is_living(server: Mapping[str, Any]) -> bool:
+    """Its process id may be another's by now: of its command, the port is its own."""
+    argv = server.get("argv") or ()
+    if not isinstance(server.get("pid"), int) or "--port" not in argv:
+        return False
+    try:
+        words = (PROC / str(server["pid"]) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return False
+    port = argv[argv.index("--port") + 1]
+    return any(pair == ("--port", port) for pair in itertools.pairwise(words))
+
+
+@contextlib.contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Keeps other sweeps out of the folder, until the end or a kill. Raises UsageError while another one is in it."""
+    handle = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{run_dir} is being measured by another loadgen; wait for its end, or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def stored(run_dir: Path) -> Iterator[None]:
+    """Within, a disk that is full or has become read-only raises StorageError, which says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if not is_of_storage(error):
+            raise
+        raise StorageError(
+            f"{run_dir} can no longer be written ({error.strerror}); what was measured before is kept: make room, then "
+            f"go on: {resume_command(run_dir)}"
+        ) from None

@@ -1,1 +1,0 @@
-"""`loadgen compare` in a terminal and as compare.html."""

@@ -1,6 +1,0 @@
-"""The figures of the report, as SVG and PNG files and as what the page needs to show them."""
-
-from loadgen.report.figures.draw import draw_figures
-from loadgen.report.figures.figure import Figure
-
-__all__ = ["Figure", "draw_figures"]

@@ -1,5 +1,0 @@
-"""report.html: one self-contained page."""
-
-from loadgen.report.html.page import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,408 @@
+"""Compose services that answer questions: vLLM on GPUs, vLLM on the CPU, simulated.
+
+docker/compose.yaml and docker/models/*.env as text.
+
+The compose project on disk: where it lies, and how it is written out for those who installed loadgen.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loadgen._version import __version__
+from loadgen.errors import UsageError
+from loadgen.serving.launch import plan_launch, plan_simulated
+from loadgen.serving.recipe import Recipe, load_models, load_recipes
+
+Service = dict[str, Any]
+MODEL = "mistralai/Mistral-7B-Instruct-v0.3"
+"""The 16-bit model that is served where no checkpoint is named."""
+DEFAULT = ("fp16", "awq", "gptq", "bnb-nf4")
+"""What a plain `docker compose up` serves, and what is simulated."""
+ON_CPU = ("bf16", "bnb-nf4", "int8")
+"""What any x86-64 CPU runs."""
+PORT = 8000
+"""Where every server listens inside the network."""
+MAX_NUM_SEQS = 256
+KV_CACHE_BYTES = 8 * 2**30
+"""The same for every precision: 65,536 tokens of a 7B model with 8 key-value heads in 16 bits."""
+GPU_MEMORY_UTILIZATION = "0.1"
+"""vLLM refuses to start unless this share of the GPU is free, and else ignores it when the KV cache has a set size
+(`request_memory` in its v1/worker/utils.py). Low, so that the last of several servers on one GPU starts, too."""
+CPU_ROOT = "/opt/loadgen-cpu"
+"""Where docker/vllm-cpu.Dockerfile puts the environment of `loadgen cpu-env`."""
+VLLM_VERSION = "0.33.0"
+"""The newest whose flags, log and metrics were read; that of `loadgen cpu-env` is older, see there."""
+VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}"
+"""Without a digest: none was published beside this tag where it could be read."""
+VLLM = f"${{VLLM_IMAGE:-{VLLM_IMAGE}}}"
+OWN_IMAGE = f"${{LOADGEN_IMAGE:-vllm-loadgen:{__version__}}}"
+EXPORTER_IMAGE = f"${{EXPORTER_IMAGE:-vllm-loadgen-exporter:{__version__}}}"
+CPU_IMAGE = f"${{VLLM_CPU_IMAGE:-vllm-loadgen-cpu:{__version__}}}"
+PYTHON_IMAGE = "python:3.12.13-slim-bookworm@sha256:4766d8b510c428e595d74b9cc5bbb2fae8e26316fffb4adc89908d79aacd58a2"
+BUILD_ARGS = {
+    "PYTHON_IMAGE": f"${{PYTHON_IMAGE:-{PYTHON_IMAGE}}}",
+    "PIP_INDEX_URL": "${PIP_INDEX_URL:-}",
+    "PIP_EXTRA_INDEX_URL": "${PIP_EXTRA_INDEX_URL:-}",
+    "PIP_NO_INDEX": "${PIP_NO_INDEX:-}",
+}
+"""An empty one is as good as none to pip."""
+
+
+def variable(name: str) -> str:
+    """The prefix of a service's variables: BNB_NF4 for bnb-nf4."""
+    return name.upper().replace("-", "_")
+
+
+def checkpoint_of(recipe: Recipe, model: str) -> tuple[str, tuple[str, ...]]:
+    """What the recipe serves for the 16-bit `model`, and the arguments that quantize it while loading.
+
+    Where there is nothing to serve: a name that no server can load, so that it is never another model.
+    """
+    try:
+        checkpoint = recipe.checkpoint_for(model)
+    except UsageError:
+        return f"set-{variable(recipe.name)}_CHECKPOINT", ()
+    return checkpoint, recipe.in_flight_args if checkpoint == model else ()
+
+
+def gpu_server(recipe: Recipe, port: int) -> Service:
+    """vLLM from its image, planned as `loadgen serve` plans it; published on `port` of the host's loopback."""
+    prefix = variable(recipe.name)
+    checkpoint, in_flight = checkpoint_of(recipe, MODEL)
+    served = f"${{{prefix}_CHECKPOINT:-{checkpoint}}}"
+    own = recipe.checkpoint == "own"
+    more = shlex.join(in_flight) if own else ""
+    launch = plan_launch(
+        recipe, model=MODEL if own else served, checkpoint=served if own else None, port=PORT, device="cuda",
+        max_num_seqs=MAX_NUM_SEQS, vllm="vllm", host="0.0.0.0",
+        extra_args=(
+            "--kv-cache-memory-bytes", f"${{KV_CACHE_BYTES:-{KV_CACHE_BYTES}}}",
+            "--gpu-memory-utilization", f"${{GPU_MEMORY_UTILIZATION:-{GPU_MEMORY_UTILIZATION}}}",
+            "${VLLM_ARGS:-}", f"${{{prefix}_ARGS:-{more}}}",
+        ),
+    )  # fmt: skip
+    profiles = ["gpu", recipe.name] if recipe.name in DEFAULT else [recipe.name]
+    return {
+        **(_bitsandbytes() if recipe.backend == "bitsandbytes" else {"image": VLLM}),
+        "profiles": profiles,
+        "entrypoint": with_key("VLLM_API_KEY", "vllm", "serve"),
+        "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
+        "environment": {
+            **launch.env,
+            **API_KEY,
+            "HF_TOKEN_PATH": "/run/secrets/hf_token",
+            "HF_HUB_OFFLINE": "${HF_HUB_OFFLINE:-0}",
+        },
+        "secrets": ["hf_token", "api_key"],
+        "volumes": ["${HF_CACHE:-hf-cache}:/root/.cache/huggingface", "vllm-cache:/root/.cache/vllm", START],
+        "shm_size": "${SHM_SIZE:-8gb}",
+        **UNPRIVILEGED,
+        "cap_add": ["DAC_OVERRIDE"],
+        "ports": [_published(prefix, port)],
+        "healthcheck": _health("python3", f"http://127.0.0.1:{PORT}/health", start="${START_PERIOD:-45m}"),
+        "deploy": _gpu(f"${{{prefix}_GPU:-0}}", ["gpu"]),
+    }
+
+
+def cpu_server(recipe: Recipe, port: int) -> Service:
+    """Real vLLM of `loadgen cpu-env`, with a tiny model that lies in the image, or one of the user's in /models."""
+    own = recipe.checkpoint == "own"
+    prefix = variable(f"cpu-{recipe.name}")
+    served = f"${{{prefix}_MODEL:-models/tiny{f'-{recipe.name}' if own else ''}}}"
+    vllm = f"{CPU_ROOT}/venv/bin/vllm"
+    launch = plan_launch(
+        recipe, model="models/tiny" if own else served, checkpoint=served if own else None, port=PORT, device="cpu",
+        max_num_seqs=MAX_NUM_SEQS, vllm=vllm, host="0.0.0.0", extra_args=("${VLLM_ARGS:-}",),
+    )  # fmt: skip
+    return {
+        "image": CPU_IMAGE,
+        "build": _build("vllm-cpu", BUILD_ARGS),
+        "profiles": ["cpu"],
+        "entrypoint": with_key("VLLM_API_KEY", vllm, "serve"),
+        "working_dir": CPU_ROOT,
+        "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
+        "environment": {**launch.env, **API_KEY, "HF_HUB_OFFLINE": "1"},
+        "secrets": ["api_key"],
+        "volumes": ["${CPU_MODELS:-cpu-models}:/models:ro", START],
+        "shm_size": "1gb",
+        **HARDENED,
+        "ports": [_published(prefix, port)],
+        "healthcheck": _health(f"{CPU_ROOT}/venv/bin/python", f"http://127.0.0.1:{PORT}/health", start="15m"),
+    }
+
+
+def simulated_server(precision: str, port: int) -> Service:
+    """`loadgen simulate` with its power below /power; SIMULATED, nothing is measured."""
+    prefix = variable(f"sim-{precision}")
+    launch = plan_simulated(precision, port=PORT, extra_args=("--host", "0.0.0.0", "${SIM_ARGS:-}"))
+    return {
+        **own_image(),
+        "profiles": ["simulated"],
+        "command": _command(launch.argv[3:]),
+        **HARDENED,
+        "ports": [_published(prefix, port)],
+        "healthcheck": _health("python", f"http://127.0.0.1:{PORT}/health", start="1m"),
+    }
+
+
+def exporter(profiles: Sequence[str]) -> Service:
+    """`loadgen exporter`: NVML's power and energy of one GPU, or of those that its variables name."""
+    return {
+        "image": EXPORTER_IMAGE,
+        "build": _build("exporter", BUILD_ARGS),
+        "profiles": list(profiles),
+        "command": "exporter --host 0.0.0.0 --port 9401 ${EXPORTER_ARGS:-}",
+        **HARDENED,
+        "ports": ["${BIND_ADDRESS:-127.0.0.1}:${EXPORTER_PORT:-9401}:9401"],
+        "healthcheck": _health("python", "http://127.0.0.1:9401/health", start="30s"),
+        "deploy": _gpu("${EXPORTER_GPU:-0}", ["gpu", "utility"]),
+    }
+
+
+def own_image() -> Service:
+    """The image with all of loadgen, and how it is built."""
+    return {"image": OWN_IMAGE, "build": _build("loadgen", BUILD_ARGS)}
+
+
+UNPRIVILEGED: Service = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+"""For every image. vLLM's runs as root: it also needs DAC_OVERRIDE, to write to a cache that belongs to a user."""
+HARDENED: Service = {"read_only": True, "tmpfs": ["/tmp"], **UNPRIVILEGED}
+"""For images that write to their volumes and /tmp only, and do not run as root: all but vLLM's."""
+API_KEY = {"API_KEY_FILE": "/run/secrets/api_key"}
+START = "./start.sh:/opt/start.sh:ro"
+
+
+def with_key(name: str, *command: str) -> list[str]:
+    """The entrypoint that runs `command` with the API key of the secret file in the variable `name`."""
+    return ["/bin/sh", "/opt/start.sh", name, *command]
+
+
+def _bitsandbytes() -> Service:
+    image = f"${{VLLM_BNB_IMAGE:-vllm-loadgen-bnb:{VLLM_VERSION}}}"
+    return {
+        "image": image,
+        "build": _build("vllm-bnb", {"VLLM_IMAGE": VLLM, "BNB_PACKAGES": "${BNB_PACKAGES:-}"}),
+    }
+
+
+def _build(name: str, arguments: dict[str, str]) -> Service:
+    return {"context": "..", "dockerfile": f"docker/{name}.Dockerfile", "args": dict(arguments)}
+
+
+def _published(prefix: str, port: int) -> str:
+    return f"${{BIND_ADDRESS:-127.0.0.1}}:${{{prefix}_PORT:-{port}}}:{PORT}"
+
+
+def _health(python: str, url: str, *, start: str) -> Service:
+    """Python instead of curl, which images may lack; failures during the start period do not count."""
+    probe = f"import urllib.request; urllib.request.urlopen('{url}', timeout=4)"
+    often = {"interval": "5s", "timeout": "5s", "retries": 6}
+    return {"test": ["CMD", python, "-c", probe], **often, "start_period": start}
+
+
+def _gpu(device: str, capabilities: list[str]) -> Service:
+    reserved = {"driver": "nvidia", "device_ids": [device], "capabilities": capabilities}
+    return {"resources": {"reservations": {"devices": [reserved]}}}
+
+
+def _with_variable(argv: Sequence[str], option: str, name: str) -> list[str]:
+    """The arguments with the value of `option` as the variable's default."""
+    place = argv.index(option) + 1
+    return [*argv[:place], f"${{{name}:-{argv[place]}}}", *argv[place + 1 :]]
+
+
+def _command(argv: Sequence[str]) -> str:
+    """One string, which compose splits after it has filled in the variables: an empty one leaves no argument."""
+    return " ".join(word if word.startswith("${") else shlex.quote(word) for word in argv)
+
+
+PROMETHEUS_IMAGE = "prom/prometheus:v3.5.3@sha256:ddc2493835a1509976d5e4e0c94199c4f843ce1f42dd6bcfc8231ba734a93ff7"
+GRAFANA_IMAGE = "grafana/grafana:12.4.10@sha256:c132a683b2430fff9115a29b2a79c8ab97540cdcc90846e3c81878c778ca3596"
+IMAGES = {
+    "VLLM_IMAGE": VLLM_IMAGE,
+    "PROMETHEUS_IMAGE": PROMETHEUS_IMAGE,
+    "GRAFANA_IMAGE": GRAFANA_IMAGE,
+    "PYTHON_IMAGE": PYTHON_IMAGE,
+}
+"""The images that others publish, by the variable that names another."""
+SECRETS = ("hf_token", "api_key", "grafana_password")
+"""Each the content of the file that a variable names (HF_TOKEN_FILE, ...), empty without one."""
+HEADER = """\
+# Generated from servers/*.toml by `python docker/generate.py`; a test fails when it is stale. Do not edit: every choice
+# is a variable (docs/docker.md), set in the shell, in docker/.env or with --env-file models/NAME.env.
+#
+#   docker compose up                                 fp16, awq, gptq, bnb-nf4, exporter, Prometheus, Grafana
+#   COMPOSE_PROFILES=fp16,awq docker compose up       two of them
+#   COMPOSE_PROFILES=simulated docker compose up      SIMULATED servers: no GPU, nothing is measured
+#   COMPOSE_PROFILES=cpu docker compose up            real vLLM on this machine's CPU, tiny models
+#   docker compose run --rm loadgen sweep --target fp16=http://fp16:8000 --power exporter=http://exporter:9401
+#
+# For Compose v2 and docker-compose 1.29.
+
+"""
+
+
+def compose_file() -> str:
+    """docker/compose.yaml: every recipe a service, planned as `loadgen serve` plans it, and what watches them."""
+    recipes = load_recipes()
+    names = [*DEFAULT, *(name for name in recipes if name not in DEFAULT)]
+    services = {name: gpu_server(recipes[name], 8001 + index) for index, name in enumerate(names)}
+    services |= {f"sim-{name}": simulated_server(name, 8101 + index) for index, name in enumerate(DEFAULT)}
+    services |= {f"cpu-{name}": cpu_server(recipes[name], 8201 + index) for index, name in enumerate(ON_CPU)}
+    services |= {
+        "exporter": exporter(["gpu", *names]),
+        "prometheus": _prometheus(),
+        "grafana": _grafana(),
+        "loadgen": _loadgen(),
+    }
+    volumes = ("hf-cache", "vllm-cache", "cpu-models", "prometheus", "grafana-data", "runs", "cache")
+    project = {
+        "services": services,
+        "volumes": {name: {} for name in volumes},
+        "secrets": {name: {"file": f"${{{variable(name)}_FILE:-./no-secret}}"} for name in SECRETS},
+    }
+    return HEADER + yaml.dump(project, Dumper=_Plain, sort_keys=False, width=118)
+
+
+def environment_file(model: str) -> str:
+    """docker/models/NAME.env: what each recipe serves for the 16-bit `model`, and what quantizes it while loading.
+
+    A recipe without a checkpoint for the model gets a name that no server can load, never another model's.
+    """
+    lines = [
+        f"# {model}: generated from servers/*.toml by `python docker/generate.py`, do not edit.",
+        f"#   docker compose --env-file models/{environment_name(model)} up",
+        "COMPOSE_PROFILES=gpu",
+    ]
+    for name, recipe in load_recipes().items():
+        checkpoint, in_flight = checkpoint_of(recipe, model)
+        if checkpoint in recipe.unverified_checkpoints.values():
+            lines.append(f"# not verified: {checkpoint} is expected by its siblings' names")
+        lines.append(f"{variable(name)}_CHECKPOINT={checkpoint}")
+        if recipe.checkpoint == "own" and in_flight:
+            lines.append(f"{variable(name)}_ARGS={shlex.join(in_flight)}")
+    return "\n".join(lines) + "\n"
+
+
+def environment_name(model: str) -> str:
+    """The file name of a model's environment file."""
+    return f"{model.rpartition('/')[2].lower()}.env"
+
+
+def generated_files() -> dict[str, str]:
+    """Every generated file's text, by its path below docker/."""
+    environments = {f"models/{environment_name(model)}": environment_file(model) for model in load_models()}
+    return {"compose.yaml": compose_file(), **environments}
+
+
+class _Plain(yaml.SafeDumper):
+    """Without anchors: what a service is stands in one place."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _prometheus() -> Service:
+    """Always up. A sweep in the `loadgen` service shares its network, so `loadgen` is this very host to it."""
+    return {
+        "image": f"${{PROMETHEUS_IMAGE:-{PROMETHEUS_IMAGE}}}",
+        "command": (
+            "--config.file=/etc/prometheus/prometheus.yaml --storage.tsdb.path=/prometheus "
+            "--storage.tsdb.retention.time=${PROMETHEUS_RETENTION:-30d}"
+        ),
+        "volumes": ["./prometheus:/etc/prometheus:ro", "prometheus:/prometheus"],
+        "extra_hosts": ["loadgen:127.0.0.1", "host.docker.internal:host-gateway"],
+        **HARDENED,
+        "ports": ["${BIND_ADDRESS:-127.0.0.1}:${PROMETHEUS_PORT:-9090}:9090"],
+        "healthcheck": {
+            "test": ["CMD", "promtool", "query", "instant", "http://127.0.0.1:9090", "vector(1)"],
+            "interval": "5s", "timeout": "5s", "retries": 6, "start_period": "1m",
+        },
+    }  # fmt: skip
+
+
+def _grafana() -> Service:
+    return {
+        "image": f"${{GRAFANA_IMAGE:-{GRAFANA_IMAGE}}}",
+        "depends_on": ["prometheus"],
+        "entrypoint": ["/bin/sh", "/opt/start.sh", "/run.sh"],
+        "environment": {
+            "BIND_ADDRESS": "${BIND_ADDRESS:-127.0.0.1}",
+            "GRAFANA_PASSWORD_FILE": "/run/secrets/grafana_password",
+            "GF_ANALYTICS_REPORTING_ENABLED": "false",
+            "GF_ANALYTICS_CHECK_FOR_UPDATES": "false",
+            "GF_PLUGINS_PREINSTALL_DISABLED": "true",
+        },
+        "secrets": ["grafana_password"],
+        "volumes": [
+            "./grafana/provisioning:/etc/grafana/provisioning:ro",
+            "./grafana/start.sh:/opt/start.sh:ro",
+            "../dashboards:/var/lib/grafana/dashboards/loadgen:ro",
+            "grafana-data:/var/lib/grafana",
+        ],
+        **HARDENED,
+        "ports": ["${BIND_ADDRESS:-127.0.0.1}:${GRAFANA_PORT:-3000}:3000"],
+    }
+
+
+def _loadgen() -> Service:
+    """For `docker compose run loadgen ...`: `up` leaves it alone."""
+    return {
+        **own_image(),
+        "profiles": ["loadgen"],
+        "network_mode": "service:prometheus",
+        "user": "${LOADGEN_USER:-10001:10001}",
+        "entrypoint": with_key("LOADGEN_API_KEY", "loadgen"),
+        "environment": API_KEY,
+        "secrets": ["api_key"],
+        "command": "--help",
+        "volumes": ["${LOADGEN_RUNS:-runs}:/runs", "${LOADGEN_CACHE:-cache}:/cache", START],
+        **HARDENED,
+    }
+
+
+PACKAGE = Path(__file__).parents[1]
+DATA = ("docker", "dashboards", "servers", "pyproject.toml", "README.md", "LICENSE", ".dockerignore")
+"""What is taken from the project's root; with the package itself, images are built from it."""
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "_data")
+
+
+def data_dir() -> Path:
+    """The folder that holds docker/, dashboards/ and servers/: inside an installed package, or the checkout."""
+    installed = PACKAGE / "_data"
+    return installed if installed.is_dir() else PACKAGE.parent
+
+
+def write_project(folder: Path, *, force: bool = False) -> list[Path]:
+    """Write docker/, dashboards/, servers/ and loadgen's own source below `folder`, which is made if need be.
+
+    Returns the top-level paths written. Files of the project are replaced only with `force`, others are never touched.
+    Raises UsageError when something of the same name is there already, or the folder cannot be written.
+    """
+    source = data_dir()
+    if folder.resolve() == source.resolve() or folder.resolve() == PACKAGE.parent.resolve():
+        raise UsageError(f"--dir {folder} is where the project lies already; name another folder")
+    taken = [name for name in (*DATA, "loadgen") if (folder / name).exists()]
+    if taken and not force:
+        raise UsageError(f"{folder} already holds {', '.join(taken)}; name another folder with --dir, or add --force")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [_copy(source / name, folder / name) for name in DATA]
+        return [*written, _copy(PACKAGE, folder / "loadgen")]
+    except OSError as error:
+        raise UsageError(f"--dir {folder} cannot be written: {error}; name a folder of your own") from error
+
+
+def _copy(source: Path, target: Path) -> Path:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=LEFT_OUT, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, target)
+    return target
