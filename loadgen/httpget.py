@@ -53,11 +53,9 @@ class Connection:
             raise ValueError(f"{url} is not an http:// or https:// URL")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = kind(parts.hostname, parts.port, timeout=timeout_s)
-        self._connection.response_class = partial(_TimedResponse, self)  # type: ignore[assignment]
+        self._clock = _Clock(timeout_s)
+        self._connection.response_class = partial(_TimedResponse, self._clock)  # type: ignore[assignment]
         self._headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
-        self._timeout_s = timeout_s
-        self.deadline_s = 0.0
-        """When the current answer must be whole; CLOCK_MONOTONIC."""
 
     def get(self, target: str, most_bytes: int = MOST_FACTS_BYTES, within_s: float = ANSWER_S) -> Answer:
         """The answer to a GET of a path and query. Redirects are not followed.
@@ -65,24 +63,15 @@ class Connection:
         Raises AnswerTooLong beyond `most_bytes` or `within_s` seconds, and others of FAILURES; then the connection is
         closed, and the next GET opens it again.
         """
-        self.deadline_s = monotonic() + within_s
+        self._clock.start(within_s)
         try:
             self._connection.request("GET", target or "/", headers=self._headers)
             answer = self._connection.getresponse()
-            body = _body(answer, most_bytes, within_s)
+            body = _body(answer, most_bytes)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            if isinstance(error, TimeoutError) and monotonic() >= self.deadline_s:
-                raise AnswerTooLong(f"the answer is not complete after {within_s:g} s") from None
-            raise
+            raise self._clock.meaning_of(error) from None
         return Answer(answer.status, answer.reason, answer.headers, body)
-
-    def left_s(self) -> float:
-        """How long a read may wait. Raises TimeoutError if there is no time left."""
-        left_s = min(self._timeout_s, self.deadline_s - monotonic())
-        if left_s <= 0:
-            raise TimeoutError("timed out")
-        return left_s
 
     def close(self) -> None:
         self._connection.close()
@@ -120,26 +109,27 @@ def fetch(
     Raises FAILURES.
     """
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
+    clock = _Clock(timeout_s)
+    clock.start(within_s)
     try:
-        with urllib.request.build_opener(_KeepsKeys).open(request, timeout=timeout_s) as answer:
-            body = _body(answer, most_bytes, within_s)
-            return Answer(getattr(answer, "status", None) or 200, "", answer.headers, body)
+        opener = urllib.request.build_opener(_KeepsKeys, _Http(clock), _Https(clock))
+        with opener.open(request, timeout=timeout_s) as got:
+            return Answer(getattr(got, "status", None) or 200, "", got.headers, _body(got, most_bytes))
     except urllib.error.HTTPError as error:
         with error:
             return Answer(error.code, error.reason, error.headers, b"")
     except urllib.error.URLError as error:
-        raise error.reason if isinstance(error.reason, OSError) else error from None
+        raise clock.meaning_of(error.reason if isinstance(error.reason, OSError) else error) from None
+    except OSError as error:
+        raise clock.meaning_of(error) from None
 
 
-def _body(answer: http.client.HTTPResponse, most_bytes: int, within_s: float) -> bytes:
-    deadline_s = monotonic() + within_s
+def _body(answer: http.client.HTTPResponse, most_bytes: int) -> bytes:
     pieces, length = list[bytes](), 0
     while piece := answer.read1(_PIECE_BYTES):
         length += len(piece)
         if length > most_bytes:
             raise AnswerTooLong(f"the answer is longer than {shown_bytes(most_bytes)}")
-        if monotonic() > deadline_s:
-            raise AnswerTooLong(f"the answer is not complete after {within_s:g} s")
         pieces.append(piece)
     missing = getattr(answer, "length", None)  # what urllib opens from a file:// URL has no such attribute
     if missing:
@@ -160,25 +150,74 @@ class _KeepsKeys(urllib.request.HTTPRedirectHandler):
         return new
 
 
-class _TimedResponse(http.client.HTTPResponse):
-    """Reads, of the status line and the headers too, no longer than its connection's deadline."""
+class _Clock:
+    """How long the reads of an answer may still wait."""
 
-    def __init__(self, connection: Connection, sock: socket.socket, *args: Any, **options: Any) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._within_s = self._deadline_s = 0.0
+
+    def start(self, within_s: float) -> None:
+        """An answer is asked for now, and is to be whole after `within_s` seconds."""
+        self._within_s, self._deadline_s = within_s, monotonic() + within_s
+
+    def left_s(self) -> float:
+        """Seconds that the next read may wait. Raises TimeoutError if there are none left."""
+        left_s = min(self._timeout_s, self._deadline_s - monotonic())
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        return left_s
+
+    def meaning_of(self, error: Exception) -> Exception:
+        """AnswerTooLong for a wait that the deadline ended; any other error itself."""
+        if isinstance(error, TimeoutError) and monotonic() >= self._deadline_s:
+            return AnswerTooLong(f"the answer is not complete after {self._within_s:g} s")
+        return error
+
+
+class _Timed(urllib.request.AbstractHTTPHandler):
+    """Answers are read by a clock, as those of `Connection` are."""
+
+    def __init__(self, clock: _Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **options: Any) -> http.client.HTTPResponse:
+        def connection(host: str, **further: Any) -> http.client.HTTPConnection:
+            made: http.client.HTTPConnection = http_class(host, **further)
+            made.response_class = partial(_TimedResponse, self._clock)  # type: ignore[assignment]
+            return made
+
+        return super().do_open(connection, req, **options)
+
+
+class _Http(_Timed, urllib.request.HTTPHandler):
+    pass
+
+
+class _Https(_Timed, urllib.request.HTTPSHandler):
+    pass
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """Reads, of the status line and the headers too, no longer than its clock allows."""
+
+    def __init__(self, clock: _Clock, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.fp.close()
-        self.fp = io.BufferedReader(_TimedSocket(connection, sock))
+        self.fp = io.BufferedReader(_TimedSocket(clock, sock))
 
 
 class _TimedSocket(io.RawIOBase):
-    def __init__(self, connection: Connection, sock: socket.socket) -> None:
-        self._connection, self._sock = connection, sock
+    def __init__(self, clock: _Clock, sock: socket.socket) -> None:
+        self._clock, self._sock = clock, sock
         self._raw = sock.makefile("rb", buffering=0)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        self._sock.settimeout(self._connection.left_s())
+        self._sock.settimeout(self._clock.left_s())
         return self._raw.readinto(buffer)
 
     def close(self) -> None:

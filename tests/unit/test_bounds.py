@@ -6,13 +6,13 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.httpget import AnswerTooLong, fetch, get
+from loadgen.httpget import Answer, AnswerTooLong, fetch, get
 from loadgen.power.feed import PowerFeed
 from loadgen.serving import facts
 from loadgen.serving.metrics import MetricsProbe, MetricsSource
@@ -66,12 +66,13 @@ def test_a_longer_one_is_given_up(head: bytes) -> None:
                 ask(f"http://127.0.0.1:{port}", MANY)
 
 
+@pytest.mark.parametrize("ask", [get, fetch])
 @pytest.mark.parametrize("head", [b"", b"X: "], ids=["in its body", "in its head"])
-def test_one_that_comes_byte_by_byte_has_a_time_for_all_of_it(head: bytes) -> None:
+def test_one_that_comes_byte_by_byte_has_a_time_for_all_of_it(head: bytes, ask: Callable[..., Answer]) -> None:
     """A byte each 10 ms: no single read takes long."""
     late = pytest.raises(AnswerTooLong, match=r"is not complete after 0\.2 s")
     with sending(head, b"a", 10_000, pause_s=0.01) as port, late:
-        get(f"http://127.0.0.1:{port}", MANY, 0.2)
+        ask(f"http://127.0.0.1:{port}", MANY, 0.2)
 
 
 def test_one_that_ends_early_is_incomplete() -> None:
