@@ -286,8 +286,17 @@ def decode_events(datas: Sequence[bytes]) -> tuple[list[Event], Exception | None
             escaped = _CONTROL.sub(lambda found: b"\\u%04x" % found[0][0], data)
             events.append(_decode_event(escaped) if data.strip() not in (b"", b"null") else _EMPTY)
         except UNREADABLE as error:
-            return events, error
+            return events, _not_utf8(data) or error
     return events, None
+
+
+def _not_utf8(data: bytes) -> UnicodeDecodeError | None:
+    """Python's words on bytes that are not UTF-8; msgspec's depend on its version."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error
+    return None
 
 
 def is_error(error: msgspec.Raw) -> bool:

@@ -53,7 +53,7 @@ def test_a_request(server: FaultServer, fault: RequestFault) -> None:
     """The struck request's row says what happened; the next one on the same slot is answered."""
     struck, after = asked(f"{server.url}/{fault.name}~alone", 2, 0.3 if fault.status == "timeout" else 30.0)
     assert (struck.status, struck.http_status) == (fault.status, fault.http_status), struck.error
-    assert fault.error is None if struck.error is None else fault.error in struck.error
+    assert fault.error is None if struck.error is None else fault.error in struck.error, repr(struck.error)
     assert struck.t_send_ns <= struck.t_end_ns
     assert after.status == (fault.status if fault.every == 1 else fault.next), after.error
     if fault.every != 1 and fault.next == "ok":

@@ -264,7 +264,7 @@ def scraped(server: KnownServer, tmp_path_factory: pytest.TempPathFactory) -> st
     )  # fmt: skip
     seen = ""
     try:
-        while process.poll() is None and "loadgen_ttft_seconds_count" not in seen:
+        while process.poll() is None and "loadgen_requests_total{" not in seen:
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                     seen = answer.read().decode()
