@@ -39,6 +39,7 @@ from loadgen.record.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.record.manifest import Manifest, client_facts, host_facts, read_manifest
 from loadgen.record.rundir import await_old_servers, held, stored, unfinished
 from loadgen.secret import Mask
+from loadgen.serving.checkpoint import weights_of
 from loadgen.serving.facts import proxies_passed_by
 from loadgen.serving.metrics import metrics_of
 from loadgen.serving.process import mask_log
@@ -388,6 +389,7 @@ def _content(plan: SweepPlan, power: PowerPlan, changes: BodyChanges, *, simulat
         "protocol": asked["protocol"] | {"temperature": decoding.get("temperature"), "seed": decoding.get("seed")},
         "body_changes": {"refused": changes.refused, "limit_field": changes.limit_field},
         "graded": config.fixed_length is None,
+        "weights": msgspec.to_builtins(weights_of(Path(config.model).expanduser()) if config.model else None),
         "client": client_facts(),
         "host": host_facts(),
         "gpu": None,

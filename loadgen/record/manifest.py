@@ -184,6 +184,15 @@ class _BodyChanges(msgspec.Struct):
     limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
 
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sweep counted in the model's local folder."""
+
+    parameters: Count | None
+    """Elements of all tensors; None: a mixture of experts, packed weights, or no safetensors that can be read."""
+    experts: bool
+    """config.json says that it is a mixture of experts."""
+
+
 class ManifestShape(msgspec.Struct):
     """To be converted to: what is missing, or of another kind, raises msgspec.ValidationError with its path."""
 
@@ -204,6 +213,7 @@ class ManifestShape(msgspec.Struct):
     recipes: dict[_Text, _Text] = {}
     attempts: list[_Attempt] = []
     body_changes: _BodyChanges = msgspec.field(default_factory=_BodyChanges)
+    weights: Weights | None = None
 
 
 SCHEMA = 1

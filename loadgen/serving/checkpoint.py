@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Mapping
@@ -17,9 +18,10 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen import httpget
-from loadgen.bounds import MOST_FACTS_BYTES
+from loadgen.bounds import MOST_FACTS_BYTES, Count
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
+from loadgen.record.manifest import Weights
 from loadgen.secret import said
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE, Quantization, quantization_of
 from loadgen.serving.recipe import Recipe, load_recipes
@@ -29,6 +31,10 @@ TIMEOUT_S = 5.0
 TOKEN_FILE = "HF_TOKEN_FILE"
 MOST_TOKEN_BYTES = 4096
 """Tokens have 37 characters."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_LENGTH_BYTES = 8
+MOST_HEADER_BYTES = 100_000_000
+"""Of a safetensors file: the most that the format's own reader takes."""
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
 
 
@@ -333,3 +339,31 @@ def ask_hub(checkpoint: str) -> HubAnswer:
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
         return HubAnswer(state="absent", reason="not of the form ORGANISATION/NAME")
     return fetch_config(checkpoint)
+
+
+def weights_of(folder: Path) -> Weights | None:
+    """How many parameters the model in this folder has, by the headers of its safetensors; None: it is not a folder."""
+    if not folder.is_dir():
+        return None
+    config, parameters = {}, None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        config = msgspec.json.decode(read_file(folder / "config.json", MOST_FACTS_BYTES), type=dict[str, Any])
+    experts = any(config.get(key) for key in _EXPERTS)
+    with contextlib.suppress(OSError, ValueError, RecursionError, OverflowError):
+        if not experts and "quantization_config" not in config:
+            parameters = sum(map(_elements, sorted(folder.glob("*.safetensors")))) or None
+    return Weights(parameters=parameters, experts=experts)
+
+
+class _Tensor(msgspec.Struct):
+    shape: tuple[Count, ...] = ()
+
+
+def _elements(path: Path) -> int:
+    """Elements of all tensors of a file: its header is JSON behind its own length, 8 bytes little endian."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = msgspec.json.decode(file.read(min(length, MOST_HEADER_BYTES)), type=dict[str, _Tensor])
+    return sum(math.prod(tensor.shape) for name, tensor in header.items() if name != "__metadata__")
