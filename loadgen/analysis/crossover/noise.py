@@ -29,10 +29,10 @@ Pooling = Literal["all", "power of the batch", "none"]
 
 TREND_P = 0.1
 """The power of the batch is used below this p; a later use costs false signs, an earlier one power."""
-DOUBT_P = 0.3
+DOUBT_P = 0.5
 """Below this p, and not below `TREND_P`, a point has the larger of both variances: false signs come from uneven noise
 that a few repeats do not show."""
-APART_P = 0.2
+APART_P = 0.1
 """A point stands apart below this p, over all points together (Bonferroni)."""
 NOTHING = 1e-18
 """A variance of rounding, not of repeats."""
