@@ -138,7 +138,7 @@ def test_a_launched_server_has_the_key_and_nobody_else(place: Place) -> None:
     assert sweep.returncode in (0, 1), place.said
     assert place.answers > 0
     assert having and all("vllm" in command or KNOWN_SERVER.name in command for command in having)
-    assert any("family.py" in command for command in seen - having), "the guardian was seen"
+    assert any("guardian.py" in command for command in seen - having), "the guardian was seen"
     assert place.files_with(KEY, HUB_TOKEN) == []
     log = place.folder / "run" / "servers" / "bf16-r1.log"
     assert "VLLM_API_KEY=***" in log.read_text()
