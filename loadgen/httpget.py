@@ -1,6 +1,6 @@
 """HTTP GET as loadgen itself asks: an answer has a longest length and a time for all of it, and a key has one host.
 
-Load goes through `loadgen.client`; this is for model lists, /metrics, exporters, the hub and data files.
+Load goes through `loadgen.load`; this is for model lists, /metrics, exporters, the hub and data files.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Notes on answers: what is odd about them and changes no figure, counted over a cell and told once a run.
+"""From journal to numbers: run directory in, derived files out, no server and no clock.
+
+Notes on answers: what is odd about them and changes no figure, counted over a cell and told once a run.
 
 Fairness: what two targets' servers must have in common, so that a difference in figures is one in precision.
-
-From journal to numbers: run directory in, derived files out, no server and no clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Sides: the graded answers of a run, gathered cell by cell for the comparison of precisions.
+"""CellResult: what the analysis keeps of one cell; of a large run, cells are read by several processes at once.
 
-CellResult: what the analysis keeps of one cell; of a large run, cells are read by several processes at once.
+Sides: the graded answers of a run, gathered cell by cell for the comparison of precisions.
 """
 
 from __future__ import annotations

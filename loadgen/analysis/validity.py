@@ -1,8 +1,8 @@
-"""Which verdict a figure goes by: the quantities of `Validity` that it is made of.
-
-Validity: which of a cell's figures may be believed, quantity by quantity.
+"""Validity: which of a cell's figures may be believed, quantity by quantity.
 
 Every limit is here; the client's own limits are in `analysis.client`, those of energy in `power.energy`.
+
+Which verdict a figure goes by: the quantities of `Validity` that it is made of.
 """
 
 from __future__ import annotations

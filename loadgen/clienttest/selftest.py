@@ -1,8 +1,8 @@
-"""Drive: a cell of a sweep against the server of known timing.
-
-Selftest: whether this machine's client measures a given traffic truly, and how much more it could take.
+"""Selftest: whether this machine's client measures a given traffic truly, and how much more it could take.
 
 A selftest as lines of text.
+
+Drive: a cell of a sweep against the server of known timing.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Datasets: whether the published files are in the cache and are the pinned ones.
+"""Examination: everything the doctor looks at, each check within its own time.
+
+Datasets: whether the published files are in the cache and are the pinned ones.
 
 Proxies: whether the environment names one, and what it is used for.
 
 Ports that servers, exporter, sweep, Prometheus and Grafana listen on.
 
 Prometheus and Grafana: whether they answer.
-
-Examination: everything the doctor looks at, each check within its own time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Feed: which request a slot gets next, and when a cell is warm.
+"""Load: a cell's requests from the first warm-up to the last answer.
+
+Feed: which request a slot gets next, and when a cell is warm.
 
 Patience with stragglers: how long a cell waits for requests that take far longer than the others.
-
-Load: a cell's requests from the first warm-up to the last answer.
 """
 
 from __future__ import annotations

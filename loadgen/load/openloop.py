@@ -1,8 +1,8 @@
-"""Arrivals: when the requests of an open loop are due.
+"""OpenLoop: sends each request when it is due, however many are still being answered.
+
+Arrivals: when the requests of an open loop are due.
 
 Alarm: calls back at an instant of CLOCK_MONOTONIC, within a fraction of a millisecond where the kernel can.
-
-OpenLoop: sends each request when it is due, however many are still being answered.
 
 Schedule: what an open loop asks, and when.
 """

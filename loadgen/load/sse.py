@@ -2,9 +2,9 @@
 
 Content codings: bodies that come compressed though nobody asked for it (RFC 9110, section 8.4.1).
 
-The server's own words: what a body or an event says of an error, whatever its shape.
-
 Events of an OpenAI-compatible stream: their JSON, and what output is in it.
+
+The server's own words: what a body or an event says of an error, whatever its shape.
 """
 
 from __future__ import annotations

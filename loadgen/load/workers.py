@@ -1,9 +1,9 @@
-"""Channel: messages between the process that runs a cell and a worker, over a socket pair.
-
-Workers: the load of a cell that several processes share, seen from the one that runs the cell.
+"""Workers: the load of a cell that several processes share, seen from the one that runs the cell.
 
 Each worker has a share of the slots and of the items, and all stamp with the same clock: CLOCK_MONOTONIC is one for all
 processes of a machine. Ended requests come back over a socket pair and are journalled here, in one file per cell.
+
+Channel: messages between the process that runs a cell and a worker, over a socket pair.
 
 A worker: one of several client processes that share a cell's slots. `python -m loadgen.load.workers FD PARENT`.
 """

@@ -1,6 +1,6 @@
-"""Interrupt: what Ctrl-C and SIGTERM mean while a sweep runs.
+"""One cell, live: warm up, open the window, keep the load, close, drain. Everything seen goes to the journal.
 
-One cell, live: warm up, open the window, keep the load, close, drain. Everything seen goes to the journal.
+Interrupt: what Ctrl-C and SIGTERM mean while a sweep runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Who uses the GPUs of a sweep: before the first server starts, and which processes are a server's.
+"""Power beside the load: which source, and a recorder that keeps every raw sample of a server's life.
 
-Power beside the load: which source, and a recorder that keeps every raw sample of a server's life.
+Who uses the GPUs of a sweep: before the first server starts, and which processes are a server's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Readiness: servers that still load, and how long they are waited for.
+"""Where the servers of a sweep come from: running already, launched from recipes, or simulated.
 
-Where the servers of a sweep come from: running already, launched from recipes, or simulated.
+Readiness: servers that still load, and how long they are waited for.
 """
 
 from __future__ import annotations

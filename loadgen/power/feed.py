@@ -1,6 +1,6 @@
-"""ClockOffset: how far an exporter's CLOCK_MONOTONIC is ahead of ours, and how well that is known.
+"""PowerFeed: an exporter's samples, pulled in the background and stamped by our own clock.
 
-PowerFeed: an exporter's samples, pulled in the background and stamped by our own clock.
+ClockOffset: how far an exporter's CLOCK_MONOTONIC is ahead of ours, and how well that is known.
 """
 
 from __future__ import annotations

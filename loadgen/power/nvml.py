@@ -1,6 +1,6 @@
-"""Processes on a GPU: NVML's lists, and what /proc says of each process.
+"""NVML: power, energy and state of NVIDIA GPUs, through nvidia-ml-py.
 
-NVML: power, energy and state of NVIDIA GPUs, through nvidia-ml-py.
+Processes on a GPU: NVML's lists, and what /proc says of each process.
 """
 
 from __future__ import annotations

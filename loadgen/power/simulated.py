@@ -1,6 +1,6 @@
-"""Faults that a simulated GPU shows on request, as real ones show them through NVML.
+"""SimulatedReader: a power curve seen through sensors like a GPU's; nothing it gives was measured.
 
-SimulatedReader: a power curve seen through sensors like a GPU's; nothing it gives was measured.
+Faults that a simulated GPU shows on request, as real ones show them through NVML.
 """
 
 from __future__ import annotations

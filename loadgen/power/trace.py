@@ -1,6 +1,6 @@
-"""Staircase: a sensor that holds its value between updates, seen through samples taken in between.
+"""PowerTrace: the samples of one GPU as columns.
 
-PowerTrace: the samples of one GPU as columns.
+Staircase: a sensor that holds its value between updates, seen through samples taken in between.
 
 Calibration: what a GPU's power sensors are like, learnt from their samples.
 

@@ -1,8 +1,8 @@
-"""ManifestShape: the keys of manifest.json that anything reads, and of what kind each is.
+"""manifest.json: what was run, by what, on what; rewritten whole (and atomically) as facts come in.
+
+ManifestShape: the keys of manifest.json that anything reads, and of what kind each is.
 
 Those without which there is no report have no default; others may be missing, and more may be there.
-
-manifest.json: what was run, by what, on what; rewritten whole (and atomically) as facts come in.
 """
 
 from __future__ import annotations

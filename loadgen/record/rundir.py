@@ -1,6 +1,6 @@
-"""What an interrupted run has and lacks: finished cells stay as they are, the rest is measured again.
+"""The run directory: made for a new run, and held by one sweep at a time.
 
-The run directory: made for a new run, and held by one sweep at a time.
+What an interrupted run has and lacks: finished cells stay as they are, the rest is measured again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How many cells are valid, by quantity, in words.
+"""Grid: the few figures that decide, targets down and batches across, as lines of text for any width.
 
 The table of the report: a row per target x concurrency.
 
-Grid: the few figures that decide, targets down and batches across, as lines of text for any width.
+How many cells are valid, by quantity, in words.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Answered: the lines of the terminal on how many answers an accuracy rests on, and what it does not show of them.
+"""The end of a sweep in a terminal: the report's answer in few lines, whatever the width.
+
+Answered: the lines of the terminal on how many answers an accuracy rests on, and what it does not show of them.
 
 What a run is about.
 
 The answer in words, target by target.
-
-The end of a sweep in a terminal: the report's answer in few lines, whatever the width.
 """
 
 from __future__ import annotations

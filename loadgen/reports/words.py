@@ -1,6 +1,6 @@
-"""The word that stands by everything that came from a cost model.
+"""Figures as they are read in a tooltip.
 
-Figures as they are read in a tooltip.
+The word that stands by everything that came from a cost model.
 
 The console on stdout. No text is taken for markup, since any may come from a server.
 """

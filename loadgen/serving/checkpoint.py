@@ -1,6 +1,6 @@
-"""The Hugging Face hub: where a checkpoint's config.json is read, from this machine's cache or over HTTP.
+"""A checkpoint: whether a recipe serves what its config.json says, and what tells its weights from others.
 
-A checkpoint: whether a recipe serves what its config.json says, and what tells its weights from others.
+The Hugging Face hub: where a checkpoint's config.json is read, from this machine's cache or over HTTP.
 """
 
 from __future__ import annotations

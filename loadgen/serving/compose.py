@@ -1,6 +1,6 @@
-"""Compose services that answer questions: vLLM on GPUs, vLLM on the CPU, simulated.
+"""docker/compose.yaml and docker/models/*.env as text.
 
-docker/compose.yaml and docker/models/*.env as text.
+Compose services that answer questions: vLLM on GPUs, vLLM on the CPU, simulated.
 
 The compose project on disk: where it lies, and how it is written out for those who installed loadgen.
 """

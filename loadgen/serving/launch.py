@@ -1,6 +1,6 @@
-"""vLLM's log: the settings that it runs with, and the remedy for what ended its start. Read in vLLM 0.26 to 0.33.
+"""Launch: the exact command of one server, planned before anything is started.
 
-Launch: the exact command of one server, planned before anything is started.
+vLLM's log: the settings that it runs with, and the remedy for what ended its start. Read in vLLM 0.26 to 0.33.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""GPU memory in use, to see that a stopped server gave its share back.
+"""ServerProcess: one launched server from start to the last of its memory given back.
 
-ServerProcess: one launched server from start to the last of its memory given back.
+GPU memory in use, to see that a stopped server gave its share back.
 """
 
 from __future__ import annotations

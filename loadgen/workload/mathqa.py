@@ -1,11 +1,11 @@
-"""MathQA's formula language: nested calls of named operations on numbers, as `annotated_formula` writes them.
-
-The operations' meanings are those of their names (Amini et al., NAACL 2019, table of operations); angles do not occur.
-
-MathQA in its published schema: problems with five options and an operation program, as one JSON array or as the
+"""MathQA in its published schema: problems with five options and an operation program, as one JSON array or as the
 hub's Parquet, gzip around either.
 
 Source: Amini et al., NAACL 2019; the files as github.com/shaigue/mathqa keeps them, 2985 test and 4475 dev rows.
+
+MathQA's formula language: nested calls of named operations on numbers, as `annotated_formula` writes them.
+
+The operations' meanings are those of their names (Amini et al., NAACL 2019, table of operations); angles do not occur.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Worked examples and wording of lm-evaluation-harness's tasks, read from its installed package or a file of it.
+"""Shots: the worked examples of a prompt, where they come from, and which of them a question gets.
+
+Worked examples and wording of lm-evaluation-harness's tasks, read from its installed package or a file of it.
 
 Nothing of it is shipped with loadgen, and it is never imported: its task files are found and parsed.
-
-Shots: the worked examples of a prompt, where they come from, and which of them a question gets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is known of N*, in words.
+"""RunComparison: what several runs say together; compare.csv, imports.csv and compare.json hold it.
+
+What is known of N*, in words.
 
 The paper's claims over model size (arXiv 2602.13595v2, Theorem 4.6 and Corollary 4.7), held against the data.
-
-RunComparison: what several runs say together; compare.csv, imports.csv and compare.json hold it.
 """
 
 from __future__ import annotations

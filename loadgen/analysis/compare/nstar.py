@@ -1,8 +1,8 @@
-"""Stratum: what must be equal for two CORs to differ by the size of the model alone.
-
-NStar: the model size at which a precision stops being a trap, or starts to be one: the zero of COR over log N.
+"""NStar: the model size at which a precision stops being a trap, or starts to be one: the zero of COR over log N.
 
 Paper: Theorem 4.6 and Figure 8 of arXiv 2602.13595v2. Its formula (N* = phi B_W B / (alpha (pi - p))) is not used here.
+
+Stratum: what must be equal for two CORs to differ by the size of the model alone.
 """
 
 from __future__ import annotations

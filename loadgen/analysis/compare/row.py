@@ -1,8 +1,8 @@
-"""ModelSize: how many parameters a model has, and how that is known.
+"""CompareRow: one target of one run at one concurrency, with all that makes it comparable or not.
+
+ModelSize: how many parameters a model has, and how that is known.
 
 The paper's formula for N* (Theorem 4.6 of arXiv 2602.13595v2), shown as that and used for nothing.
-
-CompareRow: one target of one run at one concurrency, with all that makes it comparable or not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Metric: a figure that two precisions are compared by, and the words for winning and losing.
+"""Curve: one metric of one target over the batch; and two of them paired, repeat by repeat.
 
-Curve: one metric of one target over the batch; and two of them paired, repeat by repeat.
+Metric: a figure that two precisions are compared by, and the words for winning and losing.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Scatter: the variance of the repeats at each point, pooled over the points where that is allowed.
-
-All points have one variance, unless a likelihood-ratio test asks for a variance that is a power of the batch; and a
-point stands apart, with the variance of its own repeats, where an F test against the other points says so. With few
-repeats every point's own variance would leave next to nothing proven, and one variance for all proves what is not so.
-
-Noise: how uncertain a weighted sum of the points' log-advantages is.
+"""Noise: how uncertain a weighted sum of the points' log-advantages is.
 
 A repeat starts its servers anew, so that its cells share a part of the noise: the log-advantage of repeat k at point i
 is f_i + s_k + e_ik (two-way analysis of variance without interaction, points fixed, repeats random). Sums of squares
 are Henderson's method III, so that missing cells are allowed. The variance of e may differ between points.
+
+Scatter: the variance of the repeats at each point, pooled over the points where that is allowed.
+
+All points have one variance, unless a likelihood-ratio test asks for a variance that is a power of the batch; and a
+point stands apart, with the variance of its own repeats, where an F test against the other points says so. With few
+repeats every point's own variance would leave next to nothing proven, and one variance for all proves what is not so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The trap verdict: is a precision worth less than the reference (SI < 1)?
+"""TargetIndices: every index of a target against the reference at one concurrency.
 
-TargetIndices: every index of a target against the reference at one concurrency.
+The trap verdict: is a precision worth less than the reference (SI < 1)?
 """
 
 from __future__ import annotations

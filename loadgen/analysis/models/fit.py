@@ -1,6 +1,6 @@
-"""Noise: what repeats say about the scatter of observations.
+"""Fit: least squares on logarithms with parameters of at least 0.
 
-Fit: least squares on logarithms with parameters of at least 0.
+Noise: what repeats say about the scatter of observations.
 
 Resample: how far parameters, and what follows from them, would move with other noise.
 """

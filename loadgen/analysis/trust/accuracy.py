@@ -1,11 +1,11 @@
 """AccuracyComparison: a target's answers against the reference's at one concurrency.
 
+AccuracyVerdict: worse, better, equivalent, or inconclusive and how many more items would decide it.
+
 How many items a claim about accuracy needs, and what a number of items can show.
 
 Proportions are 0 to 1 (0.01 = 1 pp). `discordance` is the share of items whose correctness changes between the two
 sides. McNemar's power is exact, that of equivalence a normal approximation of the score test.
-
-AccuracyVerdict: worse, better, equivalent, or inconclusive and how many more items would decide it.
 
 CorrectEnergy: joules per correct answer.
 """

@@ -1,6 +1,6 @@
-"""DepthTrend, StepSurvival: does the precision's loss grow with the number of reasoning steps?
+"""DepthCurve: accuracy and loss by the number of reasoning steps (paper v2, Figure 7).
 
-DepthCurve: accuracy and loss by the number of reasoning steps (paper v2, Figure 7).
+DepthTrend, StepSurvival: does the precision's loss grow with the number of reasoning steps?
 
 TrustInvariance: does a precision answer as well at every batch size? (paper, Theorem 4.5, part 2: dT/dB = 0)
 """

@@ -1,6 +1,6 @@
-"""Requests: the few columns of requests.parquet that figures need, cell by cell.
+"""Distributions of TTFT, TPOT and E2E, target over target at each B.
 
-Distributions of TTFT, TPOT and E2E, target over target at each B.
+Requests: the few columns of requests.parquet that figures need, cell by cell.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Figure: a drawing on disk and the words that belong to it.
+"""Sheet: a figure while it is drawn.
+
+Figure: a drawing on disk and the words that belong to it.
 
 Look: how a target appears, the same in every figure.
-
-Sheet: a figure while it is drawn.
 
 Axes: scales and ticks that several figures share.
 """

@@ -1,6 +1,6 @@
-"""CellTrace: what happened in one cell over time, thinned for drawing. Times in s since the cell's first request.
+"""Timelines: requests in flight, running batch and power over the time of each cell.
 
-Timelines: requests in flight, running batch and power over the time of each cell.
+CellTrace: what happened in one cell over time, thinned for drawing. Times in s since the cell's first request.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The figures of compare.html, as SVG text.
+"""compare.html: one self-contained file.
 
-compare.html: one self-contained file.
+The figures of compare.html, as SVG text.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Where the numbers come from, in short; docs/metrics.md has every formula.
+"""The page: head, first screen, sections.
 
-The first screen: what was measured, what came out of it, and how sure that is.
+Where the numbers come from, in short; docs/metrics.md has every formula.
 
 What was run, on what: servers, and the manifest as an excerpt and whole.
 
-The page: head, first screen, sections.
+The first screen: what was measured, what came out of it, and how sure that is.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Simulated tokens: word pieces of about four characters.
+"""Answers of the simulated model: deterministic text of a set length and accuracy.
+
+Simulated tokens: word pieces of about four characters.
 
 Questions the simulated model can answer.
 
 Output: the token texts of one answer, cut as the request's limits and stop strings demand.
 
 Behaviour: how often a simulated precision is right, and on which items it differs from FP16.
-
-Answers of the simulated model: deterministic text of a set length and accuracy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Answers on the wire: server-sent events token by token, or one JSON object.
+"""The simulated server over HTTP: vLLM's endpoints on aiohttp.
 
-The simulated server over HTTP: vLLM's endpoints on aiohttp.
+Answers on the wire: server-sent events token by token, or one JSON object.
 """
 
 from __future__ import annotations

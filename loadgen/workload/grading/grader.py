@@ -1,9 +1,9 @@
-"""The verdicts that lm-evaluation-harness 0.4.13 gives for the same text, down to its oddities.
+"""Grader: from an answer's text to its verdict. Only the content is read, never the reasoning beside it.
+
+The verdicts that lm-evaluation-harness 0.4.13 gives for the same text, down to its oddities.
 
 Patterns, which match counts, and the normalisation are those of its task files `gsm8k*.yaml` (versions 3 and 4): no
 match is `[invalid]` and wrong, truncation is not looked at, and the comparison is one of strings.
-
-Grader: from an answer's text to its verdict. Only the content is read, never the reasoning beside it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Content: what of an answer's text is read: no reasoning before it, no next question behind it.
+"""Mark: a place where a text says that its answer follows: `####`, `\\boxed{}`, "the answer is", `<answer>`.
 
-Mark: a place where a text says that its answer follows: `####`, `\boxed{}`, "the answer is", `<answer>`.
+Content: what of an answer's text is read: no reasoning before it, no next question behind it.
 """
 
 from __future__ import annotations
