@@ -13,9 +13,10 @@ from kinds import EVERYTHING, left_out, skip_slow_kinds
 
 from loadgen.serving.cpu_env import CpuEnvironment, default_environment
 
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=30)
-hypothesis.settings.register_profile("loadgen", deadline=None)
-"""No test asserts wall-clock speed, on machines that are as noisy as CI's."""
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=30, derandomize=True)
+hypothesis.settings.register_profile("loadgen", deadline=None, derandomize=True)
+"""The same inputs in every run of a commit; profile `long` looks for new ones. No test asserts wall-clock speed, on
+machines that are as noisy as CI's."""
 hypothesis.settings.register_profile(
     "long", deadline=None, max_examples=20_000, suppress_health_check=list(hypothesis.HealthCheck)
 )

@@ -23,6 +23,7 @@ import uvloop
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.client import BUSY_SHARE
+from loadgen.bounds import positive
 from loadgen.clienttest.server import MODEL
 from loadgen.clienttest.trial import IN_FLIGHT_SHARE, TTFT_MEAN_MS, TTFT_P99_MS, Trial, trial_of
 from loadgen.errors import ServerError, UsageError
@@ -309,11 +310,7 @@ def _uses(t: Trial) -> str:
 
 
 def _rate(concurrency: int, tokens_per_s: float | None, itl_ms: float | None, workers: int, transport: str) -> float:
-    for option, value in (
-        ("concurrency", concurrency), ("tokens-per-s", tokens_per_s), ("itl-ms", itl_ms), ("workers", workers),
-    ):  # fmt: skip
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise UsageError(f"--{option} {value:g}: give a finite number above zero")
+    positive(concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers)
     if transport not in ("raw", "openai"):
         raise UsageError(f"--transport {transport}: unknown; write raw or openai")
     if tokens_per_s is not None and itl_ms is not None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from loadgen.bounds import MOST_AMOUNT, positive, shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED, Arrivals
 from loadgen.record.cell import MAX_ERROR_RATE, Slo, TargetSpec, check_size
@@ -211,21 +212,23 @@ def configure(
         if value is not None and value.startswith("-"):
             raise UsageError(f"--{option} {value}: starts with '-', so vLLM would take it for an option; check it")
     levels = _concurrency(concurrency, arrivals)
-    _positive(
+    positive(
         limit=limit, requests=requests, repeats=repeats, max_tokens=max_tokens, fixed_length=fixed_length,
         max_num_seqs=max_num_seqs, duration=duration, timeout=timeout, tdp_w=tdp_w, carbon=carbon,
         metrics_port=metrics_port, thinking_budget=thinking_budget, workers=workers, drain=drain,
         start_timeout=start_timeout,
     )  # fmt: skip
     check_size(f"--repeats {repeats}", len(specs), len(levels), repeats)
-    if warmup is not None and not (warmup >= 0 and math.isfinite(warmup)):
-        raise UsageError(f"--warmup {warmup:g}: give zero or more seconds")
-    if not (wait_ready >= 0 and math.isfinite(wait_ready)):
-        raise UsageError(f"--wait-ready {wait_ready:g}: give zero or more seconds")
+    if warmup is not None and not 0 <= warmup <= MOST_AMOUNT:
+        raise UsageError(f"--warmup {shown_number(warmup)}: give zero or more seconds")
+    if not 0 <= wait_ready <= MOST_AMOUNT:
+        raise UsageError(f"--wait-ready {shown_number(wait_ready)}: give zero or more seconds")
     if wait_ready and mode != "target":
         raise UsageError(f"--wait-ready {wait_ready:g} needs --target: loadgen waits for the servers it starts itself")
     if not 0 <= max_error_rate < 1:
-        raise UsageError(f"--max-error-rate {max_error_rate:g}: give a share from 0 up to, but not including, 1")
+        raise UsageError(
+            f"--max-error-rate {shown_number(max_error_rate)}: give a share from 0 up to, but not including, 1"
+        )
     if duration is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
     if requests is not None and arrivals is None and requests < 2 * max(levels):
@@ -465,8 +468,10 @@ def _concurrency(value: str | Sequence[int] | None, arrivals: Arrivals | None) -
     levels = []
     for part in parts:
         text = str(part).strip()
-        if not text.isdecimal() or int(text) < 1:
-            raise UsageError(f"--concurrency: {text!r} is no batch size; write whole numbers from 1, as in 1,16,64")
+        if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+            raise UsageError(
+                f"--concurrency: {text[:40]!r} is not a valid batch size; write whole numbers from 1, as in 1,16,64"
+            )
         if int(text) in levels:
             raise UsageError(f"--concurrency: {text} stands there twice; name every batch size once")
         levels.append(int(text))
@@ -478,12 +483,6 @@ def _concurrency(value: str | Sequence[int] | None, arrivals: Arrivals | None) -
             "name one number, or leave it away"
         )
     return tuple(levels)
-
-
-def _positive(**numbers: float | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and not (number > 0 and math.isfinite(number)):
-            raise UsageError(f"--{name.replace('_', '-')} {number:g}: give a finite number above zero")
 
 
 def _one_of(option: str, value: str | None, known: Sequence[str]) -> None:

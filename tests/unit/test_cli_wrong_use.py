@@ -55,8 +55,8 @@ def _one_line(status: object, stderr: str, before: list[Path], after: list[Path]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["sweep", "--concurrency", "1,x"], "--concurrency: 'x' is no batch size"),
-        (["sweep", "--concurrency", "0"], "--concurrency: '0' is no batch size"),
+        (["sweep", "--concurrency", "1,x"], "--concurrency: 'x' is not a valid batch size"),
+        (["sweep", "--concurrency", "0"], "--concurrency: '0' is not a valid batch size"),
         (["sweep", "--repeats", "-3"], "--repeats -3"),
         (["sweep", "--target", "fp17=http://127.0.0.1:1"], "did you mean fp16?"),
         (["sweep", "--target", "fp16=http://h:1", "--target", "fp16=http://h:2"], "named twice"),
