@@ -20,10 +20,11 @@ from bench.gpu import sensors
 from bench.gpu.plan import ENDED, Plan, State, Step, StepState
 from bench.gpu.simulator import servers
 from loadgen.errors import ServerError, UsageError
-from loadgen.measure.config import HEADROOM_SEQS, SweepConfig, configure
+from loadgen.measure.config import HEADROOM_SEQS, configure
 from loadgen.measure.observer import Observer
 from loadgen.measure.run import Interrupted, resume_sweep, run_sweep
 from loadgen.record.cell import Cell, plan_blocks
+from loadgen.record.config import SweepConfig
 from loadgen.record.manifest import read_manifest
 from loadgen.record.rundir import unfinished_cells
 from loadgen.serving.launch import find_vllm, plan_launch

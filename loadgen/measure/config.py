@@ -1,4 +1,4 @@
-"""SweepConfig: the options of `loadgen sweep`, checked once, the same from the command line, YAML and Python."""
+"""Config: the options of `loadgen sweep`, checked once, the same from the command line, YAML and Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +17,7 @@ from loadgen.bounds import MOST_AMOUNT, positive, shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED, Arrivals
 from loadgen.record.cell import MAX_ERROR_RATE, Slo, TargetSpec, check_size
+from loadgen.record.config import Mode, SweepConfig
 from loadgen.serving.launch import API_KEY
 from loadgen.serving.process import START_TIMEOUT_S
 from loadgen.serving.recipe import load_recipe, load_recipes
@@ -38,88 +39,6 @@ KEPT_FIELDS = ("model", "prompt", "messages", "stream")
 """Fields of a request that `--extra-body` may not touch: without them it is another measurement, or none."""
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
-Mode = Literal["target", "serve", "simulated"]
-
-
-class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sweep does. Made by `configure`, written into the manifest as it is."""
-
-    mode: Mode
-    targets: tuple[TargetSpec, ...]
-    model: str | None
-    device: str
-    vllm: str | None
-    max_num_seqs: int
-    concurrency: tuple[int, ...]
-    dataset: str
-    data_file: str | None
-    platinum_file: str | None = None
-    protocol: str
-    shots_file: str | None
-    answer_regex: str | None = None
-    """The user's pattern of an answer: its last match is graded."""
-    limit: int | None
-    duration_s: float | None
-    requests: int | None
-    repeats: int
-    start_sd: float | None = None
-    """Relative standard deviation of a figure between two starts of one server, as the user states it."""
-    warmup_s: float | None
-    max_tokens: int | None
-    fixed_length: int | None
-    arrival: str
-    """`closed`, `poisson:RATE` or `constant:RATE`."""
-    slo: str | None
-    """What goodput asks of a request, as `Slo` prints it."""
-    api: str | None
-    thinking: Thinking | None
-    prefix_cache: bool
-    """Requests of a cell share the server's prefix cache; else each has a `cache_salt` of its own."""
-    reasoning_parser: str | None
-    transport: str
-    workers: int | None
-    """Client processes; None: as many as it takes, by itself."""
-    reference: str
-    out: str | None
-    seed: int
-    extra_body: dict[str, Any]
-    """Merged into every request: objects are merged, null removes a field (RFC 7396)."""
-    timeout_s: float
-    start_timeout_s: float
-    """How long a launched server may start without its log or its downloads growing."""
-    wait_ready_s: float
-    """How long servers that still load are waited for."""
-    drain_s: float | None
-    """How long the last requests of a cell may take after its window; None: `loadgen.load.load` says."""
-    max_error_rate: float
-    """The share of a cell's requests that may fail; beyond it the cell is invalid and its answers are not graded."""
-    api_key_env: str | None
-    power: str
-    """`auto`, `nvml`, `rapl`, `simulated`, `none` or `exporter=URL`."""
-    gpus: tuple[str, ...] | None
-    exclusive: bool = False
-    """Refuse GPUs that another process uses."""
-    tdp_w: float | None
-    carbon_kg_per_kwh: float | None
-    metrics_port: int | None
-    metrics_host: str
-    """The address on which this run's own /metrics listens."""
-
-    @property
-    def load(self) -> str:
-        """What every cell holds: "B 1,16", of an open loop "poisson:20, at most 1024 in flight"."""
-        b = ",".join(map(str, self.concurrency))
-        return f"B {b}" if self.arrival == CLOSED else f"{self.arrival}, at most {b} in flight"
-
-    @property
-    def api_key(self) -> str | None:
-        """The key itself, read from the environment when needed and never stored.
-
-        Without `--api-key-env`, the servers that loadgen launches take VLLM_API_KEY from its environment.
-        """
-        variable = self.api_key_env or (API_KEY if self.mode == "serve" else None)
-        return (os.environ.get(variable) or None) if variable else None
 
 
 def configure(
@@ -306,6 +225,15 @@ def configure(
         metrics_port=metrics_port,
         metrics_host=metrics_host,
     )
+
+
+def api_key(config: SweepConfig) -> str | None:
+    """The servers' API key, read from the environment when needed and never stored.
+
+    Without `--api-key-env`, the servers that loadgen launches take VLLM_API_KEY from its environment.
+    """
+    variable = config.api_key_env or (API_KEY if config.mode == "serve" else None)
+    return (os.environ.get(variable) or None) if variable else None
 
 
 def start_share(stated: str | float) -> float:

@@ -19,9 +19,9 @@ import msgspec
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.load.openloop import CLOSED
-from loadgen.measure.config import SweepConfig
 from loadgen.measure.observer import Observer
 from loadgen.power.feed import PowerFacts
+from loadgen.record.config import SweepConfig
 from loadgen.record.manifest import Manifest
 from loadgen.serving.facts import Target
 

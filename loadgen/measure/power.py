@@ -17,7 +17,6 @@ import msgspec
 
 from loadgen.address import is_on_loopback
 from loadgen.errors import ServerError, UsageError
-from loadgen.measure.config import SweepConfig
 from loadgen.power.energy import energy_of_window
 from loadgen.power.feed import PowerFacts, PowerFeed
 from loadgen.power.nvml import PROC, NvmlReader
@@ -26,6 +25,7 @@ from loadgen.power.rapl import RaplReader
 from loadgen.power.sample import GpuLostError, GpuProcess, PowerSample
 from loadgen.power.sampler import select_gpus
 from loadgen.power.trace import Rest, calibrate
+from loadgen.record.config import SweepConfig
 from loadgen.record.journal import Journal, session_suffix
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port

@@ -18,7 +18,7 @@ from loadgen.load.load import Load, OnExchange
 from loadgen.load.workers import load_of
 from loadgen.measure.block import BlockRun, Judge
 from loadgen.measure.cell import CellRun, CellSettings, Interrupt
-from loadgen.measure.config import SweepConfig
+from loadgen.measure.config import api_key
 from loadgen.measure.machine import (
     allow_open_files,
     compare_machines,
@@ -34,6 +34,7 @@ from loadgen.measure.preflight import Learned, learn_from
 from loadgen.measure.servers import Patience, Server, Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.cell import Block, Cell, plan_blocks
+from loadgen.record.config import SweepConfig
 from loadgen.record.journal import CellEnd, Journal
 from loadgen.record.manifest import SCHEMA as MANIFEST_SCHEMA
 from loadgen.record.manifest import Manifest, client_facts, host_facts, read_manifest
@@ -173,7 +174,7 @@ def resume_sweep(
         begun = read_manifest(run_dir)
         config = resumed_config(run_dir, begun, given or {})
         for log in sorted((run_dir / "servers").glob("*.log")):
-            mask_log(log, Mask(config.api_key))
+            mask_log(log, Mask(api_key(config)))
         if not unfinished(run_dir, _blocks(config)):
             observer.note(f"{run_dir} is complete, nothing is left to measure")
             return run_dir
@@ -297,7 +298,7 @@ async def _run_cell(
     run = CellRun(
         cell,
         settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s, config.drain_s),
-        metrics=metrics_of(server.target, config.api_key),
+        metrics=metrics_of(server.target, api_key(config)),
         make_load=make_load,
         journal=journal,
         observer=observer,
@@ -325,7 +326,7 @@ def _assignment(plan: SweepPlan, server: Server, concurrency: int, changes: Body
     return Assignment(
         url=server.target.url,
         model=server.target.model,
-        api_key=config.api_key,
+        api_key=api_key(config),
         transport=config.transport,
         timeout_s=config.timeout_s,
         protocol=plan.protocol,
@@ -384,7 +385,7 @@ def _content(plan: SweepPlan, power: PowerPlan, changes: BodyChanges, *, simulat
     return {
         "schema": MANIFEST_SCHEMA,
         "simulated": simulated,
-        "config": msgspec.to_builtins(config) | {"extra_body": Mask(config.api_key).content(config.extra_body)},
+        "config": msgspec.to_builtins(config) | {"extra_body": Mask(api_key(config)).content(config.extra_body)},
         **asked,
         "protocol": asked["protocol"] | {"temperature": decoding.get("temperature"), "seed": decoding.get("seed")},
         "body_changes": {"refused": changes.refused, "limit_field": changes.limit_field},

@@ -18,9 +18,10 @@ import msgspec
 from loadgen import httpget
 from loadgen.errors import ServerError, UsageError
 from loadgen.load.sse import server_message
-from loadgen.measure.config import SweepConfig
+from loadgen.measure.config import api_key
 from loadgen.measure.observer import Observer
 from loadgen.record.cell import TargetSpec
+from loadgen.record.config import SweepConfig
 from loadgen.secret import Mask, said
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.facts import ServedModel, Target, read_models, read_version, told_kv_cache_dtype
@@ -187,7 +188,7 @@ class _Running:
             metrics_urls=spec.metrics_urls,
             simulated=simulated,
         )
-        probe = MetricsProbe(metrics_of(target, self._config.api_key))
+        probe = MetricsProbe(metrics_of(target, api_key(self._config)))
         if probe.scrape() is None and probe.failure is not None:
             self._closed[spec.name] = probe.failure
         probe.close()
@@ -196,9 +197,9 @@ class _Running:
 
     def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:
         """The reply to a GET; an `optional` one may have any status, but that of a server that is not ready."""
-        mask, where = Mask(self._config.api_key), f"target {spec.name}: {spec.url}"
+        mask, where = Mask(api_key(self._config)), f"target {spec.name}: {spec.url}"
         try:
-            answer = httpget.get(f"{spec.url}{path}", bearer=self._config.api_key)
+            answer = httpget.get(f"{spec.url}{path}", bearer=api_key(self._config))
         except ssl.SSLCertVerificationError as error:
             reason = f"does not answer ({said(error)})"
             remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
@@ -318,7 +319,7 @@ class _Launched(_Processes):
             ],
         )
         # The key that requests carry is the one that the server asks for.
-        key = {API_KEY: config.api_key} if config.api_key_env and config.api_key else {}
+        key = {API_KEY: api_key(config)} if config.api_key_env and api_key(config) else {}
         return msgspec.structs.replace(launch, env={**launch.env, **key})
 
 

@@ -26,8 +26,9 @@ from platformdirs import user_state_path
 
 from loadgen.address import is_on_loopback
 from loadgen.errors import UsageError
-from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.config import configure
 from loadgen.record.cell import TargetSpec
+from loadgen.record.config import SweepConfig
 from loadgen.secret import MASK, Mask, visible
 
 

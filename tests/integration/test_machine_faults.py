@@ -22,9 +22,10 @@ from unhurried import analysed
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 from loadgen.measure.block import RELAUNCHES
-from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer, Progress
 from loadgen.measure.run import run_sweep
+from loadgen.record.config import SweepConfig
 from loadgen.serving.facts import proxies_passed_by
 from loadgen.serving.process import free_port
 

@@ -12,8 +12,9 @@ import pytest
 from loadgen.cli import main
 from loadgen.errors import UsageError
 from loadgen.measure import config as configuring
-from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.config import configure
 from loadgen.record.cell import TargetSpec
+from loadgen.record.config import SweepConfig
 
 URL = "http://127.0.0.1:8001"
 

@@ -11,8 +11,9 @@ import pytest
 
 import loadgen
 from loadgen.errors import UsageError
-from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.config import configure
 from loadgen.measure.settings import ACTS, MEASURED, remember, require_consent
+from loadgen.record.config import SweepConfig
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipe
 

@@ -19,11 +19,11 @@ from bench.gpu.measure import Cutter, Deadline, Site, measure
 from bench.gpu.plan import Plan, State, Step
 from bench.gpu.sensors import read_sensors
 from loadgen.errors import ServerError, UsageError
-from loadgen.measure.config import SweepConfig
 from loadgen.measure.observer import Observer
 from loadgen.measure.run import Interrupted
 from loadgen.measure.settings import resumed_config
 from loadgen.record.cell import Cell, CellVerdict, TargetSpec, plan_blocks
+from loadgen.record.config import SweepConfig
 from loadgen.record.manifest import read_manifest
 from loadgen.serving.launch import Launch
 

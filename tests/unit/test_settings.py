@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.measure.config import SweepConfig, configure
+from loadgen.measure.config import configure
 from loadgen.measure.settings import options_of, resumed_config
+from loadgen.record.config import SweepConfig
 from loadgen.secret import Mask
 
 URL = "http://127.0.0.1:8001"
