@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.measure.config import configure
+from loadgen.measure.config import api_key, configure
 from loadgen.measure.settings import options_of, resumed_config
 from loadgen.record.config import SweepConfig
 from loadgen.secret import Mask
@@ -119,7 +119,7 @@ def test_what_no_figure_depends_on_may_differ(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("NEW_KEY", "b")
     given = {"metrics_port": 9500, "metrics_host": "0.0.0.0", "api_key_env": "NEW_KEY"}
     config = resumed_config(RUN, begun, given)
-    assert (config.metrics_port, config.metrics_host, config.api_key) == (9500, "0.0.0.0", "b")
+    assert (config.metrics_port, config.metrics_host, api_key(config)) == (9500, "0.0.0.0", "b")
 
 
 def test_the_key_that_the_run_needs_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
