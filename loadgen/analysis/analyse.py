@@ -20,11 +20,10 @@ from loadgen.analysis.cellresult import CellReader, Sides, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
-from loadgen.analysis.crossover.crossover import sentence
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import spanned
 from loadgen.analysis.invalid import invalid_of, invalid_sentences
-from loadgen.analysis.models.study import cost_models, entry_of
+from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.powerdata import Server, read_powers
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
@@ -301,12 +300,11 @@ def _analysis(
         "simulated": manifest["simulated"],
         "invalid": msgspec.to_builtins(invalid),
         "crossovers": [
-            msgspec.to_builtins(found)
-            | {"sentence": sentence(found), "notes": [*found.notes, *marks.get(found.target, ())]}
+            msgspec.to_builtins(found) | {"notes": [*found.notes, *marks.get(found.target, ())]}
             for found in answer.crossovers
         ],
         **msgspec.to_builtins(trust),
-        "models": [entry_of(found) for found in cost_models(held, answer.crossovers, reference=reference)],
+        "models": msgspec.to_builtins(cost_models(held, answer.crossovers, reference=reference)),
         **msgspec.to_builtins(answer.indices),
         "client": msgspec.to_builtins(_nearest(cells)),
         "warnings": warnings,

@@ -10,17 +10,14 @@ The answer in words, target by target.
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pandas as pd
 from rich.console import Console
 
-from loadgen.analysis.crossover.crossover import Crossover, brief
 from loadgen.analysis.run import Run
 from loadgen.reports.grid import cells_valid, grid_lines
 from loadgen.reports.rows import traffic_sentences
@@ -216,19 +213,16 @@ def _answers(run: Run, reference: str, width: int, *, simulated: bool) -> list[l
     """Per target its heading, then what is known of it, the most important first."""
     analysis = run.analysis
     said: dict[str, dict[str, str]] = {target: {"traffic": told} for target, told in traffic_sentences(run).items()}
-    for entry in analysis["crossovers"]:
-        found = msgspec.convert(entry, Crossover)
-        known = said.setdefault(found.target, {})
-        if found.refusal is None:
-            known[found.metric] = _shortened(brief(found), width, ";.*")
+    for found in analysis["crossovers"]:
+        known = said.setdefault(found["target"], {})
+        if found["refusal"] is None:
+            known[found["metric"]] = _fitting(found, width)
     for trap in analysis.get("traps", ()):
         if any(entry["si"] for entry in analysis["indices"] if entry["target"] == trap["target"]):
-            verdicts = trap["sentence"].removeprefix("quantization trap: ")
-            said.setdefault(trap["target"], {})["trap"] = _shortened(verdicts, width, r" \(.*?\)")
+            said.setdefault(trap["target"], {})["trap"] = _fitting(trap, width)
     for test in analysis["trust"]:
         where = f"at {run.level(test['concurrency'])}" + (f" (n = {test['items']:g})" if test["items"] else "")
-        judged = f"{where} {str(test['sentence']).partition(';')[0]}"
-        said.setdefault(test["target"], {})["accuracy"] = _shortened(judged, width, ", you need.*")
+        said.setdefault(test["target"], {})["accuracy"] = f"{where} {_fitting(test, width - len(where) - 1)}"
     stamp = f" ({STAMP})" if simulated else ""
     return [
         [
@@ -261,9 +255,9 @@ def _answers_that_fit(targets: Sequence[Sequence[Lines]], room: int) -> tuple[Li
     return shown, left
 
 
-def _shortened(text: str, width: int, details: str) -> str:
-    """Without what matches `details`, where a line beside a label has no room for it."""
-    return text if len(text) <= width - _BESIDE else re.sub(details, "", text)
+def _fitting(verdict: Mapping[str, Any], width: int) -> str:
+    """Its sentence where a line beside a label has room for it, else the brief one."""
+    return str(verdict["sentence"] if len(verdict["sentence"]) <= width - _BESIDE else verdict["brief"])
 
 
 def _wrapped(text: str, width: int, *, indent: int = 0, most: int | None = None) -> Lines:

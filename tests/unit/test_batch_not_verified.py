@@ -11,7 +11,7 @@ from rich.console import Console
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.row import rows_of
-from loadgen.analysis.crossover.crossover import brief, crossover, sentence
+from loadgen.analysis.crossover.crossover import crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.run import Run, batch_of, load_run
 from loadgen.measure.observer import Progress
@@ -91,7 +91,7 @@ def test_a_crossing_over_requests_in_flight_is_marked(verified: bool) -> None:
 
     found = crossover(curve("awq", 5, 6, 9, 12), curve("fp16", 8, 8, 8, 8), "energy_per_query_j")
     assert (found.status, found.batch_verified) == ("crosses", verified)
-    assert ("batch not verified" in sentence(found)) is ("batch not verified" in brief(found)) is not verified
+    assert ("batch not verified" in found.sentence) is ("batch not verified" in found.brief) is not verified
 
 
 def test_every_figure_over_the_batch_and_the_page_say_so(neither: Run, one: Run) -> None:

@@ -12,7 +12,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 
 from loadgen.analysis.crossover.crossing import hochberg, shared_sizes
-from loadgen.analysis.crossover.crossover import Crossover, brief, crossover, hli_disagreement, place, sentence
+from loadgen.analysis.crossover.crossover import Crossover, crossover, hli_disagreement, place, worded
 from loadgen.analysis.crossover.curve import METRICS, Curve, CurvePoint
 from loadgen.errors import UsageError
 
@@ -196,11 +196,11 @@ def test_a_jump_is_noticed_and_b_star_is_anywhere_within_it() -> None:
     result = compared(STEP, noise=(-0.002, 0.0, 0.002))
     (found,) = result.crossings
     assert (found.lo, found.hi, found.bracket, found.step) == (8.0, 16.0, (8, 16), "measured")
-    assert sentence(result) == (
+    assert result.sentence == (
         "awq is faster than fp16 up to B = 8 and slower from B = 16 on (B* anywhere from 8.0 to 16, where the curve "
         "may jump)"
     )
-    assert brief(result).startswith("faster B ≤ 8, slower B ≥ 16 (B* anywhere from 8.0 to 16")
+    assert result.brief.startswith("faster B ≤ 8, slower B ≥ 16 (B* anywhere from 8.0 to 16")
     assert result.notes[0].endswith("measure --concurrency 8,10,11,13,16")
 
 
@@ -400,36 +400,36 @@ def test_the_json_has_the_published_shape() -> None:
     ],
 )  # fmt: skip
 def test_in_words(means: Sequence[float], metric: str, words: str) -> None:
-    assert re.fullmatch(words, sentence(compared(means, metric))), sentence(compared(means, metric))
+    assert re.fullmatch(words, compared(means, metric).sentence), compared(means, metric).sentence
 
 
 def test_an_interval_of_more_than_a_factor_of_10_is_no_b_star() -> None:
     """The batches that prove both sides stand, and the file keeps the figures."""
     found = compared(falling(45.0, per_octave=0.5))
     wide = msgspec.structs.replace(found.crossings[0], lo=4.0, hi=41.0, bracket=(4, 64))
-    crossed = msgspec.structs.replace(found, crossings=(wide,))
-    assert sentence(crossed) == (
+    crossed = worded(msgspec.structs.replace(found, crossings=(wide,)))
+    assert crossed.sentence == (
         "awq is faster than fp16 up to B = 4 and slower from B = 64 on (B* not known: the repeats differ too much)"
     )
-    assert brief(crossed) == "faster B ≤ 4, slower B ≥ 64 (B* not known: the repeats differ too much)"
+    assert crossed.brief == "faster B ≤ 4, slower B ≥ 64 (B* not known: the repeats differ too much)"
     assert place(wide) == "a B* between 4 and 64"
     assert place(msgspec.structs.replace(wide, hi=40.0)) == "B* = 45"
     points = tuple(msgspec.structs.replace(point, repeats=2) for point in found.points)
-    assert "B* not known: two repeats differ" in sentence(msgspec.structs.replace(crossed, points=points))
+    assert "B* not known: two repeats differ" in worded(msgspec.structs.replace(crossed, points=points)).sentence
 
 
 def test_what_is_decided_comes_first_where_words_are_few() -> None:
-    said = brief(compared([0.3] * 7 + [0.001], "tokens_per_s"))
-    assert said.startswith("faster at B ≤ 64, not decided at B = 128; if a B* exists")
+    said = compared([0.3] * 7 + [0.001], "tokens_per_s").brief
+    assert said.startswith("faster at B ≤ 64, not decided at B = 128; a B* only above 1")
 
 
 def test_one_repeat_and_refusals_in_words() -> None:
-    assert sentence(compared(falling(45.0), noise=(0.0,))) == (
+    assert compared(falling(45.0), noise=(0.0,)).sentence == (
         "not decided: whether awq is faster than fp16; one repeat has no interval; the means cross at B = 45, "
         "which noise may have made"
     )
     alone = compared([0.1], grid=(4,))
-    assert sentence(alone) == (
+    assert alone.sentence == (
         "not decided: whether awq is faster than fp16; 1 concurrency was measured on both sides, and a curve needs 2"
     )
 
@@ -459,10 +459,10 @@ def test_every_point_significant_by_itself_proves_every_sign() -> None:
 def test_a_batch_that_is_left_out_is_in_no_span() -> None:
     """B = 1 was measured, but its items are too few: nothing is said of it, and the first span is what was compared."""
     found = compared((-0.3, -0.2, 0.2, 0.4), "energy_per_query_j", grid=(16, 32, 64, 128))
-    assert brief(found).startswith("less B = 16–32, more B ≥ 64")
-    assert sentence(found).startswith("awq uses less energy per query than fp16 from B = 16 to 32 and more from B = 64")
+    assert found.brief.startswith("less B = 16–32, more B ≥ 64")
+    assert found.sentence.startswith("awq uses less energy per query than fp16 from B = 16 to 32 and more from B = 64")
     single = compared((-0.3, 0.2, 0.4), "energy_per_query_j", grid=(16, 64, 128))
-    assert brief(single).startswith("less B = 16, more B ≥ 64")
+    assert single.brief.startswith("less B = 16, more B ≥ 64")
     always = compared((-0.3, -0.2), "energy_per_query_j", grid=(16, 32))
-    assert brief(always).startswith("less at every B measured (16–32)")
-    assert brief(msgspec.structs.replace(always, left_out=(1,))).startswith("less at every B compared (16–32)")
+    assert always.brief.startswith("less at every B measured (16–32)")
+    assert worded(msgspec.structs.replace(always, left_out=(1,))).brief.startswith("less at every B compared (16–32)")

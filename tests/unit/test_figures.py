@@ -17,7 +17,6 @@ from made_run import answer, cell_data, make_run
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.crossover.crossover import sentence
 from loadgen.analysis.run import Run
 from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import write_analysis, write_cells, write_summary
@@ -62,7 +61,7 @@ def made_run(folder: Path, *, simulated: bool, spoiled: int = 0) -> Run:
         {
             "reference": "fp16",
             "simulated": simulated,
-            "crossovers": [msgspec.to_builtins(c) | {"sentence": sentence(c)} for c in result.crossovers],
+            "crossovers": msgspec.to_builtins(result.crossovers),
             **msgspec.to_builtins(trust),
             **msgspec.to_builtins(result.indices),
             "depth": DEPTH,

@@ -13,7 +13,7 @@ from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.models.modelfit import ModelFit, aicc
-from loadgen.analysis.models.study import ModelStudy, cost_models, reading, sentence
+from loadgen.analysis.models.study import ModelStudy, cost_models
 from loadgen.analysis.validity import Validity
 
 
@@ -95,15 +95,15 @@ def test_models_that_are_the_same_function_are_not_told_apart(base: CellSummary)
     study = study_of(cells(base, joules=lambda t, b: 1 + 2 * (16 if t == "fp16" else 4) / b))
     assert study.verdict == "cannot tell"
     assert {study.best, *study.rivals} == {"M1", "M3c"}
-    assert "cannot tell" in sentence(study)
+    assert "cannot tell" in study.sentence
 
 
 def test_what_no_model_describes_is_called_so(base: CellSummary) -> None:
     """A bump of 20% at B = 16 on one side, forty times the scatter of repeats."""
     study = study_of(cells(base, joules=lambda t, b: eq19(t, b) * (1.2 if (t, b) == ("awq", 16) else 1.0)))
     assert study.verdict == "none fits"
-    assert "no model fits" in sentence(study)
-    assert "(B = 16) where repeats scatter by 0." in sentence(study)
+    assert "no model fits" in study.sentence
+    assert "(B = 16) where repeats scatter by 0." in study.sentence
     assert all(entry.lack_of_fit_p is not None and entry.lack_of_fit_p < 0.01 for entry in study.models)
 
 
@@ -112,8 +112,8 @@ def test_fewer_than_four_batches_are_refused(base: CellSummary, batches: tuple[i
     study = study_of(cells(base, joules=eq19, batches=batches))
     assert (study.verdict, study.models, study.best) == ("refused", (), None)
     assert study.refusal == f"cost models need 4 concurrencies measured on both sides, {words}"
-    assert reading(study) is None
-    assert sentence(study).endswith(study.refusal)
+    assert study.reading is None
+    assert study.sentence.endswith(study.refusal)
 
 
 def test_only_batches_of_both_sides_and_valid_cells_count(base: CellSummary) -> None:
@@ -145,7 +145,7 @@ def test_one_repeat_gives_models_but_no_misfit(base: CellSummary) -> None:
 def test_figures_without_noise_prove_no_rounding_errors(base: CellSummary) -> None:
     study = study_of(cells(base, joules=one_floor, noise=0.0))
     assert (study.verdict, study.best) == ("best", "M3c")
-    assert "no proven difference per token" in str(reading(study))
+    assert "no proven difference per token" in str(study.reading)
 
 
 def test_unknown_bits_leave_out_the_models_that_need_them(base: CellSummary) -> None:
@@ -170,17 +170,17 @@ def test_the_signs_decide_between_the_equations(base: CellSummary) -> None:
     assert first.difference.per_token.value == pytest.approx(0.5, rel=0.05)
     assert first.difference.per_step.value == pytest.approx(-24, rel=0.03)
     assert second.difference.per_step.value == pytest.approx(8, rel=0.03)
-    assert "as Eq 19 has it" in str(reading(first)) and "Eq 23" not in str(reading(first))
-    assert "as Eq 23 has it" in str(reading(second)) and "Eq 19" not in str(reading(second))
-    assert "no proven difference per token" in str(reading(third))
-    assert "only a saving that the batch shares" in str(reading(third))
+    assert "as Eq 19 has it" in str(first.reading) and "Eq 23" not in str(first.reading)
+    assert "as Eq 23 has it" in str(second.reading) and "Eq 19" not in str(second.reading)
+    assert "no proven difference per token" in str(third.reading)
+    assert "only a saving that the batch shares" in str(third.reading)
 
 
 def test_of_a_roofline_the_overhead_is_named_instead(base: CellSummary) -> None:
     """M3 would take the roof that 4 bits reach first for a cost per token."""
     study = study_of(cells(base, seconds=roofline, batches=(1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)))
-    assert "by M4: an overhead of 2" in str(reading(study))
-    assert "ms per step" in str(reading(study))
+    assert "by M4: an overhead of 2" in str(study.reading)
+    assert "ms per step" in str(study.reading)
 
 
 def test_noise_that_a_start_shares_is_not_mistaken_for_a_cost(base: CellSummary) -> None:

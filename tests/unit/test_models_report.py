@@ -11,7 +11,7 @@ from made_costs import cells, eq19
 from made_run import answer, cell_data
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.models.study import cost_models, entry_of
+from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.validity import Validity
 from loadgen.reports.rows import MODELS, model_notes, model_rows, model_sentences
 
@@ -24,8 +24,7 @@ def base(tmp_path: Path) -> CellSummary:
 
 def entries(made: list[CellSummary]) -> list[dict[str, Any]]:
     """As read back from analysis.json."""
-    studies = [entry_of(study) for study in cost_models(made, reference="fp16")]
-    return msgspec.json.decode(msgspec.json.encode(studies), type=list[dict[str, Any]])
+    return msgspec.json.decode(msgspec.json.encode(cost_models(made, reference="fp16")), type=list[dict[str, Any]])
 
 
 def test_the_report_draws_the_studies(base: CellSummary) -> None:

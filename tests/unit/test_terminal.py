@@ -42,12 +42,15 @@ def rich_run(run: Run) -> Run:
     run.summary["energy_per_query_j"] = [178.0, 13.7, 5.034, 3.6] * (len(run.summary) // 4)
     one = {"b": 33.0, "lo": 27.0, "hi": 39.0, "bracket": [16, 64], "direction": "wins_below", "probability": 1.0,
            "established": True}  # fmt: skip
-    points = next(found["points"] for found in run.analysis["crossovers"] if found["points"])
     for found in run.analysis["crossovers"]:
-        found |= {"status": "crosses", "crossings": [one], "suspected": [], "refusal": None, "points": points}
+        found |= {"status": "crosses", "crossings": [one], "suspected": [], "refusal": None}
+        less, more = ("faster", "slower") if found["metric"] == "tokens_per_s" else ("less", "more")
+        found["brief"] = f"{less} B ≤ 16, {more} B ≥ 64 (B* 33, CI 27–39, if no step)"
+        found["sentence"] = "the result in so many words " * 10
     for entry in run.analysis["indices"]:
         entry["si"] = {"value": 0.9, "lo": 0.8, "hi": 0.95}
     for trap in run.analysis["traps"]:
+        trap["brief"] = "no at B ≤ 16, yes at B = 64–128"
         trap["sentence"] = "quantization trap: no at B ≤ 16 (SI 1.21 to 1.46), yes at B = 64–128 (SI 0.84 to 0.92)"
     return run
 

@@ -67,6 +67,11 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     refusal: str | None = None
     """Why nothing can be said; then everything else is empty."""
     notes: tuple[str, ...] = ()
+    sentence: str = ""
+    """The result, one line without a full stop, such as "awq uses less energy per query than fp16 up to B = 32 and more
+    from B = 64 on (B* = 61, 95% CI 52–75, if there is no step between)"."""
+    brief: str = ""
+    """The same where target, reference and metric are known: "less B ≤ 32, more B ≥ 64 (B* 61, CI 52–75)"."""
 
     @property
     def away(self) -> tuple[GridPoint, ...]:
@@ -103,7 +108,7 @@ def crossover(
         curve = paired.windows_known
     left_out = tuple(b for b in paired.concurrency if b not in curve.concurrency)
     if len(curve.batch) < 2:
-        return Crossover(
+        refused = Crossover(
             target=target.target,
             reference=reference.target,
             metric=metric,
@@ -112,6 +117,7 @@ def crossover(
             left_out=left_out,
             notes=curve.notes,
         )
+        return worded(refused)
     noise = noise_of(curve, start_sd)
     points = grid_points(curve, noise)
     band = None if noise is None else band_of(curve.batch, curve.mean, noise)
@@ -131,7 +137,7 @@ def crossover(
         notes += (f"{single}: measure three (--repeats 3), or state the noise between starts (--start-sd)",)
     elif not curve.repeated:
         notes += (f"no B is valid in two repeats: the intervals rest on the stated --start-sd {start_sd:.2%}",)
-    return Crossover(
+    result = Crossover(
         target=target.target,
         reference=reference.target,
         metric=metric,
@@ -146,6 +152,7 @@ def crossover(
         batch_verified=curve.batch_verified,
         notes=notes,
     )
+    return worded(result)
 
 
 def _uneven(noise: Noise | None, points: Sequence[GridPoint]) -> tuple[str, ...]:
@@ -231,21 +238,6 @@ def _refusal(target: Curve, reference: Curve, curve: PairedCurve, left_out: Sequ
     return f"{len(shared) or 'no'} concurrency was measured on both sides, and a curve needs 2"
 
 
-def sentence(result: Crossover) -> str:
-    """One line without a full stop, such as "awq uses less energy per query than fp16 up to B = 32 and more from B = 64
-    on (B* = 61, 95% CI 52–75, if there is no step between)": first what the measured batches prove by themselves."""
-    metric = metric_of(result.metric)
-    wins = f"{result.target} {metric.wins} {result.reference}"
-    loses = f"{result.target} {metric.loses} {result.reference}"
-    return _said(result, metric, wins, loses, question=f"not decided: whether {wins}")
-
-
-def brief(result: Crossover) -> str:
-    """The same where target, reference and metric are known: "less B ≤ 32, more B ≥ 64 (B* 61, CI 52–75)"."""
-    metric = metric_of(result.metric)
-    return _said(result, metric, metric.wins_briefly, metric.loses_briefly, question="not decided", briefly=True)
-
-
 def number(batch: float) -> str:
     """A batch as it is read: 4.1, 61."""
     return f"{batch:.1f}" if batch < 9.95 else f"{batch:.0f}"
@@ -263,20 +255,27 @@ def place(crossing: Crossing) -> str:
     return f"B* = {crossing.b:.3g}"
 
 
-def _said(result: Crossover, metric: Metric, wins: str, loses: str, *, question: str, briefly: bool = False) -> str:
-    said = _answered(result, metric, wins, loses, question=question, briefly=briefly)
-    answer, separator, more = said.partition(";")
-    return answer + ("" if result.batch_verified else f" ({UNVERIFIED})") + separator + more
+def worded(found: Crossover) -> Crossover:
+    """The same with its `sentence` and `brief`: first what the measured batches prove by themselves."""
+    return msgspec.structs.replace(found, sentence=_text(found, briefly=False), brief=_text(found, briefly=True))
 
 
-def _answered(result: Crossover, metric: Metric, wins: str, loses: str, *, question: str, briefly: bool) -> str:
-    if result.status == "unresolved":
-        return _undecided(result, metric, question, briefly=briefly)
-    if result.status == "crosses":
-        crosses = _crosses_briefly(result, metric) if briefly else _crosses(result, metric, wins, loses)
-        return crosses + _away(result) + _beyond(result, "another B*")
-    every = f"{wins if result.status == 'better' else loses} at every B {_compared(result)}"
-    return every + _beyond(result, "a B*")
+def _text(found: Crossover, *, briefly: bool) -> str:
+    metric = metric_of(found.metric)
+    wins, loses, question = metric.wins_briefly, metric.loses_briefly, "not decided"
+    if not briefly:
+        wins, loses = (f"{found.target} {words} {found.reference}" for words in (metric.wins, metric.loses))
+        question = f"not decided: whether {wins}"
+    if found.status == "unresolved":
+        first, *details = _undecided(found, metric, question, briefly=briefly)
+    elif found.status == "crosses":
+        first = _crosses_briefly(found, metric) if briefly else _crosses(found, metric, wins, loses)
+        details = [f"not decided at {_list(found, found.away)}"] if found.away else []
+        details += _beyond(found, "another B*", briefly=briefly)
+    else:
+        first = f"{wins if found.status == 'better' else loses} at every B {_compared(found)}"
+        details = _beyond(found, "a B*", briefly=briefly)
+    return "; ".join([first + ("" if found.batch_verified else f" ({UNVERIFIED})"), *details])
 
 
 def _crosses(result: Crossover, metric: Metric, better: str, worse: str) -> str:
@@ -308,35 +307,35 @@ def _crosses_briefly(result: Crossover, metric: Metric) -> str:
     return f"{', '.join(parts)} (B* {stars}{', if no step' if _interpolated(found) else ''})"
 
 
-def _away(result: Crossover) -> str:
-    return f"; not decided at {_list(result, result.away)}" if result.away else ""
-
-
-def _undecided(result: Crossover, metric: Metric, question: str, *, briefly: bool) -> str:
+def _undecided(result: Crossover, metric: Metric, question: str, *, briefly: bool) -> list[str]:
     if result.refusal:
-        return f"{question}; {result.refusal}"
+        return [question, result.refusal]
+    suspected = _suspected(result.suspected, briefly=briefly)
     if result.points[0].p is None:
-        return f"{question}; one repeat has no interval" + _suspected(result.suspected)
+        return [question, "one repeat has no interval", *suspected]
     groups = {sign: [point for point in result.points if point.sign == sign] for sign in ("wins", "loses", "open")}
     if len(groups["open"]) == len(result.points):
-        text = f"{question}; no difference is proven at any B {_compared(result)}"
-        return text + _suspected(result.suspected)
+        if briefly:
+            return [f"{question} at any B {_compared(result)}", *suspected]
+        return [question, f"no difference is proven at any B {_compared(result)}", *suspected]
     words = {"wins": metric.wins_briefly, "loses": metric.loses_briefly, "open": question if briefly else "open"}
-    parts = [f"{words[sign]} at {_list(result, points)}" for sign, points in groups.items() if points]
-    whole = "" if briefly else f"{question} at every B {_verb(result)}; "
-    return f"{whole}{', '.join(parts)}" + _suspected(result.suspected) + _beyond(result, "a B*")
+    parts = ", ".join(f"{words[sign]} at {_list(result, points)}" for sign, points in groups.items() if points)
+    whole = [] if briefly else [f"{question} at every B {_verb(result)}"]
+    return [*whole, parts, *suspected, *_beyond(result, "a B*", briefly=briefly)]
 
 
-def _suspected(crossings: Sequence[Crossing]) -> str:
+def _suspected(crossings: Sequence[Crossing], *, briefly: bool) -> list[str]:
     if not crossings:
-        return ""
-    return (
-        f"; the means cross at B = {', '.join(number(crossing.b) for crossing in crossings)}, which noise may have made"
-    )
+        return []
+    where = ", ".join(number(crossing.b) for crossing in crossings)
+    if briefly:
+        return [f"a crossing at B = {where} is not proven"]
+    return [f"the means cross at B = {where}, which noise may have made"]
 
 
-def _beyond(result: Crossover, what: str) -> str:
-    return "".join(f"; if {what} exists, it is {end.side} {number(end.batch)}" for end in result.beyond)
+def _beyond(result: Crossover, what: str, *, briefly: bool) -> list[str]:
+    text = "{} only {} {}" if briefly else "if {} exists, it is {} {}"
+    return [text.format(what, end.side, number(end.batch)) for end in result.beyond]
 
 
 def _b_stars(result: Crossover) -> str:

@@ -193,8 +193,9 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     """Instead of the figure, where there is none."""
 
 
-def by_span(said: Sequence[Said], figure: str) -> str:
-    """Neighbouring concurrencies with the same word together: "no at B ≤ 16 (SI 1.21), yes at B = 128 (SI 0.88)"."""
+def by_span(said: Sequence[Said], figure: str, *, briefly: bool = False) -> str:
+    """Neighbouring concurrencies with the same word together: "no at B ≤ 16 (SI 1.21), yes at B = 128 (SI 0.88)".
+    Without the figures where `briefly`."""
     ordered = sorted(said, key=lambda s: s.concurrency)
     spans = [list(span) for _, span in groupby(ordered, key=lambda s: s.word)]
     if len(spans) == 1 and len(ordered) > 1:
@@ -202,6 +203,8 @@ def by_span(said: Sequence[Said], figure: str) -> str:
     else:
         measured = [s.concurrency for s in ordered]
         where = [f"at {spanned([s.concurrency for s in span], measured)}" for span in spans]
+    if briefly:
+        return ", ".join(f"{span[0].word} {place}" for span, place in zip(spans, where, strict=True))
     return ", ".join(f"{s[0].word} {place} ({_said_figures(s, figure)})" for s, place in zip(spans, where, strict=True))
 
 

@@ -232,6 +232,7 @@ class CorCurve(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     points: tuple[CorPoint, ...]
     sentence: str
+    brief: str
 
 
 def cor_class(cor: Estimate) -> CorClass:
@@ -260,4 +261,10 @@ def cor_curve(target: str, reference: str, points: Sequence[CorPoint]) -> CorCur
         )
         for point in ordered
     ]
-    return CorCurve(target=target, reference=reference, points=ordered, sentence=by_span(said, "COR"))
+    return CorCurve(
+        target=target,
+        reference=reference,
+        points=ordered,
+        sentence=by_span(said, "COR"),
+        brief=by_span(said, "COR", briefly=True),
+    )

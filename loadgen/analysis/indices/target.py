@@ -54,6 +54,7 @@ class TrapAnswer(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     reference: str
     sentence: str
+    brief: str
 
 
 def trap_verdict(si: Estimate | None) -> Trap:
@@ -65,11 +66,16 @@ def trap_verdict(si: Estimate | None) -> Trap:
 
 def trap_answer(target: str, reference: str, points: Sequence[TrapPoint]) -> TrapAnswer:
     """In words; where the clamp of S decides the verdict, the verdict without it stands beside."""
-    sentence = "quantization trap: " + by_span([_said(p, p.si) for p in points], "SI")
-    turned = [p for p in points if trap_verdict(p.si) != trap_verdict(p.si_raw)]
+    clamped, turned = (
+        [_said(p, p.si) for p in points],
+        [p for p in points if trap_verdict(p.si) != trap_verdict(p.si_raw)],
+    )
+    sentence, brief = "quantization trap: " + by_span(clamped, "SI"), by_span(clamped, "SI", briefly=True)
     if turned:
-        sentence += "; with S not clamped at 1: " + by_span([_said(p, p.si_raw) for p in turned], "SI")
-    return TrapAnswer(target=target, reference=reference, sentence=sentence)
+        raw = [_said(p, p.si_raw) for p in turned]
+        sentence += "; with S not clamped at 1: " + by_span(raw, "SI")
+        brief += "; S not clamped: " + by_span(raw, "SI", briefly=True)
+    return TrapAnswer(target=target, reference=reference, sentence=sentence, brief=brief)
 
 
 def _said(point: TrapPoint, si: Estimate | None) -> Said:

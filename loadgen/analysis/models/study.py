@@ -1,14 +1,11 @@
-"""ModelStudy: the cost models of one target against the reference, fitted and compared.
-
-A study of cost models in words, and as it stands in analysis.json.
-"""
+"""ModelStudy: the cost models of one target against the reference, fitted and compared."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -74,6 +71,13 @@ class ModelStudy(msgspec.Struct, frozen=True, kw_only=True):
     refusal: str | None = None
     notes: tuple[str, ...] = ()
     simulated: bool
+    sentence: str = ""
+    """The result, one line without a full stop, such as "energy per token of awq against fp16: M3 fits best (both
+    shared by the batch, and a cost per token of each precision)"."""
+    brief: str = ""
+    """The same where target, reference and cost are known: "M3 fits best"."""
+    reading: str | None = None
+    """What the fits say of the paper's two equations, one line; None where nothing was fitted."""
 
 
 def cost_models(
@@ -125,7 +129,7 @@ def model_study(
         simulated=simulated,
     )
     if study.refusal is not None:
-        return study
+        return worded(study)
     chosen = [c for c in CANDIDATES.values() if quantity == "time_per_token_s" or c.name not in TIME_ONLY]
     fitted = [c for c in chosen if pair.bits is not None or not c.needs_bits]
     judged = [model_fit(candidate, pair, UNITS[quantity]) for candidate in fitted]
@@ -138,7 +142,7 @@ def model_study(
         if e.delta_aicc is not None and e.delta_aicc < RIVAL_AICC and best.model not in CANDIDATES[e.model].contains
     )
     misfit = all(e.lack_of_fit_p is not None and e.lack_of_fit_p < MISFIT_P for e in entries)
-    return msgspec.structs.replace(
+    study = msgspec.structs.replace(
         study,
         verdict="none fits" if misfit else "cannot tell" if rivals else "best",
         best=best.model,
@@ -148,6 +152,7 @@ def model_study(
         repeat_scatter=scatter(pair),
         notes=tuple(_notes(pair, judged, entries, best, [c for c in chosen if c not in fitted])),
     )
+    return worded(study)
 
 
 _COSTS: Mapping[Quantity, tuple[Callable[[CellSummary], float | None], str]] = {
@@ -222,34 +227,37 @@ def _notes(
 COSTS: dict[Quantity, str] = {"energy_per_token_j": "energy per token", "time_per_token_s": "time per token"}
 
 
-def entry_of(study: ModelStudy) -> dict[str, Any]:
-    """The study's entry in analysis.json's `models`: its fields, its `sentence` and its `reading`."""
-    entry: dict[str, Any] = msgspec.to_builtins(study)
-    return entry | {"sentence": sentence(study), "reading": reading(study)}
+def worded(study: ModelStudy) -> ModelStudy:
+    """The same with its `sentence`, `brief` and `reading`."""
+    brief = _brief(study)
+    said = brief
+    if study.verdict == "best":
+        said += f" ({next(entry.words for entry in study.models if entry.model == study.best)})"
+    return msgspec.structs.replace(
+        study,
+        sentence=f"{COSTS[study.quantity]} of {study.target} against {study.reference}: {said}",
+        brief=brief,
+        reading=_reading(study),
+    )
 
 
-def sentence(study: ModelStudy) -> str:
-    """One line without a full stop, such as "energy per token of awq against fp16: M3 fits best (both shared by the
-    batch, and a cost per token of each precision)"."""
-    subject = f"{COSTS[study.quantity]} of {study.target} against {study.reference}"
+def _brief(study: ModelStudy) -> str:
     if study.refusal is not None or study.best is None:
-        return f"{subject}: no model was fitted; {study.refusal}"
+        return f"no model was fitted; {study.refusal}"
     best = next(entry for entry in study.models if entry.model == study.best)
     if study.verdict == "none fits":
-        return f"{subject}: no model fits; {best.model} comes closest, {_misses(best)}{_than_repeats(study)}"
+        return f"no model fits; {best.model} comes closest, {_misses(best)}{_than_repeats(study)}"
     if study.verdict == "cannot tell":
         others = ", ".join(
             f"{entry.model} (ΔAICc {entry.delta_aicc:.1f})" for entry in study.models if entry.model in study.rivals
         )
-        return f"{subject}: cannot tell {best.model} from {others}"
-    return f"{subject}: {best.model} fits best ({best.words})"
+        return f"cannot tell {best.model} from {others}"
+    return f"{best.model} fits best"
 
 
-def reading(study: ModelStudy) -> str | None:
-    """What the fits say of the paper's two equations, on one line without a full stop; None where nothing was fitted.
-
-    By M3 the signs of the difference per token and per step decide between them, whichever model fits best; only where
-    the roofline does, its overhead is named instead, because M3 takes the roof for a cost per token.
+def _reading(study: ModelStudy) -> str | None:
+    """By M3 the signs of the difference per token and per step decide between the two equations, whichever model fits
+    best; only where the roofline does, its overhead is named instead, because M3 takes the roof for a cost per token.
     """
     found = study.difference
     if found is None:

@@ -49,6 +49,8 @@ class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     verdict: Verdict
     sentence: str
+    brief: str = ""
+    """The difference with its interval, and the verdict."""
     t_si: float | None = None
     t_si_lo: float | None = None
     t_si_hi: float | None = None
@@ -136,15 +138,18 @@ def _tests(
                 concurrency=ours.concurrency,
                 verdict="refused",
                 sentence=refusal or "",
+                brief="not compared",
             )
             continue
         judgement = next(judged)
+        sentence, brief = _in_words(comparison, judgement)
         yield TrustTest(
             target=ours.target,
             reference=theirs.target,
             concurrency=ours.concurrency,
             verdict=judgement.verdict,
-            sentence=_sentence(comparison, judgement),
+            sentence=sentence,
+            brief=brief,
             t_si=comparison.t_si.value,
             t_si_lo=comparison.t_si.lo,
             t_si_hi=comparison.t_si.hi,
@@ -156,24 +161,22 @@ def _tests(
         )
 
 
-def _sentence(c: AccuracyComparison, judgement: AccuracyVerdict) -> str:
-    difference = f"{_pp(c.difference)} pp ({_pp(c.difference_lo)} to {_pp(c.difference_hi)})"
+def _in_words(c: AccuracyComparison, judgement: AccuracyVerdict) -> tuple[str, str]:
+    """The sentence and the brief of a test."""
     margin = f"{100 * judgement.margin:g} pp"
-    verdict = {
-        "worse": "worse",
-        "better": "better",
-        "equivalent": f"equivalent within {margin}",
-        "inconclusive": f"inconclusive, you need {judgement.more_items} more item{'s' * (judgement.more_items != 1)}",
-    }[judgement.verdict]
+    verdict = f"equivalent within {margin}" if judgement.verdict == "equivalent" else judgement.verdict
     if judgement.verdict in ("worse", "better") and judgement.within_margin:
         verdict += f", by less than {margin}"
-    flips = f"{_count(c.table.lost + c.table.won)} of {c.items} answers changed"
-    flips += f" ({_count(c.table.lost)} lost, {_count(c.table.won)} won)"
-    sentence = f"{difference}: {verdict}; {flips}"
+    brief = f"{_pp(c.difference)} pp ({_pp(c.difference_lo)} to {_pp(c.difference_hi)}): {verdict}"
+    sentence = brief
+    if judgement.more_items is not None:
+        sentence += f", you need {judgement.more_items} more item{'s' * (judgement.more_items != 1)}"
+    sentence += f"; {_count(c.table.lost + c.table.won)} of {c.items} answers changed"
+    sentence += f" ({_count(c.table.lost)} lost, {_count(c.table.won)} won)"
     if judgement.confounded:
         assert c.truncated_rate is not None and c.reference_truncated_rate is not None
         sentence += f"; confounded by length: {c.truncated_rate:.1%} truncated against {c.reference_truncated_rate:.1%}"
-    return sentence
+    return sentence, brief
 
 
 def _pp(share: float) -> str:
