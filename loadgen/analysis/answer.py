@@ -10,7 +10,7 @@ import numpy as np
 
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossing import shared_sizes
-from loadgen.analysis.crossover.crossover import Crossover, crossover, hli_disagreement
+from loadgen.analysis.crossover.crossover import Crossover, crossover, hli_disagreement, worded
 from loadgen.analysis.crossover.curve import METRICS, Curve, CurvePoint
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import OperatingPoint, Repeat, spanned
@@ -80,13 +80,9 @@ def answer_of(
 
 
 def _refused(target: str, reference: str, metric: str, arrival: str) -> Crossover:
-    return Crossover(
-        target=target,
-        reference=reference,
-        metric=metric,
-        status="unresolved",
-        refusal=f"{arrival} set the traffic and no B was held; a B* needs a closed loop",
-    )
+    refusal = f"{arrival} set the traffic and no B was held; a B* needs a closed loop"
+    refused = Crossover(target=target, reference=reference, metric=metric, status="unresolved", refusal=refusal)
+    return worded(refused)
 
 
 def _points(
@@ -177,9 +173,10 @@ class _Study:
         if refusal is not None and len(ours.points) < 2:
             b, why = max(few.items(), key=lambda found: (self._shared(target, found[0]), -found[0]))
             refusal = f"{why} (at B = {b}); measure longer"
-        return msgspec.structs.replace(
+        result = msgspec.structs.replace(
             result, refusal=refusal, left_out=tuple(sorted({*few, *result.left_out})), notes=result.notes + left_out
         )
+        return worded(result)
 
     def _lengths(self, target: str, b: int) -> PairedLengths | None:
         """Of the items that target and reference completed; None where either's are not known."""

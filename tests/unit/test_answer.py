@@ -70,7 +70,7 @@ def test_indices_are_those_of_the_paper(base: CellSummary) -> None:
 def test_an_invalid_cell_enters_nothing(base: CellSummary) -> None:
     result = answered(cells(base, validity=INVALID))
     assert {found.status for found in result.crossovers} == {"unresolved"}
-    assert all(found.refusal for found in result.crossovers)
+    assert all(found.refusal and found.sentence.endswith(found.refusal) for found in result.crossovers)
 
 
 def test_where_the_bound_contradicts_the_meter_it_is_said(base: CellSummary) -> None:
@@ -141,6 +141,7 @@ def test_too_few_shared_items_are_a_refusal_and_joules_per_token_stay(base: Cell
     said = "19 items were completed by both sides, and their mean answer length needs 20 (at B = 1); measure longer"
     for metric in ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si"):
         assert refusals[metric] == said
+    assert all(c.sentence.endswith(c.refusal) and c.brief.endswith(c.refusal) for c in found.crossovers if c.refusal)
     assert refusals["energy_per_token_j"] is None
     (refused,) = [c for c in found.crossovers if c.metric == "energy_per_query_j"]
     assert refused.notes[0].startswith("B ≤ 64: left out, 19 items were completed by both sides")
