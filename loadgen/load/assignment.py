@@ -8,9 +8,9 @@ import msgspec
 
 from loadgen.load.body import BodyChanges, RequestMaker
 from loadgen.load.closedloop import Slot
-from loadgen.load.exchange import concealed
+from loadgen.load.exchange import Exchange, concealed
 from loadgen.load.http import Endpoint, HttpSlot
-from loadgen.load.load import WHOLE, Feed, LocalLoad, OnExchange, Share
+from loadgen.load.load import WHOLE, ClosedLoad, Feed, LocalLoad, OnExchange, Share
 from loadgen.load.openai_sdk import SdkSlot, sdk_client
 from loadgen.load.openload import OpenLoad
 from loadgen.load.openloop import Arrivals, Schedule
@@ -20,7 +20,7 @@ from loadgen.workload.protocol import Protocol, Thinking
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
-    """Whom to ask what, how, and how many at a time."""
+    """Which server to ask what, how, and how many requests at a time."""
 
     url: str
     model: str
@@ -38,8 +38,13 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     items: tuple[Item, ...]
     warmup_items: tuple[Item, ...]
     concurrency: int
-    """Of all processes together."""
+    """Of all processes together; in an open loop the most requests in flight."""
     requests: int | None
+    duration_s: float | None = None
+    """The window's length, where it is known."""
+    arrivals: Arrivals | None = None
+    """None: a closed loop."""
+    arrival_seed: str = ""
     changes: BodyChanges = BodyChanges()
     drain_s: float | None = None
     """As `--drain` gives it."""
@@ -51,22 +56,19 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
 
     def load(self, on_exchange: OnExchange) -> LocalLoad:
         """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
-        feed = Feed(self.maker(), self.items, self.warmup_items, self.concurrency, self.requests, self.share)
-        make_slot = self.slot_maker()
-        slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
-        return LocalLoad(slots, feed, self._concealing(on_exchange), self.drain_s)
+        mask = Mask(self.api_key, *self.secrets)
+        maker, make_slot = self.maker(), self.slot_maker()
 
-    def open_load(self, arrivals: Arrivals, seed: str, duration_s: float | None, on_exchange: OnExchange) -> OpenLoad:
-        """The whole cell's load in an open loop, on the running event loop; errors as of `load`.
+        def on_masked(exchange: Exchange) -> None:
+            on_exchange(concealed(exchange, mask))
 
-        The window lasts `duration_s`, or until so many `requests` were due.
-        """
-        window_s = duration_s if duration_s is not None else (self.requests or 0) / arrivals.rate_per_s
-        schedule = Schedule(self.maker(), self.items, self.warmup_items, arrivals, seed, self.requests)
-        concealing = self._concealing(on_exchange)
-        return OpenLoad(
-            self.slot_maker(), self.concurrency, schedule, concealing, window_s=window_s, drain_s=self.drain_s
-        )
+        if self.arrivals is None:
+            feed = Feed(maker, self.items, self.warmup_items, self.concurrency, self.requests, self.share)
+            slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
+            return ClosedLoad(slots, feed, on_masked, self.drain_s)
+        schedule = Schedule(maker, self.items, self.warmup_items, self.arrivals, self.arrival_seed, self.requests)
+        window_s = self.duration_s if self.duration_s is not None else (self.requests or 0) / self.arrivals.rate_per_s
+        return OpenLoad(make_slot, self.concurrency, schedule, on_masked, window_s=window_s, drain_s=self.drain_s)
 
     def maker(self) -> RequestMaker:
         """What makes the share's requests."""
@@ -93,7 +95,3 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
             return lambda slot: SdkSlot(client, self.protocol.api, slot)
         endpoint = Endpoint(self.url, self.protocol.api, self.api_key)
         return lambda slot: HttpSlot(endpoint, slot, self.timeout_s)
-
-    def _concealing(self, on_exchange: OnExchange) -> OnExchange:
-        mask = Mask(self.api_key, *self.secrets)
-        return lambda exchange: on_exchange(concealed(exchange, mask))

@@ -1,28 +1,28 @@
-"""Load: a cell's requests from the first warm-up to the last answer.
+"""Load: a cell's requests from the first warm-up to the last answer; here in a closed loop.
 
-Feed: which request a slot gets next, and when a cell is warm.
-
-Patience with stragglers: how long a cell waits for requests that take far longer than the others.
+Feed: which request a slot gets next. Drain: how long stragglers are waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from time import monotonic_ns
-from typing import Protocol
 
 import msgspec
 
 from loadgen.load.body import RequestMaker
 from loadgen.load.closedloop import Backlog, ClosedLoop, Slot
 from loadgen.load.exchange import STOPPED, Exchange, Raw, Request
-from loadgen.load.openloop import Arrived
+from loadgen.load.openloop import Arrived, OpenLoop
 from loadgen.load.probe import ClientProbe, ClientUse, ProcessUse
 from loadgen.workload.item import Item
+
+OnExchange = Callable[[Exchange], None]
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -42,8 +42,7 @@ WHOLE = Share()
 class Feed:
     """Warm-up requests, then the items in their order, over and over, until `stop` or until `limit` were given out.
 
-    Of several processes each gives out the items of its share; together they give out every item as often as one
-    process would, and each asks its own in the items' order.
+    Each process gives out the items of its share; together they give out every item as often as one process would.
 
     The first warm-up request of slot k asks for (k+1)/B of the token limit: the slots' ends spread over one answer
     time, and refills do not arrive in bursts. Slots change over to measured items one by one, without a drain.
@@ -101,7 +100,7 @@ _REMEMBERED = 1000
 
 
 class Drain:
-    """The limit, in seconds, by the answers so far."""
+    """How long stragglers are waited for, by the answers so far."""
 
     def __init__(self, drain_s: float | None) -> None:
         self._drain_s = drain_s
@@ -125,159 +124,129 @@ class Drain:
 
 
 def straggler(exchange: Exchange, limit_s: float, when: str) -> Exchange:
-    """The row of a request that was given up, if this is one, saying after how long; any other row as it is."""
+    """The row of a request that was given up, if this is one, saying after how long; any other row unchanged."""
     if exchange.status != "broken" or exchange.error != STOPPED:
         return exchange
     waited_s = (exchange.t_end_ns - exchange.t_send_ns) / 1e9
-    said = f"given up after {waited_s:.1f} s without a complete answer, {limit_s:.0f} s {when} (--drain)"
-    return msgspec.structs.replace(exchange, status="timeout", error=said)
+    error = f"given up after {waited_s:.1f} s without a complete answer, {limit_s:.0f} s {when} (--drain)"
+    return msgspec.structs.replace(exchange, status="timeout", error=error)
 
 
-OnExchange = Callable[[Exchange], None]
-
-
-class Load(Protocol):
+class Load(ABC):
     """Keeps a cell's load up, in this process or in others, and hands every ended request to `on_exchange`."""
 
-    @property
-    def completed(self) -> int:
+    def __init__(self, on_exchange: OnExchange, drain_s: float | None) -> None:
+        """`drain_s`: as `--drain` gives it."""
+        self._on_exchange = on_exchange
+        self._drain_s = drain_s
+        self._drain = Drain(drain_s)
+        self._overdue_s: float | None = None
+        """The limit of the drain, once it was over before the last answer."""
+        self.completed = 0
         """Measured requests that were answered."""
-        ...
-
-    @property
-    def failures_in_a_row(self) -> int: ...
+        self.failures_in_a_row = 0
 
     @property
     def failure(self) -> str | None:
         """Why the load itself, not the server, cannot go on."""
-        ...
+        return None
 
     @property
+    @abstractmethod
     def steady(self) -> bool:
         """The window may open: every slot is being answered for a measured item, or has had one answered; in an open
         loop the warm-up's traffic has filled the server."""
-        ...
 
     @property
+    @abstractmethod
     def dry_ns(self) -> int | None:
         """When a slot first found no item left to ask, or an open loop's last one was due; None: not yet."""
-        ...
 
     @property
+    @abstractmethod
     def in_flight(self) -> int: ...
 
     @property
     def arrived(self) -> Arrived | None:
         """What an open loop offered so far; None in a closed loop."""
-        ...
+        return None
 
     @property
+    @abstractmethod
     def use(self) -> ClientUse | None:
         """What the client's processes spent between `open_window` and `close_window`; known after `close`."""
-        ...
 
     async def prepare(self) -> None:
         """Returns when `start` can send at once, or `failure` says why it never will."""
-        ...
 
+    @abstractmethod
     def start(self) -> None: ...
 
     def end_warmup(self) -> None:
-        """From now on slots that had a warm-up request get measured items."""
-        ...
+        """From now on slots that had a warm-up request get measured items; an open loop waits for the window."""
 
+    @abstractmethod
     def open_window(self, open_ns: int, close_ns: int | None) -> None:
         """It opens at `open_ns`, which is now, and will close at `close_ns`; None: when all requests were sent."""
-        ...
 
+    @abstractmethod
     def close_window(self) -> None:
         """Nothing more is measured but what a limit of requests still owes, and an open loop's traffic cools down."""
-        ...
 
+    @abstractmethod
     def stop_feeding(self) -> None:
         """No further requests; those in flight go on."""
-        ...
+
+    @abstractmethod
+    async def idle(self) -> None:
+        """Returns when nothing is in flight."""
 
     async def drained(self) -> None:
-        """Returns when nothing is in flight."""
-        ...
+        """Returns when nothing is in flight, or has been for longer than the drain's limit: `close` gives that up."""
+        idle, begun_ns = asyncio.create_task(self.idle()), monotonic_ns()
+        while not (await asyncio.wait([idle], timeout=0.1))[0]:
+            if (monotonic_ns() - begun_ns) / 1e9 > self._drain.limit_s:
+                self._overdue_s = self._drain.limit_s
+                self.stop_feeding()
+                return
 
+    @abstractmethod
     async def close(self) -> None:
-        """Gives up what is in flight, each as a row with status `broken`, and reads every ended stream."""
-        ...
+        """Gives up what is in flight, each as a row with status `broken` or `timeout`, and reads every ended stream."""
+
+    def _ended(self, exchange: Exchange) -> None:
+        if self._overdue_s is not None:
+            exchange = straggler(exchange, self._overdue_s, "after the window")
+        self._drain.add(exchange)
+        if exchange.status != "dropped":
+            answered = exchange.status == "ok"
+            self.failures_in_a_row = 0 if answered else self.failures_in_a_row + 1
+            self.completed += answered and exchange.phase == "measured"
+        self._on_exchange(exchange)
 
 
-class Tally:
-    """How the requests of a load ended so far."""
-
-    def __init__(self) -> None:
-        self.completed = 0
-        self.failures_in_a_row = 0
-
-    def add(self, exchange: Exchange) -> None:
-        answered = exchange.status == "ok"
-        self.failures_in_a_row = 0 if answered else self.failures_in_a_row + 1
-        self.completed += answered and exchange.phase == "measured"
-
-
-class LocalLoad:
+class LocalLoad(Load):
     """The load of one process, on its running event loop."""
 
-    failure: str | None = None
-    arrived: Arrived | None = None
+    _loop: ClosedLoop | OpenLoop
 
-    def __init__(
-        self, slots: Mapping[int, Slot], feed: Feed, on_exchange: OnExchange, drain_s: float | None = None
-    ) -> None:
-        """`drain_s`: as `--drain` gives it."""
-        self._feed = feed
-        self._drain = Drain(drain_s)
-        self._closing = False
-        self._on_exchange = on_exchange
-        self._pool = ClosedLoop(slots, feed.next_request, self._on_done)
-        self._backlog = Backlog(self._on_read)
-        self._not_steady = set(slots)
-        self._tally = Tally()
+    def __init__(self, on_exchange: OnExchange, drain_s: float | None = None) -> None:
+        super().__init__(on_exchange, drain_s)
+        self._backlog = Backlog(self._ended)
         self._reader: asyncio.Task[None] | None = None
         self._probe: ClientProbe | None = None
         self.process_use: ProcessUse | None = None
 
     @property
-    def completed(self) -> int:
-        return self._tally.completed
-
-    @property
-    def failures_in_a_row(self) -> int:
-        return self._tally.failures_in_a_row
-
-    @property
-    def steady(self) -> bool:
-        self._not_steady = {slot for slot in self._not_steady if not self._on_measured_item(slot)}
-        if self._not_steady and self._drain.known:
-            self._give_up_stragglers()
-        return not self._not_steady
-
-    @property
-    def dry_ns(self) -> int | None:
-        return self._feed.dry_ns
-
-    @property
     def in_flight(self) -> int:
-        return self._pool.in_flight
+        return self._loop.in_flight
 
     @property
     def use(self) -> ClientUse | None:
         return ClientUse.of([self.process_use]) if self.process_use is not None else None
 
-    async def prepare(self) -> None:
-        pass
-
     def start(self) -> None:
         self._reader = asyncio.create_task(self._backlog.read_on())
-        self._pool.start()
-
-    def end_warmup(self) -> None:
-        self._feed.warm = True
 
     def open_window(self, open_ns: int, close_ns: int | None) -> None:
         self._probe = ClientProbe()
@@ -285,18 +254,9 @@ class LocalLoad:
     def close_window(self) -> None:
         if self._probe is not None:
             self.process_use, self._probe = self._probe.close(), None
-        if self._feed.limit is None:
-            self._feed.stop()
-
-    def stop_feeding(self) -> None:
-        self._feed.stop()
-
-    async def drained(self) -> None:
-        await self._pool.drained()
 
     async def close(self) -> None:
-        self._closing = True
-        self._pool.stop()
+        self._loop.stop()
         await asyncio.sleep(0)
         if self._reader is not None:
             self._reader.cancel()
@@ -304,15 +264,60 @@ class LocalLoad:
                 await self._reader
         self._backlog.read_all()
 
-    def _give_up_stragglers(self) -> None:
-        """Requests that the warm-up waits for far longer than others took; their slots go on with the next."""
-        limit_s = self._drain.limit_s
-        for slot in [slot for slot in self._not_steady if self._pool.in_flight_s(slot) > limit_s]:
-            self._pool.give_up(slot)
+
+class ClosedLoad(LocalLoad):
+    """A load that keeps every slot busy."""
+
+    _loop: ClosedLoop
+
+    def __init__(
+        self, slots: Mapping[int, Slot], feed: Feed, on_exchange: OnExchange, drain_s: float | None = None
+    ) -> None:
+        super().__init__(on_exchange, drain_s)
+        self._feed = feed
+        self._loop = ClosedLoop(slots, feed.next_request, self._on_done)
+        self._not_steady = set(slots)
+        self._closing = False
+
+    @property
+    def steady(self) -> bool:
+        """Until it is, requests that take far longer than others did are given up; their slots go on with the next."""
+        self._not_steady = {slot for slot in self._not_steady if not self._on_measured_item(slot)}
+        if self._not_steady and self._drain.known:
+            limit_s = self._drain.limit_s
+            for slot in [slot for slot in self._not_steady if self._loop.in_flight_s(slot) > limit_s]:
+                self._loop.give_up(slot)
+        return not self._not_steady
+
+    @property
+    def dry_ns(self) -> int | None:
+        return self._feed.dry_ns
+
+    def start(self) -> None:
+        super().start()
+        self._loop.start()
+
+    def end_warmup(self) -> None:
+        self._feed.warm = True
+
+    def close_window(self) -> None:
+        super().close_window()
+        if self._feed.limit is None:
+            self._feed.stop()
+
+    def stop_feeding(self) -> None:
+        self._feed.stop()
+
+    async def idle(self) -> None:
+        await self._loop.drained()
+
+    async def close(self) -> None:
+        self._closing = True
+        await super().close()
 
     def _on_measured_item(self, slot: int) -> bool:
-        request = self._pool.current(slot)
-        return request is not None and request.phase == "measured" and self._pool.answering(slot)
+        request = self._loop.current(slot)
+        return request is not None and request.phase == "measured" and self._loop.answering(slot)
 
     def _on_done(self, raw: Raw) -> None:
         """Called after the slot was refilled: note the end, read the stream later."""
@@ -320,9 +325,7 @@ class LocalLoad:
             self._not_steady.discard(raw.slot)
         self._backlog.add(raw)
 
-    def _on_read(self, exchange: Exchange) -> None:
+    def _ended(self, exchange: Exchange) -> None:
         if not self._closing:
             exchange = straggler(exchange, self._drain.limit_s, "is the limit of the warm-up")
-        self._drain.add(exchange)
-        self._tally.add(exchange)
-        self._on_exchange(exchange)
+        super()._ended(exchange)

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from time import monotonic_ns
 
-from loadgen.load.closedloop import Backlog, Slot
-from loadgen.load.exchange import Exchange, Raw, Request, dropped
-from loadgen.load.load import Drain, OnExchange, Tally
+from loadgen.load.closedloop import Slot
+from loadgen.load.exchange import Raw, Request, dropped
+from loadgen.load.load import LocalLoad, OnExchange
 from loadgen.load.openloop import Arrived, OpenLoop, Schedule
-from loadgen.load.probe import ClientProbe, ClientUse
 
 GENERATIONS = 2
 """How many must have come and gone before the window opens."""
 TURN_S = 0.005
 
 
-class OpenLoad:
-    """A Load that follows the schedule with at most `cap` requests in flight; the others are dropped, a row each.
+class OpenLoad(LocalLoad):
+    """A load that follows the schedule with at most `cap` requests in flight; the others are dropped, a row each.
 
-    Behind the window the traffic goes on until the window's last request is over, so that none of them sees an emptier
-    server than the others. A server that falls behind would make none of this end: so the warm-up is no longer than the
+    After the window the traffic goes on until the window's last request is over, so that none of them sees an emptier
+    server than the others. A server that falls behind would make this endless: so the warm-up is no longer than the
     window (`window_s`, as far as that is known) or as asked, the cool-down no longer than the warm-up was, and what is
     not answered after as much time as all of it took, or after the limit of the drain, is given up.
     """
 
-    failure: str | None = None
+    _loop: OpenLoop
 
     def __init__(
         self,
@@ -39,20 +37,14 @@ class OpenLoad:
         window_s: float,
         drain_s: float | None = None,
     ) -> None:
+        super().__init__(on_exchange, drain_s)
         self._cap = cap
         self._window_s = window_s
-        self._drain_s = drain_s
-        self._drain = Drain(drain_s)
         self._schedule = schedule
-        self._on_exchange = on_exchange
         self._loop = OpenLoop(make_slot, cap, self._on_done, self._on_dropped)
-        self._backlog = Backlog(self._on_read)
-        self._tally = Tally()
-        self._reader: asyncio.Task[None] | None = None
         self._cooldown: asyncio.Task[None] | None = None
         self._fed = asyncio.Event()
         """Nothing further will be sent."""
-        self._probe: ClientProbe | None = None
         self._t_start_ns = 0
         self._warmup_ns = 0
         self._generations = -1
@@ -60,15 +52,6 @@ class OpenLoad:
         self._of_generation = 0
         self._measured_over = 0
         self._given_up_s: float | None = None
-        self.use: ClientUse | None = None
-
-    @property
-    def completed(self) -> int:
-        return self._tally.completed
-
-    @property
-    def failures_in_a_row(self) -> int:
-        return self._tally.failures_in_a_row
 
     @property
     def steady(self) -> bool:
@@ -81,38 +64,30 @@ class OpenLoad:
         return self._schedule.dry_ns
 
     @property
-    def in_flight(self) -> int:
-        return self._loop.in_flight
-
-    @property
     def arrived(self) -> Arrived:
         return Arrived(sent=self._loop.sent, late=self._loop.late, dropped=self._loop.dropped)
 
-    async def prepare(self) -> None:
-        pass
-
     def start(self) -> None:
         self._t_start_ns = monotonic_ns()
-        self._reader = asyncio.create_task(self._backlog.read_on())
+        super().start()
         self._loop.follow(self._schedule.warmup(self._t_start_ns))
-
-    def end_warmup(self) -> None:
-        """Its traffic goes on until the window opens."""
 
     def open_window(self, open_ns: int, close_ns: int | None) -> None:
         self._warmup_ns = open_ns - self._t_start_ns
         self._loop.follow(self._schedule.window(open_ns, close_ns))
-        self._probe = ClientProbe()
+        super().open_window(open_ns, close_ns)
 
     def close_window(self) -> None:
-        if self._probe is not None:
-            self.use, self._probe = ClientUse.of([self._probe.close()]), None
+        super().close_window()
         self._cooldown = asyncio.create_task(self._cool_down())
 
     def stop_feeding(self) -> None:
-        nothing: Iterator[Request] = iter(())
-        self._loop.follow(nothing)
+        self._loop.follow(iter(()))
         self._fed.set()
+
+    async def idle(self) -> None:
+        await self._fed.wait()
+        await self._loop.drained()
 
     async def drained(self) -> None:
         await self._fed.wait()
@@ -129,13 +104,7 @@ class OpenLoad:
     async def close(self) -> None:
         if self._cooldown is not None:
             self._cooldown.cancel()
-        self._loop.stop()
-        await asyncio.sleep(0)
-        if self._reader is not None:
-            self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
-        self._backlog.read_all()
+        await super().close()
 
     async def _cool_down(self) -> None:
         deadline_ns = monotonic_ns() + self._warmup_ns
@@ -161,9 +130,3 @@ class OpenLoad:
     def _on_dropped(self, request: Request, now_ns: int) -> None:
         self._measured_over += request.phase == "measured"
         self._backlog.add(dropped(request, now_ns, self._cap))
-
-    def _on_read(self, exchange: Exchange) -> None:
-        self._drain.add(exchange)
-        if exchange.status != "dropped":
-            self._tally.add(exchange)
-        self._on_exchange(exchange)

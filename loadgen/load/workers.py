@@ -1,11 +1,7 @@
-"""Workers: the load of a cell that several processes share, seen from the one that runs the cell.
+"""Workers: a cell's load in several processes, seen from the one that runs the cell, and from within a worker.
 
-Each worker has a share of the slots and of the items, and all stamp with the same clock: CLOCK_MONOTONIC is one for all
-processes of a machine. Ended requests come back over a socket pair and are journalled here, in one file per cell.
-
-Channel: messages between the process that runs a cell and a worker, over a socket pair.
-
-A worker: one of several client processes that share a cell's slots. `python -m loadgen.load.workers FD PARENT`.
+Each worker has a share of the slots and of the items, and all stamp with CLOCK_MONOTONIC, one for all processes of a
+machine. Ended requests come back over a socket pair. A worker: `python -m loadgen.load.workers FD PARENT`.
 """
 
 from __future__ import annotations
@@ -28,8 +24,7 @@ import uvloop
 
 from loadgen.load.assignment import Assignment
 from loadgen.load.exchange import Exchange
-from loadgen.load.load import Load, LocalLoad, OnExchange, Share, Tally
-from loadgen.load.openloop import Arrived
+from loadgen.load.load import Load, LocalLoad, OnExchange, Share
 from loadgen.load.probe import ClientUse, ProcessUse
 from loadgen.processgroup import end_with, exit_words
 from loadgen.secret import Mask, without_secrets
@@ -41,13 +36,13 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Command(msgspec.Struct, frozen=True, tag="command"):
-    """What a worker is told after its Assignment: the method of its load to call."""
+    """What follows a worker's Assignment: the method of its load to call."""
 
     method: Method
 
 
 class WorkerState(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
-    """What a worker says of its load whenever it changes."""
+    """A worker's load, sent whenever it changes."""
 
     steady: bool = False
     dry_ns: int | None = None
@@ -101,36 +96,27 @@ _EXIT_DEADLINE_S = 5.0
 
 
 def load_of(assignment: Assignment, workers: int, on_exchange: OnExchange) -> Load:
-    """The load of this process alone, or of `workers` others."""
-    return assignment.load(on_exchange) if workers == 1 else Workers(assignment, workers, on_exchange)
+    """The load of this process alone, as an open loop always is, or of `workers` others."""
+    if workers == 1 or assignment.arrivals is not None:
+        return assignment.load(on_exchange)
+    return Workers(assignment, workers, on_exchange)
 
 
-class Workers:
-    """A Load of `count` processes, started anew for the cell."""
-
-    arrived: Arrived | None = None
+class Workers(Load):
+    """A load of `count` processes, started for this cell."""
 
     def __init__(self, assignment: Assignment, count: int, on_exchange: OnExchange) -> None:
         """No process is without a slot: a `count` above B counts as B."""
+        super().__init__(on_exchange, assignment.drain_s)
         of = min(count, assignment.concurrency)
-        self._on_exchange = on_exchange
         self._changed = asyncio.Event()
-        self._told: set[Method] = set()
-        self._tally = Tally()
+        self._sent: set[Method] = set()
         self._error: Exception | None = None
         self._cpu_before_s = self._cpu_s = 0.0
         self._workers = [
-            _WorkerProcess(msgspec.structs.replace(assignment, share=Share(first, of)), self._on_ended, self._changed)
+            _WorkerProcess(msgspec.structs.replace(assignment, share=Share(first, of)), self._ended, self._changed)
             for first in range(of)
         ]
-
-    @property
-    def completed(self) -> int:
-        return self._tally.completed
-
-    @property
-    def failures_in_a_row(self) -> int:
-        return self._tally.failures_in_a_row
 
     @property
     def failure(self) -> str | None:
@@ -164,40 +150,40 @@ class Workers:
                 worker.fail(f"was not ready after {PREPARE_DEADLINE_S:g} s")
 
     def start(self) -> None:
-        self._tell("start")
+        self._send("start")
 
     def end_warmup(self) -> None:
-        self._tell("end_warmup")
+        self._send("end_warmup")
 
     def open_window(self, open_ns: int, close_ns: int | None) -> None:
         self._cpu_before_s = process_time()
-        self._tell("open_window")
+        self._send("open_window")
 
     def close_window(self) -> None:
         self._cpu_s = process_time() - self._cpu_before_s
-        self._tell("close_window")
+        self._send("close_window")
 
     def stop_feeding(self) -> None:
-        self._tell("stop_feeding")
+        self._send("stop_feeding")
 
-    async def drained(self) -> None:
+    async def idle(self) -> None:
         await self._until(lambda worker: worker.state.drained)
 
     async def close(self) -> None:
         """Raises what `on_exchange` raised."""
-        self._tell("close")
+        self._send("close")
         await self._until(lambda worker: not worker.running, CLOSE_DEADLINE_S)
         for worker in self._workers:
             worker.end()
         if self._error is not None:
             raise self._error
 
-    def _tell(self, method: Method) -> None:
-        """Every worker, once."""
-        if method not in self._told:
-            self._told.add(method)
+    def _send(self, method: Method) -> None:
+        """To every worker, once."""
+        if method not in self._sent:
+            self._sent.add(method)
             for worker in self._workers:
-                worker.tell(method)
+                worker.send(method)
 
     async def _until(self, reached: Callable[[_WorkerProcess], bool], deadline_s: float | None = None) -> None:
         """Returns when every worker has reached something, or has ended, or the deadline has passed."""
@@ -207,17 +193,16 @@ class Workers:
                     self._changed.clear()
                     await self._changed.wait()
 
-    def _on_ended(self, exchange: Exchange) -> None:
+    def _ended(self, exchange: Exchange) -> None:
         if self._error is None:
             try:
-                self._tally.add(exchange)
-                self._on_exchange(exchange)
-            except Exception as error:  # what it is shall be known when the cell closes, not in the event loop's log
+                super()._ended(exchange)
+            except Exception as error:  # raised when the cell closes, not into the event loop's log
                 self._error = error
 
 
 class _WorkerProcess:
-    """One of them: its process, what it was told and what it last said."""
+    """One worker: its process, its last state and why it failed."""
 
     def __init__(self, assignment: Assignment, on_ended: OnExchange, changed: asyncio.Event) -> None:
         self._assignment = assignment
@@ -234,9 +219,8 @@ class _WorkerProcess:
     async def begin(self) -> None:
         ours = self._spawn()
         self.running = True
-        self._channel: Channel[Exchange | WorkerState | ProcessUse] = Channel(
-            Exchange | WorkerState | ProcessUse, self._on_report, self._on_end
-        )
+        kinds = Exchange | WorkerState | ProcessUse
+        self._channel = Channel[Exchange | WorkerState | ProcessUse](kinds, self._on_report, self._on_end)
         await self._channel.open(ours)
         secrets = tuple(Mask(self._assignment.api_key).secrets)
         self._channel.send(msgspec.structs.replace(self._assignment, secrets=secrets))
@@ -244,17 +228,17 @@ class _WorkerProcess:
     def _spawn(self) -> socket.socket:
         """In a session of its own: Ctrl-C in the terminal reaches the parent alone, which then closes its workers."""
         ours, theirs = socket.socketpair()
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
             argv = [sys.executable, "-m", "loadgen.load.workers", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
                 argv, env=without_secrets(os.environ, self._assignment.api_key),
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._words, stderr=self._words,
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output,
                 start_new_session=True,
             )  # fmt: skip
         return ours
 
-    def tell(self, method: Method) -> None:
+    def send(self, method: Method) -> None:
         self._closing = self._closing or method == "close"
         if self.running:
             self._channel.send(Command(method))
@@ -272,7 +256,7 @@ class _WorkerProcess:
             self._process.kill()
             self._process.wait()
         self._channel.close()
-        self._words.close()
+        self._output.close()
 
     def _on_report(self, report: Exchange | WorkerState | ProcessUse) -> None:
         match report:
@@ -293,8 +277,8 @@ class _WorkerProcess:
         if not self._closing:
             status = self._process.returncode
             how = "closed its channel" if status is None else f"ended with {exit_words(status)}"
-            self._words.seek(0)
-            last = self._words.read().decode(errors="replace").strip().rpartition("\n")[2]
+            self._output.seek(0)
+            last = self._output.read().decode(errors="replace").strip().rpartition("\n")[2]
             self.fail(how + (f": {last}" if last else ""))
 
 
@@ -302,15 +286,13 @@ TURN_S = 0.005
 
 
 class Worker:
-    """Does what the parent says, and tells it of every ended request and every change of state."""
+    """Does what the parent commands, and sends it every ended request and every change of state."""
 
     def __init__(self) -> None:
-        self._channel: Channel[Assignment | Command] = Channel(
-            Assignment | Command, self._on_message, self._on_parent_gone
-        )
+        self._channel = Channel[Assignment | Command](Assignment | Command, self._on_message, self._on_parent_gone)
         self._load: LocalLoad | None = None
         self._assigned = asyncio.Event()
-        self._told: WorkerState | None = None
+        self._sent: WorkerState | None = None
         self._drained: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
         self._parent_gone = asyncio.Event()
@@ -323,7 +305,7 @@ class Worker:
         gc.freeze()
         gc.disable()
         while not self._closing.is_set():
-            self._tell_state(self._load)
+            self._send_state(self._load)
             await asyncio.sleep(TURN_S)
         await self._load.close()
         self._channel.close()
@@ -339,29 +321,27 @@ class Worker:
         match message.method:
             case "start":
                 load.start()
-                self._drained = asyncio.create_task(load.drained())
-            case "end_warmup":
-                load.end_warmup()
+                self._drained = asyncio.create_task(load.idle())
             case "open_window":
                 load.open_window(monotonic_ns(), None)
             case "close_window":
                 load.close_window()
                 if load.process_use is not None:
                     self._channel.send(load.process_use)
-            case "stop_feeding":
-                load.stop_feeding()
             case "close":
                 self._closing.set()
+            case "end_warmup" | "stop_feeding" as method:
+                getattr(load, method)()
 
-    def _tell_state(self, load: LocalLoad) -> None:
+    def _send_state(self, load: LocalLoad) -> None:
         state = WorkerState(
             steady=load.steady,
             dry_ns=load.dry_ns,
             in_flight=load.in_flight,
             drained=self._drained is not None and self._drained.done(),
         )
-        if state != self._told:
-            self._told = state
+        if state != self._sent:
+            self._sent = state
             self._channel.send(state)
 
     def _on_parent_gone(self) -> None:
@@ -371,7 +351,7 @@ class Worker:
 
 
 def main() -> None:
-    """Ends when the parent says so or is gone."""
+    """Ends on the parent's command, or when the parent is gone."""
     fd, parent = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(parent)

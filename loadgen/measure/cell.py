@@ -19,7 +19,7 @@ import msgspec
 
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Window, latencies_in
-from loadgen.load.load import Drain, Load, OnExchange, straggler
+from loadgen.load.load import Load, OnExchange
 from loadgen.measure.observer import Glance, Observer
 from loadgen.measure.power import PowerRecorder
 from loadgen.record.cell import Cell
@@ -94,21 +94,13 @@ class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None
     requests: int | None
     warmup_s: float
-    drain_s: float | None = None
-    """As `--drain` gives it."""
 
     @classmethod
-    def of(
-        cls, duration_s: float | None, requests: int | None, warmup_s: float | None, drain_s: float | None = None
-    ) -> CellSettings:
+    def of(cls, duration_s: float | None, requests: int | None, warmup_s: float | None) -> CellSettings:
         """Without `warmup_s`: a tenth of the window, and always one staggered request per slot."""
         automatic_s = 0.1 * duration_s if duration_s is not None else 0.0
-        return cls(
-            duration_s=duration_s,
-            requests=requests,
-            warmup_s=automatic_s if warmup_s is None else warmup_s,
-            drain_s=drain_s,
-        )
+        warmup_s = automatic_s if warmup_s is None else warmup_s
+        return cls(duration_s=duration_s, requests=requests, warmup_s=warmup_s)
 
 
 class CellRun:
@@ -140,9 +132,6 @@ class CellRun:
         self._sampler = MetricsSampler(metrics)
         self._glance = Glance(grader)
         self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
-        self._drain = Drain(settings.drain_s)
-        self._drained_late_s: float | None = None
-        """The limit of the drain, once it was over before the last answer."""
         self._t_start_ns = 0
         self._open_ns: int | None = None
         self._window: Window | None = None
@@ -255,7 +244,7 @@ class CellRun:
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
-        told, begun_ns = False, monotonic_ns()
+        told = False
         while not drained.done():
             if self._interrupt.hurried:
                 self._aborted = INTERRUPTED
@@ -266,10 +255,6 @@ class CellRun:
                 self._observer.stopping(
                     f"Interrupted: finishing {self._load.in_flight} requests in flight; Ctrl-C again stops at once"
                 )
-            if self._cell.arrivals is None and (monotonic_ns() - begun_ns) / 1e9 > self._drain.limit_s:
-                self._drained_late_s = self._drain.limit_s
-                self._load.stop_feeding()
-                return
             self._tell("drain", 1.0)
             await asyncio.wait([drained], timeout=0.1)
 
@@ -302,11 +287,8 @@ class CellRun:
                 self._unwritable = error
 
     def _on_exchange(self, exchange: Exchange) -> None:
-        if self._drained_late_s is not None:
-            exchange = straggler(exchange, self._drained_late_s, "after the window")
         window = self._window_so_far()
         latencies = latencies_in(exchange, window)
-        self._drain.add(exchange)
         self._append(exchange)
         self._glance.add(exchange, latencies, window)
         self._observer.answered(self._cell, exchange, latencies)

@@ -297,7 +297,7 @@ async def _run_cell(
     config = plan.config
     run = CellRun(
         cell,
-        settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s, config.drain_s),
+        settings=CellSettings.of(config.duration_s, config.requests, config.warmup_s),
         metrics=metrics_of(server.target, api_key(config)),
         make_load=make_load,
         journal=journal,
@@ -314,10 +314,12 @@ def _load(
     cell: Cell, plan: SweepPlan, server: Server, changes: BodyChanges, workers: int, on_exchange: OnExchange
 ) -> Load:
     config = plan.config
-    assignment = _assignment(plan, server, cell.concurrency, changes)
-    if cell.arrivals is not None:
-        seed = f"{config.seed}/{cell.repeat}"
-        return assignment.open_load(cell.arrivals, seed, config.duration_s, on_exchange)
+    assignment = msgspec.structs.replace(
+        _assignment(plan, server, cell.concurrency, changes),
+        duration_s=config.duration_s,
+        arrivals=cell.arrivals,
+        arrival_seed=f"{config.seed}/{cell.repeat}",
+    )
     return load_of(assignment, workers, on_exchange)
 
 
