@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pynvml
 import uvloop
 
 from loadgen.doctor.finding import Finding, Mode, absent
 from loadgen.errors import UsageError
+from loadgen.load.probe import ClientProbe
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.sampler import select_gpus
@@ -235,10 +235,10 @@ def clock_source(path: Path = CLOCKSOURCE) -> Finding:
     return Finding(check=check, state="warning", seen=f"{source}, slow to read", advice=advice)
 
 
-def client_timing(lags_ms: Sequence[float] | None = None) -> Finding:
-    """How late an idle event loop wakes: the 99th percentile over half a second."""
+def client_timing(late_ms: float | None = None) -> Finding:
+    """How late an idle event loop wakes: `late_ms`, else the 99th percentile over half a second."""
     check = "client timing"
-    late_ms = float(np.quantile(lags_ms if lags_ms is not None else event_loop_lags_ms(), 0.99))
+    late_ms = event_loop_lag_ms() if late_ms is None else late_ms
     seen = f"an idle event loop wakes at most {late_ms:.1f} ms late (p99)"
     if late_ms <= LAG_LIMIT_MS:
         return Finding(check=check, state="ok", seen=seen)
@@ -246,20 +246,18 @@ def client_timing(lags_ms: Sequence[float] | None = None) -> Finding:
     return Finding(check=check, state="warning", seen=seen, advice=advice)
 
 
-def event_loop_lags_ms() -> list[float]:
-    """How late each sleep of 2 ms ended, in half a second on the event loop that a sweep runs on."""
+def event_loop_lag_ms() -> float:
+    """The 99th percentile of how late timers, one each 2 ms, come due in half a second on a sweep's event loop."""
 
-    async def probe() -> list[float]:
-        loop = asyncio.get_running_loop()
-        lags_ms = []
-        end = loop.time() + PROBE_S
-        while (now := loop.time()) < end:
-            await asyncio.sleep(STEP_S)
-            lags_ms.append(max(0.0, loop.time() - now - STEP_S) * 1e3)
-        return lags_ms
+    async def probed() -> float:
+        probe = ClientProbe(STEP_S)
+        await asyncio.sleep(PROBE_S)
+        late_ms = probe.close().lag_ms_p99
+        assert late_ms is not None, "timers come due in half a second"
+        return late_ms
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(probe())
+        return runner.run(probed())
 
 
 _GB = 1e9

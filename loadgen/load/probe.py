@@ -44,31 +44,30 @@ class ClientUse(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, uses: Sequence[ProcessUse], *, beside_s: float = 0.0) -> ClientUse:
         """CPU time is summed, and `beside_s` that of a process that sends no requests; the rest is the worst one's."""
+        names = [name for name in ProcessUse.__struct_fields__ if name.startswith("lag_")]
+        lags = {name: [lag for use in uses if (lag := getattr(use, name)) is not None] for name in names}
         return cls(
             client_processes=len(uses),
             client_cpu_s=sum(use.cpu_s for use in uses) + beside_s,
             client_cpu_share=max(use.cpu_s / use.wall_s for use in uses),
-            loop_lag_ms_mean=max((use.lag_ms_mean for use in uses if use.lag_ms_mean is not None), default=None),
-            loop_lag_ms_p50=max((use.lag_ms_p50 for use in uses if use.lag_ms_p50 is not None), default=None),
-            loop_lag_ms_p90=max((use.lag_ms_p90 for use in uses if use.lag_ms_p90 is not None), default=None),
-            loop_lag_ms_p99=max((use.lag_ms_p99 for use in uses if use.lag_ms_p99 is not None), default=None),
-            loop_lag_ms_max=max((use.lag_ms_max for use in uses if use.lag_ms_max is not None), default=None),
+            **{f"loop_{name}": max(found, default=None) for name, found in lags.items()},
         )
 
 
 class ClientProbe:
-    """Looks at its own process from its making to `close`.
+    """Watches its own process until `close`.
 
-    A timer is due each 20 ms, on an absolute schedule: a loop that is held up misses several, and each counts with its
-    own lateness. So the lateness is how long bytes that arrive at any instant wait for their stamp. On uvloop timers
-    tick in milliseconds.
+    A timer is due every `period_s`, on an absolute schedule: a loop that is held up misses several, and each counts
+    with its own lateness. So the lateness is how long bytes that arrive at any instant wait for their stamp. On uvloop
+    timers tick in milliseconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, period_s: float = PROBE_S) -> None:
         self._loop = asyncio.get_running_loop()
+        self._period_s = period_s
         self._lags_s: list[float] = []
         self._cpu_before_s, self._opened_s = process_time(), monotonic()
-        self._due_s = self._loop.time() + PROBE_S
+        self._due_s = self._loop.time() + period_s
         self._timer = self._loop.call_at(self._due_s, self._tick)
 
     def close(self) -> ProcessUse:
@@ -89,7 +88,7 @@ class ClientProbe:
         now_s = self._loop.time()
         while self._due_s < now_s + _TICK_S / 2:
             self._lags_s.append(max(0.0, now_s - self._due_s))
-            self._due_s += PROBE_S
+            self._due_s += self._period_s
         self._timer = self._loop.call_at(self._due_s, self._tick)
 
 

@@ -305,13 +305,11 @@ def test_clock_source(tmp_path: Path, source: str, state: str) -> None:
 
 
 def test_client_timing_is_judged_by_its_slowest_hundredth() -> None:
-    assert timing.client_timing([1.0] * 1000 + [900.0]).state == "ok"
-    late = timing.client_timing([1.0] * 98 + [8.0] * 2)
+    assert timing.client_timing(1.0).state == "ok"
+    late = timing.client_timing(8.0)
     assert late.state == "warning"
     assert "8.0 ms" in late.seen
 
 
-def test_event_loop_lags_are_measured() -> None:
-    lags_ms = timing.event_loop_lags_ms()
-    assert 1 <= len(lags_ms) <= timing.PROBE_S / timing.STEP_S
-    assert all(lag_ms >= 0 for lag_ms in lags_ms)
+def test_the_event_loops_lag_is_measured() -> None:
+    assert timing.event_loop_lag_ms() >= 0
