@@ -176,13 +176,13 @@ class Load(ABC):
     def use(self) -> ClientUse | None:
         """What the client's processes spent between `open_window` and `close_window`; known after `close`."""
 
-    async def prepare(self) -> None:
+    async def prepare(self) -> None:  # noqa: B027
         """Returns when `start` can send at once, or `failure` says why it never will."""
 
     @abstractmethod
     def start(self) -> None: ...
 
-    def end_warmup(self) -> None:
+    def end_warmup(self) -> None:  # noqa: B027
         """From now on slots that had a warm-up request get measured items; an open loop waits for the window."""
 
     @abstractmethod
