@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from textwrap import indent
-from typing import Any
 
 import pandas as pd
 
@@ -19,6 +18,8 @@ from bench.gpu.markdown import items, number, paragraph, spread, table
 from bench.gpu.pieces import MIB, SUFFIX, unpack
 from bench.gpu.simulator import ANCHOR_HEAD, ERROR_HEAD, anchors, pairs, rows_of
 from bench.gpu.study import FIGURES, MOST_MIB, Study, collect, draw, figures_of
+from loadgen.analysis.crossover.crossing import Crossing
+from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.intervals import too_wide
 from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
@@ -40,9 +41,9 @@ def answer_rows(runs: Iterable[tuple[str, Run]]) -> list[list[str]]:
     """A row per model and format that was compared; `runs` are pairs of a model's name and its run."""
     found = []
     for model, run in runs:
-        by_target: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for finding in run.analysis["crossovers"]:
-            by_target.setdefault(finding["target"], {})[finding["metric"]] = finding
+        by_target: dict[str, dict[str, Crossover]] = {}
+        for finding in run.analysis.crossovers:
+            by_target.setdefault(finding.target, {})[finding.metric] = finding
         for target, findings in by_target.items():
             ours = run.summary[run.summary["target"] == target]
             known = [metric for metric in METRICS if metric in findings and ours[metric].notna().any()]
@@ -50,24 +51,24 @@ def answer_rows(runs: Iterable[tuple[str, Run]]) -> list[list[str]]:
     return found
 
 
-def answer_words(finding: Mapping[str, Any]) -> str:
+def answer_words(finding: Crossover) -> str:
     """Where a format wins, in a few words, of a figure that was measured."""
-    if not finding["points"]:
+    if not finding.points:
         return "too few valid B"
-    if finding["status"] == "crosses":
-        return ", ".join(_crossing(crossing) for crossing in finding["crossings"])
-    suspected = [f"the means cross at {number(crossing['b'], '.3g')}" for crossing in finding["suspected"]]
+    if finding.status == "crosses":
+        return ", ".join(_crossing(crossing) for crossing in finding.crossings)
+    suspected = [f"the means cross at {number(crossing.b, '.3g')}" for crossing in finding.suspected]
     known = {"better": "at every B measured", "worse": "at no B measured"}
-    return known.get(finding["status"]) or ", ".join(["not decided", *suspected])
+    return known.get(finding.status) or ", ".join(["not decided", *suspected])
 
 
-def _crossing(crossing: Mapping[str, Any]) -> str:
-    side = "below" if crossing["direction"] == "wins_below" else "above"
-    low, high = crossing["lo"], crossing["hi"]
+def _crossing(crossing: Crossing) -> str:
+    side = "below" if crossing.direction == "wins_below" else "above"
+    low, high = crossing.lo, crossing.hi
     if too_wide(low, high):
-        return f"{side} a B* between {crossing['bracket'][0]} and {crossing['bracket'][1]}"
+        return f"{side} a B* between {crossing.bracket[0]} and {crossing.bracket[1]}"
     interval = "" if low is None or high is None else f" ({number(low, '.3g')}–{number(high, '.3g')})"
-    return f"{side} B* = {number(crossing['b'], '.3g')}{interval}"
+    return f"{side} B* = {number(crossing.b, '.3g')}{interval}"
 
 
 _ALTS = {"throughput": "output tokens per second", "energy-token": "joules per output token", "cor": "COR"}
@@ -190,7 +191,7 @@ def _run(study: Study, step: str, run: Run, beside: Path) -> str:
     config = run.manifest["config"]
     targets = [target["name"] for target in config["targets"]]
     known = [metric for metric in _METRICS if run.summary[metric].notna().any()]
-    said = [f["sentence"] for metric in known for f in run.analysis["crossovers"] if f["metric"] == metric]
+    said = [found.sentence for metric in known for found in run.analysis.crossovers if found.metric == metric]
     kernels = {s["name"]: ", ".join(s.get("kernels") or ()) for s in run.manifest["servers"]}
     most = int(run.cells["repeat"].max())
     repeats = "one repeat" if most == 1 else f"{most} repeats"
@@ -241,7 +242,7 @@ def _hli(study: Study) -> str:
                          number(row.energy_per_query_j), f"{share:.2f}"])  # fmt: skip
     if not rows:
         return f"## HLI against NVML{study.stamp}\n\nEnergy was not measured, so there is nothing to compare."
-    differing = [warning for run in study.runs.values() for warning in run.analysis["warnings"] if "HLI" in warning]
+    differing = [warning for run in study.runs.values() for warning in run.analysis.warnings if "HLI" in warning]
     words = (
         "HLI is power limit × time, the paper's first method: a bound, and between two precisions on one GPU a ratio "
         "of times. The last column is the mean power as a share of the limit. Where it differs between two precisions "
@@ -312,9 +313,9 @@ def _published(study: Study) -> str:
 
 def _claims(study: Study) -> str:
     rows = [
-        [claim["claim"], claim["source"], f"{step}: {', '.join(claim['targets'])}", claim["verdict"], claim["evidence"]]
+        [claim.claim, claim.source, f"{step}: {', '.join(claim.targets)}", claim.verdict, claim.evidence]
         for step, run in study.runs.items()
-        for claim in run.analysis["claims"]
+        for claim in run.analysis.claims
     ]
     rows += [[c.claim, c.source, ", ".join(c.targets), c.verdict, c.evidence] for c in study.comparison.claims]
     caveats = [

@@ -25,8 +25,9 @@ from loadgen.analysis.indices.point import spanned
 from loadgen.analysis.invalid import invalid_of, invalid_sentences
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.powerdata import Server, read_powers
+from loadgen.analysis.record import Analysis, ServerCalibration, write_analysis
 from loadgen.analysis.summary import summarize
-from loadgen.analysis.tables import RunTables, power_table, write_analysis, write_cells, write_summary
+from loadgen.analysis.tables import RunTables, power_table, write_cells, write_summary
 from loadgen.analysis.trust.hidden import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import TrustStudy, TrustTest, study
 from loadgen.analysis.validity import late_tail
@@ -94,7 +95,6 @@ def _graphs(name: str, eager: bool | None, reference: str, ours: bool | None) ->
     )
 
 
-SCHEMA = 1
 CLOCK_STEP_S = 1.0
 """From which on the wall clock was set, not only slewed."""
 
@@ -132,7 +132,7 @@ def analyse(
     config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
     if start_sd is None:
         start_sd = config.get("start_sd")
-    blocks: dict[Server, dict[str, Any]] = {}
+    calibrations: dict[Server, ServerCalibration] = {}
     damaged: list[str] = []
     if slo is None and config.get("slo"):
         slo = Slo.parse(config["slo"])
@@ -150,10 +150,11 @@ def analyse(
             tables.add("server", result.server)
             block = cell.target, cell.repeat, cell.session
             power = powers.get(block)
-            if power is not None and block not in blocks:
+            if power is not None and block not in calibrations:
                 tables.add("power", power_table(cell, power))
-                described = {"target": cell.target, "repeat": cell.repeat, "session": cell.session}
-                blocks[block] = described | {"gpus": power.calibration()}
+                calibrations[block] = ServerCalibration(
+                    target=cell.target, repeat=cell.repeat, session=cell.session, gpus=power.calibration()
+                )
                 if power.damaged:
                     damaged.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
     if not cells:
@@ -178,10 +179,15 @@ def analyse(
     arrival = manifest["config"].get("arrival")
     hidden = hidden_warnings(sides.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
     hidden += flaw_warnings(facts)
-    content = {**_analysis(manifest, cells, trust, answer, damaged, hidden), "claims": msgspec.to_builtins(claims)}
-    choices = msgspec.to_builtins(settings)
-    content["slo"], content["start_sd"] = None if slo is None else str(slo), start_sd
-    write_analysis(out or run_dir, {**content, "index_settings": choices, "calibration": list(blocks.values())})
+    analysis = msgspec.structs.replace(
+        _analysis(manifest, cells, trust, answer, damaged, hidden),
+        claims=claims,
+        slo=None if slo is None else str(slo),
+        start_sd=start_sd,
+        index_settings=settings,
+        calibration=tuple(calibrations.values()),
+    )
+    write_analysis(out or run_dir, analysis)
 
 
 def batch_notes(cells: list[CellSummary]) -> list[str]:
@@ -223,7 +229,7 @@ def _analysis(
     answer: Answer,
     damaged: list[str],
     hidden: list[str],
-) -> dict[str, Any]:
+) -> Analysis:
     warnings = checkpoint_notes(manifest)
     invalid, arrival = invalid_of(cells), manifest["config"].get("arrival")
     warnings += [*invalid_sentences(invalid, arrival), *damaged]
@@ -294,21 +300,20 @@ def _analysis(
     if not manifest["dataset"]["published"] and manifest["dataset"]["name"] not in ("jsonl", "choices"):
         warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
     held = [cell for cell in cells if cell.traffic.arrival is None]
-    return {
-        "schema": SCHEMA,
-        "reference": reference,
-        "simulated": manifest["simulated"],
-        "invalid": msgspec.to_builtins(invalid),
-        "crossovers": [
-            msgspec.to_builtins(found) | {"notes": [*found.notes, *marks.get(found.target, ())]}
+    return Analysis(
+        reference=reference,
+        simulated=manifest["simulated"],
+        invalid=tuple(invalid),
+        crossovers=tuple(
+            msgspec.structs.replace(found, notes=(*found.notes, *marks.get(found.target, ())))
             for found in answer.crossovers
-        ],
-        **msgspec.to_builtins(trust),
-        "models": msgspec.to_builtins(cost_models(held, answer.crossovers, reference=reference)),
-        **msgspec.to_builtins(answer.indices),
-        "client": msgspec.to_builtins(_nearest(cells)),
-        "warnings": warnings,
-    }
+        ),
+        **msgspec.structs.asdict(trust),
+        models=cost_models(held, answer.crossovers, reference=reference),
+        **msgspec.structs.asdict(answer.indices),
+        client=tuple(_nearest(cells)),
+        warnings=tuple(warnings),
+    )
 
 
 def _accuracy_warnings(trust: TrustStudy, arrival: str | None) -> list[str]:

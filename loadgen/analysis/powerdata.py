@@ -14,7 +14,7 @@ from loadgen.folder import Folder
 from loadgen.power.energy import plausible_limit_w
 from loadgen.power.owners import Owners
 from loadgen.power.sample import GpuInfo, PowerSample, Scope
-from loadgen.power.trace import PowerTrace, calibration_of, traces_of
+from loadgen.power.trace import Calibration, PowerTrace, calibration_of, traces_of
 from loadgen.record.journal import known_records, power_file, read_lines
 
 Server = tuple[str, int, int]
@@ -48,9 +48,9 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     owners: Owners | None = None
     """Whose the processes on the GPUs are; None where nobody asked."""
 
-    def calibration(self) -> dict[str, Any]:
+    def calibration(self) -> dict[str, Calibration]:
         """By GPU: update periods and resolution of its sensors, as these samples show them."""
-        return {gpu: msgspec.to_builtins(calibration_of(trace)) for gpu, trace in self.samples.items() if len(trace)}
+        return {gpu: calibration_of(trace) for gpu, trace in self.samples.items() if len(trace)}
 
     def around(self, t0_ns: int, t1_ns: int) -> list[PowerTrace]:
         """Of each GPU what a window from t0 to t1 needs; of one without a sample there its last one, which says why."""

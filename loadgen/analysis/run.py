@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import pandas as pd
@@ -19,16 +19,15 @@ from loadgen.analysis.analyse import analyse, planned_cells
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.invalid import Invalid
+from loadgen.analysis.record import Analysis, read_analysis
 from loadgen.analysis.summary import COLUMNS as SUMMARY
 from loadgen.analysis.tables import read_csv, read_table
 from loadgen.analysis.validity import COLUMNS, REASONS, quantities_of
-from loadgen.bounds import Count
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.load.openloop import CLOSED
 from loadgen.record.cell import level
 from loadgen.record.manifest import read_manifest
-from loadgen.secret import said
 from loadgen.workload.grading import VERSION
 
 
@@ -47,15 +46,14 @@ class Run:
         return read_manifest(self.path)
 
     @cached_property
-    def analysis(self) -> dict[str, Any]:
+    def analysis(self) -> Analysis:
         """analysis.json. Raises UsageError if it is damaged, or of an older version."""
-        try:
-            content: dict[str, Any] = read_json(self.path, "analysis.json", dict[str, Any])
-            if not {"invalid", "indices"} <= content.keys():
-                raise UsageError(_older(self.path))
-            msgspec.convert(content, _Analysis)
-        except ValueError as error:
-            raise UsageError(_damaged(self.path, "analysis.json", said(error))) from None
+        return read_analysis(self.path)
+
+    @cached_property
+    def analysis_json(self) -> dict[str, Any]:
+        """`analysis` as it is in the file."""
+        content: dict[str, Any] = read_json(self.path, "analysis.json", dict[str, Any]) if self.analysis else {}
         return content
 
     @property
@@ -70,10 +68,10 @@ class Run:
 
     def crossover(self, target: str, metric: str) -> Crossover:
         """Of a target against the run's reference; `metric` as in `METRICS`. Raises UsageError if there is none."""
-        for found in self.analysis["crossovers"]:
-            if (found["target"], found["metric"]) == (target, metric):
-                return msgspec.convert(found, Crossover)
-        there = ", ".join(dict.fromkeys(found["target"] for found in self.analysis["crossovers"])) or "none"
+        found = self.analysis.crossover(target, metric)
+        if found is not None:
+            return found
+        there = ", ".join(dict.fromkeys(found.target for found in self.analysis.crossovers)) or "none"
         raise UsageError(f"no crossover of {target!r} by {metric!r}; targets: {there}; metrics: {', '.join(METRICS)}")
 
     @property
@@ -82,9 +80,9 @@ class Run:
         return len(self.cells) == planned_cells(self.manifest) and not self.invalid
 
     @property
-    def invalid(self) -> list[Invalid]:
+    def invalid(self) -> tuple[Invalid, ...]:
         """Quantities of cells that are not valid, with the reasons."""
-        return msgspec.convert(self.analysis["invalid"], list[Invalid])
+        return self.analysis.invalid
 
     def valid_cells(self, figure: str) -> pd.DataFrame:
         """The rows of `cells` in which a figure may be believed; `figure` as cells.csv names it."""
@@ -145,50 +143,6 @@ _TEXTS = (
     *("target", "precision", *REASONS.values(), "first_failure", "answer_notes", "arrival"),
     *("running_source", "running_note", "energy_interval_note"),
 )
-
-
-class _Estimate(msgspec.Struct):
-    value: float
-    lo: float | None = None
-    hi: float | None = None
-
-
-class _Indices(msgspec.Struct):
-    target: str
-    concurrency: Count
-    cor_tps: _Estimate | None = None
-    cor_class: str | None = None
-
-
-class _Crossing(msgspec.Struct):
-    b: Annotated[float, msgspec.Meta(gt=0)]
-
-
-class _Fit(msgspec.Struct):
-    model: str
-    b_star: _Crossing | None = None
-
-
-class _Models(msgspec.Struct):
-    target: str
-    quantity: str
-    models: list[_Fit]
-
-
-class _Test(msgspec.Struct):
-    target: str
-    concurrency: Count
-    verdict: str
-
-
-class _Analysis(msgspec.Struct):
-    """What is read of analysis.json by others than the report, which writes it first."""
-
-    indices: list[_Indices]
-    invalid: list[Invalid]
-    trust: list[_Test]
-    models: list[_Models] = []
-    slo: str | None = None
 
 
 def _damaged(path: Path, name: str, why: str) -> str:

@@ -239,11 +239,6 @@ def _with_texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFra
     return frame.assign(**columns)
 
 
-def write_analysis(run_dir: Path, analysis: dict[str, Any]) -> None:
-    text = msgspec.json.format(msgspec.json.encode(analysis), indent=2)
-    Folder(run_dir).write("analysis.json", text + b"\n")
-
-
 def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
     cell = data.cell
     values: dict[str, Any] = {

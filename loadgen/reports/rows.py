@@ -266,7 +266,7 @@ def traffic_rows(run: Run) -> list[Row]:
 
 def goodput_rows(run: Run) -> list[Row]:
     """A row per target x concurrency; none without service level objectives."""
-    rows = run.summary.sort_values("concurrency", kind="stable") if run.analysis["slo"] else run.summary[:0]
+    rows = run.summary.sort_values("concurrency", kind="stable") if run.analysis_json["slo"] else run.summary[:0]
     return [
         (
             str(row["concurrency"]),
@@ -286,7 +286,7 @@ def traffic_sentences(run: Run) -> dict[str, str]:
     if run.arrival is None:
         return {}
     rows = run.summary.to_dict("records")
-    return {str(row["target"]): _sentence(row, run.analysis["slo"]) for row in rows}
+    return {str(row["target"]): _sentence(row, run.analysis_json["slo"]) for row in rows}
 
 
 def _sentence(row: Mapping[Any, Any], slo: str | None) -> str:

@@ -169,7 +169,7 @@ def end_lines(run: Run, width: int) -> Lines:
     held = "B" if run.arrival is None else "in flight ≤"
     head += grid_lines(run.summary, reference, width, simulated=simulated, concurrency=held)
     head += answered_lines(run.summary, width)
-    head += _wrapped(terms_briefly(run.analysis), width)
+    head += _wrapped(terms_briefly(run.analysis_json), width)
     report = f"Report: {run.path / 'report.html'}"
     room = MOST_LINES - len(head) - -(-len(report) // width) - 1
     warnings = [_wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]
@@ -198,7 +198,7 @@ def _head(run: Run, *, simulated: bool) -> str:
         f"{targets} target{'s' * (targets > 1)} × {run.arrival or load} × "
         f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}",
         cells_valid(run.cells),
-        f"good: {run.analysis['slo']}" if run.analysis["slo"] else None,
+        f"good: {run.analysis_json['slo']}" if run.analysis_json["slo"] else None,
     ]
     return " · ".join(part for part in parts if part)
 
@@ -206,12 +206,12 @@ def _head(run: Run, *, simulated: bool) -> str:
 def _warnings(run: Run) -> list[str]:
     power = run.manifest.get("power") or {}
     unmetered = [f"energy not measured: {power['reason']}"] if power.get("kind") == "none" else []
-    return [*unmetered, *run.analysis["warnings"]]
+    return [*unmetered, *run.analysis_json["warnings"]]
 
 
 def _answers(run: Run, reference: str, width: int, *, simulated: bool) -> list[list[Lines]]:
     """Per target its heading, then what is known of it, the most important first."""
-    analysis = run.analysis
+    analysis = run.analysis_json
     said: dict[str, dict[str, str]] = {target: {"traffic": told} for target, told in traffic_sentences(run).items()}
     for found in analysis["crossovers"]:
         known = said.setdefault(found["target"], {})

@@ -78,7 +78,7 @@ def test_answers_of_the_trained_format_end_by_themselves_and_all_verdicts_agree_
 
 def test_trust_is_the_ratio_of_the_accuracies_and_its_interval_holds_it(run: Run) -> None:
     accuracy = run.summary.set_index("target")["accuracy"]
-    tests = {test["target"]: test for test in run.analysis["trust"]}
+    tests = {test["target"]: test for test in run.analysis_json["trust"]}
     assert set(tests) == {"bnb-nf4", "int8"}
     for target, test in tests.items():
         ratio = accuracy[target] / accuracy["bf16"]
@@ -91,5 +91,5 @@ def test_trust_is_the_ratio_of_the_accuracies_and_its_interval_holds_it(run: Run
 
 def test_quantization_to_4_bits_changes_answers(run: Run) -> None:
     """Else the three servers ran the same weights."""
-    (nf4,) = (test for test in run.analysis["trust"] if test["target"] == "bnb-nf4")
+    (nf4,) = (test for test in run.analysis_json["trust"] if test["target"] == "bnb-nf4")
     assert nf4["lost"] + nf4["won"] > 0

@@ -11,6 +11,9 @@ from made_models import row, steady
 from loadgen.analysis.compare.comparison import n_star_sentence, size_claims, size_words
 from loadgen.analysis.compare.nstar import NStar, n_stars
 from loadgen.analysis.compare.row import CompareRow, paper_n_star
+from loadgen.analysis.models.fit import BStar
+from loadgen.analysis.models.modelfit import ModelFit
+from loadgen.analysis.models.study import ModelStudy, Quantity
 
 SIZES = (1e9, 3e9, 8e9, 30e9)
 
@@ -156,14 +159,29 @@ def test_sizes_read_as_people_write_them(n: float, words: str) -> None:
 
 def test_the_papers_formula_takes_phi_and_alpha_from_the_fit_of_eq_19() -> None:
     """alpha (pi - p) / phi = B* = 50 for a model of 7B: at B = 25 half of it, at B = 100 twice."""
+
+
+    def study(target: str, quantity: Quantity, **fits: float | None) -> ModelStudy:
+        models = tuple(
+            ModelFit(
+                model=name, words="", parameters=(), observations=9, scatter=0.0, residuals=(), lack_of_fit_p=None,
+                cv_error=None, aicc=None, b_star=None if b is None else BStar(
+                    b=b, lo=None, hi=None, direction="wins_below", share=1.0, measured=True
+                ),
+            )
+            for name, b in fits.items()
+        )  # fmt: skip
+        return ModelStudy(
+            target=target, reference="fp16", quantity=quantity, concurrencies=(), verdict="best", models=models,
+            simulated=False,
+        )  # fmt: skip
+
     models = [
-        {"target": "awq", "quantity": "time_per_token_s", "models": [{"model": "M1", "b_star": {"b": 9.0}}]},
-        {"target": "awq", "quantity": "energy_per_token_j", "models": [
-            {"model": "M1", "b_star": {"b": 50.0}}, {"model": "M3", "b_star": {"b": 7.0}},
-        ]},
-        {"target": "gptq", "quantity": "energy_per_token_j", "models": [{"model": "M1", "b_star": None}]},
-        {"target": "nf4", "quantity": "energy_per_token_j", "models": []},
-    ]  # fmt: skip
+        study("awq", "time_per_token_s", M1=9.0),
+        study("awq", "energy_per_token_j", M1=50.0, M3=7.0),
+        study("gptq", "energy_per_token_j", M1=None),
+        study("nf4", "energy_per_token_j"),
+    ]
     assert paper_n_star(models, "awq", 25, 7e9) == 3.5e9
     assert paper_n_star(models, "awq", 100, 7e9) == 14e9
     assert paper_n_star(models, "gptq", 25, 7e9) is None

@@ -17,9 +17,11 @@ from made_run import answer, cell_data, make_run
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary, summarize_cell
+from loadgen.analysis.record import Analysis, write_analysis
 from loadgen.analysis.run import Run
 from loadgen.analysis.summary import summarize
-from loadgen.analysis.tables import write_analysis, write_cells, write_summary
+from loadgen.analysis.tables import write_cells, write_summary
+from loadgen.analysis.trust.study import DepthTest
 from loadgen.analysis.validity import Validity
 from loadgen.reports.figures import Figure, draw_figures
 from loadgen.reports.figures.against import draw_backends, equal_bits
@@ -34,9 +36,13 @@ BUCKET = {
     "reference_accuracy_lo": 0.5, "reference_accuracy_hi": 0.7, "difference": -0.1, "difference_lo": -0.2,
     "difference_hi": 0.0, "relative_loss": 0.167, "relative_loss_lo": 0.0, "relative_loss_hi": 0.33,
 }  # fmt: skip
-DEPTH = [
-    {"target": "awq", "measure": "steps", "curve": {"buckets": [BUCKET | {"steps": s} for s in ("7+", "1-2", "3-4")]}}
-]
+TABLE = {"n": 40, "both_right": 18.0, "lost": 6.0, "won": 2.0, "both_wrong": 14.0}
+DEPTH = {
+    "target": "awq", "reference": "fp16", "measure": "steps", "curve": {
+        "buckets": [BUCKET | {"steps": s, "table": TABLE} for s in ("7+", "1-2", "3-4")],
+        "items_without_depth": 0, "absolute": None, "relative": None, "survival": None,
+    },
+}  # fmt: skip
 PANELS = {"advantage": 5, "by-precision": 4, "pillars": 4, "depth": 3}
 NAMES = [
     "throughput", "energy", "energy-correct", "accuracy", "ttft", "tpot", "e2e", "si", "cor", "advantage",
@@ -56,19 +62,10 @@ def made_run(folder: Path, *, simulated: bool, spoiled: int = 0) -> Run:
     result, (answers, trust) = answered(made), trusted()
     write_cells(run_dir, made)
     write_summary(run_dir, summarize(made, answers, trust, result.indices))
-    write_analysis(
-        run_dir,
-        {
-            "reference": "fp16",
-            "simulated": simulated,
-            "crossovers": msgspec.to_builtins(result.crossovers),
-            **msgspec.to_builtins(trust),
-            **msgspec.to_builtins(result.indices),
-            "depth": DEPTH,
-            "invalid": [],
-            "warnings": [],
-        },
-    )
+    depth = (msgspec.convert(DEPTH, DepthTest),)
+    parts = msgspec.structs.asdict(trust) | msgspec.structs.asdict(result.indices) | {"depth": depth}
+    analysis = Analysis(reference="fp16", simulated=simulated, invalid=(), crossovers=result.crossovers, **parts)
+    write_analysis(run_dir, analysis)
     return Run(run_dir)
 
 

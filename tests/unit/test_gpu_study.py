@@ -20,6 +20,7 @@ from bench.gpu.pieces import unpack
 from bench.gpu.plan import Plan, State, Step, StepState
 from bench.gpu.simulator import DOCS, anchors, pairs, replaced, section, simulated_anchors
 from loadgen.analysis.compare.row import CompareRow
+from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.cost import load_presets
 from loadgen.serving.simulated.steadystate import closed_loop
@@ -249,20 +250,30 @@ def test_numbers_are_empty_where_nothing_was_measured() -> None:
     assert table(["a|b"], [["c"]]) == "| a\\|b |\n| --- |\n| c |"
 
 
+CROSSING = {
+    "lo": None, "hi": None, "bracket": (16, 64), "direction": "wins_below", "probability": None, "established": True,
+}  # fmt: skip
+POINT = {
+    "concurrency": 1, "batch": 1.0, "repeats": 3, "log_advantage": 0.0, "lo": None, "hi": None, "p": None,
+    "sign": "open",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("finding", "said"),
     [
         ({"status": "better"}, "at every B measured"),
         ({"status": "worse"}, "at no B measured"),
         ({"status": "unresolved"}, "not decided"),
-        ({"status": "unresolved", "suspected": [{"b": 37.9}]}, "not decided, the means cross at 37.9"),
+        ({"status": "unresolved", "suspected": [CROSSING | {"b": 37.9}]}, "not decided, the means cross at 37.9"),
         (
-            {"status": "crosses", "crossings": [{"b": 44.7, "lo": 25.1, "hi": 55.0, "direction": "wins_below"},
-                                                {"b": 200, "lo": None, "hi": None, "direction": "wins_above"}]},
+            {"status": "crosses", "crossings": [CROSSING | {"b": 44.7, "lo": 25.1, "hi": 55.0},
+                                                CROSSING | {"b": 200, "direction": "wins_above"}]},
             "below B* = 44.7 (25.1–55), above B* = 200",
         ),
         ({"status": "unresolved", "points": []}, "too few valid B"),
     ],
 )  # fmt: skip
 def test_the_head_of_a_study_says_where_a_format_pays_off(finding: dict[str, Any], said: str) -> None:
-    assert answer_words({"points": [{}], "suspected": [], "crossings": []} | finding) == said
+    given = {"target": "awq", "reference": "fp16", "metric": "tokens_per_s", "points": [POINT]} | finding
+    assert answer_words(msgspec.convert(given, Crossover)) == said

@@ -14,22 +14,16 @@ from made_run import make_run
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.claims import Claim
-from loadgen.analysis.client import ClientFigures, NearestCheck
-from loadgen.analysis.crossover.crossover import Crossover
+from loadgen.analysis.client import ClientFigures
 from loadgen.analysis.energy import CellEnergy
-from loadgen.analysis.indices.formulas import Estimate, IndexSettings
-from loadgen.analysis.indices.study import IndexStudy
-from loadgen.analysis.invalid import Invalid
+from loadgen.analysis.indices.formulas import Estimate
 from loadgen.analysis.models.modelfit import Estimate as ModelEstimate
-from loadgen.analysis.models.study import ModelStudy
+from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import load_run
 from loadgen.analysis.summary import COLUMNS
 from loadgen.analysis.tables import POWER, REQUESTS, SERVER
 from loadgen.analysis.traffic import Goodput, Traffic
-from loadgen.analysis.trust.study import TrustStudy
 from loadgen.analysis.validity import Validity
-from loadgen.power.trace import Calibration
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 OF_THE_RUN = ("schema", "reference", "simulated", "slo", "start_sd", "warnings")
@@ -43,15 +37,6 @@ PARTS = {
     },
 }
 CELLS = [column for name in CellSummary.__struct_fields__ for column in PARTS.get(name, (name,))]
-
-
-class Server(msgspec.Struct):
-    """An entry of `calibration`, its GPUs' names left out."""
-
-    target: str
-    repeat: int
-    session: int
-    gpus: Calibration
 
 
 def sections() -> dict[str, list[list[str]]]:
@@ -69,14 +54,8 @@ SECTIONS = sections()
 
 def families() -> dict[str, type[msgspec.Struct]]:
     """Lists of analysis.json -> what their entries are; one is no list."""
-    found: dict[str, type[msgspec.Struct]] = {
-        "crossovers": Crossover, "models": ModelStudy, "claims": Claim, "calibration": Server,
-        "index_settings": IndexSettings, "client": NearestCheck, "invalid": Invalid,
-    }  # fmt: skip
-    for study in (TrustStudy, IndexStudy):
-        for name, hint in typing.get_type_hints(study).items():
-            (found[name],) = structs(hint)
-    return found
+    found = {name: list(structs(hint)) for name, hint in typing.get_type_hints(Analysis).items()}
+    return {name: kinds[0] for name, kinds in found.items() if kinds}
 
 
 def structs(hint: object) -> Iterator[type[msgspec.Struct]]:
@@ -122,7 +101,7 @@ def test_every_figure_of_analysis_json_has_its_place_and_no_other_name_does(fami
 def test_analysis_json_holds_what_is_documented_and_nothing_else(tmp_path: Path) -> None:
     analyse(make_run(tmp_path / "run"))
     run = load_run(tmp_path / "run")
-    assert set(run.analysis) == {*OF_THE_RUN, *families()}
+    assert set(Analysis.__struct_fields__) == {*OF_THE_RUN, *families()}
     assert named("Of the run") == list(OF_THE_RUN)
     assert list(run.cells.columns) == CELLS
     assert list(run.summary.columns) == list(COLUMNS)

@@ -10,6 +10,7 @@ from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import pytest
 from made_run import answer, cell, ended, make_run, scrape, write_cell
 
@@ -114,7 +115,7 @@ def test_a_simulated_run_says_so_in_title_banner_every_table_row_section_and_fig
     figures = re.findall(r"<figure.*?</figure>", written, re.DOTALL)
     assert len(figures) >= 5
     assert all("SIMULATED" in figure for figure in figures)
-    assert simulated.analysis["simulated"] is True
+    assert simulated.analysis_json["simulated"] is True
     for frame in (simulated.summary, simulated.cells, simulated.requests, simulated.server):
         assert frame["simulated"].all()
 
@@ -122,7 +123,7 @@ def test_a_simulated_run_says_so_in_title_banner_every_table_row_section_and_fig
 def test_a_measured_run_says_so_nowhere(tmp_path: Path) -> None:
     run, text = words(make_run(tmp_path / "run"))
     assert "SIMULATED" not in text
-    assert run.analysis["simulated"] is False
+    assert run.analysis_json["simulated"] is False
     for frame in (run.summary, run.cells, run.requests, run.server):
         assert not frame["simulated"].any()
 
@@ -205,7 +206,7 @@ def test_what_a_checkpoint_says_of_itself_stands_on_the_first_screen_once(tmp_pa
     server = {"precision": "fp16", "version": "0.26.0", "url": "http://127.0.0.1:1", "note": "random weights"}
     servers = [{**server, "name": name, "repeat": r} for r in (1, 2) for name in ("fp16", "awq")]
     run, text = words(make_run(tmp_path / "run", servers=servers))
-    assert run.analysis["warnings"] == ["fp16, awq: random weights"]
+    assert run.analysis_json["warnings"] == ["fp16, awq: random weights"]
     assert text.count("fp16, awq: random weights") == 1
     assert "fp16, awq: random weights" in text.split('<section id="answer">')[0], "on the first screen"
 
@@ -216,7 +217,7 @@ def test_an_invalid_cell_is_listed_with_its_reason_and_the_run_is_not_complete(t
     last.write_bytes(b"".join(last.read_bytes().splitlines(keepends=True)[:-1]))
     run, text = words(run_dir)
     assert list(run.cells["valid"]) == [True, False]
-    assert run.analysis["warnings"] == ["fp16, B = 1, repeat 2: interrupted before the window opened"]
+    assert run.analysis_json["warnings"] == ["fp16, B = 1, repeat 2: interrupted before the window opened"]
     assert "1 of 2 cells valid, answers valid in 2." in text
     first, rest = text.split('<section id="answer">')
     assert "fp16, B = 1, repeat 2: interrupted before the window opened" in first, "on the first screen"
@@ -295,9 +296,9 @@ def test_a_crossover_is_an_object_of_its_own(tmp_path: Path) -> None:
 
 def test_cost_models_have_a_section_where_some_were_fitted(tmp_path: Path) -> None:
     run, _ = words(make_run(tmp_path / "run"))
-    run.analysis["models"] = []
+    run.analysis_json["models"] = []
     assert 'id="models"' not in page(run, [])
-    run.analysis["models"] = [
+    run.analysis_json["models"] = [
         {
             "target": "awq", "quantity": "time_per_token_s", "sentence": "M3 fits <best>", "reading": "",
             "observed": [], "notes": ["launch is not determined"], "models": [],
@@ -310,7 +311,7 @@ def test_cost_models_have_a_section_where_some_were_fitted(tmp_path: Path) -> No
 
 def test_the_headline_is_energy_where_it_was_measured_and_speed_where_not(tmp_path: Path) -> None:
     run, text = words(make_run(tmp_path / "run"))
-    found = {entry["metric"]: entry for entry in run.analysis["crossovers"]}
+    found = {entry["metric"]: entry for entry in run.analysis_json["crossovers"]}
     assert found["energy_per_query_j"]["refusal"] is not None
     assert '<p class="big">Not decided: whether awq is faster than fp16' in text
     energy = {"sentence": "awq uses less energy per query than fp16 below B* = 61 (95% CI 52–75)", "refusal": None}
@@ -320,7 +321,7 @@ def test_the_headline_is_energy_where_it_was_measured_and_speed_where_not(tmp_pa
 
 def test_an_established_crossover_stands_in_its_table_with_its_interval(tmp_path: Path) -> None:
     run, _ = words(make_run(tmp_path / "run"))
-    found = next(entry for entry in run.analysis["crossovers"] if entry["metric"] == "tokens_per_s")
+    found = next(entry for entry in run.analysis_json["crossovers"] if entry["metric"] == "tokens_per_s")
     known = {"bracket": [1, 64], "direction": "wins_below", "probability": 1.0, "established": True}
     found["crossings"] = [known | {"b": 4.06, "lo": 3.52, "hi": 12.4}, known | {"b": 15.0, "lo": 4.0, "hi": 41.0}]
     section = re.findall(r'<section id="crossovers">.*?</section>', page(run, []), re.DOTALL)[0]
@@ -343,3 +344,22 @@ def test_a_local_model_goes_by_its_folder_and_several_gpus_are_counted(tmp_path:
     run, _ = words(make_run(tmp_path / "run", model="/models/cache/tiny"))
     run.manifest["gpu"] = [{"name": "NVIDIA L4"}, {"name": "NVIDIA L4"}]
     assert "<h1>tiny on 2 × NVIDIA L4</h1>" in page(run, [])
+
+
+def test_an_analysis_reads_back_as_it_was_written_and_another_shape_is_refused(tmp_path: Path) -> None:
+    written = analysed(make_run(tmp_path / "run")).path / "analysis.json"
+    before = written.read_bytes()
+    known = loadgen.load_run(tmp_path / "run").analysis
+    assert msgspec.json.encode(known) == msgspec.json.format(before, indent=-1)
+    older = "was analysed by an older version; run `loadgen report"
+    for name, value, why in (
+        ("indices", None, "analysis.json is damaged"),
+        ("calibration", 16, "analysis.json is damaged"),
+        ("trust", [{"target": "awq"}], older),
+    ):
+        written.write_bytes(msgspec.json.encode(msgspec.json.decode(before) | {name: value}))
+        with pytest.raises(UsageError, match=why):
+            _ = loadgen.load_run(tmp_path / "run").analysis
+    written.write_bytes(b"{}")
+    with pytest.raises(UsageError, match=older):
+        _ = loadgen.load_run(tmp_path / "run").analysis

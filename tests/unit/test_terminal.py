@@ -42,14 +42,14 @@ def rich_run(run: Run) -> Run:
     run.summary["energy_per_query_j"] = [178.0, 13.7, 5.034, 3.6] * (len(run.summary) // 4)
     one = {"b": 33.0, "lo": 27.0, "hi": 39.0, "bracket": [16, 64], "direction": "wins_below", "probability": 1.0,
            "established": True}  # fmt: skip
-    for found in run.analysis["crossovers"]:
+    for found in run.analysis_json["crossovers"]:
         found |= {"status": "crosses", "crossings": [one], "suspected": [], "refusal": None}
         less, more = ("faster", "slower") if found["metric"] == "tokens_per_s" else ("less", "more")
         found["brief"] = f"{less} B ≤ 16, {more} B ≥ 64 (B* 33, CI 27–39, if no step)"
         found["sentence"] = "the result in so many words " * 10
-    for entry in run.analysis["indices"]:
+    for entry in run.analysis_json["indices"]:
         entry["si"] = {"value": 0.9, "lo": 0.8, "hi": 0.95}
-    for trap in run.analysis["traps"]:
+    for trap in run.analysis_json["traps"]:
         trap["brief"] = "no at B ≤ 16, yes at B = 64–128"
         trap["sentence"] = "quantization trap: no at B ≤ 16 (SI 1.21 to 1.46), yes at B = 64–128 (SI 0.84 to 0.92)"
     return run
@@ -116,10 +116,10 @@ def test_every_block_of_a_simulated_run_says_so(four: Run) -> None:
 
 def test_what_does_not_fit_is_counted(four: Run) -> None:
     """At 80 columns 4 of 8 answers to each of 3 targets are told, and 1 of 40 long warnings of two lines at least."""
-    before = four.analysis["warnings"]
-    four.analysis["warnings"] = ["a reason that goes on " * 10] * 40
+    before = four.analysis_json["warnings"]
+    four.analysis_json["warnings"] = ["a reason that goes on " * 10] * 40
     lines = end_lines(four, 80)
-    four.analysis["warnings"] = before
+    four.analysis_json["warnings"] = before
     assert len(lines) <= MOST_LINES
     shown = sum(line.startswith("! ") for line in lines)
     assert shown >= 1

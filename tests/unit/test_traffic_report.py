@@ -49,10 +49,11 @@ def test_the_terminal_names_the_arrivals_and_the_most_in_flight_and_no_b(run: Ru
 
 
 def test_nothing_is_said_of_a_b_that_was_not_held(run: Run) -> None:
-    assert {found["refusal"] for found in run.analysis["crossovers"]} == {
+    assert {found.refusal for found in run.analysis.crossovers} == {
         "poisson:4 set the traffic and no B was held; a B* needs a closed loop"
     }
-    assert run.analysis["indices"] == run.analysis["models"] == run.analysis["traps"] == run.analysis["speeds"] == []
+    found = run.analysis
+    assert found.indices == found.models == found.traps == found.speeds == ()
     assert run.summary["cor"].isna().all()
     assert (run.summary["t_si"].notna() == [False, True]).all(), "answers are compared all the same"
 
@@ -80,7 +81,7 @@ def test_a_cell_that_dropped_a_few_is_valid_and_warns_that_its_tail_is_cut(tmp_p
                [scrape(1100, running=9.0), scrape(1900, running=9.0)], ended())  # fmt: skip
     run = analysed(run_dir)
     assert run.cells["valid"].tolist() == [True], run.cells["reasons"].tolist()
-    assert run.analysis["warnings"] == [
+    assert run.analysis_json["warnings"] == [
         "fp16, poisson:4, repeat 1: 1 of 901 arrivals were dropped and have no latency: the highest percentiles may be "
         "too low"
     ]

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import geometric_mean
 from textwrap import fill
-from typing import Any
 
 import loadgen
 from loadgen.analysis.analyse import analyse
@@ -77,10 +76,7 @@ def _text(run: Run) -> str:
     said = []
     for target in [t["name"] for t in config["targets"] if t["name"] != config["reference"]]:
         found = run.crossover(target, "tokens_per_s")
-        sentence = next(
-            c["sentence"] for c in run.analysis["crossovers"] if (c["target"], c["metric"]) == (target, "tokens_per_s")
-        )
-        said.append(f"- {sentence}." + (f" ({found.refusal})" if found.refusal else ""))
+        said.append(f"- {found.sentence}." + (f" ({found.refusal})" if found.refusal else ""))
     parts = [
         "# A batch size from which quantization pays, on two CPU cores?",
         _wrapped(
@@ -148,14 +144,13 @@ def _rates(run: Run) -> str:
 
 
 def _cor(run: Run) -> str:
-    curves = {curve["target"]: curve["points"] for curve in run.analysis["cor_curves"]}
+    curves = {curve.target: {point.concurrency: point for point in curve.points} for curve in run.analysis.cor_curves}
     rows = []
     for b in run.manifest["config"]["concurrency"]:
         row = [str(b)]
         for target in curves:
-            point: dict[str, Any] = next((p for p in curves[target] if p["concurrency"] == b), {})
-            cor = point.get("cor_tps")
-            row.append(_spread(cor["value"], cor["lo"], cor["hi"], "+.2f", floor=-1.0) if cor else "")
+            cor = curves[target][b].cor_tps if b in curves[target] else None
+            row.append(_spread(cor.value, cor.lo, cor.hi, "+.2f", floor=-1.0) if cor is not None else "")
         rows.append(row)
     return _table(["B", *(NAMES[target] for target in curves)], rows)
 
@@ -175,9 +170,9 @@ def _theorem(run: Run) -> str:
         rows.append(row)
     head = ["tok/s at the larger B / at the smaller", *(f"{a} to {b}" for a, b in pairwise(batches))]
     verdicts = "; ".join(
-        f"{', '.join(NAMES[t] for t in claim['targets'])}: {claim['verdict']} ({claim['evidence']})"
-        for claim in run.analysis["claims"]
-        if claim["source"] == "Theorem 4.5 (1)"
+        f"{', '.join(NAMES[t] for t in claim.targets)}: {claim.verdict} ({claim.evidence})"
+        for claim in run.analysis.claims
+        if claim.source == "Theorem 4.5 (1)"
     )
     before = (
         "The theorem says that energy per query falls as the batch grows. Energy was not measured, so it is not tested "
@@ -188,7 +183,7 @@ def _theorem(run: Run) -> str:
 
 
 def _models(run: Run) -> str:
-    sentences = [m["sentence"] for m in run.analysis["models"] if m.get("sentence")]
+    sentences = [study.sentence for study in run.analysis.models if study.sentence]
     return "\n".join(f"- {sentence}" for sentence in sentences) or "None was fitted."
 
 

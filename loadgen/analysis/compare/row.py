@@ -17,6 +17,7 @@ import msgspec
 import pandas as pd
 
 from loadgen.analysis.analyse import SIXTEEN_BITS
+from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED
@@ -74,7 +75,7 @@ def _asked(short: str, why: str) -> ModelSize:
 
 
 def paper_n_star(
-    models: Sequence[Mapping[str, Any]], target: str, concurrency: int, parameters: float | None
+    models: Sequence[ModelStudy], target: str, concurrency: int, parameters: float | None
 ) -> float | None:
     """N* = phi B_W B / (alpha (pi - p)), in parameters, with phi and alpha of the run's own fit of Eq 19 (M1, joules
     per token); None without that fit, or where it gives no B*.
@@ -83,11 +84,11 @@ def paper_n_star(
     B* = alpha (pi - p) / phi, so that N* = N B / B*: it grows with B.
     """
     for study in models:
-        if (study["target"], study["quantity"]) != (target, "energy_per_token_j") or parameters is None:
+        if (study.target, study.quantity) != (target, "energy_per_token_j") or parameters is None:
             continue
-        for fitted in study["models"]:
-            if fitted["model"] == "M1" and fitted.get("b_star"):
-                return parameters * concurrency / float(fitted["b_star"]["b"])
+        for fitted in study.models:
+            if fitted.model == "M1" and fitted.b_star is not None:
+                return parameters * concurrency / fitted.b_star.b
     return None
 
 
@@ -199,8 +200,8 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
     """
     manifest, config = run.manifest, run.manifest["config"]
     precisions = dict(zip(run.summary["target"], run.summary["precision"], strict=True))
-    indices = {(entry["target"], entry["concurrency"]): entry for entry in run.analysis["indices"]}
-    trust = {(test["target"], test["concurrency"]): test["verdict"] for test in run.analysis["trust"]}
+    indices = {(entry.target, entry.concurrency): entry for entry in run.analysis.indices}
+    trust = {(test.target, test.concurrency): test.verdict for test in run.analysis.trust}
     valid = _valid_repeats(run)
     gpu, count, memory = _hardware(manifest)
     counted = msgspec.convert(manifest.get("weights"), Weights | None)
@@ -210,8 +211,8 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
         key = str(summary["target"]), int(summary["concurrency"])
         model = config.get("model") or _served(manifest, config["reference"])
         size = model_size(model, counted, sizes, label, key[0])
-        entry = indices.get(key, {})
-        cor = entry.get("cor_tps") or {}
+        entry = indices.get(key)
+        cor = entry.cor_tps if entry is not None else None
         figures = {name: _number(summary.get(name)) for name in _NUMBERS}
         used = figures["memory_needed_bytes"] or figures["memory_peak_bytes"]
         servers = _servers(manifest, key[0])
@@ -234,12 +235,12 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 precision=str(summary["precision"]),
                 concurrency=key[1],
                 arrival=run.arrival or CLOSED,
-                slo=run.analysis.get("slo"),
-                cor=cor.get("value"),
-                cor_lo=cor.get("lo"),
-                cor_hi=cor.get("hi"),
-                cor_class=entry.get("cor_class"),
-                n_star_paper=paper_n_star(run.analysis.get("models", []), *key, size.parameters),
+                slo=run.analysis.slo,
+                cor=cor.value if cor is not None else None,
+                cor_lo=cor.lo if cor is not None else None,
+                cor_hi=cor.hi if cor is not None else None,
+                cor_class=entry.cor_class if entry is not None else None,
+                n_star_paper=paper_n_star(run.analysis.models, *key, size.parameters),
                 questions=_count(summary["questions"]),
                 accuracy_verdict=trust.get(key),
                 memory_total_bytes=memory,

@@ -33,6 +33,7 @@ from loadgen.analysis.indices.formulas import (
 from loadgen.analysis.indices.point import Said, by_span
 from loadgen.analysis.indices.standing import CorClass, Energy, EnergySource, MemorySource, Standing, cor_class
 from loadgen.analysis.intervals import log_error
+from loadgen.bounds import Count
 
 Trap = Literal["trap", "no trap", "cannot tell"]
 _WORDS: dict[Trap, str] = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
@@ -41,7 +42,7 @@ _WORDS: dict[Trap, str] = {"trap": "yes", "no trap": "no", "cannot tell": "canno
 class TrapPoint(msgspec.Struct, frozen=True, kw_only=True):
     """SI at one concurrency, with S clamped and not; None where a pillar is missing."""
 
-    concurrency: int
+    concurrency: Count
     si: Estimate | None
     si_raw: Estimate | None
     missing: str = ""
@@ -122,7 +123,7 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     reference: str
-    concurrency: int
+    concurrency: Count
     refusal: str | None
     """Why nothing but T_SI can be compared."""
     cor_tps: Estimate | None
@@ -169,7 +170,7 @@ class SiDifference(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     other: str
-    concurrency: int
+    concurrency: Count
     higher: bool
     """The direction that `p` speaks for."""
     p: float

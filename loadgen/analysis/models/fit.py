@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -176,7 +177,7 @@ TAIL = 0.5 - CONFIDENCE / 2
 class BStar(msgspec.Struct, frozen=True, kw_only=True):
     """Where a fitted model has target and reference cost the same."""
 
-    b: float
+    b: Annotated[float, msgspec.Meta(gt=0)]
     lo: float | None
     """95% interval; None where more than 5% of resamples do not cross in this direction."""
     hi: float | None

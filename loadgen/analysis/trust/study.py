@@ -24,6 +24,7 @@ from loadgen.analysis.trust.trends import (
     effect_ratio,
     trust_invariance,
 )
+from loadgen.bounds import Count
 from loadgen.workload.item import ItemFacts
 
 Verdict = Literal["worse", "better", "equivalent", "inconclusive", "refused"]
@@ -46,7 +47,7 @@ class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     reference: str
-    concurrency: int
+    concurrency: Count
     verdict: Verdict
     sentence: str
     brief: str = ""

@@ -49,7 +49,7 @@ def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None
             for p in curve["points"]
             if known(float(batch.get((curve["target"], p["concurrency"]), math.nan)))
         ]
-        for curve in run.analysis["cor_curves"]
+        for curve in run.analysis_json["cor_curves"]
     }
     curves = {target: points for target, points in curves.items() if points}
     if not curves:
@@ -65,7 +65,7 @@ def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None
     for target, points in curves.items():
         draw_estimates(sheet, axes, target, points, "COR", verified=target not in run.unverified)
     batch_axis(axes, run)
-    axes.set_ylabel(f"COR = TPS of {run.analysis['reference']} / TPS − 1")
+    axes.set_ylabel(f"COR = TPS of {run.analysis_json['reference']} / TPS − 1")
     sheet.legend(curves)
     caption = (
         f"Slowdown in tokens/s against the reference at equal B, over {over_batch(run)}; bars are 95% "
@@ -80,9 +80,8 @@ def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None
 
 def draw_advantage(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """How many times better each target is than the reference, a panel per metric; None without any comparison."""
-    found = {
-        metric: [c for c in run.analysis["crossovers"] if c["metric"] == metric and c["points"]] for metric in METRICS
-    }
+    comparisons = run.analysis_json["crossovers"]
+    found = {metric: [c for c in comparisons if c["metric"] == metric and c["points"]] for metric in METRICS}
     shown = {metric: crossovers for metric, crossovers in found.items() if crossovers}
     if not shown:
         return None
@@ -105,7 +104,7 @@ def draw_advantage(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure 
         "Numbers: analysis.json, crossovers: points (exp of log_advantage)."
     )
     return sheet.save(
-        folder, "advantage", "answer", f"Advantage over {run.analysis['reference']}", caption,
+        folder, "advantage", "answer", f"Advantage over {run.analysis_json['reference']}", caption,
         f"Ratio to the reference over the running batch for {', '.join(_PANELS[metric] for metric in shown)}",
     )  # fmt: skip
 
@@ -142,7 +141,7 @@ def equal_bits(run: Run) -> dict[int, list[str]]:
     precisions = run.summary.drop_duplicates("target").set_index("target")["precision"]
     groups: dict[int, list[str]] = defaultdict(list)
     for target, name in precisions.items():
-        if name in recipes and target != run.analysis["reference"]:
+        if name in recipes and target != run.analysis_json["reference"]:
             groups[recipes[name].bits].append(str(target))
     return {
         bits: targets
@@ -158,8 +157,8 @@ def draw_backends(run: Run, looks: Mapping[str, Look], folder: Path) -> list[Fig
 
 def _draw(run: Run, looks: Mapping[str, Look], folder: Path, bits: int, targets: list[str]) -> Figure | None:
     running = batch_of(run.summary.set_index(["target", "concurrency"]))
-    entries = {(e["target"], e["concurrency"]): e for e in run.analysis["indices"] if e["target"] in targets}
-    reference = run.analysis["reference"]
+    entries = {(e["target"], e["concurrency"]): e for e in run.analysis_json["indices"] if e["target"] in targets}
+    reference = run.analysis_json["reference"]
     panels = {
         "accuracy": {key: _accuracy(run, *key) for key in entries},
         f"tokens/s over {reference}'s": {key: e["e_si"]["eta"] for key, e in entries.items()},

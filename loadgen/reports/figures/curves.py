@@ -137,7 +137,7 @@ def draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -
 
 def mark_crossovers(sheet: Sheet, axes: Axes, run: Run, metric: str | None) -> bool:
     """Marks every established B* of the metric; whether there is any."""
-    found = [c for c in run.analysis["crossovers"] if c["metric"] == metric and c["target"] in sheet.looks]
+    found = [c for c in run.analysis_json["crossovers"] if c["metric"] == metric and c["target"] in sheet.looks]
     left, right = axes.get_xlim()
     row = 0
     for crossover in found:
@@ -161,7 +161,7 @@ def _mark(
 
 def draw_si(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """SI over the batch with its crossovers; None where no SI is known."""
-    entries = [entry for entry in run.analysis["indices"] if entry["si"] is not None]
+    entries = [entry for entry in run.analysis_json["indices"] if entry["si"] is not None]
     running = batch_of(run.summary.set_index(["target", "concurrency"]))
     entries = [e for e in entries if known(float(running.get((e["target"], e["concurrency"]), float("nan"))))]
     if not entries:

@@ -19,11 +19,11 @@ _UNITS = {"accuracy": "%", "difference": " pp", "relative loss": "%"}
 
 def draw_depth(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """Accuracy, gap and relative loss by steps; None where the items' steps are not known."""
-    tests = {t["target"]: t["curve"]["buckets"] for t in run.analysis["depth"] if t["measure"] == "steps"}
+    tests = {t["target"]: t["curve"]["buckets"] for t in run.analysis_json["depth"] if t["measure"] == "steps"}
     tests = {target: buckets for target, buckets in tests.items() if buckets}
     if not tests:
         return None
-    reference = run.analysis["reference"]
+    reference = run.analysis_json["reference"]
     steps = list(dict.fromkeys(bucket["steps"] for buckets in tests.values() for bucket in buckets))
     steps.sort(key=lambda name: int(name.rstrip("+").split("-")[0]))
     longest = max(tests.values(), key=len)

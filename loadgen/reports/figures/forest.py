@@ -140,7 +140,7 @@ def _summary(run: Run, name: str) -> dict[Key, dict[str, float]]:
 
 def _indices(run: Run, *path: str) -> dict[Key, Any]:
     found = {}
-    for entry in run.analysis["indices"]:
+    for entry in run.analysis_json["indices"]:
         estimate = entry
         for name in path:
             estimate = estimate[name]

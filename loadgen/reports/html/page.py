@@ -113,7 +113,7 @@ def started(manifest: Entry) -> str:
 
 def verdicts(run: Run) -> Html:
     """A sentence and a row of verdicts per target, then the figures behind both, B by B."""
-    analysis = run.analysis
+    analysis = run.analysis_json
     if run.arrival is not None:
         return join([_traffic(run, target, told) for target, told in traffic_sentences(run).items()])
     targets = list(dict.fromkeys(entry["target"] for entry in analysis["crossovers"]))
@@ -125,7 +125,7 @@ def verdicts(run: Run) -> Html:
 
 
 def _target(run: Run, target: str) -> Html:
-    analysis = run.analysis
+    analysis = run.analysis_json
     simulated = analysis["simulated"]
     heading = element("h3", f"{target} against {analysis['reference']} ", stamp(simulated=simulated))
     traps = [entry["sentence"] for entry in analysis.get("traps", ()) if entry["target"] == target]
@@ -141,7 +141,7 @@ def _target(run: Run, target: str) -> Html:
 
 def _traffic(run: Run, target: str, told: str) -> Html:
     """What an open loop says of one target; which precision pays off by B is a closed loop's to say."""
-    heading = element("h3", f"{target} at {run.arrival} ", stamp(simulated=run.analysis["simulated"]))
+    heading = element("h3", f"{target} at {run.arrival} ", stamp(simulated=run.analysis_json["simulated"]))
     smaller = (element("p", text, class_="small") for text in _accuracy(run, target))
     return element("article", heading, element("p", _sentence(told), class_="big"), *smaller, class_="target")
 
@@ -170,7 +170,7 @@ def _ends(span: Sequence[Entry]) -> str:
 
 def _accuracy(run: Run, target: str) -> list[str]:
     """Of the batch at which both answered most questions."""
-    tests = [test for test in run.analysis["trust"] if test["target"] == target and test["items"]]
+    tests = [test for test in run.analysis_json["trust"] if test["target"] == target and test["items"]]
     if not tests:
         return []
     test = max(tests, key=lambda test: int(test["items"]))
@@ -349,7 +349,7 @@ def _head(run: Run, simulated: bool) -> Html:
 
 def _sections(run: Run, figures: Sequence[Figure], simulated: bool) -> list[tuple[str, str, Html]]:
     """Id, title and whole section, those that have something to show."""
-    analysis = run.analysis
+    analysis = run.analysis_json
     targets = {look.slug: look.target for look in looks_of(run.summary["target"]).values()}
 
     def drawn(section: str) -> Html:

@@ -98,7 +98,7 @@ def traffic(run: Run) -> Html:
         made = table(TRAFFIC, rows, label="Arrivals", grouped_by=(0,), short_columns=(0,))
         parts += [element("p", note, class_="small"), made]
     if rows := goodput_rows(run):
-        parts.append(element("h3", f"Goodput: requests within {run.analysis['slo']}"))
+        parts.append(element("h3", f"Goodput: requests within {run.analysis_json['slo']}"))
         parts.append(table(_headings(run, GOODPUT), rows, label="Goodput", name_column=1, grouped_by=(0,)))
     return join(parts)
 
@@ -123,7 +123,7 @@ def crossovers(analysis: Entry) -> Html:
 
 def accuracy(run: Run) -> Html:
     """Question by question against the reference, over B and by depth; empty where nothing was graded."""
-    analysis = run.analysis
+    analysis = run.analysis_json
     parts: list[Html] = []
     simulated = analysis["simulated"]
     if tests := analysis["trust"]:
@@ -226,13 +226,13 @@ def validity(run: Run) -> Html:
 
 def doubts(run: Run) -> Html:
     """What is invalid in which cell and why, servers that failed, and every other warning."""
-    suffix = f" {STAMP}" if run.analysis["simulated"] else ""
+    suffix = f" {STAMP}" if run.analysis_json["simulated"] else ""
     rows = [
         (one.target + suffix, run.arrival or str(one.concurrency), str(one.repeat), one.quantity, one.reasons)
         for one in run.invalid
     ]
     listed = {*invalid_sentences(run.invalid, run.arrival), *checkpoint_notes(run.manifest)}
-    warnings = [warning for warning in run.analysis["warnings"] if warning not in listed]
+    warnings = [warning for warning in run.analysis_json["warnings"] if warning not in listed]
     note = "Where the load is invalid, latency and energy are too: they belong to another load."
     heading = join((element("h3", "Invalid cells"), element("p", note, class_="small"))) if rows else Html("")
     headings = ("target", "arrivals" if run.arrival else "B", "repeat", "invalid", "why")
