@@ -43,7 +43,7 @@ def test_the_status_is_0_when_all_is_valid_and_1_with_the_reasons_when_not(swept
     assert "Traceback" not in swept.ended.stderr
     assert (cells["reasons"].fillna("") == "").sum() == cells["valid"].sum()
     for reason in reasons:
-        assert reason in " ".join(swept.run.analysis_json["warnings"])
+        assert reason in " ".join(swept.run.analysis.warnings)
     assert cells["valid"].any(), cells["reasons"].to_list()
 
 
@@ -68,7 +68,7 @@ def test_the_servers_own_token_count_is_the_recorded_one_in_every_cell(swept: Sw
 def test_everything_is_stamped_simulated(swept: Swept) -> None:
     run = swept.run
     assert run.manifest["simulated"] is True
-    assert run.analysis_json["simulated"] is True
+    assert run.analysis.simulated is True
     for frame in (run.summary, run.cells, run.requests, run.server):
         assert len(frame)
         assert frame["simulated"].all()

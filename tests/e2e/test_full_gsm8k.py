@@ -70,15 +70,15 @@ def test_the_set_accuracies_and_discordance_are_found(run: loadgen.Run) -> None:
     accuracy = run.summary.set_index("target")["accuracy"]
     assert accuracy["fp16"] == pytest.approx(0.431, abs=4 * (0.431 * 0.569 / ITEMS) ** 0.5)
     assert accuracy["awq"] == pytest.approx(0.394, abs=4 * (0.394 * 0.606 / ITEMS) ** 0.5)
-    (test,) = run.analysis_json["trust"]
-    assert (test["target"], test["items"]) == ("awq", ITEMS)
-    assert (test["lost"] + test["won"]) / ITEMS == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / ITEMS) ** 0.5)
-    assert test["t_si"] == pytest.approx(accuracy["awq"] / accuracy["fp16"])
-    assert test["t_si_lo"] < test["t_si"] < test["t_si_hi"]
+    (test,) = run.analysis.trust
+    assert (test.target, test.items) == ("awq", ITEMS)
+    assert (test.lost + test.won) / ITEMS == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / ITEMS) ** 0.5)
+    assert test.t_si == pytest.approx(accuracy["awq"] / accuracy["fp16"])
+    assert test.t_si_lo < test.t_si < test.t_si_hi
 
 
 def test_depth_buckets_are_those_of_the_published_file(run: loadgen.Run) -> None:
-    (steps,) = [depth for depth in run.analysis_json["depth"] if depth["measure"] == "steps"]
-    assert [(b["steps"], b["items"]) for b in steps["curve"]["buckets"]] == [
+    (steps,) = [depth for depth in run.analysis.depth if depth.measure == "steps"]
+    assert [(b.steps, b.items) for b in steps.curve.buckets] == [
         ("1-2", 326), ("3-4", 668), ("5-6", 262), ("7+", 63),
     ]  # fmt: skip

@@ -78,18 +78,18 @@ def test_answers_of_the_trained_format_end_by_themselves_and_all_verdicts_agree_
 
 def test_trust_is_the_ratio_of_the_accuracies_and_its_interval_holds_it(run: Run) -> None:
     accuracy = run.summary.set_index("target")["accuracy"]
-    tests = {test["target"]: test for test in run.analysis_json["trust"]}
+    tests = {test.target: test for test in run.analysis.trust}
     assert set(tests) == {"bnb-nf4", "int8"}
     for target, test in tests.items():
         ratio = accuracy[target] / accuracy["bf16"]
-        assert (test["reference"], test["concurrency"], test["items"]) == ("bf16", CONCURRENCY, ITEMS)
-        assert test["t_si"] == pytest.approx(ratio)
-        assert test["t_si_lo"] <= ratio <= test["t_si_hi"]
-        assert test["won"] - test["lost"] == pytest.approx(ITEMS * (accuracy[target] - accuracy["bf16"]))
-        assert test["verdict"] in {"worse", "equivalent", "inconclusive", "better"}
+        assert (test.reference, test.concurrency, test.items) == ("bf16", CONCURRENCY, ITEMS)
+        assert test.t_si == pytest.approx(ratio)
+        assert test.t_si_lo <= ratio <= test.t_si_hi
+        assert test.won - test.lost == pytest.approx(ITEMS * (accuracy[target] - accuracy["bf16"]))
+        assert test.verdict in {"worse", "equivalent", "inconclusive", "better"}
 
 
 def test_quantization_to_4_bits_changes_answers(run: Run) -> None:
     """Else the three servers ran the same weights."""
-    (nf4,) = (test for test in run.analysis_json["trust"] if test["target"] == "bnb-nf4")
-    assert nf4["lost"] + nf4["won"] > 0
+    (nf4,) = (test for test in run.analysis.trust if test.target == "bnb-nf4")
+    assert nf4.lost + nf4.won > 0

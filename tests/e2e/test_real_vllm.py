@@ -48,7 +48,7 @@ def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     print(failed[["target", "concurrency", "repeat", "phase", "slot", "t_send_ns", "t_end_ns", "status", "error"]])
     # A request that fails on a starved machine is told, and its cell's token count unknown; more than one is a fault.
     assert len(failed) == cells["failures"].sum() <= 1, list(cells["first_failure"])
-    assert sum("of its requests failed" in told for told in run.analysis_json["warnings"]) == len(failed)
+    assert sum("of its requests failed" in told for told in run.analysis.warnings) == len(failed)
     whole = cells[cells["failures"] == 0]
     assert (whole["server_tokens"] == whole["recorded_tokens"]).all(), "recorded requests and server count differ"
     valid, invalid = cells[cells["valid"]], cells[~cells["valid"]]

@@ -68,13 +68,13 @@ def test_no_request_profits_from_another(run: loadgen.Run) -> None:
 
 def test_hits_in_spite_of_the_salts_are_told_and_mark_the_comparison(run: loadgen.Run) -> None:
     assert shares(run)["unsalted"] > 0.5
-    said = [sentence for sentence in run.analysis_json["warnings"] if "prefix cache" in sentence]
+    said = [sentence for sentence in run.analysis.warnings if "prefix cache" in sentence]
     assert any("does not honour cache_salt" in sentence for sentence in said)
-    marks = [note for found in run.analysis_json["crossovers"] for note in found["notes"]]
+    marks = [note for found in run.analysis.crossovers for note in found.notes]
     assert any("unsalted took" in note and "from the prefix cache, salted 0.0%" in note for note in marks)
 
 
 def test_a_cache_that_is_measured_on_purpose_is_filled_by_each_cell_itself(tmp_path: Path) -> None:
     run = sweep({"salted": Caching(honours_salts=True)}, tmp_path / "run", prefix_cache=True)
     assert shares(run)["salted"] > 0.5
-    assert not [sentence for sentence in run.analysis_json["warnings"] if "cache_salt" in sentence]
+    assert not [sentence for sentence in run.analysis.warnings if "cache_salt" in sentence]

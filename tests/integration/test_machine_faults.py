@@ -112,7 +112,7 @@ class TestServersLoadgenLaunched:
         first, second = run.manifest["servers"]
         assert first["pid"] != second["pid"]
         assert run.manifest["failures"] == []
-        told = [warning for warning in run.analysis_json["warnings"] if "launched again" in warning]
+        told = [warning for warning in run.analysis.warnings if "launched again" in warning]
         assert len(told) == 1
         assert told[0].startswith("session 2: bf16, repeat 1: the server died with exit status -9")
         assert told[0][len("session 2: ") :] in meddler.said
@@ -125,7 +125,7 @@ class TestServersLoadgenLaunched:
         assert len(run.manifest["servers"]) == 1 + RELAUNCHES
         (failure,) = run.manifest["failures"]
         assert "it was launched 3 times, 2 cells are not measured" in failure["error"]
-        assert any("2 of 5 planned cells were not measured" in warning for warning in run.analysis_json["warnings"])
+        assert any("2 of 5 planned cells were not measured" in warning for warning in run.analysis.warnings)
 
     @pytest.mark.slow
     def test_power_of_a_fresh_one_is_kept_apart(self, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_the_wall_clock_is_set_in_a_cell(server: FaultServer, stepping: str, tmp
     check_figures(run)
     assert run.cells.window_s[0] == pytest.approx(BRIEF["duration"])
     assert (run.requests.t_end_ns > run.requests.t_send_ns).all()
-    (told,) = [warning for warning in run.analysis_json["warnings"] if "wall clock" in warning]
+    (told,) = [warning for warning in run.analysis.warnings if "wall clock" in warning]
     assert f"the wall clock was set by {step_s:+d}.0 s" in told
 
 
@@ -325,4 +325,4 @@ class TestPower:
         assert run.cells.energy_j.isna().all()
         assert run.cells.tokens_per_s.notna().all()
         assert any("power is not measured: no power exporter answers" in sentence for sentence in meddler.said)
-        assert any("power is not measured" in warning for warning in run.analysis_json["warnings"])
+        assert any("power is not measured" in warning for warning in run.analysis.warnings)

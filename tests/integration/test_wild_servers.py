@@ -160,8 +160,8 @@ def test_a_request_under_which_a_kept_connection_was_closed_is_sent_again_and_co
 
 
 def test_each_kind_of_note_is_told_once(run: Run) -> None:
-    [told] = [warning for warning in run.analysis_json["warnings"] if NOTE_NO_DONE in warning]
+    [told] = [warning for warning in run.analysis.warnings if NOTE_NO_DONE in warning]
     assert told.startswith("counts-once-behind: ")
     assert NOTE_NO_DONE in run.cells.set_index("target").answer_notes["counts-once-behind"]
-    [again] = [warning for warning in run.analysis_json["warnings"] if "were sent again" in warning]
+    [again] = [warning for warning in run.analysis.warnings if "were sent again" in warning]
     assert again.startswith("closes-kept: ")

@@ -70,9 +70,9 @@ def test_its_column_in_the_table_says_so(one: Run) -> None:
 
 def test_its_crossovers_carry_the_mark_in_words_and_in_the_file(neither: Run, one: Run) -> None:
     for run in (neither, one):
-        (found,) = (c for c in run.analysis_json["crossovers"] if c["metric"] == "tokens_per_s")
-        assert found["batch_verified"] is False
-        assert "(batch not verified)" in found["sentence"].partition(";")[0]
+        (found,) = (c for c in run.analysis.crossovers if c.metric == "tokens_per_s")
+        assert found.batch_verified is False
+        assert "(batch not verified)" in found.sentence.partition(";")[0]
 
 
 @pytest.mark.parametrize("verified", [True, False])

@@ -11,7 +11,7 @@ from made_run import answer, cell_data, ended, make_run, scrape, write_cell
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.client import Check, ClientFigures, client_checks, client_doubt, client_figures
+from loadgen.analysis.client import Check, ClientFigures, NearestCheck, client_checks, client_doubt, client_figures
 from loadgen.analysis.run import load_run
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import Cell
@@ -171,7 +171,7 @@ def test_doubts_are_one_warning_and_none_of_cells_that_are_invalid_anyway(tmp_pa
         end = ended(client_processes=1, client_cpu_s=share, client_cpu_share=share)
         write_cell(run_dir, cell, [answer(900, tokens, end=1999)], samples, end)
     analyse(run_dir)
-    warnings = [w for w in load_run(run_dir).analysis_json["warnings"] if "p99" in w]
+    warnings = [w for w in load_run(run_dir).analysis.warnings if "p99" in w]
     assert warnings == [
         "p99 latencies of 2 cells may be the client's, as fp16, B = 1, repeat 2: the busiest client process used 85% "
         "of a core (invalid from 95% on)"
@@ -204,11 +204,10 @@ def test_the_analysis_names_the_cell_closest_to_each_limit(tmp_path: Path) -> No
         end = ended(client_processes=1, client_cpu_s=share, client_cpu_share=share)
         write_cell(run_dir, cell, asked, [], end)
     analyse(run_dir)
-    (check,) = load_run(run_dir).analysis_json["client"]
-    assert check == {
-        "figure": "client_cpu_share", "value": 0.6, "limit": 0.95, "failed": False, "target": "fp16",
-        "concurrency": 3, "repeat": 1,
-    }  # fmt: skip
+    (check,) = load_run(run_dir).analysis.client
+    assert check == NearestCheck(
+        figure="client_cpu_share", value=0.6, limit=0.95, failed=False, target="fp16", concurrency=3, repeat=1
+    )
 
 
 def test_the_report_shows_how_close_the_client_came(tmp_path: Path) -> None:

@@ -121,11 +121,11 @@ def test_a_run_is_told_its_objectives_again_without_a_server(tmp_path: Path) -> 
     run_dir = made_open_run(tmp_path / "run", slo="ttft:500ms")
     analyse(run_dir)
     run = load_run(run_dir)
-    assert run.analysis_json["slo"] == "ttft:500ms"
+    assert run.analysis.slo == "ttft:500ms"
     assert set(run.summary["goodput_per_s"]) == {4.0}
     analyse(run_dir, slo=Slo.parse("ttft:100ms"))
     run = load_run(run_dir)
-    assert run.analysis_json["slo"] == "ttft:100ms"
+    assert run.analysis.slo == "ttft:100ms"
     assert set(run.summary["goodput_share"]) == {0.5}
     assert set(run.summary["good"]) == {4}, "2 in each of two repeats"
     assert run.summary["goodput_per_s_lo"].tolist() == run.summary["goodput_per_s_hi"].tolist() == [2.0, 2.0]

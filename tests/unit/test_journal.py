@@ -206,7 +206,7 @@ def test_damage_is_told_with_the_cell_it_is_in(tmp_path: Path) -> None:
     path = cell_files(run_dir)[1]
     path.write_bytes(path.read_bytes().replace(b"sample-0000", b"sample-0001").replace(b"q2", b"q3"))
     analyse(run_dir)
-    warnings = load_run(run_dir).analysis_json["warnings"]
+    warnings = load_run(run_dir).analysis.warnings
     assert "fp16, B = 2, repeat 1: 1 damaged line of its journal left out" in warnings
 
 

@@ -115,7 +115,7 @@ def test_a_simulated_run_says_so_in_title_banner_every_table_row_section_and_fig
     figures = re.findall(r"<figure.*?</figure>", written, re.DOTALL)
     assert len(figures) >= 5
     assert all("SIMULATED" in figure for figure in figures)
-    assert simulated.analysis_json["simulated"] is True
+    assert simulated.analysis.simulated is True
     for frame in (simulated.summary, simulated.cells, simulated.requests, simulated.server):
         assert frame["simulated"].all()
 
@@ -123,7 +123,7 @@ def test_a_simulated_run_says_so_in_title_banner_every_table_row_section_and_fig
 def test_a_measured_run_says_so_nowhere(tmp_path: Path) -> None:
     run, text = words(make_run(tmp_path / "run"))
     assert "SIMULATED" not in text
-    assert run.analysis_json["simulated"] is False
+    assert run.analysis.simulated is False
     for frame in (run.summary, run.cells, run.requests, run.server):
         assert not frame["simulated"].any()
 
@@ -206,7 +206,7 @@ def test_what_a_checkpoint_says_of_itself_stands_on_the_first_screen_once(tmp_pa
     server = {"precision": "fp16", "version": "0.26.0", "url": "http://127.0.0.1:1", "note": "random weights"}
     servers = [{**server, "name": name, "repeat": r} for r in (1, 2) for name in ("fp16", "awq")]
     run, text = words(make_run(tmp_path / "run", servers=servers))
-    assert run.analysis_json["warnings"] == ["fp16, awq: random weights"]
+    assert run.analysis.warnings == ("fp16, awq: random weights",)
     assert text.count("fp16, awq: random weights") == 1
     assert "fp16, awq: random weights" in text.split('<section id="answer">')[0], "on the first screen"
 
@@ -217,7 +217,7 @@ def test_an_invalid_cell_is_listed_with_its_reason_and_the_run_is_not_complete(t
     last.write_bytes(b"".join(last.read_bytes().splitlines(keepends=True)[:-1]))
     run, text = words(run_dir)
     assert list(run.cells["valid"]) == [True, False]
-    assert run.analysis_json["warnings"] == ["fp16, B = 1, repeat 2: interrupted before the window opened"]
+    assert run.analysis.warnings == ("fp16, B = 1, repeat 2: interrupted before the window opened",)
     assert "1 of 2 cells valid, answers valid in 2." in text
     first, rest = text.split('<section id="answer">')
     assert "fp16, B = 1, repeat 2: interrupted before the window opened" in first, "on the first screen"

@@ -71,7 +71,7 @@ def test_a_cell_that_has_not_even_its_first_line_is_not_measured(run_dir: Path, 
     assert len(run.cells) == 3
     assert run.cells["valid"].all()
     assert not run.complete
-    assert "1 of 4 planned cells were not measured" in run.analysis_json["warnings"]
+    assert "1 of 4 planned cells were not measured" in run.analysis.warnings
 
 
 def test_a_cell_that_has_its_first_line_only_is_a_row_that_says_so(run_dir: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_cell_that_has_its_first_line_only_is_a_row_that_says_so(run_dir: Path
     run = analysed(run_dir)
     assert list(run.cells["valid"]) == [True, True, True, False]
     assert run.cells["requests"].iloc[-1] == 0
-    assert "awq, B = 2, repeat 1: interrupted before the window opened" in run.analysis_json["warnings"]
+    assert "awq, B = 2, repeat 1: interrupted before the window opened" in run.analysis.warnings
 
 
 @pytest.mark.parametrize("left", [b"", SAMPLE], ids=["empty", "one sample"])

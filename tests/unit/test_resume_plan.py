@@ -175,7 +175,7 @@ def test_a_failure_that_a_later_session_made_good_is_no_warning_any_more(tmp_pat
     content["sessions"] = [{"session": 1, "warnings": []}, {"session": 2, "warnings": ["the driver was 1, now 2"]}]
     (run_dir / "manifest.json").write_text(json.dumps(content))
     analyse(run_dir)
-    warnings = load_run(run_dir).analysis_json["warnings"]
+    warnings = load_run(run_dir).analysis.warnings
     assert "fp16, repeat 2: fp16: the server ended again" in warnings
     assert not any("repeat 1: fp16: the server ended" in warning for warning in warnings)
     assert "session 2: the driver was 1, now 2" in warnings

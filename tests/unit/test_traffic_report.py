@@ -81,10 +81,10 @@ def test_a_cell_that_dropped_a_few_is_valid_and_warns_that_its_tail_is_cut(tmp_p
                [scrape(1100, running=9.0), scrape(1900, running=9.0)], ended())  # fmt: skip
     run = analysed(run_dir)
     assert run.cells["valid"].tolist() == [True], run.cells["reasons"].tolist()
-    assert run.analysis_json["warnings"] == [
+    assert run.analysis.warnings == (
         "fp16, poisson:4, repeat 1: 1 of 901 arrivals were dropped and have no latency: the highest percentiles may be "
-        "too low"
-    ]
+        "too low",
+    )
     assert "1 dropped" in traffic_sentences(run)["fp16"]
     dropped = run.requests[run.requests["status"] == "dropped"].iloc[0]
     assert dropped[["slot", "outcome", "t_first_ns"]].isna().all()
