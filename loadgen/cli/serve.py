@@ -18,7 +18,7 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.secret import Mask, secrets_of, visible, visible_message
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
-from loadgen.serving.process import ServerProcess
+from loadgen.serving.process import Patience, ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
 
 
@@ -134,7 +134,7 @@ def _serve(launch: Launch, log_path: Path, start_timeout_s: float) -> None:
 
 def _follow(server: ServerProcess, start_timeout_s: float) -> None:
     """Copy the log to the terminal until the server ends, and say when it is ready."""
-    ready, patience = False, server.patience(start_timeout_s)
+    ready, patience = False, Patience(server, start_timeout_s)
     mask = Mask(*secrets_of(server.launch.argv, server.launch.env))
     with server.log_path.open("rb") as log:
         log.seek(server.log_offset)

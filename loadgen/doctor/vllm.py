@@ -16,9 +16,9 @@ from loadgen.doctor.hardware import is_cached
 from loadgen.errors import UsageError
 from loadgen.serving.checkpoint import (
     HubAnswer,
-    ask_hub,
     endpoint,
     fault_of_config,
+    fetch_config,
     hub_token,
     is_offline,
     local_config,
@@ -131,7 +131,7 @@ _OFFLINE = "download on a machine that is online and copy its cache folder, or g
 
 
 def examine_checkpoints(
-    mode: Mode, model: str | None, recipes: Mapping[str, Recipe], ask: AskHub = ask_hub
+    mode: Mode, model: str | None, recipes: Mapping[str, Recipe], ask: AskHub = fetch_config
 ) -> list[Finding]:
     """The hub, then one finding per checkpoint of `model`, or of every known model when None."""
     check = "hub"
@@ -161,7 +161,7 @@ def wanted_checkpoints(model: str | None, recipes: Mapping[str, Recipe]) -> list
         return [one for known in models.values() for one in checkpoints_of(known, recipes)]
     if model in models:
         return checkpoints_of(models[model], recipes)
-    return [Checkpoint(model=model, recipe="16-bit", id=model, kind="16-bit", verified=False, expected_bytes=0)]
+    return [Checkpoint(model=model, recipe="16-bit", id=model, verified=False, expected_bytes=0)]
 
 
 def unreachable(reason: str, model: str | None) -> Finding:
@@ -229,7 +229,7 @@ def _remedy(one: Checkpoint, answer: HubAnswer) -> str:
         return "set HF_TOKEN and accept its licence on its page" + ("" if one.verified else "; or it does not exist")
     if answer.state == "unreachable":
         return "try again"
-    return "correct --model" if one.kind == "16-bit" else "name another with --checkpoint"
+    return "correct --model" if one.recipe == "16-bit" else "name another with --checkpoint"
 
 
 def _token() -> str:

@@ -24,7 +24,7 @@ from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
 from loadgen.secret import Mask, said
 from loadgen.serving.checkpoint import token_warning
-from loadgen.serving.facts import ServedModel, Target, read_models, read_version, told_kv_cache_dtype
+from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
 from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port
@@ -192,7 +192,7 @@ class _Running:
         if probe.scrape() is None and probe.failure is not None:
             self._closed[spec.name] = probe.failure
         probe.close()
-        facts |= {"model": model, "metric_names": names, "kv_cache_dtype": told_kv_cache_dtype(exposition)}
+        facts |= {"model": model, "metric_names": names, "kv_cache_dtype": given_kv_cache_dtype(exposition)}
         return Server(target=target, facts=facts, died=lambda: None)
 
     def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:

@@ -1,7 +1,4 @@
-"""A checkpoint: whether a recipe serves what its config.json says, and what tells its weights from others.
-
-The Hugging Face hub: where a checkpoint's config.json is read, from this machine's cache or over HTTP.
-"""
+"""A checkpoint: its config.json (from a folder, the hub's cache or the hub) and whether a recipe serves it."""
 
 from __future__ import annotations
 
@@ -34,19 +31,18 @@ MOST_TOKEN_BYTES = 4096
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _LENGTH_BYTES = 8
 MOST_HEADER_BYTES = 100_000_000
-"""Of a safetensors file: the most that the format's own reader takes."""
+"""The longest header that the safetensors library reads."""
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
-
 
 State = Literal["found", "absent", "gated", "unreachable"]
 _STATES: dict[int, State] = {401: "gated", 403: "gated", 404: "absent"}
 
 
 class HubAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the hub says of one checkpoint."""
+    """What the hub says about one checkpoint."""
 
     state: State
-    """`gated`: it wants a token, or its licence accepted; without a token the hub says so of absent ones too."""
+    """`gated`: a token or an accepted licence is missing; without a token the hub says so of absent ones too."""
     config: dict[str, Any] | None = None
     """The config.json of a found one."""
     reason: str = ""
@@ -58,39 +54,33 @@ def endpoint() -> str:
 
 
 def is_offline() -> bool:
-    """Whether `$HF_HUB_OFFLINE` or `$TRANSFORMERS_OFFLINE` asks for no connection."""
+    """Whether `$HF_HUB_OFFLINE` or `$TRANSFORMERS_OFFLINE` forbids connections to the hub."""
     return any(os.environ.get(name, "").upper() in _YES for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def hub_token() -> str | None:
-    """`$HF_TOKEN`, else what the file `$HF_TOKEN_FILE` holds, else what `hf auth login` left in `$HF_TOKEN_PATH` or in
-    `token` of `$HF_HOME`; None without. Raises UsageError if `$HF_TOKEN_FILE` names a file that holds no token."""
+    """`$HF_TOKEN`, else the content of `$HF_TOKEN_FILE`, else what `hf auth login` stored in `$HF_TOKEN_PATH` or in
+    `token` of `$HF_HOME`; else None. Raises UsageError if `$HF_TOKEN_FILE` names a file without exactly one token."""
     if token := os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return token
-    if named := os.environ.get(TOKEN_FILE):
-        return _token_in(Path(named).expanduser())
-    home = os.environ.get("HF_HOME")
-    folder = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    try:
-        path = Path(os.environ.get("HF_TOKEN_PATH") or folder / "token").expanduser()
-        return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, ValueError, RuntimeError):
+    if not (named := os.environ.get(TOKEN_FILE)):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            path = Path(os.environ.get("HF_TOKEN_PATH") or _hub_home() / "token").expanduser()
+            return path.read_text(encoding="utf-8").strip() or None
         return None
-
-
-def _token_in(path: Path) -> str:
+    path = Path(named).expanduser()
     try:
         token = read_file(path, MOST_TOKEN_BYTES).decode().strip()
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or "it is not text"
-        raise UsageError(f"{TOKEN_FILE} names {path}, which cannot be read ({said})") from None
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(f"{TOKEN_FILE} names {path}, which cannot be read ({reason})") from None
     if not (token.isascii() and token.isprintable() and token) or " " in token:
-        raise UsageError(f"{TOKEN_FILE} names {path}, which does not hold one token and nothing else; write it again")
+        raise UsageError(f"{TOKEN_FILE} names {path}, which does not hold exactly one token; write it again")
     return token
 
 
 def token_variables() -> dict[str, str]:
-    """What tells a server of `$HF_TOKEN_FILE`: the hub's library knows another name of it."""
+    """`$HF_TOKEN_FILE` under the name that the hub's library reads, for a server's environment."""
     named = os.environ.get(TOKEN_FILE)
     return {"HF_TOKEN_PATH": str(Path(named).expanduser().absolute())} if named else {}
 
@@ -98,27 +88,31 @@ def token_variables() -> dict[str, str]:
 def token_warning() -> str | None:
     """One sentence if other users of this machine can read the file `$HF_TOKEN_FILE`, else None."""
     path = Path(os.environ.get(TOKEN_FILE) or os.devnull).expanduser()
-    try:
+    with contextlib.suppress(OSError):
         found = path.stat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o044:
-        return None
-    return f"{TOKEN_FILE}: other users of this machine can read {path}; run `chmod 600 {path}`"
+        if stat.S_ISREG(found.st_mode) and found.st_mode & 0o044:
+            return f"{TOKEN_FILE}: other users of this machine can read {path}; run `chmod 600 {path}`"
+    return None
+
+
+def _hub_home() -> Path:
+    """`$HF_HOME`, else `huggingface` in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
 
 
 def cache_folder() -> Path:
-    """Where checkpoints are kept: `$HF_HUB_CACHE`, else `hub` in `$HF_HOME`, else in the user's cache folder."""
-    if named := os.environ.get("HF_HUB_CACHE"):
-        return Path(named).expanduser()
-    if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+    """The hub's cache of checkpoints: `$HF_HUB_CACHE`, else `hub` in `$HF_HOME` or in the user's cache folder."""
+    return Path(os.environ.get("HF_HUB_CACHE") or _hub_home() / "hub").expanduser()
+
+
+def _cached(checkpoint: str) -> Path:
+    return cache_folder() / f"models--{checkpoint.replace('/', '--')}"
 
 
 def cached_snapshot(checkpoint: str) -> Path | None:
     """The folder of the cached branch `main` of a checkpoint; None when it is not cached."""
-    folder = cache_folder() / f"models--{checkpoint.replace('/', '--')}"
+    folder = _cached(checkpoint)
     try:
         commit = read_file(folder / "refs" / "main").decode().strip()
     except (OSError, ValueError):
@@ -128,28 +122,27 @@ def cached_snapshot(checkpoint: str) -> Path | None:
 
 
 def downloaded_bytes(checkpoint: str) -> int:
-    """Bytes of a checkpoint of the hub in the cache, of unfinished downloads too; 0 for a folder or without any."""
-    blobs = cache_folder() / f"models--{checkpoint.replace('/', '--')}" / "blobs"
+    """Bytes of a hub checkpoint in the cache, unfinished downloads included; 0 without any, or for a folder."""
     total = 0
     with contextlib.suppress(OSError):
-        for path in blobs.iterdir():
+        for path in (_cached(checkpoint) / "blobs").iterdir():
             with contextlib.suppress(OSError):
                 total += path.stat().st_blocks * 512
     return total
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a checkpoint's folder holds weights as vLLM reads them, and not an index of absent ones only."""
+    """Whether a checkpoint's folder holds weight files as vLLM reads them, not only an index of them."""
     return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin"))
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The config.json of a checkpoint's folder; None when there is none or it is not a JSON object.
 
-    Where it says nothing of quantization, what the file `BESIDE` says stands in for it, as in vLLM.
+    Where it names no quantization, the content of the file `BESIDE` is used, as in vLLM.
     """
     config = _read_object(folder / "config.json")
-    return config and (_with_beside(config, _read_object(folder / BESIDE)) if _wants_beside(config) else config)
+    return _with_beside(config, _read_object(folder / BESIDE)) if config and _wants_beside(config) else config
 
 
 def fault_of_config(checkpoint: str) -> str | None:
@@ -159,21 +152,27 @@ def fault_of_config(checkpoint: str) -> str | None:
     if path is None or not path.exists():
         return None
     try:
-        value = json.loads(read_file(path))
+        _object(read_file(path))
+    except TypeError as error:
+        return f"{path} {error}; replace it with the checkpoint's own config.json"
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
-        return f"{path} cannot be read as JSON ({reason}); put the checkpoint's own config.json there"
-    if isinstance(value, dict):
-        return None
-    return f"{path} is a JSON {type(value).__name__} where an object is expected; put the checkpoint's own file there"
+        return f"{path} cannot be read as JSON ({reason}); replace it with the checkpoint's own config.json"
+    return None
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(read_file(path))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        return _object(read_file(path))
+    return None
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """A JSON object; some config.json hold Infinity. Raises ValueError or RecursionError, TypeError for other JSON."""
+    value = json.loads(content)
+    if not isinstance(value, dict):
+        raise TypeError(f"is a JSON {type(value).__name__} where an object is expected")
+    return value
 
 
 def _wants_beside(config: dict[str, Any]) -> bool:
@@ -200,13 +199,14 @@ def local_config(checkpoint: str) -> dict[str, Any] | None:
 def fetch_config(checkpoint: str) -> HubAnswer:
     """GET of the config.json of an id's branch `main`, with the user's token if any; at most 5 s each, never raises.
 
-    Where it says nothing of quantization, the file `BESIDE` is asked for too.
+    `absent` for what cannot be an id. Where it names no quantization, the file `BESIDE` is fetched too.
     """
+    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
+        return HubAnswer(state="absent", reason="not of the form ORGANISATION/NAME")
     answer = _fetch(checkpoint, "config.json")
     if answer.config is None or not _wants_beside(answer.config):
         return answer
-    beside = _fetch(checkpoint, BESIDE).config
-    return HubAnswer(state="found", config=_with_beside(answer.config, beside))
+    return HubAnswer(state="found", config=_with_beside(answer.config, _fetch(checkpoint, BESIDE).config))
 
 
 def _fetch(checkpoint: str, name: str) -> HubAnswer:
@@ -214,8 +214,8 @@ def _fetch(checkpoint: str, name: str) -> HubAnswer:
         url = f"{endpoint()}/{checkpoint}/resolve/main/{name}"
         answer = httpget.fetch(url, MOST_FACTS_BYTES, timeout_s=TIMEOUT_S, bearer=hub_token())
         if answer.status == 200:
-            return HubAnswer(state="found", config=msgspec.json.decode(answer.body, type=dict[str, Any]))
-    except msgspec.ValidationError:
+            return HubAnswer(state="found", config=_object(answer.body))
+    except TypeError:
         return HubAnswer(state="unreachable", reason=f"{name} is not a JSON object")
     except (*httpget.FAILURES, RecursionError) as error:
         return HubAnswer(state="unreachable", reason=said(error))
@@ -224,42 +224,41 @@ def _fetch(checkpoint: str, name: str) -> HubAnswer:
 
 
 def note_of(checkpoint: str) -> str | None:
-    """What a checkpoint on this machine says of itself, in `loadgen_note` of its config.json: of one with random
-    weights, that it shows speed and energy only. None: nothing."""
+    """`loadgen_note` of the config.json on this machine, such as that weights are random; None without one."""
     note = (local_config(checkpoint) or {}).get("loadgen_note")
     return " ".join(note.split()) if isinstance(note, str) and note.strip() else None
 
 
-def held_by(checkpoint: str) -> Quantization | None:
-    """What the checkpoint's config.json on this machine says; None for 16 bits, or when this machine has none."""
+def local_quantization(checkpoint: str) -> Quantization | None:
+    """How the checkpoint's config.json on this machine says it is quantized; None for 16 bits, or without a file."""
     return quantization_of(local_config(checkpoint) or {})
 
 
-def remarks(held: Quantization | None, kv_cache_dtype: str | None) -> tuple[str, ...]:
-    """What a reader of a server's figures must know of a quantized checkpoint whose keys and values are kept so."""
-    said = []
-    if held is not None and held.kv_cache is not None:
+def remarks(found: Quantization | None, kv_cache_dtype: str | None) -> tuple[str, ...]:
+    """Sentences that a reader of figures of this checkpoint needs, served with a KV cache of that dtype."""
+    if found is None:
+        return ()
+    sentences = []
+    if found.kv_cache is not None:
         if kv_cache_dtype in ("float16", "bfloat16"):
             done = f"it is served with a {kv_cache_dtype} one, as the other targets are"
         else:
             done = f"its keys and values are kept as {kv_cache_dtype or 'it asks'}"
-        said.append(f"the checkpoint asks for a {held.kv_cache} KV cache: {done}")
-    if held is not None and held.mixed:
-        said.append(f"some modules of the checkpoint are {' or '.join(held.mixed)} instead of {held.numbers}")
-    if held is not None and held.method == "bitsandbytes" and held.left:
-        shown = ", ".join(held.left[:2]) + (", ..." if len(held.left) > 2 else "")
-        said.append(
-            f"{len(held.left)} modules of the checkpoint are left in 16 bits ({shown}): another precision than "
-            f"{held.numbers} throughout"
+        sentences.append(f"the checkpoint asks for a {found.kv_cache} KV cache: {done}")
+    if found.mixed:
+        sentences.append(f"some modules of the checkpoint are {' or '.join(found.mixed)} instead of {found.numbers}")
+    if found.method == "bitsandbytes" and found.left:
+        shown = ", ".join(found.left[:2]) + (", ..." if len(found.left) > 2 else "")
+        sentences.append(
+            f"{len(found.left)} modules of the checkpoint are left in 16 bits ({shown}): another precision than "
+            f"{found.numbers} throughout"
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def serves(recipe: Recipe, found: Quantization) -> bool:
-    """Whether the recipe serves a checkpoint of that kind as it is."""
-    if found.obstacle or found.method not in recipe.quant_methods:
-        return False
-    return found.numbers in (None, recipe.numbers)
+    """Whether the recipe serves a checkpoint that is quantized in this way."""
+    return not found.obstacle and found.method in recipe.quant_methods and found.numbers in (None, recipe.numbers)
 
 
 def mismatch(recipe: Recipe, checkpoint: str, config: Mapping[str, Any], *, in_flight: bool) -> str | None:
@@ -268,23 +267,22 @@ def mismatch(recipe: Recipe, checkpoint: str, config: Mapping[str, Any], *, in_f
     `in_flight`: the recipe quantizes it while loading, so it must be 16-bit itself.
     """
     found = quantization_of(config)
-    if found is not None and found.obstacle:
-        return f"vLLM does not load {checkpoint}, which holds {found}: {found.obstacle}; name another with --checkpoint"
-    if in_flight or not recipe.quant_methods:
-        if found is None:
-            return None
-        remedy = "name it with --checkpoint" if serves(recipe, found) else "give the 16-bit model"
-        return (
-            f"recipe {recipe.name!r} starts from 16-bit weights and {checkpoint} holds {found}; {remedy} "
-            f"({_recipe_for(found)})"
-        )
-    wanted = " or ".join(Quantization(method, recipe.numbers).kind for method in recipe.quant_methods)
+    wants_16_bit = in_flight or not recipe.quant_methods
     if found is None:
+        if wants_16_bit:
+            return None
         held = "has no quantization_config; name another with --checkpoint"
+    elif found.obstacle:
+        return f"vLLM does not load {checkpoint}, which holds {found}: {found.obstacle}; name another with --checkpoint"
+    elif wants_16_bit:
+        remedy = "name it with --checkpoint" if serves(recipe, found) else "give the 16-bit model"
+        start = f"recipe {recipe.name!r} starts from 16-bit weights and {checkpoint}"
+        return f"{start} holds {found}; {remedy} ({_recipe_for(found)})"
     elif serves(recipe, found):
         return None
     else:
         held = f"holds {found}; name another with --checkpoint ({_recipe_for(found)})"
+    wanted = " or ".join(Quantization(method, recipe.numbers).kind for method in recipe.quant_methods)
     return f"recipe {recipe.name!r} serves {wanted} and {checkpoint} {held}"
 
 
@@ -296,31 +294,26 @@ def _recipe_for(found: Quantization) -> str:
 def require_quantization(recipe: Recipe, checkpoint: str, *, in_flight: bool, online: bool) -> None:
     """Raises UsageError when the checkpoint's config.json can be read and is not what the recipe serves.
 
-    It is read from the folder or the hub's cache, and when `online` from the hub (at most 5 s); what cannot be read is
-    left to vLLM, except that a file of this machine must be a JSON object, and that the hub must let it be read.
+    It is read from the folder or the hub's cache, and if `online` from the hub (at most 5 s). vLLM decides about one
+    that cannot be read, but a file of this machine must be a JSON object, and the hub must not refuse to give it.
     """
     if fault := fault_of_config(checkpoint):
         raise UsageError(fault)
     config = local_config(checkpoint)
     if config is None and online and not is_offline():
-        answer = ask_hub(checkpoint)
+        answer = fetch_config(checkpoint)
         if answer.state == "gated":
-            raise UsageError(gated(checkpoint, answer.reason))
+            raise UsageError(
+                f"the hub does not give {checkpoint} to this user ({answer.reason}): accept its licence on "
+                f"{endpoint()}/{checkpoint} and set HF_TOKEN to a token that may read it; it may also not exist"
+            )
         config = answer.config
     if config is not None and (sentence := mismatch(recipe, checkpoint, config, in_flight=in_flight)):
         raise UsageError(sentence)
 
 
-def gated(checkpoint: str, reason: str) -> str:
-    """The sentence about a checkpoint that the hub does not give to everybody."""
-    return (
-        f"the hub does not give {checkpoint} to this user ({reason}): accept its licence on "
-        f"{endpoint()}/{checkpoint} and set HF_TOKEN to a token that may read it; it may also not exist"
-    )
-
-
 def checkpoint_identity(checkpoint: str) -> str | None:
-    """What tells these weights from others of the same name, without reading them; None where this machine has none.
+    """What distinguishes these weights from others of the same name, without reading them; None if they are not here.
 
     For an id of the hub the cached commit of its branch `main`; for a folder a sha256 of its config.json and of the
     names and sizes of its files.
@@ -334,20 +327,11 @@ def checkpoint_identity(checkpoint: str) -> str | None:
     return f"sha256 {hashlib.sha256(content).hexdigest()}"
 
 
-def ask_hub(checkpoint: str) -> HubAnswer:
-    """`fetch_config` for an id; `absent` for what can be no id on the hub."""
-    if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
-        return HubAnswer(state="absent", reason="not of the form ORGANISATION/NAME")
-    return fetch_config(checkpoint)
-
-
 def weights_of(folder: Path) -> Weights | None:
-    """How many parameters the model in this folder has, by the headers of its safetensors; None: it is not a folder."""
+    """The parameters of the model in this folder, by the headers of its safetensors; None: it is not a folder."""
     if not folder.is_dir():
         return None
-    config, parameters = {}, None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        config = msgspec.json.decode(read_file(folder / "config.json", MOST_FACTS_BYTES), type=dict[str, Any])
+    config, parameters = _read_object(folder / "config.json") or {}, None
     experts = any(config.get(key) for key in _EXPERTS)
     with contextlib.suppress(OSError, ValueError, RecursionError, OverflowError):
         if not experts and "quantization_config" not in config:
@@ -360,7 +344,7 @@ class _Tensor(msgspec.Struct):
 
 
 def _elements(path: Path) -> int:
-    """Elements of all tensors of a file: its header is JSON behind its own length, 8 bytes little endian."""
+    """Elements of all tensors of a file: its header is JSON after its length, 8 bytes little endian."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(f"{path} is not a regular file")

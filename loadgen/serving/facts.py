@@ -1,8 +1,6 @@
-"""ServerFacts: what a running server says about itself, for the manifest.
+"""Target, a server to be measured, and ServerFacts, what a launched one reports about itself.
 
-Target: a server that answers, under the name the report will use for it.
-
-Proxies of the environment: downloads use them, servers that are measured are always reached directly.
+Also the environment's proxies: downloads use them, measured servers are always reached directly.
 """
 
 from __future__ import annotations
@@ -33,33 +31,33 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The variables that loadgen added; secrets are masked."""
     pid: int
     version: str | None
-    """What GET /version says."""
+    """The answer to GET /version."""
     model: str | None
     """The id that requests must name."""
     checkpoint_identity: str | None
-    """What tells its weights from others of that name; None where this machine has none."""
+    """`checkpoint.checkpoint_identity`; None where this machine has no weights."""
     note: str | None
-    """What the checkpoint's config.json says of itself in `loadgen_note`."""
+    """`loadgen_note` of the checkpoint's config.json."""
     max_model_len: int | None
     """Tokens of prompt and answer together."""
     quantization: str | None
-    """How its weights are stored: `16-bit`, `awq int4 (group 128)`; None: its config.json was not to be had."""
+    """How its weights are stored: `16-bit`, `awq int4 (group 128)`; None: no config.json was found."""
     kv_cache_dtype: str | None
-    """In what it keeps keys and values: `float16`, `bfloat16`, `fp8`, ...; None: not known."""
+    """The dtype of keys and values: `float16`, `bfloat16`, `fp8`, ...; None: not known."""
     eager: bool | None
-    """Whether it runs without torch.compile and CUDA graphs, as vLLM's log says; None where it does not."""
+    """Whether it runs without torch.compile and CUDA graphs, by vLLM's log; None: not in the log."""
     graph_sizes: tuple[int, ...] | None
-    """Batches that CUDA graphs are captured for, as vLLM's log says; empty without graphs; None: not known."""
+    """Batches that CUDA graphs are captured for, by vLLM's log; empty without graphs; None: not known."""
     workers: int | None
-    """Processes that each hold a part of the model, as vLLM's log or the command says; None where neither does."""
+    """Processes that each hold a part of the model, by vLLM's log or the command; None: in neither."""
     remarks: tuple[str, ...]
-    """What a reader of its figures must know, one sentence each."""
+    """Sentences that a reader of its figures needs."""
     kernels: tuple[str, ...]
-    """The kernels that the log says were selected, in the order of their first mention."""
+    """The kernels that were selected, by the log, in the order of their first mention."""
     model_bytes: int | None
-    """GPU memory that the weights of all workers took, as vLLM's log says; None where it does not (its CPU build)."""
+    """GPU memory of the weights of all workers, by vLLM's log; None: not in the log (its CPU build)."""
     kv_cache_bytes: int | None
-    """GPU memory of all workers for keys and values, as vLLM's log says; None where it does not (its CPU build)."""
+    """GPU memory of all workers for keys and values, by vLLM's log; None: not in the log (its CPU build)."""
     metric_names: tuple[str, ...]
     """Sample names under /metrics, sorted."""
     started_ns: int
@@ -69,32 +67,30 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def model_bytes(log: str, workers: int | None = None) -> int | None:
-    """What vLLM's log says of the weights' memory, over its `workers` together."""
+    """GPU memory of the weights by vLLM's log, over its `workers` together."""
     return _all_workers(MODEL_GIB, log, workers)
 
 
 def kv_cache_bytes(log: str, workers: int | None = None) -> int | None:
-    """What vLLM's log says of the memory for keys and values, over its `workers` together."""
+    """GPU memory for keys and values by vLLM's log, over its `workers` together."""
     return _all_workers(KV_CACHE_GIB, log, workers)
 
 
 def _all_workers(pattern: re.Pattern[str], log: str, workers: int | None) -> int | None:
     """Some versions log a line per worker, others one per node: the mean line times the workers, else the sum."""
     parts = [float(next(filter(None, found.groups()))) for found in pattern.finditer(log)]
-    if not parts:
-        return None
-    return round(sum(parts) / len(parts) * max(workers or 0, len(parts)) * 2**30)
+    return round(sum(parts) / len(parts) * max(workers or 0, len(parts)) * 2**30) if parts else None
 
 
 class ServedModel(msgspec.Struct, frozen=True):
-    """An entry of /v1/models."""
+    """An entry of /v1/models; vLLM alone gives what has a default."""
 
     id: str
-    """As text, where a server numbers its models."""
+    """As text, also where a server numbers its models."""
     max_model_len: int | None = None
-    """Tokens of prompt and answer together; vLLM says it."""
+    """Tokens of prompt and answer together."""
     parent: str | None = None
-    """The model that it adapts (LoRA); vLLM says it."""
+    """The model that it adapts (LoRA)."""
 
 
 class _Entry(msgspec.Struct):
@@ -112,16 +108,16 @@ class _Version(msgspec.Struct):
 
 
 def read_models(body: bytes) -> list[ServedModel] | None:
-    """Of what GET /v1/models answers; None where that is no model list."""
+    """The models of a GET /v1/models; None where the body is not a model list."""
     try:
         entries = msgspec.json.decode(body, type=_Models).data
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return [ServedModel(id=str(entry.id), max_model_len=entry.max_model_len, parent=entry.parent) for entry in entries]
+    return [ServedModel(str(entry.id), entry.max_model_len, entry.parent) for entry in entries]
 
 
 def read_version(body: bytes) -> str | None:
-    """Of what GET /version answers; None where that is none."""
+    """The version of a GET /version; None where the body has none."""
     try:
         return msgspec.json.decode(body, type=_Version).version
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -129,7 +125,7 @@ def read_version(body: bytes) -> str | None:
 
 
 def get(url: str, api_key: str | None = None) -> bytes | None:
-    """The body of a 200 answer, or None for anything else."""
+    """The body of a 200 answer; None for anything else."""
     try:
         answer = httpget.get(url, timeout_s=TIMEOUT_S, bearer=api_key, redirects=httpget.MOST_REDIRECTS)
     except httpget.FAILURES:
@@ -146,14 +142,14 @@ def get_object(url: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def told_kv_cache_dtype(exposition: str) -> str | None:
-    """The dtype that a running vLLM was told for keys and values, as /metrics says; None for `auto` or elsewhere."""
+def given_kv_cache_dtype(exposition: str) -> str | None:
+    """The dtype of keys and values that a running vLLM was started with, by /metrics; None for `auto` or elsewhere."""
     found = re.search(r'^vllm:cache_config_info\{[^}\n]*\bcache_dtype="([^"]+)"', exposition, re.MULTILINE)
     return found[1] if found and found[1] != "auto" else None
 
 
 def metric_names(exposition: str) -> tuple[str, ...]:
-    """The distinct sample names of a Prometheus text exposition, sorted."""
+    """The distinct sample names of a /metrics page, sorted."""
     lines = (line for line in exposition.splitlines() if line and not line.startswith("#"))
     return tuple(sorted({re.split(r"[{\s]", line, maxsplit=1)[0] for line in lines}))
 
@@ -170,12 +166,12 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """The model id that requests must name, as `/v1/models` gives it."""
     metrics_urls: tuple[str, ...] = ()
-    """Pages of its /metrics, if they are not on its own address."""
+    """URLs of its /metrics pages, if they are not on its own address."""
     simulated: bool = False
 
 
 def proxies_passed_by(urls: Iterable[str]) -> list[str]:
-    """Addresses of proxies that the environment names for these servers on other machines, and that are not asked."""
+    """Addresses of proxies that the environment names for these remote servers, which loadgen does not use."""
     proxies = getproxies_environment()
     found = []
     for url in urls:

@@ -1,16 +1,17 @@
 """Launch: the exact command of one server, planned before anything is started.
 
-vLLM's log: the settings that it runs with, and the remedy for what ended its start. Read in vLLM 0.26 to 0.33.
+Also what vLLM's log (0.26 to 0.33) says of a server's settings and of a failed start.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,21 +19,21 @@ import msgspec
 from loadgen.address import http_url
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
-from loadgen.serving.checkpoint import held_by, note_of, require_quantization
+from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
 from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Colours, cursor movements and titles of a terminal."""
 ECHO = "root cause"
-"""Errors in vLLM's log that only point to an earlier one say where the root cause is to be found."""
+"""Part of those errors in vLLM's log that only refer to an earlier one."""
 NAMED_ERROR = re.compile(r"^(\([^)]*\) )?(.*\bERROR\b.*\] )?[\w.]*(Error|Exception): ")
 WAITING = re.compile(r"No available shared memory broadcast block|[Ww]aiting for .* to (?:start|be ready)|Retrying in ")
-"""Lines that vLLM repeats while nothing goes on."""
+"""Lines that vLLM repeats while it waits."""
 
 
 class EngineSettings(msgspec.Struct, frozen=True):
-    """What the log says of a running engine; None where it does not."""
+    """Settings of a running engine by its log; None: not in the log."""
 
     eager: bool | None = None
     """Without torch.compile and CUDA graphs."""
@@ -41,16 +42,16 @@ class EngineSettings(msgspec.Struct, frozen=True):
     graph_sizes: tuple[int, ...] | None = None
     """Batches that CUDA graphs are captured for, ascending; empty in eager mode. Others are padded to the next."""
     workers: int | None = None
-    """Processes that hold a part of the model: tensor x pipeline x data parallel."""
+    """Processes that each hold a part of the model: tensor x pipeline x data parallel."""
 
 
 def plain(text: str) -> str:
-    """The text without a terminal's escape sequences; a line that a progress bar rewrites becomes several."""
+    """The text without a terminal's escape sequences; each state of a progress bar becomes a line."""
     return ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def engine_settings(log: str) -> EngineSettings:
-    """What a plain log says; the last start counts."""
+    """The settings in a plain log; the last start counts."""
     sizes = [_last(rf"{kind}_parallel_size=(\d+)", log) for kind in ("tensor", "pipeline", "data")]
     eager = _last(r"enforce_eager=(True|False)", log)
     return EngineSettings(
@@ -69,14 +70,11 @@ def _graph_sizes(log: str) -> tuple[int, ...] | None:
 
 
 def workers_of(argv: Sequence[str]) -> int | None:
-    """Workers that a command asks for; None where it asks for no number of them."""
-    found, asked = 1, False
+    """The number of workers that a command's options ask for; None without such an option."""
     options = {"--tensor-parallel-size": "-tp", "--pipeline-parallel-size": "-pp", "--data-parallel-size": "-dp"}
-    for long, short in options.items():
-        value = option(argv, long) or option(argv, short)
-        if value is not None and value.isdigit():
-            found, asked = found * int(value), True
-    return found if asked else None
+    values = [option(argv, long) or option(argv, short) or "" for long, short in options.items()]
+    sizes = [int(value) for value in values if value.isdigit()]
+    return math.prod(sizes) if sizes else None
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
@@ -91,21 +89,20 @@ def option(argv: Sequence[str], name: str) -> str | None:
 
 
 def named_errors(lines: Sequence[str]) -> list[str]:
-    """The lines that name an error, without those that only point to another one."""
+    """The lines that name an error, without those that only refer to another one."""
     return [line for line in lines if NAMED_ERROR.search(line) and ECHO not in line]
 
 
 def remedy(log: str) -> str | None:
     """One sentence about a failed start: what was wrong, with its values, and what to do. None: not known.
 
-    What the log says last counts: a file of the hub that is absent, for one, need not have been the end.
+    The last known cause in the log counts: earlier ones, such as a file that the hub lacks, need not end a start.
     """
-    last: tuple[int, str] | None = None
-    for pattern, sentence in _REMEDIES:
-        for found in re.finditer(pattern, log):
-            if last is None or found.start() > last[0]:
-                last = found.start(), sentence(found)
-    return last[1] if last else None
+    found = [(match, sentence) for pattern, sentence in _REMEDIES for match in re.finditer(pattern, log)]
+    if not found:
+        return None
+    match, sentence = max(found, key=lambda one: one[0].start())
+    return sentence.format(*match.groups()) if isinstance(sentence, str) else sentence(match)
 
 
 def _last(pattern: str, log: str) -> str | None:
@@ -116,16 +113,8 @@ def _last(pattern: str, log: str) -> str | None:
 def _free_memory(found: re.Match[str]) -> str:
     device, free, total, share, wanted = found.groups()
     return (
-        f"GPU {device} has {free} of {total} GiB free and vLLM wants {wanted} ({float(share):.0%}): end what else uses "
-        "that GPU (nvidia-smi lists it), or give vLLM a smaller share with --gpu-memory-utilization"
-    )
-
-
-def _context(found: re.Match[str]) -> str:
-    length, needed, available = found.groups()
-    return (
-        f"the KV cache of one request of {length} tokens needs {needed} GiB and {available} GiB are left: give vLLM a "
-        "smaller --max-model-len, a larger --gpu-memory-utilization, or more GPUs with --tensor-parallel-size"
+        f"GPU {device} has {free} of {total} GiB free and vLLM wants {wanted} ({float(share):.0%}): stop what else "
+        "uses that GPU (nvidia-smi lists it), or give vLLM a smaller share with --gpu-memory-utilization"
     )
 
 
@@ -133,20 +122,8 @@ def _quantization(found: re.Match[str]) -> str:
     method = found[1]
     plugins = {"bitsandbytes": "vllm-bnb-plugin bitsandbytes", "gguf": "vllm-gguf-plugin"}
     if method in plugins:
-        return (
-            f"vLLM has no {method} of its own since it moved to a plugin: `pip install {plugins[method]}` in vLLM's "
-            "environment"
-        )
-    return (
-        f"this vLLM does not know the quantization method {method}: use another version of vLLM, or another checkpoint"
-    )
-
-
-def _flag(found: re.Match[str]) -> str:
-    return (
-        f"this vLLM does not know {found[1].strip()}: leave it out if you gave it, else use vLLM 0.26 to 0.33, for "
-        "which the recipes are written"
-    )
+        return f"vLLM needs a plugin for {method}: `pip install {plugins[method]}` in vLLM's environment"
+    return f"this vLLM does not know the quantization method {method}: use another vLLM version or another checkpoint"
 
 
 def _gated(found: re.Match[str]) -> str:
@@ -159,47 +136,47 @@ def _gated(found: re.Match[str]) -> str:
     )
 
 
-def _always(sentence: str) -> Callable[[re.Match[str]], str]:
-    return lambda found: sentence.format(*found.groups())
-
-
-_REMEDIES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+_REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"GatedRepoError|Cannot access gated repo|You are trying to access a gated repo|401 Client Error|403 Client Error"
      r"|Access to model \S+ is restricted", _gated),
     (r"RepositoryNotFoundError|404 Client Error|is not a local folder and is not a valid model identifier",
-     _always("the hub has no such checkpoint, or it is private: check --model and --checkpoint, and set HF_TOKEN for a "
-             "private one")),
+     "the hub has no such checkpoint, or it is private: check --model and --checkpoint, and set HF_TOKEN for a "
+     "private one"),
     (r"Free memory on device (\S+) \(([0-9.]+)/([0-9.]+) GiB\) on startup is less than [\w' ]+ "
      r"\(([0-9.]+), ([0-9.]+) GiB\)", _free_memory),
     (r"max seq len \((\d+)\), \(?([0-9.]+) GiB KV cache is needed, which is larger than the available KV cache "
-     r"memory \(([0-9.]+) GiB\)", _context),
+     r"memory \(([0-9.]+) GiB\)",
+     "the KV cache of one request of {0} tokens needs {1} GiB and {2} GiB are left: give vLLM a smaller "
+     "--max-model-len, a larger --gpu-memory-utilization, or more GPUs with --tensor-parallel-size"),
     (r"No available memory for the cache blocks",
-     _always("the weights leave no GPU memory for the KV cache: use fewer bits, a larger GPU, more GPUs with "
-             "--tensor-parallel-size, or a larger --gpu-memory-utilization")),
+     "the weights leave no GPU memory for the KV cache: use fewer bits, a larger GPU, more GPUs with "
+     "--tensor-parallel-size, or a larger --gpu-memory-utilization"),
     (r"CUDA out of memory|OutOfMemoryError|HIP out of memory|not enough GPU memory",
-     _always("the GPU's memory is too small for this server: end what else uses that GPU (nvidia-smi lists it), use "
-             "fewer bits, more GPUs with --tensor-parallel-size, or a smaller --max-num-seqs")),
+     "the GPU's memory is too small for this server: stop what else uses that GPU (nvidia-smi lists it), use "
+     "fewer bits, more GPUs with --tensor-parallel-size, or a smaller --max-num-seqs"),
     (r"Unknown quantization method: ([\w-]+)", _quantization),
     (r"VLLM_PORT '([^']*)' (?:appears to be a URI|must be a valid integer)",
-     _always("the variable VLLM_PORT is {0!r}, which Kubernetes sets for a service named vllm: unset it, or rename the "
-             "service")),
+     "the variable VLLM_PORT is {0!r}, which Kubernetes sets for a service named vllm: unset it, or rename the "
+     "service"),
     (r"(?i)address already in use|\[Errno 98\]",
-     _always("another process took the port while the server started: choose another with --port, or end what is "
-             "listening on it")),
-    (r"unrecognized arguments: (.+)", _flag),
-    (r"error: argument ([^:\n]+): (.+)", _always("vLLM does not accept the value of {0}: {1}")),
+     "another process took the port while the server started: choose another with --port, or stop what is "
+     "listening on it"),
+    (r"unrecognized arguments: (.*\S)",
+     "this vLLM does not know {0}: omit it if you gave it, else use vLLM 0.26 to 0.33, which the recipes are "
+     "written for"),
+    (r"error: argument ([^:\n]+): (.+)", "vLLM does not accept the value of {0}: {1}"),
     (r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
-     _always("the model has a context of {1} tokens and the server was asked for {0}: give vLLM --max-model-len {1}")),
+     "the model has a context of {1} tokens and the server was asked for {0}: give vLLM --max-model-len {1}"),
     (r"contains custom code|set the option `?trust_remote_code",
-     _always("the checkpoint brings code of its own: read it, then pass vLLM's option to trust it after `--`")),
+     "the checkpoint contains its own code: read it, then pass vLLM's option to trust it after `--`"),
     (r"Found no NVIDIA driver|No CUDA GPUs are available|Failed to infer device type",
-     _always("vLLM sees no GPU: see what `nvidia-smi` and CUDA_VISIBLE_DEVICES say, or use --device cpu")),
+     "vLLM sees no GPU: see what `nvidia-smi` and CUDA_VISIBLE_DEVICES say, or use --device cpu"),
     (r"No space left on device",
-     _always("a disk or /dev/shm is full: free space where the hub's cache is (HF_HOME), or give a container more "
-             "--shm-size")),
+     "a disk or /dev/shm is full: free space where the hub's cache is (HF_HOME), or give a container more "
+     "--shm-size"),
     (r"LocalEntryNotFoundError|OfflineModeIsEnabled|couldn't connect to '?https?://|Failed to resolve '?huggingface",
-     _always("the hub cannot be reached and the checkpoint is not in this machine's cache: give a folder, or check "
-             "HF_ENDPOINT, the proxy and HF_HUB_OFFLINE")),
+     "the hub cannot be reached and the checkpoint is not in this machine's cache: give a folder, or check "
+     "HF_ENDPOINT, the proxy and HF_HUB_OFFLINE"),
 )  # fmt: skip
 
 
@@ -211,7 +188,7 @@ _AS_VARIABLES = {"--api-key": API_KEY, "--hf-token": "HF_TOKEN"}
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """One server process: what to run, where it will listen and how to tell that it runs what was asked."""
+    """One server process: what to run, where it listens, and what its log must show."""
 
     name: str
     """Unique in a run; the target's name."""
@@ -234,16 +211,16 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: bool = False
     """The recipe quantizes the checkpoint while loading."""
     note: str | None = None
-    """What the checkpoint says of itself."""
+    """`loadgen_note` of the checkpoint's config.json."""
 
     @property
     def needs_secrets(self) -> bool:
-        """Whether it may need a token or a key of loadgen's environment: vLLM does, loadgen's own programs do not."""
+        """Whether it may need a token or key of loadgen's environment: vLLM may, a simulated server does not."""
         return self.checkpoint is not None
 
     @property
     def api_key(self) -> str | None:
-        """The key that its clients must send, of several the first; None where it asks for none."""
+        """The key that its clients must send, the first of several; None: it asks for none."""
         named = option(self.argv, "--api-key") or self.env.get(API_KEY)
         return named or (os.environ.get(API_KEY) or None if self.needs_secrets else None)
 
@@ -254,7 +231,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shell(self) -> str:
-        """The command with its environment, quoted for a POSIX shell, to be shown: secrets are masked."""
+        """The command with its environment, quoted for a POSIX shell; secrets are masked."""
         mask = Mask()
         assignments = [f"{name}={shlex.quote(value)}" for name, value in mask.env(self.env).items()]
         return " ".join([*assignments, shlex.join(mask.argv(self.argv))])
@@ -276,11 +253,11 @@ def plan_launch(
 ) -> Launch:
     """The vLLM server of a recipe for the 16-bit `model`, an id or a folder.
 
-    `dtype` is the activation dtype of every recipe that does not fix its own (default: the device's); `checkpoint`
-    overrides the recipe's choice; `vllm` is the command itself (default: `find_vllm`); `extra_args` come last and so
-    win; a key or a token among them becomes a variable, since every user can read a command line. Raises UsageError
-    when the recipe has no checkpoint for the model, the checkpoint's config.json on this machine is of another kind,
-    this machine's CPU cannot run it, or no vLLM is found.
+    `dtype` is the activation dtype of recipes that do not fix their own (default: the device's); `checkpoint`
+    overrides the recipe's choice; `vllm` is the command (default: `find_vllm`); `extra_args` come last and win; keys
+    and tokens among them become variables, since every user can read a command line. Raises UsageError when the
+    recipe has no checkpoint for the model, the checkpoint's config.json on this machine is of another kind, this CPU
+    cannot run it, or no vLLM is found.
     """
     if device == "cpu":
         _require_cpu_flags(recipe)
@@ -296,16 +273,19 @@ def plan_launch(
     local = Path(served).expanduser()
     if local.is_dir():
         served = str(local.resolve())
-    held = held_by(served)
-    kv_cache_dtype = on_device.kv_cache_dtype or activation
-    if held is not None and held.kv_cache is not None:
-        kv_cache_dtype = activation
+    quantization = local_quantization(served)
+    asks_for_cache = quantization is not None and quantization.kv_cache is not None
+    kv_cache_dtype = activation if asks_for_cache else on_device.kv_cache_dtype or activation
     argv = (
         vllm or find_vllm(device), "serve", served, "--host", host, "--port", str(port),
         "--dtype", activation, "--kv-cache-dtype", kv_cache_dtype, "--max-num-seqs", str(max_num_seqs),
         *fair.args, *on_device.args, *recipe.args, *in_flight, *extra_args,
     )  # fmt: skip
-    expected = {"{dtype}": activation, "{kv_cache_dtype}": option(argv, "--kv-cache-dtype") or kv_cache_dtype}
+    kv_cache_pattern = re.escape(option(argv, "--kv-cache-dtype") or kv_cache_dtype)
+    expect = [
+        pattern.replace("{dtype}", activation).replace("{kv_cache_dtype}", kv_cache_pattern)
+        for pattern in (*fair.expect, *recipe.expect)
+    ]
     offline = {"HF_HUB_OFFLINE": "1"} if local.is_dir() else {}
     return Launch(
         name=recipe.name,
@@ -315,7 +295,7 @@ def plan_launch(
         host=host,
         port=port,
         device=device,
-        expect=tuple(_filled(pattern, expected) for pattern in (*fair.expect, *recipe.expect)),
+        expect=tuple(expect),
         kernel=recipe.kernel,
         checkpoint=served,
         dtype=activation,
@@ -334,13 +314,11 @@ def confirm_checkpoint(launch: Launch) -> None:
 def plan_simulated(
     precision: str, *, port: int, seed: int = 0, data_file: Path | None = None, extra_args: Sequence[str] = ()
 ) -> Launch:
-    """A simulated server of that precision, run by this Python; it grades its answers from the dataset's items."""
-    argv = [sys.executable, "-m", "loadgen", "simulate"]
-    argv += ["--precision", precision, "--port", str(port), "--seed", str(seed)]
-    if data_file is not None:
-        argv += ["--data-file", str(data_file)]
-    argv += extra_args
-    return Launch(name=precision, precision=precision, argv=tuple(argv), port=port, simulated=True)
+    """A simulated server of that precision, run by this Python; it takes its answers from the dataset's items."""
+    options = ["--precision", precision, "--port", str(port), "--seed", str(seed)]
+    options += [] if data_file is None else ["--data-file", str(data_file)]
+    argv = (sys.executable, "-m", "loadgen", "simulate", *options, *extra_args)
+    return Launch(name=precision, precision=precision, argv=argv, port=port, simulated=True)
 
 
 def find_vllm(device: Device, named: str | None = None) -> str:
@@ -365,7 +343,7 @@ def find_vllm(device: Device, named: str | None = None) -> str:
 
 
 def _secrets_apart(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments without secrets, and these as variables. Several values of an option stay: a variable holds one."""
+    """The arguments without secrets, and the secrets as variables; an option with several values is left as it is."""
     kept: list[list[str]] = [[]]
     for argument in args:
         if argument.startswith("-"):
@@ -381,12 +359,6 @@ def _secrets_apart(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return [argument for part in kept for argument in part], env
 
 
-def _filled(pattern: str, values: Mapping[str, str]) -> str:
-    for placeholder, value in values.items():
-        pattern = pattern.replace(placeholder, re.escape(value))
-    return pattern
-
-
 def _require_folder(model: str) -> None:
     if model.startswith("-"):
         raise UsageError(f"{model!r} is not a model: it starts with '-', and vLLM would take it for an option")
@@ -395,9 +367,7 @@ def _require_folder(model: str) -> None:
 
 
 def _require_cpu_flags(recipe: Recipe) -> None:
-    if not recipe.cpu_flags or not CPU_INFO.exists():
-        return
-    flags = CPU_INFO.read_text(encoding="utf-8").split()
+    flags = CPU_INFO.read_text(encoding="utf-8").split() if CPU_INFO.exists() else recipe.cpu_flags
     if missing := [flag for flag in recipe.cpu_flags if flag not in flags]:
         raise UsageError(
             f"recipe {recipe.name!r} on a CPU needs {', '.join(missing)}, which this CPU lacks; use a GPU, or one of "

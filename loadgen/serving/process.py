@@ -1,11 +1,9 @@
-"""ServerProcess: one launched server from start to the last of its memory given back.
-
-GPU memory in use, to see that a stopped server gave its share back.
-"""
+"""ServerProcess: one launched server, from its start until its port and GPU memory are free again."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import signal
@@ -23,9 +21,9 @@ from loadgen.secret import Mask, secrets_of, without_secrets
 from loadgen.serving.checkpoint import (
     checkpoint_identity,
     downloaded_bytes,
-    held_by,
     hub_token,
     local_config,
+    local_quantization,
     remarks,
     token_variables,
 )
@@ -35,46 +33,43 @@ from loadgen.serving.quantization import Quantization
 
 
 def used_bytes() -> int | None:
-    """Bytes in use on all GPUs that NVML sees, by anyone; None without NVML."""
+    """Bytes in use on all GPUs that NVML sees, by any process; None without NVML."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
+        with contextlib.ExitStack() as stack:
+            stack.callback(pynvml.nvmlShutdown)
+            devices = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+            return sum(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in devices)
     except Exception:
         return None
-    try:
-        devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return sum(int(pynvml.nvmlDeviceGetMemoryInfo(device).used) for device in devices)
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
 
 
 START_TIMEOUT_S = 900.0
 GROWTH_POLL_S = 1.0
-LAST_WORDS = 15
+LAST_LINES = 15
 GPU_SLACK_BYTES = 256 * 2**20
 GPU_PATIENCE_S = 60.0
 PORT_PATIENCE_S = 30.0
 EAGER = (
     "it runs eagerly (enforce_eager=True), without torch.compile and CUDA graphs: slower than a server in production, "
-    "most at small B",
+    "most at small B"
 )
 KV_CACHE_DTYPES = {"float8": "fp8", "float4": "nvfp4"}
-"""How vLLM calls what a checkpoint's scheme asks for."""
+"""vLLM's names of the dtypes that a checkpoint's scheme asks for."""
 
 
 class ServerProcess:
-    """A server that runs in its own session, so that the terminal's Ctrl-C reaches loadgen alone, which then stops it.
+    """A server in its own session: the terminal's Ctrl-C reaches only loadgen, which then stops the server.
 
-    Blocking; a context manager that stops on the way out. It does not outlive loadgen, even when loadgen is killed.
+    Blocking; a context manager that stops it on exit. It does not outlive loadgen, even when loadgen is killed.
     """
 
     def __init__(self, launch: Launch, log_path: Path) -> None:
-        """Start the server; its output is appended to `log_path`, masked, in a folder for this user alone.
+        """Start the server; its output is appended to `log_path`, masked, in a folder that only this user can read.
 
-        Raises UsageError when the port is taken or the command cannot be executed; then nothing was started.
+        Raises UsageError, and starts nothing, when the port is taken or the command cannot be executed.
         """
         if not port_is_free(launch.host, launch.port):
             raise UsageError(
@@ -108,20 +103,16 @@ class ServerProcess:
     def wait_ready(self, deadline_s: float = START_TIMEOUT_S) -> None:
         """Return when GET /health answers 200.
 
-        Raises ServerError as soon as the server ends, or when its log and the cache of downloads have not grown for
+        Raises ServerError as soon as the server ends, or when neither its log nor its downloads have grown for
         `deadline_s` seconds.
         """
-        patience = self.patience(deadline_s)
+        patience = Patience(self, deadline_s)
         while True:
             self.check_alive()
             if self.is_ready():
                 return
             patience.check()
             time.sleep(0.1)
-
-    def patience(self, deadline_s: float = START_TIMEOUT_S) -> Patience:
-        """How long this server's start is waited for."""
-        return Patience(self, deadline_s)
 
     def is_ready(self) -> bool:
         """Whether GET /health answers 200 now."""
@@ -134,14 +125,14 @@ class ServerProcess:
         return get(f"{self.launch.url}{path}", self.launch.api_key)
 
     def check_alive(self) -> None:
-        """Raises ServerError, with the last words, when the server has ended."""
+        """Raises ServerError, with the end of the log, when the server has ended."""
         status = self.poll()
         if status is not None:
             when = "before it was ready" if self._ready_ns is None else "while it served"
             raise ServerError(self.report(f"ended with {exit_words(status)} {when}"))
 
     def verify(self) -> None:
-        """Raises ServerError when the log lacks a line that the recipe says it must show."""
+        """Raises ServerError when the log lacks a line that the recipe expects."""
         log = self.log()
         for pattern in self.launch.expect:
             if not re.search(pattern, log):
@@ -151,13 +142,13 @@ class ServerProcess:
                 )
 
     def facts(self) -> ServerFacts:
-        """What the server says about itself now; what it does not answer is None or empty."""
+        """What the server reports about itself now; what it does not answer is None or empty."""
         served = next(iter(read_models(self._get("/v1/models") or b"") or []), None)
         exposition = self._get("/metrics") or b""
         log, checkpoint = self.log(), self.launch.checkpoint
         settings = engine_settings(log)
         workers = settings.workers or workers_of(self.launch.argv)
-        held = held_by(checkpoint) if checkpoint else None
+        held = local_quantization(checkpoint) if checkpoint else None
         on_gpu = self.launch.device == "cuda" and not self.launch.simulated
         kv_cache_dtype = self._kv_cache_dtype(settings.kv_cache_dtype, held)
         return ServerFacts(
@@ -174,7 +165,7 @@ class ServerProcess:
             eager=settings.eager,
             graph_sizes=settings.graph_sizes,
             workers=workers,
-            remarks=(*remarks(held, kv_cache_dtype), *(EAGER if settings.eager and on_gpu else ())),
+            remarks=(*remarks(held, kv_cache_dtype), *([EAGER] if settings.eager and on_gpu else [])),
             note=self.launch.note,
             max_model_len=served.max_model_len if served else None,
             kernels=self.kernels(),
@@ -186,7 +177,7 @@ class ServerProcess:
         )
 
     def _kv_cache_dtype(self, logged: str | None, held: Quantization | None) -> str | None:
-        """vLLM turns `auto` into what the checkpoint asks for, else the activation dtype, after it has logged it."""
+        """vLLM logs `auto` before it replaces it: by what the checkpoint asks for, else by the activation dtype."""
         for named in (logged, option(self.launch.argv, "--kv-cache-dtype")):
             if named not in (None, "auto"):
                 return named
@@ -202,29 +193,22 @@ class ServerProcess:
         return str(held or "16-bit")
 
     def kernels(self) -> tuple[str, ...]:
-        """What the recipe's `kernel` pattern captures in the log, each once."""
+        """The distinct captures of the recipe's `kernel` pattern in the log, in order."""
         if self.launch.kernel is None:
             return ()
         return tuple(dict.fromkeys(found[1] for found in re.finditer(self.launch.kernel, self.log())))
 
     def log(self) -> str:
-        """What this server has written so far, in whole lines, without colours and secrets."""
+        """The server's output so far, in whole lines, without colours and secrets."""
         self._group.flush()
         with self.log_path.open("rb") as file:
             file.seek(self.log_offset)
             return plain(file.read().decode("utf-8", "replace"))
 
-    def last_words(self, lines: int = LAST_WORDS) -> str:
-        """The end of the log, led by the last error named before it: vLLM's echoes of an error come after its cause."""
-        written = [line for line in self.log().splitlines() if line.strip()]
-        earlier, end = written[:-lines], written[-lines:]
-        causes = named_errors(earlier)
-        return "\n".join([*causes[-1:], *(["..."] if causes else []), *end])
-
     def stop(self, *, interrupt_s: float = 20.0, terminate_s: float = 10.0) -> list[str]:
-        """End the server and everything it started; return warnings about what it did not give back.
+        """End the server and everything it started; return warnings about what is still in use.
 
-        Waits until no process of its session is left, the port can be bound and, on CUDA, GPU memory is back.
+        Waits until no process of its session is left, its port is free and, on CUDA, its GPU memory too.
         """
         if self._stopped:
             return []
@@ -247,7 +231,7 @@ class ServerProcess:
         self.stop()
 
     def _environment(self) -> dict[str, str]:
-        """The command's own folder leads PATH: vLLM calls tools (ninja) that are installed beside it."""
+        """The command's own folder comes first in PATH: vLLM calls tools (ninja) that are installed beside it."""
         outside = os.environ if self.launch.needs_secrets else without_secrets(os.environ)
         environment = {**outside, **(token_variables() if self.launch.needs_secrets else {}), **self.launch.env}
         if not environment.get("VLLM_PORT", "0").isdigit():
@@ -264,17 +248,23 @@ class ServerProcess:
         return now is None or now <= self._gpu_bytes_before + GPU_SLACK_BYTES
 
     def report(self, what: str) -> str:
-        """What happened to the server, what to do about it where that is known, and the end of its log."""
-        words = self.last_words() or "(it wrote nothing)"
-        if (cure := remedy(self.log())) and self._ready_ns is None:
+        """What happened to the server, what to do about it if that is known, and the end of its log.
+
+        The end follows the last error named before it: vLLM repeats an error far below its cause.
+        """
+        log = self.log()
+        if self._ready_ns is None and (cure := remedy(log)):
             what = f"{what}: {cure}"
         elif self.poll() == -signal.SIGKILL:
-            what = f"{what} (where nobody killed it, the machine's memory was full: see `dmesg`, use a smaller model)"
-        return f"server {self.launch.name!r} {what}; its log is {self.log_path} and ends:\n{words}"
+            what = f"{what} (if nobody killed it, the machine's memory was full: see `dmesg`, use a smaller model)"
+        written = [line for line in log.splitlines() if line.strip()]
+        causes = named_errors(written[:-LAST_LINES])[-1:]
+        end = "\n".join([*causes, *["..."] * len(causes), *written[-LAST_LINES:]]) or "(it wrote nothing)"
+        return f"server {self.launch.name!r} {what}; its log is {self.log_path} and ends:\n{end}"
 
 
 class Patience:
-    """The clock of a start: it stands still while the server's log or its downloads grow."""
+    """The time limit of a start: it begins again whenever the server's log or its downloads grow."""
 
     def __init__(self, server: ServerProcess, deadline_s: float) -> None:
         self._server = server
@@ -283,7 +273,7 @@ class Patience:
         self._looked = self._grew = time.monotonic()
 
     def check(self) -> None:
-        """Raises ServerError when nothing has grown for as long as a start may take."""
+        """Raises ServerError when nothing has grown for the time limit."""
         now = time.monotonic()
         if self._seen is None or now - self._looked >= min(GROWTH_POLL_S, self._timeout_s / 2):
             self._looked = now
@@ -291,22 +281,18 @@ class Patience:
             if size != self._seen:
                 self._seen, self._grew = size, now
         if now - self._grew >= self._timeout_s:
-            raise ServerError(
-                self._server.report(
-                    f"was not ready after {self._timeout_s:g} s in which neither its log nor its downloads grew; raise "
-                    "--start-timeout if it needs longer"
-                )
-            )
+            grew = f"was not ready after {self._timeout_s:g} s in which neither its log nor its downloads grew"
+            raise ServerError(self._server.report(f"{grew}; raise --start-timeout if it needs longer"))
 
     def _size(self) -> tuple[int, int]:
-        """Lines of the log that do not just say that it waits, and bytes of the checkpoint in the hub's cache."""
+        """Lines of the log, without those that only say that it waits, and downloaded bytes of the checkpoint."""
         lines = sum(1 for line in self._server.log().splitlines() if line.strip() and not WAITING.search(line))
         checkpoint = self._server.launch.checkpoint
         return lines, downloaded_bytes(checkpoint) if checkpoint else 0
 
 
 def mask_log(path: Path, mask: Mask) -> None:
-    """A log that an earlier version left, or that was put there, has no secrets and is for this user alone."""
+    """Masks a log that is there already, and makes it readable by this user only."""
     folder, name = Folder(path.parent.parent), f"{path.parent.name}/{path.name}"
     if not folder.has(name):
         return
@@ -319,12 +305,11 @@ def free_port(host: str = "127.0.0.1") -> int:
     """A port that nothing listens on now; the system chooses it."""
     with socket.socket() as probe:
         probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port
+        return int(probe.getsockname()[1])
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
+    """Whether a server can listen on this port now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,6 +1,6 @@
 """Recipe: how one precision is served, read from `servers/NAME.toml`; adding a precision is adding a file.
 
-Models that loadgen knows by name: `servers/_models.toml`, with what each recipe serves for them.
+Also the models that loadgen knows by name, read from `servers/_models.toml`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from loadgen.errors import UsageError
 
 Device = Literal["cuda", "cpu"]
 Dtype = Literal["float16", "bfloat16"]
-FAIR_FILE = "_fair.toml"
+FAIR_FILE, MODELS_FILE = "_fair.toml", "_models.toml"
+PACKAGE = Path(__file__).parents[1]
 Bits = Annotated[int, msgspec.Meta(ge=1, le=16)]
 T = TypeVar("T")
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One precision: what is served, with which arguments, and what the server's log must then show."""
+    """One precision: what is served, with which arguments, and what the server's log must show."""
 
     name: str
     """The file's name without `.toml`; also the precision's name in every row."""
@@ -39,23 +40,23 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     checkpoint: Literal["same", "own"]
     """`same`: the 16-bit checkpoint itself; `own`: a quantized one."""
     in_flight_args: tuple[str, ...] = ()
-    """Arguments that quantize the 16-bit checkpoint while it is loaded; used when that is what is served."""
+    """Arguments that quantize a 16-bit checkpoint while it is loaded."""
     dtype: Dtype | None = None
-    """The activation dtype when the recipe fixes it; else the sweep's one dtype."""
+    """The activation dtype if the recipe fixes it; None: the sweep's."""
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     quant_methods: tuple[str, ...] = ()
-    """What `quantization_config.quant_method` of a quantized checkpoint's config.json may say."""
+    """The values of `quantization_config.quant_method` that it serves."""
     numbers: str | None = None
-    """What the checkpoint's weights are, and its activations unless 16-bit: `int4`, `int8/int8`, `nf4`, ..."""
+    """The checkpoint's weights, and its activations unless 16-bit: `int4`, `int8/int8`, `nf4`, ..."""
     checkpoints: dict[str, str] = {}
-    """16-bit checkpoint id -> quantized checkpoint id, its page seen on the hub."""
+    """16-bit checkpoint id -> quantized checkpoint id whose page was seen on the hub."""
     unverified_checkpoints: dict[str, str] = {}
     """The same, for ids that are only expected to exist."""
     expect: tuple[str, ...] = ()
-    """Regular expressions that the server's log must show, or it does not run this recipe."""
+    """Regular expressions that the server's log must match."""
     kernel: str | None = None
-    """A regular expression whose first group is the kernel that vLLM selected, as its log names it."""
+    """A regular expression for the log whose first group is the kernel that vLLM selected."""
     gpu_capability: str
     """The lowest CUDA compute capability that runs it."""
     cpu_flags: tuple[str, ...] = ()
@@ -70,8 +71,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def checkpoint_for(self, model: str) -> str:
         """The checkpoint to serve when the 16-bit model is `model`, a local folder or an id.
 
-        For a local folder DIR a recipe with its own checkpoint takes the folder DIR-NAME beside it; for an id it takes
-        an unverified checkpoint only where it cannot quantize while loading. Raises UsageError when there is neither.
+        A recipe with its own checkpoint takes the folder DIR-NAME beside a local folder DIR, else a verified id, else
+        the 16-bit model if it can quantize it, else an unverified id. Raises UsageError if there is none.
         """
         if self.checkpoint == "same":
             return model
@@ -93,18 +94,18 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one kind of device needs, whatever the precision."""
+    """Settings of one kind of device, equal for all precisions."""
 
     dtype: Dtype
-    """The activation dtype of recipes that do not fix their own, unless the user chooses."""
+    """The activation dtype of recipes that do not fix their own, unless the user chooses one."""
     kv_cache_dtype: Literal["auto"] | None = None
-    """`auto` where vLLM refuses to be told the dtype of keys and values; else it is told the activation dtype."""
+    """`auto` where vLLM accepts no other; None: the activation dtype."""
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
 
 
 class FairSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is equal for all precisions: `servers/_fair.toml`."""
+    """Settings that are equal for all precisions: `servers/_fair.toml`."""
 
     args: tuple[str, ...]
     env: dict[str, str]
@@ -116,20 +117,15 @@ class FairSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def caching_prefixes(self) -> FairSettings:
         """The same settings with vLLM's prefix cache on."""
-        return msgspec.structs.replace(
-            self,
-            args=tuple(arg.replace("--no-enable-prefix-caching", "--enable-prefix-caching") for arg in self.args),
-            expect=tuple(
-                text.replace("enable_prefix_caching=False", "enable_prefix_caching=True") for text in self.expect
-            ),
-        )
+        args = tuple(arg.replace("--no-enable-prefix-caching", "--enable-prefix-caching") for arg in self.args)
+        expect = tuple(text.replace("prefix_caching=False", "prefix_caching=True") for text in self.expect)
+        return msgspec.structs.replace(self, args=args, expect=expect)
 
 
 def recipes_dir() -> Path:
     """The folder of recipes: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "_data" / "servers"
-    return installed if installed.is_dir() else package.parent / "servers"
+    installed = PACKAGE / "_data" / "servers"
+    return installed if installed.is_dir() else PACKAGE.parent / "servers"
 
 
 def recipe_names() -> list[str]:
@@ -148,7 +144,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def load_recipes() -> dict[str, Recipe]:
-    """Every recipe by name."""
+    """All recipes, by name."""
     return {name: load_recipe(name) for name in recipe_names()}
 
 
@@ -158,7 +154,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def recipe_sha256(name: str) -> str:
-    """Hex sha256 of all that the named recipe says and the settings that are equal for all; comments are in neither."""
+    """Hex sha256 of the named recipe and of the settings that are equal for all; comments do not count."""
     return hashlib.sha256(msgspec.json.encode([load_recipe(name), fair_settings()])).hexdigest()
 
 
@@ -185,9 +181,8 @@ def _check_patterns(patterns: tuple[str, ...]) -> None:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
 
 
-MODELS_FILE = "_models.toml"
 QUANTIZED_OVERHEAD = 1.2
-"""Scales, and embeddings left in 16 bits: AWQ of 7.25e9 parameters takes 4.16 GB instead of 3.6."""
+"""For scales, and embeddings in 16 bits: AWQ of 7.25e9 parameters takes 4.16 GB instead of 3.6."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,16 +197,15 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Its page was seen on the hub."""
 
 
-class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+class Checkpoint(msgspec.Struct, frozen=True):
     """What one recipe serves for one model."""
 
     model: str
     recipe: str
     id: str
-    kind: Literal["16-bit", "own"]
     verified: bool
     expected_bytes: int
-    """About what its weights take on disk."""
+    """The approximate size of its weights on disk."""
 
 
 def load_models() -> dict[str, Model]:
@@ -226,23 +220,18 @@ def load_models() -> dict[str, Model]:
 
 def checkpoints_of(model: Model, recipes: Mapping[str, Recipe]) -> list[Checkpoint]:
     """The 16-bit one first (under the recipe name `16-bit`), then each recipe's own, verified or not."""
-    sixteen = Checkpoint(
-        model=model.id, recipe="16-bit", id=model.id, kind="16-bit", verified=model.verified,
-        expected_bytes=expected_bytes(model, 16),
-    )  # fmt: skip
     own = [
-        Checkpoint(
-            model=model.id, recipe=recipe.name, id=table[model.id], kind="own", verified=table is recipe.checkpoints,
-            expected_bytes=expected_bytes(model, recipe.bits),
-        )
+        (recipe, table[model.id], table is recipe.checkpoints)
         for recipe in recipes.values()
         for table in (recipe.checkpoints, recipe.unverified_checkpoints)
         if model.id in table
-    ]  # fmt: skip
-    return [sixteen, *own]
+    ]
+    return [
+        Checkpoint(model.id, "16-bit", model.id, model.verified, expected_bytes(model, 16)),
+        *(Checkpoint(model.id, one.name, id, sure, expected_bytes(model, one.bits)) for one, id, sure in own),
+    ]
 
 
 def expected_bytes(model: Model, bits: int) -> int:
-    """About what the model's weights take at `bits` each: parameters x bits / 8, a fifth more when quantized."""
-    overhead = QUANTIZED_OVERHEAD if bits < 16 else 1.0
-    return round(model.parameters_e9 * 1e9 * bits / 8 * overhead)
+    """Approximate bytes of the model's weights at `bits` each: parameters x bits / 8, a fifth more when quantized."""
+    return round(model.parameters_e9 * 1e9 * bits / 8 * (QUANTIZED_OVERHEAD if bits < 16 else 1.0))

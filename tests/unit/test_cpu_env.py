@@ -147,7 +147,7 @@ def test_a_missing_system_library_is_told_before_gigabytes_are_installed(
     commands: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_env, "library_is_here", lambda: False)
-    with pytest.raises(UsageError, match=r"libnuma\.so\.1, which is not here; install it"):
+    with pytest.raises(UsageError, match=r"libnuma\.so\.1, which is not installed; install it"):
         build(commands.environment, texts=[text], say=quiet)
     assert commands.ran == []
 

@@ -18,7 +18,7 @@ from made_hub import packed, put_in_folder
 from loadgen.errors import ServerError, UsageError
 from loadgen.guardian import family as living_members
 from loadgen.processgroup import ProcessGroup
-from loadgen.serving.facts import metric_names, told_kv_cache_dtype
+from loadgen.serving.facts import metric_names, given_kv_cache_dtype
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, port_is_free
 
@@ -299,9 +299,9 @@ def test_eager_mode_on_a_gpu_is_a_remark(launch_of: Callable[..., Launch], tmp_p
 
 def test_what_a_running_server_was_told_of_its_kv_cache_is_in_its_metrics() -> None:
     line = 'vllm:cache_config_info{block_size="16",cache_dtype="%s",engine="0",enable_prefix_caching="False"} 1.0\n'
-    assert told_kv_cache_dtype("# HELP x\n" + line % "fp8") == "fp8"
-    assert told_kv_cache_dtype(line % "auto") is None, "a checkpoint may have changed it afterwards"
-    assert told_kv_cache_dtype("") is None
+    assert given_kv_cache_dtype("# HELP x\n" + line % "fp8") == "fp8"
+    assert given_kv_cache_dtype(line % "auto") is None, "a checkpoint may have changed it afterwards"
+    assert given_kv_cache_dtype("") is None
 
 
 def test_a_uri_that_kubernetes_leaves_in_vllm_port_does_not_reach_the_server(

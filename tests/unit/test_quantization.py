@@ -107,7 +107,7 @@ OBSTACLES: list[tuple[dict[str, Any], str]] = [
     (groups(floats("channel"), floats("token"), kv_cache_scheme="fp8"), "kv_cache_scheme is a text where a mapping"),
     ({"quantization_config": ["awq"]}, "its quantization_config is a list where a mapping is expected"),
     ({"text_config": {"quantization_config": "awq"}}, "entry in its text_config is a text where a mapping"),
-    (stored(quant_method="modelopt"), "does not say its quant_algo"),
+    (stored(quant_method="modelopt"), "does not name its quant_algo"),
 ]  # fmt: skip
 
 
@@ -220,8 +220,8 @@ def test_a_token_is_read_from_a_file_that_holds_it_and_nothing_else(
     assert token_warning() is None
     os.mkfifo(fifo)
     for content, path, said in (
-        ("", held, "does not hold one token"),
-        ("two words", held, "does not hold one token"),
+        ("", held, "does not hold exactly one token"),
+        ("two words", held, "does not hold exactly one token"),
         ("", tmp_path / "absent", "cannot be read (No such file or directory)"),
         ("", fifo, "only regular files are read"),
     ):

@@ -98,7 +98,7 @@ def test_the_command_says_how_many_workers_where_the_log_does_not() -> None:
         ("huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error.", "the hub has no such checkpoint"),
         ("ValueError: Free memory on device cuda:0 (1.2/23.6 GiB) on startup is less than desired GPU memory "
          "utilization (0.92, 21.7 GiB).",
-         "GPU cuda:0 has 1.2 of 23.6 GiB free and vLLM wants 21.7 (92%): end what else uses"),
+         "GPU cuda:0 has 1.2 of 23.6 GiB free and vLLM wants 21.7 (92%): stop what else uses"),
         ("ValueError: To serve at least one request with the model's max seq len (4096), (4.5 GiB KV cache is needed, "
          "which is larger than the available KV cache memory (1.25 GiB).",
          "one request of 4096 tokens needs 4.5 GiB and 1.25 GiB are left: give vLLM a smaller --max-model-len"),
@@ -109,7 +109,7 @@ def test_the_command_says_how_many_workers_where_the_log_does_not() -> None:
         ("Value error, Unknown quantization method: aqlm. Must be one of", "know the quantization method aqlm"),
         ("ValueError: VLLM_PORT 'tcp://10.0.0.1:8000' appears to be a URI.", "VLLM_PORT is 'tcp://10.0.0.1:8000'"),
         ("OSError: [Errno 98] Address already in use", "took the port while the server started: choose another"),
-        ("vllm: error: unrecognized arguments: --new-flag", "does not know --new-flag: leave it out"),
+        ("vllm: error: unrecognized arguments: --new-flag", "does not know --new-flag: omit it"),
         ("vllm: error: argument --dtype: invalid choice: 'x'", "does not accept the value of --dtype: invalid choice"),
         ("User-specified max_model_len (4096) is greater than the derived max_model_len (max_position=2048 or",
          "a context of 2048 tokens and the server was asked for 4096: give vLLM --max-model-len 2048"),
