@@ -18,7 +18,7 @@ from made_hub import packed, put_in_folder
 from loadgen.errors import ServerError, UsageError
 from loadgen.guardian import family as living_members
 from loadgen.processgroup import ProcessGroup
-from loadgen.serving.facts import metric_names, given_kv_cache_dtype
+from loadgen.serving.facts import given_kv_cache_dtype, metric_names
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, port_is_free
 
