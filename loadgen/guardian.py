@@ -30,6 +30,16 @@ PATIENCE_S = 5.0
 """For each signal."""
 
 
+def process_stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from its second: name, state, parent, group, session, ... None: no such process."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    name, _, fields = text.partition("(")[2].rpartition(")")
+    return [name, *fields.split()]
+
+
 def family(leader: int, mark: str = "") -> list[int]:
     """Ids of processes that run (zombies do not) and belong to `leader`, its own included.
 
@@ -47,19 +57,13 @@ def family(leader: int, mark: str = "") -> list[int]:
     members, living = {leader}, set()
     parents: dict[int, int] = {}
     for folder in PROC.iterdir():
-        if not folder.name.isdigit():
+        stat = process_stat(int(folder.name)) if folder.name.isdigit() else None
+        if stat is None or stat[1] in "ZX":
             continue
-        try:
-            stat = (folder / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        state, parent, group, session = stat.rpartition(")")[2].split()[:4]
-        pid = int(folder.name)
-        if state in "ZX":
-            continue
+        pid, (parent, group, session) = int(folder.name), map(int, stat[2:5])
         living.add(pid)
-        parents[pid] = int(parent)
-        if leader in (int(group), int(session)) or (mark and _carries(folder, mark)):
+        parents[pid] = parent
+        if leader in (group, session) or (mark and _carries(folder, mark)):
             members.add(pid)
     while more := {pid for pid, parent in parents.items() if parent in members and pid not in members}:
         members |= more
@@ -69,11 +73,8 @@ def family(leader: int, mark: str = "") -> list[int]:
 
 def started(pid: int) -> str | None:
     """When a running process began, in the kernel's ticks: tells it from a later one of the same id. None: it ended."""
-    try:
-        fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
+    stat = process_stat(pid)
+    return None if stat is None or stat[1] in "ZX" else stat[20]
 
 
 def _carries(folder: Path, mark: str) -> bool:

@@ -11,7 +11,6 @@ import msgspec
 
 from loadgen.analysis.forked import forked
 from loadgen.folder import Folder
-from loadgen.power.energy import plausible_limit_w
 from loadgen.power.owners import Owners
 from loadgen.power.sample import GpuInfo, PowerSample, Scope
 from loadgen.power.trace import Calibration, PowerTrace, calibration_of, traces_of
@@ -103,7 +102,7 @@ def read_power(
     infos = [msgspec.convert(gpu, GpuInfo) for gpu in gpus if {"uuid", "index", "name"} <= gpu.keys()]
     owners = block.get("owners")
     return PowerData(
-        limits_w={info.uuid: plausible_limit_w(info) for info in infos},
+        limits_w={info.uuid: info.plausible_limit_w for info in infos},
         scopes={info.uuid: info.scope for info in infos},
         owners=msgspec.convert(owners, Owners) if owners is not None else None,
         samples=traces_of(samples, uuids),

@@ -17,9 +17,10 @@ import msgspec
 
 from loadgen.address import is_on_loopback
 from loadgen.errors import ServerError, UsageError
+from loadgen.guardian import PROC
 from loadgen.power.energy import energy_of_window
 from loadgen.power.feed import PowerFacts, PowerFeed
-from loadgen.power.nvml import PROC, NvmlReader
+from loadgen.power.nvml import NvmlReader
 from loadgen.power.owners import MPS_SERVER, Owners
 from loadgen.power.rapl import RaplReader
 from loadgen.power.sample import GpuLostError, GpuProcess, PowerSample

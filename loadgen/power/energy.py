@@ -1,9 +1,9 @@
-"""WindowEnergy: the joules of one GPU between two instants, by two independent ways, with a verdict."""
+"""WindowEnergy: the joules of one GPU between two instants from two independent sources, with a verdict."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -13,25 +13,24 @@ import msgspec
 import numpy as np
 
 from loadgen.errors import UsageError
-from loadgen.power.sample import FOREIGN, GPU_LOST, SW_POWER_CAP, GpuInfo, PowerSample, Scope, throttle_names
+from loadgen.power.sample import FOREIGN, GPU_LOST, SW_POWER_CAP, PowerSample, Scope, throttle_names
 from loadgen.power.trace import Floats, PowerTrace, staircase, traces_of
 
 RATIO_GOOD = 0.03
-"""Largest |integral / counter - 1| of a good window."""
 RATIO_WARNING = 0.10
-"""Largest one that is not invalid."""
+"""Largest |integral / counter - 1| of a good window, and of one that is not invalid."""
 GAP_MIN_S = 0.5
 GAP_PERIODS = 5
-"""A silence longer than both GAP_MIN_S and GAP_PERIODS sampling periods makes a window invalid."""
+"""A gap longer than both GAP_MIN_S and GAP_PERIODS sampling periods makes a window invalid."""
 WINDOW_MIN_S = 30.0
 STEPS_MIN = 100
-"""A window with fewer updates of the counter, or shorter than WINDOW_MIN_S, has its edge error spelled out."""
+"""A window that is shorter, or has fewer updates of the counter, gets a warning with its edge error."""
 AVERAGE_S = 1.0
 """NVML's average power (field 185, nvmlDeviceGetPowerUsage from Ampere on) is a mean of about this long."""
 IMPLAUSIBLE_POWER = 1.5
-"""Power above this many times the limit is a fault of the sensor ..."""
 IMPLAUSIBLE_ENERGY = 1.05
-"""... as is an energy above this many times limit x time; a GPU that is held at its limit wavers around it."""
+"""Power above this many times the limit, or energy above this many times limit x time, is a fault of the sensor; a GPU
+that is held at its limit wavers around it."""
 MARGIN_S = 5.0
 """How far beyond its edges a window looks for the counter's updates."""
 
@@ -50,7 +49,7 @@ class WindowEnergy(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["counter", "integral", "average"] | None
     """`average`: the integral of NVML's one-second average power, where there is no instantaneous power."""
     counter_j: float | None
-    """Difference of the energy counter, its staircase interpolated at both edges."""
+    """Difference of the energy counter, interpolated between its updates at both edges."""
     integral_j: float | None
     """Trapezoid of instantaneous (or else average) power, interpolated at both edges."""
     ratio: float | None
@@ -61,11 +60,11 @@ class WindowEnergy(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
     """Why not good, a sentence each with its figures: those that make it invalid first."""
     lost: tuple[str, ...] = ()
-    """Of `reasons`, that the GPU is gone: nothing that was measured on it in the window stands."""
+    """Those of `reasons` that say that the GPU is gone: no measurement on it in the window is valid."""
     slowed: tuple[str, ...] = ()
-    """Of `reasons`, that heat or the supply lowered its clocks: neither speed nor energy are those of its work."""
+    """Those of `reasons` that say that heat or the supply lowered its clocks: speed and energy are both affected."""
     reservations: tuple[str, ...] = ()
-    """Of `reasons`, those that leave the window valid."""
+    """Those of `reasons` that leave the window valid."""
     samples: int
     max_gap_s: float | None
     temperature_c_max: float | None = None
@@ -82,19 +81,18 @@ def energy_of_window(
     limit_w: float | None = None,
     scope: Scope = "gpu",
 ) -> WindowEnergy:
-    """Energy of the one GPU whose samples these are (any order, reaching beyond both edges).
+    """The energy of the one GPU whose samples these are (any order, reaching beyond both edges).
 
-    `limit_w` is the GPU's power limit, against which a source without a second one is checked; a higher one in the
-    samples counts. `scope` says what the energy counter counts: a `module` counter is not the GPU's and no headline.
-    `samples` of the result counts those inside the window; max_gap_s is the longest time between two that cover it.
-    Raises UsageError when the window does not end after it begins, ValueError when the samples are of several GPUs.
+    `limit_w`: the GPU's power limit, against which a single source is checked; a higher one in the samples counts.
+    `scope`: what the energy counter counts; a `module` counter is not the GPU's and gives no `energy_j`. The result's
+    `samples` counts those inside the window; max_gap_s is the longest time between two that cover it. Raises UsageError
+    when the window does not end after it begins, ValueError when the samples are of several GPUs.
     """
     if t1_ns <= t0_ns:
         raise UsageError(f"the window from t0={t0_ns} to t1={t1_ns} ns has no length: give a t1 after t0")
     trace = samples if isinstance(samples, PowerTrace) else _only_trace(samples)
     margin_ns = int(MARGIN_S * 1e9)
-    near = trace.between(t0_ns - margin_ns, t1_ns + margin_ns)
-    window = _Window(near, t0_ns, t1_ns, limit_w=limit_w, scope=scope)
+    window = _Window(trace.between(t0_ns - margin_ns, t1_ns + margin_ns), t0_ns, t1_ns, limit_w, scope)
     window.check_lost(trace)
     if window.check_cover():
         window.count_joules()
@@ -112,22 +110,6 @@ def _only_trace(samples: Sequence[PowerSample]) -> PowerTrace:
     return next(iter(traces.values()))
 
 
-def plausible_limit_w(info: GpuInfo) -> float | None:
-    """The limit that its power may not exceed: the enforced one; of a CPU package, which may exceed its long-term limit
-    for a while, the highest."""
-    return info.power_limit_max_w if info.scope == "package" else info.power_limit_enforced_w
-
-
-def mig_reason(info: GpuInfo) -> str | None:
-    """Why no window of this GPU can be attributed to one user of it, or None: in MIG mode energy is the whole GPU's."""
-    if not info.mig:
-        return None
-    return (
-        f"{info.name} {info.uuid} is in MIG mode: "
-        "its power and energy are the whole GPU's, whoever uses the other slices"
-    )
-
-
 @dataclass
 class _Window:
     """The checks of one window, in the order in which they are made. Times are seconds after t0."""
@@ -135,8 +117,8 @@ class _Window:
     near: PowerTrace
     t0_ns: int
     t1_ns: int
-    limit_w: float | None = None
-    scope: Scope = "gpu"
+    limit_w: float | None
+    scope: Scope
     lost: list[str] = field(default_factory=list)
     slowed: list[str] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
@@ -144,11 +126,11 @@ class _Window:
     counter_j: float | None = None
     integral_j: float | None = None
     edge_error: float | None = None
-    """Share of the window's energy that the doubt about the counter's update instants leaves open at steady power."""
+    """Uncertainty, as a share of the energy at steady power, from the counter's update instants at the edges."""
     integral_error: float = 0.0
-    """Share of it that average power leaves open: what a change of power near an edge may have moved across it."""
+    """The same from average power: a change of power near an edge may have moved across it."""
     power: _Power = "power_instant_w"
-    """Which power the integral is of."""
+    """The power that is integrated."""
     max_gap_s: float | None = None
 
     def __post_init__(self) -> None:
@@ -156,19 +138,18 @@ class _Window:
         self.inside = self.near.between(self.t0_ns, self.t1_ns)
 
     def _readings(self, name: Literal["counter_j", _Power]) -> tuple[Floats, Floats]:
-        """Times (ascending) and values of a field where it was read."""
+        """Times (ascending) and values of a field where it was read. Of two samples at one instant the later counts."""
         values: Floats = getattr(self.near, name)
         read = np.flatnonzero(~np.isnan(values))
-        # Two samples of one instant cannot be told apart in time: the later one in the list stands.
         t_ns = self.near.t_ns[read]
         last = np.append(t_ns[1:] > t_ns[:-1], True)[: t_ns.size]
         return (t_ns[last] - self.t0_ns) / 1e9, values[read[last]]
 
     def check_lost(self, trace: PowerTrace) -> None:
+        """A GPU that was read again before the window is no longer lost."""
         seen = self.near if len(self.near) else trace
         read = ~(np.isnan(seen.counter_j) & np.isnan(seen.power_instant_w) & np.isnan(seen.power_average_w))
         back_ns = max(seen.t_ns[read & (seen.t_ns <= self.t0_ns)].tolist(), default=-math.inf)
-        """A GPU that was read again before the window is no longer lost."""
         for t_ns, errors in zip(seen.t_ns.tolist(), seen.errors, strict=True):
             for error in errors:
                 if error.startswith(GPU_LOST) and back_ns <= t_ns <= self.t1_ns:
@@ -213,26 +194,30 @@ class _Window:
         """Sets counter_j, or says why the counter cannot be used."""
         t, joules = self._readings("counter_j")
         if not t.size:
-            named = _errors_of(self.near, "counter_j")
             if self.scope != "module":
-                self.warnings.append(
-                    f"no energy counter{named}: the energy is the integral of {self.power_words} alone"
-                )
+                named = _errors_of(self.near, "counter_j")
+                self.warnings.append(f"no energy counter{named}: the energy is the integral of {self.power_name} alone")
             return
         falls = np.flatnonzero(joules[1:] < joules[:-1]) + 1
         for fall in falls:
             if t[fall] > 0 and t[fall - 1] < self.length_s:
                 self.invalid.append(
                     f"the energy counter fell from {joules[fall - 1]:.3f} to {joules[fall]:.3f} J "
-                    f"{max(float(t[fall]), 0.0):.2f} s into the window: it was reset"
+                    f"{t[fall]:.2f} s into the window: it was reset"
                 )
                 return
-        # A reset before or after the window ends the part of the staircase that belongs to it.
+        # A reset before or after the window ends the stretch that belongs to it.
         begin = max((int(f) for f in falls if t[f] <= 0), default=0)
         end = min((int(f) for f in falls if t[f - 1] >= self.length_s), default=t.size)
         steps = staircase(t[begin:end], joules[begin:end])
         if not (steps.covers(0.0) and steps.covers(self.length_s)):
-            self.warnings.append(self._uncovered(steps.instants_s))
+            seen = steps.instants_s
+            self.warnings.append(
+                f"the energy counter's updates were seen only from {seen[0]:.3f} to {seen[-1]:.3f} s of the window's "
+                f"{self.length_s:.3f} s: sample longer before and after it; the counter is not used"
+                if seen.size
+                else "the energy counter did not change: it is not used"
+            )
             return
         self._check_gaps(t, "reading of the energy counter")
         self.counter_j = steps.at(self.length_s) - steps.at(0.0)
@@ -247,16 +232,8 @@ class _Window:
                 "updates)"
             )
 
-    def _uncovered(self, updates_s: Floats) -> str:
-        if not updates_s.size:
-            return "the energy counter stood still: it is not used"
-        return (
-            f"the energy counter's updates were seen from {updates_s[0]:.3f} to {updates_s[-1]:.3f} s of the window's "
-            f"{self.length_s:.3f} s only: sample longer before and after it; the counter is not used"
-        )
-
     @property
-    def power_words(self) -> str:
+    def power_name(self) -> str:
         return "instantaneous power" if self.power == "power_instant_w" else "average power"
 
     def integrate_power(self) -> None:
@@ -264,18 +241,17 @@ class _Window:
         t, watts = self._readings(self.power)
         if not t.size:
             named = _errors_of(self.near, "power_instant_w")
-            self.warnings.append(f"no instantaneous power{named}: the energy counter stands unchecked")
+            self.warnings.append(f"no instantaneous power{named}: the energy counter is not checked")
             return
         if t[0] > 0 or t[-1] < self.length_s:
             self.warnings.append(
-                f"{self.power_words} was read from {t[0]:.3f} to {t[-1]:.3f} s of the window's {self.length_s:.3f} s "
-                "only: it is not used"
+                f"{self.power_name} was read only from {t[0]:.3f} to {t[-1]:.3f} s of the window's {self.length_s:.3f} "
+                "s: it is not used"
             )
             return
-        self._check_gaps(t, f"reading of {self.power_words}")
+        self._check_gaps(t, f"reading of {self.power_name}")
         if self.power == "power_average_w":
-            # A mean of the last second is the power of its middle, about.
-            t = t - AVERAGE_S / 2
+            t = t - AVERAGE_S / 2  # a mean of the last second is about the power of its middle
         within = (t > 0) & (t < self.length_s)
         begin_w, end_w = np.interp([0.0, self.length_s], t, watts)
         inside_t = np.concatenate([[0.0], t[within], [self.length_s]])
@@ -285,38 +261,36 @@ class _Window:
             self._doubt_average(t, watts)
 
     def _doubt_average(self, t: Floats, watts: Floats) -> None:
-        """Average power moves half a second of a change of power across the edge beside it."""
+        """Average power moves half a second of a change of power across a nearby edge."""
         moved_j = 0.0
         for edge_s in (0.0, self.length_s):
             beside = watts[np.abs(t - edge_s) <= AVERAGE_S]
             moved_j += float(np.ptp(beside)) * AVERAGE_S / 2 if beside.size else 0.0
         if self.integral_j:
             self.integral_error = moved_j / self.integral_j
-        said = f"no instantaneous power: NVML's average over about {AVERAGE_S:g} s is used"
+        reason = f"no instantaneous power: NVML's average over about {AVERAGE_S:g} s is used"
         if self.counter_j is not None and self.scope != "module":
-            self.warnings.append(f"{said} to check the energy counter")
+            self.warnings.append(f"{reason} to check the energy counter")
             return
-        said += f", and the energy is uncertain by up to {self.integral_error:.1%}, from changes of power at the edges"
+        reason += (
+            f", and the energy is uncertain by up to {self.integral_error:.1%}, from changes of power at the edges"
+        )
         if self.integral_error > RATIO_WARNING:
-            self.invalid.append(f"{said}: use a longer window, with steady power around it")
+            self.invalid.append(f"{reason}: use a longer window, with steady power around it")
         else:
-            self.warnings.append(said)
+            self.warnings.append(reason)
 
     def compare(self) -> None:
-        """Counter and integral must agree, in a short window up to what its edges leave open."""
+        """Counter and integral must agree, in a short window up to the uncertainty of its edges."""
         if self.scope == "module":
+            whole = "the energy counter is the whole module's (GPU, CPU and memory)"
             if self.integral_j is None:
-                self.invalid.append(
-                    "the energy counter is the whole module's (GPU, CPU and memory), and no power was read"
-                )
+                self.invalid.append(f"{whole}, and no power was read")
             else:
-                self.warnings.append(
-                    "the energy counter is the whole module's (GPU, CPU and memory): the energy is the integral of the "
-                    f"GPU's {self.power_words} alone"
-                )
+                self.warnings.append(f"{whole}: the energy is the integral of the GPU's {self.power_name} alone")
             return
         if self.counter_j is None and self.integral_j is None:
-            self.invalid.append(f"neither the energy counter nor the integral of {self.power_words} can be used")
+            self.invalid.append(f"neither the energy counter nor the integral of {self.power_name} can be used")
         ratio = self.ratio()
         if ratio is None:
             return
@@ -325,23 +299,23 @@ class _Window:
         if off > RATIO_GOOD:
             allowed = RATIO_GOOD if off <= RATIO_WARNING else RATIO_WARNING
             (self.warnings if off <= RATIO_WARNING else self.invalid).append(
-                f"the integral of {self.power_words} ({self.integral_j:.3f} J) is {ratio:.3f} times the energy "
+                f"the integral of {self.power_name} ({self.integral_j:.3f} J) is {ratio:.3f} times the energy "
                 f"counter's {self.counter_j:.3f} J: more than {allowed:.0%} apart"
             )
 
     def check_plausible(self) -> None:
-        """What no second source checks must at least be possible."""
+        """A single source must at least be possible."""
         limit_w = max([*_read(self.near.power_limit_w), *([self.limit_w] if self.limit_w else [])], default=None)
         if self.integral_j is not None and (self.counter_j is None or self.scope == "module"):
             values = _read(getattr(self.inside, self.power))
             if zeros := sum(watts <= 0 for watts in values):
                 self.invalid.append(
-                    f"{self.power_words} was 0 W in {zeros} of {len(values)} readings, which no GPU draws under load, "
+                    f"{self.power_name} was 0 W in {zeros} of {len(values)} readings, which no GPU draws under load, "
                     "and no energy counter checks it"
                 )
             if limit_w and (high := [watts for watts in values if watts > IMPLAUSIBLE_POWER * limit_w]):
                 self.invalid.append(
-                    f"{self.power_words} was up to {max(high):.0f} W in {len(high)} of {len(values)} readings, more "
+                    f"{self.power_name} was up to {max(high):.0f} W in {len(high)} of {len(values)} readings, more "
                     f"than {IMPLAUSIBLE_POWER:g} times the limit of {limit_w:.0f} W, and no energy counter checks it"
                 )
         elif self.integral_j is None and self.counter_j is not None:
@@ -361,29 +335,27 @@ class _Window:
 
     def throttle_masks(self) -> list[int]:
         """Readings of the throttle reasons inside the window; if there is none, the last one before it."""
-        inside = _read(self.inside.throttle_reasons)
         before = self.near.throttle_reasons[self.near.t_ns < self.t0_ns]
-        return [int(mask) for mask in inside or _read(before)[-1:]]
+        return [int(mask) for mask in _read(self.inside.throttle_reasons) or _read(before)[-1:]]
 
     def check_throttle(self) -> None:
         masks = self.throttle_masks()
-        for bits, into in ((FOREIGN, self.slowed), (SW_POWER_CAP, self.warnings)):
-            for name in throttle_names(_any_bit(masks) & bits):
+        for bits, reasons in ((FOREIGN, self.slowed), (SW_POWER_CAP, self.warnings)):
+            for name in throttle_names(reduce(or_, masks, 0) & bits):
                 count = sum(name in throttle_names(mask) for mask in masks)
-                into.append(f"the GPU's clocks were lowered ({name}) in {count} of {len(masks)} readings")
+                reasons.append(f"the GPU's clocks were lowered ({name}) in {count} of {len(masks)} readings")
 
     def result(self) -> WindowEnergy:
         counted = self.counter_j is not None and self.scope != "module"
         energy_j = self.counter_j if counted else self.integral_j
-        integral: Literal["integral", "average"] = "integral" if self.power == "power_instant_w" else "average"
-        source: Literal["counter", "integral", "average"] = "counter" if counted else integral
+        average = self.power == "power_average_w"
         invalid = (*self.lost, *self.invalid, *self.slowed)
         return WindowEnergy(
             gpu=self.near.gpu,
             t0_ns=self.t0_ns,
             t1_ns=self.t1_ns,
             energy_j=energy_j,
-            source=None if energy_j is None else source,
+            source=None if energy_j is None else "counter" if counted else "average" if average else "integral",
             counter_j=self.counter_j,
             integral_j=self.integral_j,
             ratio=self.ratio(),
@@ -397,21 +369,17 @@ class _Window:
             max_gap_s=self.max_gap_s,
             temperature_c_max=max(_read(self.inside.temperature_c), default=None),
             memory_used_bytes_max=max(map(int, _read(self.inside.memory_used_bytes)), default=None),
-            throttle_reasons=_any_bit(self.throttle_masks()),
+            throttle_reasons=reduce(or_, self.throttle_masks(), 0),
         )
 
 
 def _read(column: Floats) -> list[float]:
-    """The readings that are there."""
+    """The readings that are not missing."""
     values: list[float] = column[~np.isnan(column)].tolist()
     return values
 
 
-def _any_bit(masks: Iterable[int]) -> int:
-    return reduce(or_, masks, 0)
-
-
 def _errors_of(trace: PowerTrace, *fields: str) -> str:
-    """` (field: NVML_ERROR_..., ...)` of the fields' failures, empty where they are just not supported."""
+    """` (field: NVML_ERROR_..., ...)` for the fields' failures; empty where they are only not supported."""
     named = sorted({error for errors in trace.errors for error in errors if error.split(":")[0] in fields})
     return f" ({', '.join(named)})" if named else ""

@@ -4,20 +4,107 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
-from loadgen.power.sampler import GAP_BUCKETS_S, GpuTotals
+from loadgen.power.sample import NAMES, READINGS, GpuInfo, PowerSample, SourceKind
 
 STALE_S = 5.0
 """A reading older than this is no longer shown: a lost GPU's series end instead of freezing."""
-_GPU = ("gpu", "uuid")
+BRIDGE_S = 1.0
+"""Between two readings further apart than this nothing is integrated: what happened there is unknown."""
+SLOW_BRIDGE_S = 5.0
+"""The same for fields that are read about once a second."""
+GAP_BUCKETS_S = (0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SCOPES: dict[SourceKind, str] = {"nvml": "gpu", "rapl": "package", "simulated": "gpu"}
-_POWERS = {"instant": "power_instant_w", "average": "power_average_w"}
-_CLOCKS = {"sm": "sm_clock_hz", "mem": "memory_clock_hz"}
+_GPU = ("gpu", "uuid")
+_IDENTITY = ("name", "driver", "vbios", "mig", "source", "simulated")
+_COUNTERS = {
+    "energy_joules": (
+        "The energy counter as the hardware keeps it; it goes back to 0 when the driver is loaded again.", ("scope",),
+    ),
+    "energy_integrated_joules": (
+        "Trapezoid of instantaneous power since the exporter's start; pauses longer than 1 s add nothing.", ("source",),
+    ),
+    "energy_resets": ("Times the energy counter went down.", ()),
+    "throttle_seconds": ("Time during which a reason held the clocks.", ("reason",)),
+    "nvml_errors": ("Readings that failed, by field and NVML's code.", ("field", "code")),
+    "samples": ("Samples taken.", ()),
+}  # fmt: skip
+_GAUGES = {
+    "power_watts": ("Power drawn.", ("kind",)),
+    "power_limit_watts": ("Power limits.", ("kind",)),
+    "temperature_celsius": ("Temperature of the die.", ()),
+    "clock_hertz": ("Clock frequencies.", ("clock",)),
+    "memory_used_bytes": ("Device memory in use.", ()),
+    "utilization_ratio": ("Share of the last second or less in which a kernel ran.", ()),
+    "last_sample_timestamp_seconds": ("Unix time of the newest sample.", ()),
+    "field_supported": ("Whether the GPU has a field; 0: its series is absent.", ("field",)),
+    "info": ("What the GPU is.", _IDENTITY),
+}
+"""Name after `loadgen_gpu_` -> help and labels, beside the GPU's."""
+
+
+class GpuTotals:
+    """Sums over one GPU's samples since the exporter's start, and its latest readings. Every sample is added once, in
+    order. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.last_ns: int | None = None
+        self.integrated_j: float | None = None
+        """Trapezoid of instantaneous power since the first reading; None until there is one."""
+        self.resets = 0
+        """How often the energy counter went down."""
+        self.throttle_s = dict.fromkeys(NAMES.values(), 0.0)
+        """How long each reason has been read as set."""
+        self.errors: Counter[tuple[str, str]] = Counter()
+        """(field, NVML's code) -> readings that failed."""
+        self.gap_counts = [0] * (len(GAP_BUCKETS_S) + 1)
+        """Seconds between successive samples: how many fell into each bucket, the last for all longer ones."""
+        self.gap_sum_s = 0.0
+        self._latest: dict[str, tuple[int, float]] = {}
+
+    def add(self, sample: PowerSample) -> None:
+        """Count one sample."""
+        self.samples += 1
+        if self.last_ns is not None:
+            gap_s = (sample.t_ns - self.last_ns) / 1e9
+            self.gap_counts[bisect_left(GAP_BUCKETS_S, gap_s)] += 1
+            self.gap_sum_s += gap_s
+        self.last_ns = sample.t_ns
+        if sample.power_instant_w is not None:
+            before_w, dt_s = self._before("power_instant_w", sample)
+            added_j = (before_w + sample.power_instant_w) / 2 * dt_s if dt_s <= BRIDGE_S else 0.0
+            self.integrated_j = (self.integrated_j or 0.0) + added_j
+        if sample.counter_j is not None and sample.counter_j < self._before("counter_j", sample)[0]:
+            self.resets += 1
+        if sample.throttle_reasons is not None:
+            mask, dt_s = self._before("throttle_reasons", sample)
+            for bit, reason in NAMES.items():
+                if int(mask) & bit and dt_s <= SLOW_BRIDGE_S:
+                    self.throttle_s[reason] += dt_s
+        for error in sample.errors:
+            field, _, code = error.partition(": ")
+            self.errors[field, code] += 1
+        for name in READINGS:
+            if (value := getattr(sample, name)) is not None:
+                self._latest[name] = (sample.t_ns, value)
+
+    def _before(self, name: str, sample: PowerSample) -> tuple[float, float]:
+        """The field's last reading and the seconds since; (0, inf) before the first."""
+        t_ns, value = self._latest.get(name, (None, 0.0))
+        return value, float("inf") if t_ns is None else (sample.t_ns - t_ns) / 1e9
+
+    def latest(self, name: str, since_ns: int) -> float | None:
+        """The newest reading of a field of PowerSample, None if there is none from `since_ns` on."""
+        t_ns, value = self._latest.get(name, (0, None))
+        return value if t_ns >= since_ns else None
 
 
 class PowerCollector(Collector):
@@ -44,128 +131,62 @@ class PowerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metric families of this instant."""
-        with self._lock:
-            families = [*self._energy(), *self._state(), *self._health(), *self._identity()]
-        yield from families
-
-    def _each(self) -> Iterator[tuple[tuple[str, str], GpuInfo, GpuTotals]]:
-        for info in self._infos:
-            yield (str(info.index), info.uuid), info, self._totals[info.uuid]
-
-    def _energy(self) -> Iterator[Metric]:
-        fresh_ns = self._fresh_ns()
-        counter = CounterMetricFamily(
-            "loadgen_gpu_energy_joules",
-            "The energy counter as the hardware keeps it; it goes back to 0 when the driver is loaded again.",
-            labels=(*_GPU, "scope"),
-        )
-        integral = CounterMetricFamily(
-            "loadgen_gpu_energy_integrated_joules",
-            "Trapezoid of instantaneous power since the exporter's start; pauses longer than 1 s add nothing.",
-            labels=(*_GPU, "source"),
-        )
-        resets = CounterMetricFamily("loadgen_gpu_energy_resets", "Times the energy counter went down.", labels=_GPU)
-        for gpu, info, totals in self._each():
-            counter_j = totals.latest("counter_j", fresh_ns)
-            if counter_j is not None:
-                scope = _SCOPES[self._source] if info.scope == "gpu" else info.scope
-                counter.add_metric((*gpu, scope), counter_j)
-            if totals.integrated_j is not None:
-                integral.add_metric((*gpu, "instant"), totals.integrated_j)
-            if info.supported.get("counter_j", False):
-                resets.add_metric(gpu, totals.resets)
-        yield from (counter, integral, resets)
-
-    def _state(self) -> Iterator[Metric]:
-        fresh_ns = self._fresh_ns()
-        power = GaugeMetricFamily("loadgen_gpu_power_watts", "Power drawn.", labels=(*_GPU, "kind"))
-        limit = GaugeMetricFamily("loadgen_gpu_power_limit_watts", "Power limits.", labels=(*_GPU, "kind"))
-        temperature = GaugeMetricFamily("loadgen_gpu_temperature_celsius", "Temperature of the die.", labels=_GPU)
-        clock = GaugeMetricFamily("loadgen_gpu_clock_hertz", "Clock frequencies.", labels=(*_GPU, "clock"))
-        memory = GaugeMetricFamily("loadgen_gpu_memory_used_bytes", "Device memory in use.", labels=_GPU)
-        utilization = GaugeMetricFamily(
-            "loadgen_gpu_utilization_ratio", "Share of the last second or less in which a kernel ran.", labels=_GPU
-        )
-        for gpu, info, totals in self._each():
-            for kind, field in _POWERS.items():
-                _set(power, (*gpu, kind), totals.latest(field, fresh_ns))
-            enforced_w = totals.latest("power_limit_w", fresh_ns)
-            _set(limit, (*gpu, "enforced"), info.power_limit_enforced_w if enforced_w is None else enforced_w)
-            _set(limit, (*gpu, "default"), info.power_limit_default_w)
-            _set(limit, (*gpu, "max"), info.power_limit_max_w)
-            _set(temperature, gpu, totals.latest("temperature_c", fresh_ns))
-            for name, field in _CLOCKS.items():
-                _set(clock, (*gpu, name), totals.latest(field, fresh_ns))
-            _set(memory, gpu, totals.latest("memory_used_bytes", fresh_ns))
-            _set(utilization, gpu, totals.latest("utilization", fresh_ns))
-        yield from (power, limit, temperature, clock, memory, utilization)
-
-    def _health(self) -> Iterator[Metric]:
-        throttle = CounterMetricFamily(
-            "loadgen_gpu_throttle_seconds", "Time during which a reason held the clocks.", labels=(*_GPU, "reason")
-        )
-        errors = CounterMetricFamily(
-            "loadgen_gpu_nvml_errors",
-            "Readings that failed, by field and NVML's code.",
-            labels=(*_GPU, "field", "code"),
-        )
-        samples = CounterMetricFamily("loadgen_gpu_samples", "Samples taken.", labels=_GPU)
-        last = GaugeMetricFamily(
-            "loadgen_gpu_last_sample_timestamp_seconds", "Unix time of the newest sample.", labels=_GPU
-        )
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for name, (text, labels) in _COUNTERS.items():
+            families[name] = CounterMetricFamily(f"loadgen_gpu_{name}", text, labels=(*_GPU, *labels))
+        for name, (text, labels) in _GAUGES.items():
+            families[name] = GaugeMetricFamily(f"loadgen_gpu_{name}", text, labels=(*_GPU, *labels))
         gap = HistogramMetricFamily(
             "loadgen_gpu_sample_gap_seconds", "Time between two samples of a GPU in a row.", labels=_GPU
         )
-        unix_minus_monotonic_ns = time.time_ns() - self._now_ns()
-        for gpu, info, totals in self._each():
-            if info.supported.get("throttle_reasons", False):
-                for reason, seconds in totals.throttle_s.items():
-                    throttle.add_metric((*gpu, reason), seconds)
-            for (field, code), count in sorted(totals.errors.items()):
-                errors.add_metric((*gpu, field, code), count)
-            samples.add_metric(gpu, totals.samples)
-            if totals.last_ns is not None:
-                last.add_metric(gpu, (totals.last_ns + unix_minus_monotonic_ns) / 1e9)
-            gap.add_metric(gpu, _cumulative(totals.gap_counts), totals.gap_sum_s)
-        yield from (throttle, errors, samples, last, gap)
-
-    def _identity(self) -> Iterator[Metric]:
-        supported = GaugeMetricFamily(
-            "loadgen_gpu_field_supported",
-            "Whether the GPU has a field; 0: its series is absent.",
-            labels=(*_GPU, "field"),
-        )
-        names = ("name", "driver", "vbios", "mig", "source", "simulated")
-        known = GaugeMetricFamily("loadgen_gpu_info", "What the GPU is.", labels=(*_GPU, *names))
-        for gpu, info, _ in self._each():
-            for field, has in info.supported.items():
-                supported.add_metric((*gpu, field), int(has))
-            flags = (str(info.mig).lower(), self._source, str(self._simulated(info)).lower())
-            known.add_metric((*gpu, info.name, info.driver or "", info.vbios or "", *flags), 1)
-        yield supported
-        yield known
-        yield GaugeMetricFamily(
+        with self._lock:
+            for info in self._infos:
+                gpu, totals = (str(info.index), info.uuid), self._totals[info.uuid]
+                for name, labels, value in self._series(info, totals):
+                    if value is not None:
+                        families[name].add_metric((*gpu, *labels), value)
+                bounds = (*map(str, GAP_BUCKETS_S), "+Inf")
+                gap.add_metric(gpu, list(zip(bounds, accumulate(totals.gap_counts), strict=True)), totals.gap_sum_s)
+        simulated = GaugeMetricFamily(
             "loadgen_simulated",
             "1: SIMULATED, every figure of this page comes from a model; 0: from hardware.",
             value=int(any(map(self._simulated, self._infos))),
         )
+        yield from (*families.values(), gap, simulated)
+
+    def _series(self, info: GpuInfo, totals: GpuTotals) -> Iterator[tuple[str, tuple[str, ...], float | None]]:
+        """(name, labels beside the GPU's, value) of one GPU; None is not shown."""
+        now_ns = self._now_ns()
+
+        def latest(field: str) -> float | None:
+            return totals.latest(field, now_ns - round(STALE_S * 1e9))
+
+        scope = _SCOPES[self._source] if info.scope == "gpu" else info.scope
+        yield "energy_joules", (scope,), latest("counter_j")
+        yield "energy_integrated_joules", ("instant",), totals.integrated_j
+        yield "energy_resets", (), totals.resets if info.supported.get("counter_j") else None
+        yield "power_watts", ("instant",), latest("power_instant_w")
+        yield "power_watts", ("average",), latest("power_average_w")
+        enforced_w = latest("power_limit_w")
+        yield "power_limit_watts", ("enforced",), info.power_limit_enforced_w if enforced_w is None else enforced_w
+        yield "power_limit_watts", ("default",), info.power_limit_default_w
+        yield "power_limit_watts", ("max",), info.power_limit_max_w
+        yield "temperature_celsius", (), latest("temperature_c")
+        yield "clock_hertz", ("sm",), latest("sm_clock_hz")
+        yield "clock_hertz", ("mem",), latest("memory_clock_hz")
+        yield "memory_used_bytes", (), latest("memory_used_bytes")
+        yield "utilization_ratio", (), latest("utilization")
+        for reason, seconds in totals.throttle_s.items():
+            yield "throttle_seconds", (reason,), seconds if info.supported.get("throttle_reasons") else None
+        for (field, code), count in sorted(totals.errors.items()):
+            yield "nvml_errors", (field, code), count
+        yield "samples", (), totals.samples
+        if totals.last_ns is not None:
+            yield "last_sample_timestamp_seconds", (), (totals.last_ns + time.time_ns() - now_ns) / 1e9
+        for field, supported in info.supported.items():
+            yield "field_supported", (field,), int(supported)
+        flags = (str(info.mig).lower(), self._source, str(self._simulated(info)).lower())
+        yield "info", (info.name, info.driver or "", info.vbios or "", *flags), 1
 
     def _simulated(self, info: GpuInfo) -> bool:
         return info.simulated or self._source == "simulated"
-
-    def _fresh_ns(self) -> int:
-        return self._now_ns() - round(STALE_S * 1e9)
-
-
-def _set(family: GaugeMetricFamily, labels: tuple[str, ...], value: float | None) -> None:
-    if value is not None:
-        family.add_metric(labels, value)
-
-
-def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
-    buckets: list[tuple[str, float]] = []
-    total = 0
-    for bound, count in zip((*map(str, GAP_BUCKETS_S), "+Inf"), counts, strict=True):
-        total += count
-        buckets.append((bound, total))
-    return buckets

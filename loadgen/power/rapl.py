@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadgen.errors import UsageError
-from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
+from loadgen.power.sample import GpuInfo, PowerSample
 
 POWERCAP = Path("/sys/class/powercap")
 POWERCAP_VARIABLE = "LOADGEN_POWERCAP"
@@ -34,7 +34,7 @@ class _Zone:
     """What the wraps so far add to energy_uj."""
 
     def counter_j(self, clock_ns: Callable[[], int]) -> float:
-        """The counter now, wraps added; a fall that was no wrap is read once more and then shown as it is."""
+        """The counter now, wraps added; a fall that was no wrap is read once more and then shown unchanged."""
         raw_uj, now_ns = _integer(self.folder / "energy_uj"), clock_ns()
         if raw_uj < self.raw_uj and not self._wrapped(raw_uj, now_ns):
             raw_uj, now_ns = _integer(self.folder / "energy_uj"), clock_ns()
@@ -48,6 +48,18 @@ class _Zone:
         used_uj = self.range_uj - self.raw_uj + raw_uj
         return used_uj < self.range_uj / 2 and used_uj * 1e3 <= WRAP_MAX_W * (now_ns - self.read_ns)
 
+    def limits_w(self) -> dict[str, float]:
+        """The power limits that can be read, by name (long_term, short_term, peak_power)."""
+        limits_w: dict[str, float] = {}
+        for name in sorted(self.folder.glob("constraint_*_name")):
+            try:
+                limit_uw = _integer(self.folder / name.name.replace("_name", "_power_limit_uw"))
+                if limit_uw > 0:
+                    limits_w[name.read_text().strip()] = limit_uw / 1e6
+            except (OSError, ValueError):
+                continue
+        return limits_w
+
 
 class RaplReader:
     """Packages as `rapl:package-<n>`, with a counter that does not fall when energy_uj wraps around; no power field.
@@ -56,8 +68,6 @@ class RaplReader:
     half the range, or one that as a wrap would mean more than 5 kW, is a reset (the kernel module was loaded again) and
     stays visible as a fall. Two wraps between readings go unseen: at 500 W and a range of 262 kJ, one takes 9 minutes.
     """
-
-    kind: SourceKind = "rapl"
 
     def __init__(self, root: Path | None = None, *, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         """`root`: $LOADGEN_POWERCAP, else /sys/class/powercap.
@@ -76,15 +86,13 @@ class RaplReader:
                     found.append((name, _Zone(folder, range_uj, _integer(folder / "energy_uj"), clock_ns())))
             except PermissionError as error:
                 raise UsageError(
-                    f"{error.filename} may be read by root only: run `loadgen exporter --source rapl` as root and use "
-                    "it with --power exporter=URL, or choose --power none"
+                    f"only root may read {error.filename}: run `loadgen exporter --source rapl` as root and use it "
+                    "with --power exporter=URL, or choose --power none"
                 ) from error
             except (OSError, ValueError) as error:
                 raise UsageError(f"the RAPL zone {folder} cannot be read ({error}): choose --power none") from error
         times = Counter(name for name, _ in found)
-        self._zones = {
-            f"rapl:{name}" if times[name] == 1 else f"rapl:{name}@{zone.folder.name}": zone for name, zone in found
-        }
+        self._zones = {f"rapl:{name}{f'@{zone.folder.name}' * (times[name] > 1)}": zone for name, zone in found}
         if not self._zones:
             raise UsageError(
                 f"no RAPL package zone under {root}: load the kernel module intel_rapl_msr (a virtual machine has no "
@@ -99,8 +107,8 @@ class RaplReader:
                 index=index,
                 name=f"CPU {uuid.removeprefix('rapl:')}",
                 scope="package",
-                power_limit_enforced_w=_long_term_limit_w(zone.folder),
-                power_limit_max_w=max(_limits_w(zone.folder).values(), default=None),
+                power_limit_enforced_w=zone.limits_w().get("long_term"),
+                power_limit_max_w=max(zone.limits_w().values(), default=None),
                 supported={"counter_j": True, "power_instant_w": False, "power_average_w": False},
             )
             for index, (uuid, zone) in enumerate(self._zones.items())
@@ -122,30 +130,13 @@ class RaplReader:
             latency_ns=after_ns - before_ns,
             gpu=uuid,
             counter_j=counter_j,
-            power_limit_w=_long_term_limit_w(zone.folder) if slow else None,
+            power_limit_w=zone.limits_w().get("long_term") if slow else None,
             errors=errors,
         )
 
     def close(self) -> None:
-        """Holds nothing open."""
+        """Nothing is held open."""
 
 
 def _integer(path: Path) -> int:
     return int(path.read_text())
-
-
-def _long_term_limit_w(folder: Path) -> float | None:
-    return _limits_w(folder).get("long_term")
-
-
-def _limits_w(folder: Path) -> dict[str, float]:
-    """The zone's power limits that can be read, by name (long_term, short_term, peak_power)."""
-    limits_w: dict[str, float] = {}
-    for name in sorted(folder.glob("constraint_*_name")):
-        try:
-            limit_uw = _integer(folder / name.name.replace("_name", "_power_limit_uw"))
-            if limit_uw > 0:
-                limits_w[name.read_text().strip()] = limit_uw / 1e6
-        except (OSError, ValueError):
-            continue
-    return limits_w

@@ -1,7 +1,4 @@
-"""PowerSample and GpuInfo: what every power source gives, real or simulated, near or far.
-
-Throttle: the reasons for which a GPU lowers its clocks, and what each means for a measurement.
-"""
+"""PowerSample and GpuInfo: what every power source gives; the reasons for which a GPU lowers its clocks."""
 
 from __future__ import annotations
 
@@ -25,9 +22,9 @@ class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     kind: Literal["compute", "graphics", "mps"] = "compute"
-    """By which of NVML's lists; `mps`: a client of the Multi-Process Service."""
+    """NVML's list that it is on; `mps`: a client of the Multi-Process Service."""
     memory_bytes: Bytes | None = None
-    """GPU memory; None where the driver does not say."""
+    """GPU memory; None where the driver does not report it."""
     name: str | None = None
     lineage: tuple[int, ...] = ()
     """Its process group, session and ancestors, nearest first; empty: the process cannot be seen from here, as in a
@@ -67,10 +64,17 @@ class PowerSample(msgspec.Struct, frozen=True, kw_only=True, tag="power", gc=Fal
     """Who uses the GPU: nvmlDeviceGetComputeRunningProcesses, GetGraphicsRunningProcesses and
     GetMPSComputeRunningProcesses."""
     errors: tuple[str, ...] = ()
-    """`field: NVML_ERROR_...` of each field that failed at this tick other than by not being supported.
+    """`field: NVML_ERROR_...` of each field that failed at this tick other than by not being supported. The last sample
+    of a lost GPU has `gpu: NVML_ERROR_GPU_IS_LOST` (GPU_LOST) instead, and no reading."""
 
-    The last sample of a lost GPU has `gpu: NVML_ERROR_GPU_IS_LOST` (GPU_LOST) instead, and no reading.
-    """
+    @property
+    def has_energy(self) -> bool:
+        """Whether the counter, instantaneous or average power was read."""
+        return not (self.counter_j is None and self.power_instant_w is None and self.power_average_w is None)
+
+
+READINGS = PowerSample.__struct_fields__[3:-2]
+"""The fields that are measured: `counter_j` to `utilization`."""
 
 
 class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,9 +97,25 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Field of PowerSample -> whether this GPU has it."""
     simulated: bool = False
 
+    @property
+    def plausible_limit_w(self) -> float | None:
+        """The limit that its power may not exceed: the enforced one; of a CPU package, which may exceed its long-term
+        limit for a while, the highest."""
+        return self.power_limit_max_w if self.scope == "package" else self.power_limit_enforced_w
+
+    @property
+    def mig_reason(self) -> str | None:
+        """Why its energy cannot be attributed to one user; None where it can."""
+        if not self.mig:
+            return None
+        return (
+            f"{self.name} {self.uuid} is in MIG mode: its power and energy are the whole GPU's, whoever uses the other "
+            "slices"
+        )
+
 
 class UnreadableGpu(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU that is there but cannot be read: lost, or not for this user or container."""
+    """A GPU that is present but cannot be read: lost, or not for this user or container."""
 
     index: int
     code: str
@@ -114,15 +134,10 @@ class GpuLostError(Exception):
 class PowerReader(Protocol):
     """A machine's power sensors. Not thread-safe: one sampler owns it."""
 
-    kind: SourceKind
-
     def gpus(self) -> list[GpuInfo]: ...
 
     def read(self, uuid: str, *, slow: bool) -> PowerSample:
-        """One sample; `slow` asks for clocks, temperature, throttle reasons, limit and memory too.
-
-        Raises GpuLostError when the GPU is gone for good.
-        """
+        """One sample; `slow`: also clocks, temperature, throttle reasons, limit, memory. Raises GpuLostError."""
         ...
 
     def close(self) -> None: ...
@@ -152,6 +167,6 @@ FOREIGN = HW_SLOWDOWN | SW_THERMAL_SLOWDOWN | HW_THERMAL_SLOWDOWN | HW_POWER_BRA
 
 
 def throttle_names(mask: int) -> list[str]:
-    """The names of the mask's bits, lowest first; a bit without one by its number."""
+    """The names of the mask's bits, lowest first; an unknown bit as hexadecimal."""
     bits = [1 << i for i in range(mask.bit_length()) if mask >> i & 1]
     return [NAMES.get(bit, f"{bit:#x}") for bit in bits]

@@ -1,7 +1,5 @@
 """Sampler: a thread that reads a machine's power sensors on absolute deadlines and keeps the recent samples.
 
-GpuTotals: what a GPU's samples add up to since the exporter's start, and its latest readings.
-
 Selection: which of a machine's GPUs are measured.
 """
 
@@ -10,49 +8,42 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import msgspec
 import numpy as np
 
 from loadgen.errors import UsageError
-from loadgen.power.sample import GPU_LOST, NAMES, GpuInfo, GpuLostError, PowerReader, PowerSample, UnreadableGpu
+from loadgen.power.sample import GPU_LOST, GpuInfo, GpuLostError, PowerReader, PowerSample, UnreadableGpu
 
 PERIOD_S = 0.02
 SLOW_PERIOD_S = 1.0
 HISTORY_S = 900.0
 LATENESS_TICKS = 100_000
 DARK_S = 5.0
-"""Without an energy field from any GPU for so long, the sensors are opened again ..."""
+"""After this long without an energy field from any GPU the sensors are opened again,"""
 REOPEN_FIRST_S = 1.0
 REOPEN_MOST_S = 60.0
-"""... each time after twice as long, from the first of these to the second."""
-
-
-def has_energy(sample: PowerSample) -> bool:
-    """Whether some energy field was read: the counter, instantaneous or average power."""
-    return not (sample.counter_j is None and sample.power_instant_w is None and sample.power_average_w is None)
+"""each time after twice as long, from the first of these to the second."""
 
 
 class SamplerStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """How well a sampler kept its time, since it was started."""
+    """How well a sampler has kept its time since its start."""
 
     period_s: float
     ticks: int
-    """Deadlines at which it read."""
+    """Deadlines that were kept."""
     ticks_missed: int
-    """Deadlines that passed while it was still reading or not scheduled; they are not made up for."""
+    """Deadlines that passed while it was still reading or not scheduled; they are skipped."""
     lateness_ms_p50: float | None
-    """How long after its deadline a tick began, over the last 100 000 ticks."""
+    """Delay from deadline to the begin of a reading, over the last 100,000 ticks."""
     lateness_ms_p99: float | None
     lateness_ms_max: float | None
     slow_reads: dict[str, int]
-    """UUID -> readings dropped because they took longer than the period: their stamp would be too vague."""
+    """UUID -> readings dropped because they took longer than the period: their time is too uncertain."""
     lost: dict[str, str]
     """UUID -> why the GPU no longer answers."""
 
@@ -60,11 +51,11 @@ class SamplerStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Sampler:
     """Samples `uuids` every `period_s`, all fields every `slow_period_s`, from start() to stop(); a context manager.
 
-    Samples are numbered from 0 in the order taken; the last `history_s` of them are kept. Of a lost GPU the last sample
-    says so in its errors and has no reading; the others go on. The reader belongs to the thread until stop().
+    Samples are numbered from 0 in the order taken; the last `history_s` of them are kept. The last sample of a lost GPU
+    has no reading and the loss in its errors. The reader belongs to the thread until stop().
 
-    When no GPU gives an energy field for DARK_S, `say` gets one line, `reopen` is called until it helps, and `say` gets
-    a second line when readings are back.
+    When no GPU has given an energy field for DARK_S, `say` gets one line, `reopen` is called until it helps, and `say`
+    gets a second line when readings are back.
     """
 
     def __init__(
@@ -84,12 +75,12 @@ class Sampler:
         self._active = list(uuids)
         self._reopen = reopen
         self._say = say
-        self._bright_ns = time.monotonic_ns()
+        self._energy_ns = time.monotonic_ns()
         self._reopen_due_ns: int | None = None
         """None while the sensors answer."""
         self._reopen_wait_s = 0.0
         self._period_ns = round(period_s * 1e9)
-        self._slow_period_ns = round(slow_period_s * 1e9)
+        self._slow_period_s = slow_period_s
         self._slow_due_ns = dict.fromkeys(uuids, 0)
         self._capacity = max(1, round(history_s / period_s) * len(uuids))
         self._ring: list[PowerSample] = []
@@ -108,7 +99,7 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; what was sampled can still be asked for."""
+        """Ends the thread; the samples can still be read."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -117,13 +108,13 @@ class Sampler:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.stop()
 
-    def since(self, sequence: int, uuids: Sequence[str] | None = None) -> tuple[int, int, list[PowerSample]]:
+    def since(self, sequence: int) -> tuple[int, int, list[PowerSample]]:
         """(the number to ask with next time, how many were too old to be kept, the samples from `sequence` on).
 
-        `uuids` narrows the samples, not the count of the lost. Raises RuntimeError when the thread has failed.
+        Raises RuntimeError when the thread has failed.
         """
         with self._lock:
             if self._failure is not None:
@@ -131,11 +122,7 @@ class Sampler:
             oldest = self._next - len(self._ring)
             first = min(max(sequence, oldest), self._next)
             samples = [self._ring[number % self._capacity] for number in range(first, self._next)]
-            following = self._next
-        lost = max(0, oldest - max(sequence, 0))
-        if uuids is not None:
-            samples = [sample for sample in samples if sample.gpu in uuids]
-        return following, lost, samples
+            return self._next, max(0, oldest - max(sequence, 0)), samples
 
     def statistics(self) -> SamplerStatistics:
         with self._lock:
@@ -183,30 +170,32 @@ class Sampler:
                 continue
             samples.append(sample)
             if slow:
-                self._slow_due_ns[uuid] = sample.t_ns + self._slow_period_ns
+                self._slow_due_ns[uuid] = sample.t_ns + round(self._slow_period_s * 1e9)
         with self._lock:
             self._ticks += 1
             self._lateness_ns.append(max(0, late_ns))
             for sample in samples:
-                self._keep(sample)
+                if len(self._ring) < self._capacity:
+                    self._ring.append(sample)
+                else:
+                    self._ring[self._next % self._capacity] = sample
+                self._next += 1
         self._revive(samples)
 
     def _revive(self, samples: Sequence[PowerSample]) -> None:
-        """Tells of sensors that went dark, opens them again, and tells of their return."""
+        """Reports sensors that stopped answering, opens them again, and reports their return."""
         now_ns = time.monotonic_ns()
-        if any(map(has_energy, samples)):
+        if any(sample.has_energy for sample in samples):
             if self._reopen_due_ns is not None:
-                self._say(f"the power sensors answer again after {(now_ns - self._bright_ns) / 1e9:.0f} s")
+                self._say(f"the power sensors answer again after {(now_ns - self._energy_ns) / 1e9:.0f} s")
                 self._reopen_due_ns = None
-            self._bright_ns = now_ns
+            self._energy_ns = now_ns
             return
-        if now_ns - self._bright_ns < DARK_S * 1e9:
+        if now_ns - self._energy_ns < DARK_S * 1e9:
             return
         if self._reopen_due_ns is None:
-            errors = dict.fromkeys(error for sample in self._ring_end() for error in sample.errors)
-            why = f" ({'; '.join(errors)})" if errors else ""
-            again = ": they are opened again until they answer" if self._reopen is not None else ""
-            self._say(f"no GPU gave its energy or power for {DARK_S:g} s{why}{again}")
+            again = ": the sensors are opened again until they answer" if self._reopen is not None else ""
+            self._say(f"{dark_reason(self._newest(), DARK_S)}{again}")
             self._reopen_due_ns, self._reopen_wait_s = now_ns, REOPEN_FIRST_S
         if self._reopen is not None and now_ns >= self._reopen_due_ns:
             with contextlib.suppress(Exception):  # whatever is wrong, it is tried again
@@ -217,100 +206,16 @@ class Sampler:
             self._reopen_due_ns = time.monotonic_ns() + round(self._reopen_wait_s * 1e9)
             self._reopen_wait_s = min(2 * self._reopen_wait_s, REOPEN_MOST_S)
 
-    def _ring_end(self) -> list[PowerSample]:
-        """The newest sample of each GPU."""
-        return [
-            self._ring[(self._next - back) % self._capacity]
-            for back in range(1, len(self._uuids) + 1)
-            if back <= len(self._ring)
-        ]
-
-    def _keep(self, sample: PowerSample) -> None:
-        if len(self._ring) < self._capacity:
-            self._ring.append(sample)
-        else:
-            self._ring[self._next % self._capacity] = sample
-        self._next += 1
+    def _newest(self) -> list[PowerSample]:
+        """As many of the newest samples as there are GPUs, the newest first."""
+        count = min(len(self._uuids), len(self._ring))
+        return [self._ring[(self._next - back) % self._capacity] for back in range(1, count + 1)]
 
 
-BRIDGE_S = 1.0
-"""Between two readings further apart than this nothing is integrated: what happened there is unknown."""
-SLOW_BRIDGE_S = 5.0
-"""The same for fields that are read about once a second."""
-GAP_BUCKETS_S = (0.03, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-READINGS = (
-    "counter_j", "power_instant_w", "power_average_w", "temperature_c", "sm_clock_hz", "memory_clock_hz",
-    "throttle_reasons", "power_limit_w", "memory_used_bytes", "utilization",
-)  # fmt: skip
-
-
-class GpuTotals:
-    """Every sample of one GPU is added once, in order; totals only grow. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.last_ns: int | None = None
-        self.integrated_j: float | None = None
-        """Trapezoid of instantaneous power since the first reading; None until there is one."""
-        self.resets = 0
-        """How often the energy counter went down."""
-        self.throttle_s = dict.fromkeys(NAMES.values(), 0.0)
-        """How long each reason has been read as set."""
-        self.errors: Counter[tuple[str, str]] = Counter()
-        """(field, NVML's code) -> readings that failed."""
-        self.gap_counts = [0] * (len(GAP_BUCKETS_S) + 1)
-        """Seconds between successive samples: how many fell into each bucket, the last for all longer ones."""
-        self.gap_sum_s = 0.0
-        self._latest: dict[str, tuple[int, float]] = {}
-
-    def add(self, sample: PowerSample) -> None:
-        """Count one sample."""
-        self.samples += 1
-        if self.last_ns is not None:
-            gap_s = (sample.t_ns - self.last_ns) / 1e9
-            self.gap_counts[bisect_left(GAP_BUCKETS_S, gap_s)] += 1
-            self.gap_sum_s += gap_s
-        self.last_ns = sample.t_ns
-        self._integrate(sample)
-        self._count_reset(sample)
-        self._hold_throttle(sample)
-        for error in sample.errors:
-            field, _, code = error.partition(": ")
-            self.errors[field, code] += 1
-        for name in READINGS:
-            value = getattr(sample, name)
-            if value is not None:
-                self._latest[name] = (sample.t_ns, value)
-
-    def latest(self, name: str, since_ns: int) -> float | None:
-        """The newest reading of a field of PowerSample, None if there is none from `since_ns` on."""
-        t_ns, value = self._latest.get(name, (0, None))
-        return value if t_ns >= since_ns else None
-
-    def _integrate(self, sample: PowerSample) -> None:
-        if sample.power_instant_w is None:
-            return
-        if self.integrated_j is None:
-            self.integrated_j = 0.0
-        before = self._latest.get("power_instant_w")
-        if before is not None and (dt_s := (sample.t_ns - before[0]) / 1e9) <= BRIDGE_S:
-            self.integrated_j += (before[1] + sample.power_instant_w) / 2 * dt_s
-
-    def _count_reset(self, sample: PowerSample) -> None:
-        before = self._latest.get("counter_j")
-        if before is not None and sample.counter_j is not None and sample.counter_j < before[1]:
-            self.resets += 1
-
-    def _hold_throttle(self, sample: PowerSample) -> None:
-        """A reason holds from the reading that shows it to the next one."""
-        before = self._latest.get("throttle_reasons")
-        if before is None or sample.throttle_reasons is None:
-            return
-        dt_s = (sample.t_ns - before[0]) / 1e9
-        if dt_s <= SLOW_BRIDGE_S:
-            for bit, reason in NAMES.items():
-                if int(before[1]) & bit:
-                    self.throttle_s[reason] += dt_s
+def dark_reason(samples: Sequence[PowerSample], dark_s: float) -> str:
+    """The sentence for sensors that gave no energy field for `dark_s`, with the errors of the newest `samples`."""
+    errors = dict.fromkeys(error for sample in samples for error in sample.errors)
+    return f"no GPU reported energy or power for {dark_s:g} s" + (f" ({'; '.join(errors)})" if errors else "")
 
 
 def select_gpus(
@@ -324,22 +229,27 @@ def select_gpus(
     """UUIDs to measure, each once: those `asked` for, else CUDA's visible ones, else the only one that can be read.
 
     `asked`: UUIDs or beginnings of them that fit one GPU. `visible`, `order`: the values of CUDA_VISIBLE_DEVICES and
-    CUDA_DEVICE_ORDER, None when unset. `unreadable`: GPUs of this machine beside `infos`. Raises UsageError where the
-    choice is open (never all of several by accident) or a chosen GPU cannot be read.
+    CUDA_DEVICE_ORDER, None when unset. `unreadable`: this machine's GPUs that are not in `infos`. Raises UsageError
+    where the choice is open (never all of several by accident) or a chosen GPU cannot be read.
     """
-    here = _Here(infos, unreadable)
+    machine = _Machine(infos, unreadable)
     if asked:
-        return _each_once(here.by_uuid(name.strip(), "--gpu") for name in asked)
+        return list(dict.fromkeys(machine.by_uuid(name.strip(), "--gpu") for name in asked))
     if visible is not None:
-        return _visible(here, visible, order)
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        if not names or names[0] == "-1":
+            raise UsageError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: pass --gpu UUID to measure one anyway")
+        return list(dict.fromkeys(machine.visible(name, order) for name in names))
     if len(infos) == 1:
         return [infos[0].uuid]
-    raise UsageError(f"{len(infos)} GPUs are here and none was chosen: pass --gpu with the server's ({here})")
+    raise UsageError(
+        f"this machine has {len(infos)} GPUs and none was chosen: pass --gpu with the server's ({machine})"
+    )
 
 
 @dataclass(frozen=True)
-class _Here:
-    """A machine's GPUs, to be chosen from."""
+class _Machine:
+    """The GPUs to choose from."""
 
     infos: Sequence[GpuInfo]
     unreadable: Sequence[UnreadableGpu]
@@ -357,43 +267,29 @@ class _Here:
             raise UsageError(f"{where} {name!r}: {lost[0]}: choose from {self}")
         if len(fitting) + len(lost) != 1:
             fits = f"fits {len(fitting) + len(lost)} GPUs" if fitting else "fits no GPU"
-            raise UsageError(f"{where} {name!r} {fits} here: choose from {self}")
+            raise UsageError(f"{where} {name!r} {fits} of this machine: choose from {self}")
         return fitting[0]
 
-    def of_number(self, number: int) -> str:
-        """The UUID of the GPU with that number by PCI bus."""
+    def visible(self, name: str, order: str | None) -> str:
+        """The UUID of one entry of CUDA_VISIBLE_DEVICES: an index by PCI bus, or a UUID."""
+        if not name.isdecimal():
+            return self.by_uuid(name, "CUDA_VISIBLE_DEVICES")
+        # CUDA numbers the fastest first unless told otherwise, NVML by PCI bus: the same for GPUs of one kind only.
+        if order != "PCI_BUS_ID" and len({info.name for info in self.infos}) > 1:
+            raise UsageError(
+                f"CUDA_VISIBLE_DEVICES names GPU {name} by number and this machine's GPUs differ, so CUDA may count "
+                f"them in another order: set CUDA_DEVICE_ORDER=PCI_BUS_ID or pass --gpu ({self})"
+            )
         for gpu in self.unreadable:
-            if gpu.index == number:
-                raise UsageError(f"CUDA_VISIBLE_DEVICES names GPU {number}: {gpu}: pass --gpu ({self})")
+            if gpu.index == int(name):
+                raise UsageError(f"CUDA_VISIBLE_DEVICES names GPU {int(name)}: {gpu}: pass --gpu ({self})")
         for info in self.infos:
-            if info.index == number:
+            if info.index == int(name):
                 return info.uuid
-        raise UsageError(f"CUDA_VISIBLE_DEVICES names GPU {number}, which is not here: pass --gpu ({self})")
+        raise UsageError(
+            f"CUDA_VISIBLE_DEVICES names GPU {int(name)}, which this machine does not have: pass --gpu ({self})"
+        )
 
     def __str__(self) -> str:
         readable = ", ".join(f"{info.uuid} {info.name}" for info in self.infos) or "none"
         return "; ".join([readable, *map(str, self.unreadable)])
-
-
-def _visible(here: _Here, visible: str, order: str | None) -> list[str]:
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    if not names or names[0] == "-1":
-        raise UsageError(f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU: pass --gpu UUID to measure one anyway")
-    return _each_once(_of_visible(here, name, order) for name in names)
-
-
-def _of_visible(here: _Here, name: str, order: str | None) -> str:
-    """The UUID of one entry of CUDA_VISIBLE_DEVICES: an index or a UUID."""
-    if not name.isdecimal():
-        return here.by_uuid(name, "CUDA_VISIBLE_DEVICES")
-    # CUDA numbers the fastest first unless told otherwise, NVML by PCI bus: the same for GPUs of one kind only.
-    if order != "PCI_BUS_ID" and len({info.name for info in here.infos}) > 1:
-        raise UsageError(
-            f"CUDA_VISIBLE_DEVICES names GPU {name} by number and the GPUs here differ, so that CUDA may count them in "
-            f"another order: set CUDA_DEVICE_ORDER=PCI_BUS_ID or pass --gpu ({here})"
-        )
-    return here.of_number(int(name))
-
-
-def _each_once(uuids: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(uuids))

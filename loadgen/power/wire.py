@@ -1,21 +1,19 @@
-"""What an exporter and its readers say to each other: JSON by msgspec.
-
-Window energies from what a sampler remembers, once the window is covered.
-"""
+"""The JSON that an exporter sends, and the energies of a window from a sampler's recent samples."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from operator import attrgetter
 
 import msgspec
 
-from loadgen.power.energy import MARGIN_S, WindowEnergy, energy_of_window, mig_reason, plausible_limit_w
+from loadgen.power.energy import MARGIN_S, WindowEnergy, energy_of_window
 from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
 from loadgen.power.trace import Calibration
 
 PAGE_SAMPLES = 5000
-"""Most samples in one answer; a full page says that there are more."""
+"""Most samples in one response; a full page says that there are more."""
 
 
 class ClockReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,9 +34,9 @@ class Gpus(msgspec.Struct, frozen=True, kw_only=True):
     calibration: dict[str, Calibration | None] = {}
     """By UUID; None until enough was sampled."""
     latest: dict[str, PowerSample] = {}
-    """By UUID: the newest full reading of each GPU, with its processes."""
+    """By UUID: the newest full reading, with the GPU's processes."""
     server_pid: int | None = None
-    """The server whose GPUs these are, where it reads its sensors itself, as a simulated one does."""
+    """The server whose GPUs these are, where it reads its own sensors, as a simulated one does."""
 
 
 class SamplePage(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +45,7 @@ class SamplePage(msgspec.Struct, frozen=True, kw_only=True):
     next: int
     """What to ask for next."""
     lost: int
-    """Samples of this stretch that were gone before they were asked for."""
+    """Samples of this stretch that were forgotten before this request."""
     samples: tuple[PowerSample, ...]
     more: bool = False
     """Further samples are there already."""
@@ -60,7 +58,7 @@ class Windows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 REACH_NS = 300_000_000
-"""How far samples must reach beyond an instant to bracket it on the energy counter's staircase (steps of 0.1 s) too."""
+"""Samples must reach this far beyond an instant to bracket it between updates of the energy counter (each 0.1 s)."""
 PATIENCE_NS = 5_000_000_000
 """A GPU that is not sampled this long after the window's end will not be: its window is invalid, not early."""
 
@@ -77,8 +75,8 @@ def window_energies(
     Raises NotCoveredError while samples that the window's end needs may still come.
     """
     margin_ns = round(MARGIN_S * 1e9)
-    first = bisect_left(samples, t0_ns - margin_ns, key=_t_ns)
-    behind = bisect_left(samples, t1_ns + margin_ns, key=_t_ns)
+    first = bisect_left(samples, t0_ns - margin_ns, key=attrgetter("t_ns"))
+    behind = bisect_left(samples, t1_ns + margin_ns, key=attrgetter("t_ns"))
     of_gpu: dict[str, list[PowerSample]] = {info.uuid: [] for info in infos}
     for sample in samples[first:behind]:
         if sample.gpu in of_gpu:
@@ -90,13 +88,8 @@ def window_energies(
 
 
 def _energy(info: GpuInfo, samples: Sequence[PowerSample], t0_ns: int, t1_ns: int) -> WindowEnergy:
-    energy = energy_of_window(samples, t0_ns, t1_ns, limit_w=plausible_limit_w(info), scope=info.scope)
+    energy = energy_of_window(samples, t0_ns, t1_ns, limit_w=info.plausible_limit_w, scope=info.scope)
     energy = msgspec.structs.replace(energy, gpu=info.uuid)
-    shared = mig_reason(info)
-    if shared is None:
+    if info.mig_reason is None:
         return energy
-    return msgspec.structs.replace(energy, verdict="invalid", reasons=(shared, *energy.reasons))
-
-
-def _t_ns(sample: PowerSample) -> int:
-    return sample.t_ns
+    return msgspec.structs.replace(energy, verdict="invalid", reasons=(info.mig_reason, *energy.reasons))

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from loadgen.power.exporter import guard
 from loadgen.power.sample import GpuInfo, PowerSample
 from loadgen.power.sampler import SamplerStatistics
+from loadgen.webserver import guard
 
 GPU = "GPU-0a"
 OTHER = "GPU-1b"

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from power_trace import at, constant, ns, square, ticks, trace
 
-from loadgen.power.energy import WindowEnergy, energy_of_window, plausible_limit_w
+from loadgen.power.energy import WindowEnergy, energy_of_window
 from loadgen.power.sample import GpuInfo, PowerSample
 
 BOTH = trace(constant(400), ticks(80, 0.02), phase_s=0.01)
@@ -127,5 +127,5 @@ def test_a_gpu_that_came_back_before_the_window_is_not_lost() -> None:
 
 def test_the_limit_of_a_package_is_its_highest() -> None:
     known = {"uuid": "x", "index": 0, "name": "x", "power_limit_enforced_w": 165.0, "power_limit_max_w": 250.0}
-    assert plausible_limit_w(GpuInfo(**known)) == 165.0  # type: ignore[arg-type]
-    assert plausible_limit_w(GpuInfo(**known, scope="package")) == 250.0  # type: ignore[arg-type]
+    assert GpuInfo(**known).plausible_limit_w == 165.0  # type: ignore[arg-type]
+    assert GpuInfo(**known, scope="package").plausible_limit_w == 250.0  # type: ignore[arg-type]

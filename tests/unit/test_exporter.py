@@ -163,7 +163,7 @@ class TestWindow:
     [
         ("/samples", {"since": "now"}, "since=now is not a whole number"),
         ("/samples", {"since": "-1"}, "since=-1 is not a whole number"),
-        ("/samples", {"since": "0", "gpu": "GPU-9"}, f"gpu=GPU-9 is not sampled here; there is {GPU}"),
+        ("/samples", {"since": "0", "gpu": "GPU-9"}, f"gpu=GPU-9 is not sampled by this exporter; it samples {GPU}"),
         ("/window", {"t0": "5"}, "t1= is not a whole number"),
         ("/window", {"t0": "5", "t1": "5"}, "t0=5 is not before t1=5"),
         ("/window", {"t0": "1.5", "t1": "5"}, "t0=1.5 is not a whole number"),
@@ -173,7 +173,7 @@ class TestWindow:
         ("/samples", {"since": "18446744073709551616"}, f"since=18446744073709551616 is too large; {LARGEST}"),
         ("/window", {"t0": "7" * 400, "t1": "5"}, f"t0={'7' * 60}... is too large; {LARGEST}"),
         ("/window", {"t0": "5", "t1": "7" * 5000}, f"t1={'7' * 60}... is too large; {LARGEST}"),
-        ("/samples", {"gpu": "\x1b]0;x\x07"}, f"gpu=\\x1b]0;x\\x07 is not sampled here; there is {GPU}"),
+        ("/samples", {"gpu": "\x1b]0;x\x07"}, f"gpu=\\x1b]0;x\\x07 is not sampled by this exporter; it samples {GPU}"),
     ],
 )
 def test_bad_questions_are_answered_with_one_sentence(serve, path, query, said):
@@ -231,7 +231,7 @@ def test_an_exporter_without_an_energy_field_for_5_s_is_not_healthy(serve, monke
     time.sleep(0.25)
     sampler.samples.append(sample(time.monotonic_ns(), errors=("counter_j: NVML_ERROR_UNKNOWN",)))
     status, said = exporter.get("/health")
-    assert (status, said) == (503, b"no GPU gave its energy or power for 0.2 s (counter_j: NVML_ERROR_UNKNOWN)")
+    assert (status, said) == (503, b"no GPU reported energy or power for 0.2 s (counter_j: NVML_ERROR_UNKNOWN)")
     sampler.samples.append(sample(time.monotonic_ns(), counter_j=1.0))
     assert exporter.get("/health")[0] == 200
 

@@ -69,7 +69,7 @@ def test_a_port_in_use_is_one_sentence():
 def test_no_library_is_one_sentence(tmp_path):
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"what the loader finds first, and is no library")
     env = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
-    assert "libnvidia-ml.so.1 is not here" in refused("--port", str(free_port()), env=env)
+    assert "libnvidia-ml.so.1 is not installed" in refused("--port", str(free_port()), env=env)
 
 
 def test_no_driver_is_one_sentence(library):
@@ -79,7 +79,7 @@ def test_no_driver_is_one_sentence(library):
 
 def test_an_unknown_gpu_is_one_sentence(library):
     said = refused("--port", str(free_port()), "--gpu", "GPU-77", env=Curve().environment(library))
-    assert "'GPU-77' fits no GPU here" in said
+    assert "'GPU-77' fits no GPU of this machine" in said
 
 
 def test_several_gpus_and_no_choice_is_one_sentence(library):
@@ -115,7 +115,7 @@ def test_sensors_that_went_dark_make_it_unhealthy_until_they_were_opened_again(l
     url = f"http://127.0.0.1:{port}/health"
     assert get(url)[0] == 200
     dark = process.stdout.readline()
-    assert dark.startswith("no GPU gave its energy or power for 5 s (counter_j: NVML_ERROR_UNKNOWN;"), dark
+    assert dark.startswith("no GPU reported energy or power for 5 s (counter_j: NVML_ERROR_UNKNOWN;"), dark
     assert process.stdout.readline().startswith("the power sensors answer again after 5 s")
     wait_for(lambda: get(url)[0] == 200, "health")
     process.terminate()

@@ -272,7 +272,7 @@ def test_mig_mode_is_seen(library: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"INIT": 9}, "NVIDIA's driver does not answer (NVML_ERROR_DRIVER_NOT_LOADED): see whether nvidia-smi works"),
+        ({"INIT": 9}, "NVIDIA's driver does not answer (NVML_ERROR_DRIVER_NOT_LOADED): check whether nvidia-smi works"),
         ({"INIT": 18}, "NVML's library and the loaded driver differ in version: reboot"),
         ({"GPUS": 0}, "NVML shows no GPU"),
         ({"LOST_AFTER_MS": 0}, f"the GPU {uuid_of(0)} does not answer (NVML_ERROR_GPU_IS_LOST): reset it"),
@@ -285,4 +285,4 @@ def test_what_cannot_be_read_is_refused_with_a_remedy(library: Path, settings: d
 def test_without_the_library_the_driver_is_asked_for(tmp_path: Path) -> None:
     broken = tmp_path / "libnvidia-ml.so.1"  # in front of a real one, should there be one
     broken.write_text("no library")
-    assert refusal(broken).startswith("libnvidia-ml.so.1 is not here: install NVIDIA's driver")
+    assert refusal(broken).startswith("libnvidia-ml.so.1 is not installed: install NVIDIA's driver")

@@ -26,7 +26,7 @@ def test_the_only_gpu_needs_no_choice() -> None:
 
 
 def test_several_are_never_all_taken_by_accident() -> None:
-    with pytest.raises(UsageError, match=f"3 GPUs are here and none was chosen: pass --gpu .*{A} H200, {B} H200"):
+    with pytest.raises(UsageError, match=f"has 3 GPUs and none was chosen: pass --gpu .*{A} H200, {B} H200"):
         select_gpus(THREE, asked=None, visible=None)
 
 
@@ -38,9 +38,9 @@ def test_uuids_and_their_beginnings(asked: list[str], chosen: list[str]) -> None
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("GPU-aa", "--gpu 'GPU-aa' fits 2 GPUs here: choose from GPU-aa11 H200"),
-        ("GPU-x", "--gpu 'GPU-x' fits no GPU here"),
-        ("", "--gpu '' fits no GPU here"),
+        ("GPU-aa", "--gpu 'GPU-aa' fits 2 GPUs of this machine: choose from GPU-aa11 H200"),
+        ("GPU-x", "--gpu 'GPU-x' fits no GPU of this machine"),
+        ("", "--gpu '' fits no GPU of this machine"),
         ("MIG-1234", "--gpu names the MIG slice MIG-1234, whose energy cannot be told"),
     ],
 )
@@ -64,7 +64,7 @@ def test_cudas_visible_devices_are_those_of_the_server(visible: str, chosen: lis
     [
         ("", "CUDA_VISIBLE_DEVICES='' hides every GPU"),
         ("-1", "hides every GPU: pass --gpu"),
-        ("7", "CUDA_VISIBLE_DEVICES names GPU 7, which is not here"),
+        ("7", "CUDA_VISIBLE_DEVICES names GPU 7, which this machine does not have"),
         ("MIG-77", "CUDA_VISIBLE_DEVICES names the MIG slice MIG-77"),
     ],
 )
@@ -92,5 +92,5 @@ def test_an_unreadable_gpu_is_refused_only_where_it_is_chosen() -> None:
         select_gpus(one, asked=["GPU-bb"], visible=None, unreadable=LOST)
     with pytest.raises(UsageError, match=r"names GPU 2: GPU 2 cannot be read \(X_NO\)"):
         select_gpus(one, asked=None, visible="0,2", unreadable=LOST)
-    with pytest.raises(UsageError, match=r"fits no GPU here: choose from GPU-aa11 H200; GPU 1 .*; GPU 2 cannot"):
+    with pytest.raises(UsageError, match=r"fits no GPU of this machine: .* GPU-aa11 H200; GPU 1 .*; GPU 2 cannot"):
         select_gpus(one, asked=["GPU-zz"], visible=None, unreadable=LOST)

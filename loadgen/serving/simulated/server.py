@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -15,12 +14,10 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
-from prometheus_client import generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from loadgen import webserver
 from loadgen.address import listen
 from loadgen.errors import UsageError
-from loadgen.power.exporter import guard
 from loadgen.serving.simulated.answers import AnswerBook, Behaviour, Output, cut_output
 from loadgen.serving.simulated.cost import MEMORY_SHARE, Cost
 from loadgen.serving.simulated.engine import Engine, EngineLimits, Sequence, StepLoop
@@ -251,7 +248,7 @@ class SimulatedServer:
         return _json({"object": "list", "data": [model]})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return webserver.metrics_page(self._registry)
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, parse_completion)
@@ -335,15 +332,5 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 async def serve(server: SimulatedServer, listening: socket.socket, *, host: str, on_ready: Callable[[], None]) -> None:
     """Serves on `listening`, opened for `host`, until SIGINT or SIGTERM; answers under way then end broken."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    app = server.application()
-    guard(app, listening, host)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05, keepalive_timeout=75)
-    await runner.setup()
-    await web.SockSite(runner, listening).start()
-    on_ready()
-    await stop.wait()
-    await runner.cleanup()
+    options = {"handler_cancellation": True, "shutdown_timeout": 0.05, "keepalive_timeout": 75}
+    await webserver.serve(server.application(), listening, host=host, on_ready=on_ready, **options)
