@@ -1,7 +1,4 @@
-"""The JSON body of a request, encoded once before it is sent.
-
-Refusal: which field of a request's body a server refused, by the words of its error.
-"""
+"""Body: the JSON body of a request, encoded once before it is sent; and which field of it a server refused."""
 
 from __future__ import annotations
 
@@ -72,8 +69,8 @@ class RequestMaker:
         prefix_cache: bool = False,
         changes: BodyChanges | None = None,
     ) -> None:
-        """Without `salt`, a random one. Makers that ask one server at the same time need different salts, unless they
-        are to share its cache."""
+        """Without `salt`, a random one. Makers that ask one server at the same time need different salts, or share its
+        cache."""
         self._protocol = msgspec.structs.replace(protocol, api=api)
         self._api = api
         self._model = model
@@ -87,11 +84,13 @@ class RequestMaker:
         self._unsalted = changes is not None and "cache_salt" in {**changes.extra, **changes.refused}
         self._changes = changes or BodyChanges()
         self._prompts: dict[str, tuple[str | list[dict[str, str]], str]] = {}
-        self._requests: dict[tuple[str, Phase], Request] = {}
+        self._requests: dict[str, Request] = {}
 
     def measured(self, item: Item) -> Request:
         """The item's request, the same bytes every time but for the salt."""
-        return self._salted(self._request(item, "measured", self.limit))
+        if item.id not in self._requests:
+            self._requests[item.id] = self._make(item, "measured", self.limit)
+        return self._salted(self._requests[item.id])
 
     def warmup(self, item: Item, share: float = 1.0) -> Request:
         """A request that is never measured; `share` of the token limit staggers the slots.
@@ -104,12 +103,6 @@ class RequestMaker:
         """A request of at most so many tokens with the fields of all others: would the server take them?"""
         return self._salted(self._make(item, "warmup", min(self.limit, tokens)))
 
-    def _request(self, item: Item, phase: Phase, limit: int) -> Request:
-        known = self._requests.get((item.id, phase))
-        if known is None:
-            known = self._requests[item.id, phase] = self._make(item, phase, limit)
-        return known
-
     def _salted(self, request: Request) -> Request:
         if self._unsalted:
             return request
@@ -118,15 +111,13 @@ class RequestMaker:
 
     def _make(self, item: Item, phase: Phase, limit: int) -> Request:
         if item.id not in self._prompts:
-            asked = self._protocol.messages(item) if self._api == "chat" else self._protocol.prompt(item)
-            self._prompts[item.id] = asked, self._protocol.prompt_sha(item)
+            made = self._protocol.messages(item) if self._api == "chat" else self._protocol.prompt(item)
+            self._prompts[item.id] = made, self._protocol.prompt_sha(item)
         prompt, prompt_sha = self._prompts[item.id]
-        body: dict[str, Any] = {"model": self._model}
-        if self._api == "chat":
-            body |= {"messages": prompt, **self._thinking}
-        else:
-            body["prompt"] = prompt
-        body |= {
+        asked = {"messages": prompt, **self._thinking} if self._api == "chat" else {"prompt": prompt}
+        body: dict[str, Any] = {
+            "model": self._model,
+            **asked,
             self._changes.limit_field: limit,
             "temperature": 0,
             "seed": self._seed,
@@ -149,7 +140,7 @@ class RequestMaker:
 
 
 ESSENTIAL = ("model", "prompt", "messages", "stream")
-"""Without these it is no request; an error that names one is about something else."""
+"""No request goes without these; an error that names one is about something else."""
 _ECHOES = frozenset({"input", "ctx", "url", "body"})
 """Keys of a validation error that repeat what was sent, whatever was wrong with it."""
 _ECHOED_VALUE = re.compile(r"input_value=.*?(?=, input_type=|\]|$)|'input':.*?(?=[,}] ?'|$)", re.DOTALL)
@@ -171,9 +162,7 @@ def named_fields(error: bytes, body: Mapping[str, Any]) -> list[str]:
         text = "\n".join(texts)
         found = sorted((at, -field.count("."), field) for field in fields if (at := _place_in(text, field)) is not None)
         named = [field for _, _, field in found]
-        named = [f for f in named if not any(other.startswith(f"{f}.") for other in named)] + [
-            f for f in named if any(other.startswith(f"{f}.") for other in named)
-        ]
+        named = sorted(named, key=lambda holder: any(field.startswith(f"{holder}.") for field in named))
     return list(dict.fromkeys(named))
 
 
@@ -222,7 +211,7 @@ def _deepest(place: list[str], fields: list[str]) -> str | None:
 
 
 def _place_in(text: str, field: str) -> int | None:
-    """Where the text names the field, in whatever spelling; None: nowhere."""
+    """Where the text names the field, however it spells it; None: nowhere."""
     name = field.rpartition(".")[2]
     spelled = re.escape(name).replace("_", "[_ -]?")
     pattern = rf"(?<![\w]){spelled}(?!\w)"

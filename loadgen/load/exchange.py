@@ -1,12 +1,11 @@
-"""Exchange: one request and its answer, read from the stream after its last byte arrived.
-
-Concealment: what a server sent back, kept without the secrets that it may have echoed.
-"""
+"""Exchange: one request and its answer, read from the stream after its last byte arrived."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from time import monotonic_ns
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,7 +22,7 @@ from loadgen.load.sse import (
     output_of,
     server_message,
 )
-from loadgen.load.tokens import Counted, TokenSource, TokenTimes, count_tokens
+from loadgen.load.tokens import TokenSource, TokenTimes, count_tokens
 from loadgen.secret import Mask
 
 Phase = Literal["warmup", "measured", "cooldown"]
@@ -36,8 +35,6 @@ NOTE_NO_DONE = "the stream has no [DONE]"
 _NO_DONE = "the stream ended before [DONE]"
 _FIELDS = (b":", b"data", b"event", b"id", b"retry", b"\xef\xbb\xbf")
 """What a line of an event stream begins with, or the stream itself (a byte order mark)."""
-
-
 STOPPED = "given up: the run was stopped"
 """The error of a request in flight when its load was closed."""
 
@@ -55,29 +52,35 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """When it is due; None: as soon as its slot is free."""
 
 
-class Raw(Protocol):
-    """A finished stream, not yet read: what a transport hands over."""
+class Raw(ABC):
+    """A stream that a transport hands over when it has ended, not yet read. Made when its request is sent."""
 
-    request: Request
-    slot: int
-    t_send_ns: int
-    t_end_ns: int
-    http_status: int | None
-    failure: tuple[Status, str] | None
-    size_bytes: int
-    """What it holds until it is read, about; 0: not known."""
-    retries: int
-    location: str | None
-    """Where a redirect points to."""
+    __slots__ = (
+        *("failure", "http_status", "location", "request", "retries", "size_bytes", "slot"),
+        *("t_end_ns", "t_send_ns"),
+    )
 
+    def __init__(self, request: Request, slot: int) -> None:
+        self.request = request
+        self.slot = slot
+        self.http_status: int | None = None
+        self.failure: tuple[Status, str] | None = None
+        self.location: str | None = None
+        """Where a redirect points to."""
+        self.retries = 0
+        self.size_bytes = 0
+        """What it holds until it is read, about; 0: not known."""
+        self.t_end_ns = 0
+        self.t_send_ns = monotonic_ns()
+
+    @abstractmethod
     def events(self) -> tuple[list[int], list[bytes]]:
         """Server-sent events in order: arrival of each in ns, and data of each; none, and a `failure`, where the
         body's coding cannot be undone."""
-        ...
 
+    @abstractmethod
     def error_body(self) -> bytes:
-        """The body of an answer that is no event stream."""
-        ...
+        """The body of an answer that is not an event stream."""
 
 
 class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
@@ -91,8 +94,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     t_scheduled_ns: Nanoseconds | None = None
     """When an open loop should have sent it; None in a closed loop."""
     t_send_ns: Nanoseconds
-    """Just before the request is written (or the connection opened, if there is none yet); of a dropped one, when it
-    found no free slot."""
+    """Just before the request is written (or its connection opened); when a dropped one found no free slot."""
     t_first_ns: Nanoseconds | None = None
     """Arrival of the first event that brought a token."""
     t_end_ns: Nanoseconds
@@ -100,7 +102,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     token_times: TokenTimes = ()
     """(arrival in ns, tokens) of each event that brought tokens."""
     token_source: TokenSource | None = None
-    """`usage`: running counts of usage, see `client.tokentimes`; `chunks`: as many events as tokens, one each;
+    """`usage`: running counts of usage, see `load.tokens`; `chunks`: as many events as tokens, one each;
     `spread`: the total spread over the events, arrival times of single tokens unknown."""
     prompt_tokens: Count | None = None
     cached_tokens: Count | None = None
@@ -114,7 +116,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     status: Status = "ok"
     error: str | None = None
     retries: Count = 0
-    """How often it was sent again, because its kept connection was closed before the answer began."""
+    """How often it was sent again, as its kept connection was closed before the answer began."""
     notes: tuple[str, ...] = ()
     """What is odd about the answer and does not make it fail, a short sentence each."""
     text: str = ""
@@ -128,43 +130,47 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
 
 def read_exchange(raw: Raw) -> Exchange:
     """The Exchange of a finished stream; whatever is wrong with it ends in `status` and `error`, never in a raise."""
-    if raw.http_status is not None and raw.http_status != 200:
-        said = server_message(raw.error_body())
-        if raw.location is not None and raw.http_status < 400:
-            said = f"redirected to {raw.location[:200]}, and redirects are not followed: give the server's own URL"
-        return _exchange(raw, _Answer(failure=raw.failure or ("http", f"{raw.http_status}: {said}")))
-    return _exchange(raw, _read_stream(raw))
+    if raw.http_status is None or raw.http_status == 200:
+        return _read_stream(raw)
+    message = server_message(raw.error_body())
+    if raw.location is not None and raw.http_status < 400:
+        message = f"redirected to {raw.location[:200]}, and redirects are not followed: give the server's own URL"
+    return _exchange(raw, raw.failure or ("http", f"{raw.http_status}: {message}"))
 
 
 def dropped(request: Request, t_ns: int, cap: int) -> Exchange:
     """The row of an arrival of an open loop that found `cap` requests in flight and was never sent."""
+    error = f"{cap} requests were in flight"
+    return Exchange(**_asked(request), slot=None, t_send_ns=t_ns, t_end_ns=t_ns, status="dropped", error=error)
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """The fields that an Exchange has from its request."""
+    return {
+        "phase": request.phase,
+        "item_id": request.item_id,
+        "prompt_sha": request.prompt_sha,
+        "t_scheduled_ns": request.t_scheduled_ns,
+    }
+
+
+def _exchange(raw: Raw, failure: tuple[Status, str] | None, **read: Any) -> Exchange:
+    """`read`: what the stream's events come to."""
+    status, error = failure or ("ok", None)
     return Exchange(
-        slot=None,
-        phase=request.phase,
-        item_id=request.item_id,
-        prompt_sha=request.prompt_sha,
-        t_scheduled_ns=request.t_scheduled_ns,
-        t_send_ns=t_ns,
-        t_end_ns=t_ns,
-        status="dropped",
-        error=f"{cap} requests were in flight",
+        **_asked(raw.request),
+        **read,
+        slot=raw.slot,
+        t_send_ns=raw.t_send_ns,
+        t_end_ns=raw.t_end_ns,
+        http_status=raw.http_status,
+        status=status,
+        error=error,
+        retries=raw.retries,
     )
 
 
-class _Answer(msgspec.Struct, kw_only=True):
-    """What a stream's events come to."""
-
-    failure: tuple[Status, str] | None = None
-    counted: Counted = Counted()
-    usage: Usage | None = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-    notes: tuple[str, ...] = ()
-    text: str = ""
-    reasoning: str = ""
-
-
-def _read_stream(raw: Raw) -> _Answer:
+def _read_stream(raw: Raw) -> Exchange:
     times_ns, datas = raw.events()
     end = _end_of(datas)
     events, unreadable = decode_events(datas[:end])
@@ -178,7 +184,7 @@ def _read_stream(raw: Raw) -> _Answer:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     contradiction: str | None = None
-    said: str | None = None
+    message: str | None = None
     error: str | None = None
     text: Any
     for event in events:
@@ -204,7 +210,7 @@ def _read_stream(raw: Raw) -> _Answer:
             reason = choice.finish_reason
             if finish_reason is not None or reason is not None:
                 if isinstance(reason, Finish):
-                    said, reason = reason.message or said, reason.type
+                    message, reason = reason.message or message, reason.type
                 if finish_reason is not None:
                     contradiction = contradiction or _after_finish(finish_reason, brought_output, reason)
                 finish_reason = reason or finish_reason
@@ -220,9 +226,9 @@ def _read_stream(raw: Raw) -> _Answer:
                 total, separate = used.completion_tokens, not event.choices
                 if not separate:
                     count = total if brought_output or not opens else 0
-        elif not event.choices and said is None:
-            said, is_one = complaint(datas[len(counts)])
-            error = said if is_one else None
+        elif not event.choices and message is None:
+            message, is_one = complaint(datas[len(counts)])
+            error = message if is_one else None
         counts.append(count)
         brought.append(brought_output)
         if error is not None:
@@ -235,10 +241,10 @@ def _read_stream(raw: Raw) -> _Answer:
         failure = "malformed", f"{unreadable}: {datas[len(events)][:120]!r}"
     if failure is None and finish_reason is not None and finish_reason.lower() in _FAILED_FINISH:
         why = f"the server ended the answer with finish_reason {_quoted(finish_reason)}"
-        failure = "http", f"{why}: {said}" if said else why
+        failure = "http", f"{why}: {message}" if message else why
     if failure is None and end == len(datas):
         if finish_reason is None or usage is None:
-            failure = _cut_short(raw, datas, said)
+            failure = _cut_short(raw, datas, message)
         else:
             notes.append(NOTE_NO_DONE)
     if any(data.strip() not in (DONE, b"") for data in datas[end:]):
@@ -247,11 +253,19 @@ def _read_stream(raw: Raw) -> _Answer:
     if failure is None and contradiction is not None:
         failure = "malformed", contradiction
     if failure is None and finish_reason is None:
-        failure = ("http", f"in the stream: {said}") if said else ("malformed", "the stream has no finish_reason")
-    return _Answer(
-        failure=failure,
-        counted=counted,
-        usage=usage,
+        failure = ("http", f"in the stream: {message}") if message else ("malformed", "the stream has no finish_reason")
+    times = counted.times
+    details, prompt = (usage.completion_tokens_details, usage.prompt_tokens_details) if usage else (None, None)
+    return _exchange(
+        raw,
+        failure,
+        t_first_ns=times[0][0] if times else None,
+        token_times=times,
+        token_source=counted.source,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+        cached_tokens=prompt.cached_tokens if prompt else None,
+        output_tokens=counted.total,
+        reasoning_tokens=details.reasoning_tokens if details else None,
         finish_reason=finish_reason,
         stop_reason=stop_reason,
         notes=tuple(notes),
@@ -276,46 +290,15 @@ def _after_finish(finish_reason: str, brought_output: bool, again: str | None) -
     return None
 
 
-def _cut_short(raw: Raw, datas: Sequence[bytes], said: str | None) -> tuple[Status, str]:
+def _cut_short(raw: Raw, datas: Sequence[bytes], message: str | None) -> tuple[Status, str]:
     """Why a stream of status 200 has no end: the server's words, the body that came instead, or simply cut."""
-    if said:
-        return "http", f"in the stream: {said}"
+    if message:
+        return "http", f"in the stream: {message}"
     body = raw.error_body().strip()
     if not datas and body and not body.startswith(_FIELDS):
         return "malformed", f"no event stream: {server_message(body)}"
     last = found_message(body.rpartition(b"\n")[2])
     return ("http", f"in the stream: {last}") if last else ("broken", _NO_DONE)
-
-
-def _exchange(raw: Raw, answer: _Answer) -> Exchange:
-    usage, times = answer.usage, answer.counted.times
-    details = usage.completion_tokens_details if usage else None
-    prompt_details = usage.prompt_tokens_details if usage else None
-    return Exchange(
-        slot=raw.slot,
-        phase=raw.request.phase,
-        item_id=raw.request.item_id,
-        prompt_sha=raw.request.prompt_sha,
-        t_scheduled_ns=raw.request.t_scheduled_ns,
-        t_send_ns=raw.t_send_ns,
-        t_first_ns=times[0][0] if times else None,
-        t_end_ns=raw.t_end_ns,
-        token_times=times,
-        token_source=answer.counted.source,
-        prompt_tokens=usage.prompt_tokens if usage else None,
-        cached_tokens=prompt_details.cached_tokens if prompt_details else None,
-        output_tokens=answer.counted.total,
-        reasoning_tokens=details.reasoning_tokens if details else None,
-        finish_reason=answer.finish_reason,
-        stop_reason=answer.stop_reason,
-        http_status=raw.http_status,
-        status=answer.failure[0] if answer.failure else "ok",
-        error=answer.failure[1] if answer.failure else None,
-        retries=raw.retries,
-        notes=answer.notes,
-        text=answer.text,
-        reasoning=answer.reasoning,
-    )
 
 
 def _quoted(text: str) -> str:
@@ -326,9 +309,9 @@ def concealed(exchange: Exchange, mask: Mask) -> Exchange:
     """The exchange with secrets masked: in its error by value and by form, in the answer by value alone."""
     changes: dict[str, str] = {}
     for field in ("text", "reasoning", "finish_reason", "stop_reason", "error"):
-        said = getattr(exchange, field)
-        if isinstance(said, str):
-            masked = mask(said) if field == "error" else mask.values(said)
-            if masked != said:
+        value = getattr(exchange, field)
+        if isinstance(value, str):
+            masked = mask(value) if field == "error" else mask.values(value)
+            if masked != value:
                 changes[field] = masked
     return msgspec.structs.replace(exchange, **changes) if changes else exchange

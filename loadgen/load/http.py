@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import compress
 from time import monotonic_ns
 from typing import cast
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httptools
 
@@ -25,20 +25,21 @@ class Endpoint:
     """Where requests go: `POST <url>/v1/completions` or `/v1/chat/completions`."""
 
     def __init__(self, url: str, api: str, api_key: str | None = None) -> None:
-        parts: SplitResult = urlsplit(url)
+        parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         self.port = parts.port or (443 if self.tls else 80)
+        host = parts.netloc.rpartition("@")[2]
         path = parts.path.rstrip("/") + ("/v1/chat/completions" if api == "chat" else "/v1/completions")
-        self._url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{path}"
+        self._url = f"{parts.scheme}://{host}{path}"
         authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
         self._head = (
-            f"POST {path} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n{authorization}"
+            f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}"
             "Content-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: "
         ).encode()
 
     def resolved(self, location: str) -> str:
-        """The address that a redirect names, which may be relative."""
+        """The URL that a redirect names, which may be relative."""
         try:
             return urljoin(self._url, location)
         except ValueError:
@@ -49,29 +50,18 @@ class Endpoint:
         return b"%b%d\r\n\r\n%b" % (self._head, len(body), body)
 
 
-class HttpRaw:
-    """A stream as it arrived: pieces of its body; of every read, when it came and how many pieces there were then."""
+class HttpRaw(Raw):
+    """A stream as it arrived: pieces of its body; for every read, when it came and how many pieces there were then."""
 
-    __slots__ = (
-        *("coding", "failure", "http_status", "location", "pieces", "read_pieces", "read_t_ns"),
-        *("request", "retries", "size_bytes", "slot", "t_end_ns", "t_send_ns"),
-    )
+    __slots__ = ("coding", "pieces", "read_pieces", "read_t_ns")
 
     def __init__(self, request: Request, slot: int) -> None:
-        self.request = request
-        self.slot = slot
         self.pieces: list[bytes] = []
         self.read_t_ns: list[int] = []
         self.read_pieces: list[int] = []
-        self.http_status: int | None = None
         self.coding = ""
-        """Of its Content-Encoding field."""
-        self.location: str | None = None
-        self.failure: tuple[Status, str] | None = None
-        self.retries = 0
-        self.size_bytes = 0
-        self.t_end_ns = 0
-        self.t_send_ns = monotonic_ns()
+        """By its Content-Encoding field."""
+        super().__init__(request, slot)
 
     def came(self, t_ns: int) -> None:
         """A read: the pieces that are new since the one before."""
@@ -105,7 +95,7 @@ class HttpRaw:
             return [], []
 
     def _reads(self) -> tuple[list[int], list[bytes]]:
-        """Of every read that brought some of the body, its arrival and these bytes."""
+        """The arrival of every read that brought some of the body, and these bytes."""
         first = bisect_right(self.read_pieces, 0)
         times, ends = self.read_t_ns[first:], self.read_pieces[first:]
         if ends == list(range(1, len(self.pieces) + 1)):  # a piece per read, as a rule

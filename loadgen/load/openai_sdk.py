@@ -20,26 +20,15 @@ from loadgen.load.exchange import STOPPED, Raw, Request, Status
 from loadgen.load.sse import server_message, window_bits
 
 
-class SdkRaw:
+class SdkRaw(Raw):
     """A stream as the SDK delivered it: (time the application saw it in ns, chunk object)."""
 
-    __slots__ = (
-        *("_body", "chunks", "failure", "http_status", "location"),
-        *("request", "retries", "size_bytes", "slot", "t_end_ns", "t_send_ns"),
-    )
+    __slots__ = ("_body", "chunks")
 
     def __init__(self, request: Request, slot: int) -> None:
-        self.request = request
-        self.slot = slot
         self.chunks: list[tuple[int, Any]] = []
-        self.http_status: int | None = None
-        self.failure: tuple[Status, str] | None = None
-        self.location: str | None = None
-        self.retries = 0
-        self.size_bytes = 0
         self._body = b""
-        self.t_end_ns = 0
-        self.t_send_ns = monotonic_ns()
+        super().__init__(request, slot)
 
     def events(self) -> tuple[list[int], list[bytes]]:
         """The chunks as JSON again, and [DONE], which the SDK swallows; none where the answer was no stream."""
@@ -53,7 +42,7 @@ class SdkRaw:
         return self._body
 
     def refuse(self, status: int, body: bytes, location: str | None = None) -> None:
-        """The answer is no stream, but this body."""
+        """The answer is this body instead of a stream."""
         self.http_status, self._body, self.location = status, body, location
 
 
@@ -95,9 +84,9 @@ class SdkSlot:
                 raw.http_status = 200
                 if body := await _json_body(stream.response):
                     raw.refuse(200, body)
-                    stream = _Nothing()
-                async for chunk in stream:
-                    raw.chunks.append((monotonic_ns(), chunk))
+                else:
+                    async for chunk in stream:
+                        raw.chunks.append((monotonic_ns(), chunk))
         except AnswerTooLong as error:
             failure = ("broken", str(error))
         except (TimeoutError, openai.APITimeoutError):
@@ -109,8 +98,8 @@ class SdkSlot:
         except openai.APIResponseValidationError as error:
             failure = ("malformed", str(error))
         except openai.APIError as error:
-            said = error.message if error.body is None else server_message(msgspec.json.encode(error.body))
-            failure = ("http", f"in the stream: {said}")
+            message = error.message if error.body is None else server_message(msgspec.json.encode(error.body))
+            failure = ("http", f"in the stream: {message}")
         except (openai.OpenAIError, ValueError) as error:
             failure = ("malformed", str(error))
         except Exception as error:  # the SDK lets httpx errors through once a stream runs
@@ -127,18 +116,8 @@ class SdkSlot:
         done(raw)
 
 
-class _Nothing:
-    """A stream without a chunk."""
-
-    def __aiter__(self) -> _Nothing:
-        return self
-
-    async def __anext__(self) -> Any:
-        raise StopAsyncIteration
-
-
 async def _json_body(response: Any) -> bytes:
-    """The body of a response that says that it is one JSON object, as gateways send an error with status 200."""
+    """The body of a response that is one JSON object, as gateways send an error with status 200; else empty."""
     if not response.headers.get("content-type", "").startswith("application/json"):
         return b""
     body: bytes = await response.aread()
@@ -156,7 +135,7 @@ def sdk_client(url: str, *, api_key: str | None, timeout_s: float) -> Any:
     except ImportError:
         raise UsageError("--transport openai needs the openai package: pip install 'vllm-loadgen[openai]'") from None
     base = openai.DefaultAsyncHttpxClient.__mro__[1].__module__.partition(".")[0]
-    stream_type = importlib.import_module(base).AsyncByteStream  # of httpx, or what took its place
+    stream_type = importlib.import_module(base).AsyncByteStream  # httpx's, or its successor's
 
     async def bound(response: Any) -> None:
         response.stream = _bounded(stream_type, response)

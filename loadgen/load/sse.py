@@ -1,10 +1,5 @@
-"""Server-sent events out of a finished stream of reads (WHATWG HTML, section 9.2).
-
-Content codings: bodies that come compressed though nobody asked for it (RFC 9110, section 8.4.1).
-
-Events of an OpenAI-compatible stream: their JSON, and what output is in it.
-
-The server's own words: what a body or an event says of an error, whatever its shape.
+"""SSE: server-sent events out of a finished stream of reads, the JSON of an OpenAI-compatible stream in them, and the
+server's own words about an error. Sources: WHATWG HTML, section 9.2; content codings, RFC 9110, section 8.4.1.
 """
 
 from __future__ import annotations
@@ -28,13 +23,13 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEEP_ALIVES = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
 """Types of events whose data is no part of the answer, unless it is JSON."""
 _AROUND = len(_FIELD) + 2
-"""Bytes of a plain event beside its data."""
+"""Bytes of a plain event around its data."""
 
 
 def split_events(
     read_t_ns: Sequence[int], reads: Sequence[bytes], *, ended: bool = False
 ) -> tuple[list[int], list[bytes]]:
-    """Of each complete event the arrival (ns) of the read that brought its last byte, and its data.
+    """The arrival (ns) of the read that brought each complete event's last byte, and each event's data.
 
     `reads` are in order, with the arrival of each; how the bytes are divided over them does not change the events.
     An event without a `data` field is skipped, and so is a byte order mark in front of a line. A last event without its
@@ -102,13 +97,11 @@ def _data_of(block: bytes) -> bytes | None:
     return b"\n".join(lines)
 
 
-_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
-_RAW = -zlib.MAX_WBITS
 GZIP_MAGIC = b"\x1f\x8b\x08"
 
 
 def undone(coding: str, reads: Sequence[bytes], most_bytes: int) -> list[bytes]:
-    """Of each read the bytes that it completed, so that an event keeps the arrival of its last byte.
+    """The bytes that each read completed, so that an event keeps the arrival of its last byte.
 
     `gzip` and `deflate` are read, the latter with zlib's frame or without (RFC 9110 allows the first, servers send
     both). Raises ValueError, with a sentence, for other codings, for data that is not of that coding, and for more
@@ -137,13 +130,10 @@ def undone(coding: str, reads: Sequence[bytes], most_bytes: int) -> list[bytes]:
 
 
 def window_bits(coding: str, body: bytes) -> int:
-    """How zlib is to be told what stands around a body: nothing, or a frame that it knows itself."""
-    return _RAW if coding == "deflate" and not _is_zlib(body) else _GZIP_OR_ZLIB
-
-
-def _is_zlib(body: bytes) -> bool:
-    """RFC 1950, section 2.2: the method is 8, and the first two bytes are a multiple of 31."""
-    return len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    """zlib's `wbits` for a body: raw, or with a frame. A zlib frame has method 8, and its first two bytes are a
+    multiple of 31 (RFC 1950, section 2.2)."""
+    is_zlib = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+    return -zlib.MAX_WBITS if coding == "deflate" and not is_zlib else zlib.MAX_WBITS | 32
 
 
 MOST_MESSAGE = 280
@@ -151,20 +141,20 @@ MOST_MESSAGE = 280
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding JSON raises."""
 _WORDS = ("message", "error", "detail", "details", "errors", "msg", "error_message", "error_description", "title")
-"""Members of a JSON object that hold the message, the more telling first."""
+"""Members of a JSON object that hold the message, the more specific first."""
 _DEEPEST = 6
 _MOST_ITEMS = 8
-"""Of a list of complaints."""
+"""Items of a list of errors that are read."""
 
 
 def server_message(body: bytes) -> str:
-    """The message in a JSON body, as deep as it lies, else the body's beginning; "no message" of an empty one."""
-    said = found_message(body) or body[:MOST_MESSAGE].decode(errors="replace")
-    return " ".join(said[: 2 * MOST_MESSAGE].split())[:MOST_MESSAGE] or "no message"
+    """The message in a JSON body, however deep, else the body's beginning; "no message" for an empty one."""
+    message = found_message(body) or body[:MOST_MESSAGE].decode(errors="replace")
+    return " ".join(message[: 2 * MOST_MESSAGE].split())[:MOST_MESSAGE] or "no message"
 
 
 def found_message(body: bytes) -> str | None:
-    """The message in a JSON body; None if it is no JSON or holds none.
+    """The message in a JSON body; None if it is not JSON or holds none.
 
     OpenAI's and vLLM's shape is `{"error": {"message": ...}}`; `{"object": "error", "message": ...}`,
     `{"error": "...", "error_type": ...}` (TGI) and `{"detail": ...}`, a text or FastAPI's list, are others. Gateways
@@ -182,8 +172,7 @@ def _words(value: Any, deepest: int) -> str | None:
     if isinstance(value, str):
         return _unwrapped(value, deepest).strip() or None
     if isinstance(value, list):
-        said = [words for item in value[:_MOST_ITEMS] if (words := _words(item, deepest - 1))]
-        return "; ".join(said) or None
+        return "; ".join(words for item in value[:_MOST_ITEMS] if (words := _words(item, deepest - 1))) or None
     if not isinstance(value, dict):
         return None
     found = next((words for name in _WORDS if (words := _words(value.get(name), deepest - 1))), None)
@@ -204,7 +193,7 @@ def _unwrapped(text: str, deepest: int) -> str:
 
 
 NULL = msgspec.Raw(b"null")
-"""What an `error` member is where there is none: this very object."""
+"""The default of an `error` member, compared by identity."""
 _NOTHING = (b"null", b"false", b'""', b"{}", b"[]", b"0")
 DONE = b"[DONE]"
 
@@ -227,7 +216,7 @@ class Usage(msgspec.Struct, gc=False):
 
 
 class Delta(msgspec.Struct, gc=False):
-    """What a chat's event adds. Servers have several names for reasoning; a text may come as a list of parts."""
+    """What a chat's event adds. Servers name reasoning differently; a text may come as a list of parts."""
 
     role: str | None = None
     content: str | list[Any] | None = None
@@ -286,17 +275,12 @@ def decode_events(datas: Sequence[bytes]) -> tuple[list[Event], Exception | None
             escaped = _CONTROL.sub(lambda found: b"\\u%04x" % found[0][0], data)
             events.append(_decode_event(escaped) if data.strip() not in (b"", b"null") else _EMPTY)
         except UNREADABLE as error:
-            return events, _not_utf8(data) or error
+            try:
+                data.decode()
+            except UnicodeDecodeError as python_error:  # msgspec's words depend on its version
+                return events, python_error
+            return events, error
     return events, None
-
-
-def _not_utf8(data: bytes) -> UnicodeDecodeError | None:
-    """Python's words on bytes that are not UTF-8; msgspec's depend on its version."""
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error
-    return None
 
 
 def is_error(error: msgspec.Raw) -> bool:
@@ -305,16 +289,16 @@ def is_error(error: msgspec.Raw) -> bool:
 
 
 def complaint(data: bytes) -> tuple[str | None, bool]:
-    """What an event without choices and usage says, if it says something; and whether it calls itself an error."""
-    said = found_message(data)
+    """The message of an event without choices and usage, if it has one; and whether it calls itself an error."""
+    message = found_message(data)
     try:
-        return said, said is not None and _decode_marked(data).object == "error"
+        return message, message is not None and _decode_marked(data).object == "error"
     except UNREADABLE:
-        return said, False
+        return message, False
 
 
 def output_of(delta: Delta) -> tuple[str, str, bool]:
-    """(text, reasoning, whether a tool is called) of any delta."""
+    """The delta's text, its reasoning, and whether it calls a tool."""
     text, thought = _parts(delta.content)
     reasoning = delta.reasoning_content or delta.reasoning or "".join(_parts(delta.thinking))
     called = delta.tool_calls is not None or delta.function_call is not None
@@ -322,7 +306,7 @@ def output_of(delta: Delta) -> tuple[str, str, bool]:
 
 
 def _parts(content: Any) -> tuple[str, str]:
-    """(text, reasoning) of a text or a list of parts, `{"type": "text", "text": ...}` or Mistral's `"thinking"`."""
+    """Text and reasoning in a text or in a list of parts: `{"type": "text", "text": ...}`, Mistral's `"thinking"`."""
     if isinstance(content, str):
         return content, ""
     texts: list[str] = []
@@ -340,12 +324,6 @@ def _parts(content: Any) -> tuple[str, str]:
 def _calls_tool(delta: Delta) -> bool:
     """The event brings part of a call: a name, or some of its arguments."""
     calls = delta.tool_calls if isinstance(delta.tool_calls, list) else [delta.tool_calls]
-    functions = [delta.function_call, *(_function_of(call) for call in calls)]
-    return any(
-        isinstance(function, dict) and bool(function.get("name") or function.get("arguments") or function.get("input"))
-        for function in functions
-    )
-
-
-def _function_of(call: Any) -> Any:
-    return (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+    named = [call.get("function") or call.get("custom") for call in calls if isinstance(call, dict)]
+    functions = [function for function in (delta.function_call, *named) if isinstance(function, dict)]
+    return any(function.get(field) for function in functions for field in ("name", "arguments", "input"))

@@ -1,15 +1,11 @@
-"""When an answer's tokens arrived, by the best evidence that its events hold.
+"""Tokens: when an answer's tokens arrived, by the best evidence that its events hold.
 
-A server that counts along tells the running total of tokens with every event (vLLM: `continuous_usage_stats`): then the
-tokens of an event are the rise of that count. Such counts are believed only while they rise along with the output: with
-every event that brings some, from the first on, up to the total. Whatever else stands in `usage`, a count that comes
-once at the end, one per event, one that runs ahead or stands still, tells no times. Then the total is placed by the
-events that brought output: one token each if there are as many of both, else spread evenly, the first token on the
-first of them and the last on the last.
-
-A token may have no text (half a character, a special token). So an event without output counts when the running count
-rises with it; in front of the first output only if that output's count is higher still: an early empty event that says
-1 before the model ran is followed by the first output, which says 1 again.
+Some servers send the running total of tokens with every event (vLLM: `continuous_usage_stats`): then the tokens of an
+event are the rise of that count. Such counts are believed only while they rise with every event that brings output, up
+to the total. Otherwise (one count at the end, one per event, counts that run ahead or stand still) the total is placed
+by the events that brought output: one token each if there are as many of both, else spread evenly from the first to the
+last. A token may have no text (half a character, a special token), so an event without output counts when the running
+count rises with it; before the first output only if that output's count is higher still.
 """
 
 from __future__ import annotations
@@ -29,10 +25,9 @@ NOTE_NO_TOTAL = "the usage of single events gives no total"
 
 
 class Counted(NamedTuple):
-    """What an answer's events and usage come to."""
+    """An answer's tokens: `times` are (arrival in ns, tokens)."""
 
     times: TokenTimes = ()
-    """(arrival in ns, tokens)"""
     source: TokenSource | None = None
     total: int | None = None
     contradiction: str | None = None
@@ -49,10 +44,9 @@ def count_tokens(
     separate: bool,
     most: int | None,
 ) -> Counted:
-    """The tokens of one answer.
+    """The tokens of one answer, from each event's arrival, its running count (-1: none) and whether it brought output.
 
-    Of each event: its arrival, the tokens counted by then (-1: not told), whether it brought output. `total`: the last
-    usage, `separate` if it came on an event of its own; `most`: the request's max_tokens.
+    `total`: the last usage, `separate` if it came on an event of its own; `most`: the request's max_tokens.
     """
     if total is None:
         return Counted()
@@ -79,7 +73,7 @@ def count_tokens(
 
 
 def _capped(counted: Counted, most: int | None) -> Counted:
-    """With what stands against more tokens than were asked for."""
+    """With a note or a contradiction where there are more tokens than were asked for."""
     total = counted.total
     if most is None or total is None or total <= most or counted.contradiction is not None:
         return counted
@@ -89,7 +83,7 @@ def _capped(counted: Counted, most: int | None) -> Counted:
 
 
 def _contradiction(counts: Sequence[int], total: int) -> str | None:
-    """What cannot be: running counts that fall, or end above the total; counts per event add up to it instead."""
+    """Running counts that fall, or end above the total; counts per event add up to it instead."""
     reported = [count for count in counts if count >= 0]
     if reported != sorted(reported) and sum(reported) not in (total, total - MOST_OVER):
         before, after = next((a, b) for a, b in pairwise(reported) if b < a)
@@ -102,9 +96,9 @@ def _contradiction(counts: Sequence[int], total: int) -> str | None:
 def _believed_total(
     counts: Sequence[int], brought: Sequence[bool], total: int, *, separate: bool
 ) -> tuple[int | None, str | None]:
-    """The answer's tokens, None if usage does not tell them; and a note where they are not simply the last count.
+    """The answer's tokens, None if usage does not give them; and a note where they are not simply the last count.
 
-    One and the same count on all events with output is each one's own, or the whole answer's at each.
+    The same count on all events with output is each event's own, or the whole answer's.
     """
     of_output = [count for count, any_output in zip(counts, brought, strict=True) if any_output]
     if total == 0 and of_output:
