@@ -35,7 +35,7 @@ def sweep(*, resume: str | Path | None = None, trust_manifest: bool = False, **o
     from pathlib import Path
 
     from loadgen.analysis.analyse import analyse
-    from loadgen.analysis.invalid import judge_cell
+    from loadgen.analysis.cellresult import judge_cell
     from loadgen.measure.config import configure
     from loadgen.measure.run import resume_sweep, run_sweep
     from loadgen.reports.html import write_report

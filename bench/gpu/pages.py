@@ -21,8 +21,8 @@ from bench.gpu.study import FIGURES, MOST_MIB, Study, collect, draw, figures_of
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.intervals import too_wide
-from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
+from loadgen.analysis.validity import invalid_sentences
 from loadgen.errors import UsageError
 from loadgen.reports.grid import cells_valid
 from loadgen.reports.words import STAMP

@@ -16,13 +16,12 @@ import msgspec
 
 from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.batch import hit_warnings, share_marks
-from loadgen.analysis.cellresult import CellReader, Sides, processes_for
+from loadgen.analysis.cellresult import CellReader, GatheredAnswers, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import spanned
-from loadgen.analysis.invalid import invalid_of, invalid_sentences
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.powerdata import Server, read_powers
 from loadgen.analysis.record import Analysis, ServerCalibration, write_analysis
@@ -30,7 +29,7 @@ from loadgen.analysis.summary import summarize
 from loadgen.analysis.tables import RunTables, power_table, write_cells, write_summary
 from loadgen.analysis.trust.hidden import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import TrustStudy, TrustTest, study
-from loadgen.analysis.validity import late_tail
+from loadgen.analysis.validity import Invalid, invalid_sentences, late_tail
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.record.cell import Slo, level
@@ -125,7 +124,7 @@ def analyse(
     facts = read_facts(run_dir) if manifest["graded"] else {}
     grader = Grader(facts, manifest["protocol"]["name"], manifest["config"].get("answer_regex"))
     cells: list[CellSummary] = []
-    sides = Sides(manifest["protocol"])
+    gathered = GatheredAnswers(manifest["protocol"])
     config = manifest["config"]
     if settings is None:
         settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
@@ -145,7 +144,7 @@ def analyse(
             cells.append(cell)
             if result.damaged:
                 damaged.append(f"{_name(cell)}: {_left_out(result.damaged)}")
-            sides.add(result.answers)
+            gathered.add(result.answers)
             tables.add("requests", result.requests)
             tables.add("server", result.server)
             block = cell.target, cell.repeat, cell.session
@@ -160,10 +159,10 @@ def analyse(
     if not cells:
         why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
-    trust = study(sides.all(), grader.items, reference=manifest["config"]["reference"], processes=processes)
+    trust = study(gathered.sides(), grader.items, reference=manifest["config"]["reference"], processes=processes)
     answer = answer_of(
         cells,
-        sides.answers,
+        gathered.answers,
         trust,
         reference=manifest["config"]["reference"],
         settings=settings,
@@ -174,10 +173,10 @@ def analyse(
         processes=processes,
     )
     write_cells(out or run_dir, cells)
-    write_summary(out or run_dir, summarize(cells, sides.answers, trust, answer.indices, processes))
-    claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"], lengths=sides.lengths)
+    write_summary(out or run_dir, summarize(cells, gathered.answers, trust, answer.indices, processes))
+    claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"], lengths=gathered.lengths)
     arrival = manifest["config"].get("arrival")
-    hidden = hidden_warnings(sides.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
+    hidden = hidden_warnings(gathered.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
     hidden += flaw_warnings(facts)
     analysis = msgspec.structs.replace(
         _analysis(manifest, cells, trust, answer, damaged, hidden),
@@ -231,7 +230,12 @@ def _analysis(
     hidden: list[str],
 ) -> Analysis:
     warnings = checkpoint_notes(manifest)
-    invalid, arrival = invalid_of(cells), manifest["config"].get("arrival")
+    arrival = manifest["config"].get("arrival")
+    invalid = tuple(
+        Invalid(target=c.target, concurrency=c.concurrency, repeat=c.repeat, quantity=quantity, reasons=reasons)
+        for c in cells
+        for quantity, reasons in c.validity.told
+    )
     warnings += [*invalid_sentences(invalid, arrival), *damaged]
     measured = Counter((cell.target, cell.repeat) for cell in cells)
     warnings += [
@@ -252,7 +256,7 @@ def _analysis(
     warnings += [
         f"{_name(cell)}: {cell.failures} of its requests failed, the first with {cell.first_failure}"
         for cell in cells
-        if cell.failures and "requests failed" not in cell.validity.sentence
+        if cell.failures and not cell.validity.failing
     ]
     doubtful = [cell for cell in cells if cell.validity.energy_valid and cell.energy.energy_reservations]
     if doubtful:
@@ -303,7 +307,7 @@ def _analysis(
     return Analysis(
         reference=reference,
         simulated=manifest["simulated"],
-        invalid=tuple(invalid),
+        invalid=invalid,
         crossovers=tuple(
             msgspec.structs.replace(found, notes=(*found.notes, *marks.get(found.target, ())))
             for found in answer.crossovers

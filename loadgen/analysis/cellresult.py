@@ -1,6 +1,6 @@
 """CellResult: what the analysis keeps of one cell; of a large run, cells are read by several processes at once.
 
-Sides: the graded answers of a run, gathered cell by cell for the comparison of precisions.
+GatheredAnswers: the graded answers of a run, cell by cell, for the comparison of precisions.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from loadgen.analysis.celldata import CellData, read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.energy import server_memory
 from loadgen.analysis.forked import forked, spare_processes
-from loadgen.analysis.powerdata import PowerData, Server
+from loadgen.analysis.powerdata import PowerData, Server, read_power
 from loadgen.analysis.tables import requests_table, server_table
 from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.pairing import Asked, Lengths
 from loadgen.analysis.trust.study import Side
 from loadgen.analysis.validity import max_error_rate
 from loadgen.load.exchange import Exchange
-from loadgen.record.cell import Slo
+from loadgen.record.cell import CellVerdict, Slo
+from loadgen.record.manifest import read_manifest
 from loadgen.workload.grading import GUESSES, Grader, Verdict
 
 Key = tuple[str, int]
@@ -105,8 +106,8 @@ def _stopped(exchange: Exchange) -> bool:
     return isinstance(reason, str) and not reason.lstrip("-").isdecimal()
 
 
-class Sides:
-    """Give it every cell's answers."""
+class GatheredAnswers:
+    """The answers of a run; `add` those of every cell."""
 
     def __init__(self, protocol: dict[str, Any]) -> None:
         """`protocol`: the manifest's."""
@@ -141,7 +142,7 @@ class Sides:
             for key, known in self._lengths.items()
         }
 
-    def all(self) -> list[Side]:
+    def sides(self) -> list[Side]:
         """One per target and concurrency."""
         return [
             Side(target=target, concurrency=b, answers=answers, asked=self._asked[target, b])
@@ -176,34 +177,19 @@ class CellReader:
         self._grader = grader
         self._powers = powers
         self._slo = slo
-        self._max_error_rate = max_error_rate(manifest["config"])
 
     def result(self, path: Path) -> CellResult | None:
         """Of one journal file; None if it holds not even its first line."""
         data = read_cell(path)
         if data is None:
             return None
-        config, block = self._manifest["config"], (data.cell.target, data.cell.repeat, data.session)
         verdicts = grade_cell(data, self._grader)
-        summary = summarize_cell(
-            data,
-            verdicts,
-            self._powers.get(block),
-            graded=self._manifest["graded"],
-            memory=server_memory(self._manifest, *block),
-            max_error_rate=self._max_error_rate,
-            fixed_length=config.get("fixed_length"),
-            tdp_w=config.get("tdp_w"),
-            carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
-            slo=self._slo,
-        )
+        power = self._powers.get((data.cell.target, data.cell.repeat, data.session))
+        summary = _summary(self._manifest, data, verdicts, power, self._slo)
+        graded = verdicts if summary.validity.answers_valid else [None] * len(verdicts)
         return CellResult(
             summary=summary,
-            answers=cell_answers(
-                data,
-                verdicts if summary.validity.answers_valid else [None] * len(verdicts),
-                load_valid=summary.validity.valid,
-            ),
+            answers=cell_answers(data, graded, load_valid=summary.validity.valid),
             requests=requests_table(data, verdicts, self._grader.items),
             server=server_table(data),
             damaged=data.damaged,
@@ -213,6 +199,59 @@ class CellReader:
         """Of every file that holds a cell, in the order of `paths`, the same for any number of processes."""
         results = forked([partial(self.result, path) for path in paths], processes)
         return (result for result in results if result is not None)
+
+
+def _summary(
+    manifest: dict[str, Any],
+    data: CellData,
+    verdicts: Sequence[Verdict | None],
+    power: PowerData | None,
+    slo: Slo | None = None,
+) -> CellSummary:
+    config = manifest["config"]
+    return summarize_cell(
+        data,
+        verdicts,
+        power,
+        graded=manifest["graded"],
+        memory=server_memory(manifest, data.cell.target, data.cell.repeat, data.session),
+        max_error_rate=max_error_rate(config),
+        fixed_length=config.get("fixed_length"),
+        tdp_w=config.get("tdp_w"),
+        carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+        slo=slo,
+    )
+
+
+LARGEST_BYTES = 100_000_000
+"""Of a journal that is read between two cells: about a second."""
+
+
+def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES) -> CellVerdict:
+    """What cells.csv will say of the cell that has just ended, whose journal is `path`; a larger one is left to the
+    report.
+
+    By the same rules from the same files. Power samples that come later can only move an energy that is at a limit.
+    """
+    size = path.stat().st_size
+    if size > largest_bytes:
+        return CellVerdict(valid=None, reasons=f"its journal of {size / 1e6:.0f} MB is left to the report")
+    data = read_cell(path)
+    if data is None:
+        return CellVerdict(valid=None, reasons="its journal is empty")
+    manifest = read_manifest(run_dir)
+    since_ns = data.window[0] if data.window else None
+    power = read_power(run_dir, manifest, data.cell.target, data.cell.repeat, data.session, since_ns=since_ns)
+    cell = _summary(manifest, data, [None] * len(data.exchanges), power)
+    found = cell.validity
+    return CellVerdict(
+        valid=found.valid,
+        latency_valid=found.latency_valid,
+        energy_valid=found.energy_valid,
+        answers_valid=found.answers_valid,
+        reasons=found.sentence,
+        figures=cell.columns(),
+    )
 
 
 def processes_for(paths: Sequence[Path]) -> int:

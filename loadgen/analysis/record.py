@@ -13,9 +13,9 @@ from loadgen.analysis.indices.dominance import Dominance, WeightSpace
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.standing import CorCurve, Speed
 from loadgen.analysis.indices.target import SiDifference, TargetIndices, TrapAnswer
-from loadgen.analysis.invalid import Invalid
 from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest
+from loadgen.analysis.validity import Invalid
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.power.trace import Calibration

@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 from loadgen.analysis.analyse import analyse, planned_cells
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.curve import METRICS
-from loadgen.analysis.invalid import Invalid
 from loadgen.analysis.record import Analysis, read_analysis
 from loadgen.analysis.summary import COLUMNS as SUMMARY
 from loadgen.analysis.tables import read_csv, read_table
-from loadgen.analysis.validity import COLUMNS, REASONS, quantities_of
+from loadgen.analysis.validity import COLUMNS, REASONS, Invalid, quantities_of
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.load.openloop import CLOSED

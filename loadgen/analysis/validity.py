@@ -1,8 +1,6 @@
 """Validity: which of a cell's figures may be believed, quantity by quantity.
 
 Every limit is here; the client's own limits are in `analysis.client`, those of energy in `power.energy`.
-
-Which verdict a figure goes by: the quantities of `Validity` that it is made of.
 """
 
 from __future__ import annotations
@@ -14,36 +12,27 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.analysis.traffic import Traffic
-from loadgen.record.cell import MAX_ERROR_RATE
+from loadgen.record.cell import MAX_ERROR_RATE, level
 
 Quantity = Literal["load", "latency", "energy", "answers"]
 
 QUANTITIES: tuple[Quantity, ...] = ("load", "latency", "energy", "answers")
 """In the order of reports."""
-COLUMNS: dict[Quantity, str] = {
-    "load": "valid",
-    "latency": "latency_valid",
-    "energy": "energy_valid",
-    "answers": "answers_valid",
-}
+COLUMNS: dict[Quantity, str] = {q: "valid" if q == "load" else f"{q}_valid" for q in QUANTITIES}
 """Where cells.csv has the verdict on each; summary.csv counts the valid cells under the same names."""
-REASONS: dict[Quantity, str] = {
-    "load": "reasons",
-    "latency": "latency_reasons",
-    "energy": "energy_reasons",
-    "answers": "answers_reasons",
-}
+REASONS: dict[Quantity, str] = {q: "reasons" if q == "load" else f"{q}_reasons" for q in QUANTITIES}
 """Where it has the reasons."""
-_LATENCIES = ("ttft_", "itl_", "icl_", "tpot_", "e2e_", "good")
-_JOULES = ("energy_", "power_w", "tokens_per_j", "carbon_")
-_BOUNDS = ("energy_hli_",)
-"""Board power times time: no sensor takes part."""
-_ANSWERS = ("accuracy", "truncated_", "unparsed_", "t_si")
 _MADE_OF: dict[str, tuple[Quantity, ...]] = {
     "energy_per_good_query_j": ("latency", "energy"),
     "energy_per_correct_j": ("energy", "answers"),
     "si": ("energy", "answers"),
 }
+_BY_BEGINNING: tuple[tuple[tuple[str, ...], Quantity], ...] = (
+    (("energy_hli_",), "load"),  # board power times time: no sensor takes part
+    (("energy_", "power_w", "tokens_per_j", "carbon_"), "energy"),
+    (("ttft_", "itl_", "icl_", "tpot_", "e2e_", "good"), "latency"),
+    (("accuracy", "truncated_", "unparsed_", "t_si"), "answers"),
+)
 
 
 def quantities_of(figure: str) -> tuple[Quantity, ...]:
@@ -54,13 +43,7 @@ def quantities_of(figure: str) -> tuple[Quantity, ...]:
     """
     if figure in _MADE_OF:
         return _MADE_OF[figure]
-    if figure.startswith(_BOUNDS):
-        return ("load",)
-    if figure.startswith(_JOULES):
-        return ("energy",)
-    if figure.startswith(_LATENCIES):
-        return ("latency",)
-    return ("answers",) if figure.startswith(_ANSWERS) else ("load",)
+    return (next((quantity for begins, quantity in _BY_BEGINNING if figure.startswith(begins)), "load"),)
 
 
 RUNNING_SHARE = 0.97
@@ -106,11 +89,12 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
     """Against the batch and the load, and so against throughput. Latency and energy of such a cell belong to another
     load: they are not valid either."""
     latency: tuple[str, ...] = ()
-    """Against the latencies alone."""
     energy: tuple[str, ...] | None = None
-    """Against the energy alone; None: energy was not measured."""
+    """None: energy was not measured."""
     answers: tuple[str, ...] | None = ()
-    """Against the answers; None: they are not graded."""
+    """None: they are not graded."""
+    failing: bool = False
+    """A reason says how many requests failed."""
 
     @property
     def valid(self) -> bool:
@@ -131,29 +115,16 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 
     def supports(self, figure: str) -> bool:
         """Whether a figure of the cell may be believed; `figure` as in `quantities_of`."""
-        valid = {
-            "load": self.valid, "latency": self.latency_valid, "energy": self.energy_valid,
-            "answers": self.answers_valid,
-        }  # fmt: skip
-        return all(valid[quantity] for quantity in quantities_of(figure))
-
-    @property
-    def all_valid(self) -> bool:
-        """Nothing that was measured is invalid."""
-        return not self.told
-
-    @property
-    def reasons(self) -> str:
-        return "; ".join(self.load)
+        return all(getattr(self, COLUMNS[quantity]) for quantity in quantities_of(figure))
 
     @property
     def told(self) -> tuple[tuple[Quantity, str], ...]:
         """(quantity, reasons) of each that has some, every reason once: under `load` if it is one against the load."""
-        said: set[str] = set()
+        named: set[str] = set()
         found: list[tuple[Quantity, str]] = []
         for quantity in QUANTITIES:
-            new = [reason for reason in dict.fromkeys(getattr(self, quantity) or ()) if reason not in said]
-            said.update(new)
+            new = [reason for reason in dict.fromkeys(getattr(self, quantity) or ()) if reason not in named]
+            named.update(new)
             if new:
                 found.append((quantity, "; ".join(new)))
         return tuple(found)
@@ -165,21 +136,42 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 
     def columns(self) -> dict[str, bool | str | None]:
         """Of cells.csv: each quantity with all reasons why it is invalid, those against the load among them."""
-        return {
-            "valid": self.valid,
-            "reasons": self.reasons,
-            "latency_valid": self.latency_valid,
-            "latency_reasons": "; ".join(dict.fromkeys((*self.load, *self.latency))),
-            "energy_valid": self.energy_valid,
-            "energy_reasons": None if self.energy is None else "; ".join(dict.fromkeys((*self.load, *self.energy))),
-            "answers_valid": self.answers_valid,
-            "answers_reasons": None if self.answers is None else "; ".join(self.answers),
-        }
+        row: dict[str, bool | str | None] = {}
+        for quantity in QUANTITIES:
+            against = getattr(self, quantity)
+            shared = self.load if quantity in ("latency", "energy") else ()
+            row[COLUMNS[quantity]] = getattr(self, COLUMNS[quantity])
+            row[REASONS[quantity]] = None if against is None else "; ".join(dict.fromkeys((*shared, *against)))
+        return row
 
 
 def sentence_of(told: Iterable[tuple[str, str]]) -> str:
-    """Of (quantity, reasons) as `Validity.told` gives them."""
-    return "; ".join(said if quantity == "load" else f"{quantity} invalid: {said}" for quantity, said in told)
+    """One sentence of (quantity, reasons) as `Validity.told` gives them."""
+    return "; ".join(why if quantity == "load" else f"{quantity} invalid: {why}" for quantity, why in told)
+
+
+class Invalid(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of analysis.json's `invalid`: a quantity of a cell whose figures may not be believed."""
+
+    target: str
+    concurrency: int
+    repeat: int
+    quantity: Quantity
+    """`load`: latency and energy are invalid for the same reason, and have no entry of their own."""
+    reasons: str
+    """Those that no entry before it has of the same cell."""
+
+
+def invalid_sentences(found: Iterable[Invalid], arrival: str | None) -> list[str]:
+    """One per cell, or per all cells that are invalid for the very same reasons. `arrival`: that of an open loop."""
+    cells: dict[tuple[str, int, int], list[tuple[str, str]]] = {}
+    for one in found:
+        cells.setdefault((one.target, one.concurrency, one.repeat), []).append((one.quantity, one.reasons))
+    alike: dict[str, list[str]] = {}
+    for (target, concurrency, repeat), told in cells.items():
+        alike.setdefault(sentence_of(told), []).append(f"{target}, {level(concurrency, arrival)}, repeat {repeat}")
+    more = {why: f" and {len(same) - 1} more cell{'s' * (len(same) > 2)}" for why, same in alike.items()}
+    return [f"{same[0]}{more[why] if len(same) > 1 else ''}: {why}" for why, same in alike.items()]
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +214,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     client_bound: tuple[str, ...] = ()
     """What says that the client, not the server, was measured."""
     streaming: tuple[str, ...] = ()
-    """What `analysis.streaming` has against the times of single tokens."""
+    """Against the times of single tokens (`client.streaming_reasons`)."""
     max_error_rate: float = MAX_ERROR_RATE
     fixed_length: int | None = None
     """Tokens that every answer was asked to have."""
@@ -237,47 +229,53 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     unanswered: int = 0
     """Of `asked`, those that failed."""
     energy: tuple[str, ...] | None = None
-    """What `power.energy` has against the energy; None: it was not measured."""
+    """Against the energy (`power.energy`); None: it was not measured."""
+
+    @property
+    def queues(self) -> bool:
+        return self.waiting_mean is not None and self.waiting_mean > WAITING_SHARE * self.concurrency
+
+    @property
+    def failures(self) -> list[str]:
+        """A sentence if too many requests of the window failed."""
+        asked = self.requests + self.errors
+        if self.errors <= self.max_error_rate * asked:
+            return []
+        return [f"{self.errors} of {asked} requests failed, the first: {self.first_error}"]
 
 
 def validity_of(e: Evidence) -> Validity:
     """The verdict on every quantity."""
+    load, unanswered = load_reasons(e), _unanswered(e)
+    answers = None if e.asked is None else answers_reasons(e)
     return Validity(
-        load=tuple(load_reasons(e)),
-        latency=tuple(latency_reasons(e)),
+        load=tuple(load),
+        latency=() if e.client_bound or not e.has_window else e.streaming,
         energy=None if e.energy is None else (*e.lost, *e.energy),
-        answers=None if e.asked is None else tuple(answers_reasons(e)),
+        answers=None if answers is None else tuple(answers),
+        failing=not {*e.failures, *unanswered}.isdisjoint((*load, *(answers or ()))),
     )
-
-
-def latency_reasons(e: Evidence) -> list[str]:
-    """Why the latencies are invalid, where it is not the load that makes them so."""
-    return [] if e.client_bound or not e.has_window else [*e.streaming]
 
 
 def load_reasons(e: Evidence) -> list[str]:
     """Why batch and load are invalid, a sentence each with its figures; empty: valid."""
-    if e.lost:
-        return [*e.lost]
-    return [*e.slowed, *_load_reasons(e)]
+    return [*e.lost] or [*e.slowed, *_load_reasons(e)]
 
 
 def _load_reasons(e: Evidence) -> list[str]:
     if not e.has_window:
         return [e.aborted or "interrupted before the window opened"]
-    restarted = ["the server's counters went back: it was restarted within the cell"] if e.restarted else []
+    reasons = ["the server's counters went back: it was restarted within the cell"] if e.restarted else []
     if e.aborted:
-        return [e.aborted, *restarted]
-    failures = _failures(e)
-    if failures and not e.requests:
-        return [*restarted, *failures]
-    reasons = [*restarted, *failures, *_other_lengths(e)]
-    if e.requests == 0:
-        reasons.append(
-            "no request ended within the window; make --duration longer"
-            if e.traffic is None
-            else "no request of the window was answered"
-        )
+        return [e.aborted, *reasons]
+    reasons += e.failures
+    if e.failures and not e.requests:
+        return reasons
+    reasons += _other_lengths(e)
+    if e.requests == 0 and e.traffic is None:
+        reasons.append("no request ended within the window; make --duration longer")
+    elif e.requests == 0:
+        reasons.append("no request of the window was answered")
     elif e.uncounted == e.requests:
         reasons.append("the server reports no token usage in its streams")
     elif e.tokens_per_s is None:
@@ -285,35 +283,31 @@ def _load_reasons(e: Evidence) -> list[str]:
     elif e.uncounted > UNCOUNTED_RATE * e.requests:
         reasons.append(f"{e.uncounted} of {e.requests} answers came without token usage")
     reasons += _batch_was_not_held(e) if e.traffic is None else _traffic_was_not_met(e, e.traffic)
-    if not failures:
+    if not e.failures:
         reasons += [f"{CLIENT_BOUND}{sentence}" for sentence in e.client_bound]
     if e.silent_s is not None and e.silent_s > max(SILENT_S, SILENT_SHARE * (e.window_s or 0.0)):
         reasons.append(f"the server gave no /metrics for {e.silent_s:.1f} s of the window")
-    if e.server_tokens is not None and e.recorded_tokens is not None:
-        off = abs(e.server_tokens - e.recorded_tokens)
-        if off > TOKEN_MISMATCH * max(e.server_tokens, 1.0):
-            reasons.append(
-                f"the server made {e.server_tokens:.0f} tokens, these requests got {e.recorded_tokens}: "
-                "is somebody else using it?"
-            )
+    made, got = e.server_tokens, e.recorded_tokens
+    if made is not None and got is not None and abs(made - got) > TOKEN_MISMATCH * max(made, 1.0):
+        reasons.append(f"the server made {made:.0f} tokens, these requests got {got}: is somebody else using it?")
     return reasons
 
 
 def _batch_was_not_held(e: Evidence) -> list[str]:
     """Where too many requests failed, their slots waited: that the batch is low needs no reason of its own then."""
-    reasons, b, failing = [], e.concurrency, bool(_failures(e))
+    reasons, b, failing = [], e.concurrency, bool(e.failures)
     if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b and not failing:
         whose = "" if e.errors else CLIENT_BOUND
         reasons.append(f"{whose}only {e.inflight_mean:.2f} of {b} requests were in flight")
     low = e.running_mean is not None and e.running_mean < RUNNING_SHARE * b * (1 - e.running_slack)
-    if low and (not failing or _queues(e)):
-        reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}" + _cause(e))
+    if low and (not failing or e.queues):
+        reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}: {_cause(e)}")
     if e.running_mean is not None and e.running_mean - e.running_noise > MOST_SHARE * b:
         whose = "somebody else asks this server too"
         if e.given_up:
             whose = f"the server still works on requests that were given up ({e.given_up}), or {whose}"
         reasons.append(f"running batch {e.running_mean:.2f} is above B = {b}: {whose}")
-    if e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * b:
+    if e.queues:
         reasons.append(f"{e.waiting_mean:.2f} requests waited in the server's queue on average")
     if e.preemptions:
         reasons.append(f"{e.preemptions:.0f} preemptions: the KV cache is too small for B = {b}")
@@ -322,27 +316,23 @@ def _batch_was_not_held(e: Evidence) -> list[str]:
 
 def _traffic_was_not_met(e: Evidence, t: Traffic) -> list[str]:
     """Queues, preemptions and any batch belong to an open loop; a client or a server that falls behind does not."""
-    if None in (t.arrivals, t.late, t.dropped, t.rate_per_s, t.completed_per_s, e.window_s):
-        return []
-    assert t.arrivals is not None and t.late is not None and t.dropped is not None and e.window_s is not None
-    assert t.rate_per_s is not None and t.completed_per_s is not None
-    reasons = []
-    sent = t.arrivals - t.dropped
-    if t.late > max(1, LATE_SHARE * sent):
+    arrivals, late, dropped, window_s = t.arrivals or 0, t.late or 0, t.dropped or 0, e.window_s or 0.0
+    in_time, answered = (t.rate_per_s or 0.0) * window_s, (t.completed_per_s or 0.0) * window_s
+    reasons, sent = [], arrivals - dropped
+    if late > max(1, LATE_SHARE * sent):
         reasons.append(f"{CLIENT_BOUND}{_lateness(t)}, and {LATE_SHARE:.0%} may be")
-    if sent - t.rate_per_s * e.window_s > max(1.0, (1 - SENT_SHARE) * sent) * (1 + 1e-9):
+    if sent - in_time > max(1.0, (1 - SENT_SHARE) * sent) * (1 + 1e-9):
         reasons.append(
-            f"{CLIENT_BOUND}{t.rate_per_s:.4g} of {sent / e.window_s:.4g} requests a second were sent in the window"
+            f"{CLIENT_BOUND}{t.rate_per_s:.4g} of {sent / window_s:.4g} requests a second were sent in the window"
         )
-    if t.dropped > DROPPED_SHARE * t.arrivals:
+    if dropped > DROPPED_SHARE * arrivals:
+        slow = "the server cannot keep up" if e.queues else "raise --concurrency, or the server cannot keep up"
         reasons.append(
-            f"{t.dropped} of {t.arrivals} arrivals were dropped, with {e.concurrency} requests in flight: "
-            + ("the server cannot keep up" if _queues(e) else "raise --concurrency, or the server cannot keep up")
-            + f" with {t.rate_asked_per_s:.4g} a second"
+            f"{dropped} of {arrivals} arrivals were dropped, with {e.concurrency} requests in flight: {slow} with "
+            f"{t.rate_asked_per_s:.4g} a second"
         )
-    behind = sent - t.completed_per_s * e.window_s
-    noise = BACKLOG_NOISE * math.sqrt(2 * (1 + (e.inflight_mean or 0.0)))
-    if behind > max(BACKLOG_SHARE * t.arrivals, noise):
+    behind = sent - answered
+    if behind > max(BACKLOG_SHARE * arrivals, BACKLOG_NOISE * math.sqrt(2 * (1 + (e.inflight_mean or 0.0)))):
         reasons.append(
             f"the server cannot keep up with {t.rate_asked_per_s:.4g} requests a second: it answered "
             f"{t.completed_per_s:.4g}, and {behind:.0f} more were in flight at the window's end than at its beginning"
@@ -362,10 +352,6 @@ def _lateness(t: Traffic) -> str:
     return f"{t.late} of {sent} requests were sent more than 5 ms after they were due (p99 {t.late_ms_p99:.1f} ms)"
 
 
-def _queues(e: Evidence) -> bool:
-    return e.waiting_mean is not None and e.waiting_mean > WAITING_SHARE * e.concurrency
-
-
 def max_error_rate(config: Mapping[str, Any]) -> float:
     """Of a manifest's config; those of earlier versions have none."""
     return float(config.get("max_error_rate", MAX_ERROR_RATE))
@@ -377,16 +363,13 @@ def answers_reasons(e: Evidence) -> list[str]:
         return [*e.lost]
     if not e.asked:
         return ["no measured request was sent"] if e.has_window else _load_reasons(e)
-    if e.unanswered > e.max_error_rate * e.asked:
-        return _failures(e) or [f"{e.unanswered} of {e.asked} measured requests failed"]
-    return []
+    return _unanswered(e)
 
 
-def _failures(e: Evidence) -> list[str]:
-    """That too many requests of the window failed."""
-    if e.errors <= e.max_error_rate * (e.requests + e.errors):
+def _unanswered(e: Evidence) -> list[str]:
+    if e.asked is None or e.unanswered <= e.max_error_rate * e.asked:
         return []
-    return [f"{e.errors} of {e.requests + e.errors} requests failed, the first: {e.first_error}"]
+    return e.failures or [f"{e.unanswered} of {e.asked} measured requests failed"]
 
 
 def _other_lengths(e: Evidence) -> list[str]:
@@ -394,8 +377,7 @@ def _other_lengths(e: Evidence) -> list[str]:
     lengths = e.other_lengths
     if e.fixed_length is None or len(lengths) <= LENGTH_RATE * e.requests:
         return []
-    least, most = min(lengths), max(lengths)
-    have = f"{least}" if least == most else f"{least} to {most}"
+    have = f"{min(lengths)} to {max(lengths)}" if len({*lengths}) > 1 else f"{lengths[0]}"
     return [
         f"{len(lengths)} of {e.requests} answers have {have} tokens, {e.fixed_length} were asked for (--fixed-length): "
         "the server does not follow ignore_eos and min_tokens; use --max-tokens"
@@ -403,13 +385,13 @@ def _other_lengths(e: Evidence) -> list[str]:
 
 
 def _cause(e: Evidence) -> str:
-    if _queues(e) and (e.running_peak is None or e.running_peak < RUNNING_SHARE * e.concurrency):
-        return ": the server caps it (--max-num-seqs, or KV cache)"
+    if e.queues and (e.running_peak is None or e.running_peak < RUNNING_SHARE * e.concurrency):
+        return "the server caps it (--max-num-seqs, or KV cache)"
     if e.held_back:
         waiting = "" if e.waiting_mean is None else f" and waiting {e.waiting_mean:.1f}"
         return (
-            ": a layer between client and engine holds requests back "
+            "a layer between client and engine holds requests back "
             f"(running {e.running_mean:.1f}{waiting} of {e.inflight_mean:.1f} in flight); "
             "check the concurrency limit of the proxy or gateway"
         )
-    return ": the server was slow to take up new requests (a stall, or answers so short that every refill shows)"
+    return "the server was slow to take up new requests (a stall, or answers so short that every refill shows)"

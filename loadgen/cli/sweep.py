@@ -258,7 +258,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
         return
 
     from loadgen.analysis.analyse import analyse, planned_cells
-    from loadgen.analysis.invalid import judge_cell
+    from loadgen.analysis.cellresult import judge_cell
     from loadgen.analysis.run import load_run
     from loadgen.measure.observer import Observer
     from loadgen.record.journal import cell_files

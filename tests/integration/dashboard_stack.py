@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 from programs import program
 
-from loadgen.analysis.invalid import judge_cell
+from loadgen.analysis.cellresult import judge_cell
 from loadgen.measure.config import configure
 from loadgen.measure.run import run_sweep
 

@@ -13,7 +13,7 @@ import pytest
 from dashboard_stack import free_port, serving
 
 import loadgen
-from loadgen.analysis.invalid import judge_cell
+from loadgen.analysis.cellresult import judge_cell
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
 from loadgen.measure.config import configure

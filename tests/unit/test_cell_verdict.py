@@ -11,7 +11,7 @@ from rich.console import Console
 
 import loadgen
 from loadgen.analysis import powerdata
-from loadgen.analysis.invalid import judge_cell
+from loadgen.analysis.cellresult import judge_cell
 from loadgen.analysis.powerdata import read_power
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import CellVerdict

@@ -100,7 +100,7 @@ def test_what_was_not_measured_is_none_and_not_zero(tmp_path: Path) -> None:
 
 def test_a_cell_that_never_got_warm_has_no_window_and_no_figures(tmp_path: Path) -> None:
     figures = row(tmp_path, [answer(1, [(2, 1)])], end=ended(None, aborted="the server died"))
-    assert (figures.validity.valid, figures.validity.reasons) == (False, "the server died")
+    assert (figures.validity.valid, figures.validity.sentence) == (False, "the server died")
     assert figures.window_s is figures.output_tokens is figures.tokens_per_s is figures.inflight_mean is None
     assert figures.e2e_ms_mean is None
 
@@ -125,12 +125,12 @@ def test_a_request_that_stalled_in_the_window_is_an_error_of_it_whenever_it_was_
     stalled = answer(500, end=60_000, status="timeout", error="no complete answer within 59.5 s")
     figures = row(tmp_path, [stalled, answer(900, [(1500, 7)])])
     assert figures.errors == 1
-    assert "1 of 2 requests failed, the first: timeout: no complete answer within 59.5 s" in figures.validity.reasons
+    assert "1 of 2 requests failed, the first: timeout: no complete answer within 59.5 s" in figures.validity.sentence
 
 
 def test_answers_whose_tokens_are_unknown_are_told(tmp_path: Path) -> None:
     figures = row(tmp_path, [answer(900, [(1500, 7)]), answer(900, end=1500), answer(900, end=1600)])
-    assert "2 of 3 answers came without token usage" in figures.validity.reasons
+    assert "2 of 3 answers came without token usage" in figures.validity.sentence
 
 
 def test_a_server_that_was_restarted_is_found_out_by_its_counters(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_server_that_was_restarted_is_found_out_by_its_counters(tmp_path: Path
         for t, tokens, steps in ((1100, 900.0, 300.0), (1400, 940.0, 320.0), (1900, 30.0, 10.0))
     ]
     figures = row(tmp_path, [answer(900, [(1500, 1)])], samples, b=2)
-    assert "the server's counters went back: it was restarted within the cell" in figures.validity.reasons
+    assert "the server's counters went back: it was restarted within the cell" in figures.validity.sentence
     assert figures.running_mean == 2.0, "the gauge's, which a restart does not falsify"
     assert figures.preemptions == 0.0
 
@@ -149,7 +149,7 @@ def test_a_server_whose_metrics_fall_silent_is_told(tmp_path: Path) -> None:
     """Of a window of 10 s, /metrics answers in the first 4."""
     samples = [scrape(1000 + 500 * k, running=1.0) for k in range(9)]
     figures = row(tmp_path, [answer(900, [(1500, 1)])], samples, end=ended((1000, 11_000)))
-    assert "the server gave no /metrics for 6.0 s of the window" in figures.validity.reasons
+    assert "the server gave no /metrics for 6.0 s of the window" in figures.validity.sentence
 
 
 def test_latency_figures_are_the_mean_and_the_percentiles_in_ms(tmp_path: Path) -> None:
@@ -184,4 +184,4 @@ def test_errors_of_the_window_count_and_the_first_is_quoted(tmp_path: Path) -> N
     ]
     figures = row(tmp_path, lines)
     assert (figures.requests, figures.errors) == (1, 2)
-    assert "2 of 3 requests failed, the first: http: 503: full" in figures.validity.reasons
+    assert "2 of 3 requests failed, the first: http: 503: full" in figures.validity.sentence

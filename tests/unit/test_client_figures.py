@@ -189,7 +189,7 @@ def test_a_client_bound_cell_is_invalid_and_names_figure_limit_and_remedy(tmp_pa
     assert summary(tmp_path / "good", client_processes=1, client_cpu_s=0.5, client_cpu_share=0.5).validity.valid
     bad = summary(tmp_path / "bad", client_processes=1, client_cpu_s=0.99, client_cpu_share=0.97, loop_lag_ms_p50=11.0)
     assert not bad.validity.valid
-    assert bad.validity.reasons == (
+    assert bad.validity.sentence == (
         "client-bound: the busiest client process used 97% of a core (limit 95%); give --workers 2 or more; "
         "client-bound: half of all bytes waited 11.0 ms or more for the client's event loop (limit 10.0 ms; chunks "
         "came each 10.0 ms); give --workers 2 or more, or free its CPU of other work"

@@ -106,7 +106,7 @@ class TestTraffic:
             arrived(2100, end=2200, status="broken", error="behind it", phase="cooldown"),
         )
         assert (figures.errors, figures.failures) == (1, 3)
-        assert "1 of 2 requests failed, the first: timeout: late" in figures.validity.reasons
+        assert "1 of 2 requests failed, the first: timeout: late" in figures.validity.sentence
 
     def test_slots_wait_for_arrivals_so_there_is_no_refill_gap(self, tmp_path: Path) -> None:
         assert row(tmp_path, arrived(1100, [(1200, 1)]), arrived(1500, [(1600, 1)])).client.refill_gap_ms_p99 is None

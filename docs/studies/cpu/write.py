@@ -20,8 +20,8 @@ from textwrap import fill
 import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.intervals import rate_interval, too_wide
-from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
+from loadgen.analysis.validity import invalid_sentences
 from loadgen.reports.grid import NOT_KNOWN, WHY_NOT_KNOWN, cells_valid
 from loadgen.reports.html import write_report
 

@@ -13,8 +13,8 @@ import msgspec
 from loadgen.analysis.analyse import checkpoint_notes, planned_cells
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import number, placed
-from loadgen.analysis.invalid import invalid_sentences
 from loadgen.analysis.run import Run
+from loadgen.analysis.validity import invalid_sentences
 from loadgen.reports.grid import HEADINGS, NOT_KNOWN, WHY_NOT_KNOWN, cells_valid, shown_columns, table_rows
 from loadgen.reports.html.markup import Html, element, items, join, stamp, table
 from loadgen.reports.rows import (
