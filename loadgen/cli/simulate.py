@@ -121,13 +121,13 @@ def command(
 
     import uvloop
 
-    from loadgen.address import http_url
+    from loadgen.address import http_url, listen
     from loadgen.power.simulated import Sensors, parse_faults
     from loadgen.serving.simulated.answers import BEHAVIOURS, known_items
     from loadgen.serving.simulated.cost import speed_up
     from loadgen.serving.simulated.engine import EngineLimits
     from loadgen.serving.simulated.metrics import GpuOptions
-    from loadgen.serving.simulated.server import SimulatedServer, open_socket, serve
+    from loadgen.serving.simulated.server import SimulatedServer, serve
 
     cost = speed_up(presets.cost(precision, gpu=gpu, model=model), time_scale)
     behaviour = BEHAVIOURS[precision].but(
@@ -149,7 +149,7 @@ def command(
         limits=EngineLimits(max_num_seqs=max_num_seqs, max_model_len=max_model_len),
         behaviour=behaviour,
     )
-    listening = open_socket(host, port)
+    listening = listen(host, port, backlog=1024)
     ready = f"SIMULATED {precision} server ready on {http_url(host, port)} (no GPU, nothing measured)"
     announce = f"{ready}\n{server.memory_report}"
     uvloop.run(serve(server, listening, host=host, on_ready=lambda: click.echo(announce)))

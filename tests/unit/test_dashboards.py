@@ -59,7 +59,7 @@ def exported() -> set[str]:
     collectors = (
         PowerCollector([info()], "nvml"),
         SweepMetrics(simulated=True).registry,
-        StatsCollector(EngineStats(), model_name="m", kv_capacity_tokens=16, block_size=16),
+        StatsCollector(EngineStats(), model_name="m", kv_capacity_tokens=16),
     )
     names = {name for collector in collectors for family in collector.collect() for name in sample_names(family)}
     return names | {rule["record"] for group in RULES["groups"] for rule in group["rules"]} | {"up"}

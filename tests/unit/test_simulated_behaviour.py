@@ -74,7 +74,7 @@ def test_what_cannot_be_together_is_refused():
     for changes, sentence in (
         ({"accuracy": 1.5}, "--accuracy 1.5 is not between 0 and 1"),
         ({"batch_flips": -0.1}, "--batch-flips -0.1 is not between 0 and 1"),
-        ({"accuracy": 0.4, "discordance": 0.05}, "--discordance 0.05 cannot be: accuracies 0.52 and 0.4"),
+        ({"accuracy": 0.4, "discordance": 0.05}, "--discordance 0.05 is not possible: accuracies 0.52 and 0.4"),
         ({"accuracy": 0.9, "truncated": 0.2, "unparsed": 0.0}, "--accuracy 0.9 leaves 0.1 for --truncated"),
     ):
         with pytest.raises(UsageError) as refused:

@@ -1,12 +1,6 @@
-"""Answers of the simulated model: deterministic text of a set length and accuracy.
+"""Answers of the simulated model: deterministic text of a set length and accuracy, in tokens of four characters.
 
-Simulated tokens: word pieces of about four characters.
-
-Questions the simulated model can answer.
-
-Output: the token texts of one answer, cut as the request's limits and stop strings demand.
-
-Behaviour: how often a simulated precision is right, and on which items it differs from FP16.
+How often a precision is right, on which items it differs from FP16, and how a request's limits cut an answer.
 """
 
 from __future__ import annotations
@@ -31,12 +25,12 @@ _PIECE = re.compile(r"\s*\S{1,4}|\s+$")
 
 
 def split_tokens(text: str) -> list[str]:
-    """The pieces of a text; joined they are the text again."""
+    """The tokens of a text; joined they are the text again."""
     return _PIECE.findall(text)
 
 
 def count_prompt_tokens(text: str) -> int:
-    """Tokens that a prompt is billed as: one per four characters begun, at least one."""
+    """Tokens of a prompt: one per four characters begun, at least one."""
     return max(1, -(-len(text) // 4))
 
 
@@ -45,20 +39,17 @@ def known_items(data_file: Path | None = None) -> list[Item]:
 
     Raises UsageError for a file that is missing or malformed.
     """
-    items = [*sample_items(), *warmup_items(), *own_shots()]
-    if data_file is not None:
-        items += items_of_file(data_file)
-    return items
+    return [*sample_items(), *warmup_items(), *own_shots(), *(items_of_file(data_file) if data_file else [])]
 
 
 class Output(msgspec.Struct, frozen=True):
-    """What a request will receive, one entry per generated token."""
+    """The tokens that a request will receive."""
 
     texts: list[str]
     """Text that each token adds to the stream; empty for the end-of-sequence token and while text is held back."""
     finish_reason: Literal["stop", "length"]
-    stop_reason: str | None
-    """The stop string that ended it, None for the end-of-sequence token or the limit."""
+    stop_reason: str | None = None
+    """The stop string that ended it; None: the end-of-sequence token or the limit."""
 
 
 def cut_output(
@@ -72,8 +63,8 @@ def cut_output(
 ) -> Output:
     """The tokens of an answer under vLLM's rules.
 
-    The end-of-sequence token counts as a token; it is not generated before `min_tokens`, or never with
-    `ignore_eos`. A stop string is looked for from token `min_tokens` on and is itself left out.
+    The end-of-sequence token counts as a token; it is not generated before `min_tokens`, nor with `ignore_eos`. A stop
+    string counts from token `min_tokens` on and is left out. Text is held back while a stop string may begin in it.
     """
     wanted = max_tokens if ignore_eos else max(len(natural), min_tokens - 1)
     tokens = natural + list(islice(continuation, max(0, wanted - len(natural))))
@@ -81,12 +72,7 @@ def cut_output(
     tokens = [*tokens, ""] if ended else tokens[:max_tokens]
     reason: Literal["stop", "length"] = "stop" if ended else "length"
     if not stops:
-        return Output(tokens, reason, None)
-    return _stopped(tokens, reason, stops, min_tokens)
-
-
-def _stopped(tokens: list[str], reason: Literal["stop", "length"], stops: Sequence[str], min_tokens: int) -> Output:
-    """The tokens up to the first stop string, each text held back as long as a stop string may still begin in it."""
+        return Output(tokens, reason)
     held = max(map(len, stops)) - 1
     text, sent = "", 0
     texts: list[str] = []
@@ -102,11 +88,11 @@ def _stopped(tokens: list[str], reason: Literal["stop", "length"], stops: Sequen
         texts.append(text[sent:until])
         sent = until
     texts[-1] += text[sent:]
-    return Output(texts, reason, None)
+    return Output(texts, reason)
 
 
 REFERENCE_ACCURACY = 0.52
-"""What simulated FP16 gets right; discordances refer to it."""
+"""The share that simulated FP16 gets right; discordances refer to it."""
 Fate = Literal["correct", "wrong", "truncated", "unparsed"]
 
 
@@ -117,58 +103,42 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     length_factor: float = 1.0
     """Mean answer length over that of FP16."""
     discordance: float = 0.0
-    """Items on which it and the reference are not both right or both not."""
+    """Items that either it or the reference gets right, but not both."""
     truncated: float = 0.0
-    """Answers that never end and meet every limit."""
+    """Answers that only a limit ends."""
     unparsed: float = 0.0
     """Answers that name no result."""
     batch_flips: float = 0.0
-    """Items that become right or wrong by the size of the batch they are answered in, as many the one as the other."""
+    """Items that become right or wrong with the batch size, the same number of each."""
     reference_accuracy: float = REFERENCE_ACCURACY
 
-    def but(
-        self,
-        *,
-        accuracy: float | None = None,
-        discordance: float | None = None,
-        truncated: float | None = None,
-        unparsed: float | None = None,
-        batch_flips: float | None = None,
-        reference_accuracy: float | None = None,
-    ) -> Behaviour:
-        """The same with what is given; what is not given yields to it where both cannot be.
+    def but(self, **shares: float | None) -> Behaviour:
+        """The same with the shares that are not None; the other shares adapt where both cannot hold.
 
-        Raises UsageError for shares outside of 0 to 1, or that cannot be together.
+        Raises UsageError for shares outside of 0 to 1, or that cannot hold together.
         """
-        given = {
-            "accuracy": accuracy,
-            "discordance": discordance,
-            "truncated": truncated,
-            "unparsed": unparsed,
-            "batch_flips": batch_flips,
-            "reference_accuracy": reference_accuracy,
-        }
-        changes = {name: share for name, share in given.items() if share is not None}
+        changes = {name: share for name, share in shares.items() if share is not None}
         for name, share in changes.items():
             if not 0 <= share <= 1:
                 raise UsageError(f"--{name.replace('_', '-')} {share:g} is not between 0 and 1")
         new = msgspec.structs.replace(self, **changes)
         a, reference = new.accuracy, new.reference_accuracy
         least, most = abs(reference - a), min(reference + a, 2 - reference - a)
-        if discordance is None:
-            new = msgspec.structs.replace(new, discordance=min(max(new.discordance, least), most))
-        elif not least - 1e-9 <= discordance <= most + 1e-9:
+        if "discordance" in changes and not least - 1e-9 <= new.discordance <= most + 1e-9:
             raise UsageError(
-                f"--discordance {discordance:g} cannot be: accuracies {reference:g} and {a:g} differ on "
+                f"--discordance {new.discordance:g} is not possible: accuracies {reference:g} and {a:g} differ on "
                 f"{least:g} to {most:g} of the items"
             )
-        told, kept = (truncated or 0) + (unparsed or 0), {"truncated": truncated, "unparsed": unparsed}
-        if told > 1 - a + 1e-9:
-            raise UsageError(f"--accuracy {a:g} leaves {1 - a:g} for --truncated and --unparsed, which are {told:g}")
-        for name, known in kept.items():
-            if known is None:
-                new = msgspec.structs.replace(new, **{name: min(getattr(new, name), (1 - a - told) / 2)})
-        return new
+        given = changes.get("truncated", 0.0) + changes.get("unparsed", 0.0)
+        if given > 1 - a + 1e-9:
+            raise UsageError(f"--accuracy {a:g} leaves {1 - a:g} for --truncated and --unparsed, which are {given:g}")
+        most_each = (1 - a - given) / 2
+        adapted = {
+            "discordance": min(max(new.discordance, least), most),
+            "truncated": min(new.truncated, most_each),
+            "unparsed": min(new.unparsed, most_each),
+        }
+        return msgspec.structs.replace(new, **{name: adapted[name] for name in adapted.keys() - changes.keys()})
 
 
 BEHAVIOURS = {
@@ -186,7 +156,7 @@ BEHAVIOURS = {
 
 
 class Fates:
-    """What becomes of each item at one precision: deterministic by seed, each share exact in expectation."""
+    """The fate of each item at one precision: deterministic by seed, each share exact in expectation."""
 
     def __init__(self, behaviour: Behaviour, *, precision: str, seed: int) -> None:
         self._behaviour = behaviour
@@ -194,10 +164,10 @@ class Fates:
         self._seed = seed
 
     def of(self, question: str, *, sample: str = "", batch: int | None = None) -> Fate:
-        """The fate of one answer; `batch`: sequences in the batch, None where it shall not matter.
+        """The fate of one answer; `batch`: sequences in the batch, None: it does not matter.
 
-        A draw that all precisions share decides whether the reference is right; one of the precision's own, whether it
-        differs. Lost and won items are (discordance ± difference of accuracies) / 2 of all.
+        A draw shared by all precisions decides whether the reference is right, one per precision whether it differs.
+        Lost and won items are (discordance ± difference of accuracies) / 2 of all.
         """
         b = self._behaviour
         a, reference = b.accuracy, b.reference_accuracy
@@ -261,8 +231,8 @@ _ANSWER_CUE = re.compile(r"\n\s*(?:Answer|A|Solution|Options):|\nYour response")
 _LETTERS = "ABCDE"
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What the model says, token by token, without the end-of-sequence token."""
+class NaturalAnswer(msgspec.Struct, frozen=True):
+    """The model's tokens before any limit, without the end-of-sequence token."""
 
     tokens: list[str]
     endless: bool
@@ -270,7 +240,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class AnswerBook:
-    """What the simulated model says to each prompt."""
+    """The simulated model's answer to each prompt."""
 
     def __init__(self, items: Iterable[Item], *, precision: str, seed: int, behaviour: Behaviour | None = None) -> None:
         """`behaviour` replaces the precision's own."""
@@ -281,7 +251,7 @@ class AnswerBook:
         self._mean_tokens = MEAN_TOKENS * behaviour.length_factor
 
     def find_item(self, prompt: str) -> Item | None:
-        """The item that the prompt's last question asks, None when it is not in the book."""
+        """The item of the prompt's last question; None when it is not in the book."""
         cues = list(_QUESTION.finditer(prompt))
         text = prompt[cues[-1].end() :] if cues else prompt
         cue = _ANSWER_CUE.search(text)
@@ -290,11 +260,8 @@ class AnswerBook:
                 return item
         return None
 
-    def answer(self, prompt: str, *, sample: str = "", batch: int | None = None) -> Answer:
-        """The natural answer to a prompt that is served in a batch of that size.
-
-        `sample` distinguishes draws from each other when the request asks for sampling.
-        """
+    def answer(self, prompt: str, *, sample: str = "", batch: int | None = None) -> NaturalAnswer:
+        """The natural answer to a prompt in a batch of that size; `sample` names the draw of a request that samples."""
         item = self.find_item(prompt)
         key = item.question if item else prompt
         fate = self.fate(item, sample=sample, batch=batch) if item else "unparsed"
@@ -305,36 +272,33 @@ class AnswerBook:
             if len(tokens) + len(sentence) // 2 + len(last) >= target:
                 break
             tokens += sentence
-        return Answer(tokens + last, endless=fate == "truncated")
+        return NaturalAnswer(tokens + last, endless=fate == "truncated")
 
     def fate(self, item: Item, *, sample: str = "", batch: int | None = None) -> Fate:
-        """What becomes of the answer to an item."""
+        """The fate of the answer to an item."""
         return self._fates.of(item.question, sample=sample, batch=batch)
 
     def reasoning(self, prompt: str) -> list[str]:
-        """Tokens that a thinking model spends before its answer: some three answers' worth."""
-        item = self.find_item(prompt)
-        key = item.question if item else prompt
+        """Tokens that a thinking model spends before its answer, about three times as many as on the answer."""
+        key = item.question if (item := self.find_item(prompt)) else prompt
         length = int(REASONING_LENGTH * self._target_tokens(key, "reasoning"))
         return list(islice(chain.from_iterable(self._sentences(key, "reasoning")), length))
 
     def continuation(self, prompt: str) -> Iterator[str]:
         """Endless tokens for a request that ignores the end of the sequence."""
-        for sentence in self._sentences(prompt, "continuation"):
-            yield from sentence
+        return chain.from_iterable(self._sentences(prompt, "continuation"))
 
     def _last_line(self, prompt: str, item: Item, fate: Fate, sample: str) -> str:
-        """The line that names the result, worded as the prompt's examples or instructions ask for it."""
+        """The line that names the result, in the form that the prompt's examples or instructions ask for."""
         if fate in ("truncated", "unparsed"):
             return ""
         answer = item.gold if fate == "correct" else self._wrong(item, sample)
         if item.options:
             return f"\nThe answer is ({answer})."
-        if item.exact:
-            return f"\nThe answer is {answer}."
-        if "The final answer is" in prompt:
+        if not item.exact and "The final answer is" in prompt:
             return f"\nThe final answer is {answer}"
-        if "####" not in prompt and ("The answer is" in prompt or prompt.rstrip().endswith("step by step.")):
+        in_words = "The answer is" in prompt or prompt.rstrip().endswith("step by step.")
+        if item.exact or ("####" not in prompt and in_words):
             return f"\nThe answer is {answer}."
         return f"\n#### {answer}"
 

@@ -1,8 +1,6 @@
-"""What a step of the simulated engine costs: seconds and watts, pure functions of batch, context and prefill.
+"""The cost of a step of the simulated engine: seconds and watts, pure functions of batch, context and prefill.
 
-docs/simulator.md derives the formulas; presets.toml has the constants with their sources.
-
-Presets: the GPUs, models and precisions of presets.toml, with a user's file laid over them.
+docs/simulator.md derives the formulas; presets.toml has the GPUs, models and precisions, with sources.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import math
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -21,12 +19,14 @@ from loadgen.serving.simulated.answers import BEHAVIOURS
 
 MEMORY_SHARE = 0.92
 """vLLM's default --gpu-memory-utilization."""
+BLOCK_TOKENS = 16
+"""KV cache is reserved in blocks of so many tokens."""
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Share of a GPU's dynamic power (limit - idle) that each kind of work draws while it lasts.
 
-    Fitted to ML.ENERGY's Llama-3.1-8B on H100 but for `dequant`, which is assumed.
+    Fitted to ML.ENERGY's Llama-3.1-8B on H100, except `dequant`, which is assumed.
     """
 
     memory: float = 0.72
@@ -37,7 +37,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A GPU by what bounds a step and what it draws."""
+    """A GPU: what bounds a step, and its power."""
 
     name: str
     memory_bytes: float
@@ -59,7 +59,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A dense decoder-only model by the sizes in its config.json."""
+    """A dense decoder-only model, by the sizes in its config.json."""
 
     name: str
     layers: int
@@ -73,7 +73,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def linear_params(self) -> float:
-        """Weights of the layers' linear maps: what quantization shrinks."""
+        """Weights of the layers' linear maps, which quantization shrinks."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.mlp)
 
@@ -89,7 +89,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the linear weights are stored and what it costs to multiply with them."""
+    """How the linear weights are stored, and the cost of multiplying with them."""
 
     bits: float
     """Bits per linear weight, scales and zero points included."""
@@ -102,7 +102,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dequant_flops_per_weight: float = 0.0
     """Dequantization inside the matrix kernels per weight and token of the step, as FLOPs of the 16-bit throughput."""
     dequant_token_cap: float = math.inf
-    """Tokens from which on the kernels dequantize once per step instead."""
+    """Tokens per step from which on the kernels dequantize only once per step."""
     source: str = ""
 
 
@@ -165,19 +165,12 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def speed_up(cost: Cost, factor: float) -> Cost:
-    """The same work `factor` times faster for the same joules: every power, idle and limit too, is `factor` times
-    higher, so that joules per token, and energy over limit times time, stay what they are."""
+    """The same work `factor` times faster at `factor` times the power: joules per token do not change."""
     gpu, precision = cost.gpu, cost.precision
+    rates = {name: getattr(gpu, name) * factor for name in ("bandwidth_bytes_s", "compute_flops", "limit_w", "idle_w")}
+    times = {name: getattr(gpu, name) / factor for name in ("launch_s", "sequence_s")}
     return Cost(
-        gpu=msgspec.structs.replace(
-            gpu,
-            bandwidth_bytes_s=gpu.bandwidth_bytes_s * factor,
-            compute_flops=gpu.compute_flops * factor,
-            launch_s=gpu.launch_s / factor,
-            sequence_s=gpu.sequence_s / factor,
-            limit_w=gpu.limit_w * factor,
-            idle_w=gpu.idle_w * factor,
-        ),
+        gpu=msgspec.structs.replace(gpu, **rates, **times),
         model=cost.model,
         precision=msgspec.structs.replace(precision, extra_s_per_layer=precision.extra_s_per_layer / factor),
     )
@@ -185,15 +178,8 @@ def speed_up(cost: Cost, factor: float) -> Cost:
 
 DEFAULT_GPU = "h100-like"
 DEFAULT_MODEL = "mistral-7b"
-MAY_BE_ZERO = (
-    "launch_s",
-    "sequence_s",
-    "idle_w",
-    "extra_s_per_layer",
-    "buffer_bytes_per_weight",
-    "dequant_flops_per_weight",
-)
-_T = TypeVar("_T")
+MAY_BE_ZERO = ("launch_s", "sequence_s", "idle_w", "extra_s_per_layer", "buffer_bytes_per_weight",
+               "dequant_flops_per_weight")  # fmt: skip
 
 
 class Presets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,31 +190,31 @@ class Presets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     precision: dict[str, Precision]
 
     def cost(self, precision: str, *, gpu: str = DEFAULT_GPU, model: str = DEFAULT_MODEL) -> Cost:
-        """The cost model of that choice; raises UsageError for a name that is not there."""
-        return Cost(
-            gpu=_find("gpu", self.gpu, gpu),
-            model=_find("model", self.model, model),
-            precision=_find("precision", self.precision, precision),
-        )
+        """The cost model of that choice; raises UsageError for an unknown name."""
+        for kind, table, name in (("gpu", self.gpu, gpu), ("model", self.model, model),
+                                  ("precision", self.precision, precision)):  # fmt: skip
+            if name not in table:
+                raise UsageError(f"no simulated {kind} {name!r}; choose from {', '.join(table)}")
+        return Cost(gpu=self.gpu[gpu], model=self.model[model], precision=self.precision[precision])
 
 
 def load_presets(cost_file: Path | None = None) -> Presets:
-    """The built-in presets; entries and single values of `cost_file` come before them.
+    """The built-in presets; tables and single values of `cost_file` replace theirs.
 
-    Raises UsageError for a file that is missing, is no TOML, has an unknown key or a value of the wrong kind.
+    Raises UsageError for a file that is missing, is not TOML, or has an unknown key or a value of the wrong type.
     """
     tables = tomllib.loads(resources.files(__package__).joinpath("presets.toml").read_text(encoding="utf-8"))
-    if cost_file is not None:
-        try:
-            _lay_over(tables, tomllib.loads(read_file(cost_file).decode()))
-            presets = msgspec.convert(tables, Presets)
-            _check(presets)
-        except OSError as error:
-            raise UsageError(f"--cost-file {cost_file}: {error.strerror}; give a TOML file") from None
-        except (ValueError, msgspec.ValidationError) as error:
-            raise UsageError(f"--cost-file {cost_file}: {error}; see docs/simulator.md for its form") from None
-        return presets
-    return msgspec.convert(tables, Presets)
+    if cost_file is None:
+        return msgspec.convert(tables, Presets)
+    try:
+        _lay_over(tables, tomllib.loads(read_file(cost_file).decode()))
+        presets = msgspec.convert(tables, Presets)
+        _check(presets)
+    except OSError as error:
+        raise UsageError(f"--cost-file {cost_file}: {error.strerror}; give a TOML file") from None
+    except ValueError as error:
+        raise UsageError(f"--cost-file {cost_file}: {error}; see docs/simulator.md for its form") from None
+    return presets
 
 
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -240,7 +226,7 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
 
 
 def _check(presets: Presets) -> None:
-    """Raises ValueError for what no cost, or no answer, can be computed from."""
+    """Raises ValueError for presets from which no cost or no answer can be computed."""
     if unknown := presets.precision.keys() - BEHAVIOURS.keys():
         raise ValueError(f"no answers for precision {', '.join(sorted(unknown))}, only for {', '.join(BEHAVIOURS)}")
     for kind, table in (("gpu", presets.gpu), ("model", presets.model), ("precision", presets.precision)):
@@ -251,9 +237,3 @@ def _check(presets: Presets) -> None:
     for name, gpu in presets.gpu.items():
         if gpu.idle_w >= gpu.limit_w:
             raise ValueError(f"idle_w = {gpu.idle_w} of gpu.{name} is not below limit_w = {gpu.limit_w}")
-
-
-def _find(kind: str, table: dict[str, _T], name: str) -> _T:
-    if name not in table:
-        raise UsageError(f"no simulated {kind} {name!r}; choose from {', '.join(table)}")
-    return table[name]

@@ -1,7 +1,4 @@
-"""Continuous batching without a clock: what each step holds, how long it takes, which tokens it yields.
-
-The step loop: runs the engine on the event loop against absolute deadlines.
-"""
+"""Continuous batching without a clock (`Engine`), and `StepLoop`, which runs it on an event loop against deadlines."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import msgspec
 
 from loadgen.power.simulated import PowerCurve
-from loadgen.serving.simulated.cost import Cost, Step
+from loadgen.serving.simulated.cost import BLOCK_TOKENS, Cost, Step
 from loadgen.serving.simulated.metrics import EngineStats
-from loadgen.serving.simulated.steadystate import BLOCK_TOKENS
 
 
 class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,51 +24,34 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int = 8192
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """One request in the engine."""
+    """One request in the engine; times by the caller's clock."""
 
-    __slots__ = (
-        "arrival_s",
-        "deliver",
-        "emitted",
-        "finish_reason",
-        "output_tokens",
-        "prefill_left",
-        "prompt_tokens",
-        "scheduled_s",
-    )
+    prompt_tokens: int
+    output_tokens: int
+    finish_reason: str
+    arrival_s: float
+    deliver: Callable[[int], None]
+    """Called after each token with the number of tokens generated so far."""
+    scheduled_s: float = 0.0
+    prefill_left: int = field(init=False)
+    emitted: int = 0
 
-    def __init__(
-        self,
-        *,
-        prompt_tokens: int,
-        output_tokens: int,
-        finish_reason: str,
-        arrival_s: float,
-        deliver: Callable[[int], None],
-    ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.finish_reason = finish_reason
-        self.arrival_s = arrival_s
-        self.deliver = deliver
-        """Called after each token with the number of tokens generated so far."""
-        self.scheduled_s = arrival_s
-        self.prefill_left = prompt_tokens
-        self.emitted = 0
+    def __post_init__(self) -> None:
+        self.prefill_left = self.prompt_tokens
 
     @property
     def reserved_tokens(self) -> int:
-        """KV cache that it will need at most, in whole blocks."""
+        """Tokens of KV cache that it can need, in whole blocks."""
         return -(-(self.prompt_tokens + self.output_tokens) // BLOCK_TOKENS) * BLOCK_TOKENS
 
 
 class Engine:
     """A scheduler like vLLM's with chunked prefill; the caller keeps the time.
 
-    `begin_step` forms a batch and says what it costs, `end_step` yields its tokens. Requests submitted
-    during a step are looked at when the next one begins. KV cache is reserved for a sequence's whole length
-    when it is admitted, so nothing is ever preempted.
+    `begin_step` forms a batch and returns its cost, `end_step` yields its tokens. Requests submitted during a step wait
+    for the next. KV cache is reserved for a sequence's whole length when it is admitted, so nothing is preempted.
     """
 
     def __init__(self, cost: Cost, limits: EngineLimits, stats: EngineStats) -> None:
@@ -86,44 +66,35 @@ class Engine:
         self.kv_capacity_tokens = cost.kv_capacity_tokens
 
     def submit(self, sequence: Sequence) -> None:
-        """Hands a request in; it joins the batch when a later step begins."""
+        """Adds a request, which joins the batch when a later step begins."""
         self._arrived.append(sequence)
 
     def abort(self, sequence: Sequence) -> None:
-        """Drops a request whose client has gone; one that has finished is left alone."""
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._reserved_tokens -= sequence.reserved_tokens
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
-        elif sequence in self._arrived:
-            self._arrived.remove(sequence)
-        else:
-            return
-        self._stats.finished["abort"] += 1
-        self._update_gauges()
+        """Drops a request whose client has gone, unless it has finished."""
+        for queue in (self._running, self._waiting, self._arrived):
+            if sequence in queue:
+                queue.remove(sequence)
+                self._reserved_tokens -= sequence.reserved_tokens if queue is self._running else 0
+                self._stats.finished["abort"] += 1
+                self._update_gauges()
 
     @property
     def memory_used_bytes(self) -> int:
-        """The weights, and the keys and values of what is in the batch."""
+        """Bytes of the weights, and of the keys and values of the batch."""
         return int(self._cost.weight_bytes + self._reserved_tokens * self._cost.model.kv_bytes_per_token)
 
     def begin_step(self, now_s: float) -> Step | None:
-        """Forms the next batch; returns what it costs, None when there is nothing to do."""
+        """Forms the next batch and returns its cost; None: there is nothing to do."""
         self._waiting.extend(self._arrived)
         self._arrived.clear()
-        batch = context_tokens = 0
-        prefilling = []
-        for sequence in self._running:
-            if sequence.prefill_left:
-                prefilling.append(sequence)
-            else:
-                batch += 1
-                context_tokens += sequence.prompt_tokens + sequence.emitted
+        decoding = [sequence for sequence in self._running if not sequence.prefill_left]
+        batch = len(decoding)
+        context_tokens = sum(sequence.prompt_tokens + sequence.emitted for sequence in decoding)
         budget = self._limits.max_num_batched_tokens - batch
         prefill_tokens = 0
-        for sequence in prefilling:
-            prefill_tokens += _prefill(sequence, budget - prefill_tokens)
+        for sequence in self._running:
+            if sequence.prefill_left:
+                prefill_tokens += _prefill(sequence, budget - prefill_tokens)
         while self._waiting and prefill_tokens < budget and self._fits(self._waiting[0]):
             sequence = self._waiting.popleft()
             sequence.scheduled_s = now_s
@@ -135,30 +106,29 @@ class Engine:
         return self._cost.step(batch=batch, context_tokens=context_tokens, prefill_tokens=prefill_tokens)
 
     def end_step(self, now_s: float) -> None:
-        """Yields one token of every sequence whose prompt is done, and lets the finished ones go."""
+        """Yields one token of every sequence whose prompt is done, and removes the finished ones."""
         stats = self._stats
-        generated = continued = prompt_tokens = 0
-        finished = False
+        prompt_tokens = continued = 0
         ready = [sequence for sequence in self._running if not sequence.prefill_left]
         for sequence in ready:
             sequence.emitted += 1
-            generated += 1
             if sequence.emitted == 1:
                 prompt_tokens += sequence.prompt_tokens
                 stats.first_token_s.observe(now_s - sequence.arrival_s)
             else:
                 continued += 1
             if sequence.emitted == sequence.output_tokens:
-                finished = True
-                self._finish(sequence, now_s)
-        if finished:
-            self._running = [s for s in self._running if s.emitted < s.output_tokens]
-        if generated:
+                self._reserved_tokens -= sequence.reserved_tokens
+                stats.finished[sequence.finish_reason] += 1
+                stats.e2e_s.observe(now_s - sequence.arrival_s)
+                stats.queue_s.observe(sequence.scheduled_s - sequence.arrival_s)
+        self._running = [s for s in self._running if s.emitted < s.output_tokens]
+        if ready:
             stats.prompt_tokens += prompt_tokens
-            stats.generation_tokens += generated
-            stats.iteration_tokens.observe(prompt_tokens + generated)
-            if continued:
-                stats.inter_token_s.observe(now_s - self._last_end_s, continued)
+            stats.generation_tokens += len(ready)
+            stats.iteration_tokens.observe(prompt_tokens + len(ready))
+        if continued:
+            stats.inter_token_s.observe(now_s - self._last_end_s, continued)
         self._last_end_s = now_s
         self._update_gauges()
         for sequence in ready:
@@ -170,12 +140,6 @@ class Engine:
             and self._reserved_tokens + sequence.reserved_tokens <= self.kv_capacity_tokens
         )
 
-    def _finish(self, sequence: Sequence, now_s: float) -> None:
-        self._reserved_tokens -= sequence.reserved_tokens
-        self._stats.finished[sequence.finish_reason] += 1
-        self._stats.e2e_s.observe(now_s - sequence.arrival_s)
-        self._stats.queue_s.observe(sequence.scheduled_s - sequence.arrival_s)
-
     def _update_gauges(self) -> None:
         self._stats.running = len(self._running)
         self._stats.waiting = len(self._waiting)
@@ -183,16 +147,17 @@ class Engine:
 
 
 def _prefill(sequence: Sequence, budget: int) -> int:
-    """Takes as much of the prompt into the step as the budget allows; returns how many tokens."""
+    """Processes as much of the prompt as the budget allows; returns how many tokens."""
     tokens = min(sequence.prefill_left, budget)
     sequence.prefill_left -= tokens
     return tokens
 
 
 class StepLoop:
-    """While there is work, a step ends its duration after the *deadline* of the one before, not after the moment
-    when a timer woke up: mean rates are those of the cost model, though single steps are late by up to a
-    millisecond or so. Each step's power is recorded from deadline to deadline.
+    """Runs steps while there is work, and records each step's power from deadline to deadline.
+
+    A step's deadline counts from the deadline of the one before, not from when a timer woke up: mean rates are those of
+    the cost model, though a single step may be about a millisecond late.
     """
 
     def __init__(self, engine: Engine, stats: EngineStats, curve: PowerCurve, loop: asyncio.AbstractEventLoop) -> None:
@@ -203,7 +168,7 @@ class StepLoop:
         self._busy = False
 
     def submit(self, sequence: Sequence) -> None:
-        """Hands a request to the engine and wakes it up when it is idle."""
+        """Adds a request, and wakes the engine when it is idle."""
         self._engine.submit(sequence)
         if not self._busy:
             self._busy = True

@@ -1,19 +1,15 @@
-"""The simulated server's /metrics: vLLM's names and labels, filled once per engine step.
-
-The simulated GPU beside the engine: the power of its steps, sampled and served as an exporter does.
-"""
+"""The simulated server's /metrics under vLLM's names and labels, and its GPU, whose power it serves as an exporter."""
 
 from __future__ import annotations
 
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import accumulate
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -22,18 +18,19 @@ from loadgen.power.exporter import add_routes
 from loadgen.power.sample import GpuInfo
 from loadgen.power.sampler import Sampler
 from loadgen.power.simulated import Fault, PowerCurve, Sensors, SimulatedReader
-from loadgen.serving.simulated.cost import Gpu
+from loadgen.serving.simulated.cost import BLOCK_TOKENS, Gpu
 
 _STEP_TOKENS = tuple(float(n) for n in (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384))
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
 
+_LABELS = ("model_name", "engine")
 FINISHED_REASONS = ("stop", "length", "abort")
 
 
 class Histogram:
-    """Counts per bucket and the sum of all values."""
+    """Counts per bucket and the sum of all values; one call can record a value many times."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -51,7 +48,7 @@ class Histogram:
 
 
 class EngineStats:
-    """What the engine knows about itself; latencies in seconds of real time."""
+    """Figures of the engine; latencies in seconds of real time."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -72,13 +69,13 @@ class EngineStats:
 class StatsCollector(Collector):
     """Turns EngineStats into Prometheus families when /metrics is read."""
 
-    def __init__(self, stats: EngineStats, *, model_name: str, kv_capacity_tokens: int, block_size: int) -> None:
+    def __init__(self, stats: EngineStats, *, model_name: str, kv_capacity_tokens: int) -> None:
         self._stats = stats
         self._labels = (model_name, "0")
         self._created = time.time()
         self._cache_config = {
-            "block_size": str(block_size),
-            "num_gpu_blocks": str(kv_capacity_tokens // block_size),
+            "block_size": str(BLOCK_TOKENS),
+            "num_gpu_blocks": str(kv_capacity_tokens // BLOCK_TOKENS),
             "kv_cache_size_tokens": str(kv_capacity_tokens),
             "enable_prefix_caching": "False",
             "engine": "0",
@@ -93,62 +90,55 @@ class StatsCollector(Collector):
         cache = GaugeMetricFamily("vllm:cache_config_info", "Simulated KV cache.", labels=list(self._cache_config))
         cache.add_metric(list(self._cache_config.values()), 1)
         yield cache
-        yield self._gauge("num_requests_running", "Requests in the batch at the end of the last step.", stats.running)
-        yield self._gauge("num_requests_waiting", "Requests not admitted at the end of the last step.", stats.waiting)
-        yield self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 1 is all.", stats.kv_usage)
-        yield self._counter("num_preemptions", "Preempted requests.", stats.preemptions)
-        yield self._counter("prompt_tokens", "Prompt tokens processed.", stats.prompt_tokens)
-        yield self._counter("generation_tokens", "Tokens generated.", stats.generation_tokens)
+        for name, text, value in (
+            ("num_requests_running", "Requests in the batch at the end of the last step.", stats.running),
+            ("num_requests_waiting", "Requests not admitted at the end of the last step.", stats.waiting),
+            ("kv_cache_usage_perc", "Share of the KV cache in use, 1 is all.", stats.kv_usage),
+        ):
+            gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        for name, text, count in (
+            ("num_preemptions", "Preempted requests.", stats.preemptions),
+            ("prompt_tokens", "Prompt tokens processed.", stats.prompt_tokens),
+            ("generation_tokens", "Tokens generated.", stats.generation_tokens),
+        ):
+            counter = CounterMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+            counter.add_metric(self._labels, count, created=self._created)
+            yield counter
         success = CounterMetricFamily(
-            "vllm:request_success", "Finished requests.", labels=["model_name", "engine", "finished_reason"]
+            "vllm:request_success", "Finished requests.", labels=[*_LABELS, "finished_reason"]
         )
         for reason, count in stats.finished.items():
             success.add_metric([*self._labels, reason], count, created=self._created)
         yield success
-        yield self._histogram("iteration_tokens_total", "Tokens per engine step.", stats.iteration_tokens)
-        yield self._histogram("time_to_first_token_seconds", "Arrival to first token.", stats.first_token_s)
-        yield self._histogram("inter_token_latency_seconds", "Token to token.", stats.inter_token_s)
-        yield self._histogram("e2e_request_latency_seconds", "Arrival to last token.", stats.e2e_s)
-        yield self._histogram("request_queue_time_seconds", "Arrival to admission.", stats.queue_s)
-
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name", "engine"])
-        family.add_metric(self._labels, value)
-        return family
-
-    def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name", "engine"])
-        family.add_metric(self._labels, value, created=self._created)
-        return family
-
-    def _histogram(self, name: str, text: str, histogram: Histogram) -> Metric:
-        family = HistogramMetricFamily(f"vllm:{name}", text, labels=["model_name", "engine"])
-        family.add_metric(self._labels, buckets=histogram.cumulative(), sum_value=histogram.sum)
-        return family
-
-
-def build_registry(collector: StatsCollector) -> CollectorRegistry:
-    """A registry of its own that holds only this collector."""
-    registry = CollectorRegistry()
-    registry.register(collector)
-    return registry
+        for name, text, histogram in (
+            ("iteration_tokens_total", "Tokens per engine step.", stats.iteration_tokens),
+            ("time_to_first_token_seconds", "Arrival to first token.", stats.first_token_s),
+            ("inter_token_latency_seconds", "Token to token.", stats.inter_token_s),
+            ("e2e_request_latency_seconds", "Arrival to last token.", stats.e2e_s),
+            ("request_queue_time_seconds", "Arrival to admission.", stats.queue_s),
+        ):
+            family = HistogramMetricFamily(f"vllm:{name}", text, labels=_LABELS)
+            family.add_metric(self._labels, buckets=histogram.cumulative(), sum_value=histogram.sum)
+            yield family
 
 
 PREFIX = "/power"
 
 
 class GpuOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the GPU is called and how it shows itself."""
+    """The GPU's preset, its sensors and their faults."""
 
     preset: str
     sensors: Sensors = Sensors()
     faults: tuple[Fault, ...] = ()
     time_scale: float = 1.0
-    """How many times faster than modelled; only named here, the GPU given is scaled already."""
+    """For the GPU's name: its figures are scaled already."""
 
 
 class SimulatedGpu:
-    """Give it the power of each step through `curve`; it serves `/power/clock`, `/gpus`, `/samples`, ..."""
+    """Serves `/power/clock`, `/gpus`, `/samples`, ...; the engine gives it the power of each step through `curve`."""
 
     def __init__(self, gpu: Gpu, options: GpuOptions, *, memory_used_bytes: Callable[[], int], seed: int) -> None:
         self.curve = PowerCurve(gpu.idle_w, time.monotonic_ns())
@@ -173,16 +163,13 @@ class SimulatedGpu:
         )
 
     def add_to(self, app: web.Application) -> None:
-        """Serve below /power of the application; samples are taken while it runs."""
-        infos: Sequence[GpuInfo] = self._reader.gpus()
+        """Adds the routes below /power of the application; samples are taken while it runs."""
         sampler = Sampler(self._reader, [self.info.uuid])
-        add_routes(app, sampler, infos, "simulated", prefix=PREFIX, server_pid=os.getpid())
+        add_routes(app, sampler, self._reader.gpus(), "simulated", prefix=PREFIX, server_pid=os.getpid())
 
-        async def start(_app: web.Application) -> None:
+        async def sample(_app: web.Application) -> AsyncIterator[None]:
             sampler.start()
-
-        async def stop(_app: web.Application) -> None:
+            yield
             sampler.stop()
 
-        app.on_startup.append(start)
-        app.on_cleanup.append(stop)
+        app.cleanup_ctx.append(sample)

@@ -1,7 +1,4 @@
-"""The simulated server over HTTP: vLLM's endpoints on aiohttp.
-
-Answers on the wire: server-sent events token by token, or one JSON object.
-"""
+"""The simulated server over HTTP: vLLM's endpoints on aiohttp, answers as server-sent events or as one JSON object."""
 
 from __future__ import annotations
 
@@ -14,19 +11,21 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from loadgen import webserver
-from loadgen.address import listen
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.answers import AnswerBook, Behaviour, Output, cut_output
 from loadgen.serving.simulated.cost import MEMORY_SHARE, Cost
 from loadgen.serving.simulated.engine import Engine, EngineLimits, Sequence, StepLoop
-from loadgen.serving.simulated.metrics import EngineStats, GpuOptions, SimulatedGpu, StatsCollector, build_registry
+from loadgen.serving.simulated.metrics import EngineStats, GpuOptions, SimulatedGpu, StatsCollector
 from loadgen.serving.simulated.request import Generation, RequestError, parse_chat, parse_completion
-from loadgen.serving.simulated.steadystate import BLOCK_TOKENS
 from loadgen.workload.item import Item
 
 FINGERPRINT = "SIMULATED"
+VERSION = "0.32.0+simulated"
+HEADER = "X-Loadgen-Simulated"
+_encode = msgspec.json.encode
 _ROLE = b',"choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
 _numbers = itertools.count(1)
 
@@ -34,82 +33,53 @@ _numbers = itertools.count(1)
 class EventStream:
     """Writes an answer's events straight to the connection, each in its own HTTP chunk.
 
-    The engine calls `deliver` for each token; no coroutine wakes up for it. `done` is set after the last one.
+    The engine calls `deliver` for each token, without a coroutine that wakes up. `done` is set after the last one.
     """
 
     def __init__(
-        self,
-        generation: Generation,
-        output: Output,
-        *,
-        model: str,
-        transport: asyncio.WriteTransport,
-        reasoning_tokens: int = 0,
+        self, generation: Generation, output: Output, thoughts: int, model: str, transport: asyncio.WriteTransport
     ) -> None:
-        """The first `reasoning_tokens` are sent as reasoning, apart from the content (chat only)."""
+        """The first `thoughts` tokens are sent as reasoning instead of content (chat only)."""
         chat = generation.api == "chat"
         self._transport = transport
-        self._texts = [msgspec.json.encode(text) for text in output.texts]
-        self._prompt_tokens = generation.prompt_tokens
-        self._continuous = generation.continuous_usage
-        self._include_usage = generation.include_usage
-        self._chat = chat
-        head = msgspec.json.encode(_identity(generation.api, model, chunk=True))[:-1]
-        self._open = b"data: " + head
-        self._text_open = b',"choices":[{"index":0,' + (b'"delta":{"content":' if chat else b'"text":')
-        close = b"}" if chat else b""
-        self._text_close = close + b',"logprobs":null,"finish_reason":null,"stop_reason":null}]'
-        end = msgspec.json.encode({"finish_reason": output.finish_reason, "stop_reason": output.stop_reason})
-        self._last_close = close + b',"logprobs":null,' + end[1:] + b"]"
-        self._token_open = self._open + self._text_open
-        self._reasoning_tokens = reasoning_tokens
+        self._texts = [_encode(text) for text in output.texts]
+        self._generation, self._thoughts = generation, thoughts
+        self._open = b"data: " + _encode(_identity(generation.api, model, chunk=True))[:-1]
+        self._token_open = self._open + b',"choices":[{"index":0,' + (b'"delta":{"content":' if chat else b'"text":')
         self._reasoning_open = self._token_open.replace(b'"content":', b'"reasoning":')
+        close = (b"}" if chat else b"") + b',"logprobs":null,'
+        self._text_close = close + b'"finish_reason":null,"stop_reason":null}]'
+        end = _encode({"finish_reason": output.finish_reason, "stop_reason": output.stop_reason})
+        self._last_close = close + end[1:] + b"]"
         self.done = asyncio.get_running_loop().create_future()
 
     def deliver(self, emitted: int) -> None:
-        last = emitted == len(self._texts)
-        text_open = self._reasoning_open if emitted <= self._reasoning_tokens else self._token_open
+        last, generation = emitted == len(self._texts), self._generation
+        text_open = self._reasoning_open if emitted <= self._thoughts else self._token_open
         close = self._last_close if last else self._text_close
-        usage = self._usage(emitted) if self._continuous else b""
+        usage = self._usage(emitted) if generation.continuous_usage else b""
         data = http_chunk(b"%b%b%b%b}\n\n" % (text_open, self._texts[emitted - 1], close, usage))
-        if emitted == 1 and self._chat:
-            data = self._role_chunk() + data
+        if emitted == 1 and generation.api == "chat":
+            usage = self._usage(0) if generation.continuous_usage else b""
+            data = http_chunk(b"%b%b%b}\n\n" % (self._open, _ROLE, usage)) + data
         if last:
-            data += self._tail(emitted)
+            if generation.include_usage:
+                data += http_chunk(b'%b,"choices":[]%b}\n\n' % (self._open, self._usage(emitted)))
+            data += http_chunk(b"data: [DONE]\n\n")
             if not self.done.done():
                 self.done.set_result(None)
         if not self._transport.is_closing():
             self._transport.write(data)
 
     def _usage(self, emitted: int) -> bytes:
-        prompt, thought = self._prompt_tokens, min(emitted, self._reasoning_tokens)
-        details = b',"completion_tokens_details":{"reasoning_tokens":%d}' % thought if self._reasoning_tokens else b""
-        return b',"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % (
-            prompt,
-            prompt + emitted,
-            emitted,
-            details,
-        )
-
-    def _role_chunk(self) -> bytes:
-        usage = self._usage(0) if self._continuous else b""
-        return http_chunk(b"%b%b%b}\n\n" % (self._open, _ROLE, usage))
-
-    def _tail(self, emitted: int) -> bytes:
-        tail = http_chunk(b"data: [DONE]\n\n")
-        if self._include_usage:
-            tail = http_chunk(b'%b,"choices":[]%b}\n\n' % (self._open, self._usage(emitted))) + tail
-        return tail
+        return b',"usage":%b' % _encode(_usage(self._generation.prompt_tokens, emitted, self._thoughts))
 
 
 class WholeAnswer:
     """Collects an answer for one JSON body; `done` is set after the last token."""
 
-    def __init__(self, generation: Generation, output: Output, *, model: str, reasoning_tokens: int = 0) -> None:
-        self._reasoning_tokens = reasoning_tokens
-        self._generation = generation
-        self._output = output
-        self._model = model
+    def __init__(self, generation: Generation, output: Output, thoughts: int, model: str) -> None:
+        self._generation, self._output, self._thoughts, self._model = generation, output, thoughts, model
         self.done = asyncio.get_running_loop().create_future()
 
     def deliver(self, emitted: int) -> None:
@@ -118,26 +88,23 @@ class WholeAnswer:
 
     def body(self) -> dict[str, Any]:
         """The response object of the request's endpoint."""
-        output, prompt_tokens = self._output, self._generation.prompt_tokens
-        thought, said = (
-            "".join(output.texts[: self._reasoning_tokens]),
-            "".join(output.texts[self._reasoning_tokens :]),
-        )
-        message = {"role": "assistant", "content": said} | ({"reasoning": thought} if thought else {})
-        content: dict[str, Any] = {"message": message} if self._generation.api == "chat" else {"text": said}
+        output, api = self._output, self._generation.api
+        thought, content = ("".join(part) for part in (output.texts[: self._thoughts], output.texts[self._thoughts :]))
+        message = {"role": "assistant", "content": content} | ({"reasoning": thought} if thought else {})
         choice = {
             "index": 0,
-            **content,
+            **({"message": message} if api == "chat" else {"text": content}),
             "logprobs": None,
             "finish_reason": output.finish_reason,
             "stop_reason": output.stop_reason,
         }
-        usage = {
-            "prompt_tokens": prompt_tokens,
-            "total_tokens": prompt_tokens + len(output.texts),
-            "completion_tokens": len(output.texts),
-        }
-        return {**_identity(self._generation.api, self._model, chunk=False), "choices": [choice], "usage": usage}
+        usage = _usage(self._generation.prompt_tokens, len(output.texts))
+        return {**_identity(api, self._model, chunk=False), "choices": [choice], "usage": usage}
+
+
+def _usage(prompt: int, emitted: int, thoughts: int = 0) -> dict[str, Any]:
+    details = {"completion_tokens_details": {"reasoning_tokens": min(emitted, thoughts)}} if thoughts else {}
+    return {"prompt_tokens": prompt, "total_tokens": prompt + emitted, "completion_tokens": emitted, **details}
 
 
 def http_chunk(data: bytes) -> bytes:
@@ -146,22 +113,14 @@ def http_chunk(data: bytes) -> bytes:
 
 
 def _identity(api: str, model: str, *, chunk: bool) -> dict[str, Any]:
-    if api == "chat":
-        prefix, kind = "chatcmpl", "chat.completion.chunk" if chunk else "chat.completion"
-    else:
-        prefix, kind = "cmpl", "text_completion"
+    chat = api == "chat"
     return {
-        "id": f"{prefix}-simulated-{next(_numbers)}",
-        "object": kind,
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-simulated-{next(_numbers)}",
+        "object": ("chat.completion.chunk" if chunk else "chat.completion") if chat else "text_completion",
         "created": int(time.time()),
         "model": model,
         "system_fingerprint": FINGERPRINT,
     }
-
-
-VERSION = "0.32.0+simulated"
-HEADER = "X-Loadgen-Simulated"
-_encode = msgspec.json.encode
 
 
 class SimulatedServer:
@@ -178,10 +137,8 @@ class SimulatedServer:
         limits: EngineLimits | None = None,
         behaviour: Behaviour | None = None,
     ) -> None:
-        """`behaviour` replaces the precision's own.
-
-        Raises UsageError when the model leaves no room on the GPU for one sequence of the longest length.
-        """
+        """`behaviour` replaces the precision's. Raises UsageError if the GPU lacks room for one sequence of the longest
+        length beside the model."""
         self._limits = limits or EngineLimits()
         _check_room(cost, precision, self._limits.max_model_len)
         self._cost = cost
@@ -191,18 +148,14 @@ class SimulatedServer:
         self._book = AnswerBook(items, precision=precision, seed=seed, behaviour=behaviour)
         self._model = cost.model.name
         self._created = int(time.time())
-        self._registry = build_registry(
-            StatsCollector(
-                self._stats,
-                model_name=self._model,
-                kv_capacity_tokens=self._engine.kv_capacity_tokens,
-                block_size=BLOCK_TOKENS,
-            )
+        self._registry = CollectorRegistry()
+        self._registry.register(
+            StatsCollector(self._stats, model_name=self._model, kv_capacity_tokens=cost.kv_capacity_tokens)
         )
 
     @property
     def memory_report(self) -> str:
-        """What vLLM's log says of memory: weights, and what is left for keys and values."""
+        """The lines of vLLM's log about the memory of the weights and of the KV cache."""
         cost = self._cost
         kv_bytes = cost.kv_capacity_tokens * cost.model.kv_bytes_per_token
         return (
@@ -263,29 +216,26 @@ class SimulatedServer:
         except RequestError as error:
             return _json(error.body, status=error.status)
         answer = self._book.answer(generation.prompt, sample=generation.sample, batch=self._stats.running + 1)
-        thoughts = self._book.reasoning(generation.prompt)[: generation.thinking_budget] if generation.thinks else []
+        reasoning = self._book.reasoning(generation.prompt)[: generation.thinking_budget] if generation.thinks else []
         output = cut_output(
-            [*thoughts, *answer.tokens],
+            [*reasoning, *answer.tokens],
             self._book.continuation(generation.prompt),
             max_tokens=generation.max_tokens,
             min_tokens=generation.min_tokens,
             ignore_eos=generation.ignore_eos or answer.endless,
             stops=generation.stops,
         )
-        thought = min(len(thoughts), len(output.texts))
-        response: web.StreamResponse | None = None
+        thoughts = min(len(reasoning), len(output.texts))
         sink: EventStream | WholeAnswer
-        if generation.stream:
+        if not generation.stream:
+            sink = WholeAnswer(generation, output, thoughts, self._model)
+        else:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
             response.enable_chunked_encoding()
             await response.prepare(request)
             if request.transport is None:
                 raise asyncio.CancelledError
-            sink = EventStream(
-                generation, output, model=self._model, transport=request.transport, reasoning_tokens=thought
-            )
-        else:
-            sink = WholeAnswer(generation, output, model=self._model, reasoning_tokens=thought)
+            sink = EventStream(generation, output, thoughts, self._model, request.transport)
         sequence = Sequence(
             prompt_tokens=generation.prompt_tokens,
             output_tokens=len(output.texts),
@@ -301,7 +251,6 @@ class SimulatedServer:
             raise
         if isinstance(sink, WholeAnswer):
             return _json(sink.body())
-        assert response is not None
         await response.write_eof()
         return response
 
@@ -325,12 +274,7 @@ def _json(value: object, *, status: int = 200) -> web.Response:
     return web.Response(body=_encode(value), status=status, content_type="application/json")
 
 
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening socket; raises UsageError when the address cannot be taken."""
-    return listen(host, port, backlog=1024)
-
-
 async def serve(server: SimulatedServer, listening: socket.socket, *, host: str, on_ready: Callable[[], None]) -> None:
-    """Serves on `listening`, opened for `host`, until SIGINT or SIGTERM; answers under way then end broken."""
+    """Serves on `listening`, opened for `host`, until SIGINT or SIGTERM; these cut answers that are not complete."""
     options = {"handler_cancellation": True, "shutdown_timeout": 0.05, "keepalive_timeout": 75}
     await webserver.serve(server.application(), listening, host=host, on_ready=on_ready, **options)

@@ -1,6 +1,6 @@
-"""The steady state in closed form: what a simulated server must show at each batch, and where two precisions meet.
+"""The steady state in closed form: the rates of a simulated server at each batch, and where two precisions meet.
 
-`loadgen simulate --explain`: the closed form as text, every precision beside FP16 and the B* where they meet.
+Also the text of `loadgen simulate --explain`: every precision beside FP16, with the B* where they meet.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from typing import Literal
 import msgspec
 
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.cost import Cost, Presets
+from loadgen.serving.simulated.cost import BLOCK_TOKENS, Cost, Presets
 
-BLOCK_TOKENS = 16
 _NEGLIGIBLE = 1e-12
 
 
@@ -26,7 +25,7 @@ class SteadyState(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float
     power_w: float
     prefill_share: float
-    """Part of the energy that is there because of prompts."""
+    """The share of the energy that prompts cause."""
 
     @property
     def energy_per_token_j(self) -> float:
@@ -49,12 +48,11 @@ def decode_only(cost: Cost, batch: int, context_tokens: float) -> SteadyState:
 def closed_loop(cost: Cost, slots: int, prompt_tokens: float, answer_tokens: float) -> SteadyState:
     """`slots` clients that each send their next request when the last is answered, at independent phases.
 
-    A request takes part in `answer_tokens` steps: one that processes its prompt and yields its first token, and one
-    for each further token. A step begins at once when the one before ends, so that a slot's next request misses it;
-    only a slot that is alone finds the engine idle. At an instant chosen at random each slot is therefore with
-    probability q = 1 / (answer_tokens + missed) in the step that takes its prompt, and the number k of prompts in a
-    step is binomial(slots, q). Rates are means over k; the decoding batch of a given k is taken at its mean.
-    Holds as long as the prompts of a step fit into its token budget (8192), which they do unless they are long.
+    A request takes part in `answer_tokens` steps: one for its prompt and first token, and one for each further token. A
+    step begins when the one before ends, so a slot's next request misses it, unless the slot is alone. At a random
+    instant each slot is in its prompt's step with probability q = 1 / (answer_tokens + missed), so the number k of
+    prompts in a step is binomial(slots, q). Rates are means over k; the decoding batch of a given k is taken at its
+    mean. This holds while the prompts of a step fit into its token budget (8192).
     """
     missed = 1 if slots > 1 else 0
     cycle = answer_tokens + missed
@@ -85,8 +83,7 @@ def fits(cost: Cost, slots: int, tokens: float) -> bool:
 
 
 def crossings(batches: Sequence[int], ours: Sequence[float], reference: Sequence[float]) -> list[Crossing]:
-    """Every sign change of ours - reference, two costs (less is better) by ascending batch; between two batches the
-    place is interpolated on the logarithm of their ratio."""
+    """Sign changes of ours - reference, two costs by ascending batch, interpolated on the logarithm of their ratio."""
     found = []
     logs = [math.log(a / b) for a, b in zip(ours, reference, strict=True)]
     for i in range(1, len(logs)):
@@ -99,7 +96,7 @@ def crossings(batches: Sequence[int], ours: Sequence[float], reference: Sequence
 
 
 def _binomial(n: int, p: float) -> Iterator[tuple[int, float]]:
-    """Outcome and probability of binomial(n, p), the negligible tails left out."""
+    """Outcomes and probabilities of binomial(n, p), without the negligible tails."""
     for k in range(n + 1):
         if p == 1.0:
             probability = float(k == n)
@@ -120,7 +117,7 @@ _Curve = Mapping[int, SteadyState]
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What each client asks for, again and again."""
+    """The requests of each client."""
 
     prompt_tokens: int = 480
     answer_tokens: int = 80
@@ -137,8 +134,8 @@ def explain(presets: Presets, *, gpu: str, model: str, workload: Workload) -> st
 
     Raises UsageError for an unknown GPU or model, or when no precision fits it.
     """
-    costs = {name: presets.cost(name, gpu=gpu, model=model) for name in presets.precision}
-    costs = {name: cost for name, cost in costs.items() if name not in _SAME_AS_REFERENCE}
+    names = [name for name in presets.precision if name not in _SAME_AS_REFERENCE]
+    costs = {name: presets.cost(name, gpu=gpu, model=model) for name in names}
     if not any(fits(cost, 1, workload.decode_context) for cost in costs.values()):
         raise UsageError(f"{model} fits {gpu} in no precision; choose a larger --gpu or a smaller --model")
     cost = costs[REFERENCE]
@@ -150,33 +147,28 @@ def explain(presets: Presets, *, gpu: str, model: str, workload: Workload) -> st
         _row("", costs),
         _row("weights GB", [f"{cost.weight_bytes / 1e9:.2f}" for cost in costs.values()]),
     ]
-    context = workload.decode_context
+    context, prompt, answer = workload.decode_context, workload.prompt_tokens, workload.answer_tokens
     decoding = {
         name: {batch: decode_only(cost, batch, context) for batch in BATCHES if fits(cost, batch, context)}
         for name, cost in costs.items()
     }
-    lines += ["", f"DECODING ALONE, {context:g} tokens of context each", *_tables(decoding), *_meetings(decoding)]
-    prompt, answer = workload.prompt_tokens, workload.answer_tokens
     loops = {
         name: {b: closed_loop(cost, b, prompt, answer) for b in BATCHES if fits(cost, b, prompt + answer)}
         for name, cost in costs.items()
     }
-    lines += [
-        "",
-        f"CLOSED LOOP OF B SLOTS, prompts of {prompt} and answers of {answer} tokens, output tokens counted",
-        *_tables(loops),
-        *_table("prefill, share of energy", loops, lambda state: f"{state.prefill_share:.1%}"),
-        *_meetings(loops),
-    ]
+    for title, curves in (
+        (f"DECODING ALONE, {context:g} tokens of context each", decoding),
+        (f"CLOSED LOOP OF B SLOTS, prompts of {prompt} and answers of {answer} tokens, output tokens counted", loops),
+    ):
+        lines += ["", title]
+        lines += _table("tokens/s", curves, lambda state: f"{state.tokens_per_s:.1f}")
+        lines += _table("W", curves, lambda state: f"{state.power_w:.1f}")
+        lines += _table("J/token", curves, lambda state: f"{state.energy_per_token_j:.5f}")
+        if curves is loops:
+            lines += _table("prefill, share of energy", curves, lambda state: f"{state.prefill_share:.1%}")
+        lines += ["", f"B* against {REFERENCE}"]
+        lines += [_meetings(name, curve, curves[REFERENCE]) for name, curve in curves.items() if name != REFERENCE]
     return "\n".join(lines)
-
-
-def _tables(curves: Mapping[str, _Curve]) -> list[str]:
-    return [
-        *_table("tokens/s", curves, lambda state: f"{state.tokens_per_s:.1f}"),
-        *_table("W", curves, lambda state: f"{state.power_w:.1f}"),
-        *_table("J/token", curves, lambda state: f"{state.energy_per_token_j:.5f}"),
-    ]
 
 
 def _table(title: str, curves: Mapping[str, _Curve], text: Callable[[SteadyState], str]) -> list[str]:
@@ -191,15 +183,10 @@ def _row(label: str, cells: Sequence[str] | Mapping[str, object]) -> str:
     return f"{label:<25}" + "".join(f"{cell:>{_COLUMN}}" for cell in cells)
 
 
-def _meetings(curves: Mapping[str, _Curve]) -> list[str]:
-    lines = ["", f"B* against {REFERENCE}"]
-    for name, curve in curves.items():
-        if name == REFERENCE:
-            continue
-        speed = _meeting(curve, curves[REFERENCE], lambda state: 1 / state.tokens_per_s, "faster", "slower")
-        energy = _meeting(curve, curves[REFERENCE], lambda state: state.energy_per_token_j, "cheaper", "dearer")
-        lines.append(f"  {name:<10}tokens/s: {speed:<44}J/token: {energy}")
-    return lines
+def _meetings(name: str, curve: _Curve, reference: _Curve) -> str:
+    speed = _meeting(curve, reference, lambda state: 1 / state.tokens_per_s, "faster", "slower")
+    energy = _meeting(curve, reference, lambda state: state.energy_per_token_j, "cheaper", "dearer")
+    return f"  {name:<10}tokens/s: {speed:<44}J/token: {energy}"
 
 
 def _meeting(ours: _Curve, reference: _Curve, cost: Callable[[SteadyState], float], wins: str, loses: str) -> str:
