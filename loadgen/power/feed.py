@@ -1,4 +1,4 @@
-"""PowerFeed: an exporter's samples, pulled in the background and stamped by our own clock.
+"""PowerFeed: an exporter's samples, pulled in the background, with times on this process's clock.
 
 ClockOffset: how far an exporter's CLOCK_MONOTONIC is ahead of ours, and how well that is known.
 """
@@ -9,6 +9,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from time import monotonic_ns
 from typing import TypeVar
@@ -36,13 +37,9 @@ class ClockOffset(msgspec.Struct, frozen=True, kw_only=True):
     same_machine: bool
     """Both read one clock: the offset is exactly 0."""
 
-    def local_ns(self, remote_ns: int) -> int:
-        """The instant of the exporter's clock on ours."""
-        return remote_ns - self.offset_ns
-
 
 def boot_id() -> str | None:
-    """This kernel's boot, None where the kernel does not say."""
+    """The id of this kernel's boot, None where the kernel does not tell it."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -54,10 +51,10 @@ def measure_offset(
 ) -> ClockOffset:
     """The offset by the quickest of 20 exchanges: the exporter read its clock between our two readings.
 
-    An equal boot id means one shared clock, unless the readings contradict it (time namespaces). Passes on what `read`
+    An equal boot id means one shared clock, unless the readings contradict it (time namespaces). Raises what `read`
     raises.
     """
-    quickest: tuple[int, int] | None = None
+    exchanges: list[tuple[int, int]] = []
     shared = True
     for _ in range(EXCHANGES):
         before_ns = now_ns()
@@ -65,21 +62,18 @@ def measure_offset(
         after_ns = now_ns()
         shared &= theirs.boot_id is not None and theirs.boot_id == own_boot_id
         shared &= before_ns <= theirs.monotonic_ns <= after_ns
-        took_ns = after_ns - before_ns
-        if quickest is None or took_ns < quickest[0]:
-            quickest = took_ns, theirs.monotonic_ns - (before_ns + after_ns) // 2
-    assert quickest is not None
+        exchanges.append((after_ns - before_ns, theirs.monotonic_ns - (before_ns + after_ns) // 2))
     if shared:
         return ClockOffset(offset_ns=0, bound_ns=0, same_machine=True)
-    took_ns, offset_ns = quickest
+    took_ns, offset_ns = min(exchanges, key=itemgetter(0))
     return ClockOffset(offset_ns=offset_ns, bound_ns=(took_ns + 1) // 2, same_machine=False)
 
 
 PERIOD_S = 0.5
 HURRY_S = 0.05
-"""The period while somebody waits in `drain_until`."""
+"""The period while a caller waits in `drain_until`."""
 CLOCK_EVERY_S = 60.0
-"""Two quartz clocks part by at most about 6 ms in between (100 ppm)."""
+"""Two quartz clocks drift apart by at most about 6 ms in between (100 ppm)."""
 TIMEOUT_S = 5.0
 _FAILURES = (OSError, http.client.HTTPException, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 T = TypeVar("T")
@@ -98,7 +92,7 @@ class PowerFacts(msgspec.Struct, frozen=True, kw_only=True):
     latest: dict[str, PowerSample] = {}
     """By UUID: the newest full reading before the first sample, with the GPU's processes."""
     server_pid: int | None = None
-    """The server that reads these sensors itself."""
+    """The server whose own sensors these are."""
 
 
 class PowerFeed:
@@ -108,9 +102,17 @@ class PowerFeed:
         """Raises UsageError for a malformed `url` (http://host:port, a path may follow)."""
         self._url = url.rstrip("/")
         self._asked = tuple(gpus) if gpus is not None else None
-        self._link = _Link(self._url)
+        try:
+            parts = urlsplit(self._url)
+            if parts.query or parts.fragment:
+                raise ValueError
+            self._connection = Connection(self._url, timeout_s=TIMEOUT_S)
+        except ValueError:
+            raise UsageError(f"exporter URL {self._url} is malformed; write http://host:port") from None
+        self._path = parts.path
         self._seq: int | None = None
-        self._clock = ClockOffset(offset_ns=0, bound_ns=0, same_machine=False)
+        self.clock = ClockOffset(offset_ns=0, bound_ns=0, same_machine=False)
+        """As last measured."""
         self._news = threading.Condition()
         self._samples: list[PowerSample] = []
         self._newest_ns: dict[str, int] = {}
@@ -120,39 +122,34 @@ class PowerFeed:
         self.lost = 0
         """Samples that the exporter forgot before they were pulled."""
         self.failures = 0
-        """Pulls that failed; what they missed is pulled by a later one."""
+        """Pulls that failed; a later pull gets what they missed."""
 
     def connect(self) -> PowerFacts:
-        """Ask who is there and compare clocks; samples count from here.
+        """Read the exporter's facts and compare clocks; samples count from here.
 
         Raises UsageError, one sentence, when there is no exporter or it does not sample a GPU that was asked for.
         """
         try:
-            self._clock = self._measure_clock()
-            facts = self._link.ask("/gpus", Gpus)
+            self.clock = self._measure_clock()
+            facts = self._ask("/gpus", Gpus)
             infos = self._pick(facts.gpus)
-            self._seq = self._link.ask("/samples", SamplePage).next
+            self._seq = self._ask("/samples", SamplePage).next
         except _FAILURES as error:
             why = str(error) or type(error).__name__
             sentence = f"no power exporter answers at {self._url} ({why}); start `loadgen exporter` there"
             raise UsageError(sentence) from None
         finally:
-            self._link.close()
+            self._connection.close()
         self._newest_ns = {info.uuid: 0 for info in infos}
         return PowerFacts(
             source=facts.source,
             simulated=facts.simulated,
             gpus=infos,
             calibration={info.uuid: facts.calibration.get(info.uuid) for info in infos},
-            clock=self._clock,
+            clock=self.clock,
             latest={info.uuid: facts.latest[info.uuid] for info in infos if info.uuid in facts.latest},
             server_pid=facts.server_pid,
         )
-
-    @property
-    def clock(self) -> ClockOffset:
-        """As last measured."""
-        return self._clock
 
     def start(self) -> None:
         """Pull in the background from now on; `connect` comes first."""
@@ -163,7 +160,7 @@ class PowerFeed:
         self._thread.start()
 
     def stop(self) -> None:
-        """Pull a last time and end; what came can still be taken."""
+        """Pull a last time and end; samples can still be taken."""
         if self._thread is None:
             return
         with self._news:
@@ -201,29 +198,37 @@ class PowerFeed:
         return tuple(known[uuid] for uuid in self._asked)
 
     def _measure_clock(self) -> ClockOffset:
-        return measure_offset(lambda: self._link.ask("/clock", ClockReading), own_boot_id=boot_id())
+        return measure_offset(lambda: self._ask("/clock", ClockReading), own_boot_id=boot_id())
+
+    def _ask(self, path: str, kind: type[T], **query: object) -> T:
+        """GET; raises OSError, HTTPException or DecodeError when the response is not a `kind`."""
+        target = f"{self._path}{path}?{urlencode(query, safe=',')}" if query else f"{self._path}{path}"
+        response = self._connection.get(target, MOST_EXPORTER_BYTES)
+        if response.status != 200:
+            raise http.client.HTTPException(f"{path} answers {response.status}")
+        return msgspec.json.decode(response.body, type=kind)
 
     def _run(self) -> None:
         clock_due_s = time.monotonic() + CLOCK_EVERY_S
         while True:
             stopping = self._stopping
             try:
-                if not self._clock.same_machine and time.monotonic() >= clock_due_s:
-                    self._clock = self._measure_clock()
+                if not self.clock.same_machine and time.monotonic() >= clock_due_s:
+                    self.clock = self._measure_clock()
                     clock_due_s = time.monotonic() + CLOCK_EVERY_S
                 more = self._pull()
             except _FAILURES:
                 more = False
                 self.failures += 1
-                self._link.close()
+                self._connection.close()
             if stopping and not more:
                 break
             if not more:
                 self._pause()
-        self._link.close()
+        self._connection.close()
 
     def _pause(self) -> None:
-        """Half a second, cut short when somebody begins to wait."""
+        """Half a second, cut short when a caller begins to wait."""
         with self._news:
             if not self._waiting:
                 self._news.wait_for(lambda: self._stopping or self._waiting, PERIOD_S)
@@ -231,17 +236,16 @@ class PowerFeed:
                 self._news.wait_for(lambda: self._stopping, HURRY_S)
 
     def _pull(self) -> bool:
-        """One page into the list; True when there is more at once."""
+        """Append one page; True when more is there already."""
         assert self._seq is not None
-        page = self._link.ask("/samples", SamplePage, since=self._seq, gpu=",".join(self._newest_ns))
+        page = self._ask("/samples", SamplePage, since=self._seq, gpu=",".join(self._newest_ns))
         if page.next < self._seq:
             self._seq = 0
             return True
         self._seq = page.next
-        clock = self._clock
         samples = page.samples
-        if clock.offset_ns:
-            samples = tuple(msgspec.structs.replace(s, t_ns=clock.local_ns(s.t_ns)) for s in samples)
+        if offset_ns := self.clock.offset_ns:
+            samples = tuple(msgspec.structs.replace(sample, t_ns=sample.t_ns - offset_ns) for sample in samples)
         with self._news:
             self.lost += page.lost
             self._samples += samples
@@ -249,28 +253,3 @@ class PowerFeed:
                 self._newest_ns[sample.gpu] = sample.t_ns
             self._news.notify_all()
         return page.more
-
-
-class _Link:
-    """Asks an exporter, one question at a time."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            if parts.query or parts.fragment:
-                raise ValueError
-            self._connection = Connection(url, timeout_s=TIMEOUT_S)
-        except ValueError:
-            raise UsageError(f"exporter URL {url} is malformed; write http://host:port") from None
-        self._path = parts.path
-
-    def ask(self, path: str, answer: type[T], **query: object) -> T:
-        """GET; raises OSError, HTTPException or DecodeError when the answer is not one."""
-        target = f"{self._path}{path}?{urlencode(query, safe=',')}" if query else f"{self._path}{path}"
-        found = self._connection.get(target, MOST_EXPORTER_BYTES)
-        if found.status != 200:
-            raise http.client.HTTPException(f"{path} answers {found.status}")
-        return msgspec.json.decode(found.body, type=answer)
-
-    def close(self) -> None:
-        self._connection.close()

@@ -1,7 +1,4 @@
-"""SimulatedReader: a power curve seen through sensors like a GPU's; nothing it gives was measured.
-
-Faults that a simulated GPU shows on request, as real ones show them through NVML.
-"""
+"""SimulatedReader: a power curve seen through sensors like a GPU's, faults included; nothing is measured."""
 
 from __future__ import annotations
 
@@ -12,13 +9,13 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.power.nvml import seen_process
-from loadgen.power.sample import SW_THERMAL_SLOWDOWN, GpuInfo, GpuLostError, GpuProcess, PowerSample, SourceKind
+from loadgen.power.sample import READINGS, SW_THERMAL_SLOWDOWN, GpuInfo, GpuLostError, GpuProcess, PowerSample
 
 FORMS = "reset@T, lost@T, gap@T:SECONDS, throttle@T:SECONDS, foreign@T:SECONDS:WATTS"
 _PARTS = {"reset": 1, "lost": 1, "gap": 2, "throttle": 2, "foreign": 3}
@@ -27,7 +24,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """One fault: the counter starts again at 0, the GPU is gone for good, no field can be read, heat lowers the
-    clocks, or somebody else's work draws power."""
+    clocks, or another user's work draws power."""
 
     kind: Literal["reset", "lost", "gap", "throttle", "foreign"]
     at_s: float
@@ -40,22 +37,21 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         return self.at_s <= elapsed_s < self.at_s + self.duration_s
 
     def joules(self, elapsed_s: float) -> float:
-        """What the fault has added to the energy so far."""
+        """The energy that the fault has added so far."""
         return self.watts * min(max(elapsed_s - self.at_s, 0.0), self.duration_s)
 
 
 def parse_faults(texts: Iterable[str]) -> tuple[Fault, ...]:
     """The faults of `KIND@T[:SECONDS[:WATTS]]` texts; raises UsageError for any other form."""
-    return tuple(_parse(text) for text in texts)
-
-
-def _parse(text: str) -> Fault:
-    kind, _, numbers = text.partition("@")
-    parts = numbers.split(":")
-    if len(parts) != _PARTS.get(kind) or not all(map(_NUMBER.fullmatch, parts)):
-        raise UsageError(f"--fault {text} is none of {FORMS}")
-    at_s, duration_s, watts = [*map(float, parts), 0.0, 0.0][:3]
-    return msgspec.convert({"kind": kind, "at_s": at_s, "duration_s": duration_s, "watts": watts}, Fault)
+    faults = []
+    for text in texts:
+        kind, _, numbers = text.partition("@")
+        parts = numbers.split(":")
+        if len(parts) != _PARTS.get(kind) or not all(map(_NUMBER.fullmatch, parts)):
+            raise UsageError(f"--fault {text} is not one of {FORMS}")
+        values = zip(("at_s", "duration_s", "watts"), map(float, parts), strict=False)
+        faults.append(msgspec.convert({"kind": kind, **dict(values)}, Fault))
+    return tuple(faults)
 
 
 KEPT_SEGMENTS = 16384
@@ -64,30 +60,22 @@ AVERAGE_WINDOW_S = 1.0
 """NVML field 185: mean of the last second."""
 AVERAGE_PERIOD_S = 0.1
 DELAY_S = 0.02
-"""Readings tell of this long ago: a step's power is recorded when the event loop comes to begin it, a little late."""
+"""Readings are this old: a step's power is recorded when the event loop begins it, a little late."""
 COUNTS_PER_J = 1000
 """NVML field 83 counts millijoules."""
 COUNTER_START_J = 250_000.0
 AMBIENT_C = 30.0
 FULL_LOAD_C = 40.0
-"""Above ambient at the power limit."""
+"""Degrees above ambient at the power limit."""
 THROTTLED_C = 90.0
 SM_CLOCK_HZ = 1.755e9
 THROTTLED_CLOCK_HZ = 1.2e9
 MEMORY_CLOCK_HZ = 2.6e9
 FOREIGN_PID = 2**22 + 1
-"""Beyond the most that Linux gives to a process."""
-FIELDS = (
-    "counter_j",
-    "power_instant_w",
-    "power_average_w",
-    "temperature_c",
-    "sm_clock_hz",
-    "memory_clock_hz",
-    "throttle_reasons",
-    "power_limit_w",
-    "memory_used_bytes",
-)
+"""Larger than any process id of Linux."""
+NEIGHBOUR = GpuProcess(pid=FOREIGN_PID, memory_bytes=2**30, name="simulated neighbour", lineage=(FOREIGN_PID,))
+FIELDS = READINGS[:-1]
+"""All but the utilization."""
 
 
 class Sensors(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,11 +92,8 @@ class Sensors(msgspec.Struct, frozen=True, kw_only=True):
     def of_period(cls, period_s: float) -> Sensors:
         """Counter and instantaneous power with that update period; the latter sees at most 25 ms of it, as an A100's
         does (arXiv 2312.02741)."""
-        return cls(
-            counter_period_s=period_s,
-            instant_period_s=period_s,
-            instant_window_s=min(period_s, LONGEST_INSTANT_WINDOW_S),
-        )
+        window_s = min(period_s, LONGEST_INSTANT_WINDOW_S)
+        return cls(counter_period_s=period_s, instant_period_s=period_s, instant_window_s=window_s)
 
 
 class PowerCurve:
@@ -148,13 +133,8 @@ class PowerCurve:
 
 
 class SimulatedReader:
-    """One simulated GPU, a PowerReader.
-
-    Equal seed, curve and times of reading give equal samples. A lost GPU raises GpuLostError; in a gap every field
-    fails, named in the sample's errors.
-    """
-
-    kind: SourceKind = "simulated"
+    """One simulated GPU, a PowerReader. Equal seed, curve and times of reading give equal samples; in a gap every field
+    fails, named in the sample's errors."""
 
     def __init__(
         self,
@@ -182,7 +162,8 @@ class SimulatedReader:
         self._counter_base_j = -COUNTER_START_J
         self._resets_seen = 0
         self._average: tuple[int, float] | None = None
-        self._own = GpuProcess(pid=os.getpid(), name=seen_process(os.getpid())[0], lineage=seen_process(os.getpid())[1])
+        name, lineage = seen_process(os.getpid())
+        self._own = GpuProcess(pid=os.getpid(), name=name, lineage=lineage)
         self._foreign_listed = False
 
     def gpus(self) -> list[GpuInfo]:
@@ -208,38 +189,36 @@ class SimulatedReader:
         instant_w = self._instant_w(before_ns)
         average_w = self._average_w(before_ns)
         after_ns = self._clock_ns()
-        sample = PowerSample(
+        more: dict[str, Any] = {}
+        foreign = self._is_on("foreign", elapsed_s)
+        if slow or foreign != self._foreign_listed:
+            self._foreign_listed = foreign
+            own = msgspec.structs.replace(self._own, memory_bytes=self._memory_used_bytes())
+            more["processes"] = (own, NEIGHBOUR) if foreign else (own,)
+        if slow:
+            throttled = self._is_on("throttle", elapsed_s)
+            more |= {
+                "temperature_c": THROTTLED_C
+                if throttled
+                else round(AMBIENT_C + FULL_LOAD_C * average_w / self._limit_w),
+                "sm_clock_hz": THROTTLED_CLOCK_HZ if throttled else SM_CLOCK_HZ,
+                "memory_clock_hz": MEMORY_CLOCK_HZ,
+                "throttle_reasons": SW_THERMAL_SLOWDOWN if throttled else 0,
+                "power_limit_w": self._limit_w,
+                "memory_used_bytes": self._memory_used_bytes(),
+            }
+        return PowerSample(
             t_ns=(before_ns + after_ns) // 2,
             latency_ns=after_ns - before_ns,
             gpu=uuid,
             counter_j=counter_j,
             power_instant_w=instant_w,
             power_average_w=average_w,
+            **more,
         )
-        foreign = self._is_on("foreign", elapsed_s)
-        if slow or foreign != self._foreign_listed:
-            self._foreign_listed = foreign
-            sample = msgspec.structs.replace(sample, processes=self._processes(foreign))
-        if not slow:
-            return sample
-        throttled = self._is_on("throttle", elapsed_s)
-        return msgspec.structs.replace(
-            sample,
-            temperature_c=THROTTLED_C if throttled else round(AMBIENT_C + FULL_LOAD_C * average_w / self._limit_w),
-            sm_clock_hz=THROTTLED_CLOCK_HZ if throttled else SM_CLOCK_HZ,
-            memory_clock_hz=MEMORY_CLOCK_HZ,
-            throttle_reasons=SW_THERMAL_SLOWDOWN if throttled else 0,
-            power_limit_w=self._limit_w,
-            memory_used_bytes=self._memory_used_bytes(),
-        )
-
-    def _processes(self, foreign: bool) -> tuple[GpuProcess, ...]:
-        own = msgspec.structs.replace(self._own, memory_bytes=self._memory_used_bytes())
-        other = GpuProcess(pid=FOREIGN_PID, memory_bytes=2**30, name="simulated neighbour", lineage=(FOREIGN_PID,))
-        return (own, other) if foreign else (own,)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing is held open."""
 
     def _elapsed_s(self, t_ns: int) -> float:
         return (t_ns - self._curve.start_ns) / 1e9
@@ -252,7 +231,7 @@ class SimulatedReader:
         return self._curve.joules(t_ns) + sum(fault.joules(elapsed_s) for fault in self._faults)
 
     def _updated_ns(self, t_ns: int, period_s: float) -> int:
-        """The last instant that a sensor of that period tells of."""
+        """The last update of a sensor of that period, as readings at `t_ns` show it."""
         period_ns = round(period_s * 1e9)
         t_ns -= round(DELAY_S * 1e9)
         return t_ns - (t_ns - self._curve.start_ns - round(self._phase * period_ns)) % period_ns

@@ -1,10 +1,6 @@
-"""PowerTrace: the samples of one GPU as columns.
+"""PowerTrace: the samples of one GPU as columns. Staircase: the updates of a sensor that holds its value in between.
 
-Staircase: a sensor that holds its value between updates, seen through samples taken in between.
-
-Calibration: what a GPU's power sensors are like, learnt from their samples.
-
-Rest: a GPU's power and sensors while nothing is asked of it.
+Calibration and Rest: periods and resolution of a GPU's sensors from their samples, and its power at rest.
 """
 
 from __future__ import annotations
@@ -17,24 +13,25 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from numpy.typing import NDArray
 
-from loadgen.power.sample import GpuProcess, PowerSample
+from loadgen.power.sample import READINGS, GpuProcess, PowerSample
 
-Floats = npt.NDArray[np.float64]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+MICROJOULES = 1e6
 
 
 @dataclass(frozen=True)
 class Staircase:
-    """The updates of a held value. An update between two samples is put at their middle."""
+    """The updates of a held value. An update between two samples is placed at their middle."""
 
     instants_s: Floats
     """When the value changed, ascending."""
     values: Floats
     """The value from that instant on."""
     doubts_s: Floats
-    """Half the distance of the two samples: how far the true instant may lie from the one given."""
+    """Half the distance of the two samples: the error of the instant is at most this."""
 
     def covers(self, t_s: float) -> bool:
         """Whether an update lies on either side of `t_s`."""
@@ -54,17 +51,14 @@ class Staircase:
 
 
 def staircase(t_s: Floats, values: Floats) -> Staircase:
-    """The updates visible in `values` sampled at ascending `t_s`. The first sample is no update: its own is unknown."""
+    """The updates visible in `values` sampled at ascending `t_s`. The first sample is not an update."""
     changed = np.flatnonzero(values[1:] != values[:-1])
     before, after = t_s[changed], t_s[changed + 1]
     return Staircase(instants_s=(before + after) / 2, values=values[changed + 1], doubts_s=(after - before) / 2)
 
 
-Ints = NDArray[np.int64]
-
-
 class PowerTrace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """In the order of time. The columns are the fields of PowerSample; what a sample has no reading of is nan."""
+    """In the order of time. The columns are the fields of PowerSample; nan where a sample has no reading."""
 
     gpu: str
     t_ns: Ints
@@ -92,39 +86,29 @@ class PowerTrace(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return PowerTrace(gpu=self.gpu, **columns)
 
     def last(self) -> PowerTrace:
-        """Its last sample alone; empty if there is none."""
+        """The last sample alone; empty if there is none."""
         return self.between(int(self.t_ns[-1]), int(self.t_ns[-1])) if len(self) else self
 
 
 def trace_of(gpu: str, samples: Iterable[PowerSample]) -> PowerTrace:
-    """Of one GPU's samples in any order; of two at one instant the later one stays the later."""
+    """The trace of one GPU's samples in any order; two at one instant keep their order."""
     ordered = sorted(samples, key=attrgetter("t_ns"))
-    columns: dict[str, Any] = {
-        name: np.fromiter(map(attrgetter(name), ordered), _dtype(name), len(ordered))
-        for name in PowerTrace.__struct_fields__
-        if name not in ("gpu", "processes", "errors")
-    }
+    kinds: dict[str, type[Any]] = {"t_ns": np.int64, "latency_ns": np.int64, **dict.fromkeys(READINGS, np.float64)}
+    columns = {name: np.fromiter(map(attrgetter(name), ordered), kind, len(ordered)) for name, kind in kinds.items()}
     processes = [sample.processes for sample in ordered]
     return PowerTrace(gpu=gpu, processes=processes, errors=[sample.errors for sample in ordered], **columns)
 
 
-def _dtype(name: str) -> type[np.int64 | np.float64]:
-    return np.int64 if name.endswith("_ns") else np.float64
-
-
 def traces_of(samples: Iterable[PowerSample], gpus: Iterable[str] = ()) -> dict[str, PowerTrace]:
-    """GPU -> its trace, of every GPU that was sampled; before those one for each of `gpus`, be it empty."""
+    """GPU -> its trace: first one for each of `gpus`, which may be empty, then one for every other GPU in `samples`."""
     of_gpu: dict[str, list[PowerSample]] = defaultdict(list, {gpu: [] for gpu in gpus})
     for sample in samples:
         of_gpu[sample.gpu].append(sample)
     return {gpu: trace_of(gpu, own) for gpu, own in of_gpu.items()}
 
 
-MICROJOULES = 1e6
-
-
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """The sensors of one GPU as its samples show them. None: the field is not there, or too few updates were seen.
+    """The sensors of one GPU as its samples show them. None: the GPU lacks the field, or too few updates were seen.
 
     A period close to sampling_period_s is an upper bound: a sampler sees no update faster than its own ticks.
     """
@@ -136,7 +120,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     counter_period_s: float | None
     """Median time between changes of the energy counter."""
     counter_resolution_j: float | None
-    """Largest joules of which every change of the counter is a multiple: the sensor's own unless power was too even."""
+    """Largest energy of which every change of the counter is a multiple: its step unless power was too even."""
     instant_period_s: float | None
     """Median time between changes of power_instant_w; steady power shows fewer changes than updates."""
     average_period_s: float | None
@@ -146,12 +130,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def calibrate(samples: Iterable[PowerSample]) -> dict[str, Calibration]:
-    """UUID -> calibration of each GPU in `samples` (any order)."""
+    """UUID -> the calibration of each GPU in `samples` (any order)."""
     return {gpu: calibration_of(trace) for gpu, trace in traces_of(samples).items()}
 
 
 def calibration_of(trace: PowerTrace) -> Calibration:
-    """The sensors of one GPU; the trace is not empty."""
+    """The calibration of one GPU; the trace must not be empty."""
     t = (trace.t_ns - trace.t_ns[0]) / 1e9
     counter_t, counter = _read(t, trace.counter_j)
     instant_t, instant = _read(t, trace.power_instant_w)
@@ -195,18 +179,19 @@ def _mean_power(counter_t: Floats, counter: Floats, instant_t: Floats, instant: 
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """What the sensors showed while nothing was asked of a server, by GPU."""
+    """What the sensors showed while a server had no requests, by GPU."""
 
     power_w: dict[str, float | None]
-    """Mean power; None where it cannot be told."""
+    """Mean power; None where it is not known."""
     calibration: dict[str, Calibration]
     """Update periods and resolution, from the same seconds."""
 
     def __str__(self) -> str:
-        return "; ".join(self._line(gpu, found) for gpu, found in self.calibration.items())
-
-    def _line(self, gpu: str, found: Calibration) -> str:
-        watts = self.power_w.get(gpu)
-        updates = {"energy counter": found.counter_period_s, "power": found.instant_period_s}
-        each = [f"{what} each {period_s * 1e3:.0f} ms" for what, period_s in updates.items() if period_s is not None]
-        return f"{gpu} {'? W' if watts is None else f'{watts:.1f} W'} ({', '.join(each) or 'no update seen'})"
+        lines = []
+        for gpu, found in self.calibration.items():
+            watts = self.power_w.get(gpu)
+            periods_s = {"energy counter": found.counter_period_s, "power": found.instant_period_s}
+            updates = [f"{name} every {s * 1e3:.0f} ms" for name, s in periods_s.items() if s is not None]
+            power = "? W" if watts is None else f"{watts:.1f} W"
+            lines.append(f"{gpu} {power} ({', '.join(updates) or 'no update seen'})")
+        return "; ".join(lines)

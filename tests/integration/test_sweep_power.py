@@ -81,7 +81,7 @@ def test_sensors_are_known_from_the_start(stub: Path, server: KnownServer, tmp_p
     assert rest_w == pytest.approx(WATTS, rel=0.05)
     assert period_s == pytest.approx(0.1, rel=0.3)
     assert (block["samples_lost"], block["pulls_failed"]) == (0, 0)
-    told = re.search(rf"fp16 at rest: {uuid_of(0)} ([0-9.]+) W \(energy counter each ([0-9]+) ms", done.stdout)
+    told = re.search(rf"fp16 at rest: {uuid_of(0)} ([0-9.]+) W \(energy counter every ([0-9]+) ms", done.stdout)
     assert told is not None, done.stdout
     assert float(told[1]) == pytest.approx(rest_w, abs=0.051)
     assert float(told[2]) == pytest.approx(period_s * 1e3, abs=0.51)

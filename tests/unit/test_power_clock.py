@@ -60,7 +60,3 @@ def test_one_boot_with_clocks_apart_is_measured():
 
 def test_two_unknown_boots_are_not_taken_for_one():
     assert not Wire(0, [(100_000, 100_000)] * EXCHANGES, boot_id=None).measure(None).same_machine
-
-
-def test_an_instant_of_theirs_is_ours_plus_the_offset():
-    assert ClockOffset(offset_ns=40, bound_ns=1, same_machine=False).local_ns(100) == 60

@@ -115,7 +115,7 @@ def test_faults_are_seen_in_its_samples():
     [
         (("--precision", "awq"), "--port is missing"),
         (("--port", "8002"), "--precision is missing"),
-        (("--precision", "awq", "--port", "8002", "--fault", "melt@3"), "--fault melt@3 is none of reset@T"),
+        (("--precision", "awq", "--port", "8002", "--fault", "melt@3"), "--fault melt@3 is not one of reset@T"),
         (("--precision", "awq", "--port", "8002", "--gpu", "z80"), "no simulated gpu 'z80'"),
         (("--precision", "awq", "--port", "8002", "--model", "elm"), "no simulated model 'elm'"),
         (("--precision", "awq", "--port", "8002", "--time-scale", "0"), "--time-scale 0.0"),

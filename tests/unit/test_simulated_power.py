@@ -133,7 +133,6 @@ class TestSensors:
     def test_the_gpu_says_that_it_is_simulated(self):
         (info,) = Gpu().reader.gpus()
         assert info.simulated
-        assert Gpu().reader.kind == "simulated"
         assert all(info.supported.values())
 
     @pytest.mark.parametrize("sensors", [Sensors(), HARDWARE], ids=["20 ms", "100 ms"])
@@ -218,6 +217,6 @@ class TestFaults:
         ],
     )
     def test_any_other_form_is_refused_with_the_forms(self, text):
-        with pytest.raises(UsageError, match="is none of reset@T, lost@T, gap@T:SECONDS") as error:
+        with pytest.raises(UsageError, match="is not one of reset@T, lost@T, gap@T:SECONDS") as error:
             parse_faults([text])
         assert f"--fault {text} " in str(error.value)

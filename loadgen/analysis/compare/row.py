@@ -74,9 +74,7 @@ def _asked(short: str, why: str) -> ModelSize:
     return ModelSize(parameters=None, source=f"{short} {why}: give --size {short}=7.25B (with its own number)")
 
 
-def paper_n_star(
-    models: Sequence[ModelStudy], target: str, concurrency: int, parameters: float | None
-) -> float | None:
+def paper_n_star(models: Sequence[ModelStudy], target: str, concurrency: int, parameters: float | None) -> float | None:
     """N* = phi B_W B / (alpha (pi - p)), in parameters, with phi and alpha of the run's own fit of Eq 19 (M1, joules
     per token); None without that fit, or where it gives no B*.
 
