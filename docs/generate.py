@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from loadgen.cli import COMMANDS, group
+from loadgen.options import RunOptions, declared
 
 PAGE = Path(__file__).with_name("cli.md")
 RELIABILITY = Path(__file__).with_name("reliability.md")
@@ -32,7 +33,16 @@ def page() -> str:
     head = "# Commands\n\nWhat `--help` prints. Rewritten by `python docs/generate.py`; do not edit by hand.\n"
     parts = [head, f"\n```text\n{help_of()}\n```\n"]
     parts += [f"\n## loadgen {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS]
-    return "".join(parts)
+    return "".join([*parts, f"\n## The options of a sweep in Python and YAML\n\n{options()}\n"])
+
+
+def options() -> str:
+    """A table of the options of `loadgen sweep`."""
+    rows = ["| Python | YAML | unit | since |", "|---|---|---|---|"]
+    rows += [
+        f"| `{o.name}` | `{o.flag.replace('_', '-')}` | {o.unit} | {o.since} |" for o in declared(RunOptions).values()
+    ]
+    return "\n".join(rows)
 
 
 def reliability() -> str:

@@ -7,30 +7,32 @@ run.summary
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack, cast
 
 from loadgen._version import __version__
 from loadgen.errors import ServerError, UsageError
+from loadgen.options import ReportOptions, RunOptions, SelftestOptions, complete, takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from loadgen.analysis.compare.comparison import RunComparison
-    from loadgen.analysis.indices.formulas import Form
     from loadgen.analysis.run import Run
     from loadgen.clienttest.selftest import Selftest
+    from loadgen.options import SweepOptions
 
 
 __all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "report", "selftest", "sweep"]
 
 
-def sweep(*, resume: str | Path | None = None, trust_manifest: bool = False, **options: Any) -> Run:
-    """What `loadgen sweep` does, with its options as arguments (`loadgen.measure.config.configure` lists them).
+@takes(RunOptions)
+def sweep(**options: Unpack[RunOptions]) -> Run:
+    """What `loadgen sweep` does. Returns the analysed run.
 
-    `resume=DIR` goes on with an interrupted run; options beside it must be the run's own. What a
-    received run would send, open, read or start must be named again, unless `trust_manifest`. Returns the analysed run.
-    Raises UsageError for wrong use and `loadgen.measure.run.Interrupted` on Ctrl-C.
+    `resume=DIR` goes on with an interrupted run; options given with it must be the run's own. What a received run would
+    send, open, read or start must be given again, unless `trust_manifest`. Raises UsageError for wrong use and
+    `loadgen.measure.run.Interrupted` on Ctrl-C.
     """
     from pathlib import Path
 
@@ -40,10 +42,12 @@ def sweep(*, resume: str | Path | None = None, trust_manifest: bool = False, **o
     from loadgen.measure.run import resume_sweep, run_sweep
     from loadgen.reports.html import write_report
 
+    resume, trusted = options.pop("resume", None), options.pop("trust_manifest", False)
+    given = cast("SweepOptions", options)
     if resume is None:
-        run_dir = run_sweep(configure(**options), judge=judge_cell)
+        run_dir = run_sweep(configure(**given), judge=judge_cell, given=given)
     else:
-        run_dir = resume_sweep(Path(resume), options, judge=judge_cell, trusted=trust_manifest)
+        run_dir = resume_sweep(Path(resume), given, judge=judge_cell, trusted=trusted)
     analyse(run_dir)
     run = load_run(run_dir)
     write_report(run)
@@ -57,18 +61,9 @@ def load_run(path: str | Path) -> Run:
     return load(path)
 
 
-def report(
-    run: str | Path,
-    *,
-    out: str | Path | None = None,
-    alpha: float = 0.5,
-    weights: tuple[float, float, float] = (0.34, 0.33, 0.33),
-    s_form: Form = "linear",
-    carbon: float | None = None,
-    slo: str | None = None,
-    start_sd: str | float | None = None,
-) -> Run:
-    """What `loadgen report` does: tables, figures and report.html of a run directory from its journal, once more.
+@takes(ReportOptions)
+def report(run: str | Path, **options: Unpack[ReportOptions]) -> Run:
+    """What `loadgen report` does: tables, figures and report.html of a run directory from its journal.
 
     With `out`, they and a copy of the manifest are written into that folder and nothing into the run, which may then be
     one that can only be read. Returns the run with these figures. Raises UsageError for wrong use.
@@ -82,12 +77,13 @@ def report(
     from loadgen.record.manifest import read_manifest
     from loadgen.reports.html import write_report
 
-    run_dir = Path(run)
+    o, run_dir = complete(ReportOptions, options), Path(run)
+    carbon, slo, start_sd, out = o["carbon"], o["slo"], o["start_sd"], o["out"]
     if carbon is None:
         carbon = read_manifest(run_dir)["config"].get("carbon_kg_per_kwh")
     analyse(
         run_dir,
-        IndexSettings(alpha=alpha, weights=weights, sustainability=s_form, carbon_kg_per_kwh=carbon),
+        IndexSettings(alpha=o["alpha"], weights=o["weights"], sustainability=o["s_form"], carbon_kg_per_kwh=carbon),
         slo=None if slo is None else Slo.parse(slo),
         start_sd=None if start_sd is None else start_share(start_sd),
         out=None if out is None else Path(out),
@@ -103,7 +99,7 @@ def compare(
     imports: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> RunComparison:
-    """What `loadgen compare` does: run directories beside each other, `.rows`, `.n_stars`, `.published` and `.table`.
+    """What `loadgen compare` does: run directories side by side, `.rows`, `.n_stars`, `.published` and `.table`.
 
     `size`: parameters, such as {"qwen-7b": "7.6B"}, by run, model or target; `imports`: "vllm-bench:fp16=FILE" and the
     like. With `out`, compare.csv, compare.json and compare.html are written there. Raises UsageError for wrong use.
@@ -120,19 +116,13 @@ def compare(
     return comparison
 
 
-def selftest(
-    *,
-    concurrency: int = 128,
-    tokens_per_s: float | None = None,
-    itl_ms: float | None = None,
-    workers: int = 1,
-    transport: str = "raw",
-) -> Selftest:
-    """What `loadgen selftest` does: whether the client measures such a traffic truly on this machine.
+@takes(SelftestOptions)
+def selftest(**options: Unpack[SelftestOptions]) -> Selftest:
+    """What `loadgen selftest` does: whether the client measures such traffic correctly on this machine.
 
     Returns `.enough`, `.sentence`, `.trial` with the errors in ms, and `.capacity_tokens_per_s`. Raises UsageError for
     wrong use.
     """
     from loadgen.clienttest.selftest import selftest as test
 
-    return test(concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers, transport=transport)
+    return test(**options)

@@ -39,7 +39,8 @@ from loadgen.analysis.traffic import Goodput, Traffic, goodput_of, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import inside, mean_in_flight
-from loadgen.record.cell import MAX_ERROR_RATE, Slo, level
+from loadgen.options import MAX_ERROR_RATE
+from loadgen.record.cell import Slo, level
 from loadgen.serving.exposition import gauge_lags
 from loadgen.serving.metrics import UNVERIFIED, ServerSample
 from loadgen.workload.grading import FAILED, Grader, Verdict

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.analysis.traffic import Traffic
-from loadgen.record.cell import MAX_ERROR_RATE, level
+from loadgen.options import MAX_ERROR_RATE
+from loadgen.record.cell import level
 
 Quantity = Literal["load", "latency", "energy", "answers"]
 

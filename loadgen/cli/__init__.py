@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from loadgen._version import __version__
 from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
+from loadgen.options import Option, RunOptions, declared
 from loadgen.secret import Mask, show_only_visible, visible_message
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -59,6 +62,38 @@ def group() -> None:
     Example:
       loadgen sweep --target fp16=http://127.0.0.1:8001 --target awq=http://127.0.0.1:8002
     """
+
+
+def parameters(options: type) -> list[click.Parameter]:
+    """The declared options as click's, in the order of their declaration."""
+    return [click.Option(_names(option), **_about(option)) for option in declared(options).values()]
+
+
+def shared(name: str, **other: Any) -> Callable[[Any], Any]:
+    """A decorator: an option of `loadgen sweep` as another command's, which may say `other` things about it."""
+    option = declared(RunOptions)[name]
+    return click.option(*_names(option), **_about(option) | other)
+
+
+def given_options(options: type) -> dict[str, Any]:
+    """Those of the declared options that were given, on the command line or in a file."""
+    ctx = click.get_current_context()
+    names = [name for name in declared(options) if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    return {name: ctx.params[name] for name in names if ctx.params[name] is not None}
+
+
+def _names(option: Option) -> list[str]:
+    return [f"--{option.flag.replace('_', '-')}", option.name]
+
+
+def _about(option: Option) -> dict[str, Any]:
+    about = {"metavar": option.metavar or None, "help": option.described}
+    if option.kind is bool:
+        return about | {"is_flag": True}
+    single = not isinstance(option.default, tuple)
+    return (
+        about | {"type": option.kind, "multiple": option.repeatable} | ({"default": option.default} if single else {})
+    )
 
 
 def main() -> None:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from loadgen.analysis.indices.formulas import Form
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, given_options, parameters
 from loadgen.errors import UsageError
+from loadgen.options import ReportOptions
 
 
-@click.command("report", context_settings=CONTEXT)
+@click.command("report", context_settings=CONTEXT, params=parameters(ReportOptions))
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--alpha", type=float, default=0.5, show_default=True, metavar="A",
-              help="Speed's share of E_SI; memory has the rest.")  # fmt: skip
-@click.option("--weights", default="0.34,0.33,0.33", show_default=True, metavar="T,E,S", help="Of the pillars in SI.")
-@click.option("--s-form", type=click.Choice(get_args(Form)), default="linear", show_default=True,
-              help="Of S_SI: the ratio of joules, or Eq. 5's logarithms with their unit.")  # fmt: skip
-@click.option("--carbon", type=float, metavar="G", help="Grid intensity, kgCO2e/kWh [default: the sweep's].")
-@click.option("--slo", metavar="LIMITS", help="What a good request keeps: ttft:200ms,tpot:50ms [default: the sweep's].")
-@click.option("--start-sd", metavar="SD",
-              help="One repeat: the noise between starts of a server, as 1.5% [default: the sweep's].")  # fmt: skip
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path),
-              help="Write everything there and nothing into RUN: for runs that you may only read.")  # fmt: skip
-def command(run: Path, weights: str, **choices: Any) -> None:
+def command(run: Path, **_: Any) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
 
     \b
@@ -39,7 +28,10 @@ def command(run: Path, weights: str, **choices: Any) -> None:
     from loadgen.reports.terminal import print_end
     from loadgen.reports.words import stdout_console
 
-    print_end(report(run, weights=_three(weights), **choices), stdout_console(width=200))
+    options = given_options(ReportOptions)
+    if "weights" in options:
+        options["weights"] = _three(options["weights"])
+    print_end(report(run, **options), stdout_console(width=200))
 
 
 def _three(text: str) -> tuple[float, float, float]:

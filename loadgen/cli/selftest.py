@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, given_options, parameters
+from loadgen.options import SelftestOptions
 
 
-@click.command("selftest", context_settings=CONTEXT)
-@click.option("--concurrency", type=int, default=128, show_default=True, metavar="B", help="Requests in flight.")
-@click.option("--tokens-per-s", type=float, metavar="R", help="Of all streams together [default: B / ITL].")
-@click.option("--itl-ms", type=float, metavar="MS", help="Between the tokens of one stream [default: 10].")
-@click.option("--workers", type=int, default=1, show_default=True, metavar="N", help="Client processes.")
-@click.option("--transport", default="raw", show_default=True, metavar="KIND", help="raw or openai (the SDK).")
+@click.command("selftest", context_settings=CONTEXT, params=parameters(SelftestOptions))
 @click.option("--json", "as_json", is_flag=True, help="Every figure of every trial as JSON.")
-def command(
-    concurrency: int, tokens_per_s: float | None, itl_ms: float | None, workers: int, transport: str, as_json: bool
-) -> None:
-    """Whether this machine's client measures such a traffic truly, and how much more it could take.
+def command(as_json: bool, **_: Any) -> None:
+    """Whether this machine's client measures such traffic correctly, and how much more it could take.
 
     Drives a server of known timing on this machine for some 15 seconds, with the client as sweeps use it. No model, no
     GPU: what is measured is the client. Exit status: 0 enough, 1 not, 2 wrong use.
@@ -31,8 +26,6 @@ def command(
     """
     from loadgen.clienttest.selftest import selftest, selftest_json, selftest_lines
 
-    result = selftest(
-        concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers, transport=transport
-    )
+    result = selftest(**given_options(SelftestOptions))
     click.echo(selftest_json(result) if as_json else "\n".join(selftest_lines(result)))
     sys.exit(0 if result.enough else 1)

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, monotonic_ns
+from typing import Unpack
 
 import msgspec
 import uvloop
@@ -31,6 +32,7 @@ from loadgen.load.assignment import Assignment
 from loadgen.load.workers import load_of
 from loadgen.measure.cell import CellRun, CellSettings, Interrupt
 from loadgen.measure.observer import Observer
+from loadgen.options import SelftestOptions, complete
 from loadgen.processgroup import exit_words
 from loadgen.record.cell import Cell
 from loadgen.record.journal import CellEnd, CellStart, Journal
@@ -114,7 +116,6 @@ def _server(itl_ms: float) -> Iterator[str]:
             process.kill()
 
 
-CONCURRENCY = 128
 ITL_MS = 10.0
 """As fast as servers of 7B models and more decode: what is assumed where nothing is said."""
 SLOWEST_ITL_MS = 500.0
@@ -177,21 +178,15 @@ class Selftest(msgspec.Struct, frozen=True, kw_only=True):
         return f", and {least}{capacity:,.0f} tokens/s stayed within the limits, too"
 
 
-def selftest(
-    *,
-    concurrency: int = CONCURRENCY,
-    tokens_per_s: float | None = None,
-    itl_ms: float | None = None,
-    workers: int = 1,
-    transport: str = "raw",
-    budget_s: float = BUDGET_S,
-) -> Selftest:
+def selftest(*, budget_s: float = BUDGET_S, **options: Unpack[SelftestOptions]) -> Selftest:
     """Tries the traffic that is asked about, then looks for the highest rate; `budget_s`: no trial begins later.
 
     A rate is said in tokens a second over all streams, or in ms between the tokens of one. Raises UsageError for wrong
     use, and ServerError where no figure came of the traffic itself.
     """
-    rate = _rate(concurrency, tokens_per_s, itl_ms, workers, transport)
+    o = complete(SelftestOptions, options)
+    concurrency, workers, transport = o["concurrency"], o["workers"], o["transport"]
+    rate = _rate(concurrency, o["tokens_per_s"], o["itl_ms"], workers)
     load_average, bench = os.getloadavg()[0], _Bench(concurrency, transport, budget_s)
     trial = bench.trial(rate, workers, WINDOW_S)
     needed = workers if trial.stands else bench.workers_for(trial)
@@ -309,10 +304,8 @@ def _uses(t: Trial) -> str:
     return f"{whose} {t.cpu_share:.0%} of a core"
 
 
-def _rate(concurrency: int, tokens_per_s: float | None, itl_ms: float | None, workers: int, transport: str) -> float:
+def _rate(concurrency: int, tokens_per_s: float | None, itl_ms: float | None, workers: int) -> float:
     positive(concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers)
-    if transport not in ("raw", "openai"):
-        raise UsageError(f"--transport {transport}: unknown; write raw or openai")
     if tokens_per_s is not None and itl_ms is not None:
         raise UsageError("--tokens-per-s and --itl-ms exclude each other: at a given B one follows from the other")
     rate = float(tokens_per_s) if tokens_per_s is not None else 1e3 * concurrency / (itl_ms or ITL_MS)

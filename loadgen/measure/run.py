@@ -32,7 +32,7 @@ from loadgen.measure.observer import Observer, Tee
 from loadgen.measure.power import PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.measure.preflight import Learned, learn_from
 from loadgen.measure.servers import Patience, Server, Source, source_of
-from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
+from loadgen.measure.settings import Confirm, as_stored, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.cell import Block, Cell, plan_blocks
 from loadgen.record.config import SweepConfig
 from loadgen.record.journal import CellEnd, Journal
@@ -128,12 +128,17 @@ def _blocks(config: SweepConfig) -> tuple[Block, ...]:
     return tuple(plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival))
 
 
-def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judge | None = None) -> Path:
+def run_sweep(
+    config: SweepConfig,
+    observer: Observer | None = None,
+    judge: Judge | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Path:
     """Measures every cell and returns the run directory, journal and manifest complete, nothing derived yet.
 
     A server that fails costs its own cells, the others go on. `judge` is asked after each cell, before the next begins,
-    so that the observers hear its verdict. Raises UsageError before anything is created, Interrupted on Ctrl-C, and
-    StorageError when the run directory can no longer be written.
+    so that the observers hear its verdict. `given` are the options of which `config` was made. Raises UsageError before
+    anything is created, Interrupted on Ctrl-C, and StorageError when the run directory can no longer be written.
     """
     observer = observer or Observer()
     allow_open_files(config)
@@ -144,6 +149,7 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None, judge: Judg
     with new_run_dir(config) as run_dir:
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
     content = _content(plan, power, learned.changes, simulated=source.simulated)
+    content["given"] = None if given is None else as_stored(given, Mask(api_key(config)))
     remember(msgspec.convert(content["config"], SweepConfig))
     with held(run_dir), stored(run_dir):
         manifest = Manifest(run_dir, content)

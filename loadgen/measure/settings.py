@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import itertools
 import os
 import re
@@ -27,6 +26,7 @@ from platformdirs import user_state_path
 from loadgen.address import is_on_loopback
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
+from loadgen.options import METRICS_PORT, Acts, SweepOptions, complete, dashed, declared
 from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
 from loadgen.secret import MASK, Mask, visible
@@ -70,70 +70,53 @@ def _numbered(base: Path) -> Sequence[Path]:
     return [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))]
 
 
-FREE = ("metrics_port", "metrics_host", "api_key_env", "exclusive", "wait_ready", "start_timeout")
-"""Options that may differ from session to session: no figure depends on them."""
-_FIELDS = {
-    "duration": "duration_s",
-    "warmup": "warmup_s",
-    "gpu": "gpus",
-    "carbon": "carbon_kg_per_kwh",
-    "timeout": "timeout_s",
-    "start_timeout": "start_timeout_s",
-    "wait_ready": "wait_ready_s",
-    "drain": "drain_s",
-}
-"""Option -> field of SweepConfig, where they are not of one name."""
-_RIVALS = {
-    "duration": "requests",
-    "requests": "duration",
-    "max_tokens": "fixed_length",
-    "fixed_length": "max_tokens",
-    "targets": "serve",
-    "serve": "targets",
-}
-"""Options of which a run has one at most."""
+OPTIONS = declared(SweepOptions)
+ACTS = {"mode", *(option.field for option in OPTIONS.values() if isinstance(option, Acts))}
+"""Fields of SweepConfig that make loadgen send, open, read or start something."""
+Confirm = Callable[[tuple[str, ...]], bool]
+"""Shows the sentences and asks whether to go on."""
 
 
 def resumed_config(run_dir: Path, manifest: Mapping[str, Any], given: Mapping[str, Any]) -> SweepConfig:
     """The run's config, with those of the `given` options that may differ.
 
-    `given` are arguments of `configure`. Raises UsageError, naming the option and both values, for the first that is
-    not what the run was begun with; and if this version of loadgen reads the settings otherwise.
+    `given` are options of `configure`. Raises UsageError, naming the option and both values, for the first that is not
+    what the run was begun with; and if this version of loadgen reads the run's settings differently.
     """
-    free = {name: value for name, value in given.items() if name in FREE}
-    changes = {_FIELDS.get(name, name): value for name, value in free.items()}
+    complete(SweepOptions, given)
+    free = {name: value for name, value in given.items() if OPTIONS[name].free}
     try:
-        begun = msgspec.structs.replace(msgspec.convert(manifest["config"], SweepConfig), **changes)
+        begun = msgspec.convert(manifest["config"], SweepConfig)
         begun = msgspec.structs.replace(begun, extra_body=_unmasked(run_dir, begun.extra_body, given))
-        options = options_of(begun)
+        known = options_of(begun)
+        options = _as_given(manifest.get("given"), known) | free
         config = msgspec.structs.replace(configure(**options), out=begun.out)
     except (msgspec.ValidationError, KeyError, TypeError):
         config = None
-    if config is None or config != begun:
+    if config is None or config != msgspec.structs.replace(
+        begun, **{OPTIONS[name].field: getattr(config, OPTIONS[name].field) for name in free}
+    ):
         version = manifest.get("client", {}).get("loadgen", "an unknown version")
         raise UsageError(
-            f"{run_dir} was begun by loadgen {version}, and this version reads its settings otherwise; resume it with "
-            "the version that began it"
+            f"{run_dir} was begun by loadgen {version}, and this version reads its settings differently; resume it "
+            "with the version that began it"
         )
     if given.get("out") is not None and Path(given["out"]).resolve() != run_dir.resolve():
-        raise UsageError(f"--out {given['out']}: --resume goes on in {run_dir}; leave --out away")
+        raise UsageError(f"--out {given['out']}: --resume goes on in {run_dir}; omit --out")
     for name, value in given.items():
         if name != "out" and name not in free and not _agrees(config, options, name, value):
             raise UsageError(
-                f"--{_dashed(name)} {_shown(value)}: {run_dir} was begun {_begun(options, name)}; leave the option "
-                "away, or start a new run"
+                f"--{dashed(name)} {_shown(value)}: {run_dir} was begun {_begun(known, name)}; omit the option, or "
+                "start a new run"
             )
     return config
 
 
 def options_of(config: SweepConfig) -> dict[str, Any]:
-    """The arguments with which `configure` makes this very config, but for `out`."""
-    options = {}
-    for name in inspect.signature(configure).parameters:
-        if (field := _FIELDS.get(name, name)) in SweepConfig.__struct_fields__:
-            options[name] = getattr(config, field)
+    """The options with which `configure` makes this very config, but for `out`."""
+    special = {"targets", "thinking", "out"}
+    options = {name: getattr(config, option.field) for name, option in OPTIONS.items() if option.field not in special}
     options["extra_body"] = config.extra_body or None
-    del options["targets"], options["out"]
     if config.mode == "target":
         options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]
         options["metrics_url"] = [f"{spec.name}={url}" for spec in config.targets for url in spec.metrics_urls]
@@ -145,6 +128,24 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
         del options["max_num_seqs"]
     if config.thinking is not None:
         options |= {"thinking": "on" if config.thinking.on else "off", "thinking_budget": config.thinking.budget}
+    return options
+
+
+def as_stored(given: Mapping[str, Any], mask: Mask) -> dict[str, Any]:
+    """The options that were given, as they were given, for the manifest: without secrets."""
+    return {name: mask.content(msgspec.to_builtins(value, enc_hook=str)) for name, value in given.items()}
+
+
+def _as_given(stored: Mapping[str, Any] | None, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the run was begun with them; `known` has those whose secrets are masked, and those of runs of
+    earlier versions. Raises KeyError or ValidationError where the manifest holds something else."""
+    if stored is None:
+        return dict(known)
+    options = {}
+    for name, value in msgspec.convert(stored, dict[str, Any]).items():
+        masked = name == "extra_body" or MASK in msgspec.json.encode(value).decode()
+        options[name] = known.get(name) if masked else msgspec.convert(value, OPTIONS[name].stored)
+    options.pop("out", None)
     return options
 
 
@@ -166,26 +167,28 @@ def _label(spec: TargetSpec) -> str:
 
 
 def _agrees(config: SweepConfig, options: Mapping[str, Any], name: str, value: Any) -> bool:
-    asked = {option: known for option, known in options.items() if option != _RIVALS.get(name)}
-    if name in ("targets", "serve"):
-        if name not in options:
-            return not value
-        del asked["reference"]
-    found = msgspec.structs.replace(configure(**asked | {name: value}), out=config.out)
-    return found == config if "reference" in asked else found.targets == config.targets
+    """Whether the run would be the same had it been begun with this value."""
+    where = name in ("targets", "serve")
+    if where and name not in options:
+        return not value
+    left_out = {OPTIONS[name].rival, *(("reference", "metrics_url") if where else ())}
+    found = configure(**{option: known for option, known in options.items() if option not in left_out} | {name: value})
+    if where:
+        return [_plain(spec) for spec in found.targets] == [_plain(spec) for spec in config.targets]
+    return msgspec.structs.replace(found, out=config.out) == config
 
 
-def _begun(options: Mapping[str, Any], name: str) -> str:
-    if name in ("targets", "serve") and not {"targets", "serve"} & set(options):
+def _plain(spec: TargetSpec) -> TargetSpec:
+    return msgspec.structs.replace(spec, metrics_urls=())
+
+
+def _begun(known: Mapping[str, Any], name: str) -> str:
+    if name in ("targets", "serve") and not {"targets", "serve"} & set(known):
         return "with simulated servers"
-    known = name if options.get(name) is not None else _RIVALS.get(name, name)
-    if options.get(known) is None:
-        return f"without --{_dashed(name)}"
-    return f"with --{_dashed(known)} {_shown(options[known])}"
-
-
-def _dashed(name: str) -> str:
-    return "target" if name == "targets" else name.replace("_", "-")
+    named = name if known.get(name) is not None else OPTIONS[name].rival or name
+    if known.get(named) is None:
+        return f"without --{dashed(name)}"
+    return f"with --{dashed(named)} {_shown(known[named])}"
 
 
 def _shown(value: Any) -> str:
@@ -198,30 +201,11 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-ACTS = (
-    "mode", "targets", "model", "vllm", "data_file", "platinum_file", "shots_file", "reasoning_parser", "workers",
-    "extra_body", "api_key_env", "power", "metrics_port", "metrics_host",
-)  # fmt: skip
-"""Fields of SweepConfig that make loadgen send, open, read or start something."""
-MEASURED = (
-    "device", "max_num_seqs", "concurrency", "dataset", "protocol", "answer_regex", "limit", "duration_s", "requests",
-    "repeats", "warmup_s", "max_tokens", "fixed_length", "arrival", "slo", "api", "thinking", "prefix_cache",
-    "transport", "reference", "out", "seed", "timeout_s", "start_timeout_s", "start_sd", "wait_ready_s", "drain_s",
-    "max_error_rate", "gpus", "exclusive", "tdp_w", "carbon_kg_per_kwh",
-)  # fmt: skip
-"""Fields that say only what is measured, how and for how long. `answer_regex` is tried with a time limit first; `out`
-is not used when a run is resumed."""
-METRICS_PORT = 9402
-_OPTIONS = {"targets": "--target", "metrics_port": "--metrics-port and --metrics-host"}
-Confirm = Callable[[tuple[str, ...]], bool]
-"""Shows the sentences and asks whether to go on."""
-
-
 class Act(msgspec.Struct, frozen=True):
     """One thing that the manifest asks for."""
 
     option: str
-    """The argument of `configure` that names it."""
+    """The option of `configure` that names it."""
     sentence: str
     chosen: bool = True
     """It comes from the settings; else from what earlier sessions wrote, which changes while a run is measured."""
@@ -294,10 +278,11 @@ def require_consent(
             raise UsageError(f"{run_dir} is not resumed: what its manifest asks for was not confirmed")
         remember(config)
         return
-    again = ", ".join(dict.fromkeys(_OPTIONS.get(act.option, f"--{act.option.replace('_', '-')}") for act in left))
+    ports = "metrics-port and --metrics-host"
+    again = dict.fromkeys(f"--{ports if act.option == 'metrics_port' else dashed(act.option)}" for act in left)
     raise UsageError(
         f"{run_dir} was not begun by this user on this machine, and its manifest asks loadgen to "
-        f"{'; to '.join(sentences)}. If you want that, name it again ({again}), or give --trust-manifest"
+        f"{'; to '.join(sentences)}. If you want that, name it again ({', '.join(again)}), or give --trust-manifest"
     )
 
 

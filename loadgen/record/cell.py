@@ -44,9 +44,6 @@ class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
         return "invalid" if not self.valid else "partly_valid" if False in told else "valid"
 
 
-MAX_ERROR_RATE = 0.005
-
-
 TargetName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
 """A part of files' names."""
 

@@ -46,7 +46,6 @@ def used_bytes() -> int | None:
         return None
 
 
-START_TIMEOUT_S = 900.0
 GROWTH_POLL_S = 1.0
 LAST_LINES = 15
 GPU_SLACK_BYTES = 256 * 2**20
@@ -100,7 +99,7 @@ class ServerProcess:
         """The exit status (negative: the signal that ended it), or None while the server runs."""
         return self._group.poll()
 
-    def wait_ready(self, deadline_s: float = START_TIMEOUT_S) -> None:
+    def wait_ready(self, deadline_s: float) -> None:
         """Return when GET /health answers 200.
 
         Raises ServerError as soon as the server ends, or when neither its log nor its downloads have grown for

@@ -59,7 +59,7 @@ def _one_line(status: object, stderr: str, before: list[Path], after: list[Path]
         (["sweep", "--concurrency", "0"], "--concurrency: '0' is not a valid batch size"),
         (["sweep", "--repeats", "-3"], "--repeats -3"),
         (["sweep", "--target", "fp17=http://127.0.0.1:1"], "did you mean fp16?"),
-        (["sweep", "--target", "fp16=http://h:1", "--target", "fp16=http://h:2"], "named twice"),
+        (["sweep", "--target", "fp16=http://h:1", "--target", "fp16=http://h:2"], "listed twice"),
         (["sweep", "--target", "fp16=http://127.0.0.1:1", "--dataset", "sample"], "127.0.0.1:1 does not answer"),
         (["sweep", "--data-file", "none.jsonl"], "--data-file none.jsonl: there is no such file"),
         (["sweep", "--serve", "fp16", "--model", "./none"], "--model ./none: there is no such folder"),
@@ -124,13 +124,13 @@ def test_one_line_names_the_mistake(refused: Callable[..., str], arguments: list
     [
         ("a: [1", "cannot be read as YAML"),
         ("- 1\n- 2", "write a mapping of option names to values"),
-        ("concurency: 1", "'concurency' is no option of loadgen sweep"),
-        ("config: other.yaml", "'config' is no option of loadgen sweep"),
+        ("concurency: 1", "'concurency' is not an option of loadgen sweep; did you mean concurrency?"),
+        ("config: other.yaml", "'config' is not an option of loadgen sweep"),
         ("limit: 2.5", "'2.5' is not a valid integer"),
         ("repeats: true", "'True' is not a valid integer"),
-        ("concurrency: [1, 1]", "1 stands there twice"),
+        ("concurrency: [1, 1]", "1 is listed twice"),
         ("target: 5", "write NAME=URL"),
-        ("target: {fp16: null}", "is no server's address"),
+        ("target: {fp16: null}", "is not a server URL"),
     ],
 )
 def test_a_wrong_config_file_is_one_line(refused: Callable[..., str], empty_folder: Path, text: str, said: str) -> None:

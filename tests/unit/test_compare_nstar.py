@@ -160,7 +160,6 @@ def test_sizes_read_as_people_write_them(n: float, words: str) -> None:
 def test_the_papers_formula_takes_phi_and_alpha_from_the_fit_of_eq_19() -> None:
     """alpha (pi - p) / phi = B* = 50 for a model of 7B: at B = 25 half of it, at B = 100 twice."""
 
-
     def study(target: str, quantity: Quantity, **fits: float | None) -> ModelStudy:
         models = tuple(
             ModelFit(

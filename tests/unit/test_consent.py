@@ -12,7 +12,8 @@ import pytest
 import loadgen
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
-from loadgen.measure.settings import ACTS, MEASURED, remember, require_consent
+from loadgen.measure.settings import ACTS, remember, require_consent
+from loadgen.options import Acts, Measures, SweepOptions, declared
 from loadgen.record.config import SweepConfig
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipe
@@ -40,7 +41,13 @@ def refusal(begun: dict[str, Any], given: dict[str, Any] | None = None, run: Pat
 
 
 def test_every_setting_either_measures_or_acts() -> None:
-    assert sorted((*ACTS, *MEASURED)) == sorted(SweepConfig.__struct_fields__)
+    options = declared(SweepOptions).values()
+    assert all(isinstance(option, Acts | Measures) for option in options)
+    assert {"mode", *(option.field for option in options)} == set(SweepConfig.__struct_fields__)
+    assert {
+        "mode", "targets", "model", "vllm", "data_file", "platinum_file", "shots_file", "reasoning_parser", "workers",
+        "extra_body", "api_key_env", "power", "metrics_port", "metrics_host",
+    } == ACTS  # fmt: skip
 
 
 @pytest.mark.parametrize(

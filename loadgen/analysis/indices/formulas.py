@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ from scipy import special
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.intervals import CONFIDENCE
 from loadgen.errors import UsageError
+from loadgen.options import ALPHA, WEIGHTS, Form
 
 Number = TypeVar("Number", float, Floats)
 
@@ -102,16 +103,12 @@ def percent_increase(ratio: Number) -> Number:
     return 100 * (ratio - 1)
 
 
-Form = Literal["linear", "log_j", "log_kgco2e"]
-"""Of S_SI: E_ref / E, or Eq. 5's logarithms of joules or of kgCO2e per query."""
-
-
 class IndexSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Raises UsageError for values without a meaning."""
 
-    alpha: float = 0.5
+    alpha: float = ALPHA
     """Speed's share of E_SI, 0 to 1; memory has the rest. At 1 memory need not be known."""
-    weights: tuple[float, float, float] = (0.34, 0.33, 0.33)
+    weights: tuple[float, float, float] = WEIGHTS
     """Of T, E and S in SI."""
     sustainability: Form = "linear"
     carbon_kg_per_kwh: float | None = None

@@ -17,7 +17,6 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.indices.formulas import (
     Drawn,
     Estimate,
-    Form,
     IndexSettings,
     carbon_kg,
     cor_tps,
@@ -34,6 +33,7 @@ from loadgen.analysis.indices.point import Said, by_span
 from loadgen.analysis.indices.standing import CorClass, Energy, EnergySource, MemorySource, Standing, cor_class
 from loadgen.analysis.intervals import log_error
 from loadgen.bounds import Count
+from loadgen.options import Form
 
 Trap = Literal["trap", "no trap", "cannot tell"]
 _WORDS: dict[Trap, str] = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}

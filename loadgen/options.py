@@ -1,0 +1,316 @@
+"""Options: each declared once, for the command line, `--config`, Python, the manifest and docs/cli.md."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from loadgen.errors import UsageError
+
+Form = Literal["linear", "log_j", "log_kgco2e"]
+"""Of S_SI: E_ref / E, or Eq. 5's logarithms of joules or of kgCO2e per query."""
+ALPHA = 0.5
+WEIGHTS = (0.34, 0.33, 0.33)
+MAX_ERROR_RATE = 0.005
+START_TIMEOUT_S = 900.0
+METRICS_PORT = 9402
+
+SERVERS, LOAD, QUESTIONS, ANALYSIS = "Servers", "Load", "Questions and answers", "Analysis"
+POWER, RUN = "Power", "Run"
+
+_Options = TypeVar("_Options")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is true of an option wherever it is given; the name and the type are those of the key that declares it."""
+
+    metavar: str
+    """Empty for a flag."""
+    help: str
+    group: str = ""
+    """The heading of `--help` under which it stands."""
+    default: Any = None
+    otherwise: str = ""
+    """What holds without it, where the default does not say so."""
+    unit: str = ""
+    zero: bool = False
+    """A number may be 0; else it must be above."""
+    flag: str = ""
+    """On the command line and in `--config`, where it is not the name."""
+    repeatable: bool = False
+    field: str = ""
+    """Of SweepConfig, where it is not the name."""
+    rival: str = ""
+    """The option that cannot be given beside it."""
+    free: bool = False
+    """May differ from session to session of a run: no figure depends on it."""
+    since: str = "0.1.0"
+    name: str = ""
+    annotation: Any = None
+
+    @property
+    def kind(self) -> type:
+        """What the command line makes of its text: bool, int, float or str."""
+        kinds = get_args(self.annotation) if isinstance(self.annotation, UnionType) else (self.annotation,)
+        return next((kind for kind in (bool, int, float) if kind in kinds and str not in kinds), str)
+
+    @property
+    def is_path(self) -> bool:
+        return Path in get_args(self.annotation)
+
+    @property
+    def stored(self) -> Any:
+        """The type of its value in JSON."""
+        return str | None if self.is_path else self.annotation
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The only values that it may have; empty: any."""
+        parts = (self.annotation, *get_args(self.annotation))
+        return next((get_args(part) for part in parts if get_origin(part) is Literal), ())
+
+    @property
+    def shown_default(self) -> str:
+        """Empty where there is none, and for a flag."""
+        if self.otherwise or self.default is None or self.default is False:
+            return self.otherwise
+        parts = self.default if isinstance(self.default, tuple) else (self.default,)
+        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
+
+    @property
+    def described(self) -> str:
+        """The help and the default."""
+        return f"{self.help}  [default: {self.shown_default}]" if self.shown_default else self.help
+
+
+class Measures(Option):
+    """An option of a sweep that says only what is measured, how and for how long."""
+
+
+class Acts(Option):
+    """An option of a sweep that makes loadgen send, open, read or start something.
+
+    `loadgen.measure.settings.acts_of` says what, and `--resume` does it for a received run with the user's consent.
+    """
+
+
+# fmt: off
+Transport = Annotated[Literal["raw", "openai"], Measures("KIND", "raw or openai (the SDK).", LOAD, "raw")]
+Carbon = Annotated[float | None, Measures(
+        "G", "Grid intensity, kgCO2e/kWh.", POWER, unit="kgCO2e/kWh", field="carbon_kg_per_kwh")]
+SloLimits = Annotated[str | None, Measures(
+        "LIMITS", "What a good request keeps, for goodput: ttft:200ms,tpot:50ms,e2e:2s.", ANALYSIS)]
+StartSd = Annotated[str | float | None, Measures(
+        "SD", "With one repeat: the noise between starts of a server, if you know it, e.g. 1.5%.", ANALYSIS)]
+
+
+class SweepOptions(TypedDict, total=False):
+    """What `loadgen.measure.config.configure` takes."""
+
+    targets: Annotated[Mapping[str, str] | Sequence[str], Acts(
+        "NAME=URL", "A running server; NAME is a precision or LABEL:PRECISION. Repeatable.", SERVERS, (),
+        flag="target", repeatable=True, rival="serve")]
+    metrics_url: Annotated[str | Sequence[str], Acts(
+        "URL", "A target's /metrics elsewhere; NAME=URL if there are several targets. Repeatable: pages add up.",
+        SERVERS, (), repeatable=True, field="targets")]
+    serve: Annotated[str | Sequence[str], Acts(
+        "NAMES", "Recipes to launch in turn, e.g. fp16,awq; NAME=CHECKPOINT overrides.", SERVERS, (),
+        field="targets", rival="targets")]
+    model: Annotated[str | None, Acts(
+        "ID", "The 16-bit model for --serve (id or folder); for --target, which to ask.", SERVERS)]
+    device: Annotated[Literal["cuda", "cpu"], Measures("DEVICE", "For --serve: cuda or cpu.", SERVERS, "cuda")]
+    vllm: Annotated[str | Path | None, Acts("PATH", "For --serve: the vllm command.", SERVERS)]
+    max_num_seqs: Annotated[int | None, Measures(
+        "N", "For --serve: largest batch.", SERVERS, otherwise="largest B + 8")]
+    reasoning_parser: Annotated[str | None, Acts(
+        "NAME", "For --serve: vLLM's, e.g. qwen3; keeps reasoning apart.", SERVERS)]
+    start_timeout: Annotated[float, Measures(
+        "S", "For --serve: how long a start may take while neither its log nor its downloads grow.", SERVERS,
+        START_TIMEOUT_S, unit="s", field="start_timeout_s", free=True)]
+    wait_ready: Annotated[float, Measures(
+        "S", "For --target: wait up to S for servers that are still loading.", SERVERS, 0.0, unit="s", zero=True,
+        field="wait_ready_s", free=True)]
+    api_key_env: Annotated[str | None, Acts(
+        "VAR", "Environment variable that holds the servers' API key.", SERVERS, free=True)]
+
+    concurrency: Annotated[str | Sequence[int] | None, Measures(
+        "LIST", "Batch sizes B to hold; open loop: most in flight.", LOAD,
+        otherwise="1,16,64,128; open loop 1024")]
+    arrival: Annotated[str, Measures(
+        "KIND", "closed (hold B), or an open loop: poisson:RATE or constant:RATE, requests per second.", LOAD,
+        "closed")]
+    duration: Annotated[float | None, Measures(
+        "S", "Length of a window.", LOAD, otherwise="60; simulated 1, or 10", unit="s", field="duration_s",
+        rival="requests")]
+    requests: Annotated[int | None, Measures(
+        "N", "Instead of a duration: ask N items once each.", LOAD, rival="duration")]
+    repeats: Annotated[int, Measures("R", "Independent repeats per cell.", LOAD, 3)]
+    warmup: Annotated[float | None, Measures(
+        "S", "Warm-up at the same B, other prompts.", LOAD, otherwise="automatic", unit="s", zero=True,
+        field="warmup_s")]
+    drain: Annotated[float | None, Measures(
+        "S", "After a window, wait up to S for its last answers.", LOAD, otherwise="30, or 3 median answers", unit="s",
+        field="drain_s")]
+    timeout: Annotated[float, Measures("S", "Per request.", LOAD, 600.0, unit="s", field="timeout_s")]
+    prefix_cache: Annotated[bool, Measures(
+        "", "Measure with the server's prefix cache.", LOAD, False,
+        otherwise="no request profits from an earlier one")]
+    transport: Transport
+    workers: Annotated[int | None, Acts(
+        "N", "Client processes that share the B slots.", LOAD, otherwise="automatic")]
+    seed: Annotated[int, Measures("N", "Of arrival times; also sent with each request.", LOAD, 0, zero=True)]
+
+    dataset: Annotated[str | None, Measures(
+        "NAME", "gsm8k, mathqa (or gsm8k:platinum, mathqa:clean), jsonl, choices, sample.", QUESTIONS,
+        otherwise="gsm8k; sample if simulated")]
+    data_file: Annotated[str | Path | None, Acts(
+        "PATH", "The dataset's file as published.", QUESTIONS, otherwise="cached, else downloaded")]
+    platinum_file: Annotated[str | Path | None, Acts(
+        "PATH", "For gsm8k: GSM8K-Platinum's file; marks the items that it corrects.", QUESTIONS)]
+    limit: Annotated[int | None, Measures("N", "First N items only.", QUESTIONS, otherwise="all")]
+    protocol: Annotated[str | None, Measures(
+        "NAME", "Prompt, shots, stops, limit.", QUESTIONS, otherwise="the dataset's")]
+    shots_file: Annotated[str | Path | None, Acts(
+        "PATH", "Worked examples: GSM8K train, MathQA dev or an lm-eval task file.", QUESTIONS,
+        otherwise="cached")]
+    api: Annotated[Literal["completions", "chat"] | None, Measures(
+        "KIND", "completions or chat.", QUESTIONS, otherwise="the protocol's")]
+    max_tokens: Annotated[int | None, Measures(
+        "N", "Cap of an answer.", QUESTIONS, otherwise="the protocol's", unit="tokens", rival="fixed_length")]
+    fixed_length: Annotated[int | None, Measures(
+        "N", "Exactly N tokens an answer (ignore_eos); not graded.", QUESTIONS, unit="tokens",
+        rival="max_tokens")]
+    thinking: Annotated[Literal["on", "off"] | None, Measures(
+        "on|off", "Hybrid models: reason before the answer or not (chat only).", QUESTIONS)]
+    thinking_budget: Annotated[int | None, Measures(
+        "N", "Tokens after which the server ends the reasoning.", QUESTIONS, unit="tokens",
+        field="thinking")]
+    extra_body: Annotated[str | Mapping[str, Any] | None, Acts(
+        "JSON", "Further fields of every request, e.g. '{\"top_k\": 1}'; null removes one that loadgen sends.",
+        QUESTIONS)]
+    answer_regex: Annotated[str | None, Measures(
+        "REGEX", "Grade what your pattern's last match says: its group, else all of it.", QUESTIONS,
+        otherwise="loadgen's rules")]
+
+    reference: Annotated[str | None, Measures(
+        "NAME", "What the others are compared with.", ANALYSIS, otherwise="fp16, else the first")]
+    slo: SloLimits
+    start_sd: StartSd
+    max_error_rate: Annotated[float, Measures(
+        "X", "Share of failed requests beyond which a cell is invalid.", ANALYSIS, MAX_ERROR_RATE, zero=True)]
+
+    power: Annotated[str, Acts("SOURCE", "nvml, exporter=URL, rapl, simulated or none.", POWER, "auto")]
+    gpu: Annotated[str | Sequence[str] | None, Measures(
+        "UUIDS", "The target's GPUs.", POWER, otherwise="CUDA_VISIBLE_DEVICES, or the only one", field="gpus")]
+    exclusive: Annotated[bool, Measures(
+        "", "Refuse to start while another process uses the target's GPUs.", POWER, False, free=True)]
+    tdp_w: Annotated[float | None, Measures(
+        "W", "Datasheet board power for the HLI bound.", POWER, otherwise="NVML's", unit="W")]
+    carbon: Carbon
+
+    out: Annotated[str | Path | None, Measures(
+        "DIR", "Run directory.", RUN, otherwise="runs/<time>-<model>")]
+    metrics_port: Annotated[int | None, Acts(
+        "N", "Where Prometheus can scrape the running sweep.", RUN, METRICS_PORT, free=True)]
+    metrics_host: Annotated[str, Acts(
+        "ADDRESS", "On which address; a Prometheus in a container cannot reach loopback.", RUN, "127.0.0.1",
+        free=True)]
+
+
+class RunOptions(SweepOptions, total=False):
+    """What `loadgen.sweep` takes."""
+
+    resume: Annotated[str | Path | None, Option(
+        "DIR", "Go on with an interrupted run: finished cells are kept.", RUN)]
+    trust_manifest: Annotated[bool, Option(
+        "", "With --resume: do what the run's manifest asks for without a question; for your own runs.", RUN,
+        False)]
+
+
+class ReportOptions(TypedDict, total=False):
+    """What `loadgen.report` takes."""
+
+    alpha: Annotated[float, Option("A", "Speed's share of E_SI; memory has the rest.", default=ALPHA)]
+    weights: Annotated[tuple[float, float, float], Option("T,E,S", "Of the pillars in SI.", default=WEIGHTS)]
+    s_form: Annotated[Form, Option(
+        "FORM", "Of S_SI: linear (the ratio of joules), or Eq. 5's logarithms with their unit.", default="linear")]
+    out: Annotated[str | Path | None, Option(
+        "DIR", "Write everything there and nothing into RUN: for runs that you may only read.")]
+    carbon: Annotated[Carbon, "the sweep's"]
+    slo: Annotated[SloLimits, "the sweep's"]
+    start_sd: Annotated[StartSd, "the sweep's"]
+
+
+class SelftestOptions(TypedDict, total=False):
+    """What `loadgen.selftest` takes."""
+
+    concurrency: Annotated[int, Option("B", "Requests in flight.", default=128)]
+    tokens_per_s: Annotated[float | None, Option(
+        "R", "Of all streams together.", otherwise="B / ITL", unit="tokens/s")]
+    itl_ms: Annotated[float | None, Option("MS", "Between the tokens of one stream.", otherwise="10", unit="ms")]
+    workers: Annotated[int, Option("N", "Client processes.", default=1)]
+    transport: Transport
+# fmt: on
+
+
+@lru_cache
+def declared(options: type) -> dict[str, Option]:
+    """The options of a TypedDict by name, in the order of its keys. A text behind an Option replaces `otherwise`."""
+    found = {}
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        option, *otherwise = hint.__metadata__
+        change = {"otherwise": otherwise[-1]} if otherwise else {}
+        change |= {"flag": option.flag or name, "field": option.field or name}
+        found[name] = replace(option, name=name, annotation=hint.__origin__, **change)
+    return found
+
+
+def dashed(name: str) -> str:
+    """The option of a sweep as the command line has it, without its dashes."""
+    return declared(RunOptions)[name].flag.replace("_", "-")
+
+
+def complete(options: type[_Options], given: Mapping[str, Any]) -> _Options:
+    """The options with the defaults of those that are not given.
+
+    Raises UsageError for a name that is not declared, and for a value that is not one of an option's few.
+    """
+    known = declared(cast(type, options))
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"{name!r} is not an option; {did_you_mean(name, known)}known: {', '.join(known)}")
+        words = known[name].words
+        if value is not None and words and value not in words:
+            raise UsageError(f"--{known[name].flag.replace('_', '-')} {value}: unknown; write {' or '.join(words)}")
+    return cast(_Options, {name: option.default for name, option in known.items()} | dict(given))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`did you mean NAME? `, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def takes(options: type) -> Callable[[_Function], _Function]:
+    """Shows the options, instead of `**options`, in a function's signature, and describes them in its docstring."""
+
+    def show(function: _Function) -> _Function:
+        plain = inspect.signature(function)
+        fixed = [one for one in plain.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        known = declared(options).values()
+        only = inspect.Parameter.KEYWORD_ONLY
+        named = [inspect.Parameter(o.name, only, default=o.default, annotation=o.annotation) for o in known]
+        function.__signature__ = plain.replace(parameters=[*fixed, *named])  # type: ignore[attr-defined]
+        lines = [f"    {option.name}: {option.described}" for option in known]
+        function.__doc__ = "\n".join([f"{inspect.getdoc(function)}", "", "Options:", *lines])
+        return function
+
+    return show
