@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from loadgen.cli import CONTEXT
-from loadgen.serving.compose import data_dir, write_project
+from loadgen.serving.compose import write_project
+from loadgen.serving.recipe import data_dir
 
 
 @click.command("compose", context_settings=CONTEXT)

@@ -12,7 +12,8 @@ from typing import Any
 
 from loadgen.address import is_loopback
 from loadgen.doctor.finding import Ask, Finding, Mode, State, absent, ask
-from loadgen.serving.compose import IMAGES, data_dir
+from loadgen.serving.compose import IMAGES
+from loadgen.serving.recipe import data_dir
 
 TIMEOUT_S = 10.0
 COMPOSE_SINCE = (1, 28)

@@ -181,8 +181,8 @@ class CellRun:
             generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
             aborted=self._aborted or load.failure,
             server_lost=self._server_lost,
-            batch_gauge=self._sampler.gauge or self._probe.gauge,
-            metrics_failure=self._sampler.failure,
+            batch_gauge=self._sampler.probe.gauge or self._probe.gauge,
+            metrics_failure=self._sampler.probe.failure,
             **(msgspec.structs.asdict(load.use) if load.use is not None else {}),
         )
         if self._power is not None and window is not None and self._unwritable is None:

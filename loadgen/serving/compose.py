@@ -1,9 +1,4 @@
-"""docker/compose.yaml and docker/models/*.env as text.
-
-Compose services that answer questions: vLLM on GPUs, vLLM on the CPU, simulated.
-
-The compose project on disk: where it lies, and how it is written out for those who installed loadgen.
-"""
+"""The compose project: docker/compose.yaml and docker/models/*.env as text, and a copy of the project in a folder."""
 
 from __future__ import annotations
 
@@ -18,25 +13,25 @@ import yaml
 from loadgen._version import __version__
 from loadgen.errors import UsageError
 from loadgen.serving.launch import plan_launch, plan_simulated
-from loadgen.serving.recipe import Recipe, load_models, load_recipes
+from loadgen.serving.recipe import PACKAGE, Recipe, data_dir, load_models, load_recipes
 
 Service = dict[str, Any]
 MODEL = "mistralai/Mistral-7B-Instruct-v0.3"
-"""The 16-bit model that is served where no checkpoint is named."""
+"""The 16-bit model that is served by default."""
 DEFAULT = ("fp16", "awq", "gptq", "bnb-nf4")
-"""What a plain `docker compose up` serves, and what is simulated."""
+"""The services of a plain `docker compose up`, and the simulated ones."""
 ON_CPU = ("bf16", "bnb-nf4", "int8")
-"""What any x86-64 CPU runs."""
+"""Recipes that run on any x86-64 CPU."""
 PORT = 8000
-"""Where every server listens inside the network."""
+"""The port of every server inside the network."""
 MAX_NUM_SEQS = 256
 KV_CACHE_BYTES = 8 * 2**30
 """The same for every precision: 65,536 tokens of a 7B model with 8 key-value heads in 16 bits."""
 GPU_MEMORY_UTILIZATION = "0.1"
-"""vLLM refuses to start unless this share of the GPU is free, and else ignores it when the KV cache has a set size
-(`request_memory` in its v1/worker/utils.py). Low, so that the last of several servers on one GPU starts, too."""
+"""vLLM needs this share of the GPU free to start, and ignores it otherwise when the size of the KV cache is set
+(`request_memory` in its v1/worker/utils.py). Low, so that the last of several servers on one GPU starts too."""
 CPU_ROOT = "/opt/loadgen-cpu"
-"""Where docker/vllm-cpu.Dockerfile puts the environment of `loadgen cpu-env`."""
+"""The environment of `loadgen cpu-env` in the image of docker/vllm-cpu.Dockerfile."""
 VLLM_VERSION = "0.31.0"
 """The newest whose image's digest is public beside its tag. The recipes hold for vLLM 0.26 to 0.33."""
 VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}@sha256:c1c9f6fd5c109ba7f0546a59f5b2f15fb87f64c77782e90a27b648b42a8e67c3"
@@ -51,7 +46,7 @@ BUILD_ARGS = {
     "PIP_EXTRA_INDEX_URL": "${PIP_EXTRA_INDEX_URL:-}",
     "PIP_NO_INDEX": "${PIP_NO_INDEX:-}",
 }
-"""An empty one is as good as none to pip."""
+"""pip ignores empty ones."""
 
 
 def variable(name: str) -> str:
@@ -60,9 +55,9 @@ def variable(name: str) -> str:
 
 
 def checkpoint_of(recipe: Recipe, model: str) -> tuple[str, tuple[str, ...]]:
-    """What the recipe serves for the 16-bit `model`, and the arguments that quantize it while loading.
+    """The recipe's checkpoint for the 16-bit `model`, and the arguments that quantize it while loading.
 
-    Where there is nothing to serve: a name that no server can load, so that it is never another model.
+    Without a checkpoint: a name that no server can load, so that no other model is served.
     """
     try:
         checkpoint = recipe.checkpoint_for(model)
@@ -73,10 +68,9 @@ def checkpoint_of(recipe: Recipe, model: str) -> tuple[str, tuple[str, ...]]:
 
 def gpu_server(recipe: Recipe, port: int) -> Service:
     """vLLM from its image, planned as `loadgen serve` plans it; published on `port` of the host's loopback."""
-    prefix = variable(recipe.name)
+    prefix, own = variable(recipe.name), recipe.checkpoint == "own"
     checkpoint, in_flight = checkpoint_of(recipe, MODEL)
     served = f"${{{prefix}_CHECKPOINT:-{checkpoint}}}"
-    own = recipe.checkpoint == "own"
     more = shlex.join(in_flight) if own else ""
     launch = plan_launch(
         recipe, model=MODEL if own else served, checkpoint=served if own else None, port=PORT, device="cuda",
@@ -87,18 +81,18 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
             "${VLLM_ARGS:-}", f"${{{prefix}_ARGS:-{more}}}",
         ),
     )  # fmt: skip
-    profiles = ["gpu", recipe.name] if recipe.name in DEFAULT else [recipe.name]
+    with_plugin = {
+        "image": f"${{VLLM_BNB_IMAGE:-vllm-loadgen-bnb:{VLLM_VERSION}}}",
+        "build": _build("vllm-bnb", {"VLLM_IMAGE": VLLM, "BNB_PACKAGES": "${BNB_PACKAGES:-}"}),
+    }
     return {
-        **(_bitsandbytes() if recipe.backend == "bitsandbytes" else {"image": VLLM}),
-        "profiles": profiles,
+        **(with_plugin if recipe.backend == "bitsandbytes" else {"image": VLLM}),
+        "profiles": ["gpu", recipe.name] if recipe.name in DEFAULT else [recipe.name],
         "entrypoint": with_key("VLLM_API_KEY", "vllm", "serve"),
         "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
-        "environment": {
-            **launch.env,
-            **API_KEY,
-            "HF_TOKEN_PATH": "/run/secrets/hf_token",
-            "HF_HUB_OFFLINE": "${HF_HUB_OFFLINE:-0}",
-        },
+        "environment": launch.env
+        | API_KEY
+        | {"HF_TOKEN_PATH": "/run/secrets/hf_token", "HF_HUB_OFFLINE": "${HF_HUB_OFFLINE:-0}"},
         "secrets": ["hf_token", "api_key"],
         "volumes": ["${HF_CACHE:-hf-cache}:/root/.cache/huggingface", "vllm-cache:/root/.cache/vllm", START],
         "shm_size": "${SHM_SIZE:-8gb}",
@@ -111,9 +105,8 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
 
 
 def cpu_server(recipe: Recipe, port: int) -> Service:
-    """Real vLLM of `loadgen cpu-env`, with a tiny model that lies in the image, or one of the user's in /models."""
-    own = recipe.checkpoint == "own"
-    prefix = variable(f"cpu-{recipe.name}")
+    """Real vLLM of `loadgen cpu-env`, with the image's tiny model, or one of the user's in /models."""
+    prefix, own = variable(f"cpu-{recipe.name}"), recipe.checkpoint == "own"
     served = f"${{{prefix}_MODEL:-models/tiny{f'-{recipe.name}' if own else ''}}}"
     vllm = f"{CPU_ROOT}/venv/bin/vllm"
     launch = plan_launch(
@@ -139,14 +132,13 @@ def cpu_server(recipe: Recipe, port: int) -> Service:
 
 def simulated_server(precision: str, port: int) -> Service:
     """`loadgen simulate` with its power below /power; SIMULATED, nothing is measured."""
-    prefix = variable(f"sim-{precision}")
     launch = plan_simulated(precision, port=PORT, extra_args=("--host", "0.0.0.0", "${SIM_ARGS:-}"))
     return {
         **own_image(),
         "profiles": ["simulated"],
         "command": _command(launch.argv[3:]),
         **HARDENED,
-        "ports": [_published(prefix, port)],
+        "ports": [_published(variable(f"sim-{precision}"), port)],
         "healthcheck": _health("python", f"http://127.0.0.1:{PORT}/health", start="1m"),
     }
 
@@ -166,29 +158,22 @@ def exporter(profiles: Sequence[str]) -> Service:
 
 
 def own_image() -> Service:
-    """The image with all of loadgen, and how it is built."""
+    """The image with all of loadgen, and its build."""
     return {"image": OWN_IMAGE, "build": _build("loadgen", BUILD_ARGS)}
 
 
 UNPRIVILEGED: Service = {"cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
-"""For every image. vLLM's runs as root: it also needs DAC_OVERRIDE, to write to a cache that belongs to a user."""
+"""For every image. vLLM's runs as root and also needs DAC_OVERRIDE, to write to a cache that belongs to a user."""
 HARDENED: Service = {"read_only": True, "tmpfs": ["/tmp"], **UNPRIVILEGED}
-"""For images that write to their volumes and /tmp only, and do not run as root: all but vLLM's."""
+"""For images that write only to their volumes and /tmp and do not run as root: all but vLLM's."""
 API_KEY = {"API_KEY_FILE": "/run/secrets/api_key"}
 START = "./start.sh:/opt/start.sh:ro"
+OFTEN = {"interval": "5s", "timeout": "5s", "retries": 6}
 
 
 def with_key(name: str, *command: str) -> list[str]:
     """The entrypoint that runs `command` with the API key of the secret file in the variable `name`."""
     return ["/bin/sh", "/opt/start.sh", name, *command]
-
-
-def _bitsandbytes() -> Service:
-    image = f"${{VLLM_BNB_IMAGE:-vllm-loadgen-bnb:{VLLM_VERSION}}}"
-    return {
-        "image": image,
-        "build": _build("vllm-bnb", {"VLLM_IMAGE": VLLM, "BNB_PACKAGES": "${BNB_PACKAGES:-}"}),
-    }
 
 
 def _build(name: str, arguments: dict[str, str]) -> Service:
@@ -202,8 +187,7 @@ def _published(prefix: str, port: int) -> str:
 def _health(python: str, url: str, *, start: str) -> Service:
     """Python instead of curl, which images may lack; failures during the start period do not count."""
     probe = f"import urllib.request; urllib.request.urlopen('{url}', timeout=4)"
-    often = {"interval": "5s", "timeout": "5s", "retries": 6}
-    return {"test": ["CMD", python, "-c", probe], **often, "start_period": start}
+    return {"test": ["CMD", python, "-c", probe], **OFTEN, "start_period": start}
 
 
 def _gpu(device: str, capabilities: list[str]) -> Service:
@@ -212,13 +196,13 @@ def _gpu(device: str, capabilities: list[str]) -> Service:
 
 
 def _with_variable(argv: Sequence[str], option: str, name: str) -> list[str]:
-    """The arguments with the value of `option` as the variable's default."""
+    """The arguments with the value of `option` replaced by a variable with this default."""
     place = argv.index(option) + 1
     return [*argv[:place], f"${{{name}:-{argv[place]}}}", *argv[place + 1 :]]
 
 
 def _command(argv: Sequence[str]) -> str:
-    """One string, which compose splits after it has filled in the variables: an empty one leaves no argument."""
+    """One string, which compose splits after it has replaced variables: an empty one leaves no argument."""
     return " ".join(word if word.startswith("${") else shlex.quote(word) for word in argv)
 
 
@@ -230,9 +214,9 @@ IMAGES = {
     "GRAFANA_IMAGE": GRAFANA_IMAGE,
     "PYTHON_IMAGE": PYTHON_IMAGE,
 }
-"""The images that others publish, by the variable that names another."""
+"""Images of other publishers, by the variable that replaces them."""
 SECRETS = ("hf_token", "api_key", "grafana_password")
-"""Each the content of the file that a variable names (HF_TOKEN_FILE, ...), empty without one."""
+"""Contents of the files that variables name (HF_TOKEN_FILE, ...); empty without one."""
 HEADER = """\
 # Generated from servers/*.toml by `python docker/generate.py`; a test fails when it is stale. Do not edit: every choice
 # is a variable (docs/docker.md), set in the shell, in docker/.env or with --env-file models/NAME.env.
@@ -249,18 +233,14 @@ HEADER = """\
 
 
 def compose_file() -> str:
-    """docker/compose.yaml: every recipe a service, planned as `loadgen serve` plans it, and what watches them."""
+    """docker/compose.yaml: a service per recipe, planned as `loadgen serve` plans it, and their monitoring."""
     recipes = load_recipes()
     names = [*DEFAULT, *(name for name in recipes if name not in DEFAULT)]
     services = {name: gpu_server(recipes[name], 8001 + index) for index, name in enumerate(names)}
     services |= {f"sim-{name}": simulated_server(name, 8101 + index) for index, name in enumerate(DEFAULT)}
     services |= {f"cpu-{name}": cpu_server(recipes[name], 8201 + index) for index, name in enumerate(ON_CPU)}
-    services |= {
-        "exporter": exporter(["gpu", *names]),
-        "prometheus": _prometheus(),
-        "grafana": _grafana(),
-        "loadgen": _loadgen(),
-    }
+    services |= {"exporter": exporter(["gpu", *names]), "prometheus": _prometheus()}
+    services |= {"grafana": _grafana(), "loadgen": _loadgen()}
     volumes = ("hf-cache", "vllm-cache", "cpu-models", "prometheus", "grafana-data", "runs", "cache")
     project = {
         "services": services,
@@ -271,10 +251,7 @@ def compose_file() -> str:
 
 
 def environment_file(model: str) -> str:
-    """docker/models/NAME.env: what each recipe serves for the 16-bit `model`, and what quantizes it while loading.
-
-    A recipe without a checkpoint for the model gets a name that no server can load, never another model's.
-    """
+    """docker/models/NAME.env: each recipe's checkpoint for the 16-bit `model`, and its arguments (`checkpoint_of`)."""
     lines = [
         f"# {model}: generated from servers/*.toml by `python docker/generate.py`, do not edit.",
         f"#   docker compose --env-file models/{environment_name(model)} up",
@@ -302,14 +279,14 @@ def generated_files() -> dict[str, str]:
 
 
 class _Plain(yaml.SafeDumper):
-    """Without anchors: what a service is stands in one place."""
+    """Without anchors: every service is written out in full."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def _prometheus() -> Service:
-    """Always up. A sweep in the `loadgen` service shares its network, so `loadgen` is this very host to it."""
+    """Always up. The `loadgen` service shares its network, so `loadgen` is its own host."""
     return {
         "image": f"${{PROMETHEUS_IMAGE:-{PROMETHEUS_IMAGE}}}",
         "command": (
@@ -322,9 +299,10 @@ def _prometheus() -> Service:
         "ports": ["${BIND_ADDRESS:-127.0.0.1}:${PROMETHEUS_PORT:-9090}:9090"],
         "healthcheck": {
             "test": ["CMD", "promtool", "query", "instant", "http://127.0.0.1:9090", "vector(1)"],
-            "interval": "5s", "timeout": "5s", "retries": 6, "start_period": "1m",
+            **OFTEN,
+            "start_period": "1m",
         },
-    }  # fmt: skip
+    }
 
 
 def _grafana() -> Service:
@@ -352,7 +330,7 @@ def _grafana() -> Service:
 
 
 def _loadgen() -> Service:
-    """For `docker compose run loadgen ...`: `up` leaves it alone."""
+    """For `docker compose run loadgen ...`: `up` does not start it."""
     return {
         **own_image(),
         "profiles": ["loadgen"],
@@ -367,27 +345,20 @@ def _loadgen() -> Service:
     }
 
 
-PACKAGE = Path(__file__).parents[1]
 DATA = ("docker", "dashboards", "servers", "pyproject.toml", "README.md", "LICENSE", ".dockerignore")
-"""What is taken from the project's root; with the package itself, images are built from it."""
+"""The files and folders of the project's root that images need, beside the package."""
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "_data")
 
 
-def data_dir() -> Path:
-    """The folder that holds docker/, dashboards/ and servers/: inside an installed package, or the checkout."""
-    installed = PACKAGE / "_data"
-    return installed if installed.is_dir() else PACKAGE.parent
-
-
 def write_project(folder: Path, *, force: bool = False) -> list[Path]:
-    """Write docker/, dashboards/, servers/ and loadgen's own source below `folder`, which is made if need be.
+    """Write docker/, dashboards/, servers/ and loadgen's source into `folder`, which is made if it does not exist.
 
-    Returns the top-level paths written. Files of the project are replaced only with `force`, others are never touched.
-    Raises UsageError when something of the same name is there already, or the folder cannot be written.
+    Returns the top-level paths written. With `force`, files of the project are replaced; others are never changed.
+    Raises UsageError when one of them exists already without `force`, or the folder cannot be written.
     """
     source = data_dir()
-    if folder.resolve() == source.resolve() or folder.resolve() == PACKAGE.parent.resolve():
-        raise UsageError(f"--dir {folder} is where the project lies already; name another folder")
+    if folder.resolve() in (source.resolve(), PACKAGE.parent.resolve()):
+        raise UsageError(f"--dir {folder} is the project's own folder; name another folder")
     taken = [name for name in (*DATA, "loadgen") if (folder / name).exists()]
     if taken and not force:
         raise UsageError(f"{folder} already holds {', '.join(taken)}; name another folder with --dir, or add --force")
@@ -396,7 +367,7 @@ def write_project(folder: Path, *, force: bool = False) -> list[Path]:
         written = [_copy(source / name, folder / name) for name in DATA]
         return [*written, _copy(PACKAGE, folder / "loadgen")]
     except OSError as error:
-        raise UsageError(f"--dir {folder} cannot be written: {error}; name a folder of your own") from error
+        raise UsageError(f"--dir {folder} cannot be written: {error}; name another folder") from error
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The server's own word on its batch: its `/metrics`, sampled beside the load."""
+"""A server's own figures of its batch: its `/metrics`, sampled beside the load."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
 from loadgen.serving.facts import Target
 
 UNVERIFIED = "batch not verified"
-"""Said wherever requests in flight stand for the running batch."""
+"""The mark of figures for which requests in flight stand in for the running batch."""
 SHORTEST_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 0.5
 COST_FACTOR = 20
-"""A scrape takes t (the least of the last nine) and the next comes after 20 t: 5% of the server's time."""
-_FULLEST = ("kv_usage",)
-"""Of several engines the largest counts; everything else adds up."""
+"""A scrape that takes t (the least of the last nine) is followed by the next after 20 t: 5% of the server's time."""
 
 
 class EngineReading(msgspec.Struct, frozen=True, array_like=True):
-    """What one of several engines behind a server said: its own steps, which do not add up to anyone's."""
+    """The figures of one of several engines behind a server, whose steps cannot be added up."""
 
     engine: str
-    """What tells it from the others, such as "0" and "1" with data parallelism."""
+    """The labels that distinguish it, such as "0" and "1" with data parallelism."""
     running: Amount | None
     generation_tokens: Amount | None
     iterations: Amount | None
 
 
 class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
-    """One reading of `/metrics`: gauges now, counters since the server's start, summed over its engines."""
+    """One reading of `/metrics`, summed over engines (KV usage: the fullest); None: the server has no such figure."""
 
     t_ns: Nanoseconds
     """Middle of the scrape."""
@@ -51,15 +49,15 @@ class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
     generation_tokens: Amount | None = None
     prompt_tokens: Amount | None = None
     iterations: Amount | None = None
-    """Engine steps (count of the histogram `vllm:iteration_tokens_total`), of all engines together."""
+    """Engine steps (count of the histogram `vllm:iteration_tokens_total`) of all engines."""
     prefix_cache_queries: Amount | None = None
-    """Prompt tokens that were looked up in the prefix cache, and those found there or in an external cache."""
+    """Prompt tokens looked up in the prefix cache; hits are those found there or in an external cache."""
     prefix_cache_hits: Amount | None = None
     ttft_count: Amount | None = None
-    """First tokens, and the sum of their times by the server's clock (histogram `vllm:time_to_first_token_seconds`)."""
+    """First tokens, and the sum of their times on the server's clock (`vllm:time_to_first_token_seconds`)."""
     ttft_sum_s: Amount | None = None
     engines: tuple[EngineReading, ...] = ()
-    """Engine by engine, where there are several."""
+    """Empty for a single engine."""
 
 
 Values = Mapping[str, Mapping[Key, float]]
@@ -67,52 +65,51 @@ Values = Mapping[str, Mapping[Key, float]]
 
 
 class MetricsSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a target's figures are read."""
+    """The pages of a target's figures."""
 
     target_url: str
-    """Scheme, host and port of the target; its own `/metrics` is read where no `urls` are given."""
+    """Scheme, host and port of the target, whose own `/metrics` is read if there are no `urls`."""
     urls: tuple[str, ...] = ()
-    """Whole addresses of pages elsewhere; those of several are engines of one server."""
+    """Pages elsewhere; several are engines of one server."""
     api_key: str | None = None
-    """Sent to the target's own scheme, host and port only."""
+    """Sent only to the target's own scheme, host and port."""
     model: str | None = None
-    """Where a page has several models, this one's series count."""
+    """The model whose series count, where a page has several."""
 
 
 def metrics_of(target: Target, api_key: str | None) -> MetricsSource:
-    """Where a target's figures are read; `api_key` as its requests carry it."""
+    """The pages of a target's figures; `api_key`: as its requests carry it."""
     return MetricsSource(target_url=target.url, urls=target.metrics_urls, api_key=api_key, model=target.model)
 
 
 def read_metrics(text: bytes, *, t_ns: int, scrape_ns: int, model: str | None = None) -> ServerSample:
-    """The sample in a `/metrics` page; figures the server lacks stay None.
-
-    Over several engines requests and counters add up, the KV usage is the fullest engine's.
-    """
+    """The sample in a `/metrics` page."""
     vocabulary = vocabulary_of(text)
     values = {} if vocabulary is None else vocabulary.read(text, model)
     return sample_of([values], t_ns=t_ns, scrape_ns=scrape_ns)
 
 
 def sample_of(pages: Sequence[Values], *, t_ns: int, scrape_ns: int) -> ServerSample:
-    """The sample of a server whose engines stand on one page or on several."""
+    """The sample of a server whose engines are on one page or on several."""
     found: dict[str, dict[tuple[int, Key], float]] = {}
     for place, values in enumerate(pages):
-        for field, of_engine in values.items():
-            for key, value in of_engine.items():
-                of = found.setdefault(field.partition("/")[0], {})
-                total = of.get((place, key), 0.0) + value
+        for field, by_engine in values.items():
+            engines = found.setdefault(field.partition("/")[0], {})
+            for key, value in by_engine.items():
+                total = engines.get((place, key), 0.0) + value
                 if abs(total) <= MOST_AMOUNT:
-                    of[place, key] = total
+                    engines[place, key] = total
     totals = {
-        field: max(of.values()) if field in _FULLEST else math.fsum(of.values()) for field, of in found.items() if of
+        field: max(engines.values()) if field == "kv_usage" else math.fsum(engines.values())
+        for field, engines in found.items()
+        if engines
     }
     known = {field: value for field, value in totals.items() if abs(value) <= MOST_AMOUNT}
     return ServerSample(t_ns=t_ns, scrape_ns=scrape_ns, engines=_engines(found), **known)
 
 
 def _engines(found: Mapping[str, Mapping[tuple[int, Key], float]]) -> tuple[EngineReading, ...]:
-    """Those that count steps, if there are several."""
+    """The engines that count steps, if there are several."""
     fields = EngineReading.__struct_fields__[1:]
     keys = sorted(found.get("iterations", ()))
     if len(keys) < 2:
@@ -121,7 +118,7 @@ def _engines(found: Mapping[str, Mapping[tuple[int, Key], float]]) -> tuple[Engi
     several = len({place for place, _ in keys}) > 1
     return tuple(
         EngineReading(
-            ",".join([str(place)] * several + [told for label, told in labels if (label, told) not in shared]),
+            ",".join([str(place)] * several + [value for label, value in labels if (label, value) not in shared]),
             *(found.get(field, {}).get((place, labels)) for field in fields),
         )
         for place, labels in keys
@@ -131,17 +128,15 @@ def _engines(found: Mapping[str, Mapping[tuple[int, Key], float]]) -> tuple[Engi
 class _Page:
     """One page over a kept connection.
 
-    Only the names that count are asked for where the server understands that: prometheus_client's own endpoint
-    (behind `/metrics/`, with the slash) then renders 1.5 KB instead of vLLM's 64 KB.
+    Only the needed names are requested if the server supports that: prometheus_client's endpoint (`/metrics/`, with the
+    slash) then renders 1.5 KB instead of vLLM's 64 KB.
     """
 
     def __init__(self, url: str, api_key: str | None, model: str | None) -> None:
         parts = urlsplit(url)
         self._path = parts.path + (f"?{parts.query}" if parts.query else "")
-        self._url = url
+        self._url, self._model, self._has_key = url, model, bool(api_key)
         self._connection = Connection(url, bearer=api_key)
-        self._has_key = bool(api_key)
-        self._model = model
         self._vocabulary: Vocabulary | None = None
         self._short: str | None = None
         self.failure: str | None = None
@@ -154,22 +149,19 @@ class _Page:
 
     def read(self) -> Values | None:
         """The page's figures; None when it cannot be read now."""
-        if self._short is not None and self._vocabulary is not None:
-            page = self._get(self._short)
-            return None if page is None else self._vocabulary.read(page, self._model)
-        page = self._get(self._path)
+        page = self._get(self._short or self._path)
         if page is None:
             return None
         if self.gauge is None:
             self._vocabulary = vocabulary_of(page)
             if self.gauge is not None:
                 self._short = self._shortened()
-        if self.gauge is None:
-            self.failure = f"{self._url} counts no running requests under a name that loadgen knows"
+            else:
+                self.failure = f"{self._url} counts no running requests under a name that loadgen knows"
         return {} if self._vocabulary is None else self._vocabulary.read(page, self._model)
 
     def _shortened(self) -> str | None:
-        """The address of those names alone; None where the server does not give them."""
+        """The path of the page with only the needed names; None: the server does not support it."""
         assert self._vocabulary is not None and self._vocabulary.gauge is not None
         if "?" in self._path:
             return None
@@ -179,7 +171,7 @@ class _Page:
         return path if page is not None and self._vocabulary.read(page).get("running") else None
 
     def _get(self, path: str) -> bytes | None:
-        """The page, or None; a kept connection that the server has closed meanwhile is opened again once."""
+        """The page, or None; a kept connection that the server has closed is opened again once."""
         self.failure = None
         for _ in range(2):
             try:
@@ -196,18 +188,13 @@ class _Page:
             if answer.status in REDIRECTS and path == self._path and not path.endswith("/") and "?" not in path:
                 self._path = path = f"{path}/"
                 continue
-            self.failure = self._refused(answer.status)
+            advice = ""
+            if answer.status in (401, 403):
+                without = "give the key with --api-key-env VAR (it is sent only to the target's own address)"
+                advice = ": it does not accept the key of --api-key-env" if self._has_key else f": {without}"
+            self.failure = f"{self._url} answers {answer.status}{advice}"
             return None
         return None
-
-    def _refused(self, status: int) -> str:
-        if status not in (401, 403):
-            return f"{self._url} answers {status}"
-        if self._has_key:
-            return f"{self._url} answers {status}: it does not accept the key of --api-key-env"
-        return (
-            f"{self._url} answers {status}: give the key with --api-key-env VAR (only the target's own address gets it)"
-        )
 
     def close(self) -> None:
         self._connection.close()
@@ -232,12 +219,11 @@ class MetricsProbe:
         return next((page.failure for page in self._pages if page.failure is not None), None)
 
     def scrape(self) -> ServerSample | None:
-        """A sample, or None when the server gives no `/metrics` now: of several pages, not one may be missing."""
+        """A sample; None when one of the pages cannot be read now."""
         before_ns = monotonic_ns()
         found = []
         for page in self._pages:
-            values = page.read()
-            if values is None:
+            if (values := page.read()) is None:
                 return None
             found.append(values)
         after_ns = monotonic_ns()
@@ -254,35 +240,25 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 class MetricsSampler:
-    """Scrapes in a thread of its own, about 10 times a second if that costs the server little.
+    """Scrapes in a thread, about 10 times a second if that costs the server little.
 
-    Every period is drawn from 0.75 to 1.25 times its mean: an even grid could stay in step with answers that take a
-    multiple of it and always, or never, see the gap between two of them.
+    Every period is drawn from 0.75 to 1.25 times its mean: an even grid could stay in step with the answers, and then
+    always, or never, see the gap between two of them.
     """
 
     def __init__(self, source: MetricsSource) -> None:
-        self._probe = MetricsProbe(source)
+        self.probe = MetricsProbe(source)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="server-metrics", daemon=True)
         self._fresh: list[ServerSample] = []
         self._lock = threading.Lock()
         self.latest: ServerSample | None = None
 
-    @property
-    def gauge(self) -> str | None:
-        """The series that counts running requests, once it was read."""
-        return self._probe.gauge
-
-    @property
-    def failure(self) -> str | None:
-        """Why the last scrape gave no batch; None where it gave one."""
-        return self._probe.failure
-
     def start(self) -> None:
         self._thread.start()
 
     def take(self) -> list[ServerSample]:
-        """Samples that came since the last call."""
+        """Samples since the last call."""
         with self._lock:
             fresh, self._fresh = self._fresh, []
         return fresh
@@ -291,15 +267,14 @@ class MetricsSampler:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            self._probe.close()
+            self.probe.close()
 
     def _run(self) -> None:
         costs_s: list[float] = []
         jitter = random.Random(0)
         deadline = monotonic()
         while not self._stop.is_set():
-            sample = self._probe.scrape()
-            if sample is not None:
+            if (sample := self.probe.scrape()) is not None:
                 costs_s = [*costs_s[-8:], sample.scrape_ns / 1e9]
                 self.latest = sample
                 with self._lock:

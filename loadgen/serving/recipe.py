@@ -122,10 +122,15 @@ class FairSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, args=args, expect=expect)
 
 
+def data_dir() -> Path:
+    """The folder that holds docker/, dashboards/ and servers/: inside an installed package, or the checkout."""
+    installed = PACKAGE / "_data"
+    return installed if installed.is_dir() else PACKAGE.parent
+
+
 def recipes_dir() -> Path:
-    """The folder of recipes: inside an installed package, or beside it in a checkout."""
-    installed = PACKAGE / "_data" / "servers"
-    return installed if installed.is_dir() else PACKAGE.parent / "servers"
+    """The folder of recipes."""
+    return data_dir() / "servers"
 
 
 def recipe_names() -> list[str]:

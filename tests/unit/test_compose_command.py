@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from loadgen.cli.compose import command
 from loadgen.errors import UsageError
-from loadgen.serving.compose import DATA, data_dir, write_project
+from loadgen.serving.compose import DATA, write_project
+from loadgen.serving.recipe import data_dir
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,7 @@ def test_a_project_that_is_there_is_replaced_only_when_forced(tmp_path: Path) ->
 
 
 def test_the_checkout_itself_and_a_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is where the project lies already"):
+    with pytest.raises(UsageError, match="is the project's own folder"):
         write_project(ROOT, force=True)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""Requests as vLLM's API takes them: bodies, limits and the errors for what breaks them."""
+"""Requests of vLLM's API: bodies, limits, and vLLM's errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _B = TypeVar("_B", bound="Body")
 
 
 class RequestError(Exception):
-    """A request the server refuses, with vLLM's status and JSON body."""
+    """A refused request, with vLLM's status and JSON body."""
 
     def __init__(self, message: str, *, param: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -69,7 +69,7 @@ class ChatBody(Body, kw_only=True):
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """A valid request, whichever endpoint it came from."""
+    """A valid request of either endpoint."""
 
     api: Literal["completions", "chat"]
     prompt: str
@@ -84,7 +84,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     thinks: bool = False
     thinking_budget: int | None = None
     sample: str
-    """Empty for greedy decoding; else names the draw."""
+    """The draw of a request that samples; empty for greedy decoding."""
 
 
 def parse_completion(body: bytes, *, model: str, max_model_len: int) -> Generation:
@@ -100,7 +100,7 @@ def parse_completion(body: bytes, *, model: str, max_model_len: int) -> Generati
     else:
         raise RequestError("The simulated server takes one prompt: a text or a list of token ids.", param="prompt")
     wanted = COMPLETION_MAX_TOKENS if parsed.max_tokens is None else parsed.max_tokens
-    return _generation("completions", parsed, text, tokens, wanted, model=model, max_model_len=max_model_len)
+    return _generation("completions", parsed, text, tokens, wanted, model, max_model_len)
 
 
 def parse_chat(body: bytes, *, model: str, max_model_len: int) -> Generation:
@@ -113,7 +113,7 @@ def parse_chat(body: bytes, *, model: str, max_model_len: int) -> Generation:
     wanted = parsed.max_tokens if parsed.max_completion_tokens is None else parsed.max_completion_tokens
     if wanted is None:
         wanted = max(1, max_model_len - tokens)
-    generation = _generation("chat", parsed, text, tokens, wanted, model=model, max_model_len=max_model_len)
+    generation = _generation("chat", parsed, text, tokens, wanted, model, max_model_len)
     template = parsed.chat_template_kwargs or TemplateOptions()
     return msgspec.structs.replace(
         generation, thinks=template.enable_thinking, thinking_budget=parsed.thinking_token_budget
@@ -133,34 +133,31 @@ def _generation(
     text: str,
     tokens: int,
     max_tokens: int,
-    *,
     model: str,
     max_model_len: int,
 ) -> Generation:
     if body.model is not None and body.model != model:
         raise RequestError(f"The model `{body.model}` does not exist.", param="model", status=404)
-    if body.n not in (None, 1):
-        raise RequestError(f"n must be 1 on the simulated server, got {body.n}.", param="n")
-    if max_tokens < 1:
-        raise RequestError(f"max_tokens must be at least 1, got {max_tokens}.", param="max_tokens")
-    if not 0 <= body.min_tokens <= max_tokens:
-        raise RequestError(
-            f"min_tokens must be between 0 and max_tokens={max_tokens}, got {body.min_tokens}.", param="min_tokens"
-        )
-    if body.temperature is not None and body.temperature < 0:
-        raise RequestError(f"temperature must be non-negative, got {body.temperature}.", param="temperature")
-    if tokens + max_tokens > max_model_len:
-        raise RequestError(
-            f"'max_tokens' or 'max_completion_tokens' is too large: {max_tokens}. This model's maximum context "
-            f"length is {max_model_len} tokens and your request has {tokens} input tokens.",
-            param="max_tokens",
-        )
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
-    options = body.stream_options or StreamOptions()
     stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    if "" in stops:
-        raise RequestError("stop cannot contain an empty string.", param="stop")
+    too_long = (
+        f"'max_tokens' or 'max_completion_tokens' is too large: {max_tokens}. This model's maximum context length is "
+        f"{max_model_len} tokens and your request has {tokens} input tokens."
+    )
+    negative = body.temperature is not None and body.temperature < 0
+    for param, wrong, message in (
+        ("n", body.n not in (None, 1), f"n must be 1 on the simulated server, got {body.n}."),
+        ("max_tokens", max_tokens < 1, f"max_tokens must be at least 1, got {max_tokens}."),
+        ("min_tokens", not 0 <= body.min_tokens <= max_tokens,
+         f"min_tokens must be between 0 and max_tokens={max_tokens}, got {body.min_tokens}."),
+        ("temperature", negative, f"temperature must be non-negative, got {body.temperature}."),
+        ("max_tokens", tokens + max_tokens > max_model_len, too_long),
+        ("stream_options", body.stream_options is not None and not body.stream,
+         "Stream options can only be defined when `stream=True`."),
+        ("stop", "" in stops, "stop cannot contain an empty string."),
+    ):  # fmt: skip
+        if wrong:
+            raise RequestError(message, param=param)
+    options = body.stream_options or StreamOptions()
     return Generation(
         api=api,
         prompt=text,
