@@ -19,9 +19,8 @@ import pyarrow as pa
 
 from loadgen.analysis.celldata import CellData, read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
-from loadgen.analysis.energy import server_memory
+from loadgen.analysis.energy import PowerData, Server, read_power, server_memory
 from loadgen.analysis.forked import forked, spare_processes
-from loadgen.analysis.powerdata import PowerData, Server, read_power
 from loadgen.analysis.tables import requests_table, server_table
 from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.pairing import Asked, Lengths

@@ -33,8 +33,7 @@ from loadgen.analysis.client import (
     streaming_of,
     streaming_reasons,
 )
-from loadgen.analysis.energy import CellEnergy, ServerMemory, Work, energy_of_cell
-from loadgen.analysis.powerdata import PowerData
+from loadgen.analysis.energy import CellEnergy, PowerData, ServerMemory, Work, energy_of_cell
 from loadgen.analysis.traffic import Goodput, Traffic, goodput_of, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.load.exchange import Exchange

@@ -1,24 +1,147 @@
 """Energy of a cell: the joules of its window, per token and per query, and what stands against them.
 
-Memory that a precision needs, apart from what its server reserves.
+PowerData: the power samples beside one server. ServerMemory: what a precision needs, apart from what is reserved.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Counts, Floats, Ints
+from loadgen.analysis.forked import forked
 from loadgen.analysis.intervals import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
-from loadgen.analysis.powerdata import PowerData
+from loadgen.folder import Folder
+from loadgen.load.latency import inside
 from loadgen.power.energy import WindowEnergy, energy_of_window
-from loadgen.power.owners import Uses, uses_in
-from loadgen.power.trace import PowerTrace
+from loadgen.power.owners import Owners, Uses, uses_in
+from loadgen.power.sample import GpuInfo, PowerSample, Scope
+from loadgen.power.trace import Calibration, PowerTrace, calibration_of, traces_of
+from loadgen.record.journal import known_records, power_file, read_lines
 from loadgen.serving.metrics import ServerSample
+
+Number = TypeVar("Number", int, float)
+Server = tuple[str, int, int]
+"""Target, repeat and session."""
+EDGE_NS = 3_000_000_000
+"""How far beyond a window's edges samples are of use."""
+TAIL_BYTES = 1 << 20
+"""What is read first of the end of a file: 60 s of a GPU at 50 samples a second."""
+
+_decode_lines = msgspec.json.Decoder(PowerSample).decode_lines
+
+
+class PowerData(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples of one server's life and what the manifest knows of its GPUs."""
+
+    samples: dict[str, PowerTrace]
+    """By GPU."""
+    rest_w: dict[str, float | None]
+    """Power with the model loaded and nothing asked."""
+    damaged: int
+    """Lines of the file that were no longer what had been written, and are left out."""
+    limit_default_w: float | None
+    """Sum of the GPUs' default limits, the board power that NVML knows."""
+    memory_total_bytes: int | None = None
+    mig: tuple[str, ...] = ()
+    """GPUs in MIG mode: their joules are not this server's alone."""
+    limits_w: dict[str, float | None] = {}
+    """By GPU: the limit that its power may not exceed."""
+    scopes: dict[str, Scope] = {}
+    """By GPU: what its energy counter counts."""
+    owners: Owners | None = None
+    """Whose the processes on the GPUs are; None where nobody asked."""
+
+    def calibration(self) -> dict[str, Calibration]:
+        """By GPU: update periods and resolution of its sensors, as these samples show them."""
+        return {gpu: calibration_of(trace) for gpu, trace in self.samples.items() if len(trace)}
+
+    def around(self, t0_ns: int, t1_ns: int) -> list[PowerTrace]:
+        """Of each GPU what a window from t0 to t1 needs; of one without a sample there its last one, which says why."""
+        near = [(trace, trace.between(t0_ns - EDGE_NS, t1_ns + EDGE_NS)) for trace in self.samples.values()]
+        return [found if len(found) else trace.last() for trace, found in near]
+
+
+def read_powers(run_dir: Path, manifest: dict[str, Any], processes: int) -> dict[Server, PowerData]:
+    """The power data of every server whose power was measured."""
+    config, sessions = manifest["config"], max(1, len(manifest.get("sessions", ())))
+    servers = [
+        (target["name"], repeat, session)
+        for session in range(1, sessions + 1)
+        for repeat in range(1, config["repeats"] + 1)
+        for target in config["targets"]
+    ]
+    found = forked([partial(read_power, run_dir, manifest, *server) for server in servers], processes)
+    return {server: power for server, power in zip(servers, found, strict=True) if power is not None}
+
+
+def read_power(
+    run_dir: Path,
+    manifest: dict[str, Any],
+    target: str,
+    repeat: int,
+    session: int = 1,
+    *,
+    since_ns: int | None = None,
+) -> PowerData | None:
+    """The power data of one server, or None if its power was not measured.
+
+    With `since_ns` no more of the file is read than a window from there on needs.
+    """
+    path = power_file(run_dir, target, repeat, session)
+    if not Folder(path.parent).has(path.name):
+        return None
+    block: dict[str, Any] = next(
+        (
+            block
+            for block in manifest.get("power_blocks", [])
+            if (block["target"], block["repeat"], block.get("session", 1)) == (target, repeat, session)
+        ),
+        {},
+    )
+    gpus = block.get("gpus", [])
+    uuids = [gpu["uuid"] for gpu in gpus]
+    samples, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS, uuids)
+    infos = [msgspec.convert(gpu, GpuInfo) for gpu in gpus if {"uuid", "index", "name"} <= gpu.keys()]
+    owners = block.get("owners")
+    return PowerData(
+        limits_w={info.uuid: info.plausible_limit_w for info in infos},
+        scopes={info.uuid: info.scope for info in infos},
+        owners=msgspec.convert(owners, Owners) if owners is not None else None,
+        samples=traces_of(samples, uuids),
+        rest_w=block.get("rest_w", {}),
+        damaged=damaged,
+        limit_default_w=_sum([gpu["power_limit_default_w"] for gpu in gpus]),
+        memory_total_bytes=_sum([gpu["memory_total_bytes"] for gpu in gpus]),
+        mig=tuple(gpu["uuid"] for gpu in gpus if gpu["mig"]),
+    )
+
+
+def _samples(path: Path, start: int = 0) -> tuple[list[PowerSample], int]:
+    """Samples, and how many lines were damaged."""
+    lines = read_lines(path, start)
+    with known_records(path):
+        return [sample for block in lines for sample in _decode_lines(block)], lines.damaged
+
+
+def _latest(path: Path, since_ns: int, uuids: Sequence[str]) -> tuple[list[PowerSample], int]:
+    """From before `since_ns` on; the file is in the order of time, give or take a pull's GPUs. All of it where one of
+    `uuids` has no sample there: its last one tells whether it was lost."""
+    size, reach = path.stat().st_size, TAIL_BYTES
+    while True:
+        start = max(0, size - reach)
+        samples, damaged = _samples(path, start)
+        enough = samples and samples[0].t_ns < since_ns
+        if start == 0 or (enough and {*uuids} <= {sample.gpu for sample in samples}):
+            return samples, damaged
+        reach = size if enough else reach * 4
+
 
 _AT_ONCE = 1 << 15
 """Tokens."""
@@ -90,9 +213,8 @@ def energy_of_cell(
     if window is None:
         return CellEnergy(), EnergyFindings(energy=None if power is None else ())
     bound_w = tdp_w if tdp_w is not None else power.limit_default_w if power else None
-    seconds_per_query = None
-    if work.tokens_per_query and work.tokens:
-        seconds_per_query = work.window_s * work.tokens_per_query / work.tokens
+    per_query = work.tokens_per_query
+    seconds_per_query = work.window_s * per_query / work.tokens if per_query and work.tokens else None
     bound = CellEnergy(
         hli_power_w=bound_w,
         energy_hli_per_query_j=bound_w * seconds_per_query if bound_w and seconds_per_query else None,
@@ -107,17 +229,16 @@ def energy_of_cell(
         for trace in around
     ]
     energy_j = _sum([part.energy_j for part in parts])
-    per_token_j = energy_j / work.tokens if energy_j is not None and work.tokens else None
-    per_query_j = per_token_j * work.tokens_per_query if per_token_j is not None and work.tokens_per_query else None
+    per_token_j = _over(energy_j, work.tokens)
+    per_query_j = per_token_j * per_query if per_token_j is not None and per_query else None
     half_width, note = None, ""
     if per_token_j:
         half_width, note = interval_of_window(data.token_t_ns, data.token_counts, around, window)
+    low, high = (None, None) if half_width is None else (math.exp(-half_width), math.exp(half_width))
     findings = _findings(parts, power, uses_in(around, *window, power.owners, power.scopes))
     counter_j, integral_j = _sum([p.counter_j for p in parts]), _sum([p.integral_j for p in parts])
     rest_w = _sum([power.rest_w.get(gpu) for gpu in power.samples])
-    peaks = [part.memory_used_bytes_max for part in parts]
-    peak_bytes = sum(p for p in peaks if p is not None) if peaks and None not in peaks else None
-    total_bytes = power.memory_total_bytes
+    peak_bytes, total_bytes = _sum([part.memory_used_bytes_max for part in parts]), power.memory_total_bytes
     energy = msgspec.structs.replace(
         bound,
         energy_j=energy_j,
@@ -125,16 +246,16 @@ def energy_of_cell(
         energy_source="+".join(sorted({part.source for part in parts if part.source})) or None,
         energy_counter_j=counter_j,
         energy_integral_j=integral_j,
-        energy_ratio=integral_j / counter_j if integral_j is not None and counter_j else None,
-        power_w_mean=energy_j / work.window_s if energy_j is not None else None,
+        energy_ratio=_over(integral_j, counter_j),
+        power_w_mean=_over(energy_j, work.window_s),
         energy_net_j=energy_j - rest_w * work.window_s if energy_j is not None and rest_w is not None else None,
         energy_per_token_j=per_token_j,
-        energy_per_token_j_lo=per_token_j * math.exp(-half_width) if per_token_j and half_width is not None else None,
-        energy_per_token_j_hi=per_token_j * math.exp(half_width) if per_token_j and half_width is not None else None,
+        energy_per_token_j_lo=per_token_j * low if per_token_j and low is not None else None,
+        energy_per_token_j_hi=per_token_j * high if per_token_j and high is not None else None,
         energy_interval_note=note,
         energy_per_query_j=per_query_j,
-        energy_per_query_completions_j=energy_j / work.requests if energy_j is not None and work.requests else None,
-        tokens_per_j=work.tokens / energy_j if energy_j and work.tokens else None,
+        energy_per_query_completions_j=_over(energy_j, work.requests),
+        tokens_per_j=_over(work.tokens or None, energy_j),
         carbon_g_per_query=(
             per_query_j / 3.6e6 * carbon_kg_per_kwh * 1e3 if per_query_j is not None and carbon_kg_per_kwh else None
         ),
@@ -145,28 +266,30 @@ def energy_of_cell(
 
 
 def _findings(parts: list[WindowEnergy], power: PowerData, uses: Uses) -> EnergyFindings:
-    """Of all GPUs together; an equal sentence of several stands once."""
-    lost = [reason for part in parts for reason in part.lost]
-    slowed = [reason for part in parts for reason in part.slowed]
+    """Of all GPUs together; a sentence that holds for several is listed once."""
+    lost = tuple(dict.fromkeys(reason for part in parts for reason in part.lost))
+    slowed = tuple(dict.fromkeys(reason for part in parts for reason in part.slowed))
     reservations = [reason for part in parts for reason in part.reservations]
     elsewhere = {*lost, *slowed, *reservations}
     against = [reason for part in parts for reason in part.reasons if reason not in elsewhere]
     against += [f"{gpu} is in MIG mode: its energy is the whole GPU's" for gpu in power.mig]
-    against += uses.foreign
-    reservations += uses.unsure
-    if not parts:
-        against.append("no power sample at all")
+    against += uses.foreign if parts else (*uses.foreign, "no power sample at all")
     return EnergyFindings(
-        lost=tuple(dict.fromkeys(lost)),
-        slowed=tuple(dict.fromkeys(slowed)),
+        lost=lost,
+        slowed=slowed,
         energy=tuple(dict.fromkeys(against)),
-        reservations=tuple(dict.fromkeys(reservations)),
+        reservations=tuple(dict.fromkeys((*reservations, *uses.unsure))),
     )
 
 
-def _sum(values: list[float | None]) -> float | None:
+def _sum(values: Sequence[Number | None]) -> Number | None:
+    """None where one is not known, or there is none."""
     known = [value for value in values if value is not None]
     return sum(known) if values and len(known) == len(values) else None
+
+
+def _over(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
 
 
 def interval_of_window(
@@ -184,8 +307,8 @@ def interval_of_window(
         watts = trace.power_average_w if np.isnan(trace.power_instant_w).all() else trace.power_instant_w
         known = ~np.isnan(watts)
         courses.append((trace.t_ns[known], watts[known]))
-    readings = min((_inside(t_ns, window) for t_ns, _ in courses), default=0)
-    events = _inside(token_t_ns, window)
+    readings = min((int(inside(t_ns, window).sum()) for t_ns, _ in courses), default=0)
+    events = int(inside(token_t_ns, window).sum())
     parts = finest(min(readings, events))
     if parts is None:
         fewest = READINGS_PER_PART * PARTS[-1]
@@ -212,10 +335,6 @@ def interval_of_window(
     )
 
 
-def _inside(t_ns: Ints, window: tuple[int, int]) -> int:
-    return int(np.count_nonzero((t_ns > window[0]) & (t_ns <= window[1])))
-
-
 def _up(seconds: float) -> int:
     """To two digits, upwards."""
     digit: int = 10 ** max(math.floor(math.log10(seconds)) - 1, 0)
@@ -227,8 +346,7 @@ def tokens_by_part(token_t_ns: Ints, token_counts: Counts, window: tuple[int, in
     the first. And parts + 1 instants: the window's opening, where each part's last token arrived (the end of the one
     before where there is none), and the window's close. Some at a time, which the processor's own memory holds."""
     parts_per_ns = parts / (window[1] - window[0])
-    counts = np.zeros(parts + 2)
-    """With what came before and after."""
+    counts = np.zeros(parts + 2)  # with what came before and after
     ends = np.full(parts + 2, window[0])
     for first in range(0, len(token_t_ns), _AT_ONCE):
         some = slice(first, first + _AT_ONCE)

@@ -19,7 +19,7 @@ from loadgen.analysis.analyse import analyse, planned_cells
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.record import Analysis, read_analysis
-from loadgen.analysis.summary import COLUMNS as SUMMARY
+from loadgen.analysis.tables import COLUMNS as SUMMARY
 from loadgen.analysis.tables import read_csv, read_table
 from loadgen.analysis.validity import COLUMNS, REASONS, Invalid, quantities_of
 from loadgen.errors import UsageError

@@ -1,10 +1,12 @@
-"""The derived files of a run directory: the three Parquet files, cells.csv, summary.csv and analysis.json."""
+"""The tables of a run directory: three Parquet files, cells.csv and summary.csv, written and read."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loadgen.analysis.celldata import CellData, Ints, answered_in
+from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
 from loadgen.analysis.cells import CellSummary
-from loadgen.analysis.powerdata import PowerData
-from loadgen.analysis.summary import COLUMNS, Row
+from loadgen.analysis.energy import PowerData
+from loadgen.analysis.forked import forked
+from loadgen.analysis.indices.study import IndexStudy
+from loadgen.analysis.indices.target import TargetIndices
+from loadgen.analysis.intervals import rate_interval, wilson_interval
+from loadgen.analysis.trust.accuracy import CorrectEnergy, correct_energy
+from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
+from loadgen.analysis.trust.hidden import guessed_rate, stopped_rate
+from loadgen.analysis.trust.study import TrustStudy, TrustTest
+from loadgen.analysis.validity import COLUMNS as VALID
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
@@ -177,12 +187,144 @@ def _trace_table(given: dict[str, Any], trace: PowerTrace) -> pa.Table:
     return pa.table({name: columns[name] for name in POWER.names}).cast(POWER)
 
 
+def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
+    cell = data.cell
+    values: dict[str, Any] = {name: getattr(cell, name) for name in ("target", "precision", "concurrency", "repeat")}
+    return {name: pa.repeat(value, rows) for name, value in (values | {"simulated": data.simulated}).items()}
+
+
+def _known(values: Ints) -> pa.Array:
+    """Where there is none (-1), null."""
+    return pa.array(values, mask=values < 0)
+
+
+DIAGNOSTICS = ("window_s", "inflight_mean", "running_mean")
+TRAFFIC = ("rate_asked_per_s", "rate_per_s", "completed_per_s", "late_ms_p99")
+COUNTED = ("arrivals", "late", "dropped")
+AVERAGED = (
+    "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99", "itl_ms_mean", "itl_ms_p50", "itl_ms_p99",
+    "tpot_ms_mean", "tpot_ms_p50", "tpot_ms_p99", "e2e_ms_mean", "e2e_ms_p50", "e2e_ms_p99",
+    "output_tokens_mean", "memory_needed_bytes", "cache_hit_share",
+)  # fmt: skip
+ENERGY = (
+    "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
+    "tokens_per_j", "energy_net_j", "energy_per_query_completions_j", "carbon_g_per_query", "memory_peak_bytes",
+)  # fmt: skip
+GOODPUT = ("goodput_per_s", "goodput_share", "energy_per_good_query_j")
+COLUMNS = (
+    "target", "precision", "concurrency", "repeats", "valid", "latency_valid", "energy_valid", "answers_valid",
+    "requests", "errors", "window_s", "output_tokens",
+    "tokens_per_s", "tokens_per_s_lo", "tokens_per_s_hi", "inflight_mean", "running_mean", "running_source",
+    *AVERAGED[:13],
+    "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
+    "energy_per_query_j", "energy_per_query_j_lo", "energy_per_query_j_hi", "energy_hli_per_query_j",
+    "energy_per_correct_j", "energy_per_correct_j_lo", "energy_per_correct_j_hi",
+    "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "questions", "truncated_rate", "unparsed_rate",
+    "guessed_rate", "stopped_rate", "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
+    *ENERGY[5:],
+    "memory_needed_bytes", "cache_hit_share",
+    "arrival", "rate_asked_per_s", "arrivals", "rate_per_s", "completed_per_s", "late", "late_ms_p99", "dropped",
+    "good", "goodput_per_s", "goodput_per_s_lo", "goodput_per_s_hi", "goodput_share", "energy_per_good_query_j",
+    "simulated",
+)  # fmt: skip
+
+Row = dict[str, str | int | float | bool | None]
+
+
+def summarize(
+    cells: Sequence[CellSummary],
+    answers: Mapping[tuple[str, int], Answers],
+    trust: TrustStudy,
+    indices: IndexStudy,
+    processes: int = 1,
+) -> list[Row]:
+    """The rows of summary.csv, a target at one concurrency over its repeats, in the order of first appearance.
+
+    `repeats` counts the cells, `valid` those whose load is valid, `latency_valid` and so on those of the other
+    quantities. A figure is the mean over the cells in which its quantity is valid (`quantities_of`; so a p99 is the
+    mean of the repeats' p99s), and empty if there is none; counts are sums over cells with a valid load. Window,
+    in-flight, running batch and an open loop's traffic are shown of invalid cells too, as a diagnosis.
+    `answers` maps (target, concurrency) to the graded answers that stand (valid ones), whether or not the cells'
+    rates and joules do.
+    """
+    groups: dict[tuple[str, int], list[CellSummary]] = {}
+    for cell in cells:
+        groups.setdefault((cell.target, cell.concurrency), []).append(cell)
+    order = {target: place for place, target in enumerate(dict.fromkeys(cell.target for cell in cells))}
+    keys = sorted(groups, key=lambda key: (order[key[0]], key[1]))
+    tasks = [partial(_row, groups[key], answers.get(key, {}), trust.of(*key), indices.of(*key)) for key in keys]
+    return list(forked(tasks, processes))
+
+
+def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None, indices: TargetIndices | None) -> Row:
+    valid = [cell for cell in cells if cell.validity.valid]
+    counted = valid or cells
+    first, traffics = cells[0], [cell.traffic for cell in counted]
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {"target": first.target, "precision": first.precision, "concurrency": first.concurrency}
+    row |= {"repeats": len(cells), "simulated": any(cell.simulated for cell in cells)}
+    row |= {column: _sum([getattr(cell.validity, column) for cell in cells]) for column in VALID.values()}
+    row |= {"requests": sum(c.requests for c in counted), "errors": sum(c.errors for c in counted)}
+    row["running_source"] = ", ".join(sorted({cell.running_source for cell in counted}))
+    row |= {column: _mean([getattr(cell, column) for cell in counted]) for column in DIAGNOSTICS}
+    row |= {column: _mean(_known_of(cells, column)) for column in (*AVERAGED, *ENERGY, *GOODPUT, "tokens_per_s")}
+    row |= {column: _mean([getattr(traffic, column) for traffic in traffics]) for column in TRAFFIC}
+    row |= {column: _sum([getattr(traffic, column) for traffic in traffics]) for column in COUNTED}
+    row |= {"arrival": traffics[0].arrival, "good": _sum(_known_of(cells, "good"))}
+    row["output_tokens"] = _sum([cell.output_tokens for cell in valid])
+    for column in ("tokens_per_s", "energy_per_token_j", "energy_per_query_j", "goodput_per_s"):
+        rates = _known_of(cells, column)
+        if column != "goodput_per_s" or all(rates):  # an interval on logarithms knows no zero: no good request
+            row[f"{column}_lo"], row[f"{column}_hi"] = rate_interval(rates)
+    scores = np.array(list(item_means(answers).values()))
+    if scores.size:
+        row |= {"accuracy": float(scores.mean()), "questions": int(scores.size)}
+        row["accuracy_lo"], row["accuracy_hi"] = wilson_interval(float(scores.sum()), scores.size)
+        row |= {"guessed_rate": guessed_rate(answers), "stopped_rate": stopped_rate(answers)}
+        row |= {f"{outcome}_rate": outcome_rate(answers, outcome) for outcome in ("truncated", "unparsed")}
+        correct = _energy_per_correct([joules for joules in _known_of(cells, "energy_per_query_j") if joules], scores)
+        row |= {"energy_per_correct_j": correct.value_j}
+        row |= {"energy_per_correct_j_lo": correct.lo_j, "energy_per_correct_j_hi": correct.hi_j}
+    if test is not None:
+        row |= {"t_si": test.t_si, "t_si_lo": test.t_si_lo, "t_si_hi": test.t_si_hi}
+    if indices is not None:
+        shown = {"cor": indices.cor_tps, "e_si": indices.e_si.value, "s_si": indices.s_si, "si": indices.si}
+        row |= {column: estimate.value for column, estimate in shown.items() if estimate is not None}
+    return row
+
+
+def _energy_per_correct(joules: Sequence[float], scores: Floats) -> CorrectEnergy:
+    """Energy per query over accuracy; its error over repeats: a single one has no interval."""
+    if not joules:
+        return CorrectEnergy(value_j=None, lo_j=None, hi_j=None)
+    if len(joules) == 1:
+        return correct_energy(joules[0], scores)
+    error = float(np.std(np.log(joules), ddof=1)) / math.sqrt(len(joules))
+    return correct_energy(float(np.mean(joules)), scores, relative_error=error, degrees=len(joules) - 1)
+
+
+def _known_of(cells: Sequence[CellSummary], column: str) -> list[float]:
+    """The figure of each cell in which it was measured and is valid."""
+    return [value for cell in cells if (value := cell.figure(column)) is not None]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _sum(values: Sequence[Any]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
 def write_cells(run_dir: Path, cells: Sequence[CellSummary]) -> None:
-    frame = pd.DataFrame([cell.columns() for cell in cells])
-    write_csv(frame, run_dir, "cells.csv")
+    """Writes cells.csv."""
+    write_csv(pd.DataFrame([cell.columns() for cell in cells]), run_dir, "cells.csv")
 
 
 def write_summary(run_dir: Path, rows: Sequence[Row]) -> None:
+    """Writes summary.csv."""
     write_csv(pd.DataFrame(list(rows), columns=list(COLUMNS)), run_dir, "summary.csv")
 
 
@@ -237,20 +379,3 @@ def _with_texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFra
         for name, column in frame.select_dtypes(exclude=["number", "bool"]).items()
     }
     return frame.assign(**columns)
-
-
-def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
-    cell = data.cell
-    values: dict[str, Any] = {
-        "target": cell.target,
-        "precision": cell.precision,
-        "concurrency": cell.concurrency,
-        "repeat": cell.repeat,
-        "simulated": data.simulated,
-    }
-    return {name: pa.repeat(value, rows) for name, value in values.items()}
-
-
-def _known(values: Ints) -> pa.Array:
-    """Where there is none (-1), null."""
-    return pa.array(values, mask=values < 0)

@@ -10,7 +10,7 @@ import pytest
 
 import loadgen
 from loadgen.analysis.run import Run
-from loadgen.analysis.summary import COLUMNS
+from loadgen.analysis.tables import COLUMNS
 
 LOADGEN = Path(sysconfig.get_path("scripts")) / "loadgen"
 TARGETS = {"fp16", "awq", "gptq", "bnb-nf4"}

@@ -10,9 +10,9 @@ from made_run import MS, answer, cell, ended, make_run, scrape, write_cell
 from rich.console import Console
 
 import loadgen
-from loadgen.analysis import powerdata
+from loadgen.analysis import energy
 from loadgen.analysis.cellresult import judge_cell
-from loadgen.analysis.powerdata import read_power
+from loadgen.analysis.energy import read_power
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import CellVerdict
 from loadgen.record.journal import Journal, cell_files, power_file, read_lines, sealed
@@ -98,7 +98,7 @@ def with_power(tmp_path: Path, *, gpus: tuple[str, ...], until_ms: int, lost_ms:
 def test_energy_counts_and_only_the_end_of_its_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = with_power(tmp_path, gpus=("GPU-a", "GPU-b"), until_ms=102_000)
     manifest = json.loads((run_dir / "manifest.json").read_text())
-    monkeypatch.setattr(powerdata, "TAIL_BYTES", 1000)
+    monkeypatch.setattr(energy, "TAIL_BYTES", 1000)
     whole = read_power(run_dir, manifest, "fp16", 1)
     tail = read_power(run_dir, manifest, "fp16", 1, since_ns=100_000 * MS)
     assert whole is not None and tail is not None
@@ -118,7 +118,7 @@ def test_a_cell_whose_energy_cannot_be_had_keeps_its_load(
     tmp_path: Path, until_ms: int, lost_ms: int | None, gpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Samples that end within the window; a GPU that was lost long before it, in a part of the file not read."""
-    monkeypatch.setattr(powerdata, "TAIL_BYTES", 1000)
+    monkeypatch.setattr(energy, "TAIL_BYTES", 1000)
     run_dir = with_power(tmp_path, gpus=gpus, until_ms=until_ms, lost_ms=lost_ms)
     verdict = judge_cell(run_dir, cell_files(run_dir)[0])
     (row,) = loadgen.load_run(run_dir).cells.to_dict("records")

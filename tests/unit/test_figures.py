@@ -19,8 +19,7 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.record import Analysis, write_analysis
 from loadgen.analysis.run import Run
-from loadgen.analysis.summary import summarize
-from loadgen.analysis.tables import write_cells, write_summary
+from loadgen.analysis.tables import summarize, write_cells, write_summary
 from loadgen.analysis.trust.study import DepthTest
 from loadgen.analysis.validity import Validity
 from loadgen.reports.figures import Figure, draw_figures

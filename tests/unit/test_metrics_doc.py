@@ -20,8 +20,7 @@ from loadgen.analysis.indices.formulas import Estimate
 from loadgen.analysis.models.modelfit import Estimate as ModelEstimate
 from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import load_run
-from loadgen.analysis.summary import COLUMNS
-from loadgen.analysis.tables import POWER, REQUESTS, SERVER
+from loadgen.analysis.tables import COLUMNS, POWER, REQUESTS, SERVER
 from loadgen.analysis.traffic import Goodput, Traffic
 from loadgen.analysis.validity import Validity
 

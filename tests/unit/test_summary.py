@@ -15,9 +15,8 @@ from scipy import stats
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.intervals import rate_interval, too_wide, wilson_interval
-from loadgen.analysis.summary import COLUMNS, Row
-from loadgen.analysis.summary import summarize as summarize_with
-from loadgen.analysis.tables import write_summary
+from loadgen.analysis.tables import COLUMNS, Row, write_summary
+from loadgen.analysis.tables import summarize as summarize_with
 from loadgen.analysis.trust.answers import Answer, Answers
 from loadgen.analysis.trust.study import TrustStudy
 from loadgen.analysis.validity import Validity
