@@ -25,10 +25,8 @@ from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.indices.formulas import IndexSettings, RepeatNoise
-from loadgen.analysis.indices.point import OperatingPoint, Repeat, item_figures
-from loadgen.analysis.indices.standing import Standing, reference_standing, stand
-from loadgen.analysis.indices.study import IndexStudy
-from loadgen.analysis.indices.target import si_differences, target_indices
+from loadgen.analysis.indices.point import OperatingPoint, Ratios, Repeat, item_figures, ratios_of, reference_ratios
+from loadgen.analysis.indices.study import IndexStudy, si_differences, target_indices
 from loadgen.analysis.trust.study import TrustStudy
 
 STUDIES = 300
@@ -77,9 +75,9 @@ def equal_si(rng: np.random.Generator, batches: int, repeats: int) -> Verdicts:
         ours, theirs = points["awq", b], points["fp16", b]
         items = item_figures([ours], theirs, resamples=RESAMPLES, seed=0)["awq"]
         means = RepeatNoise(set(range(repeats)), resamples=RESAMPLES, seed=0)
-        standing: Standing = stand(ours, theirs, items=items, noise=means, settings=settings)
-        entries.append(target_indices(standing, reference="fp16", concurrency=b, settings=settings, t_si=None))
-        both = [reference_standing("fp16", theirs.scores), standing]
+        ratios: Ratios = ratios_of(ours, theirs, items=items, noise=means, settings=settings)
+        entries.append(target_indices(ratios, reference="fp16", concurrency=b, settings=settings, t_si=None))
+        both = [reference_ratios("fp16", theirs.scores), ratios]
         differences += si_differences(b, both, settings.weights)
     study = IndexStudy(indices=tuple(entries), si_differences=tuple(differences))
     return said(Answer(indices=study), "Proposition 3.2, Theorem 4.4")

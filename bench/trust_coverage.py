@@ -26,13 +26,12 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.indices.dominance import dominance
-from loadgen.analysis.indices.formulas import Drawn, IndexSettings
-from loadgen.analysis.indices.standing import Standing, reference_standing
+from loadgen.analysis.indices.formulas import IndexSettings, Resampled
+from loadgen.analysis.indices.point import Ratios, reference_ratios
 from loadgen.analysis.intervals import wilson_interval
 from loadgen.analysis.traffic import Goodput, Traffic
 from loadgen.analysis.trust.accuracy import MARGIN, correct_energy
-from loadgen.analysis.trust.answers import Answer, item_lengths
-from loadgen.analysis.trust.pairing import Asked, PairedItems, pair_items
+from loadgen.analysis.trust.answers import Asked, GradedAnswer, PairedItems, item_lengths, pair_items
 from loadgen.analysis.trust.significance import (
     changes,
     cochran_q,
@@ -42,7 +41,7 @@ from loadgen.analysis.trust.significance import (
     mcnemar_p,
     trust_ratio,
 )
-from loadgen.analysis.trust.study import Side, TrustStudy, TrustTest
+from loadgen.analysis.trust.study import TargetAnswers, TrustStudy, TrustTest
 from loadgen.analysis.trust.trends import absolute_trend, relative_trend, step_survival
 from loadgen.analysis.validity import Validity
 
@@ -102,9 +101,8 @@ def comparison_shares(studies: Iterator[PairedItems], p: float, delta: float) ->
             float(np.exp(logs.mean())), pairs.target, relative_error=float(logs.std(ddof=1)) / 5**0.5, degrees=4,
             resamples=RESAMPLES, seed=total,
         )  # fmt: skip
-        counts["correct_energy"] += (
-            energy.lo_j is not None and energy.hi_j is not None and energy.lo_j <= 100 / (p + delta) <= energy.hi_j
-        )
+        if energy is not None and energy.lo is not None and energy.hi is not None:
+            counts["correct_energy"] += energy.lo <= 100 / (p + delta) <= energy.hi
         if mcnemar_p(pairs, draws=RESAMPLES, seed=total) <= ALPHA:
             verdicts["worse" if pairs.difference.sum() < 0 else "better"] += 1
         verdicts["equivalent"] += equivalence_p(seen, MARGIN) <= ALPHA
@@ -165,7 +163,7 @@ def depth_shares(rng: np.random.Generator, truth: str, studies: int) -> Shares:
 def few_changes(rng: np.random.Generator, n: int, p: float, delta: float, psi: float, studies: int) -> Shares:
     """T_SI and dominance where few answers change; the target is better for sure in speed, energy and memory."""
     covered = unbounded = dominates = within = 0
-    sure = Drawn(value=2.0, draws=np.full(1, 2.0))
+    sure = Resampled(value=2.0, draws=np.full(1, 2.0))
     for _ in range(studies):
         pairs = table_study(rng, n, p, delta, psi)
         ratio = trust_ratio(pairs)
@@ -174,8 +172,8 @@ def few_changes(rng: np.random.Generator, n: int, p: float, delta: float, psi: f
         else:
             covered += ratio.lo <= 1 + delta / p <= ratio.hi
         sides = [dict(zip(pairs.item_ids, side.tolist(), strict=True)) for side in (pairs.target, pairs.reference)]
-        target = Standing(target="awq", t=sure, scores=sides[0], eta=sure, rho=sure, saving=sure)
-        verdict = dominance(1, target, reference_standing("fp16", sides[1])).verdict
+        target = Ratios(target="awq", t=sure, scores=sides[0], eta=sure, rho=sure, saving=sure)
+        verdict = dominance(1, target, reference_ratios("fp16", sides[1])).verdict
         dominates += verdict == "dominates"
         within += verdict == "dominates within margin"
     return {
@@ -250,11 +248,13 @@ def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[s
                     mean = float(lengths[inside].mean()) if len(inside) else None
                     cells.append(cell(target, b, repeat + 1, float(speed * rate), float(0.5 * joules), mean))
                 answers[target, b] = {
-                    str(k): [Answer(repeat=1, outcome="correct", correct=bool(right[k]), output_tokens=int(lengths[k]))]
+                    str(k): [
+                        GradedAnswer(repeat=1, outcome="correct", correct=bool(right[k]), output_tokens=int(lengths[k]))
+                    ]
                     for k in sorted(taken)
                 }
         asked = {str(k): Asked(prompt_sha="0", max_tokens=1024, sampling={}) for k in range(ITEMS)}
-        sides = [Side(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()]
+        sides = [TargetAnswers(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()]
         trust = accuracy_tests(sides)
         for name, known in (("package", None), (OWN, {}))[: 1 if study % 5 else 2]:
             answer = answer_of(cells, answers, trust, reference="fp16", settings=IndexSettings(), lengths=known)
@@ -275,7 +275,7 @@ def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[s
     }
 
 
-def accuracy_tests(sides: list[Side]) -> TrustStudy:
+def accuracy_tests(sides: list[TargetAnswers]) -> TrustStudy:
     """Of the accuracies alone: what else a study tests takes most of its time and is not asked for."""
     by_key = {(side.target, side.concurrency): side for side in sides}
     tests = []

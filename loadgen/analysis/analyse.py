@@ -21,12 +21,12 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.energy import Server, read_powers
+from loadgen.analysis.estimate import spanned
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.indices.point import spanned
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.record import Analysis, ServerCalibration, write_analysis
 from loadgen.analysis.tables import RunTables, power_table, summarize, write_cells, write_summary
-from loadgen.analysis.trust.hidden import flaw_warnings, hidden_warnings
+from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import TrustStudy, TrustTest, study
 from loadgen.analysis.validity import Invalid, invalid_sentences, late_tail
 from loadgen.errors import UsageError

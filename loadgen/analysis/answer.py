@@ -12,12 +12,22 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossing import shared_sizes
 from loadgen.analysis.crossover.crossover import Crossover, crossover, hli_disagreement, worded
 from loadgen.analysis.crossover.curve import METRICS, Curve, CurvePoint
+from loadgen.analysis.estimate import spanned
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.indices.point import OperatingPoint, Repeat, spanned
+from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.study import IndexStudy, index_study
 from loadgen.analysis.intervals import log_error
-from loadgen.analysis.trust.answers import Answers, item_lengths, item_means
-from loadgen.analysis.trust.pairing import Lengths, PairedItems, PairedLengths, influence, pair_lengths, paired
+from loadgen.analysis.trust.answers import (
+    Answers,
+    Lengths,
+    PairedItems,
+    PairedLengths,
+    influence,
+    item_lengths,
+    item_means,
+    pair_lengths,
+    paired,
+)
 from loadgen.analysis.trust.study import TrustStudy
 
 PER_QUERY = ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si")

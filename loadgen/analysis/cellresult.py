@@ -22,9 +22,8 @@ from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.energy import PowerData, Server, read_power, server_memory
 from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.tables import requests_table, server_table
-from loadgen.analysis.trust.answers import Answer, Answers
-from loadgen.analysis.trust.pairing import Asked, Lengths
-from loadgen.analysis.trust.study import Side
+from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer, Lengths
+from loadgen.analysis.trust.study import TargetAnswers
 from loadgen.analysis.validity import max_error_rate
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import CellVerdict, Slo
@@ -41,7 +40,7 @@ class CellAnswers(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     concurrency: int
-    answers: dict[str, list[Answer]]
+    answers: dict[str, list[GradedAnswer]]
     """By item; equal ones are one, given several times."""
     prompt_sha: dict[str, str]
     """By item."""
@@ -67,10 +66,10 @@ def cell_answers(data: CellData, verdicts: Sequence[Verdict | None], *, load_val
         (e.item_id, e.text, e.output_tokens, v.outcome, v.extractor in GUESSES, _stopped(e))
         for e, v in zip(asked, judged, strict=True)
     )
-    answers: dict[str, list[Answer]] = defaultdict(list)
+    answers: dict[str, list[GradedAnswer]] = defaultdict(list)
     for (item, text, output_tokens, outcome, guessed, stopped), times in alike.items():
         answers[item].append(
-            Answer(
+            GradedAnswer(
                 repeat=data.cell.repeat,
                 times=times,
                 outcome=outcome,
@@ -112,7 +111,7 @@ class GatheredAnswers:
         """`protocol`: the manifest's."""
         self._max_tokens = protocol["max_tokens"]
         self._sampling = {name: protocol[name] for name in _SETTINGS if name in protocol}
-        self._answers: dict[Key, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
+        self._answers: dict[Key, dict[str, list[GradedAnswer]]] = defaultdict(lambda: defaultdict(list))
         self._asked: dict[Key, dict[str, Asked]] = defaultdict(dict)
         self._lengths: dict[Key, dict[str, tuple[int, int]]] = defaultdict(dict)
 
@@ -141,10 +140,10 @@ class GatheredAnswers:
             for key, known in self._lengths.items()
         }
 
-    def sides(self) -> list[Side]:
+    def sides(self) -> list[TargetAnswers]:
         """One per target and concurrency."""
         return [
-            Side(target=target, concurrency=b, answers=answers, asked=self._asked[target, b])
+            TargetAnswers(target=target, concurrency=b, answers=answers, asked=self._asked[target, b])
             for (target, b), answers in self._answers.items()
         ]
 

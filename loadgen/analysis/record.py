@@ -11,8 +11,8 @@ from loadgen.analysis.client import NearestCheck
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.indices.dominance import Dominance, WeightSpace
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.indices.standing import CorCurve, Speed
-from loadgen.analysis.indices.target import SiDifference, TargetIndices, TrapAnswer
+from loadgen.analysis.indices.point import Speed
+from loadgen.analysis.indices.study import CorCurve, SiDifference, TargetIndices, TrapOverBatches
 from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest
 from loadgen.analysis.validity import Invalid
@@ -50,7 +50,7 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     indices: tuple[TargetIndices, ...]
     speeds: tuple[Speed, ...] = ()
     cor_curves: tuple[CorCurve, ...] = ()
-    traps: tuple[TrapAnswer, ...] = ()
+    traps: tuple[TrapOverBatches, ...] = ()
     weight_space: tuple[WeightSpace, ...] = ()
     dominance: tuple[Dominance, ...] = ()
     si_differences: tuple[SiDifference, ...] = ()

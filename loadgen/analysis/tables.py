@@ -20,13 +20,12 @@ import pyarrow.parquet as pq
 from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import PowerData
+from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.forked import forked
-from loadgen.analysis.indices.study import IndexStudy
-from loadgen.analysis.indices.target import TargetIndices
+from loadgen.analysis.indices.study import IndexStudy, TargetIndices
 from loadgen.analysis.intervals import rate_interval, wilson_interval
-from loadgen.analysis.trust.accuracy import CorrectEnergy, correct_energy
-from loadgen.analysis.trust.answers import Answers, item_means, outcome_rate
-from loadgen.analysis.trust.hidden import guessed_rate, stopped_rate
+from loadgen.analysis.trust.accuracy import correct_energy
+from loadgen.analysis.trust.answers import Answers, guessed_rate, item_means, outcome_rate, stopped_rate
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
 from loadgen.analysis.validity import COLUMNS as VALID
 from loadgen.errors import UsageError
@@ -283,8 +282,9 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None,
         row |= {"guessed_rate": guessed_rate(answers), "stopped_rate": stopped_rate(answers)}
         row |= {f"{outcome}_rate": outcome_rate(answers, outcome) for outcome in ("truncated", "unparsed")}
         correct = _energy_per_correct([joules for joules in _known_of(cells, "energy_per_query_j") if joules], scores)
-        row |= {"energy_per_correct_j": correct.value_j}
-        row |= {"energy_per_correct_j_lo": correct.lo_j, "energy_per_correct_j_hi": correct.hi_j}
+        if correct is not None:
+            row |= {"energy_per_correct_j": correct.value}
+            row |= {"energy_per_correct_j_lo": correct.lo, "energy_per_correct_j_hi": correct.hi}
     if test is not None:
         row |= {"t_si": test.t_si, "t_si_lo": test.t_si_lo, "t_si_hi": test.t_si_hi}
     if indices is not None:
@@ -293,10 +293,10 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None,
     return row
 
 
-def _energy_per_correct(joules: Sequence[float], scores: Floats) -> CorrectEnergy:
+def _energy_per_correct(joules: Sequence[float], scores: Floats) -> Estimate | None:
     """Energy per query over accuracy; its error over repeats: a single one has no interval."""
     if not joules:
-        return CorrectEnergy(value_j=None, lo_j=None, hi_j=None)
+        return None
     if len(joules) == 1:
         return correct_energy(joules[0], scores)
     error = float(np.std(np.log(joules), ddof=1)) / math.sqrt(len(joules))

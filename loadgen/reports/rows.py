@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from loadgen.analysis.indices.point import spanned
+from loadgen.analysis.estimate import spanned
 from loadgen.analysis.run import Run
 from loadgen.reports.grid import cell_valid, figure, interval, number, repeats_valid
 from loadgen.reports.words import STAMP, stamped

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from loadgen.analysis.indices.point import spanned
+from loadgen.analysis.estimate import spanned
 from loadgen.reports.words import stamped
 
 AGAINST = ("target", "B", "T_SI", "95% CI", "lost", "won", "items", "tokens", "verdict")

@@ -9,10 +9,8 @@ import msgspec
 from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.trust.answers import Answer as Graded
-from loadgen.analysis.trust.answers import Answers
-from loadgen.analysis.trust.pairing import Asked
-from loadgen.analysis.trust.study import Side, TrustStudy, study
+from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer
+from loadgen.analysis.trust.study import TargetAnswers, TrustStudy, study
 
 BATCHES = (1, 4, 16, 64)
 REPEATS = (1, 2, 3)
@@ -45,7 +43,8 @@ def cells(base: CellSummary, **changed: Any) -> list[CellSummary]:
 def graded(right: int) -> Answers:
     """Of 200 items, the first `right` ones correct."""
     return {
-        f"q{k}": [Graded(repeat=1, outcome="correct" if k < right else "wrong", correct=k < right)] for k in range(200)
+        f"q{k}": [GradedAnswer(repeat=1, outcome="correct" if k < right else "wrong", correct=k < right)]
+        for k in range(200)
     }
 
 
@@ -53,7 +52,7 @@ def trusted() -> tuple[dict[tuple[str, int], Answers], TrustStudy]:
     """fp16 right on 120 of 200 items at every B, awq on 114 of them."""
     answers = {("fp16", b): graded(120) for b in BATCHES} | {("awq", b): graded(114) for b in BATCHES}
     asked = {f"q{k}": Asked(prompt_sha="0", max_tokens=256, sampling={}) for k in range(200)}
-    sides = [Side(target=t, concurrency=b, answers=given, asked=asked) for (t, b), given in answers.items()]
+    sides = [TargetAnswers(target=t, concurrency=b, answers=given, asked=asked) for (t, b), given in answers.items()]
     return answers, study(sides, {}, reference="fp16")
 
 

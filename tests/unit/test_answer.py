@@ -15,11 +15,9 @@ from made_run import answer, cell_data
 from loadgen.analysis.answer import Answer, answer_of, correlation
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.trust.answers import Answer as Graded
-from loadgen.analysis.trust.answers import Answers
-from loadgen.analysis.trust.pairing import Asked, pair_items, pair_lengths, paired
+from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer, pair_items, pair_lengths, paired
 from loadgen.analysis.trust.significance import trust_ratio
-from loadgen.analysis.trust.study import Side, TrustStudy, TrustTest, study
+from loadgen.analysis.trust.study import TargetAnswers, TrustStudy, TrustTest, study
 from loadgen.analysis.validity import Validity
 
 INVALID = Validity(load=("the server died",), energy=())
@@ -105,11 +103,11 @@ def in_windows(base: CellSummary, reached: dict[str, int]) -> Answer:
         )
         made.append(msgspec.structs.replace(cell, energy=energy, output_tokens_mean=mean))
         answers[cell.target, cell.concurrency] = {
-            item: [Graded(repeat=1, outcome="correct", correct=length < 140, output_tokens=length)]
+            item: [GradedAnswer(repeat=1, outcome="correct", correct=length < 140, output_tokens=length)]
             for item, length in own.items()
         }
     asked = {item: Asked(prompt_sha="0", max_tokens=256, sampling={}) for item in items}
-    trust = study([Side(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()], {},
+    trust = study([TargetAnswers(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()], {},
                   reference="fp16")  # fmt: skip
     return answer_of(made, answers, trust, reference="fp16", settings=IndexSettings())
 
@@ -208,7 +206,8 @@ def made_cell(base: CellSummary, target: str, b: int, repeat: int, made: dict[st
 def longer_and_longer(items: int, right: int) -> Answers:
     """Of ever longer answers; the first `right` are correct."""
     return {
-        f"q{k}": [Graded(repeat=1, outcome="correct", correct=k < right, output_tokens=80 + k)] for k in range(items)
+        f"q{k}": [GradedAnswer(repeat=1, outcome="correct", correct=k < right, output_tokens=80 + k)]
+        for k in range(items)
     }
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from published import published
 
-from loadgen.analysis.trust.hidden import flaw_warnings
+from loadgen.analysis.trust.answers import flaw_warnings
 from loadgen.errors import UsageError
 from loadgen.workload.dataset import load_dataset
 from loadgen.workload.grading import grade

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import pandas as pd
 
-from loadgen.analysis.trust.answers import Answer
-from loadgen.analysis.trust.hidden import guessed_rate, hidden_warnings, stopped_rate
+from loadgen.analysis.trust.answers import GradedAnswer, guessed_rate, hidden_warnings, stopped_rate
 from loadgen.reports.terminal import answered_lines
 
 NAN = float("nan")
 
 
-def answers(truncated: int, unparsed: int = 0, of: int = 100) -> dict[str, list[Answer]]:
+def answers(truncated: int, unparsed: int = 0, of: int = 100) -> dict[str, list[GradedAnswer]]:
     """So many items of each outcome, the others right and guessed."""
     outcomes = ["truncated"] * truncated + ["unparsed"] * unparsed
     outcomes += ["correct"] * (of - len(outcomes))
     return {
-        f"q{k}": [Answer(repeat=0, outcome=o, correct=o == "correct", guessed=o == "correct", stopped=k % 4 == 0)]
+        f"q{k}": [GradedAnswer(repeat=0, outcome=o, correct=o == "correct", guessed=o == "correct", stopped=k % 4 == 0)]
         for k, o in enumerate(outcomes)
     }
 
 
 def test_shares_are_those_of_the_answers_each_item_weighing_the_same() -> None:
     some = answers(10, 15)
-    some["q99"] = [*some["q99"] * 3, Answer(repeat=1, outcome="wrong", correct=False)]
+    some["q99"] = [*some["q99"] * 3, GradedAnswer(repeat=1, outcome="wrong", correct=False)]
     assert guessed_rate(some) == (74 + 0.75) / 100
     assert stopped_rate(some) == 0.25
     assert guessed_rate({}) is None

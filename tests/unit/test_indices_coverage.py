@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from loadgen.analysis.indices.formulas import IndexSettings, RepeatNoise
-from loadgen.analysis.indices.point import OperatingPoint, Repeat, item_figures
-from loadgen.analysis.indices.standing import stand
-from loadgen.analysis.indices.target import TargetIndices, target_indices
+from loadgen.analysis.indices.point import OperatingPoint, Repeat, item_figures, ratios_of
+from loadgen.analysis.indices.study import TargetIndices, target_indices
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +31,8 @@ def studies(*, lost: float, won: float, eta: float, s: float, rho: float, repeat
         target = _point("awq", 1000 * eta, 10 / s, 2e9 / rho, kind % 2 == 0, shared + ours)
         items = item_figures([target], reference, resamples=RESAMPLES, seed=place)["awq"]
         draws = RepeatNoise(set(range(repeats)), resamples=RESAMPLES, seed=place)
-        standing = stand(target, reference, items=items, noise=draws, settings=SETTINGS)
-        entry = target_indices(standing, reference="fp16", concurrency=16, settings=SETTINGS, t_si=items.t.estimate)
+        ratios = ratios_of(target, reference, items=items, noise=draws, settings=SETTINGS)
+        entry = target_indices(ratios, reference="fp16", concurrency=16, settings=SETTINGS, t_si=items.t.estimate)
         found.append(entry)
     return found
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loadgen.analysis.indices.formulas import Drawn, Estimate, RepeatNoise, derive, least
+from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.indices.formulas import RepeatNoise, Resampled, derive, least
 
 RNG = np.random.default_rng(7)
 
 
-def normal(value: float) -> Drawn:
-    return Drawn(value=value, draws=value + RNG.standard_normal(200_000))
+def normal(value: float) -> Resampled:
+    return Resampled(value=value, draws=value + RNG.standard_normal(200_000))
 
 
 def test_the_smaller_of_two_has_bonferronis_upper_end() -> None:
@@ -24,7 +25,7 @@ def test_the_smaller_of_two_has_bonferronis_upper_end() -> None:
 
 
 def test_the_smaller_of_two_is_as_unknown_as_either() -> None:
-    assert least(normal(0), Drawn(value=1, draws=None)) == Estimate(value=0)
+    assert least(normal(0), Resampled(value=1, draws=None)) == Estimate(value=0)
 
 
 def test_a_mean_over_repeats_is_drawn_by_students_t() -> None:
@@ -47,9 +48,9 @@ def test_a_ratio_over_shared_repeats_is_that_of_the_paired_t_test() -> None:
 def test_draws_without_a_value_are_left_out_while_they_are_few() -> None:
     draws = np.arange(1000.0)
     draws[:20] = np.nan
-    assert Drawn(value=500, draws=draws).estimate.lo == pytest.approx(20 + 0.025 * 979)
+    assert Resampled(value=500, draws=draws).estimate.lo == pytest.approx(20 + 0.025 * 979)
     draws[:30] = np.nan
-    assert Drawn(value=500, draws=draws).estimate == Estimate(value=500)
+    assert Resampled(value=500, draws=draws).estimate == Estimate(value=500)
 
 
 def test_a_border_is_neither_above_nor_below_itself() -> None:

@@ -13,7 +13,6 @@ from loadgen.analysis.indices.formulas import (
     cor_tps,
     deficit,
     efficiency,
-    efficiency_floor,
     improvement,
     memory_ratio_for,
     percent_increase,
@@ -74,7 +73,7 @@ def test_both_published_energies_of_nf4_are_one_ratio() -> None:
 def test_the_published_e_si_of_int8_needs_more_memory_than_fp16(cor: float, floor: float, rho: float) -> None:
     """A100: 693.35 / 235.47 J, which under HLI is 1 + COR."""
     eta = 1 / (1 + cor)
-    assert efficiency_floor(eta, 0.5) == pytest.approx(floor, abs=0.0005)
+    assert efficiency(eta, 1.0, 0.5) == pytest.approx(floor, abs=0.0005)
     needed = memory_ratio_for(0.40, eta, 0.5)
     assert needed == pytest.approx(rho, abs=0.001)
     assert needed is not None

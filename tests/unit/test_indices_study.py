@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loadgen.analysis.indices.formulas import Estimate, IndexSettings
-from loadgen.analysis.indices.point import OperatingPoint, Repeat, Said, batch_refusal, by_span, spanned
-from loadgen.analysis.indices.study import index_study
-from loadgen.analysis.indices.target import TargetIndices
-from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.estimate import BatchResult, Estimate, by_span, spanned
+from loadgen.analysis.indices.formulas import IndexSettings
+from loadgen.analysis.indices.point import OperatingPoint, Repeat, batch_refusal
+from loadgen.analysis.indices.study import TargetIndices, index_study
+from loadgen.analysis.trust.answers import PairedItems
 from loadgen.analysis.trust.significance import trust_ratio
 from loadgen.errors import UsageError
 
@@ -303,9 +303,9 @@ def test_neighbours_are_joined_and_what_lies_between_is_not() -> None:
 
 
 def test_a_span_whose_reasons_differ_names_the_batches_of_each() -> None:
-    def one(b: int, value: float | None, why: str) -> Said:
+    def one(b: int, value: float | None, why: str) -> BatchResult:
         estimate = None if value is None else Estimate(value=value, lo=None, hi=None)
-        return Said(concurrency=b, word="cannot tell", estimate=estimate, decided=False, why=why)
+        return BatchResult(concurrency=b, word="cannot tell", estimate=estimate, decided=False, why=why)
 
     said = [one(1, None, "no energy"), one(4, None, "no energy"), one(16, 0.93, "no interval")]
     assert by_span(said, "SI") == (
@@ -314,7 +314,9 @@ def test_a_span_whose_reasons_differ_names_the_batches_of_each() -> None:
 
 
 def test_a_figure_that_is_not_known_has_no_interval_in_words() -> None:
-    cor = Said(concurrency=2, word="unresolved", estimate=Estimate(value=0.21, lo=-0.999, hi=1624.59), decided=False)
+    cor = BatchResult(
+        concurrency=2, word="unresolved", estimate=Estimate(value=0.21, lo=-0.999, hi=1624.59), decided=False
+    )
     assert by_span([cor], "COR") == "unresolved at B = 2 (COR 0.21, not known: the repeats differ too much)"
 
 

@@ -7,25 +7,25 @@ import numpy as np
 import pytest
 
 from loadgen.analysis.indices.dominance import Dominance, dominance, weight_space
-from loadgen.analysis.indices.formulas import Drawn
-from loadgen.analysis.indices.standing import Energy, Standing, reference_standing
+from loadgen.analysis.indices.formulas import Resampled
+from loadgen.analysis.indices.point import Energy, Ratios, reference_ratios
 
-REFERENCE = reference_standing("fp16")
+REFERENCE = reference_ratios("fp16")
 
 
-def drawn(value: float, error: float = 0.0, seed: int = 0) -> Drawn:
+def drawn(value: float, error: float = 0.0, seed: int = 0) -> Resampled:
     """Normal draws."""
-    return Drawn(value=value, draws=value + error * np.random.default_rng(seed).standard_normal(2000))
+    return Resampled(value=value, draws=value + error * np.random.default_rng(seed).standard_normal(2000))
 
 
-def pillars(target: str, t: Drawn, e: Drawn, s: Drawn) -> Standing:
-    return Standing(target=target, t=t, e=e, s=s)
+def pillars(target: str, t: Resampled, e: Resampled, s: Resampled) -> Ratios:
+    return Ratios(target=target, t=t, e=e, s=s)
 
 
-def metrics(t: Drawn | None, eta: Drawn, saving: Drawn, rho: Drawn, source: str = "measured") -> Standing:
+def metrics(t: Resampled | None, eta: Resampled, saving: Resampled, rho: Resampled, source: str = "measured") -> Ratios:
     one = drawn(1)
     energy = Energy(source=source, target_j=one, reference_j=one)  # type: ignore[arg-type]
-    return Standing(target="awq", t=t, eta=eta, saving=saving, rho=rho, memory_source="needed", energy=energy)
+    return Ratios(target="awq", t=t, eta=eta, saving=saving, rho=rho, memory_source="needed", energy=energy)
 
 
 def test_a_precision_wins_the_weights_on_its_side_of_a_line() -> None:
@@ -61,7 +61,7 @@ def test_uncertain_pillars_leave_weights_that_nobody_has_for_sure() -> None:
     assert fp16.established == ours.established == 0
 
 
-def decide(one: Standing) -> Dominance:
+def decide(one: Ratios) -> Dominance:
     return dominance(16, one, REFERENCE)
 
 
@@ -130,7 +130,7 @@ def test_dominance_needs_a_proof_of_the_accuracy(ours: int, theirs: int, n: int,
     lost of 300 it reaches beyond them."""
     one = metrics(drawn(ours / theirs), drawn(2), drawn(2), drawn(3))
     one = msgspec.structs.replace(one, scores=graded(ours, n))
-    assert dominance(16, one, reference_standing("fp16", graded(theirs, n))).verdict == verdict
+    assert dominance(16, one, reference_ratios("fp16", graded(theirs, n))).verdict == verdict
 
 
 def test_two_targets_that_lost_the_same_items_are_compared_with_each_other() -> None:

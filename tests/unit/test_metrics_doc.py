@@ -16,8 +16,8 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.client import ClientFigures
 from loadgen.analysis.energy import CellEnergy
-from loadgen.analysis.indices.formulas import Estimate
-from loadgen.analysis.models.modelfit import Estimate as ModelEstimate
+from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.estimate import Estimate as ModelEstimate
 from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import load_run
 from loadgen.analysis.tables import COLUMNS, POWER, REQUESTS, SERVER

@@ -17,7 +17,7 @@ from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.intervals import rate_interval, too_wide, wilson_interval
 from loadgen.analysis.tables import COLUMNS, Row, write_summary
 from loadgen.analysis.tables import summarize as summarize_with
-from loadgen.analysis.trust.answers import Answer, Answers
+from loadgen.analysis.trust.answers import Answers, GradedAnswer
 from loadgen.analysis.trust.study import TrustStudy
 from loadgen.analysis.validity import Validity
 
@@ -41,7 +41,10 @@ def summarize(cells: list[CellSummary], answers: dict[tuple[str, int], Answers],
 
 def answered(**shares: float) -> Answers:
     """Four answers to each item, of which that share is right."""
-    right, wrong = Answer(repeat=1, outcome="correct", correct=True), Answer(repeat=1, outcome="wrong", correct=False)
+    right, wrong = (
+        GradedAnswer(repeat=1, outcome="correct", correct=True),
+        GradedAnswer(repeat=1, outcome="wrong", correct=False),
+    )
     return {item: [right] * round(4 * share) + [wrong] * (4 - round(4 * share)) for item, share in shares.items()}
 
 

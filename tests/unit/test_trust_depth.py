@@ -11,7 +11,7 @@ from statsmodels.genmod.families import Gaussian
 from statsmodels.genmod.generalized_estimating_equations import GEE
 from trust_answers import paired, pairs
 
-from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.trust.answers import PairedItems
 from loadgen.analysis.trust.trends import (
     GSM8K_BUCKETS,
     MATHQA_BUCKETS,

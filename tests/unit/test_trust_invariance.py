@@ -9,11 +9,11 @@ import pytest
 from statsmodels.stats.contingency_tables import cochrans_q
 from trust_answers import answer
 
-from loadgen.analysis.trust.answers import Answer, across, within
+from loadgen.analysis.trust.answers import GradedAnswer, across, within
 from loadgen.analysis.trust.significance import cochran_q
 from loadgen.analysis.trust.trends import effect_ratio, trust_invariance
 
-Side = dict[str, list[Answer]]
+Side = dict[str, list[GradedAnswer]]
 
 
 def side(right: int, n: int = 1000, flipped: int = 0) -> Side:

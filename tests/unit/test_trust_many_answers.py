@@ -10,7 +10,15 @@ import pytest
 from trust_answers import answer, paired
 
 from loadgen.analysis.trust import significance
-from loadgen.analysis.trust.answers import Answer, across, count, item_means, mean_output_tokens, outcome_rate, within
+from loadgen.analysis.trust.answers import (
+    GradedAnswer,
+    across,
+    count,
+    item_means,
+    mean_output_tokens,
+    outcome_rate,
+    within,
+)
 from loadgen.analysis.trust.significance import mcnemar_p, resampled_means
 
 KINDS = [
@@ -22,7 +30,7 @@ KINDS = [
 ]
 
 
-def some(times: tuple[int, ...]) -> tuple[list[Answer], list[Answer]]:
+def some(times: tuple[int, ...]) -> tuple[list[GradedAnswer], list[GradedAnswer]]:
     """So many of each kind: counted, and one by one."""
     given = [(kind, n) for kind, n in zip(KINDS, times, strict=True) if n]
     counted = [msgspec.structs.replace(kind, times=n) for kind, n in given]

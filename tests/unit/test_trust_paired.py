@@ -11,8 +11,14 @@ from statsmodels.stats.contingency_tables import mcnemar
 from trust_answers import answer, paired, pairs, paper, sides
 
 from loadgen.analysis.intervals import wilson_interval
-from loadgen.analysis.trust.answers import item_means, mean_output_tokens, outcome_rate
-from loadgen.analysis.trust.pairing import Asked, pair_items, pairing_refusal
+from loadgen.analysis.trust.answers import (
+    Asked,
+    item_means,
+    mean_output_tokens,
+    outcome_rate,
+    pair_items,
+    pairing_refusal,
+)
 from loadgen.analysis.trust.significance import (
     changes,
     difference_interval,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from loadgen.analysis.trust.answers import Answer
-from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.trust.answers import GradedAnswer, PairedItems
 
 
-def answer(correct: bool, *, repeat: int = 1, outcome: str = "", tokens: int | None = None, text: str = "") -> Answer:
+def answer(
+    correct: bool, *, repeat: int = 1, outcome: str = "", tokens: int | None = None, text: str = ""
+) -> GradedAnswer:
     """Its outcome follows from `correct` unless given."""
-    return Answer(
+    return GradedAnswer(
         repeat=repeat,
         outcome=outcome or ("correct" if correct else "wrong"),
         correct=correct,
@@ -21,7 +22,7 @@ def answer(correct: bool, *, repeat: int = 1, outcome: str = "", tokens: int | N
 
 def sides(
     both_right: int, lost: int, won: int, both_wrong: int
-) -> tuple[dict[str, list[Answer]], dict[str, list[Answer]]]:
+) -> tuple[dict[str, list[GradedAnswer]], dict[str, list[GradedAnswer]]]:
     """Target's and reference's answers, one per item, with this 2 x 2 table."""
     target, reference = {}, {}
     cells = [(True, True)] * both_right + [(False, True)] * lost + [(True, False)] * won + [(False, False)] * both_wrong

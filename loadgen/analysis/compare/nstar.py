@@ -17,9 +17,10 @@ import numpy as np
 from scipy import special
 
 from loadgen.analysis.compare.row import CompareRow
-from loadgen.analysis.crossover.crossing import Crossing, Direction, GridPoint, band_of, beyond, crossings, grid_points
+from loadgen.analysis.crossover.crossing import Crossing, GridPoint, band_of, beyond, crossings, grid_points
 from loadgen.analysis.crossover.curve import PairedCurve
 from loadgen.analysis.crossover.noise import ALPHA, Noise
+from loadgen.analysis.estimate import Direction
 from loadgen.load.openloop import CLOSED
 from loadgen.record.cell import level
 

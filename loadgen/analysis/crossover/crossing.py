@@ -25,6 +25,7 @@ import numpy as np
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.curve import PairedCurve
 from loadgen.analysis.crossover.noise import ALPHA, Noise
+from loadgen.analysis.estimate import Direction
 
 
 class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,9 +265,6 @@ def _reach(from_left: Floats, from_right: Floats, share: Floats) -> Floats:
     both = np.minimum(from_left, from_right)
     alone = np.maximum(from_left * (1 - share), from_right * share)
     return np.maximum(np.where(both > 0, both, alone), 0.0)
-
-
-Direction = Literal["wins_below", "wins_above"]
 
 
 class Crossing(msgspec.Struct, frozen=True, kw_only=True):

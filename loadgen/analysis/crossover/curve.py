@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.indices.point import spanned
+from loadgen.analysis.estimate import spanned
 from loadgen.errors import UsageError
 
 

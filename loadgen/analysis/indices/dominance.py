@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.indices.formulas import ROUNDING, TAIL, Drawn, clamped, derive
-from loadgen.analysis.indices.standing import Standing
+from loadgen.analysis.estimate import ROUNDING
+from loadgen.analysis.indices.formulas import TAIL, Resampled, clamped, derive
+from loadgen.analysis.indices.point import Ratios
 from loadgen.analysis.intervals import CONFIDENCE
 from loadgen.analysis.trust.accuracy import MARGIN
-from loadgen.analysis.trust.pairing import paired
+from loadgen.analysis.trust.answers import PairedItems, paired
 from loadgen.analysis.trust.significance import bonett_price, changes, difference_interval
 
 METRICS = ("accuracy", "tokens_per_s", "energy_per_query_j", "memory_bytes")
@@ -26,11 +27,10 @@ EQUAL_MEMORY = 0.01
 """Memories closer than this share count as equal."""
 
 Dominates = Literal["dominates", "dominates within margin", "does not", "cannot tell"]
-Advantage = Drawn | None
 
 
 class Dominance(msgspec.Struct, frozen=True, kw_only=True):
-    """Of `target` over `other` at one concurrency, and the metrics that are established either way."""
+    """Whether `target` dominates `other` at one concurrency, and the metrics that are established either way."""
 
     concurrency: int
     target: str
@@ -46,23 +46,24 @@ class Dominance(msgspec.Struct, frozen=True, kw_only=True):
     """Metrics that one of them lacks, or has from another source."""
 
 
-def dominances(concurrency: int, standings: Sequence[Standing]) -> Iterator[Dominance]:
-    """Of every ordered pair."""
-    return (dominance(concurrency, one, other) for one, other in permutations(standings, 2))
+def dominances(concurrency: int, of_all: Sequence[Ratios]) -> Iterator[Dominance]:
+    """One for every ordered pair."""
+    return (dominance(concurrency, one, other) for one, other in permutations(of_all, 2))
 
 
-def dominance(concurrency: int, one: Standing, other: Standing) -> Dominance:
+def dominance(concurrency: int, one: Ratios, other: Ratios) -> Dominance:
     """`dominates`: as good in all four metrics and better in one, each at 97.5% confidence; `dominates within margin`:
     the same but for the accuracy, which is proven to be less than `MARGIN` lower. `does not`: worse in one, at 97.5%
     over all metrics together (Bonferroni)."""
-    found = dict(zip(METRICS, (_accuracy(one, other), *map(_standing, _advantages(one, other))), strict=True))
-    known = {metric: standing for metric, standing in found.items() if standing is not None}
-    better = tuple(metric for metric, standing in known.items() if standing.better)
-    worse = tuple(metric for metric, standing in known.items() if standing.worse)
+    pairs = paired(one.scores, other.scores)
+    found = dict(zip(METRICS, (_accuracy(one, other, pairs), *map(_proven, _advantages(one, other))), strict=True))
+    known = {metric: proven for metric, proven in found.items() if proven is not None}
+    better = tuple(metric for metric, proven in known.items() if proven.better)
+    worse = tuple(metric for metric, proven in known.items() if proven.worse)
     verdict: Dominates = "cannot tell"
     if worse:
         verdict = "does not"
-    elif better and len(known) == len(METRICS) and all(s.as_good for m, s in known.items() if m != "accuracy"):
+    elif better and len(known) == len(METRICS) and all(p.as_good for m, p in known.items() if m != "accuracy"):
         accuracy = known["accuracy"]
         verdict = "dominates" if accuracy.as_good else "dominates within margin" if accuracy.within else "cannot tell"
     return Dominance(
@@ -70,14 +71,14 @@ def dominance(concurrency: int, one: Standing, other: Standing) -> Dominance:
         target=one.target,
         other=other.target,
         verdict=verdict,
-        items=pairs.n if (pairs := paired(one.scores, other.scores)) is not None else None,
+        items=pairs.n if pairs is not None else None,
         better=better,
         worse=worse,
         unknown=tuple(m for m in METRICS if m not in known),
     )
 
 
-class _Metric(NamedTuple):
+class _Proven(NamedTuple):
     """What is proven of one metric."""
 
     better: bool
@@ -87,42 +88,37 @@ class _Metric(NamedTuple):
     """Of accuracy: not lower by the margin."""
 
 
-def _standing(draws: Floats | None) -> _Metric | None:
+def _proven(draws: Floats | None) -> _Proven | None:
     if draws is None:
         return None
-    return _Metric(
+    return _Proven(
         better=bool((draws > 0).mean() >= 1 - TAIL),
         worse=bool((draws < 0).mean() >= 1 - TAIL / len(METRICS)),
         as_good=bool((draws >= 0).mean() >= 1 - TAIL),
     )
 
 
-def _accuracy(one: Standing, other: Standing) -> _Metric | None:
+def _accuracy(one: Ratios, other: Ratios, pairs: PairedItems | None) -> _Proven | None:
     """By Bonett and Price's interval of the ratio, and Tango's of the difference, over the items that both answered.
     Draws of the ratio to the reference would not do: two targets that lost the same items have the same draws."""
-    pairs = paired(one.scores, other.scores)
     if pairs is None:
-        return _standing(_difference(one.t, other.t))
+        return _proven(_difference(one.t, other.t))
     lo, _ = bonett_price(pairs)
     _, hi = bonett_price(pairs, confidence=1 - 2 * TAIL / len(METRICS))
-    return _Metric(
-        better=lo > 1,
-        worse=hi is not None and hi < 1,
-        as_good=lo >= 1,
-        within=difference_interval(changes(pairs))[0] > -MARGIN,
-    )
+    within = difference_interval(changes(pairs))[0] > -MARGIN
+    return _Proven(better=lo > 1, worse=hi is not None and hi < 1, as_good=lo >= 1, within=within)
 
 
-def _advantages(one: Standing, other: Standing) -> Iterator[Floats | None]:
+def _advantages(one: Ratios, other: Ratios) -> Iterator[Floats | None]:
     """Draws of one's advantage over the other in speed, energy and memory: above 0 better."""
     yield _difference(one.eta, other.eta)
-    sources = {standing.energy.source for standing in (one, other) if standing.energy}
+    sources = {ratios.energy.source for ratios in (one, other) if ratios.energy}
     yield _difference(one.saving, other.saving) if len(sources) < 2 else None
-    memories = {standing.memory_source for standing in (one, other)} - {None}
+    memories = {ratios.memory_source for ratios in (one, other)} - {None}
     yield _difference(one.rho, other.rho, equal=EQUAL_MEMORY) if len(memories) < 2 else None
 
 
-def _difference(ours: Advantage, theirs: Advantage, *, equal: float = ROUNDING) -> Floats | None:
+def _difference(ours: Resampled | None, theirs: Resampled | None, *, equal: float = ROUNDING) -> Floats | None:
     if ours is None or theirs is None or ours.draws is None or theirs.draws is None:
         return None
     with np.errstate(all="ignore"):
@@ -136,7 +132,7 @@ WEIGHTS = 20_000
 UNCERTAIN_WEIGHTS = 2_000
 UNCERTAIN_DRAWS = 500
 
-Pillars = tuple[Drawn, Drawn, Drawn]
+Pillars = tuple[Resampled, Resampled, Resampled]
 
 
 class WeightShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,33 +157,33 @@ class WeightSpace(msgspec.Struct, frozen=True, kw_only=True):
     """Precisions without T, E or S."""
 
 
-def weight_space(concurrency: int, standings: Sequence[Standing], *, seed: int = 0) -> WeightSpace:
-    """Of the standings with all three pillars, the reference's (`reference_standing`) first; weights uniform on the
-    simplex, Dirichlet(1, 1, 1)."""
-    raw = {s.target: (s.t, s.e, s.s) for s in standings if s.t and s.e and s.s}
+def weight_space(concurrency: int, of_all: Sequence[Ratios], *, seed: int = 0) -> WeightSpace:
+    """Of the targets with all three pillars, the reference (`reference_ratios`) first; weights uniform on the simplex,
+    Dirichlet(1, 1, 1)."""
+    raw = {ratios.target: (ratios.t, ratios.e, ratios.s) for ratios in of_all if ratios.t and ratios.e and ratios.s}
     held = {target: (t, e, derive(clamped, s)) for target, (t, e, s) in raw.items()}
     return WeightSpace(
         concurrency=concurrency,
         clamped=_shares(held, seed),
         raw=_shares(raw, seed),
-        left_out=tuple(s.target for s in standings if s.target not in raw),
+        left_out=tuple(ratios.target for ratios in of_all if ratios.target not in raw),
     )
 
 
 def _shares(pillars: Mapping[str, Pillars], seed: int) -> tuple[WeightShare, ...]:
     weights = np.random.default_rng([seed, 2]).dirichlet((1, 1, 1), WEIGHTS)
     values = np.array([[figure.value for figure in ours] for ours in pillars.values()])
-    share = _wins(weights, values).mean(axis=0)
+    won = _wins(weights, values).mean(axis=0)
+    shares = [WeightShare(target=name, share=float(share)) for name, share in zip(pillars, won, strict=True)]
     draws = _stacked(pillars)
     if draws is None:
-        return tuple(WeightShare(target=name, share=float(won)) for name, won in zip(pillars, share, strict=True))
+        return tuple(shares)
     wins = np.stack([_wins(weights[:UNCERTAIN_WEIGHTS], draw) for draw in draws])
-    lo, hi = np.quantile(wins.mean(axis=1), [TAIL, 1 - TAIL], axis=0)
-    established = (wins.mean(axis=0) >= CONFIDENCE).mean(axis=0)
-    ends = zip(pillars, share, lo, hi, established, strict=True)
+    lo, hi = np.quantile(wins.mean(axis=1), [TAIL, 1 - TAIL], axis=0).tolist()
+    established = (wins.mean(axis=0) >= CONFIDENCE).mean(axis=0).tolist()
     return tuple(
-        WeightShare(target=name, share=float(won), lo=float(low), hi=float(high), established=float(sure))
-        for name, won, low, high, sure in ends
+        msgspec.structs.replace(share, lo=lo[at], hi=hi[at], established=established[at])
+        for at, share in enumerate(shares)
     )
 
 

@@ -2,7 +2,7 @@
 
 IndexSettings: the paper's free choices, with its defaults.
 
-Drawn: a figure with its joint bootstrap draws; Estimate: what is reported of it.
+Resampled: a figure with its joint bootstrap draws.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from scipy import special
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.intervals import CONFIDENCE
 from loadgen.errors import UsageError
 from loadgen.options import ALPHA, WEIGHTS, Form
 
 Number = TypeVar("Number", float, Floats)
-
 JOULES_PER_KWH = 3.6e6
 
 
@@ -33,25 +33,17 @@ def cor_tps(tokens_per_s: Number, reference_tokens_per_s: Number) -> Number:
 def efficiency(eta: Number, rho: Number, alpha: float) -> Number:
     """E_SI = (alpha / eta + (1 - alpha) / rho)^-1 (Eq. 3): TPS / TPS_ref and V_ref / V_peak, harmonically weighted.
 
-    A weight of 0 takes its term out, whatever the ratio.
+    A weight of 0 takes its term out, whatever the ratio. At rho = 1 it is the least E_SI of a target that needs no more
+    memory than the reference.
     """
-    if alpha == 1:
-        return eta
-    if alpha == 0:
-        return rho
+    if alpha in (0, 1):
+        return eta if alpha else rho
     return 1 / (alpha / eta + (1 - alpha) / rho)
-
-
-def efficiency_floor(eta: float, alpha: float) -> float:
-    """Smallest E_SI of a target that needs no more memory than the reference (rho >= 1)."""
-    return efficiency(eta, 1.0, alpha)
 
 
 def memory_ratio_for(e_si: float, eta: float, alpha: float) -> float | None:
     """The rho that a published E_SI needs; below 1: more memory than the reference. None if no rho gives it."""
-    if alpha == 1:
-        return None
-    rest = 1 / e_si - alpha / eta
+    rest = 0.0 if alpha == 1 else 1 / e_si - alpha / eta
     return (1 - alpha) / rest if rest > 0 else None
 
 
@@ -126,32 +118,9 @@ class IndexSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TAIL = 0.5 - CONFIDENCE / 2
-ROUNDING = 1e-9
-"""Closer to a border than this is on it: equal figures differ by their arithmetic."""
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """A figure with its 95% interval; no ends where nothing tells its uncertainty (a single repeat)."""
-
-    value: float
-    lo: float | None = None
-    hi: float | None = None
-
-    def below(self, border: float) -> bool:
-        """Established: the whole interval lies below."""
-        return self.hi is not None and self.hi < border - ROUNDING
-
-    def above(self, border: float) -> bool:
-        """Established: the whole interval lies above."""
-        return self.lo is not None and self.lo > border + ROUNDING
-
-    def falling(self, formula: Callable[[float], float]) -> Estimate:
-        """A decreasing function of it."""
-        lo = formula(self.hi) if self.hi is not None else None
-        return Estimate(value=formula(self.value), lo=lo, hi=formula(self.lo) if self.lo is not None else None)
-
-
-class Drawn(msgspec.Struct, frozen=True, kw_only=True):
+class Resampled(msgspec.Struct, frozen=True, kw_only=True):
     """The figure, and draws of it: draw k of every figure of a study belongs to the same resampled experiment.
 
     Draws are None where the uncertainty is unknown. A nan among them has no value (a reference without a right answer).
@@ -166,48 +135,44 @@ class Drawn(msgspec.Struct, frozen=True, kw_only=True):
         lo, hi = self.ends(TAIL)
         return Estimate(value=self.value, lo=lo, hi=hi)
 
-    def ends(self, tail: float) -> tuple[float | None, float | None]:
+    def ends(self, tail: float) -> tuple[float, float] | tuple[None, None]:
         """The draws' quantiles at `tail` and 1 - `tail`; none where more than 2.5% of the draws have no value."""
-        if self.draws is None:
-            return None, None
-        valueless = np.isnan(self.draws)
-        if valueless.mean() > TAIL:
+        if self.draws is None or (valueless := np.isnan(self.draws)).mean() > TAIL:
             return None, None
         lo, hi = np.quantile(self.draws[~valueless], [tail, 1 - tail])
         return float(lo), float(hi)
 
 
-def derive(formula: Callable[..., float | Floats], *figures: Drawn) -> Drawn:
+def derive(formula: Callable[..., float | Floats], *figures: Resampled) -> Resampled:
     """`formula` of the figures, and of their draws, draw by draw."""
     draws = [figure.draws for figure in figures if figure.draws is not None]
     with np.errstate(all="ignore"):  # two repeats: Student's t with one degree of freedom has no bounds to speak of
-        return Drawn(
+        return Resampled(
             value=float(formula(*(figure.value for figure in figures))),
             draws=np.asarray(formula(*draws)) if len(draws) == len(figures) else None,
         )
 
 
-def least(one: Drawn, other: Drawn) -> Estimate:
+def least(one: Resampled, other: Resampled) -> Estimate:
     """The smaller of two figures, with an interval that holds at a tie too.
 
     Percentiles of the draws' minimum would not: where the two are equal it lies below both, nearly always. The lower
     end is the smaller of the two lower ends. The upper end is the smaller of two upper ends at half the error each
     (Bonferroni), as either of them can be the one that is too low.
     """
-    value = min(one.value, other.value)
-    lows, highs = (one.ends(TAIL)[0], other.ends(TAIL)[0]), (one.ends(TAIL / 2)[1], other.ends(TAIL / 2)[1])
-    lo = min(lows[0], lows[1]) if lows[0] is not None and lows[1] is not None else None
-    hi = min(highs[0], highs[1]) if highs[0] is not None and highs[1] is not None else None
-    return Estimate(value=value, lo=lo, hi=hi)
+    lows = [low for figure in (one, other) if (low := figure.ends(TAIL)[0]) is not None]
+    highs = [high for figure in (one, other) if (high := figure.ends(TAIL / 2)[1]) is not None]
+    lo, hi = (min(ends) if len(ends) == 2 else None for ends in (lows, highs))
+    return Estimate(value=min(one.value, other.value), lo=lo, hi=hi)
 
 
 class RepeatsKnown:
     """Means over repeats without their noise: what is drawn of a figure is then the noise of the items alone."""
 
-    def mean(self, values: Mapping[int, float]) -> Drawn:
+    def mean(self, values: Mapping[int, float]) -> Resampled:
         """Geometric mean of positive values."""
         value = float(np.exp(np.log(list(values.values())).mean()))
-        return Drawn(value=value, draws=np.full(1, value))
+        return Resampled(value=value, draws=np.full(1, value))
 
 
 class RepeatNoise:
@@ -225,19 +190,15 @@ class RepeatNoise:
         self._quantile = rng.uniform(size=resamples)
         self._stretch: dict[int, Floats] = {}
 
-    def mean(self, values: Mapping[int, float]) -> Drawn:
+    def mean(self, values: Mapping[int, float]) -> Resampled:
         """Geometric mean over repeats of positive values; a single repeat has no draws."""
         logs = np.log(list(values.values()))
         centre, n = float(logs.mean()), len(logs)
         if n < 2:
-            return Drawn(value=float(np.exp(centre)), draws=None)
+            return Resampled(value=float(np.exp(centre)), draws=None)
+        if n not in self._stretch:
+            self._stretch[n] = np.sqrt((n - 1) / (2 * special.gammaincinv((n - 1) / 2, self._quantile)))
         noise = np.column_stack([self._normal[repeat] for repeat in values]) @ (logs - centre)
         with np.errstate(over="ignore"):
-            draws = np.exp(centre + noise * self._student(n - 1) / np.sqrt(n * (n - 1)))
-        return Drawn(value=float(np.exp(centre)), draws=draws)
-
-    def _student(self, degrees: int) -> Floats:
-        if degrees not in self._stretch:
-            chi2 = 2 * special.gammaincinv(degrees / 2, self._quantile)
-            self._stretch[degrees] = np.sqrt(degrees / chi2)
-        return self._stretch[degrees]
+            draws = np.exp(centre + noise * self._stretch[n] / np.sqrt(n * (n - 1)))
+        return Resampled(value=float(np.exp(centre)), draws=draws)

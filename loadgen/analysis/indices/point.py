@@ -2,22 +2,31 @@
 
 ItemFigures: accuracy and answer lengths of targets against one reference, over the items that both completed.
 
-Spans: a word per batch size, said in one sentence for all of them.
+Ratios: the figures of a target over the reference's at one concurrency, with joint draws.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.indices.formulas import Drawn, Estimate
-from loadgen.analysis.intervals import too_wide
-from loadgen.analysis.trust.pairing import PairedItems, PairedLengths, influence, pair_lengths, paired
+from loadgen.analysis.indices.formulas import (
+    IndexSettings,
+    RepeatNoise,
+    RepeatsKnown,
+    Resampled,
+    carbon_kg,
+    derive,
+    efficiency,
+    sustainability_linear,
+    sustainability_log,
+)
+from loadgen.analysis.trust.answers import PairedItems, PairedLengths, influence, pair_lengths, paired
 from loadgen.analysis.trust.significance import TrustRatio, ratio_draws, trust_ratio
 from loadgen.errors import UsageError
 
@@ -26,7 +35,7 @@ UNEQUAL_BATCH = 0.03
 
 
 class Repeat(msgspec.Struct, frozen=True, kw_only=True):
-    """One valid cell; None: not measured. Raises UsageError for a figure that is no number above 0."""
+    """One valid cell; None: not measured. Raises UsageError for a figure that is not a number above 0."""
 
     repeat: int
     running_mean: float | None = None
@@ -99,12 +108,12 @@ def batch_refusal(target: OperatingPoint, reference: OperatingPoint) -> str | No
 
 
 class ItemFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one target, with joint draws: items vary together for all figures of all targets."""
+    """Figures of one target, with joint draws: items vary together for all figures of all targets."""
 
     t_si: TrustRatio | None = None
-    t: Drawn | None = None
+    t: Resampled | None = None
     """T_SI (Eq. 2); None without shared items, or where the reference has none of them right."""
-    tokens: tuple[Drawn, Drawn] | None = None
+    tokens: tuple[Resampled, Resampled] | None = None
     """Mean output tokens per answer of target and reference; None where no length is known, or where `refusal`."""
     refusal: str | None = None
     """Why lengths, and so joules per query, cannot be compared."""
@@ -127,7 +136,7 @@ def item_figures(
             columns[name, "reference"] = found.item_ids, influence(found.reference)
     deviates = _deviates(columns, resamples=resamples, seed=seed)
     return {
-        name: _figures(items, lengths[name], {what: drawn for (of, what), drawn in deviates.items() if of == name})
+        name: _figures(items, lengths[name], {what: found for (of, what), found in deviates.items() if of == name})
         for name, items in pairs.items()
     }
 
@@ -135,17 +144,16 @@ def item_figures(
 def _figures(
     items: PairedItems | None, lengths: PairedLengths | None, deviates: Mapping[str, tuple[float, Floats]]
 ) -> ItemFigures:
-    ratio = trust_ratio(items) if items is not None else None
-    t = None
+    ratio, t = trust_ratio(items) if items is not None else None, None
     if ratio is not None and ratio.value is not None:
-        t = Drawn(value=ratio.value, draws=ratio_draws(ratio, deviates["t"][1]))
+        t = Resampled(value=ratio.value, draws=ratio_draws(ratio, deviates["t"][1]))
     if lengths is None or lengths.refusal is not None:
         return ItemFigures(t_si=ratio, t=t, refusal=lengths.refusal if lengths is not None else None)
 
-    def mean(what: str, side: Floats) -> Drawn:
-        error, normal = deviates[what]
-        value = float(side.mean())
-        return Drawn(value=value, draws=value * np.exp(error * normal))
+    def mean(side: str, tokens: Floats) -> Resampled:
+        error, normal = deviates[side]
+        value = float(tokens.mean())
+        return Resampled(value=value, draws=value * np.exp(error * normal))
 
     return ItemFigures(t_si=ratio, t=t, tokens=(mean("target", lengths.target), mean("reference", lengths.reference)))
 
@@ -172,69 +180,171 @@ def _deviates(
     return {key: (float(errors[place]), drawn[:, place]) for place, key in enumerate(columns)}
 
 
-def spanned(batches: Collection[int], measured: Collection[int]) -> str:
-    """Those of the `measured` batches, neighbours joined: "B = 64", "B ≤ 16" from 1 on, "B = 1, 16–64"."""
-    runs = [list(run) for inside, run in groupby(sorted(measured), key=lambda b: b in batches) if inside]
-    if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == 1:
-        return f"B \N{LESS-THAN OR EQUAL TO} {runs[0][-1]}"
-    ends = (dict.fromkeys((str(run[0]), str(run[-1]))) for run in runs)
-    return "B = " + ", ".join("\N{EN DASH}".join(end) for end in ends)
+EnergySource = Literal["measured", "hli"]
+MemorySource = Literal["needed", "peak"]
+Sources = tuple[EnergySource | None, MemorySource | None]
+_ENERGY: dict[EnergySource, str] = {"measured": "energy_per_query_j", "hli": "energy_hli_per_query_j"}
+_MEMORY: dict[MemorySource, str] = {"needed": "memory_needed_bytes", "peak": "memory_peak_bytes"}
 
 
-class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said at one concurrency, and of which figure."""
+class Energy(msgspec.Struct, frozen=True, kw_only=True):
+    """Joules per query of both sides, over the repeats and the items they share."""
 
+    source: EnergySource
+    target_j: Resampled
+    reference_j: Resampled
+
+    @property
+    def saving(self) -> Resampled:
+        """E_ref / E: above 1 the target needs less."""
+        return derive(sustainability_linear, self.target_j, self.reference_j)
+
+
+class Ratios(msgspec.Struct, frozen=True, kw_only=True):
+    """Ratios to the reference, above 1 where the target is better; None: not measured, or not comparable."""
+
+    target: str
+    t: Resampled | None = None
+    scores: Mapping[str, float] = {}
+    """Item -> share of correct answers; two targets are compared over the items of both."""
+    eta: Resampled | None = None
+    """Tokens/s over the reference's."""
+    rho: Resampled | None = None
+    """The reference's memory over the target's."""
+    memory_source: MemorySource | None = None
+    saving: Resampled | None = None
+    """The reference's joules per query over the target's."""
+    energy: Energy | None = None
+    hli: Energy | None = None
+    """The bound, also where energy was measured."""
+    tokens: Resampled | None = None
+    """Tokens per query over the reference's: neither better nor worse."""
+    energy_refusal: str | None = None
+    """Why joules per query are not compared, though they were measured."""
+    e: Resampled | None = None
+    """E_SI."""
+    s: Resampled | None = None
+    """S_SI, not clamped."""
+
+    @property
+    def sources(self) -> Sources:
+        """Of energy and of memory; None: not compared."""
+        return self.energy.source if self.energy is not None else None, self.memory_source
+
+
+def reference_ratios(reference: str, scores: Mapping[str, float] | None = None) -> Ratios:
+    """The reference compared with itself: 1 in everything, without any doubt."""
+    one = Resampled(value=1.0, draws=np.ones(1))
+    return Ratios(target=reference, scores=scores or {}, t=one, eta=one, rho=one, saving=one, tokens=one, e=one, s=one)
+
+
+def ratios_of(
+    target: OperatingPoint,
+    reference: OperatingPoint,
+    *,
+    items: ItemFigures,
+    noise: RepeatNoise | RepeatsKnown,
+    settings: IndexSettings,
+    sources: Sources | None = None,
+) -> Ratios:
+    """The ratios of two points at equal B (`batch_refusal`). Energy and memory are compared by `sources`, by default
+    the best that both sides have: measured before HLI, memory needed before peak. Joules per query are joules per token
+    times the mean length of the items that both completed."""
+
+    def pair(
+        figure: str, read: Callable[[OperatingPoint, str], dict[int, float]] = OperatingPoint.by_repeat
+    ) -> tuple[Resampled, Resampled] | None:
+        ours, theirs = read(target, figure), read(reference, figure)
+        shared = sorted(ours.keys() & theirs.keys())
+        if not shared:
+            return None
+        return noise.mean({at: ours[at] for at in shared}), noise.mean({at: theirs[at] for at in shared})
+
+    def joules(figure: str) -> tuple[Resampled, Resampled] | None:
+        if items.tokens is None:
+            return None if items.refusal else pair(figure)
+        sides = pair(figure, OperatingPoint.joules_per_token)
+        if sides is None:
+            return None
+        ours, theirs = (derive(lambda j, length: j * length, *both) for both in zip(sides, items.tokens, strict=True))
+        return ours, theirs
+
+    def ratio(sides: tuple[Resampled, Resampled] | None) -> Resampled | None:
+        return derive(lambda ours, theirs: ours / theirs, *sides) if sides else None
+
+    energies = {
+        source: Energy(source=source, target_j=sides[0], reference_j=sides[1])
+        for source, figure in _ENERGY.items()
+        if (sides := joules(figure))
+    }
+    memories = {source: found for source, figure in _MEMORY.items() if (found := ratio(pair(figure)))}
+    if sources is None:
+        sources = next(iter(energies), None), next(iter(memories), None)
+    energy = energies.get(sources[0]) if sources[0] is not None else None
+    memory = memories.get(sources[1]) if sources[1] is not None else None
+    measured = any(target.by_repeat(figure) and reference.by_repeat(figure) for figure in _ENERGY.values())
+    eta = ratio(pair("tokens_per_s"))
+    rho = derive(lambda needed: 1 / needed, memory) if memory else None
+    return Ratios(
+        target=target.target,
+        t=items.t,
+        scores=target.scores,
+        eta=eta,
+        rho=rho,
+        memory_source=sources[1],
+        saving=energy.saving if energy else None,
+        e=_efficiency(eta, rho, settings.alpha),
+        s=_sustainability(energy, settings) if energy else None,
+        energy=energy,
+        hli=energies.get("hli"),
+        tokens=ratio(items.tokens) or (None if items.refusal else ratio(pair("tokens_per_query"))),
+        energy_refusal=items.refusal if measured else None,
+    )
+
+
+def _efficiency(eta: Resampled | None, rho: Resampled | None, alpha: float) -> Resampled | None:
+    if alpha in (0, 1):
+        return eta if alpha else rho
+    return derive(lambda speed, memory: efficiency(speed, memory, alpha), eta, rho) if eta and rho else None
+
+
+def _sustainability(energy: Energy, settings: IndexSettings) -> Resampled:
+    if settings.sustainability == "linear":
+        return energy.saving
+    sides = energy.target_j, energy.reference_j
+    gamma = settings.carbon_kg_per_kwh
+    if settings.sustainability == "log_kgco2e" and gamma is not None:
+        sides = derive(lambda j: carbon_kg(j, gamma), sides[0]), derive(lambda j: carbon_kg(j, gamma), sides[1])
+    return derive(sustainability_log, *sides)
+
+
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens/s of all slots together and of one, which the paper does not tell apart; None: not measured.
+
+    Of one target at one concurrency: geometric means over its repeats."""
+
+    target: str
     concurrency: int
-    word: str
-    estimate: Estimate | None
-    decided: bool
-    """Else the interval is told too: it says why not."""
-    why: str = ""
-    """Instead of the figure, where there is none."""
+    running_mean: float | None
+    tokens_per_s: float | None
+    """Aggregate."""
+    tokens_per_s_per_sequence: float | None
+    """Aggregate over the running batch: equal to it at B = 1 only."""
+    step_s: float | None
+    """Running batch over the aggregate: seconds from a sequence's token to its next."""
 
 
-def by_span(said: Sequence[Said], figure: str, *, briefly: bool = False) -> str:
-    """Neighbouring concurrencies with the same word together: "no at B ≤ 16 (SI 1.21), yes at B = 128 (SI 0.88)".
-    Without the figures where `briefly`."""
-    ordered = sorted(said, key=lambda s: s.concurrency)
-    spans = [list(span) for _, span in groupby(ordered, key=lambda s: s.word)]
-    if len(spans) == 1 and len(ordered) > 1:
-        where = [f"at every B measured, {_range(ordered)}"]
-    else:
-        measured = [s.concurrency for s in ordered]
-        where = [f"at {spanned([s.concurrency for s in span], measured)}" for span in spans]
-    if briefly:
-        return ", ".join(f"{span[0].word} {place}" for span, place in zip(spans, where, strict=True))
-    return ", ".join(f"{s[0].word} {place} ({_said_figures(s, figure)})" for s, place in zip(spans, where, strict=True))
-
-
-def _range(span: Sequence[Said]) -> str:
-    ends = dict.fromkeys((str(span[0].concurrency), str(span[-1].concurrency)))
-    return "\N{EN DASH}".join(ends)
-
-
-def _said_figures(span: Sequence[Said], figure: str) -> str:
-    """Of the whole span; where the reasons for having none differ, one after the other with its batches."""
-    parts = [list(part) for _, part in groupby(span, key=lambda s: s.why)]
-    if len(parts) == 1:
-        return _of_one(span, figure)
-    asked = [s.concurrency for s in span]
-    return "; ".join(f"{spanned([s.concurrency for s in part], asked)}: {_of_one(part, figure)}" for part in parts)
-
-
-def _of_one(span: Sequence[Said], figure: str) -> str:
-    known = [s.estimate for s in span if s.estimate is not None]
-    if not known:
-        return span[0].why
-    values = sorted(estimate.value for estimate in known)
-    ends = dict.fromkeys((_number(values[0]), _number(values[-1])))
-    text = f"{figure} {' to '.join(ends)}"
-    only = known[0]
-    if not span[0].decided and len(known) == 1 and only.lo is not None and only.hi is not None:
-        wide = too_wide(only.lo, only.hi, floor=-1.0 if figure == "COR" else 0.0)
-        text += ", not known: the repeats differ too much" if wide else f", {_number(only.lo)} to {_number(only.hi)}"
-    return f"{text}; {span[0].why}" if span[0].why else text
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+def speed(point: OperatingPoint) -> Speed:
+    """The speed of a point; figures per sequence need its running batch."""
+    rates = point.by_repeat("tokens_per_s").values()
+    aggregate = math.exp(sum(map(math.log, rates)) / len(rates)) if rates else None
+    running = point.running_mean
+    per_sequence = aggregate / running if aggregate and running else None
+    return Speed(
+        target=point.target,
+        concurrency=point.concurrency,
+        running_mean=running,
+        tokens_per_s=aggregate,
+        tokens_per_s_per_sequence=per_sequence,
+        step_s=1 / per_sequence if per_sequence else None,
+    )

@@ -1,38 +1,198 @@
-"""IndexStudy: all indices of a run, over targets and batch sizes."""
+"""IndexStudy: all indices of a run, over targets and batch sizes.
+
+TargetIndices: every index of a target against the reference at one concurrency.
+
+Trap: is a precision worth less than the reference (SI < 1)? COR curve: the slowdown in tokens/s over the batch size.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from itertools import combinations
+from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
+from loadgen.analysis.celldata import Floats
+from loadgen.analysis.estimate import BatchResult, Estimate, by_span
 from loadgen.analysis.forked import forked
 from loadgen.analysis.indices.dominance import Dominance, WeightSpace, dominances, weight_space
-from loadgen.analysis.indices.formulas import Estimate, IndexSettings, RepeatNoise, RepeatsKnown
-from loadgen.analysis.indices.point import ItemFigures, OperatingPoint, batch_refusal, item_figures
-from loadgen.analysis.indices.standing import (
-    CorCurve,
-    CorPoint,
+from loadgen.analysis.indices.formulas import (
+    IndexSettings,
+    RepeatNoise,
+    RepeatsKnown,
+    Resampled,
+    carbon_kg,
+    clamped,
+    cor_tps,
+    deficit,
+    derive,
+    efficiency,
+    improvement,
+    least,
+    percent_increase,
+    si_geometric,
+    si_linear,
+)
+from loadgen.analysis.indices.point import (
+    Energy,
+    EnergySource,
+    ItemFigures,
+    MemorySource,
+    OperatingPoint,
+    Ratios,
     Speed,
-    Standing,
-    cor_curve,
-    reference_standing,
+    batch_refusal,
+    item_figures,
+    ratios_of,
+    reference_ratios,
     speed,
-    stand,
 )
-from loadgen.analysis.indices.target import (
-    SiDifference,
-    TargetIndices,
-    TrapAnswer,
-    TrapPoint,
-    si_differences,
-    target_indices,
-    trap_answer,
-)
+from loadgen.analysis.intervals import log_error
 from loadgen.analysis.trust.significance import RESAMPLES
+from loadgen.bounds import Count
+from loadgen.options import Form
+
+Trap = Literal["trap", "no trap", "cannot tell"]
+CorClass = Literal["dissolved", "trap", "casting-dominant", "unresolved"]
+Formula = Callable[..., float | Floats]
+
+
+class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
+    """E_SI with what it is made of."""
+
+    value: Estimate | None
+    alpha: float
+    eta: Estimate | None
+    """TPS / TPS_ref."""
+    rho: Estimate | None
+    """V_ref / V: measured, never 16 / bits. Below 1 the target needs more memory than the reference."""
+    memory_source: MemorySource | None
+    floor: float | None
+    """Least E_SI at this eta with rho of 1 or more; an E_SI below it needs rho < 1."""
+
+
+class EnergyChange(msgspec.Struct, frozen=True, kw_only=True):
+    """E/query of the target over the reference's: ratio = per_token_ratio x tokens_ratio."""
+
+    source: EnergySource
+    """hli: a bound, in which the ratio is one of latencies."""
+    ratio: Estimate
+    increase_percent: Estimate
+    """100 (ratio - 1)."""
+    per_token_ratio: Estimate | None
+    tokens_ratio: Estimate | None
+    """Of the lengths of the answers."""
+
+
+class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of analysis.json's `indices`; None: not measured, or refused."""
+
+    target: str
+    reference: str
+    concurrency: Count
+    refusal: str | None
+    """Why nothing but T_SI can be compared."""
+    cor_tps: Estimate | None
+    """TPS_ref / TPS - 1."""
+    cor_class: CorClass | None
+    t_si: Estimate | None
+    e_si: Efficiency
+    sustainability: Form
+    """The form of S_SI."""
+    s_si: Estimate | None
+    """At most 1: this one enters SI."""
+    s_si_raw: Estimate | None
+    caes_kg_per_query: Estimate | None
+    """Of the target, in kgCO2e."""
+    energy_refusal: str | None
+    """Why joules per query are not compared, though they were measured: too few items that both sides completed."""
+    energy: EnergyChange | None
+    energy_hli: EnergyChange | None
+    """By the bound; also where energy was measured."""
+    weights: tuple[float, float, float]
+    si: Estimate | None
+    """Linear, of T, E and S clamped."""
+    si_raw: Estimate | None
+    """Linear, of T, E and S not clamped."""
+    si_repeats: dict[int, float] = {}
+    """Repeat -> `si` of it alone, from the same sources and items, scaled so that the geometric mean is `si`."""
+    si_item_error: float | None = None
+    """Relative standard error of `si` that comes from the choice of items, the same in every repeat."""
+    si_geometric: Estimate | None
+    """Of S clamped."""
+    si_geometric_raw: Estimate | None
+    deficit: Estimate | None
+    """1 - si."""
+    improvement: Estimate | None
+    """1 / si - 1."""
+    trap: Trap
+    """By `si`."""
+    trap_raw: Trap
+    """By `si_raw`."""
+
+    @property
+    def missing(self) -> str:
+        """Why there is no SI; empty where there is one."""
+        if self.si is not None:
+            return ""
+        if self.refusal is not None:
+            return "unequal batch"
+        pillars = {
+            "accuracy": self.t_si,
+            "tokens/s": self.e_si.eta,
+            "memory": self.e_si.value if self.e_si.eta is not None else self.e_si.rho,
+            "energy": self.s_si,
+        }
+        if self.energy_refusal is not None:
+            pillars |= {f"comparable energy: {self.energy_refusal}": pillars.pop("energy")}
+        return "no " + ", no ".join(name for name, figure in pillars.items() if figure is None)
+
+
+class SiDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a target's SI is higher or lower than another's at one concurrency, from their joint draws."""
+
+    target: str
+    other: str
+    concurrency: Count
+    higher: bool
+    """The direction that `p` speaks for."""
+    p: float
+    """Two-sided, of this concurrency alone: a claim over several needs Holm's correction."""
+
+
+class TrapOverBatches(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether one target is a trap, over its batch sizes, in words."""
+
+    target: str
+    reference: str
+    sentence: str
+    brief: str = ""
+    """The same without its figures."""
+
+
+class CorPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """COR at one asked concurrency; `running_mean` is the measured batch, the curve's x."""
+
+    concurrency: Count
+    running_mean: float | None
+    cor_tps: Estimate
+    cor_class: CorClass
+
+
+class CorCurve(msgspec.Struct, frozen=True, kw_only=True):
+    """COR of one target over B, in the order of B."""
+
+    target: str
+    reference: str
+    points: tuple[CorPoint, ...]
+    sentence: str
+    brief: str = ""
+    """The same without its figures."""
 
 
 class IndexStudy(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,13 +201,13 @@ class IndexStudy(msgspec.Struct, frozen=True, kw_only=True):
     indices: tuple[TargetIndices, ...] = ()
     speeds: tuple[Speed, ...] = ()
     cor_curves: tuple[CorCurve, ...] = ()
-    traps: tuple[TrapAnswer, ...] = ()
+    traps: tuple[TrapOverBatches, ...] = ()
     weight_space: tuple[WeightSpace, ...] = ()
     dominance: tuple[Dominance, ...] = ()
     si_differences: tuple[SiDifference, ...] = ()
 
     def of(self, target: str, concurrency: int) -> TargetIndices | None:
-        """Of one target at one concurrency; None for the reference."""
+        """The indices of one target at one concurrency; None for the reference."""
         found = (entry for entry in self.indices if (entry.target, entry.concurrency) == (target, concurrency))
         return next(found, None)
 
@@ -73,12 +233,15 @@ def index_study(
         at_b[point.concurrency].append(point)
     tasks = [partial(_at, together, reference, settings, resamples, seed) for _, together in sorted(at_b.items())]
     found = list(forked(tasks, processes))
-    entries = [entry for at in found for entry in at.entries]
+    by_target: dict[str, list[tuple[OperatingPoint, TargetIndices]]] = defaultdict(list)
+    for at in found:
+        for point, entry in at.entries:
+            by_target[entry.target].append((point, entry))
     return IndexStudy(
-        indices=tuple(entry for _, entry in entries),
+        indices=tuple(entry for at in found for _, entry in at.entries),
         speeds=tuple(speed(point) for point in points),
-        cor_curves=tuple(_curves(entries)),
-        traps=tuple(_traps([entry for _, entry in entries])),
+        cor_curves=tuple(curve for entries in by_target.values() if (curve := cor_curve(entries)) is not None),
+        traps=tuple(trap_over_batches([entry for _, entry in entries]) for entries in by_target.values()),
         weight_space=tuple(at.space for at in found if at.space is not None),
         dominance=tuple(pair for at in found for pair in at.dominance),
         si_differences=tuple(difference for at in found for difference in at.differences),
@@ -88,32 +251,34 @@ def index_study(
 class _At(NamedTuple):
     """What one concurrency says."""
 
-    entries: list[tuple[OperatingPoint, TargetIndices]]
-    space: WeightSpace | None
-    dominance: list[Dominance]
-    differences: list[SiDifference]
+    entries: Sequence[tuple[OperatingPoint, TargetIndices]] = ()
+    space: WeightSpace | None = None
+    dominance: Sequence[Dominance] = ()
+    differences: Sequence[SiDifference] = ()
 
 
 def _at(together: Sequence[OperatingPoint], reference: str, settings: IndexSettings, resamples: int, seed: int) -> _At:
     others = [point for point in together if point.target != reference]
     against = next((point for point in together if point.target == reference), None)
     if against is None or not others:
-        return _At([], None, [], [])
+        return _At()
     b = against.concurrency
     items = item_figures(others, against, resamples=resamples, seed=seed)
     noise = RepeatNoise({r.repeat for point in together for r in point.repeats}, resamples=resamples, seed=seed)
-    standings, entries = [reference_standing(reference, against.scores)], []
+    of_all, entries = [reference_ratios(reference, against.scores)], []
     for point in others:
-        refusal = batch_refusal(point, against)
-        standing = _standing(point, against, items[point.target], noise, settings, refusal)
-        standings.append(standing)
-        again = partial(stand, items=items[point.target], settings=settings, sources=standing.sources)
+        ours, refusal = items[point.target], batch_refusal(point, against)
+        ratios = Ratios(target=point.target, t=ours.t, scores=point.scores)
+        if refusal is None:
+            ratios = ratios_of(point, against, items=ours, noise=noise, settings=settings)
+        of_all.append(ratios)
+        again = partial(ratios_of, items=ours, settings=settings, sources=ratios.sources)
         entry = target_indices(
-            standing,
+            ratios,
             reference=reference,
             concurrency=b,
             settings=settings,
-            t_si=_t_si(items[point.target]),
+            t_si=_t_si(ours),
             refusal=refusal,
             repeats={at: again(point.alone(at), against.alone(at), noise=noise) for at in point.by_repeat("repeat")},
             of_items=again(point, against, noise=RepeatsKnown()),
@@ -121,23 +286,10 @@ def _at(together: Sequence[OperatingPoint], reference: str, settings: IndexSetti
         entries.append((point, entry))
     return _At(
         entries,
-        weight_space(b, standings, seed=seed),
-        list(dominances(b, standings)),
-        list(si_differences(b, standings, settings.weights)),
+        weight_space(b, of_all, seed=seed),
+        list(dominances(b, of_all)),
+        list(si_differences(b, of_all, settings.weights)),
     )
-
-
-def _standing(
-    point: OperatingPoint,
-    against: OperatingPoint,
-    items: ItemFigures,
-    noise: RepeatNoise,
-    settings: IndexSettings,
-    refusal: str | None,
-) -> Standing:
-    if refusal is not None:
-        return Standing(target=point.target, t=items.t, scores=point.scores)
-    return stand(point, against, items=items, noise=noise, settings=settings)
 
 
 def _t_si(items: ItemFigures) -> Estimate | None:
@@ -147,42 +299,194 @@ def _t_si(items: ItemFigures) -> Estimate | None:
     return Estimate(value=ratio.value, lo=ratio.lo, hi=ratio.hi)
 
 
-def _curves(entries: Sequence[tuple[OperatingPoint, TargetIndices]]) -> Iterable[CorCurve]:
-    points: dict[tuple[str, str], list[CorPoint]] = defaultdict(list)
+def target_indices(
+    ratios: Ratios,
+    *,
+    reference: str,
+    concurrency: int,
+    settings: IndexSettings,
+    t_si: Estimate | None,
+    refusal: str | None = None,
+    repeats: Mapping[int, Ratios] | None = None,
+    of_items: Ratios | None = None,
+) -> TargetIndices:
+    """The indices from the ratios; `t_si` as reported by the trust tests, from the same items.
+
+    `repeats`: the ratios in each repeat alone, by the same sources; `of_items`: the ratios whose draws have the noise
+    of the items alone.
+    """
+    si, raw = _index(ratios, si_linear, settings)
+    geometric, geometric_raw = _index(ratios, si_geometric, settings)
+    cor = derive(lambda eta: cor_tps(eta, 1.0), ratios.eta) if ratios.eta else None
+    gamma, energy = settings.carbon_kg_per_kwh, ratios.energy
+    carbon = derive(lambda energy_j: carbon_kg(energy_j, gamma), energy.target_j) if energy and gamma else None
+    return TargetIndices(
+        target=ratios.target,
+        reference=reference,
+        concurrency=concurrency,
+        refusal=refusal,
+        cor_tps=_estimate(cor),
+        cor_class=cor_class_of(cor.estimate) if cor else None,
+        t_si=t_si,
+        e_si=Efficiency(
+            value=_estimate(ratios.e),
+            alpha=settings.alpha,
+            eta=_estimate(ratios.eta),
+            rho=_estimate(ratios.rho),
+            memory_source=ratios.memory_source,
+            floor=efficiency(ratios.eta.value, 1.0, settings.alpha) if ratios.eta else None,
+        ),
+        sustainability=settings.sustainability,
+        s_si=_estimate(derive(clamped, ratios.s) if ratios.s else None),
+        s_si_raw=_estimate(ratios.s),
+        caes_kg_per_query=_estimate(carbon),
+        energy_refusal=ratios.energy_refusal,
+        energy=_change(energy, ratios.tokens),
+        energy_hli=_change(ratios.hli, ratios.tokens),
+        weights=settings.weights,
+        si=si,
+        si_raw=raw,
+        si_repeats=_si_repeats(si, repeats or {}, settings),
+        si_item_error=_item_error(of_items, settings) if of_items is not None else None,
+        si_geometric=geometric,
+        si_geometric_raw=geometric_raw,
+        deficit=si.falling(deficit) if si else None,
+        improvement=si.falling(improvement) if si else None,
+        trap=trap_of(si),
+        trap_raw=trap_of(raw),
+    )
+
+
+def _estimate(figure: Resampled | None) -> Estimate | None:
+    return figure.estimate if figure else None
+
+
+def _index(ratios: Ratios, formula: Formula, settings: IndexSettings) -> tuple[Estimate | None, Estimate | None]:
+    """SI with S clamped, and not."""
+    found = _raw_and_full(ratios, formula, settings.weights)
+    return (least(*found), found[0].estimate) if found is not None else (None, None)
+
+
+def _raw_and_full(
+    ratios: Ratios, formula: Formula, weights: tuple[float, float, float]
+) -> tuple[Resampled, Resampled] | None:
+    """SI with S, and with 1 in its place: with S clamped it is the smaller of the two."""
+    t, e, s = ratios.t, ratios.e, ratios.s
+    if not (t and e and s):
+        return None
+    raw = derive(lambda *pillars: formula(*pillars, weights), t, e, s)
+    return raw, derive(lambda *pillars: formula(*pillars, 1.0, weights), t, e)
+
+
+def _si_repeats(si: Estimate | None, repeats: Mapping[int, Ratios], settings: IndexSettings) -> dict[int, float]:
+    """SI is a sum of ratios, and the mean of sums is not the sum of means: all repeats are scaled alike."""
+    found = {at: own.value for at, alone in repeats.items() if (own := _index(alone, si_linear, settings)[0])}
+    if si is None or si.value <= 0 or not found:
+        return {}
+    scale = si.value / math.exp(sum(map(math.log, found.values())) / len(found))
+    return {at: own * scale for at, own in found.items()}
+
+
+def _item_error(of_items: Ratios, settings: IndexSettings) -> float | None:
+    """Where S may be below 1 by its interval, of SI with S: that is not the smaller error of the two."""
+    ends = [found.estimate for found in _raw_and_full(of_items, si_linear, settings.weights) or ()]
+    known = [(lo, hi) for end in ends if (lo := end.lo) and (hi := end.hi)]
+    return log_error(*min(known)) if len(known) == 2 else None
+
+
+def _change(energy: Energy | None, tokens: Resampled | None) -> EnergyChange | None:
+    if energy is None:
+        return None
+    ratio = derive(lambda ours, theirs: ours / theirs, energy.target_j, energy.reference_j)
+    return EnergyChange(
+        source=energy.source,
+        ratio=ratio.estimate,
+        increase_percent=derive(percent_increase, ratio).estimate,
+        per_token_ratio=_estimate(derive(lambda query, length: query / length, ratio, tokens) if tokens else None),
+        tokens_ratio=_estimate(tokens),
+    )
+
+
+def si_differences(
+    concurrency: int, of_all: Sequence[Ratios], weights: tuple[float, float, float]
+) -> Iterator[SiDifference]:
+    """Every unordered pair whose SI has draws."""
+    known: list[tuple[str, list[Floats]]] = []
+    for ratios in of_all:
+        draws = [found.draws for found in _raw_and_full(ratios, si_linear, weights) or () if found.draws is not None]
+        if len(draws) == 2:
+            known.append((ratios.target, draws))
+    for (target, ours), (other, theirs) in combinations(known, 2):
+        lower, higher = _p_below(ours, theirs), _p_below(theirs, ours)
+        p = min(1.0, 2 * min(lower, higher))
+        yield SiDifference(target=target, other=other, concurrency=concurrency, higher=higher < lower, p=p)
+
+
+def _p_below(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
+    """One-sided p that our SI is not below theirs. Ours is below if one of its two figures lies below both of theirs;
+    two chances cost twice the p, as in `least`."""
+    ways = []
+    for draws in ours:
+        misses = [(1 + np.count_nonzero(~(draws < other))) / (1 + max(len(draws), len(other))) for other in theirs]
+        ways.append(max(misses))
+    return float(min(1.0, 2 * min(ways)))
+
+
+def trap_of(si: Estimate | None) -> Trap:
+    """Trap if the whole interval of SI lies below 1 (the reference's SI), no trap if above, else cannot tell."""
+    if si is not None and si.below(1):
+        return "trap"
+    return "no trap" if si is not None and si.above(1) else "cannot tell"
+
+
+def trap_over_batches(entries: Sequence[TargetIndices]) -> TrapOverBatches:
+    """In words; where the clamp of S decides the verdict, the verdict without it is added."""
+    results = [_trap_result(entry, entry.si) for entry in entries]
+    sentence, brief = "quantization trap: " + by_span(results, "SI"), by_span(results, "SI", briefly=True)
+    if raw := [_trap_result(entry, entry.si_raw) for entry in entries if entry.trap != entry.trap_raw]:
+        sentence += "; with S not clamped at 1: " + by_span(raw, "SI")
+        brief += "; S not clamped: " + by_span(raw, "SI", briefly=True)
+    return TrapOverBatches(target=entries[0].target, reference=entries[0].reference, sentence=sentence, brief=brief)
+
+
+def _trap_result(entry: TargetIndices, si: Estimate | None) -> BatchResult:
+    words: dict[Trap, str] = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
+    trap = trap_of(si)
+    return BatchResult(
+        concurrency=entry.concurrency,
+        word=words[trap],
+        estimate=si,
+        decided=trap != "cannot tell",
+        why=entry.missing if si is None else "" if si.lo is not None else "no interval",
+    )
+
+
+def cor_class_of(cor: Estimate) -> CorClass:
+    """By the whole interval: dissolved < 0 (faster), trap 0 to 1, casting-dominant > 1.
+
+    Unresolved where it reaches a border, or where there is no interval.
+    """
+    if cor.below(0):
+        return "dissolved"
+    if cor.above(1):
+        return "casting-dominant"
+    return "trap" if cor.above(0) and cor.below(1) else "unresolved"
+
+
+def cor_curve(entries: Sequence[tuple[OperatingPoint, TargetIndices]]) -> CorCurve | None:
+    """None where no COR is known."""
+    points, results = [], []
     for point, entry in entries:
-        if entry.cor_tps is not None and entry.cor_class is not None:
-            points[entry.target, entry.reference].append(
-                CorPoint(
-                    concurrency=entry.concurrency,
-                    running_mean=point.running_mean,
-                    cor_tps=entry.cor_tps,
-                    cor_class=entry.cor_class,
-                )
-            )
-    return (cor_curve(target, reference, found) for (target, reference), found in points.items())
-
-
-def _traps(entries: Sequence[TargetIndices]) -> Iterable[TrapAnswer]:
-    points: dict[tuple[str, str], list[TrapPoint]] = defaultdict(list)
-    for entry in entries:
-        points[entry.target, entry.reference].append(
-            TrapPoint(concurrency=entry.concurrency, si=entry.si, si_raw=entry.si_raw, missing=_missing(entry))
-        )
-    return (trap_answer(target, reference, found) for (target, reference), found in points.items())
-
-
-def _missing(entry: TargetIndices) -> str:
-    if entry.si is not None:
-        return ""
-    if entry.refusal is not None:
-        return "unequal batch"
-    pillars = {
-        "accuracy": entry.t_si,
-        "tokens/s": entry.e_si.eta,
-        "memory": entry.e_si.value if entry.e_si.eta is not None else entry.e_si.rho,
-        "energy": entry.s_si,
-    }
-    missing = "no " + ", no ".join(name for name, figure in pillars.items() if figure is None)
-    if entry.energy_refusal is None:
-        return missing
-    return f"{missing.removesuffix('energy')}comparable energy: {entry.energy_refusal}"
+        b, cor, word = entry.concurrency, entry.cor_tps, entry.cor_class
+        if cor is not None and word is not None:
+            points.append(CorPoint(concurrency=b, running_mean=point.running_mean, cor_tps=cor, cor_class=word))
+            results.append(BatchResult(concurrency=b, word=word, estimate=cor, decided=word != "unresolved"))
+    if not points:
+        return None
+    return CorCurve(
+        target=entries[0][1].target,
+        reference=entries[0][1].reference,
+        points=tuple(points),
+        sentence=by_span(results, "COR"),
+        brief=by_span(results, "COR", briefly=True),
+    )

@@ -16,11 +16,11 @@ import numpy as np
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.estimate import Direction
 
 Bools = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Bits = Mapping[bool, int]
 """Bits per weight, of the reference under False and of the target under True."""
-Direction = Literal["wins_below", "wins_above"]
 
 
 class Axis(msgspec.Struct, frozen=True, kw_only=True):

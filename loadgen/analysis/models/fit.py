@@ -16,8 +16,9 @@ import numpy as np
 from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.estimate import Direction
 from loadgen.analysis.intervals import CONFIDENCE
-from loadgen.analysis.models.candidate import Axis, Candidate, Direction, Ints, Pair
+from loadgen.analysis.models.candidate import Axis, Candidate, Ints, Pair
 
 EXACT = 1e-9
 """Relative scatter below which figures count as free of noise."""

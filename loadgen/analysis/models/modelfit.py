@@ -12,14 +12,6 @@ from loadgen.analysis.models.candidate import Candidate, Pair
 from loadgen.analysis.models.fit import BStar, Fit, b_star, draws, fit, identified, interval, lack_of_fit, noise_of
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """A figure with its 95% interval; `lo` and `hi` are None where the data do not determine it."""
-
-    value: float
-    lo: float | None
-    hi: float | None
-
-
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     """A fitted parameter, at least 0."""
 

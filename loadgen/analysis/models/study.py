@@ -12,9 +12,10 @@ import numpy as np
 
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossover import Crossover
-from loadgen.analysis.models.candidate import CANDIDATES, TIME_ONLY, Candidate, Direction, Pair, pair_of
+from loadgen.analysis.estimate import Direction, Estimate
+from loadgen.analysis.models.candidate import CANDIDATES, TIME_ONLY, Candidate, Pair, pair_of
 from loadgen.analysis.models.fit import interval, scatter
-from loadgen.analysis.models.modelfit import Estimate, Judged, ModelFit, model_fit
+from loadgen.analysis.models.modelfit import Judged, ModelFit, model_fit
 from loadgen.serving.recipe import load_recipes
 
 LEAST_BATCHES = 4

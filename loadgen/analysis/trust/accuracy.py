@@ -1,29 +1,34 @@
 """AccuracyComparison: a target's answers against the reference's at one concurrency.
 
-AccuracyVerdict: worse, better, equivalent, or inconclusive and how many more items would decide it.
+AccuracyJudgement: worse, better, equivalent, or inconclusive and how many more items would decide it.
 
-How many items a claim about accuracy needs, and what a number of items can show.
-
-Proportions are 0 to 1 (0.01 = 1 pp). `discordance` is the share of items whose correctness changes between the two
-sides. McNemar's power is exact, that of equivalence a normal approximation of the score test.
-
-CorrectEnergy: joules per correct answer.
+Planning: how many items a claim about accuracy needs, and what a number of items can show. Proportions are 0 to 1
+(0.01 = 1 pp). `discordance` is the share of items whose correctness changes between the two sides. McNemar's power is
+exact, that of equivalence a normal approximation of the score test.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.intervals import CONFIDENCE, wilson_interval
-from loadgen.analysis.trust.answers import Answers, count, given, mean_output_tokens, outcome_rate
-from loadgen.analysis.trust.pairing import pair_items
+from loadgen.analysis.trust.answers import (
+    Answers,
+    PairedItems,
+    count,
+    given,
+    mean_output_tokens,
+    outcome_rate,
+    pair_items,
+)
 from loadgen.analysis.trust.significance import (
     RESAMPLES,
     Changes,
@@ -41,14 +46,10 @@ from loadgen.analysis.trust.significance import (
 )
 
 
-class AccuracyComparison(msgspec.Struct, frozen=True, kw_only=True):
+class PairedAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Proportions 0 to 1 over the items that both sides answered; intervals are 95%."""
 
     items: int
-    unpaired_items: int
-    """Answered by one side only, and in no other figure here."""
-    answers: int
-    """Graded answers of the target; more than `items` where items were asked again."""
     accuracy: float
     accuracy_lo: float
     accuracy_hi: float
@@ -59,10 +60,39 @@ class AccuracyComparison(msgspec.Struct, frozen=True, kw_only=True):
     difference: float
     difference_lo: float
     difference_hi: float
-    """Target minus reference."""
+    """Target minus reference; Tango's interval."""
+    table: PairedTable
+
+
+def paired_accuracy(pairs: PairedItems, seen: Changes) -> dict[str, Any]:
+    """The fields of PairedAccuracy."""
+    accuracy_lo, accuracy_hi = wilson_interval(float(pairs.target.sum()), pairs.n)
+    reference_lo, reference_hi = wilson_interval(float(pairs.reference.sum()), pairs.n)
+    difference_lo, difference_hi = difference_interval(seen)
+    return {
+        "items": pairs.n,
+        "accuracy": float(pairs.target.mean()),
+        "accuracy_lo": accuracy_lo,
+        "accuracy_hi": accuracy_hi,
+        "reference_accuracy": float(pairs.reference.mean()),
+        "reference_accuracy_lo": reference_lo,
+        "reference_accuracy_hi": reference_hi,
+        "difference": float(pairs.difference.mean()),
+        "difference_lo": difference_lo,
+        "difference_hi": difference_hi,
+        "table": paired_table(pairs),
+    }
+
+
+class AccuracyComparison(PairedAccuracy, frozen=True, kw_only=True):
+    """Everything about the answers of a target and of the reference at one concurrency, but the judgement."""
+
+    unpaired_items: int
+    """Answered by one side only, and in no other figure here."""
+    answers: int
+    """Graded answers of the target; more than `items` where items were asked again."""
     changes: Changes
     """What the interval is made from, and the equivalence test."""
-    table: PairedTable
     mcnemar_p: float
     t_si: TrustRatio
     t_si_above_chance: TrustRatio | None
@@ -76,32 +106,18 @@ class AccuracyComparison(msgspec.Struct, frozen=True, kw_only=True):
 def compare_accuracy(
     target: Answers, reference: Answers, *, chance: float | None = None, seed: int = 0
 ) -> AccuracyComparison:
-    """Everything about two sides' answers except the verdict, which needs the whole family (`judge`).
+    """Compares two sides' answers; the judgement needs the whole family (`judge`).
 
     `chance`: what guessing scores (multiple choice). Raises ValueError if no item is shared: ask `pairing_refusal`.
     """
     pairs = pair_items(target, reference)
-    ours = {item: target[item] for item in pairs.item_ids}
-    theirs = {item: reference[item] for item in pairs.item_ids}
-    accuracy_lo, accuracy_hi = wilson_interval(float(pairs.target.sum()), pairs.n)
-    reference_lo, reference_hi = wilson_interval(float(pairs.reference.sum()), pairs.n)
+    ours, theirs = ({item: side[item] for item in pairs.item_ids} for side in (target, reference))
     seen = changes(pairs)
-    difference_lo, difference_hi = difference_interval(seen)
     return AccuracyComparison(
-        items=pairs.n,
+        **paired_accuracy(pairs, seen),
         unpaired_items=len(set(target) | set(reference)) - pairs.n,
         answers=sum(count(answered) for answered in given(ours).values()),
-        accuracy=float(pairs.target.mean()),
-        accuracy_lo=accuracy_lo,
-        accuracy_hi=accuracy_hi,
-        reference_accuracy=float(pairs.reference.mean()),
-        reference_accuracy_lo=reference_lo,
-        reference_accuracy_hi=reference_hi,
-        difference=float(pairs.difference.mean()),
-        difference_lo=difference_lo,
-        difference_hi=difference_hi,
         changes=seen,
-        table=paired_table(pairs),
         mcnemar_p=mcnemar_p(pairs, seed=seed),
         t_si=trust_ratio(pairs, seed=seed),
         t_si_above_chance=None if chance is None else trust_ratio(pairs, chance=chance, seed=seed),
@@ -180,7 +196,7 @@ def power_of_mcnemar(items: int, delta: float, discordance: float, *, alpha: flo
 def items_for_equivalence(
     margin: float, discordance: float, *, delta: float = 0.0, power: float = POWER, alpha: float = ALPHA
 ) -> int:
-    """Items for which two one-sided score tests prove |difference| < `margin` when it truly is `delta` (Nam 1997).
+    """Items for which two one-sided score tests prove |difference| < `margin` when the true one is `delta` (Nam 1997).
 
     The test's variance is the one at the margin, which is larger than the true one. Raises ValueError if delta is not
     inside the margin: no number of items proves that then.
@@ -199,7 +215,7 @@ def items_for_equivalence(
 def power_of_equivalence(
     items: int, margin: float, discordance: float, *, delta: float = 0.0, alpha: float = ALPHA
 ) -> float:
-    """Chance (normal approximation) that `items` prove |difference| < `margin` when it truly is `delta`."""
+    """Chance (normal approximation) that `items` prove |difference| < `margin` when the true one is `delta`."""
     return max(0.0, _power_at_root(math.sqrt(items), margin, discordance, delta, alpha))
 
 
@@ -239,16 +255,17 @@ def _z(p: float) -> float:
 
 TRUNCATION_TOLERANCE = 0.01
 """Truncation rates further apart than 1 pp: the comparison is (also) one of answer lengths."""
+Judged = Literal["worse", "better", "equivalent", "inconclusive"]
 
 
-class AccuracyVerdict(msgspec.Struct, frozen=True, kw_only=True):
+class AccuracyJudgement(msgspec.Struct, frozen=True, kw_only=True):
     """What the data prove about one comparison of a family."""
 
-    verdict: Literal["worse", "better", "equivalent", "inconclusive"]
+    verdict: Judged
     margin: float
     """The equivalence margin, as a proportion."""
     within_margin: bool
-    """The difference is proven smaller than the margin; beside worse or better: real, but small."""
+    """The difference is proven smaller than the margin; with worse or better: real, but small."""
     p: float
     """McNemar's, Holm-adjusted over the family."""
     equivalence_p: float
@@ -264,48 +281,39 @@ class AccuracyVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def judge(
     comparisons: Sequence[AccuracyComparison], *, margin: float = MARGIN, alpha: float = ALPHA
-) -> list[AccuracyVerdict]:
-    """One verdict per comparison, in order; the comparisons are one family for Holm's correction.
+) -> list[AccuracyJudgement]:
+    """One per comparison, in order; the comparisons are one family for Holm's correction.
 
     A proven difference is `worse` or `better` even if it is smaller than the margin. At most `alpha` of families
-    without any true difference get a false `worse` or `better`; at most `alpha` of those without any difference inside
+    without any real difference get a false `worse` or `better`; at most `alpha` of those without any difference inside
     the margin get a false `equivalent`.
     """
-    family = len(comparisons)
     differences = holm([comparison.mcnemar_p for comparison in comparisons])
-    equivalences = holm([equivalence_p(c.changes, margin) for c in comparisons])
-    return [
-        _verdict(comparison, p, equivalence_p, margin, alpha, family)
-        for comparison, p, equivalence_p in zip(comparisons, differences, equivalences, strict=True)
-    ]
-
-
-def _verdict(
-    comparison: AccuracyComparison, p: float, equivalence_p: float, margin: float, alpha: float, family: int
-) -> AccuracyVerdict:
-    within_margin = equivalence_p <= alpha
-    verdict: Literal["worse", "better", "equivalent", "inconclusive"]
-    if p <= alpha:
-        verdict = "worse" if comparison.difference < 0 else "better"
-    else:
-        verdict = "equivalent" if within_margin else "inconclusive"
-    truncated, reference_truncated = comparison.truncated_rate, comparison.reference_truncated_rate
-    return AccuracyVerdict(
-        verdict=verdict,
-        margin=margin,
-        within_margin=within_margin,
-        p=p,
-        equivalence_p=equivalence_p,
-        more_items=_more_items(comparison, margin, alpha / family) if verdict == "inconclusive" else None,
-        detectable=detectable_difference(
-            comparison.items, comparison.changes.supposed_discordance, alpha=alpha / family
-        ),
-        confounded=(
-            truncated is not None
-            and reference_truncated is not None
-            and abs(truncated - reference_truncated) > TRUNCATION_TOLERANCE
-        ),
-    )
+    equivalences = holm([equivalence_p(comparison.changes, margin) for comparison in comparisons])
+    alone = alpha / max(len(comparisons), 1)
+    judged = []
+    for comparison, p, p_equivalent in zip(comparisons, differences, equivalences, strict=True):
+        verdict: Judged = "equivalent" if p_equivalent <= alpha else "inconclusive"
+        if p <= alpha:
+            verdict = "worse" if comparison.difference < 0 else "better"
+        truncated, reference_truncated = comparison.truncated_rate, comparison.reference_truncated_rate
+        judged.append(
+            AccuracyJudgement(
+                verdict=verdict,
+                margin=margin,
+                within_margin=p_equivalent <= alpha,
+                p=p,
+                equivalence_p=p_equivalent,
+                more_items=_more_items(comparison, margin, alone) if verdict == "inconclusive" else None,
+                detectable=detectable_difference(
+                    comparison.items, comparison.changes.supposed_discordance, alpha=alone
+                ),
+                confounded=truncated is not None
+                and reference_truncated is not None
+                and abs(truncated - reference_truncated) > TRUNCATION_TOLERANCE,
+            )
+        )
+    return judged
 
 
 def _more_items(comparison: AccuracyComparison, margin: float, alpha: float) -> int:
@@ -320,14 +328,6 @@ def _more_items(comparison: AccuracyComparison, margin: float, alpha: float) -> 
     return max(1, min(ways) - comparison.items)
 
 
-class CorrectEnergy(msgspec.Struct, frozen=True, kw_only=True):
-    """Joules spent per correct answer, with a 95% interval; value None where nothing was answered correctly."""
-
-    value_j: float | None
-    lo_j: float | None
-    hi_j: float | None
-
-
 def correct_energy(
     energy_per_query_j: float,
     scores: Floats,
@@ -336,8 +336,9 @@ def correct_energy(
     degrees: int | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> CorrectEnergy:
-    """Energy per query over accuracy; `scores` are the items' shares of correct answers.
+) -> Estimate | None:
+    """Joules per correct answer: energy per query over accuracy; None where nothing was answered correctly. `scores`
+    are the items' shares of correct answers.
 
     `relative_error` is the standard error of the mean energy on the log scale (sd of the repeats' logarithms / sqrt
     (repeats)) with `degrees` = repeats - 1 degrees of freedom, None if known from elsewhere (normal). Its draws
@@ -346,16 +347,16 @@ def correct_energy(
     """
     accuracy = float(scores.mean()) if len(scores) else 0.0
     if accuracy == 0:
-        return CorrectEnergy(value_j=None, lo_j=None, hi_j=None)
+        return None
     value = energy_per_query_j / accuracy
     tail = 0.5 - CONFIDENCE / 2
     accuracies = resampled_means(scores[:, None], resamples=resamples, seed=seed)[:, 0]
     if relative_error is None or (accuracies == 0).mean() >= tail:
-        return CorrectEnergy(value_j=value, lo_j=None, hi_j=None)
+        return Estimate(value=value)
     rng = np.random.default_rng([seed, 1])
     noise = rng.standard_normal(resamples) if degrees is None else rng.standard_t(degrees, resamples)
     usable = accuracies > 0
     with np.errstate(over="ignore"):  # two repeats: Student's t with one degree of freedom has no bounds to speak of
         draws = energy_per_query_j * np.exp(relative_error * noise[usable]) / accuracies[usable]
     lo, hi = np.quantile(draws, [tail, 1 - tail])
-    return CorrectEnergy(value_j=value, lo_j=float(lo), hi_j=float(hi))
+    return Estimate(value=value, lo=float(lo), hi=float(hi))

@@ -1,18 +1,9 @@
-"""Holm's correction of a family of tests.
+"""Tests and intervals of paired answers: Holm's correction, Cochran's Q, McNemar's test, the score interval and the
+equivalence test of an accuracy difference, the item bootstrap, and TrustRatio: T_SI with a paired interval.
 
-CochranTest: do several conditions answer the same items equally well?
-
-PairedTable: which answers changed between reference and target; McNemar's test.
-
-Changes: how many items were won and lost; score interval and equivalence test of the accuracy difference.
-
-Tango (1998, Stat. Med. 17:891) for the interval, Nam (1997, Biometrics 53:1422) for the test: both compare the
-difference seen with a supposed one, by the variance that the supposed one would have. So they hold where few items
-changed and where all changes go one way, where Wald's interval is too short (docs/trust.md has the figures).
-
-Item bootstrap: resampled means of several columns of the same items, drawn jointly.
-
-TrustRatio: T_SI = accuracy / reference accuracy (paper, Eq. 2), with a paired interval.
+Tango (1998, Stat. Med. 17:891) for the interval of a difference, Nam (1997, Biometrics 53:1422) for the test: both
+compare the difference seen with a supposed one, by the variance that the supposed one would have. So they hold where
+few items changed and where all changes go one way, where Wald's interval is too short (docs/trust.md has the figures).
 """
 
 from __future__ import annotations
@@ -28,7 +19,7 @@ from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.intervals import CONFIDENCE, NORMAL_95
-from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.trust.answers import PairedItems
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -65,13 +56,13 @@ def cochran_q(scores: Floats, *, seed: int = 0) -> CochranTest:
     k = scores.shape[1]
     if not len(changed):
         return CochranTest(q=0.0, p=1.0, method="permutation")
-    within = float(((changed - changed.mean(axis=1, keepdims=True)) ** 2).sum())
-    q = float(_between(changed.sum(axis=0)) * (k - 1) / within)
+    between = _between(changed.sum(axis=0))
+    q = float(between * (k - 1) / float(((changed - changed.mean(axis=1, keepdims=True)) ** 2).sum()))
     if changed.size >= FEW:
         return CochranTest(q=q, p=float(special.chdtrc(k - 1, q)), method="chi2")
-    drawn = np.broadcast_to(changed, (PERMUTATIONS, *changed.shape))
-    permuted = np.random.default_rng(seed).permuted(drawn, axis=2)
-    as_far = _between(permuted.sum(axis=1)) >= _between(changed.sum(axis=0)) - 1e-9
+    repeated = np.broadcast_to(changed, (PERMUTATIONS, *changed.shape))
+    permuted = np.random.default_rng(seed).permuted(repeated, axis=2)
+    as_far = _between(permuted.sum(axis=1)) >= between - 1e-9
     return CochranTest(q=q, p=float((1 + as_far.sum()) / (1 + PERMUTATIONS)), method="permutation")
 
 
@@ -213,9 +204,8 @@ RESAMPLES = 10_000
 MANY_ROWS = 100
 """Different rows from which on items are drawn one by one."""
 MOST_ITEMS = 3000
-"""Of which the draws (8 bytes each) are kept for the next columns: 240 MB."""
-_AT_ONCE = 100
-"""Draws."""
+"""Items up to which the draws (8 bytes each) are kept for the next columns: 240 MB."""
+DRAWS_AT_ONCE = 100
 
 
 def resampled_means(columns: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -228,11 +218,10 @@ def resampled_means(columns: Floats, *, resamples: int = RESAMPLES, seed: int = 
     rows, counts = np.unique(columns, axis=0, return_counts=True)
     if len(rows) > MANY_ROWS and n <= MOST_ITEMS:
         # Not `@`: the last digits of a BLAS product depend on how many cores share it.
-        draws, ours = _draws_of_items(n, resamples, seed), np.ascontiguousarray(columns.T)
-        of_items: Floats = np.einsum("di,ci->dc", draws, ours) / n
-        return of_items
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-    means: Floats = drawn @ rows / n
+        sums = np.einsum("di,ci->dc", _draws_of_items(n, resamples, seed), np.ascontiguousarray(columns.T))
+    else:
+        sums = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples) @ rows
+    means: Floats = sums / n
     return means
 
 
@@ -241,8 +230,8 @@ def _draws_of_items(n: int, resamples: int, seed: int) -> Floats:
     """How often each of n items is drawn; shape (resamples, n)."""
     rng = np.random.default_rng(seed)
     draws = np.empty((resamples, n))
-    for first in range(0, resamples, _AT_ONCE):
-        some = draws[first : first + _AT_ONCE]
+    for first in range(0, resamples, DRAWS_AT_ONCE):
+        some = draws[first : first + DRAWS_AT_ONCE]
         items = rng.integers(n, size=some.shape) + n * np.arange(len(some))[:, None]
         some[:] = np.bincount(items.ravel(), minlength=some.size).reshape(some.shape)
     return draws
@@ -254,16 +243,13 @@ class TrustRatio(msgspec.Struct, frozen=True, kw_only=True):
     None where the ratio has no meaning: a reference at (or, by its resamples, perhaps at) chance.
     """
 
-    value: float | None
-    lo: float | None
-    hi: float | None
+    value: float | None = None
+    lo: float | None = None
+    hi: float | None = None
     """Bonett and Price's interval (2006) of a paired ratio; above chance, percentiles of a bootstrap over items."""
-    delta_lo: float | None
-    delta_hi: float | None
+    delta_lo: float | None = None
+    delta_hi: float | None = None
     """By the delta method on the logarithm: a cross-check. Of width 0 where no answer changed."""
-
-
-NONE = TrustRatio(value=None, lo=None, hi=None, delta_lo=None, delta_hi=None)
 
 
 def trust_ratio(pairs: PairedItems, *, chance: float = 0.0, resamples: int = RESAMPLES, seed: int = 0) -> TrustRatio:
@@ -273,11 +259,8 @@ def trust_ratio(pairs: PairedItems, *, chance: float = 0.0, resamples: int = RES
     """
     above, below = float(pairs.target.mean()) - chance, float(pairs.reference.mean()) - chance
     if below <= 0:
-        return NONE
-    if chance:
-        lo, hi = _bootstrap(pairs, chance, resamples, seed)
-    else:
-        lo, hi = bonett_price(pairs)
+        return TrustRatio()
+    lo, hi = _bootstrap(pairs, chance, resamples, seed) if chance else bonett_price(pairs)
     delta_lo, delta_hi = _delta(pairs, above, below) if lo is not None else (None, None)
     return TrustRatio(value=above / below, lo=lo, hi=hi, delta_lo=delta_lo, delta_hi=delta_hi)
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.analysis.forked import forked
-from loadgen.analysis.trust.accuracy import AccuracyComparison, AccuracyVerdict, compare_accuracy, judge
-from loadgen.analysis.trust.answers import Answer, Answers, item_means
-from loadgen.analysis.trust.pairing import Asked, pair_items, pairing_refusal
+from loadgen.analysis.trust.accuracy import AccuracyComparison, AccuracyJudgement, compare_accuracy, judge
+from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer, item_means, pair_items, pairing_refusal
 from loadgen.analysis.trust.trends import (
     GSM8K_BUCKETS,
     MATHQA_BUCKETS,
+    Bucket,
     DepthCurve,
     EffectRatio,
     TrustInvariance,
@@ -27,10 +27,8 @@ from loadgen.analysis.trust.trends import (
 from loadgen.bounds import Count
 from loadgen.workload.item import ItemFacts
 
-Verdict = Literal["worse", "better", "equivalent", "inconclusive", "refused"]
 
-
-class Side(msgspec.Struct, frozen=True, kw_only=True):
+class TargetAnswers(msgspec.Struct, frozen=True, kw_only=True):
     """The answers of a target at one concurrency, over its repeats."""
 
     target: str
@@ -48,7 +46,7 @@ class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     reference: str
     concurrency: Count
-    verdict: Verdict
+    verdict: Literal["worse", "better", "equivalent", "inconclusive", "refused"]
     sentence: str
     brief: str = ""
     """The difference with its interval, and the verdict."""
@@ -59,7 +57,7 @@ class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
     lost: float | None = None
     won: float | None = None
     comparison: AccuracyComparison | None = None
-    judgement: AccuracyVerdict | None = None
+    judgement: AccuracyJudgement | None = None
 
 
 class BatchTest(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,19 +91,19 @@ class TrustStudy(msgspec.Struct, frozen=True, kw_only=True):
         return next(found, None)
 
 
-def study(sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: str, processes: int = 1) -> TrustStudy:
+def study(
+    sides: Sequence[TargetAnswers], facts: Mapping[str, ItemFacts], *, reference: str, processes: int = 1
+) -> TrustStudy:
     """All comparisons of a run, one family for Holm's correction. Sides without any graded answer are left out."""
     sides = [side for side in sides if item_means(side.answers)]
     options = [len(item.options) for item in facts.values() if item.options]
     chance = len(options) / sum(options) if options else None
-    targets: dict[str, dict[int, Side]] = defaultdict(dict)
+    targets: dict[str, dict[int, TargetAnswers]] = defaultdict(dict)
     for side in sides:
         targets[side.target][side.concurrency] = side
     against = targets.get(reference, {})
     others = {name: by_b for name, by_b in targets.items() if name != reference}
-    pairs = [
-        (side, against[b]) for by_b in others.values() for b, side in by_b.items() if b in against
-    ]  # fmt: skip
+    pairs = [(side, against[b]) for by_b in others.values() for b, side in by_b.items() if b in against]
     refusals = [pairing_refusal(ours.asked, theirs.asked) for ours, theirs in pairs]
     tasks: list[Callable[[], Any]] = [
         *(partial(_compared, *pair, refusal, chance) for pair, refusal in zip(pairs, refusals, strict=True)),
@@ -121,33 +119,27 @@ def study(sides: Sequence[Side], facts: Mapping[str, ItemFacts], *, reference: s
     )
 
 
-def _compared(ours: Side, theirs: Side, refusal: str | None, chance: float | None) -> AccuracyComparison | None:
+def _compared(
+    ours: TargetAnswers, theirs: TargetAnswers, refusal: str | None, chance: float | None
+) -> AccuracyComparison | None:
     return None if refusal else compare_accuracy(ours.answers, theirs.answers, chance=chance)
 
 
 def _tests(
-    pairs: Sequence[tuple[Side, Side]],
+    pairs: Sequence[tuple[TargetAnswers, TargetAnswers]],
     refusals: Sequence[str | None],
     comparisons: Sequence[AccuracyComparison | None],
 ) -> Iterable[TrustTest]:
     judged = iter(judge([comparison for comparison in comparisons if comparison is not None]))
     for (ours, theirs), refusal, comparison in zip(pairs, refusals, comparisons, strict=True):
+        compared: dict[str, Any] = {"target": ours.target, "reference": theirs.target, "concurrency": ours.concurrency}
         if comparison is None:
-            yield TrustTest(
-                target=ours.target,
-                reference=theirs.target,
-                concurrency=ours.concurrency,
-                verdict="refused",
-                sentence=refusal or "",
-                brief="not compared",
-            )
+            yield TrustTest(**compared, verdict="refused", sentence=refusal or "", brief="not compared")
             continue
         judgement = next(judged)
         sentence, brief = _in_words(comparison, judgement)
         yield TrustTest(
-            target=ours.target,
-            reference=theirs.target,
-            concurrency=ours.concurrency,
+            **compared,
             verdict=judgement.verdict,
             sentence=sentence,
             brief=brief,
@@ -162,7 +154,7 @@ def _tests(
         )
 
 
-def _in_words(c: AccuracyComparison, judgement: AccuracyVerdict) -> tuple[str, str]:
+def _in_words(c: AccuracyComparison, judgement: AccuracyJudgement) -> tuple[str, str]:
     """The sentence and the brief of a test."""
     margin = f"{100 * judgement.margin:g} pp"
     verdict = f"equivalent within {margin}" if judgement.verdict == "equivalent" else judgement.verdict
@@ -189,7 +181,7 @@ def _count(number: float) -> str:
 
 
 def _over_batches(
-    target: str, by_b: Mapping[int, Side], against: Mapping[int, Side], reference: str
+    target: str, by_b: Mapping[int, TargetAnswers], against: Mapping[int, TargetAnswers], reference: str
 ) -> BatchTest | None:
     answers = {b: side.answers for b, side in by_b.items()}
     invariance = trust_invariance(answers)
@@ -202,8 +194,8 @@ def _over_batches(
 
 def _by_depth(
     target: str,
-    by_b: Mapping[int, Side],
-    against: Mapping[int, Side],
+    by_b: Mapping[int, TargetAnswers],
+    against: Mapping[int, TargetAnswers],
     facts: Mapping[str, ItemFacts],
     *,
     lettered: bool,
@@ -213,23 +205,21 @@ def _by_depth(
     if not shared:
         return []
     pairs = pair_items(_together(by_b[b] for b in shared), _together(against[b] for b in shared))
-    steps: Mapping[str, int | None] = {item: fact.steps for item, fact in facts.items()}
-    annotated: Mapping[str, int | None] = {item: fact.annotated_steps for item, fact in facts.items()}
-    tests = []
-    if any(known is not None for known in steps.values()):
-        curve = depth_curve(pairs, steps, buckets)
-        tests.append(DepthTest(target=target, reference=against[shared[0]].target, measure="steps", curve=curve))
-    if any(known is not None for known in annotated.values()):
-        curve = depth_curve(pairs, annotated, ((0, 2), *buckets[1:]))
-        tests.append(
-            DepthTest(target=target, reference=against[shared[0]].target, measure="annotated_steps", curve=curve)
-        )
-    return tests
+    reference = against[shared[0]].target
+    measures: dict[Literal["steps", "annotated_steps"], tuple[dict[str, int | None], Sequence[Bucket]]] = {
+        "steps": ({item: fact.steps for item, fact in facts.items()}, buckets),
+        "annotated_steps": ({item: fact.annotated_steps for item, fact in facts.items()}, ((0, 2), *buckets[1:])),
+    }
+    return [
+        DepthTest(target=target, reference=reference, measure=measure, curve=depth_curve(pairs, steps, chosen))
+        for measure, (steps, chosen) in measures.items()
+        if any(known is not None for known in steps.values())
+    ]
 
 
-def _together(sides: Iterable[Side]) -> Answers:
+def _together(sides: Iterable[TargetAnswers]) -> Answers:
     """All answers to each item, whatever the concurrency: one cluster."""
-    pooled: dict[str, list[Answer]] = defaultdict(list)
+    pooled: dict[str, list[GradedAnswer]] = defaultdict(list)
     for side in sides:
         for item, answered in side.answers.items():
             pooled[item].extend(answered)

@@ -16,18 +16,15 @@ import numpy as np
 from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats, Mask
-from loadgen.analysis.intervals import CONFIDENCE, NORMAL_95, wilson_interval
-from loadgen.analysis.trust.accuracy import ALPHA, MARGIN
-from loadgen.analysis.trust.answers import Agreement, Answers, across, item_means, within
-from loadgen.analysis.trust.pairing import PairedItems
+from loadgen.analysis.intervals import CONFIDENCE, NORMAL_95
+from loadgen.analysis.trust.accuracy import ALPHA, MARGIN, PairedAccuracy, paired_accuracy
+from loadgen.analysis.trust.answers import Agreement, Answers, PairedItems, across, item_means, within
 from loadgen.analysis.trust.significance import (
     RESAMPLES,
-    PairedTable,
     changes,
     cochran_q,
     difference_interval,
     equivalence_p,
-    paired_table,
     resampled_means,
     trust_ratio,
 )
@@ -57,10 +54,9 @@ def absolute_trend(pairs: PairedItems, steps: Floats) -> DepthTrend | None:
     The score of depth in a linear model of the item differences. Its reference distribution is that of swapping the
     two labels within items (sign flips), in the normal limit, about the mean difference.
     """
-    difference = pairs.difference
     if len(steps) == 0:
         return None
-    return _score_test((steps - steps.mean()) * (difference - difference.mean()))
+    return _score_test((steps - steps.mean()) * (pairs.difference - pairs.difference.mean()))
 
 
 def relative_trend(pairs: PairedItems, steps: Floats) -> DepthTrend | None:
@@ -70,10 +66,10 @@ def relative_trend(pairs: PairedItems, steps: Floats) -> DepthTrend | None:
     so that estimating T_SI does not disturb it, is the score of depth in a log-link GEE of ratios. The reference's own
     accuracy may depend on depth in any way.
     """
-    right = float(pairs.reference.sum())
-    if right == 0 or float(pairs.target.sum()) == 0:
+    right, ours = float(pairs.reference.sum()), float(pairs.target.sum())
+    if right == 0 or ours == 0:
         return None
-    ratio = float(pairs.target.sum()) / right
+    ratio = ours / right
     centre = float(steps @ pairs.reference) / right
     return _score_test((steps - centre) * (pairs.target - ratio * pairs.reference))
 
@@ -95,8 +91,8 @@ def step_survival(pairs: PairedItems, steps: Floats) -> StepSurvival | None:
     edge = abs(math.log(ours / theirs)) + 1e-9
     log_q = float(optimize.brentq(score, -edge, edge))
     expected = np.exp(log_q * steps) * pairs.reference
-    spread = math.sqrt(float((steps * (pairs.target - expected)) @ (steps * (pairs.target - expected))))
-    half = NORMAL_95 * spread / float(steps**2 @ expected)
+    left = steps * (pairs.target - expected)
+    half = NORMAL_95 * math.sqrt(float(left @ left)) / float(steps**2 @ expected)
     return StepSurvival(q=math.exp(log_q), lo=math.exp(log_q - half), hi=math.exp(log_q + half))
 
 
@@ -115,26 +111,15 @@ Bucket = tuple[int, int | None]
 """First and last number of steps; None: no upper end."""
 
 
-class DepthBucket(msgspec.Struct, frozen=True, kw_only=True):
-    """Items of similar depth; proportions 0 to 1 with 95% intervals. Empty buckets are not listed."""
+class DepthBucket(PairedAccuracy, frozen=True, kw_only=True):
+    """Items of similar depth. Empty buckets are not listed."""
 
     steps: str
     """As `3-4` or `7+`."""
-    items: int
-    accuracy: float
-    accuracy_lo: float
-    accuracy_hi: float
-    reference_accuracy: float
-    reference_accuracy_lo: float
-    reference_accuracy_hi: float
-    difference: float
-    difference_lo: float
-    difference_hi: float
     relative_loss: float | None
     relative_loss_lo: float | None
     relative_loss_hi: float | None
     """1 - T_SI; negative where the target gained, None where the reference answered nothing."""
-    table: PairedTable
 
 
 class DepthCurve(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,11 +141,11 @@ def depth_curve(
     """Buckets, both interaction tests and the per-step fit; `steps` maps item ids to their reasoning steps."""
     depth = np.array([np.nan if (known := steps.get(item)) is None else known for item in pairs.item_ids], dtype=float)
     usable = depth >= min(low for low, _ in buckets)
-    masks = {bucket: _inside(depth, bucket) for bucket in buckets}
-    listed = [_bucket(bucket, _select(pairs, mask), seed) for bucket, mask in masks.items() if mask.any()]
+    masks = [(depth >= low) & (depth <= (np.inf if high is None else high)) for low, high in buckets]
+    filled = [(bucket, mask) for bucket, mask in zip(buckets, masks, strict=True) if mask.any()]
     deep, at = _select(pairs, usable), depth[usable]
     return DepthCurve(
-        buckets=tuple(listed),
+        buckets=tuple(_bucket(bucket, _select(pairs, mask), seed) for bucket, mask in filled),
         items_without_depth=int((~usable).sum()),
         absolute=absolute_trend(deep, at),
         relative=relative_trend(deep, at),
@@ -168,47 +153,25 @@ def depth_curve(
     )
 
 
-def _inside(depth: Floats, bucket: Bucket) -> Mask:
-    low, high = bucket
-    inside: Mask = (depth >= low) & (depth <= (np.inf if high is None else high))
-    return inside
-
-
 def _select(pairs: PairedItems, mask: Mask) -> PairedItems:
-    return PairedItems(
-        item_ids=tuple(item for item, kept in zip(pairs.item_ids, mask, strict=True) if kept),
-        reference=pairs.reference[mask],
-        target=pairs.target[mask],
-    )
+    kept = tuple(item for item, kept in zip(pairs.item_ids, mask, strict=True) if kept)
+    return PairedItems(item_ids=kept, reference=pairs.reference[mask], target=pairs.target[mask])
 
 
 def _bucket(bucket: Bucket, pairs: PairedItems, seed: int) -> DepthBucket:
     low, high = bucket
-    accuracy_lo, accuracy_hi = wilson_interval(float(pairs.target.sum()), pairs.n)
-    reference_lo, reference_hi = wilson_interval(float(pairs.reference.sum()), pairs.n)
-    difference_lo, difference_hi = difference_interval(changes(pairs))
     ratio = trust_ratio(pairs, seed=seed)
+    loss, loss_lo, loss_hi = (None if end is None else 1 - end for end in (ratio.value, ratio.hi, ratio.lo))
     return DepthBucket(
+        **paired_accuracy(pairs, changes(pairs)),
         steps=f"{low}+" if high is None else f"{low}-{high}",
-        items=pairs.n,
-        accuracy=float(pairs.target.mean()),
-        accuracy_lo=accuracy_lo,
-        accuracy_hi=accuracy_hi,
-        reference_accuracy=float(pairs.reference.mean()),
-        reference_accuracy_lo=reference_lo,
-        reference_accuracy_hi=reference_hi,
-        difference=float(pairs.difference.mean()),
-        difference_lo=difference_lo,
-        difference_hi=difference_hi,
-        relative_loss=_loss(ratio.value),
-        relative_loss_lo=_loss(ratio.hi),
-        relative_loss_hi=_loss(ratio.lo),
-        table=paired_table(pairs),
+        relative_loss=loss,
+        relative_loss_lo=loss_lo,
+        relative_loss_hi=loss_hi,
     )
 
 
-def _loss(ratio: float | None) -> float | None:
-    return None if ratio is None else 1 - ratio
+Invariance = Literal["equivalent", "different", "inconclusive"]
 
 
 class BatchTrust(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +191,7 @@ class BatchTrust(msgspec.Struct, frozen=True, kw_only=True):
 class TrustInvariance(msgspec.Struct, frozen=True, kw_only=True):
     """One precision over its concurrencies."""
 
-    verdict: Literal["equivalent", "different", "inconclusive"]
+    verdict: Invariance
     items: int
     margin: float
     q: float
@@ -274,10 +237,16 @@ def trust_invariance(
     test = cochran_q(scores, seed=seed)
     smallest = by_concurrency[concurrencies[0]]
     batches = tuple(
-        _batch(b, items, scores[:, 0], scores[:, column], across(by_concurrency[b], smallest), margin, alpha)
+        _batch(
+            b,
+            PairedItems(item_ids=items, reference=scores[:, 0], target=scores[:, column]),
+            across(by_concurrency[b], smallest),
+            margin,
+            alpha,
+        )
         for column, b in enumerate(concurrencies[1:], start=1)
     )
-    verdict: Literal["equivalent", "different", "inconclusive"] = "inconclusive"
+    verdict: Invariance = "inconclusive"
     if test.p <= alpha:
         verdict = "different"
     elif all(batch.equivalence_p <= alpha for batch in batches):
@@ -337,21 +306,12 @@ def _scores(by_key: Mapping[int, Answers]) -> tuple[tuple[str, ...], Floats]:
     return items, np.array([[column[item] for column in columns] for item in items]).reshape(len(items), len(columns))
 
 
-def _batch(
-    concurrency: int,
-    items: tuple[str, ...],
-    first: Floats,
-    this: Floats,
-    changed: Agreement,
-    margin: float,
-    alpha: float,
-) -> BatchTrust:
-    pairs = PairedItems(item_ids=items, reference=first, target=this)
+def _batch(concurrency: int, pairs: PairedItems, changed: Agreement, margin: float, alpha: float) -> BatchTrust:
     seen = changes(pairs)
     lo, hi = difference_interval(seen, confidence=1 - 2 * alpha)
     return BatchTrust(
         concurrency=concurrency,
-        accuracy=float(this.mean()),
+        accuracy=float(pairs.target.mean()),
         difference=float(pairs.difference.mean()),
         difference_lo=lo,
         difference_hi=hi,
