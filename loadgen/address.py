@@ -1,4 +1,4 @@
-"""Addresses: URLs and listening sockets of a host and port, IPv6 included, and the Host names that they answer to."""
+"""Addresses: URLs and listening sockets of a host and port, IPv6 included; the Host headers that servers accept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loadgen.errors import UsageError
 from loadgen.secret import visible
 
 NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
-"""The header with which a browser takes an answer for what its Content-Type says (WHATWG Fetch, section 3.6)."""
+"""Browsers then believe a response's Content-Type (WHATWG Fetch, section 3.6)."""
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@,\s]+)(?::[0-9]{1,5})?")
 """RFC 9110, section 7.2: a name or an address, and perhaps a port."""
 _SERVICE = re.compile(r"[a-z][a-z0-9_-]*")
@@ -39,10 +39,8 @@ def is_on_loopback(url: str) -> bool:
 
 
 def listen(host: str, port: int, *, backlog: int = 128) -> socket.socket:
-    """A socket that listens there; `::` is every address of the machine, of IPv4 too where the system allows it.
-
-    Raises UsageError, one sentence, when the address cannot be taken.
-    """
+    """A listening socket; `::` is every address of the machine, of IPv4 too where the system allows it. Raises
+    UsageError when the address cannot be taken."""
     host = _bare(host)
     try:
         if ":" not in host:
@@ -52,18 +50,17 @@ def listen(host: str, port: int, *, backlog: int = 128) -> socket.socket:
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number and number > 0 else getattr(error, "strerror", None) or str(error)
-        raise UsageError(
-            f"cannot listen on {host_port(host, port)} ({reason}); choose another --port or --host"
-        ) from None
+        where = host_port(host, port)
+        raise UsageError(f"cannot listen on {where} ({reason}); choose another --port or --host") from None
 
 
 class HostCheck:
-    """Which Host headers a server of ours answers to.
+    """The Host headers that a server of loadgen answers to.
 
-    A page of any web site can point its own name to 127.0.0.1 and have the browser ask there (DNS rebinding). The
-    request then carries the site's name. So a server on loopback answers only to loopback's names, to the name that it
-    was told to listen on, and to names without a dot, which no web site has: that of a service in a Compose project.
-    Elsewhere it answers to every name: anybody in the network may ask it.
+    Any web site can point its own name to 127.0.0.1 and have the browser send requests there (DNS rebinding), with the
+    site's name in the Host header. A server on loopback therefore answers only to loopback's names, to the name that it
+    listens on, and to names without a dot, which no web site has (a service in a Compose project). Elsewhere it answers
+    to every name.
     """
 
     def __init__(self, host: str, address: str) -> None:
@@ -72,7 +69,7 @@ class HostCheck:
         self._checks = is_loopback(address)
 
     def refusal(self, header: str | None) -> str | None:
-        """Why a request with this Host header (None: without one) is refused, one sentence; None where it is not."""
+        """Why a request with this Host header (None: without one) is refused; None where it is not."""
         if not self._checks or header is None:
             return None
         found = _HOST.fullmatch(header)

@@ -1,4 +1,4 @@
-"""Bounds on what others wrote: every read of a file or an answer has one. Each is far above what is met in practice."""
+"""Bounds on input from outside: every read of a file or a response has one, far above what occurs in practice."""
 
 from __future__ import annotations
 
@@ -9,40 +9,39 @@ import msgspec
 from loadgen.errors import UsageError
 
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-"""Tokens, requests, repeats: columns of 32 bits hold them."""
+"""Tokens, requests, repeats: they fit into 32 bits."""
 Nanoseconds = Annotated[int, msgspec.Meta(ge=-(2**61), lt=2**62)]
-"""A time by either clock: differences of two fit into 64 bits."""
+"""A time on any clock: differences of two fit into 64 bits."""
 Bytes = Annotated[int, msgspec.Meta(ge=0, lt=2**62)]
 MOST_AMOUNT = 1e18
 Amount = Annotated[float, msgspec.Meta(ge=-MOST_AMOUNT, le=MOST_AMOUNT)]
 """Watts, joules, bytes, hertz, counters: products and squares of two are finite."""
 
 MOST_FILE_BYTES = 256 * 2**20
-"""Of a JSON file that is read whole. A manifest of 1,000 servers has 5 MB, the facts of MathQA's 37,000 items 6 MB."""
+"""A JSON file that is read whole. A manifest of 1,000 servers has 5 MB, the facts of MathQA's 37,000 items 6 MB."""
 MOST_DATA_BYTES = 2**30
-"""Of a data file, and of what gzip packed into it. MathQA's 37,000 items have 35 MB; it is read whole."""
+"""A data file, also after gunzip. MathQA's 37,000 items have 35 MB; it is read whole."""
 MOST_JSON_DEPTH = 100
-"""Levels of lists and objects. A manifest has 8; functions that call themselves level by level end at some 300."""
+"""Levels of lists and objects. A manifest has 8; recursive functions reach Python's limit at some 300."""
 
 MOST_LINE_BYTES = 256 * 2**20
-"""Of a journal's line. An answer of MOST_ANSWER_BYTES, each of its bytes a control character, has fewer."""
+"""A journal's line. An answer of MOST_ANSWER_BYTES, each of its bytes a control character, is shorter."""
 MOST_CELLS = 1_000_000
-"""Targets x batch sizes x repeats of a run, and its power files. A million cells of 1 s take 12 days."""
+"""Targets x concurrencies x repeats of a run, and its power files. A million cells of 1 s take 12 days."""
 MOST_METRICS_BYTES = 16 * 2**20
-"""Of a /metrics page. vLLM's has 64 KB; a page of 16 MiB would take a core for a second at every scrape."""
+"""A /metrics page. vLLM's has 64 KB; a page of 16 MiB would take a core for a second at every scrape."""
 MOST_EXPORTER_BYTES = 16 * 2**20
-"""Of an exporter's answer: a page holds at most 5,000 samples of some 400 bytes."""
+"""An exporter's response: a page holds at most 5,000 samples of some 400 bytes."""
 MOST_ANSWER_BYTES = 64 * 2**20
-"""Of a model's answer. No answer of a language model comes near, and what arrives is kept until it ends."""
+"""A model's answer, which is kept in memory until it ends. No language model's comes near."""
 MOST_GRADED = 2**20
-"""Characters of an answer that are graded. 100,000 tokens have half as many, and grading so many takes up to a fifth of
-a second."""
+"""Characters of an answer that are graded, in at most 0.2 s. 100,000 tokens have half as many."""
 MOST_FACTS_BYTES = 16 * 2**20
-"""Of a model list, a version, a config.json: kilobytes, and a hub's list of quantized layers a few 100 KB."""
+"""A model list, a version, a config.json: kilobytes; a hub's list of quantized layers has a few 100 KB."""
 ANSWER_S = 30.0
-"""For the whole body of such an answer. A server that sends a byte now and then would hold the sweep for ever."""
+"""Time for the whole body of such a response: a server that sends a byte now and then must not stop the sweep."""
 DOWNLOAD_S = 600.0
-"""For a whole data file, 35 MB at most: a line of 0.5 Mbit/s is fast enough."""
+"""Time for a whole data file of at most 35 MB, enough at 0.5 Mbit/s."""
 
 
 def shown_bytes(count: int) -> str:
@@ -58,7 +57,7 @@ def positive(**options: float | None) -> None:
 
 
 def shown_number(number: float) -> str:
-    """As `1e+18`; an integer beyond that may be too large for a float, and too long to print."""
+    """`1e+18` style; an integer beyond that may be too large for a float, and too long to print."""
     if isinstance(number, int) and abs(number) > MOST_AMOUNT:
         return f"beyond {'-' * (number < 0)}{MOST_AMOUNT:g}"
     return f"{number:g}"

@@ -1,4 +1,4 @@
-"""The errors a user can cause or mend."""
+"""The errors that a user can cause or fix."""
 
 import errno
 
@@ -11,13 +11,13 @@ class UsageError(Exception):
 
 
 class StorageError(Exception):
-    """A run directory that can no longer be written: `str(error)` is one sentence, what is there is kept (status 1)."""
+    """A run directory that can no longer be written: `str(error)` is one sentence; its files are kept (status 1)."""
 
 
 class ServerError(Exception):
-    """A server that loadgen launched or talks to failed: `str(error)` says what and shows its last words."""
+    """A server that loadgen launched or talks to failed: `str(error)` says how, with the last lines of its log."""
 
 
 def is_of_storage(error: OSError) -> bool:
-    """Whether a file could not be written: a disk that is full or read-only, a folder that is somebody else's."""
+    """Whether a file could not be written: the disk is full or read-only, or the folder is another user's."""
     return error.errno in _FULL or (error.errno in _DENIED and error.filename is not None)

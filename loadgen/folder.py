@@ -1,5 +1,5 @@
-"""Folder: a run directory's files are written whole or not at all, read only if they are regular, and no link inside
-the directory is followed. Run directories travel; what is inside one may have been made to point elsewhere."""
+"""Folder: a run directory's files are written whole or not at all and read only if they are regular; no link inside the
+directory is followed, because a run directory from elsewhere may have been made to point out of itself."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from loadgen.errors import StorageError, UsageError
 SUBFOLDERS = ("figures", "journal", "journal/attempts", "journal/power", "servers")
 """The folders inside a run directory."""
 _MODE = 0o666
-"""Of new files, less the process's umask."""
-_NOT_FOLLOWED = os.O_NOFOLLOW | os.O_CLOEXEC
+"""The mode of new files, less the process's umask."""
+_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 _PARTIAL = ".partial"
 
 
 class Folder:
-    """A directory, whose own path may hold links; names below it may not, and may not lead out of it.
+    """A directory, whose own path may hold links; names below it (`figures/energy.svg`) may not, and may not leave it.
 
-    Names use `/` for a folder inside, such as `figures/energy.svg`. Raises UsageError for a link, for a name that leads
-    out, and for what is not a regular file. Other failures are the OSError, with the whole path.
+    Raises UsageError for a link, for a name that leads out, and for anything but a regular file. Other failures are the
+    OSError, with the whole path.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def write(self, name: str, content: bytes, *, mode: int = _MODE, durable: bool = False) -> None:
-        """The file holds `content`, or what it held before; with `durable`, also after a sudden power loss."""
+        """Writes `content`, or leaves the file as it was; with `durable` this also holds for a power loss."""
         with self.replacing(name, mode=mode, durable=durable) as file:
             file.write(content)
 
@@ -48,7 +48,10 @@ class Folder:
         with self._parent(name, make=True) as (parent, last):
             partial = last + _PARTIAL
             with self._named(name + _PARTIAL):
-                file = os.fdopen(_made(partial, parent, mode), "wb")
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(partial, dir_fd=parent)  # a link, or left by a killed process
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK
+                file = os.fdopen(os.open(partial, flags, mode, dir_fd=parent), "wb")
             try:
                 with file:
                     yield file
@@ -57,10 +60,10 @@ class Folder:
                         os.fsync(file.fileno())
                     own = os.fstat(file.fileno())
                 with self._named(name):
-                    if not _is_still(own, partial, parent):
+                    if not _is_same(own, partial, parent):
                         raise StorageError(
-                            f"{self.path / name} is being written by another process; wait for it to end, then run "
-                            "the command again"
+                            f"another process is writing {self.path / name}; wait for it to end, then run the command "
+                            "again"
                         )
                     os.replace(partial, last, src_dir_fd=parent, dst_dir_fd=parent)
             except BaseException:
@@ -73,24 +76,23 @@ class Folder:
     def create(self, name: str, *, mode: int = _MODE) -> int:
         """The descriptor of a new file to append to. Raises FileExistsError if anything has that name."""
         with self._parent(name, make=True) as (parent, last), self._named(name):
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED
-            return os.open(last, flags, mode, dir_fd=parent)
+            return os.open(last, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NO_LINK, mode, dir_fd=parent)
 
     def append(self, name: str, *, mode: int = _MODE) -> IO[bytes]:
-        """A file to append to, made if need be; a second name (hard link) of another file is refused too."""
+        """A file to append to, made if need be; a hard link is refused too."""
         with self._parent(name, make=True) as (parent, last), self._named(name):
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | _NOT_FOLLOWED
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | _NO_LINK
             opened = self._regular(os.open(last, flags, mode, dir_fd=parent), name)
         file = os.fdopen(opened, "ab")
         if os.fstat(opened).st_nlink > 1:
             file.close()
-            raise UsageError(f"{self.path / name} has a second name elsewhere (a hard link); move it away")
+            raise UsageError(f"{self.path / name} is a hard link: it has a second name; move it away")
         return file
 
     def open(self, name: str, buffering: int = -1) -> IO[bytes]:
         """A regular file, to be read. Raises FileNotFoundError if there is none."""
         with self._parent(name) as (parent, last), self._named(name):
-            opened = os.open(last, os.O_RDONLY | os.O_NONBLOCK | _NOT_FOLLOWED, dir_fd=parent)
+            opened = os.open(last, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK, dir_fd=parent)
             return os.fdopen(self._regular(opened, name), "rb", buffering)
 
     def read(self, name: str, most_bytes: int = MOST_FILE_BYTES) -> bytes:
@@ -98,63 +100,62 @@ class Folder:
         with self.open(name) as file:
             content = file.read(most_bytes + 1)
         if len(content) > most_bytes:
-            raise UsageError(f"{self.path / name} is longer than {shown_bytes(most_bytes)}; name another run")
+            raise UsageError(f"{self.path / name} is longer than {shown_bytes(most_bytes)}; choose another run")
         return content
 
     def has(self, name: str) -> bool:
-        """Whether a file or anything else has the name."""
+        """Whether a file, a link or anything else has the name."""
         return os.path.lexists(self.path / name)
 
     def make(self, name: str, *, mode: int | None = None) -> Path:
-        """The path of a folder inside, made if need be; with `mode`, it has that mode, also if it was there."""
+        """The path of a folder inside, made if need be; with `mode`, an existing one gets that mode too."""
         with self._parent(f"{name}/.", make=True) as (opened, _):
             if mode is not None:
                 os.fchmod(opened, mode)
             return self.path / name
 
     def check(self) -> None:
-        """Raises UsageError if one of a run's folders is a link, or is no folder."""
-        for name in SUBFOLDERS:
-            if self.has(name):
-                with self._parent(f"{name}/."):
-                    pass
+        """Raises UsageError if one of a run's folders is a link, or is not a folder."""
+        for name in filter(self.has, SUBFOLDERS):
+            with self._parent(f"{name}/."):
+                pass
 
     @contextlib.contextmanager
     def _parent(self, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
-        """The descriptor of the folder that holds the name, and its last part."""
+        """The descriptor of the folder that holds the name, and the name's last part."""
         *folders, last = name.split("/")
         if ".." in folders or last == ".." or "" in (*folders, last) or "\0" in name:
-            raise UsageError(f"{name!r} is not a file name inside {self.path}; loadgen did not write it so")
+            raise UsageError(f"{name!r} is not a valid file name inside {self.path}; loadgen did not write it")
         with self._named(""):
-            place = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for depth, folder in enumerate(folders, start=1):
                 with self._named("/".join(folders[:depth])):
                     if make:
                         with contextlib.suppress(FileExistsError):
-                            os.mkdir(folder, dir_fd=place)
-                    inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NOT_FOLLOWED, dir_fd=place)
-                os.close(place)
-                place = inner
-            yield place, last
+                            os.mkdir(folder, dir_fd=opened)
+                    inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK, dir_fd=opened)
+                os.close(opened)
+                opened = inner
+            yield opened, last
         finally:
-            os.close(place)
+            os.close(opened)
 
     def _regular(self, opened: int, name: str) -> int:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
             os.close(opened)
-            raise UsageError(_unlike(self.path / name))
+            raise UsageError(_not_expected(self.path / name))
         return opened
 
     @contextlib.contextmanager
     def _named(self, name: str) -> Iterator[None]:
-        """Within, a failure has the whole path; what can only be a link or the like is told as such."""
+        """Inside the block a failure has the whole path; one that only a link or the like causes is a UsageError."""
         path = self.path / name if name else self.path
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.ENODEV) and name:
-                raise UsageError(_unlike(path)) from None
+                raise UsageError(_not_expected(path)) from None
             error.filename, error.filename2 = str(path), None
             raise
 
@@ -162,8 +163,7 @@ class Folder:
 def read_file(path: Path, most_bytes: int = MOST_FILE_BYTES) -> bytes:
     """The whole content of a regular file that a user named, wherever it is; links are followed.
 
-    Raises OSError with a reason as its `strerror`: also, without waiting, for a pipe or the like, and for a file that
-    is longer than `most_bytes`.
+    Raises OSError, with the reason as its `strerror`, also for a pipe or the like and beyond `most_bytes`.
     """
     opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(opened).st_mode
@@ -178,10 +178,8 @@ def read_file(path: Path, most_bytes: int = MOST_FILE_BYTES) -> bytes:
 
 
 def read_json(folder: Path, name: str, kind: Any = Any) -> Any:
-    """The content of a JSON file of a run as `kind`.
-
-    Raises ValueError, whose text says why, if it is none; FileNotFoundError; and UsageError as `Folder.read`.
-    """
+    """The content of a JSON file of a run as `kind`. Raises ValueError with the reason if it is not one;
+    FileNotFoundError; and UsageError as `Folder.read`."""
     content = Folder(folder).read(name)
     try:
         value = msgspec.json.decode(content, type=kind)
@@ -209,35 +207,24 @@ def _check_depth(value: Any) -> None:
     raise ValueError(f"nested more than {MOST_JSON_DEPTH} levels deep")
 
 
-def _made(name: str, parent: int, mode: int) -> int:
-    """A new file; what a killed process left under the name, or a link, is removed first, not followed."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=parent)
-    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWED, mode, dir_fd=parent)
-
-
-def _is_still(own: os.stat_result, name: str, parent: int) -> bool:
+def _is_same(own: os.stat_result, name: str, parent: int) -> bool:
     try:
-        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        return os.path.samestat(own, os.stat(name, dir_fd=parent, follow_symlinks=False))
     except FileNotFoundError:
         return False
-    return os.path.samestat(own, there)
 
 
-def _unlike(path: Path) -> str:
+def _not_expected(path: Path) -> str:
     try:
         mode = os.lstat(path).st_mode
     except OSError:
         mode = 0
     kind = _kind(mode)
     if kind == "a link":
-        return f"{path} is a link; loadgen follows no links inside a run directory: put the file or folder itself there"
-    return f"{path} is {kind}, where a run directory has something else; remove it, or name another run"
+        return f"{path} is a link; loadgen does not follow links inside a run directory: replace it by its target"
+    return f"{path} is {kind}, where a run directory has something else; remove it, or choose another run"
 
 
 def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISLNK, "a link"), (stat.S_ISDIR, "a folder"), (stat.S_ISREG, "a file"), (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISSOCK, "a socket"),
-    )  # fmt: skip
-    return next((word for is_kind, word in kinds if is_kind(mode)), "a device")
+    kinds = {"l": "a link", "d": "a folder", "-": "a file", "p": "a pipe", "s": "a socket"}
+    return kinds.get(stat.filemode(mode)[0], "a device")

@@ -1,13 +1,12 @@
 """The processes that a command started, wherever they went; run as a script, the guardian that ends them.
 
-The guardian also writes their log: what they print comes to it through a pipe, and is masked before it reaches the
-disk. It outlives a loadgen that is killed, so no line is lost then, and none is written in clear.
-
-Standard library only: the guardian runs this file by itself, outside loadgen's package and environment.
+The guardian outlives a killed loadgen. It also masks what the processes print before it writes their log.
+Standard library only: the guardian runs this file outside loadgen's package and environment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -21,13 +20,13 @@ from pathlib import Path
 
 PROC = Path("/proc")
 MARK = "LOADGEN_SERVER"
-"""The variable by which a process is known that left its session and lost its parent."""
+"""The variable that marks a process of the family even after it left its session and lost its parent."""
 
 PIECE_BYTES, PIECES = 2**16, 16
 """A pipe holds 64 KiB, or 1 MiB where it was made longer."""
 LONGEST_LINE_BYTES = 2**20
 PATIENCE_S = 5.0
-"""For each signal."""
+"""How long to wait after each signal."""
 
 
 def process_stat(pid: int) -> list[str] | None:
@@ -41,10 +40,9 @@ def process_stat(pid: int) -> list[str] | None:
 
 
 def family(leader: int, mark: str = "") -> list[int]:
-    """Ids of processes that run (zombies do not) and belong to `leader`, its own included.
-
-    They are in its session or group, descend from it, or carry the variable `MARK` with the value `mark`. Where there
-    is no /proc, the leader's own id stands for a group with any member. A negative `leader` is nobody.
+    """Ids of the running processes (not zombies) in the leader's session or group, of its descendants, and of those
+    with the variable `MARK` set to `mark`; the leader included. Without /proc, the leader's id while its group has a
+    member. A negative `leader` has no processes.
     """
     if not (PROC / "self" / "stat").exists():
         if leader < 0:
@@ -72,7 +70,8 @@ def family(leader: int, mark: str = "") -> list[int]:
 
 
 def started(pid: int) -> str | None:
-    """When a running process began, in the kernel's ticks: tells it from a later one of the same id. None: it ended."""
+    """Start time of a running process in the kernel's ticks, which tells it from a later one of the same id; None: it
+    ended."""
     stat = process_stat(pid)
     return None if stat is None or stat[1] in "ZX" else stat[20]
 
@@ -85,26 +84,24 @@ def _carries(folder: Path, mark: str) -> bool:
 
 
 def signal_all(members: list[int], number: int) -> None:
-    """Send a signal to each; those that are gone by now are left out."""
+    """Send a signal to each that still runs."""
     for pid in members:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            continue
 
 
 class Output:
-    """What a pipe brings, appended to a file in whole lines, each masked."""
+    """The content of a pipe, appended to a file in whole, masked lines."""
 
     def __init__(self, pipe: int, file: int, mask: Callable[[str], str]) -> None:
         os.set_blocking(pipe, False)
         self.pipe, self._file, self._mask = pipe, file, mask
         self._begun = b""
         self.open = True
-        """Whether somebody may still write."""
+        """Whether a process may still write."""
 
     def copy(self) -> None:
-        """Take what is in the pipe now, a pipe's content at most. A line that may go on is kept back."""
+        """Take what is in the pipe now, at most a full pipe. An incomplete line is kept back."""
         for _ in range(PIECES):
             try:
                 piece = os.read(self.pipe, PIECE_BYTES)
@@ -121,13 +118,13 @@ class Output:
             self._write(end)
 
     def end(self) -> None:
-        """Take the rest, whether its last line is complete or not."""
+        """Take the rest, with an incomplete last line."""
         self.copy()
         self._write(len(self._begun))
 
     def _write(self, end: int) -> None:
-        said, self._begun = self._begun[:end], self._begun[end:]
-        masked = self._mask(said.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        lines, self._begun = self._begun[:end], self._begun[end:]
+        masked = self._mask(lines.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
         while masked:
             try:
                 masked = masked[os.write(self._file, masked) :]
@@ -136,9 +133,9 @@ class Output:
 
 
 def _guard(mark: str, pipe: int) -> None:
-    """Do what loadgen asks on the standard input until it ends, which it does however loadgen dies; end the family.
+    """Copy the log until standard input ends, which it does however loadgen dies; then end the family.
 
-    Its lines: the secrets, as JSON; then the leader's id; then an empty one whenever the log must be up to date.
+    Lines on standard input: the secrets, as JSON; the leader's id; an empty one whenever the log must be up to date.
     """
     control = socket.socket(fileno=sys.stdin.fileno())
     lines = control.makefile("rb", buffering=0)

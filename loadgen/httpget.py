@@ -1,4 +1,4 @@
-"""HTTP GET as loadgen itself asks: an answer has a longest length and a time for all of it, and a key has one host.
+"""HTTP GET with a limit on the length and the time of the whole response, and a key for one host only.
 
 Load goes through `loadgen.load`; this is for model lists, /metrics, exporters, the hub and data files.
 """
@@ -22,20 +22,20 @@ import msgspec
 from loadgen.bounds import ANSWER_S, MOST_FACTS_BYTES, shown_bytes
 
 TIMEOUT_S = 10.0
-"""Without a byte. The whole answer has a time of its own."""
+"""Longest wait for the next byte."""
 FAILURES = (OSError, http.client.HTTPException, ValueError)
-"""What a GET raises where there is no answer; ValueError: the URL has no host, or a port that is no number."""
+"""What a GET raises where there is no response; ValueError: the URL has no host, or its port is not a number."""
 MOST_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE_BYTES = 2**16
 
 
-class AnswerTooLong(OSError):
-    """An HTTP answer that is longer, or takes longer, than its bound."""
+class ResponseTooLong(OSError):
+    """An HTTP response that is longer, or takes longer, than its limit."""
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """A whole answer, whatever its status."""
+class Response(msgspec.Struct, frozen=True):
+    """A whole response, whatever its status."""
 
     status: int
     reason: str
@@ -44,10 +44,10 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Connection:
-    """A connection to one server, kept for one GET after the other, straight there whatever http_proxy says."""
+    """A connection to one server, kept for one GET after the other; http_proxy is not used."""
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, bearer: str | None = None) -> None:
-        """Of the URL the scheme, host and port. Raises ValueError for one that is not of http or https."""
+        """Only the URL's scheme, host and port are used. Raises ValueError unless it is an http or https URL."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url} is not an http:// or https:// URL")
@@ -57,21 +57,20 @@ class Connection:
         self._connection.response_class = partial(_TimedResponse, self._clock)  # type: ignore[assignment]
         self._headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
 
-    def get(self, target: str, most_bytes: int = MOST_FACTS_BYTES, within_s: float = ANSWER_S) -> Answer:
-        """The answer to a GET of a path and query. Redirects are not followed.
+    def get(self, target: str, most_bytes: int = MOST_FACTS_BYTES, within_s: float = ANSWER_S) -> Response:
+        """The response to a GET of a path and query. Redirects are not followed.
 
-        Raises AnswerTooLong beyond `most_bytes` or `within_s` seconds, and others of FAILURES; then the connection is
+        Raises ResponseTooLong beyond `most_bytes` or `within_s` seconds, and others of FAILURES; then the connection is
         closed, and the next GET opens it again.
         """
         self._clock.start(within_s)
         try:
             self._connection.request("GET", target or "/", headers=self._headers)
-            answer = self._connection.getresponse()
-            body = _body(answer, most_bytes)
+            got = self._connection.getresponse()
+            return Response(got.status, got.reason, got.headers, _body(got, most_bytes))
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise self._clock.meaning_of(error) from None
-        return Answer(answer.status, answer.reason, answer.headers, body)
 
     def close(self) -> None:
         self._connection.close()
@@ -85,57 +84,52 @@ def get(
     timeout_s: float = TIMEOUT_S,
     bearer: str | None = None,
     redirects: int = 0,
-) -> Answer:
-    """The answer to one GET, straight from the server. At most `redirects` are followed, on the same host and port.
-
-    Raises FAILURES.
-    """
+) -> Response:
+    """The response to one GET without a proxy; at most `redirects` are followed, on the same host and port. Raises
+    FAILURES."""
     with closing(Connection(url, timeout_s=timeout_s, bearer=bearer)) as connection:
         for left in range(redirects, -1, -1):
             parts = urlsplit(url)
-            answer = connection.get(parts.path + (f"?{parts.query}" if parts.query else ""), most_bytes, within_s)
-            to = urljoin(url, answer.headers.get("Location", ""))
-            if not left or answer.status not in REDIRECTS or urlsplit(to)[:2] != parts[:2]:
+            response = connection.get(parts.path + (f"?{parts.query}" if parts.query else ""), most_bytes, within_s)
+            to = urljoin(url, response.headers.get("Location", ""))
+            if not left or response.status not in REDIRECTS or urlsplit(to)[:2] != parts[:2]:
                 break
             url = to
-    return answer
+    return response
 
 
 def fetch(
     url: str, most_bytes: int, within_s: float = ANSWER_S, *, timeout_s: float = TIMEOUT_S, bearer: str | None = None
-) -> Answer:
-    """The answer of a public site, through the environment's proxies and redirects; other hosts do not get the key.
-
-    Raises FAILURES.
-    """
+) -> Response:
+    """The response of a public site, through the environment's proxies and redirects; other hosts do not get the key.
+    Raises FAILURES."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
     clock = _Clock(timeout_s)
     clock.start(within_s)
     try:
-        opener = urllib.request.build_opener(_KeepsKeys, _Http(clock), _Https(clock))
+        opener = urllib.request.build_opener(_KeepsKeys, _Timed(clock))
         with opener.open(request, timeout=timeout_s) as got:
-            return Answer(getattr(got, "status", None) or 200, "", got.headers, _body(got, most_bytes))
+            return Response(getattr(got, "status", None) or 200, "", got.headers, _body(got, most_bytes))
     except urllib.error.HTTPError as error:
         with error:
-            return Answer(error.code, error.reason, error.headers, b"")
+            return Response(error.code, error.reason, error.headers, b"")
     except urllib.error.URLError as error:
         raise clock.meaning_of(error.reason if isinstance(error.reason, OSError) else error) from None
     except OSError as error:
         raise clock.meaning_of(error) from None
 
 
-def _body(answer: http.client.HTTPResponse, most_bytes: int) -> bytes:
-    pieces, length = list[bytes](), 0
-    while piece := answer.read1(_PIECE_BYTES):
-        length += len(piece)
-        if length > most_bytes:
-            raise AnswerTooLong(f"the answer is longer than {shown_bytes(most_bytes)}")
-        pieces.append(piece)
-    missing = getattr(answer, "length", None)  # what urllib opens from a file:// URL has no such attribute
+def _body(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
+    body = bytearray()
+    while piece := response.read1(_PIECE_BYTES):
+        body += piece
+        if len(body) > most_bytes:
+            raise ResponseTooLong(f"the answer is longer than {shown_bytes(most_bytes)}")
+    missing = getattr(response, "length", None)  # what urllib opens from a file:// URL has no such attribute
     if missing:
         raise http.client.IncompleteRead(b"", missing)
-    answer.close()
-    return b"".join(pieces)
+    response.close()
+    return bytes(body)
 
 
 class _KeepsKeys(urllib.request.HTTPRedirectHandler):
@@ -151,32 +145,32 @@ class _KeepsKeys(urllib.request.HTTPRedirectHandler):
 
 
 class _Clock:
-    """How long the reads of an answer may still wait."""
+    """How long the reads of a response may still wait."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._within_s = self._deadline_s = 0.0
 
     def start(self, within_s: float) -> None:
-        """An answer is asked for now, and is to be whole after `within_s` seconds."""
+        """A request is sent now; the whole response must arrive within `within_s` seconds."""
         self._within_s, self._deadline_s = within_s, monotonic() + within_s
 
     def left_s(self) -> float:
-        """Seconds that the next read may wait. Raises TimeoutError if there are none left."""
+        """Seconds that the next read may wait. Raises TimeoutError if none are left."""
         left_s = min(self._timeout_s, self._deadline_s - monotonic())
         if left_s <= 0:
             raise TimeoutError("timed out")
         return left_s
 
     def meaning_of(self, error: Exception) -> Exception:
-        """AnswerTooLong for a wait that the deadline ended; any other error itself."""
+        """ResponseTooLong for a wait that the deadline ended, else the error."""
         if isinstance(error, TimeoutError) and monotonic() >= self._deadline_s:
-            return AnswerTooLong(f"the answer is not complete after {self._within_s:g} s")
+            return ResponseTooLong(f"the answer is not complete after {self._within_s:g} s")
         return error
 
 
-class _Timed(urllib.request.AbstractHTTPHandler):
-    """Answers are read by a clock, as those of `Connection` are."""
+class _Timed(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Responses are read by a clock, as those of `Connection` are."""
 
     def __init__(self, clock: _Clock) -> None:
         super().__init__()
@@ -191,16 +185,8 @@ class _Timed(urllib.request.AbstractHTTPHandler):
         return super().do_open(connection, req, **options)
 
 
-class _Http(_Timed, urllib.request.HTTPHandler):
-    pass
-
-
-class _Https(_Timed, urllib.request.HTTPSHandler):
-    pass
-
-
 class _TimedResponse(http.client.HTTPResponse):
-    """Reads, of the status line and the headers too, no longer than its clock allows."""
+    """Reads status line, headers and body no longer than its clock allows."""
 
     def __init__(self, clock: _Clock, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)

@@ -1,7 +1,4 @@
-"""How a process that loadgen started for itself ends with it, however that ends.
-
-ProcessGroup: a process in its own session with everything it started, ended together and never left behind.
-"""
+"""ProcessGroup: a command in its own session with every process it started, which never outlives loadgen."""
 
 from __future__ import annotations
 
@@ -26,10 +23,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with(parent: int) -> None:
-    """From now on this process is killed when its parent's main thread ends; at once, if that was before.
-
-    `parent` is the parent's process id. Only Linux knows how: elsewhere it lives on until it notices.
-    """
+    """From now on this process is killed when the main thread of `parent`, its parent's id, ends; at once if it has
+    ended. On Linux only: elsewhere the process runs on until it notices."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -37,7 +32,7 @@ def end_with(parent: int) -> None:
 
 
 def exit_words(status: int) -> str:
-    """How a process ended, by what `Popen.returncode` says."""
+    """How a process ended, from its `Popen.returncode`."""
     if status >= 0:
         return f"exit status {status}"
     return f"signal {signal.Signals(-status).name}"
@@ -49,50 +44,43 @@ GUARDIAN_S = 2 * guardian.PATIENCE_S + 5.0
 
 
 class ProcessGroup:
-    """A running command, leader of a new session and process group; its output goes to a log, masked."""
+    """A running command, leader of a new session and process group; its output goes to a log without `secrets` and
+    anything that looks like one, which only its owner can read."""
 
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], log_path: Path, secrets: Sequence[str] = ()
     ) -> None:
-        """Start the command. Raises OSError when it cannot be executed.
-
-        The log can be read by its owner alone, and has no `secrets` and nothing that looks like one.
-        """
+        """Start the command. Raises OSError when it cannot be executed."""
         self._mark = token_hex(8)
         # SPT_NOENV: vLLM's processes name themselves, and would write the name over the variables that mark them.
         env = {**env, guardian.MARK: self._mark, "SPT_NOENV": "1"}
-        ends = os.pipe()
-        with os.fdopen(ends[0], "rb") as said, os.fdopen(ends[1], "wb") as output:
-            self._guardian, self._control = self._guarded(said.fileno(), log_path)
+        read, write = os.pipe()
+        with os.fdopen(read, "rb"), os.fdopen(write, "wb") as output:
+            self._guardian, self._control = self._start_guardian(read, log_path)
             self._tell(json.dumps(list(secrets)))
             try:
                 with _interruptible():
                     self.leader = subprocess.Popen(
-                        argv,
-                        env=env,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
+                        argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
                     )
             except OSError:
                 self._release()
                 raise
         self._tell(str(self.leader.pid))
 
-    def _guarded(self, said: int, log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """The guardian, which copies the output to the log, and the socket to tell it something."""
+    def _start_guardian(self, output: int, log_path: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """The guardian, which copies the output to the log, and the socket that controls it."""
         ours, theirs = socket.socketpair()
         ours.settimeout(FLUSH_S)
         with theirs, Folder(log_path.parent).append(log_path.name, mode=0o600) as log:
             os.fchmod(log.fileno(), 0o600)
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", guardian.__file__, self._mark, str(said)],
+                [sys.executable, "-I", "-S", guardian.__file__, self._mark, str(output)],
                 env=without_secrets(os.environ),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=subprocess.DEVNULL,
-                pass_fds=[said],
+                pass_fds=[output],
                 start_new_session=True,
             )
         return process, ours
@@ -102,7 +90,7 @@ class ProcessGroup:
             self._control.sendall(f"{line}\n".encode())
 
     def flush(self) -> None:
-        """Returns when whole lines that the command has written by now are in its log."""
+        """Returns when the whole lines that the command has written so far are in its log."""
         with contextlib.suppress(OSError):
             self._control.sendall(b"\n")
             self._control.recv(1)
@@ -123,11 +111,11 @@ class ProcessGroup:
         return self.leader.poll()
 
     def members(self) -> list[int]:
-        """Ids of all processes of the command that still run, also of those that made a session of their own."""
+        """Ids of the command's running processes, also of those that made a session of their own."""
         return guardian.family(self.leader.pid, self._mark)
 
     def end(self, *, interrupt_s: float, terminate_s: float) -> bool:
-        """SIGINT to the leader, then SIGTERM, then SIGKILL to whatever is left; whether nothing is left."""
+        """SIGINT to the leader, then SIGTERM, then SIGKILL to the processes that are left. True: none is left."""
         known = {pid: guardian.started(pid) for pid in self.members()}
         if self.poll() is None:
             self.leader.send_signal(signal.SIGINT)
@@ -141,7 +129,7 @@ class ProcessGroup:
         return self._wait_gone(known, 0.0)
 
     def _left(self, known: Mapping[int, str | None]) -> list[int]:
-        """Members now, and those known before that still run: a parent's end may hide its children."""
+        """Members now, and known ones that still run: once a parent has ended, its children are not found by it."""
         kept = (pid for pid, begun in known.items() if begun is not None and guardian.started(pid) == begun)
         return sorted({*self.members(), *kept})
 
@@ -156,7 +144,7 @@ class ProcessGroup:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """A shell's background job (`nohup loadgen sweep &`) ignores SIGINT, and so would a server that inherited that."""
+    """A shell's background job (`nohup loadgen sweep &`) ignores SIGINT, and a server would inherit that."""
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,8 +1,6 @@
-"""Secrets: what is one, and text in which none is left.
+"""Secrets, and text in which they are masked; text from outside, made safe to show in a terminal, page or spreadsheet.
 
-Standard library only: the guardian of a server runs this file by itself.
-
-Text from outside, made safe to show: what a terminal, a page or a spreadsheet would obey is written out instead.
+Standard library only: the guardian of a server runs this file outside the package.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from urllib.parse import quote, quote_plus
 
 MASK = "***"
 SHORTEST = 6
-"""Shorter values (`EMPTY`, `none`) are nobody's secret, and would be masked wherever a text has them by chance."""
+"""Shorter values (`EMPTY`, `none`) are not secrets, and would be masked wherever a text has them by chance."""
 _WORDS = frozenset({"key", "apikey", "token", "secret", "password", "passwd", "passphrase", "credentials"})
 _HARMLESS = frozenset({"path", "file", "dir", "id", "env", "url"})
 _LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]+@")
@@ -28,7 +26,7 @@ _NAME = (
     r"|(?-i:\b[A-Z][A-Z0-9_]{0,60}_(?:KEY|TOKEN)))"
 )
 _Q = r"""\\*["']"""
-"""A quote, also inside a quoted text: `{\\"api_key\\": ...`."""
+"""A quote, also an escaped one: `{\\"api_key\\": ...`."""
 _KNOWN = r"(?!(?:None|null|True|False|true|false)\b)"
 _ONE = rf"""(?:{_KNOWN}[^\s"'\\\[(\])}},&;][^\s"'\\\])}},&;]*)"""
 _QUOTED = rf"(?:(?:(?!{_Q}).)+)"
@@ -57,14 +55,14 @@ _FORMS = (
     ),
     # https://host/file?signature=A&token=B
     (("?", "&"), r"([?&](?:x-amz-(?:signature|credential)|signature|sig|token|key)=)[^\s&\"']+", rf"\1{MASK}"),
-    # Tokens of the hub and of others that are known by how they begin.
+    # Tokens with a known beginning.
     (("hf_", "sk-", "gh"), r"\b(?-i:hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[opsu]_[A-Za-z0-9]{30,})", MASK),
 )
-"""How secrets are written: words of which one is there, in lower case; a regular expression; its replacement."""
+"""How secrets are written: words, one of which the text has in lower case; a regular expression; its replacement."""
 
 
 class Mask:
-    """Replaces secrets in text: those given, and the values of the environment's variables whose names say so."""
+    """Replaces secrets in text: those given, and the values of the environment's variables with secret names."""
 
     def __init__(self, *secrets: str | None, environ: Mapping[str, str] | None = None) -> None:
         named = (os.environ if environ is None else environ).items()
@@ -74,7 +72,7 @@ class Mask:
         self._values = re.compile("|".join(map(re.escape, found))) if found else None
 
     def __call__(self, text: str) -> str:
-        """The text without the values, passwords in addresses, and what stands behind `api_key=` or `Bearer`."""
+        """The text without the values, passwords in URLs, and what follows `api_key=`, `Bearer` and the like."""
         text = self.values(text)
         lower = text.lower()
         for words, form, instead in _FORMS:
@@ -83,22 +81,22 @@ class Mask:
         return text
 
     def values(self, text: str) -> str:
-        """The text without the values alone: what a model says of passwords is left as it is."""
+        """The text without the values only: what a model writes about passwords is unchanged."""
         return text if self._values is None else self._values.sub(MASK, text)
 
     def argv(self, argv: Sequence[str]) -> tuple[str, ...]:
-        """The arguments, and the values of options whose names say that they are secret."""
+        """The arguments, with the values of secret options masked whole."""
         masked = [self(argument) for argument in argv]
         for index, start in _secret_places(argv):
             masked[index] = argv[index][:start] + MASK
         return tuple(masked)
 
     def env(self, env: Mapping[str, str]) -> dict[str, str]:
-        """The variables, and the values of those whose names say that they are secret."""
+        """The variables, with the values of secret names masked whole."""
         return {name: MASK if is_secret(name) else self(value) for name, value in env.items()}
 
     def content(self, value: Any) -> Any:
-        """JSON content with its texts masked, and whole what stands under a name that says it is secret."""
+        """JSON content with its texts masked, and the values of secret names masked whole."""
         if isinstance(value, Mapping):
             return {
                 name: MASK if part is not None and is_secret(name.replace(".", "-")) else self.content(part)
@@ -116,7 +114,7 @@ def is_secret(name: str) -> bool:
 
 
 def without_secrets(environ: Mapping[str, str], *secrets: str | None) -> dict[str, str]:
-    """The environment of a program that needs no secret: without variables whose names or values are one."""
+    """The environment for a program that needs no secret: without variables whose name or value is one."""
     values = {value for name, value in environ.items() if is_secret(name) and len(value) >= SHORTEST}
     given = [secret for secret in secrets if secret and len(secret) >= SHORTEST]
     return {
@@ -127,13 +125,13 @@ def without_secrets(environ: Mapping[str, str], *secrets: str | None) -> dict[st
 
 
 def secrets_of(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """The values of options and variables whose names say that they are secret."""
+    """The values of secret options and variables."""
     of_options = [argv[index][start:] for index, start in _secret_places(argv)]
     return of_options + [value for name, value in env.items() if is_secret(name)]
 
 
 def _secret_places(argv: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Where in the arguments a secret begins: `--api-key=S`, or every value of `--api-key S T`."""
+    """(index, offset) of each secret in the arguments: `--api-key=S`, or every value of `--api-key S T`."""
     secret = False
     for index, argument in enumerate(argv):
         option, equals, _ = argument.partition("=")
@@ -146,60 +144,59 @@ def _secret_places(argv: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _spellings(secret: str) -> set[str]:
-    """As it is, in JSON, in a Python literal and in a URL."""
+    """The secret as it is, in JSON, in a Python literal and in a URL."""
     return {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe=""), quote_plus(secret)}
 
 
-_OBEYED = re.compile(
+_INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and line feed, and their 8-bit forms
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of writing
-    "\u2028\u2029\ufeff"  # further line ends; a mark of byte order
-    "\ud800-\udfff]"  # halves of characters
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that change the direction of writing
+    "\u2028\u2029\ufeff"  # line and paragraph separators; byte order mark
+    "\ud800-\udfff]"  # surrogates
 )
 _FORMULA = re.compile(r"[\t\r\n]|\s*['=+@＝＋－＠-]")
-"""What a spreadsheet runs begins with one of these (OWASP, CSV injection), or with its full-width form."""
-
-
-MOST_SAID = 300
+"""How a cell begins that a spreadsheet runs (OWASP, CSV injection), also in full-width form."""
+MOST_ERROR_CHARACTERS = 300
 
 
 def visible(text: str) -> str:
-    """The text with control characters, direction marks and the like as `\\x1b`, `\\u202e`; the same if it has none."""
-    return _OBEYED.sub(lambda found: repr(found[0])[1:-1], text)
+    """The text with control characters, direction marks and the like as `\\x1b`, `\\u202e`; else unchanged."""
+    return _INVISIBLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def said(error: BaseException) -> str:
-    """An error's words, on one line and MOST_SAID characters at most: they may quote a file or a server."""
-    return visible(" ".join(str(error)[: 2 * MOST_SAID].split()))[:MOST_SAID] or type(error).__name__
+def error_text(error: BaseException) -> str:
+    """An error's text on one line, cut to MOST_ERROR_CHARACTERS because it may quote a file or a server."""
+    words = str(error)[: 2 * MOST_ERROR_CHARACTERS].split()
+    return visible(" ".join(words))[:MOST_ERROR_CHARACTERS] or type(error).__name__
 
 
 def visible_line(text: str) -> str:
-    """The same on one line: line feeds and tabs are written out as well."""
+    """The visible text on one line, with line feeds and tabs escaped too."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def visible_message(text: str) -> str:
-    """The same with the lines after the first indented: none of them passes for a message of its own."""
+    """The visible text with the lines after the first indented, so that none looks like another message."""
     return visible(text).rstrip("\n").replace("\n", "\n  ")
 
 
 def visible_json(text: str) -> str:
-    """JSON that means the same, where such characters are `\\u001b`, `\\u202e`."""
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    """Equivalent JSON with such characters as `\\u001b`, `\\u202e`."""
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def visible_cell(text: str) -> str:
-    """A text as a cell of a CSV file: on one line, behind an apostrophe if a spreadsheet could run it."""
+    """A text as a cell of a CSV file: on one line, after an apostrophe if a spreadsheet could run it."""
     return f"'{visible_line(text)}" if _FORMULA.match(text) else visible_line(text)
 
 
 def text_of_cell(cell: str) -> str:
-    """The text of a cell that `visible_cell` made, without the apostrophe before it."""
+    """The text of a cell that `visible_cell` made, without the apostrophe."""
     return cell.removeprefix("'")
 
 
 class VisibleStream:
-    """A text stream that writes what is visible in a text, and is otherwise the stream that it was made of."""
+    """A text stream that writes texts as `visible` makes them, and is otherwise the given stream."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -225,5 +222,5 @@ def show_only_visible() -> None:
 
 
 def _show_traceback(*error: Any) -> None:
-    """Without the colours of Python 3.13, which would be written out."""
+    """Without the colours of Python 3.13, which would be escaped."""
     sys.stderr.write("".join(traceback.format_exception(*error)))

@@ -19,7 +19,7 @@ from loadgen.analysis.validity import Invalid
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.power.trace import Calibration
-from loadgen.secret import said
+from loadgen.secret import error_text
 
 SCHEMA = 1
 FILE = "analysis.json"
@@ -82,7 +82,7 @@ def read_analysis(folder: Path) -> Analysis:
     try:
         found: Analysis = read_json(folder, FILE, Analysis)
     except ValueError as error:
-        why = said(error)
+        why = error_text(error)
     else:
         return found
     if "missing required field" in why:

@@ -31,7 +31,7 @@ from loadgen.analysis.validity import COLUMNS as VALID
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
-from loadgen.secret import said, text_of_cell, visible_cell
+from loadgen.secret import error_text, text_of_cell, visible_cell
 from loadgen.workload.grading import VERSION, Verdict
 from loadgen.workload.item import ItemFacts
 
@@ -366,7 +366,7 @@ def _intact(folder: Path, name: str) -> Iterator[None]:
     except FileNotFoundError:
         why = "is missing"
     except (pa.ArrowException, ValueError, KeyError, OverflowError) as error:
-        why = f"is damaged ({said(error)})"
+        why = f"is damaged ({error_text(error)})"
     else:
         return
     raise UsageError(f"{folder / name} {why}; write it again with `loadgen report {folder}`")

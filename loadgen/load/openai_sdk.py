@@ -15,7 +15,7 @@ import msgspec
 
 from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
 from loadgen.errors import UsageError
-from loadgen.httpget import AnswerTooLong
+from loadgen.httpget import ResponseTooLong
 from loadgen.load.exchange import STOPPED, Raw, Request, Status
 from loadgen.load.sse import server_message, window_bits
 
@@ -87,7 +87,7 @@ class SdkSlot:
                 else:
                     async for chunk in stream:
                         raw.chunks.append((monotonic_ns(), chunk))
-        except AnswerTooLong as error:
+        except ResponseTooLong as error:
             failure = ("broken", str(error))
         except (TimeoutError, openai.APITimeoutError):
             failure = ("timeout", f"no complete answer within {self._timeout_s:g} s")
@@ -153,8 +153,8 @@ def sdk_client(url: str, *, api_key: str | None, timeout_s: float) -> Any:
 
 
 def _bounded(stream_type: Any, response: Any) -> Any:
-    """The response's stream, which raises AnswerTooLong once it brought more than MOST_ANSWER_BYTES, or would when its
-    gzip or deflate is undone."""
+    """The response's stream, which raises ResponseTooLong beyond MOST_ANSWER_BYTES, also after gzip or deflate is
+    undone."""
     inner = response.stream
     coding = response.headers.get("content-encoding", "")
 
@@ -165,7 +165,7 @@ def _bounded(stream_type: Any, response: Any) -> Any:
                 decoder = decoder or zlib.decompressobj(window_bits(coding, piece))
                 left -= _decoded_bytes(decoder, piece, left + 1) if coding in ("gzip", "deflate") else len(piece)
                 if left < 0:
-                    raise AnswerTooLong(f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}")
+                    raise ResponseTooLong(f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}")
                 yield piece
 
         async def aclose(self) -> None:

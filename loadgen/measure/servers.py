@@ -22,7 +22,7 @@ from loadgen.measure.config import api_key
 from loadgen.measure.observer import Observer
 from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
-from loadgen.secret import Mask, said
+from loadgen.secret import Mask, error_text
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
 from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
@@ -201,10 +201,10 @@ class _Running:
         try:
             answer = httpget.get(f"{spec.url}{path}", bearer=api_key(self._config))
         except ssl.SSLCertVerificationError as error:
-            reason = f"does not answer ({said(error)})"
+            reason = f"does not answer ({error_text(error)})"
             remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
         except httpget.FAILURES as error:
-            raise NotReady(where, mask(said(error)), loading=False) from None
+            raise NotReady(where, mask(error_text(error)), loading=False) from None
         else:
             body, simulated = answer.body, answer.headers.get("X-Loadgen-Simulated") is not None
             if answer.status == 503 or (answer.status >= 500 and b"loading" in body.lower()):

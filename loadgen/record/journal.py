@@ -25,7 +25,7 @@ from loadgen.folder import Folder
 from loadgen.load.exchange import Exchange
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import Cell
-from loadgen.secret import said
+from loadgen.secret import error_text
 from loadgen.serving.metrics import ServerSample
 
 SCHEMA = 1
@@ -210,7 +210,7 @@ def known_records(path: Path) -> Iterator[None]:
         yield
     except (ValueError, OverflowError, RecursionError) as error:
         raise UsageError(
-            f"{path} holds a record that this version of loadgen does not know ({said(error)}); read it with the "
+            f"{path} holds a record that this version of loadgen does not know ({error_text(error)}); read it with the "
             "version that wrote it"
         ) from None
 

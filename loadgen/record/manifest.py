@@ -28,7 +28,7 @@ from loadgen.power.owners import Owners
 from loadgen.power.sample import Scope
 from loadgen.power.trace import Rest
 from loadgen.record.cell import Cell, TargetName, check_size
-from loadgen.secret import said
+from loadgen.secret import error_text
 from loadgen.serving.facts import Target
 
 _Text = Annotated[str, msgspec.Meta(max_length=20_000)]
@@ -318,14 +318,16 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run_dir} is no run directory: it has no manifest.json") from None
     except ValueError as error:
-        raise UsageError(f"{path} is no manifest ({said(error)}); name a run directory of loadgen sweep") from None
+        raise UsageError(
+            f"{path} is no manifest ({error_text(error)}); name a run directory of loadgen sweep"
+        ) from None
     Folder(run_dir).check()
     if content.get("schema") != SCHEMA:
         raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
     try:
         shape = msgspec.convert(content, ManifestShape)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{path} is not as loadgen sweep wrote it ({said(error)}); put that file back") from None
+        raise UsageError(f"{path} is not as loadgen sweep wrote it ({error_text(error)}); put that file back") from None
     config, sessions = shape.config, max(1, len(shape.sessions))
     check_size(str(path), len(config.targets), max(1, len(config.concurrency)), config.repeats, sessions)
     return content

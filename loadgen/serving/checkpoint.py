@@ -19,7 +19,7 @@ from loadgen.bounds import MOST_FACTS_BYTES, Count
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.record.manifest import Weights
-from loadgen.secret import said
+from loadgen.secret import error_text
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE, Quantization, quantization_of
 from loadgen.serving.recipe import Recipe, load_recipes
 
@@ -218,7 +218,7 @@ def _fetch(checkpoint: str, name: str) -> HubAnswer:
     except TypeError:
         return HubAnswer(state="unreachable", reason=f"{name} is not a JSON object")
     except (*httpget.FAILURES, RecursionError) as error:
-        return HubAnswer(state="unreachable", reason=said(error))
+        return HubAnswer(state="unreachable", reason=error_text(error))
     state = _STATES.get(answer.status, "unreachable")
     return HubAnswer(state=state, reason=f"{answer.status} {answer.headers.get('X-Error-Code') or answer.reason}")
 

@@ -13,8 +13,8 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES, Amount, Nanoseconds
-from loadgen.httpget import FAILURES, REDIRECTS, AnswerTooLong, Connection
-from loadgen.secret import said
+from loadgen.httpget import FAILURES, REDIRECTS, Connection, ResponseTooLong
+from loadgen.secret import error_text
 from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
 from loadgen.serving.facts import Target
 
@@ -176,11 +176,11 @@ class _Page:
         for _ in range(2):
             try:
                 answer = self._connection.get(path, MOST_METRICS_BYTES)
-            except AnswerTooLong as error:
+            except ResponseTooLong as error:
                 self.failure = f"{self._url} cannot be read: {error}"
                 return None
             except FAILURES as error:
-                self.failure = f"{self._url} does not answer ({said(error)})"
+                self.failure = f"{self._url} does not answer ({error_text(error)})"
                 continue
             if answer.status == 200:
                 self.failure = None

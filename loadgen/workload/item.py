@@ -14,7 +14,7 @@ import msgspec
 from loadgen.bounds import Count
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
-from loadgen.secret import said
+from loadgen.secret import error_text
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +87,7 @@ def read_facts(run_dir: Path) -> dict[str, ItemFacts]:
         return {}
     except ValueError as error:
         raise UsageError(
-            f"{run_dir / FILE} does not hold the items of a run ({said(error)}); restore it to grade this run"
+            f"{run_dir / FILE} does not hold the items of a run ({error_text(error)}); restore it to grade this run"
         ) from None
     found = {item: ItemFacts(gold=facts) if isinstance(facts, str) else facts for item, facts in kept.items()}
     for item, facts in found.items():

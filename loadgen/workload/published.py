@@ -15,7 +15,7 @@ from loadgen import httpget
 from loadgen.bounds import DOWNLOAD_S, MOST_DATA_BYTES
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
-from loadgen.secret import said
+from loadgen.secret import error_text
 
 DOWNLOAD_TIMEOUT_S = 20.0
 """For each read; the whole has a bound of its own."""
@@ -67,7 +67,7 @@ def fetch(file: PublishedFile) -> Path:
         answer = httpget.fetch(file.url, most_bytes, DOWNLOAD_S, timeout_s=DOWNLOAD_TIMEOUT_S)
         reason = None if answer.status == 200 else f"{answer.status} {answer.reason}"
     except httpget.FAILURES as error:
-        reason = said(error)
+        reason = error_text(error)
     if reason is not None:
         raise UsageError(
             f"{file.name} could not be downloaded from {file.url} ({reason}); "

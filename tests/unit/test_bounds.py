@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.httpget import Answer, AnswerTooLong, fetch, get
+from loadgen.httpget import Response, ResponseTooLong, fetch, get
 from loadgen.power.feed import PowerFeed
 from loadgen.serving import facts
 from loadgen.serving.metrics import MetricsProbe, MetricsSource
@@ -62,15 +62,15 @@ def test_a_body_of_the_bound_is_read_whole() -> None:
 def test_a_longer_one_is_given_up(head: bytes) -> None:
     with sending(head, bytes(MANY), 600) as port:
         for ask in (get, fetch):
-            with pytest.raises(AnswerTooLong, match="longer than 1 MiB"):
+            with pytest.raises(ResponseTooLong, match="longer than 1 MiB"):
                 ask(f"http://127.0.0.1:{port}", MANY)
 
 
 @pytest.mark.parametrize("ask", [get, fetch])
 @pytest.mark.parametrize("head", [b"", b"X: "], ids=["in its body", "in its head"])
-def test_one_that_comes_byte_by_byte_has_a_time_for_all_of_it(head: bytes, ask: Callable[..., Answer]) -> None:
+def test_one_that_comes_byte_by_byte_has_a_time_for_all_of_it(head: bytes, ask: Callable[..., Response]) -> None:
     """A byte each 10 ms: no single read takes long."""
-    late = pytest.raises(AnswerTooLong, match=r"is not complete after 0\.2 s")
+    late = pytest.raises(ResponseTooLong, match=r"is not complete after 0\.2 s")
     with sending(head, b"a", 10_000, pause_s=0.01) as port, late:
         ask(f"http://127.0.0.1:{port}", MANY, 0.2)
 

@@ -60,7 +60,7 @@ def test_a_new_file_has_the_mode_that_was_asked_for_from_the_first_byte(folder: 
 
 
 def test_two_writers_of_one_file_do_not_mix(folder: Folder) -> None:
-    said = r"a\.json is being written by another process"
+    said = r"another process is writing .*a\.json"
     with pytest.raises(StorageError, match=said), folder.replacing("a.json") as file:
         file.write(b"one")
         folder.write("a.json", b"two")
@@ -80,7 +80,7 @@ def test_a_link_is_refused_with_one_sentence(folder: Folder, outside: Path, act:
         (folder.path / "figures").symlink_to(outside.parent)
     else:
         (folder.path / "a").symlink_to(outside)
-    with pytest.raises(UsageError, match="is a link; loadgen follows no links inside a run directory"):
+    with pytest.raises(UsageError, match="is a link; loadgen does not follow links inside a run directory"):
         match act:
             case "read":
                 folder.read("a")
@@ -112,7 +112,7 @@ def test_only_regular_files_are_read_and_nothing_waits(folder: Folder) -> None:
 
 @pytest.mark.parametrize("name", ["../a", "figures/../../a", "/etc/hostname", "a\0b", "", ".."])
 def test_a_name_that_leads_out_is_refused(folder: Folder, name: str) -> None:
-    with pytest.raises(UsageError, match="is not a file name inside"):
+    with pytest.raises(UsageError, match="is not a valid file name inside"):
         folder.write(name, b"")
 
 
