@@ -1,7 +1,4 @@
-"""Item: one question of a dataset.
-
-ItemFacts: what grading and depth need of an item, kept in a run directory; no question and no solution.
-"""
+"""Item: one question of a dataset; ItemFacts: what of it is kept in a run directory to grade answers and know depth."""
 
 from __future__ import annotations
 
@@ -16,15 +13,13 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.secret import error_text
 
+FILE = "items.json"
+_DECIMAL = re.compile(r"-?[0-9]{1,1000}(?:\.[0-9]{1,1000})?")
 
-class Item(msgspec.Struct, frozen=True, kw_only=True):
-    """One question with its published answer."""
 
-    id: str
-    """Stable over releases: dataset, split and row, e.g. `gsm8k-test-0007`."""
-    question: str
-    solution: str
-    """The published worked answer, as it would stand in a few-shot example."""
+class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An item without its question and solution."""
+
     gold: str
     """The final answer alone: a number without thousands separators, or an upper-case letter A to E."""
     options: tuple[str, ...] = ()
@@ -35,34 +30,27 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     """What gold counts, where the data file says so: an answer in another known unit is wrong."""
     exact: bool = False
     """Gold is a text and compared as such; else it is a letter or a number."""
-    steps: int | None = None
+    steps: Count | None = None
     """Reasoning steps, the primary depth: GSM8K solution lines, MathQA operations of `linear_formula`."""
+    annotated_steps: Count | None = None
+    """GSM8K's `<<...>>` calculations, the depth for sensitivity; None elsewhere."""
     flaws: tuple[str, ...] = ()
     """What is known to be wrong with the question: `identical options`, `removed by GSM8K-Platinum`."""
-    annotated_steps: int | None = None
-    """GSM8K's `<<...>>` calculations, the depth for sensitivity; None elsewhere."""
-
-
-FILE = "items.json"
-_DECIMAL = re.compile(r"-?[0-9]{1,1000}(?:\.[0-9]{1,1000})?")
-
-
-class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The fields of the same names of an Item."""
-
-    gold: str
-    options: tuple[str, ...] = ()
-    accepted: tuple[str, ...] = ()
-    unit: str = ""
-    exact: bool = False
-    steps: Count | None = None
-    annotated_steps: Count | None = None
-    flaws: tuple[str, ...] = ()
 
     @property
     def can_be_graded(self) -> bool:
         """Whether gold, and what else is accepted, is a text, a letter or a decimal number."""
         return self.exact or self.gold.isalpha() or all(map(_DECIMAL.fullmatch, (self.gold, *self.accepted)))
+
+
+class Item(ItemFacts, frozen=True, kw_only=True):
+    """One question with its published answer."""
+
+    id: str
+    """Stable over releases: dataset, split and row, e.g. `gsm8k-test-0007`."""
+    question: str
+    solution: str
+    """The published worked answer, as it would appear in a few-shot example."""
 
 
 def facts_of(item: Item) -> ItemFacts:

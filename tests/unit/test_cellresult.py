@@ -156,7 +156,7 @@ def test_an_answer_given_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch
     read: list[str] = []
     original = grader.grade
 
-    def spied(text: str, item: grader.Gradable, **how: Any) -> Verdict:
+    def spied(text: str, item: ItemFacts, **how: Any) -> Verdict:
         read.append(text)
         return original(text, item, **how)
 

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 from loadgen.workload.grading.notation import last_match, spelt
 from loadgen.workload.grading.statement import Refused, Stated, read_statement
-from loadgen.workload.grading.term import SIGNED, Unreadable, read_term, scaled, value_of_match
+from loadgen.workload.grading.term import SIGNED, readable_term, scaled, value_of_match
 
 LAST_LINE = 1200
-"""How many characters of the last line with a number are looked at."""
+"""Characters of the last line with a number that are read."""
 
 _ANYWHERE = re.compile(SIGNED)
 _ASIDE = re.compile(r"\((?=[^()\n]{0,120}[0-9])[^()\n]{0,120}\)(?!\s*[-+*/^=])")
@@ -94,22 +94,19 @@ def _of_sentence(sentence: str, whole_length: int) -> tuple[Fraction, ...] | Non
         return None
     if isinstance(read_statement(sentence), Refused) and "=" not in sentence:
         return None
-    try:
-        whole = read_term(sentence)
-    except Unreadable:
-        whole = None
+    whole = readable_term(sentence)
     if whole and not whole.bare and not sentence[whole.end :].strip(" .$!*"):
         return whole.values
     cue = last_match(_CUE, sentence)
-    if cue and len(numbers) == 2 and _ANYWHERE.match(sentence, cue.end()):
+    if cue and len(numbers) == 2:
         first = _ANYWHERE.match(sentence, cue.end())
         if first and _TAIL.match(sentence, first.end()):
             return _reading(sentence, first)
     if len(numbers) > 1 and (len(sentence) == whole_length or _CONCLUDES.search(sentence)):
-        said = numbers[-2]
-        tail = _AFTERTHOUGHT.match(sentence, said.end())
-        if tail and tail.end() == numbers[-1].start() and not _SUM_BEFORE.search(sentence[said.end() : tail.end()]):
-            return _reading(sentence, said)
+        end = numbers[-2].end()
+        tail = _AFTERTHOUGHT.match(sentence, end)
+        if tail and tail.end() == numbers[-1].start() and not _SUM_BEFORE.search(sentence[end : tail.end()]):
+            return _reading(sentence, numbers[-2])
     last = numbers[-1]
     if _REFUSING.search(sentence[max(0, last.start() - 60) : last.start()]):
         return None
@@ -132,10 +129,7 @@ def _side(sentence: str) -> tuple[Fraction, ...] | None:
     number = last_match(_ANYWHERE, head)
     if number and number.end() == len(head.rstrip()) and not _SUM_BEFORE.search(head[: number.start()]):
         return _reading(head, number)
-    try:
-        term = read_term(tail)
-    except Unreadable:
-        return None
+    term = readable_term(tail)
     return term.values if term and not tail[term.end :].strip(" .$!") else None
 
 
@@ -144,39 +138,23 @@ def _reading(sentence: str, found: re.Match[str]) -> tuple[Fraction, ...] | None
     before, end = sentence[: found.start()], found.end()
     if value is None or _OPAQUE.match(sentence, end) or before.rstrip().endswith("√"):
         return None
-    if _RATIO_BEFORE.search(before[-4:]) or _RATIO_AFTER.match(sentence, end):
-        said = _clock(sentence, found)
-        if said is None:
-            return None
-        return said
+    if _RATIO_BEFORE.search(before[-4:]) or _RATIO_AFTER.match(sentence, end):  # `5:30` is hours, a ratio no number
+        stated = read_statement(sentence[len(re.split(r"[0-9]+\s?:\s?\Z", before)[0]) :])
+        return stated.values if isinstance(stated, Stated) else None
     if found["below"] and _SCORED.search(before[-60:]):
         return Fraction(found["number"].replace(",", "")), value
     if sentence.startswith("^", end):
-        try:
-            term = read_term(sentence, found.start("number"))
-        except Unreadable:
-            return None
+        term = readable_term(sentence, found.start("number"))
         return term.values if term else None
     values, end = scaled(sentence, end, value)
     return (*values, values[0] / 100) if _CENTS.match(sentence, end) else values
 
 
-def _clock(sentence: str, found: re.Match[str]) -> tuple[Fraction, ...] | None:
-    """`5:30` as hours; a ratio is no number."""
-    begin = len(re.split(r"[0-9]+\s?:\s?\Z", sentence[: found.start()])[0])
-    said: Stated | Refused | None = read_statement(sentence[begin:])
-    return said.values if isinstance(said, Stated) else None
-
-
 def _in_words(text: str) -> tuple[Fraction, ...] | None:
     """The number that the last sentence spells, if it is one and no article or "one of"."""
     sentence = [part for part in re.split(r"[.!?\n]", text[-LAST_LINE:]) if part.strip()][-1:]
-    values = []
-    place = 0
+    value, place = None, 0
     for word in re.finditer(r"[A-Za-z]+", sentence[0] if sentence else ""):
         if word.start() >= place and word[0].lower() not in ("one", "a", "an", "and"):
-            found = spelt(sentence[0], word.start())
-            if found:
-                values.append(found[0])
-                place = found[1]
-    return (values[-1],) if values else None
+            value, place = spelt(sentence[0], word.start()) or (value, place)
+    return None if value is None else (value,)

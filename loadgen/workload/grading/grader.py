@@ -1,19 +1,17 @@
-"""Grader: from an answer's text to its verdict. Only the content is read, never the reasoning beside it.
+"""Grader: from an answer's text to its verdict, and to the two of lm-evaluation-harness 0.4.13, oddities included.
 
-The verdicts that lm-evaluation-harness 0.4.13 gives for the same text, down to its oddities.
-
-Patterns, which match counts, and the normalisation are those of its task files `gsm8k*.yaml` (versions 3 and 4): no
-match is `[invalid]` and wrong, truncation is not looked at, and the comparison is one of strings.
+Only the content is read, never the reasoning beside it. The harness's patterns, which match counts, and its
+normalisation are those of its task files `gsm8k*.yaml` (versions 3 and 4): truncation is not looked at.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from loadgen.bounds import MOST_GRADED
 from loadgen.workload.grading.letter import Letter, read_letter
@@ -21,7 +19,7 @@ from loadgen.workload.grading.marks import READ, after_thought, answer_part, ope
 from loadgen.workload.grading.notation import last_match
 from loadgen.workload.grading.number import Number, read_number, same_number
 from loadgen.workload.grading.term import other_unit
-from loadgen.workload.grading.verdict import Verdict
+from loadgen.workload.grading.verdict import Outcome, Verdict
 from loadgen.workload.grading.words import (
     Words,
     compiled,
@@ -48,45 +46,36 @@ def _last_number(text: str) -> re.Match[str] | None:
     return last_match(_ANYWHERE, text, stretch.start(1)) or last_match(_ANYWHERE, text)
 
 
-class Filter(msgspec.Struct, frozen=True):
-    """How an answer is looked for in a text."""
-
-    find: Callable[[str], re.Match[str] | None]
-
-    def matches(self, text: str, gold: str) -> bool:
-        """Whether what is found is `gold` after both are normalised."""
-        found = self.find(text)
-        return found is not None and _normalised(next(filter(None, found.groups()))) == _normalised(gold)
-
-
 class Task(msgspec.Struct, frozen=True):
-    """The two filters of a task."""
+    """How lm-evaluation-harness looks for an answer in a task."""
 
-    strict: Filter
-    flexible: Filter = Filter(_last_number)
+    strict: Callable[[str], re.Match[str] | None]
+    flexible: Callable[[str], re.Match[str] | None] = _last_number
+
+    def verdicts(self, text: str, gold: str) -> tuple[bool, bool]:
+        """Whether what is found, strictly and flexibly, is `gold` after both are normalised."""
+        return _matches(self.strict(text), gold), _matches(self.flexible(text), gold)
 
 
-_GSM8K = Task(Filter(re.compile(r"#### (\-?[0-9\.\,]+)").search))
-_COT = Task(Filter(re.compile(r"The answer is (\-?[0-9\.\,]+).").search))
-_LLAMA = Task(Filter(partial(last_match, re.compile(rf"The final answer is ({_NUMBER})"))))
-TASKS = {
-    "gsm8k": _GSM8K,
-    "gsm8k_fixed": _GSM8K,
-    "gsm8k_cot": _COT,
-    "gsm8k_cot_zeroshot": _COT,
-    "gsm8k_cot_llama": _LLAMA,
-    "sample": _GSM8K,
-}
+def _matches(found: re.Match[str] | None, gold: str) -> bool:
+    return found is not None and _normalised(next(filter(None, found.groups()))) == _normalised(gold)
+
+
+_GSM8K = Task(re.compile(r"#### (\-?[0-9\.\,]+)").search)
+_COT = Task(re.compile(r"The answer is (\-?[0-9\.\,]+).").search)
+_LLAMA = Task(partial(last_match, re.compile(rf"The final answer is ({_NUMBER})")))
+TASKS = {"gsm8k": _GSM8K, "gsm8k_fixed": _GSM8K, "sample": _GSM8K, "gsm8k_cot": _COT, "gsm8k_cot_zeroshot": _COT}
+TASKS["gsm8k_cot_llama"] = _LLAMA
 """By the first part of a protocol's name. `gsm8k_fixed` and `sample` are asked and answered as `gsm8k` is."""
 
 
 def task_of(protocol: str) -> Task | None:
-    """The task that a protocol is the counterpart of: `gsm8k-5shot-train` is `gsm8k`. None if there is none."""
+    """The task that a protocol corresponds to: `gsm8k-5shot-train` is `gsm8k`. None if there is none."""
     return TASKS.get(protocol.partition("-")[0])
 
 
 def _normalised(answer: str) -> str:
-    """Of what a pattern can find; the harness also removes all up to `#### ` and case, of which there is none here."""
+    """As the harness does, which also removes all up to `#### ` and case: a pattern finds neither here."""
     return answer.replace(",", "").replace("$", "").removesuffix(".")
 
 
@@ -99,28 +88,12 @@ REMEMBERED = 1 << 16
 """Verdicts that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
 
 
-class Gradable(Protocol):
-    """What of an Item, or of its ItemFacts, an answer is held against."""
-
-    @property
-    def gold(self) -> str: ...
-    @property
-    def options(self) -> Sequence[str]: ...
-    @property
-    def accepted(self) -> Sequence[str]: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def exact(self) -> bool: ...
-
-
 def grade(
-    text: str, item: Gradable, *, protocol: str, finish_reason: str | None, pattern: re.Pattern[str] | None = None
+    text: str, item: ItemFacts, *, protocol: str, finish_reason: str | None, pattern: re.Pattern[str] | None = None
 ) -> Verdict:
     """The verdict on the content of one finished answer; `protocol` is a name as in the manifest.
 
-    Of a text longer than MOST_GRADED the middle is left out. With a `pattern` the answer is what its last match says,
-    and nothing else.
+    The middle of a text longer than MOST_GRADED is left out. With a `pattern` only its last match is the answer.
 
     An answer cut off by the token limit counts only by a marked answer on a line that was ended; without one it is
     `truncated`, as is a `<think>` that was never closed. Raises ValueError if `item.gold` is neither letter nor number
@@ -129,39 +102,30 @@ def grade(
     if len(text) > MOST_GRADED:
         text = f"{text[:_BEGINNING]}\n{text[_BEGINNING - MOST_GRADED :]}"
     task = None if item.exact or item.gold.isalpha() else task_of(protocol)
-    strict = task.strict.matches(text, item.gold) if task else None
-    flexible = task.flexible.matches(text, item.gold) if task else None
+    strict, flexible = task.verdicts(text, item.gold) if task else (None, None)
+    verdict = Verdict(outcome="truncated", strict=strict, flexible=flexible)
     cut = finish_reason == CUT
-    said = after_thought(text)
-    if open_thought(said):
-        return Verdict(outcome="truncated", strict=strict, flexible=flexible)
-    if not said.strip():
-        return Verdict(outcome="truncated" if cut else "empty", strict=strict, flexible=flexible)
-    said, goes_on = answer_part(
-        said,
+    content = after_thought(text)
+    if open_thought(content):
+        return verdict
+    if not content.strip():
+        return verdict if cut else replace(verdict, outcome="empty")
+    content, goes_on = answer_part(
+        content,
         lambda part: _read(part, item, pattern, marked=True) is not None,
         lambda part: _read(part, item, pattern, marked=False) is not None,
     )
-    said = said[-READ:]
-    whole = said if goes_on or not cut else said[: said.rfind("\n") + 1]
+    content = content[-READ:]
+    whole = content if goes_on or not cut else content[: content.rfind("\n") + 1]
     found = _read(whole, item, pattern, marked=cut)
     if found is not None:
-        return Verdict(
-            outcome="correct" if _is_right(found, item, whole) else "wrong",
-            answer=str(found),
-            extractor=found.extractor,
-            strict=strict,
-            flexible=flexible,
-        )
+        outcome: Outcome = "correct" if _is_right(found, item, whole) else "wrong"
+        return replace(verdict, outcome=outcome, answer=str(found), extractor=found.extractor)
     if not cut:
-        return Verdict(outcome="unparsed", strict=strict, flexible=flexible)
-    at_the_end = _read(said, item, pattern, marked=True)
-    return Verdict(
-        outcome="truncated",
-        correct_but_truncated=at_the_end is not None and _is_right(at_the_end, item, said),
-        strict=strict,
-        flexible=flexible,
-    )
+        return replace(verdict, outcome="unparsed")
+    at_the_end = _read(content, item, pattern, marked=True)
+    right = at_the_end is not None and _is_right(at_the_end, item, content)
+    return replace(verdict, correct_but_truncated=right)
 
 
 class Grader:
@@ -185,21 +149,21 @@ class Grader:
         return grade(text, item, protocol=self._protocol, finish_reason=finish_reason, pattern=self._pattern)
 
 
-def _read(text: str, item: Gradable, pattern: re.Pattern[str] | None, *, marked: bool) -> Found | None:
+def _read(text: str, item: ItemFacts, pattern: re.Pattern[str] | None, *, marked: bool) -> Found | None:
     lettered = item.gold.isalpha()
     if pattern is not None:
-        said = last_found(text, pattern)
-        if said is None:
+        match = last_found(text, pattern)
+        if match is None:
             return None
         if item.exact:
-            return found_words(said)
-        return found_letter(said, item.options) if lettered else found_number(said)
+            return found_words(match)
+        return found_letter(match, item.options) if lettered else found_number(match)
     if item.exact:
         return read_words(text, marked=marked)
     return read_letter(text, item.options, marked=marked) if lettered else read_number(text, marked=marked)
 
 
-def _is_right(found: Found, item: Gradable, text: str) -> bool:
+def _is_right(found: Found, item: ItemFacts, text: str) -> bool:
     accepted = {item.gold, *item.accepted}
     if isinstance(found, Letter):
         return not accepted.isdisjoint((found.value, *found.others))

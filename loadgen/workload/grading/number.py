@@ -11,7 +11,7 @@ import msgspec
 from loadgen.workload.grading.conclusion import conclusion
 from loadgen.workload.grading.marks import Mark, marks
 from loadgen.workload.grading.notation import plain
-from loadgen.workload.grading.statement import Refused, Stated, read_statement
+from loadgen.workload.grading.statement import SENTENCE_END, Refused, Stated, read_statement
 from loadgen.workload.grading.term import SIGNED, value_of_match
 from loadgen.workload.grading.verdict import Extractor
 
@@ -23,7 +23,6 @@ FLOAT_TOLERANCE = Fraction(1, 10**12)
 
 _ANYWHERE = re.compile(SIGNED)
 _TERM = re.compile(r"[-+*/^√] ?0|0 ?[*/^√π]")
-_SENTENCE = re.compile(r"[.!?;](?=\s|$)|\n|$")
 
 
 class Number(msgspec.Struct, frozen=True):
@@ -48,51 +47,50 @@ def read_number(text: str, *, marked: bool) -> Number | None:
     for mark in marks(text):
         if mark.hedged:
             return None
-        said = _said(mark)
-        if isinstance(said, Refused):
-            if said.hedged:
+        stated = _stated(mark)
+        if isinstance(stated, Refused):
+            if stated.hedged:
                 return None
             refused = True
-        elif said is not None and _stands(mark, said, text, last_digit):
-            return Number(said.values[0], mark.extractor, said.values[1:])
+        elif stated is not None and _is_answer(mark, stated, text, last_digit):
+            return Number(stated.values[0], mark.extractor, stated.values[1:])
     if refused or marked:
         return None
     values = conclusion(text)
     return Number(values[0], "last_number", values[1:]) if values else None
 
 
-def _said(mark: Mark) -> Stated | Refused | None:
-    if mark.kind == "tag":
-        said = read_statement(mark.line, boxed=True)
-        if said is None and (values := conclusion(mark.line)):
-            return Stated(values, len(mark.line), True, False)
-        return said
-    return read_statement(
-        mark.line,
-        boxed=mark.kind == "boxed",
-        heading=mark.kind in ("hashes", "heading", "colon", "initial"),
-        bullet=mark.kind in ("heading", "colon"),
-    )
+def _stated(mark: Mark) -> Stated | Refused | None:
+    kind, line = mark.kind, mark.line
+    if kind == "tag":
+        stated = read_statement(line, boxed=True)
+        if stated is None and (values := conclusion(line)):
+            return Stated(values, len(line), True, False)
+        return stated
+    heading = kind in ("hashes", "heading", "colon", "initial")
+    return read_statement(line, boxed=kind == "boxed", heading=heading, bullet=kind in ("heading", "colon"))
 
 
-def _stands(mark: Mark, said: Stated, text: str, last_digit: int) -> bool:
-    """Whether what was said is the answer, and not the heading of a step or the first line of a derivation.
+def _is_answer(mark: Mark, stated: Stated, text: str, last_digit: int) -> bool:
+    """Whether what was stated is the answer, and not the heading of a step or the first line of a derivation.
 
     Behind "the answer is", in a box or a tag it is; elsewhere only if it is nothing but a number and its unit, or no
     number follows.
     """
-    if mark.kind in ("boxed", "tag") or (mark.kind in ("is", "beside", "before", "foreign") and not mark.weak):
+    kind = mark.kind
+    if (
+        kind in ("boxed", "tag")
+        or (kind in ("is", "beside", "before", "foreign") and not mark.weak)
+        or (kind == "hashes" and stated.plain)
+        or (kind in ("colon", "heading") and not stated.opens_prose and not mark.weak)
+    ):
         return True
-    if mark.kind == "hashes" and said.plain:
-        return True
-    if mark.kind in ("colon", "heading") and not said.opens_prose and not mark.weak:
-        return True
-    end = _SENTENCE.search(text, mark.begin + said.end)
+    end = SENTENCE_END.search(text, mark.begin + stated.end)
     return last_digit < (end.end() if end else len(text))
 
 
 def value_of(text: str) -> Fraction | None:
-    """The number that is all a text says, units aside; None if it says none, several or a term (`6 / π`)."""
+    """The number that a text consists of, units aside; None if it has none, several or a term (`6 / π`)."""
     text = plain(text)
     found = list(_ANYWHERE.finditer(text))
     if len(found) != 1 or _TERM.search(f"{text[: found[0].start()]}0{text[found[0].end() :]}"):
@@ -104,7 +102,7 @@ def same_number(value: Fraction, gold: str) -> bool:
     """Whether `value` is `gold`, a plain decimal: exactly, or rounded to its decimals if it has at least two.
 
     A gold of `FLOAT_DIGITS` digits is a float: 100/3 is 33.333333333333336, and so is 33.33, to which it rounds.
-    Raises ValueError if `gold` is no number.
+    Raises ValueError if `gold` is not a number.
     """
     published, slack, is_float = _published(gold)
     if value == published or (bool(slack) and abs(value - published) <= slack):
@@ -114,8 +112,14 @@ def same_number(value: Fraction, gold: str) -> bool:
     off = abs(value - published)
     if off <= FLOAT_TOLERANCE * abs(published):
         return True
-    decimals = next((k for k in range(ROUNDED_FROM, FLOAT_DIGITS) if (value * 10**k).denominator == 1), None)
-    return decimals is not None and off <= Fraction(1, 2 * 10**decimals)
+    slack = slack_of(value, FLOAT_DIGITS)
+    return slack is not None and off <= slack
+
+
+def slack_of(value: Fraction, most: int) -> Fraction | None:
+    """Half of the last place of a number of at least `ROUNDED_FROM` and fewer than `most` decimals; else None."""
+    decimals = next((k for k in range(ROUNDED_FROM, most) if (value * 10**k).denominator == 1), None)
+    return None if decimals is None else Fraction(1, 2 * 10**decimals)
 
 
 def notation_of(value: Fraction) -> str:
@@ -123,9 +127,7 @@ def notation_of(value: Fraction) -> str:
     if value.denominator == 1:
         return str(value)
     below, places = value.denominator, 0
-    while below % 10 == 0:
-        below, places = below // 10, places + 1
-    for factor in (2, 5):
+    for factor in (10, 2, 5):
         while below % factor == 0:
             below, places = below // factor, places + 1
     if below > 1:

@@ -21,7 +21,7 @@ LEAD = re.compile(
     re.IGNORECASE,
 )
 """What may stand between a mark and the answer: signs, LaTeX commands, a name with `=`, words such as "about"."""
-_BULLET = re.compile(r"\s*[-+•*]\s+(?=\S)")
+_BULLET = re.compile(r"\A\s*[-+•*]\s+(?=\S)")
 _NEGATED = re.compile(r"(?:\w+\s+){0,2}?(?:not|never|neither|nor|isn't|cannot|can't|wasn't)\b", re.IGNORECASE)
 _INSTEAD = re.compile(
     r"(?:\bbut(?:\s+rather)?|\brather|\binstead|\bit\s+is|\bit's)\b[^0-9A-Za-z\n.(√+-]{0,6}(?:is\s+)?", re.IGNORECASE
@@ -66,7 +66,7 @@ _WORD_FOLLOWS = re.compile(r"\s*\**\s*[A-Za-z]")
 _SUM_GOES_ON = re.compile(r"\s*%?\s*[-+*/^x]\s*[(\\0-9√]")
 _SIDES = re.compile(r"[=→]")
 _EQUATION = re.compile(r"(?:[^=→;:(\n.]|\.(?=[0-9])|\((?=[^()\n]{0,40}\)))*?[=→]")
-_SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|$")
+SENTENCE_END = re.compile(r"[.!?;](?=\s|$)|\n|$")
 _COMPOUND = {
     "hour": (60, "minute"), "hr": (60, "min"), "h": (60, "m"), "minute": (60, "second"), "min": (60, "sec"),
     "dollar": (100, "cent"), "pound": (16, "ounce"), "lb": (16, "oz"), "foot": (12, "inch"), "feet": (12, "inch"),
@@ -91,10 +91,10 @@ class Stated(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """What was said is no number that could be right: `not 18`, `less than 18`, `18 or 20`, `3π`."""
+    """What was said cannot be right: `not 18`, `less than 18`, `18 or 20`, `3π`."""
 
     hedged: bool = False
-    """Two different answers; an earlier statement does not stand either."""
+    """Two different answers; an earlier statement does not count either."""
 
 
 def read_statement(
@@ -105,8 +105,7 @@ def read_statement(
     `heading`: it follows `####`, or stands below a heading, where `1. Add` is a step. `boxed`: `4!` is a factorial.
     """
     if bullet:
-        item = _BULLET.match(line)
-        line = line[item.end() :] if item else line
+        line = _BULLET.sub("", line, count=1)
     place = _lead(line, 0)
     negated = _NEGATED.match(line, place)
     if negated:
@@ -157,7 +156,7 @@ def _with_what_follows(line: str, place: int, term: Term, *, boxed: bool) -> Sta
         return others
     compared = _COMPARED.match(line, term.end)
     if not term.bare or compared:
-        end = _SENTENCE_END.search(line, term.end)
+        end = SENTENCE_END.search(line, term.end)
         result = _RESULT.search(line, term.end, end.start() if end else len(line))
         if result:
             better = read_term(line, result.end())
@@ -171,19 +170,14 @@ def _with_what_follows(line: str, place: int, term: Term, *, boxed: bool) -> Sta
         values = (*values, values[0] / 100)
     elif re.match(r"\s?(?:%|percent\b)", line[term.end :]) and values[0]:
         values = (*values, values[0] / 100) if values[0] < 1000 else values
-    return Stated(values, term.end, _is_plain(line, term.end), not term.bare or _goes_on(line, term.end))
+    goes_on = not term.bare or bool(_VERB.match(line, term.end) or _NEXT_NUMBER.match(line, term.end))
+    return Stated(values, term.end, _PLAIN_TAIL.match(line, term.end) is not None, goes_on)
 
 
 def _equation(line: str, place: int, *, boxed: bool) -> Stated | Refused | None:
     """The last side that is a number alone, else the value of the last."""
-    end = _SENTENCE_END.search(line, place)
-    stop = end.start() if end else len(line)
-    sides = []
-    start = place
-    for sign in _SIDES.finditer(line, place, stop):
-        sides.append(start)
-        start = sign.end()
-    sides.append(start)
+    end = SENTENCE_END.search(line, place)
+    sides = [place, *(sign.end() for sign in _SIDES.finditer(line, place, end.start() if end else len(line)))]
     last: Stated | None = None
     for start in reversed(sides[-8:]):
         at = _lead(line, start)
@@ -196,8 +190,7 @@ def _equation(line: str, place: int, *, boxed: bool) -> Stated | Refused | None:
         if term is None:
             continue
         if term.bare and not _SUM_GOES_ON.match(line, term.end):
-            unsure = _others(line, term)
-            return unsure or Stated(term.values, term.end, False, True)
+            return _others(line, term) or Stated(term.values, term.end, False, True)
         last = last or Stated(term.values, term.end, False, True)
     return last
 
@@ -216,7 +209,7 @@ def _in_parts(line: str, term: Term) -> Stated | None:
 
 
 def _others(line: str, term: Term) -> Stated | Refused | None:
-    """Refused where a second number stands beside the first: `18 or 20`, `18 and 20`, `10-12`, `10 to 12`.
+    """Refused where a second number follows the first: `18 or 20`, `18 and 20`, `10-12`, `10 to 12`.
 
     Both are readings where they are the same quantity: `1.5 hours or 90 minutes`.
     """
@@ -241,17 +234,10 @@ def _others(line: str, term: Term) -> Stated | Refused | None:
     return None
 
 
+_PERCENT = Fraction(1, 100)
 _LENGTHS: dict[str, int | Fraction] = {
-    "hour": 60,
-    "minute": 1,
-    "second": Fraction(1, 60),
-    "dollar": 100,
-    "cent": 1,
-    "percent": Fraction(1, 100),
-    "%": Fraction(1, 100),
-}
-
-
+    "hour": 60, "minute": 1, "second": Fraction(1, 60), "dollar": 100, "cent": 1, "percent": _PERCENT, "%": _PERCENT,
+}  # fmt: skip
 _UNIT_NAME = re.compile(r"\s?(%|[A-Za-z]+?)s?(?![A-Za-z])")
 
 
@@ -262,11 +248,6 @@ def _same_quantity(line: str, first: Term, second: Term) -> bool:
     named = [_UNIT_NAME.match(line, term.end) for term in (first, second)]
     units = [_LENGTHS.get(found[1].lower(), 1) if found else 1 for found in named]
     return units != [1, 1] and first.values[0] * units[0] == second.values[0] * units[1]
-
-
-def _is_plain(line: str, end: int) -> bool:
-    unit = _PLAIN_TAIL.match(line, end)
-    return unit is not None
 
 
 _PLAIN_TAIL = re.compile(
@@ -283,7 +264,3 @@ _VERB = re.compile(
     re.IGNORECASE,
 )
 _NEXT_NUMBER = re.compile(rf"(?:[ \t]+(?!{_PREPOSITION}\b)[A-Za-z]+)+[ \t]+[0-9]", re.IGNORECASE)
-
-
-def _goes_on(line: str, end: int) -> bool:
-    return bool(_VERB.match(line, end) or _NEXT_NUMBER.match(line, end))

@@ -1,7 +1,4 @@
-"""Term: a number as it is written, or a sum of such, worked out in exact arithmetic.
-
-Unit: what a number counts: `18 km`, `$18`, `18 apples`.
-"""
+"""Term: a number as it is written, or a sum of such, worked out in exact arithmetic; unit: what a number counts."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from loadgen.workload.grading.marks import READ
 from loadgen.workload.grading.notation import DOZEN, SCALES, SHORT_SCALES, plain, spelt
 
 DIGITS = 40
-"""A number of more digits is no answer, and exact arithmetic with it no pleasure."""
+"""A number of more digits is not an answer, and exact arithmetic with it is slow."""
 LARGEST = 10**60
 DEPTH = 12
 
@@ -81,6 +78,14 @@ def read_term(text: str, begin: int = 0, *, factorial: bool = False) -> Term | N
         raise Unreadable from None
 
 
+def readable_term(text: str, begin: int = 0) -> Term | None:
+    """As `read_term`, but None for what is no number to be compared."""
+    try:
+        return read_term(text, begin)
+    except Unreadable:
+        return None
+
+
 def value_of_match(found: re.Match[str]) -> Fraction | None:
     """The value of a match of `NUMBER` or `SIGNED`; None if it has more than `DIGITS` digits."""
     number = _decimal(found["number"])
@@ -100,10 +105,9 @@ def value_of_match(found: re.Match[str]) -> Fraction | None:
 def scaled(text: str, end: int, value: Fraction) -> tuple[tuple[Fraction, ...], int]:
     """The value with the word of magnitude that follows it, in each of its readings, and where that ends."""
     short = _SHORT.match(text, end)
+    if short and short["short"] in SHORT_SCALES:
+        return (value * SHORT_SCALES[short["short"]],), short.end()
     if short:
-        factor = SHORT_SCALES.get(short["short"])
-        if factor:
-            return (value * factor,), short.end()
         return (value * (10**6 if short["short"] == "M" else 10**9), value), short.end()
     word = _SCALE.match(text, end)
     while word:
@@ -122,9 +126,7 @@ def _decimal(number: str) -> str:
         return number.replace(".", "").replace(",", ".")
     if number.count(".") > 1:
         return number.replace(".", "")
-    if comma >= 0 and point < 0 and len(number) - comma - 1 < 3:
-        return number.replace(",", ".")
-    return number.replace(",", "")
+    return number.replace(",", "." if point < 0 and len(number) - comma - 1 < 3 else "")
 
 
 class _Reader:
@@ -205,7 +207,11 @@ class _Reader:
             inner = self._atom(place + 1, depth + 1)
             if inner is None:
                 raise Unreadable
-            return Term((_root(inner.values[0]),), inner.end, False)
+            value = inner.values[0]
+            above, below = math.isqrt(max(value.numerator, 0)), math.isqrt(value.denominator)
+            if Fraction(above**2, below**2) != value:
+                raise Unreadable
+            return Term((Fraction(above, below),), inner.end, False)
         return self._number(place)
 
     def _number(self, place: int) -> Term | None:
@@ -219,11 +225,8 @@ class _Reader:
         end = found.end()
         half = _AND_A_HALF.match(self._text, end)
         if half and value.denominator == 1:
-            part = (
-                Fraction(int(half["part"]), int(half["parts"]))
-                if half["part"]
-                else Fraction(1, 2 if half["half"] else 4)
-            )
+            above, below = (half["part"], half["parts"]) if half["part"] else (1, 2 if half["half"] else 4)
+            part = Fraction(int(above), int(below))
             if part < 1:
                 value, end = value + part, half.end()
         values, end = scaled(self._text, end, value)
@@ -234,15 +237,6 @@ def _bounded(value: Fraction) -> Fraction:
     if abs(value.numerator) > LARGEST or value.denominator > LARGEST:
         raise Unreadable
     return value
-
-
-def _root(value: Fraction) -> Fraction:
-    if value < 0:
-        raise Unreadable
-    above, below = math.isqrt(value.numerator), math.isqrt(value.denominator)
-    if above**2 != value.numerator or below**2 != value.denominator:
-        raise Unreadable
-    return Fraction(above, below)
 
 
 def _space(text: str, place: int) -> int:
@@ -309,22 +303,21 @@ def with_unit(gold: str) -> tuple[str, str] | None:
 
 
 def other_unit(text: str, values: Collection[Fraction], unit: str) -> bool:
-    """Whether the text, where it says one of the values for the last time, counts something else than `unit`."""
-    said: str | None = None
+    """Whether the text counts something else than `unit` where it last has one of the values."""
+    counted: str | None = None
     for found in _COUNTED.finditer(plain(text[-READ:])):
         if value_of_match(found) in values:
-            said = _known(found["unit"]) if found["unit"] else None
-    if said is None:
+            counted = _known(found["unit"]) if found["unit"] else None
+    if counted is None:
         for sign, number in _MONEY.findall(text[-READ:]):
             if len(number) <= DIGITS and Fraction(number.replace(",", "")) in values:
-                said = _SIGNS.get(sign)
-    return said is not None and said != unit and not (unit == "°" and said[0] == "°")
+                counted = _SIGNS.get(sign)
+    return counted is not None and counted != unit and not (unit == "°" and counted[0] == "°")
 
 
 def _known(name: str) -> str | None:
     """The unit that a name means, None if it is not known: `km per hour` is `km/h`, `square metres` are `m^2`."""
-    name = name.lower().replace("²", "^2").replace("³", "^3").replace(" per ", "/").replace(" an ", "/")
-    name = name.replace(" a ", "/")
+    name = re.sub(" per | an? ", "/", name.lower().replace("²", "^2").replace("³", "^3"))
     power = re.match(r"(square|sq\.?|cubic) ", name)
     parts = [UNITS.get(part) for part in (name[power.end() :] if power else name).split("/")]
     if UNITS.get(name) or None in parts:

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 VERSION = 2
-"""Of the rules. 1: `####`, else a box, else "the answer is", and numbers as they stand. 2: the last mark of any kind,
-terms worked out, hedges and ranges no answer. It grows with every change of a verdict; a test holds the verdicts on its
-table of cases to this number."""
+"""The rules' version. 1: `####`, else a box, else "the answer is". 2: the last mark of any kind, terms worked out;
+hedges and ranges are no answer. It grows with every change of a verdict; a test pins the verdicts on its cases."""
 
 Outcome = Literal["correct", "wrong", "unparsed", "truncated", "empty", "error"]
-Extractor = Literal[
-    "hashes",
-    "boxed",
-    "answer_is",
-    "tag",
-    "pattern",
-    "text",
-    "last_line",
-    "last_number",
-    "answer_colon",
-    "last_letter",
-    "option_text",
-    "option_value",
-]
+_Marked = Literal["hashes", "boxed", "answer_is", "answer_colon", "tag", "pattern", "text"]
+_Guessed = Literal["last_number", "last_line", "last_letter", "option_text", "option_value"]
+Extractor = Literal[_Marked, _Guessed]
 """The rule that found the answer; `last_*` and `option_*` are guesses at what an unmarked answer meant."""
-GUESSES: frozenset[Extractor] = frozenset({"last_number", "last_line", "last_letter", "option_text", "option_value"})
+GUESSES: frozenset[Extractor] = frozenset(get_args(_Guessed))
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """One outcome, and the two verdicts of lm-evaluation-harness beside it."""
+    """One outcome, and lm-evaluation-harness's two verdicts."""
 
     outcome: Outcome
     answer: str | None = None
@@ -39,7 +27,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     extractor: Extractor | None = None
     """None where nothing was read."""
     correct_but_truncated: bool = False
-    """`truncated`, though the right answer stood marked at the very end. No accuracy counts it."""
+    """`truncated`, though the right answer was marked at the very end. No accuracy counts it."""
     strict: bool | None = None
     """The harness's `strict-match`; None where it has no task of this protocol."""
     flexible: bool | None = None
@@ -52,4 +40,4 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FAILED = Verdict(outcome="error")
-"""Of a request that brought no answer."""
+"""The verdict on a request that brought no answer."""
