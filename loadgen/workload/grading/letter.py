@@ -10,16 +10,16 @@ from functools import lru_cache
 import msgspec
 
 from loadgen.workload.grading.conclusion import conclusion
-from loadgen.workload.grading.marks import CHOICE_MARKS, Mark, marks
+from loadgen.workload.grading.marks import CHOICE_MARKS, COLON_KINDS, Mark, marks
 from loadgen.workload.grading.notation import plain
-from loadgen.workload.grading.number import value_of
-from loadgen.workload.grading.statement import Refused, read_statement
+from loadgen.workload.grading.number import slack_of, value_of
+from loadgen.workload.grading.statement import Refused, Stated, read_statement
 from loadgen.workload.grading.verdict import Extractor
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 UNKNOWN_OPTIONS = "ABCDE"
 LAST_LINES = 1_000
-"""Characters at the end of a text in which an unmarked choice is looked for."""
+"""Characters at the end of a text in which an unmarked choice is searched."""
 
 _LEAD = (
     r"(?:\\[A-Za-z]+\s?|(?i:\b(?:option|choice|letter|answer|alternative|statement|the|therefore|thus|hence"
@@ -63,19 +63,27 @@ _CLAUSE_AFTER = re.compile(
     r"|because\b|since\b|which\b|fits|works|matches)"
 )
 _LONE = r"(?<![0-9A-Za-z_'’-])(?P<upper>[%U])(?![0-9A-Za-z_]|['’-][A-Za-z0-9]|\s?[=+*/<>^])(?!(?<=A) [a-z])"
-_OPTION_LINE = r"(?m:^)[ \t]*(?:[-*•][ \t]+)?(?:\(?[%U%L]\s?[).:]|[%U%L]\s?[).:-])[ \t]+[^\n]*(?:\n|\Z)"
+_LISTED = r"(?m:^|(?<=[.;,\s]))\(?(?P<letter>[%U])\s?[).:]"
+_PATTERNS = {
+    "letter": _LEAD + _LETTER,
+    "hedge": _HEDGE,
+    "lone": _LONE,
+    "dismissed": _DISMISSED,
+    "option_line": r"(?m:^)[ \t]*(?:[-*•][ \t]+)?(?:\(?[%U%L]\s?[).:]|[%U%L]\s?[).:-])[ \t]+[^\n]*(?:\n|\Z)",
+    "listed_letter": _LISTED,
+    "affirmed": _LISTED
+    + r"[^\n.;()]{0,60}?(?<!not )(?:\bfits\b|\byes\b|[✓✔✅]|(?<!in)\bcorrect\b|\bworks\b|\bmatches\b"
+    r"|\bis\s+right\b)",
+    "whole": r"[^0-9A-Za-z]*(?:(?i:option|choice|letter)\s+)?[^0-9A-Za-z]*"
+    r"(?P<upper>[%U%L])(?:\s?[).:\]]\s?(?:[^\n.;()]|\.(?=[0-9])){0,60})?[^0-9A-Za-z]*",
+}
+"""With the question's letters as %U, in small letters as %L."""
 _SPACED = re.compile(r"(?<=[0-9]) (?=[./] ?[0-9])|(?<=[0-9] [./]) (?=[0-9])|(?<=[0-9]) ?(?=, ?[0-9]{3}(?![0-9]))")
 _LOOSE = re.compile(r"(?<=[0-9],) (?=[0-9]{3}(?![0-9]))|(?<=^[-−–]) (?=[0-9])|(?<=[0-9][./]) (?=[0-9])")
 _NONE = re.compile(
     r"\bnone\s+of\s+(?:the|these|those|them|above)\b(?:\s+(?:above|these|those|options?|choices?|answers?"
     r"|given|listed|others?))*|\bno(?:ne|t)\s+(?:given|listed)\b"
 )
-_OF_MARK: dict[str, Extractor] = {
-    "is": "answer_is",
-    "choice": "answer_is",
-    "beside": "answer_is",
-    "foreign": "answer_is",
-}
 _BOTH = re.compile(r"\b(?:both|either)\b[^.\n]{0,12}\Z", re.IGNORECASE)
 _RATIO = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)\s?(?::|to)\s?([0-9]+(?:\.[0-9]+)?)(?![0-9.])")
 
@@ -104,42 +112,21 @@ def read_letter(text: str, options: Sequence[str], *, marked: bool) -> Letter | 
     for mark in marks(text, CHOICE_MARKS):
         if mark.hedged:
             return None
-        said = choices.stated(mark)
-        if isinstance(said, Refused):
-            if said.hedged:
+        stated = choices.stated(mark)
+        if isinstance(stated, Refused):
+            if stated.hedged:
                 return None
             refused = True
-        elif said is not None:
-            return said
+        elif stated is not None:
+            return stated
     return None if marked or refused else choices.concluded(text)
-
-
-@lru_cache(maxsize=1 << 14)
-def _choices(options: tuple[str, ...]) -> _Choices:
-    return _Choices(options)
 
 
 @lru_cache
 def _patterns(letters: str) -> dict[str, re.Pattern[str]]:
-    def of(pattern: str) -> re.Pattern[str]:
-        return re.compile(pattern.replace("%U", letters).replace("%L", letters.lower()))
-
     return {
-        "letter": of(_LEAD + _LETTER),
-        "hedge": of(_HEDGE),
-        "lone": of(_LONE),
-        "dismissed": re.compile(_DISMISSED),
-        "option_line": of(_OPTION_LINE),
-        "listed_letter": of(r"(?m:^|(?<=[.;,\s]))\(?(?P<letter>[%U])\s?[).:]"),
-        "affirmed": of(
-            r"(?m:^|(?<=[.;,\s]))\(?(?P<letter>[%U])\s?[).:][^\n.;()]{0,60}?(?<!not )(?:\bfits\b|\byes\b|[✓✔✅]"
-            r"|(?<!in)\bcorrect\b"
-            r"|\bworks\b|\bmatches\b|\bis\s+right\b)"
-        ),
-        "whole": of(
-            r"[^0-9A-Za-z]*(?:(?i:option|choice|letter)\s+)?[^0-9A-Za-z]*"
-            r"(?P<upper>[%U%L])(?:\s?[).:\]]\s?(?:[^\n.;()]|\.(?=[0-9])){0,60})?[^0-9A-Za-z]*"
-        ),
+        name: re.compile(pattern.replace("%U", letters).replace("%L", letters.lower()))
+        for name, pattern in _PATTERNS.items()
     }
 
 
@@ -163,16 +150,14 @@ class _Choices:
         ]
 
     def stated(self, mark: Mark) -> Letter | Refused | None:
-        extractor = _OF_MARK.get(mark.kind, mark.extractor)
-        if mark.kind in ("colon", "heading", "initial"):
-            extractor = "answer_colon"
+        extractor: Extractor = "answer_colon" if mark.kind in COLON_KINDS else mark.extractor
         line = mark.line
-        if mark.kind == "is_answer":
-            return self._subject(line)
+        if mark.kind == "is_answer":  # C of "C is the answer"
+            letter = line.lstrip("([")[:1].upper()
+            return Letter(letter, "answer_is") if letter in self._letters else None
         negated = _NEGATED.match(line)
         if negated and not self._patterns["letter"].match(line[: negated.start("rest")]):
-            named = _named(self._worded, squeezed(line))
-            if named:
+            if named := _named(self._worded, squeezed(line)):
                 return Letter(named, extractor)
             instead = _INSTEAD.search(negated["rest"])
             if instead is None:
@@ -180,9 +165,8 @@ class _Choices:
             line = re.sub(r"^(?:but(?:\s+rather)?|rather|instead|it\s+is|it's)\b", "", instead[0])
         found = self._patterns["letter"].match(line)
         if found:
-            letter = _letter(found)
-            hedge = self._patterns["hedge"].match(line, found.end())
-            if hedge and hedge["other"][0].upper() != letter:
+            letter = (found["upper"] or found["closed"] or found["ends"]).upper()
+            if self._is_hedged(line, found.end(), letter):
                 return Refused(hedged=True)
             if self._patterns["dismissed"].match(line, found.end()):
                 return None
@@ -191,17 +175,11 @@ class _Choices:
             return None
         return self._named_option(line, extractor, extractor, anywhere=False)
 
-    def _subject(self, line: str) -> Letter | None:
-        """C of "C is the answer"."""
-        letter = line.lstrip("([")[:1].upper()
-        return Letter(letter, "answer_is") if letter in self._letters else None
-
     def concluded(self, text: str) -> Letter | None:
         whole = self._patterns["whole"].fullmatch(text[:200].strip()) if len(text) < 200 else None
         if whole:
             return Letter(whole["upper"].upper(), "last_letter")
-        affirmed = self._affirmed(text[-LAST_LINES:])
-        if affirmed:
+        if affirmed := self._affirmed(text[-LAST_LINES:]):
             return Letter(affirmed, "last_letter")
         text = text[-4 * LAST_LINES :]
         if len(self._patterns["option_line"].findall(text)) > 1:
@@ -209,10 +187,8 @@ class _Choices:
         text = self._without_options(text)
         end = text[-LAST_LINES:].rstrip()
         clause = self._clause(end)
-        if clause == "":
-            return None
-        if clause:
-            return Letter(clause, "last_letter")
+        if clause is not None:
+            return Letter(clause, "last_letter") if clause else None
         named = self._named_option(end.rpartition("\n")[2], "option_text", "option_value", anywhere=True)
         if isinstance(named, Letter):
             return named
@@ -247,13 +223,14 @@ class _Choices:
             if _CLAUSE_BEFORE.search(before) and _CLAUSE_AFTER.match(text, found.end()):
                 if letter == "A" and re.match(r"[\s]+(?!is|because|as|since)[a-z]", text[found.end() :]):
                     continue
-                hedge = self._patterns["hedge"].match(text, found.end())
-                if hedge and hedge["other"][0].upper() != letter:
-                    return ""
-                if _offered_before(text[: found.start()], self._letters) or _BOTH.search(before):
-                    return ""
-                return letter
+                offered = _offered_before(text[: found.start()], self._letters) or _BOTH.search(before)
+                return "" if offered or self._is_hedged(text, found.end(), letter) else letter
         return None
+
+    def _is_hedged(self, text: str, end: int, letter: str) -> bool:
+        """Another letter is offered behind this one."""
+        hedge = self._patterns["hedge"].match(text, end)
+        return hedge is not None and hedge["other"][0].upper() != letter
 
     def _ruled_out(self, text: str, found: re.Match[str]) -> bool:
         return bool(
@@ -265,52 +242,38 @@ class _Choices:
         self, line: str, by_text: Extractor, by_value: Extractor, *, anywhere: bool
     ) -> Letter | Refused | None:
         flat = squeezed(line)
-        named = _named(self._worded, flat) or _named_none(self._worded, flat)
-        if named:
+        if named := _named(self._worded, flat) or _named_none(self._worded, flat):
             return Letter(named, by_text)
-        ratio = _ratio_named(self._texts, line)
-        if ratio:
+        if ratio := _ratio_named(self._texts, line):
             return Letter(ratio, by_value)
-        return self._valued(line, by_value, anywhere=anywhere)
-
-    def _valued(self, line: str, extractor: Extractor, *, anywhere: bool) -> Letter | Refused | None:
         line = unspaced(line)
         if anywhere:
             values = conclusion(line)
         else:
-            said = read_statement(line, boxed=extractor == "boxed")
-            if isinstance(said, Refused):
-                return said
-            values = said.values if said else None
-        if not values:
-            return None
-        for value in values:
-            same = [letter for letter, own in self._values.items() if own == value] or [
-                letter for letter, own in self._values.items() if own is not None and self._is_near(letter, own, value)
-            ]
+            stated = read_statement(line, boxed=by_value == "boxed")
+            if isinstance(stated, Refused):
+                return stated
+            values = stated.values if stated else None
+        own = [(letter, number) for letter, number in self._values.items() if number is not None]
+        for value in values or ():
+            same = [letter for letter, number in own if number == value]
+            same = same or [letter for letter, number in own if self._is_near(letter, number, value)]
             if same:
                 exact = [letter for letter in same if self._texts[letter] and self._texts[letter] in squeezed(line)]
                 best = exact if len(exact) == 1 else same
-                return Letter(best[0], extractor, tuple(best[1:]))
+                return Letter(best[0], by_value, tuple(best[1:]))
         return None
 
     def _is_near(self, letter: str, own: Fraction, value: Fraction) -> bool:
         """0.25 is the option `25 %`; 0.33 and 33.33% are a third and `33 1 / 3 %`, rounded."""
         if letter in self._percent and own == value * 100:
             return True
-        if _ends(own):
-            return False
-        decimals = next((k for k in range(2, 8) if (value * 10**k).denominator == 1), None)
-        return decimals is not None and abs(own - value) <= Fraction(1, 2 * 10**decimals)
+        ends = 10 ** own.denominator.bit_length() % own.denominator == 0  # it has finitely many decimals
+        slack = None if ends else slack_of(value, 8)
+        return slack is not None and abs(own - value) <= slack
 
 
-def _ends(value: Fraction) -> bool:
-    """Whether it has finitely many decimals."""
-    below = value.denominator
-    for factor in (2, 5):
-        while below % factor == 0:
-            below //= factor
-    return below == 1
+_choices = lru_cache(maxsize=1 << 14)(_Choices)
 
 
 def _spaced_as_may_be(option: str) -> str:
@@ -327,24 +290,13 @@ def squeezed(text: str) -> str:
     return re.sub(r" ?([^0-9a-z ]) ?", r"\1", " ".join(text.lower().replace("can not", "cannot").split()))
 
 
-def _letter(found: re.Match[str]) -> str:
-    return (found["upper"] or found["closed"] or found["ends"]).upper()
-
-
 def _option_value(option: str) -> Fraction | None:
     value = value_of(option)
     if value is not None:
         return value
-    said = read_statement(plain(option))
-    if (
-        said is None
-        or isinstance(said, Refused)
-        or plain(option)[said.end :].strip(" .%°").replace(" ", "").isalpha() is False
-    ):
-        rest = "" if said is None or isinstance(said, Refused) else plain(option)[said.end :].strip(" .%°")
-        if said is None or isinstance(said, Refused) or rest:
-            return None
-    return said.values[0]
+    option = plain(option)
+    stated = read_statement(option)
+    return stated.values[0] if isinstance(stated, Stated) and not option[stated.end :].strip(" .%°") else None
 
 
 def _offered_before(text: str, letters: str) -> bool:
@@ -370,11 +322,11 @@ def _named_none(options: Mapping[str, str], line: str) -> str | None:
 
 def _ratio_named(options: Mapping[str, str], line: str) -> str | None:
     """A ratio in other words: `2 to 4` is `1:2`."""
-    said = [Fraction(found[1]) / Fraction(found[2]) for found in _RATIO.finditer(line) if Fraction(found[2])]
-    if not said:
+    stated = [ratio for found in _RATIO.finditer(line) if (ratio := _ratio(found)) is not None]
+    if not stated:
         return None
-    for letter, text in options.items():
-        found = _RATIO.fullmatch(text)
-        if found and Fraction(found[2]) and Fraction(found[1]) / Fraction(found[2]) == said[-1]:
-            return letter
-    return None
+    return next((letter for letter, text in options.items() if _ratio(_RATIO.fullmatch(text)) == stated[-1]), None)
+
+
+def _ratio(found: re.Match[str] | None) -> Fraction | None:
+    return Fraction(found[1]) / Fraction(found[2]) if found and Fraction(found[2]) else None

@@ -1,6 +1,5 @@
-"""Mark: a place where a text says that its answer follows: `####`, `\\boxed{}`, "the answer is", `<answer>`.
-
-Content: what of an answer's text is read: no reasoning before it, no next question behind it.
+"""Mark: a place where a text says that its answer follows: `####`, `\\boxed{}`, "the answer is", `<answer>`; and the
+part of a text in which marks are read: no reasoning before it, no next question behind it.
 """
 
 from __future__ import annotations
@@ -8,7 +7,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, zip_longest
 
 import msgspec
 
@@ -18,21 +17,19 @@ from loadgen.workload.grading.verdict import Extractor
 READ = 20_000
 """Characters of an answer, from its end, that are read: what was thought and what follows the answer is cut before."""
 QUESTIONS = 32
-"""How many signs of a next question are looked at."""
+"""Signs of a next question that are read."""
 BEFORE = 8_000
-"""Characters before such a sign in which an answer is looked for."""
+"""Characters before such a sign in which an answer is searched."""
 INTRODUCTION = 200
 """Characters that may introduce a question that is restated."""
 
+_THOUGHT = "(?:reasoning|thought|thoughts|reflection|scratchpad)"
 _PAIRS = (
     (r"<think(?:ing)?>", r"</think(?:ing)?>"),
     (r"\[THINK\]", r"\[/THINK\]"),
     ("◁think▷", "◁/think▷"),
     (r"<seed:think>", r"</seed:think>"),
-    (
-        r"<(?:reasoning|thought|thoughts|reflection|scratchpad)>",
-        r"</(?:reasoning|thought|thoughts|reflection|scratchpad)>",
-    ),
+    (rf"<{_THOUGHT}>", rf"</{_THOUGHT}>"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
     (r"<\|channel\|>analysis(?:<\|message\|>)?", r"<\|channel\|>final(?:<\|message\|>)?"),
     (r"<\|think\|>", r"<\|/think\|>"),
@@ -59,14 +56,11 @@ _NEXT_QUESTION = re.compile(
 
 def open_thought(text: str) -> bool:
     """Whether the text begins to think, at its start or that of a line, and never stops."""
-    said = after_thought(text)
-    for found in islice(_OPENED.finditer(said), QUESTIONS):
-        line = said[said.rfind("\n", 0, found.start()) + 1 : found.start()]
-        if (
-            (not line.strip() or line.rstrip()[-1] in ".!:")
-            and not _MENTIONED.match(said, found.end())
-            and "reasoning" not in found[0]
-        ):
+    text = after_thought(text)
+    for found in islice(_OPENED.finditer(text), QUESTIONS):
+        line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()].rstrip()
+        begins = not line or line[-1] in ".!:"
+        if begins and not _MENTIONED.match(text, found.end()) and "reasoning" not in found[0]:
             return True
     return False
 
@@ -97,10 +91,9 @@ def answer_part(text: str, answers: Callable[[str], bool], concludes: Callable[[
             if ends or answers(before[-BEFORE:]):
                 return before, True
         end = text.find("\n", found.end())
-        if found[0][0] not in "<[" and not found["reply"]:
-            restated.append((found.start(), len(text) if end < 0 else end))
-        else:
-            restated.append((found.start(), found.end()))
+        if found[0][0] in "<[" or found["reply"]:
+            end = found.end()
+        restated.append((found.start(), len(text) if end < 0 else end))
     return _without(text, restated), False
 
 
@@ -114,7 +107,7 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
 
 
 MARKS = 64
-"""How many marks, from the last, are looked at."""
+"""Marks, from the last, that are read."""
 
 _ANSWER = r"(?<![A-Za-z])(?:answers?|ans|antwort|respuesta|réponse|resposta|risposta|ответ)\b"
 _IS = (
@@ -152,6 +145,8 @@ CHOICE_MARKS = re.compile(
     re.IGNORECASE,
 )
 """The marks of a multiple-choice answer: those of any, and "option is", "Correct:", "I pick", "C is the answer"."""
+COLON_KINDS = ("colon", "heading", "initial")
+"""Marks such as "Answer:"."""
 _EXTRACTORS: dict[str, Extractor] = {"hashes": "hashes", "tag": "tag"}
 _CONDITION = re.compile(r"\b(?:if|suppose|supposing|assuming|unless|might|could|first)\b[^.!?\n]*\Z", re.IGNORECASE)
 _OTHERS_ANSWER = re.compile(
@@ -170,30 +165,29 @@ class Mark(msgspec.Struct, frozen=True):
     line: str
     """What follows on its line, or inside the box or tag; at most `STATEMENT` characters."""
     weak: bool = False
-    """It stands under a condition ("if ..., the answer is 20")."""
+    """It follows a condition ("if ..., the answer is 20")."""
     hedged: bool = False
     """The box before it is offered as well: `\\boxed{18} or \\boxed{20}`."""
 
 
 def marks(text: str, telling: re.Pattern[str] = _TELLING) -> Iterator[Mark]:
     """The marks of a text in plain notation, the last first; at most `MARKS`."""
-    found: list[Mark] = [_told(match) for match in deque(telling.finditer(text), maxlen=MARKS)]
-    ends: list[tuple[int, str]] = list(boxes(text))
-    for k, (end, content) in enumerate(ends):
+    found = [_mark(match) for match in deque(telling.finditer(text), maxlen=MARKS)]
+    ends = list(boxes(text))
+    for (end, content), (before, _) in zip_longest(ends, ends[1:], fillvalue=(len(text), "")):
         begin = end - len(content)
-        before = ends[k + 1][0] if k + 1 < len(ends) else None
-        either = before is not None and bool(_OR_ALONE.fullmatch(text[before + 1 : begin][:40]))
+        either = bool(_OR_ALONE.fullmatch(text[before + 1 : begin][:40]))
         found.append(Mark("boxed", "boxed", begin, content, hedged=either))
     yield from sorted(found, key=lambda mark: mark.begin, reverse=True)[:MARKS]
 
 
-def _told(match: re.Match[str]) -> Mark:
+def _mark(match: re.Match[str]) -> Mark:
     text, begin = match.string, match.end()
     kind = match.lastgroup or ""
     rest = text[begin : begin + STATEMENT]
     line = re.split(r"</|\[/", rest, maxsplit=1)[0].rstrip() if kind == "tag" else rest.partition("\n")[0]
+    if kind in _EXTRACTORS:
+        return Mark(kind, _EXTRACTORS[kind], begin, line)
     before = text[max(0, match.start() - 100) : match.start()]
-    weak = kind != "hashes" and kind != "tag" and bool(_CONDITION.search(before))
-    if _OTHERS_ANSWER.search(before) and kind not in ("hashes", "tag"):
-        line = ""
-    return Mark(kind, _EXTRACTORS.get(kind, "answer_is"), begin, line, weak)
+    line = "" if _OTHERS_ANSWER.search(before) else line
+    return Mark(kind, "answer_is", begin, line, weak=bool(_CONDITION.search(before)))

@@ -1,6 +1,5 @@
-"""Exact: an answer that is a text, compared as such but for case, white space and the marks around it.
-
-Pattern: an answer that the user's own regular expression finds.
+"""Words: an answer that is a text, compared as such but for case, white space and the punctuation around it; and an
+answer that the user's own regular expression finds.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import threading
 import unicodedata
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -22,8 +20,8 @@ import msgspec
 from loadgen.errors import UsageError
 from loadgen.secret import without_secrets
 from loadgen.workload.grading.letter import Letter, read_letter
-from loadgen.workload.grading.marks import READ, marks
-from loadgen.workload.grading.notation import plain
+from loadgen.workload.grading.marks import COLON_KINDS, READ, marks
+from loadgen.workload.grading.notation import last_match, plain
 from loadgen.workload.grading.number import Number
 from loadgen.workload.grading.statement import Stated, read_statement
 from loadgen.workload.grading.verdict import Extractor
@@ -33,7 +31,6 @@ LONGEST = 2_000
 _AROUND = " \t\n\r.,;:!?\"'`*_“”‘’«»()[]{}$"
 _SENTENCE = re.compile(r"(?<=[^\s.][^\s.])[.!?;](?=\s)")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s?\{([^{}\n]{0,200})\}")
-_COLON_KINDS = ("colon", "heading", "initial")
 
 
 class Words(msgspec.Struct, frozen=True):
@@ -42,7 +39,7 @@ class Words(msgspec.Struct, frozen=True):
     value: str
     extractor: Extractor
     others: tuple[str, ...] = ()
-    """What else may be meant: the sentence that the text begins with."""
+    """Other readings: the sentence that the text begins with."""
 
     def __str__(self) -> str:
         return self.value
@@ -59,7 +56,7 @@ def read_words(text: str, *, marked: bool) -> Words | None:
             continue
         inside = mark.kind in ("boxed", "tag")
         line = mark.line if inside else text[mark.begin : mark.begin + LONGEST].partition("\n")[0]
-        if (found := _words(line, "answer_colon" if mark.kind in _COLON_KINDS else mark.extractor)) is not None:
+        if (found := _words(line, "answer_colon" if mark.kind in COLON_KINDS else mark.extractor)) is not None:
             return found
     lines = [line for line in text.splitlines() if normal(line)]
     if marked or not lines:
@@ -80,8 +77,7 @@ def same_words(found: Words, gold: str) -> bool:
 def normal(text: str) -> str:
     """Folded case, one space between words, no quotes, brackets or punctuation around."""
     text = _WRAPPED.sub(r"\1", unicodedata.normalize("NFKC", text))
-    folded = " ".join(text.split()).casefold()
-    return folded.strip(_AROUND)
+    return " ".join(text.split()).casefold().strip(_AROUND)
 
 
 def _words(said: str, extractor: Extractor) -> Words | None:
@@ -132,23 +128,24 @@ def check_speed(regex: str, within_s: float = TRIED_S) -> None:
         env = without_secrets(os.environ)
         subprocess.run(argv, input=sent, timeout=within_s, capture_output=True, check=False, env=env)
     except subprocess.TimeoutExpired:
-        raise UsageError(
-            f"--answer-regex {regex!r} takes more than {within_s:g} s on a text of 2,000 characters; avoid a repeat "
-            "inside a repeat, as in (a+)+"
-        ) from None
+        raise _too_slow(regex, within_s, "a text of 2,000 characters") from None
 
 
 def last_found(text: str, pattern: re.Pattern[str]) -> str | None:
     """The last match in the text: its group where it has one that took part, else all of it; None without a match.
 
-    Raises UsageError if that takes longer than MATCH_S: a received run has a pattern and texts of somebody else's.
+    Raises UsageError if that takes longer than MATCH_S: a received run has somebody else's pattern and texts.
     """
     with _limited(pattern.pattern, MATCH_S):
-        match = next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+        match = last_match(pattern, text)
     if match is None:
         return None
-    inner = match[1] if pattern.groups else None
-    return match[0] if inner is None else str(inner)
+    return match[0] if not pattern.groups or match[1] is None else str(match[1])
+
+
+def _too_slow(regex: str, within_s: float, where: str) -> UsageError:
+    how = "avoid a repeat inside a repeat, as in (a+)+"
+    return UsageError(f"--answer-regex {regex!r} takes more than {within_s:g} s on {where}; {how}")
 
 
 @contextlib.contextmanager
@@ -156,10 +153,7 @@ def _limited(regex: str, within_s: float) -> Iterator[None]:
     """Python handles signals while it matches, but only in a process's main thread: in others there is no limit."""
 
     def late(*_: object) -> None:
-        raise UsageError(
-            f"--answer-regex {regex[:200]!r} takes more than {within_s:g} s on one of the answers; avoid a repeat "
-            "inside a repeat, as in (a+)+"
-        )
+        raise _too_slow(regex[:200], within_s, "one of the answers")
 
     if threading.current_thread() is not threading.main_thread():
         yield
