@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -18,13 +19,19 @@ from loadgen.workload.questions import SAMPLE_FILE, has_choices, read_choices, r
 
 DATASETS = ("gsm8k", "mathqa", "mathqa:all", "mathqa:clean", "jsonl", "choices", "sample", "gsm8k:platinum")
 PLATINUM_SOURCE = "huggingface.co/datasets/madrylab/gsm8k-platinum (main/test-*.parquet)"
+_FILE_NEEDED = {
+    "jsonl": "a file of question and answer, one JSON object a line",
+    "choices": "a file of questions with choices and the right answer",
+    "gsm8k:platinum": f"loadgen does not download it; get it from {PLATINUM_SOURCE}",
+}
+"""Datasets that only exist in a file, and what to give."""
 FILES: dict[str, tuple[PublishedFile, ...]] = {
     "gsm8k": (gsm8k.TEST, gsm8k.TRAIN),
     "mathqa": (mathqa.TEST, mathqa.DEV),
 }
 """The published files of a dataset: the split that is asked, then the one that worked examples come from."""
 
-Answer = Literal["number", "letter", "text"]
+AnswerKind = Literal["number", "letter", "text"]
 """What a final answer is: a number, the letter of an option, or a text that is compared as such."""
 
 
@@ -35,10 +42,10 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """As in `DATASETS`; `mathqa` is called `mathqa:all`."""
     items: tuple[Item, ...]
     sha256: str
-    """Of the whole file, whatever part of it the items are."""
+    """The whole file's, whatever part of it the items are."""
     published: bool
     """The file is byte for byte the one its authors published (or the one shipped here)."""
-    answer: Answer = "number"
+    answer: AnswerKind = "number"
 
 
 def load_dataset(
@@ -54,27 +61,14 @@ def load_dataset(
     path, published = _file(name, data_file)
     if platinum_file is not None and name != "gsm8k":
         raise UsageError(f"--platinum-file {platinum_file} marks the items of --dataset gsm8k, and this is {name}")
-    items: list[Item]
-    if name == "gsm8k":
-        items = gsm8k.read_gsm8k(path, split="test")
-        if platinum_file is not None:
-            items = gsm8k.marked(items, gsm8k.read_platinum(existing_file(platinum_file, "--platinum-file")))
-    elif name == "gsm8k:platinum":
-        items = gsm8k.read_platinum(path)
-    elif name == "mathqa:all":
-        items = mathqa.read_mathqa(path, split="test")
-    elif name == "mathqa:clean":
-        items = mathqa.read_clean(path, split="test")
+    items = _READERS[name](path)
+    if platinum_file is not None:
+        items = gsm8k.marked(items, gsm8k.read_platinum(existing_file(platinum_file, "--platinum-file")))
+    if name == "mathqa:clean":
         if not items:
             raise UsageError(f"{path} has no row whose formula comes to its answer; use --dataset mathqa")
         if published and mathqa.ids_sha256(items) != mathqa.CLEAN_TEST_IDS_SHA256:
             raise RuntimeError("mathqa:clean has become another list of items than the frozen one")
-    elif name == "jsonl":
-        items = read_jsonl(path)
-    elif name == "choices":
-        items = read_choices(path)
-    else:
-        items = sample_items()
     return Dataset(
         name=name,
         items=tuple(items[:limit]),
@@ -84,8 +78,19 @@ def load_dataset(
     )
 
 
+_READERS: dict[str, Callable[[Path], list[Item]]] = {
+    "gsm8k": gsm8k.read_gsm8k,
+    "gsm8k:platinum": gsm8k.read_platinum,
+    "mathqa:all": mathqa.read_mathqa,
+    "mathqa:clean": mathqa.read_clean,
+    "jsonl": read_jsonl,
+    "choices": read_choices,
+    "sample": lambda _: sample_items(),
+}
+
+
 def holds_texts(name: str, data_file: Path | None) -> bool:
-    """Whether it is a set of one's own whose answers are texts; False for a file that `load_dataset` will refuse."""
+    """Whether it is a user's own set whose answers are texts; False for a file that `load_dataset` will refuse."""
     if name != "jsonl" or data_file is None or not data_file.is_file():
         return False
     with suppress(UsageError):
@@ -112,12 +117,12 @@ def items_of_file(path: Path) -> list[Item]:
             row = msgspec.json.decode(first)
     array = read_file(path, MOST_DATA_BYTES).lstrip().startswith(b"[")
     if "Problem" in row if isinstance(row, dict) else array:
-        return mathqa.read_mathqa(path, split="test")
+        return mathqa.read_mathqa(path)
     return read_choices(path) if has_choices(row) else read_jsonl(path)
 
 
 def existing_file(path: Path, option: str) -> Path:
-    """The path itself; raises UsageError when it is no regular file."""
+    """The path itself; raises UsageError when it is not a regular file."""
     if not path.is_file():
         missing = "it is not a regular file; save the data as one" if path.exists() else "there is no such file"
         raise UsageError(f"{option} {path}: {missing}")
@@ -132,13 +137,6 @@ def _check_name(name: str) -> None:
 def _file(name: str, data_file: Path | None) -> tuple[Path, bool]:
     """The file to read, and whether it is the published (or shipped) one."""
     family = name.partition(":")[0]
-    if name == "gsm8k:platinum":
-        if data_file is None:
-            raise UsageError(
-                "--dataset gsm8k:platinum needs --data-file: loadgen does not download it; get it from "
-                f"{PLATINUM_SOURCE}"
-            )
-        return existing_file(data_file, "--data-file"), False
     if family == "sample":
         if data_file is not None:
             raise UsageError(
@@ -146,11 +144,9 @@ def _file(name: str, data_file: Path | None) -> tuple[Path, bool]:
                 "'sample' is shipped with loadgen"
             )
         return SAMPLE_FILE, True
-    if family == "choices" and data_file is None:
-        raise UsageError("--dataset choices needs --data-file: a file of questions with choices and the right answer")
-    if family == "jsonl" and data_file is None:
-        raise UsageError("--dataset jsonl needs --data-file: a file of question and answer, one JSON object a line")
+    if data_file is None and name in _FILE_NEEDED:
+        raise UsageError(f"--dataset {name} needs --data-file: {_FILE_NEEDED[name]}")
     if data_file is None:
         return fetch(FILES[family][0]), True
     path = existing_file(data_file, "--data-file")
-    return path, family in FILES and sha256_of(path) == FILES[family][0].sha256
+    return path, name != "gsm8k:platinum" and family in FILES and sha256_of(path) == FILES[family][0].sha256

@@ -39,14 +39,12 @@ class Row(msgspec.Struct):
     answer: str
 
 
-class PlatinumRow(msgspec.Struct):
-    question: str
-    answer: str
+class PlatinumRow(Row):
     cleaning_status: str
     """`consensus`, `verified`, `revised`; `rejected` rows are left out."""
 
 
-def read_gsm8k(path: Path, *, split: str) -> list[Item]:
+def read_gsm8k(path: Path, *, split: str = "test") -> list[Item]:
     """The file's rows in their order, ids `gsm8k-<split>-<row>`, a blank line counting as a row.
 
     `steps` are the solution's lines, `annotated_steps` its `<<...>>` calculations. Raises UsageError naming the line
@@ -86,7 +84,7 @@ def _key(item: Item) -> str:
     return " ".join(item.question.split())
 
 
-def _items(path: Path, read: Iterable[tuple[int, Row | PlatinumRow]], split: str) -> list[Item]:
+def _items(path: Path, read: Iterable[tuple[int, Row]], split: str) -> list[Item]:
     items = []
     for number, row in read:
         if "####" not in row.answer:
@@ -94,7 +92,7 @@ def _items(path: Path, read: Iterable[tuple[int, Row | PlatinumRow]], split: str
         gold = gold_of(row.answer)
         if gold is None:
             after = row.answer.rpartition("####")[2].strip()
-            raise UsageError(f"{path}, line {number}: {after!r} after '####' is no number; is this GSM8K?")
+            raise UsageError(f"{path}, line {number}: {after!r} after '####' is not a number; is this GSM8K?")
         items.append(
             Item(
                 id=f"gsm8k-{split}-{number - 1:04d}",

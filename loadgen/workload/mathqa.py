@@ -1,11 +1,7 @@
 """MathQA in its published schema: problems with five options and an operation program, as one JSON array or as the
-hub's Parquet, gzip around either.
+hub's Parquet, gzip around either; and the program's language: nested calls of named operations on numbers.
 
 Source: Amini et al., NAACL 2019; the files as github.com/shaigue/mathqa keeps them, 2985 test and 4475 dev rows.
-
-MathQA's formula language: nested calls of named operations on numbers, as `annotated_formula` writes them.
-
-The operations' meanings are those of their names (Amini et al., NAACL 2019, table of operations); angles do not occur.
 """
 
 from __future__ import annotations
@@ -32,11 +28,11 @@ _NAMED = {"const_pi": math.pi, "const_deg_to_rad": math.pi / 180}
 
 
 class FormulaError(Exception):
-    """The text is no formula, or it has no value."""
+    """The text is not a formula, or it has no value."""
 
 
 def value_of(formula: str) -> float:
-    """The formula's value. Raises FormulaError for what is no formula and for what cannot be computed."""
+    """The formula's value. Raises FormulaError for what is not a formula and for what cannot be computed."""
     try:
         value, end = _term(formula, 0)
     except RecursionError:
@@ -91,26 +87,15 @@ def _constant(name: str) -> float:
 
 def _whole(value: float) -> int:
     if value != int(value) or abs(value) > MAX_ARGUMENT:
-        raise ValueError(f"{value:g} is no whole number in reach")
+        raise ValueError(f"{value:g} is not a whole number, or too large")
     return int(value)
 
 
-def _factorial(n: float) -> float:
-    if n > 170:
-        raise OverflowError(f"{n:g}! is out of reach")
-    return math.factorial(_whole(n))
-
-
-def _choose(n: float, k: float) -> float:
-    if min(k, n - k) > 1100:
-        raise OverflowError(f"{n:g} over {k:g} is out of reach")
-    return math.comb(_whole(n), _whole(k))
-
-
-def _permutation(n: float, k: float) -> float:
-    if k > 170:
-        raise OverflowError(f"{k:g} of {n:g} is out of reach")
-    return math.perm(_whole(n), _whole(k))
+def _up_to(most: int, count: float, value: Callable[[], int]) -> float:
+    """The value, worked out only where `count` factors are not too many for a float."""
+    if count > most:
+        raise OverflowError(f"{count:g} factors are too many")
+    return value()
 
 
 def _power(base: float, exponent: float) -> float:
@@ -141,9 +126,9 @@ _OPERATIONS: dict[str, Callable[..., float]] = {
     "reminder": lambda a, b: a % b,
     "gcd": lambda a, b: math.gcd(_whole(a), _whole(b)),
     "lcm": lambda a, b: math.lcm(_whole(a), _whole(b)),
-    "factorial": _factorial,
-    "choose": _choose,
-    "permutation": _permutation,
+    "factorial": lambda n: _up_to(170, n, lambda: math.factorial(_whole(n))),
+    "choose": lambda n, k: _up_to(1100, min(k, n - k), lambda: math.comb(_whole(n), _whole(k))),
+    "permutation": lambda n, k: _up_to(170, k, lambda: math.perm(_whole(n), _whole(k))),
     "negate_prob": lambda p: 1 - p,
     "p_after_gain": lambda percent, price: price * (1 + percent / 100),
     "original_price_before_gain": lambda percent, price: price / (1 + percent / 100),
@@ -191,7 +176,7 @@ DEV = PublishedFile(
     3_505_596,
 )
 CLEAN_TEST_IDS_SHA256 = "f7ec473459927015bd9246e58f9783d0aae06ec3d1fdb6d92f55a6022a1d1542"
-"""`ids_sha256` of the 1892 items of `mathqa:clean` in the published test split: the list never changes unnoticed."""
+"""`ids_sha256` of the 1892 items of `mathqa:clean` in the published test split: no change goes unnoticed."""
 LETTERS = "ABCDE"
 IDENTICAL = "identical options"
 """The flaw of a row of which two options read the same: fewer than five can be told apart."""
@@ -199,6 +184,7 @@ TOLERANCE = 0.01
 """How far, as a share of the published answer, a formula may be off and still agree: options are rounded."""
 
 _OPTION = re.compile(r"\s*([a-e]) \) (.*)", re.DOTALL)
+_FLAT = re.compile(r"a \) (?>(.+?) , b \) )(?>(.+?) , c \) )(?>(.+?) , d \) )(?>(.+?) , e \) )(.+)")
 _NUMBER = re.compile(
     r"(?P<sign>[-–−]\s*)?(?P<number>\d[\d,]*(?:\.\d+)?|\.\d+)"
     r"(?:\s+(?P<part>\d+)\s*[/⁄]\s*(?P<parts>\d+)|\s*[/⁄:]\s*(?P<below>\d[\d,]*(?:\.\d+)?))?"
@@ -214,7 +200,7 @@ class Row(msgspec.Struct):
     linear_formula: str
 
 
-def read_mathqa(path: Path, *, split: str) -> list[Item]:
+def read_mathqa(path: Path, *, split: str = "test") -> list[Item]:
     """The file's rows in their order, ids `mathqa-<split>-<row>`, `gold` an upper-case letter.
 
     `steps` are the operations of `linear_formula`; `accepted` names every letter whose option reads as the gold one's,
@@ -224,7 +210,7 @@ def read_mathqa(path: Path, *, split: str) -> list[Item]:
     return [_item(path, split, number, row) for number, row in enumerate(_rows(path))]
 
 
-def read_clean(path: Path, *, split: str) -> list[Item]:
+def read_clean(path: Path, *, split: str = "test") -> list[Item]:
     """The items of `read_mathqa` whose `annotated_formula` comes to the gold option's number, within `TOLERANCE`, and
     no two options of which are the same.
 
@@ -288,19 +274,9 @@ def split_options(published: str) -> tuple[str, ...] | None:
 
 
 def _split_flat(text: str) -> list[str]:
-    """Of `a ) 1 , b ) 2 , ...` the texts, each up to the next letter's first mark; fewer than five where one lacks."""
-    if "\n" in text or not text.startswith("a ) "):
-        return []
-    texts: list[str] = []
-    start = len("a ) ")
-    for letter in "bcde":
-        mark = f" , {letter} ) "
-        end = text.find(mark, start + 1)
-        if end < 0:
-            return texts
-        texts.append(text[start:end])
-        start = end + len(mark)
-    return [*texts, text[start:]] if start < len(text) else texts
+    """The texts of `a ) 1 , b ) 2 , ...`, each up to the next letter's first mark; none where one is missing."""
+    found = _FLAT.fullmatch(text)
+    return list(found.groups()) if found else []
 
 
 def ids_sha256(items: Iterable[Item]) -> str:
@@ -322,9 +298,10 @@ def _item(path: Path, split: str, number: int, row: Row) -> Item:
         raise UsageError(f"{path}, row {number}: {row.options[:60]!r} does not list five options; is this MathQA?")
     gold = row.correct.strip().upper()
     if len(gold) != 1 or gold not in LETTERS:
-        raise UsageError(f"{path}, row {number}: {row.correct!r} is no letter from a to e; is this MathQA?")
-    right = " ".join(options[LETTERS.index(gold)].split())
-    same = tuple(letter for letter, option in zip(LETTERS, options, strict=True) if " ".join(option.split()) == right)
+        raise UsageError(f"{path}, row {number}: {row.correct!r} is not a letter from a to e; is this MathQA?")
+    texts = [" ".join(option.split()) for option in options]
+    right = texts[LETTERS.index(gold)]
+    same = tuple(letter for letter, text in zip(LETTERS, texts, strict=True) if text == right)
     return Item(
         id=f"mathqa-{split}-{number:04d}",
         question=row.problem,
@@ -332,6 +309,6 @@ def _item(path: Path, split: str, number: int, row: Row) -> Item:
         gold=gold,
         options=options,
         accepted=same if len(same) > 1 else (),
-        flaws=(IDENTICAL,) if len({" ".join(option.split()).lower() for option in options}) < len(options) else (),
+        flaws=(IDENTICAL,) if len({text.lower() for text in texts}) < len(texts) else (),
         steps=sum(1 for operation in row.linear_formula.split("|") if operation.strip()),
     )

@@ -1,6 +1,5 @@
-"""Protocol: how a question becomes a request, and where its answer must stop.
-
-Thinking: whether a hybrid model reasons before it answers, and how long it may.
+"""Protocol: how a question becomes a request, and where its answer must stop; Thinking: whether a hybrid model reasons
+before it answers, and how long it may.
 """
 
 from __future__ import annotations
@@ -12,24 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from loadgen.errors import UsageError
 from loadgen.workload import shots
-from loadgen.workload.dataset import Answer, Dataset
+from loadgen.workload.dataset import AnswerKind, Dataset
 from loadgen.workload.item import Item
 from loadgen.workload.questions import own_shots
 
-PROTOCOLS = (
-    "gsm8k",
-    "gsm8k_fixed",
-    "gsm8k_cot",
-    "gsm8k_cot_zeroshot",
-    "gsm8k_cot_llama",
-    "mathqa_gen_v1",
-    "mathqa_gen_v1_5shot",
-    "text_gen_v1",
-    "sample",
-)
 _DEFAULTS = {
     "mathqa": "mathqa_gen_v1",
     "mathqa:all": "mathqa_gen_v1",
@@ -74,22 +63,22 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     """lm-evaluation-harness's task version where it is one of its tasks, else loadgen's own count."""
     ask: str
-    """The question turn: `{question}`, and `{options}` for a line `Options:` with one line per option below."""
+    """The question turn: `{question}`, and `{options}` for a line `Options:` followed by one line per option."""
     delimiter: str = " "
     """Between a question turn and its worked answer, where the prompt is one text."""
     shots: tuple[Item, ...] = ()
     """`solution` is the answer turn, word for word."""
     drawn: int | None = None
-    """So many of the shots, drawn anew for each question; None: all of them for every question."""
+    """So many of the shots, drawn again for each question; None: all of them for every question."""
     stops: tuple[str, ...]
-    max_tokens: int
+    max_tokens: int = HARNESS_MAX_TOKENS
     api: str = "completions"
     """`completions` or `chat`: what the protocol uses unless `--api` says otherwise."""
-    answer: Answer = "number"
+    answer: AnswerKind = "number"
     """What is graded: a number, the letter of an option, or a text."""
 
     def shots_of(self, item: Item) -> tuple[Item, ...]:
-        """The worked examples that stand before this question."""
+        """The worked examples before this question."""
         if self.drawn is None:
             return self.shots
         return tuple(self.shots[index] for index in shots.drawn(len(self.shots), self.drawn, item.id))
@@ -103,9 +92,8 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         """The same as a conversation: each example is a user's turn and an assistant's, the question comes last."""
         turns = []
         for shot in self.shots_of(item):
-            turns.append({"role": "user", "content": self._turn(shot)})
-            turns.append({"role": "assistant", "content": shot.solution})
-        return [*turns, {"role": "user", "content": self._turn(item)}]
+            turns += [("user", self._turn(shot)), ("assistant", shot.solution)]
+        return [{"role": role, "content": content} for role, content in [*turns, ("user", self._turn(item))]]
 
     def prompt_sha(self, item: Item) -> str:
         """Hex sha256 of what the item's request asks: the prompt's UTF-8 text, or the messages as JSON for `chat`."""
@@ -135,6 +123,33 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         return _FIELD.sub(lambda field: fields[field[1]], self.ask)
 
 
+_CHAT_MATHQA = Protocol(
+    name="mathqa_gen_v1",
+    version="1",
+    ask=MATHQA_ASK,
+    stops=TURN_END_STOPS,
+    max_tokens=1024,
+    api="chat",
+    answer="letter",
+)
+_SAMPLE = Protocol(name="sample", version="1", ask=GSM8K_ASK, stops=GSM8K_STOPS)
+_COT = Protocol(name="gsm8k_cot", version="3", ask=COT_ASK, stops=COT_STOPS)
+_KNOWN = (
+    replace(_SAMPLE, name="gsm8k", version="3", drawn=5),
+    replace(_SAMPLE, name="gsm8k_fixed"),
+    _COT,
+    replace(_COT, name="gsm8k_cot_zeroshot", ask=ZEROSHOT_ASK),
+    Protocol(name="gsm8k_cot_llama", version="4", ask=OWN_LLAMA_ASK, delimiter="", stops=LLAMA_STOPS, api="chat"),
+    _CHAT_MATHQA,
+    # five examples keep a base model's answer short
+    replace(_CHAT_MATHQA, name="mathqa_gen_v1_5shot", stops=GSM8K_STOPS, max_tokens=512, api="completions"),
+    replace(_CHAT_MATHQA, name="text_gen_v1", ask=TEXT_ASK, max_tokens=512, answer="text"),
+    _SAMPLE,
+)
+"""Every protocol, its examples still missing."""
+PROTOCOLS = tuple(protocol.name for protocol in _KNOWN)
+
+
 def default_protocol(dataset: str, *, texts: bool = False) -> str:
     """The name of the protocol for a dataset when none is asked for; `texts`: its answers are texts."""
     return "text_gen_v1" if texts else _DEFAULTS.get(dataset, dataset)
@@ -148,93 +163,31 @@ def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
     lm_eval, and where neither is at hand the examples are the project's own and the name ends in `-own`.
     Raises UsageError for an unknown name or a bad shots file.
     """
-    if name not in PROTOCOLS:
+    known = next((protocol for protocol in _KNOWN if protocol.name == name), None)
+    if known is None:
         raise UsageError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
-    if name in ("gsm8k", "gsm8k_fixed"):
-        return _gsm8k(name, shots_file)
-    if name in ("gsm8k_cot", "gsm8k_cot_llama"):
-        return _harness(name, shots_file)
-    if name == "mathqa_gen_v1_5shot":
-        return _mathqa(name, shots.letter_shots(shots_file, "The answer is ({gold})."))
-    if shots_file is not None:
-        own = "has its own shot" if name == "sample" else "has no shots"
-        raise UsageError(f"--shots-file {shots_file} needs --protocol gsm8k or another with shots: {name!r} {own}")
-    if name == "mathqa_gen_v1":
-        return _mathqa(name, None)
-    if name == "text_gen_v1":
-        return Protocol(
-            name=name, version="1", ask=TEXT_ASK, stops=TURN_END_STOPS, max_tokens=512, api="chat", answer="text"
-        )
-    if name == "gsm8k_cot_zeroshot":
-        return Protocol(name=name, version="3", ask=ZEROSHOT_ASK, stops=COT_STOPS, max_tokens=HARNESS_MAX_TOKENS)
-    return Protocol(
-        name=name,
-        version="1",
-        ask=GSM8K_ASK,
-        shots=tuple(own_shots()[:1]),
-        stops=GSM8K_STOPS,
-        max_tokens=HARNESS_MAX_TOKENS,
-    )
-
-
-def _gsm8k(name: str, shots_file: Path | None) -> Protocol:
-    """Five shots of the train split: drawn for each question, or the first five for every one."""
-    found = shots.train_shots(shots_file, needed=5)
-    fixed = name == "gsm8k_fixed"
-    return Protocol(
-        name=_named(name, found.origin),
-        version="1" if fixed else "3",
-        ask=GSM8K_ASK,
-        shots=found.items[:5] if fixed else found.items,
-        drawn=None if fixed else 5,
-        stops=GSM8K_STOPS,
-        max_tokens=HARNESS_MAX_TOKENS,
-    )
-
-
-def _harness(name: str, shots_file: Path | None) -> Protocol:
-    """Eight fixed examples, with the wording of the harness's task file where there is one."""
-    llama = name == "gsm8k_cot_llama"
-    found = shots.task_shots(name, shots_file)
-    if found is not None:
+    if name in ("gsm8k_cot", "gsm8k_cot_llama") and (found := shots.task_shots(name, shots_file)) is not None:
         task, origin = found
-        ask, delimiter, examples = task.ask, task.delimiter, task.shots
+        return _with_shots(replace(known, ask=task.ask, delimiter=task.delimiter), task.shots, origin)
+    if name == "gsm8k_cot_llama":
+        own = shots.own_sentences("The final answer is {gold}")
+    elif name == "gsm8k_cot":
+        own = shots.own_sentences("The answer is {gold}.")
+    elif name in ("gsm8k", "gsm8k_fixed"):
+        own = shots.train_shots(shots_file, needed=5)
+    elif name == "mathqa_gen_v1_5shot":
+        own = shots.letter_shots(shots_file, "The answer is ({gold}).")
+    elif shots_file is not None:
+        why = "has its own shot" if name == "sample" else "has no shots"
+        raise UsageError(f"--shots-file {shots_file} needs --protocol gsm8k or another with shots: {name!r} {why}")
     else:
-        own = shots.own_sentences("The final answer is {gold}" if llama else "The answer is {gold}.")
-        ask, delimiter, examples, origin = (
-            OWN_LLAMA_ASK if llama else COT_ASK,
-            "" if llama else " ",
-            own.items,
-            own.origin,
-        )
-    return Protocol(
-        name=_named(name, origin),
-        version="4" if llama else "3",
-        ask=ask,
-        delimiter=delimiter,
-        shots=examples,
-        stops=LLAMA_STOPS if llama else COT_STOPS,
-        max_tokens=HARNESS_MAX_TOKENS,
-        api="chat" if llama else "completions",
-    )
+        return replace(known, shots=tuple(own_shots()[:1])) if name == "sample" else known
+    return _with_shots(known, own.items[:5] if name == "gsm8k_fixed" else own.items, own.origin)
 
 
-def _mathqa(name: str, found: shots.Shots | None) -> Protocol:
-    """0-shot for chat models, or five examples that keep a base model's answer short."""
-    return Protocol(
-        name=_named(name, found.origin) if found else name,
-        version="1",
-        ask=MATHQA_ASK,
-        shots=found.items if found else (),
-        stops=GSM8K_STOPS if found else TURN_END_STOPS,
-        max_tokens=512 if found else 1024,
-        api="completions" if found else "chat",
-        answer="letter",
-    )
-
-
-def _named(name: str, origin: shots.Origin) -> str:
-    return name if origin == "published" else f"{name}-{origin}"
+def _with_shots(protocol: Protocol, items: tuple[Item, ...], origin: shots.Origin) -> Protocol:
+    suffix = "" if origin == "published" else f"-{origin}"
+    return replace(protocol, name=f"{protocol.name}{suffix}", shots=items)
 
 
 MAX_TOKENS = 8192
@@ -251,8 +204,8 @@ class Thinking(msgspec.Struct, frozen=True, kw_only=True):
 
     def shape(self, protocol: Protocol) -> Protocol:
         """The protocol as a chat; with room and without stop strings where the model thinks: they would end that."""
-        chat = msgspec.structs.replace(protocol, api="chat")
-        return msgspec.structs.replace(chat, stops=(), max_tokens=MAX_TOKENS) if self.on else chat
+        chat = replace(protocol, api="chat")
+        return replace(chat, stops=(), max_tokens=MAX_TOKENS) if self.on else chat
 
     @property
     def body(self) -> dict[str, Any]:

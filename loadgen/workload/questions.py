@@ -1,9 +1,6 @@
-"""Records: the rows of a data file, whatever it is kept in: JSON lines, a JSON array, CSV, Parquet, gzip around any.
+"""Records: the rows of a data file, whatever its format: JSON lines, a JSON array, CSV, Parquet, gzip around any.
 
-A question set of one's own: rows of `question` and `answer`, in any file that `records` reads.
-
-A multiple-choice set of one's own, in the shapes that such sets are published in: ARC, MMLU-Pro, GPQA and plain.
-
+Questions: sets of a user's own, of question and answer or with choices (ARC, MMLU-Pro, GPQA and plain shapes); and
 `sample`: word problems written for this project and shipped with it.
 """
 
@@ -39,7 +36,7 @@ _HUB = ("data", "rows", "test")
 
 
 def records(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
-    """Rows with their numbers from 1, told by content and, for CSV, by the name's suffix; a line of JSON as its bytes.
+    """Rows with their numbers from 1; the format by content, CSV's by the name's suffix; a line of JSON as its bytes.
 
     A byte order mark is dropped, blank lines are skipped. Raises UsageError for a file that is damaged.
     """
@@ -51,7 +48,7 @@ def records(path: Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
         if data.startswith(_PARQUET):
             yield from enumerate(pq.read_table(pa.BufferReader(data)).to_pylist(), start=1)
             return
-        if _is_csv(path):
+        if path.name.lower().removesuffix(".gz").endswith(".csv"):
             text = io.StringIO(data.decode(), newline="")
             yield from enumerate((dict(row) for row in csv.DictReader(text)), start=1)
             return
@@ -73,10 +70,6 @@ def _unpacked(data: bytes) -> bytes:
     return content
 
 
-def _is_csv(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(".csv")
-
-
 def _listed(data: bytes) -> list[dict[str, Any]] | None:
     """The rows of one JSON array, or of an object that holds one; None for JSON lines."""
     begun = data.lstrip()[:1]
@@ -95,7 +88,7 @@ def _listed(data: bytes) -> list[dict[str, Any]] | None:
 
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+)(?:\.\d+)?", re.ASCII)
-"""Commas only where they group thousands (or lakhs): `3,5` is no number, as nobody can tell 35 from 3.5."""
+"""Commas only where they group thousands (or lakhs): `3,5` may be 35 or 3.5."""
 _R = TypeVar("_R", bound=msgspec.Struct)
 
 
@@ -127,7 +120,7 @@ def read_jsonl(path: Path) -> list[Item]:
 
 
 def _is_text(answer: str) -> bool:
-    """Words, and neither a number with its unit nor a worked answer; `NaN` is no word."""
+    """Words, and neither a number with its unit nor a worked answer; `NaN` is not a word."""
     if "####" in answer or is_counted(answer) or answer.lower() in ("nan", "inf", "infinity", "none", "null"):
         return False
     return any(character.isalpha() for character in answer)
@@ -264,8 +257,7 @@ def _read(row: dict[str, Any]) -> tuple[str, tuple[str, ...], int] | None:
     listed: Any = next((row[name] for name in _CHOICES if name in row), None)
     labels: Any = None
     if isinstance(listed, dict):
-        labels = listed.get("label")
-        listed = listed.get("text")
+        labels, listed = listed.get("label"), listed.get("text")
     if not isinstance(listed, list) or not 2 <= len(listed) <= len(LETTERS):
         return None
     options = tuple(" ".join(str(text).split()) for text in listed)
@@ -275,18 +267,18 @@ def _read(row: dict[str, Any]) -> tuple[str, tuple[str, ...], int] | None:
 
 
 def _place(answer: object, options: tuple[str, ...], labels: list[Any] | None) -> int | None:
-    """The place of the right choice: of a label, a letter, a number from 0, or the choice's text."""
+    """The right choice's place by its label, its letter, a number from 0, or its text."""
     if isinstance(answer, bool) or not isinstance(answer, int | str):
         return None
     if isinstance(answer, int):
         return answer if 0 <= answer < len(options) else None
-    said = " ".join(answer.split())
-    if labels and said in map(str, labels):
-        place = [str(label) for label in labels].index(said)
-    elif said in options:
-        place = options.index(said)
+    text = " ".join(answer.split())
+    if labels and text in map(str, labels):
+        place = [str(label) for label in labels].index(text)
+    elif text in options:
+        place = options.index(text)
     else:
-        letter = said.strip("().").upper()
+        letter = text.strip("().").upper()
         place = LETTERS.find(letter) if len(letter) == 1 else -1
     return place if 0 <= place < len(options) else None
 
@@ -306,25 +298,11 @@ OWN_SHOTS_FILE = HERE / "own_shots.jsonl"
 WARMUP_ITEMS = 8
 
 
-class SampleRow(msgspec.Struct):
-    question: str
-    solution: str
-    gold: str
-    options: tuple[str, ...] = ()
-
-
 def _read_shipped(path: Path, prefix: str) -> list[Item]:
-    rows = [msgspec.json.decode(line, type=SampleRow) for line in path.read_bytes().splitlines()]
+    rows = enumerate(map(msgspec.json.decode, path.read_bytes().splitlines()))
     return [
-        Item(
-            id=f"{prefix}-{number:04d}",
-            question=row.question,
-            solution=row.solution,
-            gold=row.gold,
-            options=row.options,
-            steps=solution_lines(row.solution),
-        )
-        for number, row in enumerate(rows)
+        msgspec.convert({**row, "id": f"{prefix}-{number:04d}", "steps": solution_lines(row["solution"])}, Item)
+        for number, row in rows
     ]
 
 

@@ -1,8 +1,7 @@
 """Shots: the worked examples of a prompt, where they come from, and which of them a question gets.
 
-Worked examples and wording of lm-evaluation-harness's tasks, read from its installed package or a file of it.
-
-Nothing of it is shipped with loadgen, and it is never imported: its task files are found and parsed.
+Examples and wording of lm-evaluation-harness's tasks are parsed from its installed package or a file of it, which is
+never imported; nothing of it is shipped with loadgen.
 """
 
 from __future__ import annotations
@@ -28,13 +27,14 @@ from loadgen.workload.item import Item
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
 from loadgen.workload.questions import own_shots
 
-FILES = {"gsm8k_cot": "gsm8k/gsm8k-cot.yaml", "gsm8k_cot_llama": "gsm8k/gsm8k-cot-llama.yaml"}
-"""Task files below `lm_eval/tasks`."""
-PINNED = {
-    "gsm8k_cot": "780310899fecda3a08e9c38b6aee53973ed35251eab3affbf45c445daa6ec44a",
-    "gsm8k_cot_llama": "7b66f7635b1252d38487e387c1e3ed4e7e2c8ca421904b27ebf108cccee74a9c",
+TASK_FILES = {
+    "gsm8k_cot": ("gsm8k/gsm8k-cot.yaml", "780310899fecda3a08e9c38b6aee53973ed35251eab3affbf45c445daa6ec44a"),
+    "gsm8k_cot_llama": (
+        "gsm8k/gsm8k-cot-llama.yaml",
+        "7b66f7635b1252d38487e387c1e3ed4e7e2c8ca421904b27ebf108cccee74a9c",
+    ),
 }
-"""`HarnessTask.sha256` in release 0.4.13."""
+"""Task files below `lm_eval/tasks`, each with its `HarnessTask.sha256` in release 0.4.13."""
 _QUESTION = "{{question}}"
 
 
@@ -59,7 +59,7 @@ def installed_task(name: str) -> HarnessTask | None:
     """The task of the installed lm_eval; None where there is no lm_eval, or one without this task file."""
     spec = importlib.util.find_spec("lm_eval")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "tasks" / FILES[name]
+        path = Path(folder) / "tasks" / TASK_FILES[name][0]
         if path.is_file():
             return read_task(path)
     return None
@@ -101,7 +101,7 @@ def _plain(template: str) -> str:
 def _shot(row: dict[str, Any]) -> Item:
     question, target = row["question"], row["target"]
     if not isinstance(question, str) or not isinstance(target, str):
-        raise TypeError("an example is no text")
+        raise TypeError("an example is not a text")
     return Item(id="", question=question, solution=target, gold="")
 
 
@@ -110,7 +110,7 @@ DRAW_SEED = 1234
 MAX_RATIONALE_CHARACTERS = 300
 
 Origin = Literal["published", "custom", "own"]
-"""The pinned text; another file that was named; examples written for this project."""
+"""The pinned text; another file that the user named; examples written for this project."""
 
 _ROW = re.compile(r"(\d+)$")
 _CLOSING = re.compile(r"\W*\b(?:(?:hence|so|the|final|correct)\s+)*(?:answer|ans)\b(?:\s+is)?[\s:=(]*[a-e]?\W*$")
@@ -175,7 +175,7 @@ def task_shots(name: str, shots_file: Path | None) -> tuple[HarnessTask, Origin]
         task = installed_task(name)
     if task is None:
         return None
-    return task, "published" if task.sha256 == PINNED[name] else "custom"
+    return task, "published" if task.sha256 == TASK_FILES[name][1] else "custom"
 
 
 def own_sentences(closing: str) -> Shots:

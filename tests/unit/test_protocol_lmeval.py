@@ -18,7 +18,7 @@ from programs import package
 from loadgen.workload.dataset import load_dataset
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import Protocol, load_protocol
-from loadgen.workload.shots import FILES
+from loadgen.workload.shots import TASK_FILES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 package("lm_eval")
@@ -34,9 +34,9 @@ from published import published  # noqa: E402
 
 TASKS = {
     "gsm8k": "gsm8k/gsm8k.yaml",
-    "gsm8k_cot": FILES["gsm8k_cot"],
+    "gsm8k_cot": TASK_FILES["gsm8k_cot"][0],
     "gsm8k_cot_zeroshot": "gsm8k/gsm8k-cot-zeroshot.yaml",
-    "gsm8k_cot_llama": FILES["gsm8k_cot_llama"],
+    "gsm8k_cot_llama": TASK_FILES["gsm8k_cot_llama"][0],
 }
 NAMES = list(TASKS)
 ITEMS = 200

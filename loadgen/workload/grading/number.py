@@ -112,8 +112,8 @@ def same_number(value: Fraction, gold: str) -> bool:
     off = abs(value - published)
     if off <= FLOAT_TOLERANCE * abs(published):
         return True
-    slack = slack_of(value, FLOAT_DIGITS)
-    return slack is not None and off <= slack
+    rounding = slack_of(value, FLOAT_DIGITS)
+    return rounding is not None and off <= rounding
 
 
 def slack_of(value: Fraction, most: int) -> Fraction | None:
