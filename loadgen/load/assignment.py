@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 import msgspec
 
-from loadgen.load.body import BodyChanges, RequestMaker
+from loadgen.load.body import SALT_BYTES, BodyChanges, RequestMaker
 from loadgen.load.closedloop import Slot
 from loadgen.load.exchange import Exchange, concealed
 from loadgen.load.http import Endpoint, HttpSlot
@@ -25,7 +26,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     url: str
     model: str
     api_key: str | None
-    secrets: tuple[str, ...] = ()
+    masked: tuple[str, ...] = ()
     """Values that no row may hold, besides the key and those in this process's environment."""
     transport: str
     timeout_s: float
@@ -49,14 +50,14 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     drain_s: float | None = None
     """As `--drain` gives it."""
     share: Share = WHOLE
-    cache_salt: str | None = None
-    """What the salts of the cell's requests begin with; None: random."""
+    cache_salt: str = msgspec.field(default_factory=lambda: secrets.token_hex(SALT_BYTES))
+    """What the salts of the cell's requests begin with."""
     prefix_cache: bool = False
     """All requests of the cell have one salt, so that the server's prefix cache serves them."""
 
     def load(self, on_exchange: OnExchange) -> LocalLoad:
         """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
-        mask = Mask(self.api_key, *self.secrets)
+        mask = Mask(self.api_key, *self.masked)
         maker, make_slot = self.maker(), self.slot_maker()
 
         def on_masked(exchange: Exchange) -> None:
@@ -72,9 +73,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
 
     def maker(self) -> RequestMaker:
         """What makes the share's requests."""
-        salt = self.cache_salt
-        if salt is not None and not self.prefix_cache:
-            salt = f"{salt}-{self.share.first}"
         return RequestMaker(
             self.protocol,
             api=self.protocol.api,
@@ -83,7 +81,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
             max_tokens=self.max_tokens,
             fixed_length=self.fixed_length,
             thinking=self.thinking,
-            salt=salt,
+            salt=self.cache_salt if self.prefix_cache else f"{self.cache_salt}-{self.share.first}",
             prefix_cache=self.prefix_cache,
             changes=self.changes,
         )

@@ -18,7 +18,7 @@ SALT_BYTES = 8
 
 
 class BodyChanges(msgspec.Struct, frozen=True, kw_only=True):
-    """How the bodies differ from those that loadgen would send on its own: patches as `patched` takes them."""
+    """How the bodies differ from those that loadgen would send: patches as `patched` takes them."""
 
     extra: dict[str, Any] = {}
     """What `--extra-body` asks for."""

@@ -40,7 +40,7 @@ STOPPED = "given up: the run was stopped"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a slot sends: a ready HTTP body and what it stands for."""
+    """What a slot sends: a ready HTTP body, and the item that it asks."""
 
     item_id: str
     prompt_sha: str
@@ -106,10 +106,10 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     `spread`: the total spread over the events, arrival times of single tokens unknown."""
     prompt_tokens: Count | None = None
     cached_tokens: Count | None = None
-    """Of the prompt tokens, those that the server found in its prefix cache, by `usage.prompt_tokens_details`."""
+    """Prompt tokens that the server found in its prefix cache, by `usage.prompt_tokens_details`."""
     output_tokens: Count | None = None
     reasoning_tokens: Count | None = None
-    """Of the output tokens, by the server's count; None where it gives none (it needs a reasoning parser)."""
+    """Output tokens of the reasoning, by the server; None where it gives none (it needs a reasoning parser)."""
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     http_status: Count | None = None

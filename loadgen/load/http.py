@@ -247,7 +247,7 @@ class _Connection(asyncio.Protocol):
         return True
 
     def on_message_begin(self) -> None:
-        """What follows the answer's end belongs to nobody: the connection is not used again."""
+        """A message after the answer's end: the connection is not used again."""
         if self._complete:
             self._keep_alive = False
 

@@ -1,7 +1,6 @@
-"""What TTFT, TPOT, ITL and E2E are. Every figure of them, live or in a table, comes from these functions.
+"""Latency: what TTFT, TPOT, ITL and E2E are. Every figure of them, live or in a table, comes from these functions.
 
-They take one request's stamps or arrays of them, in ns, negative where there is none; they return seconds, nan where a
-request has no such latency.
+They take one request's stamps or arrays of them, in ns, negative where there is none; they return seconds, else nan.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def mean_in_flight(begin_ns: Ints, end_ns: Ints, window: Window) -> float:
 
 
 class Latencies(NamedTuple):
-    """Of one request, in seconds; None: it has none, or it does not count in the window."""
+    """One request's, in seconds; None: it has none, or it does not count in the window."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
@@ -78,18 +77,14 @@ def latencies_in(exchange: Exchange, window: Window | None) -> Latencies:
     request was due. No window: it has not opened."""
     if window is None or exchange.phase != "measured" or exchange.status != "ok":
         return Latencies()
-    first_ns, tokens, due_ns = _stamp(exchange.t_first_ns), _stamp(exchange.output_tokens), exchange.t_scheduled_ns
+    first_ns = -1 if exchange.t_first_ns is None else exchange.t_first_ns
     last_ns = exchange.token_times[-1][0] if exchange.token_times else -1
 
     def counted(value_s: Floats, happened_ns: int) -> float | None:
-        known = inside(happened_ns if due_ns is None else due_ns, window) and not np.isnan(value_s)
-        return float(value_s) if known else None
+        t_ns = happened_ns if exchange.t_scheduled_ns is None else exchange.t_scheduled_ns
+        return float(value_s) if inside(t_ns, window) and not np.isnan(value_s) else None
 
     return Latencies(
         ttft_s=counted(ttft_s(exchange.t_due_ns, first_ns), first_ns),
-        tpot_s=counted(tpot_s(first_ns, last_ns, tokens), exchange.t_end_ns),
+        tpot_s=counted(tpot_s(first_ns, last_ns, exchange.output_tokens or 0), exchange.t_end_ns),
     )
-
-
-def _stamp(value: int | None) -> int:
-    return -1 if value is None else value

@@ -1,10 +1,6 @@
 """OpenLoop: sends each request when it is due, however many are still being answered.
 
-Arrivals: when the requests of an open loop are due.
-
-Alarm: calls back at an instant of CLOCK_MONOTONIC, within a fraction of a millisecond where the kernel can.
-
-Schedule: what an open loop asks, and when.
+Arrivals: when requests are due. Schedule: what is asked, and when. Alarm: calls back at an instant of CLOCK_MONOTONIC.
 """
 
 from __future__ import annotations
@@ -17,9 +13,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import accumulate, count
 from time import monotonic_ns
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -32,7 +28,7 @@ from loadgen.workload.item import Item
 Kind = Literal["poisson", "constant"]
 CLOSED = "closed"
 MOST_PER_S = 100_000.0
-"""More than any client sends: a rate above it is a slip of the pen."""
+"""More than any client sends: a rate above it is a typing error."""
 
 
 class Arrivals(msgspec.Struct, frozen=True):
@@ -43,7 +39,7 @@ class Arrivals(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Arrivals | None:
-        """Of `poisson:RATE` or `constant:RATE` in requests per second; None of `closed`. Raises UsageError."""
+        """From `poisson:RATE` or `constant:RATE`, in requests per second; None from `closed`. Raises UsageError."""
         if text == CLOSED:
             return None
         kind, colon, rate = text.partition(":")
@@ -54,9 +50,8 @@ class Arrivals(msgspec.Struct, frozen=True):
         except ValueError:
             per_s = math.nan
         if not 0 < per_s <= MOST_PER_S:
-            raise UsageError(
-                f"--arrival {text}: {rate!r} is no rate; give requests per second, above 0 and at most {MOST_PER_S:.0f}"
-            )
+            give = f"give requests per second, above 0 and at most {MOST_PER_S:.0f}"
+            raise UsageError(f"--arrival {text}: {rate!r} is not a rate; {give}")
         return cls("poisson" if kind == "poisson" else "constant", per_s)
 
     def __str__(self) -> str:
@@ -69,15 +64,9 @@ class Arrivals(msgspec.Struct, frozen=True):
         gaps of mean 1 / rate, the same for the same seed.
         """
         if self.kind == "constant":
-            k = 0
-            while True:
-                k += 1
-                yield round(k * 1e9 / self.rate_per_s)
+            yield from (round(k * 1e9 / self.rate_per_s) for k in count(1))
         gap_s = random.Random(seed).expovariate
-        t_s = 0.0
-        while True:
-            t_s += gap_s(self.rate_per_s)
-            yield round(t_s * 1e9)
+        yield from (round(t_s * 1e9) for t_s in accumulate(gap_s(self.rate_per_s) for _ in count()))
 
 
 _TFD_TIMER_ABSTIME = 1
@@ -95,8 +84,8 @@ class _Itimerspec(ctypes.Structure):
 class Alarm:
     """One callback at a time, never early; setting it again replaces the instant.
 
-    The event loop's own timers tick in milliseconds, and libuv's fire up to one too early. Linux has timers that are
-    file descriptors (timerfd_create(2)); elsewhere the loop's timers must do.
+    The event loop's own timers tick in milliseconds, and libuv's fire up to one too early; so on Linux the timer is a
+    file descriptor (timerfd_create(2)).
     """
 
     def __init__(self, on_due: Callable[[], None]) -> None:
@@ -159,24 +148,16 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True):
 
     sent: int
     late: int
-    """Of those sent, later than 5 ms after they were due."""
+    """Sent later than 5 ms after they were due."""
     dropped: int
 
 
 LATE_NS = 5_000_000
 """A request sent later than this after its time is late: the client, not the server, delayed it."""
 STALE_NS = 4_000_000_000
-"""A connection idle for longer is opened anew: servers close idle ones (uvicorn after 5 s), maybe under a request."""
+"""A connection idle for longer is opened again: servers close idle ones (uvicorn after 5 s), maybe during a request."""
 AT_ONCE = 64
 """Most requests sent in one turn of the event loop, so that a client in arrears still reads what arrives."""
-
-
-class Clock(Protocol):
-    """As `Alarm`."""
-
-    def set(self, t_ns: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class OpenLoop:
@@ -194,7 +175,7 @@ class OpenLoop:
         on_dropped: Callable[[Request, int], None],
         *,
         now_ns: Callable[[], int] = monotonic_ns,
-        alarm: Callable[[Callable[[], None]], Clock] = Alarm,
+        alarm: Callable[[Callable[[], None]], Any] = Alarm,
     ) -> None:
         self._make_slot = make_slot
         self._cap = cap
@@ -210,9 +191,9 @@ class OpenLoop:
         self._idle = asyncio.Event()
         self.sent = 0
         self.last_due_ns = 0
-        """Of the latest that was sent."""
+        """When the latest sent request was due."""
         self.late = 0
-        """Of those sent, the ones that were late by more than `LATE_NS`."""
+        """Sent later than `LATE_NS` after they were due."""
         self.dropped = 0
 
     @property

@@ -21,7 +21,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _FIELD, _BETWEEN = b"data: ", b"\n\ndata: "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KEEP_ALIVES = (b"ping", b"keepalive", b"keep-alive", b"heartbeat")
-"""Types of events whose data is no part of the answer, unless it is JSON."""
+"""Types of events whose data does not belong to the answer, unless it is JSON."""
 _AROUND = len(_FIELD) + 2
 """Bytes of a plain event around its data."""
 

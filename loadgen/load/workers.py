@@ -222,8 +222,8 @@ class _WorkerProcess:
         kinds = Exchange | WorkerState | ProcessUse
         self._channel = Channel[Exchange | WorkerState | ProcessUse](kinds, self._on_report, self._on_end)
         await self._channel.open(ours)
-        secrets = tuple(Mask(self._assignment.api_key).secrets)
-        self._channel.send(msgspec.structs.replace(self._assignment, secrets=secrets))
+        masked = tuple(Mask(self._assignment.api_key).secrets)
+        self._channel.send(msgspec.structs.replace(self._assignment, masked=masked))
 
     def _spawn(self) -> socket.socket:
         """In a session of its own: Ctrl-C in the terminal reaches the parent alone, which then closes its workers."""

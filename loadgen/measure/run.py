@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import msgspec
 from loadgen.address import host_port
 from loadgen.errors import UsageError
 from loadgen.load.assignment import Assignment
-from loadgen.load.body import SALT_BYTES, BodyChanges
+from loadgen.load.body import BodyChanges
 from loadgen.load.load import Load, OnExchange
 from loadgen.load.workers import load_of
 from loadgen.measure.block import BlockRun, Judge
@@ -348,7 +347,6 @@ def _assignment(plan: SweepPlan, server: Server, concurrency: int, changes: Body
         requests=config.requests,
         changes=changes,
         drain_s=config.drain_s,
-        cache_salt=secrets.token_hex(SALT_BYTES),
         prefix_cache=config.prefix_cache,
     )
 

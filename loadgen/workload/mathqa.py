@@ -21,7 +21,7 @@ from loadgen.workload.published import PublishedFile
 from loadgen.workload.questions import rows
 
 MAX_ARGUMENT = 1e6
-"""Above it a factorial, a choice or a power is refused: no answer of a word problem needs it."""
+"""A factorial, a choice or a power above it is refused: no word problem needs it."""
 
 _TOKEN = re.compile(r"\s*(?:(const_\w+(?:\.\d+)?)|([a-z_]+)\s*\(|(-?\d+(?:,\d{3})*(?:\.\d+)?)|([,)]))")
 _NAMED = {"const_pi": math.pi, "const_deg_to_rad": math.pi / 180}
@@ -179,7 +179,7 @@ CLEAN_TEST_IDS_SHA256 = "f7ec473459927015bd9246e58f9783d0aae06ec3d1fdb6d92f55a60
 """`ids_sha256` of the 1892 items of `mathqa:clean` in the published test split: no change goes unnoticed."""
 LETTERS = "ABCDE"
 IDENTICAL = "identical options"
-"""The flaw of a row of which two options read the same: fewer than five can be told apart."""
+"""The flaw of a row with two options that read the same."""
 TOLERANCE = 0.01
 """How far, as a share of the published answer, a formula may be off and still agree: options are rounded."""
 
@@ -214,7 +214,7 @@ def read_clean(path: Path, *, split: str = "test") -> list[Item]:
     """The items of `read_mathqa` whose `annotated_formula` comes to the gold option's number, within `TOLERANCE`, and
     no two options of which are the same.
 
-    Of the published test split these are always the same rows: those that `CLEAN_TEST_IDS_SHA256` stands for.
+    In the published test split these are always the rows of `CLEAN_TEST_IDS_SHA256`.
     """
     return [
         item

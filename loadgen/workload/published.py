@@ -20,7 +20,7 @@ from loadgen.secret import error_text
 DOWNLOAD_TIMEOUT_S = 20.0
 """For each read; the whole has a bound of its own."""
 LEAST_BOUND_BYTES = 2**20
-"""A short file that was replaced by another is told as such, unless that one is longer than this."""
+"""A short file that was replaced by another is reported as such, unless that one is longer than this."""
 
 CacheState = Literal["cached", "absent", "damaged"]
 """`damaged`: a file of that name with other bytes than the pinned ones."""
@@ -47,7 +47,7 @@ def cache_dir() -> Path:
 
 
 def state_of(file: PublishedFile) -> CacheState:
-    """What stands in the cache under the file's name; nothing is downloaded."""
+    """The state of the file in the cache; nothing is downloaded."""
     path = cache_dir() / file.name
     if not path.is_file():
         return "absent"

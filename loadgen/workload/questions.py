@@ -89,7 +89,7 @@ def _listed(data: bytes) -> list[dict[str, Any]] | None:
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+)(?:\.\d+)?", re.ASCII)
 """Commas only where they group thousands (or lakhs): `3,5` may be 35 or 3.5."""
-_R = TypeVar("_R", bound=msgspec.Struct)
+_R = TypeVar("_R")
 
 
 class Row(msgspec.Struct):
@@ -222,14 +222,11 @@ def read_choices(path: Path) -> list[Item]:
     order that the question alone decides. Raises UsageError naming the row.
     """
     items = []
-    for number, record in records(path):
-        try:
-            row = msgspec.json.decode(record) if isinstance(record, bytes) else record
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UsageError(f"{path}, line {number}, is not JSON ({error}); {_SHAPE}") from None
-        read = _read(row) if isinstance(row, dict) else None
+    what = f"a question with choices; {_SHAPE}"
+    for number, row in rows(path, dict[str, Any], what):
+        read = _read(row)
         if read is None:
-            raise UsageError(f"{path}, line {number}, is not a question with choices; {_SHAPE}")
+            raise UsageError(f"{path}, line {number}, is not {what}")
         question, options, gold = read
         same = tuple(letter for letter, text in zip(LETTERS, options, strict=False) if text == options[gold])
         items.append(

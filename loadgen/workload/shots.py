@@ -106,7 +106,7 @@ def _shot(row: dict[str, Any]) -> Item:
 
 
 DRAW_SEED = 1234
-"""What lm-evaluation-harness seeds its draws with unless told otherwise."""
+"""lm-evaluation-harness's default seed for its draws."""
 MAX_RATIONALE_CHARACTERS = 300
 
 Origin = Literal["published", "custom", "own"]
@@ -167,7 +167,7 @@ def train_shots(shots_file: Path | None, *, needed: int) -> Shots:
 def task_shots(name: str, shots_file: Path | None) -> tuple[HarnessTask, Origin] | None:
     """The wording and examples of an lm-evaluation-harness task: of `shots_file`, else of the installed package.
 
-    None where neither is at hand. Raises UsageError for a file that is no such task.
+    None where there is neither. Raises UsageError for a file that is not such a task.
     """
     if shots_file is not None:
         task: HarnessTask | None = read_task(existing_file(shots_file, "--shots-file"))

@@ -98,7 +98,7 @@ def test_as_a_user_sees_it(empty_folder: Path, arguments: list[str], said: str) 
         (["sweep", "--protocol", "gsm8k", "--shots-file", "no.jsonl"], "--shots-file no.jsonl: there is no such file"),
         (["sweep", "--data-file", "."], "--data-file .: it is not a regular file"),
         (["sweep", "--target", "fp16=http://h:1", "--serve", "fp16"], "exclude each other"),
-        (["sweep", "--arrival", "poisson:3/s"], "--arrival poisson:3/s: '3/s' is no rate; give requests per second"),
+        (["sweep", "--arrival", "poisson:3/s"], "--arrival poisson:3/s: '3/s' is not a rate; give requests per second"),
         (["sweep", "--slo", "ttft:200"], "ttft is given '200'; write a time above 0 with its unit"),
         (["sweep", "--power", "nvml"], "--power nvml measures a real machine"),
         (["sweep", "--power", "watts"], "--power watts: unknown; write auto or nvml or rapl or simulated or none"),

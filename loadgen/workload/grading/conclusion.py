@@ -64,7 +64,7 @@ def conclusion(text: str) -> tuple[Fraction, ...] | None:
     """The number a text in plain notation ends on, in each of its readings; None if there is none.
 
     That is the last number of its last line with one, asides in brackets and remarks behind the conclusion left out
-    ("He started with 50."); of an equation, the side that is no sum.
+    ("He started with 50."); in an equation, the side that is not a sum.
     """
     found = last_match(_ANYWHERE, text)
     if found is None:

@@ -1,7 +1,7 @@
 """Grader: from an answer's text to its verdict, and to the two of lm-evaluation-harness 0.4.13, oddities included.
 
 Only the content is read, never the reasoning beside it. The harness's patterns, which match counts, and its
-normalisation are those of its task files `gsm8k*.yaml` (versions 3 and 4): truncation is not looked at.
+normalisation are those of its task files `gsm8k*.yaml` (versions 3 and 4), which ignore truncation.
 """
 
 from __future__ import annotations

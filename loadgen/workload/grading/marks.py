@@ -76,9 +76,9 @@ def after_thought(text: str) -> str:
 
 
 def answer_part(text: str, answers: Callable[[str], bool], concludes: Callable[[str], bool]) -> tuple[str, bool]:
-    """The text up to the next question that stands behind an answer, and whether there is one.
+    """The text up to the next question that follows an answer, and whether there is one.
 
-    `answers` tells whether a text holds a marked answer, `concludes` whether it holds any. A question that is
+    `answers` says whether a text holds a marked answer, `concludes` whether it holds any. A question that is
     restated before the answer is taken out line by line.
     """
     restated: list[tuple[int, int]] = []

@@ -72,7 +72,7 @@ def plain(text: str) -> str:
     r"""The text with ASCII digits and signs, `1{,}875` and its like as `1,875`, `\frac{1}{2}` as `1/2`, no currencies.
 
     `½` becomes ` 1/2` and `²` becomes `^2`, so that neither joins the digits before it. LaTeX's commands become the
-    signs they stand for, `<<3*6=18>>18` becomes `18`. Linear in the text's length.
+    signs they mean, `<<3*6=18>>18` becomes `18`. Linear in the text's length.
     """
     text = text.replace("**", " ").replace("__", " ")
     if "_" in text:
@@ -168,7 +168,7 @@ _WORD = re.compile(r"[ \t]*-?[ \t]*([A-Za-z]+)")
 def spelt(text: str, begin: int = 0) -> tuple[Fraction, int] | None:
     """The number that the words at `begin` spell and where they end; None if they spell none.
 
-    `twenty-four`, `two and a half`, `one hundred and five`, `half a dozen`; an article alone is no number.
+    `twenty-four`, `two and a half`, `one hundred and five`, `half a dozen`; an article alone is not a number.
     """
     words: list[tuple[str, int]] = []
     place = begin

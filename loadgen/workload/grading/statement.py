@@ -102,7 +102,7 @@ def read_statement(
 ) -> Stated | Refused | None:
     """What a line states from its beginning on; None where it does not begin with a number.
 
-    `heading`: it follows `####`, or stands below a heading, where `1. Add` is a step. `boxed`: `4!` is a factorial.
+    `heading`: it follows `####`, or a heading, where `1. Add` is a step. `boxed`: `4!` is a factorial.
     """
     if bullet:
         line = _BULLET.sub("", line, count=1)

@@ -71,7 +71,7 @@ class Term(msgspec.Struct, frozen=True):
 
 
 def read_term(text: str, begin: int = 0, *, factorial: bool = False) -> Term | None:
-    """The term that begins at a place, None if none does. Raises Unreadable for one that is no number."""
+    """The term that begins at a place, None if none does. Raises Unreadable for one that is not a number."""
     try:
         return _Reader(text, factorial).sum(begin, 0)
     except (OverflowError, ZeroDivisionError):
@@ -79,7 +79,7 @@ def read_term(text: str, begin: int = 0, *, factorial: bool = False) -> Term | N
 
 
 def readable_term(text: str, begin: int = 0) -> Term | None:
-    """As `read_term`, but None for what is no number to be compared."""
+    """As `read_term`, but None where that raises Unreadable."""
     try:
         return read_term(text, begin)
     except Unreadable:
@@ -147,7 +147,7 @@ class _Reader:
         return left
 
     def _ends_range(self, left: Term, found: re.Match[str]) -> bool:
-        """Of `10-12`, which is no difference; that of `12-10` and of `10-12 = ` is."""
+        """True for `10-12`, which is not a difference; `12-10` and `10-12 = ` are."""
         right = _NUMBER.match(self._text, found.end())
         value = value_of_match(right) if right else None
         goes_on = right and self._text[right.end() :].lstrip()[:1] in ("=", "+", "*", "/", "-")

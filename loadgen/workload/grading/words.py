@@ -64,9 +64,9 @@ def read_words(text: str, *, marked: bool) -> Words | None:
     return _words(lines[-1], "text" if len(lines) == 1 else "last_line")
 
 
-def found_words(said: str) -> Words | None:
+def found_words(text: str) -> Words | None:
     """A text that a pattern matched; None if it is nothing but punctuation."""
-    return _words(said, "pattern")
+    return _words(text, "pattern")
 
 
 def same_words(found: Words, gold: str) -> bool:
@@ -80,12 +80,12 @@ def normal(text: str) -> str:
     return " ".join(text.split()).casefold().strip(_AROUND)
 
 
-def _words(said: str, extractor: Extractor) -> Words | None:
-    if not normal(said):
+def _words(text: str, extractor: Extractor) -> Words | None:
+    if not normal(text):
         return None
-    said = _WRAPPED.sub(r"\1", said)
-    first = _SENTENCE.split(said, maxsplit=1)[0]
-    return Words(said.strip(_AROUND), extractor, (first.strip(_AROUND),) if first != said else ())
+    text = _WRAPPED.sub(r"\1", text)
+    first = _SENTENCE.split(text, maxsplit=1)[0]
+    return Words(text.strip(_AROUND), extractor, (first.strip(_AROUND),) if first != text else ())
 
 
 TRIED_S = 5.0
@@ -167,13 +167,13 @@ def _limited(regex: str, within_s: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, handler)
 
 
-def found_number(said: str) -> Number | None:
+def found_number(text: str) -> Number | None:
     """The number that a matched text states; None if it states none, or two."""
-    stated = read_statement(plain(said.strip()), boxed=True)
+    stated = read_statement(plain(text.strip()), boxed=True)
     return Number(stated.values[0], "pattern", stated.values[1:]) if isinstance(stated, Stated) else None
 
 
-def found_letter(said: str, options: Sequence[str]) -> Letter | None:
+def found_letter(text: str, options: Sequence[str]) -> Letter | None:
     """The option that a matched text names by its letter, text or value; None if it names none, or two."""
-    found = read_letter(f"Answer: {said.strip()}", options, marked=True)
+    found = read_letter(f"Answer: {text.strip()}", options, marked=True)
     return msgspec.structs.replace(found, extractor="pattern") if found else None
