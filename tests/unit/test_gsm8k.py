@@ -80,8 +80,8 @@ def test_an_answer_without_its_marker_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("gold", ["many", "", "1/2", "NaN"])
-def test_a_gold_answer_that_is_no_number_is_refused_before_the_run(tmp_path: Path, gold: str) -> None:
-    with pytest.raises(UsageError, match=r"line 1: .* after '####' is no number"):
+def test_a_gold_answer_that_is_not_a_number_is_refused_before_the_run(tmp_path: Path, gold: str) -> None:
+    with pytest.raises(UsageError, match=r"line 1: .* after '####' is not a number"):
         read_gsm8k(jsonl(tmp_path, row(answer=f"#### {gold}")), split="test")
 
 

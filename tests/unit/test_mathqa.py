@@ -83,8 +83,8 @@ def test_every_letter_whose_option_reads_as_the_gold_one_is_accepted(tmp_path: P
 
 
 @pytest.mark.parametrize("correct", ["f", "", "ab", "5"])
-def test_a_gold_answer_that_is_no_letter_is_refused(tmp_path: Path, correct: str) -> None:
-    with pytest.raises(UsageError, match=r"row 1: .* is no letter from a to e"):
+def test_a_gold_answer_that_is_not_a_letter_is_refused(tmp_path: Path, correct: str) -> None:
+    with pytest.raises(UsageError, match=r"row 1: .* is not a letter from a to e"):
         read_mathqa(array(tmp_path, row(), row(correct=correct)), split="test")
 
 
