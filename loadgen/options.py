@@ -18,7 +18,6 @@ Form = Literal["linear", "log_j", "log_kgco2e"]
 ALPHA = 0.5
 WEIGHTS = (0.34, 0.33, 0.33)
 MAX_ERROR_RATE = 0.005
-START_TIMEOUT_S = 900.0
 METRICS_PORT = 9402
 
 SERVERS, LOAD, QUESTIONS, ANALYSIS = "Servers", "Load", "Questions and answers", "Analysis"
@@ -42,7 +41,9 @@ class Option:
     """What holds without it, where the default does not say so."""
     unit: str = ""
     zero: bool = False
-    """A number may be 0; else it must be above."""
+    """A number may be 0 (or whatever its own check says); else it must be above."""
+    between: tuple[float, float] | None = None
+    """A number may be neither below the first nor above the second."""
     flag: str = ""
     """On the command line and in `--config`, where it is not the name."""
     repeatable: bool = False
@@ -103,6 +104,13 @@ class Acts(Option):
 
 
 # fmt: off
+Host = Annotated[str, Option("ADDRESS", "Address to listen on.", default="127.0.0.1")]
+Served = Annotated[str | None, Option("ID", "The 16-bit model: a Hugging Face id or a folder.")]
+Vllm = Annotated[str | Path | None, Acts(
+    "PATH", "The vllm command.", SERVERS, otherwise="LOADGEN_VLLM, cpu-env's, or PATH's")]
+StartTimeout = Annotated[float, Measures(
+    "S", "How long a server may take to start while neither its log nor its downloads grow.", SERVERS, 900.0, unit="s",
+    field="start_timeout_s", free=True)]
 Transport = Annotated[Literal["raw", "openai"], Measures("KIND", "raw or openai (the SDK).", LOAD, "raw")]
 Carbon = Annotated[float | None, Measures(
         "G", "Grid intensity, kgCO2e/kWh.", POWER, unit="kgCO2e/kWh", field="carbon_kg_per_kwh")]
@@ -127,14 +135,12 @@ class SweepOptions(TypedDict, total=False):
     model: Annotated[str | None, Acts(
         "ID", "The 16-bit model for --serve (id or folder); for --target, which to ask.", SERVERS)]
     device: Annotated[Literal["cuda", "cpu"], Measures("DEVICE", "For --serve: cuda or cpu.", SERVERS, "cuda")]
-    vllm: Annotated[str | Path | None, Acts("PATH", "For --serve: the vllm command.", SERVERS)]
+    vllm: Vllm
     max_num_seqs: Annotated[int | None, Measures(
         "N", "For --serve: largest batch.", SERVERS, otherwise="largest B + 8")]
     reasoning_parser: Annotated[str | None, Acts(
         "NAME", "For --serve: vLLM's, e.g. qwen3; keeps reasoning apart.", SERVERS)]
-    start_timeout: Annotated[float, Measures(
-        "S", "For --serve: how long a start may take while neither its log nor its downloads grow.", SERVERS,
-        START_TIMEOUT_S, unit="s", field="start_timeout_s", free=True)]
+    start_timeout: StartTimeout
     wait_ready: Annotated[float, Measures(
         "S", "For --target: wait up to S for servers that are still loading.", SERVERS, 0.0, unit="s", zero=True,
         field="wait_ready_s", free=True)]
@@ -241,7 +247,7 @@ class ReportOptions(TypedDict, total=False):
     alpha: Annotated[float, Option("A", "Speed's share of E_SI; memory has the rest.", default=ALPHA)]
     weights: Annotated[tuple[float, float, float], Option("T,E,S", "Of the pillars in SI.", default=WEIGHTS)]
     s_form: Annotated[Form, Option(
-        "FORM", "Of S_SI: linear (the ratio of joules), or Eq. 5's logarithms with their unit.", default="linear")]
+        "FORM", "Of S_SI: linear (the ratio of joules), log_j or log_kgco2e (Eq. 5's logarithms).", default="linear")]
     out: Annotated[str | Path | None, Option(
         "DIR", "Write everything there and nothing into RUN: for runs that you may only read.")]
     carbon: Annotated[Carbon, "the sweep's"]
@@ -281,16 +287,33 @@ def dashed(name: str) -> str:
 def complete(options: type[_Options], given: Mapping[str, Any]) -> _Options:
     """The options with the defaults of those that are not given.
 
-    Raises UsageError for a name that is not declared, and for a value that is not one of an option's few.
+    Raises UsageError for a name that is not declared, and for a value that its declaration excludes.
     """
     known = declared(cast(type, options))
     for name, value in given.items():
         if name not in known:
             raise UsageError(f"{name!r} is not an option; {did_you_mean(name, known)}known: {', '.join(known)}")
-        words = known[name].words
-        if value is not None and words and value not in words:
-            raise UsageError(f"--{known[name].flag.replace('_', '-')} {value}: unknown; write {' or '.join(words)}")
+        if value is not None:
+            _check(known[name], value)
     return cast(_Options, {name: option.default for name, option in known.items()} | dict(given))
+
+
+def _check(option: Option, value: Any) -> None:
+    from loadgen.bounds import MOST_AMOUNT, shown_number
+
+    where = f"--{option.flag.replace('_', '-')}"
+    if option.words and value not in option.words:
+        raise UsageError(f"{where} {value}: unknown; write {' or '.join(option.words)}")
+    if option.kind not in (int, float):
+        return
+    if option.between is not None:
+        least, most = option.between
+        if not least <= value <= most:
+            raise UsageError(f"{where} {shown_number(value)} is not between {least:g} and {most:g}")
+    elif not option.zero and not 0 < value <= MOST_AMOUNT:
+        raise UsageError(f"{where} {shown_number(value)}: give a finite number above zero")
+    elif option.unit == "s" and not 0 <= value <= MOST_AMOUNT:
+        raise UsageError(f"{where} {shown_number(value)}: give zero or more seconds")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

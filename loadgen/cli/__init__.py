@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from loadgen._version import __version__
 from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
-from loadgen.options import Option, RunOptions, declared
+from loadgen.options import Option, complete, declared
 from loadgen.secret import Mask, show_only_visible, visible_message
 
+_Options = TypeVar("_Options")
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
     "sweep": "Measure every target at every concurrency: the main job.",
@@ -69,17 +69,16 @@ def parameters(options: type) -> list[click.Parameter]:
     return [click.Option(_names(option), **_about(option)) for option in declared(options).values()]
 
 
-def shared(name: str, **other: Any) -> Callable[[Any], Any]:
-    """A decorator: an option of `loadgen sweep` as another command's, which may say `other` things about it."""
-    option = declared(RunOptions)[name]
-    return click.option(*_names(option), **_about(option) | other)
-
-
 def given_options(options: type) -> dict[str, Any]:
     """Those of the declared options that were given, on the command line or in a file."""
     ctx = click.get_current_context()
     names = [name for name in declared(options) if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
     return {name: ctx.params[name] for name in names if ctx.params[name] is not None}
+
+
+def completed(options: type[_Options]) -> _Options:
+    """The declared options with the defaults of those that were not given. Raises UsageError as `complete`."""
+    return complete(options, given_options(options))
 
 
 def _names(option: Option) -> list[str]:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from typing import Annotated, Any, TypedDict
 
 import click
 import msgspec
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, completed, parameters
 from loadgen.doctor.examination import GRAFANA, PROMETHEUS, Examination, examine
 from loadgen.doctor.finding import Mode
 from loadgen.errors import UsageError
+from loadgen.options import Option, Served, Vllm
 from loadgen.secret import Mask, visible, visible_json
 
 
-@click.command("doctor", context_settings=CONTEXT)
-@click.option("--mode", type=click.Choice(["simulated", "cpu", "gpu", "docker"]), default="gpu", show_default=True,
-              help="How the sweep's servers are to be run.")  # fmt: skip
-@click.option("--model", metavar="MODEL", help="The 16-bit model to be served: a Hugging Face id or a folder.")
-@click.option("--vllm", metavar="PATH", help="The vllm command; default LOADGEN_VLLM, cpu-env's, or PATH's.")
-@click.option("--prometheus", metavar="URL", default=PROMETHEUS, show_default=True,
-              help="Where Prometheus should answer.")  # fmt: skip
-@click.option("--grafana", metavar="URL", default=GRAFANA, show_default=True,
-              help="Where Grafana should answer.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(mode: Mode, model: str | None, vllm: str | None, prometheus: str, grafana: str, as_json: bool) -> None:
+# fmt: off
+class DoctorOptions(TypedDict, total=False):
+    mode: Annotated[Mode, Option(
+        "MODE", "How the sweep's servers are to be run: simulated, cpu, gpu or docker.", default="gpu")]
+    model: Served
+    vllm: Vllm
+    prometheus: Annotated[str, Option("URL", "Where Prometheus should answer.", default=PROMETHEUS)]
+    grafana: Annotated[str, Option("URL", "Where Grafana should answer.", default=GRAFANA)]
+    json: Annotated[bool, Option("", "Print the findings as JSON.", default=False)]
+# fmt: on
+
+
+@click.command("doctor", context_settings=CONTEXT, params=parameters(DoctorOptions))
+def command(**_: Any) -> None:
     """What works on this machine, and what to do about the rest.
 
     Changes nothing. Exit status 0 when a sweep could run in this mode, 1 when something it needs is missing.
@@ -36,20 +41,19 @@ def command(mode: Mode, model: str | None, vllm: str | None, prometheus: str, gr
       loadgen doctor --mode simulated
       loadgen doctor --model mistralai/Mistral-7B-Instruct-v0.3
     """
-    for option, url in (("--prometheus", prometheus), ("--grafana", grafana)):
+    o = completed(DoctorOptions)
+    for option, url in (("--prometheus", o["prometheus"]), ("--grafana", o["grafana"])):
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"{option} {url} is no URL; write it with http:// or https://")
-    found = examine(mode, model=model, vllm=vllm, prometheus_url=prometheus, grafana_url=grafana)
-    lines = as_text_json(found) if as_json else as_lines(found, shutil.get_terminal_size().columns)
-    click.echo(Mask()(visible_json(lines) if as_json else visible(lines)))
+            raise UsageError(f"{option} {url} is not a valid URL; write it with http:// or https://")
+    vllm = None if o["vllm"] is None else str(o["vllm"])
+    found = examine(o["mode"], model=o["model"], vllm=vllm, prometheus_url=o["prometheus"], grafana_url=o["grafana"])
+    if o["json"]:
+        content = {"mode": found.mode, "can_run": found.can_run, "findings": found.findings}
+        click.echo(Mask()(visible_json(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())))
+    else:
+        click.echo(Mask()(visible(as_lines(found, shutil.get_terminal_size().columns))))
     if not found.can_run:
         sys.exit(1)
-
-
-def as_text_json(found: Examination) -> str:
-    """The examination as an indented JSON object: mode, can_run, findings."""
-    content = {"mode": found.mode, "can_run": found.can_run, "findings": found.findings}
-    return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
 
 
 def as_lines(found: Examination, columns: int) -> str:

@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import Annotated, Any, TypedDict
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, completed, parameters
 from loadgen.errors import UsageError
+from loadgen.options import Option
 
 DATASETS = {"GSM8K": 1319, "MathQA": 2985}
 """Items of the published test splits."""
 USUAL_RATES_PER_S = (1, 5, 20)
 
 
-@click.command("plan", context_settings=CONTEXT)
-@click.option("--accuracy-delta", type=float, metavar="D",
-              help="The accuracy difference to be shown, as a proportion: 0.0372 is 3.72 pp.")  # fmt: skip
-@click.option("--equivalence-margin", type=float, metavar="M",
-              help="Or: show that the difference is smaller than this proportion.")  # fmt: skip
-@click.option("--discordance", type=float, default=0.15, show_default=True, metavar="P",
-              help="Share of items that only one side answers correctly.")  # fmt: skip
-@click.option("--power", type=float, default=0.8, show_default=True, metavar="P",
-              help="Chance to show it if it is so.")  # fmt: skip
-@click.option("--alpha", type=float, default=0.05, show_default=True, metavar="P",
-              help="Chance to claim it if it is not.")  # fmt: skip
-@click.option("--items", type=int, metavar="N", help="Also say what N items can show.")
-@click.option("--concurrency", type=int, metavar="B", help="For the minutes: requests in flight.")
-@click.option("--seconds-per-query", type=float, metavar="S", help="For the minutes: what one answer takes at B.")
-@click.option("--tokens-per-s", type=float, metavar="R",
-              help="For the minutes, instead of those two: the server's output tokens per second.")  # fmt: skip
-@click.option("--tokens-per-answer", type=float, metavar="N", help="With --tokens-per-s: output tokens per answer.")
-def plan(
-    accuracy_delta: float | None,
-    equivalence_margin: float | None,
-    discordance: float,
-    power: float,
-    alpha: float,
-    items: int | None,
-    concurrency: int | None,
-    seconds_per_query: float | None,
-    tokens_per_s: float | None,
-    tokens_per_answer: float | None,
-) -> None:
+# fmt: off
+class PlanOptions(TypedDict, total=False):
+    accuracy_delta: Annotated[float | None, Option(
+        "D", "The accuracy difference to be shown, as a proportion: 0.0372 is 3.72 pp.", zero=True)]
+    equivalence_margin: Annotated[float | None, Option(
+        "M", "Or: show that the difference is smaller than this proportion.", zero=True)]
+    discordance: Annotated[float, Option(
+        "P", "Share of items that only one side answers correctly.", default=0.15, zero=True)]
+    power: Annotated[float, Option("P", "Chance to show it if it is so.", default=0.8, zero=True)]
+    alpha: Annotated[float, Option("P", "Chance to claim it if it is not.", default=0.05, zero=True)]
+    items: Annotated[int | None, Option("N", "Also say what N items can show.")]
+    concurrency: Annotated[int | None, Option("B", "For the minutes: requests in flight.")]
+    seconds_per_query: Annotated[float | None, Option("S", "For the minutes: what one answer takes at B.")]
+    tokens_per_s: Annotated[float | None, Option(
+        "R", "For the minutes, instead of those two: the server's output tokens per second.")]
+    tokens_per_answer: Annotated[float | None, Option("N", "With --tokens-per-s: output tokens per answer.")]
+# fmt: on
+
+
+@click.command("plan", context_settings=CONTEXT, params=parameters(PlanOptions))
+def command(**_: Any) -> None:
     """How many items, and how many minutes, a claim about accuracy needs. Both sides answer the same items.
 
     \b
@@ -51,25 +44,26 @@ def plan(
       loadgen plan --accuracy-delta 0.0372 --discordance 0.15
       loadgen plan --equivalence-margin 0.02 --discordance 0.06
     """
-    if accuracy_delta is None and equivalence_margin is None:
+    o = completed(PlanOptions)
+    delta, margin, items = o["accuracy_delta"], o["equivalence_margin"], o["items"]
+    discordance, power, alpha = o["discordance"], o["power"], o["alpha"]
+    if delta is None and margin is None:
         raise UsageError("nothing to plan: give --accuracy-delta D or --equivalence-margin M, such as 0.02 for 2 pp")
     _check_probability("--discordance", discordance, 1)
     _check_probability("--power", power, 1)
     _check_probability("--alpha", alpha, 0.5)
     if power <= alpha:
         raise UsageError(f"--power {power:g} is not above --alpha {alpha:g}; 0.8 or 0.9 are usual")
-    if accuracy_delta is not None:
-        _check_probability("--accuracy-delta", abs(accuracy_delta), 1)
-        if abs(accuracy_delta) > discordance:
+    if delta is not None:
+        _check_probability("--accuracy-delta", abs(delta), 1)
+        if abs(delta) > discordance:
             raise UsageError(
-                f"--discordance {discordance:g} is below --accuracy-delta {accuracy_delta:g}: "
+                f"--discordance {discordance:g} is below --accuracy-delta {delta:g}: "
                 "accuracy cannot change by more than the share of items that change"
             )
-    if equivalence_margin is not None:
-        _check_probability("--equivalence-margin", equivalence_margin, 1)
-    if items is not None and items < 1:
-        raise UsageError(f"--items {items} is no number of items; write at least 1")
-    minutes = _minutes(concurrency, seconds_per_query, tokens_per_s, tokens_per_answer)
+    if margin is not None:
+        _check_probability("--equivalence-margin", margin, 1)
+    minutes = _minutes(o)
 
     from loadgen.analysis.trust.accuracy import (
         detectable_difference,
@@ -94,35 +88,32 @@ def plan(
     def line(label: str, text: str) -> None:
         click.echo(f"  {label:<22}{text}")
 
-    click.echo(f"{discordance:.1%} of the items change between the two sides; alpha {alpha:g}.")
-    if minutes is not None:
-        click.echo("Minutes are those of both sides together, one after the other, without warm-up.")
-    if accuracy_delta is not None:
-        delta = abs(accuracy_delta)
-        needed = items_for_difference(delta, discordance, power=power, alpha=alpha)
-        click.echo(f"\nTo show a difference of {_pp(delta)} (McNemar, {power:.0%} power)")
+    def heading(needed: int) -> None:
         line("needed", f"{needed} items{time(needed)}")
         if minutes is None:
             line("minutes for them", _minutes_at_usual_rates(needed))
+
+    click.echo(f"{discordance:.1%} of the items change between the two sides; alpha {alpha:g}.")
+    if minutes is not None:
+        click.echo("Minutes are those of both sides together, one after the other, without warm-up.")
+    if delta is not None:
+        delta = abs(delta)
+        needed = items_for_difference(delta, discordance, power=power, alpha=alpha)
+        click.echo(f"\nTo show a difference of {_pp(delta)} (McNemar, {power:.0%} power)")
+        heading(needed)
         for label, size in sizes.items():
             chance = power_of_mcnemar(size, delta, discordance, alpha=alpha)
             smallest = detectable_difference(size, discordance, power=power, alpha=alpha)
             shown = "no difference" if smallest is None else f"{_pp(smallest)} or more"
             line(label, f"power {_percent(chance)}; at {power:.0%} power they show {shown}{time(size)}")
-    if equivalence_margin is not None:
-        margin = equivalence_margin
+    if margin is not None:
         needed = items_for_equivalence(margin, discordance, power=power, alpha=alpha)
         click.echo(f"\nTo show a difference below {_pp(margin)} where there is none (TOST, {power:.0%} power)")
-        line("needed", f"{needed} items{time(needed)}")
-        if minutes is None:
-            line("minutes for them", _minutes_at_usual_rates(needed))
+        heading(needed)
         for label, size in sizes.items():
             chance = power_of_equivalence(size, margin, discordance, alpha=alpha)
-            smallest = provable_margin(size, discordance, power=power, alpha=alpha)
-            line(label, f"power {_percent(chance)}; at {power:.0%} power they show {_pp(smallest)}{time(size)}")
-
-
-command = plan
+            shown = _pp(provable_margin(size, discordance, power=power, alpha=alpha))
+            line(label, f"power {_percent(chance)}; at {power:.0%} power they show {shown}{time(size)}")
 
 
 def _check_probability(option: str, value: float, upper: float) -> None:
@@ -130,33 +121,25 @@ def _check_probability(option: str, value: float, upper: float) -> None:
         raise UsageError(f"{option} {value:g} is not between 0 and {upper:g}; write a proportion, such as 0.05 for 5%")
 
 
-def _minutes(
-    concurrency: int | None,
-    seconds_per_query: float | None,
-    tokens_per_s: float | None,
-    tokens_per_answer: float | None,
-) -> Callable[[int], float] | None:
+def _minutes(o: PlanOptions) -> Callable[[int], float] | None:
     """Minutes that one side takes for a number of items; None if nothing was said about speed."""
     from loadgen.analysis.trust.accuracy import minutes_at_concurrency, minutes_at_rate
 
-    options = {
-        "--concurrency": concurrency,
-        "--seconds-per-query": seconds_per_query,
-        "--tokens-per-s": tokens_per_s,
+    concurrency, seconds_per_query = o["concurrency"], o["seconds_per_query"]
+    tokens_per_s, tokens_per_answer = o["tokens_per_s"], o["tokens_per_answer"]
+    speeds = {
+        "--concurrency": concurrency, "--seconds-per-query": seconds_per_query, "--tokens-per-s": tokens_per_s,
         "--tokens-per-answer": tokens_per_answer,
-    }
-    said = {option: value for option, value in options.items() if value is not None}
-    for option, value in said.items():
-        if not 0 < value < math.inf:
-            raise UsageError(f"{option} {value:g} is no positive number")
-    if not said:
+    }  # fmt: skip
+    given = [option for option, value in speeds.items() if value is not None]
+    if not given:
         return None
-    if len(said) == 2 and concurrency is not None and seconds_per_query is not None:
+    if len(given) == 2 and concurrency is not None and seconds_per_query is not None:
         return lambda items: minutes_at_concurrency(items, concurrency, seconds_per_query)
-    if len(said) == 2 and tokens_per_s is not None and tokens_per_answer is not None:
+    if len(given) == 2 and tokens_per_s is not None and tokens_per_answer is not None:
         return lambda items: minutes_at_rate(items, tokens_per_s, tokens_per_answer)
     raise UsageError(
-        f"no time follows from {' and '.join(said)}: give --concurrency with --seconds-per-query, "
+        f"no time follows from {' and '.join(given)}: give --concurrency with --seconds-per-query, "
         "or --tokens-per-s with --tokens-per-answer"
     )
 

@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypedDict
 
 import click
 from platformdirs import user_log_path
 
-from loadgen.cli import CONTEXT, say
+from loadgen.cli import CONTEXT, completed, parameters, say
 from loadgen.errors import ServerError, UsageError
+from loadgen.options import Host, Option, Served, StartTimeout, Vllm
 from loadgen.secret import Mask, secrets_of, visible, visible_message
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
@@ -22,35 +23,29 @@ from loadgen.serving.process import Patience, ServerProcess
 from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
 
 
-@click.command("serve", context_settings=CONTEXT)
+# fmt: off
+class ServeOptions(TypedDict, total=False):
+    model: Served
+    checkpoint: Annotated[str | None, Option("ID", "Serve this quantized checkpoint instead of the recipe's choice.")]
+    device: Annotated[Device, Option("DEVICE", "cuda or cpu.", default="cuda")]
+    port: Annotated[int, Option("N", "TCP port to listen on.", default=8000, between=(1, 65535))]
+    host: Host
+    max_num_seqs: Annotated[int, Option(
+        "N", "Largest batch; at least the largest concurrency that you will ask for.", default=256)]
+    dtype: Annotated[Dtype | None, Option(
+        "TYPE", "Activations: float16 or bfloat16.", otherwise="float16 on cuda, bfloat16 on cpu")]
+    start_timeout: StartTimeout
+    vllm: Vllm
+    listing: Annotated[bool, Option("", "Show every recipe and end.", default=False, flag="list")]
+    printing: Annotated[bool, Option(
+        "", "Show the command and its environment; start nothing.", default=False, flag="print")]
+# fmt: on
+
+
+@click.command("serve", context_settings=CONTEXT, params=parameters(ServeOptions))
 @click.argument("name", required=False)
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGS]")
-@click.option("--model", metavar="MODEL", help="The 16-bit model: a Hugging Face id or a folder.")
-@click.option("--checkpoint", metavar="ID", help="Serve this quantized checkpoint instead of the recipe's choice.")
-@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--max-num-seqs", type=click.IntRange(min=1), default=256, show_default=True,
-              help="Largest batch; at least the largest concurrency you will ask for.")  # fmt: skip
-@click.option(
-    "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Activations; default float16 on cuda, bfloat16 on cpu."
-)
-@click.option("--start-timeout", type=click.FloatRange(min=0, min_open=True), default=900.0, show_default=True,
-              metavar="S", help="How long the start may take while neither the log nor downloads grow.")  # fmt: skip
-@click.option("--vllm", metavar="PATH", help="The vllm command; default LOADGEN_VLLM, cpu-env's, or PATH's.")
-@click.option("--list", "listing", is_flag=True, help="Show every recipe and end.")
-@click.option("--print", "printing", is_flag=True, help="Show the command and its environment; start nothing.")
-def command(
-    name: str | None,
-    model: str | None,
-    device: Device,
-    dtype: Dtype | None,
-    vllm: str | None,
-    start_timeout: float,
-    listing: bool,
-    printing: bool,
-    **rest: Any,
-) -> None:
+def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     """Run one vLLM server from its recipe, in the foreground; Ctrl-C stops it.
 
     What follows `--` goes to vLLM unchanged. Ends with status 1 when the server crashes or does not run its recipe.
@@ -61,7 +56,9 @@ def command(
       loadgen serve awq --model mistralai/Mistral-7B-Instruct-v0.3 --print
       loadgen serve bnb-nf4 --model ~/models/my-model --port 8001 -- --gpu-memory-utilization 0.8
     """
-    if listing:
+    o = completed(ServeOptions)
+    model, device, dtype = o["model"], o["device"], o["dtype"]
+    if o["listing"]:
         click.echo(recipe_table(load_recipes()))
         return
     if name is None:
@@ -71,18 +68,22 @@ def command(
         raise UsageError(f"serve {name} needs --model, a Hugging Face id or a folder")
     if dtype and recipe.dtype and dtype != recipe.dtype:
         raise UsageError(f"recipe {name!r} fixes its activations to {recipe.dtype}; omit --dtype {dtype}")
-    vllm = find_vllm(device, vllm) if vllm or not printing else _vllm_to_show(device)
-    launch = plan_launch(recipe, model=model, device=device, dtype=dtype, vllm=vllm, **rest)
-    if printing:
+    named = None if o["vllm"] is None else str(o["vllm"])
+    launch = plan_launch(
+        recipe, model=model, device=device, dtype=dtype, checkpoint=o["checkpoint"], port=o["port"], host=o["host"],
+        vllm=find_vllm(device, named) if named or not o["printing"] else _vllm_to_show(device),
+        max_num_seqs=o["max_num_seqs"], extra_args=extra_args,
+    )  # fmt: skip
+    if o["printing"]:
         click.echo(launch.shell)
         return
     confirm_checkpoint(launch)
     if warning := token_warning():
         say(warning)
-    if secrets_of(rest["extra_args"], {}):
+    if secrets_of(extra_args, {}):
         say("every user of this machine can read the secret in this command line: use VLLM_API_KEY or HF_TOKEN_FILE")
     try:
-        _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log", start_timeout)
+        _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log", o["start_timeout"])
     except ServerError as error:
         say(str(error))
         sys.exit(1)

@@ -3,89 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, completed, given_options, parameters
 from loadgen.errors import UsageError
+from loadgen.options import Host, Option
+
+SHARES = ("accuracy", "discordance", "truncated", "unparsed", "batch_flips", "reference_accuracy")
 
 
-@click.command("simulate", context_settings=CONTEXT)
-@click.option("--precision", metavar="NAME", help="fp16, bf16, awq, gptq, bnb-nf4, bnb-int8, fp8, int8.")
-@click.option("--port", type=int, metavar="N", help="TCP port to listen on.")
-@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS")
-@click.option(
-    "--gpu", default="h100-like", show_default=True, metavar="NAME", help="l4, a100, h100, h200, rtx-pro-6000."
-)
-@click.option(
-    "--model",
-    default="mistral-7b",
-    show_default=True,
-    metavar="NAME",
-    help="qwen3-0.6b, falcon3-3b, mistral-7b, qwen2.5-14b, qwen2.5-32b, qwen2.5-72b.",
-)
-@click.option("--cost-file", type=click.Path(path_type=Path), metavar="PATH", help="TOML with other constants.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Same seed, same answers.")
-@click.option("--max-num-seqs", type=int, default=256, show_default=True, metavar="N", help="Largest running batch.")
-@click.option(
-    "--max-model-len", type=int, default=8192, show_default=True, metavar="N", help="Prompt + answer, tokens."
-)
-@click.option("--data-file", type=click.Path(path_type=Path), metavar="PATH", help="GSM8K in its published schema.")
-@click.option("--accuracy", type=float, metavar="X", help="Share of right answers, 0 to 1, instead of the precision's.")
-@click.option("--discordance", type=float, metavar="X", help="Share of items that only it or only FP16 gets right.")
-@click.option("--reference-accuracy", type=float, metavar="X", help="FP16's share of right answers.  [default: 0.52]")
-@click.option("--truncated", type=float, metavar="X", help="Share of answers that never end.")
-@click.option("--unparsed", type=float, metavar="X", help="Share of answers that name no result.")
-@click.option("--batch-flips", type=float, metavar="X", help="Share of items that the batch's size decides.")
-@click.option(
-    "--time-scale",
-    type=float,
-    default=1.0,
-    show_default=True,
-    metavar="K",
-    help="K times faster; watts K times higher, J/token unchanged.",
-)
-@click.option(
-    "--sensor-ms", type=float, default=20.0, show_default=True, metavar="MS", help="Update period of the power sensors."
-)
-@click.option(
-    "--fault",
-    "faults",
-    multiple=True,
-    metavar="KIND@T[:...]",
-    help="reset@T, lost@T, gap@T:S, throttle@T:S, foreign@T:S:WATTS; seconds after the start. Repeatable.",
-)
-@click.option("--explain", is_flag=True, help="Print the closed form by batch and every B*, and end.")
-@click.option("--prompt-tokens", type=int, default=480, show_default=True, metavar="N", help="For --explain.")
-@click.option("--answer-tokens", type=int, default=80, show_default=True, metavar="N", help="For --explain.")
-@click.option(
-    "--context-tokens", type=int, metavar="N", help="For --explain, decoding alone [default: prompt + answer / 2]."
-)
-def command(
-    precision: str | None,
-    port: int | None,
-    host: str,
-    gpu: str,
-    model: str,
-    cost_file: Path | None,
-    seed: int,
-    max_num_seqs: int,
-    max_model_len: int,
-    data_file: Path | None,
-    accuracy: float | None,
-    discordance: float | None,
-    reference_accuracy: float | None,
-    truncated: float | None,
-    unparsed: float | None,
-    batch_flips: float | None,
-    time_scale: float,
-    sensor_ms: float,
-    faults: tuple[str, ...],
-    explain: bool,
-    prompt_tokens: int,
-    answer_tokens: int,
-    context_tokens: int | None,
-) -> None:
+# fmt: off
+class SimulateOptions(TypedDict, total=False):
+    precision: Annotated[str | None, Option("NAME", "fp16, bf16, awq, gptq, bnb-nf4, bnb-int8, fp8, int8.")]
+    port: Annotated[int | None, Option("N", "TCP port to listen on.", between=(1, 65535))]
+    host: Host
+    gpu: Annotated[str, Option("NAME", "l4, a100, h100, h200, rtx-pro-6000.", default="h100-like")]
+    model: Annotated[str, Option(
+        "NAME", "qwen3-0.6b, falcon3-3b, mistral-7b, qwen2.5-14b, qwen2.5-32b, qwen2.5-72b.", default="mistral-7b")]
+    cost_file: Annotated[str | None, Option("PATH", "TOML with other constants.")]
+    seed: Annotated[int, Option("N", "Same seed, same answers.", default=0, zero=True)]
+    max_num_seqs: Annotated[int, Option("N", "Largest running batch.", default=256)]
+    max_model_len: Annotated[int, Option("N", "Prompt + answer, tokens.", default=8192)]
+    data_file: Annotated[str | None, Option("PATH", "GSM8K in its published schema.")]
+    accuracy: Annotated[float | None, Option(
+        "X", "Share of right answers, 0 to 1, instead of the precision's.", zero=True)]
+    discordance: Annotated[float | None, Option(
+        "X", "Share of items that only it or only FP16 gets right.", zero=True)]
+    reference_accuracy: Annotated[float | None, Option(
+        "X", "FP16's share of right answers.", otherwise="0.52", zero=True)]
+    truncated: Annotated[float | None, Option("X", "Share of answers that never end.", zero=True)]
+    unparsed: Annotated[float | None, Option("X", "Share of answers that name no result.", zero=True)]
+    batch_flips: Annotated[float | None, Option("X", "Share of items that the batch's size decides.", zero=True)]
+    time_scale: Annotated[float, Option(
+        "K", "K times faster; watts K times higher, J/token unchanged.", default=1.0, between=(0.01, 1000))]
+    sensor_ms: Annotated[float, Option(
+        "MS", "Update period of the power sensors.", default=20.0, unit="ms", between=(1, 1000))]
+    fault: Annotated[tuple[str, ...], Option(
+        "KIND@T[:...]", "reset@T, lost@T, gap@T:S, throttle@T:S, foreign@T:S:WATTS; seconds after the start. "
+        "Repeatable.", default=(), repeatable=True)]
+    explain: Annotated[bool, Option("", "Print the closed form by batch and every B*, and end.", default=False)]
+    prompt_tokens: Annotated[int, Option("N", "For --explain.", default=480)]
+    answer_tokens: Annotated[int, Option("N", "For --explain.", default=80)]
+    context_tokens: Annotated[int | None, Option(
+        "N", "For --explain, decoding alone.", otherwise="prompt + answer / 2")]
+# fmt: on
+
+
+@click.command("simulate", context_settings=CONTEXT, params=parameters(SimulateOptions))
+def command(**_: Any) -> None:
     """Run one simulated server: vLLM's API and metrics, and a GPU's power below /power, without a GPU.
 
     Nothing it says was measured; every answer and metric is stamped SIMULATED.
@@ -97,27 +64,21 @@ def command(
     """
     from loadgen.serving.simulated.cost import load_presets
 
-    presets = load_presets(cost_file)
-    if explain:
+    o = completed(SimulateOptions)
+    precision, port, host, gpu, model = o["precision"], o["port"], o["host"], o["gpu"], o["model"]
+    presets = load_presets(Path(o["cost_file"]) if o["cost_file"] else None)
+    if o["explain"]:
         from loadgen.serving.simulated.steadystate import Workload
         from loadgen.serving.simulated.steadystate import explain as explained
 
-        counts = (("--prompt-tokens", prompt_tokens), ("--answer-tokens", answer_tokens))
-        _check_positive(*counts, ("--context-tokens", context_tokens))
-        workload = Workload(prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, context_tokens=context_tokens)
+        context = o["context_tokens"]
+        workload = Workload(prompt_tokens=o["prompt_tokens"], answer_tokens=o["answer_tokens"], context_tokens=context)
         click.echo(explained(presets, gpu=gpu, model=model, workload=workload))
         return
     if precision is None:
         raise UsageError("--precision is missing; name one, such as --precision awq, or ask with --explain")
     if port is None:
         raise UsageError("--port is missing; name one, such as --port 8002, or ask with --explain")
-    if not 1 <= port <= 65535:
-        raise UsageError(f"--port {port} is not between 1 and 65535")
-    _check_positive(("--max-num-seqs", max_num_seqs), ("--max-model-len", max_model_len))
-    if not 0.01 <= time_scale <= 1000:
-        raise UsageError(f"--time-scale {time_scale} is not between 0.01 and 1000")
-    if not 1 <= sensor_ms <= 1000:
-        raise UsageError(f"--sensor-ms {sensor_ms} is not between 1 and 1000")
 
     import uvloop
 
@@ -129,33 +90,20 @@ def command(
     from loadgen.serving.simulated.metrics import GpuOptions
     from loadgen.serving.simulated.server import SimulatedServer, serve
 
-    cost = speed_up(presets.cost(precision, gpu=gpu, model=model), time_scale)
-    behaviour = BEHAVIOURS[precision].but(
-        accuracy=accuracy,
-        discordance=discordance,
-        truncated=truncated,
-        unparsed=unparsed,
-        batch_flips=batch_flips,
-        reference_accuracy=reference_accuracy,
-    )
+    shares = {name: value for name, value in given_options(SimulateOptions).items() if name in SHARES}
     server = SimulatedServer(
-        cost,
+        speed_up(presets.cost(precision, gpu=gpu, model=model), o["time_scale"]),
         precision=precision,
         gpu=GpuOptions(
-            preset=gpu, sensors=Sensors.of_period(sensor_ms / 1e3), faults=parse_faults(faults), time_scale=time_scale
+            preset=gpu, sensors=Sensors.of_period(o["sensor_ms"] / 1e3), faults=parse_faults(o["fault"]),
+            time_scale=o["time_scale"],
         ),
-        items=known_items(data_file),
-        seed=seed,
-        limits=EngineLimits(max_num_seqs=max_num_seqs, max_model_len=max_model_len),
-        behaviour=behaviour,
-    )
+        items=known_items(Path(o["data_file"]) if o["data_file"] else None),
+        seed=o["seed"],
+        limits=EngineLimits(max_num_seqs=o["max_num_seqs"], max_model_len=o["max_model_len"]),
+        behaviour=BEHAVIOURS[precision].but(**shares),
+    )  # fmt: skip
     listening = listen(host, port, backlog=1024)
     ready = f"SIMULATED {precision} server ready on {http_url(host, port)} (no GPU, nothing measured)"
     announce = f"{ready}\n{server.memory_report}"
     uvloop.run(serve(server, listening, host=host, on_ready=lambda: click.echo(announce)))
-
-
-def _check_positive(*options: tuple[str, int | None]) -> None:
-    for option, number in options:
-        if number is not None and number < 1:
-            raise UsageError(f"{option} {number} is not a positive number")

@@ -24,7 +24,6 @@ import uvloop
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.client import BUSY_SHARE
-from loadgen.bounds import positive
 from loadgen.clienttest.server import MODEL
 from loadgen.clienttest.trial import IN_FLIGHT_SHARE, TTFT_MEAN_MS, TTFT_P99_MS, Trial, trial_of
 from loadgen.errors import ServerError, UsageError
@@ -186,7 +185,7 @@ def selftest(*, budget_s: float = BUDGET_S, **options: Unpack[SelftestOptions]) 
     """
     o = complete(SelftestOptions, options)
     concurrency, workers, transport = o["concurrency"], o["workers"], o["transport"]
-    rate = _rate(concurrency, o["tokens_per_s"], o["itl_ms"], workers)
+    rate = _rate(concurrency, o["tokens_per_s"], o["itl_ms"])
     load_average, bench = os.getloadavg()[0], _Bench(concurrency, transport, budget_s)
     trial = bench.trial(rate, workers, WINDOW_S)
     needed = workers if trial.stands else bench.workers_for(trial)
@@ -304,8 +303,7 @@ def _uses(t: Trial) -> str:
     return f"{whose} {t.cpu_share:.0%} of a core"
 
 
-def _rate(concurrency: int, tokens_per_s: float | None, itl_ms: float | None, workers: int) -> float:
-    positive(concurrency=concurrency, tokens_per_s=tokens_per_s, itl_ms=itl_ms, workers=workers)
+def _rate(concurrency: int, tokens_per_s: float | None, itl_ms: float | None) -> float:
     if tokens_per_s is not None and itl_ms is not None:
         raise UsageError("--tokens-per-s and --itl-ms exclude each other: at a given B one follows from the other")
     rate = float(tokens_per_s) if tokens_per_s is not None else 1e3 * concurrency / (itl_ms or ITL_MS)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.bounds import MOST_AMOUNT, positive, shown_number
+from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED, Arrivals
 from loadgen.options import SweepOptions, complete, dashed, declared, did_you_mean, takes
@@ -50,7 +50,6 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     names = [spec.name for spec in specs]
     _check_servers(o, mode)
     levels = _concurrency(o["concurrency"], arrivals)
-    _check_numbers(given)
     check_size(f"--repeats {o['repeats']}", len(specs), len(levels), o["repeats"])
     _check_load(o, levels, arrivals)
     if o["reference"] is not None and o["reference"] not in names:
@@ -132,17 +131,6 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
     if o["wait_ready"] and mode != "target":
         wait = shown_number(o["wait_ready"])
         raise UsageError(f"--wait-ready {wait} needs --target: loadgen waits for the servers that it starts")
-
-
-def _check_numbers(given: Mapping[str, Any]) -> None:
-    for name, option in declared(SweepOptions).items():
-        number = given.get(name)
-        if number is None or option.kind not in (int, float):
-            continue
-        if not option.zero:
-            positive(**{name: number})
-        elif option.unit == "s" and not 0 <= number <= MOST_AMOUNT:
-            raise UsageError(f"--{dashed(name)} {shown_number(number)}: give zero or more seconds")
 
 
 def _check_load(o: SweepOptions, levels: Sequence[int], arrivals: Arrivals | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from loadgen.cli.plan import plan
+from loadgen.cli.plan import command
 from loadgen.errors import UsageError
 
 
 def said(arguments: str) -> str:
-    result = CliRunner().invoke(plan, arguments.split(), catch_exceptions=False)
+    result = CliRunner().invoke(command, arguments.split(), catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
 
@@ -68,7 +68,10 @@ def test_minutes_of_both_sides() -> None:
         ("--accuracy-delta 0.02 --alpha 0.5", "--alpha 0.5 is not between 0 and 0.5"),
         ("--equivalence-margin 2", "--equivalence-margin 2 is not between 0 and 1"),
         ("--accuracy-delta 0.02 --items 0", "--items 0"),
-        ("--accuracy-delta 0.02 --concurrency 0 --seconds-per-query 1", "--concurrency 0 is no positive number"),
+        (
+            "--accuracy-delta 0.02 --concurrency 0 --seconds-per-query 1",
+            "--concurrency 0: give a finite number above zero",
+        ),
         ("--accuracy-delta 0.02 --tokens-per-s inf --tokens-per-answer 1", "--tokens-per-s inf"),
         ("--accuracy-delta 0.02 --concurrency 8", "no time follows from --concurrency"),
         ("--accuracy-delta 0.02 --concurrency 8 --tokens-per-s 5", "no time follows from --concurrency and --tokens"),
@@ -76,6 +79,6 @@ def test_minutes_of_both_sides() -> None:
 )
 def test_a_wrong_value_is_named(arguments: str, what: str) -> None:
     with pytest.raises(UsageError) as error:
-        CliRunner().invoke(plan, arguments.split(), catch_exceptions=False)
+        CliRunner().invoke(command, arguments.split(), catch_exceptions=False)
     assert what in str(error.value)
     assert "\n" not in str(error.value)
