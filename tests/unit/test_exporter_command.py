@@ -49,7 +49,7 @@ def refused(*arguments, env=None):
         (("--port", "0"), "--port 0 is not between 1 and 65535"),
         (("--period-ms", "2"), "--period-ms 2 is not between 10 and 1000"),
         (("--gpu", "GPU-1,"), "--gpu GPU-1, has an empty entry"),
-        (("--source", "tea"), "'tea' is not one of"),
+        (("--source", "tea"), "--source tea: unknown; write nvml or rapl"),
     ],
 )
 def test_wrong_options_are_one_sentence(arguments, said):
