@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 from scipy.stats import mannwhitneyu
 
@@ -38,7 +39,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from kills import OPTIONS, REQUESTS, KilledRun, violations  # noqa: E402
 
 from loadgen import load_run  # noqa: E402
-from loadgen.record.manifest import host_facts, read_manifest  # noqa: E402
+from loadgen.measure.machine import host_record  # noqa: E402
+from loadgen.record.manifest import read_manifest  # noqa: E402
 
 EXACT = ("answers", "failures", "accuracy", "truncated_rate", "output_tokens_mean")
 RATES = ("tokens_per_s", "tpot_ms_mean", "ttft_ms_mean", "energy_per_token_j")
@@ -76,7 +78,7 @@ def main() -> None:
                 run.go(rng, most, whole_s)
             killed.append(cells_of(run))
             broken += [f"run {len(killed)}: {sentence}" for sentence in violations(run)]
-            attempts += len(read_manifest(run.run_dir)["attempts"])
+            attempts += len(read_manifest(run.run_dir).attempts)
             kills += [
                 {
                     "run": len(killed),
@@ -95,7 +97,7 @@ def main() -> None:
     compared = rates(killed, undisturbed)
     result = {
         "when": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": {**host_facts(), "python": platform.python_version(), "niceness": os.nice(0)},
+        "machine": {**msgspec.to_builtins(host_record()), "python": platform.python_version(), "niceness": os.nice(0)},
         "sweep": " ".join(OPTIONS),
         "requests_per_cell": REQUESTS,
         "minutes": round((time.monotonic() - began_s) / 60, 1),

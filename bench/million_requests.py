@@ -28,10 +28,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from loadgen.load.exchange import Exchange
+from loadgen.measure.machine import host_record
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import Cell
 from loadgen.record.journal import CellEnd, CellStart, Record, power_file, sealed
-from loadgen.record.manifest import host_facts
 from loadgen.serving.metrics import ServerSample
 
 TARGETS = {"fp16": 1.0, "awq": 0.8, "gptq": 0.82, "bnb-nf4": 1.6}
@@ -64,7 +64,7 @@ def main() -> None:
         made = make_run(given.out, given.requests, given.unlike)
         print(f"made: {made:,} requests, {size_of(given.out / 'journal') / 1e9:.2f} GB of journal in {given.out}")
     commands = stages(str(given.out))
-    begin = {**host_facts(), "python": platform.python_version()}
+    begin = {**msgspec.to_builtins(host_record()), "python": platform.python_version()}
     taken: dict[str, list[dict[str, float]]] = {stage: [] for stage in commands}
     for number in range(1, given.rounds + 1):
         for stage, command in commands.items():

@@ -80,7 +80,7 @@ def report(run: str | Path, **options: Unpack[ReportOptions]) -> Run:
     o, run_dir = complete(ReportOptions, options), Path(run)
     carbon, slo, start_sd, out = o["carbon"], o["slo"], o["start_sd"], o["out"]
     if carbon is None:
-        carbon = read_manifest(run_dir)["config"].get("carbon_kg_per_kwh")
+        carbon = read_manifest(run_dir).config.carbon_kg_per_kwh
     analyse(
         run_dir,
         IndexSettings(alpha=o["alpha"], weights=o["weights"], sustainability=o["s_form"], carbon_kg_per_kwh=carbon),

@@ -17,6 +17,9 @@ MOST_AMOUNT = 1e18
 Amount = Annotated[float, msgspec.Meta(ge=-MOST_AMOUNT, le=MOST_AMOUNT)]
 """Watts, joules, bytes, hertz, counters: products and squares of two are finite."""
 
+Text = Annotated[str, msgspec.Meta(max_length=20_000)]
+"""Longer ones take seconds to lay out in a table."""
+
 MOST_FILE_BYTES = 256 * 2**20
 """A JSON file that is read whole. A manifest of 1,000 servers has 5 MB, the facts of MathQA's 37,000 items 6 MB."""
 MOST_DATA_BYTES = 2**30

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from loadgen.analysis.run import Run, load_run
 from loadgen.load.exchange import Exchange
-from loadgen.record.cell import Cell, TargetSpec, plan_blocks
+from loadgen.measure.machine import await_old_servers
+from loadgen.record.cell import Cell, plan_blocks
 from loadgen.record.journal import cell_file, cell_files, read_lines, read_records
 from loadgen.record.manifest import read_manifest
-from loadgen.record.rundir import await_old_servers, unfinished_cells, why_unfinished
+from loadgen.record.rundir import unfinished_cells, why_unfinished
 from loadgen.workload.questions import sample_items
 
 REQUESTS = 32
@@ -157,9 +158,8 @@ def sweep(*options: str) -> subprocess.Popen[str]:
 
 
 def planned(run_dir: Path) -> list[Cell]:
-    config = read_manifest(run_dir)["config"]
-    specs = [TargetSpec(name=spec["name"], precision=spec["precision"]) for spec in config["targets"]]
-    blocks = plan_blocks(specs, config["concurrency"], config["repeats"])
+    config = read_manifest(run_dir).config
+    blocks = plan_blocks(config.targets, config.concurrency, config.repeats)
     return [cell for block in blocks for cell in block.cells]
 
 
@@ -201,13 +201,13 @@ def violations(killed: KilledRun) -> list[str]:
         elif asked(run_dir, cell) != wanted:
             found.append(f"{cell.label} did not ask each of its {REQUESTS} items once, in order")
     manifest = read_manifest(run_dir)
-    told = sorted(attempt["file"] for attempt in manifest["attempts"])
+    told = sorted(attempt.file for attempt in manifest.attempts)
     there = sorted(f"journal/{name}" for name in now if name.startswith("attempts/"))
     if told != there:
         found.append(f"the manifest tells of the attempts {told}, there are {there}")
     twice = [label for label, count in Counter(path.stem for path in cell_files(run_dir)).items() if count > 1]
     found += [f"{label} has two files" for label in twice]
-    if left := await_old_servers(manifest["servers"]):
+    if left := await_old_servers(manifest.servers):
         found.append(f"servers still run: {left}")
     return found + _table_violations(load_run(run_dir), cells)
 

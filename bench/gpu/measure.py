@@ -264,8 +264,8 @@ def _run(
         return StepState(status="done")
     if cutter.cut is not None:
         return StepState(status="cut", reason=cutter.cut)
-    failures = read_manifest(run_dir)["failures"]
-    why = str(failures[-1]["error"]).splitlines()[0] if failures else "see its log"
+    failures = read_manifest(run_dir).failures
+    why = failures[-1].error.splitlines()[0] if failures else "see its log"
     return StepState(status="failed", reason=f"{len(missing)} cells were not measured: {why}")
 
 

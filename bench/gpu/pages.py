@@ -99,13 +99,11 @@ def text(study: Study, beside: Path) -> str:
 
 def _title(study: Study) -> str:
     recipes = load_recipes()
-    served = (t["precision"] for run in study.runs.values() for t in run.manifest["config"]["targets"])
+    served = (t.precision for run in study.runs.values() for t in run.manifest.config.targets)
     precisions = [recipes[name].label for name in dict.fromkeys(served)]
     cells = pd.concat([run.cells for run in study.runs.values()])
-    versions = sorted(
-        {str(s["version"]) for run in study.runs.values() for s in run.manifest["servers"] if s["version"]}
-    )
-    notes = sorted({s["note"] for run in study.runs.values() for s in run.manifest["servers"] if s.get("note")})
+    versions = sorted({s.version for run in study.runs.values() for s in run.manifest.servers if s.version})
+    notes = sorted({s.note for run in study.runs.values() for s in run.manifest.servers if s.note})
     intro = (
         f"{', '.join(precisions)} on {study.gpu}{_driver(study)}, {study.day}, vLLM "
         f"{', '.join(versions) or 'not known'}: {cells_valid(cells)}."
@@ -129,11 +127,11 @@ def _title(study: Study) -> str:
 
 
 def _driver(study: Study) -> str:
-    gpus = [gpu for run in study.runs.values() for gpu in run.manifest.get("gpu") or []]
+    gpus = [gpu for run in study.runs.values() for gpu in run.manifest.gpu or ()]
     if not gpus or study.simulated:
         return ""
-    limit = gpus[0].get("power_limit_enforced_w")
-    return f" (driver {gpus[0].get('driver') or 'not known'}, power limit {number(limit) or 'not known'} W)"
+    limit = gpus[0].power_limit_enforced_w
+    return f" (driver {gpus[0].driver or 'not known'}, power limit {number(limit) or 'not known'} W)"
 
 
 def _short(study: Study) -> str:
@@ -188,17 +186,17 @@ def _sensors(study: Study) -> str:
 
 
 def _run(study: Study, step: str, run: Run, beside: Path) -> str:
-    config = run.manifest["config"]
-    targets = [target["name"] for target in config["targets"]]
+    config = run.manifest.config
+    targets = [target.name for target in config.targets]
     known = [metric for metric in _METRICS if run.summary[metric].notna().any()]
     said = [found.sentence for metric in known for found in run.analysis.crossovers if found.metric == metric]
-    kernels = {s["name"]: ", ".join(s.get("kernels") or ()) for s in run.manifest["servers"]}
+    kernels = {s.name: ", ".join(s.kernels or ()) for s in run.manifest.servers}
     most = int(run.cells["repeat"].max())
     repeats = "one repeat" if most == 1 else f"{most} repeats"
-    if config["mode"] == "serve" and most > 1:
+    if config.mode == "serve" and most > 1:
         repeats += ", each with servers started anew"
     facts = (
-        f"Answers of exactly {config['fixed_length']} tokens, windows of {number(config['duration_s'])} s, "
+        f"Answers of exactly {config.fixed_length} tokens, windows of {number(config.duration_s)} s, "
         f"{repeats}. "
         f"Kernels named by the log: {'; '.join(f'{n}: {k}' for n, k in kernels.items() if k) or 'none'}."
     )
@@ -223,7 +221,7 @@ def _run(study: Study, step: str, run: Run, beside: Path) -> str:
 def _by_batch(study: Study, run: Run, column: str, targets: list[str]) -> str:
     summary = run.summary.set_index(["concurrency", "target"])
     rows = []
-    for b in run.manifest["config"]["concurrency"]:
+    for b in run.manifest.config.concurrency:
         row = [str(b)]
         for target in targets:
             found = summary.loc[(b, target)] if (b, target) in summary.index else None

@@ -63,8 +63,8 @@ def servers(step: Step, options: dict[str, Any], preset: str, run_dir: Path, log
 def _ports(run_dir: Path) -> dict[str, int]:
     if not (run_dir / "manifest.json").exists():
         return {}
-    targets = read_manifest(run_dir)["config"]["targets"]
-    return {target["name"]: urlsplit(target["url"]).port for target in targets}
+    targets = read_manifest(run_dir).config.targets
+    return {target.name: urlsplit(target.url).port for target in targets}
 
 
 def preset_model(presets: Presets, name: str) -> str:

@@ -55,7 +55,7 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def day(self) -> str:
         """When the first of its runs began, in UTC."""
-        first = min(run.manifest["clock_anchors"][0]["unix_ns"] for run in self.runs.values())
+        first = min(run.manifest.clock_anchors[0].unix_ns for run in self.runs.values())
         return f"{datetime.fromtimestamp(first / 1e9, UTC):%Y-%m-%d}"
 
     @property
@@ -109,10 +109,10 @@ def _sizes(runs: dict[str, Run], plan: dict[str, Any]) -> dict[str, str]:
 def figures_of(study: Study) -> dict[str, Any]:
     """The means that others compare with, such as the simulator's error: figures.json."""
     rows = []
-    gpus = [gpu for run in study.runs.values() for gpu in run.manifest.get("gpu") or []]
-    idle = [run.manifest.get("power", {}).get("idle_w") for run in study.runs.values()]
+    gpus = [gpu for run in study.runs.values() for gpu in run.manifest.gpu or ()]
+    idle = [run.manifest.power.idle_w for run in study.runs.values()]
     for step, run in study.runs.items():
-        kernels = {server["name"]: ", ".join(server.get("kernels") or ()) for server in run.manifest["servers"]}
+        kernels = {server.name: ", ".join(server.kernels or ()) for server in run.manifest.servers}
         prompts = run.requests.groupby(["target", "concurrency"])["prompt_tokens"].mean()
         for row in run.summary.to_dict("records"):
             if not row["valid"]:
@@ -127,7 +127,7 @@ def figures_of(study: Study) -> dict[str, Any]:
         "simulated": study.simulated,
         "gpu": study.gpu,
         "day": study.day,
-        "limit_w": next((gpu["power_limit_enforced_w"] for gpu in gpus if gpu.get("power_limit_enforced_w")), None),
+        "limit_w": next((gpu.power_limit_enforced_w for gpu in gpus if gpu.power_limit_enforced_w), None),
         "idle_w": min((watts for watts in idle if watts), default=None),
         "rows": rows,
     }
@@ -144,5 +144,5 @@ def draw(run: Run) -> list[Figure]:
 
 def _is_simulated(run: Run) -> bool:
     """By any of the places that say so."""
-    gpus = run.manifest.get("gpu") or []
-    return bool(run.manifest["simulated"] or run.cells["simulated"].any() or any(gpu.get("simulated") for gpu in gpus))
+    gpus = run.manifest.gpu or ()
+    return bool(run.manifest.simulated or run.cells["simulated"].any() or any(gpu.simulated for gpu in gpus))

@@ -8,11 +8,11 @@ Fairness: what two targets' servers must have in common, so that a difference in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.batch import hit_warnings, share_marks
@@ -33,7 +33,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.record.cell import Slo, level
 from loadgen.record.journal import cell_files
-from loadgen.record.manifest import FILE, read_manifest
+from loadgen.record.manifest import FILE, ClockAnchor, Manifest, read_manifest
 from loadgen.workload.grading import Grader
 from loadgen.workload.item import read_facts
 
@@ -60,17 +60,16 @@ SIXTEEN_BITS = frozenset({"float16", "bfloat16"})
 """Keys and values of either take the same memory and time to read."""
 
 
-def unequal_servers(manifest: Mapping[str, Any]) -> list[str]:
+def unequal_servers(manifest: Manifest) -> list[str]:
     """One sentence per target whose KV cache, or CUDA graphs, are not those of the reference; both must be known."""
-    reference = manifest["config"]["reference"]
-    servers = {server["name"]: server for server in manifest["servers"]}
-    ours = servers.get(reference, {})
+    reference = manifest.config.reference
+    servers = {server.name: server for server in manifest.servers}
+    if (ours := servers.pop(reference, None)) is None:
+        return []
     sentences: list[str] = []
     for name, server in servers.items():
-        if name == reference:
-            continue
-        sentences += _kv_caches(name, server.get("kv_cache_dtype"), reference, ours.get("kv_cache_dtype"))
-        sentences += _graphs(name, server.get("eager"), reference, ours.get("eager"))
+        sentences += _kv_caches(name, server.kv_cache_dtype, reference, ours.kv_cache_dtype)
+        sentences += _graphs(name, server.eager, reference, ours.eager)
     return sentences
 
 
@@ -111,8 +110,8 @@ def analyse(
 
     `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
     goodput asks for, by default what the sweep was told; `start_sd`: the relative standard deviation between starts of
-    a server, by default what the sweep was told. Raises UsageError if this is no run directory, nothing was measured,
-    or `out` is a run directory.
+    a server, by default what the sweep was told. Raises UsageError if this is not a run directory, nothing was
+    measured, or `out` is a run directory.
     """
     manifest = read_manifest(run_dir)
     if out is not None:
@@ -120,20 +119,21 @@ def analyse(
             raise UsageError(f"{out} is a run directory, whose own files would be overwritten; name another folder")
         out.mkdir(parents=True, exist_ok=True)
         Folder(out).write(FILE, Folder(run_dir).read(FILE))
-    facts = read_facts(run_dir) if manifest["graded"] else {}
-    grader = Grader(facts, manifest["protocol"]["name"], manifest["config"].get("answer_regex"))
+    facts = read_facts(run_dir) if manifest.graded else {}
+    grader = Grader(facts, manifest.protocol.name, manifest.config.answer_regex)
     cells: list[CellSummary] = []
-    gathered = GatheredAnswers(manifest["protocol"])
-    config = manifest["config"]
+    gathered = GatheredAnswers(manifest.protocol)
+    config = manifest.config
     if settings is None:
-        settings = IndexSettings(carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"))
-    config["carbon_kg_per_kwh"] = settings.carbon_kg_per_kwh
+        settings = IndexSettings(carbon_kg_per_kwh=config.carbon_kg_per_kwh)
+    config = replace(config, carbon_kg_per_kwh=settings.carbon_kg_per_kwh)
+    manifest = replace(manifest, config=config)
     if start_sd is None:
-        start_sd = config.get("start_sd")
+        start_sd = config.start_sd
     calibrations: dict[Server, ServerCalibration] = {}
     damaged: list[str] = []
-    if slo is None and config.get("slo"):
-        slo = Slo.parse(config["slo"])
+    if slo is None and config.slo:
+        slo = Slo.parse(config.slo)
     paths = cell_files(run_dir)
     processes = processes_for(paths)
     powers = read_powers(run_dir, manifest, processes)
@@ -156,26 +156,24 @@ def analyse(
                 if power.damaged:
                     damaged.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
     if not cells:
-        why = "".join(f": {failure['error']}" for failure in manifest["failures"][:1])
+        why = "".join(f": {failure.error}" for failure in manifest.failures[:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
-    trust = study(gathered.sides(), grader.items, reference=manifest["config"]["reference"], processes=processes)
+    trust = study(gathered.sides(), grader.items, reference=manifest.config.reference, processes=processes)
     answer = answer_of(
         cells,
         gathered.answers,
         trust,
-        reference=manifest["config"]["reference"],
+        reference=manifest.config.reference,
         settings=settings,
         start_sd=start_sd,
-        graph_sizes={
-            server["name"]: sizes for server in manifest["servers"] if (sizes := server.get("graph_sizes")) is not None
-        },
+        graph_sizes={server.name: server.graph_sizes for server in manifest.servers if server.graph_sizes is not None},
         processes=processes,
     )
     write_cells(out or run_dir, cells)
     write_summary(out or run_dir, summarize(cells, gathered.answers, trust, answer.indices, processes))
-    claims = claims_of(cells, answer, trust, reference=manifest["config"]["reference"], lengths=gathered.lengths)
-    arrival = manifest["config"].get("arrival")
-    hidden = hidden_warnings(gathered.answers, manifest["protocol"].get("max_tokens"), lambda b: level(b, arrival))
+    claims = claims_of(cells, answer, trust, reference=manifest.config.reference, lengths=gathered.lengths)
+    arrival = manifest.config.arrival
+    hidden = hidden_warnings(gathered.answers, manifest.protocol.max_tokens, lambda b: level(b, arrival))
     hidden += flaw_warnings(facts)
     analysis = msgspec.structs.replace(
         _analysis(manifest, cells, trust, answer, damaged, hidden),
@@ -201,18 +199,18 @@ def batch_notes(cells: list[CellSummary]) -> list[str]:
     ]
 
 
-def planned_cells(manifest: dict[str, Any]) -> int:
+def planned_cells(manifest: Manifest) -> int:
     """How many cells the run was to measure."""
-    config = manifest["config"]
-    return len(config["targets"]) * len(config["concurrency"]) * int(config["repeats"])
+    config = manifest.config
+    return len(config.targets) * len(config.concurrency) * config.repeats
 
 
-def checkpoint_notes(manifest: dict[str, Any]) -> list[str]:
+def checkpoint_notes(manifest: Manifest) -> list[str]:
     """What must be known of the servers before any figure: of their checkpoints, and what makes two of them unequal."""
     said: dict[str, dict[str, None]] = {}
-    for server in manifest["servers"]:
-        for note in filter(None, (server.get("note"), *server.get("remarks", ()))):
-            said.setdefault(note, {})[server["name"]] = None
+    for server in manifest.servers:
+        for note in filter(None, (server.note, *server.remarks)):
+            said.setdefault(note, {})[server.name] = None
     return [*(f"{', '.join(targets)}: {note}" for note, targets in said.items()), *unequal_servers(manifest)]
 
 
@@ -221,7 +219,7 @@ def _left_out(lines: int) -> str:
 
 
 def _analysis(
-    manifest: dict[str, Any],
+    manifest: Manifest,
     cells: list[CellSummary],
     trust: TrustStudy,
     answer: Answer,
@@ -229,7 +227,7 @@ def _analysis(
     hidden: list[str],
 ) -> Analysis:
     warnings = checkpoint_notes(manifest)
-    arrival = manifest["config"].get("arrival")
+    arrival = manifest.config.arrival
     invalid = tuple(
         Invalid(target=c.target, concurrency=c.concurrency, repeat=c.repeat, quantity=quantity, reasons=reasons)
         for c in cells
@@ -238,14 +236,12 @@ def _analysis(
     warnings += [*invalid_sentences(invalid, arrival), *damaged]
     measured = Counter((cell.target, cell.repeat) for cell in cells)
     warnings += [
-        f"{failure['target']}, repeat {failure['repeat']}: {failure['error']}"
-        for failure in manifest["failures"]
-        if measured[failure["target"], failure["repeat"]] < len(manifest["config"]["concurrency"])
+        f"{failure.target}, repeat {failure.repeat}: {failure.error}"
+        for failure in manifest.failures
+        if measured[failure.target, failure.repeat] < len(manifest.config.concurrency)
     ]
     warnings += [
-        f"session {session['session']}: {sentence}"
-        for session in manifest.get("sessions", [])
-        for sentence in session["warnings"]
+        f"session {session.session}: {sentence}" for session in manifest.sessions for sentence in session.warnings
     ]
     unsure = [(cell, doubt) for cell in cells if (doubt := cell.client_doubt) is not None]
     if unsure:
@@ -274,8 +270,8 @@ def _analysis(
         for cell in cells
         if cell.validity.latency_valid and (said := late_tail(cell.traffic)) is not None
     ]
-    marks = share_marks(cells, manifest["config"]["reference"])
-    if not manifest["config"].get("prefix_cache"):
+    marks = share_marks(cells, manifest.config.reference)
+    if not manifest.config.prefix_cache:
         warnings += hit_warnings(cells)
     warnings += [
         f"the comparison is not fair: {mark}"
@@ -288,24 +284,24 @@ def _analysis(
         "Grafana do"
         for session, step_s in _clock_steps(manifest)
     ]
-    for block in manifest.get("power_blocks", []):
-        if lost := block.get("samples_lost"):
+    for block in manifest.power_blocks:
+        if block.samples_lost:
             warnings.append(
-                f"{block['target']}, repeat {block['repeat']}: {lost} power samples were gone before they were pulled; "
-                "windows that miss them have no energy"
+                f"{block.target}, repeat {block.repeat}: {block.samples_lost} power samples were gone before they were "
+                "pulled; windows that miss them have no energy"
             )
     warnings += batch_notes(cells)
     warnings += note_warnings(cells)
     warnings += answer.hli_disagreements
-    planned, reference = planned_cells(manifest), manifest["config"]["reference"]
+    planned, reference = planned_cells(manifest), manifest.config.reference
     if len(cells) < planned:
         warnings.append(f"{planned - len(cells)} of {planned} planned cells were not measured")
-    if not manifest["dataset"]["published"] and manifest["dataset"]["name"] not in ("jsonl", "choices"):
-        warnings.append(f"the data file is not the published {manifest['dataset']['name']} (another sha256)")
+    if not manifest.dataset.published and manifest.dataset.name not in ("jsonl", "choices"):
+        warnings.append(f"the data file is not the published {manifest.dataset.name} (another sha256)")
     held = [cell for cell in cells if cell.traffic.arrival is None]
     return Analysis(
         reference=reference,
-        simulated=manifest["simulated"],
+        simulated=manifest.simulated,
         invalid=invalid,
         crossovers=tuple(
             msgspec.structs.replace(found, notes=(*found.notes, *marks.get(found.target, ())))
@@ -342,14 +338,14 @@ def _nearest(cells: list[CellSummary]) -> list[NearestCheck]:
     )
 
 
-def _clock_steps(manifest: dict[str, Any]) -> list[tuple[int, float]]:
+def _clock_steps(manifest: Manifest) -> list[tuple[int, float]]:
     """Session and seconds by which the wall clock went beside the monotonic one, where that is more than drift."""
-    anchors: dict[int, list[dict[str, int]]] = {}
-    for anchor in manifest.get("clock_anchors", []):
-        anchors.setdefault(anchor.get("session", 1), []).append(anchor)
+    anchors: dict[int, list[ClockAnchor]] = {}
+    for anchor in manifest.clock_anchors:
+        anchors.setdefault(anchor.session, []).append(anchor)
     steps = []
     for session, found in anchors.items():
-        walls = [anchor["unix_ns"] - anchor["monotonic_ns"] for anchor in found]
+        walls = [anchor.unix_ns - anchor.monotonic_ns for anchor in found]
         if abs(walls[-1] - walls[0]) > CLOCK_STEP_S * 1e9:
             steps.append((session, (walls[-1] - walls[0]) / 1e9))
     return steps

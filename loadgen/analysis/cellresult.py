@@ -11,7 +11,6 @@ from functools import partial
 from hashlib import blake2b
 from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,10 +23,9 @@ from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.tables import requests_table, server_table
 from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer, Lengths
 from loadgen.analysis.trust.study import TargetAnswers
-from loadgen.analysis.validity import max_error_rate
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import CellVerdict, Slo
-from loadgen.record.manifest import read_manifest
+from loadgen.record.manifest import Manifest, ProtocolRecord, read_manifest
 from loadgen.workload.grading import GUESSES, Grader, Verdict
 
 Key = tuple[str, int]
@@ -107,10 +105,10 @@ def _stopped(exchange: Exchange) -> bool:
 class GatheredAnswers:
     """The answers of a run; `add` those of every cell."""
 
-    def __init__(self, protocol: dict[str, Any]) -> None:
+    def __init__(self, protocol: ProtocolRecord) -> None:
         """`protocol`: the manifest's."""
-        self._max_tokens = protocol["max_tokens"]
-        self._sampling = {name: protocol[name] for name in _SETTINGS if name in protocol}
+        self._max_tokens = protocol.max_tokens
+        self._sampling = {name: getattr(protocol, name) for name in _SETTINGS}
         self._answers: dict[Key, dict[str, list[GradedAnswer]]] = defaultdict(lambda: defaultdict(list))
         self._asked: dict[Key, dict[str, Asked]] = defaultdict(dict)
         self._lengths: dict[Key, dict[str, tuple[int, int]]] = defaultdict(dict)
@@ -169,7 +167,7 @@ class CellReader:
     """Journals of a run, cell by cell."""
 
     def __init__(
-        self, manifest: dict[str, Any], grader: Grader, powers: Mapping[Server, PowerData], slo: Slo | None = None
+        self, manifest: Manifest, grader: Grader, powers: Mapping[Server, PowerData], slo: Slo | None = None
     ) -> None:
         self._manifest = manifest
         self._grader = grader
@@ -200,23 +198,23 @@ class CellReader:
 
 
 def _summary(
-    manifest: dict[str, Any],
+    manifest: Manifest,
     data: CellData,
     verdicts: Sequence[Verdict | None],
     power: PowerData | None,
     slo: Slo | None = None,
 ) -> CellSummary:
-    config = manifest["config"]
+    config = manifest.config
     return summarize_cell(
         data,
         verdicts,
         power,
-        graded=manifest["graded"],
+        graded=manifest.graded,
         memory=server_memory(manifest, data.cell.target, data.cell.repeat, data.session),
-        max_error_rate=max_error_rate(config),
-        fixed_length=config.get("fixed_length"),
-        tdp_w=config.get("tdp_w"),
-        carbon_kg_per_kwh=config.get("carbon_kg_per_kwh"),
+        max_error_rate=config.max_error_rate,
+        fixed_length=config.fixed_length,
+        tdp_w=config.tdp_w,
+        carbon_kg_per_kwh=config.carbon_kg_per_kwh,
         slo=slo,
     )
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -21,9 +21,10 @@ from loadgen.folder import Folder
 from loadgen.load.latency import inside
 from loadgen.power.energy import WindowEnergy, energy_of_window
 from loadgen.power.owners import Owners, Uses, uses_in
-from loadgen.power.sample import GpuInfo, PowerSample, Scope
+from loadgen.power.sample import PowerSample, Scope
 from loadgen.power.trace import Calibration, PowerTrace, calibration_of, traces_of
 from loadgen.record.journal import known_records, power_file, read_lines
+from loadgen.record.manifest import Manifest, PowerBlock
 from loadgen.serving.metrics import ServerSample
 
 Number = TypeVar("Number", int, float)
@@ -68,14 +69,14 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
         return [found if len(found) else trace.last() for trace, found in near]
 
 
-def read_powers(run_dir: Path, manifest: dict[str, Any], processes: int) -> dict[Server, PowerData]:
+def read_powers(run_dir: Path, manifest: Manifest, processes: int) -> dict[Server, PowerData]:
     """The power data of every server whose power was measured."""
-    config, sessions = manifest["config"], max(1, len(manifest.get("sessions", ())))
+    config, sessions = manifest.config, max(1, len(manifest.sessions))
     servers = [
-        (target["name"], repeat, session)
+        (target.name, repeat, session)
         for session in range(1, sessions + 1)
-        for repeat in range(1, config["repeats"] + 1)
-        for target in config["targets"]
+        for repeat in range(1, config.repeats + 1)
+        for target in config.targets
     ]
     found = forked([partial(read_power, run_dir, manifest, *server) for server in servers], processes)
     return {server: power for server, power in zip(servers, found, strict=True) if power is not None}
@@ -83,7 +84,7 @@ def read_powers(run_dir: Path, manifest: dict[str, Any], processes: int) -> dict
 
 def read_power(
     run_dir: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     target: str,
     repeat: int,
     session: int = 1,
@@ -97,29 +98,21 @@ def read_power(
     path = power_file(run_dir, target, repeat, session)
     if not Folder(path.parent).has(path.name):
         return None
-    block: dict[str, Any] = next(
-        (
-            block
-            for block in manifest.get("power_blocks", [])
-            if (block["target"], block["repeat"], block.get("session", 1)) == (target, repeat, session)
-        ),
-        {},
-    )
-    gpus = block.get("gpus", [])
-    uuids = [gpu["uuid"] for gpu in gpus]
+    blocks = (b for b in manifest.power_blocks if (b.target, b.repeat, b.session) == (target, repeat, session))
+    block = next(blocks, PowerBlock(target=target, repeat=repeat))
+    gpus = block.gpus
+    uuids = [gpu.uuid for gpu in gpus]
     samples, damaged = _samples(path) if since_ns is None else _latest(path, since_ns - EDGE_NS, uuids)
-    infos = [msgspec.convert(gpu, GpuInfo) for gpu in gpus if {"uuid", "index", "name"} <= gpu.keys()]
-    owners = block.get("owners")
     return PowerData(
-        limits_w={info.uuid: info.plausible_limit_w for info in infos},
-        scopes={info.uuid: info.scope for info in infos},
-        owners=msgspec.convert(owners, Owners) if owners is not None else None,
+        limits_w={gpu.uuid: gpu.plausible_limit_w for gpu in gpus},
+        scopes={gpu.uuid: gpu.scope for gpu in gpus},
+        owners=block.owners,
         samples=traces_of(samples, uuids),
-        rest_w=block.get("rest_w", {}),
+        rest_w=block.rest_w,
         damaged=damaged,
-        limit_default_w=_sum([gpu["power_limit_default_w"] for gpu in gpus]),
-        memory_total_bytes=_sum([gpu["memory_total_bytes"] for gpu in gpus]),
-        mig=tuple(gpu["uuid"] for gpu in gpus if gpu["mig"]),
+        limit_default_w=_sum([gpu.power_limit_default_w for gpu in gpus]),
+        memory_total_bytes=_sum([gpu.memory_total_bytes for gpu in gpus]),
+        mig=tuple(gpu.uuid for gpu in gpus if gpu.mig),
     )
 
 
@@ -388,9 +381,9 @@ class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
         return self.model_bytes + round(max(usages) * self.kv_cache_bytes)
 
 
-def server_memory(manifest: dict[str, Any], target: str, repeat: int, session: int = 1) -> ServerMemory:
+def server_memory(manifest: Manifest, target: str, repeat: int, session: int = 1) -> ServerMemory:
     """Of the server that this target was measured on; all None for one that loadgen did not launch."""
-    for server in manifest["servers"]:
-        if (server["name"], server["repeat"], server.get("session", 1)) == (target, repeat, session):
-            return ServerMemory(model_bytes=server.get("model_bytes"), kv_cache_bytes=server.get("kv_cache_bytes"))
+    for server in manifest.servers:
+        if (server.name, server.repeat, server.session) == (target, repeat, session):
+            return ServerMemory(model_bytes=server.model_bytes, kv_cache_bytes=server.kv_cache_bytes)
     return ServerMemory()

@@ -26,7 +26,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.load.openloop import CLOSED
 from loadgen.record.cell import level
-from loadgen.record.manifest import read_manifest
+from loadgen.record.manifest import Manifest, read_manifest
 from loadgen.workload.grading import VERSION
 
 
@@ -40,7 +40,7 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @cached_property
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Manifest:
         """What was run, by what, on what."""
         return read_manifest(self.path)
 
@@ -58,8 +58,8 @@ class Run:
     @property
     def arrival(self) -> str | None:
         """An open loop's `--arrival`; None in a closed loop."""
-        arrival = self.manifest["config"].get("arrival", CLOSED)
-        return None if arrival == CLOSED else str(arrival)
+        arrival = self.manifest.config.arrival
+        return None if arrival == CLOSED else arrival
 
     def level(self, concurrency: int) -> str:
         """What its cells' load is called: "B = 16", of an open loop "poisson:20"."""
@@ -229,9 +229,9 @@ class Regraded(msgspec.Struct, frozen=True):
 def regrade(run_dir: Path) -> Regraded:
     """Rewrites the derived files of a run directory and compares the outcomes with those that stood there.
 
-    Raises UsageError if it is no run directory, or its answers are not to be graded.
+    Raises UsageError if it is not a run directory, or its answers are not to be graded.
     """
-    if not read_manifest(run_dir)["graded"]:
+    if not read_manifest(run_dir).graded:
         raise UsageError(
             f"{run_dir} was measured with --fixed-length: its answers were not free to end and cannot be graded"
         )

@@ -6,8 +6,8 @@ Every limit is here; the client's own limits are in `analysis.client`, those of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import msgspec
 
@@ -351,11 +351,6 @@ def late_tail(t: Traffic) -> str | None:
 def _lateness(t: Traffic) -> str:
     sent = (t.arrivals or 0) - (t.dropped or 0)
     return f"{t.late} of {sent} requests were sent more than 5 ms after they were due (p99 {t.late_ms_p99:.1f} ms)"
-
-
-def max_error_rate(config: Mapping[str, Any]) -> float:
-    """Of a manifest's config; those of earlier versions have none."""
-    return float(config.get("max_error_rate", MAX_ERROR_RATE))
 
 
 def answers_reasons(e: Evidence) -> list[str]:

@@ -9,19 +9,20 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.measure.cell import INTERRUPTED, Interrupt
-from loadgen.measure.machine import compare_gpus, require_same_server
+from loadgen.measure.machine import begin_session, clock_anchor, compare_gpus, require_same_server
 from loadgen.measure.observer import Observer
-from loadgen.measure.power import SIMULATED_PATH, PowerPlan, PowerRecorder, owners_of, server_processes
+from loadgen.measure.power import SIMULATED_PATH, PowerRecorder, owners_of, server_processes
 from loadgen.measure.servers import Server, Source
 from loadgen.power.feed import PowerFeed
 from loadgen.power.owners import Owners
 from loadgen.record.cell import Block, Cell, CellVerdict
 from loadgen.record.journal import CellEnd, CellStart, Journal, cell_file, power_file
-from loadgen.record.manifest import Manifest, clock_anchor
+from loadgen.record.manifest import ManifestFile, PowerBlock, PowerPlan
 from loadgen.record.rundir import set_aside
 
 RELAUNCHES = 2
@@ -40,7 +41,7 @@ class BlockRun:
         source: Source,
         power: PowerPlan,
         exporter_url: str | None,
-        manifest: Manifest,
+        manifest: ManifestFile,
         observer: Observer,
         judge: Judge | None,
         interrupt: Interrupt,
@@ -67,7 +68,7 @@ class BlockRun:
                     raise ServerError(f"{died}; it was launched {launches} times, {len(left)} cells are not measured")
                 again = f"{name}, repeat {block.repeat}: {died}; launched again for the cells that are left"
                 self._observer.warn(again)
-                self._manifest.relaunch(again)
+                begin_session(self._manifest, again)
         except ServerError as error:
             self._manifest.add_failure(block.repeat, name, str(error))
             self._observer.warn(str(error))
@@ -75,9 +76,10 @@ class BlockRun:
     def _serve(self, block: Block, left: list[Cell]) -> str | None:
         """Takes cells from `left` and measures them on one start of the server; how it died, if it did."""
         with self._source.serve(block.target, block.repeat, self._manifest.run_dir, self._observer) as server:
+            record = msgspec.structs.replace(server.record, repeat=block.repeat, session=self._manifest.session)
             if self._manifest.resumed:
-                require_same_server(self._manifest.content, server.target, server.facts)
-            self._manifest.add_server(block.repeat, server.target, server.facts)
+                require_same_server(self._manifest.manifest, record)
+            self._manifest.add_server(record)
             with self._recorder(block, server) as recorder:
                 while left and server.died() is None:
                     self._measure(left.pop(0), server, recorder)
@@ -99,23 +101,29 @@ class BlockRun:
         if recorder is None:
             yield None
             return
-        entry: dict[str, Any] = {}
+        added = False
         try:
             if manifest.resumed:
-                for warning in compare_gpus(manifest.content, name, recorder.facts):
+                for warning in compare_gpus(manifest.manifest, name, recorder.facts):
                     self._warn(warning)
             rest = recorder.rest()
-            entry = manifest.add_power(block.repeat, name, recorder.facts, rest, self._owners(server, recorder))
+            sensors = msgspec.structs.asdict(recorder.facts)
+            sensors |= {"rest_w": rest.power_w, "calibration": rest.calibration}
+            owners = self._owners(server, recorder)
+            manifest.add_power(
+                PowerBlock(target=name, repeat=block.repeat, session=manifest.session, owners=owners, **sensors)
+            )
+            added = True
             self._observer.note(f"{name} at rest: {rest}")
             yield recorder
         finally:
             recorder.close()
-            entry |= recorder.losses
-            manifest.write()
+            if added:
+                manifest.end_power(*recorder.losses)
 
     def _owners(self, server: Server, recorder: PowerRecorder) -> Owners:
         """Whose the processes on the GPUs are, now that the server is up and nothing has been asked of it."""
-        pid = server.facts.get("pid") or recorder.facts.server_pid
+        pid = server.record.pid or recorder.facts.server_pid
         own = (pid,) if pid is not None else server_processes(server.target.url)
         certain = pid is not None and self._power.kind in ("nvml", "simulated")
         others = (other.target.url for other in self._source.running if other.target.name != server.target.name)
@@ -133,7 +141,7 @@ class BlockRun:
         journal = Journal(path)
         with self._interrupt.patient():
             try:
-                start = clock_anchor()["monotonic_ns"]
+                start = clock_anchor().monotonic_ns
                 simulated = server.target.simulated
                 journal.append(CellStart(cell=cell, t_ns=start, simulated=simulated, session=manifest.session))
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -10,22 +10,115 @@ Crew: how many client processes share the slots of a cell.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import os
+import platform
 import resource
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from time import monotonic_ns, time_ns
 from typing import Any
 
 import msgspec
 
+from loadgen._version import __version__
 from loadgen.errors import ServerError, UsageError
+from loadgen.guardian import PROC
 from loadgen.load.openloop import CLOSED
 from loadgen.measure.observer import Observer
-from loadgen.power.feed import PowerFacts
+from loadgen.power.feed import PowerFacts, boot_id
 from loadgen.record.config import SweepConfig
-from loadgen.record.manifest import Manifest
-from loadgen.serving.facts import Target
+from loadgen.record.manifest import (
+    ClientRecord,
+    ClockAnchor,
+    DatasetRecord,
+    HostRecord,
+    Manifest,
+    ManifestFile,
+    PowerPlan,
+    ProtocolRecord,
+    ServerRecord,
+)
 
-Facts = Mapping[str, Any]
+VECTORS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd")
+"""Flags of /proc/cpuinfo that decide how fast a CPU multiplies which numbers."""
+_PACKAGES = ("aiohttp", "httptools", "msgspec", "numpy", "openai", "pandas", "pyarrow", "uvloop")
+OLD_SERVERS_S = 30.0
+
+
+def clock_anchor() -> ClockAnchor:
+    """The same instant on CLOCK_MONOTONIC and on the wall clock."""
+    before_ns, wall_ns, after_ns = monotonic_ns(), time_ns(), monotonic_ns()
+    return ClockAnchor(monotonic_ns=(before_ns + after_ns) // 2, unix_ns=wall_ns, uncertainty_ns=after_ns - before_ns)
+
+
+def host_record() -> HostRecord:
+    """This machine."""
+    return HostRecord(
+        system=platform.platform(),
+        cpu=_cpu_line("model name") or platform.processor() or None,
+        cpu_vectors=tuple(sorted(set(_cpu_line("flags").split()).intersection(VECTORS))),
+        cpus=os.cpu_count(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        load_average_1min=os.getloadavg()[0],
+    )
+
+
+def client_record() -> ClientRecord:
+    """Versions of everything that touches a time stamp."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return ClientRecord(loadgen=__version__, python=sys.version.split()[0], packages=versions)
+
+
+def _cpu_line(name: str) -> str:
+    """The first CPU's line of /proc/cpuinfo; empty where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(name):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def begin_session(file: ManifestFile, warning: str | None = None) -> None:
+    """The first session of a run, a resumed one, or, with a `warning`, one after a server died."""
+    file.begin(client_record(), host_record(), boot_id(), clock_anchor())
+    if warning is not None:
+        file.warn(warning)
+
+
+def await_old_servers(servers: Sequence[ServerRecord]) -> list[str]:
+    """Waits for the servers of a session that was killed; they stop on their own and free their memory.
+
+    Returns the names of those that still run after half a minute.
+    """
+    deadline_s = time.monotonic() + OLD_SERVERS_S
+    while True:
+        living = [server.name for server in servers if _is_living(server)]
+        if not living or time.monotonic() >= deadline_s:
+            return living
+        time.sleep(0.1)
+
+
+def _is_living(server: ServerRecord) -> bool:
+    """Its process id may be another's by now: of its command, the port is its own."""
+    argv = server.argv or ()
+    if server.pid is None or "--port" not in argv[:-1]:
+        return False
+    try:
+        words = (PROC / str(server.pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return False
+    return ("--port", argv[argv.index("--port") + 1]) in itertools.pairwise(words)
+
+
 SERVER_FACTS = {
     "simulated": "simulated",
     "version": "version",
@@ -37,79 +130,76 @@ SERVER_FACTS = {
 """What must not change about a server: field of its entry in the manifest -> how it is called."""
 
 
-def require_same_data(manifest: Facts, now: Facts) -> None:
-    """`now` is the manifest that a new run would have: the same questions, prompts and recipes."""
-    for part in ("dataset", "protocol"):
-        _require(f"the {part} {now[part]['name']}", "sha256", manifest[part]["sha256"], now[part]["sha256"])
-    _require("the dataset", "number of items", manifest["dataset"]["items"], now["dataset"]["items"])
-    for name, sha256 in manifest.get("recipes", {}).items():
-        _require(f"the recipe {name}", "sha256", sha256, now["recipes"].get(name))
+def require_same_data(
+    begun: Manifest, dataset: DatasetRecord, protocol: ProtocolRecord, recipes: Mapping[str, str]
+) -> None:
+    """The questions, prompts and recipes are those that the run was begun with."""
+    _require(f"the dataset {dataset.name}", "sha256", begun.dataset.sha256, dataset.sha256)
+    _require(f"the protocol {protocol.name}", "sha256", begun.protocol.sha256, protocol.sha256)
+    _require("the dataset", "number of items", begun.dataset.items, dataset.items)
+    for name, sha256 in begun.recipes.items():
+        _require(f"the recipe {name}", "sha256", sha256, recipes.get(name))
 
 
-def require_same_power(manifest: Facts, now: Facts) -> None:
-    """`now` is the manifest's `power` that a new run would have: the same sensors."""
-    begun = manifest["power"]
+def require_same_power(begun: PowerPlan, now: PowerPlan) -> None:
+    """The sensors are those that the run was begun with."""
     for name, called in (("kind", "source"), ("url", "URL"), ("gpus", "GPUs")):
-        _require("power", called, begun.get(name), now.get(name), reason=now.get("reason"))
+        _require("power", called, getattr(begun, name), getattr(now, name), reason=now.reason)
 
 
-def require_same_server(manifest: Facts, target: Target, facts: Facts) -> None:
+def require_same_server(manifest: Manifest, server: ServerRecord) -> None:
     """The server of a target is what it was when it was first measured in this run."""
-    begun = next((entry for entry in manifest["servers"] if entry["name"] == target.name), None)
+    begun = next((earlier for earlier in manifest.servers if earlier.name == server.name), None)
     if begun is None:
         return
-    now = {**facts, "simulated": target.simulated, "model": target.model}
+    what = f"target {server.name}"
     for name, called in SERVER_FACTS.items():
-        _require(f"target {target.name}", called, begun.get(name), now.get(name))
-    if begun.get("argv") and facts.get("argv") and not target.simulated:
-        _require(f"target {target.name}", "command", _arguments(begun["argv"]), _arguments(facts["argv"]))
+        _require(what, called, getattr(begun, name), getattr(server, name))
+    if begun.argv and server.argv and not server.simulated:
+        _require(what, "command", _arguments(begun.argv), _arguments(server.argv))
 
 
-def compare_gpus(manifest: Facts, target: str, facts: PowerFacts) -> list[str]:
+def compare_gpus(manifest: Manifest, target: str, facts: PowerFacts) -> list[str]:
     """The sensors beside a target: other GPUs are refused, another driver or limit is a warning."""
-    begun = next((block for block in manifest.get("power_blocks", []) if block["target"] == target), None)
+    begun = next((block for block in manifest.power_blocks if block.target == target), None)
     if begun is None:
         return []
-    before = {gpu["uuid"]: gpu for gpu in begun["gpus"]}
+    before = {gpu.uuid: gpu for gpu in begun.gpus}
     _require(f"target {target}", "GPU", sorted(before), sorted(gpu.uuid for gpu in facts.gpus))
     warnings = []
     for gpu in facts.gpus:
         for name, called in (("driver", "driver"), ("power_limit_enforced_w", "power limit (W)")):
-            was, is_now = before[gpu.uuid].get(name), getattr(gpu, name)
+            was, is_now = getattr(before[gpu.uuid], name), getattr(gpu, name)
             if was != is_now:
                 warnings.append(f"the {called} of {gpu.uuid} was {_shown(was)}, now {_shown(is_now)}")
     return warnings
 
 
-def compare_machines(manifest: Facts, *, client: Facts, host: Facts, serves: bool) -> list[str]:
+def compare_machines(begun: Manifest, *, client: ClientRecord, host: HostRecord, serves: bool) -> list[str]:
     """Client and host. `serves`: the servers run on this host and are measured; then its CPU must be the same."""
-    cpu, cpu_now = manifest["host"].get("cpu"), host.get("cpu")
+    cpu, cpu_now = begun.host.cpu, host.cpu
     if serves:
         _require("this machine", "CPU", cpu, cpu_now)
     warnings = [] if cpu == cpu_now else [f"the client's CPU was {_shown(cpu)}, now {_shown(cpu_now)}"]
-    begun, now = _versions(manifest["client"]), _versions(client)
-    changed = [name for name in begun | now if begun.get(name) != now.get(name)]
+    before, now = _versions(begun.client), _versions(client)
+    changed = [name for name in before | now if before.get(name) != now.get(name)]
     return warnings + [
-        f"the client's {name} was {_shown(begun.get(name))}, now {_shown(now.get(name))}" for name in changed
+        f"the client's {name} was {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in changed
     ]
 
 
-def _versions(client: Facts) -> dict[str, str]:
-    return {"loadgen": client["loadgen"], "Python": client.get("python", ""), **client.get("packages", {})}
+def _versions(client: ClientRecord) -> dict[str, str]:
+    return {"loadgen": client.loadgen, "Python": client.python, **client.packages}
 
 
 def _require(what: str, called: str, begun: Any, now: Any, *, reason: str | None = None) -> None:
-    if _plain(begun) == _plain(now):
+    if begun == now:
         return
     why = f" ({reason})" if reason else ""
     raise UsageError(
         f"--resume: {called} of {what} was {_shown(begun)} when the run was begun and is {_shown(now)} now{why}; "
         "restore it, or start a new run"
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _shown(value: Any) -> str:
@@ -155,7 +245,7 @@ SURE_TOKENS_PER_S = {"raw": 25_600, "openai": 2_560}
 """Rates that one process takes on any core of the last ten years; up to them nothing is tried."""
 
 
-def crew_of(config: SweepConfig, manifest: Manifest, observer: Observer) -> dict[int, int]:
+def crew_of(config: SweepConfig, file: ManifestFile, observer: Observer) -> dict[int, int]:
     """Processes for each B: `--workers`, or one, or what a short selftest at that B says where one may not do.
 
     The rate is not known before the first cell: a token to every stream each 10 ms is assumed, faster than servers of
@@ -164,17 +254,16 @@ def crew_of(config: SweepConfig, manifest: Manifest, observer: Observer) -> dict
     """
     if config.arrival != CLOSED:
         return dict.fromkeys(config.concurrency, 1)
-    client = manifest.content["client"]
-    known: dict[str, int] = client.get("workers", {})
+    known = file.manifest.client.workers
     crew = {}
     for b in config.concurrency:
-        crew[b] = known.get(str(b)) or config.workers or _tried(b, config.transport, manifest, observer)
-        client["workers"] = {str(level): count for level, count in crew.items()}
-    manifest.write()
+        crew[b] = known.get(str(b)) or config.workers or _tried(b, config.transport, file, observer)
+    workers = {str(b): count for b, count in crew.items()}
+    file.change(client=msgspec.structs.replace(file.manifest.client, workers=workers))
     return crew
 
 
-def _tried(b: int, transport: str, manifest: Manifest, observer: Observer) -> int:
+def _tried(b: int, transport: str, file: ManifestFile, observer: Observer) -> int:
     from loadgen.clienttest.selftest import ITL_MS, fewest_workers  # it drives cells of its own, and analyses them
 
     rate = 1e3 * b / ITL_MS
@@ -186,7 +275,9 @@ def _tried(b: int, transport: str, manifest: Manifest, observer: Observer) -> in
     except ServerError as error:
         observer.warn(f"the selftest at B = {b} came to nothing ({error}); one client process is used")
         return 1
-    manifest.content["client"].setdefault("selftest", []).extend(msgspec.to_builtins(trials))
+    client = file.manifest.client
+    known = (*client.selftest, *msgspec.to_builtins(trials))
+    file.change(client=msgspec.structs.replace(client, selftest=known))
     tried = "; ".join(f"{t.workers}: {', '.join(t.faults) or f'{t.cpu_share:.0%} of a core'}" for t in trials)
     observer.note(f"B = {b} is driven by {workers} client process{'es' * (workers > 1)} ({tried})")
     return workers

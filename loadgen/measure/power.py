@@ -28,6 +28,7 @@ from loadgen.power.sampler import select_gpus
 from loadgen.power.trace import Rest, calibrate
 from loadgen.record.config import SweepConfig
 from loadgen.record.journal import Journal, session_suffix
+from loadgen.record.manifest import PowerPlan
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
 
@@ -149,23 +150,6 @@ LEAD_S = 0.1
 """Samples must reach back before a window's first instant."""
 COVER_TIMEOUT_S = 3.0
 SIMULATED_PATH = "/power"
-
-
-class PowerPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The source of a run's power, settled before anything is created."""
-
-    kind: str
-    """`nvml`, `rapl`, `simulated`, `exporter` or `none`."""
-    url: str | None = None
-    gpus: tuple[str, ...] | None = None
-    reason: str | None = None
-    """Why there is none."""
-    required: bool = True
-    """The sweep does not go on without it: it was named, not left to `auto`."""
-    warnings: tuple[str, ...] = ()
-    """What else uses the GPUs before the first server starts."""
-    before: tuple[int, ...] = ()
-    """Processes that used them then, where loadgen starts the servers."""
 
 
 def plan_power(config: SweepConfig, *, simulated: bool) -> PowerPlan:
@@ -325,9 +309,9 @@ class PowerRecorder:
         return sum(seen) if len(seen) == len(self.facts.gpus) else None
 
     @property
-    def losses(self) -> dict[str, int]:
+    def losses(self) -> tuple[int, int]:
         """Samples that the exporter forgot before they were pulled, and pulls that failed."""
-        return {"samples_lost": self._feed.lost, "pulls_failed": self._feed.failures}
+        return self._feed.lost, self._feed.failures
 
     def close(self) -> None:
         self._feed.stop()

@@ -20,24 +20,36 @@ from loadgen.measure.cell import CellRun, CellSettings, Interrupt
 from loadgen.measure.config import api_key
 from loadgen.measure.machine import (
     allow_open_files,
+    await_old_servers,
+    begin_session,
+    client_record,
+    clock_anchor,
     compare_machines,
     crew_of,
+    host_record,
     require_same_data,
     require_same_power,
     require_same_server,
 )
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.measure.observer import Observer, Tee
-from loadgen.measure.power import PowerPlan, PowerRecorder, exporter_of, idle_power, plan_power
+from loadgen.measure.power import PowerRecorder, exporter_of, idle_power, plan_power
 from loadgen.measure.preflight import Learned, learn_from
 from loadgen.measure.servers import Patience, Server, Source, source_of
 from loadgen.measure.settings import Confirm, as_stored, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.cell import Block, Cell, plan_blocks
 from loadgen.record.config import SweepConfig
 from loadgen.record.journal import CellEnd, Journal
-from loadgen.record.manifest import SCHEMA as MANIFEST_SCHEMA
-from loadgen.record.manifest import Manifest, client_facts, host_facts, read_manifest
-from loadgen.record.rundir import await_old_servers, held, stored, unfinished
+from loadgen.record.manifest import (
+    BodyChangesRecord,
+    DatasetRecord,
+    Manifest,
+    ManifestFile,
+    PowerPlan,
+    ProtocolRecord,
+    read_manifest,
+)
+from loadgen.record.rundir import held, stored, unfinished
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import weights_of
 from loadgen.serving.facts import proxies_passed_by
@@ -147,12 +159,10 @@ def run_sweep(
     plan = plan_sweep(config)
     with new_run_dir(config) as run_dir:
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
-    content = _content(plan, power, learned.changes, simulated=source.simulated)
-    content["given"] = None if given is None else as_stored(given, Mask(api_key(config)))
-    remember(msgspec.convert(content["config"], SweepConfig))
+    manifest = _manifest(plan, power, learned.changes, given, simulated=source.simulated)
+    remember(manifest.config)
     with held(run_dir), stored(run_dir):
-        manifest = Manifest(run_dir, content)
-        _sweep(plan, source, power, manifest, observer, judge, learned.changes, learned.notes)
+        _sweep(plan, source, power, ManifestFile(run_dir, manifest), observer, judge, learned.changes, learned.notes)
     return run_dir
 
 
@@ -185,24 +195,25 @@ def resume_sweep(
             return run_dir
         require_consent(run_dir, begun, given or {}, trusted=trusted, confirm=confirm)
         plan = left_of(run_dir, config)
-        require_same_data(begun, _asked(plan))
+        require_same_data(begun, _dataset(plan), _protocol(plan, BodyChanges()), _recipes(config))
         allow_open_files(config)
         source, patience = source_of(config), Patience(config.wait_ready_s, observer)
         source.check(patience)
         power = plan_power(config, simulated=source.simulated)
-        known = msgspec.convert(begun.get("body_changes", {}), BodyChanges)
-        learned = _learn(plan, source, patience, msgspec.structs.replace(known, extra=config.extra_body))
-        now = _content(plan, power, learned.changes, simulated=source.simulated)
-        require_same_power(begun, now["power"])
+        known = BodyChanges(
+            extra=config.extra_body, refused=begun.body_changes.refused, limit_field=begun.body_changes.limit_field
+        )
+        learned = _learn(plan, source, patience, known)
+        require_same_power(begun.power, power)
         for server in source.running:
-            require_same_server(begun, server.target, server.facts)
+            require_same_server(begun, server.record)
         serves = config.mode == "serve"
-        warnings = compare_machines(begun, client=now["client"], host=now["host"], serves=serves)
+        warnings = compare_machines(begun, client=client_record(), host=host_record(), serves=serves)
         warnings += learned.notes
-        begun["body_changes"] = now["body_changes"]
-        for name in await_old_servers(begun["servers"]):
-            observer.warn(f"the server of {name} that an earlier session started still runs")
-        _sweep(plan, source, power, Manifest(run_dir, begun), observer, judge, learned.changes, warnings)
+        begun = msgspec.structs.replace(begun, body_changes=_changes(learned.changes))
+        for name in await_old_servers(begun.servers):
+            observer.warn(f"the server of {name} that an earlier session started is still running")
+        _sweep(plan, source, power, ManifestFile(run_dir, begun), observer, judge, learned.changes, warnings)
     return run_dir
 
 
@@ -210,14 +221,14 @@ def _sweep(
     plan: SweepPlan,
     source: Source,
     power: PowerPlan,
-    manifest: Manifest,
+    manifest: ManifestFile,
     observer: Observer,
     judge: Judge | None,
     changes: BodyChanges,
     warnings: Sequence[str],
 ) -> None:
     config, run_dir = plan.config, manifest.run_dir
-    manifest.begin()
+    begin_session(manifest)
     write_facts(run_dir, plan.dataset.items)
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
@@ -261,12 +272,12 @@ def _sweep(
         raise Interrupted(run_dir, hurried=interrupt.hurried) from None
     finally:
         try:
-            manifest.close()
+            manifest.anchor(clock_anchor())
         finally:
             metrics.close(wait=not interrupt.asked)
 
 
-def _title(plan: SweepPlan, manifest: Manifest, source: Source) -> str:
+def _title(plan: SweepPlan, manifest: ManifestFile, source: Source) -> str:
     config = plan.config
     title = f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
     title += f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × "
@@ -356,54 +367,58 @@ def _learn(plan: SweepPlan, source: Source, patience: Patience, known: BodyChang
     b = min(plan.config.concurrency)
     asked = {server.target.name: _assignment(plan, server, b, known) for server in source.running}
     learned = learn_from(asked, known, patience)
-    odd = [note for server in source.running if (note := server.facts.get("model_note"))]
+    odd = [note for server in source.running if (note := server.record.model_note)]
     return msgspec.structs.replace(learned, notes=(*odd, *learned.notes))
 
 
-def _asked(plan: SweepPlan) -> dict[str, Any]:
-    """What a manifest says of the questions, the prompts and the recipes: known before any server is asked."""
-    config = plan.config
-    return {
-        "dataset": {
-            "name": plan.dataset.name,
-            "sha256": plan.dataset.sha256,
-            "published": plan.dataset.published,
-            "items": len(plan.dataset.items),
-        },
-        "protocol": {
-            "name": plan.protocol.name,
-            "sha256": plan.protocol.sha256,
-            "api": plan.protocol.api,
-            "stops": list(plan.protocol.stops),
-            "max_tokens": plan.max_tokens,
-            "version": plan.protocol.version,
-            "answer": plan.protocol.answer,
-            "thinking": msgspec.to_builtins(config.thinking),
-        },
-        "recipes": {t.precision: recipe_sha256(t.precision) for t in config.targets} if config.mode == "serve" else {},
-    }
+def _dataset(plan: SweepPlan) -> DatasetRecord:
+    data = plan.dataset
+    return DatasetRecord(name=data.name, sha256=data.sha256, published=data.published, items=len(data.items))
 
 
-def _content(plan: SweepPlan, power: PowerPlan, changes: BodyChanges, *, simulated: bool) -> dict[str, Any]:
+def _protocol(plan: SweepPlan, changes: BodyChanges) -> ProtocolRecord:
+    protocol = plan.protocol
+    decoding = changes.applied({"temperature": 0, "seed": plan.config.seed})
+    return ProtocolRecord(
+        name=protocol.name,
+        sha256=protocol.sha256,
+        api=protocol.api,
+        stops=protocol.stops,
+        max_tokens=plan.max_tokens,
+        version=protocol.version,
+        answer=protocol.answer,
+        thinking=plan.config.thinking,
+        temperature=decoding.get("temperature"),
+        seed=decoding.get("seed"),
+    )
+
+
+def _recipes(config: SweepConfig) -> dict[str, str]:
+    return {t.precision: recipe_sha256(t.precision) for t in config.targets} if config.mode == "serve" else {}
+
+
+def _changes(changes: BodyChanges) -> BodyChangesRecord:
+    return msgspec.convert({"refused": changes.refused, "limit_field": changes.limit_field}, BodyChangesRecord)
+
+
+def _manifest(
+    plan: SweepPlan, power: PowerPlan, changes: BodyChanges, given: Mapping[str, Any] | None, *, simulated: bool
+) -> Manifest:
     """The manifest of a run that is about to begin."""
-    config, asked = plan.config, _asked(plan)
-    decoding = changes.applied({"temperature": 0, "seed": config.seed})
-    return {
-        "schema": MANIFEST_SCHEMA,
-        "simulated": simulated,
-        "config": msgspec.to_builtins(config) | {"extra_body": Mask(api_key(config)).content(config.extra_body)},
-        **asked,
-        "protocol": asked["protocol"] | {"temperature": decoding.get("temperature"), "seed": decoding.get("seed")},
-        "body_changes": {"refused": changes.refused, "limit_field": changes.limit_field},
-        "graded": config.fixed_length is None,
-        "weights": msgspec.to_builtins(weights_of(Path(config.model).expanduser()) if config.model else None),
-        "client": client_facts(),
-        "host": host_facts(),
-        "gpu": None,
-        "power": msgspec.to_builtins(power),
-        "clock_anchors": [],
-        "sessions": [],
-        "servers": [],
-        "failures": [],
-        "attempts": [],
-    }
+    config = plan.config
+    return Manifest(
+        simulated=simulated,
+        config=msgspec.structs.replace(config, extra_body=Mask(api_key(config)).content(config.extra_body)),
+        given=None if given is None else as_stored(given, Mask(api_key(config))),
+        dataset=_dataset(plan),
+        protocol=_protocol(plan, changes),
+        recipes=_recipes(config),
+        body_changes=_changes(changes),
+        graded=config.fixed_length is None,
+        weights=weights_of(Path(config.model).expanduser()) if config.model else None,
+        client=client_record(),
+        host=host_record(),
+        power=power,
+        servers=(),
+        failures=(),
+    )

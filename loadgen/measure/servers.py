@@ -22,6 +22,7 @@ from loadgen.measure.config import api_key
 from loadgen.measure.observer import Observer
 from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
+from loadgen.record.manifest import ServerRecord
 from loadgen.secret import Mask, error_text
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
@@ -82,11 +83,16 @@ MOST_NAMED = 10
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """A server that is up: its target, what is known of it, and a way to ask whether it has died."""
+    """A server that is up: its target, what the manifest says about it, and a way to ask whether it has died."""
 
     target: Target
-    facts: dict[str, Any]
+    record: ServerRecord
+    """Of no repeat yet."""
     died: Callable[[], str | None]
+
+
+def _record(target: Target, **facts: Any) -> ServerRecord:
+    return ServerRecord(repeat=0, **{**msgspec.structs.asdict(target), **facts})
 
 
 class Source(Protocol):
@@ -144,7 +150,7 @@ class _Running:
         version = None
         with contextlib.suppress(UsageError):
             version = read_version(self._ask(spec, "/version").body)
-        return self._server(spec, model, listed.simulated, {"version": version, "model_note": note})
+        return self._server(spec, model, listed.simulated, version, note)
 
     def _model(self, spec: TargetSpec, listed: _Reply) -> tuple[str, str | None]:
         """The model to ask for, and what is odd about the server's list, if `--model` names one all the same."""
@@ -172,7 +178,7 @@ class _Running:
             raise UsageError(f"{where} serves {', '.join(ids) or 'no model'}; name a model with --model")
         raise UsageError(f"{where} serves several models: {_listed(models)}; choose one with --model")
 
-    def _server(self, spec: TargetSpec, model: str, simulated: bool, facts: dict[str, Any]) -> Server:
+    def _server(self, spec: TargetSpec, model: str, simulated: bool, version: str | None, note: str | None) -> Server:
         metrics = b""
         with contextlib.suppress(UsageError):
             metrics = self._ask(spec, "/metrics").body
@@ -192,8 +198,11 @@ class _Running:
         if probe.scrape() is None and probe.failure is not None:
             self._closed[spec.name] = probe.failure
         probe.close()
-        facts |= {"model": model, "metric_names": names, "kv_cache_dtype": given_kv_cache_dtype(exposition)}
-        return Server(target=target, facts=facts, died=lambda: None)
+        record = _record(
+            target, version=version, model_note=note, metric_names=tuple(names),
+            kv_cache_dtype=given_kv_cache_dtype(exposition),
+        )  # fmt: skip
+        return Server(target=target, record=record, died=lambda: None)
 
     def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:
         """The reply to a GET; an `optional` one may have any status, but that of a server that is not ready."""
@@ -287,7 +296,7 @@ class _Processes:
                 model=facts.model,
                 simulated=launch.simulated,
             )
-            yield Server(target=target, facts=msgspec.to_builtins(facts), died=died)
+            yield Server(target=target, record=_record(target, **msgspec.structs.asdict(facts)), died=died)
             for warning in process.stop():
                 observer.warn(f"{spec.name}: {warning}")
 

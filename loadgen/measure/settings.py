@@ -29,6 +29,7 @@ from loadgen.measure.config import configure
 from loadgen.options import METRICS_PORT, Acts, SweepOptions, complete, dashed, declared
 from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
+from loadgen.record.manifest import Manifest
 from loadgen.secret import MASK, Mask, visible
 
 
@@ -77,7 +78,7 @@ Confirm = Callable[[tuple[str, ...]], bool]
 """Shows the sentences and asks whether to go on."""
 
 
-def resumed_config(run_dir: Path, manifest: Mapping[str, Any], given: Mapping[str, Any]) -> SweepConfig:
+def resumed_config(run_dir: Path, manifest: Manifest, given: Mapping[str, Any]) -> SweepConfig:
     """The run's config, with those of the `given` options that may differ.
 
     `given` are options of `configure`. Raises UsageError, naming the option and both values, for the first that is not
@@ -86,20 +87,19 @@ def resumed_config(run_dir: Path, manifest: Mapping[str, Any], given: Mapping[st
     complete(SweepOptions, given)
     free = {name: value for name, value in given.items() if OPTIONS[name].free}
     try:
-        begun = msgspec.convert(manifest["config"], SweepConfig)
+        begun = manifest.config
         begun = msgspec.structs.replace(begun, extra_body=_unmasked(run_dir, begun.extra_body, given))
         known = options_of(begun)
-        options = _as_given(manifest.get("given"), known) | free
+        options = _as_given(manifest.given, known) | free
         config = msgspec.structs.replace(configure(**options), out=begun.out)
     except (msgspec.ValidationError, KeyError, TypeError):
         config = None
     if config is None or config != msgspec.structs.replace(
         begun, **{OPTIONS[name].field: getattr(config, OPTIONS[name].field) for name in free}
     ):
-        version = manifest.get("client", {}).get("loadgen", "an unknown version")
         raise UsageError(
-            f"{run_dir} was begun by loadgen {version}, and this version reads its settings differently; resume it "
-            "with the version that began it"
+            f"{run_dir} was begun by loadgen {manifest.client.loadgen}, and this version reads its settings "
+            "differently; resume it with the version that began it"
         )
     if given.get("out") is not None and Path(given["out"]).resolve() != run_dir.resolve():
         raise UsageError(f"--out {given['out']}: --resume goes on in {run_dir}; omit --out")
@@ -142,7 +142,7 @@ def _as_given(stored: Mapping[str, Any] | None, known: Mapping[str, Any]) -> dic
     if stored is None:
         return dict(known)
     options = {}
-    for name, value in msgspec.convert(stored, dict[str, Any]).items():
+    for name, value in stored.items():
         masked = name == "extra_body" or MASK in msgspec.json.encode(value).decode()
         options[name] = known.get(name) if masked else msgspec.convert(value, OPTIONS[name].stored)
     options.pop("out", None)
@@ -211,7 +211,7 @@ class Act(msgspec.Struct, frozen=True):
     """It comes from the settings; else from what earlier sessions wrote, which changes while a run is measured."""
 
 
-def acts_of(config: SweepConfig, manifest: Mapping[str, Any]) -> list[Act]:
+def acts_of(config: SweepConfig, manifest: Manifest | None) -> list[Act]:
     """What this manifest asks for that may harm; empty where it only measures simulated or loopback servers."""
     acts = []
     for spec in config.targets:
@@ -240,7 +240,7 @@ def acts_of(config: SweepConfig, manifest: Mapping[str, Any]) -> list[Act]:
         host = config.metrics_host
         if config.metrics_port != METRICS_PORT or not is_on_loopback(f"http://{f'[{host}]' if ':' in host else host}"):
             acts.append(Act("metrics_port", f"listen on {host}, port {config.metrics_port}"))
-    processes = max([config.workers or 1, *_known_workers(manifest)])
+    processes = max([config.workers or 1, *(manifest.client.workers.values() if manifest is not None else ())])
     if processes > (os.cpu_count() or 1):
         chosen = processes == config.workers
         acts.append(Act("workers", f"start {processes} client processes on {os.cpu_count()} CPUs", chosen))
@@ -249,7 +249,7 @@ def acts_of(config: SweepConfig, manifest: Mapping[str, Any]) -> list[Act]:
 
 def require_consent(
     run_dir: Path,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     given: Mapping[str, Any],
     *,
     trusted: bool = False,
@@ -261,10 +261,7 @@ def require_consent(
     `given` options (their agreement is checked elsewhere), if `trusted`, or if `confirm` says so. A program inside the
     run directory is always refused.
     """
-    try:
-        config = msgspec.convert(manifest["config"], SweepConfig)
-    except (msgspec.ValidationError, KeyError):
-        return  # `resumed_config` says why it cannot be resumed
+    config = manifest.config
     _refuse_program_of(run_dir, config)
     acts = acts_of(config, manifest)
     left = [act for act in acts if not _is_named(act, given)]
@@ -291,7 +288,7 @@ def remember(config: SweepConfig) -> None:
 
     `config` is as the manifest has it, without secrets. Where the state folder cannot be written, `--resume` asks.
     """
-    if not acts_of(config, {}):
+    if not acts_of(config, None):
         return
     marker = _marker(config)
     with contextlib.suppress(OSError):
@@ -309,11 +306,6 @@ def _marker(config: SweepConfig) -> Path:
     meant = [os.path.abspath(path) if path and Path(path).expanduser().exists() else None for path in paths]  # noqa: PTH100
     digest = hashlib.sha256(msgspec.json.encode([acting, meant], order="deterministic")).hexdigest()
     return user_state_path("loadgen") / "chosen" / digest
-
-
-def _known_workers(manifest: Mapping[str, Any]) -> list[int]:
-    known = manifest.get("client", {}).get("workers", {})
-    return [count for count in known.values() if isinstance(count, int)] if isinstance(known, dict) else []
 
 
 def _is_named(act: Act, given: Mapping[str, Any]) -> bool:

@@ -1,7 +1,4 @@
-"""PowerFeed: an exporter's samples, pulled in the background, with times on this process's clock.
-
-ClockOffset: how far an exporter's CLOCK_MONOTONIC is ahead of ours, and how well that is known.
-"""
+"""PowerFeed: an exporter's samples, pulled in the background, with times on this process's clock."""
 
 from __future__ import annotations
 
@@ -20,22 +17,12 @@ import msgspec
 from loadgen.bounds import MOST_EXPORTER_BYTES
 from loadgen.errors import UsageError
 from loadgen.httpget import Connection
-from loadgen.power.sample import GpuInfo, PowerSample, SourceKind
+from loadgen.power.sample import ClockOffset, GpuInfo, PowerSample, SourceKind
 from loadgen.power.trace import Calibration
 from loadgen.power.wire import REACH_NS, ClockReading, Gpus, SamplePage
 
 EXCHANGES = 20
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class ClockOffset(msgspec.Struct, frozen=True, kw_only=True):
-    """Exporter's clock minus ours."""
-
-    offset_ns: int
-    bound_ns: int
-    """The true offset is within this of `offset_ns`: half the quickest exchange."""
-    same_machine: bool
-    """Both read one clock: the offset is exactly 0."""
 
 
 def boot_id() -> str | None:

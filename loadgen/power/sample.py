@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Protocol
 
 import msgspec
 
-from loadgen.bounds import Amount, Bytes, Nanoseconds
+from loadgen.bounds import Amount, Bytes, Nanoseconds, Text
 
 Bits = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 SourceKind = Literal["nvml", "rapl", "simulated"]
@@ -80,11 +80,11 @@ READINGS = PowerSample.__struct_fields__[3:-2]
 class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What does not change while a GPU is sampled."""
 
-    uuid: str
-    index: int
-    name: str
-    driver: str | None = None
-    vbios: str | None = None
+    uuid: Text
+    index: int = 0
+    name: Text = ""
+    driver: Text | None = None
+    vbios: Text | None = None
     power_limit_enforced_w: Amount | None = None
     power_limit_default_w: Amount | None = None
     power_limit_max_w: Amount | None = None
@@ -93,7 +93,7 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     """MIG mode: power and energy are the whole GPU's, whoever uses the other slices."""
     scope: Scope = "gpu"
     """What the energy counter counts. Power is the GPU's own in either scope."""
-    supported: dict[str, bool] = {}
+    supported: dict[Text, bool] = {}
     """Field of PowerSample -> whether this GPU has it."""
     simulated: bool = False
 
@@ -112,6 +112,20 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.name} {self.uuid} is in MIG mode: its power and energy are the whole GPU's, whoever uses the other "
             "slices"
         )
+
+
+class ClockOffset(msgspec.Struct, frozen=True, kw_only=True):
+    """Exporter's clock minus ours."""
+
+    offset_ns: int
+    bound_ns: int
+    """The true offset is within this of `offset_ns`: half the quickest exchange."""
+    same_machine: bool
+    """Both read one clock: the offset is exactly 0."""
+
+    def local_ns(self, remote_ns: int) -> int:
+        """The instant of the exporter's clock on ours."""
+        return remote_ns - self.offset_ns
 
 
 class UnreadableGpu(msgspec.Struct, frozen=True, kw_only=True):

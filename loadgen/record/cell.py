@@ -52,7 +52,7 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the user asked to be measured under one name."""
 
     name: TargetName
-    precision: str
+    precision: str = ""
     url: str | None = None
     """Where it runs already; None: loadgen starts it."""
     metrics_urls: tuple[str, ...] = ()

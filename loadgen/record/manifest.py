@@ -1,187 +1,211 @@
-"""manifest.json: what was run, by what, on what; rewritten whole (and atomically) as facts come in.
+"""manifest.json: what was run, by what, on what. Manifest is what it holds; ManifestFile rewrites it as facts come in.
 
-ManifestShape: the keys of manifest.json that anything reads, and of what kind each is.
-
-Those without which there is no report have no default; others may be missing, and more may be there.
+Keys without a default are needed for any report. Others may be missing in runs of earlier versions; unknown keys are
+ignored.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
-import sys
-from importlib import metadata
 from pathlib import Path
-from time import monotonic_ns, time_ns
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
-from loadgen._version import __version__
-from loadgen.bounds import Amount, Count, Nanoseconds
+from loadgen.bounds import Amount, Bytes, Count, Nanoseconds, Text
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
-from loadgen.load.openloop import CLOSED
-from loadgen.power.feed import PowerFacts, boot_id
 from loadgen.power.owners import Owners
-from loadgen.power.sample import Scope
-from loadgen.power.trace import Rest
-from loadgen.record.cell import Cell, TargetName, check_size
+from loadgen.power.sample import ClockOffset, GpuInfo, PowerSample, SourceKind
+from loadgen.power.trace import Calibration, Rest
+from loadgen.record.cell import Cell, check_size
+from loadgen.record.config import SweepConfig
 from loadgen.secret import error_text
-from loadgen.serving.facts import Target
+from loadgen.workload.protocol import Thinking
 
-_Text = Annotated[str, msgspec.Meta(max_length=20_000)]
-"""Longer ones take seconds to lay out in a table."""
-_Batch = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
-_Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
+SCHEMA = 1
+FILE = "manifest.json"
 
 
-class _Named(msgspec.Struct):
-    name: TargetName
+class DatasetRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The questions that were asked."""
 
-
-class _Config(msgspec.Struct):
-    reference: _Text
-    targets: Annotated[list[_Named], msgspec.Meta(min_length=1)]
-    concurrency: Annotated[list[_Batch], msgspec.Meta(min_length=1)]
-    repeats: Annotated[int, msgspec.Meta(ge=0)]
-    model: _Text | None
-    duration_s: _Positive | None
-    requests: Count | None
-    mode: _Text = ""
-    device: _Text = ""
-    arrival: _Text = CLOSED
-    slo: _Text | None = None
-    answer_regex: _Text | None = None
-    fixed_length: Count | None = None
-    start_sd: _Positive | None = None
-    tdp_w: _Positive | None = None
-    carbon_kg_per_kwh: _Positive | None = None
-    max_error_rate: Amount = 0.0
-
-
-class _Dataset(msgspec.Struct):
-    name: _Text
-    sha256: _Text
+    name: Text
+    sha256: Text
     published: bool
+    """The file is the published one."""
     items: Count
 
 
-class _Protocol(msgspec.Struct):
-    name: _Text
-    sha256: _Text
-    api: _Text
+class ProtocolRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How the questions were asked."""
+
+    name: Text
+    sha256: Text
+    api: Text
     max_tokens: Count
+    stops: tuple[Text, ...] = ()
+    version: Text | None = None
+    answer: Text | None = None
+    """The kind of answer that is graded."""
+    thinking: Thinking | None = None
+    temperature: Any = None
+    """As it was sent: a number unless `--extra-body` said something else; None: it was not sent."""
+    seed: Any = None
+    """Likewise."""
 
 
-class _Client(msgspec.Struct):
-    loadgen: _Text
-    python: _Text = ""
-    packages: dict[_Text, _Text] = {}
-    workers: dict[_Text, Count] = {}
-    selftest: list[dict[_Text, object]] = []
+class BodyChangesRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The changes to requests that loadgen made without being asked: omitted fields, or a temperature near 0."""
+
+    refused: dict[Text, float | dict[Text, None] | None] = {}
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
 
-class _Host(msgspec.Struct):
-    cpu: _Text | None
+class ClientRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Versions of everything that touches a time stamp, and the client processes."""
+
+    loadgen: Text
+    python: Text = ""
+    packages: dict[Text, Text] = {}
+    workers: dict[Text, Count] = {}
+    """Client processes by batch size."""
+    selftest: tuple[dict[Text, Any], ...] = ()
+    """The trials that decided how many."""
+
+
+class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine that the client ran on."""
+
+    cpu: Text | None
     cpus: Count | None
-    cpu_vectors: list[_Text] = []
+    cpu_vectors: tuple[Text, ...] = ()
+    """Flags of /proc/cpuinfo that decide how fast a CPU multiplies which numbers."""
+    system: Text | None = None
+    memory_bytes: Bytes | None = None
+    load_average_1min: Amount | None = None
 
 
-class _Server(msgspec.Struct):
-    name: _Text
+class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One start of a server: its target and what it said about itself; see `serving.facts.ServerFacts` for fields."""
+
+    name: Text
     repeat: Count
-    version: _Text | None
     session: Count = 1
-    url: _Text | None = None
-    model: _Text | None = None
-    argv: list[_Text] | None = None
+    version: Text | None
+    precision: Text = ""
+    url: Text | None = None
+    model: Text | None = None
+    metrics_urls: tuple[Text, ...] = ()
+    simulated: bool = False
+    argv: tuple[Text, ...] | None = None
+    """None, as many others: a server that loadgen did not launch."""
+    env: dict[Text, Text] = {}
     pid: int | None = None
+    checkpoint_identity: Text | None = None
     note: str | None = None
-    remarks: list[str] = []
-    kernels: list[_Text] | None = None
-    quantization: _Text | None = None
-    kv_cache_dtype: _Text | None = None
+    model_note: str | None = None
+    """What is odd about its model list."""
+    max_model_len: int | None = None
+    quantization: Text | None = None
+    kv_cache_dtype: Text | None = None
     eager: bool | None = None
-    graph_sizes: list[Count] | None = None
-    model_bytes: Amount | None = None
-    kv_cache_bytes: Amount | None = None
+    graph_sizes: tuple[Count, ...] | None = None
+    workers: Count | None = None
+    remarks: tuple[str, ...] = ()
+    kernels: tuple[Text, ...] | None = None
+    model_bytes: Bytes | None = None
+    kv_cache_bytes: Bytes | None = None
+    metric_names: tuple[Text, ...] = ()
+    started_ns: Nanoseconds | None = None
+    ready_ns: Nanoseconds | None = None
 
 
-class _Failure(msgspec.Struct):
-    target: _Text
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A server failed and its cells of this repeat are missing."""
+
+    target: Text
     repeat: Count
+    session: Count = 1
     error: str
 
 
-class _Session(msgspec.Struct):
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """One stretch of measuring: the first, a resumed one, or one with a server that was launched again."""
+
     session: Count
-    warnings: list[str]
+    """From 1."""
+    warnings: tuple[str, ...]
+    """What is different from the sessions before."""
+    boot_id: Text | None = None
+    client: ClientRecord | None = None
+    host: HostRecord | None = None
+    idle_w: dict[Text, Amount | None] | None = None
+    """Power by GPU before its first server started; None: not measured."""
+    idle_calibration: dict[Text, Calibration] | None = None
 
 
-class _Anchor(msgspec.Struct):
+class ClockAnchor(msgspec.Struct, frozen=True, kw_only=True):
+    """One instant on CLOCK_MONOTONIC and on the wall clock; two of a session show how far they drifted."""
+
     monotonic_ns: Nanoseconds
     unix_ns: Nanoseconds
+    uncertainty_ns: Nanoseconds | None = None
+    """How far apart the two readings may be."""
     session: Count = 1
 
 
-class _Device(msgspec.Struct):
-    """A GPU, as GpuInfo."""
+class PowerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The source of a run's power, settled before anything is created."""
 
-    uuid: _Text
-    name: _Text = ""
-    index: int = 0
-    driver: _Text | None = None
-    vbios: _Text | None = None
-    power_limit_enforced_w: Amount | None = None
-    power_limit_max_w: Amount | None = None
-    scope: Scope = "gpu"
-    supported: dict[_Text, bool] = {}
-    simulated: bool = False
-
-
-class _Gpu(_Device, kw_only=True):
-    memory_total_bytes: Amount | None
-    power_limit_default_w: Amount | None
-    mig: bool
-
-
-class _AnyGpu(_Device, kw_only=True):
-    """Of runs whose power was not measured, as of earlier versions, which say less."""
-
-    uuid: _Text = ""
-    memory_total_bytes: Amount | None = None
-    power_limit_default_w: Amount | None = None
-    mig: bool = False
+    kind: Text | None = None
+    """`nvml`, `rapl`, `simulated`, `exporter` or `none`."""
+    url: Text | None = None
+    gpus: tuple[Text, ...] | None = None
+    reason: Text | None = None
+    """Why there is none."""
+    required: bool = True
+    """The sweep stops without it: it was named, not left to `auto`."""
+    warnings: tuple[str, ...] = ()
+    """What else uses the GPUs before the first server starts."""
+    before: tuple[int, ...] = ()
+    """Processes that used them then, where loadgen starts the servers."""
+    idle_w: dict[Text, Amount | None] | None = None
+    """Power by GPU before the first session's first server started; None: not measured."""
+    idle_calibration: dict[Text, Calibration] | None = None
 
 
-class _Power(msgspec.Struct):
-    kind: _Text | None = None
-    reason: _Text | None = None
-    url: _Text | None = None
-    gpus: list[_Text] | None = None
+class PowerBlock(msgspec.Struct, frozen=True, kw_only=True):
+    """The sensors beside one start of a server."""
 
-
-class _PowerBlock(msgspec.Struct):
-    target: _Text
+    target: Text
     repeat: Count
     session: Count = 1
-    gpus: list[_Gpu] = []
-    rest_w: dict[_Text, Amount | None] = {}
+    source: SourceKind | None = None
+    simulated: bool = False
+    gpus: tuple[GpuInfo, ...] = ()
+    calibration: dict[Text, Calibration | None] = {}
+    """By GPU, as `rest_w`: from the seconds before the first request."""
+    rest_w: dict[Text, Amount | None] = {}
+    """Power with the model loaded and nothing asked."""
+    clock: ClockOffset | None = None
+    latest: dict[Text, PowerSample] = {}
+    """By GPU: the newest full reading before the first sample, with the GPU's processes."""
+    server_pid: int | None = None
+    """The server that reads these sensors itself."""
     owners: Owners | None = None
     samples_lost: Count | None = None
+    """Samples that the exporter forgot before they were pulled."""
+    pulls_failed: Count | None = None
 
 
-class _Attempt(msgspec.Struct):
-    file: _Text
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of an unfinished cell that was measured again."""
 
-
-class _BodyChanges(msgspec.Struct):
-    """Nothing but what loadgen changes on its own: a field left out, or a temperature near 0."""
-
-    refused: dict[_Text, float | dict[_Text, None] | None] = {}
-    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    file: Text
+    cell: Text = ""
+    why: str = ""
+    resumed_in_session: Count = 1
 
 
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,181 +217,127 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """config.json says that it is a mixture of experts."""
 
 
-class ManifestShape(msgspec.Struct):
-    """To be converted to: what is missing, or of another kind, raises msgspec.ValidationError with its path."""
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What manifest.json holds."""
 
+    schema: int = SCHEMA
     simulated: bool
-    config: _Config
-    dataset: _Dataset
-    protocol: _Protocol
+    config: SweepConfig
+    """Without secrets."""
+    given: dict[str, Any] | None = None
+    """The options as they were given, without secrets; None: a run of an earlier version."""
+    dataset: DatasetRecord
+    protocol: ProtocolRecord
+    recipes: dict[Text, Text] = {}
+    """sha256 of each recipe that servers are launched from."""
+    body_changes: BodyChangesRecord = BodyChangesRecord()
     graded: bool
-    client: _Client
-    host: _Host
-    servers: list[_Server]
-    failures: list[_Failure]
-    sessions: list[_Session] = []
-    clock_anchors: list[_Anchor] = []
-    power_blocks: list[_PowerBlock] = []
-    gpu: list[_AnyGpu] | None = None
-    power: _Power = msgspec.field(default_factory=_Power)
-    recipes: dict[_Text, _Text] = {}
-    attempts: list[_Attempt] = []
-    body_changes: _BodyChanges = msgspec.field(default_factory=_BodyChanges)
     weights: Weights | None = None
+    client: ClientRecord
+    host: HostRecord
+    gpu: tuple[GpuInfo, ...] | None = None
+    """The first server's; None: power was not measured."""
+    power: PowerPlan = PowerPlan()
+    clock_anchors: tuple[ClockAnchor, ...] = ()
+    sessions: tuple[Session, ...] = ()
+    servers: tuple[ServerRecord, ...]
+    failures: tuple[Failure, ...]
+    attempts: tuple[Attempt, ...] = ()
+    power_blocks: tuple[PowerBlock, ...] = ()
 
 
-SCHEMA = 1
-FILE = "manifest.json"
-VECTORS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd")
-"""Flags of /proc/cpuinfo that decide how fast a CPU multiplies which numbers."""
-_PACKAGES = ("aiohttp", "httptools", "msgspec", "numpy", "openai", "pandas", "pyarrow", "uvloop")
+class ManifestFile:
+    """The manifest of a running sweep; each change is written at once, atomically."""
 
-
-class Manifest:
-    """The manifest of a running sweep."""
-
-    def __init__(self, run_dir: Path, content: dict[str, Any]) -> None:
+    def __init__(self, run_dir: Path, manifest: Manifest) -> None:
         self.run_dir = run_dir
-        self.content = content
-        self.session = 0
-        """Which of the run's sessions this is, from 1; set by `begin`."""
-
-        self.resumed = False
+        self.manifest = manifest
+        self.resumed = bool(manifest.sessions)
         """This process did not begin the run."""
 
-    def begin(self) -> None:
-        """A session begins: the first, or one that resumes. Monotonic stamps of two sessions may be of two boots."""
-        self.resumed = bool(self.content.get("sessions"))
-        self._begin()
+    @property
+    def session(self) -> int:
+        """Which of the run's sessions this is, from 1; 0 before the first."""
+        return len(self.manifest.sessions)
 
-    def relaunch(self, why: str) -> None:
-        """A server died and is launched again: with it begins a session, since its counters and its power do."""
-        self._begin()
-        self.warn(why)
+    def begin(self, client: ClientRecord, host: HostRecord, boot_id: str | None, anchor: ClockAnchor) -> None:
+        """A session begins: the first, a resumed one, or one with a server that is launched again, whose counters and
+        power begin again. Monotonic stamps of two sessions may be of two boots."""
+        session = Session(session=self.session + 1, warnings=(), boot_id=boot_id, client=client, host=host)
+        self.change(sessions=(*self.manifest.sessions, session))
+        self.anchor(anchor)
 
-    def _begin(self) -> None:
-        sessions = self.content.setdefault("sessions", [])
-        self.session = len(sessions) + 1
-        about = {"session": self.session, "boot_id": boot_id(), "client": client_facts(), "host": host_facts()}
-        sessions.append(about | {"warnings": []})
-        self._anchor()
-        self.write()
+    def anchor(self, anchor: ClockAnchor) -> None:
+        """Adds an anchor of this session: one at its beginning, one at its end."""
+        self.change(clock_anchors=(*self.manifest.clock_anchors, replace(anchor, session=self.session)))
 
     def warn(self, sentence: str) -> None:
         """What is different in this session from the ones before."""
-        self.content["sessions"][-1]["warnings"].append(sentence)
-        self.write()
+        self._change_session(warnings=(*self.manifest.sessions[-1].warnings, sentence))
 
     def set_aside(self, cell: Cell, path: Path, why: str) -> None:
-        """An unfinished cell is measured again; the file of its first attempt is to be found at `path`."""
+        """An unfinished cell is measured again; its first attempt's file is moved to `path`."""
         name = str(path.relative_to(self.run_dir))
-        attempts = [entry for entry in self.content.get("attempts", []) if entry["file"] != name]
-        attempts.append({"cell": cell.label, "file": name, "why": why, "resumed_in_session": self.session})
-        self.content["attempts"] = attempts
-        self.write()
+        attempts = [attempt for attempt in self.manifest.attempts if attempt.file != name]
+        attempts.append(Attempt(cell=cell.label, file=name, why=why, resumed_in_session=self.session))
+        self.change(attempts=tuple(attempts))
 
-    def add_server(self, repeat: int, target: Target, facts: dict[str, Any]) -> None:
-        """A server came up: who it is and, if loadgen launched it, its argv, version and kernels."""
-        entry = {"repeat": repeat, "session": self.session, **msgspec.to_builtins(target), **facts}
-        self.content["servers"].append(entry)
-        self.write()
+    def add_server(self, server: ServerRecord) -> None:
+        """A server came up."""
+        self.change(servers=(*self.manifest.servers, server))
 
     def add_idle(self, rest: Rest) -> None:
         """Power (W) and sensors before this session's first server started."""
-        idle = {"idle_w": rest.power_w, "idle_calibration": msgspec.to_builtins(rest.calibration)}
-        self.content["sessions"][-1] |= idle
-        self.content["power"] = idle | self.content["power"]
-        self.write()
+        self._change_session(idle_w=rest.power_w, idle_calibration=rest.calibration)
+        if self.manifest.power.idle_w is None:
+            power = replace(self.manifest.power, idle_w=rest.power_w, idle_calibration=rest.calibration)
+            self.change(power=power)
 
-    def add_power(self, repeat: int, target: str, facts: PowerFacts, rest: Rest, owners: Owners) -> dict[str, Any]:
-        """The sensors beside one server: GPUs, clock offset, calibration and power (W) at rest with the model loaded,
-        and whose the processes on the GPUs are."""
-        self.content["gpu"] = self.content["gpu"] or msgspec.to_builtins(facts.gpus)
-        entry = {"repeat": repeat, "target": target, "session": self.session}
-        entry |= msgspec.to_builtins(facts) | {"rest_w": rest.power_w}
-        entry |= {"calibration": msgspec.to_builtins(rest.calibration), "owners": msgspec.to_builtins(owners)}
-        self.content.setdefault("power_blocks", []).append(entry)
-        self.write()
-        return entry
+    def add_power(self, block: PowerBlock) -> None:
+        """The sensors beside one server, before its first cell."""
+        self.change(gpu=self.manifest.gpu or block.gpus, power_blocks=(*self.manifest.power_blocks, block))
+
+    def end_power(self, samples_lost: int, pulls_failed: int) -> None:
+        """What was lost of the samples beside the latest server."""
+        *blocks, last = self.manifest.power_blocks
+        last = replace(last, samples_lost=samples_lost, pulls_failed=pulls_failed)
+        self.change(power_blocks=(*blocks, last))
 
     def add_failure(self, repeat: int, target: str, error: str) -> None:
         """A server failed and its cells of this repeat are missing."""
-        failure = {"repeat": repeat, "target": target, "session": self.session, "error": error}
-        self.content["failures"].append(failure)
-        self.write()
+        failure = Failure(repeat=repeat, target=target, session=self.session, error=error)
+        self.change(failures=(*self.manifest.failures, failure))
 
-    def close(self) -> None:
-        """A second clock anchor shows the wall clock's drift over the session."""
-        self._anchor()
-        self.write()
-
-    def _anchor(self) -> None:
-        self.content.setdefault("clock_anchors", []).append({"session": self.session, **clock_anchor()})
-
-    def write(self) -> None:
-        text = msgspec.json.format(msgspec.json.encode(self.content), indent=2)
+    def change(self, **fields: Any) -> None:
+        """Other values of some of the manifest's fields."""
+        self.manifest = replace(self.manifest, **fields)
+        text = msgspec.json.format(msgspec.json.encode(self.manifest), indent=2)
         Folder(self.run_dir).write(FILE, text + b"\n", durable=True)
 
+    def _change_session(self, **fields: Any) -> None:
+        *sessions, last = self.manifest.sessions
+        self.change(sessions=(*sessions, replace(last, **fields)))
 
-def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """The manifest's content. Raises UsageError if there is none, it is of another schema, or it lacks what every
-    report needs."""
+
+def read_manifest(run_dir: Path) -> Manifest:
+    """The manifest of a run. Raises UsageError if there is none, it is of another schema, or it lacks what every report
+    needs."""
     path = run_dir / FILE
     try:
         content: dict[str, Any] = read_json(run_dir, FILE, dict[str, Any])
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{run_dir} is no run directory: it has no manifest.json") from None
+        raise UsageError(f"{run_dir} is not a run directory: it has no manifest.json") from None
     except ValueError as error:
         raise UsageError(
-            f"{path} is no manifest ({error_text(error)}); name a run directory of loadgen sweep"
+            f"{path} is not a manifest ({error_text(error)}); name a run directory of loadgen sweep"
         ) from None
     Folder(run_dir).check()
     if content.get("schema") != SCHEMA:
         raise UsageError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}")
     try:
-        shape = msgspec.convert(content, ManifestShape)
+        manifest = msgspec.convert(content, Manifest)
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is not as loadgen sweep wrote it ({error_text(error)}); put that file back") from None
-    config, sessions = shape.config, max(1, len(shape.sessions))
+    config, sessions = manifest.config, max(1, len(manifest.sessions))
     check_size(str(path), len(config.targets), max(1, len(config.concurrency)), config.repeats, sessions)
-    return content
-
-
-def clock_anchor() -> dict[str, int]:
-    """The same instant on CLOCK_MONOTONIC and on the wall clock, and how far apart the two readings may be."""
-    before_ns = monotonic_ns()
-    wall_ns = time_ns()
-    after_ns = monotonic_ns()
-    return {"monotonic_ns": (before_ns + after_ns) // 2, "unix_ns": wall_ns, "uncertainty_ns": after_ns - before_ns}
-
-
-def host_facts() -> dict[str, Any]:
-    """The machine the client ran on."""
-    return {
-        "system": platform.platform(),
-        "cpu": _cpu_line("model name") or platform.processor() or None,
-        "cpu_vectors": sorted(set(_cpu_line("flags").split()).intersection(VECTORS)),
-        "cpus": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "load_average_1min": os.getloadavg()[0],
-    }
-
-
-def client_facts() -> dict[str, Any]:
-    """Versions of everything that touches a stamp."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"loadgen": __version__, "python": sys.version.split()[0], "packages": versions}
-
-
-def _cpu_line(name: str) -> str:
-    """The first CPU's line of /proc/cpuinfo, empty where there is none."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(name):
-                return line.partition(":")[2].strip()
-    return ""
+    return manifest

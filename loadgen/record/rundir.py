@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import shlex
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from loadgen.errors import StorageError, UsageError, is_of_storage
 from loadgen.folder import Folder
-from loadgen.guardian import PROC
-from loadgen.load.openloop import CLOSED
-from loadgen.record.cell import Block, Cell, TargetSpec, plan_blocks
+from loadgen.record.cell import Block, Cell, plan_blocks
 from loadgen.record.journal import attempt_file, cell_end, cell_file
-from loadgen.record.manifest import Manifest, read_manifest
-
-OLD_SERVERS_S = 30.0
+from loadgen.record.manifest import ManifestFile, read_manifest
 
 
 def unfinished(run_dir: Path, blocks: Iterable[Block]) -> tuple[Block, ...]:
@@ -44,9 +37,8 @@ def unfinished(run_dir: Path, blocks: Iterable[Block]) -> tuple[Block, ...]:
 
 def unfinished_cells(run_dir: Path) -> list[Cell]:
     """Of the run that the directory's manifest describes."""
-    config = read_manifest(run_dir)["config"]
-    specs = msgspec.convert(config["targets"], list[TargetSpec])
-    plan = plan_blocks(specs, config["concurrency"], config["repeats"], config.get("arrival", CLOSED))
+    config = read_manifest(run_dir).config
+    plan = plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
     return [cell for block in unfinished(run_dir, plan) for cell in block.cells]
 
 
@@ -59,7 +51,7 @@ def why_unfinished(run_dir: Path, cell: Cell) -> str | None:
     return "killed before its last record" if end is None else end.aborted
 
 
-def set_aside(run_dir: Path, cell: Cell, manifest: Manifest) -> None:
+def set_aside(run_dir: Path, cell: Cell, manifest: ManifestFile) -> None:
     """Moves the file of an unfinished cell, if there is one, to `journal/attempts`, where it is in no figure."""
     path, why = cell_file(run_dir, cell), why_unfinished(run_dir, cell)
     if why is None or not path.exists():
@@ -70,35 +62,9 @@ def set_aside(run_dir: Path, cell: Cell, manifest: Manifest) -> None:
     path.rename(attempt)
 
 
-def await_old_servers(servers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Wait for servers of a session that was killed, which end by themselves, and give their memory back.
-
-    Returns the names of those that still run after half a minute.
-    """
-    deadline_s = time.monotonic() + OLD_SERVERS_S
-    while True:
-        living = [server["name"] for server in servers if _is_living(server)]
-        if not living or time.monotonic() >= deadline_s:
-            return living
-        time.sleep(0.1)
-
-
 def resume_command(run_dir: Path) -> str:
     """What to type to go on."""
     return f"loadgen sweep --resume {shlex.quote(str(run_dir))}"
-
-
-def _is_living(server: Mapping[str, Any]) -> bool:
-    """Its process id may be another's by now: of its command, the port is its own."""
-    argv = server.get("argv") or ()
-    if not isinstance(server.get("pid"), int) or "--port" not in argv:
-        return False
-    try:
-        words = (PROC / str(server["pid"]) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-    except OSError:
-        return False
-    port = argv[argv.index("--port") + 1]
-    return any(pair == ("--port", port) for pair in itertools.pairwise(words))
 
 
 @contextlib.contextmanager

@@ -67,13 +67,12 @@ def _listed(values: list[str]) -> str:
 def subject(run: Run) -> str:
     """Model (of a local one its folder's name) and device, as in "some/model on 2 × NVIDIA L4"."""
     manifest = run.manifest
-    model = manifest["config"]["model"] or next((s["model"] for s in manifest["servers"] if s.get("model")), None)
-    model = str(model or run.path.name)
+    model = manifest.config.model or next((s.model for s in manifest.servers if s.model), run.path.name)
     model = Path(model).name if model.startswith("/") else model
-    names = [str(gpu["name"]) for gpu in manifest.get("gpu") or ()]
+    names = [gpu.name for gpu in manifest.gpu or ()]
     devices = [f"{count} × {name}" if (count := names.count(name)) > 1 else name for name in dict.fromkeys(names)]
-    if not devices and manifest["config"].get("device") == "cpu":
-        devices = [str(manifest["host"]["cpu"])]
+    if not devices and manifest.config.device == "cpu":
+        devices = [str(manifest.host.cpu)]
     return " on ".join((model, *([", ".join(devices)] if devices else [])))
 
 
@@ -163,8 +162,8 @@ def end_lines(run: Run, width: int) -> Lines:
     No more than `MOST_LINES` lines, unless the figures of many targets and B alone take more; none but the report's
     path is longer than `width` (of 40 and more). What does not fit is counted and stands in the report.
     """
-    reference = run.manifest["config"]["reference"]
-    simulated = bool(run.manifest["simulated"])
+    reference = run.manifest.config.reference
+    simulated = run.manifest.simulated
     head = _wrapped(_head(run, simulated=simulated), width)
     held = "B" if run.arrival is None else "in flight ≤"
     head += grid_lines(run.summary, reference, width, simulated=simulated, concurrency=held)
@@ -188,15 +187,15 @@ def end_lines(run: Run, width: int) -> Lines:
 
 def _head(run: Run, *, simulated: bool) -> str:
     manifest = run.manifest
-    config, dataset = manifest["config"], manifest["dataset"]
-    targets = len(config["targets"])
-    load = f"B {', '.join(map(str, config['concurrency']))}"
+    config, dataset = manifest.config, manifest.dataset
+    targets = len(config.targets)
+    load = f"B {', '.join(map(str, config.concurrency))}"
     parts = [
         f"{STAMP}: a cost model's figures, no GPU's" if simulated else None,
         subject(run),
-        f"{dataset['name']}, {dataset['items']} items",
+        f"{dataset.name}, {dataset.items} items",
         f"{targets} target{'s' * (targets > 1)} × {run.arrival or load} × "
-        f"{config['repeats']} repeat{'s' * (config['repeats'] > 1)}",
+        f"{config.repeats} repeat{'s' * (config.repeats > 1)}",
         cells_valid(run.cells),
         f"good: {run.analysis_json['slo']}" if run.analysis_json["slo"] else None,
     ]
@@ -204,8 +203,8 @@ def _head(run: Run, *, simulated: bool) -> str:
 
 
 def _warnings(run: Run) -> list[str]:
-    power = run.manifest.get("power") or {}
-    unmetered = [f"energy not measured: {power['reason']}"] if power.get("kind") == "none" else []
+    power = run.manifest.power
+    unmetered = [f"energy not measured: {power.reason}"] if power.kind == "none" else []
     return [*unmetered, *run.analysis_json["warnings"]]
 
 

@@ -67,7 +67,7 @@ def test_the_servers_own_token_count_is_the_recorded_one_in_every_cell(swept: Sw
 
 def test_everything_is_stamped_simulated(swept: Swept) -> None:
     run = swept.run
-    assert run.manifest["simulated"] is True
+    assert run.manifest.simulated is True
     assert run.analysis.simulated is True
     for frame in (run.summary, run.cells, run.requests, run.server):
         assert len(frame)
@@ -92,15 +92,15 @@ def test_the_run_directory_holds_what_the_design_says(swept: Swept) -> None:
 
 def test_the_manifest_says_what_ran(swept: Swept) -> None:
     manifest = swept.run.manifest
-    assert manifest["schema"] == 1
-    assert manifest["dataset"]["name"] == "sample"
-    assert len(manifest["dataset"]["sha256"]) == len(manifest["protocol"]["sha256"]) == 64
-    assert {(server["name"], server["repeat"]) for server in manifest["servers"]} == {
+    assert manifest.schema == 1
+    assert manifest.dataset.name == "sample"
+    assert len(manifest.dataset.sha256) == len(manifest.protocol.sha256) == 64
+    assert {(server.name, server.repeat) for server in manifest.servers} == {
         (target, repeat) for target in TARGETS for repeat in (1, 2)
     }
-    assert all(server["argv"] and server["simulated"] for server in manifest["servers"])
-    assert len(manifest["clock_anchors"]) == 2
-    assert manifest["failures"] == []
+    assert all(server.argv and server.simulated for server in manifest.servers)
+    assert len(manifest.clock_anchors) == 2
+    assert manifest.failures == ()
 
 
 def test_the_same_questions_in_the_same_order_for_every_cell(swept: Swept) -> None:

@@ -45,7 +45,7 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_each_precision_was_asked_every_problem_once_and_each_answer_was_graded(run: Run) -> None:
     measured = run.requests[run.requests["phase"] == "measured"]
-    assert not run.manifest["simulated"]
+    assert not run.manifest.simulated
     assert (measured["status"] == "ok").all()
     for precision in PRECISIONS:
         asked = measured[measured["target"] == precision]

@@ -62,8 +62,8 @@ def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     assert set(valid["concurrency"]) == {1, 16}, list(invalid["reasons"])
     assert set(valid["target"]) == {"bf16", "bnb-nf4", "int8"}, list(invalid["reasons"])
     assert swept.returncode == (0 if run.complete else 1)
-    assert not run.manifest["simulated"]
-    servers = {server["name"]: server for server in run.manifest["servers"]}
+    assert not run.manifest.simulated
+    servers = {server.name: server for server in run.manifest.servers}
     assert servers["bf16"]["version"].startswith("0.32")
     assert "vllm:num_requests_running" in servers["bf16"]["metric_names"]
     assert any("Int8" in kernel for kernel in servers["int8"]["kernels"])

@@ -136,7 +136,7 @@ def check_figures(run: Run, name: str) -> None:
 @pytest.mark.slow
 def test_no_cell_is_missing_and_none_broke_the_run(run: Run, longer_run: Run) -> None:
     assert len(run.cells) + len(longer_run.cells) == len(IN_SWEEP) + len(HEALTHY)
-    assert run.manifest["failures"] == longer_run.manifest["failures"] == []
+    assert run.manifest.failures == longer_run.manifest.failures == ()
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ class Tags(HTMLParser):
 def test_what_the_server_said_is_kept_as_it_was(run: Run) -> None:
     answers = run.requests[(run.requests.target == "fp16") & (run.requests.phase == "measured")]
     assert answers.text.str.contains(HOSTILE, regex=False).all()
-    assert run.manifest["servers"][0]["model"] == HOSTILE
+    assert run.manifest.servers[0].model == HOSTILE
 
 
 def test_the_page_obeys_nothing(run: Run) -> None:

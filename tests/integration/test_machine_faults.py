@@ -109,9 +109,9 @@ class TestServersLoadgenLaunched:
         assert list(cells.valid) == [True, False, True, True], list(cells.reasons)
         assert "the server died with exit status -9" in cells.reasons[2]
         assert list(cells.session) == [1, 1, 2, 2]
-        first, second = run.manifest["servers"]
-        assert first["pid"] != second["pid"]
-        assert run.manifest["failures"] == []
+        first, second = run.manifest.servers
+        assert first.pid != second.pid
+        assert run.manifest.failures == ()
         told = [warning for warning in run.analysis.warnings if "launched again" in warning]
         assert len(told) == 1
         assert told[0].startswith("session 2: bf16, repeat 1: the server died with exit status -9")
@@ -122,9 +122,9 @@ class TestServersLoadgenLaunched:
         run = measured(configure(**launched, concurrency=[1, 2, 3, 4, 5]), meddler)
         assert list(run.cells.concurrency) == [1, 2, 3], "one cell a launch"
         assert not run.cells.valid.any()
-        assert len(run.manifest["servers"]) == 1 + RELAUNCHES
-        (failure,) = run.manifest["failures"]
-        assert "it was launched 3 times, 2 cells are not measured" in failure["error"]
+        assert len(run.manifest.servers) == 1 + RELAUNCHES
+        (failure,) = run.manifest.failures
+        assert "it was launched 3 times, 2 cells are not measured" in failure.error
         assert any("2 of 5 planned cells were not measured" in warning for warning in run.analysis.warnings)
 
     @pytest.mark.slow
@@ -137,7 +137,7 @@ class TestServersLoadgenLaunched:
         assert not cells.valid[1]
         assert "energy" not in cells.reasons[2]
         assert cells.energy_j[2] > 0
-        assert [block["session"] for block in run.manifest["power_blocks"]] == [1, 2]
+        assert [block.session for block in run.manifest.power_blocks] == [1, 2]
 
 
 class TestServersElsewhere:

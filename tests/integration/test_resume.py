@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import KnownServer, known_server
@@ -20,6 +19,7 @@ import loadgen
 from loadgen.errors import UsageError
 from loadgen.load.exchange import Exchange
 from loadgen.record.journal import cell_files, read_records
+from loadgen.record.manifest import Manifest
 from loadgen.record.rundir import held
 from loadgen.workload.questions import sample_items
 
@@ -67,7 +67,7 @@ class Resumed:
     run_dir: Path
     while_held: str
     interrupted: str
-    before: dict[str, Any]
+    before: Manifest
     """The manifest between the two sessions."""
     attempt: bytes
     kept: bytes
@@ -135,18 +135,18 @@ def test_the_finished_cell_is_kept_and_the_other_measured_anew_and_whole(resumed
 
 def test_the_attempt_is_kept_and_told(resumed: Resumed) -> None:
     manifest = loadgen.load_run(resumed.run_dir).manifest
-    (attempt,) = manifest["attempts"]
-    assert attempt["why"] == "interrupted"
-    assert attempt["resumed_in_session"] == 2
-    assert (resumed.run_dir / attempt["file"]).read_bytes() == resumed.attempt
+    (attempt,) = manifest.attempts
+    assert attempt.why == "interrupted"
+    assert attempt.resumed_in_session == 2
+    assert (resumed.run_dir / attempt.file).read_bytes() == resumed.attempt
 
 
 def test_the_manifest_knows_both_sessions_and_the_clocks_of_each(resumed: Resumed) -> None:
     manifest = loadgen.load_run(resumed.run_dir).manifest
-    assert [session["session"] for session in manifest["sessions"]] == [1, 2]
-    assert [anchor["session"] for anchor in manifest["clock_anchors"]] == [1, 1, 2, 2]
-    assert [server["session"] for server in manifest["servers"]] == [1, 1, 2]
-    assert manifest["config"] == resumed.before["config"]
+    assert [session.session for session in manifest.sessions] == [1, 2]
+    assert [anchor.session for anchor in manifest.clock_anchors] == [1, 1, 2, 2]
+    assert [server.session for server in manifest.servers] == [1, 1, 2]
+    assert manifest.config == resumed.before.config
 
 
 def test_a_complete_run_says_so_and_its_report_is_made_anew(resumed: Resumed) -> None:
@@ -154,7 +154,7 @@ def test_a_complete_run_says_so_and_its_report_is_made_anew(resumed: Resumed) ->
     assert code == 0, said
     assert "is complete, nothing is left to measure" in said
     assert f"Report: {resumed.run_dir}/report.html" in said
-    assert len(loadgen.load_run(resumed.run_dir).manifest["sessions"]) == 2
+    assert len(loadgen.load_run(resumed.run_dir).manifest.sessions) == 2
 
 
 def test_another_setting_is_refused_before_anything_is_touched(resumed: Resumed) -> None:

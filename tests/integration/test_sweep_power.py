@@ -65,8 +65,8 @@ def test_joules_of_a_constant_gpu_come_out_right(stub: Path, server: KnownServer
     assert cell["energy_net_j"] == pytest.approx(0, abs=0.02 * WATTS * cell["window_s"]), "at rest it draws as much"
     assert cell["energy_hli_per_query_j"] == pytest.approx(cell["energy_per_query_j"] * 700 / WATTS, rel=0.01)
     assert set(run.power["gpu_uuid"]) == {uuid_of(0)}
-    assert run.manifest["gpu"][0]["uuid"] == uuid_of(0)
-    assert run.manifest["power_blocks"][0]["clock"]["same_machine"]
+    assert run.manifest.gpu[0].uuid == uuid_of(0)
+    assert run.manifest.power_blocks[0].clock.same_machine
 
 
 def test_sensors_are_known_from_the_start(stub: Path, server: KnownServer, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_sensors_are_known_from_the_start(stub: Path, server: KnownServer, tmp_p
     out = tmp_path / "run"
     env = Curve(base_w=WATTS).environment(stub, COUNTER_PERIOD_MS=100)
     done = sweep(server, out, env, "--power", "nvml")
-    (block,) = loadgen.load_run(out).manifest["power_blocks"]
+    (block,) = loadgen.load_run(out).manifest.power_blocks
     rest_w = block["rest_w"][uuid_of(0)]
     period_s = block["calibration"][uuid_of(0)]["counter_period_s"]
     # A busy machine reads the counter some 10 ms late, at either end of some 2 s.
@@ -116,13 +116,13 @@ def test_idle_power_is_taken_before_the_first_server(stub: Path, tmp_path: Path)
         capture_output=True, text=True, env=Curve(base_w=WATTS).environment(stub), check=False,
     )  # fmt: skip
     manifest = loadgen.load_run(out).manifest
-    assert manifest["power"]["idle_w"] == {uuid_of(0): pytest.approx(WATTS, rel=0.01)}, done.stderr
-    assert manifest["power"]["idle_calibration"][uuid_of(0)]["samples"] > 50
+    assert manifest.power.idle_w == {uuid_of(0): pytest.approx(WATTS, rel=0.01)}, done.stderr
+    assert manifest.power.idle_calibration[uuid_of(0)].samples > 50
     idle = [r.t_ns for r in read_records(out / "journal" / "power" / "idle.jsonl") if isinstance(r, PowerSample)]
-    assert max(idle) < min(server["started_ns"] for server in manifest["servers"])
+    assert max(idle) < min(server.started_ns for server in manifest.servers)
     told = re.search(rf"before the first server: {uuid_of(0)} ([0-9.]+) W", done.stdout)
     assert told is not None, done.stdout
-    assert float(told[1]) == pytest.approx(manifest["power"]["idle_w"][uuid_of(0)], abs=0.051)
+    assert float(told[1]) == pytest.approx(manifest.power.idle_w[uuid_of(0)], abs=0.051)
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_without_a_driver_auto_says_why_there_is_no_energy(server: KnownServer, 
     assert "! energy not measured: " in done.stdout, done.stderr
     run = loadgen.load_run(out)
     assert run.cells["energy_j"].isna().all()
-    assert run.manifest["power"]["reason"]
+    assert run.manifest.power.reason
 
 
 @pytest.fixture(scope="module")

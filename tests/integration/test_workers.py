@@ -89,7 +89,7 @@ class TestAsOneProcess:
 
 def test_each_process_asks_its_share_in_the_items_order(run: loadgen.Run) -> None:
     asked = measured(run)
-    of = int(run.manifest["config"]["workers"])
+    of = int(run.manifest.config.workers or 0)
     for first in range(of):
         own = asked[asked["slot"] % of == first]
         assert list(own["item_id"]) == [f"sample-{n:04d}" for n in range(first, REQUESTS, of)]
@@ -98,7 +98,7 @@ def test_each_process_asks_its_share_in_the_items_order(run: loadgen.Run) -> Non
 def test_the_client_says_how_many_processes_it_had(run: loadgen.Run) -> None:
     *_, end = read_records(cell_files(run.path)[0])
     assert isinstance(end, CellEnd)
-    assert end.client_processes == run.manifest["config"]["workers"]
+    assert end.client_processes == run.manifest.config.workers
     assert end.client_cpu_s is not None
     assert end.client_cpu_share is not None
     assert 0 < end.client_cpu_share <= end.client_cpu_s / run.cells["window_s"].iloc[0] * 1.2

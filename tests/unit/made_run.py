@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from loadgen.analysis.celldata import CellData, read_cell
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import Cell
+from loadgen.record.config import SweepConfig
 from loadgen.record.journal import CellEnd, CellStart, Journal
+from loadgen.record.manifest import Manifest
 from loadgen.serving.metrics import ServerSample
 
 MS = 1_000_000
@@ -159,6 +163,11 @@ def manifest(config: dict[str, Any], **others: Any) -> dict[str, Any]:
         "servers": [],
         "failures": [],
     } | others
+
+
+def manifest_record(config: SweepConfig, **others: Any) -> Manifest:
+    """What `read_manifest` reads of a sweep with this config."""
+    return msgspec.convert(manifest(msgspec.to_builtins(config), **others), Manifest)
 
 
 def make_run(

@@ -16,6 +16,7 @@ from loadgen.analysis.energy import read_power
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import CellVerdict
 from loadgen.record.journal import Journal, cell_files, power_file, read_lines, sealed
+from loadgen.record.manifest import read_manifest
 from loadgen.reports.live import PlainView
 
 CAPPED = "running batch 2.00 did not reach B = 4"
@@ -97,7 +98,7 @@ def with_power(tmp_path: Path, *, gpus: tuple[str, ...], until_ms: int, lost_ms:
 
 def test_energy_counts_and_only_the_end_of_its_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = with_power(tmp_path, gpus=("GPU-a", "GPU-b"), until_ms=102_000)
-    manifest = json.loads((run_dir / "manifest.json").read_text())
+    manifest = read_manifest(run_dir)
     monkeypatch.setattr(energy, "TAIL_BYTES", 1000)
     whole = read_power(run_dir, manifest, "fp16", 1)
     tail = read_power(run_dir, manifest, "fp16", 1, since_ns=100_000 * MS)

@@ -66,7 +66,7 @@ def _one_line(status: object, stderr: str, before: list[Path], after: list[Path]
         (["sweep", "--serve", "fp61", "--model", "m"], "fp61"),
         (["sweep", "--no-such-option"], "No such option"),
         (["swep"], "No such command"),
-        (["report", "."], ". is no run directory: it has no manifest.json"),
+        (["report", "."], ". is not a run directory: it has no manifest.json"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -106,12 +106,12 @@ def test_as_a_user_sees_it(empty_folder: Path, arguments: list[str], said: str) 
         (["sweep", "--tdp-w", "-700"], "--tdp-w -700"),
         (["sweep", "--carbon", "nan"], "--carbon nan"),
         (["sweep", "--gpu", "GPU-1,GPU-1"], "--gpu GPU-1,GPU-1: name each GPU's UUID once"),
-        (["sweep", "--resume", "x"], "x is no run directory: it has no manifest.json"),
+        (["sweep", "--resume", "x"], "x is not a run directory: it has no manifest.json"),
         (["sweep", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
         (["sweep", "--seed", "99999999999999999999"], "--seed 99999999999999999999"),
         (["sweep", "--config", "none.yaml"], "--config none.yaml: cannot be read as YAML"),
         (["report"], "Missing argument"),
-        (["report", "none"], "none is no run directory"),
+        (["report", "none"], "none is not a run directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

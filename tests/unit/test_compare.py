@@ -181,7 +181,7 @@ def test_the_command_shows_what_was_imported(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere"], "nowhere is no run directory"),
+        (["nowhere"], "nowhere is not a run directory"),
         (["RUN", "RUN"], "is given twice"),
         (["RUN", "--size", "other=7B"], "--size other: no run, model or target of that name; the runs are small"),
         (["RUN", "--size", "7B"], "write --size RUN=7.25B"),

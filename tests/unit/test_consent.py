@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from made_run import make_run, manifest_record
 
 import loadgen
 from loadgen.errors import UsageError
@@ -15,6 +16,7 @@ from loadgen.measure.config import configure
 from loadgen.measure.settings import ACTS, remember, require_consent
 from loadgen.options import Acts, Measures, SweepOptions, declared
 from loadgen.record.config import SweepConfig
+from loadgen.record.manifest import Manifest
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipe
 
@@ -29,12 +31,11 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
 
 
-def manifest(**options: Any) -> dict[str, Any]:
-    config = msgspec.json.decode(msgspec.json.encode(configure(**options)))
-    return {"config": config, "client": {"loadgen": "0.1.0"}}
+def manifest(known_workers: dict[str, int] | None = None, **options: Any) -> Manifest:
+    return manifest_record(configure(**options), client={"loadgen": "0.1.0", "workers": known_workers or {}})
 
 
-def refusal(begun: dict[str, Any], given: dict[str, Any] | None = None, run: Path = Path("runs/x")) -> str:
+def refusal(begun: Manifest, given: dict[str, Any] | None = None, run: Path = Path("runs/x")) -> str:
     with pytest.raises(UsageError) as error:
         require_consent(run, begun, given or {})
     return str(error.value)
@@ -101,17 +102,16 @@ def test_what_acts_is_named_again_trusted_or_confirmed(
 
 def test_a_run_that_this_user_began_goes_on_and_another_with_its_key_does_not() -> None:
     own = manifest(targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
-    remember(msgspec.convert(own["config"], SweepConfig))
-    own["client"]["workers"] = {"4": 1}  # written after the run was begun
-    require_consent(Path("runs/x"), own, {})
+    remember(own.config)
+    later = manifest({"4": 1}, targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
+    require_consent(Path("runs/x"), later, {})
     other = manifest(targets={"fp16": "http://127.0.0.1:9"}, api_key_env="AWS_SECRET_ACCESS_KEY")
     assert "AWS_SECRET_ACCESS_KEY" in refusal(other)
 
 
 def test_worker_processes_that_an_earlier_session_needed_are_counted() -> None:
-    received = manifest(targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
-    remember(msgspec.convert(received["config"], SweepConfig))
-    received["client"]["workers"] = {"4": 100_000}
+    received = manifest({"4": 100_000}, targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
+    remember(received.config)
     assert "start 100000 client processes" in refusal(received)
 
 
@@ -132,12 +132,10 @@ def test_a_program_inside_the_run_is_never_started(tmp_path: Path, link: bool) -
 
 def test_a_received_run_sends_nothing(tmp_path: Path) -> None:
     """The whole way: the refusal comes before the server is greeted, whose address answers nobody."""
-    from made_run import make_run
-
     run = make_run(tmp_path / "run", targets=["fp16"], concurrency=[1], repeats=1)
     content = msgspec.json.decode((run / "manifest.json").read_bytes())
     received = manifest(targets=AWAY, concurrency=[2], repeats=1, api_key_env="AWS_SECRET_ACCESS_KEY")
-    content["config"] = received["config"]
+    content["config"] = msgspec.to_builtins(received.config)
     (run / "manifest.json").write_bytes(msgspec.json.encode(content))
     with pytest.raises(UsageError, match=r"send requests to http://author\.example:80; to send the value"):
         loadgen.sweep(resume=run)
@@ -145,13 +143,12 @@ def test_a_received_run_sends_nothing(tmp_path: Path) -> None:
 
 def test_a_run_of_other_questions_asks_no_server(tmp_path: Path) -> None:
     """Its questions, prompts and recipes are compared before the first request."""
-    from made_run import make_run
-
     run = make_run(tmp_path / "run", targets=["fp16"], concurrency=[1], repeats=1)
     content = msgspec.json.decode((run / "manifest.json").read_bytes())
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        content["config"] = manifest(targets={"fp16": url}, concurrency=[2], repeats=1, dataset="sample")["config"]
+        config = configure(targets={"fp16": url}, concurrency=[2], repeats=1, dataset="sample")
+        content["config"] = msgspec.to_builtins(config)
         (run / "manifest.json").write_bytes(msgspec.json.encode(content))
         with pytest.raises(UsageError, match="sha256 of the dataset sample was 0000"):
             loadgen.sweep(resume=run)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from made_run import manifest_record
 
 from loadgen.analysis.analyse import unequal_servers
+from loadgen.measure.config import configure
+from loadgen.record.manifest import Manifest
 
 
-def manifest(**others: dict[str, Any]) -> dict[str, Any]:
-    servers = [{"name": name, **facts} for name, facts in others.items()]
-    return {"config": {"reference": "fp16"}, "servers": servers}
+def manifest(**others: dict[str, Any]) -> Manifest:
+    servers = [{"name": name, "repeat": 1, "version": None, **facts} for name, facts in others.items()]
+    return manifest_record(configure(), servers=servers)
 
 
 FP16 = {"kv_cache_dtype": "float16", "eager": False}

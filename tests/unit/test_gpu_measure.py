@@ -141,7 +141,7 @@ class FakeSweep:
         return self._measure(run_dir, resumed_config(run_dir, read_manifest(run_dir), given), observer)
 
     def unfinished(self, run_dir: Path) -> list[Cell]:
-        config = msgspec.convert(read_manifest(run_dir)["config"], SweepConfig)
+        config = read_manifest(run_dir).config
         cells = [c for block in plan_blocks(config.targets, config.concurrency, config.repeats) for c in block.cells]
         return [cell for cell in cells if not (run_dir / "journal" / cell.label).exists()]
 
@@ -152,7 +152,7 @@ class FakeSweep:
                 todo = [cell for cell in left if (cell.target, cell.repeat) == (target.name, repeat)]
                 if target.name == self.fails:
                     failure = {"target": target.name, "repeat": repeat, "error": "out of memory\nand more"}
-                    content = read_manifest(run_dir) | {"failures": [failure]}
+                    content = json.loads((run_dir / "manifest.json").read_text()) | {"failures": [failure]}
                     (run_dir / "manifest.json").write_text(json.dumps(content))
                 elif todo:
                     self._serve(run_dir, todo, observer)

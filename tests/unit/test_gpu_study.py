@@ -53,7 +53,7 @@ def make_work(
     manifest["graded"] = False
     manifest["clock_anchors"] = [{"monotonic_ns": 0, "unix_ns": 1_793_000_000_000_000_000, "uncertainty_ns": 1}]
     manifest["gpu"] = [{"uuid": "GPU-1", "name": gpu, "driver": "580.1", "power_limit_enforced_w": 700.0,
-                        "memory_total_bytes": 141e9, "simulated": simulated}]  # fmt: skip
+                        "memory_total_bytes": 141_000_000_000, "simulated": simulated}]  # fmt: skip
     (run / "manifest.json").write_text(json.dumps(manifest))
     for name in ("models/Mistral-7B-v0.3/model.safetensors", f"runs/{step}/servers/fp16-r1.log", "env/vllm"):
         (work / name).parent.mkdir(parents=True, exist_ok=True)

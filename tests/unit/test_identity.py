@@ -8,8 +8,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from made_run import manifest_record
+from msgspec.structs import replace
 
 from loadgen.errors import UsageError
+from loadgen.measure.config import configure
 from loadgen.measure.machine import (
     compare_gpus,
     compare_machines,
@@ -17,23 +20,29 @@ from loadgen.measure.machine import (
     require_same_power,
     require_same_server,
 )
-from loadgen.power.feed import ClockOffset, PowerFacts
-from loadgen.power.sample import GpuInfo
+from loadgen.power.feed import PowerFacts
+from loadgen.power.sample import ClockOffset, GpuInfo
+from loadgen.record.manifest import (
+    ClientRecord,
+    DatasetRecord,
+    HostRecord,
+    PowerBlock,
+    PowerPlan,
+    ProtocolRecord,
+    ServerRecord,
+)
 from loadgen.serving.checkpoint import checkpoint_identity
-from loadgen.serving.facts import Target
 from loadgen.serving.recipe import load_recipes, recipe_sha256, recipes_dir
 
-TARGET = Target(name="awq", precision="awq", url="http://127.0.0.1:9", model="org/model-AWQ")
-SERVER = {
-    "name": "awq",
-    "simulated": False,
-    "version": "0.32.0",
-    "model": "org/model-AWQ",
-    "checkpoint_identity": "commit 1234",
-    "max_model_len": 4096,
-    "kernels": ["MarlinLinearKernel"],
-    "argv": ["/a/vllm", "serve", "org/model-AWQ", "--port", "4711", "--seed", "0"],
-}
+ARGV = ("/a/vllm", "serve", "org/model-AWQ", "--port", "4711", "--seed", "0")
+SERVER = ServerRecord(
+    name="awq", repeat=1, version="0.32.0", model="org/model-AWQ", checkpoint_identity="commit 1234",
+    max_model_len=4096, kernels=("MarlinLinearKernel",), argv=ARGV,
+)  # fmt: skip
+BEGUN = msgspec.structs.replace(manifest_record(configure()), servers=(SERVER,))
+DATASET = DatasetRecord(name="gsm8k", sha256="d" * 64, published=True, items=1319)
+PROTOCOL = ProtocolRecord(name="gsm8k", sha256="p" * 64, api="chat", max_tokens=9)
+RECIPES = {"fp16": "f" * 64, "awq": "a" * 64}
 
 
 def gpu(uuid: str = "GPU-1", **fields: Any) -> GpuInfo:
@@ -45,38 +54,34 @@ def sensors(*gpus: GpuInfo) -> PowerFacts:
     return PowerFacts(source="nvml", simulated=False, gpus=gpus, calibration={}, clock=clock)
 
 
-def data(**changes: Any) -> dict[str, Any]:
-    manifest: dict[str, Any] = {
-        "dataset": {"name": "gsm8k", "sha256": "d" * 64, "items": 1319},
-        "protocol": {"name": "gsm8k", "sha256": "p" * 64},
-        "recipes": {"fp16": "f" * 64, "awq": "a" * 64},
-    }
-    return manifest | changes
-
-
 def refused(said: str) -> Any:
     return pytest.raises(UsageError, match=re.escape(said))
 
 
+DATA = msgspec.structs.replace(BEGUN, dataset=DATASET, protocol=PROTOCOL, recipes=RECIPES)
+
+
 def test_the_same_data_and_recipes_pass() -> None:
-    require_same_data(data(), data())
+    require_same_data(DATA, DATASET, PROTOCOL, RECIPES)
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         (
-            {"dataset": {"name": "gsm8k", "sha256": "e" * 64, "items": 1319}},
+            (replace(DATASET, sha256="e" * 64), PROTOCOL, RECIPES),
             f"sha256 of the dataset gsm8k was {'d' * 64} when the run was begun and is {'e' * 64} now",
         ),
-        ({"dataset": {"name": "gsm8k", "sha256": "d" * 64, "items": 9}}, "number of items of the dataset was 1319"),
-        ({"protocol": {"name": "gsm8k", "sha256": "q" * 64}}, "sha256 of the protocol gsm8k was"),
-        ({"recipes": {"fp16": "f" * 64, "awq": "b" * 64}}, "sha256 of the recipe awq was"),
+        ((replace(DATASET, items=9), PROTOCOL, RECIPES), "number of items of the dataset was 1319"),
+        ((DATASET, replace(PROTOCOL, sha256="q" * 64), RECIPES), "sha256 of the protocol gsm8k was"),
+        ((DATASET, PROTOCOL, RECIPES | {"awq": "b" * 64}), "sha256 of the recipe awq was"),
     ],
 )
-def test_other_data_or_recipes_are_refused(changed: dict[str, Any], said: str) -> None:
+def test_other_data_or_recipes_are_refused(
+    changed: tuple[DatasetRecord, ProtocolRecord, dict[str, str]], said: str
+) -> None:
     with refused(said):
-        require_same_data(data(), data(**changed))
+        require_same_data(DATA, *changed)
 
 
 def test_a_recipe_is_known_by_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,19 +99,18 @@ def test_a_recipe_is_known_by_what_it_says(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_other_sensors_are_refused_with_the_reason() -> None:
-    begun = {"power": {"kind": "nvml", "url": None, "gpus": ["GPU-1"], "idle_w": {}}}
-    require_same_power(begun, {"kind": "nvml", "url": None, "gpus": ["GPU-1"], "reason": None})
+    begun = PowerPlan(kind="nvml", gpus=("GPU-1",), idle_w={})
+    require_same_power(begun, PowerPlan(kind="nvml", gpus=("GPU-1",)))
     with refused("source of power was nvml when the run was begun and is none now (no driver)"):
-        require_same_power(begun, {"kind": "none", "url": None, "gpus": None, "reason": "no driver"})
+        require_same_power(begun, PowerPlan(kind="none", reason="no driver"))
     with refused("GPUs of power was GPU-1 when the run was begun and is GPU-2 now"):
-        require_same_power(begun, {"kind": "nvml", "url": None, "gpus": ["GPU-2"], "reason": None})
+        require_same_power(begun, PowerPlan(kind="nvml", gpus=("GPU-2",)))
 
 
 def test_the_same_server_passes_though_its_port_and_command_path_are_others() -> None:
     argv = ("/b/vllm", "serve", "org/model-AWQ", "--port", "4712", "--seed", "0")
-    now = SERVER | {"kernels": ("MarlinLinearKernel",), "argv": argv, "pid": 3}
-    require_same_server({"servers": [SERVER]}, TARGET, now)
-    require_same_server({"servers": []}, TARGET, {"version": "9"})
+    require_same_server(BEGUN, replace(SERVER, argv=argv, pid=3, repeat=2))
+    require_same_server(manifest_record(configure()), replace(SERVER, version="9"))
 
 
 @pytest.mark.parametrize(
@@ -116,24 +120,24 @@ def test_the_same_server_passes_though_its_port_and_command_path_are_others() ->
         ({"checkpoint_identity": "commit 5678"}, "checkpoint of target awq was commit 1234"),
         ({"max_model_len": 2048}, "longest context of target awq was 4096"),
         ({"kernels": ("ExllamaLinearKernel",)}, "kernels of target awq was MarlinLinearKernel"),
-        ({"argv": (*SERVER["argv"], "--enforce-eager")}, "command of target awq was serve org/model-AWQ --seed 0 when"),
+        ({"argv": (*ARGV, "--enforce-eager")}, "command of target awq was serve org/model-AWQ --seed 0 when"),
     ],
 )  # fmt: skip
 def test_another_server_is_refused(changed: dict[str, Any], said: str) -> None:
     with refused(said):
-        require_same_server({"servers": [SERVER]}, TARGET, SERVER | changed)
+        require_same_server(BEGUN, replace(SERVER, **changed))
 
 
 def test_another_model_or_a_simulated_server_is_refused() -> None:
     with refused("model of target awq was org/model-AWQ"):
-        require_same_server({"servers": [SERVER]}, msgspec.structs.replace(TARGET, model="other"), SERVER)
+        require_same_server(BEGUN, replace(SERVER, model="other"))
     with refused("simulated of target awq was False"):
-        require_same_server({"servers": [SERVER]}, msgspec.structs.replace(TARGET, simulated=True), SERVER)
+        require_same_server(BEGUN, replace(SERVER, simulated=True))
 
 
 def test_another_gpu_is_refused_another_driver_or_limit_is_a_warning() -> None:
-    blocks = [{"target": "awq", "gpus": msgspec.to_builtins([gpu(power_limit_enforced_w=700.0)])}]
-    begun = {"power_blocks": blocks}
+    block = PowerBlock(target="awq", repeat=1, gpus=(gpu(power_limit_enforced_w=700.0),))
+    begun = replace(BEGUN, power_blocks=(block,))
     assert compare_gpus(begun, "awq", sensors(gpu(power_limit_enforced_w=700.0))) == []
     assert compare_gpus(begun, "fp16", sensors(gpu("GPU-9"))) == [], "was not measured before"
     with refused("GPU of target awq was GPU-1 when the run was begun and is GPU-2 now"):
@@ -145,10 +149,10 @@ def test_another_gpu_is_refused_another_driver_or_limit_is_a_warning() -> None:
 
 
 def test_another_client_is_a_warning_another_cpu_under_the_servers_is_refused() -> None:
-    client = {"loadgen": "0.1.0", "python": "3.11.2", "packages": {"uvloop": "0.21", "numpy": "2.0"}}
-    newer = {"loadgen": "0.2.0", "python": "3.11.2", "packages": {"uvloop": "0.21"}}
-    begun = {"client": client, "host": {"cpu": "EPYC", "cpus": 2}}
-    here, there = {"cpu": "EPYC"}, {"cpu": "Xeon"}
+    client = ClientRecord(loadgen="0.1.0", python="3.11.2", packages={"uvloop": "0.21", "numpy": "2.0"})
+    newer = ClientRecord(loadgen="0.2.0", python="3.11.2", packages={"uvloop": "0.21"})
+    here, there = HostRecord(cpu="EPYC", cpus=2), HostRecord(cpu="Xeon", cpus=2)
+    begun = replace(BEGUN, client=client, host=here)
     assert compare_machines(begun, client=client, host=here, serves=True) == []
     assert compare_machines(begun, client=newer, host=there, serves=False) == [
         "the client's CPU was EPYC, now Xeon",

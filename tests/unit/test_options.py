@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from made_run import manifest_record
 
 import loadgen
 from loadgen.cli.sweep import command as sweep
@@ -15,19 +16,18 @@ from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.settings import as_stored, resumed_config
 from loadgen.options import ReportOptions, RunOptions, SelftestOptions, declared
+from loadgen.record.manifest import Manifest
 from loadgen.secret import Mask
 
 URL = "http://127.0.0.1:8001"
 RUN = Path("runs/x")
 
 
-def manifest(given: dict[str, Any]) -> dict[str, Any]:
+def manifest(given: dict[str, Any]) -> Manifest:
     """As a sweep that was given these options writes it."""
     config = configure(**given)
-    content = {"config": config, "given": as_stored(given, Mask()), "client": {"loadgen": "0.1.0"}}
-    stored: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(content))
-    stored["config"]["extra_body"] = Mask().content(stored["config"]["extra_body"])
-    return stored
+    config = msgspec.structs.replace(config, extra_body=Mask().content(config.extra_body))
+    return manifest_record(config, given=as_stored(given, Mask()), client={"loadgen": "0.1.0"})
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ GIVEN: list[dict[str, Any]] = [
 @pytest.mark.parametrize("given", GIVEN, ids=lambda given: " ".join(given) or "none")
 def test_a_run_is_resumed_with_the_options_as_they_were_given(given: dict[str, Any]) -> None:
     begun = manifest(given)
-    assert set(begun["given"]) == set(given)
+    assert set(begun.given or ()) == set(given)
     assert resumed_config(RUN, begun, {}) == configure(**given)
     assert resumed_config(RUN, begun, given) == configure(**given)
 
@@ -101,21 +101,20 @@ def test_the_manifest_has_the_options_as_typed_and_no_secret() -> None:
 def test_a_key_in_a_page_of_metrics_is_masked_and_the_run_still_resumed() -> None:
     given = {"targets": {"fp16": URL}, "metrics_url": ["http://127.0.0.1:9/metrics?api_key=abcdefgh"]}
     begun = manifest(given)
-    assert "abcdefgh" not in str(begun["given"])
+    assert "abcdefgh" not in str(begun.given)
     assert resumed_config(RUN, begun, {}) == configure(**given)
 
 
 @pytest.mark.parametrize(
     "given",
-    [{"concurrency": "1"}, {"concurrency": 5}, {"concurrency": {"a": 1}}, {"no_such_option": 1}, [], "x", {"seed": "0"},
+    [{"concurrency": "1"}, {"concurrency": 5}, {"concurrency": {"a": 1}}, {"no_such_option": 1}, {"seed": "0"},
      {"targets": {"fp16": "http://author.example"}}, {"serve": "fp16", "model": "org/m"}, {"vllm": ["x"]},
      {"targets": {"fp16": None}}, {"extra_body": {"a": 1}}, {"data_file": 1}, {"api": "other"}],
     ids=str,
 )  # fmt: skip
 def test_given_options_that_do_not_make_the_stored_settings_are_refused(given: Any) -> None:
     """Consent is asked for what `config` does: options that do something else are never used."""
-    begun = manifest({"concurrency": [2]})
-    begun["given"] = given
+    begun = msgspec.structs.replace(manifest({"concurrency": [2]}), given=given)
     with pytest.raises(UsageError):
         resumed_config(RUN, begun, {})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from loadgen.power.feed import EXCHANGES, ClockOffset, measure_offset
+from loadgen.power.feed import EXCHANGES, measure_offset
+from loadgen.power.sample import ClockOffset
 from loadgen.power.wire import ClockReading
 
 

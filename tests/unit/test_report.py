@@ -18,6 +18,7 @@ import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
+from loadgen.power.sample import GpuInfo
 from loadgen.reports.html import write_report
 from loadgen.reports.html.page import page
 
@@ -342,7 +343,8 @@ def test_intervals_that_tell_nothing_are_not_known_and_their_note_says_why(tmp_p
 
 def test_a_local_model_goes_by_its_folder_and_several_gpus_are_counted(tmp_path: Path) -> None:
     run, _ = words(make_run(tmp_path / "run", model="/models/cache/tiny"))
-    run.manifest["gpu"] = [{"name": "NVIDIA L4"}, {"name": "NVIDIA L4"}]
+    gpus = tuple(GpuInfo(uuid=uuid, index=0, name="NVIDIA L4") for uuid in ("GPU-1", "GPU-2"))
+    run.__dict__["manifest"] = msgspec.structs.replace(run.manifest, gpu=gpus)
     assert "<h1>tiny on 2 × NVIDIA L4</h1>" in page(run, [])
 
 

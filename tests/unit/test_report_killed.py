@@ -51,7 +51,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_before_the_manifest_is_whole_there_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "manifest.partial").write_bytes(b'{"schema": 1, "simul')
-    assert "is no run directory: it has no manifest.json" in refused(tmp_path)
+    assert "is not a run directory: it has no manifest.json" in refused(tmp_path)
 
 
 def test_before_the_first_cell_there_is_nothing_to_report(run_dir: Path) -> None:

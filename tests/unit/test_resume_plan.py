@@ -8,20 +8,21 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import msgspec
 import pytest
 from made_run import answer, cell, ended, make_run, valid_cell, write_cell
 
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.run import load_run
 from loadgen.errors import UsageError
+from loadgen.measure import machine
 from loadgen.measure.config import configure
+from loadgen.measure.machine import await_old_servers, begin_session
 from loadgen.power.sample import PowerSample
-from loadgen.record import rundir as resume
 from loadgen.record.cell import TargetSpec, plan_blocks
 from loadgen.record.journal import CellEnd, CellStart, Journal, cell_end, cell_file, cell_files, power_file, sealed
-from loadgen.record.manifest import Manifest, read_manifest
+from loadgen.record.manifest import Attempt, Manifest, ManifestFile, ServerRecord, read_manifest
 from loadgen.record.rundir import (
-    await_old_servers,
     held,
     resume_command,
     set_aside,
@@ -81,12 +82,12 @@ def test_only_blocks_with_something_to_do_are_left(tmp_path: Path) -> None:
     assert left[0].cells == blocks[2].cells[:1]
 
 
-def manifest_of(run_dir: Path) -> Manifest:
-    content = read_manifest(run_dir)
+def manifest_of(run_dir: Path) -> ManifestFile:
+    content = json.loads((run_dir / "manifest.json").read_bytes())
     for spec in content["config"]["targets"]:
         spec["precision"] = spec["name"]
-    manifest = Manifest(run_dir, content)
-    manifest.begin()
+    manifest = ManifestFile(run_dir, msgspec.convert(content, Manifest))
+    begin_session(manifest)
     return manifest
 
 
@@ -100,7 +101,7 @@ def test_attempts_are_kept_told_and_in_no_figure(tmp_path: Path) -> None:
     for attempt, last in enumerate((b"", sealed(b'{"type":"end","t_ns":1,"aborted":"interrupted"}')), start=1):
         torn = b"".join([*whole.splitlines(keepends=True)[:3], last, b'{"type":"exch'])
         path.write_bytes(torn if not last else torn.removesuffix(b'{"type":"exch'))
-        manifest.begin()
+        begin_session(manifest)
         assert unfinished_cells(run_dir) == [OF]
         kept = path.read_bytes()
         set_aside(run_dir, OF, manifest)
@@ -108,8 +109,8 @@ def test_attempts_are_kept_told_and_in_no_figure(tmp_path: Path) -> None:
         name = f"journal/attempts/{OF.label}-a{attempt}.jsonl"
         assert (run_dir / name).read_bytes() == kept
         why = "interrupted" if last else KILLED
-        attempts.append({"cell": OF.label, "file": name, "why": why, "resumed_in_session": attempt + 1})
-        assert read_manifest(run_dir)["attempts"] == attempts
+        attempts.append(Attempt(cell=OF.label, file=name, why=why, resumed_in_session=attempt + 1))
+        assert read_manifest(run_dir).attempts == tuple(attempts)
     path.write_bytes(whole)
     assert cell_files(run_dir) == [path]
     analyse(run_dir)
@@ -121,11 +122,11 @@ def test_a_kill_between_manifest_and_move_does_not_tell_an_attempt_twice(tmp_pat
     manifest = manifest_of(run_dir)
     path = write_cell(run_dir, cell(2, index=5), ASKED)
     manifest.set_aside(cell(2, index=5), run_dir / "journal" / "attempts" / f"{path.stem}-a1.jsonl", KILLED)
-    again = Manifest(run_dir, read_manifest(run_dir))
-    again.begin()
+    again = ManifestFile(run_dir, read_manifest(run_dir))
+    begin_session(again)
     set_aside(run_dir, cell(2, index=5), again)
-    (attempt,) = read_manifest(run_dir)["attempts"]
-    assert (run_dir / attempt["file"]).exists()
+    (attempt,) = read_manifest(run_dir).attempts
+    assert (run_dir / attempt.file).exists()
 
 
 def test_nothing_is_set_aside_that_is_finished_or_not_there(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_cells_of_two_sessions_have_each_its_own_power(tmp_path: Path) -> None:
     """The monotonic clock began anew between them: the same stamps, other watts."""
     run_dir = make_run(tmp_path / "run", targets=["fp16"], concurrency=[1, 2], repeats=1)
     manifest = manifest_of(run_dir)
-    manifest.begin()
+    begin_session(manifest)
     path = cell_file(run_dir, cell(2, index=2))
     path.unlink()
     valid_cell(run_dir, cell(2, index=2))
@@ -171,7 +172,7 @@ def test_a_failure_that_a_later_session_made_good_is_no_warning_any_more(tmp_pat
     ]
     run_dir = make_run(tmp_path / "run", targets=["fp16"], failures=failures)
     cell_files(run_dir)[-1].unlink()
-    content = read_manifest(run_dir)
+    content = json.loads((run_dir / "manifest.json").read_bytes())
     content["sessions"] = [{"session": 1, "warnings": []}, {"session": 2, "warnings": ["the driver was 1, now 2"]}]
     (run_dir / "manifest.json").write_text(json.dumps(content))
     analyse(run_dir)
@@ -201,22 +202,23 @@ def test_a_run_directory_is_held_by_one_sweep_at_a_time_also_after_a_kill(tmp_pa
 
 
 def test_servers_of_a_killed_session_are_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "OLD_SERVERS_S", 0.3)
+    monkeypatch.setattr(machine, "OLD_SERVERS_S", 0.3)
     port = str(free_port())
     program = "import time; print('up', flush=True); time.sleep(600)"
     old = subprocess.Popen([sys.executable, "-c", program, "--port", port], stdout=subprocess.PIPE)
     assert old.stdout is not None
     try:
         assert old.stdout.readline() == b"up\n"
-        of = {"name": "awq", "pid": old.pid, "argv": ["vllm", "serve", "--port", port]}
+        argv = ("vllm", "serve", "--port", port)
+        of = ServerRecord(name="awq", repeat=1, version=None, pid=old.pid, argv=argv)
         assert await_old_servers([of]) == ["awq"]
-        assert await_old_servers([of | {"argv": ["vllm", "serve", "--port", "1"]}]) == [], "the id is another's now"
+        assert await_old_servers([msgspec.structs.replace(of, argv=(*argv[:-1], "1"))]) == [], "the id is another's now"
     finally:
         old.kill()
         old.wait()
         old.stdout.close()
     assert await_old_servers([of]) == []
-    assert await_old_servers([{"name": "fp16", "url": "http://h:1"}]) == [], "not ours"
+    assert await_old_servers([ServerRecord(name="fp16", repeat=1, version=None, url="http://h:1")]) == [], "not ours"
 
 
 def test_the_command_to_go_on_can_be_pasted() -> None:

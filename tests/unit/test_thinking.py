@@ -56,9 +56,9 @@ def test_reasoning_is_counted_and_kept_apart_and_only_the_answer_is_graded(tmp_p
     arguments += ["--thinking-budget", "50", "--max-tokens", "300", "--out", str(out), "--quiet"]
     done = subprocess.run([sys.executable, "-m", "loadgen", *arguments], capture_output=True, text=True, check=False)
     run = loadgen.load_run(out)
-    assert run.manifest["protocol"]["api"] == "chat", done.stderr
-    assert run.manifest["protocol"]["thinking"] == {"on": True, "budget": 50}
-    assert run.manifest["protocol"]["stops"] == [], "a stop string in the reasoning would end it"
+    assert run.manifest.protocol.api == "chat", done.stderr
+    assert run.manifest.protocol.thinking == Thinking(on=True, budget=50)
+    assert run.manifest.protocol.stops == (), "a stop string in the reasoning would end it"
     asked = run.requests[run.requests["phase"] == "measured"]
     assert (asked["reasoning_tokens"] == 50).all()
     assert (asked["output_tokens"] > 50).all()

@@ -193,7 +193,7 @@ def compare_runs(
     opened = _open(runs)
     points = [point for argument in imports for point in read_import(argument)]
     rows = tuple(row for label, run in opened.items() for row in rows_of(run, label, sizes))
-    _check_names(sizes, rows, [run.manifest["config"].get("model") for run in opened.values()])
+    _check_names(sizes, rows, [run.manifest.config.model for run in opened.values()])
     found = n_stars(rows)
     unknown = dict.fromkeys(f"{row.run}: {row.parameters_source}" for row in rows if row.parameters is None)
     return RunComparison(

@@ -21,7 +21,7 @@ from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED
-from loadgen.record.manifest import Weights
+from loadgen.record.manifest import Manifest, ServerRecord, Weights
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _GIVEN = re.compile(r"\s*([0-9.]+(?:[eE][0-9]+)?)\s*([KMBT]?)\s*", re.IGNORECASE)
@@ -180,12 +180,12 @@ _NUMBERS = (
 )  # fmt: skip
 
 
-def _code(server: Mapping[str, Any]) -> list[str]:
+def _code(server: ServerRecord) -> list[str]:
     """What runs the model: the kernels, and that it ran without CUDA graphs or with another KV cache than 16-bit."""
-    kept = server.get("kv_cache_dtype")
+    kept = server.kv_cache_dtype
     return [
-        *(server.get("kernels") or ()),
-        *(["eager"] if server.get("eager") else []),
+        *(server.kernels or ()),
+        *(["eager"] if server.eager else []),
         *([f"{kept} KV cache"] if kept not in (None, *SIXTEEN_BITS) else []),
     ]
 
@@ -196,19 +196,17 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
 
     Raises UsageError if the run's analysis.json is of an older version.
     """
-    manifest, config = run.manifest, run.manifest["config"]
+    manifest, config = run.manifest, run.manifest.config
     precisions = dict(zip(run.summary["target"], run.summary["precision"], strict=True))
     indices = {(entry.target, entry.concurrency): entry for entry in run.analysis.indices}
     trust = {(test.target, test.concurrency): test.verdict for test in run.analysis.trust}
     valid = _valid_repeats(run)
     gpu, count, memory = _hardware(manifest)
-    counted = msgspec.convert(manifest.get("weights"), Weights | None)
-    dataset = manifest["dataset"]["name"]
     rows = []
     for summary in run.summary.to_dict("records"):
         key = str(summary["target"]), int(summary["concurrency"])
-        model = config.get("model") or _served(manifest, config["reference"])
-        size = model_size(model, counted, sizes, label, key[0])
+        model = config.model or _served(manifest, config.reference)
+        size = model_size(model, manifest.weights, sizes, label, key[0])
         entry = indices.get(key)
         cor = entry.cor_tps if entry is not None else None
         figures = {name: _number(summary.get(name)) for name in _NUMBERS}
@@ -222,13 +220,13 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 parameters_source=size.source,
                 gpu=gpu,
                 gpu_count=count,
-                dataset=dataset,
-                protocol=manifest["protocol"]["name"],
-                fixed_length=config.get("fixed_length"),
-                vllm=_joined(server.get("version") for server in servers),
+                dataset=manifest.dataset.name,
+                protocol=manifest.protocol.name,
+                fixed_length=config.fixed_length,
+                vllm=_joined(server.version for server in servers),
                 kernels=_joined(name for server in servers for name in _code(server)),
-                reference=precisions.get(config["reference"], config["reference"]),
-                is_reference=key[0] == config["reference"],
+                reference=precisions.get(config.reference, config.reference),
+                is_reference=key[0] == config.reference,
                 target=key[0],
                 precision=str(summary["precision"]),
                 concurrency=key[1],
@@ -248,8 +246,8 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
                 latency_valid=_count(summary["latency_valid"]),
                 energy_valid=_count(summary["energy_valid"]),
                 answers_valid=_count(summary["answers_valid"]),
-                pairs=len(valid.get(key, set()) & valid.get((config["reference"], key[1]), set())),
-                simulated=bool(summary["simulated"]) or bool(manifest["simulated"]),
+                pairs=len(valid.get(key, set()) & valid.get((config.reference, key[1]), set())),
+                simulated=bool(summary["simulated"]) or manifest.simulated,
                 **figures,
             )
         )
@@ -264,27 +262,23 @@ def _valid_repeats(run: Run) -> dict[tuple[str, int], set[int]]:
     return found
 
 
-def _hardware(manifest: dict[str, Any]) -> tuple[str | None, int | None, float | None]:
+def _hardware(manifest: Manifest) -> tuple[str | None, int | None, float | None]:
     """Name, count and total memory (bytes) of what the servers ran on."""
-    config = manifest["config"]
-    if config.get("mode") == "serve" and config.get("device") == "cpu":
-        host = manifest["host"]
-        return f"CPU {host['cpu']}, {host['cpus']} cores", 1, None
-    gpus = manifest.get("gpu") or []
-    totals = [gpu["memory_total_bytes"] for gpu in gpus if gpu.get("memory_total_bytes")]
-    names = " + ".join(sorted({str(gpu["name"]) for gpu in gpus})) or None
+    if manifest.config.mode == "serve" and manifest.config.device == "cpu":
+        return f"CPU {manifest.host.cpu}, {manifest.host.cpus} cores", 1, None
+    gpus = manifest.gpu or ()
+    totals = [gpu.memory_total_bytes for gpu in gpus if gpu.memory_total_bytes]
+    names = " + ".join(sorted({gpu.name for gpu in gpus})) or None
     return names, len(gpus) or None, float(sum(totals)) if totals and len(totals) == len(gpus) else None
 
 
-def _servers(manifest: dict[str, Any], target: str) -> list[dict[str, Any]]:
-    return [server for server in manifest["servers"] if server.get("name") == target]
+def _servers(manifest: Manifest, target: str) -> list[ServerRecord]:
+    return [server for server in manifest.servers if server.name == target]
 
 
-def _served(manifest: dict[str, Any], reference: str) -> str | None:
-    for server in [*_servers(manifest, reference), *manifest["servers"]]:
-        if server.get("model"):
-            return str(server["model"])
-    return None
+def _served(manifest: Manifest, reference: str) -> str | None:
+    servers = [*_servers(manifest, reference), *manifest.servers]
+    return next((server.model for server in servers if server.model), None)
 
 
 def _joined(words: Any) -> str | None:

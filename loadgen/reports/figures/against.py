@@ -54,7 +54,7 @@ def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None
     curves = {target: points for target, points in curves.items() if points}
     if not curves:
         return None
-    sheet = Sheet(looks, simulated=run.manifest["simulated"])
+    sheet = Sheet(looks, simulated=run.manifest.simulated)
     axes = sheet.axes[0]
     for value, words in ((0.0, "as fast as the reference"), (1.0, "half as fast")):
         border(axes, value, dashed=value > 0)
@@ -88,7 +88,7 @@ def draw_advantage(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure 
     columns = min(2, len(shown))
     rows = math.ceil(len(shown) / columns)
     sheet = Sheet(
-        looks, simulated=run.manifest["simulated"], rows=rows, columns=columns, panel=(2.9, 2.1), gap=(0.78, 0.5)
+        looks, simulated=run.manifest.simulated, rows=rows, columns=columns, panel=(2.9, 2.1), gap=(0.78, 0.5)
     )
     for axes, (metric, crossovers) in zip(sheet.axes, shown.items(), strict=False):
         _panel(sheet, axes, run, metric, crossovers)
@@ -167,7 +167,7 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, bits: int, targets:
     panels = {label: values for label, values in panels.items() if any(values.values())}
     if not panels:
         return None
-    sheet = Sheet(looks, simulated=run.manifest["simulated"], columns=len(panels), panel=(2.2, 2.2), gap=(0.6, 0.0))
+    sheet = Sheet(looks, simulated=run.manifest.simulated, columns=len(panels), panel=(2.2, 2.2), gap=(0.6, 0.0))
     for axes, (label, values) in zip(sheet.axes, panels.items(), strict=True):
         for target in targets:
             points = [

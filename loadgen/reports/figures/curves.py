@@ -63,7 +63,7 @@ def draw_curves(run: Run, looks: Mapping[str, Look], folder: Path) -> Iterator[F
 
 
 def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Figure:
-    sheet = Sheet(looks, simulated=run.manifest["simulated"])
+    sheet = Sheet(looks, simulated=run.manifest.simulated)
     axes = sheet.axes[0]
     for target in looks:
         _line(sheet, axes, run, target, curve)
@@ -167,7 +167,7 @@ def draw_si(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     if not entries:
         return None
     shown = [target for target in looks if any(entry["target"] == target for entry in entries)]
-    sheet = Sheet(looks, simulated=run.manifest["simulated"])
+    sheet = Sheet(looks, simulated=run.manifest.simulated)
     axes = sheet.axes[0]
     border(axes, 1.0)
     for target in shown:

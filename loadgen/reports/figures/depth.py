@@ -27,7 +27,7 @@ def draw_depth(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | No
     steps = list(dict.fromkeys(bucket["steps"] for buckets in tests.values() for bucket in buckets))
     steps.sort(key=lambda name: int(name.rstrip("+").split("-")[0]))
     longest = max(tests.values(), key=len)
-    sheet = Sheet(looks, simulated=run.manifest["simulated"], columns=3, panel=(2.3, 2.4), gap=(0.62, 0.0))
+    sheet = Sheet(looks, simulated=run.manifest.simulated, columns=3, panel=(2.3, 2.4), gap=(0.62, 0.0))
     absolute, gap, loss = sheet.axes
     accuracies = {reference: _values(longest, "reference_accuracy")} | {
         target: _values(buckets, "accuracy") for target, buckets in tests.items()

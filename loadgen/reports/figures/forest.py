@@ -39,7 +39,7 @@ def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figu
         Column(label="accuracy", values=_summary(run, "accuracy"), percent=True, floor=None),
         Column(label="COR", values=_indices(run, "cor_tps"), borders=(0.0, 1.0), floor=-1.0),
     ]
-    figures = "Figures 2 (A) and " + ("4 (a–c)" if run.manifest["dataset"]["name"] == "mathqa" else "3")
+    figures = "Figures 2 (A) and " + ("4 (a–c)" if run.manifest.dataset.name == "mathqa" else "3")
     of = f", {asked(run)}" if asked(run) else ""
     caption = (
         f"By precision, for each asked B; bars are 95% intervals (accuracy: over items{of}, else over repeats). COR "
@@ -57,7 +57,7 @@ def draw_pillars(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | 
         Column(label="S_SI (energy)", values=_indices(run, "s_si"), borders=(1.0,)),
         Column(label="SI", values=_indices(run, "si"), borders=(1.0,)),
     ]
-    also = " and 4 (d–f)" if run.manifest["dataset"]["name"] == "mathqa" else ""
+    also = " and 4 (d–f)" if run.manifest.dataset.name == "mathqa" else ""
     caption = (
         "The three pillars and SI against the reference (1), for each asked B; bars are 95% intervals; S_SI is clamped "
         f"at 1. Corresponds to Figure 2 (B){also} of the paper. Numbers: analysis.json, indices."
@@ -77,7 +77,7 @@ def _draw(
     places = _places(keys)
     height = max(_LEAST_IN, _ROW_IN * (max(places.values()) + 1.2))
     sheet = Sheet(
-        looks, simulated=run.manifest["simulated"], columns=len(columns), panel=(1.75, height), gap=(0.22, 0.0),
+        looks, simulated=run.manifest.simulated, columns=len(columns), panel=(1.75, height), gap=(0.22, 0.0),
         left=0.75, sharey=True,
     )  # fmt: skip
     for axes, column in zip(sheet.axes, columns, strict=True):

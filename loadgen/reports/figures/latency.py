@@ -138,7 +138,7 @@ def _draw(
     shares = np.linspace(0.0, 1.0, max(20, min(_QUANTILES, _VERTICES // lines)))
     width = 4.5 if columns == 1 else 2.6
     sheet = Sheet(
-        looks, simulated=run.manifest["simulated"], rows=rows, columns=columns, panel=(width, 1.7), gap=(0.25, 0.62),
+        looks, simulated=run.manifest.simulated, rows=rows, columns=columns, panel=(width, 1.7), gap=(0.25, 0.62),
         left=0.62, sharey=True, sharex=True,
     )  # fmt: skip
     invalid = False

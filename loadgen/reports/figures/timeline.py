@@ -170,7 +170,7 @@ def _draw(
     cells = run.cells[run.cells["target"] == target].to_dict("records")
     doubts = {(cell["concurrency"], cell["repeat"]): _doubt(cell) for cell in cells}
     sheet = Sheet(
-        looks, simulated=run.manifest["simulated"], rows=len(batches), columns=len(repeats), panel=(2.4, 0.95),
+        looks, simulated=run.manifest.simulated, rows=len(batches), columns=len(repeats), panel=(2.4, 0.95),
         gap=(0.62 if powered else 0.3, 0.42), left=0.62, right=0.66 if powered else 0.18,
     )  # fmt: skip
     panels = iter(sheet.axes)

@@ -22,6 +22,8 @@ from loadgen._version import __version__
 from loadgen.analysis.run import Run
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
+from loadgen.power.sample import GpuInfo
+from loadgen.record.manifest import Manifest
 from loadgen.reports.figures import Figure, draw_figures
 from loadgen.reports.figures.sheet import looks_of
 from loadgen.reports.grid import NOT_KNOWN, WHY_NOT_KNOWN, interval
@@ -86,29 +88,27 @@ _GLANCE = ("target", "B", "tok/s × ref", "95% CI", "J/query × ref", "95% CI", 
 _TRAP = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
 
 
-def conditions(manifest: Entry) -> str:
+def conditions(manifest: Manifest) -> str:
     """Dataset, protocol, batches, windows, repeats and date in one line."""
-    dataset, protocol, config = manifest["dataset"], manifest["protocol"], manifest["config"]
-    window = f"{config['duration_s']:g} s" if config["duration_s"] else f"{config['requests']} requests"
-    arrival = config.get("arrival", CLOSED)
-    b = ", ".join(map(str, config["concurrency"]))
+    dataset, protocol, config = manifest.dataset, manifest.protocol, manifest.config
+    window = f"{config.duration_s:g} s" if config.duration_s else f"{config.requests} requests"
+    b = ", ".join(map(str, config.concurrency))
     parts = [
-        f"{dataset['name']}, {dataset['items']} items",
-        f"protocol {protocol['name']}, {protocol['api']}, at most {protocol['max_tokens']} tokens",
-        f"B {b}" if arrival == CLOSED else f"{arrival}, at most {b} in flight",
+        f"{dataset.name}, {dataset.items} items",
+        f"protocol {protocol.name}, {protocol.api}, at most {protocol.max_tokens} tokens",
+        f"B {b}" if config.arrival == CLOSED else f"{config.arrival}, at most {b} in flight",
         f"windows of {window}",
-        f"{config['repeats']} repeats",
+        f"{config.repeats} repeats",
         started(manifest),
     ]
     return " · ".join(part for part in parts if part)
 
 
-def started(manifest: Entry) -> str:
+def started(manifest: Manifest) -> str:
     """When the run began, in UTC; empty where the manifest does not say."""
-    anchors = manifest.get("clock_anchors") or ()
-    if not anchors:
+    if not manifest.clock_anchors:
         return ""
-    return f"{datetime.fromtimestamp(anchors[0]['unix_ns'] / 1e9, UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{datetime.fromtimestamp(manifest.clock_anchors[0].unix_ns / 1e9, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def verdicts(run: Run) -> Html:
@@ -233,20 +233,20 @@ _SERVERS = ("server", "repeat", "vLLM", "weights", "KV cache", "CUDA graphs", "k
 _GRAPHS = {True: "no (eager)", False: "yes", None: "not known"}
 
 
-def servers(manifest: Entry) -> Html:
+def servers(manifest: Manifest) -> Html:
     """A row per server and repeat."""
     rows = [
         (
-            f"{server['name']} {STAMP}" if manifest["simulated"] else server["name"],
-            str(server["repeat"]),
-            str(server["version"] or "not known"),
-            str(server.get("quantization") or "not known"),
-            str(server.get("kv_cache_dtype") or "not known"),
-            _GRAPHS[server.get("eager")],
-            ", ".join(server.get("kernels") or ()) or "not known",
-            " ".join(server.get("argv") or ()) or str(server.get("url", "not known")),
+            f"{server.name} {STAMP}" if manifest.simulated else server.name,
+            str(server.repeat),
+            server.version or "not known",
+            server.quantization or "not known",
+            server.kv_cache_dtype or "not known",
+            _GRAPHS[server.eager],
+            ", ".join(server.kernels or ()) or "not known",
+            " ".join(server.argv or ()) or server.url or "not known",
         )
-        for server in manifest["servers"]
+        for server in manifest.servers
     ]
     return table(_SERVERS, rows, label="Servers", short_columns=(0, 2))
 
@@ -254,25 +254,25 @@ def servers(manifest: Entry) -> Html:
 def manifest_excerpt(run: Run) -> Html:
     """The facts that a reader looks for, then manifest.json as it stands."""
     manifest = run.manifest
-    config, dataset, protocol, host = (manifest[key] for key in ("config", "dataset", "protocol", "host"))
-    power = manifest.get("power") or {}
-    gpus = [_gpu(gpu) for gpu in manifest.get("gpu") or ()]
-    models = dict.fromkeys(str(server["model"]) for server in manifest["servers"] if server.get("model"))
-    published = "published file" if dataset["published"] else "another file than the published one"
+    config, dataset, protocol, host, power = (
+        manifest.config, manifest.dataset, manifest.protocol, manifest.host, manifest.power,
+    )  # fmt: skip
+    models = dict.fromkeys(server.model for server in manifest.servers if server.model)
+    published = "published file" if dataset.published else "another file than the published one"
     rows = [
-        ("simulated", f"yes, {STAMP}: a cost model answered, not a GPU" if manifest["simulated"] else "no"),
+        ("simulated", f"yes, {STAMP}: a cost model answered, not a GPU" if manifest.simulated else "no"),
         ("started", started(manifest)),
-        ("model", str(config["model"] or ", ".join(models))),
-        ("GPU", "; ".join(gpus)),
-        ("power", ": ".join(str(part) for part in (power.get("kind"), power.get("reason")) if part)),
-        ("dataset", f"{dataset['name']}, {dataset['items']} items, {published}, sha256 {dataset['sha256']}"),
-        ("protocol", f"{protocol['name']}, sha256 {protocol['sha256']}"),
-        ("temperature", _shown(protocol.get("temperature"))),
-        ("seed", _shown(config.get("seed"))),
-        ("reference", str(config["reference"])),
-        ("targets", ", ".join(str(target["name"]) for target in config["targets"])),
-        ("client", f"loadgen {manifest['client']['loadgen']}"),
-        ("host", ", ".join((f"{host['cpu']}, {host['cpus']} CPUs", *host.get("cpu_vectors", ())))),
+        ("model", config.model or ", ".join(models)),
+        ("GPU", "; ".join(map(_gpu, manifest.gpu or ()))),
+        ("power", ": ".join(filter(None, (power.kind, power.reason)))),
+        ("dataset", f"{dataset.name}, {dataset.items} items, {published}, sha256 {dataset.sha256}"),
+        ("protocol", f"{protocol.name}, sha256 {protocol.sha256}"),
+        ("temperature", _shown(protocol.temperature)),
+        ("seed", _shown(config.seed)),
+        ("reference", config.reference),
+        ("targets", ", ".join(target.name for target in config.targets)),
+        ("client", f"loadgen {manifest.client.loadgen}"),
+        ("host", ", ".join((f"{host.cpu}, {host.cpus} CPUs", *host.cpu_vectors))),
     ]
     whole = Folder(run.path).read("manifest.json").decode("utf-8", "replace")
     return join(
@@ -283,14 +283,14 @@ def manifest_excerpt(run: Run) -> Html:
     )
 
 
-def _gpu(gpu: Entry) -> str:
-    parts = [str(gpu["name"])]
-    if gpu.get("memory_total_bytes"):
-        parts.append(f"{gpu['memory_total_bytes'] / 1e9:.0f} GB")
-    if gpu.get("power_limit_enforced_w"):
-        parts.append(f"{gpu['power_limit_enforced_w']:.0f} W")
-    if gpu.get("driver"):
-        parts.append(f"driver {gpu['driver']}")
+def _gpu(gpu: GpuInfo) -> str:
+    parts = [gpu.name]
+    if gpu.memory_total_bytes:
+        parts.append(f"{gpu.memory_total_bytes / 1e9:.0f} GB")
+    if gpu.power_limit_enforced_w:
+        parts.append(f"{gpu.power_limit_enforced_w:.0f} W")
+    if gpu.driver:
+        parts.append(f"driver {gpu.driver}")
     return ", ".join(parts)
 
 
@@ -313,7 +313,7 @@ def write_report(run: Run) -> Path:
 
 def page(run: Run, figures: Sequence[Figure]) -> str:
     """The page's markup, with those figures."""
-    simulated = bool(run.manifest["simulated"])
+    simulated = run.manifest.simulated
     sections = _sections(run, figures, simulated)
     contents = element(
         "nav", element("ol", *(element("li", element("a", title, href=f"#{name}")) for name, title, _ in sections)),
@@ -385,7 +385,7 @@ def _folded(summary: str, content: Html) -> Html:
 
 
 def _footer(run: Run) -> Html:
-    measured = run.manifest["client"]["loadgen"]
+    measured = run.manifest.client.loadgen
     return element("footer", f"Made by loadgen {__version__} from a run of loadgen {measured}.")
 
 

@@ -66,7 +66,7 @@ _CROSSOVERS = ("target", "by", "B*", "95% CI", "in words")
 
 def result(run: Run) -> Html:
     """The table of the terminal with all its columns."""
-    reference = run.manifest["config"]["reference"]
+    reference = run.manifest.config.reference
     rows = table_rows(run.summary)
     columns = shown_columns(rows)
     made = table(
@@ -93,7 +93,7 @@ def traffic(run: Run) -> Html:
     if rows := traffic_rows(run):
         note = (
             "Latencies begin when a request was due, whenever the client came to send it. Late: sent more than 5 ms "
-            f"after that. Dropped: {run.manifest['config']['concurrency'][0]} requests were in flight already."
+            f"after that. Dropped: {run.manifest.config.concurrency[0]} requests were in flight already."
         )
         made = table(TRAFFIC, rows, label="Arrivals", grouped_by=(0,), short_columns=(0,))
         parts += [element("p", note, class_="small"), made]
@@ -217,9 +217,9 @@ def validity(run: Run) -> Html:
     if len(invalid) > _MOST_REASONS:
         reasons.append(f"and {len(invalid) - _MOST_REASONS} more, listed below")
     reasons += checkpoint_notes(run.manifest)
-    power = run.manifest.get("power") or {}
-    if power.get("kind") == "none":
-        reasons.append(f"energy: not measured, {power['reason']}")
+    power = run.manifest.power
+    if power.kind == "none":
+        reasons.append(f"energy: not measured, {power.reason}")
     told = element("p", element("strong", line + "."), " Intervals are 95%.")
     return element("div", told, items(reasons), class_="validity" if run.complete else "validity warn")
 
