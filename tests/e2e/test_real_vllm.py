@@ -64,10 +64,10 @@ def test_three_precisions_in_one_command(tiny: Path, tmp_path: Path) -> None:
     assert swept.returncode == (0 if run.complete else 1)
     assert not run.manifest.simulated
     servers = {server.name: server for server in run.manifest.servers}
-    assert servers["bf16"]["version"].startswith("0.32")
-    assert "vllm:num_requests_running" in servers["bf16"]["metric_names"]
-    assert any("Int8" in kernel for kernel in servers["int8"]["kernels"])
-    assert "bitsandbytes" in servers["bnb-nf4"]["argv"]
+    assert servers["bf16"].version.startswith("0.32")
+    assert "vllm:num_requests_running" in servers["bf16"].metric_names
+    assert any("Int8" in kernel for kernel in servers["int8"].kernels)
+    assert "bitsandbytes" in servers["bnb-nf4"].argv
     assert "SIMULATED" not in (out / "report.html").read_text()
 
 

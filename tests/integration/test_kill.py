@@ -34,7 +34,7 @@ def test_it_was_killed_and_resumed(killed: KilledRun) -> None:
     assert len(killed.kills) == KILLS
     assert IN_CELL in {kill.phase for kill in killed.kills}
     sessions = read_manifest(killed.run_dir).sessions
-    assert [session["session"] for session in sessions] == list(range(1, len(sessions) + 1))
+    assert [session.session for session in sessions] == list(range(1, len(sessions) + 1))
     assert len(sessions) <= len(killed.kills) + 1
 
 

@@ -75,12 +75,12 @@ def test_sensors_are_known_from_the_start(stub: Path, server: KnownServer, tmp_p
     env = Curve(base_w=WATTS).environment(stub, COUNTER_PERIOD_MS=100)
     done = sweep(server, out, env, "--power", "nvml")
     (block,) = loadgen.load_run(out).manifest.power_blocks
-    rest_w = block["rest_w"][uuid_of(0)]
-    period_s = block["calibration"][uuid_of(0)]["counter_period_s"]
+    rest_w = block.rest_w[uuid_of(0)]
+    period_s = block.calibration[uuid_of(0)].counter_period_s
     # A busy machine reads the counter some 10 ms late, at either end of some 2 s.
     assert rest_w == pytest.approx(WATTS, rel=0.05)
     assert period_s == pytest.approx(0.1, rel=0.3)
-    assert (block["samples_lost"], block["pulls_failed"]) == (0, 0)
+    assert (block.samples_lost, block.pulls_failed) == (0, 0)
     told = re.search(rf"fp16 at rest: {uuid_of(0)} ([0-9.]+) W \(energy counter every ([0-9]+) ms", done.stdout)
     assert told is not None, done.stdout
     assert float(told[1]) == pytest.approx(rest_w, abs=0.051)
