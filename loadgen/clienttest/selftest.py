@@ -1,9 +1,4 @@
-"""Selftest: whether this machine's client measures a given traffic truly, and how much more it could take.
-
-A selftest as lines of text.
-
-Drive: a cell of a sweep against the server of known timing.
-"""
+"""Selftest: whether this machine's client measures a given load correctly, and how much more it could take."""
 
 from __future__ import annotations
 
@@ -44,20 +39,29 @@ from loadgen.workload.questions import sample_items, warmup_items
 FIRST_MS = 20.0
 """The server's TTFT."""
 ANSWER_S = 0.4
-"""About how long an answer lasts: long enough to stream, short enough that slots are refilled in a short window."""
+"""Approximate length of an answer: long enough to stream, short enough that slots are refilled in a short window."""
 FEWEST_TOKENS, MOST_TOKENS = 4, 400
 WINDOW_ANSWERS = 1.5
-"""Least length of a window, in answers."""
+"""Shortest window, in answers."""
 TIMEOUT_S = 60.0
+ITL_MS = 10.0
+"""The default, as fast as most servers of models from 7B on."""
+SLOWEST_ITL_MS = 500.0
+WINDOW_S = 2.0
+SEARCH_WINDOW_S = 0.8
+SEARCH_TRIALS = 4
+BUDGET_S = 12.0
+"""No further trial begins after this."""
+STEP, LONGEST_STEP = 1.4, 4.0
+_CLOSE = 1.15
+"""A bracket whose ends are this close is not halved again."""
 
 
 def run_trial(
     concurrency: int, tokens_per_s: float, *, workers: int = 1, transport: str = "raw", window_s: float = 1.0
 ) -> Trial:
-    """One cell of a sweep, `window_s` long at least, against a server of this very timing on this machine.
-
-    Raises ServerError when no figure came of it.
-    """
+    """One cell of a sweep, at least `window_s` long, against a server of this timing on this machine. Raises
+    ServerError when it gave no figure."""
     itl_ms = 1e3 * concurrency / tokens_per_s
     tokens = min(max(round(1e3 * ANSWER_S / itl_ms), FEWEST_TOKENS), MOST_TOKENS)
     window_s = max(window_s, WINDOW_ANSWERS * (FIRST_MS + tokens * itl_ms) / 1e3)
@@ -79,7 +83,7 @@ def run_trial(
             journal.close()
         data = read_cell(path)
     if data is None or data.window is None or end.aborted is not None:
-        raise ServerError(f"the selftest's cell ended early: {end.aborted or 'it never got warm'}")
+        raise ServerError(f"the selftest's cell ended early: {end.aborted or 'its warm-up did not end'}")
     return trial_of(data, transport, tokens_per_s, itl_ms, tokens)
 
 
@@ -101,7 +105,7 @@ async def _run(cell: Cell, assignment: Assignment, workers: int, journal: Journa
 
 @contextlib.contextmanager
 def _server(itl_ms: float) -> Iterator[str]:
-    """Its address; it ends with this block, or with this process."""
+    """The server's URL; the server ends with this block, or with this process."""
     argv = [sys.executable, "-m", "loadgen.clienttest.server", "--first-ms", str(FIRST_MS), "--tick-ms", str(itl_ms)]
     pipe, env = subprocess.PIPE, without_secrets(os.environ)
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, env=env) as process:
@@ -115,80 +119,68 @@ def _server(itl_ms: float) -> Iterator[str]:
             process.kill()
 
 
-ITL_MS = 10.0
-"""As fast as servers of 7B models and more decode: what is assumed where nothing is said."""
-SLOWEST_ITL_MS = 500.0
-WINDOW_S = 2.0
-SEARCH_WINDOW_S = 0.8
-SEARCH_TRIALS = 4
-BUDGET_S = 12.0
-"""No further trial begins after this."""
-STEP, LONGEST_STEP = 1.4, 4.0
-_CLOSE = 1.15
-"""A bracket whose ends are this close is not halved any more."""
-
-
 class Selftest(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on one traffic. Nothing in it is about a model or a server: the client alone was measured."""
+    """Whether this client is enough for one load. It says nothing about a model or a server: only the client was
+    measured."""
 
     trial: Trial
-    """Of the traffic that was asked about."""
+    """The trial of the requested load."""
     capacity_tokens_per_s: float | None
     """Highest rate at this B at which these processes stayed within every limit; None: at none that was tried."""
     capacity_below_tokens_per_s: float | None
-    """Lowest rate at which they did not; None: none was found, or the selftest's own server had no more to give."""
+    """Lowest rate at which they did not; None: none was found, or the selftest's own server reached its own limit."""
     trials: tuple[Trial, ...]
-    """All of them, in the order in which they were run."""
+    """All trials, in order."""
     workers_needed: int | None
     """Client processes that stayed within every limit; None: no number that was tried on these cores."""
     cores: int
     load_average: float
-    """Of the machine, over the minute before the selftest: other work is in its errors."""
+    """The machine's load over the minute before the selftest: other work adds to the errors."""
 
     @property
     def enough(self) -> bool:
-        """The processes that were asked about are."""
-        return self.trial.stands
+        """Whether the requested processes are enough."""
+        return self.trial.passes
 
     @property
     def sentence(self) -> str:
-        """The verdict."""
-        t = self.trial
+        """The result as a sentence."""
+        t, capacity = self.trial, self.capacity_tokens_per_s
         processes = "one process is" if t.workers == 1 else f"{t.workers} processes are"
-        traffic = f"B = {t.concurrency} at {t.tokens_per_s_asked:,.0f} tokens/s"
+        load = f"B = {t.concurrency} at {t.tokens_per_s_asked:,.0f} tokens/s"
         if not t.valid:
             return (
-                f"no verdict on {traffic}: on {self.cores} cores beside the client, the selftest's own server sent "
+                f"no verdict on {load}: on {self.cores} cores shared with the client, the selftest's own server sent "
                 f"{t.offered_share:.0%} of it"
             )
         if self.enough:
-            return f"{processes} enough for {traffic}: {_uses(t)}{self._room}"
-        why = f"{processes} not enough for {traffic}: {'; '.join(t.faults)}"
+            whose = "it uses" if t.workers == 1 else "the busiest uses"
+            sentence = f"{processes} enough for {load}: {whose} {t.cpu_share:.0%} of a core"
+            if capacity is not None and capacity > t.tokens_per_s_asked:
+                least = "" if self.capacity_below_tokens_per_s is not None else "at least "
+                sentence += f", and {least}{capacity:,.0f} tokens/s also stayed within the limits"
+            return sentence
+        why = f"{processes} not enough for {load}: {'; '.join(t.faults)}"
         if self.workers_needed is not None:
             return f"{why}. Use --workers {self.workers_needed}"
         return f"{why}. No number of processes was, on {self.cores} cores at a load average of {self.load_average:.1f}"
 
-    @property
-    def _room(self) -> str:
-        capacity = self.capacity_tokens_per_s
-        if capacity is None or capacity <= self.trial.tokens_per_s_asked:
-            return ""
-        least = "" if self.capacity_below_tokens_per_s is not None else "at least "
-        return f", and {least}{capacity:,.0f} tokens/s stayed within the limits, too"
-
 
 def selftest(*, budget_s: float = BUDGET_S, **options: Unpack[SelftestOptions]) -> Selftest:
-    """Tries the traffic that is asked about, then looks for the highest rate; `budget_s`: no trial begins later.
+    """Tries the requested load, then searches for the highest rate; no trial begins after `budget_s`.
 
-    A rate is said in tokens a second over all streams, or in ms between the tokens of one. Raises UsageError for wrong
-    use, and ServerError where no figure came of the traffic itself.
+    The rate is given in tokens per second over all streams, or in ms between the tokens of one. Raises UsageError for
+    wrong use, and ServerError where the requested load gave no figure.
     """
     o = complete(SelftestOptions, options)
     concurrency, workers, transport = o["concurrency"], o["workers"], o["transport"]
     rate = _rate(concurrency, o["tokens_per_s"], o["itl_ms"])
     load_average, bench = os.getloadavg()[0], _Bench(concurrency, transport, budget_s)
     trial = bench.trial(rate, workers, WINDOW_S)
-    needed = workers if trial.stands else bench.workers_for(trial)
+    needed = workers if trial.passes else None
+    if trial.valid and not trial.passes and not bench.over:
+        with contextlib.suppress(ServerError):
+            needed = next((t.workers for t in bench.more_workers(rate, workers + 1) if t.passes), None)
     capacity, below = bench.capacity(trial)
     return Selftest(
         trial=trial,
@@ -202,25 +194,18 @@ def selftest(*, budget_s: float = BUDGET_S, **options: Unpack[SelftestOptions]) 
 
 
 def fewest_workers(concurrency: int, tokens_per_s: float, transport: str) -> tuple[int, list[Trial]]:
-    """How many client processes a sweep should use, no more than cores or slots, and the trials that say so.
+    """How many client processes a sweep should use, at most as many as cores or slots, and the trials behind it.
 
-    Where none of the numbers stays within all limits, the one with the fewest faults. Raises ServerError where no
-    figure came of a trial.
+    Where no number stays within all limits, the one with the fewest faults. Raises ServerError where a trial gave no
+    figure.
     """
     bench = _Bench(concurrency, transport, BUDGET_S)
-    best: Trial | None = None
-    for workers in range(1, min(cores(), concurrency) + 1):
-        trial = bench.trial(tokens_per_s, workers, SEARCH_WINDOW_S)
-        if best is None or len(trial.faults) < len(best.faults):
-            best = trial
-        if trial.stands or not trial.valid or bench.over:
-            break
-    assert best is not None
+    best = min(bench.more_workers(tokens_per_s, 1), key=lambda trial: len(trial.faults))
     return best.workers, bench.trials
 
 
 def cores() -> int:
-    """That this process may use."""
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -238,49 +223,42 @@ class _Bench:
         return monotonic() > self._deadline_s
 
     def trial(self, rate: float, workers: int, window_s: float) -> Trial:
-        """One with faults is run again, where it was not short of CPU, and the better counts: a machine that stood
-        still for a moment is not what is asked about."""
+        """One trial. With faults that are not from a lack of CPU it is run again and the better counts, because a
+        machine that paused for a moment says nothing about the client."""
         found = self._once(rate, workers, window_s)
         if found.valid and found.faults and found.cpu_share <= BUSY_SHARE and not self.over:
             again = self._once(rate, workers, window_s)
             found = again if again.valid and len(again.faults) < len(found.faults) else found
         return found
 
-    def workers_for(self, asked: Trial) -> int | None:
-        """The fewest of the numbers tried that stay within all limits, no more than there are cores or slots."""
-        for workers in range(asked.workers + 1, min(cores(), self._concurrency) + 1):
-            if not asked.valid or self.over:
+    def more_workers(self, rate: float, first: int) -> Iterator[Trial]:
+        """Trials with `first` processes and more, up to one that passes; at most as many as cores or slots."""
+        for workers in range(first, min(cores(), self._concurrency) + 1):
+            trial = self.trial(rate, workers, SEARCH_WINDOW_S)
+            yield trial
+            if trial.passes or not trial.valid or self.over:
                 break
-            trial = self._probe(asked.tokens_per_s_asked, workers)
-            if trial is not None and trial.stands:
-                return workers
-        return None
 
-    def capacity(self, asked: Trial) -> tuple[float | None, float | None]:
+    def capacity(self, trial: Trial) -> tuple[float | None, float | None]:
         """The highest rate that stayed within all limits, and the lowest that did not, by a few trials."""
         good: float | None = None
         bad: float | None = None
-        trial: Trial | None = asked
         for left in range(SEARCH_TRIALS, -1, -1):
-            if trial is None or not trial.valid:
+            if not trial.valid:
                 break
             rate = trial.tokens_per_s_asked
-            if trial.stands:
+            if trial.passes:
                 good = max(good or 0.0, rate)
             else:
                 bad = min(bad or math.inf, rate)
             following = _next_rate(good, bad, trial)
             if following is None or self.over or not left:
                 break
-            trial = self._probe(following, asked.workers)
+            try:
+                trial = self.trial(following, trial.workers, SEARCH_WINDOW_S)
+            except ServerError:
+                break
         return good, bad
-
-    def _probe(self, rate: float, workers: int) -> Trial | None:
-        """None where no figure came of it."""
-        try:
-            return self.trial(rate, workers, SEARCH_WINDOW_S)
-        except ServerError:
-            return None
 
     def _once(self, rate: float, workers: int, window_s: float) -> Trial:
         trial = run_trial(self._concurrency, rate, workers=workers, transport=self._transport, window_s=window_s)
@@ -289,7 +267,7 @@ class _Bench:
 
 
 def _next_rate(good: float | None, bad: float | None, trial: Trial) -> float | None:
-    """The middle of the bracket; while it has no upper end, what the CPU leaves room for, and no less than a step."""
+    """The middle of the bracket; without an upper end, the rate that the CPU leaves room for, at least a step."""
     if good is None:
         return bad / 2 if bad is not None else None
     if bad is None:
@@ -298,25 +276,20 @@ def _next_rate(good: float | None, bad: float | None, trial: Trial) -> float | N
     return math.sqrt(good * bad) if bad / good > _CLOSE else None
 
 
-def _uses(t: Trial) -> str:
-    whose = "it uses" if t.workers == 1 else "the busiest of them uses"
-    return f"{whose} {t.cpu_share:.0%} of a core"
-
-
 def _rate(concurrency: int, tokens_per_s: float | None, itl_ms: float | None) -> float:
     if tokens_per_s is not None and itl_ms is not None:
-        raise UsageError("--tokens-per-s and --itl-ms exclude each other: at a given B one follows from the other")
+        raise UsageError("give --tokens-per-s or --itl-ms, not both: at a given B one follows from the other")
     rate = float(tokens_per_s) if tokens_per_s is not None else 1e3 * concurrency / (itl_ms or ITL_MS)
     if (between_ms := 1e3 * concurrency / rate) > SLOWEST_ITL_MS:
         raise UsageError(
-            f"{rate:g} tokens/s at B = {concurrency} is a token each {between_ms:,.0f} ms: such slow streams say "
-            f"nothing about a client; ask for {SLOWEST_ITL_MS:g} ms at most"
+            f"{rate:g} tokens/s at B = {concurrency} is a token every {between_ms:,.0f} ms: such slow streams do not "
+            f"test a client; use at most {SLOWEST_ITL_MS:g} ms"
         )
     return rate
 
 
 def selftest_lines(result: Selftest) -> list[str]:
-    """What was tried, what came of it beside its limits, and the verdict."""
+    """The load, its figures with their limits, and the result."""
     t = result.trial
     processes = "one process" if t.workers == 1 else f"{t.workers} processes"
     lag = "" if t.loop_lag_ms_p90 is None else f"p90 {t.loop_lag_ms_p90:.0f} ms, p99 {t.loop_lag_ms_p99:.0f} ms"
@@ -325,13 +298,13 @@ def selftest_lines(result: Selftest) -> list[str]:
          f"{TTFT_MEAN_MS:g} and {TTFT_P99_MS:g} ms"),
         ("ITL error", f"p99 {t.itl_error_ms_p99:.2f} ms", f"{t.itl_limit_ms:g} ms"),
         ("in flight", f"{t.inflight_share:.2%} of B, {t.served_share:.2%} by the server", f"{IN_FLIGHT_SHARE:.1%}"),
-        ("CPU", f"{t.cpu_us_per_token:.1f} µs a token, {t.cpu_share:.0%} of a core", f"{BUSY_SHARE:.0%}"),
-        ("event loop late", lag, ""),
+        ("CPU", f"{t.cpu_us_per_token:.1f} µs per token, {t.cpu_share:.0%} of a core", f"{BUSY_SHARE:.0%}"),
+        ("event loop lag", lag, ""),
     ]  # fmt: skip
     return [
         "The client of this machine against a server of known timing: no model, no GPU, no measurement of a server.",
         f"  B = {t.concurrency}, {t.tokens_per_s_asked:,.0f} tokens/s: TTFT {FIRST_MS:g} ms, a token to every stream "
-        f"each {t.itl_ms:.3g} ms, {t.answer_tokens} an answer",
+        f"every {t.itl_ms:.3g} ms, {t.answer_tokens} per answer",
         f"  {processes}, transport {t.transport}, {t.window_s:g} s; {result.cores} cores, load average "
         f"{result.load_average:.1f}",
         *(f"  {name:<16}{value:<40}{f'limit {limit}' if limit else ''}".rstrip() for name, value, limit in figures),
@@ -342,6 +315,6 @@ def selftest_lines(result: Selftest) -> list[str]:
 
 
 def selftest_json(result: Selftest) -> str:
-    """Every figure of every trial, and the verdict."""
+    """Every figure of every trial, and the result."""
     content = {"sentence": result.sentence, "enough": result.enough, **msgspec.to_builtins(result)}
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()

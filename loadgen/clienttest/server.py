@@ -1,13 +1,6 @@
-"""A server of known timing: it says with every token when it sent it. `python -m loadgen.clienttest.server`.
-
-All streams tick together, as a batching engine's do: a token to each at every tick, ticks on absolute deadlines. The
-first token of an answer leaves a fixed time after its request was read. What it sends says when: a token's text is
-CLOCK_MONOTONIC in ns just before it was handed to the kernel, the answer's `stop_reason` that at which the request was
-read. One clock serves all processes of a machine, so that whoever reads the stream knows how late the reader was, and
-how late this server. No model, no GPU, and nothing to parse but `max_tokens`.
-
-It is one thread, on selectors, without asyncio: about 5 us of CPU a token, most of it in the kernel.
-"""
+"""A server of known timing, `python -m loadgen.clienttest.server`: a token to every stream at every tick. Its text
+is CLOCK_MONOTONIC in ns just before it was sent; an answer's `stop_reason`, the same when its request was read.
+One thread on selectors, ticks on absolute deadlines, about 5 us of CPU per token."""
 
 from __future__ import annotations
 
@@ -24,10 +17,10 @@ import msgspec
 MODEL = "selftest"
 PROMPT_TOKENS = 100
 _PARENT = "parent"
-"""Marks standard input, which ends when the process that started this one does."""
+"""Marks standard input, which ends with the process that started this one."""
 _NS_DIGITS = 19
 _READ_EVERY = 64
-"""Sends of a tick between two looks at what came in: a request waits no longer than these take."""
+"""Sends of a tick between two reads: a request waits no longer than these take."""
 _RECEIVE_BYTES = 1 << 18
 _MAX_TOKENS = re.compile(rb'"max_tokens":\s*(\d+)')
 _LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
@@ -36,7 +29,7 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class Token(msgspec.Struct, frozen=True):
-    """The bytes of an event around its stamps, as one HTTP chunk."""
+    """The bytes of an event around its time, as one HTTP chunk."""
 
     before: bytes
     after: bytes
@@ -46,13 +39,13 @@ class Token(msgspec.Struct, frozen=True):
 
 
 class Frames:
-    """Every event of an answer, made once."""
+    """The events of answers, each made once."""
 
     def __init__(self) -> None:
         self._middle: list[Token] = []
 
     def middle(self, position: int) -> Token:
-        """Of an answer's token, from 0, that is not its last."""
+        """The event of an answer's token, counted from 0, that is not its last."""
         while len(self._middle) <= position:
             place = len(self._middle) + 1
             before, after = _event(f'" {"0" * _NS_DIGITS}"', "null", "null", place).split(b"0" * _NS_DIGITS)
@@ -80,7 +73,7 @@ def _event(text: str | None, finish: str, stop: str, tokens: int) -> bytes:
 
 
 class Stream:
-    """One client connection; at most one request at a time."""
+    """One client connection with at most one request at a time."""
 
     __slots__ = ("_unsent", "connection", "open", "read_ns", "received", "sent", "tokens")
 
@@ -94,7 +87,7 @@ class Stream:
         self._unsent = b""
 
     def send(self, data: bytes) -> None:
-        """Never waits: what a slow reader leaves in the kernel's buffers goes with the next token."""
+        """Never waits: bytes that the kernel's buffers do not take go with the next token."""
         if self._unsent:
             data = self._unsent + data
         try:
@@ -108,7 +101,7 @@ class Stream:
 
 
 class Server:
-    """Serves until its process is ended, or its standard input."""
+    """Serves until its process or its standard input ends."""
 
     def __init__(self, listening: socket.socket, *, first_ns: int, tick_ns: int) -> None:
         self._listening = listening
@@ -198,7 +191,7 @@ class Server:
         self._waiting.append(stream)
 
     def _tell(self, stream: Stream, head: bytes) -> None:
-        """/metrics under vLLM's names; every other page is empty."""
+        """Sends /metrics with vLLM's names; every other page is empty."""
         figures = {
             "num_requests_running": len(self._streaming) + len(self._waiting),
             "num_requests_waiting": 0,

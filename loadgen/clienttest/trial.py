@@ -1,4 +1,4 @@
-"""Trial: what the client made of a server that says itself when it sent what."""
+"""Trial: the client's errors against a server that reports when it sent each token."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ TTFT_MEAN_MS = 1.0
 TTFT_P99_MS = 5.0
 ITL_P99_MS = 2.0
 ITL_P99_SHARE = 0.2
-"""Of the inter-token latency, where that is more than `ITL_P99_MS`."""
+"""As a share of the inter-token latency, where that is more than `ITL_P99_MS`."""
 IN_FLIGHT_SHARE = 0.995
 OFFERED_SHARE = 0.98
-"""Least that the server must have sent of what it was to send, or the trial says nothing about the client."""
+"""The server must have sent this share of its tokens, or the trial says nothing about the client."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """Errors are upper bounds: the way through the kernel, and what the server took to read a request, are in them; how
-    late the server sent is not."""
+    """Errors are upper bounds: they include the kernel and the server's reading of a request, but not its delay in
+    sending."""
 
     concurrency: int
     workers: int
@@ -32,35 +32,35 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     answer_tokens: int
     window_s: float
     tokens_per_s: float
-    """That arrived."""
+    """Tokens that arrived."""
     ttft_error_ms_mean: float
-    """Sent to first token by the client, less read to sent by the server."""
+    """Send to first token by the client's clock, less read to send by the server's."""
     ttft_error_ms_p99: float
     itl_error_ms_p99: float
-    """Of the difference, whatever its sign, between the client's and the server's gap between two tokens."""
+    """The absolute difference between the client's and the server's gap of two tokens."""
     inflight_share: float
-    """Requests in flight by the client's stamps, on average, of B."""
+    """Mean requests in flight by the client's stamps, over B."""
     served_share: float
-    """By the server's stamps: what is missing, a slot spent on its way."""
+    """The same by the server's stamps: a slot spends the rest on the way."""
     cpu_us_per_token: float
     """All client processes, journal and /metrics included."""
     cpu_share: float
-    """Of one core, by the busiest process."""
+    """The busiest process's share of a core."""
     loop_lag_ms_p90: float | None
     loop_lag_ms_p99: float | None
     offered_share: float
-    """What the server sent, of what it was to send."""
+    """The share of its tokens that the server sent."""
     server_error_ms_p99: float
-    """How far the server's own gaps were from `itl_ms`: taken off the errors above."""
+    """The server's own deviation from `itl_ms`, which is not in the errors above."""
 
     @property
     def valid(self) -> bool:
-        """The server kept up, so that what it shows is the client."""
+        """Whether the server kept up, so that the figures are the client's."""
         return self.offered_share >= OFFERED_SHARE
 
     @property
-    def stands(self) -> bool:
-        """The client measures such a server truly."""
+    def passes(self) -> bool:
+        """Whether the client measures such a server correctly."""
         return self.valid and not self.faults
 
     @property
@@ -69,7 +69,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def faults(self) -> list[str]:
-        """What is beyond its limit, with both."""
+        """The figures beyond their limits, with both."""
         found = (
             (self.ttft_error_ms_mean > TTFT_MEAN_MS,
              f"mean TTFT {self.ttft_error_ms_mean:+.1f} ms (limit {TTFT_MEAN_MS:g})"),
@@ -86,17 +86,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return [sentence for beyond, sentence in found if beyond]
 
 
-class Sent(msgspec.Struct, frozen=True):
-    """What the server says of the same answers; entries as in CellData."""
-
-    read_ns: Ints
-    """When each request was read, -1 where its answer is not whole."""
-    token_ns: Ints
-    """When each token was sent, -1 likewise."""
-
-
-def sent_by(data: CellData) -> Sent:
-    """The stamps in the answers' text and `stop_reason`."""
+def _server_times(data: CellData) -> tuple[Ints, Ints]:
+    """The server's times from the answers' text and `stop_reason`: when it read each request and sent each token (ns,
+    entries as in CellData); -1 where an answer is not complete."""
     read_ns = np.full(len(data.exchanges), -1)
     token_ns = np.full(data.token_t_ns.size, -1)
     for place, exchange in enumerate(data.exchanges):
@@ -105,28 +97,29 @@ def sent_by(data: CellData) -> Sent:
         if exchange.status == "ok" and stamps.size == end - first and exchange.stop_reason is not None:
             read_ns[place] = int(exchange.stop_reason)
             token_ns[first:end] = stamps
-    return Sent(read_ns, token_ns)
+    return read_ns, token_ns
 
 
 def trial_of(data: CellData, transport: str, tokens_per_s: float, itl_ms: float, tokens: int) -> Trial:
-    """The figures of a cell that was asked of the server of known timing. Raises ServerError where it has too few."""
+    """The figures of a cell against the server of known timing. Raises ServerError where it has too few answers."""
     window = data.window
     assert window is not None
     window_ns = window[1] - window[0]
-    sent, client, b = sent_by(data), client_figures(data), data.cell.concurrency
-    whole = (sent.read_ns >= 0) & (np.diff(data.token_offsets) > 0)
+    read_ns, token_ns = _server_times(data)
+    client, b = client_figures(data), data.cell.concurrency
+    whole = (read_ns >= 0) & (np.diff(data.token_offsets) > 0)
     first, last = data.token_offsets[:-1][whole], data.token_offsets[1:][whole] - 1
     seen_s = latency.ttft_s(data.t_due_ns[whole], data.t_first_ns[whole])
-    true_s = latency.ttft_s(sent.read_ns[whole], sent.token_ns[first])
+    true_s = latency.ttft_s(read_ns[whole], token_ns[first])
     ttft_ms = 1e3 * (seen_s - true_s)[latency.inside(data.t_first_ns[whole], window)]
     inside = latency.inside(data.token_t_ns, window)
     seen_gap_s = latency.gaps_s(data.token_offsets, data.token_t_ns)
-    true_gap_s = latency.gaps_s(data.token_offsets, sent.token_ns)
-    later = inside & (sent.token_ns >= 0) & ~np.isnan(true_gap_s)
+    true_gap_s = latency.gaps_s(data.token_offsets, token_ns)
+    later = inside & (token_ns >= 0) & ~np.isnan(true_gap_s)
     gap_error_ms = 1e3 * np.abs(seen_gap_s - true_gap_s)[later]
     ticks = 1e3 * true_gap_s[later & _after_second(data, whole)]
     if not ttft_ms.size or not ticks.size:
-        raise ServerError(f"no whole answer within the selftest's window of {window_ns / 1e9:g} s")
+        raise ServerError(f"no complete answer within the selftest's window of {window_ns / 1e9:g} s")
     arrived = int(inside.sum())
     return Trial(
         concurrency=b,
@@ -141,7 +134,7 @@ def trial_of(data: CellData, transport: str, tokens_per_s: float, itl_ms: float,
         ttft_error_ms_p99=float(np.percentile(ttft_ms, 99)),
         itl_error_ms_p99=float(np.percentile(gap_error_ms, 99)),
         inflight_share=latency.mean_in_flight(data.t_send_ns, data.t_end_ns, window) / b,
-        served_share=latency.mean_in_flight(sent.read_ns[whole], sent.token_ns[last], window) / b,
+        served_share=latency.mean_in_flight(read_ns[whole], token_ns[last], window) / b,
         cpu_us_per_token=(client.client_cpu_cores or 0.0) * window_ns / 1e3 / arrived,
         cpu_share=client.client_cpu_share or 0.0,
         loop_lag_ms_p90=client.loop_lag_ms_p90,
@@ -152,7 +145,7 @@ def trial_of(data: CellData, transport: str, tokens_per_s: float, itl_ms: float,
 
 
 def _after_second(data: CellData, whole: Mask) -> Mask:
-    """Tokens a tick after the one before: an answer's second waits for the next tick, its first for none."""
+    """The tokens that come a tick after the one before: not an answer's first and second."""
     chosen = np.ones(data.token_t_ns.size, dtype=np.bool_)
     first = data.token_offsets[:-1][whole]
     chosen[first] = False

@@ -84,7 +84,7 @@ class TestTrial:
         assert trial.ttft_error_ms_mean == pytest.approx(0.5)
 
     def test_a_window_without_an_answer_gives_no_figure(self, tmp_path: Path) -> None:
-        with pytest.raises(ServerError, match="no whole answer within"):
+        with pytest.raises(ServerError, match="no complete answer within"):
             self.trial(tmp_path, answer(1100, [(1500, 1)], text=" 1", status="broken", error="cut"))
 
 
@@ -234,9 +234,9 @@ def test_a_sweep_takes_the_fewest_faults_where_no_number_does(stub: Callable[[Cl
         ({"concurrency": 0}, "--concurrency 0: give a finite number above zero"),
         ({"workers": -1}, "--workers -1: give a finite number above zero"),
         ({"tokens_per_s": float("inf")}, "--tokens-per-s inf: give a finite number above zero"),
-        ({"tokens_per_s": 1e4, "itl_ms": 5.0}, "--tokens-per-s and --itl-ms exclude each other"),
+        ({"tokens_per_s": 1e4, "itl_ms": 5.0}, "give --tokens-per-s or --itl-ms, not both"),
         ({"transport": "curl"}, "--transport curl: unknown; write raw or openai"),
-        ({"itl_ms": 5000.0}, "is a token each 5,000 ms"),
+        ({"itl_ms": 5000.0}, "is a token every 5,000 ms"),
     ],
 )
 def test_wrong_use_is_one_sentence(options: dict[str, Any], sentence: str) -> None:
@@ -257,11 +257,11 @@ def test_the_lines_say_what_was_measured_beside_its_limits() -> None:
     lines = selftest_lines(result_of())
     text = "\n".join(lines)
     assert "no model, no GPU, no measurement of a server" in lines[0]
-    for figure in ("mean +0.10 ms, p99 1.00 ms", "99.90% by the server", "10.0 µs a token, 13% of a core"):
+    for figure in ("mean +0.10 ms, p99 1.00 ms", "99.90% by the server", "10.0 µs per token, 13% of a core"):
         assert figure in text
     assert lines[-1] == (
-        "One process is enough for B = 128 at 12,800 tokens/s: it uses 13% of a core, and 38,000 tokens/s stayed "
-        "within the limits, too."
+        "One process is enough for B = 128 at 12,800 tokens/s: it uses 13% of a core, and 38,000 tokens/s also "
+        "stayed within the limits."
     )
     assert max(map(len, lines[:-1])) <= 110
 
