@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from functools import lru_cache, partial
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from loadgen.bounds import MOST_GRADED
-from loadgen.workload.grading.letter import Letter, read_letter
+from loadgen.workload.grading.letter import read_letter
 from loadgen.workload.grading.marks import READ, after_thought, answer_part, open_thought
 from loadgen.workload.grading.notation import last_match
-from loadgen.workload.grading.number import Number, read_number, same_number
+from loadgen.workload.grading.number import notation_of, read_number, same_number
 from loadgen.workload.grading.term import other_unit
-from loadgen.workload.grading.verdict import Outcome, Verdict
+from loadgen.workload.grading.verdict import Found, Outcome, Verdict
 from loadgen.workload.grading.words import (
-    Words,
     compiled,
     found_letter,
     found_number,
     found_words,
     last_found,
+    normal,
     read_words,
-    same_words,
 )
 from loadgen.workload.item import ItemFacts
 
@@ -83,7 +84,7 @@ CUT = "length"
 """The finish_reason of an answer that ran into the token limit."""
 _BEGINNING = 1_000
 """Characters at the start of an answer that is too long; they are kept, since an unclosed thought begins there."""
-Found = Letter | Number | Words
+_Found = Found[str] | Found[Fraction]
 REMEMBERED = 1 << 16
 """Verdicts that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
 
@@ -120,7 +121,8 @@ def grade(
     found = _read(whole, item, pattern, marked=cut)
     if found is not None:
         outcome: Outcome = "correct" if _is_right(found, item, whole) else "wrong"
-        return replace(verdict, outcome=outcome, answer=str(found), extractor=found.extractor)
+        answer = found.value if isinstance(found.value, str) else notation_of(found.value)
+        return replace(verdict, outcome=outcome, answer=answer, extractor=found.extractor)
     if not cut:
         return replace(verdict, outcome="unparsed")
     at_the_end = _read(content, item, pattern, marked=True)
@@ -149,7 +151,7 @@ class Grader:
         return grade(text, item, protocol=self._protocol, finish_reason=finish_reason, pattern=self._pattern)
 
 
-def _read(text: str, item: ItemFacts, pattern: re.Pattern[str] | None, *, marked: bool) -> Found | None:
+def _read(text: str, item: ItemFacts, pattern: re.Pattern[str] | None, *, marked: bool) -> _Found | None:
     lettered = item.gold.isalpha()
     if pattern is not None:
         match = last_found(text, pattern)
@@ -163,13 +165,13 @@ def _read(text: str, item: ItemFacts, pattern: re.Pattern[str] | None, *, marked
     return read_letter(text, item.options, marked=marked) if lettered else read_number(text, marked=marked)
 
 
-def _is_right(found: Found, item: ItemFacts, text: str) -> bool:
+def _is_right(found: _Found, item: ItemFacts, text: str) -> bool:
     accepted = {item.gold, *item.accepted}
-    if isinstance(found, Letter):
-        return not accepted.isdisjoint((found.value, *found.others))
-    if isinstance(found, Words):
-        return any(same_words(found, gold) for gold in accepted)
-    values = (found.value, *found.readings)
+    values: tuple[Any, ...] = (found.value, *found.others)
+    if item.exact:
+        return not {normal(gold) for gold in accepted}.isdisjoint(map(normal, values))
+    if item.gold.isalpha():
+        return not accepted.isdisjoint(values)
     if item.unit and other_unit(text, values, item.unit):
         return False
     return any(same_number(value, gold) for gold in accepted for value in values)

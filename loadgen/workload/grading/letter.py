@@ -7,14 +7,12 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-import msgspec
-
 from loadgen.workload.grading.conclusion import conclusion
 from loadgen.workload.grading.marks import CHOICE_MARKS, COLON_KINDS, Mark, marks
 from loadgen.workload.grading.notation import plain
 from loadgen.workload.grading.number import slack_of, value_of
-from loadgen.workload.grading.statement import Refused, Stated, read_statement
-from loadgen.workload.grading.verdict import Extractor
+from loadgen.workload.grading.statement import Refused, Stated, last_stated, read_statement
+from loadgen.workload.grading.verdict import Extractor, Found
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 UNKNOWN_OPTIONS = "ABCDE"
@@ -88,19 +86,7 @@ _BOTH = re.compile(r"\b(?:both|either)\b[^.\n]{0,12}\Z", re.IGNORECASE)
 _RATIO = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)\s?(?::|to)\s?([0-9]+(?:\.[0-9]+)?)(?![0-9.])")
 
 
-class Letter(msgspec.Struct, frozen=True):
-    """An upper-case letter and the rule that found it."""
-
-    value: str
-    extractor: Extractor
-    others: tuple[str, ...] = ()
-    """Letters whose options have the same value, where a value was stated."""
-
-    def __str__(self) -> str:
-        return self.value
-
-
-def read_letter(text: str, options: Sequence[str], *, marked: bool) -> Letter | None:
+def read_letter(text: str, options: Sequence[str], *, marked: bool) -> Found[str] | None:
     r"""What the last mark states: a letter, or an option's text or value.
 
     Unless `marked`, else the last letter that is a clause of its own, else the option whose text or value the last line
@@ -108,18 +94,10 @@ def read_letter(text: str, options: Sequence[str], *, marked: bool) -> Letter | 
     """
     text = plain(text)
     choices = _choices(tuple(options))
-    refused = False
-    for mark in marks(text, CHOICE_MARKS):
-        if mark.hedged:
-            return None
-        stated = choices.stated(mark)
-        if isinstance(stated, Refused):
-            if stated.hedged:
-                return None
-            refused = True
-        elif stated is not None:
-            return stated
-    return None if marked or refused else choices.concluded(text)
+    last = last_stated(marks(text, CHOICE_MARKS), choices.stated)
+    if last is not None or marked:
+        return None if isinstance(last, Refused) else last
+    return choices.concluded(text)
 
 
 @lru_cache
@@ -149,16 +127,16 @@ class _Choices:
             if option.strip()
         ]
 
-    def stated(self, mark: Mark) -> Letter | Refused | None:
+    def stated(self, mark: Mark) -> Found[str] | Refused | None:
         extractor: Extractor = "answer_colon" if mark.kind in COLON_KINDS else mark.extractor
         line = mark.line
         if mark.kind == "is_answer":  # C of "C is the answer"
             letter = line.lstrip("([")[:1].upper()
-            return Letter(letter, "answer_is") if letter in self._letters else None
+            return Found(letter, "answer_is") if letter in self._letters else None
         negated = _NEGATED.match(line)
         if negated and not self._patterns["letter"].match(line[: negated.start("rest")]):
             if named := _named(self._worded, squeezed(line)):
-                return Letter(named, extractor)
+                return Found(named, extractor)
             instead = _INSTEAD.search(negated["rest"])
             if instead is None:
                 return Refused()
@@ -170,17 +148,17 @@ class _Choices:
                 return Refused(hedged=True)
             if self._patterns["dismissed"].match(line, found.end()):
                 return None
-            return Letter(letter, extractor)
+            return Found(letter, extractor)
         if mark.kind in ("choice", "beside_letter"):
             return None
         return self._named_option(line, extractor, extractor, anywhere=False)
 
-    def concluded(self, text: str) -> Letter | None:
+    def concluded(self, text: str) -> Found[str] | None:
         whole = self._patterns["whole"].fullmatch(text[:200].strip()) if len(text) < 200 else None
         if whole:
-            return Letter(whole["upper"].upper(), "last_letter")
+            return Found(whole["upper"].upper(), "last_letter")
         if affirmed := self._affirmed(text[-LAST_LINES:]):
-            return Letter(affirmed, "last_letter")
+            return Found(affirmed, "last_letter")
         text = text[-4 * LAST_LINES :]
         if len(self._patterns["option_line"].findall(text)) > 1:
             text = self._patterns["option_line"].sub("\n", text)
@@ -188,15 +166,15 @@ class _Choices:
         end = text[-LAST_LINES:].rstrip()
         clause = self._clause(end)
         if clause is not None:
-            return Letter(clause, "last_letter") if clause else None
+            return Found(clause, "last_letter") if clause else None
         named = self._named_option(end.rpartition("\n")[2], "option_text", "option_value", anywhere=True)
-        if isinstance(named, Letter):
+        if isinstance(named, Found):
             return named
         found = [match for match in self._patterns["lone"].finditer(end) if not self._ruled_out(end, match)]
         usable = [match for match in found if match["upper"] != "I"]
         if usable and _offered_before(end[: usable[-1].start()], self._letters):
             return None
-        return Letter(usable[-1]["upper"], "last_letter") if usable else None
+        return Found(usable[-1]["upper"], "last_letter") if usable else None
 
     def _affirmed(self, text: str) -> str | None:
         """The only option of a list of them that is said to fit."""
@@ -240,12 +218,12 @@ class _Choices:
 
     def _named_option(
         self, line: str, by_text: Extractor, by_value: Extractor, *, anywhere: bool
-    ) -> Letter | Refused | None:
+    ) -> Found[str] | Refused | None:
         flat = squeezed(line)
         if named := _named(self._worded, flat) or _named_none(self._worded, flat):
-            return Letter(named, by_text)
+            return Found(named, by_text)
         if ratio := _ratio_named(self._texts, line):
-            return Letter(ratio, by_value)
+            return Found(ratio, by_value)
         line = unspaced(line)
         if anywhere:
             values = conclusion(line)
@@ -261,7 +239,7 @@ class _Choices:
             if same:
                 exact = [letter for letter in same if self._texts[letter] and self._texts[letter] in squeezed(line)]
                 best = exact if len(exact) == 1 else same
-                return Letter(best[0], by_value, tuple(best[1:]))
+                return Found(best[0], by_value, tuple(best[1:]))
         return None
 
     def _is_near(self, letter: str, own: Fraction, value: Fraction) -> bool:

@@ -6,14 +6,12 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-import msgspec
-
 from loadgen.workload.grading.conclusion import conclusion
 from loadgen.workload.grading.marks import Mark, marks
 from loadgen.workload.grading.notation import plain
-from loadgen.workload.grading.statement import SENTENCE_END, Refused, Stated, read_statement
+from loadgen.workload.grading.statement import SENTENCE_END, Refused, Stated, last_stated, read_statement
 from loadgen.workload.grading.term import SIGNED, value_of_match
-from loadgen.workload.grading.verdict import Extractor
+from loadgen.workload.grading.verdict import Found
 
 ROUNDED_FROM = 2
 """Decimals from which on a published answer is taken for a rounded one."""
@@ -25,39 +23,25 @@ _ANYWHERE = re.compile(SIGNED)
 _TERM = re.compile(r"[-+*/^√] ?0|0 ?[*/^√π]")
 
 
-class Number(msgspec.Struct, frozen=True):
-    """A number and the rule that found it."""
-
-    value: Fraction
-    extractor: Extractor
-    readings: tuple[Fraction, ...] = ()
-    """What else the same words can mean: `50 cents` is 50 or 0.5, `18 dozen` 216 or 18."""
-
-    def __str__(self) -> str:
-        return notation_of(self.value)
-
-
-def read_number(text: str, *, marked: bool) -> Number | None:
+def read_number(text: str, *, marked: bool) -> Found[Fraction] | None:
     r"""What the text states after its last mark (`####`, `\boxed{}`, "the answer is", `<answer>`), else its conclusion;
     with `marked`, not that. None if it states none, or two at once.
     """
     text = plain(text)
     last_digit = max(map(text.rfind, "0123456789"))
-    refused = False
-    for mark in marks(text):
-        if mark.hedged:
-            return None
+
+    def found(mark: Mark) -> Found[Fraction] | Refused | None:
         stated = _stated(mark)
-        if isinstance(stated, Refused):
-            if stated.hedged:
-                return None
-            refused = True
-        elif stated is not None and _is_answer(mark, stated, text, last_digit):
-            return Number(stated.values[0], mark.extractor, stated.values[1:])
-    if refused or marked:
-        return None
+        if not isinstance(stated, Stated):
+            return stated
+        answers = _is_answer(mark, stated, text, last_digit)
+        return Found(stated.values[0], mark.extractor, stated.values[1:]) if answers else None
+
+    last = last_stated(marks(text), found)
+    if last is not None or marked:
+        return None if isinstance(last, Refused) else last
     values = conclusion(text)
-    return Number(values[0], "last_number", values[1:]) if values else None
+    return Found(values[0], "last_number", values[1:]) if values else None
 
 
 def _stated(mark: Mark) -> Stated | Refused | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 import msgspec
 
+from loadgen.workload.grading.marks import Mark
 from loadgen.workload.grading.term import Term, Unreadable, read_term
+from loadgen.workload.grading.verdict import Found, V
 
 _FILLER = (
     r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|exactly|precisely|only|just|simply|clearly|probably|"
@@ -95,6 +98,23 @@ class Refused(msgspec.Struct, frozen=True):
 
     hedged: bool = False
     """Two different answers; an earlier statement does not count either."""
+
+
+def last_stated(
+    found_marks: Iterable[Mark], read: Callable[[Mark], Found[V] | Refused | None]
+) -> Found[V] | Refused | None:
+    """What the first of the marks that states anything states: an answer, or a hedge; else Refused if one was."""
+    refused = None
+    for mark in found_marks:
+        found = Refused(hedged=True) if mark.hedged else read(mark)
+        if not isinstance(found, Refused):
+            if found is not None:
+                return found
+        elif found.hedged:
+            return found
+        else:
+            refused = found
+    return refused
 
 
 def read_statement(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from fractions import Fraction
+from typing import Generic, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -16,6 +17,20 @@ _Guessed = Literal["last_number", "last_line", "last_letter", "option_text", "op
 Extractor = Literal[_Marked, _Guessed]
 """The rule that found the answer; `last_*` and `option_*` are guesses at what an unmarked answer meant."""
 GUESSES: frozenset[Extractor] = frozenset(get_args(_Guessed))
+
+
+V = TypeVar("V", str, Fraction)
+
+
+class Found(msgspec.Struct, Generic[V], frozen=True):
+    """An answer that was read, and the rule that found it."""
+
+    value: V
+    """A letter, a text or a number."""
+    extractor: Extractor
+    others: tuple[V, ...] = ()
+    """What the same words can also mean: other options of that value, the first sentence of a text; `50 cents` is 50 or
+    0.5, `18 dozen` 216 or 18."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

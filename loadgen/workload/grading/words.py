@@ -13,18 +13,18 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.secret import without_secrets
-from loadgen.workload.grading.letter import Letter, read_letter
+from loadgen.workload.grading.letter import read_letter
 from loadgen.workload.grading.marks import COLON_KINDS, READ, marks
 from loadgen.workload.grading.notation import last_match, plain
-from loadgen.workload.grading.number import Number
 from loadgen.workload.grading.statement import Stated, read_statement
-from loadgen.workload.grading.verdict import Extractor
+from loadgen.workload.grading.verdict import Extractor, Found
 
 LONGEST = 2_000
 """Characters of the line behind a mark that are read."""
@@ -33,19 +33,7 @@ _SENTENCE = re.compile(r"(?<=[^\s.][^\s.])[.!?;](?=\s)")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boxed)\s?\{([^{}\n]{0,200})\}")
 
 
-class Words(msgspec.Struct, frozen=True):
-    """A text and the rule that found it."""
-
-    value: str
-    extractor: Extractor
-    others: tuple[str, ...] = ()
-    """Other readings: the sentence that the text begins with."""
-
-    def __str__(self) -> str:
-        return self.value
-
-
-def read_words(text: str, *, marked: bool) -> Words | None:
+def read_words(text: str, *, marked: bool) -> Found[str] | None:
     """What the last mark states; unless `marked`, else the whole text where it is one line, else its last line.
 
     None if there is nothing but punctuation.
@@ -56,22 +44,12 @@ def read_words(text: str, *, marked: bool) -> Words | None:
             continue
         inside = mark.kind in ("boxed", "tag")
         line = mark.line if inside else text[mark.begin : mark.begin + LONGEST].partition("\n")[0]
-        if (found := _words(line, "answer_colon" if mark.kind in COLON_KINDS else mark.extractor)) is not None:
+        if (found := found_words(line, "answer_colon" if mark.kind in COLON_KINDS else mark.extractor)) is not None:
             return found
     lines = [line for line in text.splitlines() if normal(line)]
     if marked or not lines:
         return None
-    return _words(lines[-1], "text" if len(lines) == 1 else "last_line")
-
-
-def found_words(text: str) -> Words | None:
-    """A text that a pattern matched; None if it is nothing but punctuation."""
-    return _words(text, "pattern")
-
-
-def same_words(found: Words, gold: str) -> bool:
-    """Whether the texts agree but for case, white space and the punctuation around them."""
-    return normal(gold) in {normal(text) for text in (found.value, *found.others)}
+    return found_words(lines[-1], "text" if len(lines) == 1 else "last_line")
 
 
 def normal(text: str) -> str:
@@ -80,12 +58,13 @@ def normal(text: str) -> str:
     return " ".join(text.split()).casefold().strip(_AROUND)
 
 
-def _words(text: str, extractor: Extractor) -> Words | None:
+def found_words(text: str, extractor: Extractor = "pattern") -> Found[str] | None:
+    """The text that a rule found; None if it is nothing but punctuation."""
     if not normal(text):
         return None
     text = _WRAPPED.sub(r"\1", text)
     first = _SENTENCE.split(text, maxsplit=1)[0]
-    return Words(text.strip(_AROUND), extractor, (first.strip(_AROUND),) if first != text else ())
+    return Found(text.strip(_AROUND), extractor, (first.strip(_AROUND),) if first != text else ())
 
 
 TRIED_S = 5.0
@@ -167,13 +146,13 @@ def _limited(regex: str, within_s: float) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, handler)
 
 
-def found_number(text: str) -> Number | None:
+def found_number(text: str) -> Found[Fraction] | None:
     """The number that a matched text states; None if it states none, or two."""
     stated = read_statement(plain(text.strip()), boxed=True)
-    return Number(stated.values[0], "pattern", stated.values[1:]) if isinstance(stated, Stated) else None
+    return Found(stated.values[0], "pattern", stated.values[1:]) if isinstance(stated, Stated) else None
 
 
-def found_letter(text: str, options: Sequence[str]) -> Letter | None:
+def found_letter(text: str, options: Sequence[str]) -> Found[str] | None:
     """The option that a matched text names by its letter, text or value; None if it names none, or two."""
     found = read_letter(f"Answer: {text.strip()}", options, marked=True)
     return msgspec.structs.replace(found, extractor="pattern") if found else None
