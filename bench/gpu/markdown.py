@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from textwrap import fill
 
-from loadgen.analysis.intervals import too_wide
-from loadgen.reports.grid import NOT_KNOWN
+from loadgen.words import NOT_KNOWN, too_wide
 
 WIDTH = 120
 

@@ -20,14 +20,13 @@ from bench.gpu.simulator import ANCHOR_HEAD, ERROR_HEAD, anchors, pairs, rows_of
 from bench.gpu.study import FIGURES, MOST_MIB, Study, collect, draw, figures_of
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
-from loadgen.analysis.intervals import too_wide
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import invalid_sentences
 from loadgen.errors import UsageError
-from loadgen.reports.grid import cells_valid
-from loadgen.reports.words import STAMP
+from loadgen.reports.rows import cells_valid
 from loadgen.serving.recipe import load_recipes
 from loadgen.serving.simulated.cost import load_presets
+from loadgen.words import STAMP, too_wide
 
 METRICS = {
     "tokens_per_s": "faster",

@@ -18,10 +18,9 @@ from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
-from loadgen.reports.figures.against import draw_cor
-from loadgen.reports.figures.curves import draw_curves
+from loadgen.reports.figures.curves import draw_cor, draw_curves
 from loadgen.reports.figures.sheet import STYLE, Figure, looks_of
-from loadgen.reports.words import STAMP
+from loadgen.words import STAMP
 
 FIGURES = ("throughput", "energy-token", "cor")
 MOST_MIB = 20.0

@@ -21,7 +21,6 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.energy import Server, read_powers
-from loadgen.analysis.estimate import spanned
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.record import Analysis, ServerCalibration, write_analysis
@@ -34,6 +33,7 @@ from loadgen.folder import Folder
 from loadgen.record.cell import Slo, level
 from loadgen.record.journal import cell_files
 from loadgen.record.manifest import FILE, ClockAnchor, Manifest, read_manifest
+from loadgen.words import spanned
 from loadgen.workload.grading import Grader
 from loadgen.workload.item import read_facts
 

@@ -12,7 +12,6 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossing import shared_sizes
 from loadgen.analysis.crossover.crossover import Crossover, crossover, hli_disagreement, worded
 from loadgen.analysis.crossover.curve import METRICS, Curve, CurvePoint
-from loadgen.analysis.estimate import spanned
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.study import IndexStudy, index_study
@@ -29,6 +28,7 @@ from loadgen.analysis.trust.answers import (
     paired,
 )
 from loadgen.analysis.trust.study import TrustStudy
+from loadgen.words import spanned
 
 PER_QUERY = ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si")
 """Metrics in which the length of an answer counts."""

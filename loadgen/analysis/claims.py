@@ -14,11 +14,11 @@ from scipy import special
 from loadgen.analysis.answer import Answer
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossover import Crossover, place
-from loadgen.analysis.estimate import spanned
 from loadgen.analysis.trust.answers import Lengths, PairedLengths, pair_lengths
 from loadgen.analysis.trust.significance import holm
 from loadgen.analysis.trust.study import TrustStudy
 from loadgen.serving.recipe import load_recipes
+from loadgen.words import spanned
 
 ALPHA = 0.05
 Verdict = Literal["supported", "contradicted", "cannot tell"]

@@ -4,13 +4,13 @@ BatchResult: what is found at one concurrency; results of several are told in on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Literal
 
 import msgspec
 
-from loadgen.analysis.intervals import too_wide
+from loadgen.words import interval, number, span, spanned, too_wide
 
 Direction = Literal["wins_below", "wins_above"]
 """Where the target of a comparison is better than the reference: below the crossing, or above it."""
@@ -40,16 +40,6 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         return Estimate(value=formula(self.value), lo=lo, hi=hi)
 
 
-def spanned(batches: Collection[int], measured: Collection[int], *, column: bool = False) -> str:
-    """Those of the `measured` batches, neighbours joined: "B = 64", "B ≤ 16" from 1 on, "B = 1, 16–64"; without "B ="
-    in a `column` that is headed B."""
-    runs = [list(run) for inside, run in groupby(sorted(measured), key=lambda b: b in batches) if inside]
-    if len(runs) == 1 and len(runs[0]) > 1 and runs[0][0] == 1:
-        return f"{'' if column else 'B '}\N{LESS-THAN OR EQUAL TO} {runs[0][-1]}"
-    ends = (dict.fromkeys((str(run[0]), str(run[-1]))) for run in runs)
-    return ("" if column else "B = ") + ", ".join("\N{EN DASH}".join(end) for end in ends)
-
-
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     """A word for what is found at one concurrency, and the figure that it rests on."""
 
@@ -67,13 +57,13 @@ def by_span(results: Sequence[BatchResult], figure: str, *, briefly: bool = Fals
     Without the figures where `briefly`."""
     ordered = sorted(results, key=lambda result: result.concurrency)
     measured = [result.concurrency for result in ordered]
-    spans = [list(span) for _, span in groupby(ordered, key=lambda result: result.word)]
+    groups = [list(alike) for _, alike in groupby(ordered, key=lambda result: result.word)]
     parts = []
-    for span in spans:
-        where = spanned([result.concurrency for result in span], measured)
-        if len(spans) == 1 and len(ordered) > 1:
-            where = f"every B measured, {measured[0]}\N{EN DASH}{measured[-1]}"
-        parts.append(f"{span[0].word} at {where}" + ("" if briefly else f" ({_figures(span, figure)})"))
+    for group in groups:
+        where = spanned([result.concurrency for result in group], measured)
+        if len(groups) == 1 and len(ordered) > 1:
+            where = f"every B measured, {span(measured[0], measured[-1])}"
+        parts.append(f"{group[0].word} at {where}" + ("" if briefly else f" ({_figures(group, figure)})"))
     return ", ".join(parts)
 
 
@@ -93,13 +83,9 @@ def _figure(span: Sequence[BatchResult], figure: str) -> str:
     if not known:
         return span[0].why
     values = sorted(estimate.value for estimate in known)
-    text = f"{figure} {' to '.join(dict.fromkeys((_number(values[0]), _number(values[-1]))))}"
+    text = f"{figure} {' to '.join(dict.fromkeys((number(values[0], 2), number(values[-1], 2))))}"
     low, high = known[0].lo, known[0].hi
     if not span[0].decided and len(known) == 1 and low is not None and high is not None:
         wide = too_wide(low, high, floor=-1.0 if figure == "COR" else 0.0)
-        text += ", not known: the repeats differ too much" if wide else f", {_number(low)} to {_number(high)}"
+        text += ", not known: the repeats differ too much" if wide else f", {interval(low, high, 2)}"
     return f"{text}; {span[0].why}" if span[0].why else text
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")

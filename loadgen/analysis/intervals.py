@@ -21,15 +21,6 @@ CONFIDENCE = 0.95
 NORMAL_95 = float(special.ndtri(0.5 + CONFIDENCE / 2))
 """Standard errors from the middle of a normal 95% interval to its end."""
 
-TOO_WIDE = 10.0
-"""An interval whose upper end is more than so many times its lower one tells only that the repeats differ."""
-
-
-def too_wide(low: float | None, high: float | None, *, floor: float = 0.0) -> bool:
-    """Whether the interval over repeats of a figure above `floor` (COR: -1) is wider than `TOO_WIDE`. Words call it not
-    known then; files keep both ends."""
-    return low is not None and high is not None and (low <= floor or high - floor > TOO_WIDE * (low - floor))
-
 
 def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:
     """Student's 95% interval over independent repeats, taken on the logarithms; empty with fewer than two.

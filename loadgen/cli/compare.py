@@ -28,7 +28,7 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
     """
     from loadgen import compare
     from loadgen.reports.compare import print_comparison
-    from loadgen.reports.words import stdout_console
+    from loadgen.reports.terminal import stdout_console
 
     size = {}
     for entry in sizes:

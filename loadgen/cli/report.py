@@ -25,8 +25,7 @@ def command(run: Path, **_: Any) -> None:
       loadgen report /mnt/colleague/runs/a --out a-report
     """
     from loadgen import report
-    from loadgen.reports.terminal import print_end
-    from loadgen.reports.words import stdout_console
+    from loadgen.reports.terminal import print_end, stdout_console
 
     options = given_options(ReportOptions)
     if "weights" in options:

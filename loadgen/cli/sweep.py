@@ -102,7 +102,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
     from loadgen.record.manifest import read_manifest
     from loadgen.record.rundir import resume_command, unfinished_cells
     from loadgen.reports.live import PlainView
-    from loadgen.reports.words import stdout_console
+    from loadgen.reports.terminal import print_end, stdout_console
 
     options = given_options(SweepOptions)
     console = stdout_console(width=200)
@@ -134,7 +134,6 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
     from loadgen.record.journal import cell_files
     from loadgen.reports.html import write_report
     from loadgen.reports.live import LiveView, QuietView
-    from loadgen.reports.terminal import print_end
 
     stop: Interrupted | None = None
     with contextlib.ExitStack() as stack:

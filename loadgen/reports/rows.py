@@ -1,11 +1,4 @@
-"""The paper's indices, as rows: pillars and SI, who wins for which weights, who dominates whom.
-
-The cost models as a table and in words.
-
-What the client did to the figures, as rows: per figure the cell that came closest to its limit.
-
-What an open loop offered and what came of it, and goodput, as rows and sentences.
-"""
+"""The columns of the report's tables: results, traffic, the client, the paper's indices and claims, cost models."""
 
 from __future__ import annotations
 
@@ -14,271 +7,140 @@ from typing import Any
 
 import pandas as pd
 
-from loadgen.analysis.estimate import spanned
+from loadgen.analysis.claims import Claim
+from loadgen.analysis.client import NearestCheck
+from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.indices.dominance import Dominance, WeightShare, WeightSpace
+from loadgen.analysis.indices.study import TargetIndices
+from loadgen.analysis.models.fit import BStar
+from loadgen.analysis.models.modelfit import ModelFit, Parameter
+from loadgen.analysis.models.study import ModelStudy, Observed
 from loadgen.analysis.run import Run
-from loadgen.reports.grid import cell_valid, figure, interval, number, repeats_valid
-from loadgen.reports.words import STAMP, stamped
+from loadgen.analysis.validity import COLUMNS
+from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, Table, table_of
+from loadgen.words import STAMP, interval, known, number, percent, percents, spanned
 
-INDICES = (
-    "target", "B", "T_SI", "E_SI", "S_SI", "SI", "95% CI", "SI geometric", "SI, S unclamped", "deficit", "COR", "class",
-    "trap",
-)  # fmt: skip
-SHARES = ("B", "target", "wins for", "95% CI", "proven for", "with S unclamped")
-DOMINANCE = ("B", "target", "against", "verdict", "better in", "worse in", "not known")
-
-Row = tuple[str, ...]
-Entry = Mapping[str, Any]
+CsvRow = Mapping[Any, Any]
+"""Of summary.csv, cells.csv or compare.csv."""
+FEW_QUESTIONS = 30
+"""An accuracy of fewer is shown as a count: one answer more or less would move a percentage by over 3 points."""
 
 
-def index_rows(indices: Sequence[Entry], *, simulated: bool) -> list[Row]:
-    """A row per target x concurrency; a refused comparison has its sentence for a class."""
-    return [
-        (
-            stamped(entry["target"], simulated=simulated),
-            str(entry["concurrency"]),
-            _value(entry["t_si"]),
-            _value(entry["e_si"] and entry["e_si"]["value"]),
-            _value(entry["s_si"]),
-            _value(entry["si"]),
-            interval(entry["si"]["lo"], entry["si"]["hi"], 3) if entry["si"] else "",
-            _value(entry["si_geometric"]),
-            _value(entry["si_raw"]),
-            _value(entry["deficit"], "+.3f"),
-            _value(entry["cor_tps"], "+.2f"),
-            entry["refusal"] or entry["cor_class"] or "",
-            entry["trap"] or "",
-        )
-        for entry in indices
-    ]
+def cells_valid(cells: pd.DataFrame, of: int | None = None) -> str:
+    """ "48 of 48 cells valid, energy valid in 46": valid loads, and each quantity's count that differs from it.
+
+    `cells`: as `Run.cells`; `of`: out of so many cells instead of all that were measured.
+    """
+    measured = {quantity: cells[column].dropna() for quantity, column in COLUMNS.items()}
+    counts = {quantity: int(valid.sum()) for quantity, valid in measured.items() if len(valid)}
+    load = counts.pop("load", 0)
+    others = [f"{quantity} valid in {count}" for quantity, count in counts.items() if count != load]
+    return ", ".join([f"{load} of {len(cells) if of is None else of} cells valid", *others])
 
 
-def share_rows(spaces: Sequence[Entry], *, simulated: bool) -> list[Row]:
-    """A row per concurrency x target: its share of all weights of T, E and S."""
-    rows: list[Row] = []
-    for space in spaces:
-        raw = {entry["target"]: entry for entry in space["raw"]}
-        rows += [
-            (
-                str(space["concurrency"]),
-                stamped(entry["target"], simulated=simulated),
-                f"{entry['share']:.0%}",
-                "" if entry["lo"] is None else f"{entry['lo']:.0%}–{entry['hi']:.0%}",
-                "" if entry["established"] is None else f"{entry['established']:.0%}",
-                f"{raw[entry['target']]['share']:.0%}",
-            )
-            for entry in space["clamped"]
-        ]
-    return rows
+def repeats_valid(row: CsvRow) -> str:
+    """ "3/3, energy 2/3": the repeats with a valid load, and those of each quantity that differ from it."""
+    load, repeats = int(row["valid"]), int(row["repeats"])
+    counts = {quantity: row[column] for quantity, column in COLUMNS.items()}
+    others = [f"{quantity} {n:.0f}/{repeats}" for quantity, n in counts.items() if not pd.isna(n) and n != load]
+    return ", ".join([f"{load}/{repeats}", *others])
 
 
-def dominance_rows(pairs: Sequence[Entry], *, simulated: bool) -> list[Row]:
-    """A row per pair that dominates or may, with all the batches of which the same holds: at least as good in
-    everything, and better in something."""
-    measured: dict[tuple[str, str], list[int]] = {}
-    alike: dict[tuple[str, ...], list[Entry]] = {}
-    for pair in pairs:
-        measured.setdefault((pair["target"], pair["other"]), []).append(pair["concurrency"])
-        told = pair["verdict"], *(_named(pair[name]) for name in ("better", "worse", "unknown"))
-        alike.setdefault((pair["target"], pair["other"], *told), []).append(pair)
-    return [
-        (
-            _batches([pair["concurrency"] for pair in same], measured[target, other]),
-            stamped(target, simulated=simulated),
-            other,
-            _dominates(same),
-            *told,
-        )
-        for (target, other, verdict, *told), same in alike.items()
-        if verdict != "does not"
-    ]
+def invalid_of(cell: CsvRow) -> list[str]:
+    """The quantities that are not valid in a row of cells.csv; an invalid load is named alone."""
+    if not cell["valid"]:
+        return ["load"]
+    return [quantity for quantity, column in COLUMNS.items() if cell[column] == False]  # noqa: E712
 
 
-def _batches(batches: Sequence[int], measured: Sequence[int]) -> str:
-    """In a column that is headed B."""
-    return spanned(batches, measured).removeprefix("B ").removeprefix("= ")
+def right(accuracy: float | None, questions: float | None) -> str:
+    """Percent of the questions, or, of fewer than `FEW_QUESTIONS`, as 2/3; empty for what was not measured."""
+    if known(accuracy) and known(questions) and questions < FEW_QUESTIONS:
+        return f"{number(accuracy * questions)}/{questions:.0f}"
+    return percent(accuracy, 1, unit="")
 
 
-def _dominates(same: Sequence[Entry]) -> str:
-    """The verdict with the margin of accuracy, where it is within one, and the items that it rests on."""
-    verdict = str(same[0]["verdict"])
-    if verdict == "dominates within margin":
-        verdict = f"dominates, accuracy within {100 * same[0]['accuracy_margin']:g} pp"
-    counts = sorted(pair["items"] for pair in same if pair["items"] is not None)
-    if not counts:
-        return verdict
-    return f"{verdict} (n = {' to '.join(dict.fromkeys((str(counts[0]), str(counts[-1]))))})"
+def _of(name: str, digits: int | None = None) -> Callable[[CsvRow], str]:
+    return lambda row: number(row[name], digits)
 
 
-def _named(metrics: Sequence[str]) -> str:
-    names = {"tokens_per_s": "tokens/s", "energy_per_query_j": "J/query", "memory_bytes": "memory"}
-    return ", ".join(names.get(metric, metric) for metric in metrics)
+def _share(name: str) -> Callable[[CsvRow], str]:
+    return lambda row: percent(row[name], 1, unit="")
 
 
-def _value(estimate: Entry | None, form: str = ".3f") -> str:
-    return "" if estimate is None or estimate["value"] is None else f"{estimate['value']:{form}}".replace("-", "−")
+def _ends(name: str, digits: int | None = None, floor: float = 0.0) -> Callable[[CsvRow], str]:
+    return lambda row: interval(row[f"{name}_lo"], row[f"{name}_hi"], digits, floor=floor)
 
 
-MODELS = ("target", "cost", "model", "ΔAICc", "weight", "scatter", "left out", "misfit p", "B* of the model",
-          "B* measured", "parameters (95% CI)")  # fmt: skip
-COSTS = {"energy_per_token_j": "J/token", "time_per_token_s": "ms/token"}
-ASIDE = (
-    "No headline: the measured curves cross where they cross, whatever a model says, and a model's intervals presume "
-    "the model. scatter: of the cells around it; left out: its error at each B when fitted without it; misfit p: its "
-    "residuals against the scatter of repeats, below 0.01 refuted."
+def _text(name: str) -> Callable[[CsvRow], str]:
+    return lambda row: str(row[name])
+
+
+B = "B"
+RESULT: Sequence[Column[CsvRow]] = (
+    Column(B, _text("concurrency")),
+    Column("target", _text("target"), NAME),
+    Column("running", lambda row: number(row["running_mean"], 2) or ("not verified" if row["valid"] else "")),
+    Column("tok/s", _of("tokens_per_s")),
+    Column("95% CI", _ends("tokens_per_s"), INTERVAL),
+    Column("× ref", lambda row: number(1 / (1 + row["cor"]), 2)),
+    Column("TTFT ms", _of("ttft_ms_p50", 1)),
+    Column("TTFT p99", _of("ttft_ms_p99", 1)),
+    Column("TPOT ms", _of("tpot_ms_p50", 2)),
+    Column("E2E ms", _of("e2e_ms_p50", 0)),
+    Column("W", _of("power_w_mean", 0)),
+    Column("J/token", _of("energy_per_token_j")),
+    Column("J/query", _of("energy_per_query_j")),
+    Column("95% CI", _ends("energy_per_query_j"), INTERVAL),
+    Column("right %", lambda row: right(row["accuracy"], row["questions"])),
+    Column("95% CI", lambda row: percents(row["accuracy_lo"], row["accuracy_hi"], unit=""), INTERVAL),
+    Column("n", _of("questions", 0)),
+    Column("cut off %", _share("truncated_rate")),
+    Column("unparsed %", _share("unparsed_rate")),
+    Column("guessed %", _share("guessed_rate")),
+    Column("stopped %", _share("stopped_rate")),
+    Column("valid", repeats_valid, SHORT),
 )
-"""What the columns mean."""
-
-
-def model_rows(studies: Sequence[Mapping[str, Any]], *, simulated: bool) -> list[tuple[str, ...]]:
-    """A row per target, cost and fitted model, in the order of the analysis; what is not known is an empty string."""
-    return [
-        (
-            stamped(study["target"], simulated=simulated),
-            COSTS[study["quantity"]],
-            entry["model"],
-            _number(entry["delta_aicc"], ".1f"),
-            _number(entry["weight"], ".2f"),
-            _number(entry["scatter"], ".1%"),
-            _number(entry["cv_error"], ".1%"),
-            _number(entry["lack_of_fit_p"], ".2g"),
-            _crossing(entry["b_star"]),
-            ", ".join(_crossing(crossing) for crossing in study["observed"]),
-            "; ".join(_parameter(parameter) for parameter in entry["parameters"]),
-        )
-        for study in studies
-        for entry in study["models"]
-    ]
-
-
-def model_sentences(studies: Sequence[Mapping[str, Any]], *, simulated: bool) -> dict[str, list[str]]:
-    """Target -> a sentence per cost that was measured, each followed by its reading of the paper's equations."""
-    stamp = f"{STAMP}, " if simulated else ""
-    said: dict[str, list[str]] = {}
-    for study in studies:
-        sentences = [study["sentence"]] + ([study["reading"]] if study["reading"] else [])
-        said.setdefault(study["target"], []).extend(stamp + sentence for sentence in sentences)
-    return said
-
-
-def model_notes(studies: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the fits could not determine, each with its target and cost."""
-    return [f"{s['target']}, {COSTS[s['quantity']]}: {note}" for s in studies for note in s["notes"]]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def _crossing(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    side = "wins below" if found["direction"] == "wins_below" else "wins above"
-    beyond = "" if found.get("measured", True) else ", beyond what was measured"
-    if found["lo"] is not None:
-        spread = f" ({found['lo']:.3g}–{found['hi']:.3g})"
-    else:
-        spread = f" (in {found['share']:.0%} of resamples)" if "share" in found else ""
-    return f"{side} {found['b']:.3g}{spread}{beyond}"
-
-
-def _parameter(found: Mapping[str, Any]) -> str:
-    if found["value"] is None:
-        return f"{found['name']} not determined"
-    factor, unit = (1e3, "m" + found["unit"]) if found["unit"].startswith("s/") else (1.0, found["unit"])
-    value, lo, hi = (factor * found[key] for key in ("value", "lo", "hi"))
-    return f"{found['name']} {value:.3g} {unit} ({lo:.3g}–{hi:.3g})"
-
-
-CLIENT = ("figure", "at its worst", "limit there", "target", "B", "repeat", "")
-NOTE = (
-    "Of all cells, the one closest to each limit; above it the client is what was measured, and the cell is invalid. "
-    "Every cell's figures are in cells.csv."
+"""Of summary.csv. `× ref`, tokens/s over the reference's, is 1 / (1 + COR): over the repeats of both at equal B."""
+TRAFFIC: Sequence[Column[CsvRow]] = (
+    Column("target", _text("target"), NAME),
+    Column("repeat", _text("repeat")),
+    Column("arrivals", _of("arrivals", 0)),
+    Column("asked /s", _of("rate_asked_per_s")),
+    Column("sent /s", _of("rate_per_s", 2)),
+    Column("answered /s", _of("completed_per_s", 2)),
+    Column("late", _of("late", 0)),
+    Column("late p99 ms", _of("late_ms_p99", 2)),
+    Column("dropped", _of("dropped", 0)),
+    Column("in flight", _of("inflight_mean", 1)),
+    Column("TTFT ms", _of("ttft_ms_p50", 1)),
+    Column("TTFT p99", _of("ttft_ms_p99", 1)),
+    Column("E2E ms", _of("e2e_ms_p50", 0)),
+    Column("E2E p99", _of("e2e_ms_p99", 0)),
+    Column("valid", lambda cell: _cell_valid(cell), SHORT),
 )
+"""Of cells.csv, in an open loop."""
+GOODPUT: Sequence[Column[CsvRow]] = (
+    Column(B, _text("concurrency")),
+    Column("target", _text("target"), NAME),
+    Column("good /s", _of("goodput_per_s", 2)),
+    Column("95% CI", _ends("goodput_per_s", 2), INTERVAL),
+    Column("good %", _share("goodput_share")),
+    Column("J/good query", _of("energy_per_good_query_j")),
+    Column("valid", repeats_valid, SHORT),
+)
+"""Of summary.csv, with service level objectives."""
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.0f}%"
+def _cell_valid(cell: CsvRow) -> str:
+    bad = invalid_of(cell)
+    return "no" if not cell["valid"] else f"except {', '.join(bad)}" if bad else "yes"
 
 
-def _ms(value: float) -> str:
-    return f"{value:.2f} ms" if value < 10 else f"{value:.0f} ms"
-
-
-_FIGURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "client_cpu_share": ("CPU of the busiest client process, of a core", _share),
-    "loop_lag_ms_p50": ("event loop late, median", _ms),
-    "refill_gap_ms_mean": ("gap between two requests of a slot, mean", _ms),
-    "ttft_excess_ms": ("TTFT above the server's own histogram, mean", _ms),
-}
-
-
-def client_rows(checks: Sequence[Mapping[str, Any]], *, simulated: bool) -> list[tuple[str, ...]]:
-    """A row per entry of analysis.json's `client`."""
-    rows: list[tuple[str, ...]] = []
-    for check in checks:
-        words, shown = _FIGURES[check["figure"]]
-        rows.append(
-            (
-                words,
-                shown(check["value"]),
-                shown(check["limit"]),
-                stamped(check["target"], simulated=simulated),
-                str(check["concurrency"]),
-                str(check["repeat"]),
-                "client-bound" if check["failed"] else "",
-            )
-        )
+def summary_rows(run: Run) -> list[dict[Any, Any]]:
+    """summary.csv by ascending concurrency."""
+    rows: list[dict[Any, Any]] = run.summary.sort_values("concurrency", kind="stable").to_dict("records")
     return rows
-
-
-TRAFFIC = (
-    "target", "repeat", "arrivals", "asked /s", "sent /s", "answered /s", "late", "late p99 ms", "dropped",
-    "in flight", "TTFT ms", "TTFT p99", "E2E ms", "E2E p99", "valid",
-)  # fmt: skip
-GOODPUT = ("B", "target", "good /s", "95% CI", "good %", "J/good query", "valid")
-
-
-def traffic_rows(run: Run) -> list[Row]:
-    """A row per cell of an open loop; none of a closed one."""
-    if run.arrival is None:
-        return []
-    return [
-        (
-            stamped(str(cell["target"]), simulated=cell["simulated"]),
-            str(cell["repeat"]),
-            number(cell["arrivals"], 0),
-            f"{cell['rate_asked_per_s']:.4g}",
-            number(cell["rate_per_s"], 2),
-            number(cell["completed_per_s"], 2),
-            number(cell["late"], 0),
-            number(cell["late_ms_p99"], 2),
-            number(cell["dropped"], 0),
-            number(cell["inflight_mean"], 1),
-            number(cell["ttft_ms_p50"], 1),
-            number(cell["ttft_ms_p99"], 1),
-            number(cell["e2e_ms_p50"], 0),
-            number(cell["e2e_ms_p99"], 0),
-            cell_valid(cell),
-        )
-        for cell in run.cells.to_dict("records")
-    ]
-
-
-def goodput_rows(run: Run) -> list[Row]:
-    """A row per target x concurrency; none without service level objectives."""
-    rows = run.summary.sort_values("concurrency", kind="stable") if run.analysis_json["slo"] else run.summary[:0]
-    return [
-        (
-            str(row["concurrency"]),
-            stamped(str(row["target"]), simulated=row["simulated"]),
-            number(row["goodput_per_s"], 2),
-            interval(row["goodput_per_s_lo"], row["goodput_per_s_hi"], 2),
-            number(100 * row["goodput_share"], 1),
-            figure(row["energy_per_good_query_j"]),
-            repeats_valid(row),
-        )
-        for row in rows.to_dict("records")
-    ]
 
 
 def traffic_sentences(run: Run) -> dict[str, str]:
@@ -286,28 +148,201 @@ def traffic_sentences(run: Run) -> dict[str, str]:
     if run.arrival is None:
         return {}
     rows = run.summary.to_dict("records")
-    return {str(row["target"]): _sentence(row, run.analysis_json["slo"]) for row in rows}
+    return {str(row["target"]): _traffic(row, run.analysis.slo) for row in rows}
 
 
-def _sentence(row: Mapping[Any, Any], slo: str | None) -> str:
+def _traffic(row: CsvRow, slo: str | None) -> str:
     if pd.isna(row["rate_per_s"]):
         return "nothing was measured"
-    parts = [f"{row['rate_per_s']:.4g} requests a second sent, {row['completed_per_s']:.4g} answered"]
+    parts = [f"{number(row['rate_per_s'])} requests a second sent, {number(row['completed_per_s'])} answered"]
     if row["dropped"]:
-        parts.append(f"{row['dropped']:.0f} dropped")
+        parts.append(f"{number(row['dropped'], 0)} dropped")
     if row["latency_valid"]:
-        parts.append(f"TTFT {_pair(row, 'ttft')} ms and E2E {_pair(row, 'e2e')} ms (p50 / p99) from when they were due")
+        ttft, e2e = (
+            " / ".join(number(row[f"{name}_ms_{quantile}"], 0) for quantile in ("p50", "p99"))
+            for name in ("ttft", "e2e")
+        )
+        parts.append(f"TTFT {ttft} ms and E2E {e2e} ms (p50 / p99) from when they were due")
         if slo is not None and pd.notna(row["goodput_share"]):
-            parts.append(f"{100 * row['goodput_share']:.1f}% within {slo}: {row['goodput_per_s']:.4g} a second")
-    elif row["valid"]:
-        parts.append("no repeat has valid latencies")
+            parts.append(f"{percent(row['goodput_share'], 1)} within {slo}: {number(row['goodput_per_s'])} a second")
     else:
-        parts.append("no repeat is valid")
+        parts.append("no repeat has valid latencies" if row["valid"] else "no repeat is valid")
     if pd.notna(row["energy_per_query_j"]):
-        parts.append(f"{figure(row['energy_per_query_j'])} J a query")
+        parts.append(f"{number(row['energy_per_query_j'])} J a query")
     return "; ".join(parts)
 
 
-def _pair(row: Mapping[Any, Any], latency: str) -> str:
-    shown: Sequence[str] = [number(row[f"{latency}_ms_{name}"], 0) for name in ("p50", "p99")]
-    return " / ".join(shown)
+def value(estimate: Estimate | None, digits: int = 3, *, sign: bool = False) -> str:
+    """The figure without its interval; empty where it was not measured."""
+    return "" if estimate is None else number(estimate.value, digits, sign=sign)
+
+
+def ends(estimate: Estimate | None, digits: int = 3) -> str:
+    """The interval over repeats of a figure above 0."""
+    return "" if estimate is None else interval(estimate.lo, estimate.hi, digits, floor=0.0)
+
+
+INDICES = (
+    Column[TargetIndices]("target", lambda entry: entry.target, NAME),
+    Column[TargetIndices](B, lambda entry: str(entry.concurrency)),
+    Column[TargetIndices]("T_SI", lambda entry: value(entry.t_si)),
+    Column[TargetIndices]("E_SI", lambda entry: value(entry.e_si.value)),
+    Column[TargetIndices]("S_SI", lambda entry: value(entry.s_si)),
+    Column[TargetIndices]("SI", lambda entry: value(entry.si)),
+    Column[TargetIndices]("95% CI", lambda entry: ends(entry.si), INTERVAL),
+    Column[TargetIndices]("SI geometric", lambda entry: value(entry.si_geometric)),
+    Column[TargetIndices]("SI, S unclamped", lambda entry: value(entry.si_raw)),
+    Column[TargetIndices]("deficit", lambda entry: value(entry.deficit, sign=True)),
+    Column[TargetIndices]("COR", lambda entry: value(entry.cor_tps, 2, sign=True)),
+    Column[TargetIndices]("class", lambda entry: entry.refusal or entry.cor_class or "", SHORT),
+    Column[TargetIndices]("trap", lambda entry: entry.trap, SHORT),
+)
+"""A refused comparison has its sentence as its class."""
+Share = tuple[int, WeightShare, WeightShare]
+SHARES = (
+    Column[Share](B, lambda share: str(share[0])),
+    Column[Share]("target", lambda share: share[1].target, NAME),
+    Column[Share]("wins for", lambda share: percent(share[1].share, 0)),
+    Column[Share]("95% CI", lambda share: percents(share[1].lo, share[1].hi, 0), INTERVAL),
+    Column[Share]("proven for", lambda share: percent(share[1].established, 0)),
+    Column[Share]("with S unclamped", lambda share: percent(share[2].share, 0)),
+)
+"""Of all weights of T, E and S, by B and target: B, the share with S clamped and the share without."""
+
+
+def shares(spaces: Sequence[WeightSpace]) -> list[Share]:
+    """The entries of `SHARES`."""
+    raw = {(space.concurrency, entry.target): entry for space in spaces for entry in space.raw}
+    return [
+        (space.concurrency, entry, raw[space.concurrency, entry.target]) for space in spaces for entry in space.clamped
+    ]
+
+
+_DOMINANCE = {"tokens_per_s": "tokens/s", "energy_per_query_j": "J/query", "memory_bytes": "memory"}
+
+
+def dominance(pairs: Sequence[Dominance]) -> Table:
+    """A row per pair of targets that dominates or may, with all batches that have the same verdict: at least as good in
+    everything, and better in something."""
+    measured: dict[tuple[str, str], list[int]] = {}
+    alike: dict[tuple[Any, ...], list[Dominance]] = {}
+    for pair in pairs:
+        of = pair.target, pair.other
+        measured.setdefault(of, []).append(pair.concurrency)
+        if pair.verdict != "does not":
+            key = (*of, pair.verdict, pair.better, pair.worse, pair.unknown)
+            alike.setdefault(key, []).append(pair)
+
+    def metrics(names: Sequence[str]) -> str:
+        return ", ".join(_DOMINANCE.get(metric, metric) for metric in names)
+
+    def batches(same: list[Dominance]) -> str:
+        return spanned([pair.concurrency for pair in same], measured[same[0].target, same[0].other], "")
+
+    return table_of(
+        (
+            Column[list[Dominance]](B, batches),
+            Column[list[Dominance]]("target", lambda same: same[0].target, NAME),
+            Column[list[Dominance]]("against", lambda same: same[0].other, SHORT),
+            Column[list[Dominance]]("verdict", _dominates, SHORT),
+            Column[list[Dominance]]("better in", lambda same: metrics(same[0].better), TEXT),
+            Column[list[Dominance]]("worse in", lambda same: metrics(same[0].worse), TEXT),
+            Column[list[Dominance]]("not known", lambda same: metrics(same[0].unknown), TEXT),
+        ),
+        alike.values(),
+    )
+
+
+def _dominates(same: Sequence[Dominance]) -> str:
+    """The verdict with the margin of accuracy, where it is within one, and the items that it rests on."""
+    verdict = str(same[0].verdict)
+    if verdict == "dominates within margin":
+        verdict = f"dominates, accuracy within {percent(same[0].accuracy_margin, unit=' pp')}"
+    counts = sorted(pair.items for pair in same if pair.items is not None)
+    return f"{verdict} (n = {' to '.join(dict.fromkeys((str(counts[0]), str(counts[-1]))))})" if counts else verdict
+
+
+CLAIMS = (
+    Column[Claim]("targets", lambda claim: " and ".join(claim.targets), NAME),
+    Column[Claim]("claim", lambda claim: claim.claim, TEXT),
+    Column[Claim]("where", lambda claim: claim.source, SHORT),
+    Column[Claim]("verdict", lambda claim: claim.verdict, SHORT),
+    Column[Claim]("evidence", lambda claim: claim.evidence, TEXT),
+)
+_COSTS = {"energy_per_token_j": "J/token", "time_per_token_s": "ms/token"}
+Fit = tuple[ModelStudy, ModelFit]
+"""A study of one cost of one target, and one of the models fitted to it."""
+MODELS = (
+    Column[Fit]("target", lambda fit: fit[0].target, NAME),
+    Column[Fit]("cost", lambda fit: _COSTS[fit[0].quantity], TEXT),
+    Column[Fit]("model", lambda fit: fit[1].model, TEXT),
+    Column[Fit]("ΔAICc", lambda fit: number(fit[1].delta_aicc, 1)),
+    Column[Fit]("weight", lambda fit: number(fit[1].weight, 2)),
+    Column[Fit]("scatter", lambda fit: percent(fit[1].scatter, 1)),
+    Column[Fit]("left out", lambda fit: percent(fit[1].cv_error, 1)),
+    Column[Fit]("misfit p", lambda fit: number(fit[1].lack_of_fit_p)),
+    Column[Fit]("B* of the model", lambda fit: _crossing(fit[1].b_star), TEXT),
+    Column[Fit]("B* measured", lambda fit: ", ".join(map(_crossing, fit[0].observed)), TEXT),
+    Column[Fit]("parameters (95% CI)", lambda fit: "; ".join(map(_parameter, fit[1].parameters)), TEXT),
+)
+MODELS_NOTE = (
+    "No headline: the measured curves cross where they cross, whatever a model says, and a model's intervals presume "
+    "the model. scatter: of the cells around it; left out: its error at each B when fitted without it; misfit p: its "
+    "residuals against the scatter of repeats, below 0.01 refuted."
+)
+
+
+def model_sentences(studies: Sequence[ModelStudy], *, simulated: bool) -> dict[str, list[str]]:
+    """Target -> a sentence per cost that was measured, each followed by its reading of the paper's equations."""
+    stamp = f"{STAMP}, " if simulated else ""
+    sentences: dict[str, list[str]] = {}
+    for study in studies:
+        sentences.setdefault(study.target, []).extend(
+            stamp + sentence for sentence in (study.sentence, study.reading) if sentence
+        )
+    return sentences
+
+
+def model_notes(studies: Sequence[ModelStudy]) -> list[str]:
+    """What the fits could not determine, each with its target and cost."""
+    return [f"{s.target}, {_COSTS[s.quantity]}: {note}" for s in studies for note in s.notes]
+
+
+def _crossing(found: BStar | Observed | None) -> str:
+    if found is None:
+        return ""
+    side = "wins below" if found.direction == "wins_below" else "wins above"
+    spread, beyond = interval(found.lo, found.hi), ""
+    if isinstance(found, BStar):
+        spread = spread or f"in {percent(found.share, 0)} of resamples"
+        beyond = "" if found.measured else ", beyond what was measured"
+    return f"{side} {number(found.b)}{f' ({spread})' if spread else ''}{beyond}"
+
+
+def _parameter(found: Parameter) -> str:
+    if found.value is None or found.lo is None or found.hi is None:
+        return f"{found.name} not determined"
+    factor, unit = (1e3, "m" + found.unit) if found.unit.startswith("s/") else (1.0, found.unit)
+    spread = interval(factor * found.lo, factor * found.hi)
+    return f"{found.name} {number(factor * found.value)} {unit} ({spread})"
+
+
+_CLIENT: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "client_cpu_share": ("CPU of the busiest client process, of a core", lambda share: percent(share, 0)),
+    "loop_lag_ms_p50": ("event loop late, median", lambda ms: f"{number(ms)} ms"),
+    "refill_gap_ms_mean": ("gap between two requests of a slot, mean", lambda ms: f"{number(ms)} ms"),
+    "ttft_excess_ms": ("TTFT above the server's own histogram, mean", lambda ms: f"{number(ms)} ms"),
+}
+CLIENT = (
+    Column[NearestCheck]("figure", lambda check: _CLIENT[check.figure][0], TEXT),
+    Column[NearestCheck]("at its worst", lambda check: _CLIENT[check.figure][1](check.value)),
+    Column[NearestCheck]("limit there", lambda check: _CLIENT[check.figure][1](check.limit)),
+    Column[NearestCheck]("target", lambda check: check.target, NAME),
+    Column[NearestCheck](B, lambda check: str(check.concurrency)),
+    Column[NearestCheck]("repeat", lambda check: str(check.repeat)),
+    Column[NearestCheck]("", lambda check: "client-bound" if check.failed else "", SHORT),
+)
+CLIENT_NOTE = (
+    "The cell closest to each limit. Above a limit the client is what was measured, and the cell is invalid. "
+    "Every cell's figures are in cells.csv."
+)

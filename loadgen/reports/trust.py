@@ -1,169 +1,137 @@
-"""What the answers prove, as rows for the terminal and for the report."""
+"""What the answers prove, as tables and sentences of the report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any
 
-from loadgen.analysis.estimate import spanned
-from loadgen.reports.words import stamped
+from loadgen.analysis.trust.accuracy import AccuracyComparison
+from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest
+from loadgen.analysis.trust.trends import DepthBucket, TrustInvariance
+from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column
+from loadgen.words import interval, number, percent, percents, spanned
 
-AGAINST = ("target", "B", "T_SI", "95% CI", "lost", "won", "items", "tokens", "verdict")
-OVER_B = ("target", "items", "accuracy over B", "Cochran's p", "verdict", "flips by B", "at one B", "effect ratio")
-BY_DEPTH = ("target", "steps", "items", "reference %", "target %", "difference", "95% CI", "relative loss", "95% CI")
-
-Row = tuple[str, ...]
-Entry = Mapping[str, Any]
-
-
-def against_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
-    """A row per target x concurrency."""
-    return [
-        (
-            stamped(test["target"], simulated=simulated),
-            str(test["concurrency"]),
-            _number(test["t_si"], 3),
-            _interval(test["t_si_lo"], test["t_si_hi"], 3),
-            _count(test["lost"]),
-            _count(test["won"]),
-            _count(test["items"]),
-            _lengths(test["comparison"]),
-            _short(test),
-        )
-        for test in tests
-    ]
+AGAINST = (
+    Column[TrustTest]("target", lambda test: test.target, NAME),
+    Column[TrustTest]("B", lambda test: str(test.concurrency)),
+    Column[TrustTest]("T_SI", lambda test: number(test.t_si, 3)),
+    Column[TrustTest]("95% CI", lambda test: interval(test.t_si_lo, test.t_si_hi, 3), INTERVAL),
+    Column[TrustTest]("lost", lambda test: number(test.lost)),
+    Column[TrustTest]("won", lambda test: number(test.won)),
+    Column[TrustTest]("items", lambda test: number(test.items)),
+    Column[TrustTest]("tokens", lambda test: _lengths(test.comparison)),
+    Column[TrustTest]("verdict", lambda test: _verdict(test), TEXT),
+)
+"""Of each target at each B, question by question. tokens: mean length of an answer, the target's and the
+reference's."""
 
 
-def verdict_sentences(tests: Sequence[Entry], level: Callable[[int], str]) -> list[str]:
+def _lengths(comparison: AccuracyComparison | None) -> str:
+    if comparison is None:
+        return ""
+    lengths = number(comparison.output_tokens_mean, 0), number(comparison.reference_output_tokens_mean, 0)
+    return " : ".join(lengths) if all(lengths) else ""
+
+
+def _verdict(test: TrustTest) -> str:
+    judged = test.judgement
+    if judged is None:
+        return test.sentence
+    more = f", {judged.more_items} more items needed" if judged.more_items is not None else ""
+    return f"{test.verdict}{more}{', confounded by length' if judged.confounded else ''}"
+
+
+def verdict_sentences(tests: Sequence[TrustTest], level: Callable[[int], str]) -> list[str]:
     """Neighbouring batches with the same verdict in one sentence: those of several with the range of differences."""
-    said = []
-    for target, ours in groupby(tests, key=lambda test: test["target"]):
-        ordered = sorted(ours, key=lambda test: test["concurrency"])
-        measured = [test["concurrency"] for test in ordered]
-        for _, alike in groupby(ordered, key=_alike):
-            span = list(alike)
-            if len(span) == 1:
-                said.append(f"{target}, {level(span[0]['concurrency'])}: {span[0]['sentence']}")
-            else:
-                where = spanned([test["concurrency"] for test in span], measured)
-                said.append(f"{target}, {where}: {_of_several(span)}")
-    return said
-
-
-def _alike(test: Entry) -> tuple[str, ...]:
-    """A refusal is alike where it has the same reason."""
-    return (test["verdict"], test["sentence"] if test["verdict"] == "refused" else "")
-
-
-def _of_several(tests: Sequence[Entry]) -> str:
-    if tests[0]["verdict"] == "refused":
-        return str(tests[0]["sentence"])
-    differences = sorted(100 * test["comparison"]["difference"] for test in tests)
-    items = sorted(int(test["items"]) for test in tests)
-    ends = [f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") for value in (differences[0], differences[-1])]
-    counts = dict.fromkeys(map(str, (items[0], items[-1])))
-    text = f"{tests[0]['verdict']}; {' to '.join(dict.fromkeys(ends))} pp over {' to '.join(counts)} items"
-    if tests[0]["verdict"] == "inconclusive":
-        text += f"; you need {min(test['judgement']['more_items'] for test in tests)} more items at least"
-    return text
-
-
-def over_b_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
-    """A row per target that answered the same items at several concurrencies."""
-    rows: list[Row] = []
-    for test in tests:
-        seen, ratio = test["invariance"], test["effect_ratio"]
-        accuracies = [seen["smallest_accuracy"], *(batch["accuracy"] for batch in seen["batches"])]
-        flips = [batch["changed"]["flip_rate"] for batch in seen["batches"]]
-        rows.append(
-            (
-                stamped(test["target"], simulated=simulated),
-                str(seen["items"]),
-                f"{100 * min(accuracies):.1f}–{100 * max(accuracies):.1f}%",
-                _number(seen["p"], 3),
-                f"{seen['verdict']} (±{100 * seen['margin']:g} pp)",
-                _percent(max((rate for rate in flips if rate is not None), default=None)),
-                _percent(seen["noise"]["flip_rate"]),
-                _number(ratio and ratio["ratio"], 1),
-            )
-        )
-    return rows
-
-
-def depth_rows(tests: Sequence[Entry], *, simulated: bool) -> list[Row]:
-    """A row per target and bucket of reasoning steps."""
-    return [
-        (
-            stamped(test["target"], simulated=simulated),
-            bucket["steps"],
-            str(bucket["items"]),
-            f"{100 * bucket['reference_accuracy']:.1f}",
-            f"{100 * bucket['accuracy']:.1f}",
-            f"{100 * bucket['difference']:+.1f} pp",
-            _interval(100 * bucket["difference_lo"], 100 * bucket["difference_hi"], 1),
-            _percent(bucket["relative_loss"]),
-            _percents(bucket["relative_loss_lo"], bucket["relative_loss_hi"]),
-        )
-        for test in tests
-        if test["measure"] == "steps"
-        for bucket in test["curve"]["buckets"]
-    ]
-
-
-def depth_sentences(tests: Sequence[Entry]) -> list[str]:
-    """Per target: whether its loss changes with depth, and the fit of a constant loss per step."""
     sentences = []
-    for test in tests:
-        if test["measure"] != "steps":
-            continue
-        trend, fit = test["curve"]["relative"], test["curve"]["survival"]
-        parts = []
-        if trend is not None:
-            how = "no change with depth is shown" if trend["p"] > 0.05 else (
-                "the loss grows with depth" if trend["z"] < 0 else "the loss shrinks with depth"
-            )  # fmt: skip
-            parts.append(f"{how} (precision × depth interaction, p = {trend['p']:.3f})")
-        if fit is not None:
-            parts.append(f"a step survives with probability {fit['q']:.3f} ({fit['lo']:.3f}–{fit['hi']:.3f})")
-        if parts:
-            sentences.append(f"{test['target']}: {'; '.join(parts)}")
+    for target, ours in groupby(tests, key=lambda test: test.target):
+        ordered = sorted(ours, key=lambda test: test.concurrency)
+        measured = [test.concurrency for test in ordered]
+        for _, alike in groupby(ordered, key=lambda test: test.verdict + _refusal(test)):
+            tests_alike = list(alike)
+            if len(tests_alike) == 1:
+                where, verdict = level(tests_alike[0].concurrency), tests_alike[0].sentence
+            else:
+                where = spanned([test.concurrency for test in tests_alike], measured)
+                verdict = _refusal(tests_alike[0]) or _of_several(tests_alike)
+            sentences.append(f"{target}, {where}: {verdict}")
     return sentences
 
 
-def _lengths(comparison: Entry | None) -> str:
-    """Mean output tokens of an answer, the target's and the reference's."""
-    if comparison is None:
-        return ""
-    ours, theirs = comparison["output_tokens_mean"], comparison["reference_output_tokens_mean"]
-    return "" if ours is None or theirs is None else f"{ours:.0f} : {theirs:.0f}"
+def _refusal(test: TrustTest) -> str:
+    return test.sentence if test.verdict == "refused" else ""
 
 
-def _short(test: Entry) -> str:
-    if test["verdict"] == "refused":
-        return str(test["sentence"])
-    judged = test["judgement"]
-    text = str(test["verdict"])
-    if test["verdict"] == "inconclusive":
-        text += f", {judged['more_items']} more items needed"
-    return text + (", confounded by length" if judged["confounded"] else "")
+def _of_several(tests: Sequence[TrustTest]) -> str:
+    compared = [test.comparison for test in tests if test.comparison is not None]
+    differences, items = sorted(c.difference for c in compared), sorted(c.items for c in compared)
+    ends = dict.fromkeys(percent(differences[place], 1, unit="", sign=True) for place in (0, -1))
+    counts = dict.fromkeys(str(items[place]) for place in (0, -1))
+    text = f"{tests[0].verdict}; {' to '.join(ends)} pp over {' to '.join(counts)} items"
+    more = [test.judgement.more_items for test in tests if test.judgement and test.judgement.more_items is not None]
+    return text + (f"; you need {min(more)} more items at least" if more else "")
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+OVER_B = (
+    Column[BatchTest]("target", lambda test: test.target, NAME),
+    Column[BatchTest]("items", lambda test: str(test.invariance.items)),
+    Column[BatchTest]("accuracy over B", lambda test: _accuracies(test.invariance)),
+    Column[BatchTest]("Cochran's p", lambda test: number(test.invariance.p, 3)),
+    Column[BatchTest]("verdict", lambda test: _same_accuracy(test.invariance), TEXT),
+    Column[BatchTest]("flips by B", lambda test: percent(_most_flips(test.invariance), 1)),
+    Column[BatchTest]("at one B", lambda test: percent(test.invariance.noise.flip_rate, 1)),
+    Column[BatchTest]("effect ratio", lambda test: number(test.effect_ratio.ratio, 1) if test.effect_ratio else ""),
+)
+"""Of each target that answered the same items at several B."""
 
 
-def _interval(low: float | None, high: float | None, digits: int) -> str:
-    return "" if low is None or high is None else f"{low:.{digits}f} to {high:.{digits}f}"
+def _same_accuracy(invariance: TrustInvariance) -> str:
+    return f"{invariance.verdict} (±{percent(invariance.margin, unit=' pp')})"
 
 
-def _count(number: float | None) -> str:
-    return "" if number is None else f"{number:.1f}".removesuffix(".0")
+def _accuracies(invariance: TrustInvariance) -> str:
+    shares = [invariance.smallest_accuracy, *(batch.accuracy for batch in invariance.batches)]
+    return percents(min(shares), max(shares))
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}%"
+def _most_flips(invariance: TrustInvariance) -> float | None:
+    rates = [batch.changed.flip_rate for batch in invariance.batches]
+    return max((rate for rate in rates if rate is not None), default=None)
 
 
-def _percents(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}%"
+Bucket = tuple[str, DepthBucket]
+BY_DEPTH = (
+    Column[Bucket]("target", lambda of: of[0], NAME),
+    Column[Bucket]("steps", lambda of: of[1].steps, SHORT),
+    Column[Bucket]("items", lambda of: str(of[1].items)),
+    Column[Bucket]("reference %", lambda of: percent(of[1].reference_accuracy, 1, unit="")),
+    Column[Bucket]("target %", lambda of: percent(of[1].accuracy, 1, unit="")),
+    Column[Bucket]("difference", lambda of: percent(of[1].difference, 1, unit=" pp", sign=True)),
+    Column[Bucket]("95% CI", lambda of: percents(of[1].difference_lo, of[1].difference_hi, unit=""), INTERVAL),
+    Column[Bucket]("relative loss", lambda of: percent(of[1].relative_loss, 1)),
+    Column[Bucket]("95% CI", lambda of: percents(of[1].relative_loss_lo, of[1].relative_loss_hi), INTERVAL),
+)
+"""Of a target and a bucket of reasoning steps."""
+
+
+def buckets(tests: Sequence[DepthTest]) -> list[Bucket]:
+    """The entries of `BY_DEPTH`."""
+    return [(t.target, bucket) for t in tests if t.measure == "steps" for bucket in t.curve.buckets]
+
+
+def depth_sentences(tests: Sequence[DepthTest]) -> list[str]:
+    """Per target: whether its loss changes with depth, and the fit of a constant loss per step."""
+    sentences = []
+    for test in (test for test in tests if test.measure == "steps"):
+        trend, fit = test.curve.relative, test.curve.survival
+        parts = []
+        if trend is not None:
+            change = "the loss grows with depth" if trend.z < 0 else "the loss shrinks with depth"
+            change = change if trend.p <= 0.05 else "no change with depth is shown"
+            parts.append(f"{change} (precision × depth interaction, p = {number(trend.p, 3)})")
+        if fit is not None:
+            ends = interval(fit.lo, fit.hi, 3)
+            parts.append(f"a step survives with probability {number(fit.q, 3)} ({ends})")
+        if parts:
+            sentences.append(f"{test.target}: {'; '.join(parts)}")
+    return sentences

@@ -16,12 +16,13 @@ from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.run import Run, batch_of, load_run
 from loadgen.measure.observer import Progress
 from loadgen.record.cell import Cell
-from loadgen.reports.compare import run_rows
-from loadgen.reports.figures.draw import draw_figures
+from loadgen.reports.columns import table_of
+from loadgen.reports.compare import RUNS
+from loadgen.reports.figures import draw_figures
 from loadgen.reports.figures.sheet import batch_title
-from loadgen.reports.grid import table_rows
 from loadgen.reports.html.page import page
 from loadgen.reports.live import LiveView
+from loadgen.reports.rows import RESULT, summary_rows
 from loadgen.reports.terminal import end_lines
 
 
@@ -62,7 +63,7 @@ def test_the_end_in_the_terminal_says_so_and_why(neither: Run, one: Run) -> None
 
 
 def test_its_column_in_the_table_says_so(one: Run) -> None:
-    running = {(row[1], row[0]): row[2] for row in table_rows(one.summary)}
+    running = {(row[1], row[0]): row[2] for row in table_of(RESULT, summary_rows(one)).rows}
     assert running == {
         ("fp16", "1"): "1.00", ("fp16", "2"): "2.00", ("awq", "1"): "not verified", ("awq", "2"): "not verified"
     }  # fmt: skip
@@ -104,7 +105,7 @@ def test_every_figure_over_the_batch_and_the_page_say_so(neither: Run, one: Run)
 
 
 def test_a_comparison_of_runs_says_so(one: Run) -> None:
-    shown = {(row[7], row[8]): row[9] for row in run_rows(rows_of(one, "one", {}))}
+    shown = {(row[7], row[8]): row[9] for row in table_of(RUNS, rows_of(one, "one", {})).rows}
     assert (shown["fp16", "2"], shown["awq", "2"]) == ("2", "not verified")
 
 

@@ -143,7 +143,7 @@ def test_simulated_runs_stay_apart_and_say_so(
     made = model_run(tmp_path / "made-7b", parameters=7e9, n_star=N_STAR, simulated=True, model="simulated-mistral-7b")
     out = tmp_path / "out"
     said = _command(monkeypatch, capsys, *map(str, runs), str(made), "--out", str(out))
-    assert "SIMULATED: rows marked so" in said
+    assert "SIMULATED: rows marked SIMULATED come from a cost model" in said
     assert "awq SIMULATED" in said
     assert "origin: measured and SIMULATED" in said
     page = (out / "compare.html").read_text()

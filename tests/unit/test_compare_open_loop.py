@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from made_run import made_open_run, make_run
@@ -10,7 +12,8 @@ import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.compare.nstar import stratum_of
-from loadgen.reports.compare import RUNS, run_rows
+from loadgen.reports.columns import table_of
+from loadgen.reports.compare import RUNS
 from loadgen.reports.html.compare import speed_over_concurrency
 
 
@@ -34,8 +37,9 @@ def test_rates_and_goodput_stand_side_by_side(compared: RunComparison) -> None:
         "at-5": ("poisson:5", 4.0, "ttft:100ms", 0.5),
     }
     assert {(row.accuracy, row.questions) for row in compared.rows} == {(0.5, 2)}
-    assert {row[RUNS.index("right % (n)")] for row in run_rows(compared.rows)} == {"1/2"}
-    shown = {row[0]: row[RUNS.index("B")] for row in run_rows(compared.rows)}
+    table = table_of(RUNS, compared.rows)
+    assert {row[table.headings.index("right % (n)")] for row in table.rows} == {"1/2"}
+    shown = {row[0]: row[table.headings.index("B")] for row in table.rows}
     assert shown == {"closed": "64", "at-4": "poisson:4", "at-5": "poisson:5"}
 
 
@@ -53,8 +57,9 @@ def test_whatever_had_a_cor_arrivals_would_keep_apart(compared: RunComparison) -
     assert any("at poisson:4, X × 1" in str(stratum) for stratum in strata)
 
 
-def test_no_curve_over_the_concurrency_has_a_cap_on_it(compared: RunComparison) -> None:
-    drawn = speed_over_concurrency(compared.rows, ())
-    assert drawn is not None
+def test_no_curve_over_the_concurrency_has_a_cap_on_it(compared: RunComparison, tmp_path: Path) -> None:
+    figure = speed_over_concurrency(compared.rows, (), tmp_path)
+    assert figure is not None
+    drawn = figure.svg.read_text(encoding="utf-8")
     assert "closed" in drawn
     assert "at-4" not in drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from made_models import row, steady
 
-from loadgen.analysis.compare.published import Beside, beside, model_key, published
+from loadgen.analysis.compare.published import PublishedMatch, model_key, published, published_matches
 from loadgen.analysis.compare.row import CompareRow
 
 
@@ -16,7 +16,7 @@ def mistral(**changed: object) -> CompareRow:
     return row(7e9, steady(0.0), **fields | {"cor": None} | changed)
 
 
-def of(found: tuple[Beside, ...], value: float, column: str) -> Beside:
+def of(found: tuple[PublishedMatch, ...], value: float, column: str) -> PublishedMatch:
     (one,) = (one for one in found if one.published.value == value and one.column == column)
     return one
 
@@ -36,7 +36,7 @@ def test_models_match_without_organisation_version_and_tuning(name: str, key: st
 def test_ours_stands_beside_theirs_with_the_ratio_at_every_b() -> None:
     gpu = "NVIDIA A100-SXM4-80GB"
     rows = [mistral(concurrency=b, energy_per_query_j=joules, gpu=gpu) for b, joules in ((1, 470.94), (16, 23.547))]
-    found = of(beside(rows), 235.47, "energy_per_query_j")
+    found = of(published_matches(rows), 235.47, "energy_per_query_j")
     assert [(ours.concurrency, ours.ratio) for ours in found.ours] == [(1, pytest.approx(2)), (16, pytest.approx(0.1))]
     assert found.published.source.endswith("s4.3")
     assert "their B is not stated" in found.differs
@@ -46,40 +46,42 @@ def test_ours_stands_beside_theirs_with_the_ratio_at_every_b() -> None:
 
 
 def test_the_hli_bound_stands_beside_it_too() -> None:
-    found = of(beside([mistral(energy_hli_per_query_j=235.47)]), 235.47, "energy_hli_per_query_j")
+    found = of(published_matches([mistral(energy_hli_per_query_j=235.47)]), 235.47, "energy_hli_per_query_j")
     assert found.ours[0].ratio == 1
     assert not any("HLI" in reason for reason in found.differs)
 
 
 def test_cor_is_compared_as_a_slowdown() -> None:
     """1.50 published for NF4 on an H100: 2.5 times slower; ours, 4 times slower, is 1.6 times that."""
-    found = of(beside([mistral(target="nf4", precision="bnb-nf4", cor=3.0, gpu="NVIDIA H100 PCIe")]), 1.5, "cor")
+    found = of(
+        published_matches([mistral(target="nf4", precision="bnb-nf4", cor=3.0, gpu="NVIDIA H100 PCIe")]), 1.5, "cor"
+    )
     assert found.ours[0].ratio == pytest.approx(1.6)
     assert "another GPU" not in found.differs
 
 
 def test_accuracy_of_another_dataset_is_not_compared() -> None:
-    assert beside([mistral(accuracy=0.4, dataset="mathqa")]) == ()
-    found = beside([mistral(accuracy=0.4, dataset="gsm8k")])
+    assert published_matches([mistral(accuracy=0.4, dataset="mathqa")]) == ()
+    found = published_matches([mistral(accuracy=0.4, dataset="gsm8k")])
     assert {one.published.value for one in found} == {0.4314}
     assert "prompt, shots and extraction are not published" in found[0].differs
 
 
 def test_a_stated_batch_must_be_ours() -> None:
     llama = {"model": "Llama-3.1-8B-Instruct", "precision": "bf16", "energy_per_token_j": 0.2372, "gpu": "NVIDIA H100"}
-    at_64 = beside([mistral(concurrency=64, **llama)])
+    at_64 = published_matches([mistral(concurrency=64, **llama)])
     assert of(at_64, 0.1186, "energy_per_token_j").ours[0].ratio == pytest.approx(2.0)
     assert {one.published.batch for one in at_64} == {"64"}
-    assert beside([mistral(concurrency=3, **llama)]) == ()
+    assert published_matches([mistral(concurrency=3, **llama)]) == ()
 
 
 def test_a_precision_is_its_kernel_not_its_bits() -> None:
-    found = beside([mistral(target="gptq", precision="gptq", cor=1.0, energy_per_query_j=1.0, accuracy=0.3)])
+    found = published_matches([mistral(target="gptq", precision="gptq", cor=1.0, energy_per_query_j=1.0, accuracy=0.3)])
     assert found == ()
 
 
 def test_simulated_figures_say_so() -> None:
-    (found, *_) = beside([mistral(accuracy=0.4, simulated=True)])
+    (found, *_) = published_matches([mistral(accuracy=0.4, simulated=True)])
     assert found.simulated
     assert found.differs[0] == "ours is SIMULATED, not measured"
 

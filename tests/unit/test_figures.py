@@ -28,7 +28,6 @@ from loadgen.reports.figures.curves import draw_curves
 from loadgen.reports.figures.latency import Latencies, draw_latency, read_cells
 from loadgen.reports.figures.sheet import COLOURS, GRID, INVALID, MOST_POINTS, STAMP, STYLE, TEXT, Sheet, looks_of
 from loadgen.reports.figures.timeline import Traces, draw_timelines
-from loadgen.reports.words import quantity
 
 BUCKET = {
     "items": 40, "accuracy": 0.5, "accuracy_lo": 0.4, "accuracy_hi": 0.6, "reference_accuracy": 0.6,
@@ -151,7 +150,7 @@ def test_cor_has_its_value_and_its_interval(figures: dict[str, Figure]) -> None:
     """Twice as fast at B = 4: COR = 1 / 2 - 1."""
     tips = tips_of(figures["cor"], "awq")
     assert list(tips) == [f"pt-awq-{k}" for k in (1, 2, 3, 4)]
-    assert re.search(r"awq · B = 4: running 4, COR -0\.5 \(-0\.5\d* to -0\.4\d*\)", tips["pt-awq-2"])
+    assert re.search(r"awq · B = 4: running 4, COR −0\.5 \(−0\.5\d* to −0\.4\d*\)", tips["pt-awq-2"])
     assert not tips_of(figures["cor"], "fp16"), "the reference is the line at 0"
 
 
@@ -177,7 +176,7 @@ def test_depth_is_in_the_order_of_steps(figures: dict[str, Figure]) -> None:
     svg = svg_of(figures["depth"])
     places = [svg.index(f">{steps}</text>") for steps in ("1-2", "3-4", "7+")]
     assert places == sorted(places)
-    assert "SIMULATED · awq · 7+ steps, 40 items: difference -10 pp (-20 to 0)" in figures["depth"].tips.values()
+    assert "SIMULATED · awq · 7+ steps, 40 items: difference −10 pp (−20 to 0)" in figures["depth"].tips.values()
     assert "SIMULATED · fp16 · 3-4 steps, 40 items: accuracy 60% (50 to 70)" in figures["depth"].tips.values()
 
 
@@ -270,11 +269,6 @@ def test_equal_bits_in_different_kernels_are_compared(tmp_path: Path) -> None:
     assert figure.name == "backends-4-bit" and "Figure 6" in figure.caption
     assert {gid.rsplit("-", 1)[0] for gid in figure.tips} == {"pt-awq", "pt-bnb-nf4"}
     assert any(re.match(r"awq · B = 1: running 1, tokens/s over fp16's 1\b", tip) for tip in figure.tips.values())
-
-
-def test_shares_are_said_in_percent() -> None:
-    assert quantity({"value": 0.409, "lo": 0.386, "hi": 0.432}, percent=True) == "40.9% (38.6 to 43.2)"
-    assert quantity({"value": 1234.5, "lo": None, "hi": 2000.0}) == "1,234"
 
 
 def test_a_figure_of_many_points_keeps_its_ids_few(tmp_path: Path) -> None:

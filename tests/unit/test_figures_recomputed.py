@@ -18,8 +18,9 @@ from made_study import BATCHES, ITL_MS, REPEATS, made_study
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.run import Run
+from loadgen.reports.columns import table_of
 from loadgen.reports.figures import Figure, draw_figures
-from loadgen.reports.grid import HEADINGS, table_rows
+from loadgen.reports.rows import RESULT, summary_rows
 
 REFERENCE, *OTHERS = ITL_MS
 KEYS = [(target, b) for target in ITL_MS for b in BATCHES]
@@ -499,8 +500,9 @@ def test_a_timeline_is_that_of_requests_server_and_power(figures: dict[str, Figu
 
 def test_the_tables_ratio_to_the_reference_is_that_of_the_figures(run: Run, tables: Tables) -> None:
     """At B = 8 one repeat of awq is invalid: the reference's same repeat alone is compared."""
-    column = HEADINGS.index("× ref")
-    shown = {(row[1], int(row[0])): row[column] for row in table_rows(run.summary)}
+    table = table_of(RESULT, summary_rows(run))
+    column = table.headings.index("× ref")
+    shown = {(row[1], int(row[0])): row[column] for row in table.rows}
     assert shown == {key: f"{tables.ratio(key, 'tokens_per_s'):.2f}" if key in AGAINST else "" for key in KEYS}
     own = tables.mean(("awq", 8), "tokens_per_s") / tables.mean(("fp16", 8), "tokens_per_s")
     assert own != pytest.approx(tables.ratio(("awq", 8), "tokens_per_s"), rel=0.01)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from loadgen.analysis.estimate import BatchResult, Estimate, by_span, spanned
+from loadgen.analysis.estimate import BatchResult, Estimate, by_span
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import OperatingPoint, Repeat, batch_refusal
 from loadgen.analysis.indices.study import TargetIndices, index_study
 from loadgen.analysis.trust.answers import PairedItems
 from loadgen.analysis.trust.significance import trust_ratio
 from loadgen.errors import UsageError
+from loadgen.words import spanned
 
 ITEMS = [f"item-{place}" for place in range(100)]
 ONE_PERCENT = (0.99, 1.0, 1 / 0.99)

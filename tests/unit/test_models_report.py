@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +12,8 @@ from made_run import answer, cell_data
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.validity import Validity
-from loadgen.reports.rows import MODELS, model_notes, model_rows, model_sentences
+from loadgen.reports.columns import table_of
+from loadgen.reports.rows import MODELS, model_notes, model_sentences
 
 
 @pytest.fixture
@@ -22,20 +22,16 @@ def base(tmp_path: Path) -> CellSummary:
     return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
-def entries(made: list[CellSummary]) -> list[dict[str, Any]]:
-    """As read back from analysis.json."""
-    return msgspec.json.decode(msgspec.json.encode(cost_models(made, reference="fp16")), type=list[dict[str, Any]])
-
-
 def test_the_report_draws_the_studies(base: CellSummary) -> None:
     made = cells(base, joules=eq19, seconds=lambda t, b: 1e-3 * eq19(t, b), batches=(1, 4, 16, 64))
     simulated = [msgspec.structs.replace(cell, simulated=True) for cell in made]
-    studies = entries(simulated)
-    assert all(study["simulated"] for study in studies)
-    rows = model_rows(studies, simulated=True)
+    studies = cost_models(simulated, reference="fp16")
+    assert all(study.simulated for study in studies)
+    table = table_of(MODELS, [(study, fit) for study in studies for fit in study.models])
+    rows = table.rows
     assert len(rows) == 9
-    assert all(len(row) == len(MODELS) and row[0] == "awq SIMULATED" for row in rows)
-    first = dict(zip(MODELS, rows[0], strict=True))
+    assert all(len(row) == len(MODELS) and row[0] == "awq" for row in rows)
+    first = dict(zip(table.headings, rows[0], strict=True))
     assert (first["cost"], first["model"]) == ("J/token", "M1")
     assert first["B* of the model"].startswith("wins below 4")
     assert first["B* measured"] == ""
@@ -52,7 +48,7 @@ def test_the_report_draws_the_studies(base: CellSummary) -> None:
 
 
 def test_a_refused_study_is_a_sentence_and_no_row(base: CellSummary) -> None:
-    studies = entries(cells(base, joules=eq19, batches=(1, 2)))
-    assert model_rows(studies, simulated=False) == []
+    studies = cost_models(cells(base, joules=eq19, batches=(1, 2)), reference="fp16")
+    assert all(study.models == () for study in studies)
     (line,) = model_sentences(studies, simulated=False)["awq"]
     assert line.endswith("2 are there")

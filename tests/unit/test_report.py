@@ -13,9 +13,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from made_run import answer, cell, ended, make_run, scrape, write_cell
+from msgspec.structs import replace
 
 import loadgen
 from loadgen.analysis.analyse import analyse
+from loadgen.analysis.crossover.crossing import Crossing
+from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 from loadgen.power.sample import GpuInfo
@@ -297,14 +300,13 @@ def test_a_crossover_is_an_object_of_its_own(tmp_path: Path) -> None:
 
 def test_cost_models_have_a_section_where_some_were_fitted(tmp_path: Path) -> None:
     run, _ = words(make_run(tmp_path / "run"))
-    run.analysis_json["models"] = []
+    run.analysis = replace(run.analysis, models=())
     assert 'id="models"' not in page(run, [])
-    run.analysis_json["models"] = [
-        {
-            "target": "awq", "quantity": "time_per_token_s", "sentence": "M3 fits <best>", "reading": "",
-            "observed": [], "notes": ["launch is not determined"], "models": [],
-        }
-    ]  # fmt: skip
+    study = ModelStudy(
+        target="awq", reference="fp16", quantity="time_per_token_s", concurrencies=(1, 2), verdict="refused",
+        sentence="M3 fits <best>", notes=("launch is not determined",), simulated=False,
+    )  # fmt: skip
+    run.analysis = replace(run.analysis, models=(study,))
     section = re.findall(r'<section id="models">.*?</section>', page(run, []), re.DOTALL)[0]
     assert "M3 fits &lt;best&gt;" in section
     assert "awq, ms/token: launch is not determined" in section
@@ -312,23 +314,26 @@ def test_cost_models_have_a_section_where_some_were_fitted(tmp_path: Path) -> No
 
 def test_the_headline_is_energy_where_it_was_measured_and_speed_where_not(tmp_path: Path) -> None:
     run, text = words(make_run(tmp_path / "run"))
-    found = {entry["metric"]: entry for entry in run.analysis_json["crossovers"]}
-    assert found["energy_per_query_j"]["refusal"] is not None
+    found = {entry.metric: entry for entry in run.analysis.crossovers}
+    assert found["energy_per_query_j"].refusal is not None
     assert '<p class="big">Not decided: whether awq is faster than fp16' in text
-    energy = {"sentence": "awq uses less energy per query than fp16 below B* = 61 (95% CI 52–75)", "refusal": None}
-    found["energy_per_query_j"].update(energy)
-    assert f'<p class="big">{energy["sentence"]}.</p>' in page(run, [])
+    said = "awq uses less energy per query than fp16 below B* = 61 (95% CI 52–75)"
+    energy = replace(found["energy_per_query_j"], sentence=said, refusal=None, status="crosses")
+    run.analysis = replace(run.analysis, crossovers=(energy, found["tokens_per_s"]))
+    assert f'<p class="big">{said}.</p>' in page(run, [])
 
 
 def test_an_established_crossover_stands_in_its_table_with_its_interval(tmp_path: Path) -> None:
     run, _ = words(make_run(tmp_path / "run"))
-    found = next(entry for entry in run.analysis_json["crossovers"] if entry["metric"] == "tokens_per_s")
-    known = {"bracket": [1, 64], "direction": "wins_below", "probability": 1.0, "established": True}
-    found["crossings"] = [known | {"b": 4.06, "lo": 3.52, "hi": 12.4}, known | {"b": 15.0, "lo": 4.0, "hi": 41.0}]
+    found = run.crossover("awq", "tokens_per_s")
+    close = Crossing(b=4.06, lo=3.52, hi=12.4, bracket=(1, 64), direction="wins_below", probability=1.0,
+                     established=True)  # fmt: skip
+    crossings = (close, replace(close, b=15.0, lo=4.0, hi=41.0))
+    run.analysis = replace(run.analysis, crossovers=(replace(found, crossings=crossings),))
     section = re.findall(r'<section id="crossovers">.*?</section>', page(run, []), re.DOTALL)[0]
-    assert '<td class="interval">3.5–12</td>' in section
+    assert '<td class="interval">3.52 to 12.4</td>' in section
     shown = re.findall(r">([^<]*)</td><td class=\"interval\">", section)
-    assert shown[:2] == ["4.1", "not known"], "the second is known to a factor of 10 and not closer"
+    assert shown[:2] == ["4.06", "not known"], "the second is known to a factor of 10 and not closer"
 
 
 def test_intervals_that_tell_nothing_are_not_known_and_their_note_says_why(tmp_path: Path) -> None:

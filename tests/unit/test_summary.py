@@ -14,7 +14,7 @@ from scipy import stats
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.indices.study import IndexStudy
-from loadgen.analysis.intervals import rate_interval, too_wide, wilson_interval
+from loadgen.analysis.intervals import rate_interval, wilson_interval
 from loadgen.analysis.tables import COLUMNS, Row, write_summary
 from loadgen.analysis.tables import summarize as summarize_with
 from loadgen.analysis.trust.answers import Answers, GradedAnswer
@@ -67,13 +67,6 @@ def test_interval_of_a_rate_against_the_table() -> None:
     half = 4.30265 / 3**0.5
     assert rate_interval([e**1, e**2, e**3]) == pytest.approx((e ** (2 - half), e ** (2 + half)), rel=1e-4)
     assert rate_interval([5.0, 5.0]) == pytest.approx((5.0, 5.0))
-
-
-def test_an_interval_over_a_factor_of_10_is_too_wide() -> None:
-    """Of COR, which begins at -1, that of 1 + COR."""
-    assert (too_wide(2.0, 20.0), too_wide(2.0, 20.1), too_wide(None, 3.0)) == (False, True, False)
-    assert (too_wide(-0.9, -0.01, floor=-1.0), too_wide(-0.9, 0.01, floor=-1.0)) == (False, True)
-    assert too_wide(-1.0, 1625.0, floor=-1.0)
 
 
 def test_interval_of_a_rate_is_students_on_logarithms() -> None:

@@ -11,9 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from made_run import make_run
+from msgspec.structs import replace
 from rich.console import Console
 
 from loadgen.analysis.analyse import analyse
+from loadgen.analysis.crossover.crossing import Crossing
+from loadgen.analysis.crossover.crossover import Crossover
+from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run, load_run
 from loadgen.reports.grid import grid_lines
 from loadgen.reports.terminal import MOST_LINES, end_lines, print_end
@@ -40,18 +44,25 @@ def rich_run(run: Run) -> Run:
     """The same run with joules in its summary and an answer to everything, as a metered run has."""
     run.summary["tokens_per_s"] = [157.0, 2431.2, 8211.4, 11978.0] * (len(run.summary) // 4)
     run.summary["energy_per_query_j"] = [178.0, 13.7, 5.034, 3.6] * (len(run.summary) // 4)
-    one = {"b": 33.0, "lo": 27.0, "hi": 39.0, "bracket": [16, 64], "direction": "wins_below", "probability": 1.0,
-           "established": True}  # fmt: skip
-    for found in run.analysis_json["crossovers"]:
-        found |= {"status": "crosses", "crossings": [one], "suspected": [], "refusal": None}
-        less, more = ("faster", "slower") if found["metric"] == "tokens_per_s" else ("less", "more")
-        found["brief"] = f"{less} B ≤ 16, {more} B ≥ 64 (B* 33, CI 27–39, if no step)"
-        found["sentence"] = "the result in so many words " * 10
-    for entry in run.analysis_json["indices"]:
-        entry["si"] = {"value": 0.9, "lo": 0.8, "hi": 0.95}
-    for trap in run.analysis_json["traps"]:
-        trap["brief"] = "no at B ≤ 16, yes at B = 64–128"
-        trap["sentence"] = "quantization trap: no at B ≤ 16 (SI 1.21 to 1.46), yes at B = 64–128 (SI 0.84 to 0.92)"
+    one = Crossing(b=33.0, lo=27.0, hi=39.0, bracket=(16, 64), direction="wins_below", probability=1.0,
+                   established=True)  # fmt: skip
+
+    def crossing(found: Crossover) -> Crossover:
+        less, more = ("faster", "slower") if found.metric == "tokens_per_s" else ("less", "more")
+        return replace(
+            found, status="crosses", crossings=(one,), suspected=(), refusal=None,
+            brief=f"{less} B ≤ 16, {more} B ≥ 64 (B* 33, CI 27–39, if no step)",
+            sentence="the result in so many words " * 10,
+        )  # fmt: skip
+
+    trap = "quantization trap: no at B ≤ 16 (SI 1.21 to 1.46), yes at B = 64–128 (SI 0.84 to 0.92)"
+    brief = "no at B ≤ 16, yes at B = 64–128"
+    run.analysis = replace(
+        run.analysis,
+        crossovers=tuple(map(crossing, run.analysis.crossovers)),
+        indices=tuple(replace(entry, si=Estimate(value=0.9, lo=0.8, hi=0.95)) for entry in run.analysis.indices),
+        traps=tuple(replace(found, sentence=trap, brief=brief) for found in run.analysis.traps),
+    )
     return run
 
 
@@ -100,7 +111,7 @@ def test_no_figure_is_cut_wherever_the_table_breaks(four: Run, width: int) -> No
     lines = grid_lines(four.summary, "fp16", width, simulated=True)
     assert [line for line in lines if len(line) > width] == []
     of_awq = [word for line in lines if line.startswith("awq ") for word in line.split()[1:] if word != "│"]
-    assert of_awq[:8] == ["157", "2,431", "8,211", "11,978", "178", "13.7", "5.03", "3.60"]
+    assert of_awq[:8] == ["157", "2,431", "8,211", "11,978", "178", "13.7", "5.03", "3.6"]
 
 
 def test_every_block_of_a_simulated_run_says_so(four: Run) -> None:
@@ -116,10 +127,10 @@ def test_every_block_of_a_simulated_run_says_so(four: Run) -> None:
 
 def test_what_does_not_fit_is_counted(four: Run) -> None:
     """At 80 columns 4 of 8 answers to each of 3 targets are told, and 1 of 40 long warnings of two lines at least."""
-    before = four.analysis_json["warnings"]
-    four.analysis_json["warnings"] = ["a reason that goes on " * 10] * 40
+    before = four.analysis
+    four.analysis = replace(before, warnings=("a reason that goes on " * 10,) * 40)
     lines = end_lines(four, 80)
-    four.analysis_json["warnings"] = before
+    four.analysis = before
     assert len(lines) <= MOST_LINES
     shown = sum(line.startswith("! ") for line in lines)
     assert shown >= 1

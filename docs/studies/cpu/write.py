@@ -19,11 +19,12 @@ from textwrap import fill
 
 import loadgen
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.intervals import rate_interval, too_wide
+from loadgen.analysis.intervals import rate_interval
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import invalid_sentences
-from loadgen.reports.grid import NOT_KNOWN, WHY_NOT_KNOWN, cells_valid
 from loadgen.reports.html import write_report
+from loadgen.reports.rows import cells_valid
+from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, too_wide
 
 HERE = Path(__file__).parent
 ARCHIVE = HERE / "run.tar.xz"

@@ -17,13 +17,13 @@ import pandas as pd
 from loadgen.analysis.claims import Claim, Verdict
 from loadgen.analysis.compare.imported import DIFFERENCES, ImportedPoint, read_import
 from loadgen.analysis.compare.nstar import NStar, SizeCrossing, Unmixed, n_stars, unmixed
-from loadgen.analysis.compare.published import Beside, Published, beside, published_n_star
+from loadgen.analysis.compare.published import Published, PublishedMatch, published_matches, published_n_star
 from loadgen.analysis.compare.row import CompareRow, given_size, rows_of
-from loadgen.analysis.intervals import too_wide
 from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
+from loadgen.words import too_wide
 
 
 def size_words(parameters: float) -> str:
@@ -163,7 +163,7 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     """One per entry of `n_stars`."""
     unmixed: tuple[Unmixed, ...]
     claims: tuple[Claim, ...]
-    published: tuple[Beside, ...]
+    published: tuple[PublishedMatch, ...]
     published_n_star: tuple[Published, ...]
     imports: tuple[ImportedPoint, ...]
     differences: dict[str, str]
@@ -203,7 +203,7 @@ def compare_runs(
         sentences=tuple(map(n_star_sentence, found)),
         unmixed=unmixed(rows),
         claims=tuple(claim for one in found for claim in size_claims(one)),
-        published=beside(rows),
+        published=published_matches(rows),
         published_n_star=published_n_star(),
         imports=tuple(points),
         differences={point.tool: DIFFERENCES[point.tool] for point in points},

@@ -63,7 +63,7 @@ class Ours(msgspec.Struct, frozen=True, kw_only=True):
     """Of COR, that of the slowdowns 1 + COR. None where either figure is not positive."""
 
 
-class Beside(msgspec.Struct, frozen=True, kw_only=True):
+class PublishedMatch(msgspec.Struct, frozen=True, kw_only=True):
     """One published figure beside one target of one run."""
 
     published: Published
@@ -90,7 +90,7 @@ def published_n_star() -> tuple[Published, ...]:
     return tuple(figure for figure in published() if figure.metric.startswith("N_star"))
 
 
-def beside(rows: Sequence[CompareRow]) -> tuple[Beside, ...]:
+def published_matches(rows: Sequence[CompareRow]) -> tuple[PublishedMatch, ...]:
     """Every published figure of a model, precision and metric that a run measured, in the order of published.csv.
 
     Models match by name, without organisation, version and tuning ("Mistral-7B"); a stated batch must be the asked
@@ -117,7 +117,7 @@ def model_key(name: str) -> str:
     return "-".join(word for word in words if word and not _NOT_THE_NAME.fullmatch(word))
 
 
-def _match(figure: Published, members: Sequence[CompareRow], column: str) -> Beside | None:
+def _match(figure: Published, members: Sequence[CompareRow], column: str) -> PublishedMatch | None:
     first = members[0]
     if first.precision not in _PRECISIONS.get(figure.precision, ()):
         return None
@@ -138,7 +138,7 @@ def _match(figure: Published, members: Sequence[CompareRow], column: str) -> Bes
     )
     if not ours:
         return None
-    return Beside(
+    return PublishedMatch(
         published=figure,
         run=first.run,
         target=first.target,

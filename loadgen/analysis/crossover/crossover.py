@@ -28,9 +28,8 @@ from loadgen.analysis.crossover.crossing import (
 )
 from loadgen.analysis.crossover.curve import UNKNOWN_WINDOW, Curve, Metric, PairedCurve, metric_of, pair
 from loadgen.analysis.crossover.noise import Noise, Pooling, noise_of
-from loadgen.analysis.estimate import spanned
-from loadgen.analysis.intervals import too_wide
 from loadgen.serving.metrics import UNVERIFIED
+from loadgen.words import spanned, too_wide
 
 Status = Literal["better", "worse", "crosses", "unresolved"]
 

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.estimate import spanned
 from loadgen.errors import UsageError
+from loadgen.words import spanned
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):

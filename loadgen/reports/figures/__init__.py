@@ -1,6 +1,54 @@
 """The figures of the report, as SVG and PNG files and as what the page needs to show them."""
 
-from loadgen.reports.figures.draw import draw_figures
-from loadgen.reports.figures.sheet import Figure
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import matplotlib
+
+from loadgen.analysis.forked import forked, spare_processes
+from loadgen.analysis.run import Run
+from loadgen.folder import Folder
+from loadgen.reports.figures.against import draw_advantage, draw_backends
+from loadgen.reports.figures.curves import draw_cor, draw_curves, draw_si
+from loadgen.reports.figures.forest import draw_by_precision, draw_depth, draw_pillars
+from loadgen.reports.figures.latency import Latencies, draw_latency, read_cells
+from loadgen.reports.figures.sheet import STYLE, Figure, looks_of
+from loadgen.reports.figures.timeline import Traces, draw_timelines
 
 __all__ = ["Figure", "draw_figures"]
+
+
+def draw_figures(run: Run) -> list[Figure]:
+    """Writes `figures/*.svg` and `*.png` into the run directory, those that the data allow; in the page's order. Of an
+    open loop there are none over the batch, which it does not hold.
+
+    requests.parquet is read once, a cell at a time and without the tokens' own times. As many processes as there are
+    cores share the drawing.
+    """
+    folder = Folder(run.path).make("figures")
+    looks = looks_of(run.summary["target"])
+    latencies, traces, of_cells = Latencies(run), Traces(run), {}
+    for cell, requests in read_cells(run.path):
+        latencies.add(cell, requests)
+        of_cells[cell] = traces.of(cell, requests)
+    given = run, looks, folder
+    over_b: list[Callable[[], Iterable[Figure | None]]] = [
+        lambda: draw_curves(*given),
+        lambda: (draw_si(*given), draw_cor(*given), draw_advantage(*given)),
+        lambda: (draw_by_precision(*given), draw_pillars(*given), *draw_backends(*given)),
+    ]
+    tasks: list[Callable[[], Iterable[Figure | None]]] = [
+        *(over_b if run.arrival is None else ()),
+        lambda: (draw_depth(*given),),
+        lambda: draw_latency(*given, latencies),
+        *(partial(draw_timelines, run, {target: look}, folder, of_cells) for target, look in looks.items()),
+    ]
+    with matplotlib.rc_context(STYLE):
+        drawn = list(forked([partial(_drawn, task) for task in tasks], spare_processes()))
+    return [figure for figures in drawn for figure in figures]
+
+
+def _drawn(task: Callable[[], Iterable[Figure | None]]) -> list[Figure]:
+    return [figure for figure in task() if figure is not None]

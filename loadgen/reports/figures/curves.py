@@ -1,8 +1,8 @@
-"""Every measured metric over the running batch, with the crossovers that are established."""
+"""Every measured metric over the running batch, with the crossovers that are established; SI and COR."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,47 +11,57 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from loadgen.analysis.answer import PER_QUERY
-from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import placed
+from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run, batch_of
-from loadgen.reports.figures.sheet import Figure, Look, Sheet, batch_axis, border, log_axis, over_batch, percent_axis
-from loadgen.reports.words import asked, figure, interval, known, place, quantity
+from loadgen.reports.figures.sheet import (
+    Figure,
+    Look,
+    Sheet,
+    batch_axis,
+    border,
+    log_axis,
+    over_batch,
+    percent_axis,
+    place,
+    questions,
+    tip_of,
+)  # fmt: skip
+from loadgen.words import known, number
+
+Estimates = Mapping[str, Sequence[tuple[float, int, Estimate]]]
+"""Target -> (batch, B, estimate), by ascending batch."""
 
 
-class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """A column of summary.csv as a figure of its own."""
+class Curve(msgspec.Struct, frozen=True):
+    """A column of summary.csv as a figure; `unit` is for tips, `interval` says what is drawn around the means, and
+    `paper` which figure of the paper (v2) it answers."""
 
     name: str
     column: str
     title: str
     unit: str
-    """Behind the figures in tips."""
     interval: str
-    crossover: str | None = None
-    """The metric of analysis.json's crossovers that is marked here."""
     paper: str = ""
-    """Which figure of the paper (v2) it answers."""
 
 
 _REPEATS = "bands are 95% intervals over repeats"
 _ITEMS = "bands are 95% intervals over items"
+_BOTH = "bands are 95% intervals over repeats and items"
 _DOTS = "small dots are the cells' own figures (cells.csv), which show the spread"
+_OF_ENERGY = "the energy of Figure 2 (A)"
 CURVES = (
-    Curve(name="throughput", column="tokens_per_s", title="Output tokens per second", unit="tok/s",
-          interval=_REPEATS, crossover="tokens_per_s", paper="Figure 5 (A)"),
-    Curve(name="energy", column="energy_per_query_j", title="Energy per query, J", unit="J/query",
-          interval=_REPEATS, crossover="energy_per_query_j", paper="the energy of Figure 2 (A)"),
-    Curve(name="energy-token", column="energy_per_token_j", title="Energy per output token, J", unit="J/token",
-          interval=_REPEATS, crossover="energy_per_token_j"),
-    Curve(name="energy-correct", column="energy_per_correct_j", title="Energy per correct answer, J", unit="J/correct",
-          interval="bands are 95% intervals over repeats and items", crossover="energy_per_correct_j"),
-    Curve(name="accuracy", column="accuracy", title="Share of answers correct", unit="correct", interval=_ITEMS,
-          paper="Figure 5 (C)"),
-    Curve(name="ttft", column="ttft_ms_p50", title="Time to first token, median, ms", unit="ms", interval=_DOTS),
-    Curve(name="tpot", column="tpot_ms_p50", title="Time per output token, median, ms", unit="ms", interval=_DOTS),
-    Curve(name="e2e", column="e2e_ms_p50", title="Request latency (E2E), median, ms", unit="ms", interval=_DOTS),
-    Curve(name="power", column="power_w_mean", title="Power, mean, W", unit="W", interval=_DOTS),
-)  # fmt: skip
+    Curve("throughput", "tokens_per_s", "Output tokens per second", "tok/s", _REPEATS, "Figure 5 (A)"),
+    Curve("energy", "energy_per_query_j", "Energy per query, J", "J/query", _REPEATS, _OF_ENERGY),
+    Curve("energy-token", "energy_per_token_j", "Energy per output token, J", "J/token", _REPEATS),
+    Curve("energy-correct", "energy_per_correct_j", "Energy per correct answer, J", "J/correct", _BOTH),
+    Curve("accuracy", "accuracy", "Share of answers correct", "correct", _ITEMS, "Figure 5 (C)"),
+    Curve("ttft", "ttft_ms_p50", "Time to first token, median, ms", "ms", _DOTS),
+    Curve("tpot", "tpot_ms_p50", "Time per output token, median, ms", "ms", _DOTS),
+    Curve("e2e", "e2e_ms_p50", "Request latency (E2E), median, ms", "ms", _DOTS),
+    Curve("power", "power_w_mean", "Power, mean, W", "W", _DOTS),
+)
+_MARKS = "Dashed lines: established crossovers B* with their 95% intervals"
 
 
 def draw_curves(run: Run, looks: Mapping[str, Look], folder: Path) -> Iterator[Figure]:
@@ -67,30 +77,23 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
     axes = sheet.axes[0]
     for target in looks:
         _line(sheet, axes, run, target, curve)
-    bad = [draw_invalid(sheet, axes, run, target, curve.column) for target in looks]
+    invalid = [_draw_invalid(sheet, axes, run, target, curve.column) for target in looks]
     batch_axis(axes, run)
     axes.set_ylabel(curve.title)
-    if curve.column == "accuracy":
-        percent_axis(axes)
-    else:
-        log_axis(axes)
-    marked = mark_crossovers(sheet, axes, run, curve.crossover)
-    sheet.legend(looks, invalid=any(bad))
-    said = [f"Over {over_batch(run)}, mean over the repeats in which it is valid; {curve.interval}."]
-    if marked:
-        shared = ", which compare the items that both completed" if curve.crossover in PER_QUERY else ""
-        said.append(
-            f"Dashed lines: established crossovers B* with their 95% intervals (analysis.json: crossovers){shared}."
-        )
-    if any(bad):
-        said.append("Grey crosses: cells in which it is invalid, in no mean.")
-    if curve.column == "accuracy":
-        said.append(f"Each point: {asked(run)}.")
-    if curve.paper:
-        said.append(f"Corresponds to {curve.paper} of the paper.")
-    said.append(f"Numbers: summary.csv, {curve.column}.")
+    (percent_axis if curve.column == "accuracy" else log_axis)(axes)
+    marked = mark_crossovers(sheet, axes, run, curve.column)
+    sheet.legend(looks, invalid=any(invalid))
+    shared = ", which compare the items that both completed" if curve.column in PER_QUERY else ""
+    caption = [
+        f"Over {over_batch(run)}, mean over the repeats in which it is valid; {curve.interval}.",
+        f"{_MARKS} (analysis.json: crossovers){shared}." if marked else "",
+        "Grey crosses: cells in which it is invalid, in no mean." if any(invalid) else "",
+        f"Each point: {questions(run)}." if curve.column == "accuracy" else "",
+        f"Corresponds to {curve.paper} of the paper." if curve.paper else "",
+        f"Numbers: summary.csv, {curve.column}.",
+    ]
     return sheet.save(
-        folder, curve.name, "answer", curve.title, " ".join(said),
+        folder, curve.name, "answer", curve.title, " ".join(filter(None, caption)),
         f"{curve.title} over the running batch, a curve for each of {', '.join(looks)}",
     )  # fmt: skip
 
@@ -98,12 +101,11 @@ def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Fi
 def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None:
     column, low, high = curve.column, f"{curve.column}_lo", f"{curve.column}_hi"
     rows = run.summary[run.summary["target"] == target]
-    rows = rows.assign(batch=batch_of(rows))
-    rows = rows[rows[column].notna() & rows["batch"].notna()].sort_values("batch")
+    rows = rows.assign(batch=batch_of(rows)).dropna(subset=[column, "batch"]).sort_values("batch")
     if rows.empty:
         return
     sheet.line(axes, target, rows["batch"], rows[column])
-    bounded = low in rows
+    bounded, graded = low in rows, column == "accuracy"
     if bounded:
         sheet.band(axes, target, rows["batch"], rows[low], rows[high])
     elif column in run.cells:
@@ -111,15 +113,14 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
         cells = cells[cells["target"] == target]
         sheet.line(axes, target, batch_of(cells), cells[column], linestyle="none", marker=".", markersize=4, alpha=0.6)
     for row in rows.to_dict("records"):
-        scale = 100 if column == "accuracy" else 1
-        floor = None if column == "accuracy" else 0.0
-        ends = interval(scale * row[low], scale * row[high], floor=floor) if bounded else ""
-        unit = f"% {curve.unit} of n = {row['questions']:.0f}" if column == "accuracy" else f" {curve.unit}"
+        unit = f"% {curve.unit} of n = {row['questions']:.0f}" if graded else f" {curve.unit}"
+        shown = estimate_of(row, column) if bounded else Estimate(value=row[column])
+        tip = tip_of(shown, unit=unit, scale=100 if graded else 1, floor=None if graded else 0.0)
         where = place(target, row["concurrency"], row["batch"], verified=known(row["running_mean"]))
-        sheet.point(axes, target, row["batch"], row[column], f"{where} {figure(scale * row[column])}{unit}{ends}")
+        sheet.point(axes, target, row["batch"], row[column], f"{where} {tip}")
 
 
-def draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -> bool:
+def _draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -> bool:
     """Marks the target's cells that have the column and in which it is not valid; whether there are any."""
     if column not in run.cells:
         return False
@@ -128,80 +129,117 @@ def draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -
     cells = cells.assign(batch=batch_of(cells))
     cells = cells[(cells["batch"] > 0) & (cells[column] >= 0 if column == "accuracy" else cells[column] > 0)]
     for b, group in cells.groupby("concurrency"):
-        why = "; ".join(dict.fromkeys(group["why"]))
         repeats = ", ".join(map(str, group["repeat"]))
-        tip = f"{target} · B = {b}, repeat {repeats}: invalid, {why}"
+        tip = f"{target} · B = {b}, repeat {repeats}: invalid, {'; '.join(dict.fromkeys(group['why']))}"
         sheet.invalid(axes, target, group["batch"].tolist(), group[column].tolist(), tip)
     return not cells.empty
 
 
-def mark_crossovers(sheet: Sheet, axes: Axes, run: Run, metric: str | None) -> bool:
+def mark_crossovers(sheet: Sheet, axes: Axes, run: Run, metric: str) -> bool:
     """Marks every established B* of the metric; whether there is any."""
-    found = [c for c in run.analysis_json["crossovers"] if c["metric"] == metric and c["target"] in sheet.looks]
     left, right = axes.get_xlim()
-    row = 0
-    for crossover in found:
-        for crossing in crossover["crossings"]:
-            _mark(sheet, axes, crossover, crossing, (left, right), row)
-            row += 1
+    stars = [
+        (found, crossing)
+        for found in run.analysis.crossovers
+        if found.metric == metric and found.target in sheet.looks
+        for crossing in found.crossings
+    ]
+    for row, (found, star) in enumerate(stars):
+        ends = (left if star.lo is None else star.lo, right if star.hi is None else star.hi)
+        b = star.b if placed(star) else None
+        text = f"B* {number(b) or 'not known'}"
+        sheet.mark(axes, found.target, b, ends, found.sentence, text=text, row=row)
     axes.set_xlim(left, right)
-    return row > 0
+    return bool(stars)
 
 
-def _mark(
-    sheet: Sheet, axes: Axes, crossover: Mapping[str, Any], crossing: Mapping[str, Any], ends: tuple[float, float],
-    row: int,
-) -> None:  # fmt: skip
-    low = crossing["lo"] if known(crossing["lo"]) else ends[0]
-    high = crossing["hi"] if known(crossing["hi"]) else ends[1]
-    b = crossing["b"] if placed(msgspec.convert(crossing, Crossing)) else None
-    text = "B* not known" if b is None else f"B* {b:.3g}"
-    sheet.mark(axes, crossover["target"], b, (low, high), crossover["sentence"], text=text, row=row)
+def batches_of(run: Run) -> dict[tuple[str, int], float]:
+    """Where each target and B is on the axis, those that are known."""
+    rows = run.summary.assign(batch=batch_of(run.summary)).dropna(subset=["batch"]).to_dict("records")
+    return {(row["target"], row["concurrency"]): row["batch"] for row in rows}
+
+
+def estimate_of(row: Mapping[Any, Any], column: str) -> Estimate:
+    """A figure of a row of summary.csv with its interval, which may be nan."""
+    return Estimate(value=row[column], lo=row[f"{column}_lo"], hi=row[f"{column}_hi"])
+
+
+def summary_estimates(run: Run, column: str) -> dict[tuple[str, int], Estimate]:
+    """A column of summary.csv by target and concurrency, where it was measured."""
+    rows = run.summary[run.summary[column].notna()].to_dict("records")
+    return {(row["target"], row["concurrency"]): estimate_of(row, column) for row in rows}
 
 
 def draw_si(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """SI over the batch with its crossovers; None where no SI is known."""
-    entries = [entry for entry in run.analysis_json["indices"] if entry["si"] is not None]
-    running = batch_of(run.summary.set_index(["target", "concurrency"]))
-    entries = [e for e in entries if known(float(running.get((e["target"], e["concurrency"]), float("nan"))))]
-    if not entries:
+    found = [(e.target, e.concurrency, e.si) for e in run.analysis.indices]
+    caption = f"Sustainability index over {over_batch(run)}; 1 is the reference, bars are 95% intervals."
+    return _draw_estimates(
+        run, looks, folder, found, "SI", "si", "SI (reference = 1)", "Sustainability index (SI)", caption,
+        "indices: si", {1.0: ""},
+    )  # fmt: skip
+
+
+def draw_cor(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
+    """COR over the running batch with the lines at 0 and 1; None where there is no pair to compare."""
+    curves = run.analysis.cor_curves
+    found = [(curve.target, p.concurrency, p.cor_tps) for curve in curves for p in curve.points]
+    caption = (
+        f"Slowdown in tokens/s against the reference at equal B, over {over_batch(run)}; bars are 95% "
+        "intervals. Below 0 dissolved, 0 to 1 trap, above 1 casting-dominant. Corresponds to Figures 3 (B) and "
+        "5 (B) of the paper."
+    )
+    return _draw_estimates(
+        run, looks, folder, found, "COR", "cor", f"COR = TPS of {run.analysis.reference} / TPS − 1",
+        "Slowdown against the reference (COR)", caption, "cor_curves",
+        {0.0: "as fast as the reference", 1.0: "half as fast"},
+    )  # fmt: skip
+
+
+def _draw_estimates(
+    run: Run, looks: Mapping[str, Look], folder: Path, found: Sequence[tuple[str, int, Estimate | None]],
+    name: str, stem: str, label: str, title: str, caption: str, source: str, borders: Mapping[float, str],
+) -> Figure | None:  # fmt: skip
+    """A curve per target through `found` (target, B, estimate), with its crossovers and named lines across."""
+    batch = batches_of(run)
+    curves = {
+        target: sorted(
+            ((batch[t, b], b, e) for t, b, e in found if t == target and e is not None and (t, b) in batch),
+            key=lambda point: point[0],
+        )
+        for target in looks
+    }
+    curves = {target: points for target, points in curves.items() if points}
+    if not curves:
         return None
-    shown = [target for target in looks if any(entry["target"] == target for entry in entries)]
     sheet = Sheet(looks, simulated=run.manifest.simulated)
     axes = sheet.axes[0]
-    border(axes, 1.0)
-    for target in shown:
-        ours = [e for e in entries if e["target"] == target]
-        points = [(float(running[target, e["concurrency"]]), e["concurrency"], e["si"]) for e in ours]
-        draw_estimates(sheet, axes, target, points, "SI", verified=target not in run.unverified)
+    for value, words in borders.items():
+        border(axes, value, dashed=value > 0 and len(borders) > 1)
+        axes.annotate(
+            words, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+            ha="right", fontsize=8,
+        )  # fmt: skip
+    draw_estimates(sheet, axes, run, curves, name, floor=-1.0 if name == "COR" else 0.0)
     batch_axis(axes, run)
-    axes.set_ylabel("SI (reference = 1)")
-    marked = mark_crossovers(sheet, axes, run, "si")
-    sheet.legend(shown)
-    caption = f"Sustainability index over {over_batch(run)}; 1 is the reference, bars are 95% intervals. "
-    if marked:
-        caption += "Dashed lines: established crossovers B* with their 95% intervals. "
+    axes.set_ylabel(label)
+    marked = mark_crossovers(sheet, axes, run, stem)
+    sheet.legend(curves)
     return sheet.save(
-        folder, "si", "answer", "Sustainability index (SI)", caption + "Numbers: analysis.json, indices: si.",
-        f"SI over the running batch, a curve for each of {', '.join(shown)}, with the reference's line at 1",
+        folder, stem, "answer", title, f"{caption} {_MARKS + '. ' if marked else ''}Numbers: analysis.json, {source}.",
+        f"{name} over the running batch, a curve for each of {', '.join(curves)}, with lines at "
+        f"{' and '.join(map(number, borders))}",
     )  # fmt: skip
 
 
 def draw_estimates(
-    sheet: Sheet, axes: Axes, target: str, points: list[tuple[float, int, Mapping[str, Any]]], name: str,
-    *, percent: bool = False, verified: bool = True,
-) -> None:  # fmt: skip
-    """A curve through (x, B, estimate) with error bars where the estimate has an interval."""
-    points = sorted(points, key=lambda point: point[0])
-    look = sheet.looks[target]
-    sheet.line(axes, target, [x for x, _, _ in points], [e["value"] for _, _, e in points])
-    bounded = [(x, e) for x, _, e in points if known(e["lo"]) and known(e["hi"])]
-    if bounded:
-        axes.vlines(
-            [x for x, _ in bounded], [e["lo"] for _, e in bounded], [e["hi"] for _, e in bounded],
-            color=look.colour, linewidth=1.3, alpha=0.7, gid=sheet.series(target),
-        )  # fmt: skip
-    for x, b, estimate in points:
-        floor = None if percent else -1.0 if name == "COR" else 0.0
-        tip = f"{place(target, b, x, verified=verified)} {name} {quantity(estimate, percent=percent, floor=floor)}"
-        sheet.point(axes, target, x, estimate["value"], tip)
+    sheet: Sheet, axes: Axes, run: Run, curves: Estimates, name: str, *, floor: float | None = 0.0
+) -> None:
+    """A curve per target with error bars where an estimate has an interval; shares in percent without a `floor`."""
+    for target, points in curves.items():
+        sheet.line(axes, target, [x for x, _, _ in points], [e.value for _, _, e in points])
+        for x, b, estimate in points:
+            scale, unit = (1, "") if floor is not None else (100, "%")
+            shown = tip_of(estimate, unit=unit, scale=scale, floor=floor)
+            where = place(target, b, x, verified=target not in run.unverified)
+            sheet.estimate(axes, target, x, estimate, f"{where} {name} {shown}")

@@ -1,17 +1,19 @@
-"""Forests: a row per target and B, a column of values with intervals per figure."""
+"""Estimates with intervals side by side: forests, a row per target and B, and accuracy by the steps of a question."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from matplotlib.axes import Axes
 
+from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.indices.study import TargetIndices
 from loadgen.analysis.run import Run
-from loadgen.reports.figures.sheet import Figure, Look, Sheet, border, log_axis, percent_axis
-from loadgen.reports.words import asked, known, quantity
+from loadgen.analysis.trust.trends import DepthBucket
+from loadgen.reports.figures.curves import summary_estimates
+from loadgen.reports.figures.sheet import Figure, Look, Sheet, border, log_axis, percent_axis, questions, tip_of
 
 Key = tuple[str, int]
 """Target and concurrency."""
@@ -19,131 +21,156 @@ _ROW_IN = 0.2
 _LEAST_IN = 1.2
 
 
-class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """One panel: estimates (mappings with value, lo and hi) by target and concurrency."""
+class Panel(msgspec.Struct, frozen=True, kw_only=True):
+    """Estimates by target and concurrency."""
 
     label: str
-    values: Mapping[Key, Mapping[str, Any]]
+    values: Mapping[Key, Estimate]
     log: bool = False
-    percent: bool = False
     borders: tuple[float, ...] = ()
     floor: float | None = 0.0
-    """As `too_wide` takes it; None: its interval is not over repeats."""
+    """As `interval` takes it; None: a share, whose interval is not over repeats."""
+    percent: bool = False
 
 
 def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """Throughput, energy, accuracy and COR by precision; None where nothing was measured."""
-    columns = [
-        Column(label="tokens/s", values=_summary(run, "tokens_per_s"), log=True),
-        Column(label="J/query", values=_summary(run, "energy_per_query_j"), log=True),
-        Column(label="accuracy", values=_summary(run, "accuracy"), percent=True, floor=None),
-        Column(label="COR", values=_indices(run, "cor_tps"), borders=(0.0, 1.0), floor=-1.0),
+    panels = [
+        Panel(label="tokens/s", values=summary_estimates(run, "tokens_per_s"), log=True),
+        Panel(label="J/query", values=summary_estimates(run, "energy_per_query_j"), log=True),
+        Panel(label="accuracy", values=summary_estimates(run, "accuracy"), percent=True, floor=None),
+        Panel(label="COR", values=_indices(run, lambda entry: entry.cor_tps), borders=(0.0, 1.0), floor=-1.0),
     ]
     figures = "Figures 2 (A) and " + ("4 (a–c)" if run.manifest.dataset.name == "mathqa" else "3")
-    of = f", {asked(run)}" if asked(run) else ""
+    of = f", {questions(run)}" if questions(run) else ""
     caption = (
         f"By precision, for each asked B; bars are 95% intervals (accuracy: over items{of}, else over repeats). COR "
         f"has its lines at 0 and 1. Corresponds to {figures} of the paper. Numbers: summary.csv; COR: analysis.json, "
         "indices."
     )
-    return _draw(run, looks, folder, columns, "by-precision", "Speed, energy, accuracy and COR by precision", caption)
+    return _draw(run, looks, folder, panels, "by-precision", "Speed, energy, accuracy and COR by precision", caption)
 
 
 def draw_pillars(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """T_SI, E_SI, S_SI and SI of each target at each B; None where none is known."""
-    columns = [
-        Column(label="T_SI (accuracy)", values=_indices(run, "t_si"), borders=(1.0,), floor=None),
-        Column(label="E_SI (speed, memory)", values=_indices(run, "e_si", "value"), borders=(1.0,)),
-        Column(label="S_SI (energy)", values=_indices(run, "s_si"), borders=(1.0,)),
-        Column(label="SI", values=_indices(run, "si"), borders=(1.0,)),
+    panels = [
+        Panel(label="T_SI (accuracy)", values=_indices(run, lambda entry: entry.t_si), borders=(1.0,), floor=None),
+        Panel(label="E_SI (speed, memory)", values=_indices(run, lambda entry: entry.e_si.value), borders=(1.0,)),
+        Panel(label="S_SI (energy)", values=_indices(run, lambda entry: entry.s_si), borders=(1.0,)),
+        Panel(label="SI", values=_indices(run, lambda entry: entry.si), borders=(1.0,)),
     ]
     also = " and 4 (d–f)" if run.manifest.dataset.name == "mathqa" else ""
     caption = (
         "The three pillars and SI against the reference (1), for each asked B; bars are 95% intervals; S_SI is clamped "
         f"at 1. Corresponds to Figure 2 (B){also} of the paper. Numbers: analysis.json, indices."
     )
-    return _draw(run, looks, folder, columns, "pillars", "Trust, efficiency, sustainability and SI", caption)
+    return _draw(run, looks, folder, panels, "pillars", "Trust, efficiency, sustainability and SI", caption)
 
 
 def _draw(
-    run: Run, looks: Mapping[str, Look], folder: Path, columns: Sequence[Column], name: str, title: str, caption: str
+    run: Run, looks: Mapping[str, Look], folder: Path, panels: Sequence[Panel], name: str, title: str, caption: str
 ) -> Figure | None:
-    columns = [column for column in columns if column.values]
-    if not columns:
+    panels = [panel for panel in panels if panel.values]
+    if not panels:
         return None
-    known_keys = set().union(*(column.values for column in columns))
-    batches = sorted({b for _, b in known_keys})
-    keys = [(target, b) for b in batches for target in looks if (target, b) in known_keys]
-    places = _places(keys)
+    present = set().union(*(panel.values for panel in panels))
+    batches = sorted({b for _, b in present})
+    places: dict[Key, float] = {}
+    for band, b in enumerate(batches):  # from top to bottom, with a gap between batches
+        for target in looks:
+            if (target, b) in present:
+                places[target, b] = len(places) + 0.7 * band
     height = max(_LEAST_IN, _ROW_IN * (max(places.values()) + 1.2))
     sheet = Sheet(
-        looks, simulated=run.manifest.simulated, columns=len(columns), panel=(1.75, height), gap=(0.22, 0.0),
+        looks, simulated=run.manifest.simulated, columns=len(panels), panel=(1.75, height), gap=(0.22, 0.0),
         left=0.75, sharey=True,
     )  # fmt: skip
-    for axes, column in zip(sheet.axes, columns, strict=True):
-        _column(sheet, axes, column, places)
-    first = sheet.axes[0]
-    of_batch = {b: [places[key] for key in keys if key[1] == b] for b in batches}
-    first.set_yticks([sum(at) / len(at) for at in of_batch.values()], [f"B = {b}" for b in of_batch])
-    first.set_ylim(max(places.values()) + 0.8, -0.8)
-    targets = [target for target in looks if any(key[0] == target for key in keys)]
+    for axes, panel in zip(sheet.axes, panels, strict=True):
+        _forest(sheet, axes, panel, places)
+    of_batch = {b: [y for (_, at), y in places.items() if at == b] for b in batches}
+    sheet.axes[0].set_yticks([sum(ys) / len(ys) for ys in of_batch.values()], [f"B = {b}" for b in batches])
+    sheet.axes[0].set_ylim(max(places.values()) + 0.8, -0.8)
+    targets = [target for target in looks if any(target == of for of, _ in places)]
     sheet.legend(targets)
-    shown = ", ".join(column.label for column in columns)
-    return sheet.save(
-        folder, name, "paper", title, caption,
-        f"{shown} for {', '.join(targets)} at B = {', '.join(map(str, batches))}",
-    )  # fmt: skip
+    shown = ", ".join(panel.label for panel in panels)
+    alt = f"{shown} for {', '.join(targets)} at B = {', '.join(map(str, batches))}"
+    return sheet.save(folder, name, "paper", title, caption, alt)
 
 
-def _places(keys: Sequence[Key]) -> dict[Key, float]:
-    """Rows from top to bottom, with a gap between batches."""
-    places: dict[Key, float] = {}
-    at = -1.0
-    for place, key in enumerate(keys):
-        at += 1.0 if place == 0 or keys[place - 1][1] == key[1] else 1.7
-        places[key] = at
-    return places
-
-
-def _column(sheet: Sheet, axes: Axes, column: Column, places: Mapping[Key, float]) -> None:
-    for value in column.borders:
-        border(axes, value, vertical=True, dashed=value == column.borders[-1] and len(column.borders) > 1)
+def _forest(sheet: Sheet, axes: Axes, panel: Panel, places: Mapping[Key, float]) -> None:
+    for value in panel.borders:
+        border(axes, value, vertical=True, dashed=value == panel.borders[-1] and len(panel.borders) > 1)
     for (target, b), y in places.items():
-        estimate = column.values.get((target, b))
-        if estimate is None:
-            continue
-        if known(estimate["lo"]) and known(estimate["hi"]):
-            axes.hlines(
-                y, estimate["lo"], estimate["hi"], color=sheet.looks[target].colour, linewidth=1.8, alpha=0.75,
-                gid=sheet.series(target),
-            )  # fmt: skip
-        said = quantity(estimate, percent=column.percent, floor=column.floor)
-        tip = f"{target} · B = {b}: {column.label} {said}"
-        sheet.point(axes, target, estimate["value"], y, tip)
-    if column.log:
+        if (estimate := panel.values.get((target, b))) is not None:
+            scale, unit = (100, "%") if panel.percent else (1, "")
+            tip = f"{target} · B = {b}: {panel.label} {tip_of(estimate, unit=unit, scale=scale, floor=panel.floor)}"
+            sheet.estimate(axes, target, y, estimate, tip, horizontal=True)
+    if panel.log:
         log_axis(axes, "x", most=4)
-    if column.percent:
+    if panel.percent:
         percent_axis(axes, "x")
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel(column.label)
+    axes.set_xlabel(panel.label)
 
 
-def _summary(run: Run, name: str) -> dict[Key, dict[str, float]]:
-    rows = run.summary[run.summary[name].notna()].to_dict("records")
-    return {
-        (row["target"], row["concurrency"]): {"value": row[name], "lo": row[f"{name}_lo"], "hi": row[f"{name}_hi"]}
-        for row in rows
-    }
+def _indices(run: Run, figure: Callable[[TargetIndices], Estimate | None]) -> dict[Key, Estimate]:
+    found = {(entry.target, entry.concurrency): figure(entry) for entry in run.analysis.indices}
+    return {key: estimate for key, estimate in found.items() if estimate is not None}
 
 
-def _indices(run: Run, *path: str) -> dict[Key, Any]:
-    found = {}
-    for entry in run.analysis_json["indices"]:
-        estimate = entry
-        for name in path:
-            estimate = estimate[name]
-        if estimate is not None:
-            found[entry["target"], entry["concurrency"]] = estimate
-    return found
+def draw_depth(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
+    """Accuracy, gap and relative loss by steps; None where the items' steps are not known."""
+    tests = {t.target: t.curve.buckets for t in run.analysis.depth if t.measure == "steps"}
+    tests = {target: buckets for target, buckets in tests.items() if buckets}
+    if not tests:
+        return None
+    reference = run.analysis.reference
+    steps = sorted({bucket.steps for buckets in tests.values() for bucket in buckets})
+    longest = max(tests.values(), key=len)
+    sheet = Sheet(looks, simulated=run.manifest.simulated, columns=3, panel=(2.3, 2.4), gap=(0.62, 0.0))
+    accuracies = {reference: _values(longest, "reference_accuracy")}
+    accuracies |= {target: _values(buckets, "accuracy") for target, buckets in tests.items()}
+    _by_steps(sheet, sheet.axes[0], "accuracy", accuracies, steps)
+    for axes, name, unit in zip(sheet.axes[1:], ("difference", "relative_loss"), (" pp", "%"), strict=True):
+        border(axes, 0.0)
+        values = {target: _values(buckets, name) for target, buckets in tests.items()}
+        _by_steps(sheet, axes, name.replace("_", " "), values, steps, unit)
+    sheet.axes[1].set_xlabel("reasoning steps of the question")
+    sheet.legend(accuracies)
+    caption = (
+        f"Accuracy by reasoning steps, its difference from {reference} on the same items, and the loss relative to "
+        f"{reference}'s accuracy; bars are 95% intervals over items. Corresponds to Figure 7 of the paper. "
+        "Numbers: analysis.json, depth."
+    )
+    return sheet.save(
+        folder, "depth", "paper", "Accuracy by the number of reasoning steps", caption,
+        f"Accuracy, gap and relative loss of {', '.join(tests)} for questions of {', '.join(steps)} steps",
+    )  # fmt: skip
+
+
+Value = tuple[str, int, Estimate]
+"""Steps, items and estimate."""
+
+
+def _values(buckets: Sequence[DepthBucket], name: str) -> list[Value]:
+    found = [(bucket, *(getattr(bucket, name + end) for end in ("", "_lo", "_hi"))) for bucket in buckets]
+    return [(b.steps, b.items, Estimate(value=value, lo=lo, hi=hi)) for b, value, lo, hi in found if value is not None]
+
+
+def _by_steps(
+    sheet: Sheet, axes: Axes, label: str, values: Mapping[str, Sequence[Value]], steps: Sequence[str], unit: str = "%"
+) -> None:
+    """Targets side by side at each step bucket, never on top of each other."""
+    width = 0.7 / max(len(values), 1)
+    for at, (target, points) in enumerate(values.items()):
+        shift = (at - (len(values) - 1) / 2) * width
+        for name, items, estimate in points:
+            tip = f"{target} · {name} steps, {items} items: {label} {tip_of(estimate, unit=unit, scale=100)}"
+            sheet.estimate(axes, target, steps.index(name) + shift, estimate, tip)
+    axes.set_xticks(range(len(steps)), list(steps))
+    axes.set_xlim(-0.6, len(steps) - 0.4)
+    axes.grid(False, axis="x")
+    axes.set_title(label)
+    percent_axis(axes, unit=unit)

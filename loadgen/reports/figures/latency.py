@@ -1,7 +1,4 @@
-"""Distributions of TTFT, TPOT and E2E, target over target at each B.
-
-Requests: the few columns of requests.parquet that figures need, cell by cell.
-"""
+"""Distributions of TTFT, TPOT and E2E, target over target at each B; the requests that figures need."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from loadgen.analysis.run import Run
 from loadgen.folder import Folder
 from loadgen.load.latency import e2e_s, inside, tpot_s, ttft_s
 from loadgen.reports.figures.sheet import INVALID, Figure, Look, Sheet, log_axis, percent_axis, plain_line
-from loadgen.reports.words import figure, known
+from loadgen.words import known, number
 
 COLUMNS = (
     "target", "concurrency", "repeat", "t_scheduled_ns", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns",
@@ -43,6 +40,12 @@ def _pieces(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
             table = file.read_row_group(group, columns=list(COLUMNS)).to_pandas()
             for (target, concurrency, repeat), rows in table.groupby(["target", "concurrency", "repeat"], sort=False):
                 yield (str(target), int(concurrency), int(repeat)), rows
+
+
+def windows_of(run: Run) -> dict[Cell, tuple[float, float]]:
+    """The window of each cell that has one: its edges in ns of the run's clock."""
+    cells = run.cells.dropna(subset=["window_open_ns", "window_close_ns"]).to_dict("records")
+    return {(c["target"], c["concurrency"], c["repeat"]): (c["window_open_ns"], c["window_close_ns"]) for c in cells}
 
 
 def latencies_ms(rows: pd.DataFrame, window: tuple[float, float]) -> dict[str, NDArray[np.float64]]:
@@ -73,11 +76,7 @@ def _whole(column: pd.Series[float]) -> NDArray[np.int64]:
     return np.asarray(column.astype("Int64").fillna(-1), dtype=np.int64)
 
 
-_TITLES = {
-    "ttft": "Time to first token",
-    "tpot": "Time per output token",
-    "e2e": "Request latency (E2E)",
-}
+_TITLES = {"ttft": "Time to first token", "tpot": "Time per output token", "e2e": "Request latency (E2E)"}
 _QUANTILES = 200
 _VERTICES = 3200
 """Of all lines of a figure together: what keeps its file small."""
@@ -92,11 +91,7 @@ class Latencies:
     def __init__(self, run: Run) -> None:
         cells = run.valid_cells("ttft_ms_p50")
         self._valid = set(zip(cells["target"], cells["concurrency"], cells["repeat"], strict=True))
-        windows = run.cells.dropna(subset=["window_open_ns", "window_close_ns"])
-        self._windows = {
-            (row["target"], row["concurrency"], row["repeat"]): (row["window_open_ns"], row["window_close_ns"])
-            for row in windows.to_dict("records")
-        }
+        self._windows = windows_of(run)
         self._of: dict[tuple[str, int, bool], Samples] = defaultdict(lambda: defaultdict(list))
 
     def add(self, cell: Cell, rows: pd.DataFrame) -> None:
@@ -115,17 +110,15 @@ class Latencies:
                 return np.concatenate(found), valid
         return None
 
-    @property
-    def concurrencies(self) -> list[int]:
-        """Those with any request answered in its window."""
-        return sorted({b for _, b, _ in self._of})
+    def concurrencies(self, metric: str) -> list[int]:
+        """Those with any request that has the metric."""
+        return sorted({b for (_, b, _), samples in self._of.items() if metric in samples})
 
 
 def draw_latency(run: Run, looks: Mapping[str, Look], folder: Path, latencies: Latencies) -> Iterator[Figure]:
     """A figure per metric, a panel per B."""
     for metric in _TITLES:
-        batches = [b for b in latencies.concurrencies if any(latencies.of(t, b, metric) for t in looks)]
-        if batches:
+        if batches := latencies.concurrencies(metric):
             yield _draw(run, looks, folder, latencies, metric, batches)
 
 
@@ -134,12 +127,10 @@ def _draw(
 ) -> Figure:
     columns = min(2, len(batches))
     rows = math.ceil(len(batches) / columns)
-    lines = len(batches) * len(looks)
-    shares = np.linspace(0.0, 1.0, max(20, min(_QUANTILES, _VERTICES // lines)))
-    width = 4.5 if columns == 1 else 2.6
+    shares = np.linspace(0.0, 1.0, max(20, min(_QUANTILES, _VERTICES // (len(batches) * len(looks)))))
     sheet = Sheet(
-        looks, simulated=run.manifest.simulated, rows=rows, columns=columns, panel=(width, 1.7), gap=(0.25, 0.62),
-        left=0.62, sharey=True, sharex=True,
+        looks, simulated=run.manifest.simulated, rows=rows, columns=columns,
+        panel=(4.5 if columns == 1 else 2.6, 1.7), gap=(0.25, 0.62), left=0.62, sharey=True, sharex=True,
     )  # fmt: skip
     invalid = False
     for axes, b in zip(sheet.axes, batches, strict=False):
@@ -181,6 +172,6 @@ def _line(
     middle, tail = float(row[f"{metric}_ms_p50"]), float(row[f"{metric}_ms_p99"])
     tip = f"{target} · {run.level(b)}: {len(values):,} requests" + ("" if valid else " of cells with invalid latencies")
     if valid and known(middle):
-        tip += f", median {figure(middle)} ms, p99 {figure(tail)} ms"
+        tip += f", median {number(middle)} ms, p99 {number(tail)} ms"
     style = {} if valid else {"color": INVALID, "linestyle": "--"}
     sheet.line(axes, target, np.quantile(values, shares), shares, tip, linewidth=1.5, **style)

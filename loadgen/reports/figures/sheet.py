@@ -1,11 +1,4 @@
-"""Sheet: a figure while it is drawn.
-
-Figure: a drawing on disk and the words that belong to it.
-
-Look: how a target appears, the same in every figure.
-
-Axes: scales and ticks that several figures share.
-"""
+"""Sheet: a figure while it is drawn. Figure: a drawing on disk and its words. Look: how a target appears in all."""
 
 from __future__ import annotations
 
@@ -25,9 +18,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
+from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run
 from loadgen.folder import Folder
 from loadgen.serving.metrics import UNVERIFIED
+from loadgen.words import MINUS, NOT_KNOWN, interval, known, number
 
 Section = Literal["answer", "paper", "latency", "time"]
 
@@ -45,12 +40,16 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     section: Section
     title: str
     caption: str
-    """What is drawn, which intervals, which figure of the paper it answers, where its numbers stand."""
+    """What is drawn, which intervals, which figure of the paper it answers, where its numbers are."""
     alt: str
     svg: Path
     png: Path
     tips: dict[str, str]
     """Id of a point or a line -> its figures in words."""
+    targets: dict[str, str]
+    """Id -> the target that it belongs to."""
+    wide: bool
+    """Too wide to stand beside another figure."""
 
 
 TEXT = "#1c1c1c"
@@ -87,7 +86,7 @@ STYLE: dict[Any, Any] = {
 """What differs from matplotlib's own settings."""
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
+class Look(msgspec.Struct, frozen=True):
     """Colour and marker of a target; `slug` is its name in ids."""
 
     target: str
@@ -100,13 +99,8 @@ def looks_of(targets: Iterable[str]) -> dict[str, Look]:
     """By target, in the given order; from the ninth on colours come again, with another marker."""
     looks: dict[str, Look] = {}
     for place, target in enumerate(dict.fromkeys(targets)):
-        again = place // len(COLOURS)
-        looks[target] = Look(
-            target=target,
-            slug=target.replace(".", "_"),
-            colour=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[(place + again) % len(MARKERS)],
-        )
+        marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
+        looks[target] = Look(target, target.replace(".", "_"), COLOURS[place % len(COLOURS)], marker)
     return looks
 
 
@@ -117,8 +111,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 0.9, 0.18, 0.31, 0.58
 _ENTRY, _LETTER, _LINE = 0.62, 0.085, 0.21
 """Inches of a legend entry without its text, of a letter, and of a line."""
 _TITLE = 0.34
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_HALF = 500 / 72
+"""Widest figure that stands beside another one, in inches."""
 _COORDINATES = re.compile(r' (?:d|x|y|transform|points)="[^"]*"')
-_DRAWN_IN, _SHOWN_IN = "'DejaVu Sans', sans-serif", "system-ui, sans-serif"
 _DIGITS = re.compile(r"(\.\d\d)\d+")
 
 
@@ -138,10 +134,10 @@ class Sheet:
         right: float = _RIGHT,
         **shared: Any,
     ) -> None:
-        """`panel`: width and height in inches; `gap`: between columns, between rows;
-        `left`, `right`: margins."""
+        """`panel`: width and height in inches; `gap`: between columns, between rows; `left`, `right`: margins."""
         self.looks = looks
         self.tips: dict[str, str] = {}
+        self.targets: dict[str, str] = {}
         self._simulated = simulated
         self._used: Counter[str] = Counter()
         self._width = left + columns * panel[0] + (columns - 1) * gap[0] + right
@@ -149,32 +145,46 @@ class Sheet:
         self._canvas = Canvas()
         self.axes: list[Axes] = list(self._canvas.subplots(rows, columns, squeeze=False, **shared).flat)
         self._canvas.subplots_adjust(
-            left=left / self._width,
-            right=1 - right / self._width,
-            wspace=gap[0] / panel[0],
-            hspace=gap[1] / panel[1],
+            left=left / self._width, right=1 - right / self._width, wspace=gap[0] / panel[0], hspace=gap[1] / panel[1]
         )
         self._grow(legend_lines=1)
         for axes in self.axes:
-            _calm(axes)
-
-    def twin(self, axes: Axes) -> Axes:
-        """A second y axis on the right."""
-        other: Axes = axes.twinx()
-        other.spines[["top", "left"]].set_visible(False)
-        return other
+            axes.grid(True, which="major", alpha=0.45)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
 
     def series(self, target: str) -> str:
         """A new id for an artist of the target."""
         stem = f"series-{self.looks[target].slug}"
         self._used[stem] += 1
-        return stem if self._used[stem] == 1 else f"{stem}--{self._used[stem]}"
+        return self._owned(stem if self._used[stem] == 1 else f"{stem}--{self._used[stem]}", target)
+
+    def _owned(self, gid: str, target: str) -> str:
+        self.targets[gid] = target
+        return gid
 
     def point(self, axes: Axes, target: str, x: float, y: float, tip: str, **style: Any) -> None:
         """A marker of the target with its own id and tip."""
         look = self.looks[target]
         given: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 5.5, "zorder": 4}
         axes.plot([x], [y], linestyle="none", gid=self._tipped(target, tip), **(given | style))
+
+    def estimate(
+        self, axes: Axes, target: str, at: float, estimate: Estimate, tip: str, *, horizontal: bool = False
+    ) -> None:
+        """A point of the target at x = `at` (y if `horizontal`), with a bar where the estimate has an interval."""
+        if known(estimate.lo) and known(estimate.hi):
+            draw = axes.hlines if horizontal else axes.vlines
+            draw(
+                at,
+                estimate.lo,
+                estimate.hi,
+                color=self.looks[target].colour,
+                linewidth=1.5,
+                alpha=0.75,
+                gid=self.series(target),
+            )
+        self.point(axes, target, *((estimate.value, at) if horizontal else (at, estimate.value)), tip)
 
     def invalid(self, axes: Axes, target: str, x: Sequence[float], y: Sequence[float], tip: str) -> None:
         """Hollow grey markers with a cross: invalid cells of the target, one id for all of them."""
@@ -188,14 +198,13 @@ class Sheet:
         """A line of the target; with a tip if there is one to give."""
         gid = self.series(target)
         if tip:
-            self.tips[gid] = self._said(tip)
+            self.tips[gid] = self._stamped(tip)
         axes.plot(x, y, gid=gid, **({"color": self.looks[target].colour} | style))
 
     def band(self, axes: Axes, target: str, x: ArrayLike, low: ArrayLike, high: ArrayLike) -> None:
         """An interval along a line."""
-        axes.fill_between(
-            x, low, high, color=self.looks[target].colour, alpha=0.18, linewidth=0, gid=self.series(target)
-        )
+        colour = self.looks[target].colour
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0, gid=self.series(target))
 
     def mark(
         self, axes: Axes, target: str, x: float | None, ends: tuple[float, float], tip: str, *, text: str, row: int
@@ -219,7 +228,10 @@ class Sheet:
 
     def legend(self, targets: Iterable[str], *, invalid: bool = False, extra: Sequence[Line2D] = ()) -> None:
         """Above the panels: an entry per target, one for invalid cells where there are any, then `extra` lines."""
-        handles = [_handle(self.looks[target]) for target in targets]
+        looks = [self.looks[target] for target in targets]
+        handles = [
+            Line2D([], [], color=look.colour, marker=look.marker, markersize=5.5, label=look.target) for look in looks
+        ]
         if invalid:
             handles.append(
                 Line2D([], [], color=INVALID, marker="x", linestyle="none", markersize=6, label="invalid cell")
@@ -232,11 +244,10 @@ class Sheet:
             handles=handles, loc="upper left", ncols=columns, handletextpad=0.5, columnspacing=1.4,
             bbox_to_anchor=(0.25 / self._width, 1 - 0.04 / self._height), borderaxespad=0,
         )  # fmt: skip
-        for handle, text in zip(drawn.legend_handles, drawn.get_texts(), strict=True):
-            slug = next((look.slug for look in self.looks.values() if look.target == text.get_text()), None)
-            if slug is not None and handle is not None:
-                handle.set_gid(f"legend-{slug}")
-                text.set_gid(f"legend-{slug}--2")
+        for look, handle, text in zip(looks, drawn.legend_handles, drawn.get_texts(), strict=False):
+            if handle is not None:
+                handle.set_gid(self._owned(f"legend-{look.slug}", look.target))
+            text.set_gid(self._owned(f"legend-{look.slug}--2", look.target))
 
     def save(self, folder: Path, name: str, section: Section, title: str, caption: str, alt: str) -> Figure:
         """Writes NAME.svg and NAME.png into the folder; the title is in the PNG only, as a page has its own."""
@@ -246,10 +257,12 @@ class Sheet:
                     _stamp(axes)
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         drawn = io.StringIO()
-        self._canvas.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-        Folder(folder).write(svg.name, _rounded(drawn.getvalue()).encode())
+        self._canvas.savefig(drawn, format="svg", transparent=True, metadata=_NO_METADATA)
+        # Coordinates with two decimals, a hundredth of a point.
+        text = _COORDINATES.sub(lambda found: _DIGITS.sub(r"\1", found[0]), drawn.getvalue())
+        Folder(folder).write(svg.name, text.replace("'DejaVu Sans', sans-serif", "system-ui, sans-serif").encode())
         self._canvas.text(
-            0.25 / self._width, 1 + 0.08 / self._height, self._said(title),
+            0.25 / self._width, 1 + 0.08 / self._height, self._stamped(title),
             fontsize=11, weight="bold", color=STAMP if self._simulated else TEXT, va="bottom",
         )  # fmt: skip
         page = Bbox.from_bounds(0, 0, self._width, self._height + _TITLE)
@@ -257,16 +270,11 @@ class Sheet:
             self._canvas.savefig(
                 file, format="png", dpi=PNG_DPI, facecolor="white", bbox_inches=page, pil_kwargs={"compress_level": 3}
             )
+        stamp = "SIMULATED. " if self._simulated else ""
         return Figure(
-            name=name,
-            section=section,
-            title=title,
-            caption=f"SIMULATED. {caption}" if self._simulated else caption,
-            alt=f"SIMULATED. {alt}" if self._simulated else alt,
-            svg=svg,
-            png=png,
-            tips=self.tips,
-        )
+            name=name, section=section, title=title, caption=stamp + caption, alt=stamp + alt, svg=svg, png=png,
+            tips=self.tips, targets=self.targets, wide=self._width > _HALF,
+        )  # fmt: skip
 
     def _grow(self, legend_lines: int) -> None:
         """Makes room for the legend; panels keep their size."""
@@ -280,21 +288,11 @@ class Sheet:
             return self.series(target)
         self._used[f"pt-{slug}"] += 1
         gid = f"pt-{slug}-{self._used[f'pt-{slug}']}"
-        self.tips[gid] = self._said(tip)
-        return gid
+        self.tips[gid] = self._stamped(tip)
+        return self._owned(gid, target)
 
-    def _said(self, words: str) -> str:
+    def _stamped(self, words: str) -> str:
         return f"SIMULATED · {words}" if self._simulated else words
-
-
-def _calm(axes: Axes) -> None:
-    axes.grid(True, which="major", alpha=0.45)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _handle(look: Look) -> Line2D:
-    return Line2D([], [], color=look.colour, marker=look.marker, markersize=5.5, label=look.target)
 
 
 def _stamp(axes: Axes) -> None:
@@ -306,9 +304,28 @@ def _stamp(axes: Axes) -> None:
     )  # fmt: skip
 
 
-def _rounded(svg: str) -> str:
-    """Coordinates with two decimals, a hundredth of a point; the reader's own sans-serif font."""
-    return _COORDINATES.sub(lambda found: _DIGITS.sub(r"\1", found[0]), svg).replace(_DRAWN_IN, _SHOWN_IN)
+def place(target: str, concurrency: int, batch: float, *, verified: bool = True) -> str:
+    """ "awq · B = 16: running 15.9," or, where the server did not tell its batch, "in flight 16 (batch not
+    verified),"."""
+    what = f"running {number(batch)}" if verified else f"in flight {number(batch)} ({UNVERIFIED})"
+    return f"{target} · B = {concurrency}: {what},"
+
+
+def tip_of(estimate: Estimate, *, unit: str = "", scale: float = 1, floor: float | None = None) -> str:
+    """The value times `scale` with its unit and interval, "40.9% (38.6 to 43.2)"; `floor` as `interval` takes it."""
+    low, high = (None if end is None else scale * end for end in (estimate.lo, estimate.hi))
+    ends = interval(low, high, floor=floor)
+    if ends == NOT_KNOWN:
+        ends = "interval not known: the repeats differ too much"
+    return f"{number(scale * estimate.value)}{unit}{f' ({ends})' if ends else ''}"
+
+
+def questions(run: Run) -> str:
+    """The number of questions that accuracies rest on, "n = 20 to 300 questions"; empty without any."""
+    counts = run.summary["questions"].dropna()
+    if counts.empty:
+        return ""
+    return f"n = {' to '.join(dict.fromkeys(f'{int(count):,}' for count in (counts.min(), counts.max())))} questions"
 
 
 def batch_title(run: Run) -> str:
@@ -358,7 +375,7 @@ def log_axis(axes: Axes, which: str = "y", *, most: int = 8) -> None:
 def percent_axis(axes: Axes, which: str = "y", *, unit: str = "%") -> None:
     """Shares shown as percent, or in another `unit` of hundredths."""
     axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}{unit}".replace("-", "−")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}{unit}".replace("-", MINUS)))
 
 
 def border(axes: Axes, value: float, *, vertical: bool = False, dashed: bool = False) -> None:

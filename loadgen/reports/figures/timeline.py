@@ -1,13 +1,9 @@
-"""Timelines: requests in flight, running batch and power over the time of each cell.
-
-CellTrace: what happened in one cell over time, thinned for drawing. Times in s since the cell's first request.
-"""
+"""Timelines: requests in flight, running batch and power over the time of each cell, in s since its first request."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,9 +14,9 @@ from numpy.typing import NDArray
 
 from loadgen.analysis.run import Run
 from loadgen.analysis.tables import read_table
-from loadgen.reports.figures.latency import Cell
+from loadgen.reports.figures.latency import Cell, windows_of
 from loadgen.reports.figures.sheet import INVALID, TEXT, Figure, Look, Sheet, plain_line
-from loadgen.reports.grid import cell_valid
+from loadgen.reports.rows import invalid_of
 
 Floats = NDArray[np.float64]
 Trace = tuple[Floats, Floats]
@@ -29,15 +25,13 @@ _MOST = 150
 
 
 class CellTrace(msgspec.Struct, frozen=True, kw_only=True):
-    """None: not measured."""
+    """A cell's traces, thinned for drawing; None: not measured. In flight and power (W, summed over GPUs) are means
+    over a 150th of its time."""
 
     in_flight: Trace | None
-    """Means over a 150th of the cell's time, as is power."""
     running: Trace | None
     power: Trace | None
-    """W, summed over GPUs."""
     window: tuple[float, float] | None
-    """Its edges, where cells.csv has them."""
 
 
 class Traces:
@@ -45,14 +39,15 @@ class Traces:
 
     def __init__(self, run: Run) -> None:
         columns = ["target", "concurrency", "repeat", "t_ns", "running"]
-        server = _read(run.path, "server.parquet", columns).dropna(subset="running")
+        server = read_table(run.path, "server.parquet", columns=columns, read_dictionary=["target"])
+        server = server.dropna(subset="running")
         self._server = dict(iter(server.groupby(["target", "concurrency", "repeat"], observed=True)))
         columns = ["target", "repeat", "session", "gpu_uuid", "t_ns", "counter_j", "power_instant_w", "power_average_w"]
-        power = _read(run.path, "power.parquet", columns)
+        power = read_table(run.path, "power.parquet", columns=columns, read_dictionary=["target", "gpu_uuid"])
         self._power = dict(iter(power.groupby(["target", "repeat", "session"], observed=True)))
         cells = run.cells[["target", "concurrency", "repeat", "session"]].itertuples(index=False, name=None)
         self._sessions = {(target, b, repeat): session for target, b, repeat, session in cells}
-        self._windows = _windows(run)
+        self._windows = windows_of(run)
         self._most = max(20, min(_MOST, 8000 // max(1, 3 * len(run.cells) // run.cells["target"].nunique())))
 
     def of(self, cell: Cell, requests: pd.DataFrame) -> CellTrace:
@@ -76,19 +71,6 @@ class Traces:
             return None
         kept = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, self._most).round().astype(int))]
         return _seconds(kept["t_ns"].to_numpy(), start), kept["running"].to_numpy(dtype=np.float64)
-
-
-def _read(path: Path, name: str, columns: list[str]) -> pd.DataFrame:
-    names = [column for column in columns if column in ("target", "gpu_uuid")]
-    return read_table(path, name, columns=columns, read_dictionary=names)
-
-
-def _windows(run: Run) -> Mapping[Cell, tuple[float, float]]:
-    cells = run.cells.dropna(subset=["window_open_ns", "window_close_ns"])
-    return {
-        (row["target"], row["concurrency"], row["repeat"]): (row["window_open_ns"], row["window_close_ns"])
-        for row in cells.to_dict("records")
-    }
 
 
 def _in_flight(sends: Floats, ends: Floats, edges: Floats) -> Trace | None:
@@ -168,7 +150,11 @@ def _draw(
     batches, repeats = sorted({b for b, _ in traces}), sorted({r for _, r in traces})
     powered = any(trace.power is not None for trace in traces.values())
     cells = run.cells[run.cells["target"] == target].to_dict("records")
-    doubts = {(cell["concurrency"], cell["repeat"]): _doubt(cell) for cell in cells}
+    doubts = {}
+    for cell in cells:
+        bad = invalid_of(cell)
+        what = "" if "load" in bad else f" {', '.join(bad)}"
+        doubts[cell["concurrency"], cell["repeat"]] = f":{what} invalid ×" if bad else ""
     sheet = Sheet(
         looks, simulated=run.manifest.simulated, rows=len(batches), columns=len(repeats), panel=(2.4, 0.95),
         gap=(0.62 if powered else 0.3, 0.42), left=0.62, right=0.66 if powered else 0.18,
@@ -202,13 +188,6 @@ def _draw(
     )  # fmt: skip
 
 
-def _doubt(cell: Mapping[Hashable, Any]) -> str:
-    """Behind the title of a cell that is not valid in everything."""
-    said = {"yes": "", "no": ": invalid ×"}
-    valid = cell_valid(cell)
-    return said.get(valid, f": {valid.removeprefix('except ')} invalid ×")
-
-
 def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, doubt: str) -> None:
     if trace.window is not None:
         axes.axvspan(*trace.window, color=INVALID, alpha=0.18, linewidth=0, zorder=0)
@@ -221,7 +200,8 @@ def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, doubt: str) -
     axes.set_title(title + doubt, fontsize=8.5, color=INVALID if doubt else TEXT, pad=3)
     axes.tick_params(labelsize=7.5)
     if trace.power is not None:
-        watts = sheet.twin(axes)
+        watts = axes.twinx()
+        watts.spines[["top", "left"]].set_visible(False)
         watts.plot(*trace.power, color=_POWER, linewidth=0.9)
         watts.set_ylim(0, 1.8 * max(trace.power[1].max(), 1.0))  # below the lines of the requests, not on them
         watts.yaxis.set_major_locator(MaxNLocator(2))

@@ -1,24 +1,16 @@
-"""Html: markup that is safe as it stands. Every other text is escaped on its way into an element.
-
-Tables of the page: numbers aligned to the right, wide ones scroll in a box of their own.
-
-A drawn figure, made part of the page: its own ids, the page's colours, its points with their text.
-
-The figures of a section, inlined.
-"""
+"""Html: markup that is safe unchanged. Every other text is escaped on its way into an element."""
 
 from __future__ import annotations
 
 import html
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
 
 from loadgen.folder import Folder
+from loadgen.reports.columns import NAME, TEXT, Table
 from loadgen.reports.figures import Figure
-from loadgen.reports.words import STAMP
 from loadgen.secret import visible
+from loadgen.words import STAMP
 
 _VOID = frozenset({"br", "meta"})
 
@@ -59,43 +51,35 @@ def items(texts: Iterable[str], **attributes: str | bool) -> Html:
     return element("ul", *entries, **attributes) if entries else Html("")
 
 
-INTERVAL = "95% CI"
-"""Heading of the column behind the one that it belongs to."""
-_SPAN = r"[−+-]?[\d.,]+(?: ?(?:%|pp))?"
-_FIGURE = re.compile(rf"{_SPAN}(?: ?(?:–|to|:|/) ?{_SPAN})?")
-
-
 def table(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    shown: Table,
     *,
     label: str,
-    name_column: int = 0,
-    grouped_by: Sequence[int] = (),
+    simulated: bool = False,
+    grouped_by: Collection[str] = (),
     sortable: bool = False,
-    short_columns: Collection[int] = (),
+    b: str = "B",
 ) -> Html:
     """A scrolling box with the table, named `label`; nothing where there is no row.
 
-    Entries of `name_column` head their rows. A rule divides rows whose entries in `grouped_by` differ. Text of
-    `short_columns` stays on one line, like figures do.
+    A rule divides rows whose entries in the columns `grouped_by` differ. `simulated`: every row's name has the stamp.
+    `b`: what to call the column B.
     """
-    if not rows:
+    if not shown.rows:
         return Html("")
-    kinds = [
-        "interval" if heading == INTERVAL else _kind(place, [row[place] for row in rows], short_columns)
-        for place, heading in enumerate(headings)
+    classes = ["" if kind in (NAME, TEXT) else kind for kind in shown.kinds]
+    heads = [
+        element("th", b if heading == "B" else heading, scope="col", class_=name)
+        for heading, name in zip(shown.headings, classes, strict=True)
     ]
-    heads = [element("th", text, scope="col", class_=kind) for text, kind in zip(headings, kinds, strict=True)]
+    group_places = [place for place, heading in enumerate(shown.headings) if heading in grouped_by]
     body: list[Html] = []
     last: list[str] = []
-    for row in rows:
-        group = [row[place] for place in grouped_by]
+    for row in shown.rows:
+        group = [row[place] for place in group_places]
         cells = [
-            element("th", stamped(text), scope="row", class_=kind)
-            if place == name_column
-            else element("td", text, class_=kind)
-            for place, (text, kind) in enumerate(zip(row, kinds, strict=True))
+            element("th", *_name(text, simulated), scope="row") if kind == NAME else element("td", text, class_=name)
+            for text, kind, name in zip(row, shown.kinds, classes, strict=True)
         ]
         body.append(element("tr", *cells, class_="first" if body and group != last else ""))
         last = group
@@ -105,124 +89,72 @@ def table(
 
 
 def facts(rows: Sequence[tuple[str, str]], *, label: str) -> Html:
-    """Name and value side by side; those without a value are left out."""
+    """Name and value side by side; those without a value are omitted."""
     shown = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows if value]
     return element("table", element("tbody", *shown), class_="facts", aria_label=label)
 
 
-def stamped(text: str) -> Html:
-    """The word SIMULATED at a text's end as a mark."""
-    if text.endswith(f" {STAMP}"):
-        return join((text.removesuffix(STAMP), stamp(simulated=True)))
-    return join((text,))
+def _name(name: str, simulated: bool) -> tuple[str, ...]:
+    return (name, " ", stamp(simulated=True)) if simulated else (name,)
 
 
 def stamp(*, simulated: bool) -> Html:
-    """The mark itself; nothing where a GPU was measured."""
+    """SIMULATED as a mark; nothing where a GPU was measured."""
     return element("span", STAMP, class_="stamp") if simulated else Html("")
 
 
-def _kind(place: int, entries: Sequence[str], short: Collection[int]) -> str:
-    if all(_FIGURE.fullmatch(entry) for entry in entries if entry):
-        return "figure"
-    return "short" if place in short else ""
-
-
-_SVG = "{http://www.w3.org/2000/svg}"
-_HREF = "{http://www.w3.org/1999/xlink}href"
-_LINK = re.compile(r"url\(#([^)]+)\)")
+_XLINK = "http://www.w3.org/1999/xlink"
+_SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", _SVG)
+ElementTree.register_namespace("xlink", _XLINK)
 _COLOURS = {"#1c1c1c": "currentColor", "#9a9a9a": "var(--grid)"}
-"""Of text and axes, and of the grid, in the files; on the page they follow the theme."""
-_COLOUR = re.compile("|".join(_COLOURS))
-_DRAWN = re.compile(r"(series|pt|legend)-(.+?)(?:-{1,2}\d+)?")
-"""Ids of what belongs to a target (`loadgen.reports.figures.sheet.Figure`): its kind and the target's slug."""
-_LEFT_OUT = frozenset({"metadata", "style", "script"})
+"""Text and axes, and the grid: in the files, and on the page, where they follow the theme."""
 
 
-def inline_svg(text: str, *, name: str, alt: str, tips: Mapping[str, str], targets: Mapping[str, str]) -> Html:
-    """The file's markup with every id headed by `name`, so that no two figures share one.
+def inline_svg(figure: Figure) -> Html:
+    """The figure's SVG with every id headed by its name, so that no two figures share one.
 
-    What belongs to a target carries its name as `data-series`, or `data-legend` (`targets`: slug in ids -> name). What
-    is named in `tips` has that text as its title. Raises ElementTree.ParseError for a file that is no XML.
+    What belongs to a target carries its name as `data-series`, or `data-legend`; what has a tip has it as its title.
     """
-    root = ElementTree.fromstring(text)
-    _prune(root)
-    for entry in root.iter():
-        entry.tag = str(entry.tag).removeprefix(_SVG)
-        for key, value in list(entry.attrib.items()):
-            del entry.attrib[key]
-            entry.attrib.update(_attribute(key, value, name))
-    for entry, key in list(_named(root, name)):
-        kind, target = _owner(key, targets)
-        if target is not None:
-            entry.set("data-legend" if kind == "legend" else "data-series", target)
-        if key in tips:
-            title = Element("title")
-            title.text = visible(tips[key])
+    root = ElementTree.fromstring(Folder(figure.svg.parent).read(figure.svg.name))
+    for definitions in root.iter(f"{{{_SVG}}}defs"):
+        for sheet in definitions.findall(f"{{{_SVG}}}style"):  # would hold for the whole page
+            definitions.remove(sheet)
+    for entry in list(root.iter()):
+        gid = entry.get("id", "")
+        for key, value in entry.items():
+            entry.set(key, _attribute(key, value, figure.name))
+        if gid in figure.targets:
+            entry.set("data-legend" if gid.startswith("legend-") else "data-series", figure.targets[gid])
+        if gid in figure.tips:
+            title = ElementTree.Element("title")
+            title.text = visible(figure.tips[gid])
             entry.insert(0, title)
             entry.set("class", "point")
-    for size in ("width", "height"):
-        root.attrib.pop(size, None)
-    root.attrib.update({"role": "img", "aria-label": visible(alt)})
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib.update({"role": "img", "aria-label": visible(figure.alt)})
     return Html(ElementTree.tostring(root, encoding="unicode"))
 
 
-def _prune(parent: Element) -> None:
-    """Only what draws: matplotlib's style sheet would hold for the whole page."""
-    for child in list(parent):
-        if not isinstance(child.tag, str) or child.tag.removeprefix(_SVG) in _LEFT_OUT:
-            parent.remove(child)
-        else:
-            _prune(child)
-
-
-def _attribute(key: str, value: str, name: str) -> dict[str, str]:
+def _attribute(key: str, value: str, name: str) -> str:
     if key == "id":
-        return {"id": f"{name}-{value}"}
-    if key == _HREF or key == "href":
-        return {"href": f"#{name}-{value.removeprefix('#')}"}
-    if key.startswith("on"):
-        return {}
-    value = _COLOUR.sub(lambda found: _COLOURS[found[0]], value)
-    return {key: _LINK.sub(rf"url(#{name}-\1)", value)}
+        return f"{name}-{value}"
+    if key == f"{{{_XLINK}}}href":
+        return f"#{name}-{value.removeprefix('#')}"
+    for colour, on_the_page in _COLOURS.items():
+        value = value.replace(colour, on_the_page)
+    return value.replace("url(#", f"url(#{name}-")
 
 
-def _owner(key: str, targets: Mapping[str, str]) -> tuple[str, str | None]:
-    """What kind of thing an id names, and the target that it belongs to."""
-    kind, _, slug = key.partition("-")
-    if slug in targets:
-        return kind, targets[slug]
-    found = _DRAWN.fullmatch(key)
-    return (found[1], targets.get(found[2])) if found else (kind, None)
-
-
-def _named(root: Element, name: str) -> Iterator[tuple[Element, str]]:
-    """Every entry with an id, and the id as it stood in the file."""
-    for entry in root.iter():
-        if key := entry.get("id"):
-            yield entry, key.removeprefix(f"{name}-")
-
-
-HALF = 500
-"""Widest figure, in its own units, that stands beside another one."""
-_WIDTH = re.compile(r'viewBox="[\d.]+ [\d.]+ ([\d.]+)')
-
-
-def gallery(figures: Sequence[Figure], targets: Mapping[str, str]) -> Html:
-    """One after the other with title and caption; nothing where there is none. `targets`: slug in ids -> name."""
-    if not figures:
-        return Html("")
-    return element("div", *(_figure(figure, targets) for figure in figures), class_="figures")
-
-
-def _figure(figure: Figure, targets: Mapping[str, str]) -> Html:
-    text = Folder(figure.svg.parent).read(figure.svg.name).decode()
-    drawn = inline_svg(text, name=figure.name, alt=figure.alt, tips=figure.tips, targets=targets)
-    caption = element("figcaption", element("strong", figure.title, ". "), figure.caption)
-    return element("figure", element("div", drawn, class_="frame"), caption, class_="wide" if _is_wide(drawn) else "")
-
-
-def _is_wide(svg: str) -> bool:
-    """Several panels beside each other: too much for half of the page."""
-    found = _WIDTH.search(svg)
-    return found is not None and float(found[1]) > HALF
+def gallery(figures: Iterable[Figure]) -> Html:
+    """One after the other with title and caption; nothing where there is none."""
+    drawn = [
+        element(
+            "figure",
+            element("div", inline_svg(figure), class_="frame"),
+            element("figcaption", element("strong", figure.title, ". "), figure.caption),
+            class_="wide" if figure.wide else "",
+        )
+        for figure in figures
+    ]
+    return element("div", *drawn, class_="figures") if drawn else Html("")

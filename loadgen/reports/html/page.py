@@ -1,48 +1,32 @@
-"""The page: head, first screen, sections.
-
-Where the numbers come from, in short; docs/metrics.md has every formula.
-
-What was run, on what: servers, and the manifest as an excerpt and whole.
-
-The first screen: what was measured, what came out of it, and how sure that is.
-"""
+"""The page: head, first screen, sections, sources, servers and manifest."""
 
 from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from loadgen._version import __version__
+from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.indices.study import TargetIndices
+from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import Run
+from loadgen.analysis.trust.accuracy import AccuracyComparison
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
 from loadgen.power.sample import GpuInfo
-from loadgen.record.manifest import Manifest
+from loadgen.record.manifest import Manifest, ServerRecord
+from loadgen.reports import rows
+from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, Table, table_of
 from loadgen.reports.figures import Figure, draw_figures
-from loadgen.reports.figures.sheet import looks_of
-from loadgen.reports.grid import NOT_KNOWN, WHY_NOT_KNOWN, interval
+from loadgen.reports.html import sections
 from loadgen.reports.html.markup import Html, element, facts, gallery, join, stamp, table
-from loadgen.reports.html.sections import (
-    accuracy,
-    claims,
-    client,
-    crossovers,
-    doubts,
-    indices,
-    models,
-    result,
-    traffic,
-    validity,
-)
-from loadgen.reports.rows import traffic_sentences
 from loadgen.reports.terminal import subject, terms
-from loadgen.reports.words import STAMP
+from loadgen.words import NOT_KNOWN, STAMP, WHY_NOT_KNOWN, number, percent, percents, span
 
 _SOURCES = (
     ("running", "the running batch, the x axis: tokens per engine step within the window, from the server's own "
@@ -71,24 +55,22 @@ _SOURCES = (
 )  # fmt: skip
 _FILES = (
     "cells.csv has every cell's own figures, requests.parquet single requests with their time stamps, analysis.json "
-    "everything that is said here. Formulas and units of all columns: docs/metrics.md of loadgen."
+    "everything on this page. Formulas and units of all columns: docs/metrics.md of loadgen."
 )
 
 
-def sources() -> Html:
-    """A definition per figure, then where the rest stands."""
+def _sources() -> Html:
+    """A definition per figure, then where the rest is."""
     entries = [part for name, text in _SOURCES for part in (element("dt", name), element("dd", text))]
     return join((element("dl", *entries), element("p", _FILES)))
 
 
 HEADLINES = ("energy_per_query_j", "tokens_per_s")
 """The crossover of the first of them that was measured is the headline."""
-_GLANCE = ("target", "B", "tok/s × ref", "95% CI", "J/query × ref", "95% CI", "accuracy, pp", "95% CI", "n", "SI",
-           "95% CI")  # fmt: skip
 _TRAP = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
 
 
-def conditions(manifest: Manifest) -> str:
+def _conditions(manifest: Manifest) -> str:
     """Dataset, protocol, batches, windows, repeats and date in one line."""
     dataset, protocol, config = manifest.dataset, manifest.protocol, manifest.config
     window = f"{config.duration_s:g} s" if config.duration_s else f"{config.requests} requests"
@@ -99,172 +81,146 @@ def conditions(manifest: Manifest) -> str:
         f"B {b}" if config.arrival == CLOSED else f"{config.arrival}, at most {b} in flight",
         f"windows of {window}",
         f"{config.repeats} repeats",
-        started(manifest),
+        _started(manifest),
     ]
     return " · ".join(part for part in parts if part)
 
 
-def started(manifest: Manifest) -> str:
+def _started(manifest: Manifest) -> str:
     """When the run began, in UTC; empty where the manifest does not say."""
-    if not manifest.clock_anchors:
-        return ""
-    return f"{datetime.fromtimestamp(manifest.clock_anchors[0].unix_ns / 1e9, UTC):%Y-%m-%d %H:%M} UTC"
+    anchors = manifest.clock_anchors
+    return f"{datetime.fromtimestamp(anchors[0].unix_ns / 1e9, UTC):%Y-%m-%d %H:%M} UTC" if anchors else ""
 
 
-def verdicts(run: Run) -> Html:
-    """A sentence and a row of verdicts per target, then the figures behind both, B by B."""
-    analysis = run.analysis_json
+def _answer(run: Run) -> Html:
+    """A sentence and the trap verdicts per target, then the figures behind both, B by B."""
+    analysis = run.analysis
     if run.arrival is not None:
-        return join([_traffic(run, target, told) for target, told in traffic_sentences(run).items()])
-    targets = list(dict.fromkeys(entry["target"] for entry in analysis["crossovers"]))
-    parts = [_target(run, target) for target in targets]
+        return join([_traffic(run, target, sentence) for target, sentence in rows.traffic_sentences(run).items()])
+    parts = [_target(run, target) for target in dict.fromkeys(entry.target for entry in analysis.crossovers)]
     if not parts:
-        parts = [element("p", f"Only {analysis['reference']} was measured: there is nothing to compare.", class_="big")]
+        parts = [element("p", f"Only {analysis.reference} was measured: there is nothing to compare.", class_="big")]
     words = terms(analysis)
-    return join((element("p", words, class_="small") if words else "", *parts, _glance(analysis)))
+    return join((element("p", words, class_="small") if words else "", *parts, _comparison(run)))
 
 
 def _target(run: Run, target: str) -> Html:
-    analysis = run.analysis_json
-    simulated = analysis["simulated"]
-    heading = element("h3", f"{target} against {analysis['reference']} ", stamp(simulated=simulated))
-    traps = [entry["sentence"] for entry in analysis.get("traps", ()) if entry["target"] == target]
+    analysis = run.analysis
+    heading = f"{target} against {analysis.reference} "
+    traps = [_capital(entry.sentence) for entry in analysis.traps if entry.target == target]
     parts = [
-        heading,
-        element("p", _headline(analysis, target), class_="big"),
-        _strip([entry for entry in analysis["indices"] if entry["target"] == target]),
-        *(element("p", _sentence(text), class_="small") for text in traps),
-        *(element("p", text, class_="small") for text in _accuracy(run, target)),
+        element("h3", heading, stamp(simulated=run.manifest.simulated)),
+        element("p", _headline(analysis, target) + ".", class_="big"),
+        _traps([entry for entry in analysis.indices if entry.target == target]),
+        *(element("p", text + ".", class_="small") for text in (*traps, *_accuracy(run, target))),
     ]
     return element("article", *parts, class_="target")
 
 
-def _traffic(run: Run, target: str, told: str) -> Html:
-    """What an open loop says of one target; which precision pays off by B is a closed loop's to say."""
-    heading = element("h3", f"{target} at {run.arrival} ", stamp(simulated=run.analysis_json["simulated"]))
-    smaller = (element("p", text, class_="small") for text in _accuracy(run, target))
-    return element("article", heading, element("p", _sentence(told), class_="big"), *smaller, class_="target")
+def _traffic(run: Run, target: str, sentence: str) -> Html:
+    """What an open loop says of one target; only a closed loop can say which precision pays off by B."""
+    heading = element("h3", f"{target} at {run.arrival} ", stamp(simulated=run.manifest.simulated))
+    smaller = (element("p", text + ".", class_="small") for text in _accuracy(run, target))
+    return element("article", heading, element("p", sentence + ".", class_="big"), *smaller, class_="target")
 
 
-def _headline(analysis: Entry, target: str) -> str:
-    found = {entry["metric"]: entry for entry in analysis["crossovers"] if entry["target"] == target}
-    there = [found[metric] for metric in HEADLINES if metric in found]
-    measured = [entry for entry in there if entry["refusal"] is None]
-    return _sentence((measured or there)[0]["sentence"])
+def _headline(analysis: Analysis, target: str) -> str:
+    found = {entry.metric: entry for entry in analysis.crossovers if entry.target == target}
+    of_headlines = [found[metric] for metric in HEADLINES if metric in found]
+    measured = [entry for entry in of_headlines if entry.refusal is None]
+    shown = (measured or of_headlines)[0]
+    return _capital(shown.sentence) if shown.status == "unresolved" else shown.sentence
 
 
-def _strip(indices: Sequence[Entry]) -> Html:
+def _traps(indices: Sequence[TargetIndices]) -> Html:
     """Trap: yes, no or cannot tell, over B; neighbours with the same verdict together."""
-    spans = [(trap, list(span)) for trap, span in groupby(indices, key=lambda entry: entry["trap"])]
+    spans = [(trap, [e.concurrency for e in alike]) for trap, alike in groupby(indices, lambda entry: entry.trap)]
     cells = [
-        element("li", element("b", _TRAP[trap]), f" B = {_ends(span)}", class_=str(trap).replace(" ", "-"))
-        for trap, span in spans
+        element("li", element("b", _TRAP[trap]), f" B = {span(b[0], b[-1])}", class_=trap.replace(" ", "-"))
+        for trap, b in spans
     ]
     return element("div", element("span", "Trap?"), element("ul", *cells), class_="verdicts") if cells else Html("")
 
 
-def _ends(span: Sequence[Entry]) -> str:
-    first, last = span[0]["concurrency"], span[-1]["concurrency"]
-    return str(first) if first == last else f"{first}–{last}"
-
-
 def _accuracy(run: Run, target: str) -> list[str]:
-    """Of the batch at which both answered most questions."""
-    tests = [test for test in run.analysis_json["trust"] if test["target"] == target and test["items"]]
+    """The verdict at the batch at which both answered most questions."""
+    tests = [test for test in run.analysis.trust if test.target == target and test.items]
     if not tests:
         return []
-    test = max(tests, key=lambda test: int(test["items"]))
-    where = f"accuracy over the {test['items']:g} questions that both answered at {run.level(test['concurrency'])}"
-    return [_sentence(f"{where}: {test['sentence']}")]
+    test = max(tests, key=lambda test: test.items or 0)
+    where = f"Accuracy over the {test.items} questions that both answered at {run.level(test.concurrency)}"
+    return [f"{where}: {test.sentence}"]
 
 
-def _glance(analysis: Entry) -> Html:
-    differences = {(test["target"], test["concurrency"]): test["comparison"] for test in analysis["trust"]}
-    suffix = f" {STAMP}" if analysis["simulated"] else ""
-    rows = []
-    for entry in analysis["indices"]:
-        energy, compared = entry["energy"] or {}, differences.get((entry["target"], entry["concurrency"])) or {}
-        rows.append(
-            (
-                entry["target"] + suffix,
-                str(entry["concurrency"]),
-                *_estimate(entry["e_si"]["eta"]),
-                *_estimate(energy.get("ratio") if energy.get("source") == "measured" else None),
-                *_points(compared),
-                *_estimate(entry["si"]),
-            )
-        )
-    rows = [row for row in rows if any(row[2:])]
-    label = f"Every target against {analysis['reference']}, B by B"
-    shown = [place for place in range(len(_GLANCE)) if any(row[place] for row in rows)]
-    headings = [_GLANCE[place].replace("ref", analysis["reference"]) for place in shown]
-    made = table(headings, [[row[place] for place in shown] for row in rows], label=label, grouped_by=(1,))
-    note = element("p", WHY_NOT_KNOWN, class_="small") if any(NOT_KNOWN in row for row in rows) else ""
-    return join((element("h3", label), made, note)) if rows else Html("")
+Pair = tuple[TargetIndices, AccuracyComparison | None]
+"""The indices, and the comparison of the answers at the same B."""
+_COMPARISON = (
+    Column[Pair]("target", lambda pair: pair[0].target, NAME),
+    Column[Pair]("B", lambda pair: str(pair[0].concurrency)),
+    Column[Pair]("tok/s × {}", lambda pair: rows.value(pair[0].e_si.eta, 2)),
+    Column[Pair]("95% CI", lambda pair: rows.ends(pair[0].e_si.eta, 2), INTERVAL),
+    Column[Pair]("J/query × {}", lambda pair: rows.value(_energy(pair[0]), 2)),
+    Column[Pair]("95% CI", lambda pair: rows.ends(_energy(pair[0]), 2), INTERVAL),
+    Column[Pair]("accuracy, pp", lambda pair: percent(pair[1].difference if pair[1] else None, 1, unit="", sign=True)),
+    Column[Pair]("95% CI", lambda pair: _points(pair[1]), INTERVAL),
+    Column[Pair]("n", lambda pair: str(pair[1].items) if pair[1] else ""),
+    Column[Pair]("SI", lambda pair: rows.value(pair[0].si, 2)),
+    Column[Pair]("95% CI", lambda pair: rows.ends(pair[0].si, 2), INTERVAL),
+)
 
 
-def _estimate(found: Entry | None) -> tuple[str, str]:
-    if found is None:
-        return "", ""
-    return f"{found['value']:.2f}", interval(found["lo"], found["hi"], 2)
+def _comparison(run: Run) -> Html:
+    reference = run.analysis.reference
+    compared = {(test.target, test.concurrency): test.comparison for test in run.analysis.trust}
+    pairs = [(e, compared.get((e.target, e.concurrency))) for e in run.analysis.indices]
+    made = table_of(_COMPARISON, pairs)
+    made = Table(
+        tuple(heading.format(reference) for heading in made.headings), made.kinds,
+        [row for row in made.rows if any(row[2:])],
+    ).filled  # fmt: skip
+    label = f"Every target against {reference}, B by B"
+    shown = table(made, label=label, simulated=run.manifest.simulated, grouped_by=("B",))
+    note = element("p", WHY_NOT_KNOWN, class_="small") if any(NOT_KNOWN in row for row in made.rows) else ""
+    return join((element("h3", label), shown, note)) if made.rows else Html("")
 
 
-def _points(compared: Entry) -> tuple[str, str, str]:
-    """A difference of accuracies in percentage points, and the questions that it rests on."""
-    if compared.get("difference") is None:
-        return "", "", ""
-    low, high = compared["difference_lo"], compared["difference_hi"]
-    interval = "" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-    return _signed(compared["difference"]), interval, str(compared["items"])
+def _energy(entry: TargetIndices) -> Estimate | None:
+    return entry.energy.ratio if entry.energy and entry.energy.source == "measured" else None
 
 
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+def _points(compared: AccuracyComparison | None) -> str:
+    return percents(compared.difference_lo, compared.difference_hi, unit="", sign=True) if compared else ""
 
 
-def _sentence(text: str) -> str:
-    """With a capital where it does not begin with a name, and a full stop."""
-    begun = text[:1].upper() + text[1:] if text.startswith(("not decided", "quantization", "accuracy")) else text
-    return begun if begun.endswith(".") else f"{begun}."
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
-Entry = Mapping[str, Any]
-_SERVERS = ("server", "repeat", "vLLM", "weights", "KV cache", "CUDA graphs", "kernel", "command or address")
 _GRAPHS = {True: "no (eager)", False: "yes", None: "not known"}
+_SERVERS = (
+    Column[ServerRecord]("server", lambda server: server.name, NAME),
+    Column[ServerRecord]("repeat", lambda server: str(server.repeat)),
+    Column[ServerRecord]("vLLM", lambda server: server.version or "not known", SHORT),
+    Column[ServerRecord]("weights", lambda server: server.quantization or "not known", TEXT),
+    Column[ServerRecord]("KV cache", lambda server: server.kv_cache_dtype or "not known", TEXT),
+    Column[ServerRecord]("CUDA graphs", lambda server: _GRAPHS[server.eager], TEXT),
+    Column[ServerRecord]("kernel", lambda server: ", ".join(server.kernels or ()) or "not known", TEXT),
+    Column[ServerRecord]("command or URL", lambda s: " ".join(s.argv or ()) or s.url or "not known", TEXT),
+)
 
 
-def servers(manifest: Manifest) -> Html:
-    """A row per server and repeat."""
-    rows = [
-        (
-            f"{server.name} {STAMP}" if manifest.simulated else server.name,
-            str(server.repeat),
-            server.version or "not known",
-            server.quantization or "not known",
-            server.kv_cache_dtype or "not known",
-            _GRAPHS[server.eager],
-            ", ".join(server.kernels or ()) or "not known",
-            " ".join(server.argv or ()) or server.url or "not known",
-        )
-        for server in manifest.servers
-    ]
-    return table(_SERVERS, rows, label="Servers", short_columns=(0, 2))
-
-
-def manifest_excerpt(run: Run) -> Html:
-    """The facts that a reader looks for, then manifest.json as it stands."""
+def _manifest(run: Run) -> Html:
+    """The facts that a reader looks for, then manifest.json whole."""
     manifest = run.manifest
-    config, dataset, protocol, host, power = (
-        manifest.config, manifest.dataset, manifest.protocol, manifest.host, manifest.power,
-    )  # fmt: skip
+    config, dataset, protocol, host = manifest.config, manifest.dataset, manifest.protocol, manifest.host
     models = dict.fromkeys(server.model for server in manifest.servers if server.model)
     published = "published file" if dataset.published else "another file than the published one"
-    rows = [
+    shown = [
         ("simulated", f"yes, {STAMP}: a cost model answered, not a GPU" if manifest.simulated else "no"),
-        ("started", started(manifest)),
+        ("started", _started(manifest)),
         ("model", config.model or ", ".join(models)),
         ("GPU", "; ".join(map(_gpu, manifest.gpu or ()))),
-        ("power", ": ".join(filter(None, (power.kind, power.reason)))),
+        ("power", ": ".join(filter(None, (manifest.power.kind, manifest.power.reason)))),
         ("dataset", f"{dataset.name}, {dataset.items} items, {published}, sha256 {dataset.sha256}"),
         ("protocol", f"{protocol.name}, sha256 {protocol.sha256}"),
         ("temperature", _shown(protocol.temperature)),
@@ -275,27 +231,22 @@ def manifest_excerpt(run: Run) -> Html:
         ("host", ", ".join((f"{host.cpu}, {host.cpus} CPUs", *host.cpu_vectors))),
     ]
     whole = Folder(run.path).read("manifest.json").decode("utf-8", "replace")
-    return join(
-        (
-            facts(rows, label="Manifest, excerpt"),
-            element("details", element("summary", "manifest.json"), element("pre", whole)),
-        )
-    )
+    folded = element("details", element("summary", "manifest.json"), element("pre", whole))
+    return join((facts(shown, label="Manifest, excerpt"), folded))
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else str(value)
 
 
 def _gpu(gpu: GpuInfo) -> str:
-    parts = [gpu.name]
-    if gpu.memory_total_bytes:
-        parts.append(f"{gpu.memory_total_bytes / 1e9:.0f} GB")
-    if gpu.power_limit_enforced_w:
-        parts.append(f"{gpu.power_limit_enforced_w:.0f} W")
-    if gpu.driver:
-        parts.append(f"driver {gpu.driver}")
-    return ", ".join(parts)
-
-
-def _shown(value: Any) -> str:
-    return "" if value is None else str(value)
+    parts = [
+        gpu.name,
+        f"{number(gpu.memory_total_bytes / 1e9, 0)} GB" if gpu.memory_total_bytes else "",
+        f"{number(gpu.power_limit_enforced_w, 0)} W" if gpu.power_limit_enforced_w else "",
+        f"driver {gpu.driver}" if gpu.driver else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 _ON_PAPER = Html(f'@page {{ @top-right {{ content: "{STAMP}"; font: 600 8pt sans-serif; color: #b00020 }} }}\n')
@@ -313,68 +264,69 @@ def write_report(run: Run) -> Path:
 
 def page(run: Run, figures: Sequence[Figure]) -> str:
     """The page's markup, with those figures."""
-    simulated = run.manifest.simulated
-    sections = _sections(run, figures, simulated)
+    shown = _sections(run, figures)
     contents = element(
-        "nav", element("ol", *(element("li", element("a", title, href=f"#{name}")) for name, title, _ in sections)),
+        "nav", element("ol", *(element("li", element("a", title, href=f"#{name}")) for name, title, _ in shown)),
         aria_label="Contents",
     )  # fmt: skip
-    banner = element("p", element("strong", STAMP), f": {_BANNER}", class_="simulated", role="note")
-    conditions_line = element("p", conditions(run.manifest), class_="small")
-    heading = element("header", element("h1", subject(run)), conditions_line, validity(run))
-    body = element(
-        "body",
-        banner if simulated else "",
-        element("main", heading, contents, *(section for _, _, section in sections), _footer(run)),
-    )
-    return f'<!doctype html>\n<html lang="en">{_head(run, simulated)}{body}</html>\n'
+    conditions = element("p", _conditions(run.manifest), class_="small")
+    heading = element("header", element("h1", subject(run)), conditions, sections.validity(run))
+    footer = element("footer", f"Made by loadgen {__version__} from a run of loadgen {run.manifest.client.loadgen}.")
+    main = element("main", heading, contents, *(section for _, _, section in shown), footer)
+    return document(f"loadgen: {subject(run)}", main, banner=_BANNER if run.manifest.simulated else None)
 
 
-def _head(run: Run, simulated: bool) -> Html:
-    """Nothing may be loaded, and no script but this one may run, whatever the run's texts hold."""
+def document(title: str, main: Html, *, banner: str | None) -> str:
+    """A self-contained page. It loads nothing, and no script but its own runs, whatever its texts hold. `banner`: of a
+    simulated run, what to say behind the stamp."""
     style, script = _part("report.css"), _part("report.js")
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
-    title = f"loadgen: {subject(run)}"
-    return element(
+    head = element(
         "head",
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{STAMP} · {title}" if simulated else title),
-        element("style", join((style, _ON_PAPER)) if simulated else style),
+        element("title", f"{STAMP} · {title}" if banner else title),
+        element("style", join((style, _ON_PAPER)) if banner else style),
         element("script", script),
     )
+    stamped = element("p", element("strong", STAMP), f": {banner}", class_="simulated", role="note") if banner else ""
+    return f'<!doctype html>\n<html lang="en">{head}{element("body", stamped, main)}</html>\n'
 
 
-def _sections(run: Run, figures: Sequence[Figure], simulated: bool) -> list[tuple[str, str, Html]]:
+def _part(name: str) -> Html:
+    """A file of this package."""
+    return Html(files("loadgen.reports.html").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _sections(run: Run, figures: Sequence[Figure]) -> list[tuple[str, str, Html]]:
     """Id, title and whole section, those that have something to show."""
-    analysis = run.analysis_json
-    targets = {look.slug: look.target for look in looks_of(run.summary["target"]).values()}
 
     def drawn(section: str) -> Html:
-        return gallery([figure for figure in figures if figure.section == section], targets)
+        return gallery(figure for figure in figures if figure.section == section)
 
     contents = [
-        ("answer", "The answer", join((verdicts(run), drawn("answer")))),
-        ("result", "Result", result(run)),
-        ("traffic", "Arrivals and goodput" if run.arrival else "Goodput", traffic(run)),
-        ("crossovers", "Crossovers", crossovers(analysis)),
+        ("answer", "The answer", join((_answer(run), drawn("answer")))),
+        ("result", "Result", sections.result(run)),
+        ("traffic", "Arrivals and goodput" if run.arrival else "Goodput", sections.traffic(run)),
+        ("crossovers", "Crossovers", sections.crossovers(run)),
         ("paper", "Figures of the paper", drawn("paper")),
-        ("accuracy", "Accuracy", accuracy(run)),
-        ("indices", "Indices", indices(analysis)),
-        ("claims", "Claims of the paper", claims(analysis)),
-        ("models", "Cost models", models(analysis)),
+        ("accuracy", "Accuracy", sections.accuracy(run)),
+        ("indices", "Indices", sections.indices(run)),
+        ("claims", "Claims of the paper", sections.claims(run)),
+        ("models", "Cost models", sections.models(run)),
         ("latency", "Latency", _folded("Distributions over all requests", drawn("latency"))),
         ("time", "Time lines", _folded("Power, in flight and running, cell by cell", drawn("time"))),
-        ("client", "The client", client(analysis)),
-        ("doubts", "Warnings", doubts(run)),
-        ("sources", "Where the numbers come from", sources()),
-        ("servers", "Servers", servers(run.manifest)),
-        ("manifest", "Manifest", manifest_excerpt(run)),
+        ("client", "The client", sections.client(run)),
+        ("doubts", "Warnings", sections.doubts(run)),
+        ("sources", "Where the numbers come from", _sources()),
+        ("servers", "Servers", sections.run_table(run, _SERVERS, run.manifest.servers, "Servers")),
+        ("manifest", "Manifest", _manifest(run)),
     ]
+    mark = stamp(simulated=run.manifest.simulated)
     return [
-        (name, title, element("section", element("h2", title, " ", stamp(simulated=simulated)), content, id=name))
+        (name, title, element("section", element("h2", title, " ", mark), content, id=name))
         for name, title, content in contents
         if content
     ]
@@ -382,13 +334,3 @@ def _sections(run: Run, figures: Sequence[Figure], simulated: bool) -> list[tupl
 
 def _folded(summary: str, content: Html) -> Html:
     return element("details", element("summary", summary), content) if content else content
-
-
-def _footer(run: Run) -> Html:
-    measured = run.manifest.client.loadgen
-    return element("footer", f"Made by loadgen {__version__} from a run of loadgen {measured}.")
-
-
-def _part(name: str) -> Html:
-    """A file of this package."""
-    return Html(files("loadgen.reports.html").joinpath(name).read_text(encoding="utf-8"))
