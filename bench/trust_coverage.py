@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from loadgen.analysis.answer import answer_of
-from loadgen.analysis.celldata import Floats
+from loadgen.analysis.celldata import Floats, Goodput, Traffic
 from loadgen.analysis.celldata import Ints as IntArray
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
@@ -29,7 +29,6 @@ from loadgen.analysis.indices.dominance import dominance
 from loadgen.analysis.indices.formulas import IndexSettings, Resampled
 from loadgen.analysis.indices.point import Ratios, reference_ratios
 from loadgen.analysis.intervals import wilson_interval
-from loadgen.analysis.traffic import Goodput, Traffic
 from loadgen.analysis.trust.accuracy import MARGIN, correct_energy
 from loadgen.analysis.trust.answers import Asked, GradedAnswer, PairedItems, item_lengths, pair_items
 from loadgen.analysis.trust.significance import (

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 from msgspec.structs import replace
 
 from loadgen.analysis.answer import Answer, answer_of
-from loadgen.analysis.batch import hit_warnings, share_marks
 from loadgen.analysis.cellresult import CellReader, GatheredAnswers, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
@@ -90,6 +90,50 @@ def _graphs(name: str, eager: bool | None, reference: str, ours: bool | None) ->
         f"{slow} ran eagerly (enforce_eager=True: no torch.compile, no CUDA graphs) and {fast} did not: part of their "
         "difference is not of precision, most at small B"
     )
+
+
+FAIR_POINTS = 2.0
+"""Percentage points by which hit shares may differ between two arms, or two repeats, that are compared."""
+
+
+def hit_warnings(cells: Sequence[CellSummary]) -> list[str]:
+    """One sentence about hits that the requests' own salts should have prevented."""
+    hit = [cell for cell in cells if cell.cache_hit_share]
+    if not hit:
+        return []
+    most = max(hit, key=lambda cell: cell.cache_hit_share or 0.0)
+    return [
+        f"prefix cache: {len(hit)} cells had hits although every request has its own cache_salt, at most "
+        f"{most.cache_hit_share or 0.0:.1%} of the prompt tokens ({most.target}, {most.load}, repeat {most.repeat}); "
+        "the server does not honour cache_salt: switch its prefix cache off (vLLM: --no-enable-prefix-caching)"
+    ]
+
+
+def share_marks(cells: Sequence[CellSummary], reference: str) -> dict[str, list[str]]:
+    """Target -> what marks its comparison with the reference: hit shares that differ by more than `FAIR_POINTS`.
+
+    Compared are, at each load, the repeats of one arm, and the means of the target and the reference. Uneven repeats of
+    the reference mark every target.
+    """
+    shares: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        if cell.cache_hit_share is not None:
+            shares.setdefault((cell.target, cell.load), []).append(100 * cell.cache_hit_share)
+    marks: dict[str, list[str]] = {target: [] for target, _ in shares}
+    for (target, load), ours in shares.items():
+        if max(ours) - min(ours) > FAIR_POINTS:
+            marks[target].append(
+                f"{target}, {load}: its repeats took {min(ours):.1f} to {max(ours):.1f}% of their prompt tokens from "
+                "the prefix cache"
+            )
+        theirs = shares.get((reference, load), ours)
+        if abs(fmean(ours) - fmean(theirs)) > FAIR_POINTS:
+            marks[target].append(
+                f"{load}: {target} took {fmean(ours):.1f}% of its prompt tokens from the prefix cache, {reference} "
+                f"{fmean(theirs):.1f}%"
+            )
+    of_reference = marks.get(reference, [])
+    return {target: ours if target == reference else [*ours, *of_reference] for target, ours in marks.items()}
 
 
 CLOCK_STEP_S = 1.0
@@ -190,9 +234,8 @@ def batch_notes(cells: list[CellSummary]) -> list[str]:
     """What is not plain about the running batch of valid cells: a sentence per target and kind, with its first cell."""
     told: dict[tuple[str, str], list[CellSummary]] = {}
     for cell in cells:
-        if cell.validity.valid and cell.running_note:
-            kind = cell.running_note.rpartition(": ")[2] if cell.running_mean is not None else cell.running_note
-            told.setdefault((cell.target, kind), []).append(cell)
+        if cell.validity.valid and cell.running_note.why:
+            told.setdefault((cell.target, cell.running_note.why), []).append(cell)
     return [
         _name(first) + (f" and {len(others)} more" if others else "") + f": {first.running_note}"
         for first, *others in told.values()

@@ -1,18 +1,15 @@
-"""CellData: one cell's journal as arrays.
+"""CellData: one cell's journal as arrays; its latencies, traffic and goodput.
 
-Latencies of a cell.
-
-In a closed loop each is counted in the window in which it *happened*: where its last byte arrived. In its steady state
-that sampling is unbiased, whatever the window's length; requiring a whole request to fit into the window would favour
-the short ones. In an open loop those are counted that were *due* in the window, with all that they waited from then on:
-the window's traffic is one sample of arrivals, and none is left out because the server, or the client, was slow.
-
-Percentiles of large arrays.
+In a closed loop a latency is counted in the window in which it *happened*: where its last byte arrived. In its steady
+state that sampling is unbiased, whatever the window's length; requiring a whole request to fit into the window would
+favour the short ones. In an open loop those are counted that were *due* in the window, with all that they waited from
+then on: the window's traffic is one sample of arrivals, and none is left out because the server, or the client, was
+slow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +19,8 @@ from numpy.typing import NDArray
 
 from loadgen.load import latency
 from loadgen.load.exchange import Exchange
-from loadgen.record.cell import Cell
+from loadgen.load.openloop import LATE_NS
+from loadgen.record.cell import Cell, Slo
 from loadgen.record.journal import CellEnd, CellStart, known_records, read_lines
 from loadgen.serving.metrics import ServerSample
 
@@ -148,13 +146,11 @@ def _read_cell(path: Path) -> CellData | None:
         damaged=journal.damaged,
         exchanges=exchanges,
         samples=samples,
-        t_scheduled_ns=np.array(
-            [-1 if e.t_scheduled_ns is None else e.t_scheduled_ns for e in exchanges], dtype=np.int64
-        ),
-        t_send_ns=np.array([e.t_send_ns for e in exchanges], dtype=np.int64),
-        t_first_ns=np.array([-1 if e.t_first_ns is None else e.t_first_ns for e in exchanges], dtype=np.int64),
-        t_end_ns=np.array([e.t_end_ns for e in exchanges], dtype=np.int64),
-        output_tokens=np.array([-1 if e.output_tokens is None else e.output_tokens for e in exchanges], dtype=np.int64),
+        t_scheduled_ns=_ints(e.t_scheduled_ns for e in exchanges),
+        t_send_ns=_ints(e.t_send_ns for e in exchanges),
+        t_first_ns=_ints(e.t_first_ns for e in exchanges),
+        t_end_ns=_ints(e.t_end_ns for e in exchanges),
+        output_tokens=_ints(e.output_tokens for e in exchanges),
         measured=np.array([e.phase == "measured" for e in exchanges], dtype=np.bool_),
         ok=np.array([e.status == "ok" for e in exchanges], dtype=np.bool_),
         dropped=np.array([e.status == "dropped" for e in exchanges], dtype=np.bool_),
@@ -162,6 +158,10 @@ def _read_cell(path: Path) -> CellData | None:
         token_t_ns=t_ns,
         token_counts=tokens,
     )
+
+
+def _ints(values: Iterable[int | None]) -> Ints:
+    return np.array([-1 if value is None else value for value in values], dtype=np.int64)
 
 
 def _parted(line: bytes) -> tuple[bytes, bytes]:
@@ -241,26 +241,18 @@ def ttft_s(data: CellData, window: tuple[int, int]) -> Floats:
 
 def e2e_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Send (open loop: due) to the answer's last byte, measured requests that succeeded."""
-    chosen = answered_in(data, window)
-    return latency.e2e_s(data.t_due_ns, data.t_end_ns)[chosen]
+    return latency.e2e_s(data.t_due_ns, data.t_end_ns)[answered_in(data, window)]
 
 
 def tpot_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Time per output token after the first: (last - first token's arrival) / (tokens - 1), one value a request."""
-    values = tpot_by_request_s(data)
+    values = latency.tpot_s(data.t_first_ns, data.t_last_ns, data.output_tokens)
     return values[answered_in(data, window) & ~np.isnan(values)]
-
-
-def tpot_by_request_s(data: CellData) -> Floats:
-    """One entry per exchange; NaN where an answer has fewer than two tokens, or their times are unknown: all came at
-    once."""
-    return latency.tpot_s(data.t_first_ns, data.t_last_ns, data.output_tokens)
 
 
 def icl_s(data: CellData, window: tuple[int, int]) -> Floats:
     """Inter-chunk latency: gaps between consecutive events with tokens, of measured requests, that ended in it."""
-    gaps, _ = _gaps(data, window)
-    return gaps
+    return _gaps(data, window)[0]
 
 
 def itl_s(data: CellData, window: tuple[int, int]) -> Floats:
@@ -271,10 +263,10 @@ def itl_s(data: CellData, window: tuple[int, int]) -> Floats:
 
 def answered_in(data: CellData, window: tuple[int, int]) -> Mask:
     """Which of the window's requests were answered."""
-    return of_window(data, window) & data.ok
+    return in_window(data, window) & data.ok
 
 
-def of_window(data: CellData, window: tuple[int, int]) -> Mask:
+def in_window(data: CellData, window: tuple[int, int]) -> Mask:
     """Which measured requests belong to the window: those that ended in it, in an open loop those due in it."""
     return data.measured & latency.inside(data.t_due_ns if data.open_loop else data.t_end_ns, window)
 
@@ -304,3 +296,95 @@ def percentiles(values: Floats, quantiles: Sequence[int]) -> list[float]:
         step = following - here
         found.append(float(here + step * share if share < 0.5 else following - step * (1 - share)))
     return found
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns of cells.csv; all None in a closed loop, all but the first two where there is no window.
+
+    An arrival belongs to the window if it was due in it, whenever it was sent or answered.
+    """
+
+    arrival: str | None = None
+    """As `--arrival` takes it."""
+    rate_asked_per_s: float | None = None
+    arrivals: int | None = None
+    """Due in the window."""
+    rate_per_s: float | None = None
+    """Those that were sent before it closed, or no more than 5 ms after they were due, a second."""
+    completed_per_s: float | None = None
+    """Answers that ended in the window, whenever they were due, a second."""
+    late: int | None = None
+    """Sent more than 5 ms after they were due."""
+    late_ms_p99: float | None = None
+    """From due to sent."""
+    dropped: int | None = None
+    """Found as many requests in flight as `--concurrency` allows, and were never sent."""
+
+
+def traffic_of(data: CellData) -> Traffic:
+    """What an open loop offered in the cell's window, and what became of it."""
+    arrivals, window = data.cell.arrivals, data.window
+    if arrivals is None:
+        return Traffic()
+    if window is None or window[1] <= window[0]:
+        return Traffic(arrival=str(arrivals), rate_asked_per_s=arrivals.rate_per_s)
+    window_s = (window[1] - window[0]) / 1e9
+    ours = in_window(data, window)
+    sent, late_ns = ours & ~data.dropped, data.t_send_ns - data.t_due_ns
+    in_time = sent & ((data.t_send_ns <= window[1]) | (late_ns <= LATE_NS))
+    return Traffic(
+        arrival=str(arrivals),
+        rate_asked_per_s=arrivals.rate_per_s,
+        arrivals=int(ours.sum()),
+        rate_per_s=int(in_time.sum()) / window_s,
+        completed_per_s=int((data.ok & latency.inside(data.t_end_ns, window)).sum()) / window_s,
+        late=int((sent & (late_ns > LATE_NS)).sum()),
+        late_ms_p99=float(np.percentile(late_ns[sent], 99)) / 1e6 if sent.any() else None,
+        dropped=int((ours & data.dropped).sum()),
+    )
+
+
+class Goodput(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns of cells.csv; None without service level objectives or without a window."""
+
+    good: int | None = None
+    """Of the window's requests, those that keep every objective."""
+    goodput_per_s: float | None = None
+    goodput_share: float | None = None
+    """Of all that belong to the window, failed and dropped ones too, 0 to 1."""
+    energy_per_good_query_j: float | None = None
+    """Energy of the window over `good`: what was spent on the others is paid for by the good ones."""
+
+
+def goodput_of(data: CellData, slo: Slo | None, energy_j: float | None) -> Goodput:
+    """Of one cell, `energy_j` that of its window."""
+    window = data.window
+    if slo is None or window is None or window[1] <= window[0]:
+        return Goodput()
+    ours = in_window(data, window)
+    good, asked = int((ours & _keeps(data, slo)).sum()), int(ours.sum())
+    return Goodput(
+        good=good,
+        goodput_per_s=good / ((window[1] - window[0]) / 1e9),
+        goodput_share=good / asked if asked else None,
+        energy_per_good_query_j=energy_j / good if energy_j is not None and good else None,
+    )
+
+
+def _keeps(data: CellData, slo: Slo) -> Mask:
+    """Which requests were answered and keep every objective, one entry per exchange.
+
+    Latencies begin when a request was due, in a closed loop when it was sent. An answer of one token has no time per
+    output token and keeps any limit on it; one whose number of tokens is unknown keeps none. Whether an answer was
+    cut off by its token limit, or is right, is not asked: it came in time.
+    """
+    tpot_s = np.nan_to_num(latency.tpot_s(data.t_first_ns, data.t_last_ns, data.output_tokens), nan=np.inf)
+    latencies_s = {
+        "ttft": latency.ttft_s(data.t_due_ns, data.t_first_ns),
+        "e2e": latency.e2e_s(data.t_due_ns, data.t_end_ns),
+        "tpot": np.where((data.output_tokens == 0) | (data.output_tokens == 1), 0.0, tpot_s),
+    }
+    good = data.ok.copy()
+    for name, limit_s in slo.limits_s:
+        good &= latencies_s[name] <= limit_s
+    return good

@@ -11,17 +11,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from loadgen.analysis.batch import RunningBatch, Source, held_back, hit_share, increase, running_batch
+from loadgen.analysis.batch import Note, RunningBatch, Source, held_back, hit_share, increase, mean_of, running_batch
 from loadgen.analysis.celldata import (
     CellData,
     Floats,
+    Goodput,
     Ints,
+    Traffic,
     answered_in,
     e2e_s,
+    goodput_of,
     icl_s,
     itl_s,
     percentiles,
     tpot_s,
+    traffic_of,
     ttft_s,
 )
 from loadgen.analysis.client import (
@@ -34,7 +38,6 @@ from loadgen.analysis.client import (
     streaming_reasons,
 )
 from loadgen.analysis.energy import CellEnergy, PowerData, ServerMemory, Work, energy_of_cell
-from loadgen.analysis.traffic import Goodput, Traffic, goodput_of, traffic_of
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import inside, mean_in_flight
@@ -45,8 +48,14 @@ from loadgen.serving.metrics import UNVERIFIED, ServerSample
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
 _COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
-
-Quantiles = Sequence[int]
+_LATENCIES: dict[str, tuple[Callable[[CellData, tuple[int, int]], Floats], tuple[int, ...]]] = {
+    "ttft": (ttft_s, (50, 90, 99)),
+    "itl": (itl_s, (50, 99)),
+    "icl": (icl_s, (99,)),
+    "tpot": (tpot_s, (50, 99)),
+    "e2e": (e2e_s, (50, 99)),
+}
+"""By kind: its values in s, and which percentiles are shown."""
 
 
 class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +88,7 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The measured running batch; see `analysis.batch.running_batch`."""
     running_source: Source
     """What it is: tokens per step (`counters`), the server's `gauge`, or `none`: the batch is not verified."""
-    running_note: str
+    running_note: Note
     """Why that one, where the server's figures disagree; or why there is none."""
     running_gauge_mean: float | None
     """Mean of the gauge vllm:num_requests_running."""
@@ -152,13 +161,17 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
         """The row as a flat mapping, in the order of its parts."""
         row: dict[str, Any] = {}
         for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if isinstance(value, Validity):
-                row |= value.columns()
-                continue
-            if isinstance(value, dict):
-                value = "; ".join(f"{count} answers: {note}" for note, count in value.items())
-            row |= msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else {name: value}
+            match getattr(self, name):
+                case Validity() as validity:
+                    row |= validity.columns()
+                case Note() as note:
+                    row[name] = str(note)
+                case msgspec.Struct() as part:
+                    row |= msgspec.structs.asdict(part)
+                case dict() as notes:
+                    row[name] = "; ".join(f"{count} answers: {note}" for note, count in notes.items())
+                case value:
+                    row[name] = value
         return row
 
 
@@ -185,14 +198,10 @@ def summarize_cell(
     window_s = (window[1] - window[0]) / 1e9 if window else None
     ended = answered_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
     errors, failures = _errors(data, window), _errors(data, None)
-    tokens = _tokens_in(data, window) if window else None
-    rate = tokens / window_s if tokens and window_s else None
+    tokens = int(data.token_counts[inside(data.token_t_ns, window)].sum()) if window else None
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
-    told = data.dropped | (data.ok & (data.output_tokens >= 0))
-    recorded = int(data.output_tokens[data.ok].sum()) if told.all() else None
-    latencies = _latencies(data, window)
-    traffic = traffic_of(data)
-    client = client_figures(data)
+    counted = data.dropped | (data.ok & (data.output_tokens >= 0))
+    latencies, traffic, client = _latencies(data, window), traffic_of(data), client_figures(data)
     checks = client_checks(
         client, icl_ms=latencies["icl_ms_mean"], e2e_ms=latencies["e2e_ms_mean"], open_loop=data.open_loop
     )
@@ -207,87 +216,79 @@ def summarize_cell(
         open_loop=data.open_loop,
         lags=gauge_lags(data.end.batch_gauge if data.end else None),
     )
-    evidence = Evidence(
-        concurrency=data.cell.concurrency,
-        aborted=data.end.aborted if data.end else None,
-        has_window=window is not None and bool(window_s),
-        requests=int(ended.sum()),
-        errors=len(errors),
-        given_up=sum(e.status == "timeout" for e in data.exchanges),
-        uncounted=int((ended & (data.output_tokens < 0)).sum()),
-        first_error=errors[0] if errors else None,
-        tokens_per_s=rate,
-        inflight_mean=inflight,
-        running_mean=running.mean,
-        running_slack=running.slack,
-        running_noise=running.noise,
-        held_back=held_back(
-            samples, running, concurrency=data.cell.concurrency, inflight=inflight, tokens_per_answer=tokens_per_query
-        ),
-        running_peak=max((s.running for s in samples if s.running is not None), default=None),
-        silent_s=_longest_gap_s(samples, window) if window and data.samples else None,
-        restarted=any(_went_back(data.samples, field) for field in _COUNTERS),
-        waiting_mean=_mean(samples, "waiting"),
-        preemptions=_difference(samples, "preemptions"),
-        server_tokens=data.end.generation_tokens if data.end else None,
-        recorded_tokens=recorded,
-        window_s=window_s,
-        traffic=traffic if data.open_loop else None,
-        client_bound=tuple(check.sentence for check in checks if check.failed),
-        streaming=tuple(streaming_reasons(streaming_of(data, window), client)),
-        max_error_rate=max_error_rate,
-        fixed_length=fixed_length,
-        other_lengths=_other_lengths(lengths, fixed_length),
-        asked=int(asked.sum()) if graded else None,
-        unanswered=int((asked & ~data.ok).sum()),
-    )
+    figures: dict[str, Any] = {
+        "concurrency": data.cell.concurrency,
+        "requests": int(ended.sum()),
+        "errors": len(errors),
+        "tokens_per_s": tokens / window_s if tokens and window_s else None,
+        "inflight_mean": inflight,
+        "running_mean": running.mean,
+        "running_peak": max((s.running for s in samples if s.running is not None), default=None),
+        "waiting_mean": mean_of(samples, "waiting"),
+        "preemptions": increase([s.preemptions for s in samples]),
+        "server_tokens": data.end.generation_tokens if data.end else None,
+        "recorded_tokens": int(data.output_tokens[data.ok].sum()) if counted.all() else None,
+        "window_s": window_s,
+    }
     work = Work(
-        window_s=window_s or 0.0,
-        tokens=tokens,
-        requests=evidence.requests,
-        tokens_per_query=tokens_per_query,
+        window_s=window_s or 0.0, tokens=tokens, requests=int(ended.sum()), tokens_per_query=tokens_per_query
     )
     energy, found = energy_of_cell(data, power, work, tdp_w=tdp_w, carbon_kg_per_kwh=carbon_kg_per_kwh)
     dead = (data.end.aborted,) if data.end and data.end.aborted and data.end.server_lost else ()
     validity = validity_of(
-        msgspec.structs.replace(evidence, lost=(*dead, *found.lost), slowed=found.slowed, energy=found.energy)
-    )
-    judged = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
+        Evidence(
+            **figures,
+            aborted=data.end.aborted if data.end else None,
+            has_window=bool(window_s),
+            given_up=sum(e.status == "timeout" for e in data.exchanges),
+            uncounted=int((ended & (data.output_tokens < 0)).sum()),
+            first_error=errors[0] if errors else None,
+            running_slack=running.slack,
+            running_noise=running.noise,
+            held_back=held_back(
+                samples, running, concurrency=data.cell.concurrency, inflight=inflight,
+                tokens_per_answer=tokens_per_query,
+            ),
+            silent_s=_longest_gap_s(samples, window) if window and data.samples else None,
+            restarted=any(_went_back(data.samples, field) for field in _COUNTERS),
+            traffic=traffic if data.open_loop else None,
+            client_bound=tuple(check.sentence for check in checks if check.failed),
+            streaming=tuple(streaming_reasons(streaming_of(data, window), client)),
+            max_error_rate=max_error_rate,
+            fixed_length=fixed_length,
+            other_lengths=_other_lengths(lengths, fixed_length),
+            asked=int(asked.sum()) if graded else None,
+            unanswered=int((asked & ~data.ok).sum()),
+            lost=(*dead, *found.lost),
+            slowed=found.slowed,
+            energy=found.energy,
+        )
+    )  # fmt: skip
+    outcomes = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
     return CellSummary(
+        **figures,
         target=data.cell.target,
         precision=data.cell.precision,
-        concurrency=data.cell.concurrency,
         repeat=data.cell.repeat,
         session=data.session,
         validity=validity,
-        requests=evidence.requests,
-        errors=evidence.errors,
         failures=len(failures),
         first_failure=failures[0] if failures else "",
         retries=sum(e.retries for e in data.exchanges),
         answer_notes=dict(Counter(note for e in data.exchanges for note in e.notes)),
         window_open_ns=window[0] if window else None,
         window_close_ns=window[1] if window else None,
-        window_s=window_s,
         output_tokens=tokens,
-        tokens_per_s=rate,
-        inflight_mean=evidence.inflight_mean,
-        running_mean=running.mean,
         running_source=running.source,
         running_note=_note(running, data, samples),
-        running_gauge_mean=_mean(samples, "running"),
-        running_peak=evidence.running_peak,
-        waiting_mean=evidence.waiting_mean,
-        preemptions=evidence.preemptions,
+        running_gauge_mean=mean_of(samples, "running"),
         cache_hit_share=hit_share(samples, data, ended),
         server_samples=len(samples),
-        server_tokens=evidence.server_tokens,
-        recorded_tokens=recorded,
         output_tokens_mean=tokens_per_query,
         answers=int((data.measured & data.ok).sum()),
-        accuracy=_share(judged, "correct"),
-        truncated_rate=_share(judged, "truncated"),
-        unparsed_rate=_share(judged, "unparsed"),
+        accuracy=_share(outcomes, "correct"),
+        truncated_rate=_share(outcomes, "truncated"),
+        unparsed_rate=_share(outcomes, "unparsed"),
         client=client,
         memory_needed_bytes=memory.needed_bytes(samples) if memory else None,
         traffic=traffic,
@@ -306,14 +307,14 @@ def _verdict(exchange: Exchange, grader: Grader) -> Verdict | None:
     return grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
 
 
-def _note(running: RunningBatch, data: CellData, samples: Sequence[ServerSample]) -> str:
+def _note(running: RunningBatch, data: CellData, samples: Sequence[ServerSample]) -> Note:
     """Why the batch is not verified, of one that is which figure was taken and why; empty where there is no doubt."""
     if running.source != "none" or not data.window:
         return running.note
-    why = running.note or (data.end.metrics_failure if data.end and not data.samples else None)
+    why = str(running.note) or (data.end.metrics_failure if data.end and not data.samples else None)
     if not why and not samples:
         why = "no reading of /metrics fell into the window"
-    return f"{UNVERIFIED}: {why or 'the server counts no running requests under a name that loadgen knows'}"
+    return Note(f"{UNVERIFIED}: {why or 'the server counts no running requests under a name that loadgen knows'}")
 
 
 def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
@@ -337,20 +338,6 @@ def _other_lengths(lengths: Ints, fixed_length: int | None) -> tuple[int, ...]:
     return tuple(lengths[(lengths != fixed_length) & (lengths != fixed_length + 1)].tolist())
 
 
-def _tokens_in(data: CellData, window: tuple[int, int]) -> int:
-    """Tokens by their own arrival, whichever request they belong to."""
-    return int(data.token_counts[inside(data.token_t_ns, window)].sum())
-
-
-def _mean(samples: Sequence[ServerSample], field: str) -> float | None:
-    values = [value for s in samples if (value := getattr(s, field)) is not None]
-    return float(np.mean(values)) if values else None
-
-
-def _difference(samples: Sequence[ServerSample], field: str) -> float | None:
-    return increase([getattr(s, field) for s in samples])
-
-
 def _went_back(samples: Sequence[ServerSample], field: str) -> bool:
     values = [value for s in samples if (value := getattr(s, field)) is not None]
     return any(map(gt, values, values[1:]))
@@ -366,27 +353,16 @@ def _share(outcomes: Sequence[str], outcome: str) -> float | None:
     return outcomes.count(outcome) / len(outcomes) if outcomes else None
 
 
-def _latencies(data: CellData, window: tuple[int, int] | None) -> dict[str, float | None]:
+def _latencies(data: CellData, window: tuple[int, int] | None) -> dict[str, Any]:
     """Mean and percentiles of each kind, in ms."""
-    kinds: tuple[tuple[str, Callable[[CellData, tuple[int, int]], Floats], Quantiles], ...] = (
-        ("ttft", ttft_s, (50, 90, 99)),
-        ("itl", itl_s, (50, 99)),
-        ("icl", icl_s, (99,)),
-        ("tpot", tpot_s, (50, 99)),
-        ("e2e", e2e_s, (50, 99)),
-    )
     found: dict[str, float | None] = {}
-    for name, values_of, quantiles in kinds:
+    for name, (values_of, quantiles) in _LATENCIES.items():
+        keys = [f"{name}_ms_mean", *(f"{name}_ms_p{q}" for q in quantiles)]
         if name == "icl" and (data.token_counts == 1).all():  # an event brings one token: as between tokens
-            found |= {f"icl_ms_{figure}": found[f"itl_ms_{figure}"] for figure in ("mean", "p99")}
+            found |= {key: found[key.replace("icl", "itl")] for key in keys}
+        elif window and (values_s := values_of(data, window)).size:
+            figures_s = [values_s.mean(), *percentiles(values_s, quantiles)]
+            found |= {key: float(figure) * 1e3 for key, figure in zip(keys, figures_s, strict=True)}
         else:
-            found |= _in_ms(name, values_of(data, window) if window else np.array([]), quantiles)
+            found |= dict.fromkeys(keys)
     return found
-
-
-def _in_ms(name: str, values_s: Floats, quantiles: Quantiles) -> dict[str, Any]:
-    keys = [f"{name}_ms_mean", *(f"{name}_ms_p{q}" for q in quantiles)]
-    if not values_s.size:
-        return dict.fromkeys(keys)
-    figures = [values_s.mean(), *percentiles(values_s, quantiles)]
-    return {key: float(figure) * 1e3 for key, figure in zip(keys, figures, strict=True)}

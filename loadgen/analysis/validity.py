@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from loadgen.analysis.traffic import Traffic
+from loadgen.analysis.celldata import Traffic
 from loadgen.options import MAX_ERROR_RATE
 from loadgen.record.cell import level
 

@@ -10,8 +10,8 @@ import pytest
 from made_run import answer, arrived, cell_data, ended, made_open_run, turned_away
 
 from loadgen.analysis.analyse import analyse
+from loadgen.analysis.celldata import Goodput, goodput_of
 from loadgen.analysis.run import load_run
-from loadgen.analysis.traffic import Goodput, goodput_of
 from loadgen.errors import UsageError
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import Slo

@@ -13,6 +13,7 @@ import pytest
 from made_run import make_run
 
 from loadgen.analysis.analyse import analyse
+from loadgen.analysis.celldata import Goodput, Traffic
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.client import ClientFigures
 from loadgen.analysis.energy import CellEnergy
@@ -21,7 +22,6 @@ from loadgen.analysis.estimate import Estimate as ModelEstimate
 from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import load_run
 from loadgen.analysis.tables import COLUMNS, POWER, REQUESTS, SERVER
-from loadgen.analysis.traffic import Goodput, Traffic
 from loadgen.analysis.validity import Validity
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from loadgen.analysis.batch import hit_warnings, share_marks
+from loadgen.analysis.analyse import hit_warnings, share_marks
 from loadgen.analysis.cells import summarize_cell
 from loadgen.errors import UsageError
 from loadgen.load.assignment import Assignment

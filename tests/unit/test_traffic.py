@@ -9,9 +9,8 @@ import msgspec
 import pytest
 from made_run import MS, WINDOW, answer, arrived, cell_data, ended, scrape, turned_away
 
-from loadgen.analysis.celldata import e2e_s, itl_s, tpot_s, ttft_s
+from loadgen.analysis.celldata import Traffic, e2e_s, itl_s, tpot_s, ttft_s
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
-from loadgen.analysis.traffic import Traffic
 from loadgen.analysis.validity import Evidence, late_tail, load_reasons
 from loadgen.load.exchange import Exchange
 from loadgen.workload.grading import Grader
