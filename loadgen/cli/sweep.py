@@ -96,7 +96,8 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
     """
     from loadgen.load.openloop import CLOSED
     from loadgen.measure.config import configure
-    from loadgen.measure.run import Interrupted, left_of, plan_sweep, resume_sweep, run_sweep
+    from loadgen.measure.plan import plan_rest, plan_sweep
+    from loadgen.measure.run import Interrupted, resume_sweep, run_sweep
     from loadgen.measure.servers import Patience, source_of
     from loadgen.measure.settings import require_consent, resumed_config
     from loadgen.record.manifest import read_manifest
@@ -119,7 +120,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
         require_consent(Path(resume), read_manifest(Path(resume)), options, trusted=trust_manifest, confirm=confirm)
     if dry_run:
         source_of(config).check(Patience(config.wait_ready_s, PlainView(console)))
-        plan = plan_sweep(config) if resume is None else left_of(Path(resume), config)
+        plan = plan_sweep(config) if resume is None else plan_rest(Path(resume), config)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
             held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load

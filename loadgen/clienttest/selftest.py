@@ -23,8 +23,7 @@ from loadgen.clienttest.server import MODEL
 from loadgen.clienttest.trial import IN_FLIGHT_SHARE, TTFT_MEAN_MS, TTFT_P99_MS, Trial, trial_of
 from loadgen.errors import ServerError, UsageError
 from loadgen.load.assignment import Assignment
-from loadgen.load.workers import load_of
-from loadgen.measure.cell import CellRun, CellSettings, Interrupt
+from loadgen.measure.cell import CellRun, Interrupt
 from loadgen.measure.observer import Observer
 from loadgen.options import SelftestOptions, complete
 from loadgen.processgroup import exit_words
@@ -90,9 +89,10 @@ def run_trial(
 async def _run(cell: Cell, assignment: Assignment, workers: int, journal: Journal, window_s: float) -> CellEnd:
     run = CellRun(
         cell,
-        settings=CellSettings(duration_s=window_s, requests=None, warmup_s=0.0),
+        msgspec.structs.replace(assignment, duration_s=window_s),
+        workers,
+        warmup_s=0.0,
         metrics=MetricsSource(target_url=assignment.url),
-        make_load=lambda on_exchange: load_of(assignment, workers, on_exchange),
         journal=journal,
         observer=Observer(),
         server_died=lambda: None,

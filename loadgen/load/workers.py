@@ -95,13 +95,6 @@ CLOSE_DEADLINE_S = 30.0
 _EXIT_DEADLINE_S = 5.0
 
 
-def load_of(assignment: Assignment, workers: int, on_exchange: OnExchange) -> Load:
-    """The load of this process alone, as an open loop always is, or of `workers` others."""
-    if workers == 1 or assignment.arrivals is not None:
-        return assignment.load(on_exchange)
-    return Workers(assignment, workers, on_exchange)
-
-
 class Workers(Load):
     """A load of `count` processes, started for this cell."""
 

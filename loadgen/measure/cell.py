@@ -17,9 +17,11 @@ from types import FrameType
 
 import msgspec
 
+from loadgen.load.assignment import Assignment
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Window, latencies_in
-from loadgen.load.load import Load, OnExchange
+from loadgen.load.load import Load
+from loadgen.load.workers import Workers
 from loadgen.measure.observer import Glance, Observer
 from loadgen.measure.power import PowerRecorder
 from loadgen.record.cell import Cell
@@ -85,34 +87,21 @@ OPEN_MOST_FAILURES = 100
 INTERRUPTED = "interrupted"
 
 
-class CellSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a cell lasts; exactly one of `duration_s` and `requests` is given.
-
-    With `requests`, that many items are asked once each; the window closes when the first slot finds none left.
-    """
-
-    duration_s: float | None
-    requests: int | None
-    warmup_s: float
-
-    @classmethod
-    def of(cls, duration_s: float | None, requests: int | None, warmup_s: float | None) -> CellSettings:
-        """Without `warmup_s`: a tenth of the window, and always one staggered request per slot."""
-        automatic_s = 0.1 * duration_s if duration_s is not None else 0.0
-        warmup_s = automatic_s if warmup_s is None else warmup_s
-        return cls(duration_s=duration_s, requests=requests, warmup_s=warmup_s)
-
-
 class CellRun:
-    """Measures one cell against one server. `run()` returns the cell's last record, already journalled."""
+    """Measures one cell against one server. `run()` returns the cell's last record, already journalled.
+
+    `assignment` has the window's length: `duration_s`, or else `requests`, the number of items that are asked once
+    each; then the window closes when the first slot finds none left.
+    """
 
     def __init__(
         self,
         cell: Cell,
+        assignment: Assignment,
+        workers: int,
         *,
-        settings: CellSettings,
+        warmup_s: float,
         metrics: MetricsSource,
-        make_load: Callable[[OnExchange], Load],
         journal: Journal,
         observer: Observer,
         server_died: Callable[[], str | None],
@@ -121,8 +110,10 @@ class CellRun:
         interrupt: Interrupt,
     ) -> None:
         self._cell = cell
-        self._settings = settings
-        self._make_load = make_load
+        self._assignment = assignment
+        self._workers = workers
+        self._duration_s, self._requests = assignment.duration_s, assignment.requests
+        self._warmup_s = warmup_s
         self._journal = journal
         self._observer = observer
         self._server_died = server_died
@@ -147,7 +138,12 @@ class CellRun:
         Raises OSError when the journal can no longer be written; the cell has ended early then.
         """
         tokens_before = await asyncio.to_thread(self._generation_tokens)
-        self._load = load = self._make_load(self._on_exchange)
+        load: Load
+        if self._workers == 1:
+            load = self._assignment.load(self._on_exchange)
+        else:
+            load = Workers(self._assignment, self._workers, self._on_exchange)
+        self._load = load
         self._sampler.start()
         sampled = asyncio.create_task(self._journal_samples_now_and_then())
         gc.collect()
@@ -197,7 +193,7 @@ class CellRun:
 
     async def _until_warm(self) -> bool:
         """True once the load is steady, and the time for it is over."""
-        warm_at_ns = self._t_start_ns + int(self._settings.warmup_s * 1e9)
+        warm_at_ns = self._t_start_ns + int(self._warmup_s * 1e9)
         while not self._broken():
             if self._load.dry_ns is not None:
                 self._aborted = "every request was sent before all slots were busy; ask for more --requests"
@@ -211,7 +207,7 @@ class CellRun:
         return False
 
     async def _until_window_over(self, open_ns: int) -> None:
-        duration_s, requests = self._settings.duration_s, self._settings.requests
+        duration_s, requests = self._duration_s, self._requests
         while not self._broken():
             if duration_s is not None:
                 left_s = duration_s - (monotonic_ns() - open_ns) / 1e9
@@ -228,8 +224,7 @@ class CellRun:
 
     def _planned_close_ns(self, open_ns: int) -> int | None:
         """None where requests are counted."""
-        duration_s = self._settings.duration_s
-        return None if duration_s is None else open_ns + int(duration_s * 1e9)
+        return None if self._duration_s is None else open_ns + int(self._duration_s * 1e9)
 
     def _close_ns(self, open_ns: int) -> int:
         planned_ns = self._planned_close_ns(open_ns) if self._aborted is None else None

@@ -5,7 +5,7 @@ raises UsageError, one sentence; what only might is returned as warnings, one se
 
 Open files: every request in flight is one, and the soft limit of a shell (1024, or less) may be lower than B.
 
-Crew: how many client processes share the slots of a cell.
+Workers: how many client processes share the slots of a cell.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ SURE_TOKENS_PER_S = {"raw": 25_600, "openai": 2_560}
 """Rates that one process takes on any core of the last ten years; up to them nothing is tried."""
 
 
-def crew_of(config: SweepConfig, file: ManifestFile, observer: Observer) -> dict[int, int]:
+def client_workers(config: SweepConfig, file: ManifestFile, observer: Observer) -> dict[int, int]:
     """Processes for each B: `--workers`, or one, or what a short selftest at that B says where one may not do.
 
     The rate is not known before the first cell: a token to every stream each 10 ms is assumed, faster than servers of
@@ -255,12 +255,12 @@ def crew_of(config: SweepConfig, file: ManifestFile, observer: Observer) -> dict
     if config.arrival != CLOSED:
         return dict.fromkeys(config.concurrency, 1)
     known = file.manifest.client.workers
-    crew = {}
+    workers = {}
     for b in config.concurrency:
-        crew[b] = known.get(str(b)) or config.workers or _tried(b, config.transport, file, observer)
-    workers = {str(b): count for b, count in crew.items()}
-    file.change(client=msgspec.structs.replace(file.manifest.client, workers=workers))
-    return crew
+        workers[b] = known.get(str(b)) or config.workers or _tried(b, config.transport, file, observer)
+    stored = {str(b): count for b, count in workers.items()}
+    file.change(client=msgspec.structs.replace(file.manifest.client, workers=stored))
+    return workers
 
 
 def _tried(b: int, transport: str, file: ManifestFile, observer: Observer) -> int:

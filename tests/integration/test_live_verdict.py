@@ -16,9 +16,10 @@ import loadgen
 from loadgen.analysis.cellresult import judge_cell
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
+from loadgen.measure.block import Judge
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer, Progress
-from loadgen.measure.run import Judge, run_sweep
+from loadgen.measure.run import run_sweep
 from loadgen.record.cell import Cell, CellVerdict
 
 

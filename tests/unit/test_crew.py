@@ -13,7 +13,7 @@ from loadgen.clienttest import selftest as selftest_module
 from loadgen.clienttest.trial import Trial
 from loadgen.errors import ServerError
 from loadgen.measure.config import configure
-from loadgen.measure.machine import crew_of
+from loadgen.measure.machine import client_workers
 from loadgen.measure.observer import Observer
 from loadgen.record.manifest import ManifestFile
 
@@ -51,7 +51,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Tried:
 
 def crew(manifest: ManifestFile, observer: Observer | None = None, **options: Any) -> dict[int, int]:
     config = configure(targets={"fp16": "http://127.0.0.1:1"}, **options)
-    return crew_of(config, manifest, observer or Observer())
+    return client_workers(config, manifest, observer or Observer())
 
 
 def test_where_one_process_does_by_far_nothing_is_tried(manifest: ManifestFile, tried: Tried) -> None:
