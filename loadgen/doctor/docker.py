@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.address import is_loopback
-from loadgen.doctor.finding import Ask, Finding, Mode, State, absent, ask
+from loadgen.doctor.finding import Ask, Finding, Mode, State, absent, ask, judged
 from loadgen.serving.compose import IMAGES
 from loadgen.serving.recipe import data_dir
 
@@ -55,7 +55,7 @@ def engine(mode: Mode, info: dict[str, Any] | str) -> Finding:
     """The engine's version, or what is in the way."""
     check = "Docker"
     if not isinstance(info, str):
-        return Finding(check=check, state="ok", seen=f"engine {info['ServerVersion']}")
+        return judged(check, f"engine {info['ServerVersion']}")
     if info == "no docker command":
         advice = "install Docker; a sweep with --serve or --target needs none"
     elif "permission denied" in info.lower():
@@ -74,10 +74,10 @@ def compose(mode: Mode, run: Ask = ask) -> Finding:
         if answer and answer.status is None:
             state: State = "warning" if mode == "docker" else "not applicable"
             busy = f"`{command}` did not answer within {TIMEOUT_S:.0f} s"
-            return Finding(check=check, state=state, seen=busy, advice="ask again when this machine is less busy")
+            return Finding(check, state, busy, "ask again when this machine is less busy")
         version = re.match(r"v?(\d+)\.(\d+)\S*", answer.output.strip()) if answer and answer.status == 0 else None
         if version and (int(version[1]), int(version[2])) >= COMPOSE_SINCE:
-            return Finding(check=check, state="ok", seen=f"`{command}` {version[0]}")
+            return Finding(check, "ok", f"`{command}` {version[0]}")
         seen = f"`{command}` {version[0]}: older than 1.28" if version else seen
     advice = "install the plugin docker-compose-plugin, or docker-compose 1.28 or newer"
     return absent(check, seen, advice, needed=mode == "docker")
@@ -89,16 +89,14 @@ def gpu_runtime(mode: Mode, info: Mapping[str, Any], *, gpu_here: bool | None = 
     devices = [str(entry.get("ID")) for entry in info.get("DiscoveredDevices") or [] if isinstance(entry, dict)]
     gpus = [device for device in devices if device.startswith("nvidia.com/gpu")]
     if "nvidia" in (info.get("Runtimes") or {}):
-        return Finding(check=check, state="ok", seen="runtime nvidia")
+        return judged(check, "runtime nvidia")
     if gpus:
-        return Finding(check=check, state="ok", seen=f"CDI devices {', '.join(gpus)}")
+        return judged(check, f"CDI devices {', '.join(gpus)}")
     if found := shutil.which(_HOOK):
-        return Finding(check=check, state="ok", seen=found)
-    if gpu_here is None:
-        gpu_here = GPU_DEVICE.exists()
-    if not gpu_here:
+        return judged(check, found)
+    if not (GPU_DEVICE.exists() if gpu_here is None else gpu_here):
         seen = "none, and no NVIDIA GPU: only the simulated and cpu services can start"
-        return Finding(check=check, state="warning" if mode == "docker" else "not applicable", seen=seen)
+        return Finding(check, "warning" if mode == "docker" else "not applicable", seen)
     advice = "install nvidia-container-toolkit, run `nvidia-ctk runtime configure --runtime=docker`, restart Docker"
     return absent(check, "none: containers cannot have the GPU", advice, needed=mode == "docker")
 
@@ -123,13 +121,10 @@ def images(variables: Mapping[str, str]) -> Finding:
     chosen = {name: variables.get(name) or image for name, image in IMAGES.items()}
     loose = {name: image for name, image in chosen.items() if not re.search(r"@sha256:[0-9a-f]{64}$", image)}
     if not loose:
-        return Finding(check=check, state="ok", seen=f"{len(chosen)} of {len(chosen)} named by digest")
-    tags = {name: image.partition("@")[0] for name, image in loose.items()}
-    advice = "; ".join(
-        f"add the digest that `docker buildx imagetools inspect {tag}` shows: {name}={tag}@sha256:..."
-        for name, tag in tags.items()
-    )
-    return Finding(check=check, state="warning", seen=f"without a digest: {', '.join(loose.values())}", advice=advice)
+        return judged(check, f"{len(chosen)} of {len(chosen)} named by digest")
+    add = "add the digest that `docker buildx imagetools inspect {1}` shows: {0}={1}@sha256:..."
+    advice = "; ".join(add.format(name, image.partition("@")[0]) for name, image in loose.items())
+    return judged(check, f"without a digest: {', '.join(loose.values())}", advice)
 
 
 def exposure(variables: Mapping[str, str]) -> Finding:
@@ -140,15 +135,14 @@ def exposure(variables: Mapping[str, str]) -> Finding:
     paths = {name: Path(variables[name]).expanduser() for name in files}
     wrong = [f"{name} {path}" for name, path in paths.items() if path.is_dir() or not path.exists()]
     if wrong:
-        advice = "name a file that exists"
-        return Finding(check=check, state="missing", seen=f"not a file: {', '.join(wrong)}", advice=advice)
+        return Finding(check, "missing", f"not a file: {', '.join(wrong)}", "name a file that exists")
     if is_loopback(address.strip("[]")):
         if variables.get("HF_TOKEN") and "HF_TOKEN_FILE" not in files:
-            advice = "for gated models, write the token to a file and name that in HF_TOKEN_FILE"
-            return Finding(check=check, state="warning", seen="HF_TOKEN is not passed to containers", advice=advice)
-        return Finding(check=check, state="ok", seen=f"ports on {address}: this machine only")
+            advice = "for gated models, write the token to a file and give that as HF_TOKEN_FILE"
+            return judged(check, "HF_TOKEN is not passed to containers", advice)
+        return judged(check, f"ports on {address}: this machine only")
     if "GRAFANA_PASSWORD_FILE" not in files:
         seen = f"BIND_ADDRESS {address} without GRAFANA_PASSWORD_FILE: Grafana will not start"
-        return Finding(check=check, state="missing", seen=seen, advice="name a file with a password in it")
+        return Finding(check, "missing", seen, "name a file with a password in it")
     advice = "let a firewall admit only those who may use the servers and read the metrics; nothing is encrypted"
-    return Finding(check=check, state="warning", seen=f"ports on {address}: open to the network", advice=advice)
+    return judged(check, f"ports on {address}: open to the network", advice)

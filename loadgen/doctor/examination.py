@@ -1,13 +1,5 @@
-"""Examination: everything the doctor looks at, each check within its own time.
-
-Datasets: whether the published files are in the cache and are the pinned ones.
-
-Proxies: whether the environment names one, and what it is used for.
-
-Ports that servers, exporter, sweep, Prometheus and Grafana listen on.
-
-Prometheus and Grafana: whether they answer.
-"""
+"""Examination: everything the doctor looks at, each check within its own time; here datasets, proxies, ports,
+Prometheus and Grafana."""
 
 from __future__ import annotations
 
@@ -19,7 +11,7 @@ from typing import Any
 import msgspec
 
 from loadgen.doctor.docker import examine_docker
-from loadgen.doctor.finding import Finding, Mode, State
+from loadgen.doctor.finding import Finding, Mode, judged
 from loadgen.doctor.hardware import client_timing, clock_source, cpu_flags, cpu_library, disk, examine_gpus
 from loadgen.doctor.vllm import VERSION_TIMEOUT_S, examine_checkpoints, examine_vllm
 from loadgen.secret import Mask
@@ -30,11 +22,6 @@ from loadgen.workload.dataset import FILES
 from loadgen.workload.published import CacheState, PublishedFile, state_of
 
 
-def examine_datasets(mode: Mode, state: Callable[[PublishedFile], CacheState] = state_of) -> list[Finding]:
-    """One finding per published dataset."""
-    return [dataset(mode, name, files, state) for name, files in FILES.items()]
-
-
 def dataset(
     mode: Mode, name: str, files: Sequence[PublishedFile], state: Callable[[PublishedFile], CacheState] = state_of
 ) -> Finding:
@@ -43,32 +30,24 @@ def dataset(
     states = {file.name: state(file) for file in files}
     seen = ", ".join(f"{file} {found}" for file, found in states.items())
     if all(found == "cached" for found in states.values()):
-        return Finding(check=check, state="ok", seen=f"{seen}, sha256 as pinned")
+        return judged(check, f"{seen}, sha256 as pinned")
     advice = f"`loadgen data fetch {name}` downloads it, or name your copy with --data-file"
     if mode == "simulated" and "damaged" not in states.values():
-        return Finding(check=check, state="not applicable", seen=f"{seen}; the sample is shipped", advice=advice)
-    return Finding(check=check, state="warning", seen=seen, advice=advice)
+        return Finding(check, "not applicable", f"{seen}; the sample is shipped", advice)
+    return judged(check, seen, advice)
 
 
 def proxies() -> Finding:
-    """Of HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, upper or lower case."""
-    named = proxies_named()
-    if not named:
-        return Finding(check="proxy", state="ok", seen="the environment names none")
+    """HTTP_PROXY, HTTPS_PROXY and ALL_PROXY, upper or lower case, and what they are used for."""
     used = "for downloads only; servers, exporters and Prometheus are reached directly"
-    seen = f"{', '.join(map(Mask(), named))}: {used}"
-    return Finding(check="proxy", state="ok", seen=seen)
+    seen = f"{named}: {used}" if (named := ", ".join(map(Mask(), proxies_named()))) else "the environment names none"
+    return judged("proxy", seen)
 
 
 SERVERS = (range(8000, 8011),)
 CONTAINERS = (*SERVERS, range(8101, 8105), range(8201, 8204))
 """What docker/compose.yaml publishes servers on: GPU, simulated, CPU."""
-OTHERS = {
-    9401: "exporter",
-    9402: "sweep's /metrics",
-    9090: "Prometheus",
-    3000: "Grafana",
-}
+OTHERS = {9401: "exporter", 9402: "sweep's /metrics", 9090: "Prometheus", 3000: "Grafana"}
 
 
 def ports(mode: Mode, is_free: Callable[[str, int], bool] = port_is_free, host: str = "127.0.0.1") -> Finding:
@@ -79,9 +58,9 @@ def ports(mode: Mode, is_free: Callable[[str, int], bool] = port_is_free, host: 
     if not taken:
         servers = ", ".join(f"{span[0]}-{span[-1]}" for span in spans)
         others = ", ".join(map(str, OTHERS))
-        return Finding(check="ports", state="ok", seen=f"{servers}, {others} are free")
-    advice = "fine if that is this project's stack; else stop what listens there (`ss -ltnp`) or choose other ports"
-    return Finding(check="ports", state="warning", seen=f"taken: {', '.join(taken)}", advice=advice)
+        return judged("ports", f"{servers}, {others} are free")
+    advice = "fine if that is this project's stack; else stop what is listening (`ss -ltnp`) or choose other ports"
+    return judged("ports", f"taken: {', '.join(taken)}", advice)
 
 
 PROMETHEUS = "http://127.0.0.1:9090"
@@ -92,23 +71,23 @@ def prometheus(url: str = PROMETHEUS, body: Callable[[str], bytes | None] = get)
     """GET /-/ready, at most 5 s."""
     base = url.rstrip("/")
     if body(f"{base}/-/ready") is not None:
-        return Finding(check="Prometheus", state="ok", seen=f"{base} is ready")
-    advice = "a sweep runs without; for live figures start the stack's prometheus, or name yours with --prometheus URL"
-    return Finding(check="Prometheus", state="warning", seen=f"{base} does not answer", advice=advice)
+        return judged("Prometheus", f"{base} is ready")
+    advice = "a sweep runs without; for live figures start the stack's prometheus, or give yours with --prometheus URL"
+    return judged("Prometheus", f"{base} does not answer", advice)
 
 
 def grafana(url: str = GRAFANA, answer: Callable[[str], dict[str, Any]] = get_object) -> Finding:
     """GET /api/health, at most 5 s."""
     base = url.rstrip("/")
     health = answer(f"{base}/api/health")
-    version = f", version {health['version']}" if "version" in health else ""
     if health.get("database") == "ok":
-        return Finding(check="Grafana", state="ok", seen=f"{base} is healthy{version}")
+        return judged(
+            "Grafana", f"{base} is healthy" + (f", version {health['version']}" if "version" in health else "")
+        )
     if health:
-        advice = "see Grafana's log"
-        return Finding(check="Grafana", state="warning", seen=f"{base} says {health}", advice=advice)
-    advice = "a sweep runs without; for dashboards start the stack's grafana, or name yours with --grafana URL"
-    return Finding(check="Grafana", state="warning", seen=f"{base} does not answer", advice=advice)
+        return judged("Grafana", f"{base} says {health}", "see Grafana's log")
+    advice = "a sweep runs without; for dashboards start the stack's grafana, or give yours with --grafana URL"
+    return judged("Grafana", f"{base} does not answer", advice)
 
 
 LIMIT_S = 60.0
@@ -158,7 +137,7 @@ def examine(
         Check("ports", lambda: [ports(mode)]),
         Check("disk", lambda: [disk(mode, model, recipes)]),
         Check("hub", lambda: examine_checkpoints(mode, model, recipes)),
-        Check("datasets", lambda: examine_datasets(mode)),
+        Check("datasets", lambda: [dataset(mode, name, files) for name, files in FILES.items()]),
         Check("Prometheus", lambda: [prometheus(prometheus_url)]),
         Check("Grafana", lambda: [grafana(grafana_url)]),
         Check("proxy", lambda: [proxies()]),
@@ -168,32 +147,30 @@ def examine(
 
 
 def look_at_once(checks: Sequence[Check]) -> list[Finding]:
-    """The findings of all checks, in their order; one that fails or does not end in time is told as such."""
-    looks = [_Look(check) for check in checks]
-    return [finding for look in looks for finding in look.findings()]
+    """The findings of all checks, in their order; one that fails or does not end in time is a finding too."""
+    looks = [(check, _Look(check.look), time.monotonic() + check.limit_s) for check in checks]
+    return [finding for check, look, end_s in looks for finding in look.findings(check, end_s)]
 
 
-class _Look:
-    """A check in a thread of its own, which does not keep the program from ending."""
+class _Look(threading.Thread):
+    """A check in its own thread, which does not keep the program from ending."""
 
-    def __init__(self, check: Check) -> None:
-        self._check = check
-        self._found: list[Finding] | None = None
+    def __init__(self, look: Callable[[], Sequence[Finding]]) -> None:
+        super().__init__(daemon=True)
+        self._look = look
+        self._found: Sequence[Finding] | None = None
         self._error = ""
-        self._end_s = time.monotonic() + check.limit_s
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self.start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
-            self._found = list(self._check.look())
+            self._found = self._look()
         except Exception as error:
             self._error = f"{type(error).__name__}: {error}"
 
-    def findings(self) -> list[Finding]:
-        self._thread.join(max(0.0, self._end_s - time.monotonic()))
+    def findings(self, check: Check, end_s: float) -> Sequence[Finding]:
+        self.join(max(0.0, end_s - time.monotonic()))
         if self._found is not None:
             return self._found
-        seen = self._error or f"no answer within {self._check.limit_s:g} s"
-        state: State = "missing" if self._check.needed else "warning"
-        return [Finding(check=self._check.name, state=state, seen=seen, advice="look at it by hand")]
+        seen = self._error or f"no answer within {check.limit_s:g} s"
+        return [Finding(check.name, "missing" if check.needed else "warning", seen, "look at it by hand")]

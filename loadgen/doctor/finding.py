@@ -22,7 +22,7 @@ State = Literal["ok", "warning", "missing", "not applicable"]
 """`missing`: no sweep in this mode without it; `warning`: a sweep runs, but loses something."""
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
+class Finding(msgspec.Struct, frozen=True):
     """One line of the doctor's report."""
 
     check: str
@@ -32,9 +32,14 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What to do; empty when there is nothing to do."""
 
 
+def judged(check: str, seen: str, advice: str = "") -> Finding:
+    """`warning` where something is to be done, else `ok`."""
+    return Finding(check, "warning" if advice else "ok", seen, advice)
+
+
 def absent(check: str, seen: str, advice: str, *, needed: bool) -> Finding:
     """`missing` where the mode needs it, else `not applicable`."""
-    return Finding(check=check, state="missing" if needed else "not applicable", seen=seen, advice=advice)
+    return Finding(check, "missing" if needed else "not applicable", seen, advice)
 
 
 class ProgramAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,12 +64,12 @@ Ask = Callable[[Sequence[str], float], ProgramAnswer | None]
 
 
 def ask(argv: Sequence[str], timeout_s: float) -> ProgramAnswer | None:
-    """Run a program in a session of its own, which is ended at the limit; None when it cannot be executed."""
+    """Run a program in its own session, which is ended at the limit; None when it cannot be executed."""
+    pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, errors="replace", start_new_session=True, env=without_secrets(os.environ),
+            argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace",
+            start_new_session=True, env=without_secrets(os.environ),
         )  # fmt: skip
     except OSError:
         return None

@@ -1,11 +1,5 @@
-"""GPUs: the driver, which of NVML's energy fields each GPU has, and what would disturb a measurement.
-
-The CPU: which recipes vLLM's CPU build can run here, and whether it can load its kernels.
-
-Clock and client: whether this machine can stamp tokens to a millisecond.
-
-Disk for checkpoints: what is free where the hub's cache lies, and what a model still needs.
-"""
+"""The hardware: GPUs and their energy readings, what vLLM's CPU build can run, disk for checkpoints, and whether this
+machine can stamp tokens to a millisecond."""
 
 from __future__ import annotations
 
@@ -20,7 +14,7 @@ import msgspec
 import pynvml
 import uvloop
 
-from loadgen.doctor.finding import Finding, Mode, absent
+from loadgen.doctor.finding import Finding, Mode, absent, judged
 from loadgen.errors import UsageError
 from loadgen.load.probe import ClientProbe
 from loadgen.power.nvml import NvmlReader
@@ -62,97 +56,73 @@ def examine_gpus(mode: Mode) -> list[Finding]:
         needed = mode == "gpu"
         return [absent("GPU driver", seen, remedy if needed else "", needed=needed)]
     infos = [gpu.info for gpu in gpus]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    order = os.environ.get("CUDA_DEVICE_ORDER")
-    chosen = visible_gpus(infos, visible=visible, order=order, mode=mode, unreadable=unreadable)
-    findings = [driver(infos), chosen, *map(unreadable_gpu, unreadable)]
+    chosen = visible_gpus(infos, mode, unreadable)
+    names = ", ".join(f"{info.index}: {info.name}" for info in infos)
+    found = Finding("GPU driver", "ok", f"driver {infos[0].driver or 'of unknown version'}; {names}")
+    findings = [found, chosen, *map(unreadable_gpu, unreadable)]
     for gpu in gpus:
         findings += [energy_fields(gpu.info), persistence_mode(gpu), slices(gpu.info), power_limits(gpu.info)]
     return findings
 
 
-def driver(infos: Sequence[GpuInfo]) -> Finding:
-    """The driver's version and the GPUs."""
-    names = ", ".join(f"{info.index}: {info.name}" for info in infos)
-    return Finding(check="GPU driver", state="ok", seen=f"driver {infos[0].driver or 'of unknown version'}; {names}")
-
-
 def unreadable_gpu(gpu: UnreadableGpu) -> Finding:
     """A GPU that does not answer: it is refused where it is chosen, and costs the others nothing."""
+    remedy = "reset it or reboot the machine to use it"
     if gpu.code == "NVML_ERROR_NO_PERMISSION":
-        advice = "choose other GPUs, or let this user or container read it"
-    else:
-        advice = "choose other GPUs; reset it or reboot the machine to use it"
-    return Finding(check=f"GPU {gpu.index}", state="warning", seen=str(gpu), advice=advice)
+        remedy = "let this user or container read it"
+    return judged(f"GPU {gpu.index}", str(gpu), f"choose other GPUs, or {remedy}")
 
 
-def visible_gpus(
-    infos: Sequence[GpuInfo],
-    *,
-    visible: str | None,
-    order: str | None,
-    mode: Mode,
-    unreadable: Sequence[UnreadableGpu] = (),
-) -> Finding:
+def visible_gpus(infos: Sequence[GpuInfo], mode: Mode, unreadable: Sequence[UnreadableGpu]) -> Finding:
     """Which GPUs a server and its measurement would use, by CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER."""
-    check = "visible GPUs"
+    check, visible = "visible GPUs", os.environ.get("CUDA_VISIBLE_DEVICES")
+    order = os.environ.get("CUDA_DEVICE_ORDER")
     try:
         chosen = select_gpus(infos, asked=None, visible=visible, order=order, unreadable=unreadable)
     except UsageError as error:
         if visible is None:
-            return Finding(
-                check=check,
-                state="warning",
-                seen=f"{len(infos)} GPUs and CUDA_VISIBLE_DEVICES is not set",
-                advice="set CUDA_VISIBLE_DEVICES to the servers' GPUs, or give sweep --gpu; else no energy is measured",
-            )
+            advice = "set CUDA_VISIBLE_DEVICES to the servers' GPUs, or give sweep --gpu; else no energy is measured"
+            return judged(check, f"{len(infos)} GPUs and CUDA_VISIBLE_DEVICES is not set", advice)
         return absent(check, str(error), "set CUDA_VISIBLE_DEVICES to GPUs that exist", needed=mode == "gpu")
     by = "the only GPU" if visible is None else f"CUDA_VISIBLE_DEVICES={visible}"
-    return Finding(check=check, state="ok", seen=f"{by}: {', '.join(chosen)}")
+    return Finding(check, "ok", f"{by}: {', '.join(chosen)}")
 
 
 def energy_fields(info: GpuInfo) -> Finding:
     """Whether NVML's energy counter and its instant and average power (fields 83, 186, 185) are there."""
     there = {name: info.supported.get(name, False) for name in _SOURCES}
-    has = [_SOURCES[name] for name in _SOURCES if there[name]]
-    lacks = [_SOURCES[name] for name in _SOURCES if not there[name]]
-    seen = "; ".join(
-        part for part in (f"has {', '.join(has)}" if has else "", f"lacks {', '.join(lacks)}" if lacks else "") if part
-    )
+    has, lacks = (", ".join(_SOURCES[name] for name in _SOURCES if there[name] is held) for held in (True, False))
+    seen = "; ".join([f"has {has}"] * bool(has) + [f"lacks {lacks}"] * bool(lacks))
     check = f"GPU {info.index} energy"
     if info.scope == "module":
         advice = "its energy is the integral of its power: the counter is the whole module's, with CPU and memory"
         if not (there["power_instant_w"] or there["power_average_w"]):
             advice = "the counter is the whole module's, with CPU and memory: the GPU's energy cannot be measured"
-        return Finding(check=check, state="warning", seen=f"superchip; {seen}", advice=advice)
+        return judged(check, f"superchip; {seen}", advice)
     if there["counter_j"] and there["power_instant_w"]:
-        return Finding(check=check, state="ok", seen=seen)
+        return judged(check, seen)
     advice = "counter and integral of power cannot check each other: update the driver if it is old"
     if there["power_average_w"] and not there["power_instant_w"]:
-        advice = "average power over about 1 s stands in for instant power: use windows of at least 30 s"
+        advice = "average power over about 1 s is used instead of instant power: use windows of at least 30 s"
     if not has:
-        advice = "its energy cannot be measured: name the board's power with sweep --tdp-w for a bound"
-    return Finding(check=check, state="warning", seen=seen, advice=advice)
+        advice = "its energy cannot be measured: give the board's power with sweep --tdp-w for a bound"
+    return judged(check, seen, advice)
 
 
 def persistence_mode(gpu: SeenGpu) -> Finding:
     """Persistence mode keeps the driver's state, and so clocks and the energy counter, between two servers."""
-    check = f"GPU {gpu.info.index} persistence"
+    index, check = gpu.info.index, f"GPU {gpu.info.index} persistence"
     if gpu.persistence is None:
-        return Finding(check=check, state="not applicable", seen="NVML does not say")
+        return Finding(check, "not applicable", "NVML does not say")
     if gpu.persistence:
-        return Finding(check=check, state="ok", seen="on")
-    advice = f"let root run `nvidia-smi -i {gpu.info.index} -pm 1`: the driver unloads between two servers otherwise"
-    return Finding(check=check, state="warning", seen="off", advice=advice)
+        return judged(check, "on")
+    return judged(check, "off", f"let root run `nvidia-smi -i {index} -pm 1`: else the driver unloads between servers")
 
 
 def slices(info: GpuInfo) -> Finding:
     """MIG: a slice has no power reading of its own."""
-    check = f"GPU {info.index} MIG"
-    if not info.mig:
-        return Finding(check=check, state="ok", seen="off")
     advice = "leave the other slices idle, or ask the GPU's owner to turn MIG off: power is the whole GPU's"
-    return Finding(check=check, state="warning", seen="on", advice=advice)
+    return judged(f"GPU {info.index} MIG", "on" if info.mig else "off", advice if info.mig else "")
 
 
 def power_limits(info: GpuInfo) -> Finding:
@@ -160,17 +130,13 @@ def power_limits(info: GpuInfo) -> Finding:
     check = f"GPU {info.index} power limit"
     enforced_w, default_w = info.power_limit_enforced_w, info.power_limit_default_w
     if enforced_w is None:
-        advice = "name the board's power with sweep --tdp-w for the HLI bound"
-        return Finding(check=check, state="warning", seen="NVML does not say", advice=advice)
+        return judged(check, "NVML does not say", "give the board's power with sweep --tdp-w for the HLI bound")
     seen = f"{enforced_w:g} W enforced"
     if default_w is None:
-        return Finding(check=check, state="ok", seen=seen)
-    seen += f", {default_w:g} W default"
-    if abs(enforced_w - default_w) < 1:
-        return Finding(check=check, state="ok", seen=seen)
+        return judged(check, seen)
     remedy = f"`nvidia-smi -i {info.index} -pl {default_w:g}`"
     advice = f"results hold for this limit only; for the default let root run {remedy}"
-    return Finding(check=check, state="warning", seen=seen, advice=advice)
+    return judged(check, f"{seen}, {default_w:g} W default", advice if abs(enforced_w - default_w) >= 1 else "")
 
 
 def _persistence(index: int) -> bool | None:
@@ -187,29 +153,27 @@ def cpu_flags(mode: Mode, recipes: Mapping[str, Recipe], info: Path = CPU_INFO) 
     """AVX-512 for AWQ and GPTQ, as the recipes' `cpu_flags` say."""
     check = "CPU flags"
     if mode != "cpu":
-        return Finding(check=check, state="not applicable", seen=f"mode {mode} computes nothing on the CPU")
+        return Finding(check, "not applicable", f"mode {mode} computes nothing on the CPU")
     try:
         flags = set(info.read_text(encoding="utf-8").split())
     except OSError:
-        advice = "AWQ and GPTQ need AVX-512: see the CPU's manual"
-        return Finding(check=check, state="warning", seen=f"{info} cannot be read", advice=advice)
+        return Finding(check, "warning", f"{info} cannot be read", "AWQ and GPTQ need AVX-512: see the CPU's manual")
     seen = ", ".join(flag for flag in _TOLD if flag in flags) or "neither AVX2 nor AVX-512"
     refused = [recipe.name for recipe in recipes.values() if not flags.issuperset(recipe.cpu_flags)]
     if not refused:
-        return Finding(check=check, state="ok", seen=seen)
+        return judged(check, seen)
     others = ", ".join(name for name in recipes if name not in refused)
     lacking = sorted({flag for name in refused for flag in recipes[name].cpu_flags if flag not in flags})
-    advice = f"{', '.join(refused)} need {', '.join(lacking)}: choose among {others}"
-    return Finding(check=check, state="warning", seen=seen, advice=advice)
+    return Finding(check, "warning", seen, f"{', '.join(refused)} need {', '.join(lacking)}: choose among {others}")
 
 
 def cpu_library(mode: Mode, is_here: Callable[[], bool] = library_is_here) -> Finding:
     """What vLLM's CPU build is linked against beside its packages."""
     check = "CPU library"
     if mode != "cpu":
-        return Finding(check=check, state="not applicable", seen=f"mode {mode} computes nothing on the CPU")
+        return Finding(check, "not applicable", f"mode {mode} computes nothing on the CPU")
     if is_here():
-        return Finding(check=check, state="ok", seen=LIBRARY)
+        return Finding(check, "ok", LIBRARY)
     return absent(check, f"{LIBRARY} is not here", "install it (Debian: `apt-get install libnuma1`)", needed=True)
 
 
@@ -228,22 +192,19 @@ def clock_source(path: Path = CLOCKSOURCE) -> Finding:
     try:
         source = path.read_text(encoding="utf-8").strip()
     except OSError:
-        return Finding(check=check, state="not applicable", seen="this kernel does not name its clock source")
+        return Finding(check, "not applicable", "this kernel does not name its clock source")
     if source not in SLOW_CLOCKS:
-        return Finding(check=check, state="ok", seen=source)
+        return judged(check, source)
     advice = "see the kernel's log for why it gave up tsc; time stamps cost the client more here"
-    return Finding(check=check, state="warning", seen=f"{source}, slow to read", advice=advice)
+    return judged(check, f"{source}, slow to read", advice)
 
 
 def client_timing(late_ms: float | None = None) -> Finding:
     """How late an idle event loop wakes: `late_ms`, else the 99th percentile over half a second."""
-    check = "client timing"
     late_ms = event_loop_lag_ms() if late_ms is None else late_ms
-    seen = f"an idle event loop wakes at most {late_ms:.1f} ms late (p99)"
-    if late_ms <= LAG_LIMIT_MS:
-        return Finding(check=check, state="ok", seen=seen)
     advice = "something else computes here: stop it, or run the client on another machine"
-    return Finding(check=check, state="warning", seen=seen, advice=advice)
+    seen = f"an idle event loop wakes at most {late_ms:.1f} ms late (p99)"
+    return judged("client timing", seen, advice if late_ms > LAG_LIMIT_MS else "")
 
 
 def event_loop_lag_ms() -> float:
@@ -276,30 +237,29 @@ def disk(
     """Free bytes against those of the model's checkpoints that are not in the cache, each about."""
     check = "disk"
     if mode == "simulated":
-        return Finding(check=check, state="not applicable", seen="simulated servers load no checkpoint")
+        return Finding(check, "not applicable", "simulated servers load no checkpoint")
     if model is not None and Path(model).expanduser().is_dir():
-        return Finding(check=check, state="ok", seen=f"{model} is a folder: nothing is downloaded")
+        return Finding(check, "ok", f"{model} is a folder: nothing is downloaded")
     folder = cache_folder()
     free_gb = free(folder) / _GB
     seen = f"{free_gb:.0f} GB free for {folder}"
     if model is None:
-        return Finding(check=check, state="ok", seen=seen, advice="give --model to see what it needs")
+        return Finding(check, "ok", seen, "give --model to see what it needs")
     known = load_models().get(model)
     if known is None:
         advice = f"the size of {model} is not known here: 2 bytes a parameter for 16 bits, half a byte for 4"
-        return Finding(check=check, state="warning", seen=seen, advice=advice)
-    absent_ones = [one for one in checkpoints_of(known, recipes) if not is_cached(one.id)]
-    needs_gb = {one.recipe: one.expected_bytes / _GB for one in absent_ones}
+        return judged(check, seen, advice)
+    needs_gb = {one.recipe: one.expected_bytes / _GB for one in checkpoints_of(known, recipes) if not is_cached(one.id)}
     if not needs_gb:
-        return Finding(check=check, state="ok", seen=f"{seen}; every checkpoint of {model} is in the cache")
+        return judged(check, f"{seen}; every checkpoint of {model} is in the cache")
     parts = ", ".join(f"{name} {size_gb:.1f}" for name, size_gb in needs_gb.items())
     seen += f"; still to download for {model}, about: {parts} GB"
     if sum(needs_gb.values()) <= free_gb:
-        return Finding(check=check, state="ok", seen=seen)
-    advice = "free some space, or let HF_HUB_CACHE name a folder on a larger disk"
+        return judged(check, seen)
+    advice = "free some space, or set HF_HUB_CACHE to a folder on a larger disk"
     if needs_gb.get("16-bit", 0.0) > free_gb:
         return absent(check, seen, advice, needed=True)
-    return Finding(check=check, state="warning", seen=seen, advice=advice)
+    return judged(check, seen, advice)
 
 
 def is_cached(checkpoint: str) -> bool:

@@ -1,7 +1,5 @@
-"""vLLM: which one a sweep would launch, its version, and bitsandbytes beside it.
-
-Hub access, and whether each known checkpoint is there and of the kind that its recipe serves.
-"""
+"""vLLM: which one a sweep would launch, its version, bitsandbytes; and whether each known checkpoint is there and of
+the kind that its recipe serves."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from loadgen.doctor.finding import Ask, Finding, Mode, State, absent, ask
+from loadgen.doctor.finding import Ask, Finding, Mode, ask, judged
 from loadgen.doctor.hardware import is_cached
 from loadgen.errors import UsageError
 from loadgen.serving.checkpoint import (
@@ -49,12 +47,12 @@ def examine_vllm(mode: Mode, named: str | None = None, run: Ask = ask) -> list[F
     """vLLM and bitsandbytes of the command that `find_vllm` finds; neither is imported here."""
     if mode not in ("cpu", "gpu"):
         held = "its image brings it" if mode == "docker" else "simulated servers need none"
-        return [Finding(check="vLLM", state="not applicable", seen=held)]
+        return [Finding("vLLM", "not applicable", held)]
     try:
         command = find_vllm("cpu" if mode == "cpu" else "cuda", named)
     except UsageError as error:
         seen, _, remedy = str(error).partition("; ")
-        return [absent("vLLM", seen, remedy, needed=True)]
+        return [Finding("vLLM", "missing", seen, remedy)]
     found, version = vllm_version(mode, command, run)
     return [found] if version is None else [found, bitsandbytes(version, packages_beside(command, run))]
 
@@ -67,16 +65,17 @@ def vllm_version(mode: Mode, command: str, run: Ask = ask) -> tuple[Finding, str
     version = words[-1] if words and re.match(r"\d+\.\d+", words[-1]) else None
     if version is None:
         said = "it cannot be executed" if answer is None else answer.last_words
-        advice = "mend that environment, or name another with --vllm PATH or LOADGEN_VLLM"
-        return absent(check, f"`{command} --version` failed: {said}", advice, needed=True), None
+        advice = "fix that environment, or give another with --vllm PATH or LOADGEN_VLLM"
+        return Finding(check, "missing", f"`{command} --version` failed: {said}", advice), None
     seen = f"{version}, {command}"
     if mode == "cpu" and "cpu" not in version:
-        advice = "run `loadgen cpu-env`, or name a CPU build with --vllm PATH"
-        return absent(check, f"{seen}: not a CPU build", advice, needed=True), version
+        advice = "run `loadgen cpu-env`, or give a CPU build with --vllm PATH"
+        return Finding(check, "missing", f"{seen}: not a CPU build", advice), version
     if mode == "gpu" and "cpu" in version:
-        advice = "install vLLM for CUDA, or name it with --vllm PATH"
-        return absent(check, f"{seen}: a CPU build", advice, needed=True), version
-    return Finding(check=check, state="ok", seen=seen), version
+        return Finding(
+            check, "missing", f"{seen}: a CPU build", "install vLLM for CUDA, or give it with --vllm PATH"
+        ), version
+    return judged(check, seen), version
 
 
 def packages_beside(command: str, run: Ask = ask) -> dict[str, str] | None:
@@ -96,19 +95,15 @@ def bitsandbytes(vllm: str, packages: dict[str, str] | None) -> Finding:
     """Whether bnb-nf4 and bnb-int8 can be served by that vLLM version."""
     check = "bitsandbytes"
     if packages is None:
-        advice = "bnb-nf4 and bnb-int8 need it in vLLM's environment"
-        return Finding(check=check, state="warning", seen="vLLM's Python was not found", advice=advice)
+        return judged(check, "vLLM's Python was not found", "bnb-nf4 and bnb-int8 need it in vLLM's environment")
     major, minor = (int(part) for part in vllm.split(".")[:2])
-    needed = ["bitsandbytes"]
-    if (major, minor) >= PLUGIN_SINCE:
-        needed.append("vllm-bnb-plugin")
+    needed = ["bitsandbytes", "vllm-bnb-plugin"] if (major, minor) >= PLUGIN_SINCE else ["bitsandbytes"]
     seen = ", ".join(f"{name} {packages[name]}" for name in needed if name in packages)
     lacking = [name for name in needed if name not in packages]
     if not lacking:
-        return Finding(check=check, state="ok", seen=seen)
+        return judged(check, seen)
     advice = f"bnb-nf4 and bnb-int8 need it: `pip install {' '.join(lacking)}` in vLLM's environment"
-    seen = "; ".join(part for part in (seen, f"no {' and no '.join(lacking)}") if part)
-    return Finding(check=check, state="warning", seen=seen, advice=advice)
+    return judged(check, "; ".join([seen] * bool(seen) + [f"no {' and no '.join(lacking)}"]), advice)
 
 
 def interpreter_of(script: Path) -> Path | None:
@@ -127,6 +122,7 @@ def interpreter_of(script: Path) -> Path | None:
 
 AT_ONCE = 8
 AskHub = Callable[[str], HubAnswer]
+QUANTIZED = "it is already quantized: give the 16-bit model"
 _OFFLINE = "download on a machine that is online and copy its cache folder, or give --model a folder"
 
 
@@ -136,9 +132,9 @@ def examine_checkpoints(
     """The hub, then one finding per checkpoint of `model`, or of every known model when None."""
     check = "hub"
     if mode == "simulated":
-        return [Finding(check=check, state="not applicable", seen="simulated servers load no checkpoint")]
+        return [Finding(check, "not applicable", "simulated servers load no checkpoint")]
     if model is not None and Path(model).expanduser().is_dir():
-        return [Finding(check=check, state="not applicable", seen=f"{model} is a folder"), *folder(model, recipes)]
+        return [Finding(check, "not applicable", f"{model} is a folder"), *folder(model, recipes)]
     wanted = wanted_checkpoints(model, recipes)
     offline = is_offline()
     first = None if offline else ask(wanted[0].id)
@@ -147,7 +143,7 @@ def examine_checkpoints(
         return [unreachable(reason, model)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = [first, *pool.map(lambda one: ask(one.id), wanted[1:])]
-    findings = [Finding(check=check, state="ok", seen=f"{endpoint()} answers, {_token()}")]
+    findings = [Finding(check, "ok", f"{endpoint()} answers, {_token()}")]
     return findings + [
         checkpoint(one, answer, recipes.get(one.recipe), asked_for=one.id == model)
         for one, answer in zip(wanted, answers, strict=True)
@@ -167,11 +163,11 @@ def wanted_checkpoints(model: str | None, recipes: Mapping[str, Recipe]) -> list
 def unreachable(reason: str, model: str | None) -> Finding:
     """No hub: `missing` when the model that was asked for is not in the cache either."""
     if model is None:
-        return Finding(check="hub", state="warning", seen=reason, advice=f"only cached checkpoints serve: {_OFFLINE}")
+        return Finding("hub", "warning", reason, f"only cached checkpoints serve: {_OFFLINE}")
     if is_cached(model):
         seen = f"{reason}; {model} is in the cache"
-        return Finding(check="hub", state="warning", seen=seen, advice=f"checkpoints not cached: {_OFFLINE}")
-    return Finding(check="hub", state="missing", seen=f"{reason}; {model} is not in the cache", advice=_OFFLINE)
+        return Finding("hub", "warning", seen, f"checkpoints not cached: {_OFFLINE}")
+    return Finding("hub", "missing", f"{reason}; {model} is not in the cache", _OFFLINE)
 
 
 def checkpoint(one: Checkpoint, answer: HubAnswer, recipe: Recipe | None, *, asked_for: bool) -> Finding:
@@ -185,14 +181,14 @@ def checkpoint(one: Checkpoint, answer: HubAnswer, recipe: Recipe | None, *, ask
         if recipe is not None:
             sentence = mismatch(recipe, one.id, config, in_flight=False)
         else:
-            sentence = "it is already quantized: give the 16-bit model" if held else None
+            sentence = QUANTIZED if held else None
         if sentence is None:
-            return Finding(check=check, state="ok", seen=seen)
-        return Finding(check=check, state="missing" if asked_for else "warning", seen=seen, advice=sentence)
+            return Finding(check, "ok", seen)
+        return Finding(check, "missing" if asked_for else "warning", seen, sentence)
     seen = f"{one.id}{mark}: {answer.state}" + (f" ({answer.reason})" if answer.reason else "")
     if asked_for and not is_cached(one.id):
-        return Finding(check=check, state="missing", seen=seen, advice=_remedy(one, answer))
-    return Finding(check=check, state="warning", seen=seen, advice=_remedy(one, answer))
+        return Finding(check, "missing", seen, _remedy(one, answer))
+    return Finding(check, "warning", seen, _remedy(one, answer))
 
 
 def folder(model: str, recipes: Mapping[str, Recipe]) -> list[Finding]:
@@ -202,25 +198,20 @@ def folder(model: str, recipes: Mapping[str, Recipe]) -> list[Finding]:
     check = f"16-bit of {path.name}"
     if fault := fault_of_config(str(path)):
         seen, _, advice = fault.partition("; ")
-        return [Finding(check=check, state="missing", seen=seen, advice=advice)]
+        return [Finding(check, "missing", seen, advice)]
     if config is None:
-        advice = "give the folder that holds the model's config.json"
-        return [Finding(check=check, state="missing", seen=f"{path} has no config.json", advice=advice)]
-    held = quantization_of(config)
-    first = Finding(check=check, state="ok", seen=f"{path}: 16-bit")
-    if held:
-        advice = "it is already quantized: give the 16-bit model"
-        first = Finding(check=check, state="missing", seen=f"{path}: {held}", advice=advice)
-    findings = [first]
+        return [Finding(check, "missing", f"{path} has no config.json", "give the folder that holds it")]
+    if held := quantization_of(config):
+        findings = [Finding(check, "missing", f"{path}: {held}", QUANTIZED)]
+    else:
+        findings = [judged(check, f"{path}: 16-bit")]
     for recipe in recipes.values():
         beside = path.with_name(f"{path.name}-{recipe.name}")
         own = local_config(str(beside)) if recipe.checkpoint == "own" and beside.is_dir() else None
         if own is not None:
             sentence = mismatch(recipe, str(beside), own, in_flight=False)
             seen = f"{beside}: {quantization_of(own) or '16-bit'}"
-            state: State = "warning" if sentence else "ok"
-            check = f"{recipe.name} of {path.name}"
-            findings.append(Finding(check=check, state=state, seen=seen, advice=sentence or ""))
+            findings.append(judged(f"{recipe.name} of {path.name}", seen, sentence or ""))
     return findings
 
 
@@ -229,7 +220,7 @@ def _remedy(one: Checkpoint, answer: HubAnswer) -> str:
         return "set HF_TOKEN and accept its licence on its page" + ("" if one.verified else "; or it does not exist")
     if answer.state == "unreachable":
         return "try again"
-    return "correct --model" if one.recipe == "16-bit" else "name another with --checkpoint"
+    return "correct --model" if one.recipe == "16-bit" else "give another with --checkpoint"
 
 
 def _token() -> str:
