@@ -13,10 +13,10 @@ import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import yaml
+import msgspec.yaml
 from msgspec.structs import replace
 
 from loadgen.errors import UsageError
@@ -71,23 +71,35 @@ def read_task(path: Path) -> HarnessTask:
     Raises UsageError for a file that is not such a task.
     """
     try:
-        content = yaml.safe_load(read_file(path).decode())
-        fewshot = content["fewshot_config"]
-        task = HarnessTask(
-            ask=_plain(content["doc_to_text"]),
-            delimiter=str(content.get("target_delimiter", " ")),
-            shots=tuple(_shot(row) for row in fewshot["samples"][: int(content["num_fewshot"])]),
-        )
-        if fewshot["sampler"] != "first_n" or not task.shots:
-            raise ValueError("its examples are not fixed ones")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
-        reason = getattr(error, "strerror", None) or reason
+        task = msgspec.yaml.decode(read_file(path), type=_TaskFile)
+        examples = task.fewshot_config.samples[: task.num_fewshot]
+        shots = tuple(Item(id="", question=row.question, solution=row.target, gold="") for row in examples)
+        if not shots:
+            raise ValueError("it has no examples")
+        return HarnessTask(ask=_plain(task.doc_to_text), delimiter=task.target_delimiter, shots=shots)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise UsageError(
             f"{path} is not a task file of lm-evaluation-harness with fixed examples ({reason}); "
             "give its gsm8k-cot.yaml or gsm8k-cot-llama.yaml"
         ) from None
-    return task
+
+
+class _Example(msgspec.Struct):
+    question: str
+    target: str
+
+
+class _Fewshot(msgspec.Struct):
+    sampler: Literal["first_n"]
+    samples: list[_Example]
+
+
+class _TaskFile(msgspec.Struct):
+    doc_to_text: str
+    num_fewshot: int
+    fewshot_config: _Fewshot
+    target_delimiter: str = " "
 
 
 def _plain(template: str) -> str:
@@ -96,13 +108,6 @@ def _plain(template: str) -> str:
     if not field or any(mark in before + after for mark in ("{{", "{%", "{#", "{question}")):
         raise ValueError("doc_to_text asks for more than {{question}}")
     return f"{before}{{question}}{after}"
-
-
-def _shot(row: dict[str, Any]) -> Item:
-    question, target = row["question"], row["target"]
-    if not isinstance(question, str) or not isinstance(target, str):
-        raise TypeError("an example is not a text")
-    return Item(id="", question=question, solution=target, gold="")
 
 
 DRAW_SEED = 1234
@@ -130,24 +135,17 @@ def drawn(pool: int, count: int, item_id: str) -> tuple[int, ...]:
     row is the number at the end of the id, 0 where there is none.
     """
     row = _ROW.search(item_id)
-    return _sequence(pool, count).draw(int(row[1]) if row else 0)
+    number = int(row[1]) if row else 0
+    generator, made = _draws(pool, count)
+    while len(made) <= number:
+        made.append(tuple(generator.sample(range(pool), count)))
+    return made[number]
 
 
-class _Sequence:
-    """One draw without replacement after another, all from one generator."""
-
-    def __init__(self, pool: int, count: int) -> None:
-        self._pool, self._count = range(pool), count
-        self._random = random.Random(DRAW_SEED)
-        self._made: list[tuple[int, ...]] = []
-
-    def draw(self, number: int) -> tuple[int, ...]:
-        while len(self._made) <= number:
-            self._made.append(tuple(self._random.sample(self._pool, self._count)))
-        return self._made[number]
-
-
-_sequence = functools.cache(_Sequence)
+@functools.cache
+def _draws(pool: int, count: int) -> tuple[random.Random, list[tuple[int, ...]]]:
+    """A generator, and what it drew so far."""
+    return random.Random(DRAW_SEED), []
 
 
 def train_shots(shots_file: Path | None, *, needed: int) -> Shots:
