@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 
-import msgspec
-
-from loadgen.load.body import SALT_BYTES, BodyChanges, RequestMaker
+from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.closedloop import Slot
 from loadgen.load.exchange import Exchange, concealed
 from loadgen.load.http import Endpoint, HttpSlot
@@ -17,25 +14,17 @@ from loadgen.load.openload import OpenLoad
 from loadgen.load.openloop import Arrivals, Schedule
 from loadgen.secret import Mask
 from loadgen.workload.item import Item
-from loadgen.workload.protocol import Protocol, Thinking
 
 
-class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
+class Assignment(RequestSettings, frozen=True, kw_only=True, tag="assignment"):
     """Which server to ask what, how, and how many requests at a time."""
 
     url: str
-    model: str
     api_key: str | None
     masked: tuple[str, ...] = ()
     """Values that no row may hold, besides the key and those in this process's environment."""
     transport: str
     timeout_s: float
-    protocol: Protocol
-    """As it is asked: `--api` and `--thinking` are in it."""
-    seed: int
-    max_tokens: int | None
-    fixed_length: int | None
-    thinking: Thinking | None
     items: tuple[Item, ...]
     warmup_items: tuple[Item, ...]
     concurrency: int
@@ -46,14 +35,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
     arrivals: Arrivals | None = None
     """None: a closed loop."""
     arrival_seed: str = ""
-    changes: BodyChanges = BodyChanges()
     drain_s: float | None = None
     """As `--drain` gives it."""
     share: Share = WHOLE
-    cache_salt: str = msgspec.field(default_factory=lambda: secrets.token_hex(SALT_BYTES))
-    """What the salts of the cell's requests begin with."""
-    prefix_cache: bool = False
-    """All requests of the cell have one salt, so that the server's prefix cache serves them."""
 
     def load(self, on_exchange: OnExchange) -> LocalLoad:
         """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
@@ -73,18 +57,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag="assignment"):
 
     def maker(self) -> RequestMaker:
         """What makes the share's requests."""
-        return RequestMaker(
-            self.protocol,
-            api=self.protocol.api,
-            model=self.model,
-            seed=self.seed,
-            max_tokens=self.max_tokens,
-            fixed_length=self.fixed_length,
-            thinking=self.thinking,
-            salt=self.cache_salt if self.prefix_cache else f"{self.cache_salt}-{self.share.first}",
-            prefix_cache=self.prefix_cache,
-            changes=self.changes,
-        )
+        return RequestMaker(self, self.share.first)
 
     def slot_maker(self) -> Callable[[int], Slot]:
         """What makes its slots, by number; to be called on the running event loop."""

@@ -46,44 +46,41 @@ def patched(body: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What all requests of a cell have in common."""
+
+    model: str
+    protocol: Protocol
+    """As it is asked: `--api` and `--thinking` are in it."""
+    seed: int
+    max_tokens: int | None = None
+    """None: the protocol's."""
+    fixed_length: int | None = None
+    """Every answer has exactly that many tokens (`ignore_eos`, no stops)."""
+    thinking: Thinking | None = None
+    changes: BodyChanges = BodyChanges()
+    cache_salt: str = msgspec.field(default_factory=lambda: secrets.token_hex(SALT_BYTES))
+    """What the salts of the cell's requests begin with."""
+    prefix_cache: bool = False
+    """All requests of the cell have one salt, so that the server's prefix cache serves them."""
+
+
 class RequestMaker:
-    """Turns items into requests of one protocol, endpoint and model; prompts are built once per item.
+    """Turns items into requests; prompts are built once per item.
 
     Greedy decoding with a fixed seed; per-token usage asked for on every event (`continuous_usage_stats`).
     vLLM's prefix cache serves a prompt only to a request with an equal `cache_salt`. Each request has a salt of its
-    own, so that a server with caching measures as one without; with `prefix_cache` all have the maker's `salt`.
-    With `fixed_length` every answer has exactly that many tokens (`ignore_eos`, no stops). `changes` come last.
+    own, so that a server with caching measures as one without. The settings' `changes` come last.
     """
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        *,
-        api: str,
-        model: str,
-        seed: int,
-        max_tokens: int | None = None,
-        fixed_length: int | None = None,
-        thinking: Thinking | None = None,
-        salt: str | None = None,
-        prefix_cache: bool = False,
-        changes: BodyChanges | None = None,
-    ) -> None:
-        """Without `salt`, a random one. Makers that ask one server at the same time need different salts, or share its
-        cache."""
-        self._protocol = msgspec.structs.replace(protocol, api=api)
-        self._api = api
-        self._model = model
-        self._seed = seed
-        self.limit = fixed_length or max_tokens or protocol.max_tokens
-        self._thinking = thinking.body if thinking else {}
-        self._fixed = fixed_length is not None
-        self._salt = salt or secrets.token_hex(SALT_BYTES)
-        self._shared = prefix_cache
+    def __init__(self, settings: RequestSettings, share: int = 0) -> None:
+        """`share`: a number that other makers for the same server do not have."""
+        self._settings = settings
+        self.limit = settings.fixed_length or settings.max_tokens or settings.protocol.max_tokens
+        self._salt = settings.cache_salt if settings.prefix_cache else f"{settings.cache_salt}-{share}"
         self._made = count()
-        self._unsalted = changes is not None and "cache_salt" in {**changes.extra, **changes.refused}
-        self._changes = changes or BodyChanges()
-        self._prompts: dict[str, tuple[str | list[dict[str, str]], str]] = {}
+        self._unsalted = "cache_salt" in {**settings.changes.extra, **settings.changes.refused}
+        self._prompts: dict[str, tuple[dict[str, Any], str]] = {}
         self._requests: dict[str, Request] = {}
 
     def measured(self, item: Item) -> Request:
@@ -106,30 +103,34 @@ class RequestMaker:
     def _salted(self, request: Request) -> Request:
         if self._unsalted:
             return request
-        salt = self._salt if self._shared else f"{self._salt}-{next(self._made)}"
+        salt = self._salt if self._settings.prefix_cache else f"{self._salt}-{next(self._made)}"
         return msgspec.structs.replace(request, body=b'%b,"cache_salt":"%b"}' % (request.body[:-1], salt.encode()))
 
     def _make(self, item: Item, phase: Phase, limit: int) -> Request:
+        settings, protocol = self._settings, self._settings.protocol
         if item.id not in self._prompts:
-            made = self._protocol.messages(item) if self._api == "chat" else self._protocol.prompt(item)
-            self._prompts[item.id] = made, self._protocol.prompt_sha(item)
-        prompt, prompt_sha = self._prompts[item.id]
-        asked = {"messages": prompt, **self._thinking} if self._api == "chat" else {"prompt": prompt}
+            if protocol.api == "chat":
+                thinking = settings.thinking.body if settings.thinking else {}
+                asked = {"messages": protocol.messages(item), **thinking}
+            else:
+                asked = {"prompt": protocol.prompt(item)}
+            self._prompts[item.id] = asked, protocol.prompt_sha(item)
+        asked, prompt_sha = self._prompts[item.id]
         body: dict[str, Any] = {
-            "model": self._model,
+            "model": settings.model,
             **asked,
-            self._changes.limit_field: limit,
+            settings.changes.limit_field: limit,
             "temperature": 0,
-            "seed": self._seed,
+            "seed": settings.seed,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
-        if self._fixed:
+        if settings.fixed_length is not None:
             body |= {"ignore_eos": True, "min_tokens": limit}
         else:
-            body["stop"] = list(self._protocol.stops)
-        body = self._changes.applied(body)
-        capped = phase == "measured" and self._changes.limit_field in body
+            body["stop"] = list(protocol.stops)
+        body = settings.changes.applied(body)
+        capped = phase == "measured" and settings.changes.limit_field in body
         return Request(
             item_id=item.id,
             prompt_sha=prompt_sha,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from loadgen.load.body import RequestMaker
+from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.exchange import Request
 from loadgen.load.load import WHOLE, Feed, Share
 from loadgen.workload.item import Item
@@ -16,7 +16,7 @@ def items(prefix: str, count: int) -> list[Item]:
 
 
 def feed(b: int, measured: int = 5, limit: int | None = None, share: Share = WHOLE) -> Feed:
-    maker = RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0, max_tokens=64)
+    maker = RequestMaker(RequestSettings(protocol=load_protocol("sample"), model="m", seed=0, max_tokens=64))
     return Feed(maker, items("q", measured), items("w", 3), b, limit, share)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from streams import DONE, completion, finished, one_read_per_event
 
-from loadgen.load.body import RequestMaker
+from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.exchange import Exchange, Raw, Request
 from loadgen.load.openload import OpenLoad
 from loadgen.load.openloop import Arrivals, Schedule
@@ -56,7 +56,7 @@ def load(
     longest_s: float = 60.0,
 ) -> tuple[OpenLoad, list[Exchange]]:
     seen: list[Exchange] = []
-    maker = RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0)
+    maker = RequestMaker(RequestSettings(protocol=load_protocol("sample"), model="m", seed=0))
     items = [Item(id=f"q{n}", question="?", solution="", gold="1") for n in range(1000)]
     arrivals = Arrivals.parse(arrival)
     assert arrivals is not None

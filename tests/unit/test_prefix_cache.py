@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from loadgen.analysis.analyse import hit_warnings, share_marks
 from loadgen.analysis.cells import summarize_cell
 from loadgen.errors import UsageError
 from loadgen.load.assignment import Assignment
-from loadgen.load.body import RequestMaker
+from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.load import Share
 from loadgen.measure.config import configure
 from loadgen.serving.metrics import read_metrics
@@ -24,8 +25,9 @@ ITEM = sample_items()[0]
 OTHER = warmup_items()[0]
 
 
-def maker(**options: object) -> RequestMaker:
-    return RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0, max_tokens=64, **options)  # type: ignore[arg-type]
+def maker(**options: Any) -> RequestMaker:
+    protocol = load_protocol("sample")
+    return RequestMaker(RequestSettings(protocol=protocol, model="m", seed=0, max_tokens=64, **options))
 
 
 def salt_of(body: bytes) -> str:
@@ -46,7 +48,7 @@ class TestSalts:
         assert first | {"cache_salt": ""} == again | {"cache_salt": ""}
 
     def test_requests_that_share_the_cache_on_purpose_have_the_cells_salt(self) -> None:
-        ours = maker(salt="cell-1", prefix_cache=True)
+        ours = maker(cache_salt="cell-1", prefix_cache=True)
         assert {salt_of(request.body) for request in (ours.measured(ITEM), ours.warmup(OTHER))} == {"cell-1"}
 
     @pytest.mark.parametrize(("prefix_cache", "salts"), [(False, 4), (True, 1)])

@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from loadgen.load.body import RequestMaker
+from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.exchange import Request
 from loadgen.load.openloop import Arrivals, Schedule
 from loadgen.workload.item import Item
@@ -21,7 +21,7 @@ def items(prefix: str, count: int) -> list[Item]:
 
 
 def schedule(arrival: str = "constant:10", *, seed: str = "0/1", limit: int | None = None) -> Schedule:
-    maker = RequestMaker(load_protocol("sample"), api="completions", model="m", seed=0, max_tokens=64)
+    maker = RequestMaker(RequestSettings(protocol=load_protocol("sample"), model="m", seed=0, max_tokens=64))
     arrivals = Arrivals.parse(arrival)
     assert arrivals is not None
     return Schedule(maker, items("q", 4), items("w", 3), arrivals, seed, limit)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import loadgen
 from loadgen.errors import UsageError
-from loadgen.load.body import RequestMaker
+from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.measure.config import configure
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import Thinking, load_protocol
@@ -21,7 +22,8 @@ ITEM = Item(id="i", question="One and one?", solution="", gold="2")
 
 
 def body(thinking: Thinking | None) -> dict[str, Any]:
-    maker = RequestMaker(load_protocol("gsm8k_cot_zeroshot"), api="chat", model="m", seed=0, thinking=thinking)
+    protocol = msgspec.structs.replace(load_protocol("gsm8k_cot_zeroshot"), api="chat")
+    maker = RequestMaker(RequestSettings(protocol=protocol, model="m", seed=0, thinking=thinking))
     made: dict[str, Any] = json.loads(maker.measured(ITEM).body)
     return made
 
