@@ -1,4 +1,4 @@
-"""`python -m bench.gpu COMMAND`: the kit's steps in their order. README.md beside this file tells them as a story."""
+"""`python -m bench.gpu COMMAND`: the kit's steps; README.md in this folder explains them in order."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def fetch_wheels(options: argparse.Namespace) -> None:
     choice = wheels.choose(wheels.read_lock(options.lock), there, KIT["leave_out"], options.also)
     fetched = wheels.fetch(choice, there, options.out)
     other = [pin for pin in choice.there if there.packages[pin.name] not in ("", pin.version)]
-    print(f"{len(fetched)} wheels, {_mib(fetched)}; {len(choice.left_out)} left out, {len(choice.there)} there already")
+    mib = sum(path.stat().st_size for path in fetched) / pieces.MIB
+    print(f"{len(fetched)} wheels, {mib:.1f} MiB; {len(choice.left_out)} left out, {len(choice.there)} there already")
     if other:
         listed = ", ".join(f"{pin} (there: {there.packages[pin.name]})" for pin in other)
-        print(f"there in another version than the lock's, which is used all the same: {listed}")
+        print(f"the machine has other versions than the lock, which are used: {listed}")
 
 
 def trim_wheels(options: argparse.Namespace) -> None:
@@ -41,10 +42,8 @@ def trim_wheels(options: argparse.Namespace) -> None:
 
 def split(options: argparse.Namespace) -> None:
     listed = pieces.split(options.folder, options.out, round(options.mib * pieces.MIB))
-    print(
-        f"{len(listed.pieces)} pieces, {listed.bytes / pieces.MIB:.1f} MiB, {len(listed.files)} files; carry each with"
-    )
-    print(f"{options.out / pieces.LIST}")
+    counts = f"{len(listed.pieces)} pieces, {listed.bytes / pieces.MIB:.1f} MiB, {len(listed.files)} files"
+    print(f"{counts}; carry each with {options.out / pieces.LIST}")
 
 
 def receive(options: argparse.Namespace) -> None:
@@ -67,17 +66,8 @@ def install_wheels(options: argparse.Namespace) -> None:
 def visit(options: argparse.Namespace) -> int:
     from bench.gpu.visit import Visit
 
-    made = Visit(
-        options.kit,
-        options.out,
-        seconds=options.seconds,
-        plan=options.plan,
-        until=options.until,
-        again=options.again,
-        vllm=options.vllm,
-        preset=options.simulated,
-    )
-    return made.make(options.carried, options.earlier)
+    how = {name: getattr(options, name) for name in ("seconds", "plan", "until", "again", "vllm")}
+    return Visit(options.kit, options.out, preset=options.simulated, **how).make(options.carried, options.earlier)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -103,17 +93,10 @@ def pack(options: argparse.Namespace) -> None:
     from bench.gpu import pack as packing
     from bench.gpu.plan import load_plan
 
-    folders = packing.machine_folders(
-        work=options.work, models=options.models or options.work / "models", vllm=options.vllm
-    )
-    for archive in packing.pack(
-        options.work,
-        load_plan(options.plan),
-        options.out,
-        folders=folders,
-        most_mib=options.most_mib,
-        keep=options.keep,
-    ):
+    models = options.models or options.work / "models"
+    folders = packing.machine_folders(work=options.work, models=models, vllm=options.vllm)
+    plan, how = load_plan(options.plan), {"most_mib": options.most_mib, "keep": options.keep}
+    for archive in packing.pack(options.work, plan, options.out, folders=folders, **how):
         print(f"{archive.stat().st_size / pieces.MIB:6.2f} MiB  {archive}")
 
 
@@ -133,10 +116,6 @@ def simulator_error(_: argparse.Namespace) -> None:
     from bench.gpu import simulator as error
 
     print(error.write())
-
-
-def _mib(paths: list[Path]) -> str:
-    return f"{sum(path.stat().st_size for path in paths) / pieces.MIB:.1f} MiB"
 
 
 def _parser() -> argparse.ArgumentParser:
