@@ -63,8 +63,8 @@ def engine_settings(log: str) -> EngineSettings:
 
 
 def _graph_sizes(log: str) -> tuple[int, ...] | None:
-    found = _last(r"[\"']cudagraph_capture_sizes[\"']: ?\[([\d, ]*)\]", log)
-    sizes = sorted({int(size) for size in re.findall(r"\d+", found or "")})
+    found = _last(r"[\"']cudagraph_capture_sizes[\"']: ?\[([\d, ]*)\]", log) or ""
+    sizes = sorted(set(map(int, re.findall(r"\d+", found))))
     largest = _last(r"Capping cudagraph capture sizes from max \d+ to (\d+)", log)
     return tuple(size for size in sizes if largest is None or size <= int(largest)) or None
 
@@ -78,7 +78,7 @@ def workers_of(argv: Sequence[str]) -> int | None:
 
 
 def option(argv: Sequence[str], name: str) -> str | None:
-    """The value of `--name VALUE` or `--name=VALUE`, the last one, which wins; None without."""
+    """The value of the last `--name VALUE` or `--name=VALUE`, which wins; None without."""
     found = None
     for index, word in enumerate(argv):
         if word == name and index + 1 < len(argv):
@@ -262,8 +262,7 @@ def plan_launch(
     if device == "cpu":
         _require_cpu_flags(recipe)
     _require_folder(model)
-    served = checkpoint or recipe.checkpoint_for(model)
-    _require_folder(served)
+    _require_folder(served := checkpoint or recipe.checkpoint_for(model))
     in_flight = recipe.in_flight_args if served == model else ()
     extra_args, secret_env = _secrets_apart(extra_args)
     require_quantization(recipe, served, in_flight=bool(in_flight), online=False)

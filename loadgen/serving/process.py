@@ -11,8 +11,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.folder import Folder
@@ -59,7 +57,7 @@ KV_CACHE_DTYPES = {"float8": "fp8", "float4": "nvfp4"}
 """vLLM's names of the dtypes that a checkpoint's scheme asks for."""
 
 
-class ServerProcess:
+class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
     """A server in its own session: the terminal's Ctrl-C reaches only loadgen, which then stops the server.
 
     Blocking; a context manager that stops it on exit. It does not outlive loadgen, even when loadgen is killed.
@@ -71,15 +69,15 @@ class ServerProcess:
         Raises UsageError, and starts nothing, when the port is taken or the command cannot be executed.
         """
         if not port_is_free(launch.host, launch.port):
-            raise UsageError(
-                f"port {launch.port} on {launch.host} is already in use; stop what is listening, or choose another port"
-            )
+            taken = f"port {launch.port} on {launch.host} is already in use"
+            raise UsageError(f"{taken}; stop what is listening on it, or choose another port")
         self.launch = launch
         self.log_path = log_path
         self._mask = Mask(*secrets_of(launch.argv, launch.env), hub_token() if launch.needs_secrets else None)
         self._gpu_bytes_before = used_bytes() if launch.device == "cuda" and not launch.simulated else None
         self._ready_ns: int | None = None
         self._started_ns = time.monotonic_ns()
+        self._stopped = False
         log_path.parent.parent.mkdir(parents=True, exist_ok=True)
         Folder(log_path.parent.parent).make(log_path.parent.name, mode=0o700)
         mask_log(log_path, self._mask)
@@ -88,7 +86,6 @@ class ServerProcess:
             self._group = ProcessGroup(launch.argv, self._environment(), log_path, self._mask.secrets)
         except OSError as error:
             raise UsageError(f"cannot run {launch.argv[0]}: {error.strerror}; give the path of a command") from error
-        self._stopped = False
         atexit.register(self.stop)
 
     @property
@@ -116,8 +113,8 @@ class ServerProcess:
     def is_ready(self) -> bool:
         """Whether GET /health answers 200 now."""
         healthy = self._get("/health") is not None
-        if healthy and self._ready_ns is None:
-            self._ready_ns = time.monotonic_ns()
+        if healthy:
+            self._ready_ns = self._ready_ns or time.monotonic_ns()
         return healthy
 
     def _get(self, path: str) -> bytes | None:
@@ -125,20 +122,18 @@ class ServerProcess:
 
     def check_alive(self) -> None:
         """Raises ServerError, with the end of the log, when the server has ended."""
-        status = self.poll()
-        if status is not None:
+        if (status := self.poll()) is not None:
             when = "before it was ready" if self._ready_ns is None else "while it served"
             raise ServerError(self.report(f"ended with {exit_words(status)} {when}"))
 
     def verify(self) -> None:
         """Raises ServerError when the log lacks a line that the recipe expects."""
         log = self.log()
-        for pattern in self.launch.expect:
-            if not re.search(pattern, log):
-                raise ServerError(
-                    f"server {self.launch.name!r} does not run what its recipe says: nothing in its log matches "
-                    f"{pattern!r}; see {self.log_path}"
-                )
+        if missing := [pattern for pattern in self.launch.expect if not re.search(pattern, log)]:
+            raise ServerError(
+                f"server {self.launch.name!r} does not run what its recipe says: nothing in its log matches "
+                f"{missing[0]!r}; see {self.log_path}"
+            )
 
     def facts(self) -> ServerFacts:
         """What the server reports about itself now; what it does not answer is None or empty."""
@@ -193,9 +188,8 @@ class ServerProcess:
 
     def kernels(self) -> tuple[str, ...]:
         """The distinct captures of the recipe's `kernel` pattern in the log, in order."""
-        if self.launch.kernel is None:
-            return ()
-        return tuple(dict.fromkeys(found[1] for found in re.finditer(self.launch.kernel, self.log())))
+        found = re.finditer(self.launch.kernel, self.log()) if self.launch.kernel else ()
+        return tuple(dict.fromkeys(match[1] for match in found))
 
     def log(self) -> str:
         """The server's output so far, in whole lines, without colours and secrets."""
@@ -221,12 +215,7 @@ class ServerProcess:
             warnings.append(f"GPU memory is not back to its former level after server {self.launch.name!r} was stopped")
         return warnings
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _environment(self) -> dict[str, str]:
@@ -235,8 +224,7 @@ class ServerProcess:
         environment = {**outside, **(token_variables() if self.launch.needs_secrets else {}), **self.launch.env}
         if not environment.get("VLLM_PORT", "0").isdigit():
             del environment["VLLM_PORT"]  # Kubernetes sets it to a URI, for any service that is named vllm
-        folder = os.path.dirname(self.launch.argv[0])  # noqa: PTH120
-        if folder:
+        if folder := os.path.dirname(self.launch.argv[0]):  # noqa: PTH120
             environment["PATH"] = os.pathsep.join([folder, environment.get("PATH", os.defpath)])
         return environment
 
@@ -276,8 +264,7 @@ class Patience:
         now = time.monotonic()
         if self._seen is None or now - self._looked >= min(GROWTH_POLL_S, self._timeout_s / 2):
             self._looked = now
-            size = self._size()
-            if size != self._seen:
+            if (size := self._size()) != self._seen:
                 self._seen, self._grew = size, now
         if now - self._grew >= self._timeout_s:
             grew = f"was not ready after {self._timeout_s:g} s in which neither its log nor its downloads grew"
