@@ -39,8 +39,8 @@ _PRIOR = math.log(2)
 """How far a constant may move, likewise: a factor of two."""
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A measured row with what the simulator needs to say the same."""
+class Row(msgspec.Struct, frozen=True):
+    """A measured row, with the simulator's inputs for it."""
 
     model: Model
     precision: str
@@ -140,17 +140,9 @@ def _rows(figures: Mapping[str, Any], presets: Presets) -> list[Row]:
             continue
         if row["tokens_per_s"] is None or row["precision"] not in (*DENSE, *FREE):
             continue
-        found.append(
-            Row(
-                model=model,
-                precision=row["precision"],
-                slots=int(row["concurrency"]),
-                prompt_tokens=row["prompt_tokens_mean"],
-                answer_tokens=row["output_tokens_mean"],
-                tokens_per_s=row["tokens_per_s"],
-                power_w=row["power_w_mean"],
-            )
-        )
+        prompt, answer = row["prompt_tokens_mean"], row["output_tokens_mean"]
+        measured = row["tokens_per_s"], row["power_w_mean"]
+        found.append(Row(model, row["precision"], int(row["concurrency"]), prompt, answer, *measured))
     return found
 
 

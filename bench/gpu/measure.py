@@ -1,6 +1,6 @@
-"""Budget: the time of one call, which ends a sweep between two cells and never in one.
+"""Measure: the steps of a plan in order under a time budget, each continued where it was left.
 
-Measure: the steps of a plan in their order, under a time budget, each resumed where it was left.
+A budget ends a sweep between two cells, never within one.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ Clock = Callable[[], float]
 
 
 class Deadline:
-    """When the time of this call is up."""
+    """The end of this call's time."""
 
     def __init__(self, seconds: float, clock: Clock = time.monotonic) -> None:
-        self.clock = clock
-        self._end = clock() + seconds
+        self.clock, self._end = clock, clock() + seconds
 
     @property
     def left_s(self) -> float:
@@ -47,11 +46,10 @@ class Deadline:
 
 
 class Cutter(Observer):
-    """Listens to a sweep and ends it, as Ctrl-C would, where what comes next would not fit.
+    """Observes a sweep and ends it, as Ctrl-C would, where the next part would not fit.
 
-    Before a server starts there must be time for the longest start so far and a cell; before a cell for the longest so
-    far, and never for less than the first guess, since cells grow with the batch. It also ends a sweep of which only
-    the first repeats are wanted, behind the last of their cells.
+    A server's start needs time for the longest start so far and a cell; a cell needs the longest so far, and at least
+    the first guess, since cells grow with the batch. A sweep of which only first repeats are wanted ends after them.
     """
 
     def __init__(
@@ -63,17 +61,15 @@ class Cutter(Observer):
         wanted: Sequence[Cell] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """`wanted`: the first of the cells that are to be measured; None: all of them."""
+        """`wanted`: the first cells, which are to be measured; None: all of them."""
         self.start_s, self.cell_s = start_s, cell_s
         self.cut: str | None = None
-        """Why the sweep was ended for want of time."""
+        """Why there was not enough time for the sweep."""
         self.enough = False
-        """It was ended since all that was wanted is there, or has failed."""
+        """It was ended since all wanted cells were measured, or failed."""
         self._wanted = None if wanted is None else {cell.label for cell in wanted}
         self._blocks = None if wanted is None else len({(cell.repeat, cell.target) for cell in wanted})
-        self._deadline = deadline
-        self._say = say
-        self._since = deadline.clock()
+        self._deadline, self._say, self._since = deadline, say, deadline.clock()
         self._seen_start = False
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
@@ -157,10 +153,10 @@ def measure(
     again: bool = False,
     say: Say = print,
 ) -> State:
-    """Goes on with the plan until it is finished or the time is up; the state, which is also in work/state.json.
+    """Continues the plan until it is finished or the time is up; the state, which is also in work/state.json.
 
-    A step that has ended is not done again, a failed one only with `again`. `until` names the last step to do. Raises
-    UsageError for wrong use and KeyboardInterrupt on Ctrl-C, the state kept.
+    A step that has ended is not repeated, a failed one only with `again`. `until`: the last step to do. Raises
+    UsageError for wrong use and KeyboardInterrupt on Ctrl-C; the state is kept.
     """
     names = [step.name for step in plan.step]
     if until is not None and until not in names:
@@ -278,20 +274,14 @@ def _up_to(repeats: int, cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _selftest(step: Step, plan: Plan, site: Site) -> StepState:
-    """What `loadgen selftest` says while a server of the step has the GPU's memory and its processes run."""
+    """The output of `loadgen selftest` while a server of the step runs."""
     folder = site.work / "selftest"
     folder.mkdir(parents=True, exist_ok=True)
-    launch = plan_launch(
-        load_recipe(step.serve[0]),
-        model=str(site.models / str(step.model)),
-        port=free_port(),
-        device=plan.device,
-        max_num_seqs=int(step.options["concurrency"]) + HEADROOM_SEQS,
-        vllm=site.vllm,
-    )
-    command = [sys.executable, "-m", "loadgen", "selftest"]
-    for option, value in step.options.items():
-        command += [f"--{option.replace('_', '-')}", str(value)]
+    seqs = int(step.options["concurrency"]) + HEADROOM_SEQS
+    where = {"model": str(site.models / str(step.model)), "port": free_port(), "vllm": site.vllm}
+    launch = plan_launch(load_recipe(step.serve[0]), device=plan.device, max_num_seqs=seqs, **where)
+    options = [word for name, value in step.options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "loadgen", "selftest", *options]
     try:
         with ServerProcess(launch, folder / "server.log") as server:
             server.wait_ready()
@@ -326,14 +316,11 @@ def _torch_python(site: Site, plan: Plan) -> Path:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set for this process and so for every server it starts."""
-    before = {name: os.environ.get(name) for name in variables}
+    """Sets variables for this process, and so for every server that it starts."""
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,7 +1,4 @@
-"""Pages: the text of a study, section by section, and the file it becomes.
-
-The only figures computed here are ratios and differences that it names.
-"""
+"""Pages: the text of a study, section by section, and its file; it computes only ratios and differences."""
 
 from __future__ import annotations
 
@@ -34,6 +31,7 @@ METRICS = {
     "energy_hli_per_query_j": "less energy by the HLI bound",
 }
 ANSWER_HEAD = ("model", "format", *METRICS.values())
+HLI_HEAD = ("target", "B", "HLI J/query", "meter J/query", "meter / HLI")
 
 
 def answer_rows(runs: Iterable[tuple[str, Run]]) -> list[list[str]]:
@@ -76,23 +74,10 @@ _METRICS = ("tokens_per_s", "energy_per_token_j", "energy_hli_per_query_j")
 
 def text(study: Study, beside: Path) -> str:
     """The whole page; figures are looked for in `beside`."""
-    sections = [
-        _title(study),
-        _short(study),
-        _steps(study),
-        _sensors(study),
-        *(_run(study, step, run, beside) for step, run in study.runs.items()),
-        _hli(study),
-        _anchors(study),
-        _published(study),
-        _claims(study),
-        _sizes(study),
-        _selftest(study),
-        _simulator(study),
-        _invalid(study),
-        _limits(study),
-        _again(study),
-    ]
+    before, after = (_title, _short, _steps, _sensors), (_hli, _anchors, _published, _claims, _sizes)
+    last = (_selftest, _simulator, _invalid, _limits, _again)
+    runs = [_run(study, step, run, beside) for step, run in study.runs.items()]
+    sections = [*(part(study) for part in before), *runs, *(part(study) for part in (*after, *last))]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -193,7 +178,7 @@ def _run(study: Study, step: str, run: Run, beside: Path) -> str:
     most = int(run.cells["repeat"].max())
     repeats = "one repeat" if most == 1 else f"{most} repeats"
     if config.mode == "serve" and most > 1:
-        repeats += ", each with servers started anew"
+        repeats += ", each with new servers"
     facts = (
         f"Answers of exactly {config.fixed_length} tokens, windows of {number(config.duration_s)} s, "
         f"{repeats}. "
@@ -248,17 +233,7 @@ def _hli(study: Study) -> str:
     parts = [
         f"## HLI against NVML{study.stamp}",
         paragraph(words),
-        table(
-            [
-                f"{STAMP} run" if study.simulated else "run",
-                "target",
-                "B",
-                "HLI J/query",
-                "meter J/query",
-                "meter / HLI",
-            ],
-            rows,
-        ),
+        table([f"{STAMP} run" if study.simulated else "run", *HLI_HEAD], rows),
         items(differing) or "At no B does HLI prove the opposite of what the meter proves.",
     ]
     return "\n\n".join(parts)
@@ -290,15 +265,9 @@ def _published(study: Study) -> str:
         )
         own = [words for words in match.differs if words not in common]
         caveats = "; ".join([*own, *([theirs.contradiction] if theirs.contradiction else [])])
-        rows.append(
-            [
-                theirs.source,
-                f"{theirs.model}, {theirs.precision}, {theirs.gpu or 'GPU not stated'}",
-                f"{theirs.metric} {number(theirs.value)} {theirs.unit}",
-                f"{match.run} {match.target}, {match.column}: {ours}",
-                caveats,
-            ]
-        )
+        subject = f"{theirs.model}, {theirs.precision}, {theirs.gpu or 'GPU not stated'}"
+        figure = f"{theirs.metric} {number(theirs.value)} {theirs.unit}"
+        rows.append([theirs.source, subject, figure, f"{match.run} {match.target}, {match.column}: {ours}", caveats])
     if not rows:
         return ""
     head = ["source", "of what", "published", "ours (× theirs)", "why they may differ"]
@@ -319,7 +288,7 @@ def _claims(study: Study) -> str:
         "Verdicts hold for these kernels on this machine. The paper's 4 and 8 bits are bitsandbytes in another engine; "
         "AWQ, GPTQ and FP8 are other kernels.",
         "Accuracy is no part of this study (random weights), so no claim on trust or on SI can be judged.",
-        "Energy is the GPU's own: no host, no memory of the host, no cooling.",
+        "Energy is the GPU's alone: no host, no host memory, no cooling.",
         "With one repeat a verdict that needs an interval is `cannot tell`, unless noise inside the windows decides.",
     ]
     if study.simulated:
@@ -346,14 +315,12 @@ def _simulator(study: Study) -> str:
     found = pairs(figures_of(study), load_presets())
     if not found:
         return ""
+    kind = "This is the simulator's error against hardware."
+    if study.simulated:
+        kind = "Both sides come from one cost model here: this is the error of window, sensors and client."
     words = (
         "What the simulator's closed form gives for the prompts and answers of these runs, over the figures above, "
-        "less one. "
-        + (
-            "Both sides come from one cost model here: this is the error of window, sensors and client."
-            if study.simulated
-            else "This is the simulator's error against hardware."
-        )
+        f"less one. {kind}"
     )
     heading = f"## The simulator's closed form beside it{study.stamp}"
     return f"{heading}\n\n{paragraph(words)}\n\n{table(ERROR_HEAD, rows_of(found))}"
@@ -388,7 +355,7 @@ def _again(study: Study) -> str:
             "## Again",
             "Every number of this page, from the raw results:",
             f"    {command}",
-            "Any run by itself, with its whole report (requests, latencies, time lines):",
+            "One run with its whole report (requests, latencies, time lines):",
             f"    tar xJf docs/studies/{study.name}/results/{first}.tar.xz -C FOLDER\n"
             f"    loadgen report FOLDER/runs/{first}",
             "The measurement: [bench/gpu](../../bench/gpu/README.md).",

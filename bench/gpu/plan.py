@@ -1,7 +1,4 @@
-"""Plan: what is measured, in the order of its worth, read from plans/NAME.toml.
-
-State: what of a plan is done, in one file that is rewritten whole, so that a kill at any instant loses no step.
-"""
+"""Plan: the steps to measure, the most valuable first, read from plans/NAME.toml; State: which of them are done."""
 
 from __future__ import annotations
 
@@ -19,14 +16,13 @@ PLANS = Path(__file__).with_name("plans")
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thing that is measured whole or not, and whose results stand by themselves."""
+    """One part of a plan, whose results are useful alone."""
 
     name: str
     why: str
     kind: Literal["sensors", "sweep", "rest", "selftest"]
     """`rest`: the later repeats of the sweep `of`, which then ends after its first."""
     of: str | None = None
-    """`rest`: the name of the sweep's step."""
     model: str | None = None
     """A table of shapes.toml."""
     serve: tuple[str, ...] = ()
@@ -85,17 +81,17 @@ def load_plan(name: str | Path) -> Plan:
         known = ", ".join(sorted(found.stem for found in PLANS.glob("*.toml")))
         raise UsageError(f"--plan {name}: there is no such plan; name a file, or one of {known}") from None
     except ValueError as error:
-        raise UsageError(f"{path} is no plan: {error}") from None
+        raise UsageError(f"{path} is not a valid plan: {error}") from None
     names = [step.name for step in plan.step]
-    if len(set(names)) < len(names):
-        raise UsageError(f"{path} is no plan: two steps have one name")
+    faults = ["two steps have one name"] if len(set(names)) < len(names) else []
     for number, step in enumerate(plan.step):
         sweeps = [one.name for one in plan.step[:number] if one.kind == "sweep"]
-        if step.kind == "rest":
-            if step.of not in sweeps:
-                raise UsageError(f"{path} is no plan: step {step.name} is the rest of {step.of}, no sweep before it")
-        elif step.kind != "sensors" and not (step.model and step.serve):
-            raise UsageError(f"{path} is no plan: step {step.name} needs a model and what to serve")
+        if step.kind == "rest" and step.of not in sweeps:
+            faults.append(f"step {step.name} is the rest of {step.of}, which is not a sweep before it")
+        elif step.kind in ("sweep", "selftest") and not (step.model and step.serve):
+            faults.append(f"step {step.name} needs a model and what to serve")
+    if faults:
+        raise UsageError(f"{path} is not a valid plan: {faults[0]}")
     return msgspec.structs.replace(plan, sha256=hashlib.sha256(text).hexdigest())
 
 
@@ -104,10 +100,10 @@ ENDED: tuple[Status, ...] = ("done", "failed", "skipped")
 
 
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one step is."""
+    """The progress of one step."""
 
     status: Status = "open"
-    """`running` in a file that nobody writes: killed. `cut`: the time was up between two cells."""
+    """`running` without a process: killed. `cut`: the time was up between two cells."""
     reason: str | None = None
     """Why it was cut, failed or skipped."""
     seconds: float = 0.0
@@ -115,7 +111,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State:
-    """The state file of one folder of work."""
+    """The state file of one folder of work, rewritten whole, so that a kill at any instant loses no step."""
 
     def __init__(self, path: Path, plan: Plan) -> None:
         """Reads what was done. Raises UsageError when the folder holds the work of another plan."""

@@ -1,9 +1,6 @@
-"""Simulated: the servers of a step without its GPU, from the GPU's preset; everything they touch says SIMULATED.
+"""The simulator in the kit: servers for a step without its GPU, and its error against measured and published figures.
 
-Anchors: published joules per output token beside those of the nearest model size, measured or of the simulator.
-
-The simulator's error: its closed form beside what was measured, where anything was, and beside what others
-published; a part of docs/simulator.md.
+The error is a section of docs/simulator.md.
 """
 
 from __future__ import annotations
@@ -163,8 +160,8 @@ BEGIN = "<!-- Written by `python -m bench.gpu simulator-error` from docs/studies
 END = "<!-- end of what is written by it -->\n"
 
 
-class Pair(msgspec.Struct, frozen=True, kw_only=True):
-    """One precision at one batch: what the simulator says over what was measured, less one."""
+class Pair(msgspec.Struct, frozen=True):
+    """One precision at one batch: the simulator's figure over the measured one, less one."""
 
     model: str
     precision: str
@@ -186,16 +183,10 @@ def pairs(figures: Mapping[str, Any], presets: Presets) -> list[Pair]:
         if row["tokens_per_s"] is None:
             continue
         said = closed_loop(cost, int(row["concurrency"]), row["prompt_tokens_mean"], row["output_tokens_mean"])
-        found.append(
-            Pair(
-                model=row["model"],
-                precision=row["precision"],
-                concurrency=int(row["concurrency"]),
-                tokens_per_s=said.tokens_per_s / row["tokens_per_s"] - 1,
-                power_w=_off(said.power_w, row["power_w_mean"]),
-                energy_per_token_j=_off(said.energy_per_token_j, row["energy_per_token_j"]),
-            )
-        )
+        speed = said.tokens_per_s / row["tokens_per_s"] - 1
+        power = _off(said.power_w, row["power_w_mean"])
+        energy = _off(said.energy_per_token_j, row["energy_per_token_j"])
+        found.append(Pair(row["model"], row["precision"], int(row["concurrency"]), speed, power, energy))
     return found
 
 

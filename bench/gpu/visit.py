@@ -1,7 +1,6 @@
-"""Visit: what one remote command does on an offline machine: as much of the kit as was carried and time is left for.
+"""Visit: one remote command on an offline machine, which does as much as the carried pieces and the time allow.
 
-Every visit is the same command. It keeps the pieces that came with it; once all are there it joins, installs and
-measures; and whatever was reached goes packed into a folder that is brought back. It needs nothing but Python.
+It keeps the pieces; once all are there it joins, installs and measures, and packs the results. It needs only Python.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ Say = Callable[[str], None]
 
 
 def lacking_words(carried: Iterable[str]) -> str:
-    """Which packages of the kit's lock are neither here nor among the carried wheels (file names), in words."""
+    """A sentence about packages of the kit's lock that are neither here nor among the carried wheels (file names)."""
     settings = tomllib.loads(KIT.read_text(encoding="utf-8"))
     needed = choose(read_lock(LOCK), machine.look(), settings["leave_out"]).fetch
     names = {wheel_name(Path(wheel))[0] for wheel in carried if wheel.endswith(".whl")}
@@ -67,24 +66,13 @@ class Visit:
     ) -> None:
         """`kit` lasts from visit to visit, `out` is brought back. `vllm`: another than the carried one. The rest is
         as in `measure`."""
-        self.kit, self.out = kit, out
+        self.kit, self.out, self.work = kit, out, kit / "work"
         self._plan, self._until, self._again, self._vllm, self._preset = plan, until, again, vllm, preset
-        self._say = say
-        self._begun = time.monotonic()
-        self._seconds = seconds
+        self._say, self._seconds, self._begun = say, seconds, time.monotonic()
 
     @property
     def left_s(self) -> float:
         return self._begun + self._seconds - time.monotonic()
-
-    @property
-    def work(self) -> Path:
-        return self.kit / "work"
-
-    @property
-    def _needs_vllm(self) -> bool:
-        """The carried one."""
-        return self._preset is None and self._vllm is None
 
     @property
     def models(self) -> Path:
@@ -95,7 +83,7 @@ class Visit:
     def make(self, carried: Path | None, earlier: Path | None) -> int:
         """The exit status: 0 when the plan is finished, 1 when there is more to carry or to measure.
 
-        `carried`: pieces with pieces.json. `earlier`: packed results of a machine that is gone, to go on with.
+        `carried`: pieces with pieces.json. `earlier`: packed results of another machine, which are continued.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         try:
@@ -106,7 +94,7 @@ class Visit:
     def _make(self, carried: Path | None, earlier: Path | None) -> int:
         (self.out / "machine.json").write_text(machine.to_json(machine.look()), encoding="utf-8")
         if earlier is not None and not (self.work / "state.json").exists():
-            self._tell(f"going on with the results in {earlier}")
+            self._tell(f"continuing the results in {earlier}")
             unpack(earlier, self.work)
         store = self.kit / "pieces"
         if carried is not None:
@@ -128,7 +116,7 @@ class Visit:
         try:
             self._tell(f"{pieces.join(store, wheels)} files are whole in {wheels}")
             python = install(wheels, venv, say=self._tell)
-            probed = probe(python, PROBES if self._needs_vllm else ("loadgen",))
+            probed = probe(python, PROBES if self._preset is None and self._vllm is None else ("loadgen",))
             for name, said in probed.items():
                 self._tell(f"  {name}: {said}")
             if failed := [name for name, said in probed.items() if said.startswith(CANNOT)]:
@@ -147,8 +135,8 @@ class Visit:
         if first is None or self._preset is not None or importlib.util.find_spec("torch") is None:
             return None
         formats = ",".join(kind for kind in FORMATS if kind in first["serve"])
-        command = [sys.executable, "-m", "bench.gpu.checkpoints", "--out", str(self.models)]
-        command += ["--model", first["model"], "--formats", formats]
+        command = [sys.executable, "-m", "bench.gpu.checkpoints", "--out", str(self.models), "--model", first["model"]]
+        command += ["--formats", formats]
         return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def _measure(self, python: Path) -> int:

@@ -1,9 +1,4 @@
-"""Fetch: the wheels that an offline machine lacks, at the versions of a lock, through pip and its own configuration.
-
-Trim: wheels made smaller, of parts that are not needed for what is measured, and by a denser compression.
-
-Install: an environment on the offline machine that sees what is there and adds the wheels that were carried.
-"""
+"""Wheels for an offline machine: fetched by a lock through pip, trimmed of what is not needed, and installed there."""
 
 from __future__ import annotations
 
@@ -47,7 +42,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a lock is fetched, and why the rest is not."""
+    """The pins of a lock by what is done with them."""
 
     fetch: tuple[Pin, ...]
     there: tuple[Pin, ...]
@@ -69,7 +64,9 @@ def read_lock(path: Path) -> tuple[Pin, ...]:
             continue
         found = _LINE.fullmatch(text)
         if found is None:
-            raise UsageError(f"{path}, line {number}: {text!r} is no NAME==VERSION; a lock names exact versions")
+            raise UsageError(
+                f"{path}, line {number}: {text!r} is not of the form NAME==VERSION; a lock names exact versions"
+            )
         hashes = tuple(re.findall(r"sha256:([0-9a-f]{64})", found["hashes"]))
         pins.append(Pin(normalized(found["name"]), found["version"], hashes))
     return tuple(pins)
@@ -142,15 +139,13 @@ def _download(pin: Pin, machine: Machine, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirement.txt"
         requirement.write_text(" ".join([str(pin), *(f"--hash=sha256:{value}" for value in pin.hashes)]) + "\n")
-        asked = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-             "--only-binary=:all:", "--python-version", python, "--implementation", "cp", *tags,
-             "-r", str(requirement), "-d", folder],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if asked.returncode != 0:
-            said = " ".join(asked.stderr.strip().splitlines()[-1:]) or f"status {asked.returncode}"
-            raise UsageError(f"pip cannot fetch {pin} for Python {python} on {machine.processor}: {said}")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", *tags]
+        command += ["-r", str(requirement), "-d", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = " ".join(done.stderr.strip().splitlines()[-1:]) or f"status {done.returncode}"
+            raise UsageError(f"pip cannot fetch {pin} for Python {python} on {machine.processor}: {reason}")
         for wheel in Path(folder).glob("*.whl"):
             # Moved within one file system at the end, so that a kill leaves no half wheel under its name.
             partial = out / f"{wheel.name}.partial"
@@ -196,7 +191,7 @@ def _trim_one(wheel: Path, target: Path, patterns: Sequence[str]) -> Trimmed:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UsageError(f"{wheel.name}: nothing in it matches {pattern!r}; the pattern is for another version")
         if kept := [name for name in dropped if name.endswith(_PRESERVED)]:
-            raise UsageError(f"{wheel.name}: {kept[0]} must stay; mend the pattern that drops it")
+            raise UsageError(f"{wheel.name}: {kept[0]} must stay; fix the pattern that drops it")
         if not target.exists():
             partial = target.with_name(target.name + ".partial")
             if wheel.stat().st_size < _SMALL and not dropped:
@@ -266,11 +261,9 @@ def install(wheels: Path, venv: Path, say: Callable[[str], None] = print) -> Pat
     there = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (site / "machine.pth").write_text("\n".join([*there, str(PROJECT)]) + "\n", encoding="utf-8")
     say(f"installing {len(found)} wheels into {venv}")
-    _run(
-        venv,
-        [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "--no-index",
-         "--no-deps", "--find-links", str(wheels), "--ignore-installed", "--no-compile", *map(str, found)],
-    )  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "--no-index"]
+    pip += ["--no-deps", "--find-links", str(wheels), "--ignore-installed", "--no-compile"]
+    _run(venv, [*pip, *map(str, found)])
     stamp.write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
     return python
 

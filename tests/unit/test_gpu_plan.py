@@ -62,8 +62,8 @@ def test_a_first_pass_of_the_plan_and_what_comes_before_it_fit_into_25_minutes_b
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("steps = 1", "is no plan"),
-        ('name = "x"\ndevice = "tpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\nstep = []', "is no plan"),
+        ("steps = 1", "is not a valid plan"),
+        ('name = "x"\ndevice = "tpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\nstep = []', "is not a valid plan"),
         (
             'name = "x"\ndevice = "cpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\n'
             '[[step]]\nname = "a"\nwhy = "b"\nkind = "sweep"',
@@ -72,7 +72,7 @@ def test_a_first_pass_of_the_plan_and_what_comes_before_it_fit_into_25_minutes_b
         (
             'name = "x"\ndevice = "cpu"\nbudget_s = 1\nstart_s = 1\ncell_s = 1\n'
             '[[step]]\nname = "a"\nwhy = "b"\nkind = "rest"\nof = "b"',
-            "step a is the rest of b, no sweep before it",
+            "step a is the rest of b, which is not a sweep before it",
         ),
     ],
 )

@@ -51,7 +51,7 @@ def test_only_what_the_machine_lacks_and_the_study_needs_is_fetched() -> None:
 @pytest.mark.parametrize("line", ["vllm>=0.26", "vllm", "vllm==0.26.0 --hash=md5:00", "-e ."])
 def test_a_lock_holds_exact_versions_only(tmp_path: Path, line: str) -> None:
     (tmp_path / "lock.txt").write_text(f"# a comment\nmsgspec==0.22.0\n{line}\n")
-    with pytest.raises(UsageError, match=r"line 3: .* is no NAME==VERSION"):
+    with pytest.raises(UsageError, match=r"line 3: .* is not of the form NAME==VERSION"):
         read_lock(tmp_path / "lock.txt")
 
 
