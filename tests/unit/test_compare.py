@@ -182,11 +182,11 @@ def test_the_command_shows_what_was_imported(
     ("arguments", "said"),
     [
         (["nowhere"], "nowhere is not a run directory"),
-        (["RUN", "RUN"], "is given twice"),
-        (["RUN", "--size", "other=7B"], "--size other: no run, model or target of that name; the runs are small"),
+        (["RUN", "RUN"], "is listed twice"),
+        (["RUN", "--size", "other=7B"], "--size other: no run, model or target has that name; the runs are small"),
         (["RUN", "--size", "7B"], "write --size RUN=7.25B"),
         (["RUN", "--size", "small=many"], "write it as 7.25B or 600M"),
-        (["RUN", "--import", "wrk=x.json"], "no tool 'wrk'"),
+        (["RUN", "--import", "wrk=x.json"], "'wrk' is not a known tool"),
     ],
 )
 def test_wrong_use_is_one_sentence(

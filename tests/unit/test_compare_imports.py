@@ -112,14 +112,14 @@ def test_a_swept_concurrency_of_aiperf_counts_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "content", "said"),
     [
-        ("vllm-bench", "not json", "is no JSON"),
-        ("vllm-bench", GUIDELLM, "holds no result of vllm-bench"),
+        ("vllm-bench", "not json", "is not JSON"),
+        ("vllm-bench", GUIDELLM, "has no result of vllm-bench"),
         ("guidellm", VLLM, "name its benchmarks.json"),
-        ("guidellm", {"benchmarks": []}, "holds no result of guidellm"),
+        ("guidellm", {"benchmarks": []}, "has no result of guidellm"),
         ("aiperf", [1, 2], "name its profile_export_aiperf.json"),
-        ("aiperf", "{}", "holds no result of aiperf"),
-        ("vllm-bench", json.dumps(VLLM | {"output_throughput": float("nan")}), "holds no result"),
-        ("wrk", VLLM, "no tool 'wrk'; choose from vllm-bench, guidellm, aiperf"),
+        ("aiperf", "{}", "has no result of aiperf"),
+        ("vllm-bench", json.dumps(VLLM | {"output_throughput": float("nan")}), "has no result"),
+        ("wrk", VLLM, "'wrk' is not a known tool; choose from vllm-bench, guidellm, aiperf"),
     ],
 )
 def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path, argument: str, content: object, said: str) -> None:
@@ -130,5 +130,5 @@ def test_a_file_of_another_kind_is_one_sentence(tmp_path: Path, argument: str, c
 
 @pytest.mark.parametrize("argument", ["vllm-bench", "vllm-bench=", "vllm-bench=nowhere.json"])
 def test_a_missing_file_is_one_sentence(argument: str) -> None:
-    with pytest.raises(UsageError, match=r"names no file|cannot be read"):
+    with pytest.raises(UsageError, match=r"has no file|cannot be read"):
         read_import(argument)

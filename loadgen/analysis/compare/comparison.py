@@ -228,7 +228,7 @@ def _open(paths: Sequence[str | Path]) -> dict[str, Run]:
     runs = {Path(path).resolve(): load_run(path) for path in paths}
     if len(runs) < len(paths):
         twice = next(path for path in runs if sum(Path(other).resolve() == path for other in paths) > 1)
-        raise UsageError(f"{twice} is given twice; name every run once")
+        raise UsageError(f"{twice} is listed twice; list each run once")
     tails = dict.fromkeys(runs, 1)
     while clashes := [path for path in tails if sum(_tail(p, tails[p]) == _tail(path, tails[path]) for p in tails) > 1]:
         for path in clashes:
@@ -245,4 +245,4 @@ def _check_names(sizes: Mapping[str, float], rows: Sequence[CompareRow], models:
     for name in sizes:
         if name not in names:
             there = ", ".join(dict.fromkeys(row.run for row in rows))
-            raise UsageError(f"--size {name}: no run, model or target of that name; the runs are {there}")
+            raise UsageError(f"--size {name}: no run, model or target has that name; the runs are {there}")

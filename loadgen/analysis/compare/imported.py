@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +66,24 @@ def read_import(argument: str) -> list[ImportedPoint]:
     left, equals, file = argument.partition("=")
     tool, _, label = left.partition(":")
     if not equals or not file:
-        raise UsageError(f"--import {argument} names no file; write TOOL[:LABEL]=FILE, such as vllm-bench:awq=awq.json")
+        raise UsageError(f"--import {argument} has no file; write TOOL[:LABEL]=FILE, such as vllm-bench:awq=awq.json")
     if tool not in _READERS:
-        raise UsageError(f"--import {argument}: no tool {tool!r}; choose from {', '.join(_READERS)}")
-    path = Path(file)
+        raise UsageError(f"--import {argument}: {tool!r} is not a known tool; choose from {', '.join(_READERS)}")
+    path, (read, expected) = Path(file), _READERS[tool]
     try:
         objects = _objects(read_file(path).decode())
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "not text"
         raise UsageError(f"--import {argument}: {file} cannot be read ({reason}); name the tool's JSON file") from None
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--import {argument}: {file} is no JSON ({error}); name the tool's JSON file") from None
+        raise UsageError(f"--import {argument}: {file} is not JSON ({error}); name the tool's JSON file") from None
     try:
-        points = [point for found in objects for point in _READERS[tool](found, tool, label or path.stem, file)]
+        given = {"tool": tool, "label": label or path.stem, "file": file}
+        points = [msgspec.convert({**fields, **given}, ImportedPoint) for found in objects for fields in read(found)]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         points = []
     if not points:
-        raise UsageError(f"--import {argument}: {file} holds no result of {tool}; {_EXPECTED[tool]}")
+        raise UsageError(f"--import {argument}: {file} has no result of {tool}; name {expected}")
     return sorted(points, key=lambda point: point.concurrency or math.inf)
 
 
@@ -97,93 +98,70 @@ def _objects(text: str) -> list[Any]:
         return [json.loads(line) for line in lines]
 
 
-def _vllm_bench(found: Object, tool: str, label: str, file: str) -> list[ImportedPoint]:
+def _vllm_bench(found: Object) -> Iterator[Object]:
     latencies = {
         f"{ours}_ms_{name}": _number(found.get(f"{theirs}_{key}_ms"))
         for ours, key in (("ttft", "ttft"), ("tpot", "tpot"), ("itl", "itl"), ("e2e", "e2el"))
         for name, theirs in (("mean", "mean"), ("p50", "median"), ("p99", "p99"))
     }
-    return [
-        ImportedPoint(
-            tool=tool,
-            label=label,
-            model=_first(found.get("model_id")),
-            concurrency=_count(found.get("max_concurrency")),
-            requests=_number(found.get("completed")),
-            errors=_number(found.get("failed")),
-            tokens_per_s=_rate(found["output_throughput"]),
-            file=file,
-            **latencies,
-        )
-    ]
+    yield latencies | {
+        "model": _first(found.get("model_id")),
+        "concurrency": _count(found.get("max_concurrency")),
+        "requests": _number(found.get("completed")),
+        "errors": _number(found.get("failed")),
+        "tokens_per_s": _rate(found["output_throughput"]),
+    }
 
 
-def _guidellm(found: Object, tool: str, label: str, file: str) -> list[ImportedPoint]:
-    points = []
+_GUIDELLM = {
+    "ttft": ("time_to_first_token_ms", 1.0),
+    "tpot": ("time_per_output_token_ms", 1.0),
+    "itl": ("inter_token_latency_ms", 1.0),
+    "e2e": ("request_latency", 1e3),
+}
+"""Our latency -> GuideLLM's, and how many ms its unit has."""
+
+
+def _guidellm(found: Object) -> Iterator[Object]:
     for benchmark in found["benchmarks"]:
         metrics = benchmark["metrics"]
         config = benchmark.get("config") or benchmark.get("args") or {}
         strategy = config.get("strategy") or {}
         alone = 1 if strategy.get("type_") == "synchronous" else None
-        totals = metrics.get("request_totals") or {}
         latencies: dict[str, float | None] = {}
-        for ours, key, factor in (
-            ("ttft", "time_to_first_token_ms", 1.0),
-            ("tpot", "time_per_output_token_ms", 1.0),
-            ("itl", "inter_token_latency_ms", 1.0),
-            ("e2e", "request_latency", 1e3),
-        ):
-            given = (metrics.get(key) or {}).get("successful") or {}
-            values = given.get("mean"), given.get("median"), (given.get("percentiles") or {}).get("p99")
-            for name, value in zip(("mean", "p50", "p99"), values, strict=True):
-                number = _number(value)
-                latencies[f"{ours}_ms_{name}"] = None if number is None else factor * number
-        points.append(
-            ImportedPoint(
-                tool=tool,
-                label=label,
-                model=_first(_at(config, "backend", "model"), _at(found, "args", "model")),
-                concurrency=_count(strategy.get("streams")) or alone,
-                requests=_number(totals.get("successful")),
-                errors=_number(totals.get("errored")),
-                tokens_per_s=_rate(metrics["output_tokens_per_second"]["successful"]["mean"]),
-                file=file,
-                **latencies,
-            )
-        )
-    return points
+        for ours, (key, factor_ms) in _GUIDELLM.items():
+            given = _at(metrics, key, "successful") or {}
+            values = {"mean": given.get("mean"), "p50": given.get("median"), "p99": _at(given, "percentiles", "p99")}
+            latencies |= {f"{ours}_ms_{name}": _number(value, factor_ms) for name, value in values.items()}
+        yield latencies | {
+            "model": _first(_at(config, "backend", "model"), _at(found, "args", "model")),
+            "concurrency": _count(strategy.get("streams")) or alone,
+            "requests": _number(_at(metrics, "request_totals", "successful")),
+            "errors": _number(_at(metrics, "request_totals", "errored")),
+            "tokens_per_s": _rate(metrics["output_tokens_per_second"]["successful"]["mean"]),
+        }
 
 
 _IN_MS = {"ms": 1.0, "s": 1e3, "sec": 1e3, "seconds": 1e3, "us": 1e-3, "ns": 1e-6}
+_AIPERF = {"ttft": "time_to_first_token", "itl": "inter_token_latency", "e2e": "request_latency"}
 
 
-def _aiperf(found: Object, tool: str, label: str, file: str) -> list[ImportedPoint]:
+def _aiperf(found: Object) -> Iterator[Object]:
     latencies: dict[str, float | None] = {}
-    for ours, key in (
-        ("ttft", "time_to_first_token"),
-        ("itl", "inter_token_latency"),
-        ("e2e", "request_latency"),
-    ):
+    for ours, key in _AIPERF.items():
         given = found.get(key) or {}
-        for name, theirs in (("mean", "avg"), ("p50", "p50"), ("p99", "p99")):
-            number = _number(given.get(theirs))
-            latencies[f"{ours}_ms_{name}"] = None if number is None else number * _IN_MS[given.get("unit", "ms")]
+        values = {"mean": given.get("avg"), "p50": given.get("p50"), "p99": given.get("p99")}
+        factor_ms = _IN_MS[given.get("unit", "ms")]
+        latencies |= {f"{ours}_ms_{name}": _number(value, factor_ms) for name, value in values.items()}
     config = found.get("input_config") or {}
-    return [
-        ImportedPoint(
-            tool=tool,
-            label=label,
-            model=_first(
-                _at(config, "endpoint", "model_names"), _at(config, "models", "items"), _at(config, "model_names")
-            ),
-            concurrency=_aiperf_concurrency(found, config),
-            requests=_number(_at(found, "request_count", "avg")),
-            errors=_number(_at(found, "error_request_count", "avg")),
-            tokens_per_s=_rate(found["output_token_throughput"]["avg"]),
-            file=file,
-            **latencies,
-        )
-    ]
+    models = (_at(config, *keys) for keys in (("endpoint", "model_names"), ("models", "items"), ("model_names",)))
+    yield latencies | {
+        "model": _first(*models),
+        "concurrency": _aiperf_concurrency(found, config),
+        "requests": _number(_at(found, "request_count", "avg")),
+        "errors": _number(_at(found, "error_request_count", "avg")),
+        "tokens_per_s": _rate(found["output_token_throughput"]["avg"]),
+    }
 
 
 def _aiperf_concurrency(found: Object, config: Object) -> int | None:
@@ -201,16 +179,12 @@ def _aiperf_concurrency(found: Object, config: Object) -> int | None:
     return next((count for place in places if (count := _count(place)) is not None), None)
 
 
-_READERS: dict[str, Callable[[Object, str, str, str], Sequence[ImportedPoint]]] = {
-    "vllm-bench": _vllm_bench,
-    "guidellm": _guidellm,
-    "aiperf": _aiperf,
+_READERS: Mapping[str, tuple[Callable[[Object], Iterator[Object]], str]] = {
+    "vllm-bench": (_vllm_bench, "a file of `vllm bench serve --save-result`"),
+    "guidellm": (_guidellm, "its benchmarks.json"),
+    "aiperf": (_aiperf, "its profile_export_aiperf.json"),
 }
-_EXPECTED = {
-    "vllm-bench": "name a file of `vllm bench serve --save-result`",
-    "guidellm": "name its benchmarks.json",
-    "aiperf": "name its profile_export_aiperf.json",
-}
+"""Tool -> the fields of the points in one JSON object, and which file to name."""
 
 
 def _at(found: Object, *keys: str) -> Any:
@@ -232,9 +206,9 @@ def _first(*names: Any) -> str | None:
     return None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: Any, factor: float = 1.0) -> float | None:
     known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
+    return factor * value if known else None
 
 
 def _count(value: Any) -> int | None:

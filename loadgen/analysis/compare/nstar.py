@@ -1,9 +1,5 @@
-"""NStar: the model size at which a precision stops being a trap, or starts to be one: the zero of COR over log N.
-
-Paper: Theorem 4.6 and Figure 8 of arXiv 2602.13595v2. Its formula (N* = phi B_W B / (alpha (pi - p))) is not used here.
-
-Stratum: what must be equal for two CORs to differ by the size of the model alone.
-"""
+"""NStar: the model size at which a precision stops being a trap, or starts to be one: the zero of COR over log N
+(Theorem 4.6 and Figure 8 of arXiv 2602.13595v2). Stratum: what must be equal for two CORs to differ by size alone."""
 
 from __future__ import annotations
 
@@ -78,19 +74,7 @@ def stratum_of(row: CompareRow) -> Stratum | None:
     """None where there is no COR, or the hardware is not recorded: nothing can be said to equal it."""
     if row.cor is None or row.gpu is None or row.gpu_count is None:
         return None
-    return Stratum(
-        precision=row.precision,
-        reference=row.reference,
-        concurrency=row.concurrency,
-        arrival=row.arrival,
-        gpu=row.gpu,
-        gpu_count=row.gpu_count,
-        dataset=row.dataset,
-        protocol=row.protocol,
-        fixed_length=row.fixed_length,
-        kernels=row.kernels,
-        simulated=row.simulated,
-    )
+    return msgspec.convert(row, Stratum, from_attributes=True)
 
 
 def strata(rows: Iterable[CompareRow]) -> dict[Stratum, list[CompareRow]]:
@@ -199,12 +183,9 @@ class NStar(msgspec.Struct, frozen=True, kw_only=True):
 
 def n_stars(rows: Sequence[CompareRow]) -> tuple[NStar, ...]:
     """One per stratum that holds a COR, sorted."""
-    return tuple(_n_star(stratum, found, rows) for stratum, found in sorted(strata(rows).items(), key=_order))
-
-
-def _order(item: tuple[Stratum, list[CompareRow]]) -> tuple[object, ...]:
-    stratum = item[0]
-    return stratum.simulated, stratum.precision, stratum.concurrency, str(stratum)
+    found = strata(rows)
+    ordered = sorted(found, key=lambda one: (one.simulated, one.precision, one.concurrency, str(one)))
+    return tuple(_n_star(stratum, found[stratum], rows) for stratum in ordered)
 
 
 def _n_star(stratum: Stratum, members: Sequence[CompareRow], rows: Sequence[CompareRow]) -> NStar:
@@ -229,8 +210,7 @@ def _n_star(stratum: Stratum, members: Sequence[CompareRow], rows: Sequence[Comp
         return NStar(stratum=stratum, refusal=f"{kinds}, and a curve over N needs two", notes=tuple(notes))
     sizes = sorted(by_size)
     curve, noise = _curve(sizes, [by_size[size] for size in sizes])
-    grid = grid_points(curve, noise)
-    band = band_of(curve.batch, curve.mean, noise)
+    grid, band = grid_points(curve, noise), band_of(curve.batch, curve.mean, noise)
     found = crossings(grid, band)
     ends = {end.side: end.batch for end in beyond(grid, band, noise)}
     return NStar(
@@ -282,11 +262,8 @@ def _log_error(row: CompareRow) -> float:
 
 def _point(size: float, group: Sequence[CompareRow], point: GridPoint, rows: Sequence[CompareRow]) -> SizePoint:
     assert point.lo is not None and point.hi is not None
-    references = [
-        row.memory_headroom
-        for row in rows
-        if row.is_reference and any((row.run, row.concurrency) == (own.run, own.concurrency) for own in group)
-    ]
+    runs = {(own.run, own.concurrency) for own in group}
+    references = [row.memory_headroom for row in rows if row.is_reference and (row.run, row.concurrency) in runs]
     return SizePoint(
         parameters=size,
         models=tuple(dict.fromkeys(row.model or "" for row in group)),
@@ -313,11 +290,5 @@ def _status(points: Sequence[GridPoint], found: Sequence[Crossing]) -> Status:
 
 
 def _in_parameters(crossing: Crossing, sizes: Sequence[float]) -> SizeCrossing:
-    low, high = crossing.bracket
-    return SizeCrossing(
-        n=crossing.b,
-        lo=crossing.lo,
-        hi=crossing.hi,
-        bracket=(sizes[low], sizes[high]),
-        direction=crossing.direction,
-    )
+    low, high = (sizes[place] for place in crossing.bracket)
+    return SizeCrossing(n=crossing.b, lo=crossing.lo, hi=crossing.hi, bracket=(low, high), direction=crossing.direction)

@@ -103,12 +103,8 @@ def published_matches(rows: Sequence[CompareRow]) -> tuple[PublishedMatch, ...]:
     for figure in published():
         for members in targets.values():
             if figure.model and model_key(members[0].model or "") == model_key(figure.model):
-                found += [
-                    match
-                    for column in _MEASURED_BY.get(figure.metric, ())
-                    if (match := _match(figure, members, column)) is not None
-                ]
-    return tuple(found)
+                found += [_match(figure, members, column) for column in _MEASURED_BY.get(figure.metric, ())]
+    return tuple(match for match in found if match is not None)
 
 
 def model_key(name: str) -> str:
@@ -126,11 +122,7 @@ def _match(figure: Published, members: Sequence[CompareRow], column: str) -> Pub
     stated = int(figure.batch) if figure.batch.isdigit() else None
     offset = 1.0 if column == "cor" else 0.0
     ours = tuple(
-        Ours(
-            concurrency=row.concurrency,
-            value=value,
-            ratio=_ratio(value + offset, figure.value + offset),
-        )
+        Ours(concurrency=row.concurrency, value=value, ratio=_ratio(value + offset, figure.value + offset))
         for row in members
         if (value := getattr(row, column)) is not None
         and stated in (None, row.concurrency)

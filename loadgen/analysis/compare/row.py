@@ -1,9 +1,4 @@
-"""CompareRow: one target of one run at one concurrency, with all that makes it comparable or not.
-
-ModelSize: how many parameters a model has, and how that is known.
-
-The paper's formula for N* (Theorem 4.6 of arXiv 2602.13595v2), shown as that and used for nothing.
-"""
+"""CompareRow: one target of one run at one concurrency. ModelSize: how many parameters, and how that is known."""
 
 from __future__ import annotations
 
@@ -44,7 +39,7 @@ def given_size(text: str | float) -> float:
     except ValueError:
         value = math.nan
     if not value > 0 or math.isinf(value):
-        raise UsageError(f"--size {text} is no number of parameters; write it as 7.25B or 600M")
+        raise UsageError(f"--size {text} is not a number of parameters; write it as 7.25B or 600M")
     return value
 
 
@@ -94,18 +89,18 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     """A row of compare.csv; None: not measured, or not known. Intervals are 95%."""
 
     run: str
-    model: str | None
-    parameters: float | None
+    model: str | None = None
+    parameters: float | None = None
     parameters_source: str
-    gpu: str | None
+    gpu: str | None = None
     """Names of the GPUs that were measured; a CPU's of a run on `--device cpu`. None: not recorded."""
-    gpu_count: int | None
+    gpu_count: int | None = None
     dataset: str
     protocol: str
-    fixed_length: int | None
+    fixed_length: int | None = None
     """Exactly so many output tokens per answer; None: answers end by themselves."""
-    vllm: str | None
-    kernels: str | None
+    vllm: str | None = None
+    kernels: str | None = None
     reference: str
     """Precision of the run's reference, which COR and T_SI are against."""
     is_reference: bool
@@ -115,24 +110,24 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     """B; of an open loop the most requests in flight."""
     arrival: str = CLOSED
     """`closed`, `poisson:RATE` or `constant:RATE`."""
-    running_mean: float | None
-    tokens_per_s: float | None
-    tokens_per_s_lo: float | None
-    tokens_per_s_hi: float | None
-    cor: float | None
-    cor_lo: float | None
-    cor_hi: float | None
-    cor_class: str | None
-    n_star_paper: float | None
+    running_mean: float | None = None
+    tokens_per_s: float | None = None
+    tokens_per_s_lo: float | None = None
+    tokens_per_s_hi: float | None = None
+    cor: float | None = None
+    cor_lo: float | None = None
+    cor_hi: float | None = None
+    cor_class: str | None = None
+    n_star_paper: float | None = None
     """What the paper's formula makes of this run's fit of Eq 19 (`paper_n_star`), in parameters."""
-    energy_per_token_j: float | None
-    energy_per_token_j_lo: float | None
-    energy_per_token_j_hi: float | None
-    energy_per_query_j: float | None
-    energy_per_query_j_lo: float | None
-    energy_per_query_j_hi: float | None
-    energy_hli_per_query_j: float | None
-    energy_per_correct_j: float | None
+    energy_per_token_j: float | None = None
+    energy_per_token_j_lo: float | None = None
+    energy_per_token_j_hi: float | None = None
+    energy_per_query_j: float | None = None
+    energy_per_query_j_lo: float | None = None
+    energy_per_query_j_hi: float | None = None
+    energy_hli_per_query_j: float | None = None
+    energy_per_correct_j: float | None = None
     rate_per_s: float | None = None
     """Of an open loop: sent."""
     ttft_ms_p50: float | None = None
@@ -143,41 +138,31 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     """What goodput asks."""
     goodput_per_s: float | None = None
     goodput_share: float | None = None
-    accuracy: float | None
-    accuracy_lo: float | None
-    accuracy_hi: float | None
-    questions: int | None
+    accuracy: float | None = None
+    accuracy_lo: float | None = None
+    accuracy_hi: float | None = None
+    questions: int | None = None
     """That `accuracy` is averaged over."""
-    t_si: float | None
-    t_si_lo: float | None
-    t_si_hi: float | None
-    accuracy_verdict: str | None
+    t_si: float | None = None
+    t_si_lo: float | None = None
+    t_si_hi: float | None = None
+    accuracy_verdict: str | None = None
     """Of the trust tests: worse, better, equivalent, inconclusive or refused; None for the reference."""
-    s_si: float | None
-    memory_needed_bytes: float | None
-    memory_peak_bytes: float | None
-    memory_total_bytes: float | None
-    memory_headroom: float | None
+    s_si: float | None = None
+    memory_needed_bytes: float | None = None
+    memory_peak_bytes: float | None = None
+    memory_total_bytes: float | None = None
+    memory_headroom: float | None = None
     """1 - memory needed (else peak) over the GPUs' total."""
     repeats: int
     valid: int
     """Repeats with a valid load; the three below count those with valid latencies, energy and answers."""
-    latency_valid: int | None
-    energy_valid: int | None
-    answers_valid: int | None
+    latency_valid: int | None = None
+    energy_valid: int | None = None
+    answers_valid: int | None = None
     pairs: int
     """Repeats that are valid on both sides of COR."""
     simulated: bool
-
-
-_NUMBERS = (
-    "running_mean", "tokens_per_s", "tokens_per_s_lo", "tokens_per_s_hi",
-    "energy_per_token_j", "energy_per_token_j_lo", "energy_per_token_j_hi",
-    "energy_per_query_j", "energy_per_query_j_lo", "energy_per_query_j_hi",
-    "energy_hli_per_query_j", "energy_per_correct_j", "accuracy", "accuracy_lo", "accuracy_hi",
-    "t_si", "t_si_lo", "t_si_hi", "s_si", "memory_needed_bytes", "memory_peak_bytes", "rate_per_s",
-    "ttft_ms_p50", "ttft_ms_p99", "e2e_ms_p50", "e2e_ms_p99", "goodput_per_s", "goodput_share",
-)  # fmt: skip
 
 
 def _code(server: ServerRecord) -> list[str]:
@@ -200,66 +185,46 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
     precisions = dict(zip(run.summary["target"], run.summary["precision"], strict=True))
     indices = {(entry.target, entry.concurrency): entry for entry in run.analysis.indices}
     trust = {(test.target, test.concurrency): test.verdict for test in run.analysis.trust}
-    valid = _valid_repeats(run)
+    valid = run.valid_cells("tokens_per_s").groupby(["target", "concurrency"])["repeat"].agg(set).to_dict()
     gpu, count, memory = _hardware(manifest)
+    model = config.model or _served(manifest, config.reference)
     rows = []
     for summary in run.summary.to_dict("records"):
-        key = str(summary["target"]), int(summary["concurrency"])
-        model = config.model or _served(manifest, config.reference)
-        size = model_size(model, manifest.weights, sizes, label, key[0])
-        entry = indices.get(key)
-        cor = entry.cor_tps if entry is not None else None
-        figures = {name: _number(summary.get(name)) for name in _NUMBERS}
-        used = figures["memory_needed_bytes"] or figures["memory_peak_bytes"]
-        servers = _servers(manifest, key[0])
-        rows.append(
-            CompareRow(
-                run=label,
-                model=Path(model).name if model else None,
-                parameters=size.parameters,
-                parameters_source=size.source,
-                gpu=gpu,
-                gpu_count=count,
-                dataset=manifest.dataset.name,
-                protocol=manifest.protocol.name,
-                fixed_length=config.fixed_length,
-                vllm=_joined(server.version for server in servers),
-                kernels=_joined(name for server in servers for name in _code(server)),
-                reference=precisions.get(config.reference, config.reference),
-                is_reference=key[0] == config.reference,
-                target=key[0],
-                precision=str(summary["precision"]),
-                concurrency=key[1],
-                arrival=run.arrival or CLOSED,
-                slo=run.analysis.slo,
-                cor=cor.value if cor is not None else None,
-                cor_lo=cor.lo if cor is not None else None,
-                cor_hi=cor.hi if cor is not None else None,
-                cor_class=entry.cor_class if entry is not None else None,
-                n_star_paper=paper_n_star(run.analysis.models, *key, size.parameters),
-                questions=_count(summary["questions"]),
-                accuracy_verdict=trust.get(key),
-                memory_total_bytes=memory,
-                memory_headroom=1 - used / memory if used and memory else None,
-                repeats=int(summary["repeats"]),
-                valid=int(summary["valid"]),
-                latency_valid=_count(summary["latency_valid"]),
-                energy_valid=_count(summary["energy_valid"]),
-                answers_valid=_count(summary["answers_valid"]),
-                pairs=len(valid.get(key, set()) & valid.get((config.reference, key[1]), set())),
-                simulated=bool(summary["simulated"]) or manifest.simulated,
-                **figures,
-            )
-        )
+        key = target, b = summary["target"], summary["concurrency"]
+        figures = {name: v for name, v in summary.items() if pd.notna(v) and v not in (math.inf, -math.inf)}
+        size = model_size(model, manifest.weights, sizes, label, target)
+        cor = indices[key].cor_tps if key in indices else None
+        used = figures.get("memory_needed_bytes") or figures.get("memory_peak_bytes")
+        servers = _servers(manifest, target)
+        known = {
+            "run": label,
+            "model": Path(model).name if model else None,
+            "parameters": size.parameters,
+            "parameters_source": size.source,
+            "gpu": gpu,
+            "gpu_count": count,
+            "dataset": manifest.dataset.name,
+            "protocol": manifest.protocol.name,
+            "fixed_length": config.fixed_length,
+            "vllm": _joined(server.version for server in servers),
+            "kernels": _joined(name for server in servers for name in _code(server)),
+            "reference": precisions.get(config.reference, config.reference),
+            "is_reference": target == config.reference,
+            "arrival": run.arrival or CLOSED,
+            "slo": run.analysis.slo,
+            "cor": cor.value if cor else None,
+            "cor_lo": cor.lo if cor else None,
+            "cor_hi": cor.hi if cor else None,
+            "cor_class": indices[key].cor_class if key in indices else None,
+            "n_star_paper": paper_n_star(run.analysis.models, target, b, size.parameters),
+            "accuracy_verdict": trust.get(key),
+            "memory_total_bytes": memory,
+            "memory_headroom": 1 - used / memory if used and memory else None,
+            "pairs": len(valid.get(key, set()) & valid.get((config.reference, b), set())),
+            "simulated": bool(summary["simulated"]) or manifest.simulated,
+        }
+        rows.append(msgspec.convert(figures | known, CompareRow))
     return rows
-
-
-def _valid_repeats(run: Run) -> dict[tuple[str, int], set[int]]:
-    cells = run.valid_cells("tokens_per_s")
-    found: dict[tuple[str, int], set[int]] = {}
-    for target, b, repeat in zip(cells["target"], cells["concurrency"], cells["repeat"], strict=True):
-        found.setdefault((str(target), int(b)), set()).add(int(repeat))
-    return found
 
 
 def _hardware(manifest: Manifest) -> tuple[str | None, int | None, float | None]:
@@ -283,11 +248,3 @@ def _served(manifest: Manifest, reference: str) -> str | None:
 
 def _joined(words: Any) -> str | None:
     return ", ".join(sorted({str(word) for word in words if word})) or None
-
-
-def _count(value: Any) -> int | None:
-    return None if pd.isna(value) else int(value)
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or pd.isna(value) or math.isinf(value) else float(value)
