@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from loadgen.address import NO_SNIFFING, HostCheck
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
-from loadgen.measure.observer import Observer, Progress
+from loadgen.measure.observer import Observer, Pace, Progress
 from loadgen.record.cell import Cell, CellVerdict
 
 LABELS = ("target", "precision", "concurrency", "repeat")
@@ -126,7 +126,7 @@ class SweepMetrics(Observer):
         self._ended = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in ENDED.items()}
         self._accuracy = Gauge(f"{ended}accuracy_ratio", "Share of graded answers correct.", OF_RUN, registry=registry)
         self._last: Progress | None = None
-        self._pace = _Pace(0, 0.0, now_ns)
+        self._pace = Pace(now_ns=now_ns)
         self._server: _PageServer | None = None
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:
@@ -145,7 +145,7 @@ class SweepMetrics(Observer):
     def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
         self._run = self._run or title
         self._run_info.labels(self._run, title, self._model, self._dataset).set(1)
-        self._pace = _Pace(cells, expected_s, self._now_ns)
+        self._pace = Pace(cells, expected_s, self._now_ns)
         self._tell_pace(0.0)
 
     def progress(self, progress: Progress) -> None:
@@ -252,30 +252,6 @@ class _Scrapes(Collector):
             before, last_ns = self._count, self._last_ns
             if last_ns is not None and self._now_ns() - last_ns <= timeout_s * 1e9:
                 self._changed.wait_for(lambda: self._count >= before + 2, timeout_s)
-
-
-class _Pace:
-    """Cells by state, and the time left by the pace so far."""
-
-    def __init__(self, cells: int, expected_s: float, now_ns: Callable[[], int]) -> None:
-        self.counts = {"valid": 0, "partly_valid": 0, "invalid": 0, "left": cells}
-        self._cells = cells
-        self._expected_s = expected_s
-        self._now_ns = now_ns
-        self._start_ns = now_ns()
-
-    def cell_ends(self, verdict: CellVerdict) -> None:
-        self.counts[verdict.state] = self.counts.get(verdict.state, 0) + 1
-        self.counts["left"] -= 1
-
-    def left_s(self, share: float) -> float:
-        """The first guess until a cell has ended, then that of the cells' own pace."""
-        elapsed_s = (self._now_ns() - self._start_ns) / 1e9
-        ended = self._cells - self.counts["left"]
-        if not ended:
-            return max(0.0, self._expected_s - elapsed_s)
-        over = min(ended + share, self._cells)
-        return elapsed_s / over * (self._cells - over)
 
 
 def _labels(cell: Cell) -> tuple[str, str, str, str]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
+from time import monotonic_ns
 
 import msgspec
 
@@ -200,3 +201,30 @@ class Glance:
             elapsed_s=elapsed_s,
             graded=self._graded,
         )
+
+
+class Pace:
+    """The run's cells by state, and the time left: the first guess until a cell has ended, then by the cells' pace."""
+
+    def __init__(self, cells: int = 0, expected_s: float = 0.0, now_ns: Callable[[], int] = monotonic_ns) -> None:
+        self.counts = {"valid": 0, "partly_valid": 0, "invalid": 0, "left": cells}
+        self.cells = cells
+        self._expected_s = expected_s
+        self._now_ns = now_ns
+        self._start_ns = now_ns()
+
+    @property
+    def ended(self) -> int:
+        return self.cells - self.counts["left"]
+
+    def cell_ends(self, verdict: CellVerdict) -> None:
+        self.counts[verdict.state] = self.counts.get(verdict.state, 0) + 1
+        self.counts["left"] -= 1
+
+    def left_s(self, share: float) -> float:
+        """Seconds; `share`: how much of the running cell's time is over."""
+        elapsed_s = (self._now_ns() - self._start_ns) / 1e9
+        if not self.ended:
+            return max(0.0, self._expected_s - elapsed_s)
+        over = min(self.ended + share, self.cells)
+        return elapsed_s / over * (self.cells - over)

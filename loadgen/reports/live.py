@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from time import monotonic
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,27 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.measure.observer import Observer, Progress
+from loadgen.measure.observer import Observer, Pace, Progress
 from loadgen.record.cell import Cell, CellVerdict
 from loadgen.secret import visible_line, visible_message
 from loadgen.serving.metrics import UNVERIFIED
-
-
-class _Clock:
-    """Time left: the first guess, replaced by the pace of the cells that ended."""
-
-    def __init__(self, cells: int, expected_s: float) -> None:
-        self.cells = cells
-        self.ended = 0
-        self._expected_s = expected_s
-        self._t_start = monotonic()
-
-    def left_s(self, share: float) -> float:
-        elapsed_s = monotonic() - self._t_start
-        over = self.ended + share
-        if self.ended == 0:
-            return max(0.0, self._expected_s - elapsed_s)
-        return elapsed_s / over * (self.cells - over)
 
 
 class QuietView(Observer):
@@ -49,11 +30,10 @@ class PlainView(Observer):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._clock = _Clock(0, 0.0)
-        self._states: Counter[str] = Counter()
+        self._pace = Pace()
 
     def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
-        self._clock = _Clock(cells, expected_s)
+        self._pace = Pace(cells, expected_s)
         if simulated:
             self._say("SIMULATED: no GPU is measured, the servers are a cost model")
         self._say(f"{title}; about {_duration(expected_s)}")
@@ -65,10 +45,9 @@ class PlainView(Observer):
         self._say(f"{name}: ready ({note})")
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
-        self._clock.ended += 1
-        self._states[verdict.state] += 1
-        place = f"[{self._clock.ended}/{self._clock.cells}]"
-        left = _duration(self._clock.left_s(0.0))
+        self._pace.cell_ends(verdict)
+        place = f"[{self._pace.ended}/{self._pace.cells}]"
+        left = _duration(self._pace.left_s(0.0))
         named = f"{place} {cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
         self._say(f"{named}: {line}{_said(verdict)}; {left} left")
 
@@ -123,15 +102,15 @@ class LiveView(PlainView):
         if self._simulated:
             lines.append(Text("SIMULATED", style="bold red"))
         share = self._progress.share if self._progress else 0.0
-        done = self._clock.ended + share
-        lines.append(ProgressBar(total=max(self._clock.cells, 1), completed=done, width=60))
-        left = _duration(self._clock.left_s(share))
+        done = self._pace.ended + share
+        lines.append(ProgressBar(total=max(self._pace.cells, 1), completed=done, width=60))
+        left = _duration(self._pace.left_s(share))
         doubted = "".join(
-            f", {self._states[state]} {words}"
+            f", {self._pace.counts[state]} {words}"
             for state, words in (("invalid", "invalid"), ("partly_valid", "partly valid"))
-            if self._states[state]
+            if self._pace.counts[state]
         )
-        lines.append(Text(f"cell {self._clock.ended + 1} of {self._clock.cells}{doubted}, {left} left"))
+        lines.append(Text(f"cell {self._pace.ended + 1} of {self._pace.cells}{doubted}, {left} left"))
         lines.append(_glance(self._progress) if self._progress else Text(visible_line(self._status)))
         self._live.update(Group(*lines))
 
