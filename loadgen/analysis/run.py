@@ -15,13 +15,13 @@ import msgspec
 import pandas as pd
 import pyarrow.parquet as pq
 
-from loadgen.analysis.analyse import analyse, planned_cells
+from loadgen.analysis.analyse import Analysis, analyse, read_analysis
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.curve import METRICS
-from loadgen.analysis.record import Analysis, read_analysis
 from loadgen.analysis.tables import COLUMNS as SUMMARY
 from loadgen.analysis.tables import read_csv, read_table
 from loadgen.analysis.validity import COLUMNS, REASONS, Invalid, quantities_of
+from loadgen.analysis.warnings import planned_cells
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.load.openloop import CLOSED

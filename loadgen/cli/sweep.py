@@ -128,9 +128,10 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
         console.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
         return
 
-    from loadgen.analysis.analyse import analyse, planned_cells
+    from loadgen.analysis.analyse import analyse
     from loadgen.analysis.cellresult import judge_cell
     from loadgen.analysis.run import load_run
+    from loadgen.analysis.warnings import planned_cells
     from loadgen.measure.observer import Observer
     from loadgen.record.journal import cell_files
     from loadgen.reports.html import write_report

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from loadgen.analysis.analyse import Analysis
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.indices.study import TrapOverBatches
-from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import Run
 from loadgen.analysis.trust.study import TrustTest
 from loadgen.reports.grid import grid_lines

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from made_run import manifest_record
 
-from loadgen.analysis.analyse import unequal_servers
+from loadgen.analysis.warnings import unequal_servers
 from loadgen.measure.config import configure
 from loadgen.record.manifest import Manifest
 

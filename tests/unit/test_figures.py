@@ -15,9 +15,8 @@ import pytest
 from made_answer import BATCHES, answered, cells, trusted
 from made_run import answer, cell_data, make_run
 
-from loadgen.analysis.analyse import analyse
+from loadgen.analysis.analyse import Analysis, analyse, write_analysis
 from loadgen.analysis.cells import CellSummary, summarize_cell
-from loadgen.analysis.record import Analysis, write_analysis
 from loadgen.analysis.run import Run
 from loadgen.analysis.tables import summarize, write_cells, write_summary
 from loadgen.analysis.trust.study import DepthTest

@@ -12,14 +12,13 @@ import msgspec
 import pytest
 from made_run import make_run
 
-from loadgen.analysis.analyse import analyse
+from loadgen.analysis.analyse import Analysis, analyse
 from loadgen.analysis.celldata import Goodput, Traffic
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.client import ClientFigures
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.estimate import Estimate as ModelEstimate
-from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import load_run
 from loadgen.analysis.tables import COLUMNS, POWER, REQUESTS, SERVER
 from loadgen.analysis.validity import Validity

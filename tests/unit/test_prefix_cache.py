@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loadgen.analysis.analyse import hit_warnings, share_marks
 from loadgen.analysis.cells import summarize_cell
+from loadgen.analysis.warnings import hit_warnings, share_marks
 from loadgen.errors import UsageError
 from loadgen.load.assignment import Assignment
 from loadgen.load.body import RequestMaker, RequestSettings

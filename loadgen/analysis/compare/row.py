@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from loadgen.analysis.analyse import SIXTEEN_BITS
 from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import Run
+from loadgen.analysis.warnings import SIXTEEN_BITS
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED
 from loadgen.record.manifest import Manifest, ServerRecord, Weights

@@ -11,9 +11,9 @@ from itertools import groupby
 from pathlib import Path
 
 from loadgen._version import __version__
+from loadgen.analysis.analyse import Analysis
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.indices.study import TargetIndices
-from loadgen.analysis.record import Analysis
 from loadgen.analysis.run import Run
 from loadgen.analysis.trust.accuracy import AccuracyComparison
 from loadgen.folder import Folder

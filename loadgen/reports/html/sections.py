@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TypeVar
 
-from loadgen.analysis.analyse import checkpoint_notes, planned_cells
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover, placed
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import Invalid, invalid_sentences
+from loadgen.analysis.warnings import checkpoint_notes, planned_cells
 from loadgen.reports import rows, trust
 from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, table_of
 from loadgen.reports.html.markup import Html, element, items, join, stamp, table
