@@ -235,7 +235,7 @@ class RunOptions(SweepOptions, total=False):
     """What `loadgen.sweep` takes."""
 
     resume: Annotated[str | Path | None, Option(
-        "DIR", "Go on with an interrupted run: finished cells are kept.", RUN)]
+        "DIR", "Continue an interrupted run: finished cells are kept.", RUN)]
     trust_manifest: Annotated[bool, Option(
         "", "With --resume: do what the run's manifest asks for without a question; for your own runs.", RUN,
         False)]

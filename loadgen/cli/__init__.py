@@ -96,8 +96,8 @@ def _about(option: Option) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback; output that nobody
-    reads any more (`| head`) ends it without a word and with status 1, which is click's."""
+    """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback; when nobody reads the
+    output any more (`| head`), it ends silently with status 1, as click does."""
     show_only_visible()
     try:
         group.main(prog_name="loadgen", standalone_mode=False)
@@ -137,7 +137,7 @@ def _end(sentence: str, status: int = 2) -> NoReturn:
 
 
 def _hang_up() -> None:
-    """What is still to be written where nobody reads, also by Python as it ends, goes nowhere."""
+    """Discards what is still to be written where nobody reads, also by Python as it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -19,7 +19,7 @@ from loadgen.errors import UsageError
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path),
               help="Write compare.csv, compare.json and compare.html there.")  # fmt: skip
 def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, ...], out: Path | None) -> None:
-    """Put several runs into one table: COR over model size with N*, and published figures beside ours.
+    """Put several runs into one table: COR over model size with N*, and published figures compared with ours.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
     for entry in sizes:
         name, equals, number = entry.rpartition("=")
         if not equals or not name:
-            raise UsageError(f"--size {entry} is no NAME=N; write --size RUN=7.25B")
+            raise UsageError(f"--size {entry} is not NAME=N; write --size RUN=7.25B")
         size[name] = number
     comparison = compare(*runs, size=size, imports=imports, out=out)
     print_comparison(comparison, stdout_console(width=160))

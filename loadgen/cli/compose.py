@@ -15,7 +15,7 @@ from loadgen.serving.recipe import data_dir
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("loadgen-compose"),
               show_default=True, help="Where to write it.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the project's files in a folder that already holds them.")
-@click.option("--print-dir", is_flag=True, help="Show where the packaged files lie and write nothing.")
+@click.option("--print-dir", is_flag=True, help="Show where the packaged files are and write nothing.")
 def command(folder: Path, force: bool, print_dir: bool) -> None:
     """Write out the Docker Compose project: servers, exporter, Prometheus, Grafana and its dashboards.
 

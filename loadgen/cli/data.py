@@ -60,7 +60,7 @@ def verify_command(names: tuple[str, ...]) -> None:
 def _files(names: tuple[str, ...]) -> list[PublishedFile]:
     for name in names:
         if name not in FILES:
-            raise UsageError(f"{name!r} is no published dataset; known: {', '.join(FILES)}")
+            raise UsageError(f"{name!r} is not a published dataset; known: {', '.join(FILES)}")
     return [file for name in dict.fromkeys(names) for file in FILES[name]]
 
 

@@ -63,10 +63,9 @@ def as_lines(found: Examination, columns: int) -> str:
     lines = []
     for finding in found.findings:
         head = f"{finding.state:14}  {finding.check:{width}}  "
-        told = [finding.seen, *([f"-> {finding.advice}"] if finding.advice else [])]
-        wrapped = [
-            line for part in told for line in textwrap.wrap(part, max(40, columns - left), break_on_hyphens=False)
-        ]
+        texts = [finding.seen, *([f"-> {finding.advice}"] if finding.advice else [])]
+        room = max(40, columns - left)
+        wrapped = [line for text in texts for line in textwrap.wrap(text, room, break_on_hyphens=False)]
         lines += [f"{head if index == 0 else ' ' * left}{line}" for index, line in enumerate(wrapped)]
     lacking = [finding.check for finding in found.findings if finding.state == "missing"]
     verdict = f"cannot run: {', '.join(lacking)}" if lacking else "can run"

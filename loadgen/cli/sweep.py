@@ -84,7 +84,7 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
     Without --target and --serve the servers are simulated and everything is stamped SIMULATED. Exit status: 0 done,
     1 load, latency, energy or answers of a cell are invalid, 2 wrong use, 130 interrupted (what was measured is kept).
     Ctrl-C once lets the requests in flight finish, twice stops at once. With --resume the settings are the run's own;
-    one named again must be the same.
+    one given again must be the same.
 
     \b
     Examples:

@@ -1,9 +1,7 @@
-"""The settings of a run, read back from its manifest, and whether options given beside `--resume` agree with them.
+"""Settings of a run: its directory, its options read back from the manifest for `--resume`, and the user's consent.
 
-Consent: what a run's manifest makes this machine do, besides measuring, is shown before `--resume` does it.
-
-A run directory may come from somebody else. Its manifest decides what is measured. What it makes loadgen send, open,
-read or start is done only if this user chose it on this machine before, names it again, or confirms it.
+A run directory may be somebody else's: what its manifest makes loadgen send, open, read or start is done only if this
+user chose it on this machine before, gives it again, or confirms it.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,49 +31,39 @@ from loadgen.record.manifest import Manifest
 from loadgen.secret import MASK, Mask, visible
 
 
-def create_run_dir(config: SweepConfig) -> Path:
-    """The folder that `--out` names, or a new one under `runs`. Raises UsageError if it holds something already."""
-    if config.out is not None:
-        run_dir = Path(config.out)
-        if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-            raise UsageError(f"--out {run_dir}: exists already and is not empty; name a new folder")
-    else:
-        model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.model).name) if config.model else config.mode
-        base = Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{model}"
-        run_dir = next(path for path in _numbered(base) if not path.exists())
+@contextlib.contextmanager
+def new_run_dir(config: SweepConfig) -> Iterator[Path]:
+    """The folder that `--out` names, or a new one under `runs`; a sweep that is refused within removes what was made.
+
+    Raises UsageError if the folder holds something already or cannot be written.
+    """
+    model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.model).name) if config.model else config.mode
+    base = Path(config.out or Path("runs") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{model}")
+    numbered = (base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000)))
+    run_dir = base if config.out else next(path for path in numbered if not path.exists())
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UsageError(f"--out {run_dir}: exists already and is not empty; name a new folder")
+    missing = list(itertools.takewhile(lambda path: not path.exists(), (run_dir, *run_dir.parents)))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run_dir):
             pass
     except OSError as error:
         raise UsageError(f"--out {run_dir}: cannot be written ({error.strerror}); name a writable folder") from None
-    return run_dir
-
-
-@contextlib.contextmanager
-def new_run_dir(config: SweepConfig) -> Iterator[Path]:
-    """As `create_run_dir`; a sweep that is refused within takes the folders that were made for it away again."""
-    base = Path("runs") if config.out is None else Path(config.out)
-    missing = list(itertools.takewhile(lambda path: not path.exists(), (base, *base.parents)))
-    run_dir = create_run_dir(config)
     try:
         yield run_dir
     except UsageError:
-        for folder in dict.fromkeys((*([run_dir] if config.out is None else []), *missing)):
+        for folder in missing:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
-
-
-def _numbered(base: Path) -> Sequence[Path]:
-    return [base, *(base.with_name(f"{base.name}-{n}") for n in range(2, 1000))]
 
 
 OPTIONS = declared(SweepOptions)
 ACTS = {"mode", *(option.field for option in OPTIONS.values() if isinstance(option, Acts))}
 """Fields of SweepConfig that make loadgen send, open, read or start something."""
 Confirm = Callable[[tuple[str, ...]], bool]
-"""Shows the sentences and asks whether to go on."""
+"""Shows the sentences and asks whether to continue."""
 
 
 def resumed_config(run_dir: Path, manifest: Manifest, given: Mapping[str, Any]) -> SweepConfig:
@@ -86,13 +74,13 @@ def resumed_config(run_dir: Path, manifest: Manifest, given: Mapping[str, Any]) 
     """
     complete(SweepOptions, given)
     free = {name: value for name, value in given.items() if OPTIONS[name].free}
+    begun = manifest.config
+    begun = msgspec.structs.replace(begun, extra_body=_unmasked(run_dir, begun.extra_body, given))
+    known = options_of(begun)
     try:
-        begun = manifest.config
-        begun = msgspec.structs.replace(begun, extra_body=_unmasked(run_dir, begun.extra_body, given))
-        known = options_of(begun)
         options = _as_given(manifest.given, known) | free
         config = msgspec.structs.replace(configure(**options), out=begun.out)
-    except (msgspec.ValidationError, KeyError, TypeError):
+    except (msgspec.ValidationError, KeyError):
         config = None
     if config is None or config != msgspec.structs.replace(
         begun, **{OPTIONS[name].field: getattr(config, OPTIONS[name].field) for name in free}
@@ -121,9 +109,7 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
         options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]
         options["metrics_url"] = [f"{spec.name}={url}" for spec in config.targets for url in spec.metrics_urls]
     elif config.mode == "serve":
-        options["serve"] = [
-            _label(spec) + (f"={spec.checkpoint}" if spec.checkpoint else "") for spec in config.targets
-        ]
+        options["serve"] = [_label(spec) + (f"={spec.checkpoint}" * bool(spec.checkpoint)) for spec in config.targets]
     if config.mode != "serve":
         del options["max_num_seqs"]
     if config.thinking is not None:
@@ -174,12 +160,9 @@ def _agrees(config: SweepConfig, options: Mapping[str, Any], name: str, value: A
     left_out = {OPTIONS[name].rival, *(("reference", "metrics_url") if where else ())}
     found = configure(**{option: known for option, known in options.items() if option not in left_out} | {name: value})
     if where:
-        return [_plain(spec) for spec in found.targets] == [_plain(spec) for spec in config.targets]
+        plain = [[msgspec.structs.replace(spec, metrics_urls=()) for spec in one.targets] for one in (found, config)]
+        return plain[0] == plain[1]
     return msgspec.structs.replace(found, out=config.out) == config
-
-
-def _plain(spec: TargetSpec) -> TargetSpec:
-    return msgspec.structs.replace(spec, metrics_urls=())
 
 
 def _begun(known: Mapping[str, Any], name: str) -> str:
@@ -279,7 +262,7 @@ def require_consent(
     again = dict.fromkeys(f"--{ports if act.option == 'metrics_port' else dashed(act.option)}" for act in left)
     raise UsageError(
         f"{run_dir} was not begun by this user on this machine, and its manifest asks loadgen to "
-        f"{'; to '.join(sentences)}. If you want that, name it again ({', '.join(again)}), or give --trust-manifest"
+        f"{'; to '.join(sentences)}. If you want that, give it again ({', '.join(again)}), or give --trust-manifest"
     )
 
 

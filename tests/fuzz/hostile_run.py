@@ -291,6 +291,8 @@ def _whole() -> Path:
         "schema": 1,
         "simulated": False,
         "config": msgspec.to_builtins(config),
+        "given": {"targets": urls, "concurrency": [2], "repeats": 1, "duration": 1, "slo": "ttft:200ms",
+                  "dataset": "sample"},
         "dataset": {"name": "sample", "sha256": dataset.sha256, "published": True, "items": len(dataset.items)},
         "protocol": {"name": protocol.name, "sha256": protocol.sha256, "api": "completions", "stops": [],
                      "max_tokens": 256, "version": "1", "answer": "number", "thinking": None, "temperature": 0,

@@ -24,6 +24,7 @@ from streams import events_of
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.compare.imported import ImportedPoint, read_import
+from loadgen.cli import given_options
 from loadgen.cli.sweep import command as sweep
 from loadgen.errors import UsageError
 from loadgen.load.exchange import Exchange, Request, Status, concealed, read_exchange
@@ -31,6 +32,7 @@ from loadgen.load.http import Endpoint, HttpRaw, _Connection
 from loadgen.load.sse import GZIP_MAGIC, MOST_MESSAGE, server_message
 from loadgen.load.tokens import MOST_OVER
 from loadgen.measure.config import configure
+from loadgen.options import SweepOptions
 from loadgen.record.journal import CellEnd, Record, read_records, sealed
 from loadgen.secret import Mask, visible
 from loadgen.serving.facts import metric_names, read_models, read_version
@@ -192,12 +194,8 @@ def config(data: bytes) -> None:
         path = Path(folder) / "sweep.yaml"
         path.write_bytes(data)
         with suppress(UsageError, click.ClickException):
-            ctx = sweep.make_context("sweep", ["--config", str(path)], resilient_parsing=False)
-            accepted = configure.__kwdefaults__ or {}
-            options = {
-                {"target": "targets"}.get(name, name): value for name, value in ctx.params.items() if value is not None
-            }
-            made = configure(**{name: value for name, value in options.items() if name in accepted})
+            with sweep.make_context("sweep", ["--config", str(path)]):
+                made = configure(**given_options(SweepOptions))
             assert msgspec.convert(msgspec.to_builtins(made), type(made)) == made
 
 

@@ -91,7 +91,7 @@ def test_as_a_user_sees_it(empty_folder: Path, arguments: list[str], said: str) 
         (["sweep", "--dataset", "mathqa", "--data-file", "no.json"], "--data-file no.json: there is no such file"),
         (["sweep", "--dataset", "jsonl"], "--dataset jsonl needs --data-file"),
         (["sweep", "--dataset", "sample", "--protocol", "mathqa_gen_v1"], "asks for a letter, but answers of"),
-        (["data", "fetch", "mmlu"], "'mmlu' is no published dataset; known: gsm8k, mathqa"),
+        (["data", "fetch", "mmlu"], "'mmlu' is not a published dataset; known: gsm8k, mathqa"),
         (["data", "fetch"], "Missing argument"),
         (["sweep", "--dataset", "sample", "--data-file", "x"], "needs --dataset gsm8k"),
         (["sweep", "--protocol", "cot"], "unknown protocol 'cot'; known: gsm8k, gsm8k_fixed, "),
