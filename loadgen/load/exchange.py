@@ -28,6 +28,8 @@ from loadgen.secret import Mask
 Phase = Literal["warmup", "measured", "cooldown"]
 """`cooldown`: an open loop's traffic behind its window, while the window's last requests are answered."""
 Status = Literal["ok", "connect", "timeout", "http", "broken", "malformed", "dropped"]
+StampSource = Literal["kernel", "process"]
+"""Who stamped an answer's reads: the kernel, when their last byte arrived, or this process, when it read them."""
 _FAILED_FINISH = ("abort", "aborted", "error", "cancel", "canceled", "cancelled", "failed", "timeout")
 """Reasons to finish with which a server says that it did not: vLLM and SGLang have the first, vLLM also `error`.
 `content_filter` is not among them: it cuts an answer as a stop string does."""
@@ -57,7 +59,7 @@ class Raw(ABC):
 
     __slots__ = (
         *("failure", "http_status", "location", "request", "retries", "size_bytes", "slot"),
-        *("t_end_ns", "t_send_ns"),
+        *("stamps", "t_end_ns", "t_send_ns"),
     )
 
     def __init__(self, request: Request, slot: int) -> None:
@@ -70,6 +72,7 @@ class Raw(ABC):
         self.retries = 0
         self.size_bytes = 0
         """What it holds until it is read, about; 0: not known."""
+        self.stamps: StampSource = "process"
         self.t_end_ns = 0
         self.t_send_ns = monotonic_ns()
 
@@ -101,6 +104,7 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     """Arrival of the answer's last byte, or the moment it was given up."""
     token_times: TokenTimes = ()
     """(arrival in ns, tokens) of each event that brought tokens."""
+    stamps: StampSource = "process"
     token_source: TokenSource | None = None
     """`usage`: running counts of usage, see `load.tokens`; `chunks`: as many events as tokens, one each;
     `spread`: the total spread over the events, arrival times of single tokens unknown."""
@@ -261,6 +265,7 @@ def _read_stream(raw: Raw) -> Exchange:
         failure,
         t_first_ns=times[0][0] if times else None,
         token_times=times,
+        stamps=raw.stamps,
         token_source=counted.source,
         prompt_tokens=usage.prompt_tokens if usage else None,
         cached_tokens=prompt.cached_tokens if prompt else None,

@@ -1,4 +1,4 @@
-"""HTTP/1.1 transport: one keep-alive connection per slot, stamps taken where bytes enter the process."""
+"""HTTP/1.1 transport: one keep-alive connection per slot. Reads are stamped by the kernel, or else by this process."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import httptools
 
 from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
 from loadgen.load.exchange import STOPPED, Raw, Request, Status
+from loadgen.load.kernelstamps import ClockOffset, StampedTransport, clock_offset, open_stamped
 from loadgen.load.sse import GZIP_MAGIC, split_events, undone
 
 Done = Callable[[Raw], None]
@@ -53,20 +54,36 @@ class Endpoint:
 class HttpRaw(Raw):
     """A stream as it arrived: pieces of its body; for every read, when it came and how many pieces there were then."""
 
-    __slots__ = ("coding", "pieces", "read_pieces", "read_t_ns")
+    __slots__ = ("clock", "coding", "pieces", "read_pieces", "read_realtime_ns", "read_t_ns")
 
     def __init__(self, request: Request, slot: int) -> None:
         self.pieces: list[bytes] = []
         self.read_t_ns: list[int] = []
+        """By the process."""
+        self.read_realtime_ns: list[int] = []
+        """By the kernel; 0: not stamped."""
+        self.clock: ClockOffset | None = None
+        """Just before it was sent; None: the kernel is not asked."""
         self.read_pieces: list[int] = []
         self.coding = ""
         """By its Content-Encoding field."""
         super().__init__(request, slot)
 
-    def came(self, t_ns: int) -> None:
+    def came(self, t_ns: int, realtime_ns: int = 0) -> None:
         """A read: the pieces that are new since the one before."""
         self.read_t_ns.append(t_ns)
+        self.read_realtime_ns.append(realtime_ns)
         self.read_pieces.append(len(self.pieces))
+
+    def ended(self, t_ns: int, failure: tuple[Status, str] | None) -> None:
+        """At `t_ns`, where it failed, else with its last byte. The kernel's stamps count if every read has one and the
+        realtime clock was not set meanwhile."""
+        self.failure, self.t_end_ns = failure, t_ns
+        if self.clock is None or not all(self.read_realtime_ns) or not self.clock.agrees(clock_offset()):
+            return
+        self.stamps = "kernel"
+        if failure is None and self.read_realtime_ns:
+            self.t_end_ns = self.read_realtime_ns[-1] - self.clock.offset_ns
 
     def keep(self, t_ns: int, data: bytes) -> None:
         """A read that brought one piece."""
@@ -98,6 +115,9 @@ class HttpRaw(Raw):
         """The arrival of every read that brought some of the body, and these bytes."""
         first = bisect_right(self.read_pieces, 0)
         times, ends = self.read_t_ns[first:], self.read_pieces[first:]
+        if self.clock is not None and self.stamps == "kernel":
+            offset_ns = self.clock.offset_ns
+            times = [realtime_ns - offset_ns for realtime_ns in self.read_realtime_ns[first:]]
         if ends == list(range(1, len(self.pieces) + 1)):  # a piece per read, as a rule
             return times, self.pieces
         begins = [0, *ends[:-1]]
@@ -142,14 +162,14 @@ class _Connection(asyncio.Protocol):
         self._endpoint = endpoint
         self._again = again
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | StampedTransport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._raw: HttpRaw | None = None
         self._done: Done | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self.on_body: Callable[[bytes], None]
         self._parser: httptools.HttpResponseParser
-        self._now_ns = 0
+        self._now_ns = self._realtime_ns = 0
         self._received = 0
         self._kept = False
         """It answered another request before."""
@@ -173,7 +193,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             self._connecting = self._loop.create_task(self._connect(raw))
         else:
-            self._transport.write(self._endpoint.wire(raw.request.body))
+            self._write(raw, self._transport, kept=True)
 
     def close(self) -> None:
         self._finish(("broken", STOPPED))
@@ -182,20 +202,35 @@ class _Connection(asyncio.Protocol):
     async def _connect(self, raw: HttpRaw) -> None:
         endpoint = self._endpoint
         try:
-            transport, _ = await self._loop.create_connection(
-                lambda: self, endpoint.host, endpoint.port, ssl=endpoint.tls
-            )
+            stamped = None if endpoint.tls else await open_stamped(endpoint.host, endpoint.port, self)
+            if stamped is None:
+                await self._loop.create_connection(lambda: self, endpoint.host, endpoint.port, ssl=endpoint.tls)
+            else:
+                self._transport = stamped
         except (OSError, UnicodeError) as error:
             self._finish(("connect", f"{endpoint.host}:{endpoint.port}: {getattr(error, 'strerror', None) or error}"))
             return
-        transport.write(endpoint.wire(raw.request.body))
+        if self._transport is not None:
+            self._write(raw, self._transport)
+
+    def _write(self, raw: HttpRaw, transport: asyncio.Transport | StampedTransport, *, kept: bool = False) -> None:
+        if isinstance(transport, StampedTransport):
+            raw.clock = clock_offset()
+        wire = self._endpoint.wire(raw.request.body)
+        if kept:  # else its time began with the connection
+            raw.t_send_ns = monotonic_ns()
+        transport.write(wire)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(0)  # before 0.23 uvloop else writes only when its turn ends
 
     def data_received(self, data: bytes) -> None:
+        self.stamped_data_received(data, 0)
+
+    def stamped_data_received(self, data: bytes, realtime_ns: int) -> None:
         self._now_ns = monotonic_ns()
+        self._realtime_ns = realtime_ns
         raw = self._raw
         if raw is None:
             self._abandon()
@@ -209,7 +244,7 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             self._finish(None)
             return
-        raw.came(self._now_ns)
+        raw.came(self._now_ns, self._realtime_ns)
         if self._received > MOST_ANSWER_BYTES:
             self._finish(("broken", f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}"))
 
@@ -219,7 +254,7 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             self._finish(None)
             return
-        raw.came(self._now_ns)
+        raw.came(self._now_ns, self._realtime_ns)
         upgraded = isinstance(error, httptools.HttpParserUpgrade)
         self._finish(("broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"))
 
@@ -272,7 +307,7 @@ class _Connection(asyncio.Protocol):
             self._raw.http_status, self._framed = None, False
             self._raw.coding, self._raw.location = "", None
             return
-        self._raw.came(self._now_ns)
+        self._raw.came(self._now_ns, self._realtime_ns)
         self._complete = True
         self._keep_alive = self._framed and self._parser.should_keep_alive()
 
@@ -286,9 +321,8 @@ class _Connection(asyncio.Protocol):
         self._raw = self._done = None
         if self._deadline is not None:
             self._deadline.cancel()
-        raw.failure = failure
         raw.size_bytes = self._received
-        raw.t_end_ns = monotonic_ns() if failure else self._now_ns
+        raw.ended(monotonic_ns() if failure else self._now_ns, failure)
         if failure is not None or not self._keep_alive:
             self._abandon()
         done(raw)

@@ -1,0 +1,158 @@
+"""Kernel stamps: when the last byte of a read reached this machine, however late the process reads it.
+
+Linux stamps every TCP segment on arrival (`SO_TIMESTAMPING`, Documentation/networking/timestamping.rst). `recvmsg` on a
+stream gives the stamp of the last byte that it returns, on the realtime clock; a `ClockOffset` carries it to
+CLOCK_MONOTONIC. A read that brings several segments has the stamp of the last one only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import sys
+from time import monotonic_ns, time_ns
+from typing import NamedTuple, Protocol
+
+_SO_TIMESTAMPING = 37
+_RX_SOFTWARE_AND_REPORT = 1 << 3 | 1 << 4
+"""SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE of linux/net_tstamp.h."""
+_ANCILLARY_BYTES = 128
+"""One control message of three `struct timespec`, and room for another."""
+_seconds_and_ns = struct.Struct("ll").unpack_from
+LEAST_READ, MOST_READ = 512, 1 << 16
+"""Bytes. A token's event has 200 to 450; a read takes more only while reads come back full."""
+_TRIES = 4
+_GOOD_NS = 2_000
+MOST_STEP_NS = 50_000
+"""Two offsets further apart than this, beyond what their readings leave open, mean that the realtime clock was set.
+Slewing moves both clocks alike."""
+
+
+class ClockOffset(NamedTuple):
+    """Realtime minus monotonic clock, and how far off it may be, both in ns."""
+
+    offset_ns: int
+    error_ns: int
+
+    def agrees(self, other: ClockOffset) -> bool:
+        """The realtime clock was not set between the two."""
+        return abs(self.offset_ns - other.offset_ns) <= MOST_STEP_NS + self.error_ns + other.error_ns
+
+
+def clock_offset() -> ClockOffset:
+    """Now: the closest of up to four readings of one clock between two of the other."""
+    best = ClockOffset(0, 1 << 62)
+    for _ in range(_TRIES):
+        before_ns = monotonic_ns()
+        wall_ns = time_ns()
+        after_ns = monotonic_ns()
+        error_ns = (after_ns - before_ns + 1) // 2
+        if error_ns < best.error_ns:
+            best = ClockOffset(wall_ns - (before_ns + after_ns) // 2, error_ns)
+        if error_ns <= _GOOD_NS:
+            break
+    return best
+
+
+class Receiver(Protocol):
+    """What reads a connection, as asyncio.Protocol."""
+
+    def stamped_data_received(self, data: bytes, realtime_ns: int) -> None:
+        """`realtime_ns`: when its last byte came; 0 where the kernel gave no stamp."""
+        ...
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+
+async def open_stamped(host: str, port: int, receiver: Receiver) -> StampedTransport | None:
+    """A connected transport; None where this system gives no stamps. Raises OSError as connecting does."""
+    if sys.platform != "linux":
+        return None
+    loop = asyncio.get_running_loop()
+    failure: OSError | None = None
+    for family, kind, proto, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, proto)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RX_SOFTWARE_AND_REPORT)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return StampedTransport(loop, sock, receiver)
+    raise failure or OSError(f"{host} has no address")
+
+
+class StampedTransport:
+    """A TCP connection whose reads carry the kernel's stamp. Its methods are those of asyncio.Transport."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, receiver: Receiver) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._receiver = receiver
+        self._receive = sock.recvmsg
+        self._read_bytes = LEAST_READ
+        self._unsent = b""
+        self._open = True
+        loop.add_reader(sock.fileno(), self._read)
+
+    def write(self, data: bytes) -> None:
+        """Sends at once what the socket takes, and the rest as soon as it takes more."""
+        if self._unsent:
+            self._unsent += data
+        elif self._open:
+            self._unsent = data
+            self._send()
+
+    def abort(self) -> None:
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.remove_writer(self._sock.fileno())
+            self._sock.close()
+
+    def _send(self) -> None:
+        data = self._unsent
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lose(error)
+            return
+        if self._unsent is not data or sent < len(data):
+            self._loop.add_writer(self._sock.fileno(), self._send)
+        self._unsent = data[sent:]
+        if not self._unsent:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _read(self) -> None:
+        size = self._read_bytes
+        try:
+            data, ancillary, _, _ = self._receive(size, _ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if not data:
+            self._lose(None)
+            return
+        if len(data) == size:
+            self._read_bytes = min(2 * size, MOST_READ)
+        elif size != LEAST_READ:
+            self._read_bytes = LEAST_READ
+        realtime_ns = 0
+        if ancillary:
+            seconds, ns = _seconds_and_ns(ancillary[0][2])
+            realtime_ns = seconds * 1_000_000_000 + ns
+        self._receiver.stamped_data_received(data, realtime_ns)
+
+    def _lose(self, error: OSError | None) -> None:
+        self.abort()
+        self._receiver.connection_lost(error)

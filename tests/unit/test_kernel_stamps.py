@@ -1,0 +1,118 @@
+"""Stamps of the kernel: they are of the arrival, however late the client reads."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvloop
+from streams import REQUEST, finished
+
+from loadgen.load.exchange import Exchange, read_exchange
+from loadgen.load.http import Endpoint, HttpSlot
+from loadgen.load.kernelstamps import ClockOffset, clock_offset
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="SO_TIMESTAMPING is Linux's")
+TOKENS = 6
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def event(k: int) -> bytes:
+    finish = '"length"' if k == TOKENS else "null"
+    data = (
+        f'data: {{"choices":[{{"index":0,"text":"t","finish_reason":{finish}}}],'
+        f'"usage":{{"prompt_tokens":1,"completion_tokens":{k}}}}}\n\n'
+    )
+    return f"{len(data):x}\r\n{data}\r\n".encode()
+
+
+END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+
+
+class Server:
+    """Sends a token every 40 ms, and keeps for each when it began and ended to send it."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.sent_ns: list[tuple[int, int]] = []
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        peer, _ = self.listener.accept()
+        with peer:
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            received = b""
+            while b"{}" not in received:
+                received += peer.recv(65536)
+            peer.sendall(HEAD)
+            for k in range(1, TOKENS + 1):
+                time.sleep(0.04)
+                before_ns = time.monotonic_ns()
+                peer.sendall(event(k) + END * (k == TOKENS))
+                self.sent_ns.append((before_ns, time.monotonic_ns()))
+
+    def close(self) -> None:
+        self.listener.close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
+def ask(url: str, asleep_s: float) -> Exchange:
+    """One request, of a client that sleeps so long in every turn of its event loop."""
+
+    async def main() -> Exchange:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[Exchange] = loop.create_future()
+        slot = HttpSlot(Endpoint(url, "completions"), 0, 30.0)
+        slot.send(REQUEST, lambda raw: ended.set_result(read_exchange(raw)))
+        while not ended.done():
+            await asyncio.sleep(0)
+            time.sleep(asleep_s)  # noqa: ASYNC251
+            await asyncio.sleep(0.001)
+        slot.close()
+        return ended.result()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+@linux
+@pytest.mark.parametrize("asleep_s", [0.0, 0.03])
+def test_a_token_is_stamped_when_it_was_sent_however_late_it_is_read(server: Server, asleep_s: float) -> None:
+    exchange = ask(f"http://127.0.0.1:{server.listener.getsockname()[1]}", asleep_s)
+    assert (exchange.status, exchange.stamps) == ("ok", "kernel")
+    assert [tokens for _, tokens in exchange.token_times] == [1] * TOKENS
+    for (t_ns, _), (before_ns, after_ns) in zip(exchange.token_times, server.sent_ns, strict=True):
+        assert before_ns - 1_000_000 <= t_ns <= after_ns + 10_000_000
+    assert exchange.t_end_ns == exchange.token_times[-1][0]
+
+
+def test_a_set_clock_leaves_the_process_stamps() -> None:
+    raw = finished([(100, event(1))])
+    now = clock_offset()
+    for clock, stamps in ((now, "kernel"), (ClockOffset(now.offset_ns + 10**9, now.error_ns), "process")):
+        raw.clock, raw.stamps = clock, "process"
+        raw.read_realtime_ns = [clock.offset_ns + 50] * len(raw.read_t_ns)
+        raw.ended(100, None)
+        assert (raw.stamps, raw.t_end_ns) == (stamps, 50 if stamps == "kernel" else 100)
+        assert raw.events()[0] == [raw.t_end_ns]
+
+
+def test_a_read_without_a_stamp_leaves_the_process_stamps() -> None:
+    raw = finished([(100, event(1))])
+    raw.clock = clock_offset()
+    raw.read_realtime_ns = [0] * len(raw.read_t_ns)
+    raw.ended(100, None)
+    assert (raw.stamps, raw.t_end_ns) == ("process", 100)
