@@ -12,12 +12,13 @@ from there. Nothing else should run meanwhile.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ import msgspec
 
 from bench.truth.inputs import Inputs, write_inputs
 from bench.truth.server import Case, Stats, TruthServer, compile_server
-from bench.truth.tools import OURS, AiPerf, GuideLlm, Loadgen, Told, Tool, VllmBench, version_of
+from bench.truth.stamps import StampErrors, stamp_errors
+from bench.truth.tools import STAMPS, AiPerf, Floor, GuideLlm, Loadgen, Told, Tool, VllmBench, version_of
 from bench.truth.watch import Seen, Watch, steady
 
 RESULTS = Path(__file__).parent.parent / "results" / "truth.json"
@@ -34,10 +36,11 @@ CASES = {
     "b128": Case(name="b128", concurrency=128),
     "b512": Case(name="b512", concurrency=512, itl_ms=17.0),
     "b1024": Case(name="b1024", concurrency=1024, itl_ms=34.0),
+    "b128-busy": Case(name="b128-busy", concurrency=128, busy=True),
     "flat-out": Case(name="flat-out", concurrency=128, flat_out=True),
 }
 """128 streams at 10 ms are 12.7k tok/s; 512 at 17 ms and 1024 at 34 ms are 30k, near what two cores carry."""
-WAVES = {"b128": 4, "b512": 4, "b1024": 3, "flat-out": 4}
+WAVES = {"b128": 4, "b512": 4, "b1024": 3, "b128-busy": 4, "flat-out": 4}
 """Answers asked of each stream after the warm-up; loadgen flat out has a window of its own."""
 PEER_CASES = "b128,flat-out"
 LONGEST_S = 300.0
@@ -57,12 +60,18 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The server's account of the whole run."""
     server_ahead: bool
     """It ran before any other process."""
+    stamps: StampErrors | None = None
+    """Of loadgen's stamps, where the server paces."""
     failure: str = ""
 
 
 def measure(binary: Path, case: Case, tool: Tool, turn: int, inputs: Inputs) -> Outcome:
-    with tempfile.TemporaryDirectory() as folder, TruthServer(binary, case) as server:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         out = Path(folder)
+        of_server = out / "server-stamps"
+        server = stack.enter_context(TruthServer(binary, case, None if case.flat_out else of_server))
+        if case.busy:
+            stack.enter_context(_computing())
         argv = tool.argv(case, server.url, WAVES[case.name] * case.concurrency, inputs, out)
         with (out / "log").open("wb") as log:
             client = subprocess.Popen(argv, stdout=log, stderr=log, cwd=out, env=tool.environment())
@@ -73,7 +82,7 @@ def measure(binary: Path, case: Case, tool: Tool, turn: int, inputs: Inputs) -> 
         except (OSError, ValueError, KeyError) as error:
             said = (out / "log").read_text(errors="replace").strip().splitlines()[-3:]
             told, failure = None, failure or f"{type(error).__name__}: {error}; {' '.join(said)}"
-        return Outcome(
+        outcome = Outcome(
             case=case.name,
             tool=tool.name,
             round=turn,
@@ -83,6 +92,21 @@ def measure(binary: Path, case: Case, tool: Tool, turn: int, inputs: Inputs) -> 
             server_ahead=server.ahead,
             failure=failure,
         )
+        stack.close()
+        if case.flat_out or not (out / STAMPS).exists():
+            return outcome
+        return msgspec.structs.replace(outcome, stamps=stamp_errors(of_server, out / STAMPS, case.tokens))
+
+
+@contextlib.contextmanager
+def _computing() -> Iterator[None]:
+    """Meanwhile another process computes, at the usual priority."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        busy.terminate()
+        busy.wait()
 
 
 def finish(client: subprocess.Popen[bytes]) -> str:
@@ -118,7 +142,8 @@ def run(tools: Sequence[Tool], cases: Sequence[Case], rounds: int, peer_cases: S
             order = [*tools[turn % len(tools) :], *tools[: turn % len(tools)]]
             for case in cases:
                 for tool in order:
-                    if tool.name != OURS and case.name not in peer_cases:
+                    alone = isinstance(tool, Floor) if case.flat_out or case.busy else False
+                    if alone or (not isinstance(tool, Loadgen | Floor) and case.name not in peer_cases):
                         continue
                     outcome = measure(binary, case, tool, turn + 1, inputs)
                     outcomes.append(outcome)
@@ -140,6 +165,10 @@ def in_short(outcome: Outcome) -> str:
         parts.append(f"TTFT {told.ttft_ms_mean:.1f} mean")
     if seen is not None:
         parts.append(f"{seen.tokens_per_s:,.0f} tok/s, {seen.client_cpu_us_per_token:.1f} us CPU a token")
+    if outcome.stamps is not None:
+        for name, error in (("kernel", outcome.stamps.kernel), ("process", outcome.stamps.process)):
+            if error is not None:
+                parts.append(f"{name} stamps off by {error.median_ms:.3f}, p99 {error.p99_ms:.2f} ms")
     if outcome.server.late_ms_p99 is not None:
         parts.append(f"the server late by {outcome.server.late_ms_p99:.2f} ms p99")
     return "; ".join([*parts, *filter(None, [told.notes if told else "", outcome.failure])])
@@ -156,7 +185,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else is to be known of the machine")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    tools: list[Tool] = [Loadgen()]
+    tools: list[Tool] = [Loadgen(), Floor()]
     if asked.vllm:
         tools.append(VllmBench(asked.vllm.absolute()))
     if asked.guidellm:

@@ -25,6 +25,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     itl_ms: float = 10.0
     tokens: int = 200
     flat_out: bool = False
+    busy: bool = False
+    """Beside a process that computes all the time: half of the CPU on two cores."""
 
     @property
     def answer_s(self) -> float:
@@ -84,12 +86,15 @@ def _goes_ahead(pid: int) -> bool:
 class TruthServer:
     """A running server, as a context; it is new for every measurement, so that its counters are that one's."""
 
-    def __init__(self, binary: Path, case: Case) -> None:
+    def __init__(self, binary: Path, case: Case, stamps: Path | None = None) -> None:
+        """`stamps`: where it writes, when it ends, when it read each request and wrote each token."""
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self._process = subprocess.Popen(
-            [str(binary), "--port", str(port), *case.options], stdout=subprocess.PIPE, text=True
+            [str(binary), "--port", str(port), *case.options, *(["--stamps", str(stamps)] if stamps else [])],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.ahead = not case.flat_out and _goes_ahead(self._process.pid)
         """It runs before any other process that wants the CPU."""

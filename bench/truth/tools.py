@@ -22,6 +22,7 @@ from loadgen.secret import text_of_cell
 REPOSITORY = Path(__file__).parent.parent.parent
 OURS = "loadgen"
 FLAT_OUT_S = 3.0
+STAMPS = "stamps.npy"
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,9 +79,19 @@ class Loadgen:
     def argv(self, case: Case, url: str, answers: int, inputs: Inputs, out: Path) -> list[str]:
         window_s = FLAT_OUT_S if case.flat_out else answers / case.concurrency * case.answer_s
         return [
-            *(self._python, "-m", "loadgen", "sweep", "--target", f"fp16={url}", "--dataset", "sample"),
+            *(
+                self._python,
+                "-m",
+                "bench.truth.client",
+                str(out / STAMPS),
+                "sweep",
+                "--target",
+                f"fp16={url}",
+                "--dataset",
+                "sample",
+            ),
             *("--concurrency", str(case.concurrency), "--max-tokens", str(case.tokens), "--repeats", "1"),
-            *("--duration", f"{window_s:g}", "--power", "none", "--out", str(out / "run")),
+            *("--duration", f"{window_s:g}", "--power", "none", "--workers", "1", "--out", str(out / "run")),
         ]
 
     def read(self, out: Path) -> Told:
@@ -111,6 +122,30 @@ class Loadgen:
                 case CellEnd():
                     ended_ns = record.t_ns
         return answers / (ended_ns - began_ns) * 1e9
+
+
+class Floor:
+    """Nothing but epoll and recv in Python, for its CPU time alone."""
+
+    name = "epoll and recv"
+    version_argv = (sys.executable, "--version")
+
+    def environment(self) -> Mapping[str, str]:
+        return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def argv(self, case: Case, url: str, answers: int, inputs: Inputs, out: Path) -> list[str]:
+        asked = str(answers + case.concurrency)
+        return [sys.executable, "-m", "bench.truth.floor", url, str(case.concurrency), asked]
+
+    def read(self, out: Path) -> Told:
+        return Told(
+            ttft_ms_mean=None,
+            ttft_ms_p99=None,
+            itl_ms_p99=None,
+            tokens_per_s=None,
+            answers_per_s=None,
+            why_none="it keeps no figures",
+        )
 
 
 class _Peer:

@@ -9,7 +9,11 @@
 
    Deadlines are absolute (timerfd on CLOCK_MONOTONIC). Frames are made beforehand: vLLM's events, one HTTP chunk each,
    with usage on every event where the request has continuous_usage_stats. How late tokens left and what the server
-   itself cost stands at /stats, and on stdout at the end. One thread, Linux. */
+   itself cost is at /stats, and on stdout at the end. One thread, Linux.
+
+   Every answer has a number, the eight digits of its first token " #00000001". --stamps FILE: at the end, of each whole
+   answer 2 + tokens int64: its number, when its request was read, and when each token was about to be written (ns of
+   CLOCK_MONOTONIC). */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -36,27 +40,30 @@ enum { PROMPT_TOKENS = 100, MOST_REQUEST_BYTES = 1 << 20, EVENTS = 256, LATE_BUC
 typedef struct { char *bytes; size_t length, room; } Text;
 
 /* An answer as bytes, and how many of them are out once token k is: the head goes before token 0, the tail with the
-   last token. */
-typedef struct { Text text; size_t head, *end; } Script;
+   last token. number: where the eight digits are. */
+typedef struct { Text text; size_t head, number, *end; } Script;
 
 typedef struct Connection {
   int fd;
   Text request;         /* what was read and not yet answered */
-  const Script *script; /* NULL: no answer under way */
+  Script *script;       /* NULL: no answer under way */
   size_t sent, owed;    /* bytes of the script written, and due */
-  long token;           /* the next one */
+  long token, number;   /* the next one; of the answer */
+  int64_t *stamps;      /* NULL: not asked for */
   int64_t base_ns, due_ns;
   bool blocked, gone;
   struct Connection *next_gone;
 } Connection;
 
-static struct { long port, tokens; int64_t ttft_ns, itl_ns; bool flat_out; } set = {8000, 200, 20000000, 10000000, false};
+static struct { long port, tokens; int64_t ttft_ns, itl_ns; bool flat_out; const char *stamps; } set = {
+    8000, 200, 20000000, 10000000, false, NULL};
 static Script scripts[2][2]; /* [chat][usage on every event] */
 static struct { Connection **at; size_t count, room; } heap; /* answers under way, the next due token first */
 static struct {
-  long in_flight, requests, tokens, late[LATE_BUCKETS + 1];
+  long in_flight, begun, requests, tokens, late[LATE_BUCKETS + 1];
   int64_t changed_ns, in_flight_ns, busy_ns, late_sum_ns, late_max_ns, cohort_ns;
 } seen;
+static Text stamps; /* of ended answers */
 static Connection *gone; /* dropped ones; events of this turn may still name them */
 static int poller, timer;
 static volatile sig_atomic_t stopped;
@@ -112,11 +119,18 @@ static void write_script(Script *script, bool chat, bool usage) {
   for (long k = 0; k < set.tokens; k++) {
     bool last = k == set.tokens - 1;
     char choice[400];
-    snprintf(choice, sizeof choice, chat ? "{\"index\":0,\"delta\":{\"content\":\" %ld\"},\"logprobs\":null,"
-             "\"finish_reason\":%s,\"stop_reason\":null,\"token_ids\":null}" : "{\"index\":0,\"text\":\" %ld\","
+    char word[16];
+    snprintf(word, sizeof word, k ? " %ld" : " #%08ld", k);
+    snprintf(choice, sizeof choice, chat ? "{\"index\":0,\"delta\":{\"content\":\"%s\"},\"logprobs\":null,"
+             "\"finish_reason\":%s,\"stop_reason\":null,\"token_ids\":null}" : "{\"index\":0,\"text\":\"%s\","
              "\"logprobs\":null,\"finish_reason\":%s,\"stop_reason\":null,\"prompt_token_ids\":null,\"token_ids\":null}",
-             k, last ? "\"length\"" : "null");
+             word, last ? "\"length\"" : "null");
     add_event(text, chat, choice, usage, k + 1);
+    if (!k) {
+      reserve(text, 1);
+      text->bytes[text->length] = 0;
+      script->number = (size_t)(strstr(text->bytes, " #") + 2 - text->bytes);
+    }
     if (last) {
       add_event(text, chat, "", true, set.tokens);
       add_chunk(text, "[DONE]");
@@ -176,6 +190,7 @@ static void forget_gone(void) {
   for (Connection *c; (c = gone);) {
     gone = c->next_gone;
     free(c->request.bytes);
+    free(c->stamps);
     free(c);
   }
 }
@@ -188,6 +203,8 @@ static void listen_to(Connection *c, uint32_t what) {
 /* Writes what is owed. */
 static void flush(Connection *c) {
   if (!c->script) return;
+  if (c->sent <= c->script->number && c->owed > c->script->number) /* send copies: the next answer may have its own */
+    for (long k = 8, left = c->number; k--; left /= 10) c->script->text.bytes[c->script->number + (size_t)k] = (char)('0' + left % 10);
   ssize_t n = send(c->fd, c->script->text.bytes + c->sent, c->owed - c->sent, MSG_NOSIGNAL);
   if (n < 0 && errno != EAGAIN) {
     drop(c);
@@ -199,6 +216,12 @@ static void flush(Connection *c) {
   c->blocked = blocked;
   if (c->sent == c->script->text.length) {
     c->script = NULL;
+    if (c->stamps) {
+      size_t size = (size_t)(set.tokens + 2) * sizeof *c->stamps;
+      reserve(&stamps, size);
+      memcpy(stamps.bytes + stamps.length, c->stamps, size);
+      stamps.length += size;
+    }
     seen.requests++;
     count_in_flight(-1);
   }
@@ -208,6 +231,7 @@ static void send_due(void) {
   for (int64_t now; heap.count && heap.at[0]->due_ns <= (now = now_ns());) {
     Connection *c = heap.at[0];
     int64_t due_ns = c->due_ns;
+    if (c->stamps) c->stamps[2 + c->token] = now;
     c->owed = c->script->end[c->token++];
     c->due_ns = c->base_ns + set.ttft_ns + c->token * set.itl_ns;
     if (c->token == set.tokens) take_out(0);
@@ -228,6 +252,9 @@ static void begin_answer(Connection *c, bool chat, bool usage) {
   c->sent = 0;
   c->token = 0;
   c->base_ns = seen.cohort_ns;
+  c->number = ++seen.begun;
+  if (set.stamps && !c->stamps && !(c->stamps = calloc((size_t)set.tokens + 2, sizeof *c->stamps))) die("memory");
+  if (c->stamps) c->stamps[0] = c->number, c->stamps[1] = now;
   count_in_flight(1);
   if (set.flat_out) {
     c->owed = c->script->text.length;
@@ -357,6 +384,7 @@ static void read_options(int count, char **given) {
     else if (!strcmp(name, "--ttft-ms")) set.ttft_ns = (int64_t)(atof(value) * 1e6);
     else if (!strcmp(name, "--itl-ms")) set.itl_ns = (int64_t)(atof(value) * 1e6);
     else if (!strcmp(name, "--tokens")) set.tokens = atol(value);
+    else if (!strcmp(name, "--stamps")) set.stamps = value;
     else fprintf(stderr, "%s: no such option\n", name), exit(2);
     k++;
   }
@@ -402,5 +430,9 @@ int main(int count, char **given) {
   Text page = {0};
   add_stats(&page);
   fwrite(page.bytes, 1, page.length, stdout);
+  if (set.stamps) {
+    FILE *file = fopen(set.stamps, "wb");
+    if (!file || fwrite(stamps.bytes, 1, stamps.length, file) != stamps.length || fclose(file)) die(set.stamps);
+  }
   return 0;
 }

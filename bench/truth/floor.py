@@ -1,0 +1,48 @@
+"""The floor: B streams read by epoll and recv alone, `python -m bench.truth.floor URL B ANSWERS`.
+
+It sends a request, reads until the answer's last chunk, stamps each read, and sends again: no framing, no JSON, no
+journal. What a Python process pays for less than this, it does not do at all.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import sys
+from time import monotonic_ns
+from urllib.parse import urlsplit
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def run(url: str, concurrency: int, answers: int) -> None:
+    parts = urlsplit(url)
+    usage = {"include_usage": True, "continuous_usage_stats": True}
+    body = json.dumps({"model": "truth", "prompt": "a", "stream": True, "stream_options": usage}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+    request = head.encode() + body
+    poller = select.epoll()
+    sockets: dict[int, socket.socket] = {}
+    for _ in range(concurrency):
+        sock = socket.create_connection((parts.hostname or "", parts.port or 80))
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sockets[sock.fileno()] = sock
+        poller.register(sock.fileno(), select.EPOLLIN)
+        sock.send(request)
+    left = answers
+    stamps: list[int] = []
+    while left > 0:
+        for fd, _ in poller.poll():
+            sock = sockets[fd]
+            data = sock.recv(65536)
+            stamps.append(monotonic_ns())
+            if data.endswith(LAST_CHUNK):
+                left -= 1
+                sock.send(request)
+                stamps = []
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
