@@ -34,6 +34,12 @@ TTFT_LEAST = 20
 _COUNT_TOLERANCE = 0.05
 
 
+JOINED_SHARE = 0.05
+"""Most tokens of a cell that a late client may have read together with a later one ..."""
+P99_SHARE = 0.01
+"""... and from here on its p99 between tokens may be the client's."""
+
+
 class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Columns of cells.csv. With several processes the CPU share and the lags are the worst one's."""
 
@@ -43,8 +49,13 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Of one core, by the busiest of them."""
     client_cpu_cores: float | None = None
     """CPU time of all of them, and of the process that directs them, over the window's length."""
+    kernel_stamp_share: float | None = None
+    """Of the window's answers, those whose reads the kernel stamped: their times are not those of the client's loop."""
+    joined_token_share: float | None = None
+    """Of the window's tokens, those read together with a later one of the same answer: their stamp is that one's, an
+    upper bound."""
     loop_lag_ms_mean: float | None = None
-    """How late the event loop came to a timer: how long bytes waited for their stamp."""
+    """How late the event loop came to a timer: how long bytes waited to be read."""
     loop_lag_ms_p50: float | None = None
     loop_lag_ms_p90: float | None = None
     loop_lag_ms_p99: float | None = None
@@ -61,6 +72,15 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     ttft_excess_ms: float | None = None
     """The client's mean over the same time, from sent to first token, less the server's; None where the two did not
     count the same requests."""
+
+    @property
+    def stamped_by_kernel(self) -> bool:
+        """All of them: then a late client moves refills, and no latency."""
+        return self.kernel_stamp_share == 1
+
+    def late_by(self, spacing_ms: float | None) -> bool:
+        """One byte in a hundred waited longer than that to be read, so that it was joined with the next."""
+        return self.loop_lag_ms_p99 is not None and spacing_ms is not None and self.loop_lag_ms_p99 > spacing_ms
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +118,11 @@ def client_figures(data: CellData) -> ClientFigures:
     cores = None if end.client_cpu_s is None else end.client_cpu_s / (window[1] - window[0]) * 1e9
     gaps_ms = _refill_gaps_ms(data, window)
     server_ms, count, excess_ms = _against_server(data, window)
+    answered = answered_in(data, window)
+    by_kernel = np.fromiter((e.stamps == "kernel" for e in data.exchanges), dtype=np.bool_, count=len(data.exchanges))
     return ClientFigures(
+        kernel_stamp_share=float(by_kernel[answered].mean()) if answered.any() else None,
+        joined_token_share=_joined_share(data, window),
         client_processes=end.client_processes,
         client_cpu_share=cores if end.client_processes is None else end.client_cpu_share,
         client_cpu_cores=cores,
@@ -120,19 +144,26 @@ def client_figures(data: CellData) -> ClientFigures:
 def client_checks(
     c: ClientFigures, *, icl_ms: float | None, e2e_ms: float | None, open_loop: bool = False
 ) -> list[Check]:
-    """Each figure that was measured beside its limit. `icl_ms`, `e2e_ms`: the cell's means, which some limits go by."""
-    checks = []
+    """Each figure that was measured beside its limit. `icl_ms`, `e2e_ms`: the cell's means, which some limits go by.
+
+    Where the kernel stamped the reads, a late or busy client is guilty of what it does to refills alone."""
+    checks, guilty = [], not c.stamped_by_kernel
     more = "lower the rate" if open_loop else f"give --workers {(c.client_processes or 1) + 1} or more"
     if c.client_cpu_share is not None:
         said = f"the busiest client process used {c.client_cpu_share:.0%} of a core (limit {CPU_SHARE:.0%}); {more}"
-        checks.append(Check(figure="client_cpu_share", value=c.client_cpu_share, limit=CPU_SHARE, sentence=said))
+        share = Check(
+            figure="client_cpu_share", value=c.client_cpu_share, limit=CPU_SHARE, sentence=said, guilty=guilty
+        )
+        checks.append(share)
     if c.loop_lag_ms_p50 is not None and icl_ms is not None:
         limit = lag_limit_ms(icl_ms)
         said = (
             f"half of all bytes waited {c.loop_lag_ms_p50:.1f} ms or more for the client's event loop (limit "
             f"{limit:.1f} ms; chunks came each {icl_ms:.1f} ms); {more}, or free its CPU of other work"
         )
-        checks.append(Check(figure="loop_lag_ms_p50", value=c.loop_lag_ms_p50, limit=limit, sentence=said))
+        checks.append(
+            Check(figure="loop_lag_ms_p50", value=c.loop_lag_ms_p50, limit=limit, sentence=said, guilty=guilty)
+        )
     if c.refill_gap_ms_mean is not None and e2e_ms:
         limit = REFILL_SHARE * e2e_ms
         said = (
@@ -147,6 +178,11 @@ def client_checks(
 
 def client_doubt(c: ClientFigures, *, icl_ms: float | None) -> str | None:
     """Why the p99 figures of a cell that is not client-bound may still be the client's."""
+    if c.stamped_by_kernel:
+        joined = c.joined_token_share or 0.0
+        if joined > P99_SHARE and c.late_by(icl_ms):
+            return f"{joined:.1%} of the tokens were read together with a later one, so their times are upper bounds"
+        return None
     share, lag_ms = c.client_cpu_share, c.loop_lag_ms_p90
     if share is not None and BUSY_SHARE < share <= CPU_SHARE:
         return f"the busiest client process used {share:.0%} of a core (invalid from {CPU_SHARE:.0%} on)"
@@ -176,7 +212,7 @@ def _ttft_check(c: ClientFigures, excess_ms: float, server_ms: float, more: str)
         value=excess_ms,
         limit=limit,
         sentence=said,
-        guilty=(c.server_ttft_count or 0) >= TTFT_LEAST and (late or strained),
+        guilty=not c.stamped_by_kernel and (c.server_ttft_count or 0) >= TTFT_LEAST and (late or strained),
     )
 
 
@@ -191,6 +227,15 @@ def _refill_gaps_ms(data: CellData, window: tuple[int, int]) -> Floats:
     refills = (slot[before] == slot[after]) & data.ok[before] & (window[0] < sent_ns) & (sent_ns <= window[1])
     gaps_ns: Ints = (sent_ns - data.t_end_ns[before])[refills]
     return gaps_ns / 1e6
+
+
+def _joined_share(data: CellData, window: tuple[int, int]) -> float | None:
+    inside = (data.token_t_ns > window[0]) & (data.token_t_ns <= window[1])
+    tokens = int(data.token_counts[inside].sum())
+    owner = np.repeat(np.arange(len(data.exchanges)), np.diff(data.token_offsets))
+    joined = np.zeros(len(owner), dtype=np.bool_)
+    joined[:-1] = (np.diff(data.token_t_ns) == 0) & (np.diff(owner) == 0)
+    return int(data.token_counts[inside & joined].sum()) / tokens if tokens else None
 
 
 def _against_server(data: CellData, window: tuple[int, int]) -> tuple[float | None, int | None, float | None]:
@@ -313,6 +358,12 @@ def streaming_reasons(s: Streaming, client: ClientFigures) -> list[str]:
                 "the client joined them; use more --workers, or free its CPU of other work"
             ]
         return [f"{said}: {_BUFFERS}"]
+    joined = client.joined_token_share
+    if client.stamped_by_kernel and joined is not None and joined > JOINED_SHARE and client.late_by(s.spacing_ms):
+        return [
+            f"the client was late and read {joined:.0%} of the tokens together with a later one (limit "
+            f"{JOINED_SHARE:.0%}), so their times are upper bounds; use more --workers, or free its CPU of other work"
+        ]
     excess_ms, server_ms = client.ttft_excess_ms, client.server_ttft_ms_mean
     if s.several and s.span_ms is not None and excess_ms is not None and server_ms is not None:
         far = excess_ms > max(FAR_SHARE * (server_ms + excess_ms), FAR_MS)

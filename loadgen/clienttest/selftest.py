@@ -276,6 +276,15 @@ def _next_rate(good: float | None, bad: float | None, trial: Trial) -> float | N
     return math.sqrt(good * bad) if bad / good > _CLOSE else None
 
 
+def _stamps(t: Trial) -> str:
+    if t.kernel_stamp_share is None or t.joined_token_share is None:
+        return ""
+    who = {1.0: "by the kernel", 0.0: "by the client's process"}.get(
+        t.kernel_stamp_share, f"{t.kernel_stamp_share:.0%} by the kernel"
+    )
+    return f"{who}; {t.joined_token_share:.1%} of tokens joined"
+
+
 def _rate(concurrency: int, tokens_per_s: float | None, itl_ms: float | None) -> float:
     if tokens_per_s is not None and itl_ms is not None:
         raise UsageError("give --tokens-per-s or --itl-ms, not both: at a given B one follows from the other")
@@ -299,6 +308,7 @@ def selftest_lines(result: Selftest) -> list[str]:
         ("ITL error", f"p99 {t.itl_error_ms_p99:.2f} ms", f"{t.itl_limit_ms:g} ms"),
         ("in flight", f"{t.inflight_share:.2%} of B, {t.served_share:.2%} by the server", f"{IN_FLIGHT_SHARE:.1%}"),
         ("CPU", f"{t.cpu_us_per_token:.1f} µs per token, {t.cpu_share:.0%} of a core", f"{BUSY_SHARE:.0%}"),
+        ("stamps", _stamps(t), ""),
         ("event loop lag", lag, ""),
     ]  # fmt: skip
     return [

@@ -52,6 +52,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """The share of its tokens that the server sent."""
     server_error_ms_p99: float
     """The server's own deviation from `itl_ms`, which is not in the errors above."""
+    kernel_stamp_share: float | None = None
+    """Of the answers, those whose arrivals the kernel stamped."""
+    joined_token_share: float | None = None
+    """Of the tokens, those read together with a later one."""
 
     @property
     def valid(self) -> bool:
@@ -137,6 +141,8 @@ def trial_of(data: CellData, transport: str, tokens_per_s: float, itl_ms: float,
         served_share=latency.mean_in_flight(read_ns[whole], token_ns[last], window) / b,
         cpu_us_per_token=(client.client_cpu_cores or 0.0) * window_ns / 1e3 / arrived,
         cpu_share=client.client_cpu_share or 0.0,
+        kernel_stamp_share=client.kernel_stamp_share,
+        joined_token_share=client.joined_token_share,
         loop_lag_ms_p90=client.loop_lag_ms_p90,
         loop_lag_ms_p99=client.loop_lag_ms_p99,
         offered_share=float(itl_ms / ticks.mean()),

@@ -102,9 +102,9 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
     """Arrival of the first event that brought a token."""
     t_end_ns: Nanoseconds
     """Arrival of the answer's last byte, or the moment it was given up."""
+    stamps: StampSource = "process"
     token_times: TokenTimes = ()
     """(arrival in ns, tokens) of each event that brought tokens."""
-    stamps: StampSource = "process"
     token_source: TokenSource | None = None
     """`usage`: running counts of usage, see `load.tokens`; `chunks`: as many events as tokens, one each;
     `spread`: the total spread over the events, arrival times of single tokens unknown."""

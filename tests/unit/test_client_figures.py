@@ -44,6 +44,34 @@ class TestRefillGap:
         assert figures(tmp_path, [answer(900, [(1100, 1)])]).refill_gap_ms_mean is None
 
 
+class TestStamps:
+    def test_the_share_of_the_kernels_is_of_the_windows_answers(self, tmp_path: Path) -> None:
+        lines = [answer(900, [(1100, 1)], stamps="kernel"), answer(900, [(1200, 1)], slot=1)]
+        lines += [answer(100, [(500, 1)], slot=2, stamps="kernel"), answer(900, [(2500, 1)], slot=3, stamps="kernel")]
+        assert figures(tmp_path, lines).kernel_stamp_share == 0.5
+        assert figures(tmp_path / "none", []).kernel_stamp_share is None
+
+    def test_tokens_of_one_answer_with_one_stamp_are_joined_but_for_the_last(self, tmp_path: Path) -> None:
+        lines = [answer(900, [(1100, 1), (1100, 2), (1100, 1), (1200, 1)]), answer(900, [(1200, 1)], slot=1)]
+        assert figures(tmp_path, lines).joined_token_share == 3 / 6
+        assert figures(tmp_path / "none", [answer(100, [(500, 1), (500, 1)])]).joined_token_share is None
+
+    def test_of_the_kernel_a_late_client_harms_refills_alone(self) -> None:
+        late = {"client_cpu_share": 0.99, "loop_lag_ms_mean": 14.0, "loop_lag_ms_p50": 30.0, "kernel_stamp_share": 1.0}
+        assert failed(against_server(26.0, **late)) == []
+        assert failed(against_server(26.0, **late | {"kernel_stamp_share": 0.9})) != []
+        assert failed(against_server(26.0, refill_gap_ms_mean=21.0, **late)) == ["refill_gap_ms_mean"]
+
+    @pytest.mark.parametrize(
+        ("joined", "lag_ms", "doubt"), [(0.02, 21.0, True), (0.02, 19.0, False), (0.005, 21.0, False)]
+    )
+    def test_joined_tokens_are_a_doubt_where_the_client_was_late(
+        self, joined: float, lag_ms: float, doubt: bool
+    ) -> None:
+        client = ClientFigures(kernel_stamp_share=1.0, joined_token_share=joined, loop_lag_ms_p99=lag_ms)
+        assert (client_doubt(client, icl_ms=20.0) is not None) == doubt
+
+
 class TestCpuAndLag:
     def test_cores_are_of_all_processes_and_the_share_is_the_busiest_ones(self, tmp_path: Path) -> None:
         client = figures(

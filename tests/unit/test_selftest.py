@@ -93,7 +93,7 @@ GOOD: dict[str, Any] = {
     "answer_tokens": 40, "window_s": 1.0, "tokens_per_s": 12_800.0, "ttft_error_ms_mean": 0.1,
     "ttft_error_ms_p99": 1.0, "itl_error_ms_p99": 0.5, "inflight_share": 1.0, "served_share": 0.999,
     "cpu_us_per_token": 10.0, "cpu_share": 0.13, "loop_lag_ms_p90": 0.0, "loop_lag_ms_p99": 1.0,
-    "offered_share": 1.0, "server_error_ms_p99": 1.0,
+    "offered_share": 1.0, "server_error_ms_p99": 1.0, "kernel_stamp_share": 1.0, "joined_token_share": 0.004,
 }  # fmt: skip
 
 
@@ -257,7 +257,12 @@ def test_the_lines_say_what_was_measured_beside_its_limits() -> None:
     lines = selftest_lines(result_of())
     text = "\n".join(lines)
     assert "no model, no GPU, no measurement of a server" in lines[0]
-    for figure in ("mean +0.10 ms, p99 1.00 ms", "99.90% by the server", "10.0 µs per token, 13% of a core"):
+    for figure in (
+        "mean +0.10 ms, p99 1.00 ms",
+        "99.90% by the server",
+        "10.0 µs per token, 13% of a core",
+        "by the kernel; 0.4% of tokens joined",
+    ):
         assert figure in text
     assert lines[-1] == (
         "One process is enough for B = 128 at 12,800 tokens/s: it uses 13% of a core, and 38,000 tokens/s also "

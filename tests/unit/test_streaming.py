@@ -72,6 +72,15 @@ def test_a_client_that_is_late_joins_events_itself(tmp_path: Path, lag_ms: float
     assert blamed in reason
 
 
+@pytest.mark.parametrize(("lag_ms", "share", "blamed"), [(11.0, 0.06, True), (9.0, 0.06, False), (11.0, 0.04, False)])
+def test_a_late_client_that_joins_tokens_leaves_upper_bounds(
+    tmp_path: Path, lag_ms: float, share: float, blamed: bool
+) -> None:
+    """Events come each 10 ms; the kernel stamped the reads, so that nothing but joined tokens is the client's."""
+    said = reasons(tmp_path, *[STREAMED] * 10, loop_lag_ms_p99=lag_ms, kernel_stamp_share=1.0, joined_token_share=share)
+    assert any("the client was late and read 6% of the tokens together" in reason for reason in said) == blamed
+
+
 @pytest.mark.parametrize(("excess_ms", "span_ms", "buffers"), [
     (110.0, 2.0, True),
     (110.0, 30.0, False),
