@@ -15,7 +15,7 @@ import httptools
 
 from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
 from loadgen.load.exchange import STOPPED, Raw, Request, Status
-from loadgen.load.kernelstamps import ClockOffset, StampedTransport, clock_offset, open_stamped
+from loadgen.load.kernelstamps import MOST_STEP_NS, ClockOffset, StampedTransport, clock_offset, open_stamped
 from loadgen.load.sse import GZIP_MAGIC, split_events, undone
 
 Done = Callable[[Raw], None]
@@ -76,14 +76,19 @@ class HttpRaw(Raw):
         self.read_pieces.append(len(self.pieces))
 
     def ended(self, t_ns: int, failure: tuple[Status, str] | None) -> None:
-        """At `t_ns`, where it failed, else with its last byte. The kernel's stamps count if every read has one and the
-        realtime clock was not set meanwhile."""
+        """At `t_ns`, where it failed, else with its last byte. The kernel's stamps count if every read has one, the
+        realtime clock was not set meanwhile, and they lie between the sending and the process's own."""
         self.failure, self.t_end_ns = failure, t_ns
-        if self.clock is None or not all(self.read_realtime_ns) or not self.clock.agrees(clock_offset()):
+        stamps = self.read_realtime_ns
+        if self.clock is None or not stamps or not all(stamps) or not self.clock.agrees(clock_offset()):
+            return
+        first_ns, last_ns = stamps[0] - self.clock.offset_ns, stamps[-1] - self.clock.offset_ns
+        slack_ns = MOST_STEP_NS + self.clock.error_ns
+        if first_ns < self.t_send_ns - slack_ns or last_ns > self.read_t_ns[-1] + slack_ns:
             return
         self.stamps = "kernel"
-        if failure is None and self.read_realtime_ns:
-            self.t_end_ns = self.read_realtime_ns[-1] - self.clock.offset_ns
+        if failure is None:
+            self.t_end_ns = last_ns
 
     def keep(self, t_ns: int, data: bytes) -> None:
         """A read that brought one piece."""

@@ -110,6 +110,16 @@ def test_a_set_clock_leaves_the_process_stamps() -> None:
         assert raw.events()[0] == [raw.t_end_ns]
 
 
+@pytest.mark.parametrize("off_ns", [-7_200 * 10**9, 10**9])
+def test_stamps_that_cannot_be_leave_the_process_stamps(off_ns: int) -> None:
+    """Where the process reads another realtime clock than the kernel: before the request was sent, or yet to come."""
+    raw = finished([(100, event(1))])
+    raw.clock = clock_offset()
+    raw.read_realtime_ns = [raw.clock.offset_ns + 50 + off_ns]
+    raw.ended(100, None)
+    assert (raw.stamps, raw.t_end_ns) == ("process", 100)
+
+
 def test_a_read_without_a_stamp_leaves_the_process_stamps() -> None:
     raw = finished([(100, event(1))])
     raw.clock = clock_offset()
