@@ -64,4 +64,4 @@ def test_fewer_requests_than_fill_the_slots_are_refused(server: KnownServer, tmp
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert "--requests 7: B = 4 needs 8 at least" in done.stderr
+    assert "--requests 7: B = 4 needs at least 8" in done.stderr
