@@ -1,4 +1,4 @@
-"""Rewrites the dashboards' JSON: `python dashboards/generate.py`; with `--check` it only says what differs."""
+"""Rewrites the dashboards' JSON: `python dashboards/generate.py`; with `--check` it only lists what differs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def files() -> dict[str, str]:
 
 
 def stale() -> list[str]:
-    """Names of files that are not what `files()` says, missing and surplus ones included."""
+    """Names of files that differ from `files()`, missing and surplus ones included."""
     made = files()
     there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
     return sorted(name for name in made.keys() | there.keys() if made.get(name) != there.get(name))

@@ -1,4 +1,4 @@
-"""Draws the dashboards' panels from what Prometheus says, with matplotlib: a rendering of the queries, not Grafana.
+"""Draws the dashboards' panels from Prometheus's answers, with matplotlib: a rendering of the queries, not Grafana.
 
 python dashboards/render.py http://127.0.0.1:9090 --minutes 5 --out docs/images/dashboards
 """

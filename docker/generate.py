@@ -11,14 +11,14 @@ DOCKER = Path(__file__).parent
 
 
 def stale_files() -> list[str]:
-    """The generated files whose text is not what the recipes say now, and those that no recipe asks for."""
+    """The generated files that differ from the recipes, and those that no recipe needs."""
     fresh = generated_files()
-    stale = [name for name, text in fresh.items() if not _says(DOCKER / name, text)]
+    stale = [name for name, text in fresh.items() if not _holds(DOCKER / name, text)]
     return stale + [f"models/{path.name}" for path in DOCKER.glob("models/*.env") if f"models/{path.name}" not in fresh]
 
 
 def write() -> None:
-    """Make every generated file what the recipes say."""
+    """Rewrites the stale files."""
     fresh = generated_files()
     for name in stale_files():
         path = DOCKER / name
@@ -29,7 +29,7 @@ def write() -> None:
             path.unlink()
 
 
-def _says(path: Path, text: str) -> bool:
+def _holds(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 

@@ -1,5 +1,5 @@
 # loadgen with everything it needs to sweep, simulate and report. Context: the project's root.
-# Wheels that lie in build/wheels are preferred to an index; with PIP_NO_INDEX=1 nothing else is asked.
+# Wheels in build/wheels are preferred to an index; with PIP_NO_INDEX=1 no index is used.
 ARG PYTHON_IMAGE=python:3.12.13-slim-bookworm@sha256:4766d8b510c428e595d74b9cc5bbb2fae8e26316fffb4adc89908d79aacd58a2
 
 FROM ${PYTHON_IMAGE} AS build
@@ -21,7 +21,7 @@ RUN /opt/build/bin/python -m pip install --quiet --no-deps --require-hashes -r /
 FROM ${PYTHON_IMAGE}
 RUN mkdir -p /runs /cache && chmod 1777 /runs /cache
 COPY --from=build /opt/loadgen /opt/loadgen
-# No home: what is kept goes to /runs and /cache, what may be lost to /tmp.
+# No home folder: /runs and /cache are kept, /tmp may be lost.
 ENV PATH=/opt/loadgen/bin:${PATH} HOME=/tmp XDG_CACHE_HOME=/cache MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001

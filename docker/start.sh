@@ -1,5 +1,6 @@
 #!/bin/sh
-# start.sh NAME COMMAND...: runs the command with what the file API_KEY_FILE holds in the variable NAME, unless it is empty.
+# start.sh NAME COMMAND...: runs the command with the content of the file API_KEY_FILE in the variable NAME,
+# unless it is empty.
 # So the key is neither in the container's settings (`docker inspect`) nor on a command line.
 set -eu
 name=$1

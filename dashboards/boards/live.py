@@ -121,6 +121,6 @@ def targets(board: Json) -> Iterator[tuple[Json, Json]]:
 
 
 def answer(target: Json, prometheus: Prometheus, values: Mapping[str, str], span: Span) -> list[Series]:
-    """What Prometheus says to one query of a panel."""
+    """Prometheus's answer to one query of a panel."""
     expr = interpolate(target["expr"], values)
     return prometheus.instant(expr, span.end_s) if target["instant"] else prometheus.over(expr, span)

@@ -74,7 +74,7 @@ def servers() -> Json:
     return dashboard(
         "loadgen-servers",
         "loadgen · Servers (vLLM)",
-        "What each server says of itself; several engines of one server are added up.",
+        "Each server's own figures; several engines of one server are added up.",
         [("Now", head), ("Batch", batch), ("Work", work), ("Latency", latency)],
         [TARGET],
     )
