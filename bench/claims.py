@@ -24,9 +24,10 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
+from loadgen.analysis.indices.dominance import si_differences
 from loadgen.analysis.indices.formulas import IndexSettings, RepeatNoise
 from loadgen.analysis.indices.point import OperatingPoint, Ratios, Repeat, item_figures, ratios_of, reference_ratios
-from loadgen.analysis.indices.study import IndexStudy, si_differences, target_indices
+from loadgen.analysis.indices.study import IndexStudy, target_indices
 from loadgen.analysis.trust.study import TrustStudy
 
 STUDIES = 300

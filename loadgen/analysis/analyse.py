@@ -17,10 +17,10 @@ from loadgen.analysis.claims import Claim, claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.energy import Server, read_powers
-from loadgen.analysis.indices.dominance import Dominance, WeightSpace
+from loadgen.analysis.indices.dominance import Dominance, SiDifference, WeightSpace
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import Speed
-from loadgen.analysis.indices.study import CorCurve, SiDifference, TargetIndices, TrapOverBatches
+from loadgen.analysis.indices.study import CorCurve, TargetIndices, TrapOverBatches
 from loadgen.analysis.models.study import ModelStudy, cost_models
 from loadgen.analysis.tables import RunTables, power_table, summarize, write_cells, write_summary
 from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings

@@ -13,7 +13,7 @@ from scipy import stats
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.claims import Claim, claims_of, paired_p
-from loadgen.analysis.indices.study import SiDifference
+from loadgen.analysis.indices.dominance import SiDifference
 from loadgen.analysis.validity import Validity
 
 INVALID = Validity(load=("the server died",), energy=())

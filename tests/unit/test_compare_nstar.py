@@ -11,8 +11,7 @@ from made_models import row, steady
 from loadgen.analysis.compare.comparison import n_star_sentence, size_claims, size_words
 from loadgen.analysis.compare.nstar import NStar, n_stars
 from loadgen.analysis.compare.row import CompareRow, paper_n_star
-from loadgen.analysis.models.fit import BStar
-from loadgen.analysis.models.modelfit import ModelFit
+from loadgen.analysis.models.fit import BStar, ModelFit
 from loadgen.analysis.models.study import ModelStudy, Quantity
 
 SIZES = (1e9, 3e9, 8e9, 30e9)

@@ -12,7 +12,7 @@ from made_run import answer, cell_data
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
-from loadgen.analysis.models.modelfit import ModelFit, aicc
+from loadgen.analysis.models.fit import ModelFit, aicc
 from loadgen.analysis.models.study import ModelStudy, cost_models
 from loadgen.analysis.validity import Validity
 
@@ -160,7 +160,7 @@ def test_unknown_bits_leave_out_the_models_that_need_them(base: CellSummary) -> 
 
 def test_a_reference_of_fewer_bits_is_refused(base: CellSummary) -> None:
     (study,) = cost_models(cells(base, joules=eq19), reference="awq")
-    assert study.refusal == "awq has 4 bits and fp16 16: the models want the reference to be the wider one"
+    assert study.refusal == "awq has 4 bits and fp16 16: the models need a reference with more bits"
 
 
 def test_the_signs_decide_between_the_equations(base: CellSummary) -> None:

@@ -1,15 +1,7 @@
-"""Crossing: a batch B* at which the better side changes, proven or only suspected.
-
-Sign: where on the grid the target is proven better or worse.
-
-Step: where a curve may jump between two measured batches, so that nothing can be interpolated there.
-
-A server pads a batch up to the next size that it captured CUDA graphs for, and switches kernels at sizes of its own.
-
-Band: the curve between the measured batches, with the 95% band that noise and interpolation leave.
-
-Beyond: where a crossing that the data do not show could still be, if it exists.
-"""
+"""Crossing: a batch B* at which the better side changes, proven or only suspected. GridPoint: where on the grid the
+target is proven better or worse. Band: the curve between the measured batches. Beyond: where a crossing that the data
+do not show could still be. A server pads a batch up to the next size that it captured CUDA graphs for, and switches
+kernels at sizes of its own, so that a curve may have a step between two measured batches."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""Crossover: is a target better or worse than the reference, and up to which batch.
+"""Crossover: is a target better or worse than the reference, and up to which batch; in numbers and in words.
 
-A crossover in words.
-
-Whether the HLI bound and the measured energy decide alike.
+A warning where the HLI bound and the measured energy decide differently.
 """
 
 from __future__ import annotations
@@ -106,17 +104,12 @@ def crossover(
     if start_sd is not None and not paired.repeated:
         curve = paired.windows_known
     left_out = tuple(b for b in paired.concurrency if b not in curve.concurrency)
+    result = Crossover(
+        target=target.target, reference=reference.target, metric=metric, status="unresolved", left_out=left_out
+    )
     if len(curve.batch) < 2:
-        refused = Crossover(
-            target=target.target,
-            reference=reference.target,
-            metric=metric,
-            status="unresolved",
-            refusal=_refusal(target, reference, curve, left_out),
-            left_out=left_out,
-            notes=curve.notes,
-        )
-        return worded(refused)
+        refusal = _refusal(target, reference, curve, left_out)
+        return worded(msgspec.structs.replace(result, refusal=refusal, notes=curve.notes))
     noise = noise_of(curve, start_sd)
     points = grid_points(curve, noise)
     band = None if noise is None else band_of(curve.batch, curve.mean, noise)
@@ -136,16 +129,13 @@ def crossover(
         notes += (f"{single}: measure three (--repeats 3), or state the noise between starts (--start-sd)",)
     elif not curve.repeated:
         notes += (f"no B is valid in two repeats: the intervals rest on the stated --start-sd {start_sd:.2%}",)
-    result = Crossover(
-        target=target.target,
-        reference=reference.target,
-        metric=metric,
+    result = msgspec.structs.replace(
+        result,
         status=_status(points, established),
         crossings=established,
         suspected=tuple(crossing for crossing in found if not crossing.established),
         beyond=() if noise is None or band is None else beyond(points, band, noise),
         points=points,
-        left_out=left_out,
         pooling=noise.pooling if noise is not None and curve.repeated else None,
         apart=() if noise is None else tuple(points[place].concurrency for place in noise.apart),
         batch_verified=curve.batch_verified,
@@ -237,6 +227,11 @@ def _refusal(target: Curve, reference: Curve, curve: PairedCurve, left_out: Sequ
     return f"{len(shared) or 'no'} concurrency was measured on both sides, and a curve needs 2"
 
 
+def worded(found: Crossover) -> Crossover:
+    """The same with its `sentence` and `brief`: first what the measured batches prove by themselves."""
+    return msgspec.structs.replace(found, sentence=_text(found, briefly=False), brief=_text(found, briefly=True))
+
+
 def number(batch: float) -> str:
     """A batch as it is read: 4.1, 61."""
     return f"{batch:.1f}" if batch < 9.95 else f"{batch:.0f}"
@@ -254,135 +249,118 @@ def place(crossing: Crossing) -> str:
     return f"B* = {crossing.b:.3g}"
 
 
-def worded(found: Crossover) -> Crossover:
-    """The same with its `sentence` and `brief`: first what the measured batches prove by themselves."""
-    return msgspec.structs.replace(found, sentence=_text(found, briefly=False), brief=_text(found, briefly=True))
-
-
 def _text(found: Crossover, *, briefly: bool) -> str:
     metric = metric_of(found.metric)
-    wins, loses, question = metric.wins_briefly, metric.loses_briefly, "not decided"
+    better, worse, question = metric.wins_briefly, metric.loses_briefly, "not decided"
     if not briefly:
-        wins, loses = (f"{found.target} {words} {found.reference}" for words in (metric.wins, metric.loses))
-        question = f"not decided: whether {wins}"
+        better, worse = (f"{found.target} {words} {found.reference}" for words in (metric.wins, metric.loses))
+        question = f"not decided: whether {better}"
     if found.status == "unresolved":
         first, *details = _undecided(found, metric, question, briefly=briefly)
     elif found.status == "crosses":
-        first = _crosses_briefly(found, metric) if briefly else _crosses(found, metric, wins, loses)
-        details = [f"not decided at {_list(found, found.away)}"] if found.away else []
+        first = _crosses_briefly(found, metric) if briefly else _crosses(found, metric, better, worse)
+        details = [f"not decided at {_listed(found, found.away)}"] if found.away else []
         details += _beyond(found, "another B*", briefly=briefly)
     else:
-        first = f"{wins if found.status == 'better' else loses} at every B {_compared(found)}"
+        first = f"{better if found.status == 'better' else worse} at every B {_compared(found)}"
         details = _beyond(found, "a B*", briefly=briefly)
     return "; ".join([first + ("" if found.batch_verified else f" ({UNVERIFIED})"), *details])
 
 
-def _crosses(result: Crossover, metric: Metric, better: str, worse: str) -> str:
-    found = result.crossings
-    wins = found[0].direction == "wins_below"
-    text = f"{better if wins else worse} {_lowest(result, found[0], 'up to B = ', 'at B = ', 'from B = ', ' to ')}"
-    for before, after in pairwise(found):
+def _crosses(found: Crossover, metric: Metric, better: str, worse: str) -> str:
+    words = (metric.loses_briefly, metric.wins_briefly)
+    wins, several = found.crossings[0].direction == "wins_below", len(found.crossings) > 1
+    text = f"{better if wins else worse} {_lowest(found, 'up to B = ', 'at B = ', 'from B = ', ' to ')}"
+    for before, after in pairwise(found.crossings):
         wins = not wins
         first, last = before.bracket[1], after.bracket[0]
-        there = f"from B = {first} to {last}" if first < last else f"at B = {first}"
-        text += f", {metric.wins_briefly if wins else metric.loses_briefly} {there}"
-    text += (
-        f"{',' if len(found) > 1 else ''} and {metric.loses_briefly if wins else metric.wins_briefly} "
-        f"from B = {found[-1].bracket[1]} on ({_b_stars(result)})"
+        text += f", {words[wins]} {f'from B = {first} to {last}' if first < last else f'at B = {first}'}"
+    stars = " and ".join(f"B* {_b_star(found, crossing)}" for crossing in found.crossings)
+    if _interpolated(found):
+        stars += ", if there is no step between"
+    return (
+        f"{text}{',' if several else ''} and {words[not wins]} from B = {found.crossings[-1].bracket[1]} on ({stars})"
     )
-    return text
 
 
-def _crosses_briefly(result: Crossover, metric: Metric) -> str:
-    found = result.crossings
-    wins = found[0].direction == "wins_below"
+def _crosses_briefly(found: Crossover, metric: Metric) -> str:
     words = (metric.loses_briefly, metric.wins_briefly)
-    parts = [f"{words[wins]} {_lowest(result, found[0], 'B ≤ ', 'B = ', 'B = ', '–')}"]
-    for before, after in pairwise(found):
+    wins = found.crossings[0].direction == "wins_below"
+    parts = [f"{words[wins]} {_lowest(found, 'B ≤ ', 'B = ', 'B = ', '–')}"]
+    for before, after in pairwise(found.crossings):
         wins = not wins
         parts.append(f"{words[wins]} {before.bracket[1]}–{after.bracket[0]}")
-    parts.append(f"{words[not wins]} B ≥ {found[-1].bracket[1]}")
-    stars = ", ".join(_b_star(result, crossing).replace("= ", "").replace("95% ", "") for crossing in found)
+    parts.append(f"{words[not wins]} B ≥ {found.crossings[-1].bracket[1]}")
+    stars = ", ".join(_b_star(found, crossing, briefly=True) for crossing in found.crossings)
     return f"{', '.join(parts)} (B* {stars}{', if no step' if _interpolated(found) else ''})"
 
 
-def _undecided(result: Crossover, metric: Metric, question: str, *, briefly: bool) -> list[str]:
-    if result.refusal:
-        return [question, result.refusal]
-    suspected = _suspected(result.suspected, briefly=briefly)
-    if result.points[0].p is None:
+def _undecided(found: Crossover, metric: Metric, question: str, *, briefly: bool) -> list[str]:
+    if found.refusal:
+        return [question, found.refusal]
+    suspected = []
+    if found.suspected:
+        where = ", ".join(number(crossing.b) for crossing in found.suspected)
+        suspected = [
+            f"a crossing at B = {where} is not proven"
+            if briefly
+            else f"the means cross at B = {where}, which noise may have made"
+        ]
+    if found.points[0].p is None:
         return [question, "one repeat has no interval", *suspected]
-    groups = {sign: [point for point in result.points if point.sign == sign] for sign in ("wins", "loses", "open")}
-    if len(groups["open"]) == len(result.points):
+    groups = {sign: [point for point in found.points if point.sign == sign] for sign in ("wins", "loses", "open")}
+    if len(groups["open"]) == len(found.points):
         if briefly:
-            return [f"{question} at any B {_compared(result)}", *suspected]
-        return [question, f"no difference is proven at any B {_compared(result)}", *suspected]
+            return [f"{question} at any B {_compared(found)}", *suspected]
+        return [question, f"no difference is proven at any B {_compared(found)}", *suspected]
     words = {"wins": metric.wins_briefly, "loses": metric.loses_briefly, "open": question if briefly else "open"}
-    parts = ", ".join(f"{words[sign]} at {_list(result, points)}" for sign, points in groups.items() if points)
-    whole = [] if briefly else [f"{question} at every B {_verb(result)}"]
-    return [*whole, parts, *suspected, *_beyond(result, "a B*", briefly=briefly)]
+    parts = ", ".join(f"{words[sign]} at {_listed(found, points)}" for sign, points in groups.items() if points)
+    whole = [] if briefly else [f"{question} at every B {_measured(found)}"]
+    return [*whole, parts, *suspected, *_beyond(found, "a B*", briefly=briefly)]
 
 
-def _suspected(crossings: Sequence[Crossing], *, briefly: bool) -> list[str]:
-    if not crossings:
-        return []
-    where = ", ".join(number(crossing.b) for crossing in crossings)
-    if briefly:
-        return [f"a crossing at B = {where} is not proven"]
-    return [f"the means cross at B = {where}, which noise may have made"]
-
-
-def _beyond(result: Crossover, what: str, *, briefly: bool) -> list[str]:
+def _beyond(found: Crossover, what: str, *, briefly: bool) -> list[str]:
     text = "{} only {} {}" if briefly else "if {} exists, it is {} {}"
-    return [text.format(what, end.side, number(end.batch)) for end in result.beyond]
+    return [text.format(what, end.side, number(end.batch)) for end in found.beyond]
 
 
-def _b_stars(result: Crossover) -> str:
-    """What holds between the measured batches: "B* = 61, 95% CI 52–75, if there is no step between"."""
-    text = " and ".join(f"B* {_b_star(result, crossing)}" for crossing in result.crossings)
-    return f"{text}, if there is no step between" if _interpolated(result.crossings) else text
+def _interpolated(found: Crossover) -> bool:
+    """Whether a B* is named that holds only if the curve has no step between the measured batches."""
+    return any(placed(crossing) and crossing.step != "measured" for crossing in found.crossings)
 
 
-def _interpolated(found: Sequence[Crossing]) -> bool:
-    return any(placed(crossing) and crossing.step != "measured" for crossing in found)
-
-
-def _b_star(result: Crossover, crossing: Crossing) -> str:
+def _b_star(found: Crossover, crossing: Crossing, *, briefly: bool = False) -> str:
     if not placed(crossing):
-        two = max(point.repeats for point in result.points) == 2
+        two = max(point.repeats for point in found.points) == 2
         return f"not known: {'two' if two else 'the'} repeats differ too much"
-    text = f"= {number(crossing.b)}"
+    text = f"{'' if briefly else '= '}{number(crossing.b)}"
     if crossing.lo is None or crossing.hi is None:
         return text
     if crossing.step == "measured":
         return f"anywhere from {number(crossing.lo)} to {number(crossing.hi)}, where the curve may jump"
-    return f"{text}, 95% CI {number(crossing.lo)}–{number(crossing.hi)}"
+    return f"{text}, {'' if briefly else '95% '}CI {number(crossing.lo)}–{number(crossing.hi)}"
 
 
-def _lowest(result: Crossover, crossing: Crossing, up_to: str, at: str, begin: str, to: str) -> str:
+def _lowest(found: Crossover, up_to: str, at: str, begin: str, to: str) -> str:
     """The batches compared below the first crossing; open below only where B = 1 is one of them."""
-    first, last = result.points[0].concurrency, crossing.bracket[0]
+    first, last = found.points[0].concurrency, found.crossings[0].bracket[0]
     if first == last:
         return f"{at}{last}"
     return f"{up_to}{last}" if first == 1 else f"{begin}{first}{to}{last}"
 
 
-def _compared(result: Crossover) -> str:
+def _compared(found: Crossover) -> str:
     """As `measured (1–128)`; `compared` where a batch that was measured is left out."""
-    return f"{_verb(result)} ({_range(result.points)})"
+    return f"{_measured(found)} ({found.points[0].concurrency}–{found.points[-1].concurrency})"
 
 
-def _verb(result: Crossover) -> str:
-    return "compared" if result.left_out else "measured"
+def _measured(found: Crossover) -> str:
+    return "compared" if found.left_out else "measured"
 
 
-def _range(points: Sequence[GridPoint]) -> str:
-    return f"{points[0].concurrency}–{points[-1].concurrency}"
-
-
-def _list(result: Crossover, points: Sequence[GridPoint]) -> str:
+def _listed(found: Crossover, points: Sequence[GridPoint]) -> str:
     """Neighbours among all that were measured joined: one that is left out is in no span."""
-    measured = {*(point.concurrency for point in result.points), *result.left_out}
+    measured = {*(point.concurrency for point in found.points), *found.left_out}
     return spanned([point.concurrency for point in points], measured)
 
 

@@ -1,14 +1,10 @@
 """Noise: how uncertain a weighted sum of the points' log-advantages is.
 
-A repeat starts its servers anew, so that its cells share a part of the noise: the log-advantage of repeat k at point i
-is f_i + s_k + e_ik (two-way analysis of variance without interaction, points fixed, repeats random). Sums of squares
-are Henderson's method III, so that missing cells are allowed. The variance of e may differ between points.
-
-Scatter: the variance of the repeats at each point, pooled over the points where that is allowed.
-
-All points have one variance, unless a likelihood-ratio test asks for a variance that is a power of the batch; and a
-point stands apart, with the variance of its own repeats, where an F test against the other points says so. With few
-repeats every point's own variance would leave next to nothing proven, and one variance for all proves what is not so.
+A repeat starts its servers again, so that its cells share a part of the noise: the log-advantage of repeat k at point i
+is f_i + s_k + e_ik (`Decomposition`). The variance of e may differ between points (`Scatter`): all points have one,
+unless a likelihood-ratio test asks for a variance that is a power of the batch; and a point stands apart, with the
+variance of its own repeats, where an F test against the other points says so. With few repeats every point's own
+variance would leave next to nothing proven, and one variance for all proves what is not so.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ import msgspec
 import numpy as np
 from scipy import special
 
-from loadgen.analysis.celldata import Floats
+from loadgen.analysis.celldata import Floats, Ints
 from loadgen.analysis.crossover.curve import PairedCurve
 
 Flags = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
@@ -38,6 +34,55 @@ NOTHING = 1e-18
 """A variance of rounding, not of repeats."""
 POWERS = np.linspace(-1.5, 1.5, 31)
 """Exponents that are tried; an odd number, so that 0 is the middle one."""
+
+
+class Decomposition(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums of squares of figures by point and start of a server: two-way analysis of variance without interaction,
+    points fixed, starts random, by Henderson's method III, so that cells may be missing."""
+
+    within: float
+    """About the points' means."""
+    rest: float
+    """When points and starts are taken out."""
+    between_degrees: int
+    rest_degrees: int
+    coefficient: float
+    """The expectation of `between_square` is var(e) + this * var(s)."""
+
+    @property
+    def known(self) -> bool:
+        """The two kinds of noise can be told apart."""
+        return self.between_degrees > 0 and self.rest_degrees > 0
+
+    @property
+    def between_square(self) -> float:
+        """Mean square between starts."""
+        return (self.within - self.rest) / self.between_degrees
+
+
+def decompose(values: Floats, point: Ints, start: Ints) -> Decomposition:
+    """The values by the number of their point and of their start, both from 0 without a gap."""
+    points = indicators(point)
+    both = np.hstack([points, indicators(start)])
+    (cells, count), rank = points.shape, int(np.linalg.matrix_rank(both))
+    return Decomposition(
+        within=residual(points, values),
+        rest=residual(both, values),
+        between_degrees=rank - count,
+        rest_degrees=cells - rank,
+        coefficient=(cells - count) / (rank - count) if rank > count else math.inf,
+    )
+
+
+def indicators(numbers: Ints) -> Floats:
+    """A column of 0 and 1 for each number from 0."""
+    return np.asarray(numbers[:, None] == np.arange(numbers.max() + 1), dtype=float)
+
+
+def residual(design: Floats, values: Floats) -> float:
+    """Sum of squares that least squares leave."""
+    left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    return float(left @ left)
 
 
 class Scatter(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,58 +315,38 @@ def noise_of(curve: PairedCurve, start_sd: float | None = None) -> Noise | None:
     """
     seen = ~np.isnan(curve.advantage)
     counts = seen.sum(axis=1).astype(float)
-    overlap = (seen.astype(float) @ seen.T.astype(float)) / np.outer(counts, counts)
     points, cells = len(counts), int(seen.sum())
-    if cells == points:
-        return None if start_sd is None else _stated(curve, counts, start_sd)
-    values = curve.advantage[seen]
-    point, repeat = np.nonzero(seen)
-    of_points = (point[:, None] == np.arange(points)).astype(float)
-    of_both = np.hstack([of_points, (repeat[:, None] == np.arange(seen.shape[1])).astype(float)])
-    one_way = values - of_points @ np.linalg.lstsq(of_points, values, rcond=None)[0]
-    solution, _, rank, _ = np.linalg.lstsq(of_both, values, rcond=None)
-    rest = values - of_both @ solution
-    between_degrees, rest_degrees = int(rank) - points, cells - int(rank)
-    within = float(one_way @ one_way)
-    if rest_degrees == 0 or between_degrees == 0:  # the two kinds of noise cannot be told apart
-        return Noise(
-            repeat_square=0.0,
-            repeat_degrees=1,
-            rest_square=np.full(points, within / (cells - points)),
-            rest_degrees=np.full(points, float(cells - points)),
-            coefficient=np.inf,
-            counts=counts,
-            overlap=overlap,
-            item_error=curve.item_error,
-        )
-    left = float(rest @ rest)
-    scatter = scatter_of(curve.advantage, np.log(curve.batch))
-    return Noise(
-        repeat_square=max(within - left, 0.0) / between_degrees,
-        repeat_degrees=between_degrees,
-        rest_square=scatter.square,
-        rest_degrees=scatter.degrees,
-        coefficient=(cells - points) / between_degrees,
+    overlap = (seen.astype(float) @ seen.T.astype(float)) / np.outer(counts, counts)
+    alone = Noise(
+        repeat_square=0.0,
+        repeat_degrees=1,
+        rest_square=np.zeros(points),
+        rest_degrees=np.full(points, np.inf),
+        coefficient=np.inf,
         counts=counts,
         overlap=overlap,
         item_error=curve.item_error,
+    )
+    if cells == points:
+        if start_sd is None:
+            return None
+        inside = np.zeros(points) if curve.window_error is None else curve.window_error
+        square = inside**2 * counts
+        return msgspec.structs.replace(alone, repeat_degrees=np.inf, rest_square=square, stated_square=2 * start_sd**2)
+    point, repeat = np.nonzero(seen)
+    found = decompose(curve.advantage[seen], point, repeat)
+    if not found.known:
+        together = np.full(points, found.within / (cells - points))
+        return msgspec.structs.replace(alone, rest_square=together, rest_degrees=np.full(points, float(cells - points)))
+    scatter = scatter_of(curve.advantage, np.log(curve.batch))
+    return msgspec.structs.replace(
+        alone,
+        repeat_square=max(found.between_square, 0.0),
+        repeat_degrees=found.between_degrees,
+        rest_square=scatter.square,
+        rest_degrees=scatter.degrees,
+        coefficient=found.coefficient,
         pooled_square=scatter.pooled_square,
         pooling=scatter.pooling,
         apart=scatter.apart,
-    )
-
-
-def _stated(curve: PairedCurve, counts: Floats, start_sd: float) -> Noise:
-    """Both sides' starts, and of each point the variance inside its windows; all normal."""
-    inside = np.zeros(len(counts)) if curve.window_error is None else curve.window_error
-    return Noise(
-        repeat_square=0.0,
-        repeat_degrees=np.inf,
-        rest_square=inside**2 * counts,
-        rest_degrees=np.full(len(counts), np.inf),
-        coefficient=np.inf,
-        counts=counts,
-        overlap=np.diag(1 / counts),
-        item_error=curve.item_error,
-        stated_square=2 * start_sd**2,
     )

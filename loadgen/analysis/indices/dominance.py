@@ -1,12 +1,14 @@
 """Dominance: is one precision better in everything (Pareto), as far as the data tell?
 
 WeightSpace: for which weights of T, E and S each precision is the best choice.
+
+SiDifference: which of two precisions has the higher SI.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -15,12 +17,13 @@ from numpy.typing import NDArray
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.estimate import ROUNDING
-from loadgen.analysis.indices.formulas import TAIL, Resampled, clamped, derive
+from loadgen.analysis.indices.formulas import TAIL, Resampled, clamped, derive, si_linear
 from loadgen.analysis.indices.point import Ratios
 from loadgen.analysis.intervals import CONFIDENCE
 from loadgen.analysis.trust.accuracy import MARGIN
 from loadgen.analysis.trust.answers import PairedItems, paired
 from loadgen.analysis.trust.significance import bonett_price, changes, difference_interval
+from loadgen.bounds import Count
 
 METRICS = ("accuracy", "tokens_per_s", "energy_per_query_j", "memory_bytes")
 EQUAL_MEMORY = 0.01
@@ -202,3 +205,40 @@ def _wins(weights: Floats, values: Floats) -> NDArray[np.bool_]:
     """Weight x precision: which one has the highest SI."""
     wins: NDArray[np.bool_] = np.argmax(weights @ values.T, axis=1)[:, None] == np.arange(len(values))
     return wins
+
+
+class SiDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a target's SI is higher or lower than another's at one concurrency, from their joint draws."""
+
+    target: str
+    other: str
+    concurrency: Count
+    higher: bool
+    """The direction that `p` speaks for."""
+    p: float
+    """Two-sided, of this concurrency alone: a claim over several needs Holm's correction."""
+
+
+def si_differences(
+    concurrency: int, of_all: Sequence[Ratios], weights: tuple[float, float, float]
+) -> Iterator[SiDifference]:
+    """Every unordered pair whose SI has draws."""
+    known: list[tuple[str, list[Floats]]] = []
+    for ratios in of_all:
+        draws = [found.draws for found in ratios.index(si_linear, weights) or () if found.draws is not None]
+        if len(draws) == 2:
+            known.append((ratios.target, draws))
+    for (target, ours), (other, theirs) in combinations(known, 2):
+        lower, higher = _p_below(ours, theirs), _p_below(theirs, ours)
+        p = min(1.0, 2 * min(lower, higher))
+        yield SiDifference(target=target, other=other, concurrency=concurrency, higher=higher < lower, p=p)
+
+
+def _p_below(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
+    """One-sided p that our SI is not below theirs. Ours is below if one of its two figures lies below both of theirs;
+    two chances cost twice the p, as in `least`."""
+    ways = []
+    for draws in ours:
+        misses = [(1 + np.count_nonzero(~(draws < other))) / (1 + max(len(draws), len(other))) for other in theirs]
+        ways.append(max(misses))
+    return float(min(1.0, 2 * min(ways)))

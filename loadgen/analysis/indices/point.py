@@ -182,6 +182,7 @@ def _deviates(
 
 EnergySource = Literal["measured", "hli"]
 MemorySource = Literal["needed", "peak"]
+Formula = Callable[..., float | Floats]
 Sources = tuple[EnergySource | None, MemorySource | None]
 _ENERGY: dict[EnergySource, str] = {"measured": "energy_per_query_j", "hli": "energy_hli_per_query_j"}
 _MEMORY: dict[MemorySource, str] = {"needed": "memory_needed_bytes", "peak": "memory_peak_bytes"}
@@ -230,6 +231,15 @@ class Ratios(msgspec.Struct, frozen=True, kw_only=True):
     def sources(self) -> Sources:
         """Of energy and of memory; None: not compared."""
         return self.energy.source if self.energy is not None else None, self.memory_source
+
+    def index(self, formula: Formula, weights: tuple[float, float, float]) -> tuple[Resampled, Resampled] | None:
+        """SI by `formula` with S, and with 1 in its place: with S clamped it is the smaller of the two. None where a
+        pillar is missing."""
+        t, e, s = self.t, self.e, self.s
+        if not (t and e and s):
+            return None
+        raw = derive(lambda *pillars: formula(*pillars, weights), t, e, s)
+        return raw, derive(lambda *pillars: formula(*pillars, 1.0, weights), t, e)
 
 
 def reference_ratios(reference: str, scores: Mapping[str, float] | None = None) -> Ratios:

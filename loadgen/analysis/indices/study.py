@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import combinations
 from typing import Literal, NamedTuple
 
 import msgspec
-import numpy as np
 
-from loadgen.analysis.celldata import Floats
 from loadgen.analysis.estimate import BatchResult, Estimate, by_span
 from loadgen.analysis.forked import forked
-from loadgen.analysis.indices.dominance import Dominance, WeightSpace, dominances, weight_space
+from loadgen.analysis.indices.dominance import (
+    Dominance,
+    SiDifference,
+    WeightSpace,
+    dominances,
+    si_differences,
+    weight_space,
+)
 from loadgen.analysis.indices.formulas import (
     IndexSettings,
     RepeatNoise,
@@ -41,6 +45,7 @@ from loadgen.analysis.indices.formulas import (
 from loadgen.analysis.indices.point import (
     Energy,
     EnergySource,
+    Formula,
     ItemFigures,
     MemorySource,
     OperatingPoint,
@@ -59,7 +64,6 @@ from loadgen.options import Form
 
 Trap = Literal["trap", "no trap", "cannot tell"]
 CorClass = Literal["dissolved", "trap", "casting-dominant", "unresolved"]
-Formula = Callable[..., float | Floats]
 
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,18 +155,6 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
         if self.energy_refusal is not None:
             pillars |= {f"comparable energy: {self.energy_refusal}": pillars.pop("energy")}
         return "no " + ", no ".join(name for name, figure in pillars.items() if figure is None)
-
-
-class SiDifference(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a target's SI is higher or lower than another's at one concurrency, from their joint draws."""
-
-    target: str
-    other: str
-    concurrency: Count
-    higher: bool
-    """The direction that `p` speaks for."""
-    p: float
-    """Two-sided, of this concurrency alone: a claim over several needs Holm's correction."""
 
 
 class TrapOverBatches(msgspec.Struct, frozen=True, kw_only=True):
@@ -363,19 +355,8 @@ def _estimate(figure: Resampled | None) -> Estimate | None:
 
 def _index(ratios: Ratios, formula: Formula, settings: IndexSettings) -> tuple[Estimate | None, Estimate | None]:
     """SI with S clamped, and not."""
-    found = _raw_and_full(ratios, formula, settings.weights)
+    found = ratios.index(formula, settings.weights)
     return (least(*found), found[0].estimate) if found is not None else (None, None)
-
-
-def _raw_and_full(
-    ratios: Ratios, formula: Formula, weights: tuple[float, float, float]
-) -> tuple[Resampled, Resampled] | None:
-    """SI with S, and with 1 in its place: with S clamped it is the smaller of the two."""
-    t, e, s = ratios.t, ratios.e, ratios.s
-    if not (t and e and s):
-        return None
-    raw = derive(lambda *pillars: formula(*pillars, weights), t, e, s)
-    return raw, derive(lambda *pillars: formula(*pillars, 1.0, weights), t, e)
 
 
 def _si_repeats(si: Estimate | None, repeats: Mapping[int, Ratios], settings: IndexSettings) -> dict[int, float]:
@@ -389,7 +370,7 @@ def _si_repeats(si: Estimate | None, repeats: Mapping[int, Ratios], settings: In
 
 def _item_error(of_items: Ratios, settings: IndexSettings) -> float | None:
     """Where S may be below 1 by its interval, of SI with S: that is not the smaller error of the two."""
-    ends = [found.estimate for found in _raw_and_full(of_items, si_linear, settings.weights) or ()]
+    ends = [found.estimate for found in of_items.index(si_linear, settings.weights) or ()]
     known = [(lo, hi) for end in ends if (lo := end.lo) and (hi := end.hi)]
     return log_error(*min(known)) if len(known) == 2 else None
 
@@ -405,31 +386,6 @@ def _change(energy: Energy | None, tokens: Resampled | None) -> EnergyChange | N
         per_token_ratio=_estimate(derive(lambda query, length: query / length, ratio, tokens) if tokens else None),
         tokens_ratio=_estimate(tokens),
     )
-
-
-def si_differences(
-    concurrency: int, of_all: Sequence[Ratios], weights: tuple[float, float, float]
-) -> Iterator[SiDifference]:
-    """Every unordered pair whose SI has draws."""
-    known: list[tuple[str, list[Floats]]] = []
-    for ratios in of_all:
-        draws = [found.draws for found in _raw_and_full(ratios, si_linear, weights) or () if found.draws is not None]
-        if len(draws) == 2:
-            known.append((ratios.target, draws))
-    for (target, ours), (other, theirs) in combinations(known, 2):
-        lower, higher = _p_below(ours, theirs), _p_below(theirs, ours)
-        p = min(1.0, 2 * min(lower, higher))
-        yield SiDifference(target=target, other=other, concurrency=concurrency, higher=higher < lower, p=p)
-
-
-def _p_below(ours: Sequence[Floats], theirs: Sequence[Floats]) -> float:
-    """One-sided p that our SI is not below theirs. Ours is below if one of its two figures lies below both of theirs;
-    two chances cost twice the p, as in `least`."""
-    ways = []
-    for draws in ours:
-        misses = [(1 + np.count_nonzero(~(draws < other))) / (1 + max(len(draws), len(other))) for other in theirs]
-        ways.append(max(misses))
-    return float(min(1.0, 2 * min(ways)))
 
 
 def trap_of(si: Estimate | None) -> Trap:

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from loadgen.analysis.celldata import Floats
+from loadgen.analysis.celldata import Floats, Ints
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.estimate import Direction
 
@@ -165,9 +165,6 @@ TIME_ONLY = ("M4",)
 """Reading and computing hide each other's time, not each other's energy."""
 
 
-Ints = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
     """Observations of both sides at the concurrencies that both have; every array has one entry per cell."""
 
@@ -203,14 +200,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
     def only(self, kept: Bools) -> Pair:
         """The observations where `kept`."""
-        return Pair(
-            log_cost=self.log_cost[kept],
-            batch=self.batch[kept],
-            of_target=self.of_target[kept],
-            concurrency=self.concurrency[kept],
-            repeat=self.repeat[kept],
-            bits=self.bits,
-        )
+        arrays = ("log_cost", "batch", "of_target", "concurrency", "repeat")
+        return msgspec.structs.replace(self, **{name: getattr(self, name)[kept] for name in arrays})
 
 
 def pair_of(
@@ -221,7 +212,7 @@ def pair_of(
     reference: str,
     bits: Mapping[str, int],
 ) -> Pair:
-    """Of the cells that have a (valid) cost; where no running batch was measured, requests in flight stand for it."""
+    """The cells that have a (valid) cost; where no running batch was measured, requests in flight stand for it."""
     costs = {
         (cell.target, cell.concurrency, cell.repeat): (value, cell.batch or float(cell.concurrency))
         for cell in cells

@@ -1,24 +1,24 @@
 """Fit: least squares on logarithms with parameters of at least 0.
 
-Noise: what repeats say about the scatter of observations.
-
-Resample: how far parameters, and what follows from them, would move with other noise.
+Noise: what repeats say about the scatter of observations. Resampled parameters: how far they would move with other
+noise. ModelFit: what one candidate makes of a pair, in analysis.json.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.crossover.noise import decompose, indicators, residual
 from loadgen.analysis.estimate import Direction
 from loadgen.analysis.intervals import CONFIDENCE
-from loadgen.analysis.models.candidate import Axis, Candidate, Ints, Pair
+from loadgen.analysis.models.candidate import Axis, Candidate, Pair
 
 EXACT = 1e-9
 """Relative scatter below which figures count as free of noise."""
@@ -37,8 +37,8 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
 
 def noise_of(pair: Pair) -> Noise:
     """The cells of one start share a part of their noise. How large, next to what is each cell's own, is taken from the
-    repeats (analysis of variance by Henderson's method III, within cells); without repeats it is taken as 0."""
-    start = _indicators(pair.start)
+    repeats (`Decomposition`, within cells); without repeats it is taken as 0."""
+    start = indicators(pair.start)
     ratio, degrees = _shared_over_own(pair)
     size = start.sum(axis=0)
     shrink = (1 - 1 / np.sqrt(1 + ratio * size)) / size
@@ -52,46 +52,30 @@ def noise_of(pair: Pair) -> Noise:
 def lack_of_fit(pair: Pair, noise: Noise, rss: float, parameters: int) -> float | None:
     """p of the F test of a model's residuals against the scatter of repeats; None without repeats, or where the model
     has as many parameters as there are cells."""
-    cells = _indicators(pair.cell)
+    cells = indicators(pair.cell)
     n, count = cells.shape
     if n == count or count <= parameters:
         return None
-    pure = max(_rest(noise.whitener @ cells, noise.whitener @ pair.log_cost), n * EXACT**2)
+    pure = max(residual(noise.whitener @ cells, noise.whitener @ pair.log_cost), n * EXACT**2)
     ratio = (max(rss - pure, 0.0) / (count - parameters)) / (pure / (n - count))
     return float(special.fdtrc(count - parameters, n - count, ratio))
 
 
 def scatter(pair: Pair) -> float | None:
     """Relative standard deviation of a cell between repeats, pooled; None without repeats."""
-    cells = _indicators(pair.cell)
+    cells = indicators(pair.cell)
     n, count = cells.shape
-    return float(np.sqrt(_rest(cells, pair.log_cost) / (n - count))) if n > count else None
+    return float(np.sqrt(residual(cells, pair.log_cost) / (n - count))) if n > count else None
 
 
 def _shared_over_own(pair: Pair) -> tuple[float, int]:
     """Ratio of the variances, and the degrees of freedom of the shared one."""
-    cells = _indicators(pair.cell)
-    both = np.hstack([cells, _indicators(pair.start)])
-    n, count = cells.shape
-    rank = int(np.linalg.matrix_rank(both))
-    between, own = rank - count, n - rank
-    if between == 0 or own == 0:
+    found = decompose(pair.log_cost, pair.cell, pair.start)
+    if not found.known or found.rest <= 0:
         return 0.0, 0
-    within, left = _rest(cells, pair.log_cost), _rest(both, pair.log_cost)
-    if left <= 0:
-        return 0.0, 0
-    ratio = ((within - left) / between) / (left / own)
-    return max(ratio - 1, 0.0) * between / (n - count), between
-
-
-def _indicators(numbers: Ints) -> Floats:
-    return np.asarray(numbers[:, None] == np.arange(numbers.max() + 1), dtype=float)
-
-
-def _rest(design: Floats, values: Floats) -> float:
-    """Residual sum of squares."""
-    left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
-    return float(left @ left)
+    between = found.between_degrees
+    ratio = found.between_square / (found.rest / found.rest_degrees)
+    return max(ratio - 1, 0.0) * between / (between + found.rest_degrees), between
 
 
 ROOFS = 16
@@ -232,7 +216,7 @@ def interval(values: Sequence[float] | Floats) -> tuple[float, float]:
 
 
 def b_star(fitted: Fit, pair: Pair, drawn: Floats) -> BStar | None:
-    """Of the fitted model; None if it does not cross."""
+    """Where the fitted model crosses; None if it does not."""
     found = fitted.candidate.b_star(fitted.theta, pair.bits)
     if found is None or not math.isfinite(found[0]):
         return None
@@ -249,3 +233,118 @@ def b_star(fitted: Fit, pair: Pair, drawn: Floats) -> BStar | None:
         share=share,
         measured=bool(pair.batch.min() <= b <= pair.batch.max()),
     )
+
+
+class Parameter(msgspec.Struct, frozen=True, kw_only=True):
+    """A fitted parameter, at least 0."""
+
+    name: str
+    unit: str
+    value: float | None
+    """None where the measured batches do not determine it, whatever the noise."""
+    lo: float | None
+    """95% interval."""
+    hi: float | None
+
+
+class Residual(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a cell's mean over its repeats lies from the model."""
+
+    of_target: bool
+    concurrency: int
+    batch: float
+    log_ratio: float
+    """ln(measured / modelled)."""
+
+
+class ModelFit(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate, fitted to target and reference together."""
+
+    model: str
+    words: str
+    parameters: tuple[Parameter, ...]
+    observations: int
+    """Cells: side x concurrency x repeat."""
+    scatter: float
+    """Relative standard deviation of the observations around the model, its parameters allowed for."""
+    residuals: tuple[Residual, ...]
+    lack_of_fit_p: float | None
+    """F test of the residuals against the scatter of repeats; None without repeats."""
+    cv_error: float | None
+    """Relative error (root mean square) at each concurrency of the model fitted without it."""
+    aicc: float | None
+    """Akaike's criterion with Hurvich and Tsai's correction (1989); None: too few observations for the parameters."""
+    delta_aicc: float | None = None
+    """Above the lowest of the study."""
+    weight: float | None = None
+    """Akaike weight among the study's candidates."""
+    b_star: BStar | None = None
+
+
+class FittedModel(NamedTuple):
+    """A candidate's entry with what other parts of the study are computed from."""
+
+    entry: ModelFit
+    fitted: Fit
+    drawn: Floats
+    """Resampled parameters, as from `draws`."""
+
+
+def model_fit(candidate: Candidate, pair: Pair, unit: str) -> FittedModel:
+    """Fits one candidate; `unit` of the cost: J or s."""
+    noise = noise_of(pair)
+    fitted = fit(candidate, pair, noise.whitener)
+    drawn = draws(fitted, pair, noise)
+    n, terms = len(pair.log_cost), len(candidate.terms)
+    entry = ModelFit(
+        model=candidate.name,
+        words=candidate.words,
+        parameters=_parameters(fitted, pair, drawn, unit),
+        observations=n,
+        scatter=math.sqrt(fitted.rss / max(n - terms, 1)),
+        residuals=tuple(_residuals(fitted, pair)),
+        lack_of_fit_p=lack_of_fit(pair, noise, fitted.rss, terms),
+        cv_error=_cv_error(candidate, pair),
+        aicc=aicc(fitted.rss, n, terms),
+        b_star=b_star(fitted, pair, drawn),
+    )
+    return FittedModel(entry, fitted, drawn)
+
+
+def aicc(rss: float, observations: int, parameters: int) -> float | None:
+    """n ln(rss / n) + 2 k + 2 k (k + 1) / (n - k - 1), the variance counted as a parameter: k = parameters + 1. None
+    where n - k - 1 is not positive."""
+    k = parameters + 1
+    if observations - k - 1 <= 0:
+        return None
+    return observations * math.log(rss / observations) + 2 * k + 2 * k * (k + 1) / (observations - k - 1)
+
+
+def _parameters(fitted: Fit, pair: Pair, drawn: Floats, unit: str) -> tuple[Parameter, ...]:
+    made = []
+    for place, (term, known) in enumerate(zip(fitted.candidate.terms, identified(fitted, pair), strict=True)):
+        value, lo, hi = (float(fitted.theta[place]), *interval(drawn[:, place])) if known else (None, None, None)
+        per = f"({term.per})" if "·" in term.per else term.per
+        made.append(Parameter(name=term.name, unit=f"{unit}/{per}", value=value, lo=lo, hi=hi))
+    return tuple(made)
+
+
+def _residuals(fitted: Fit, pair: Pair) -> Iterator[Residual]:
+    left = pair.log_cost - fitted.log_cost(pair, pair.axis)
+    for b in pair.concurrencies:
+        for of_target in (False, True):
+            here = (pair.concurrency == b) & (pair.of_target == of_target)
+            batch, log_ratio = float(pair.batch[here][0]), float(left[here].mean())
+            yield Residual(of_target=of_target, concurrency=b, batch=batch, log_ratio=log_ratio)
+
+
+def _cv_error(candidate: Candidate, pair: Pair) -> float | None:
+    errors: list[float] = []
+    for b in pair.concurrencies:
+        kept = pair.only(pair.concurrency != b)
+        without = fit(candidate, kept, noise_of(kept).whitener)
+        asked = pair.only(pair.concurrency == b)
+        missed = asked.log_cost - without.log_cost(kept, asked.axis)
+        errors += [float(missed[asked.of_target == side].mean()) for side in (False, True)]
+    error = math.sqrt(float(np.mean(np.square(errors))))
+    return error if math.isfinite(error) else None

@@ -14,8 +14,7 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.estimate import Direction, Estimate
 from loadgen.analysis.models.candidate import CANDIDATES, TIME_ONLY, Candidate, Pair, pair_of
-from loadgen.analysis.models.fit import interval, scatter
-from loadgen.analysis.models.modelfit import Judged, ModelFit, model_fit
+from loadgen.analysis.models.fit import FittedModel, ModelFit, interval, model_fit, scatter
 from loadgen.serving.recipe import load_recipes
 
 LEAST_BATCHES = 4
@@ -24,8 +23,7 @@ RIVAL_AICC = 2.0
 MISFIT_P = 0.01
 
 Quantity = Literal["energy_per_token_j", "time_per_token_s"]
-Verdict = Literal["best", "cannot tell", "none fits", "refused"]
-UNITS: Mapping[Quantity, str] = {"energy_per_token_j": "J", "time_per_token_s": "s"}
+COSTS: dict[Quantity, str] = {"energy_per_token_j": "energy per token", "time_per_token_s": "time per token"}
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +55,7 @@ class ModelStudy(msgspec.Struct, frozen=True, kw_only=True):
     quantity: Quantity
     concurrencies: tuple[int, ...]
     """Measured on both sides."""
-    verdict: Verdict
+    verdict: Literal["best", "cannot tell", "none fits", "refused"]
     """`best`: within `RIVAL_AICC` there are only models that contain it; `none fits`: the repeats refute every one."""
     best: str | None = None
     """The model of the lowest AICc."""
@@ -71,7 +69,7 @@ class ModelStudy(msgspec.Struct, frozen=True, kw_only=True):
     observed: tuple[Observed, ...] = ()
     refusal: str | None = None
     notes: tuple[str, ...] = ()
-    simulated: bool
+    simulated: bool = False
     sentence: str = ""
     """The result, one line without a full stop, such as "energy per token of awq against fp16: M3 fits best (both
     shared by the batch, and a cost per token of each precision)"."""
@@ -87,73 +85,26 @@ def cost_models(
     """A study per target and quantity, of the cells in which that quantity is valid; none of one that is valid nowhere.
 
     Joules per token and seconds per token (1 / tokens_per_s, so a step takes B times that) over the measured running
-    batch. `crossovers` of the same run are quoted beside the models' B*. Bits per weight are those of the recipes.
+    batch. `crossovers` of the same run are quoted with the models' B*. Bits per weight are those of the recipes.
     """
     recipes = load_recipes()
     bits = {cell.target: recipes[cell.precision].bits for cell in cells if cell.precision in recipes}
-    targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
-    simulated = any(cell.simulated for cell in cells)
-    measured = [quantity for quantity, (cost, _) in _COSTS.items() if any(cost(c) for c in cells)]
-    return tuple(
-        model_study(
-            pair_of(cells, _COSTS[quantity][0], target=target, reference=reference, bits=bits),
-            target=target,
-            reference=reference,
-            quantity=quantity,
-            observed=_observed(crossovers, target, _COSTS[quantity][1]),
-            simulated=simulated,
-        )
-        for target in targets
-        for quantity in measured
-    )
-
-
-def model_study(
-    pair: Pair,
-    *,
-    target: str,
-    reference: str,
-    quantity: Quantity,
-    observed: tuple[Observed, ...] = (),
-    simulated: bool = False,
-) -> ModelStudy:
-    """Every candidate that the quantity and the known bits allow; refused with fewer than `LEAST_BATCHES` batches."""
-    study = ModelStudy(
-        target=target,
-        reference=reference,
-        quantity=quantity,
-        concurrencies=tuple(pair.concurrencies),
-        verdict="refused",
-        repeat_scatter=None,
-        observed=observed,
-        refusal=_refusal(pair, target, reference),
-        simulated=simulated,
-    )
-    if study.refusal is not None:
-        return worded(study)
-    chosen = [c for c in CANDIDATES.values() if quantity == "time_per_token_s" or c.name not in TIME_ONLY]
-    fitted = [c for c in chosen if pair.bits is not None or not c.needs_bits]
-    judged = [model_fit(candidate, pair, UNITS[quantity]) for candidate in fitted]
-    entries = _weighed([each.entry for each in judged])
-    ranked = sorted((e for e in entries if e.delta_aicc is not None), key=lambda e: e.delta_aicc or 0.0)
-    best = ranked[0]
-    rivals = tuple(
-        e.model
-        for e in ranked[1:]
-        if e.delta_aicc is not None and e.delta_aicc < RIVAL_AICC and best.model not in CANDIDATES[e.model].contains
-    )
-    misfit = all(e.lack_of_fit_p is not None and e.lack_of_fit_p < MISFIT_P for e in entries)
-    study = msgspec.structs.replace(
-        study,
-        verdict="none fits" if misfit else "cannot tell" if rivals else "best",
-        best=best.model,
-        rivals=rivals,
-        models=entries,
-        difference=_difference(next(each for each in judged if each.entry.model == "M3")),
-        repeat_scatter=scatter(pair),
-        notes=tuple(_notes(pair, judged, entries, best, [c for c in chosen if c not in fitted])),
-    )
-    return worded(study)
+    studies = []
+    for target in dict.fromkeys(cell.target for cell in cells if cell.target != reference):
+        for quantity, (cost, metric) in _COSTS.items():
+            if not any(cost(cell) for cell in cells):
+                continue
+            observed = tuple(
+                Observed(b=crossing.b, lo=crossing.lo, hi=crossing.hi, direction=crossing.direction)
+                for found in crossovers
+                if (found.target, found.metric) == (target, metric)
+                for crossing in found.crossings
+            )
+            pair = pair_of(cells, cost, target=target, reference=reference, bits=bits)
+            study = model_study(pair, target=target, reference=reference, quantity=quantity)
+            simulated = any(cell.simulated for cell in cells)
+            studies.append(msgspec.structs.replace(study, observed=observed, simulated=simulated))
+    return tuple(studies)
 
 
 _COSTS: Mapping[Quantity, tuple[Callable[[CellSummary], float | None], str]] = {
@@ -163,13 +114,42 @@ _COSTS: Mapping[Quantity, tuple[Callable[[CellSummary], float | None], str]] = {
 """What a cell's cost is, None where it is not valid, and the metric of the crossover it goes with."""
 
 
-def _observed(crossovers: Sequence[Crossover], target: str, metric: str) -> tuple[Observed, ...]:
-    return tuple(
-        Observed(b=crossing.b, lo=crossing.lo, hi=crossing.hi, direction=crossing.direction)
-        for found in crossovers
-        if (found.target, found.metric) == (target, metric)
-        for crossing in found.crossings
+def model_study(pair: Pair, *, target: str, reference: str, quantity: Quantity) -> ModelStudy:
+    """Every candidate that the quantity and the known bits allow; refused with fewer than `LEAST_BATCHES` batches."""
+    study = ModelStudy(
+        target=target,
+        reference=reference,
+        quantity=quantity,
+        concurrencies=tuple(pair.concurrencies),
+        verdict="refused",
+        refusal=_refusal(pair, target, reference),
     )
+    if study.refusal is not None:
+        return worded(study)
+    chosen = [c for c in CANDIDATES.values() if quantity == "time_per_token_s" or c.name not in TIME_ONLY]
+    fitted = [c for c in chosen if pair.bits is not None or not c.needs_bits]
+    fits = [model_fit(candidate, pair, "J" if quantity == "energy_per_token_j" else "s") for candidate in fitted]
+    entries = _weighed([each.entry for each in fits])
+    ranked = sorted((e for e in entries if e.delta_aicc is not None), key=lambda e: e.delta_aicc or 0.0)
+    best = ranked[0]
+    rivals = tuple(
+        e.model
+        for e in ranked[1:]
+        if e.delta_aicc is not None and e.delta_aicc < RIVAL_AICC and best.model not in CANDIDATES[e.model].contains
+    )
+    misfit = all(e.lack_of_fit_p is not None and e.lack_of_fit_p < MISFIT_P for e in entries)
+    m3 = next(each for each in fits if each.entry.model == "M3")
+    study = msgspec.structs.replace(
+        study,
+        verdict="none fits" if misfit else "cannot tell" if rivals else "best",
+        best=best.model,
+        rivals=rivals,
+        models=entries,
+        difference=Difference(per_token=_less(m3, 2, 0), per_step=_less(m3, 3, 1)),
+        repeat_scatter=scatter(pair),
+        notes=tuple(_notes(pair, fits, entries, best, [c for c in chosen if c not in fitted])),
+    )
+    return worded(study)
 
 
 def _refusal(pair: Pair, target: str, reference: str) -> str | None:
@@ -179,8 +159,8 @@ def _refusal(pair: Pair, target: str, reference: str) -> str | None:
         return f"cost models need {LEAST_BATCHES} concurrencies measured on both sides, {there} there"
     if pair.bits is not None and pair.bits[True] > pair.bits[False]:
         return (
-            f"{reference} has {pair.bits[False]} bits and {target} {pair.bits[True]}: the models want the reference to "
-            "be the wider one"
+            f"{reference} has {pair.bits[False]} bits and {target} {pair.bits[True]}: the models need a reference with "
+            "more bits"
         )
     return None
 
@@ -196,27 +176,24 @@ def _weighed(entries: Sequence[ModelFit]) -> tuple[ModelFit, ...]:
     )
 
 
-def _difference(m3: Judged) -> Difference:
-    def estimate(target: int, reference: int) -> Estimate:
-        lo, hi = interval(m3.drawn[:, target] - m3.drawn[:, reference])
-        return Estimate(value=float(m3.fitted.theta[target] - m3.fitted.theta[reference]), lo=lo, hi=hi)
-
-    return Difference(per_token=estimate(2, 0), per_step=estimate(3, 1))
+def _less(m3: FittedModel, target: int, reference: int) -> Estimate:
+    """The target's parameter less the reference's, by their places."""
+    lo, hi = interval(m3.drawn[:, target] - m3.drawn[:, reference])
+    return Estimate(value=float(m3.fitted.theta[target] - m3.fitted.theta[reference]), lo=lo, hi=hi)
 
 
 def _notes(
-    pair: Pair, judged: Sequence[Judged], entries: Sequence[ModelFit], best: ModelFit, left_out: Sequence[Candidate]
+    pair: Pair, fits: Sequence[FittedModel], entries: Sequence[ModelFit], best: ModelFit, left_out: Sequence[Candidate]
 ) -> list[str]:
     notes = [f"{c.name} is left out: the bits per weight of a side are unknown" for c in left_out]
-    curves = {each.entry.model: each.fitted.log_cost(pair, pair.axis) for each in judged}
+    curves = {each.entry.model: each.fitted.log_cost(pair, pair.axis) for each in fits}
     notes += [
         f"{one} and {other} are the same curves at these batches"
         for one, other in combinations(curves, 2)
         if float(np.abs(curves[one] - curves[other]).max()) < 1e-5
     ]
     for entry in entries:
-        unknown = [parameter.name for parameter in entry.parameters if parameter.value is None]
-        if unknown:
+        if unknown := [parameter.name for parameter in entry.parameters if parameter.value is None]:
             notes.append(f"{entry.model}: these batches do not determine {', '.join(unknown)}")
     known = [entry for entry in entries if entry.cv_error is not None]
     least = min(known, key=lambda entry: entry.cv_error or 0.0, default=best)
@@ -225,66 +202,50 @@ def _notes(
     return notes
 
 
-COSTS: dict[Quantity, str] = {"energy_per_token_j": "energy per token", "time_per_token_s": "time per token"}
-
-
 def worded(study: ModelStudy) -> ModelStudy:
     """The same with its `sentence`, `brief` and `reading`."""
-    brief = _brief(study)
-    said = brief
-    if study.verdict == "best":
-        said += f" ({next(entry.words for entry in study.models if entry.model == study.best)})"
-    return msgspec.structs.replace(
-        study,
-        sentence=f"{COSTS[study.quantity]} of {study.target} against {study.reference}: {said}",
-        brief=brief,
-        reading=_reading(study),
-    )
-
-
-def _brief(study: ModelStudy) -> str:
+    subject = f"{COSTS[study.quantity]} of {study.target} against {study.reference}"
+    by_name = {entry.model: entry for entry in study.models}
     if study.refusal is not None or study.best is None:
-        return f"no model was fitted; {study.refusal}"
-    best = next(entry for entry in study.models if entry.model == study.best)
+        brief = said = f"no model was fitted; {study.refusal}"
+        return msgspec.structs.replace(study, sentence=f"{subject}: {said}", brief=brief)
+    best = by_name[study.best]
+    brief = said = f"{best.model} fits best"
     if study.verdict == "none fits":
-        return f"no model fits; {best.model} comes closest, {_misses(best)}{_than_repeats(study)}"
-    if study.verdict == "cannot tell":
-        others = ", ".join(
-            f"{entry.model} (ΔAICc {entry.delta_aicc:.1f})" for entry in study.models if entry.model in study.rivals
-        )
-        return f"cannot tell {best.model} from {others}"
-    return f"{best.model} fits best"
+        repeats = study.repeat_scatter
+        than = "" if repeats is None else f" where repeats scatter by {_percent(repeats)}"
+        brief = said = f"no model fits; {best.model} comes closest, {_misses(best)}{than}"
+    elif study.verdict == "cannot tell":
+        others = ", ".join(f"{name} (ΔAICc {by_name[name].delta_aicc:.1f})" for name in by_name if name in study.rivals)
+        brief = said = f"cannot tell {best.model} from {others}"
+    else:
+        said += f" ({best.words})"
+    reading = None if study.difference is None else f"{subject} by {_reading(study, study.difference, by_name)}"
+    return msgspec.structs.replace(study, sentence=f"{subject}: {said}", brief=brief, reading=reading)
 
 
-def _reading(study: ModelStudy) -> str | None:
+def _reading(study: ModelStudy, found: Difference, by_name: Mapping[str, ModelFit]) -> str:
     """By M3 the signs of the difference per token and per step decide between the two equations, whichever model fits
     best; only where the roofline does, its overhead is named instead, because M3 takes the roof for a cost per token.
     """
-    found = study.difference
-    if found is None:
-        return None
     if study.best == "M4":
-        return _roofline_reading(study)
-    m3 = next(entry for entry in study.models if entry.model == "M3")
-    refuted = m3.lack_of_fit_p is not None and m3.lack_of_fit_p < MISFIT_P
-    by = "M3, which only approximates these data" if refuted else "M3"
+        return _roofline_reading(by_name["M4"])
+    p = by_name["M3"].lack_of_fit_p
     return (
-        f"{COSTS[study.quantity]} of {study.target} against {study.reference} by {by}: "
+        f"{'M3, which only approximates these data' if p is not None and p < MISFIT_P else 'M3'}: "
         f"{_more(found.per_token, 'per token', study.quantity)} and {_more(found.per_step, 'per step', study.quantity)}"
         f", {_MEANING[_sign(found.per_token), _sign(found.per_step)]}"
     )
 
 
-def _roofline_reading(study: ModelStudy) -> str:
-    m4 = next(entry for entry in study.models if entry.model == "M4")
+def _roofline_reading(m4: ModelFit) -> str:
     dequant = next(parameter for parameter in m4.parameters if parameter.name == "dequant")
-    subject = f"{COSTS[study.quantity]} of {study.target} against {study.reference} by M4"
     if dequant.value is None or dequant.lo is None or dequant.hi is None:
-        return f"{subject}: the overhead cannot be told from the weight reads at these batches"
+        return "M4: the overhead cannot be told from the weight reads at these batches"
     if dequant.lo == 0:
-        return f"{subject}: no overhead is proven (95% CI 0–{1e3 * dequant.hi:.3g} ms per step)"
+        return f"M4: no overhead is proven (95% CI 0–{1e3 * dequant.hi:.3g} ms per step)"
     return (
-        f"{subject}: an overhead of {1e3 * dequant.value:.3g} ms per step (95% CI {1e3 * dequant.lo:.3g}–"
+        f"M4: an overhead of {1e3 * dequant.value:.3g} ms per step (95% CI {1e3 * dequant.lo:.3g}–"
         f"{1e3 * dequant.hi:.3g}), which the batch shares as Eq 23 has it, and less time to read weights, which counts "
         "until both are bound by compute"
     )
@@ -324,10 +285,6 @@ def _more(found: Estimate, per: str, quantity: Quantity) -> str:
 def _misses(entry: ModelFit) -> str:
     worst = max(entry.residuals, key=lambda residual: abs(residual.log_ratio))
     return f"but misses by up to {_percent(math.expm1(abs(worst.log_ratio)))} (B = {worst.concurrency})"
-
-
-def _than_repeats(study: ModelStudy) -> str:
-    return "" if study.repeat_scatter is None else f" where repeats scatter by {_percent(study.repeat_scatter)}"
 
 
 def _percent(share: float) -> str:
