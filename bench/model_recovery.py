@@ -113,7 +113,7 @@ def family_row(family: str, grid: str, studies: int) -> dict[str, Any]:
     candidate = CANDIDATES[family]
     rng = np.random.default_rng([7, list(TRUTHS).index(family), list(GRIDS).index(grid)])
     counts: Counter[str] = Counter()
-    inside = {term.name: 0 for term in candidate.terms}
+    inside = dict.fromkeys(candidate.terms, 0)
     crossings = crossings_inside = 0
     for _ in range(studies):
         theta, pair = family_study(rng, candidate, grid)

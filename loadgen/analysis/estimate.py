@@ -1,6 +1,6 @@
 """Estimate: a figure with its 95% interval. Direction: on which side of a crossing a target is better.
 
-BatchResult: what is found at one concurrency; results of several are told in one line."""
+BatchResult: what is found at one concurrency; results of several are put in one line."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     word: str
     estimate: Estimate | None
     decided: bool
-    """Else the interval is told too: it says why not."""
+    """Else the interval is shown too: it says why not."""
     why: str = ""
     """Instead of the figure, where there is none."""
 
@@ -68,7 +68,7 @@ def by_span(results: Sequence[BatchResult], figure: str, *, briefly: bool = Fals
 
 
 def _figures(span: Sequence[BatchResult], figure: str) -> str:
-    """Of the whole span; where the reasons for having none differ, one after the other with its batches."""
+    """The figure over the whole span; where the reasons for having none differ, each with its batches."""
     parts = [list(part) for _, part in groupby(span, key=lambda result: result.why)]
     if len(parts) == 1:
         return _figure(span, figure)

@@ -1,7 +1,7 @@
 """Crossing: a batch B* at which the better side changes, proven or only suspected. GridPoint: where on the grid the
 target is proven better or worse. Band: the curve between the measured batches. Beyond: where a crossing that the data
 do not show could still be. A server pads a batch up to the next size that it captured CUDA graphs for, and switches
-kernels at sizes of its own, so that a curve may have a step between two measured batches."""
+kernels at other sizes, so that a curve may have a step between two measured batches."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def grid_points(curve: PairedCurve, noise: Noise | None) -> tuple[GridPoint, ...
 def hochberg(p_values: Floats) -> list[float]:
     """Adjusted p-values in the given order (Hochberg 1988): those at or below alpha are significant, with at most alpha
     chance of any false one for tests that are independent or depend on each other positively, as the points of a
-    curve do. All are significant where each is by itself, which a claim about every B needs no more than."""
+    curve do. All are significant where each alone is: a claim about every B needs no more."""
     order = np.argsort(p_values)[::-1]
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum.accumulate(p_values[order] * np.arange(1, len(p_values) + 1))
@@ -174,7 +174,7 @@ SHARPER = 2.0
 """How many times as sharply as the neighbouring chords show a curve may bend: chords hide half of the bend of two kinks
 that are close to each other."""
 SMOOTH_SHARE = 0.25
-"""Of the way from the chord to the outermost curve: there a parabola runs."""
+"""A parabola runs at this share of the way from the chord to the outermost curve."""
 
 
 class Band(msgspec.Struct, frozen=True, kw_only=True):

@@ -60,7 +60,7 @@ class Crossover(msgspec.Struct, frozen=True, kw_only=True):
     apart: tuple[int, ...] = ()
     """Asked concurrencies whose repeats scatter unlike the others': their intervals rest on their own repeats."""
     batch_verified: bool = True
-    """The axis is the running batch that the servers told; else, somewhere, the requests in flight stand for it."""
+    """The axis is the running batch that the servers reported; else, somewhere, requests in flight take its place."""
     refusal: str | None = None
     """Why nothing can be said; then everything else is empty."""
     notes: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def crossover(
             found = [_whole(crossing, points) for crossing in found]
     established = tuple(crossing for crossing in found if crossing.established)
     notes = curve.notes + _uneven(noise, points)
-    notes += tuple(said for crossing in established if (said := _advice(crossing, graph_sizes)) is not None)
+    notes += tuple(filter(None, (_advice(crossing, graph_sizes) for crossing in established)))
     if noise is None:
         single = "one repeat has no interval" if curve.advantage.shape[1] == 1 else "no B is valid in two repeats"
         notes += (f"{single}: measure three (--repeats 3), or state the noise between starts (--start-sd)",)
@@ -228,7 +228,7 @@ def _refusal(target: Curve, reference: Curve, curve: PairedCurve, left_out: Sequ
 
 
 def worded(found: Crossover) -> Crossover:
-    """The same with its `sentence` and `brief`: first what the measured batches prove by themselves."""
+    """The same with its `sentence` and `brief`: first what the measured batches prove."""
     return msgspec.structs.replace(found, sentence=_text(found, briefly=False), brief=_text(found, briefly=True))
 
 

@@ -214,7 +214,7 @@ def _estimated(*sides: Mapping[int, CurvePoint]) -> bool:
 
 
 def _window_error(a: CurvePoint, r: CurvePoint, repeat: int) -> float:
-    """Of the log ratio of one repeat: both windows' errors in quadrature; NaN unless both are known."""
+    """Standard error of the log ratio of one repeat: both windows' in quadrature; NaN unless both are known."""
     errors = [point.window_errors[repeat] for point in (a, r) if repeat < len(point.window_errors)]
     known = [error for error in errors if error is not None]
     return math.hypot(*known) if len(known) == 2 else math.nan

@@ -100,19 +100,19 @@ class _Fit(msgspec.Struct, frozen=True, kw_only=True):
     """A two-way fit of the points that are kept together."""
 
     square: Floats
-    """Of every point, also of those that are not kept (prolonged from the others')."""
+    """Variance of every point; of those that are not kept, prolonged from the others'."""
     degrees: Floats
     pooling: Pooling
     pooled_square: float
     """One variance for the kept points."""
     own: Floats
-    """Of every point: mean square of its deviations from the repeats' means of the kept points."""
+    """Mean square of every point's deviations from the repeats' means of the kept points."""
     own_expected: Floats
     """Its expectation where the point's variance is `square`."""
 
 
 def scatter_of(advantage: Floats, log_batch: Floats) -> Scatter:
-    """Of log-advantages of shape (points, repeats), NaN where there is none, and two repeats somewhere."""
+    """The scatter of log-advantages of shape (points, repeats), NaN where not measured; a point needs two repeats."""
     seen = ~np.isnan(advantage)
     if len(seen) == 2 and seen.all():
         return _of_two(advantage)
@@ -159,7 +159,7 @@ def _of_two(advantage: Floats) -> Scatter:
 
 
 def _degrees(seen: Flags, kept: Flags) -> int:
-    """Of what is left when points and repeats are taken out."""
+    """Degrees of freedom that are left when points and repeats are taken out."""
     rows = seen[kept].astype(float)
     between = np.diag(rows.sum(axis=0)) - rows.T @ (rows / np.maximum(rows.sum(axis=1, keepdims=True), 1))
     return int(rows.sum() - len(rows) - np.linalg.matrix_rank(between))
@@ -236,7 +236,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
     rest_square: Floats
     """By point, an estimate of var(e): what is left when points and repeats are taken out."""
     rest_degrees: Floats
-    """By point, of that estimate."""
+    """Degrees of freedom of that estimate, by point."""
     coefficient: float
     counts: Floats
     """Repeats per point."""
@@ -263,7 +263,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
         return _half(self._components(weights), alpha)
 
     def _components(self, weights: Floats) -> list[_Component]:
-        """Of the variance of `weights` @ means; the first, and the others that are not 0."""
+        """Components of the variance of `weights` @ means; the first, and the others that are not 0."""
         shared = np.maximum(np.einsum("gi,ij,gj->g", weights, self.overlap, weights), 0.0) / self.coefficient
         parts = weights**2 * (self.rest_square / self.counts)
         total = parts.sum(axis=1)

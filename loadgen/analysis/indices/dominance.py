@@ -88,7 +88,7 @@ class _Proven(NamedTuple):
     worse: bool
     as_good: bool
     within: bool = False
-    """Of accuracy: not lower by the margin."""
+    """The accuracy is not lower by the margin."""
 
 
 def _proven(draws: Floats | None) -> _Proven | None:
@@ -147,7 +147,7 @@ class WeightShare(msgspec.Struct, frozen=True, kw_only=True):
     hi: float | None = None
     """95% over the joint draws."""
     established: float | None = None
-    """Of weights that it wins in at least 95% of the draws."""
+    """Share of the weights that it wins in at least 95% of the draws."""
 
 
 class WeightSpace(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,8 +161,8 @@ class WeightSpace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def weight_space(concurrency: int, of_all: Sequence[Ratios], *, seed: int = 0) -> WeightSpace:
-    """Of the targets with all three pillars, the reference (`reference_ratios`) first; weights uniform on the simplex,
-    Dirichlet(1, 1, 1)."""
+    """The shares of the targets with all three pillars, the reference (`reference_ratios`) first; weights uniform on
+    the simplex, Dirichlet(1, 1, 1)."""
     raw = {ratios.target: (ratios.t, ratios.e, ratios.s) for ratios in of_all if ratios.t and ratios.e and ratios.s}
     held = {target: (t, e, derive(clamped, s)) for target, (t, e, s) in raw.items()}
     return WeightSpace(

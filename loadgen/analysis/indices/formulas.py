@@ -101,7 +101,7 @@ class IndexSettings(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float = ALPHA
     """Speed's share of E_SI, 0 to 1; memory has the rest. At 1 memory need not be known."""
     weights: tuple[float, float, float] = WEIGHTS
-    """Of T, E and S in SI."""
+    """The weights of T, E and S in SI."""
     sustainability: Form = "linear"
     carbon_kg_per_kwh: float | None = None
     """Grid intensity gamma."""

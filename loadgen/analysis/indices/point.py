@@ -229,7 +229,7 @@ class Ratios(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sources(self) -> Sources:
-        """Of energy and of memory; None: not compared."""
+        """Where energy and memory come from; None: not compared."""
         return self.energy.source if self.energy is not None else None, self.memory_source
 
     def index(self, formula: Formula, weights: tuple[float, float, float]) -> tuple[Resampled, Resampled] | None:

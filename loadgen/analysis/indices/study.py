@@ -90,7 +90,7 @@ class EnergyChange(msgspec.Struct, frozen=True, kw_only=True):
     """100 (ratio - 1)."""
     per_token_ratio: Estimate | None
     tokens_ratio: Estimate | None
-    """Of the lengths of the answers."""
+    """The ratio of the lengths of the answers."""
 
 
 class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +112,7 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
     """At most 1: this one enters SI."""
     s_si_raw: Estimate | None
     caes_kg_per_query: Estimate | None
-    """Of the target, in kgCO2e."""
+    """The target's, in kgCO2e."""
     energy_refusal: str | None
     """Why joules per query are not compared, though they were measured: too few items that both sides completed."""
     energy: EnergyChange | None
@@ -128,7 +128,7 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
     si_item_error: float | None = None
     """Relative standard error of `si` that comes from the choice of items, the same in every repeat."""
     si_geometric: Estimate | None
-    """Of S clamped."""
+    """Geometric, of T, E and S clamped."""
     si_geometric_raw: Estimate | None
     deficit: Estimate | None
     """1 - si."""

@@ -30,19 +30,13 @@ class Axis(msgspec.Struct, frozen=True, kw_only=True):
     of_target: Bools
 
 
-class Term(msgspec.Struct, frozen=True, kw_only=True):
-    """A parameter: `per` is token, step, or bit and step; the unit is that of the cost (J or s) over it."""
-
-    name: str
-    per: Literal["token", "step", "bit·step"]
-
-
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One model."""
 
     name: str
     words: str
-    terms: tuple[Term, ...]
+    terms: Mapping[str, Literal["token", "step", "bit·step"]]
+    """The parameters, each with what it is paid per; its unit is that of the cost (J or s) over it."""
     design: Callable[[Axis, Bits | None, float], Floats]
     """Costs per token are design(axis, bits, roof) @ parameters; shape (places, terms)."""
     b_star: Callable[[Floats, Bits | None], tuple[float, Direction] | None]
@@ -89,8 +83,8 @@ def _roofline(axis: Axis, bits: Bits | None, roof: float) -> Floats:
     step = 1 / axis.batch
     share = np.where(axis.of_target, _known(bits)[True] / _known(bits)[False], 1.0)
     computes = axis.batch > share * roof
-    return np.column_stack([step, np.where(computes, 0.0, share * step), computes, np.ones(len(step)),
-                            axis.of_target * step])  # fmt: skip
+    reads = np.where(computes, 0.0, share * step)
+    return np.column_stack([step, reads, computes, np.ones(len(step)), axis.of_target * step])
 
 
 def _roofline_b_star(theta: Floats, bits: Bits | None) -> tuple[float, Direction] | None:
@@ -102,64 +96,48 @@ def _roofline_b_star(theta: Floats, bits: Bits | None) -> tuple[float, Direction
     return float((weights - dequant) / compute), "wins_below"
 
 
-CANDIDATES = {
-    candidate.name: candidate
-    for candidate in (
-        Candidate(
-            name="M1",
-            words="Eq 19: weight reads shared by the batch, overhead paid per token",
-            terms=(
-                Term(name="gamma", per="token"), Term(name="alpha", per="bit·step"), Term(name="phi", per="token"),
-            ),
-            design=_eq19,
-            b_star=lambda theta, bits: _crossing(theta[2], theta[1] * (_known(bits)[True] - _known(bits)[False])),
-            needs_bits=True,
-        ),
-        Candidate(
-            name="M2",
-            words="Eq 23: overhead shared by the batch, no weight reads",
-            terms=(
-                Term(name="e_comp reference", per="token"), Term(name="e_comp target", per="token"),
-                Term(name="e_cast", per="step"),
-            ),
-            design=_eq23,
-            b_star=lambda theta, bits: _crossing(theta[1] - theta[0], theta[2]),
-        ),
-        Candidate(
-            name="M3",
-            words="both shared by the batch, and a cost per token of each precision",
-            terms=(
-                Term(name="c0 reference", per="token"), Term(name="c1 reference", per="step"),
-                Term(name="c0 target", per="token"), Term(name="c1 target", per="step"),
-            ),
-            design=_amortized,
-            b_star=lambda theta, bits: _crossing(theta[2] - theta[0], theta[3] - theta[1]),
-            contains=("M1", "M2", "M3c"),
-        ),
-        Candidate(
-            name="M3c",
-            words="both shared by the batch, and the same cost per token: B cancels",
-            terms=(
-                Term(name="c0", per="token"), Term(name="c1 reference", per="step"),
-                Term(name="c1 target", per="step"),
-            ),
-            design=_one_floor,
-            b_star=lambda theta, bits: None,
-        ),
-        Candidate(
-            name="M4",
-            words="roofline: weight reads or compute, whichever is longer, and overheads per step",
-            terms=(
-                Term(name="launch", per="step"), Term(name="weights", per="step"), Term(name="compute", per="token"),
-                Term(name="sequence", per="token"), Term(name="dequant", per="step"),
-            ),
-            design=_roofline,
-            b_star=_roofline_b_star,
-            needs_bits=True,
-            has_roof=True,
-        ),
-    )
-}  # fmt: skip
+_ALL = (
+    Candidate(
+        name="M1",
+        words="Eq 19: weight reads shared by the batch, overhead paid per token",
+        terms={"gamma": "token", "alpha": "bit·step", "phi": "token"},
+        design=_eq19,
+        b_star=lambda theta, bits: _crossing(theta[2], theta[1] * (_known(bits)[True] - _known(bits)[False])),
+        needs_bits=True,
+    ),
+    Candidate(
+        name="M2",
+        words="Eq 23: overhead shared by the batch, no weight reads",
+        terms={"e_comp reference": "token", "e_comp target": "token", "e_cast": "step"},
+        design=_eq23,
+        b_star=lambda theta, bits: _crossing(theta[1] - theta[0], theta[2]),
+    ),
+    Candidate(
+        name="M3",
+        words="both shared by the batch, and a cost per token of each precision",
+        terms={"c0 reference": "token", "c1 reference": "step", "c0 target": "token", "c1 target": "step"},
+        design=_amortized,
+        b_star=lambda theta, bits: _crossing(theta[2] - theta[0], theta[3] - theta[1]),
+        contains=("M1", "M2", "M3c"),
+    ),
+    Candidate(
+        name="M3c",
+        words="both shared by the batch, and the same cost per token: B cancels",
+        terms={"c0": "token", "c1 reference": "step", "c1 target": "step"},
+        design=_one_floor,
+        b_star=lambda theta, bits: None,
+    ),
+    Candidate(
+        name="M4",
+        words="roofline: weight reads or compute, whichever is longer, and overheads per step",
+        terms={"launch": "step", "weights": "step", "compute": "token", "sequence": "token", "dequant": "step"},
+        design=_roofline,
+        b_star=_roofline_b_star,
+        needs_bits=True,
+        has_roof=True,
+    ),
+)
+CANDIDATES = {candidate.name: candidate for candidate in _ALL}
 """By name, in the order of reports."""
 TIME_ONLY = ("M4",)
 """Reading and computing hide each other's time, not each other's energy."""

@@ -32,7 +32,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True):
     shared: Floats
     """Standard deviation of the shared error over that of the cells' own, by observation and start of a server."""
     degrees: int
-    """Of freedom that the shared error was estimated with; 0: it was not."""
+    """Degrees of freedom that the shared error was estimated with; 0: it was not."""
 
 
 def noise_of(pair: Pair) -> Noise:
@@ -168,7 +168,7 @@ class BStar(msgspec.Struct, frozen=True, kw_only=True):
     hi: float | None
     direction: Direction
     share: float
-    """Of resamples that cross in this direction."""
+    """Share of the resamples that cross in this direction."""
     measured: bool
     """It lies between the smallest and the largest batch measured, not beyond."""
 
@@ -322,10 +322,11 @@ def aicc(rss: float, observations: int, parameters: int) -> float | None:
 
 def _parameters(fitted: Fit, pair: Pair, drawn: Floats, unit: str) -> tuple[Parameter, ...]:
     made = []
-    for place, (term, known) in enumerate(zip(fitted.candidate.terms, identified(fitted, pair), strict=True)):
-        value, lo, hi = (float(fitted.theta[place]), *interval(drawn[:, place])) if known else (None, None, None)
-        per = f"({term.per})" if "·" in term.per else term.per
-        made.append(Parameter(name=term.name, unit=f"{unit}/{per}", value=value, lo=lo, hi=hi))
+    terms, known = fitted.candidate.terms.items(), identified(fitted, pair)
+    for place, (name, per) in enumerate(terms):
+        value, lo, hi = (float(fitted.theta[place]), *interval(drawn[:, place])) if known[place] else (None, None, None)
+        per_unit = f"({per})" if "·" in per else per
+        made.append(Parameter(name=name, unit=f"{unit}/{per_unit}", value=value, lo=lo, hi=hi))
     return tuple(made)
 
 

@@ -19,7 +19,7 @@ from loadgen.serving.recipe import load_recipes
 
 LEAST_BATCHES = 4
 RIVAL_AICC = 2.0
-"""Within this, a candidate has substantial support of its own (Burnham and Anderson 2002, section 2.6)."""
+"""Within this, a candidate has substantial support (Burnham and Anderson 2002, section 2.6)."""
 MISFIT_P = 0.01
 
 Quantity = Literal["energy_per_token_j", "time_per_token_s"]
@@ -206,22 +206,20 @@ def worded(study: ModelStudy) -> ModelStudy:
     """The same with its `sentence`, `brief` and `reading`."""
     subject = f"{COSTS[study.quantity]} of {study.target} against {study.reference}"
     by_name = {entry.model: entry for entry in study.models}
-    if study.refusal is not None or study.best is None:
-        brief = said = f"no model was fitted; {study.refusal}"
-        return msgspec.structs.replace(study, sentence=f"{subject}: {said}", brief=brief)
-    best = by_name[study.best]
-    brief = said = f"{best.model} fits best"
-    if study.verdict == "none fits":
-        repeats = study.repeat_scatter
+    best, repeats, more, reading = by_name.get(study.best or ""), study.repeat_scatter, "", None
+    if best is None:
+        brief = f"no model was fitted; {study.refusal}"
+    elif study.verdict == "none fits":
         than = "" if repeats is None else f" where repeats scatter by {_percent(repeats)}"
-        brief = said = f"no model fits; {best.model} comes closest, {_misses(best)}{than}"
+        brief = f"no model fits; {best.model} comes closest, {_misses(best)}{than}"
     elif study.verdict == "cannot tell":
         others = ", ".join(f"{name} (ΔAICc {by_name[name].delta_aicc:.1f})" for name in by_name if name in study.rivals)
-        brief = said = f"cannot tell {best.model} from {others}"
+        brief = f"cannot tell {best.model} from {others}"
     else:
-        said += f" ({best.words})"
-    reading = None if study.difference is None else f"{subject} by {_reading(study, study.difference, by_name)}"
-    return msgspec.structs.replace(study, sentence=f"{subject}: {said}", brief=brief, reading=reading)
+        brief, more = f"{best.model} fits best", f" ({best.words})"
+    if study.difference is not None:
+        reading = f"{subject} by {_reading(study, study.difference, by_name)}"
+    return msgspec.structs.replace(study, sentence=f"{subject}: {brief}{more}", brief=brief, reading=reading)
 
 
 def _reading(study: ModelStudy, found: Difference, by_name: Mapping[str, ModelFit]) -> str:

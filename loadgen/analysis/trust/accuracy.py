@@ -269,7 +269,7 @@ class AccuracyJudgement(msgspec.Struct, frozen=True, kw_only=True):
     p: float
     """McNemar's, Holm-adjusted over the family."""
     equivalence_p: float
-    """Of the two one-sided tests, Holm-adjusted over the family."""
+    """That of the two one-sided tests, Holm-adjusted over the family."""
     more_items: int | None
     """With so many more items the answer would be clear at 80% power, if difference and flips stay what they are; None
     unless inconclusive."""

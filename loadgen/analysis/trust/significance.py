@@ -137,7 +137,7 @@ EDGE = 1 - 1e-9
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """Of `n` items, how many the target won (wrong before, right now) and lost."""
+    """How many of `n` items the target won (the reference is wrong, the target right) and lost."""
 
     n: int
     won: float
@@ -249,7 +249,7 @@ class TrustRatio(msgspec.Struct, frozen=True, kw_only=True):
     """Bonett and Price's interval (2006) of a paired ratio; above chance, percentiles of a bootstrap over items."""
     delta_lo: float | None = None
     delta_hi: float | None = None
-    """By the delta method on the logarithm: a cross-check. Of width 0 where no answer changed."""
+    """By the delta method on the logarithm: a cross-check. Its width is 0 where no answer changed."""
 
 
 def trust_ratio(pairs: PairedItems, *, chance: float = 0.0, resamples: int = RESAMPLES, seed: int = 0) -> TrustRatio:
