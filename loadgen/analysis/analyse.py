@@ -168,9 +168,7 @@ def analyse(
     )
     hidden = hidden_warnings(gathered.answers, manifest.protocol.max_tokens, lambda b: level(b, arrival))
     held = [cell for cell in cells if cell.traffic.arrival is None]
-    checks = (
-        ((cell.target, cell.concurrency, cell.repeat), check) for cell in cells for check in cell.client_checks
-    )
+    checks = (((cell.target, cell.concurrency, cell.repeat), check) for cell in cells for check in cell.client_checks)
     analysis = Analysis(
         reference=reference,
         simulated=manifest.simulated,

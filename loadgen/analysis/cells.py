@@ -230,9 +230,7 @@ def summarize_cell(
         "recorded_tokens": int(data.output_tokens[data.ok].sum()) if counted.all() else None,
         "window_s": window_s,
     }
-    work = Work(
-        window_s=window_s or 0.0, tokens=tokens, requests=int(ended.sum()), tokens_per_query=tokens_per_query
-    )
+    work = Work(window_s=window_s or 0.0, tokens=tokens, requests=int(ended.sum()), tokens_per_query=tokens_per_query)
     energy, found = energy_of_cell(data, power, work, tdp_w=tdp_w, carbon_kg_per_kwh=carbon_kg_per_kwh)
     dead = (data.end.aborted,) if data.end and data.end.aborted and data.end.server_lost else ()
     validity = validity_of(

@@ -12,8 +12,7 @@ from loadgen.analysis.client import NearestCheck
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.indices.dominance import Dominance, WeightShare, WeightSpace
 from loadgen.analysis.indices.study import TargetIndices
-from loadgen.analysis.models.fit import BStar
-from loadgen.analysis.models.modelfit import ModelFit, Parameter
+from loadgen.analysis.models.fit import BStar, ModelFit, Parameter
 from loadgen.analysis.models.study import ModelStudy, Observed
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import COLUMNS
