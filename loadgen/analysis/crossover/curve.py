@@ -16,8 +16,8 @@ from loadgen.errors import UsageError
 from loadgen.words import spanned
 
 
-class Metric(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the six metrics of a crossover; `wins` and `loses` stand between the target's name and "than"."""
+class Metric(msgspec.Struct, frozen=True):
+    """One of the six metrics of a crossover; `wins` and `loses` stand between the target's name and the reference's."""
 
     name: str
     higher_is_better: bool
@@ -32,34 +32,22 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
         return 1 if self.higher_is_better else -1
 
 
-def _energy(name: str, per: str) -> Metric:
-    return Metric(
-        name=name,
-        higher_is_better=False,
-        wins=f"uses less energy per {per} than",
-        loses=f"uses more energy per {per} than",
-        wins_briefly="less",
-        loses_briefly="more",
-    )
-
-
+_ENERGIES = {
+    "energy_per_token_j": "token",
+    "energy_per_query_j": "query",
+    "energy_hli_per_query_j": "query by the HLI bound",
+    "energy_per_correct_j": "correct answer",
+}
 METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            name="tokens_per_s", higher_is_better=True,
-            wins="is faster than", loses="is slower than", wins_briefly="faster", loses_briefly="slower",
-        ),
-        _energy("energy_per_token_j", "token"),
-        _energy("energy_per_query_j", "query"),
-        _energy("energy_hli_per_query_j", "query by the HLI bound"),
-        _energy("energy_per_correct_j", "correct answer"),
-        Metric(
-            name="si", higher_is_better=True,
-            wins="has a higher SI than", loses="has a lower SI than", wins_briefly="higher", loses_briefly="lower",
-        ),
-    )
-}  # fmt: skip
+    "tokens_per_s": Metric("tokens_per_s", True, "is faster than", "is slower than", "faster", "slower"),
+    **{
+        name: Metric(
+            name, False, f"uses less energy per {per} than", f"uses more energy per {per} than", "less", "more"
+        )
+        for name, per in _ENERGIES.items()
+    },
+    "si": Metric("si", True, "has a higher SI than", "has a lower SI than", "higher", "lower"),
+}
 """By name, in the order of reports."""
 
 

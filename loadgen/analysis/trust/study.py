@@ -25,6 +25,7 @@ from loadgen.analysis.trust.trends import (
     trust_invariance,
 )
 from loadgen.bounds import Count
+from loadgen.words import percent, percents
 from loadgen.workload.item import ItemFacts
 
 
@@ -160,7 +161,8 @@ def _in_words(c: AccuracyComparison, judgement: AccuracyJudgement) -> tuple[str,
     verdict = f"equivalent within {margin}" if judgement.verdict == "equivalent" else judgement.verdict
     if judgement.verdict in ("worse", "better") and judgement.within_margin:
         verdict += f", by less than {margin}"
-    brief = f"{_pp(c.difference)} pp ({_pp(c.difference_lo)} to {_pp(c.difference_hi)}): {verdict}"
+    ends = percents(c.difference_lo, c.difference_hi, unit="", sign=True)
+    brief = f"{percent(c.difference, 1, unit=' pp', sign=True)} ({ends}): {verdict}"
     sentence = brief
     if judgement.more_items is not None:
         sentence += f", you need {judgement.more_items} more item{'s' * (judgement.more_items != 1)}"
@@ -170,10 +172,6 @@ def _in_words(c: AccuracyComparison, judgement: AccuracyJudgement) -> tuple[str,
         assert c.truncated_rate is not None and c.reference_truncated_rate is not None
         sentence += f"; confounded by length: {c.truncated_rate:.1%} truncated against {c.reference_truncated_rate:.1%}"
     return sentence, brief
-
-
-def _pp(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _count(number: float) -> str:

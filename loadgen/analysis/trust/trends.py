@@ -225,7 +225,8 @@ class EffectRatio(msgspec.Struct, frozen=True, kw_only=True):
 def trust_invariance(
     by_concurrency: Mapping[int, Answers], *, margin: float = MARGIN, alpha: float = ALPHA, seed: int = 0
 ) -> TrustInvariance | None:
-    """The verdict on one precision; None with fewer than two concurrencies or no item answered at all of them.
+    """Whether one precision answers as well at every concurrency; None with fewer than two concurrencies, or without an
+    item that was answered at all of them.
 
     `different`: Cochran's Q rejects equality. `equivalent`: every concurrency is proven within +-margin of the smallest
     (each at alpha: all must pass, so no correction is due). Else `inconclusive`: not rejecting is not equality.
@@ -236,16 +237,22 @@ def trust_invariance(
         return None
     test = cochran_q(scores, seed=seed)
     smallest = by_concurrency[concurrencies[0]]
-    batches = tuple(
-        _batch(
-            b,
-            PairedItems(item_ids=items, reference=scores[:, 0], target=scores[:, column]),
-            across(by_concurrency[b], smallest),
-            margin,
-            alpha,
+    batches = []
+    for column, b in enumerate(concurrencies[1:], start=1):
+        pairs = PairedItems(item_ids=items, reference=scores[:, 0], target=scores[:, column])
+        seen = changes(pairs)
+        lo, hi = difference_interval(seen, confidence=1 - 2 * alpha)
+        batches.append(
+            BatchTrust(
+                concurrency=b,
+                accuracy=float(pairs.target.mean()),
+                difference=float(pairs.difference.mean()),
+                difference_lo=lo,
+                difference_hi=hi,
+                equivalence_p=equivalence_p(seen, margin),
+                changed=across(by_concurrency[b], smallest),
+            )
         )
-        for column, b in enumerate(concurrencies[1:], start=1)
-    )
     verdict: Invariance = "inconclusive"
     if test.p <= alpha:
         verdict = "different"
@@ -262,7 +269,7 @@ def trust_invariance(
         accuracy_range=float(np.ptp(means)),
         smallest=concurrencies[0],
         smallest_accuracy=float(means[0]),
-        batches=batches,
+        batches=tuple(batches),
         noise=within(by_concurrency.values()),
     )
 
@@ -304,17 +311,3 @@ def _scores(by_key: Mapping[int, Answers]) -> tuple[tuple[str, ...], Floats]:
         return (), np.empty((0, 0))
     items = tuple(item for item in columns[0] if all(item in column for column in columns[1:]))
     return items, np.array([[column[item] for column in columns] for item in items]).reshape(len(items), len(columns))
-
-
-def _batch(concurrency: int, pairs: PairedItems, changed: Agreement, margin: float, alpha: float) -> BatchTrust:
-    seen = changes(pairs)
-    lo, hi = difference_interval(seen, confidence=1 - 2 * alpha)
-    return BatchTrust(
-        concurrency=concurrency,
-        accuracy=float(pairs.target.mean()),
-        difference=float(pairs.difference.mean()),
-        difference_lo=lo,
-        difference_hi=hi,
-        equivalence_p=equivalence_p(seen, margin),
-        changed=changed,
-    )
