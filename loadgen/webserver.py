@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,6 +44,18 @@ async def serve(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    await _serve_until(stop, app, listening, host=host, on_ready=on_ready, **runner)
+
+
+async def _serve_until(
+    stop: asyncio.Event,
+    app: web.Application,
+    listening: socket.socket,
+    *,
+    host: str,
+    on_ready: Callable[[], object] = lambda: None,
+    **runner: Any,
+) -> None:
     guard(app, listening, host)
     running = web.AppRunner(app, access_log=None, **runner)
     await running.setup()
@@ -52,6 +65,30 @@ async def serve(
         await stop.wait()
     finally:
         await running.cleanup()
+
+
+class MetricsServer:
+    """A registry's metrics, served on `listening`, opened for `host`, by a thread until close()."""
+
+    def __init__(self, registry: CollectorRegistry, listening: socket.socket, *, host: str) -> None:
+        async def page(_request: web.Request) -> web.Response:
+            return metrics_page(registry)
+
+        app = web.Application()
+        app.router.add_get("/metrics", page)
+        self.address: tuple[Any, ...] = listening.getsockname()
+        self._stop = asyncio.Event()
+        self._loop = asyncio.new_event_loop()
+        serving = _serve_until(self._stop, app, listening, host=host, shutdown_timeout=0.5)
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(serving,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
 
 
 def metrics_page(registry: CollectorRegistry) -> web.Response:

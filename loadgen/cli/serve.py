@@ -16,7 +16,7 @@ from platformdirs import user_log_path
 from loadgen.cli import CONTEXT, completed, parameters, say
 from loadgen.errors import ServerError, UsageError
 from loadgen.options import Host, Option, Served, StartTimeout, Vllm
-from loadgen.secret import Mask, secrets_of, visible, visible_message
+from loadgen.secret import secrets_of, visible, visible_message
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import Patience, ServerProcess
@@ -136,11 +136,10 @@ def _serve(launch: Launch, log_path: Path, start_timeout_s: float) -> None:
 def _follow(server: ServerProcess, start_timeout_s: float) -> None:
     """Copy the log to the terminal until the server ends, and say when it is ready."""
     ready, patience = False, Patience(server, start_timeout_s)
-    mask = Mask(*secrets_of(server.launch.argv, server.launch.env))
     with server.log_path.open("rb") as log:
         log.seek(server.log_offset)
         while True:
-            _copy(log, mask)
+            _copy(log)
             server.check_alive()
             if not ready and server.is_ready():
                 server.verify()
@@ -160,13 +159,13 @@ def _say(server: ServerProcess) -> None:
     say(f"{server.launch.name} is ready at {server.launch.url}{held}")
 
 
-def _copy(log: BinaryIO, mask: Mask) -> None:
-    """Whole lines, so that no secret is cut in two and missed; nothing that the server wrote commands the terminal."""
+def _copy(log: BinaryIO) -> None:
+    """Shows the new whole lines of the log, which is masked already; control characters are escaped."""
     written = log.read()
     end = written.rfind(b"\n") + 1
     log.seek(end - len(written), os.SEEK_CUR)
     lines = written[:end].decode("utf-8", "backslashreplace").replace("\r\n", "\n").replace("\r", "\n")
-    sys.stdout.write(visible(mask(lines)))
+    sys.stdout.write(visible(lines))
     sys.stdout.flush()
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from http.server import ThreadingHTTPServer
 from time import monotonic_ns
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from loadgen.address import NO_SNIFFING, HostCheck
+from loadgen.address import listen
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
 from loadgen.measure.observer import Observer, Pace, Progress
 from loadgen.record.cell import Cell, CellVerdict
+from loadgen.webserver import MetricsServer
 
 LABELS = ("target", "precision", "concurrency", "repeat")
 OF_RUN = ("run", *LABELS)
@@ -127,20 +126,18 @@ class SweepMetrics(Observer):
         self._accuracy = Gauge(f"{ended}accuracy_ratio", "Share of graded answers correct.", OF_RUN, registry=registry)
         self._last: Progress | None = None
         self._pace = Pace(now_ns=now_ns)
-        self._server: _PageServer | None = None
+        self.server: MetricsServer | None = None
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:
-        """Listen on `host`: loopback unless told otherwise. Raises OSError when the port is taken."""
-        self._server = _PageServer(host, port, self.registry)
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        """Listen on `host`: loopback unless told otherwise. Raises UsageError when the port is taken."""
+        self.server = MetricsServer(self.registry, listen(host, port), host=host)
 
     def close(self, *, wait: bool = True) -> None:
         """Stop listening; where somebody scrapes, not before they have seen the last cell's end, if we `wait`."""
-        if self._server is not None and wait:
+        if self.server is not None and wait:
             self._scrapes.wait_for_two(LAST_SCRAPE_S)
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+        if self.server is not None:
+            self.server.close()
 
     def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
         self._run = self._run or title
@@ -190,41 +187,6 @@ class SweepMetrics(Observer):
         for state, count in self._pace.counts.items():
             self._cells.labels(self._run, state).set(count)
         self._left.labels(self._run).set(self._pace.left_s(share))
-
-
-class _PageServer(ThreadingHTTPServer):
-    """Serves a registry's page to those whose Host header `HostCheck` accepts."""
-
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host.removeprefix("[").removesuffix("]"), port), _PageHandler.factory(registry))
-        self.check = HostCheck(host, str(self.server_address[0]))
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up is not worth a traceback."""
-
-
-class _PageHandler(MetricsHandler):
-    server: _PageServer
-    timeout = 30.0
-    """Seconds after which a client that sends nothing is let go."""
-
-    def do_GET(self) -> None:
-        refusals = [self.server.check.refusal(header) for header in self.headers.get_all("Host", [])]
-        for refusal in filter(None, refusals):
-            body = refusal.encode()
-            self.send_response(403)
-            self.send_header("Content-Type", "text/plain; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-            return
-        super().do_GET()
-
-    def end_headers(self) -> None:
-        for name, value in NO_SNIFFING.items():
-            self.send_header(name, value)
-        super().end_headers()
 
 
 class _Scrapes(Collector):

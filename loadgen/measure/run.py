@@ -196,7 +196,7 @@ def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: b
     if config.metrics_port is not None:
         try:
             metrics.serve(config.metrics_port, config.metrics_host)
-        except OSError:
+        except UsageError:
             where = host_port(config.metrics_host, config.metrics_port)
             observer.warn(f"{where} is taken or not this machine's: this run's /metrics is not served (--metrics-port)")
     return metrics
