@@ -30,7 +30,7 @@ from loadgen.analysis.indices.formulas import IndexSettings, Resampled
 from loadgen.analysis.indices.point import Ratios, reference_ratios
 from loadgen.analysis.intervals import wilson_interval
 from loadgen.analysis.trust.accuracy import MARGIN, correct_energy
-from loadgen.analysis.trust.answers import Asked, GradedAnswer, PairedItems, item_lengths, pair_items
+from loadgen.analysis.trust.answers import GradedAnswer, ItemRequest, PairedItems, item_lengths, pair_items
 from loadgen.analysis.trust.significance import (
     changes,
     cochran_q,
@@ -252,7 +252,7 @@ def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[s
                     ]
                     for k in sorted(taken)
                 }
-        asked = {str(k): Asked(prompt_sha="0", max_tokens=1024, sampling={}) for k in range(ITEMS)}
+        asked = {str(k): ItemRequest(prompt_sha="0", max_tokens=1024, sampling={}) for k in range(ITEMS)}
         sides = [TargetAnswers(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()]
         trust = accuracy_tests(sides)
         for name, known in (("package", None), (OWN, {}))[: 1 if study % 5 else 2]:

@@ -21,7 +21,7 @@ from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.energy import PowerData, Server, read_power, server_memory
 from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.tables import requests_table, server_table
-from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer, Lengths
+from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, Lengths
 from loadgen.analysis.trust.study import TargetAnswers
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import CellVerdict, Slo
@@ -110,14 +110,14 @@ class GatheredAnswers:
         self._max_tokens = protocol.max_tokens
         self._sampling = {name: getattr(protocol, name) for name in _SETTINGS}
         self._answers: dict[Key, dict[str, list[GradedAnswer]]] = defaultdict(lambda: defaultdict(list))
-        self._asked: dict[Key, dict[str, Asked]] = defaultdict(dict)
+        self._asked: dict[Key, dict[str, ItemRequest]] = defaultdict(dict)
         self._lengths: dict[Key, dict[str, tuple[int, int]]] = defaultdict(dict)
 
     def add(self, cell: CellAnswers) -> None:
         key = cell.target, cell.concurrency
         for item, graded in cell.answers.items():
             self._answers[key][item] += graded
-            self._asked[key][item] = Asked(
+            self._asked[key][item] = ItemRequest(
                 prompt_sha=cell.prompt_sha[item], max_tokens=self._max_tokens, sampling=self._sampling
             )
         known = self._lengths[key]

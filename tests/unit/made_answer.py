@@ -9,7 +9,7 @@ import msgspec
 from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer
+from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest
 from loadgen.analysis.trust.study import TargetAnswers, TrustStudy, study
 
 BATCHES = (1, 4, 16, 64)
@@ -51,7 +51,7 @@ def graded(right: int) -> Answers:
 def trusted() -> tuple[dict[tuple[str, int], Answers], TrustStudy]:
     """fp16 right on 120 of 200 items at every B, awq on 114 of them."""
     answers = {("fp16", b): graded(120) for b in BATCHES} | {("awq", b): graded(114) for b in BATCHES}
-    asked = {f"q{k}": Asked(prompt_sha="0", max_tokens=256, sampling={}) for k in range(200)}
+    asked = {f"q{k}": ItemRequest(prompt_sha="0", max_tokens=256, sampling={}) for k in range(200)}
     sides = [TargetAnswers(target=t, concurrency=b, answers=given, asked=asked) for (t, b), given in answers.items()]
     return answers, study(sides, {}, reference="fp16")
 

@@ -15,7 +15,7 @@ from made_run import answer, cell_data
 from loadgen.analysis.answer import Answer, answer_of, correlation
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer, pair_items, pair_lengths, paired
+from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, pair_items, pair_lengths, paired
 from loadgen.analysis.trust.significance import trust_ratio
 from loadgen.analysis.trust.study import TargetAnswers, TrustStudy, TrustTest, study
 from loadgen.analysis.validity import Validity
@@ -106,7 +106,7 @@ def in_windows(base: CellSummary, reached: dict[str, int]) -> Answer:
             item: [GradedAnswer(repeat=1, outcome="correct", correct=length < 140, output_tokens=length)]
             for item, length in own.items()
         }
-    asked = {item: Asked(prompt_sha="0", max_tokens=256, sampling={}) for item in items}
+    asked = {item: ItemRequest(prompt_sha="0", max_tokens=256, sampling={}) for item in items}
     trust = study([TargetAnswers(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()], {},
                   reference="fp16")  # fmt: skip
     return answer_of(made, answers, trust, reference="fp16", settings=IndexSettings())

@@ -12,7 +12,7 @@ from trust_answers import answer, paired, pairs, paper, sides
 
 from loadgen.analysis.intervals import wilson_interval
 from loadgen.analysis.trust.answers import (
-    Asked,
+    ItemRequest,
     item_means,
     mean_output_tokens,
     outcome_rate,
@@ -192,8 +192,8 @@ def test_only_shared_items_are_paired() -> None:
         pair_items({"a": [answer(True)]}, {"b": [answer(True)]})
 
 
-def asked(prompt: str = "p" * 64, max_tokens: int | None = 512, **sampling: object) -> Asked:
-    return Asked(prompt_sha=prompt, max_tokens=max_tokens, sampling={"temperature": 0, **sampling})
+def asked(prompt: str = "p" * 64, max_tokens: int | None = 512, **sampling: object) -> ItemRequest:
+    return ItemRequest(prompt_sha=prompt, max_tokens=max_tokens, sampling={"temperature": 0, **sampling})
 
 
 def test_pairing_is_refused_where_the_question_was_another() -> None:

@@ -217,7 +217,7 @@ Lengths = Mapping[str, float]
 """Item -> mean output tokens of its answers."""
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class ItemRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How an item was put to a server."""
 
     prompt_sha: str
@@ -324,7 +324,7 @@ def pair_items(target: Answers, reference: Answers) -> PairedItems:
     return pairs
 
 
-def pairing_refusal(target: Mapping[str, Asked], reference: Mapping[str, Asked]) -> str | None:
+def pairing_refusal(target: Mapping[str, ItemRequest], reference: Mapping[str, ItemRequest]) -> str | None:
     """Why the two sides cannot be compared item by item, in one sentence; None if they can.
 
     Prompts, token limits and sampling settings must be equal on every shared item: otherwise a difference of answers
@@ -344,7 +344,7 @@ def pairing_refusal(target: Mapping[str, Asked], reference: Mapping[str, Asked])
     return None
 
 
-def _shown(field: str, ours: Asked, theirs: Asked) -> str:
+def _shown(field: str, ours: ItemRequest, theirs: ItemRequest) -> str:
     if field == "prompt_sha":
         return f"prompt {ours.prompt_sha[:8]} against {theirs.prompt_sha[:8]}"
     if field == "max_tokens":

@@ -12,7 +12,7 @@ import msgspec
 
 from loadgen.analysis.forked import forked
 from loadgen.analysis.trust.accuracy import AccuracyComparison, AccuracyJudgement, compare_accuracy, judge
-from loadgen.analysis.trust.answers import Answers, Asked, GradedAnswer, item_means, pair_items, pairing_refusal
+from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, item_means, pair_items, pairing_refusal
 from loadgen.analysis.trust.trends import (
     GSM8K_BUCKETS,
     MATHQA_BUCKETS,
@@ -35,7 +35,7 @@ class TargetAnswers(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     concurrency: int
     answers: Answers
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, ItemRequest]
 
 
 class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
