@@ -11,7 +11,7 @@ from scipy import stats
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.crossing import grid_points
 from loadgen.analysis.crossover.curve import PairedCurve
-from loadgen.analysis.crossover.noise import Noise, noise_of
+from loadgen.analysis.crossover.noise import Noise, decompose, noise_of
 
 
 def paired(advantage: Floats) -> PairedCurve:
@@ -60,6 +60,18 @@ def test_the_p_value_is_where_the_interval_ends_at_0() -> None:
     at_5_percent = noise.half_width(weights, 0.05)
     assert noise.p_value(weights, at_5_percent) == pytest.approx([0.05] * 4, rel=1e-5)
     assert noise.p_value(weights, np.zeros(4)) == pytest.approx([1.0] * 4)
+
+
+def test_of_a_full_table_the_decomposition_is_the_textbooks() -> None:
+    """5 points, 4 starts: mean squares between starts (3 degrees) and of the rest (12); var(s) counts 5 times."""
+    table = np.random.default_rng(2).standard_normal((5, 4))
+    point, start = np.indices(table.shape)
+    found = decompose(table.ravel(), point.ravel(), start.ravel())
+    starts = table.mean(axis=0) - table.mean()
+    rest = table - table.mean(axis=1, keepdims=True) - starts
+    assert (found.between_degrees, found.rest_degrees, found.coefficient) == (3, 12, 5)
+    assert found.between_square == pytest.approx(5 * (starts**2).sum() / 3)
+    assert found.rest == pytest.approx((rest**2).sum())
 
 
 def test_components_are_unbiased_with_missing_cells() -> None:

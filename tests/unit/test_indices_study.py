@@ -325,8 +325,10 @@ def test_one_verdict_for_all_batch_sizes_is_said_once() -> None:
     points = [made for b in (4, 8, 64) for made in (point("fp16", b), point("nf4", b, tps=(400,) * 3, right=b))]
     study = index_study(points, reference="fp16", resamples=1000)
     assert study.cor_curves[0].sentence == "casting-dominant at every B measured, 4–64 (COR 1.50)"
+    assert study.cor_curves[0].brief == "casting-dominant at every B measured, 4–64"
     """SI = .34 right / 80 + .33 / 1.75 + .33."""
     assert study.traps[0].sentence == "quantization trap: yes at every B measured, 4–64 (SI 0.54 to 0.79)"
+    assert study.traps[0].brief == "yes at every B measured, 4–64"
 
 
 def test_a_verdict_that_the_clamp_decides_is_told_both_ways() -> None:

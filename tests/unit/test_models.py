@@ -96,6 +96,7 @@ def test_models_that_are_the_same_function_are_not_told_apart(base: CellSummary)
     assert study.verdict == "cannot tell"
     assert {study.best, *study.rivals} == {"M1", "M3c"}
     assert "cannot tell" in study.sentence
+    assert study.brief.startswith("cannot tell ") and study.sentence.endswith(f" of awq against fp16: {study.brief}")
 
 
 def test_what_no_model_describes_is_called_so(base: CellSummary) -> None:
