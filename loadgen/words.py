@@ -69,6 +69,11 @@ def span(first: object, last: object) -> str:
     return DASH.join(dict.fromkeys((str(first), str(last))))
 
 
+def batch(value: float) -> str:
+    """A running batch, "4.1" or "61"; an interval of batches is a `span` of two."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
 def spanned(batches: Collection[int], measured: Collection[int], name: str = "B") -> str:
     """Those of the `measured` batches, neighbours joined: "B = 64", "B ≤ 16" from 1 on, "B = 1, 16–64"; without a
     `name` "64", "≤ 16", "1, 16–64"."""

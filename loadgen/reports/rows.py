@@ -17,7 +17,7 @@ from loadgen.analysis.models.study import ModelStudy, Observed
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import COLUMNS
 from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, Table, table_of
-from loadgen.words import STAMP, interval, known, number, percent, percents, spanned
+from loadgen.words import STAMP, batch, interval, known, number, percent, percents, span, spanned
 
 CsvRow = Mapping[Any, Any]
 """Of summary.csv, cells.csv or compare.csv."""
@@ -311,11 +311,12 @@ def _crossing(found: BStar | Observed | None) -> str:
     if found is None:
         return ""
     side = "wins below" if found.direction == "wins_below" else "wins above"
-    spread, beyond = interval(found.lo, found.hi), ""
+    spread = "" if found.lo is None or found.hi is None else span(batch(found.lo), batch(found.hi))
+    beyond = ""
     if isinstance(found, BStar):
         spread = spread or f"in {percent(found.share, 0)} of resamples"
         beyond = "" if found.measured else ", beyond what was measured"
-    return f"{side} {number(found.b)}{f' ({spread})' if spread else ''}{beyond}"
+    return f"{side} {batch(found.b)}{f' ({spread})' if spread else ''}{beyond}"
 
 
 def _parameter(found: Parameter) -> str:

@@ -331,9 +331,9 @@ def test_an_established_crossover_stands_in_its_table_with_its_interval(tmp_path
     crossings = (close, replace(close, b=15.0, lo=4.0, hi=41.0))
     run.analysis = replace(run.analysis, crossovers=(replace(found, crossings=crossings),))
     section = re.findall(r'<section id="crossovers">.*?</section>', page(run, []), re.DOTALL)[0]
-    assert '<td class="interval">3.52 to 12.4</td>' in section
+    assert '<td class="interval">3.5–12</td>' in section
     shown = re.findall(r">([^<]*)</td><td class=\"interval\">", section)
-    assert shown[:2] == ["4.06", "not known"], "the second is known to a factor of 10 and not closer"
+    assert shown[:2] == ["4.1", "not known"], "the second is known to a factor of 10 and not closer"
 
 
 def test_intervals_that_tell_nothing_are_not_known_and_their_note_says_why(tmp_path: Path) -> None:

@@ -23,14 +23,14 @@ from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
-from loadgen.words import too_wide
+from loadgen.words import number, span, too_wide
 
 
 def size_words(parameters: float) -> str:
     """Parameters as they are read: 7.25B, 600M."""
     for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if parameters >= 0.9995 * factor:
-            return f"{parameters / factor:.3g}{unit}"
+            return f"{number(parameters / factor)}{unit}"
     return f"{parameters:.0f}"
 
 
@@ -42,7 +42,7 @@ def n_star_sentence(found: NStar) -> str:
 def _finding(found: NStar) -> str:
     if found.refusal is not None:
         return f"no N*: {found.refusal}"
-    span = f"{size_words(found.points[0].parameters)}–{size_words(found.points[-1].parameters)}"
+    sizes = span(size_words(found.points[0].parameters), size_words(found.points[-1].parameters))
     if found.status == "crosses":
         first, *others = found.crossings
         text = f"{_side(first, below=True)} below {_n_star(first)}"
@@ -53,8 +53,8 @@ def _finding(found: NStar) -> str:
         return text + (f"; not decided at {away}" if away else "") + _beyond(found, "another N*")
     if found.status in ("better", "worse"):
         word = "faster" if found.status == "better" else "slower"
-        outside = _beyond(found, "an N*") or f"; if an N* exists, it is outside {span}"
-        return f"{word} than the reference at every size measured ({span}){outside}"
+        outside = _beyond(found, "an N*") or f"; if an N* exists, it is outside {sizes}"
+        return f"{word} than the reference at every size measured ({sizes}){outside}"
     decided = {"wins": "faster", "loses": "slower", "open": "open"}
     said = (f"{word} at {_joined(found, sign)}" for sign, word in decided.items() if _joined(found, sign))
     text = f"not decided ({', '.join(said)})"
@@ -67,8 +67,7 @@ def _finding(found: NStar) -> str:
 def _joined(found: NStar, sign: str) -> str:
     """The sizes with this sign, neighbours joined: "1B, 7B–70B"."""
     runs = [list(run) for same, run in groupby(found.points, key=lambda point: point.sign == sign) if same]
-    ends = (dict.fromkeys(size_words(point.parameters) for point in (run[0], run[-1])) for run in runs)
-    return ", ".join("\N{EN DASH}".join(end) for end in ends)
+    return ", ".join(span(size_words(run[0].parameters), size_words(run[-1].parameters)) for run in runs)
 
 
 def _side(crossing: SizeCrossing, *, below: bool) -> str:
@@ -81,7 +80,7 @@ def _n_star(crossing: SizeCrossing) -> str:
         return text
     if too_wide(crossing.lo, crossing.hi):
         return f"an N* between {size_words(crossing.bracket[0])} and {size_words(crossing.bracket[1])}"
-    return f"{text} (95% CI {size_words(crossing.lo)}–{size_words(crossing.hi)})"
+    return f"{text} (95% CI {span(size_words(crossing.lo), size_words(crossing.hi))})"
 
 
 def _beyond(found: NStar, what: str) -> str:
@@ -109,7 +108,7 @@ def _claim(found: NStar, claim: str, source: str, verdict: Verdict, evidence: st
 
 def _trap_dissolves(found: NStar) -> Claim:
     back = [crossing for crossing in found.crossings if crossing.direction == "wins_below"]
-    span = f"{size_words(found.points[0].parameters)}–{size_words(found.points[-1].parameters)}"
+    sizes = span(size_words(found.points[0].parameters), size_words(found.points[-1].parameters))
     verdict: Verdict = "cannot tell"
     if back:
         verdict = "contradicted"
@@ -117,11 +116,11 @@ def _trap_dissolves(found: NStar) -> Claim:
     elif found.crossings:
         verdict, evidence = "supported", f"COR falls below zero at N* = {size_words(found.crossings[0].n)}"
     elif found.status == "worse":
-        evidence = f"slower at every size measured, {span}: an N* may lie above"
+        evidence = f"slower at every size measured, {sizes}: an N* may lie above"
     elif found.status == "better":
-        evidence = f"faster at every size measured, {span}: an N* may lie below"
+        evidence = f"faster at every size measured, {sizes}: an N* may lie below"
     else:
-        evidence = f"no crossing is established and not every size is decided, {span}"
+        evidence = f"no crossing is established and not every size is decided, {sizes}"
     return _claim(found, "above some model size N* the trap dissolves", "Theorem 4.6 of v2", verdict, evidence)
 
 

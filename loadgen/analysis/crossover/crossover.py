@@ -27,7 +27,7 @@ from loadgen.analysis.crossover.crossing import (
 from loadgen.analysis.crossover.curve import UNKNOWN_WINDOW, Curve, Metric, PairedCurve, metric_of, pair
 from loadgen.analysis.crossover.noise import Noise, Pooling, noise_of
 from loadgen.serving.metrics import UNVERIFIED
-from loadgen.words import spanned, too_wide
+from loadgen.words import batch, span, spanned, too_wide
 
 Status = Literal["better", "worse", "crosses", "unresolved"]
 
@@ -232,11 +232,6 @@ def worded(found: Crossover) -> Crossover:
     return msgspec.structs.replace(found, sentence=_text(found, briefly=False), brief=_text(found, briefly=True))
 
 
-def number(batch: float) -> str:
-    """A batch as it is read: 4.1, 61."""
-    return f"{batch:.1f}" if batch < 9.95 else f"{batch:.0f}"
-
-
 def placed(crossing: Crossing) -> bool:
     """Whether B* is known closely enough to be named."""
     return crossing.step == "measured" or not too_wide(crossing.lo, crossing.hi)
@@ -289,7 +284,7 @@ def _crosses_briefly(found: Crossover, metric: Metric) -> str:
     parts = [f"{words[wins]} {_lowest(found, 'B ≤ ', 'B = ', 'B = ', '–')}"]
     for before, after in pairwise(found.crossings):
         wins = not wins
-        parts.append(f"{words[wins]} {before.bracket[1]}–{after.bracket[0]}")
+        parts.append(f"{words[wins]} {span(before.bracket[1], after.bracket[0])}")
     parts.append(f"{words[not wins]} B ≥ {found.crossings[-1].bracket[1]}")
     stars = ", ".join(_b_star(found, crossing, briefly=True) for crossing in found.crossings)
     return f"{', '.join(parts)} (B* {stars}{', if no step' if _interpolated(found) else ''})"
@@ -300,7 +295,7 @@ def _undecided(found: Crossover, metric: Metric, question: str, *, briefly: bool
         return [question, found.refusal]
     suspected = []
     if found.suspected:
-        where = ", ".join(number(crossing.b) for crossing in found.suspected)
+        where = ", ".join(batch(crossing.b) for crossing in found.suspected)
         suspected = [
             f"a crossing at B = {where} is not proven"
             if briefly
@@ -321,7 +316,7 @@ def _undecided(found: Crossover, metric: Metric, question: str, *, briefly: bool
 
 def _beyond(found: Crossover, what: str, *, briefly: bool) -> list[str]:
     text = "{} only {} {}" if briefly else "if {} exists, it is {} {}"
-    return [text.format(what, end.side, number(end.batch)) for end in found.beyond]
+    return [text.format(what, end.side, batch(end.batch)) for end in found.beyond]
 
 
 def _interpolated(found: Crossover) -> bool:
@@ -333,12 +328,12 @@ def _b_star(found: Crossover, crossing: Crossing, *, briefly: bool = False) -> s
     if not placed(crossing):
         two = max(point.repeats for point in found.points) == 2
         return f"not known: {'two' if two else 'the'} repeats differ too much"
-    text = f"{'' if briefly else '= '}{number(crossing.b)}"
+    text = f"{'' if briefly else '= '}{batch(crossing.b)}"
     if crossing.lo is None or crossing.hi is None:
         return text
     if crossing.step == "measured":
-        return f"anywhere from {number(crossing.lo)} to {number(crossing.hi)}, where the curve may jump"
-    return f"{text}, {'' if briefly else '95% '}CI {number(crossing.lo)}–{number(crossing.hi)}"
+        return f"anywhere from {batch(crossing.lo)} to {batch(crossing.hi)}, where the curve may jump"
+    return f"{text}, {'' if briefly else '95% '}CI {span(batch(crossing.lo), batch(crossing.hi))}"
 
 
 def _lowest(found: Crossover, up_to: str, at: str, begin: str, to: str) -> str:
@@ -351,7 +346,7 @@ def _lowest(found: Crossover, up_to: str, at: str, begin: str, to: str) -> str:
 
 def _compared(found: Crossover) -> str:
     """As `measured (1–128)`; `compared` where a batch that was measured is left out."""
-    return f"{_measured(found)} ({found.points[0].concurrency}–{found.points[-1].concurrency})"
+    return f"{_measured(found)} ({span(found.points[0].concurrency, found.points[-1].concurrency)})"
 
 
 def _measured(found: Crossover) -> str:

@@ -16,6 +16,8 @@ from loadgen.analysis.estimate import Direction, Estimate
 from loadgen.analysis.models.candidate import CANDIDATES, TIME_ONLY, Candidate, Pair, pair_of
 from loadgen.analysis.models.fit import FittedModel, ModelFit, interval, model_fit, scatter
 from loadgen.serving.recipe import load_recipes
+from loadgen.words import interval as interval_text
+from loadgen.words import number, percent
 
 LEAST_BATCHES = 4
 RIVAL_AICC = 2.0
@@ -241,11 +243,11 @@ def _roofline_reading(m4: ModelFit) -> str:
     if dequant.value is None or dequant.lo is None or dequant.hi is None:
         return "M4: the overhead cannot be told from the weight reads at these batches"
     if dequant.lo == 0:
-        return f"M4: no overhead is proven (95% CI 0–{1e3 * dequant.hi:.3g} ms per step)"
+        return f"M4: no overhead is proven (95% CI {interval_text(0, 1e3 * dequant.hi)} ms per step)"
     return (
-        f"M4: an overhead of {1e3 * dequant.value:.3g} ms per step (95% CI {1e3 * dequant.lo:.3g}–"
-        f"{1e3 * dequant.hi:.3g}), which the batch shares as Eq 23 has it, and less time to read weights, which counts "
-        "until both are bound by compute"
+        f"M4: an overhead of {number(1e3 * dequant.value)} ms per step (95% CI "
+        f"{interval_text(1e3 * dequant.lo, 1e3 * dequant.hi)}), which the batch shares as Eq 23 has it, and less time "
+        "to read weights, which counts until both are bound by compute"
     )
 
 
@@ -274,10 +276,10 @@ def _more(found: Estimate, per: str, quantity: Quantity) -> str:
     assert found.lo is not None and found.hi is not None
     low, high = factor * found.lo, factor * found.hi
     if _sign(found) == 0:
-        return f"no proven difference {per} (95% CI {low:+.3g} to {high:+.3g} {unit})"
-    ends = sorted((abs(low), abs(high)))
+        return f"no proven difference {per} (95% CI {interval_text(low, high, sign=True)} {unit})"
+    least, most = sorted((abs(low), abs(high)))
     word = "more" if found.value > 0 else "less"
-    return f"{abs(factor * found.value):.3g} {unit} {word} {per} (95% CI {ends[0]:.3g}–{ends[1]:.3g})"
+    return f"{number(abs(factor * found.value))} {unit} {word} {per} (95% CI {interval_text(least, most)})"
 
 
 def _misses(entry: ModelFit) -> str:
@@ -286,4 +288,4 @@ def _misses(entry: ModelFit) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%" if share >= 0.1 else f"{100 * share:.2g}%"
+    return percent(share, 0) if share >= 0.1 else f"{100 * share:.2g}%"

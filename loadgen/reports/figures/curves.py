@@ -27,7 +27,7 @@ from loadgen.reports.figures.sheet import (
     questions,
     tip_of,
 )  # fmt: skip
-from loadgen.words import known, number
+from loadgen.words import batch, known, number
 
 Estimates = Mapping[str, Sequence[tuple[float, int, Estimate]]]
 """Target -> (batch, B, estimate), by ascending batch."""
@@ -147,7 +147,7 @@ def mark_crossovers(sheet: Sheet, axes: Axes, run: Run, metric: str) -> bool:
     for row, (found, star) in enumerate(stars):
         ends = (left if star.lo is None else star.lo, right if star.hi is None else star.hi)
         b = star.b if placed(star) else None
-        text = f"B* {number(b) or 'not known'}"
+        text = "B* not known" if b is None else f"B* {batch(b)}"
         sheet.mark(axes, found.target, b, ends, found.sentence, text=text, row=row)
     axes.set_xlim(left, right)
     return bool(stars)

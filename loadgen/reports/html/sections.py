@@ -13,7 +13,7 @@ from loadgen.analysis.warnings import checkpoint_notes, planned_cells
 from loadgen.reports import rows, trust
 from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, table_of
 from loadgen.reports.html.markup import Html, element, items, join, stamp, table
-from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, interval, number
+from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, span
 
 Of = TypeVar("Of")
 
@@ -94,11 +94,13 @@ def crossovers(run: Run) -> Html:
 
 
 def _b_star(crossing: Crossing | None) -> str:
-    return "" if crossing is None else number(crossing.b) if placed(crossing) else NOT_KNOWN
+    return "" if crossing is None else batch(crossing.b) if placed(crossing) else NOT_KNOWN
 
 
 def _ends(crossing: Crossing | None) -> str:
-    return "" if crossing is None or not placed(crossing) else interval(crossing.lo, crossing.hi)
+    if crossing is None or not placed(crossing) or crossing.lo is None or crossing.hi is None:
+        return ""
+    return span(batch(crossing.lo), batch(crossing.hi))
 
 
 def _words(found: Crossover, crossing: Crossing | None) -> str:
