@@ -22,7 +22,7 @@ from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Window, latencies_in
 from loadgen.load.load import Load
 from loadgen.load.workers import Workers
-from loadgen.measure.observer import Glance, Observer
+from loadgen.measure.observer import LiveFigures, Observer, Progress
 from loadgen.measure.power import PowerRecorder
 from loadgen.record.cell import Cell
 from loadgen.record.journal import CellEnd, Journal
@@ -59,7 +59,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Within, nothing is raised; KeyboardInterrupt at its end, if somebody asked."""
+        """Within, nothing is raised; KeyboardInterrupt at its end, if a signal came."""
         self._patient = True
         try:
             yield
@@ -80,7 +80,7 @@ PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
 COUNTERS_SETTLE_S = 5.0
 COUNTERS_STILL_S = 1.0
-"""Tokens that stand still so long are the last, whatever a gauge says that is seldom set."""
+"""A count of tokens that does not change for so long is final, even if a gauge still shows running requests."""
 COUNTERS_EVERY_S = 0.01
 OPEN_MOST_FAILURES = 100
 """Failures in a row that end a cell of an open loop; in a closed one it depends on B."""
@@ -121,7 +121,8 @@ class CellRun:
         self._interrupt = interrupt
         self._probe = MetricsProbe(metrics)
         self._sampler = MetricsSampler(metrics)
-        self._glance = Glance(grader)
+        self._figures = LiveFigures(grader)
+        self._next_progress_ns = 0
         self._most_failures = max(20, 3 * cell.concurrency) if cell.arrivals is None else OPEN_MOST_FAILURES
         self._t_start_ns = 0
         self._open_ns: int | None = None
@@ -168,7 +169,7 @@ class CellRun:
             sampled.cancel()
             self._sampler.stop()
             self._journal_samples()
-        self._tell("over", 1.0)
+        self._show("over", 1.0)
         window = self._window
         end = CellEnd(
             t_ns=monotonic_ns(),
@@ -189,8 +190,6 @@ class CellRun:
             raise self._unwritable
         return end
 
-    # the stages
-
     async def _until_warm(self) -> bool:
         """True once the load is steady, and the time for it is over."""
         warm_at_ns = self._t_start_ns + int(self._warmup_s * 1e9)
@@ -202,7 +201,7 @@ class CellRun:
                 self._load.end_warmup()
                 if self._load.steady:
                     return True
-            self._tell("warm-up", 0.0)
+            self._show("warm-up", 0.0)
             await asyncio.sleep(TURN_S)
         return False
 
@@ -219,7 +218,7 @@ class CellRun:
                 left_s, share = TURN_S, self._load.completed / requests
                 if self._load.dry_ns is not None:
                     return
-            self._tell("window", share)
+            self._show("window", share)
             await asyncio.sleep(min(TURN_S, left_s))
 
     def _planned_close_ns(self, open_ns: int) -> int | None:
@@ -239,18 +238,18 @@ class CellRun:
 
     async def _until_drained(self) -> None:
         drained = asyncio.create_task(self._load.drained())
-        told = False
+        announced = False
         while not drained.done():
             if self._interrupt.hurried:
                 self._aborted = INTERRUPTED
                 return
-            if self._interrupt.asked and not told:
-                told = True
+            if self._interrupt.asked and not announced:
+                announced = True
                 self._load.stop_feeding()
                 self._observer.stopping(
                     f"Interrupted: finishing {self._load.in_flight} requests in flight; Ctrl-C again stops at once"
                 )
-            self._tell("drain", 1.0)
+            self._show("drain", 1.0)
             await asyncio.wait([drained], timeout=0.1)
 
     def _broken(self) -> bool:
@@ -267,11 +266,9 @@ class CellRun:
             if died is not None:
                 self._aborted = died
             elif failures >= self._most_failures:
-                self._aborted = f"{failures} failures in a row, the last: {self._glance.last_error}"
+                self._aborted = f"{failures} failures in a row, the last: {self._figures.last_error}"
             self._server_lost = self._aborted is not None
         return self._aborted is not None
-
-    # what comes back
 
     def _append(self, record: Exchange | ServerSample | CellEnd) -> None:
         """Nothing more once a record could not be written: a cell has no holes."""
@@ -285,7 +282,7 @@ class CellRun:
         window = self._window_so_far()
         latencies = latencies_in(exchange, window)
         self._append(exchange)
-        self._glance.add(exchange, latencies, window)
+        self._figures.add(exchange, latencies, window)
         self._observer.answered(self._cell, exchange, latencies)
 
     async def _journal_samples_now_and_then(self) -> None:
@@ -301,8 +298,6 @@ class CellRun:
                 self._power.flush()
             except OSError as error:
                 self._unwritable = error
-
-    # the server's counters, the view
 
     def _generation_tokens(self) -> float | None:
         sample = self._probe.scrape()
@@ -323,24 +318,29 @@ class CellRun:
             time.sleep(COUNTERS_EVERY_S)
         return None
 
-    def _tell(self, stage: str, share: float) -> None:
+    def _show(self, stage: str, share: float) -> None:
+        """Tells the observers how the cell is doing: at each change of stage, else every quarter of a second."""
         now_ns = monotonic_ns()
-        if now_ns < self._glance.next_ns and stage == self._stage:
+        if now_ns < self._next_progress_ns and stage == self._stage:
             return
-        self._stage = stage
-        self._glance.next_ns = now_ns + PROGRESS_EVERY_NS
-        latest = self._sampler.latest
-        elapsed_s = (now_ns - self._t_start_ns) / 1e9
+        self._stage, self._next_progress_ns = stage, now_ns + PROGRESS_EVERY_NS
+        latest, figures = self._sampler.latest, self._figures
         self._observer.progress(
-            self._glance.progress(
-                self._cell,
-                stage,
-                share,
+            Progress(
+                cell=self._cell,
+                stage=stage,
+                share=share,
                 in_flight=self._load.in_flight,
                 running=latest.running if latest else None,
+                requests=figures.requests,
+                errors=figures.errors,
+                tokens_per_s=figures.tokens_per_s(self._window_so_far()),
+                ttft_ms=figures.ttft_ms,
+                tpot_ms=figures.tpot_ms,
                 power_w=self._power.latest_w if self._power is not None else None,
-                elapsed_s=elapsed_s,
-                window=self._window_so_far(),
+                accuracy=figures.accuracy,
+                graded=figures.graded,
+                elapsed_s=(now_ns - self._t_start_ns) / 1e9,
                 arrived=self._load.arrived,
             )
         )

@@ -47,7 +47,7 @@ NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
 ENDED: dict[str, tuple[str, Callable[[Mapping[str, Any]], float | None]]] = {
     "running_requests": ("Mean running batch on the server.", lambda row: row["running_mean"]),
     "batch_verified": (
-        "1: the server told its running batch; 0: it did not.",
+        "1: the server reported its running batch; 0: it did not.",
         lambda row: float(row["running_mean"] is not None),
     ),
     "running_requests_peak": ("Largest running batch on the server.", lambda row: row["running_peak"]),
@@ -90,50 +90,48 @@ class SweepMetrics(Observer):
         self.registry = registry = CollectorRegistry()
         self._scrapes = _Scrapes(now_ns)
         registry.register(self._scrapes)
-        name = "loadgen_"
-        self._info = Gauge(f"{name}cell_info", "1 while the cell runs.", (*LABELS, "stage"), registry=registry)
-        self._now = {key: Gauge(name + key, text, LABELS, registry=registry) for key, (text, _) in NOW.items()}
-        more = "warm-up and drain included."
-        self._tokens = Counter(f"{name}output_tokens", f"Tokens of ended requests, {more}", LABELS, registry=registry)
-        self._requests = Counter(f"{name}requests", f"Ended requests, {more}", (*LABELS, "status"), registry=registry)
-        self._ttft = Histogram(
-            f"{name}ttft_seconds",
-            "Send, or due, to first token, of measured requests in the window.",
-            LABELS,
-            buckets=TTFT_BUCKETS_S,
-            registry=registry,
+
+        def gauge(name: str, text: str, labels: tuple[str, ...] = OF_RUN) -> Gauge:
+            return Gauge(f"loadgen_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"loadgen_{name}", text, LABELS, buckets=buckets, registry=registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"loadgen_{name}", f"{text}, warm-up and drain included.", labels, registry=registry)
+
+        self._info = gauge("cell_info", "1 while the cell runs.", (*LABELS, "stage"))
+        self._now = {key: gauge(key, text, LABELS) for key, (text, _) in NOW.items()}
+        self._tokens = counter("output_tokens", "Tokens of ended requests", LABELS)
+        self._requests = counter("requests", "Ended requests", (*LABELS, "status"))
+        self._ttft = histogram(
+            "ttft_seconds", "Send, or due, to first token, of measured requests in the window.", TTFT_BUCKETS_S
         )
-        self._tpot = Histogram(
-            f"{name}tpot_seconds",
+        self._tpot = histogram(
+            "tpot_seconds",
             "Time per later token, of measured requests that ended in the window (open loop: were due in it).",
-            LABELS,
-            buckets=TPOT_BUCKETS_S,
-            registry=registry,
+            TPOT_BUCKETS_S,
         )
-        Gauge(f"{name}simulated", "1: SIMULATED, the servers are a model.", registry=registry).set(float(simulated))
-        self._run_info = Gauge(
-            f"{name}run_info", "1: what is measured.", ("run", "title", "model", "dataset"), registry=registry
-        )
-        self._cells = Gauge(f"{name}run_cells", "Cells by state.", ("run", "state"), registry=registry)
-        self._left = Gauge(f"{name}run_left_seconds", "Expected time to the run's end.", ("run",), registry=registry)
-        self._start = Gauge(
-            f"{name}cell_start_timestamp_seconds", "Unix time of the cell's first glance.", OF_RUN, registry=registry
-        )
-        ended = f"{name}ended_cell_"
-        self._batch = Gauge(f"{ended}concurrency", "Requests held in flight, B.", OF_RUN, registry=registry)
-        self._valid = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in VERDICTS.items()}
-        self._ended = {key: Gauge(ended + key, text, OF_RUN, registry=registry) for key, (text, _) in ENDED.items()}
-        self._accuracy = Gauge(f"{ended}accuracy_ratio", "Share of graded answers correct.", OF_RUN, registry=registry)
+        gauge("simulated", "1: SIMULATED, the servers are a model.", ()).set(float(simulated))
+        self._run_info = gauge("run_info", "1: what is measured.", ("run", "title", "model", "dataset"))
+        self._cells = gauge("run_cells", "Cells by state.", ("run", "state"))
+        self._left = gauge("run_left_seconds", "Expected time to the run's end.", ("run",))
+        self._start = gauge("cell_start_timestamp_seconds", "Unix time of the cell's first progress report.")
+        ended = "ended_cell_"
+        self._batch = gauge(f"{ended}concurrency", "Requests held in flight, B.")
+        self._valid = {key: gauge(ended + key, text) for key, (text, _) in VERDICTS.items()}
+        self._ended = {key: gauge(ended + key, text) for key, (text, _) in ENDED.items()}
+        self._accuracy = gauge(f"{ended}accuracy_ratio", "Share of graded answers correct.")
         self._last: Progress | None = None
         self._pace = Pace(now_ns=now_ns)
         self.server: MetricsServer | None = None
 
     def serve(self, port: int, host: str = "127.0.0.1") -> None:
-        """Listen on `host`: loopback unless told otherwise. Raises UsageError when the port is taken."""
+        """Listens on `host`. Raises UsageError when the port is taken."""
         self.server = MetricsServer(self.registry, listen(host, port), host=host)
 
     def close(self, *, wait: bool = True) -> None:
-        """Stop listening; where somebody scrapes, not before they have seen the last cell's end, if we `wait`."""
+        """Stops listening; with `wait`, not before a scraper, if there is one, has seen the last cell's end."""
         if self.server is not None and wait:
             self._scrapes.wait_for_two(LAST_SCRAPE_S)
         if self.server is not None:
@@ -168,7 +166,7 @@ class SweepMetrics(Observer):
                 histogram.labels(*labels).observe(latency_s)
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
-        """Gauges of the running cell would stand still: they go; what it came to stays."""
+        """Removes the gauges of the running cell and sets those of the ended one."""
         for gauge in (self._info, *self._now.values()):
             gauge.clear()
         labels = (self._run, *_labels(cell))
@@ -190,7 +188,7 @@ class SweepMetrics(Observer):
 
 
 class _Scrapes(Collector):
-    """Counts how often the page is read; it has no series of its own. Registered first, it hears a scrape begin."""
+    """Counts how often the page is read, without a series. It is registered first, so it hears a scrape begin."""
 
     def __init__(self, now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns

@@ -1,13 +1,11 @@
-"""What a sweep tells while it runs; the terminal views listen.
-
-Glance: how the running cell is doing, for the live view and the sweep's own metrics.
-"""
+"""Observer: hears what a sweep does while it runs. LiveFigures: what is known of the cell that runs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from time import monotonic_ns
 
@@ -22,7 +20,7 @@ from loadgen.workload.grading import Grader
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A glance at the running cell; figures of ended requests only, none of them final. The warm-up counts in
+    """The running cell at one moment; figures of ended requests only, none of them final. The warm-up counts in
     `requests` and `errors` alone."""
 
     cell: Cell
@@ -40,7 +38,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     power_w: float | None
     """The target's GPUs now, together."""
     accuracy: float | None
-    """Of the `graded` answers so far."""
+    """The share of the `graded` answers that is correct so far."""
     share: float
     """How much of the cell's expected time is over, 0 to 1."""
     arrived: Arrived | None = None
@@ -56,7 +54,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def energy_per_token_j(self) -> float | None:
-        """Power now over the rate of ended requests: a glance, not the cell's figure."""
+        """Power now over the rate of ended requests: an estimate, not the cell's figure."""
         return self.power_w / self.tokens_per_s if self.power_w is not None and self.tokens_per_s else None
 
 
@@ -92,60 +90,26 @@ class Observer:
 
 
 class Tee(Observer):
-    """Tells several observers."""
+    """Passes every event on to several observers."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
+        for event in vars(Observer):
+            if not event.startswith("_"):
+                setattr(self, event, partial(self._pass_on, event))
 
-    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+    def _pass_on(self, event: str, *values: object) -> None:
         for observer in self._observers:
-            observer.run_begins(title, cells, simulated, expected_s)
-
-    def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
-        for observer in self._observers:
-            observer.server_starts(name, argv)
-
-    def server_ready(self, name: str, note: str) -> None:
-        for observer in self._observers:
-            observer.server_ready(name, note)
-
-    def progress(self, progress: Progress) -> None:
-        for observer in self._observers:
-            observer.progress(progress)
-
-    def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
-        for observer in self._observers:
-            observer.answered(cell, exchange, latencies)
-
-    def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
-        for observer in self._observers:
-            observer.cell_ends(cell, line, verdict)
-
-    def note(self, sentence: str) -> None:
-        for observer in self._observers:
-            observer.note(sentence)
-
-    def warn(self, sentence: str) -> None:
-        for observer in self._observers:
-            observer.warn(sentence)
-
-    def stopping(self, sentence: str) -> None:
-        for observer in self._observers:
-            observer.stopping(sentence)
+            getattr(observer, event)(*values)
 
 
-class Glance:
-    """Running figures of one cell, from ended requests; rates and latencies are the window's."""
+class LiveFigures:
+    """Figures of the cell that runs, from ended requests; rates and latencies are the window's."""
 
     def __init__(self, grader: Grader) -> None:
         self._grader = grader
-        self._graded = 0
-        self._correct = 0
-        self.next_ns = 0
+        self.requests = self.errors = self.graded = self._correct = self._tokens = 0
         self.last_error = ""
-        self._requests = 0
-        self._errors = 0
-        self._tokens = 0
         self._ttfts_s: deque[float] = deque(maxlen=256)
         self._tpots_s: deque[float] = deque(maxlen=256)
 
@@ -154,53 +118,41 @@ class Glance:
         if exchange.status == "dropped":
             return
         if exchange.status != "ok":
-            self._errors += 1
+            self.errors += 1
             self.last_error = f"{exchange.status}: {exchange.error}"
             return
-        self._requests += 1
+        self.requests += 1
         if window is not None and inside(exchange.t_end_ns, window):
             self._tokens += exchange.output_tokens or 0
         if exchange.phase == "measured":
             verdict = None
             with contextlib.suppress(UsageError):  # the report says it
                 verdict = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
-            self._graded += verdict is not None and verdict.correct is not None
+            self.graded += verdict is not None and verdict.correct is not None
             self._correct += verdict is not None and verdict.outcome == "correct"
         for latency_s, latest_s in zip(latencies, (self._ttfts_s, self._tpots_s), strict=True):
             if latency_s is not None:
                 latest_s.append(latency_s)
 
-    def progress(
-        self,
-        cell: Cell,
-        stage: str,
-        share: float,
-        *,
-        in_flight: int,
-        running: float | None,
-        power_w: float | None,
-        elapsed_s: float,
-        window: Window | None,
-        arrived: Arrived | None = None,
-    ) -> Progress:
+    def tokens_per_s(self, window: Window | None) -> float | None:
+        """Tokens of the requests that ended in the window, over its time so far."""
         window_s = (window[1] - window[0]) / 1e9 if window is not None else 0.0
-        return Progress(
-            cell=cell,
-            stage=stage,
-            in_flight=in_flight,
-            running=running,
-            requests=self._requests,
-            errors=self._errors,
-            tokens_per_s=self._tokens / window_s if self._tokens and window_s else None,
-            ttft_ms=median(self._ttfts_s) * 1e3 if self._ttfts_s else None,
-            tpot_ms=median(self._tpots_s) * 1e3 if self._tpots_s else None,
-            power_w=power_w,
-            accuracy=self._correct / self._graded if self._graded else None,
-            share=share,
-            arrived=arrived,
-            elapsed_s=elapsed_s,
-            graded=self._graded,
-        )
+        return self._tokens / window_s if self._tokens and window_s else None
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """The median of the latest that count in the window."""
+        return median(self._ttfts_s) * 1e3 if self._ttfts_s else None
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """The median of the latest that count in the window."""
+        return median(self._tpots_s) * 1e3 if self._tpots_s else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of the `graded` answers that is correct."""
+        return self._correct / self.graded if self.graded else None
 
 
 class Pace:

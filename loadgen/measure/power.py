@@ -168,7 +168,7 @@ def plan_power(config: SweepConfig, *, simulated: bool) -> PowerPlan:
 def _plan(config: SweepConfig, *, simulated: bool) -> PowerPlan:
     kind = config.power
     if kind == "none":
-        return PowerPlan(kind="none", reason="not asked for: give --power")
+        return PowerPlan(kind="none", reason="not requested: give --power")
     if kind == "simulated" and not simulated:
         raise UsageError("--power simulated needs simulated servers; these are real, give nvml, rapl or exporter=URL")
     if simulated:
@@ -260,7 +260,7 @@ def idle_power(url: str, plan: PowerPlan, run_dir: Path, session: int) -> Rest:
 
 
 class PowerRecorder:
-    """Writes every sample of one server's life to a file of its own."""
+    """Writes every sample of one server's life to a file."""
 
     def __init__(self, feed: PowerFeed, path: Path, *, simulated: bool) -> None:
         self._feed = feed

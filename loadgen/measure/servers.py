@@ -62,7 +62,7 @@ class Patience:
 
     def wait(self, ask: Callable[[], T]) -> T:
         """What `ask` returns once it raises NotReady no more. Raises UsageError when the time is over."""
-        told = ""
+        announced = ""
         while True:
             try:
                 return ask()
@@ -72,9 +72,9 @@ class Patience:
                 if time.monotonic() + POLL_S > self._deadline_s:
                     waited = f"after --wait-ready {self._wait_ready_s:g}"
                     raise UsageError(f"{error.what} {waited}; give it longer") from None
-                if error.what != told:
-                    told = error.what
-                    self._observer.note(f"{told}; waiting up to {self._wait_ready_s:g} s")
+                if error.what != announced:
+                    announced = error.what
+                    self._observer.note(f"{announced}; waiting up to {self._wait_ready_s:g} s")
             time.sleep(POLL_S)
 
 
@@ -87,7 +87,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     target: Target
     record: ServerRecord
-    """Of no repeat yet."""
+    """Without its repeat and session."""
     died: Callable[[], str | None]
 
 
@@ -121,13 +121,13 @@ def source_of(config: SweepConfig) -> Source:
 
 
 class _Running:
-    """Servers that somebody else started: asked who they are once, before the run begins."""
+    """Servers that run already: each is asked once what it is, before the run begins."""
 
     def __init__(self, config: SweepConfig) -> None:
         self._config = config
         self._servers: dict[str, Server] = {}
         self._closed: dict[str, str] = {}
-        """Why a target's /metrics could not be read, until it was told."""
+        """Why a target's /metrics could not be read, until the user was told."""
         self.running: Sequence[Server] = ()
         self.simulated = False
 
@@ -156,10 +156,10 @@ class _Running:
         """The model to ask for, and what is odd about the server's list, if `--model` names one all the same."""
         models, asked, where = read_models(listed.body), self._config.model, f"target {spec.name}: {spec.url}"
         if listed.status != 200:
-            return asked or "", f"{where} has no model list at /v1/models ({listed.status}); {asked} is asked for"
+            return asked or "", f"{where} has no model list at /v1/models ({listed.status}); requests name {asked}"
         if models is None:
             if asked is not None:
-                return asked, f"{where}/v1/models is not a model list; {asked} is asked for"
+                return asked, f"{where}/v1/models is not a model list; requests name {asked}"
             raise UsageError(
                 f"{where}/v1/models is not a model list; is this an OpenAI-compatible server? If so, give --model"
             )
@@ -169,7 +169,7 @@ class _Running:
                 return asked, None
             named = ", ".join(ids[:MOST_NAMED]) or "no model"
             if not ids or any("*" in name for name in ids) or any(_is_alike(asked, name) for name in ids):
-                return asked, f"{where} lists {named} at /v1/models; {asked} is asked for"
+                return asked, f"{where} lists {named} at /v1/models; requests name {asked}"
             raise UsageError(f"{where} serves {named}, not {asked}; name a model that it lists")
         usable = [name for name in ids if "*" not in name]
         if len(ids) == 1 and usable:
@@ -252,7 +252,7 @@ def _listed(models: Sequence[ServedModel]) -> str:
 
 
 class _Processes:
-    """Servers that loadgen starts one at a time, anew for every block, and stops before the next."""
+    """Servers that loadgen starts one at a time, a fresh one for every block."""
 
     simulated = False
     running: Sequence[Server] = ()

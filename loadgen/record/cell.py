@@ -40,8 +40,8 @@ class CellVerdict(msgspec.Struct, frozen=True, kw_only=True):
         """What the cell is counted as."""
         if self.valid is None:
             return "unjudged"
-        told = (self.latency_valid, self.energy_valid, self.answers_valid)
-        return "invalid" if not self.valid else "partly_valid" if False in told else "valid"
+        others = (self.latency_valid, self.energy_valid, self.answers_valid)
+        return "invalid" if not self.valid else "partly_valid" if False in others else "valid"
 
 
 TargetName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=200)]
@@ -124,24 +124,22 @@ def plan_blocks(
     For targets A and B: A B, B A, A B, ... (ABBA), so that slow drift (heat, other load) hits both alike.
     """
     blocks: list[Block] = []
-    index = 0
     for repeat in range(1, repeats + 1):
         forward = repeat % 2 == 1
         for target in targets if forward else list(reversed(targets)):
-            cells = []
-            for b in concurrency if forward else list(reversed(concurrency)):
-                index += 1
-                cells.append(
-                    Cell(
-                        index=index,
-                        target=target.name,
-                        precision=target.precision,
-                        concurrency=b,
-                        repeat=repeat,
-                        arrival=arrival,
-                    )
+            levels = concurrency if forward else list(reversed(concurrency))
+            cells = tuple(
+                Cell(
+                    index=index,
+                    target=target.name,
+                    precision=target.precision,
+                    concurrency=b,
+                    repeat=repeat,
+                    arrival=arrival,
                 )
-            blocks.append(Block(target=target, repeat=repeat, cells=tuple(cells)))
+                for index, b in enumerate(levels, start=len(blocks) * len(levels) + 1)
+            )
+            blocks.append(Block(target=target, repeat=repeat, cells=cells))
     return blocks
 
 
@@ -156,19 +154,19 @@ class Slo(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Slo:
-        """Of `ttft:200ms,tpot:50ms,e2e:2s`, each at most once. Raises UsageError."""
+        """Reads `ttft:200ms,tpot:50ms,e2e:2s`, each at most once. Raises UsageError."""
         limits: dict[Latency, float] = {}
+        known: tuple[Latency, ...] = get_args(Latency)
         for part in text.split(","):
             name, _, limit = part.strip().partition(":")
-            known: tuple[Latency, ...] = get_args(Latency)
             latency = next((one for one in known if one == name), None)
             if latency is None:
                 raise UsageError(
-                    f"--slo {text}: {name!r} is no latency of a request; write {', '.join(known)} with a limit, "
+                    f"--slo {text}: {name!r} is not a latency of a request; write {', '.join(known)} with a limit, "
                     "as in ttft:200ms,tpot:50ms"
                 )
             if latency in limits:
-                raise UsageError(f"--slo {text}: {name} stands there twice; give it one limit")
+                raise UsageError(f"--slo {text}: {name} is listed twice; give it one limit")
             limits[latency] = _seconds(limit, f"--slo {text}: {name}")
         return cls(tuple(limits.items()))
 
@@ -176,14 +174,14 @@ class Slo(msgspec.Struct, frozen=True):
         return ",".join(f"{name}:{_shown(limit_s)}" for name, limit_s in self.limits_s)
 
 
-def _seconds(limit: str, asked: str) -> float:
+def _seconds(limit: str, where: str) -> float:
     found = _LIMIT.fullmatch(limit)
     try:
         number = float(found["number"]) if found else math.nan
     except ValueError:
         number = math.nan
     if found is None or not 0 < number < math.inf:
-        raise UsageError(f"{asked} is given {limit!r}; write a time above 0 with its unit, as in 200ms or 2s")
+        raise UsageError(f"{where} is given {limit!r}; write a time above 0 with its unit, as in 200ms or 2s")
     return number / 1e3 if found["unit"] == "ms" else number
 
 

@@ -55,7 +55,7 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     client_cpu_s: Amount | None = None
     """CPU time of all the client's processes inside the window."""
     client_cpu_share: Amount | None = None
-    """Of one core, by the busiest process that sent requests."""
+    """The share of one core that the busiest process which sent requests used."""
     loop_lag_ms_mean: Amount | None = None
     """How late the client's event loop came to a timer inside the window, in the worst process (timers tick in ms)."""
     loop_lag_ms_p50: Amount | None = None
@@ -93,7 +93,7 @@ class Journal:
         self._torn = False
 
     def append(self, record: Record) -> None:
-        """Raises OSError when the record could not be written whole; the next one then begins a line of its own."""
+        """Raises OSError when the record could not be written whole; the next one then begins a new line."""
         line = sealed(_encoder.encode(record))
         if self._torn:
             line = b"\n" + line
@@ -128,7 +128,7 @@ class Lines:
         self._start = start
         self._sealed = False
         self.damaged = 0
-        """Lines left out so far; a torn last one is no damage."""
+        """Lines left out so far; a torn last one does not count."""
 
     def __iter__(self) -> Iterator[bytes]:
         return (b"\n".join([*lines, b""]) for lines in self.blocks())

@@ -36,7 +36,7 @@ def unfinished(run_dir: Path, blocks: Iterable[Block]) -> tuple[Block, ...]:
 
 
 def unfinished_cells(run_dir: Path) -> list[Cell]:
-    """Of the run that the directory's manifest describes."""
+    """The cells that the run, as its manifest describes it, still lacks."""
     config = read_manifest(run_dir).config
     plan = plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
     return [cell for block in unfinished(run_dir, plan) for cell in block.cells]

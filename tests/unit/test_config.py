@@ -226,7 +226,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_error_rate": 1.0}, "--max-error-rate 1: give a share from 0 up to, but not including, 1"),
     ({"max_error_rate": float("nan")}, "--max-error-rate nan: give a share from 0 up to, but not including, 1"),
     ({"arrival": "poisson:3", "workers": 2}, "--workers 2 is for a closed loop; with --arrival poisson:3"),
-    ({"slo": "itl:20ms"}, "--slo itl:20ms: 'itl' is no latency of a request; write ttft, tpot, e2e"),
+    ({"slo": "itl:20ms"}, "--slo itl:20ms: 'itl' is not a latency of a request; write ttft, tpot, e2e"),
     ({"warmup": math.nan}, "--warmup nan"),
     ({"extra_body": "top_k=1"}, "--extra-body top_k=1: not JSON"),
     ({"extra_body": "[1]"}, "--extra-body [1]: not a JSON object"),

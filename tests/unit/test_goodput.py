@@ -105,9 +105,9 @@ def test_objectives_are_seconds() -> None:
         ("ttft:-1s", "'-1s'"),
         ("ttft:1.2.3s", "'1.2.3s'"),
         ("ttft:200us", "'200us'"),
-        ("itl:20ms", "'itl' is no latency of a request; write ttft, tpot, e2e with a limit"),
-        ("", "'' is no latency of a request"),
-        ("ttft:1s,ttft:2s", "ttft stands there twice; give it one limit"),
+        ("itl:20ms", "'itl' is not a latency of a request; write ttft, tpot, e2e with a limit"),
+        ("", "'' is not a latency of a request"),
+        ("ttft:1s,ttft:2s", "ttft is listed twice; give it one limit"),
     ],
 )
 def test_what_is_no_objective_is_refused(text: str, said: str) -> None:

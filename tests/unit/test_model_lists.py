@@ -61,20 +61,20 @@ def greeted(url: str, model: str | None) -> Server:
     [
         ("one", None),
         ("several", None),
-        ("none", "lists no model at /v1/models; m is asked for"),
-        ("wildcard", "lists openai/* at /v1/models; m is asked for"),
-        ("tagged", "lists m:latest at /v1/models; m is asked for"),
-        ("provided", "lists provider/M at /v1/models; m is asked for"),
-        ("absent", "has no model list at /v1/models (404); m is asked for"),
-        ("denied", "has no model list at /v1/models (403); m is asked for"),
-        ("moved", "has no model list at /v1/models (308); m is asked for"),
-        ("page", "/v1/models is not a model list; m is asked for"),
+        ("none", "lists no model at /v1/models; requests name m"),
+        ("wildcard", "lists openai/* at /v1/models; requests name m"),
+        ("tagged", "lists m:latest at /v1/models; requests name m"),
+        ("provided", "lists provider/M at /v1/models; requests name m"),
+        ("absent", "has no model list at /v1/models (404); requests name m"),
+        ("denied", "has no model list at /v1/models (403); requests name m"),
+        ("moved", "has no model list at /v1/models (308); requests name m"),
+        ("page", "/v1/models is not a model list; requests name m"),
     ],
 )
 def test_the_model_that_is_named_is_asked_for_and_an_odd_list_noted(url: str, path: str, note: str | None) -> None:
     server = greeted(f"{url}/{path}", "m")
     assert server.target.model == "m"
-    said = server.facts["model_note"]
+    said = server.record.model_note
     assert said is None if note is None else said.endswith(note)
 
 

@@ -9,9 +9,10 @@ import pytest
 from loadgen.errors import ServerError, UsageError
 from loadgen.measure import power
 from loadgen.measure.config import configure
-from loadgen.measure.power import PowerPlan, exporter_of, plan_power
+from loadgen.measure.power import exporter_of, plan_power
 from loadgen.power.sample import GpuInfo, PowerSample
 from loadgen.record.config import SweepConfig
+from loadgen.record.manifest import PowerPlan
 
 
 def config(**options: object) -> SweepConfig:

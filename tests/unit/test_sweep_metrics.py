@@ -10,7 +10,7 @@ import pytest
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
 from loadgen.measure.metrics import LAST_SCRAPE_S, SweepMetrics
-from loadgen.measure.observer import Glance, Progress
+from loadgen.measure.observer import LiveFigures, Progress
 from loadgen.record.cell import Cell, CellVerdict
 from loadgen.workload.grading import Verdict
 
@@ -54,14 +54,13 @@ class Graded:
 
 def test_the_warm_up_is_in_no_figure_of_the_live_view() -> None:
     """The window opened at 2 s; 20 tokens of an answer that ended at 2.5 s, in half a second."""
-    live, window = Glance(Graded()), (s(2.0), s(2.5))
+    live, window = LiveFigures(Graded()), (s(2.0), s(2.5))
     live.add(ended(phase="warmup"), Latencies(), None)
-    before = live.progress(CELL, "warm-up", 0.0, in_flight=4, running=4, power_w=200, elapsed_s=2.0, window=None)
-    assert (before.requests, before.tokens_per_s, before.ttft_ms, before.accuracy) == (1, None, None, None)
+    assert (live.requests, live.tokens_per_s(None), live.ttft_ms, live.accuracy) == (1, None, None, None)
     for ttft_s in (0.5, 0.1, 0.2):
         live.add(ended(), Latencies(ttft_s=ttft_s), window)
-    now = live.progress(CELL, "window", 0.5, in_flight=4, running=4, power_w=200, elapsed_s=2.5, window=window)
-    assert (now.requests, now.tokens_per_s, now.ttft_ms, now.tpot_ms, now.accuracy) == (4, 120, 200, None, 1)
+    assert (live.requests, live.tokens_per_s(window), live.accuracy) == (4, 120, 1)
+    assert (live.ttft_ms, live.tpot_ms) == (200, None)
 
 
 class Clock:
