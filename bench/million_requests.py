@@ -32,7 +32,7 @@ from loadgen.measure.machine import host_record
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import Cell
 from loadgen.record.journal import CellEnd, CellStart, Record, power_file, sealed
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 TARGETS = {"fp16": 1.0, "awq": 0.8, "gptq": 0.82, "bnb-nf4": 1.6}
 """Precision -> its step time over fp16's."""

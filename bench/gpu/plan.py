@@ -11,6 +11,7 @@ import msgspec
 
 from bench.gpu.shapes import FORMATS, Format
 from loadgen.errors import UsageError
+from loadgen.folder import Folder
 
 PLANS = Path(__file__).with_name("plans")
 
@@ -130,9 +131,8 @@ class State:
         self.steps[name] = state
         content = {"plan": self._plan.name, "plan_sha256": self._plan.sha256, "steps": self.steps}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
-        partial.replace(self._path)
+        text = msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n"
+        Folder(self._path.parent).write(self._path.name, text)
 
     def is_finished(self, *, until: str | None = None) -> bool:
         """Whether every step has ended, up to `until` where it is named."""

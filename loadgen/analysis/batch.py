@@ -22,7 +22,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from loadgen.analysis.celldata import CellData, Mask
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 Source = Literal["counters", "gauge", "none"]
 

@@ -22,7 +22,7 @@ from loadgen.load.exchange import Exchange
 from loadgen.load.openloop import LATE_NS
 from loadgen.record.cell import Cell, Slo
 from loadgen.record.journal import CellEnd, CellStart, known_records, read_lines
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

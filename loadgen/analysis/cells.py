@@ -43,8 +43,8 @@ from loadgen.load.exchange import Exchange
 from loadgen.load.latency import inside, mean_in_flight
 from loadgen.options import MAX_ERROR_RATE
 from loadgen.record.cell import Slo, level
-from loadgen.serving.exposition import gauge_lags
-from loadgen.serving.metrics import UNVERIFIED, ServerSample
+from loadgen.serving.exposition import ServerSample, gauge_lags
+from loadgen.serving.metrics import UNVERIFIED
 from loadgen.workload.grading import FAILED, Grader, Verdict
 
 _COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")

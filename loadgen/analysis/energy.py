@@ -25,7 +25,7 @@ from loadgen.power.sample import PowerSample, Scope
 from loadgen.power.trace import Calibration, PowerTrace, calibration_of, traces_of
 from loadgen.record.journal import known_records, power_file, read_lines
 from loadgen.record.manifest import Manifest, PowerBlock
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 Number = TypeVar("Number", int, float)
 Server = tuple[str, int, int]

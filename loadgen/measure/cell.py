@@ -26,7 +26,8 @@ from loadgen.measure.observer import LiveFigures, Observer, Progress
 from loadgen.measure.power import PowerRecorder
 from loadgen.record.cell import Cell
 from loadgen.record.journal import CellEnd, Journal
-from loadgen.serving.metrics import MetricsProbe, MetricsSampler, MetricsSource, ServerSample
+from loadgen.serving.exposition import ServerSample
+from loadgen.serving.metrics import MetricsProbe, MetricsSampler, MetricsSource
 from loadgen.workload.grading import Grader
 
 

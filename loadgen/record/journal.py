@@ -26,7 +26,7 @@ from loadgen.load.exchange import Exchange
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import Cell
 from loadgen.secret import error_text
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 SCHEMA = 1
 

@@ -9,8 +9,46 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import msgspec
+
+from loadgen.bounds import Amount, Nanoseconds
+
 Key = tuple[tuple[str, str], ...]
 """Labels that tell one engine from another, in the order of their names."""
+
+
+class EngineReading(msgspec.Struct, frozen=True, array_like=True):
+    """The figures of one of several engines behind a server, whose steps cannot be added up."""
+
+    engine: str
+    """The labels that distinguish it, such as "0" and "1" with data parallelism."""
+    running: Amount | None
+    generation_tokens: Amount | None
+    iterations: Amount | None
+
+
+class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
+    """One reading of `/metrics`, summed over engines (KV usage: the fullest); None: the server has no such figure."""
+
+    t_ns: Nanoseconds
+    """Middle of the scrape."""
+    scrape_ns: Nanoseconds
+    running: Amount | None = None
+    waiting: Amount | None = None
+    preemptions: Amount | None = None
+    kv_usage: Amount | None = None
+    generation_tokens: Amount | None = None
+    prompt_tokens: Amount | None = None
+    iterations: Amount | None = None
+    """Engine steps (count of the histogram `vllm:iteration_tokens_total`) of all engines."""
+    prefix_cache_queries: Amount | None = None
+    """Prompt tokens looked up in the prefix cache; hits are those found there or in an external cache."""
+    prefix_cache_hits: Amount | None = None
+    ttft_count: Amount | None = None
+    """First tokens, and the sum of their times on the server's clock (`vllm:time_to_first_token_seconds`)."""
+    ttft_sum_s: Amount | None = None
+    engines: tuple[EngineReading, ...] = ()
+    """Empty for a single engine."""
 
 
 class ServerNames(NamedTuple):

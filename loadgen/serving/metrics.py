@@ -12,10 +12,10 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES, Amount, Nanoseconds
+from loadgen.bounds import MOST_AMOUNT, MOST_METRICS_BYTES
 from loadgen.httpget import FAILURES, REDIRECTS, Connection, ResponseTooLong
 from loadgen.secret import error_text
-from loadgen.serving.exposition import Key, Vocabulary, vocabulary_of
+from loadgen.serving.exposition import EngineReading, Key, ServerSample, Vocabulary, vocabulary_of
 from loadgen.serving.facts import Target
 
 UNVERIFIED = "batch not verified"
@@ -24,40 +24,6 @@ SHORTEST_PERIOD_S = 0.1
 LONGEST_PERIOD_S = 0.5
 COST_FACTOR = 20
 """A scrape that takes t (the least of the last nine) is followed by the next after 20 t: 5% of the server's time."""
-
-
-class EngineReading(msgspec.Struct, frozen=True, array_like=True):
-    """The figures of one of several engines behind a server, whose steps cannot be added up."""
-
-    engine: str
-    """The labels that distinguish it, such as "0" and "1" with data parallelism."""
-    running: Amount | None
-    generation_tokens: Amount | None
-    iterations: Amount | None
-
-
-class ServerSample(msgspec.Struct, frozen=True, kw_only=True, tag="server"):
-    """One reading of `/metrics`, summed over engines (KV usage: the fullest); None: the server has no such figure."""
-
-    t_ns: Nanoseconds
-    """Middle of the scrape."""
-    scrape_ns: Nanoseconds
-    running: Amount | None = None
-    waiting: Amount | None = None
-    preemptions: Amount | None = None
-    kv_usage: Amount | None = None
-    generation_tokens: Amount | None = None
-    prompt_tokens: Amount | None = None
-    iterations: Amount | None = None
-    """Engine steps (count of the histogram `vllm:iteration_tokens_total`) of all engines."""
-    prefix_cache_queries: Amount | None = None
-    """Prompt tokens looked up in the prefix cache; hits are those found there or in an external cache."""
-    prefix_cache_hits: Amount | None = None
-    ttft_count: Amount | None = None
-    """First tokens, and the sum of their times on the server's clock (`vllm:time_to_first_token_seconds`)."""
-    ttft_sum_s: Amount | None = None
-    engines: tuple[EngineReading, ...] = ()
-    """Empty for a single engine."""
 
 
 Values = Mapping[str, Mapping[Key, float]]

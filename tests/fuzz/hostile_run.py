@@ -38,7 +38,7 @@ from loadgen.power.sample import GpuInfo, GpuProcess, PowerSample
 from loadgen.record.cell import Block, plan_blocks
 from loadgen.record.journal import CellEnd, CellStart, Journal, cell_file, power_file, sealed
 from loadgen.reports.html import page
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 from loadgen.workload.dataset import load_dataset
 from loadgen.workload.gsm8k import TEST as GSM8K
 from loadgen.workload.protocol import load_protocol

@@ -35,8 +35,9 @@ from loadgen.measure.config import configure
 from loadgen.options import SweepOptions
 from loadgen.record.journal import CellEnd, Record, read_records, sealed
 from loadgen.secret import Mask, visible
+from loadgen.serving.exposition import ServerSample
 from loadgen.serving.facts import metric_names, read_models, read_version
-from loadgen.serving.metrics import ServerSample, read_metrics
+from loadgen.serving.metrics import read_metrics
 from loadgen.serving.recipe import read_recipe
 from loadgen.workload.dataset import items_of_file
 from loadgen.workload.grading.grader import grade

@@ -15,7 +15,7 @@ from loadgen.record.cell import Cell
 from loadgen.record.config import SweepConfig
 from loadgen.record.journal import CellEnd, CellStart, Journal
 from loadgen.record.manifest import Manifest
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 MS = 1_000_000
 WINDOW = (1000, 2000)

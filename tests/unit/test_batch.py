@@ -9,7 +9,7 @@ import pytest
 from made_run import scrape
 
 from loadgen.analysis.batch import RunningBatch, held_back, running_batch, tokens_per_step
-from loadgen.serving.metrics import EngineReading, ServerSample
+from loadgen.serving.exposition import EngineReading, ServerSample
 
 
 def window(

@@ -11,7 +11,7 @@ from made_run import answer, cell_data, ended, scrape
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.load.exchange import Exchange
 from loadgen.record.journal import CellEnd
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 from loadgen.workload.grading import Grader
 from loadgen.workload.item import ItemFacts
 

@@ -18,7 +18,7 @@ from loadgen.record.cell import Cell
 from loadgen.reports.columns import table_of
 from loadgen.reports.html.page import page
 from loadgen.reports.rows import CLIENT
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 
 def figures(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loadgen.analysis.energy import ServerMemory, server_memory
-from loadgen.serving.metrics import ServerSample
+from loadgen.serving.exposition import ServerSample
 
 GIB = 2**30
 

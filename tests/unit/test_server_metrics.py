@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from loadgen.serving.exposition import gauge_lags
-from loadgen.serving.metrics import MetricsProbe, MetricsSource, ServerSample, read_metrics
+from loadgen.serving.exposition import ServerSample, gauge_lags
+from loadgen.serving.metrics import MetricsProbe, MetricsSource, read_metrics
 from tests.wild_server import Wild, serving, whole
 
 PAGE = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
