@@ -53,9 +53,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     server_error_ms_p99: float
     """The server's own deviation from `itl_ms`, which is not in the errors above."""
     kernel_stamp_share: float | None = None
-    """Of the answers, those whose arrivals the kernel stamped."""
+    """The share of answers whose arrivals the kernel stamped."""
     joined_token_share: float | None = None
-    """Of the tokens, those read together with a later one."""
+    """The share of tokens that were read together with a later one."""
 
     @property
     def valid(self) -> bool:

@@ -84,9 +84,9 @@ def energy_of_window(
     """The energy of the one GPU whose samples these are (any order, reaching beyond both edges).
 
     `limit_w`: the GPU's power limit, against which a single source is checked; a higher one in the samples counts.
-    `scope`: what the energy counter counts; a `module` counter is not the GPU's and gives no `energy_j`. The result's
-    `samples` counts those inside the window; max_gap_s is the longest time between two that cover it. Raises UsageError
-    when the window does not end after it begins, ValueError when the samples are of several GPUs.
+    `scope`: what the energy counter counts; a `module` counter is not the GPU's, and `energy_j` is the integral. The
+    result's `samples` counts those inside the window; max_gap_s is the longest time between two that cover it. Raises
+    UsageError when the window does not end after it begins, ValueError when the samples are of several GPUs.
     """
     if t1_ns <= t0_ns:
         raise UsageError(f"the window from t0={t0_ns} to t1={t1_ns} ns has no length: give a t1 after t0")
@@ -170,8 +170,8 @@ class _Window:
             return False
         if t[0] > 0 or t[-1] < self.length_s:
             begin, end = max(float(t[0]), 0.0), min(float(t[-1]), self.length_s)
-            seen = f"only {begin:.3f} to {end:.3f} s" if end > begin else "none"
-            self.invalid.append(f"samples cover {seen} of the window's {self.length_s:.3f} s")
+            covered = f"only {begin:.3f} to {end:.3f} s" if end > begin else "none"
+            self.invalid.append(f"samples cover {covered} of the window's {self.length_s:.3f} s")
             return False
         self.max_gap_s = self._check_gaps(t, "sample")
         return True

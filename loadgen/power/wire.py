@@ -52,7 +52,7 @@ class SamplePage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Windows(msgspec.Struct, frozen=True, kw_only=True):
-    """GET /window: one per GPU."""
+    """GET /window: one for each GPU."""
 
     windows: tuple[WindowEnergy, ...]
 
