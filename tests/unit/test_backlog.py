@@ -1,7 +1,6 @@
 """Ended streams wait to be read while bytes come first, but not without limit."""
 
 import asyncio
-import time
 
 from streams import DONE, completion, finished, one_read_per_event, usage
 
@@ -19,7 +18,7 @@ def raws(count, size_bytes=100):
 
 async def turns(backlog, count, after_ns=2 * QUIET_NS):
     """How many streams waited after each of so many turns of the loop, the first `after_ns` after the last end."""
-    time.sleep(after_ns / 1e9)
+    await asyncio.sleep(after_ns / 1e9)
     reader = asyncio.create_task(backlog.read_on())
     waiting = []
     for _ in range(count):
