@@ -120,6 +120,8 @@ class Cutter(Observer):
 
 
 PROJECT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 900.0
+"""Without growth of the log, as the default of `loadgen sweep`."""
 MODEL_S = 15.0
 """A first guess of how long a model's checkpoints take to write."""
 Say = Callable[[str], None]
@@ -284,7 +286,7 @@ def _selftest(step: Step, plan: Plan, site: Site) -> StepState:
     command = [sys.executable, "-m", "loadgen", "selftest", *options]
     try:
         with ServerProcess(launch, folder / "server.log") as server:
-            server.wait_ready()
+            server.wait_ready(START_TIMEOUT_S)
             done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     except ServerError as error:
         return StepState(status="failed", reason=str(error).splitlines()[0])
