@@ -25,10 +25,10 @@ from loadgen.analysis.celldata import Ints as IntArray
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.energy import CellEnergy
+from loadgen.analysis.estimate import wilson_interval
 from loadgen.analysis.indices.dominance import dominance
 from loadgen.analysis.indices.formulas import IndexSettings, Resampled
 from loadgen.analysis.indices.point import Ratios, reference_ratios
-from loadgen.analysis.intervals import wilson_interval
 from loadgen.analysis.trust.accuracy import MARGIN, correct_energy
 from loadgen.analysis.trust.answers import GradedAnswer, ItemRequest, PairedItems, item_lengths, pair_items
 from loadgen.analysis.trust.significance import (

@@ -21,7 +21,7 @@ from scipy import signal
 
 from loadgen.analysis.celldata import Floats, Ints
 from loadgen.analysis.energy import interval_of_window, tokens_by_part
-from loadgen.analysis.intervals import NORMAL_95, wilson_interval
+from loadgen.analysis.estimate import NORMAL_95, wilson_interval
 from loadgen.power.trace import PowerTrace
 
 WINDOWS = 1000

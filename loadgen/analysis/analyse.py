@@ -22,7 +22,7 @@ from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import Speed
 from loadgen.analysis.indices.study import CorCurve, TargetIndices, TrapOverBatches
 from loadgen.analysis.models.study import ModelStudy, cost_models
-from loadgen.analysis.tables import RunTables, power_table, summarize, write_cells, write_summary
+from loadgen.analysis.tables import RunTables, damaged, older, power_table, summarize, write_cells, write_summary
 from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest, study
 from loadgen.analysis.validity import Invalid
@@ -125,13 +125,13 @@ def analyse(
     cells: list[CellSummary] = []
     gathered = GatheredAnswers(manifest.protocol)
     calibrations: dict[Server, ServerCalibration] = {}
-    damaged: list[str] = []
+    damages: list[str] = []
     with RunTables(folder) as tables:
         for result in CellReader(manifest, grader, powers, slo).results(paths, processes):
             cell = result.summary
             cells.append(cell)
             if result.damaged:
-                damaged.append(f"{cell_name(cell)}: {_left_out(result.damaged)}")
+                damages.append(f"{cell_name(cell)}: {_left_out(result.damaged)}")
             gathered.add(result.answers)
             tables.add("requests", result.requests)
             tables.add("server", result.server)
@@ -143,7 +143,7 @@ def analyse(
                     target=cell.target, repeat=cell.repeat, session=cell.session, gpus=power.calibration()
                 )
                 if power.damaged:
-                    damaged.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
+                    damages.append(f"power of {cell.target}, repeat {cell.repeat}: {_left_out(power.damaged)}")
     if not cells:
         why = "".join(f": {failure.error}" for failure in manifest.failures[:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
@@ -183,7 +183,7 @@ def analyse(
             cells,
             trust,
             invalid=invalid,
-            damaged=damaged,
+            damaged=damages,
             marks=marks,
             answers=[*hidden, *flaw_warnings(facts)],
             hli=answer.hli_disagreements,
@@ -215,6 +215,4 @@ def read_analysis(folder: Path) -> Analysis:
         why = error_text(error)
     else:
         return found
-    if "missing required field" in why:
-        raise UsageError(f"{folder} was analysed by an older version; run `loadgen report {folder}` first")
-    raise UsageError(f"{folder / ANALYSIS} is damaged ({why}); write it again with `loadgen report {folder}`")
+    raise older(folder) if "missing required field" in why else damaged(folder, ANALYSIS, why)

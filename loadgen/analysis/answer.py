@@ -12,10 +12,10 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossing import shared_sizes
 from loadgen.analysis.crossover.crossover import Crossover, crossover, hli_disagreement, worded
 from loadgen.analysis.crossover.curve import METRICS, Curve, CurvePoint
+from loadgen.analysis.estimate import log_error
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.point import OperatingPoint, Repeat
 from loadgen.analysis.indices.study import IndexStudy, index_study
-from loadgen.analysis.intervals import log_error
 from loadgen.analysis.trust.answers import (
     Answers,
     Lengths,

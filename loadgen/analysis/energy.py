@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Counts, Floats, Ints
+from loadgen.analysis.estimate import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
 from loadgen.analysis.forked import forked
-from loadgen.analysis.intervals import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
 from loadgen.folder import Folder
 from loadgen.load.latency import inside
 from loadgen.power.energy import WindowEnergy, energy_of_window

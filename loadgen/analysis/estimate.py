@@ -1,21 +1,30 @@
 """Estimate: a figure with its 95% interval. Direction: on which side of a crossing a target is better.
 
-BatchResult: what is found at one concurrency; results of several are put in one line."""
+WindowSpread: how well one window knows a ratio of sums (joules over tokens) whose neighbours in time are alike.
+BatchResult: what is found at one concurrency; results of several are put in one line.
+
+Sources: batch means with Student's t (Law and Kelton, Simulation Modeling and Analysis); the small-sample bias of a
+lag-1 autocorrelation (Kendall 1954). The constants are tuned by bench/window_energy.py.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Literal
 
 import msgspec
+import numpy as np
+from scipy import special
 
+from loadgen.analysis.celldata import Floats
 from loadgen.words import interval, number, span, spanned, too_wide
 
 Direction = Literal["wins_below", "wins_above"]
 """Where the target of a comparison is better than the reference: below the crossing, or above it."""
 ROUNDING = 1e-9
-"""Closer to a border than this is on it: equal figures differ by their arithmetic."""
+"""Closer to a border than this is on it, and differences of less than this share of the mean are arithmetic."""
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,3 +98,117 @@ def _figure(span: Sequence[BatchResult], figure: str) -> str:
         wide = too_wide(low, high, floor=-1.0 if figure == "COR" else 0.0)
         text += ", not known: the repeats differ too much" if wide else f", {interval(low, high, 2)}"
     return f"{text}; {span[0].why}" if span[0].why else text
+
+
+CONFIDENCE = 0.95
+NORMAL_95 = float(special.ndtri(0.5 + CONFIDENCE / 2))
+"""Standard errors from the middle of a normal 95% interval to its end."""
+
+
+def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's 95% interval over independent repeats, taken on the logarithms; empty with fewer than two.
+
+    Rates are positive and their repeats differ by factors (clocks, heat, other load), so that ratios of rates get
+    their interval in the same way.
+    """
+    if len(rates) < 2:
+        return None, None
+    logs = np.log(rates)
+    half = float(special.stdtrit(len(rates) - 1, 0.5 + CONFIDENCE / 2) * np.std(logs, ddof=1) / math.sqrt(len(rates)))
+    return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
+
+
+def log_error(low: float, high: float) -> float:
+    """Standard error of the logarithm of a figure whose 95% interval is (low, high), both above 0."""
+    return math.log(high / low) / (2 * NORMAL_95)
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion (Wilson 1927); `n` counts items, not answers to the same item."""
+    z = NORMAL_95
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+PARTS = (120, 60, 30)
+"""Equal parts of a window in which the correlation is measured. Fast noise hides a slow swing in fine parts only."""
+READINGS_PER_PART = 2
+CORRELATION_TIMES = 20.0
+"""A window that holds fewer has no interval."""
+BLOCK_TIMES = 3.0
+"""Correlation times in a block; two blocks are then nearly independent."""
+MOST_BLOCKS = 20
+PARTS_PER_BLOCK = 3
+"""At least: an end of a block in the middle of a part hides some of the scatter."""
+CAUTION = 0.5
+"""Standard errors that are added to a measured autocorrelation: too short a correlation time does more harm than too
+long a one."""
+WIDENING = 1.5
+"""How much wider an interval is made at `CORRELATION_TIMES`, falling with the cube of how many there are: a window
+that happens to show little of a slow swing shows too short a correlation time and too little noise at once."""
+
+_NONE = 1e-9
+"""Correlation time, as a share of the window, of what is not correlated."""
+_INVERSE = np.logspace(-3, 3, 2000)
+"""Length of a part in correlation times."""
+_LAG_ONE = np.expm1(-_INVERSE) ** 2 / (2 * (_INVERSE + np.expm1(-_INVERSE)))
+"""Autocorrelation of neighbouring parts' means, where the autocorrelation falls exponentially in time."""
+
+
+class WindowSpread(msgspec.Struct, frozen=True, kw_only=True):
+    """The noise inside one window of a ratio of two sums over it."""
+
+    half_width: float | None
+    """Of the ratio's 95% interval, relative to the ratio; None where the window holds too few correlation times."""
+    correlation: float
+    """Correlation time as a share of the window, half a standard error above the measured one; inf: longer than it
+    can tell."""
+
+
+def finest(readings: int) -> int | None:
+    """Into how many parts a window with so many readings can be cut; None if into too few to measure a correlation."""
+    return next((parts for parts in PARTS if readings >= READINGS_PER_PART * parts), None)
+
+
+def window_spread(above: Floats, below: Floats) -> WindowSpread:
+    """Of sum(above) / sum(below) over equal parts of a window, as many as one of `PARTS`; both sums above 0.
+
+    What is correlated are the parts' residuals above - ratio x below. They are added up in blocks of `BLOCK_TIMES`
+    correlation times; the blocks' scatter gives the error of their mean, corrected for what an exponentially falling
+    autocorrelation leaves between blocks, with Student's t of blocks - 1 degrees.
+    """
+    ratio = above.sum() / below.sum()
+    residuals = above - ratio * below
+    if np.abs(residuals).max() <= ROUNDING * above.mean():
+        return WindowSpread(half_width=0.0, correlation=_NONE)
+    correlation = max(_correlation(residuals.reshape(parts, -1).sum(axis=1)) for parts in PARTS if parts <= len(above))
+    if correlation * CORRELATION_TIMES > 1:
+        return WindowSpread(half_width=None, correlation=correlation)
+    blocks = min(MOST_BLOCKS, len(above) // PARTS_PER_BLOCK, int(1 / (BLOCK_TIMES * correlation)))
+    cumulated = np.interp(np.linspace(0, len(above), blocks + 1), np.arange(len(above) + 1), [0, *residuals.cumsum()])
+    of_mean, of_block = _variance(1 / correlation), _variance(1 / (blocks * correlation))
+    shared = of_mean * (blocks - 1) / (of_block - of_mean)
+    error = np.sqrt(np.diff(cumulated).var(ddof=1) * blocks * shared) / above.sum()
+    widening = 1 + WIDENING * (correlation * CORRELATION_TIMES) ** 3
+    quantile = special.stdtrit(blocks - 1, 0.5 + CONFIDENCE / 2)
+    return WindowSpread(half_width=float(quantile * error * widening), correlation=correlation)
+
+
+def _correlation(residuals: Floats) -> float:
+    """Correlation time as a share of the whole, `CAUTION` standard errors above the one that the lag-1
+    autocorrelation tells; inf where it tells none."""
+    n = len(residuals)
+    spread = residuals - residuals.mean()
+    measured = float(spread[1:] @ spread[:-1] / (spread @ spread))
+    unbiased = measured + (1 + 3 * measured) / n
+    cautious = unbiased + CAUTION * np.sqrt(max(1 - unbiased**2, 0.0) / n)
+    if cautious >= _LAG_ONE[0]:
+        return np.inf
+    return float(1 / (n * np.interp(cautious, _LAG_ONE[::-1], _INVERSE[::-1]))) if cautious > 0 else _NONE
+
+
+def _variance(times: float) -> float:
+    """Of the mean over so many correlation times, of a unit variance whose autocorrelation falls exponentially."""
+    return float(2 / times * (1 + np.expm1(-times) / times))

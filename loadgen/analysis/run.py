@@ -19,11 +19,11 @@ from loadgen.analysis.analyse import Analysis, analyse, read_analysis
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.tables import COLUMNS as SUMMARY
-from loadgen.analysis.tables import read_csv, read_table
+from loadgen.analysis.tables import damaged, older, read_csv, read_table
 from loadgen.analysis.validity import COLUMNS, REASONS, Invalid, quantities_of
 from loadgen.analysis.warnings import planned_cells
 from loadgen.errors import UsageError
-from loadgen.folder import Folder, read_json
+from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
 from loadgen.record.cell import level
 from loadgen.record.manifest import Manifest, read_manifest
@@ -48,12 +48,6 @@ class Run:
     def analysis(self) -> Analysis:
         """analysis.json. Raises UsageError if it is damaged, or of an older version."""
         return read_analysis(self.path)
-
-    @cached_property
-    def analysis_json(self) -> dict[str, Any]:
-        """`analysis` as it is in the file."""
-        content: dict[str, Any] = read_json(self.path, "analysis.json", dict[str, Any]) if self.analysis else {}
-        return content
 
     @property
     def arrival(self) -> str | None:
@@ -144,14 +138,6 @@ _TEXTS = (
 )
 
 
-def _damaged(path: Path, name: str, why: str) -> str:
-    return f"{path / name} is damaged ({why}); write it again with `loadgen report {path}`"
-
-
-def _older(path: Path) -> str:
-    return f"{path} was analysed by an older version; run `loadgen report {path}` first"
-
-
 def _checked(
     path: Path, name: str, *, counts: Sequence[str], flags: Sequence[str], numbers: Sequence[str] = ()
 ) -> pd.DataFrame:
@@ -162,19 +148,19 @@ def _checked(
     """
     frame = read_csv(path, name, _TEXTS)
     if not {"target", "precision", *counts, *flags} <= {*frame.columns}:
-        raise UsageError(_older(path))
+        raise older(path)
     numeric = {column for column in frame.columns if pd.api.types.is_numeric_dtype(frame[column])}
     whole = {column for column in numeric.intersection(counts) if (frame[column].dropna() % 1 == 0).all()}
     sure = {column for column in flags if frame[column].dropna().isin([True, False]).all()}
     asked = {column for column in numbers if column in frame.columns and column not in (*_TEXTS, *flags)}
     missing = [column for column in ("target", *_KEYS) if column in frame.columns and frame[column].isna().any()]
     if wrong := sorted(({*counts} - whole) | ({*flags} - sure) | (asked - numeric)) + missing:
-        raise UsageError(_damaged(path, name, f"its column {wrong[0]} holds something else than loadgen writes"))
+        raise damaged(path, name, f"its column {wrong[0]} holds something else than loadgen writes")
     return frame
 
 
 def load_run(path: str | Path) -> Run:
-    """The run in a directory, its derived files made anew if they are missing. UsageError if it is none."""
+    """The run in a directory; its derived files are written if they are missing. Raises UsageError if it is not one."""
     run = Run(Path(path))
     read_manifest(run.path)
     if not Folder(run.path).has("analysis.json"):
@@ -235,14 +221,13 @@ def regrade(run_dir: Path) -> Regraded:
         raise UsageError(
             f"{run_dir} was measured with --fixed-length: its answers were not free to end and cannot be graded"
         )
-    there = Folder(run_dir).has(_FILE)
-    before = _verdicts(run_dir) if there else None
-    version = _version(run_dir) if there else None
+    stored = (_verdicts(run_dir), _version(run_dir)) if Folder(run_dir).has(_FILE) else None
     analyse(run_dir)
     after = _verdicts(run_dir)
     graded = int((after["outcome"] != UNGRADED).sum())
-    if before is None:
+    if stored is None:
         return Regraded(graded, None)
+    before, version = stored
     return Regraded(graded, _outcomes(before, after), version, VERSION, _changes(before, after))
 
 

@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import PowerData
-from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.estimate import Estimate, rate_interval, wilson_interval
 from loadgen.analysis.forked import forked
 from loadgen.analysis.indices.study import IndexStudy, TargetIndices
-from loadgen.analysis.intervals import rate_interval, wilson_interval
 from loadgen.analysis.trust.accuracy import correct_energy
 from loadgen.analysis.trust.answers import Answers, guessed_rate, item_means, outcome_rate, stopped_rate
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
@@ -365,12 +364,23 @@ def _intact(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        why = "is missing"
+        why = None
     except (pa.ArrowException, ValueError, KeyError, OverflowError) as error:
-        why = f"is damaged ({error_text(error)})"
+        why = error_text(error)
     else:
         return
-    raise UsageError(f"{folder / name} {why}; write it again with `loadgen report {folder}`")
+    raise damaged(folder, name, why)
+
+
+def damaged(folder: Path, name: str, why: str | None) -> UsageError:
+    """For a derived file that cannot be read, and why; None: it is missing."""
+    what = "is missing" if why is None else f"is damaged ({why})"
+    return UsageError(f"{folder / name} {what}; write it again with `loadgen report {folder}`")
+
+
+def older(run_dir: Path) -> UsageError:
+    """For derived files of an earlier version, which lack what this one reads."""
+    return UsageError(f"{run_dir} was analysed by an older version; run `loadgen report {run_dir}` first")
 
 
 def _with_texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:

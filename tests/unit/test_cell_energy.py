@@ -15,7 +15,7 @@ import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.energy import CellEnergy, PowerData, interval_of_window, tokens_by_part
-from loadgen.analysis.intervals import window_spread
+from loadgen.analysis.estimate import window_spread
 from loadgen.analysis.validity import Validity
 from loadgen.power.sample import GPU_LOST, HW_THERMAL_SLOWDOWN, PowerSample
 from loadgen.power.trace import trace_of

@@ -13,8 +13,8 @@ from made_run import MS, answer, cell_data
 from scipy import stats
 
 from loadgen.analysis.cells import CellSummary, summarize_cell
+from loadgen.analysis.estimate import rate_interval, wilson_interval
 from loadgen.analysis.indices.study import IndexStudy
-from loadgen.analysis.intervals import rate_interval, wilson_interval
 from loadgen.analysis.tables import COLUMNS, Row, write_summary
 from loadgen.analysis.tables import summarize as summarize_with
 from loadgen.analysis.trust.answers import Answers, GradedAnswer

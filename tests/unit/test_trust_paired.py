@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from trust_answers import answer, paired, pairs, paper, sides
 
-from loadgen.analysis.intervals import wilson_interval
+from loadgen.analysis.estimate import wilson_interval
 from loadgen.analysis.trust.answers import (
     ItemRequest,
     item_means,

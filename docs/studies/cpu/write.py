@@ -19,7 +19,7 @@ from textwrap import fill
 
 import loadgen
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.intervals import rate_interval
+from loadgen.analysis.estimate import rate_interval
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import invalid_sentences
 from loadgen.reports.html import write_report

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.estimate import ROUNDING
+from loadgen.analysis.estimate import CONFIDENCE, ROUNDING
 from loadgen.analysis.indices.formulas import TAIL, Resampled, clamped, derive, si_linear
 from loadgen.analysis.indices.point import Ratios
-from loadgen.analysis.intervals import CONFIDENCE
 from loadgen.analysis.trust.accuracy import MARGIN
 from loadgen.analysis.trust.answers import PairedItems, paired
 from loadgen.analysis.trust.significance import bonett_price, changes, difference_interval

@@ -16,8 +16,7 @@ import numpy as np
 from scipy import special
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.estimate import Estimate
-from loadgen.analysis.intervals import CONFIDENCE
+from loadgen.analysis.estimate import CONFIDENCE, Estimate
 from loadgen.errors import UsageError
 from loadgen.options import ALPHA, WEIGHTS, Form
 

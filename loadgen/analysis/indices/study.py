@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from loadgen.analysis.estimate import BatchResult, Estimate, by_span
+from loadgen.analysis.estimate import BatchResult, Estimate, by_span, log_error
 from loadgen.analysis.forked import forked
 from loadgen.analysis.indices.dominance import (
     Dominance,
@@ -57,7 +57,6 @@ from loadgen.analysis.indices.point import (
     reference_ratios,
     speed,
 )
-from loadgen.analysis.intervals import log_error
 from loadgen.analysis.trust.significance import RESAMPLES
 from loadgen.bounds import Count
 from loadgen.options import Form

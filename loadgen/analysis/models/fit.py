@@ -16,8 +16,7 @@ from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.crossover.noise import decompose, indicators, residual
-from loadgen.analysis.estimate import Direction
-from loadgen.analysis.intervals import CONFIDENCE
+from loadgen.analysis.estimate import CONFIDENCE, Direction
 from loadgen.analysis.models.candidate import Axis, Candidate, Pair
 
 EXACT = 1e-9

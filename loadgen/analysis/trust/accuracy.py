@@ -18,8 +18,7 @@ import numpy as np
 from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.estimate import Estimate
-from loadgen.analysis.intervals import CONFIDENCE, wilson_interval
+from loadgen.analysis.estimate import CONFIDENCE, Estimate, wilson_interval
 from loadgen.analysis.trust.answers import (
     Answers,
     PairedItems,

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.intervals import CONFIDENCE, NORMAL_95
+from loadgen.analysis.estimate import CONFIDENCE, NORMAL_95
 from loadgen.workload.item import ItemFacts
 
 

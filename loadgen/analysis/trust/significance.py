@@ -18,7 +18,7 @@ import numpy as np
 from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats
-from loadgen.analysis.intervals import CONFIDENCE, NORMAL_95
+from loadgen.analysis.estimate import CONFIDENCE, NORMAL_95
 from loadgen.analysis.trust.answers import PairedItems
 
 

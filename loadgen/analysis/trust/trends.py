@@ -16,7 +16,7 @@ import numpy as np
 from scipy import optimize, special
 
 from loadgen.analysis.celldata import Floats, Mask
-from loadgen.analysis.intervals import CONFIDENCE, NORMAL_95
+from loadgen.analysis.estimate import CONFIDENCE, NORMAL_95
 from loadgen.analysis.trust.accuracy import ALPHA, MARGIN, PairedAccuracy, paired_accuracy
 from loadgen.analysis.trust.answers import Agreement, Answers, PairedItems, across, item_means, within
 from loadgen.analysis.trust.significance import (
