@@ -122,17 +122,14 @@ class ClosedLoop:
 
 IDLE_S = 0.005
 """How long the reader sleeps when nothing waits."""
-QUIET_NS = 1_000_000
-"""A refill takes some 50 µs."""
 MOST_BYTES = 4 << 30
 
 
 class Backlog:
     """Reads ended streams in their order and hands each on, a turn of the event loop or more after its end.
 
-    Bytes come first: one stream is read per turn, and none within `QUIET_NS` of another's end, since ends come together
-    and each is a slot to refill. Where streams end faster than that, they wait in memory; from `most_bytes` on reading
-    comes first.
+    Bytes come first: one stream is read per turn, so that what arrives meanwhile waits for one parse at most. Where
+    streams end faster than that, they wait in memory; from `most_bytes` on reading comes first.
     """
 
     def __init__(self, on_exchange: Callable[[Exchange], None], most_bytes: int | None = None) -> None:
@@ -141,7 +138,6 @@ class Backlog:
         self._most_bytes = min(free_bytes() // 4, MOST_BYTES) if most_bytes is None else most_bytes
         self._unread: deque[Raw | Exchange] = deque()
         self._unread_bytes = 0
-        self._quiet_from_ns = 0
 
     def __len__(self) -> int:
         return len(self._unread)
@@ -149,20 +145,17 @@ class Backlog:
     def add(self, ended: Raw | Exchange) -> None:
         self._unread.append(ended)
         self._unread_bytes += _size_bytes(ended)
-        self._quiet_from_ns = monotonic_ns() + QUIET_NS
 
     async def read_on(self) -> None:
         """Reads what comes, until it is cancelled."""
         while True:
             if not self._unread:
                 await asyncio.sleep(IDLE_S)
-            elif self._unread_bytes <= self._most_bytes and monotonic_ns() < self._quiet_from_ns:
-                await asyncio.sleep(QUIET_NS / 1e9)
-            else:
+                continue
+            self._read_one()
+            while self._unread_bytes > self._most_bytes:
                 self._read_one()
-                while self._unread_bytes > self._most_bytes:
-                    self._read_one()
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     def read_all(self) -> None:
         """Reads what waits, now."""
