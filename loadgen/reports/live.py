@@ -16,6 +16,7 @@ from loadgen.measure.observer import Observer, Pace, Progress
 from loadgen.record.cell import Cell, CellVerdict
 from loadgen.secret import visible_line, visible_message
 from loadgen.serving.metrics import UNVERIFIED
+from loadgen.words import number
 
 
 class QuietView(Observer):
@@ -49,7 +50,7 @@ class PlainView(Observer):
         place = f"[{self._pace.ended}/{self._pace.cells}]"
         left = _duration(self._pace.left_s(0.0))
         named = f"{place} {cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
-        self._say(f"{named}: {line}{_said(verdict)}; {left} left")
+        self._say(f"{named}: {line}{_reasons(verdict)}; {left} left")
 
     def note(self, sentence: str) -> None:
         self._say(sentence)
@@ -111,25 +112,25 @@ class LiveView(PlainView):
             if self._pace.counts[state]
         )
         lines.append(Text(f"cell {self._pace.ended + 1} of {self._pace.cells}{doubted}, {left} left"))
-        lines.append(_glance(self._progress) if self._progress else Text(visible_line(self._status)))
+        lines.append(_progress_table(self._progress) if self._progress else Text(visible_line(self._status)))
         self._live.update(Group(*lines))
 
 
-def _glance(progress: Progress) -> Table:
+def _progress_table(progress: Progress) -> Table:
     table = Table.grid(padding=(0, 1))
     cell = progress.cell
     shown = {
         "target": cell.target,
         "stage": progress.stage,
         "B/flight/run" if progress.arrived is None else "cap/flight/run": (
-            f"{cell.concurrency}/{progress.in_flight}/{_figure(progress.running, 0) or UNVERIFIED}"
+            f"{cell.concurrency}/{progress.in_flight}/{number(progress.running, 0) or UNVERIFIED}"
         ),
         **_arrived(progress),
-        "tok/s": _figure(progress.tokens_per_s, 0),
-        "TTFT ms": _figure(progress.ttft_ms, 1),
-        "TPOT ms": _figure(progress.tpot_ms, 2),
-        "W": _figure(progress.power_w, 0),
-        "J/tok": "" if progress.energy_per_token_j is None else f"{progress.energy_per_token_j:.3g}",
+        "tok/s": number(progress.tokens_per_s, 0),
+        "TTFT ms": number(progress.ttft_ms, 1),
+        "TPOT ms": number(progress.tpot_ms, 2),
+        "W": number(progress.power_w, 0),
+        "J/tok": number(progress.energy_per_token_j),
         "correct": "" if progress.accuracy is None else f"{progress.accuracy:.0%} of {progress.graded}",
         "ok/err": f"{progress.requests}/{progress.errors}",
     }
@@ -143,21 +144,17 @@ def _arrived(progress: Progress) -> dict[str, str]:
     if progress.arrived is None:
         return {}
     return {
-        "req/s": f"{_figure(progress.sent_per_s, 1)} of {progress.cell.rate_asked_per_s:g}",
+        "req/s": f"{number(progress.sent_per_s, 1)} of {progress.cell.rate_asked_per_s:g}",
         "late": str(progress.arrived.late),
         "dropped": str(progress.arrived.dropped),
     }
 
 
-def _said(verdict: CellVerdict) -> str:
+def _reasons(verdict: CellVerdict) -> str:
     if verdict.state == "valid" or not verdict.reasons:
         return ""
     heading = {"invalid": "invalid: ", "unjudged": "not judged yet: "}.get(verdict.state, "")
     return f"; {heading}{verdict.reasons}"
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def _duration(seconds: float) -> str:
