@@ -139,7 +139,7 @@ def test_a_comparison_obeys_nothing(run: Run, tmp_path: Path) -> None:
     loadgen.compare(run.path, size={"run": "7B"}, out=tmp_path)
     page = (tmp_path / "compare.html").read_text(encoding="utf-8")
     tags = Tags(page).found
-    assert "script" not in [tag for tag, _ in tags]
+    assert [tag for tag, _ in tags].count("script") == 1, "its own"
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert COMMANDS.findall(page) == []
 
