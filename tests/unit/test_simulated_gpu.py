@@ -118,7 +118,7 @@ def test_faults_are_seen_in_its_samples():
         (("--precision", "awq", "--port", "8002", "--fault", "melt@3"), "--fault melt@3 is not one of reset@T"),
         (("--precision", "awq", "--port", "8002", "--gpu", "z80"), "no simulated gpu 'z80'"),
         (("--precision", "awq", "--port", "8002", "--model", "elm"), "no simulated model 'elm'"),
-        (("--precision", "awq", "--port", "8002", "--time-scale", "0"), "--time-scale 0.0"),
+        (("--precision", "awq", "--port", "8002", "--time-scale", "0"), "--time-scale 0 is not between 0.01 and 1000"),
         (("--precision", "awq", "--port", "8002", "--sensor-ms", "0.1"), "--sensor-ms 0.1"),
         (("--precision", "awq", "--port", "8002", "--cost-file", "none.toml"), "--cost-file none.toml"),
         (("--precision", "fp16", "--port", "8002", "--gpu", "l4", "--model", "qwen2.5-14b"), "choose a larger --gpu"),
