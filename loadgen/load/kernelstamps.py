@@ -8,11 +8,13 @@ CLOCK_MONOTONIC. A read that brings several segments has the stamp of the last o
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from time import monotonic_ns, time_ns
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 _SO_TIMESTAMPING = 37
 _RX_SOFTWARE_AND_REPORT = 1 << 3 | 1 << 4
@@ -88,36 +90,85 @@ async def open_stamped(host: str, port: int, receiver: Receiver) -> StampedTrans
     raise failure or OSError(f"{host} has no address")
 
 
+class _Poller:
+    """The sockets of one event loop, in an epoll of their own that the loop watches as one file.
+
+    A reader that uvloop calls for the socket itself is not always called when the peer resets the connection: in
+    tests/integration/test_faults.py 10 of 19 resets then ended as timeouts."""
+
+    of_loop: ClassVar[dict[asyncio.AbstractEventLoop, _Poller]] = {}
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        loop.add_reader(self._epoll.fileno(), self._poll)
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> _Poller:
+        """The loop's, made for its first socket and closed with its last."""
+        if loop not in cls.of_loop:
+            cls.of_loop[loop] = cls(loop)
+        return cls.of_loop[loop]
+
+    def add(self, fd: int, callback: Callable[[int], None]) -> None:
+        """`callback` gets the events of `fd`, whenever it can be read or has failed."""
+        self._callbacks[fd] = callback
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def want_to_write(self, fd: int, *, wanted: bool) -> None:
+        self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+
+    def remove(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        del self._callbacks[fd]
+        if not self._callbacks:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            del self.of_loop[self._loop]
+
+    def _poll(self) -> None:
+        for fd, events in self._epoll.poll(0):
+            callback = self._callbacks.get(fd)
+            if callback is not None:  # else an earlier one of these events closed it
+                callback(events)
+
+
 class StampedTransport:
     """A TCP connection whose reads carry the kernel's stamp. Its methods are those of asyncio.Transport."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, receiver: Receiver) -> None:
-        self._loop = loop
         self._sock = sock
         self._receiver = receiver
         self._receive = sock.recvmsg
         self._read_bytes = LEAST_READ
         self._unsent = b""
+        self._waits = False
         self._open = True
-        loop.add_reader(sock.fileno(), self._read)
+        self._poller = _Poller.of(loop)
+        self._poller.add(sock.fileno(), self._ready)
 
     def write(self, data: bytes) -> None:
         """Sends at once what the socket takes, and the rest as soon as it takes more."""
-        if self._unsent:
+        if self._open:
             self._unsent += data
-        elif self._open:
-            self._unsent = data
-            self._send()
+            if not self._waits:
+                self._send()
 
     def abort(self) -> None:
         if self._open:
             self._open = False
-            self._loop.remove_reader(self._sock.fileno())
-            self._loop.remove_writer(self._sock.fileno())
+            self._poller.remove(self._sock.fileno())
             self._sock.close()
 
+    def _ready(self, events: int) -> None:
+        if events & select.EPOLLOUT:
+            self._send()
+        if self._open and events & ~select.EPOLLOUT:
+            self._read()
+
     def _send(self) -> None:
-        data = self._unsent
+        waited, data = self._waits, self._unsent
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
@@ -125,11 +176,10 @@ class StampedTransport:
         except OSError as error:
             self._lose(error)
             return
-        if self._unsent is not data or sent < len(data):
-            self._loop.add_writer(self._sock.fileno(), self._send)
         self._unsent = data[sent:]
-        if not self._unsent:
-            self._loop.remove_writer(self._sock.fileno())
+        self._waits = bool(self._unsent)
+        if self._waits != waited:
+            self._poller.want_to_write(self._sock.fileno(), wanted=self._waits)
 
     def _read(self) -> None:
         size = self._read_bytes

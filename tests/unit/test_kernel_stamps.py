@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import uvloop
 from streams import REQUEST, finished
 
-from loadgen.load.exchange import Exchange, read_exchange
+from loadgen.load.exchange import Exchange, Request, read_exchange
 from loadgen.load.http import Endpoint, HttpSlot
 from loadgen.load.kernelstamps import ClockOffset, clock_offset
 
@@ -69,14 +71,14 @@ def server() -> Iterator[Server]:
     running.close()
 
 
-def ask(url: str, asleep_s: float) -> Exchange:
+def ask(url: str, asleep_s: float, request: Request = REQUEST) -> Exchange:
     """One request, of a client that sleeps so long in every turn of its event loop."""
 
     async def main() -> Exchange:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Exchange] = loop.create_future()
         slot = HttpSlot(Endpoint(url, "completions"), 0, 30.0)
-        slot.send(REQUEST, lambda raw: ended.set_result(read_exchange(raw)))
+        slot.send(request, lambda raw: ended.set_result(read_exchange(raw)))
         while not ended.done():
             await asyncio.sleep(0)
             time.sleep(asleep_s)  # noqa: ASYNC251
@@ -92,11 +94,54 @@ def ask(url: str, asleep_s: float) -> Exchange:
 @pytest.mark.parametrize("asleep_s", [0.0, 0.03])
 def test_a_token_is_stamped_when_it_was_sent_however_late_it_is_read(server: Server, asleep_s: float) -> None:
     exchange = ask(f"http://127.0.0.1:{server.listener.getsockname()[1]}", asleep_s)
+    server.close()
     assert (exchange.status, exchange.stamps) == ("ok", "kernel")
     assert [tokens for _, tokens in exchange.token_times] == [1] * TOKENS
     for (t_ns, _), (before_ns, after_ns) in zip(exchange.token_times, server.sent_ns, strict=True):
         assert before_ns - 1_000_000 <= t_ns <= after_ns + 10_000_000
     assert exchange.t_end_ns == exchange.token_times[-1][0]
+
+
+@linux
+def test_a_reset_ends_the_answer_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def run() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(65536)
+                peer.sendall(HEAD + event(1))
+                time.sleep(0.05)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        exchange = ask(f"http://127.0.0.1:{listener.getsockname()[1]}", 0.0)
+        thread.join()
+    assert exchange.status == "broken"
+    assert exchange.error is not None and exchange.error.startswith("connection lost inside the answer")
+
+
+@linux
+def test_a_request_larger_than_the_sockets_buffers_is_sent_whole() -> None:
+    body = b'{"prompt":"' + b"x" * 20_000_000 + b'"}'
+    received = bytearray()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def run() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                while not received.endswith(b'x"}'):
+                    received.extend(peer.recv(1 << 20))
+                peer.sendall(HEAD + event(TOKENS) + END)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        exchange = ask(url, 0.0, msgspec.structs.replace(REQUEST, body=body))
+        thread.join()
+    assert exchange.status == "ok"
+    assert bytes(received).partition(b"\r\n\r\n")[2] == body
 
 
 def test_a_set_clock_leaves_the_process_stamps() -> None:
