@@ -6,8 +6,6 @@ from typing import Annotated
 
 import msgspec
 
-from loadgen.errors import UsageError
-
 Count = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 """Tokens, requests, repeats: they fit into 32 bits."""
 Nanoseconds = Annotated[int, msgspec.Meta(ge=-(2**61), lt=2**62)]
@@ -50,13 +48,6 @@ DOWNLOAD_S = 600.0
 def shown_bytes(count: int) -> str:
     """`256 MiB`."""
     return f"{count / 2**20:g} MiB" if count >= 2**20 else f"{count / 2**10:g} KiB"
-
-
-def positive(**options: float | None) -> None:
-    """Raises UsageError for the first option that is not above zero, or not finite; None is not checked."""
-    for name, number in options.items():
-        if number is not None and not 0 < number <= MOST_AMOUNT:
-            raise UsageError(f"--{name.replace('_', '-')} {shown_number(number)}: give a finite number above zero")
 
 
 def shown_number(number: float) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
-from loadgen.load.latency import ttft_s
+from loadgen.analysis.celldata import CellData, Floats, Ints, Mask, answered_in
+from loadgen.load.latency import inside, ttft_s
 
 CPU_SHARE = 0.95
 """Of one core, by the busiest process, over the window: an event loop has no more than a core."""
@@ -230,12 +230,18 @@ def _refill_gaps_ms(data: CellData, window: tuple[int, int]) -> Floats:
 
 
 def _joined_share(data: CellData, window: tuple[int, int]) -> float | None:
-    inside = (data.token_t_ns > window[0]) & (data.token_t_ns <= window[1])
-    tokens = int(data.token_counts[inside].sum())
-    owner = np.repeat(np.arange(len(data.exchanges)), np.diff(data.token_offsets))
-    joined = np.zeros(len(owner), dtype=np.bool_)
-    joined[:-1] = (np.diff(data.token_t_ns) == 0) & (np.diff(owner) == 0)
-    return int(data.token_counts[inside & joined].sum()) / tokens if tokens else None
+    counted = inside(data.token_t_ns, window)
+    tokens = int(data.token_counts[counted].sum())
+    joined = np.append(_read_with_the_last(data)[1:], False) if tokens else counted
+    return int(data.token_counts[counted & joined].sum()) / tokens if tokens else None
+
+
+def _read_with_the_last(data: CellData) -> Mask:
+    """Events with tokens that came in one read with the answer's event before."""
+    together = np.zeros(len(data.token_t_ns), dtype=np.bool_)
+    together[1:] = np.diff(data.token_t_ns) == 0
+    together[data.token_offsets[:-1][np.diff(data.token_offsets) > 0]] = False
+    return together
 
 
 def _against_server(data: CellData, window: tuple[int, int]) -> tuple[float | None, int | None, float | None]:
@@ -320,9 +326,7 @@ def streaming_of(data: CellData, window: tuple[int, int] | None) -> Streaming:
     if window is None or not data.token_t_ns.size:
         return Streaming()
     owner = np.repeat(np.arange(len(events)), events)
-    begins = np.ones(len(owner), dtype=np.bool_)
-    begins[1:] = (np.diff(data.token_t_ns) != 0) | (np.diff(owner) != 0)
-    places = np.flatnonzero(begins)
+    places = np.flatnonzero(~_read_with_the_last(data))
     lengths = np.diff(np.append(places, len(owner)))
     reads = np.bincount(owner[places], minlength=len(events))
     longest = np.zeros(len(events), dtype=np.int64)

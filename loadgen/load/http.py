@@ -15,7 +15,7 @@ import httptools
 
 from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
 from loadgen.load.exchange import STOPPED, Raw, Request, Status
-from loadgen.load.kernelstamps import MOST_STEP_NS, ClockOffset, StampedTransport, clock_offset, open_stamped
+from loadgen.load.kernelstamps import MOST_STEP_NS, ClockReading, StampedTransport, open_stamped, read_clocks
 from loadgen.load.sse import GZIP_MAGIC, split_events, undone
 
 Done = Callable[[Raw], None]
@@ -62,7 +62,7 @@ class HttpRaw(Raw):
         """By the process."""
         self.read_realtime_ns: list[int] = []
         """By the kernel; 0: not stamped."""
-        self.clock: ClockOffset | None = None
+        self.clock: ClockReading | None = None
         """Just before it was sent; None: the kernel is not asked."""
         self.read_pieces: list[int] = []
         self.coding = ""
@@ -80,7 +80,7 @@ class HttpRaw(Raw):
         realtime clock was not set meanwhile, and they lie between the sending and the process's own."""
         self.failure, self.t_end_ns = failure, t_ns
         stamps = self.read_realtime_ns
-        if self.clock is None or not stamps or not all(stamps) or not self.clock.agrees(clock_offset()):
+        if self.clock is None or not stamps or not all(stamps) or not self.clock.agrees(read_clocks()):
             return
         first_ns, last_ns = stamps[0] - self.clock.offset_ns, stamps[-1] - self.clock.offset_ns
         slack_ns = MOST_STEP_NS + self.clock.error_ns
@@ -220,7 +220,7 @@ class _Connection(asyncio.Protocol):
 
     def _write(self, raw: HttpRaw, transport: asyncio.Transport | StampedTransport, *, kept: bool = False) -> None:
         if isinstance(transport, StampedTransport):
-            raw.clock = clock_offset()
+            raw.clock = read_clocks()
         wire = self._endpoint.wire(raw.request.body)
         if kept:  # else its time began with the connection
             raw.t_send_ns = monotonic_ns()

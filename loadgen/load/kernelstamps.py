@@ -1,13 +1,14 @@
 """Kernel stamps: when the last byte of a read reached this machine, however late the process reads it.
 
 Linux stamps every TCP segment on arrival (`SO_TIMESTAMPING`, Documentation/networking/timestamping.rst). `recvmsg` on a
-stream gives the stamp of the last byte that it returns, on the realtime clock; a `ClockOffset` carries it to
+stream gives the stamp of the last byte that it returns, on the realtime clock; a `ClockReading` carries it to
 CLOCK_MONOTONIC. A read that brings several segments has the stamp of the last one only.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import socket
 import struct
@@ -31,27 +32,33 @@ MOST_STEP_NS = 50_000
 Slewing moves both clocks alike."""
 
 
-class ClockOffset(NamedTuple):
-    """Realtime minus monotonic clock, and how far off it may be, both in ns."""
+class ClockReading(NamedTuple):
+    """One instant by both clocks, in ns, and how far apart the two readings may be."""
 
-    offset_ns: int
+    monotonic_ns: int
+    realtime_ns: int
     error_ns: int
 
-    def agrees(self, other: ClockOffset) -> bool:
+    @property
+    def offset_ns(self) -> int:
+        """Realtime minus monotonic."""
+        return self.realtime_ns - self.monotonic_ns
+
+    def agrees(self, other: ClockReading) -> bool:
         """The realtime clock was not set between the two."""
         return abs(self.offset_ns - other.offset_ns) <= MOST_STEP_NS + self.error_ns + other.error_ns
 
 
-def clock_offset() -> ClockOffset:
+def read_clocks() -> ClockReading:
     """Now: the closest of up to four readings of one clock between two of the other."""
-    best = ClockOffset(0, 1 << 62)
+    best = ClockReading(0, 0, 1 << 62)
     for _ in range(_TRIES):
         before_ns = monotonic_ns()
         wall_ns = time_ns()
         after_ns = monotonic_ns()
         error_ns = (after_ns - before_ns + 1) // 2
         if error_ns < best.error_ns:
-            best = ClockOffset(wall_ns - (before_ns + after_ns) // 2, error_ns)
+            best = ClockReading((before_ns + after_ns) // 2, wall_ns, error_ns)
         if error_ns <= _GOOD_NS:
             break
     return best
@@ -68,7 +75,8 @@ class Receiver(Protocol):
 
 
 async def open_stamped(host: str, port: int, receiver: Receiver) -> StampedTransport | None:
-    """A connected transport; None where this system gives no stamps. Raises OSError as connecting does."""
+    """A connected transport, whose reads have a stamp where the kernel gives one; None on other systems than Linux.
+    Raises OSError as connecting does."""
     if sys.platform != "linux":
         return None
     loop = asyncio.get_running_loop()
@@ -76,7 +84,8 @@ async def open_stamped(host: str, port: int, receiver: Receiver) -> StampedTrans
     for family, kind, proto, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, proto)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RX_SOFTWARE_AND_REPORT)
+            with contextlib.suppress(OSError):  # a sandbox may refuse it: then reads come without a stamp
+                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RX_SOFTWARE_AND_REPORT)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.sock_connect(sock, address)
         except OSError as error:

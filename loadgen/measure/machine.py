@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from time import monotonic_ns, time_ns
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ import msgspec
 from loadgen._version import __version__
 from loadgen.errors import ServerError, UsageError
 from loadgen.guardian import PROC
+from loadgen.load.kernelstamps import read_clocks
 from loadgen.load.openloop import CLOSED
 from loadgen.measure.observer import Observer
 from loadgen.power.feed import PowerFacts, boot_id
@@ -53,8 +53,8 @@ OLD_SERVERS_S = 30.0
 
 def clock_anchor() -> ClockAnchor:
     """The same instant on CLOCK_MONOTONIC and on the wall clock."""
-    before_ns, wall_ns, after_ns = monotonic_ns(), time_ns(), monotonic_ns()
-    return ClockAnchor(monotonic_ns=(before_ns + after_ns) // 2, unix_ns=wall_ns, uncertainty_ns=after_ns - before_ns)
+    now = read_clocks()
+    return ClockAnchor(monotonic_ns=now.monotonic_ns, unix_ns=now.realtime_ns, uncertainty_ns=2 * now.error_ns)
 
 
 def host_record() -> HostRecord:

@@ -123,10 +123,6 @@ class ClockOffset(msgspec.Struct, frozen=True, kw_only=True):
     same_machine: bool
     """Both read one clock: the offset is exactly 0."""
 
-    def local_ns(self, remote_ns: int) -> int:
-        """The instant of the exporter's clock on ours."""
-        return remote_ns - self.offset_ns
-
 
 class UnreadableGpu(msgspec.Struct, frozen=True, kw_only=True):
     """A GPU that is present but cannot be read: lost, or not for this user or container."""

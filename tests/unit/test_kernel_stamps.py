@@ -15,9 +15,10 @@ import pytest
 import uvloop
 from streams import REQUEST, finished
 
+from loadgen.load import kernelstamps
 from loadgen.load.exchange import Exchange, Request, read_exchange
 from loadgen.load.http import Endpoint, HttpSlot
-from loadgen.load.kernelstamps import ClockOffset, clock_offset
+from loadgen.load.kernelstamps import read_clocks
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="SO_TIMESTAMPING is Linux's")
 TOKENS = 6
@@ -144,10 +145,19 @@ def test_a_request_larger_than_the_sockets_buffers_is_sent_whole() -> None:
     assert bytes(received).partition(b"\r\n\r\n")[2] == body
 
 
+@linux
+def test_a_kernel_that_refuses_to_stamp_is_measured_by_the_process(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernelstamps, "_SO_TIMESTAMPING", 9_999)
+    exchange = ask(f"http://127.0.0.1:{server.listener.getsockname()[1]}", 0.0)
+    assert (exchange.status, exchange.stamps, len(exchange.token_times)) == ("ok", "process", TOKENS)
+
+
 def test_a_set_clock_leaves_the_process_stamps() -> None:
     raw = finished([(100, event(1))])
-    now = clock_offset()
-    for clock, stamps in ((now, "kernel"), (ClockOffset(now.offset_ns + 10**9, now.error_ns), "process")):
+    now = read_clocks()
+    for clock, stamps in ((now, "kernel"), (now._replace(realtime_ns=now.realtime_ns + 10**9), "process")):
         raw.clock, raw.stamps = clock, "process"
         raw.read_realtime_ns = [clock.offset_ns + 50] * len(raw.read_t_ns)
         raw.ended(100, None)
@@ -159,7 +169,7 @@ def test_a_set_clock_leaves_the_process_stamps() -> None:
 def test_stamps_that_cannot_be_leave_the_process_stamps(off_ns: int) -> None:
     """Where the process reads another realtime clock than the kernel: before the request was sent, or yet to come."""
     raw = finished([(100, event(1))])
-    raw.clock = clock_offset()
+    raw.clock = read_clocks()
     raw.read_realtime_ns = [raw.clock.offset_ns + 50 + off_ns]
     raw.ended(100, None)
     assert (raw.stamps, raw.t_end_ns) == ("process", 100)
@@ -167,7 +177,7 @@ def test_stamps_that_cannot_be_leave_the_process_stamps(off_ns: int) -> None:
 
 def test_a_read_without_a_stamp_leaves_the_process_stamps() -> None:
     raw = finished([(100, event(1))])
-    raw.clock = clock_offset()
+    raw.clock = read_clocks()
     raw.read_realtime_ns = [0] * len(raw.read_t_ns)
     raw.ended(100, None)
     assert (raw.stamps, raw.t_end_ns) == ("process", 100)
