@@ -37,11 +37,18 @@ def event(k: int) -> bytes:
 END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 
+def listening() -> socket.socket:
+    """A server that no client comes to ends with an error, so that its test fails instead of waiting."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(20)
+    return listener
+
+
 class Server:
     """Sends a token every 40 ms, and keeps for each when it began and ended to send it."""
 
     def __init__(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = listening()
         self.sent_ns: list[tuple[int, int]] = []
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
@@ -49,6 +56,7 @@ class Server:
     def run(self) -> None:
         peer, _ = self.listener.accept()
         with peer:
+            peer.settimeout(20)
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             received = b""
             while b"{}" not in received:
@@ -105,7 +113,7 @@ def test_a_token_is_stamped_when_it_was_sent_however_late_it_is_read(server: Ser
 
 @linux
 def test_a_reset_ends_the_answer_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as listener:
 
         def run() -> None:
             peer, _ = listener.accept()
@@ -127,11 +135,12 @@ def test_a_reset_ends_the_answer_at_once() -> None:
 def test_a_request_larger_than_the_sockets_buffers_is_sent_whole() -> None:
     body = b'{"prompt":"' + b"x" * 20_000_000 + b'"}'
     received = bytearray()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with listening() as listener:
 
         def run() -> None:
             peer, _ = listener.accept()
             with peer:
+                peer.settimeout(20)
                 while not received.endswith(b'x"}'):
                     received.extend(peer.recv(1 << 20))
                 peer.sendall(HEAD + event(TOKENS) + END)
