@@ -185,8 +185,8 @@ def test_stamps_that_cannot_be_leave_the_process_stamps(off_ns: int) -> None:
 
 
 def test_a_read_without_a_stamp_leaves_the_process_stamps() -> None:
-    raw = finished([(100, event(1))])
+    raw = finished([(100, event(1)), (200, event(2))])
     raw.clock = read_clocks()
-    raw.read_realtime_ns = [0] * len(raw.read_t_ns)
-    raw.ended(100, None)
-    assert (raw.stamps, raw.t_end_ns) == ("process", 100)
+    raw.read_realtime_ns = [raw.clock.offset_ns + 50, 0]
+    raw.ended(200, None)
+    assert (raw.stamps, raw.t_end_ns) == ("process", 200)
