@@ -200,6 +200,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Parameters, in 10^9."""
     verified: bool
     """Its page was seen on the hub."""
+    kv_values_per_token: int
+    """Numbers that all layers keep of one token: 2 x layers x key-value heads x their size, by its config.json."""
+
+    @property
+    def parameters(self) -> float:
+        return self.parameters_e9 * 1e9
 
 
 class Checkpoint(msgspec.Struct, frozen=True):
@@ -231,12 +237,13 @@ def checkpoints_of(model: Model, recipes: Mapping[str, Recipe]) -> list[Checkpoi
         for table in (recipe.checkpoints, recipe.unverified_checkpoints)
         if model.id in table
     ]
+    size = model.parameters
     return [
-        Checkpoint(model.id, "16-bit", model.id, model.verified, expected_bytes(model, 16)),
-        *(Checkpoint(model.id, one.name, id, sure, expected_bytes(model, one.bits)) for one, id, sure in own),
+        Checkpoint(model.id, "16-bit", model.id, model.verified, expected_bytes(size, 16)),
+        *(Checkpoint(model.id, one.name, id, sure, expected_bytes(size, one.bits)) for one, id, sure in own),
     ]
 
 
-def expected_bytes(model: Model, bits: int) -> int:
-    """Approximate bytes of the model's weights at `bits` each: parameters x bits / 8, a fifth more when quantized."""
-    return round(model.parameters_e9 * 1e9 * bits / 8 * (QUANTIZED_OVERHEAD if bits < 16 else 1.0))
+def expected_bytes(parameters: float, bits: int) -> int:
+    """Approximate bytes of weights at `bits` each: parameters x bits / 8, a fifth more when quantized."""
+    return round(parameters * bits / 8 * (QUANTIZED_OVERHEAD if bits < 16 else 1.0))

@@ -282,11 +282,11 @@ def test_every_port_that_the_stack_publishes_is_looked_at() -> None:
 def test_disk_compares_with_what_is_not_cached_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "not" / "there"))
     recipes, model = load_recipes(), load_models()[MISTRAL]
-    own = expected_bytes(model, 4) * 2 + expected_bytes(model, 8)
-    needed = expected_bytes(model, 16) + own
+    own = expected_bytes(model.parameters, 4) * 2 + expected_bytes(model.parameters, 8)
+    needed = expected_bytes(model.parameters, 16) + own
     assert disk("gpu", MISTRAL, recipes, lambda _: needed).state == "ok"
     assert disk("gpu", MISTRAL, recipes, lambda _: needed - 1).state == "warning"
-    assert disk("gpu", MISTRAL, recipes, lambda _: expected_bytes(model, 16) - 1).state == "missing"
+    assert disk("gpu", MISTRAL, recipes, lambda _: expected_bytes(model.parameters, 16) - 1).state == "missing"
     put_in_cache(tmp_path / "not" / "there", MISTRAL, {})
     assert disk("gpu", MISTRAL, recipes, lambda _: own).state == "ok"
     assert "16-bit" not in disk("gpu", MISTRAL, recipes, lambda _: own).seen

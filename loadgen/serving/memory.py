@@ -1,0 +1,108 @@
+"""Memory: what a model's server needs of a GPU before it is started: its weights, and its keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.serving.checkpoint import fetch_config, is_offline, local_config, weights_of
+from loadgen.serving.quantization import NESTED
+from loadgen.serving.recipe import Recipe, expected_bytes, load_models
+
+SCALES = 1.05
+"""Quantized weights with their scales: 20 bits for each group of 128 at 4 bits are 4%."""
+_WITHOUT_CACHE = ("linear", "mamba", "conv", "recurrent")
+"""Parts of the names of layers whose state does not grow with the context."""
+
+
+class ModelSize(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of a 16-bit model that its servers' memory follows from."""
+
+    parameters: float
+    embeddings: float | None = None
+    """Parameters of the embedding and the output head, which quantization leaves in 16 bits; None: not known."""
+    kv_values_per_token: int | None = None
+    """Numbers that all layers keep of one token; None: not known."""
+
+    def weight_bytes(self, recipe: Recipe) -> int:
+        """GPU memory of the weights as the recipe serves them, over all its GPUs."""
+        bits = recipe.bits
+        if bits == 16 or self.embeddings is None:
+            return expected_bytes(self.parameters, bits)
+        return round(self.embeddings * 2 + (self.parameters - self.embeddings) * bits / 8 * SCALES)
+
+    def kv_bytes_per_token(self, bits: int = 16) -> int | None:
+        """GPU memory of one token's keys and values of `bits` each; None: not known."""
+        return None if self.kv_values_per_token is None else self.kv_values_per_token * bits // 8
+
+
+def size_of(model: str, *, online: bool = False) -> ModelSize | None:
+    """The sizes of a 16-bit model, an id or a folder; None: nothing here knows them.
+
+    By its config.json in the folder or the hub's cache, and if `online` on the hub (at most 5 s); else by the table of
+    known models. The parameters are those of the weights' headers, else of the table, else the config.json's.
+    """
+    config = local_config(model)
+    known = load_models().get(model)
+    if config is None and known is None and online and not is_offline():
+        config = fetch_config(model).config
+    by_config = size_by_config(config) if config else None
+    held = weights_of(Path(model).expanduser())
+    parameters = held.parameters if held else None
+    if parameters is None and known is not None:
+        parameters = round(known.parameters)
+    if by_config is None:
+        kv_values = known.kv_values_per_token if known else None
+        return None if parameters is None else ModelSize(parameters=parameters, kv_values_per_token=kv_values)
+    return by_config if parameters is None else msgspec.structs.replace(by_config, parameters=parameters)
+
+
+def size_by_config(config: Mapping[str, Any]) -> ModelSize | None:
+    """The sizes by a config.json in the names of Hugging Face; None where it lacks one of them.
+
+    Experts count, biases and norms do not (below 1%). Layers with a sliding window count as full ones: an upper bound.
+    """
+    text = next((part for name in NESTED if isinstance(part := config.get(name), Mapping)), config)
+    hidden, layers, vocab = (_count(text, *names) for names in (_HIDDEN, _LAYERS, ("vocab_size",)))
+    heads = _count(text, "num_attention_heads", "n_head")
+    if hidden is None or layers is None or vocab is None or heads is None:
+        return None
+    kv_heads = _count(text, "num_key_value_heads", "num_kv_heads", "n_head_kv")
+    kv_heads = (1 if text.get("multi_query") else heads) if kv_heads is None else kv_heads
+    head_dim = _count(text, "head_dim") or hidden // heads
+    mlp = _count(text, "intermediate_size", "ffn_dim", "n_inner") or 4 * hidden
+    experts = _count(text, "num_local_experts", "num_experts", "n_routed_experts")
+    feed_forward = 3 * hidden * (experts * (_count(text, "moe_intermediate_size") or mlp) if experts else mlp)
+    attention = 2 * hidden * head_dim * (heads + kv_heads)
+    tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+    embeddings = vocab * hidden * (1 if tied else 2)
+    latent = _count(text, "kv_lora_rank")
+    per_layer = 2 * kv_heads * head_dim if latent is None else latent + (_count(text, "qk_rope_head_dim") or 0)
+    return ModelSize(
+        parameters=layers * (attention + feed_forward) + embeddings,
+        embeddings=embeddings,
+        kv_values_per_token=_caching(text, layers) * per_layer,
+    )
+
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+
+
+def _caching(text: Mapping[str, Any], layers: int) -> int:
+    """The layers that keep keys and values: all but those that `layer_types` names as others."""
+    kinds = text.get("layer_types") or text.get("layers_block_type")
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        return layers
+    return sum(1 for kind in kinds if not any(part in str(kind) for part in _WITHOUT_CACHE))
+
+
+def _count(text: Mapping[str, Any], *names: str) -> int | None:
+    """The first of these entries that is a number above zero."""
+    values = (text.get(name) for name in names)
+    return next(
+        (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None
+    )
