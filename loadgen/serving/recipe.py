@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
+from platformdirs import user_cache_path
 
 from loadgen.errors import UsageError
 
@@ -53,6 +55,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """16-bit checkpoint id -> quantized checkpoint id whose page was seen on the hub."""
     unverified_checkpoints: dict[str, str] = {}
     """The same, for ids that are only expected to exist."""
+    made_as: tuple[str, ...] = ()
+    """Formats of `loadgen quantize` that it serves; the first is made unless another is asked for."""
     expect: tuple[str, ...] = ()
     """Regular expressions that the server's log must match."""
     kernel: str | None = None
@@ -71,17 +75,21 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def checkpoint_for(self, model: str) -> str:
         """The checkpoint to serve when the 16-bit model is `model`, a local folder or an id.
 
-        A recipe with its own checkpoint takes the folder DIR-NAME beside a local folder DIR, else a verified id, else
-        the 16-bit model if it can quantize it, else an unverified id. Raises UsageError if there is none.
+        A recipe with its own checkpoint takes the one at `place_of` the model, under the recipe's name or a format that
+        `loadgen quantize` makes for it; else a verified id, else the 16-bit model if it can quantize it, else an
+        unverified id. Raises UsageError if there is none, or more than one was made.
         """
         if self.checkpoint == "same":
             return model
-        local = Path(model).expanduser()
-        if local.is_dir():
-            sibling = local.resolve().with_name(f"{local.resolve().name}-{self.name}")
-            if sibling.is_dir():
-                return str(sibling)
-            remedy = f"the folder {sibling} does not exist"
+        places = [place_of(model, name) for name in dict.fromkeys((self.name, *self.made_as))]
+        made = [place for place in places if place.is_dir()]
+        if len(made) > 1 and made[0] != places[0]:
+            named = f"{self.name}={made[0]}"
+            raise UsageError(f"recipe {self.name!r} finds {' and '.join(map(str, made))}; name one: --serve {named}")
+        if made:
+            return str(made[0])
+        if Path(model).expanduser().is_dir():
+            remedy = f"the folder {places[0]} does not exist"
         elif model in self.checkpoints:
             return self.checkpoints[model]
         else:
@@ -91,6 +99,16 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if model in self.unverified_checkpoints:
             return self.unverified_checkpoints[model]
         raise UsageError(f"recipe {self.name!r} needs a quantized checkpoint and {remedy}; name one with --checkpoint")
+
+
+def place_of(model: str, name: str) -> Path:
+    """Where a checkpoint of that name belongs: the folder DIR-NAME beside a local folder DIR, for an id of the hub
+    ORG--MODEL-NAME in loadgen's cache."""
+    local = Path(model).expanduser()
+    if local.is_dir():
+        return local.resolve().with_name(f"{local.resolve().name}-{name}")
+    cache = Path(os.environ.get("LOADGEN_CACHE") or user_cache_path("loadgen"))
+    return cache / "quantized" / f"{model.replace('/', '--')}-{name}"
 
 
 class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from made_hub import packed, put_in_folder
@@ -15,7 +16,7 @@ from loadgen.cli.serve import command as serve
 from loadgen.errors import UsageError
 from loadgen.serving import launch as launching
 from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
-from loadgen.serving.recipe import Recipe, fair_settings, load_recipe, load_recipes, read_recipe
+from loadgen.serving.recipe import Recipe, fair_settings, load_recipe, load_recipes, place_of, read_recipe
 
 VLLM = "/opt/vllm/bin/vllm"
 
@@ -134,6 +135,20 @@ def test_own_checkpoint_of_an_id_comes_from_the_recipe_and_an_override_wins() ->
     known = load_recipe("awq").checkpoints[model]
     assert plan("awq", model, device="cuda").argv[2] == known
     assert plan("awq", model, device="cuda", checkpoint="me/mine").argv[2] == "me/mine"
+
+
+def test_a_checkpoint_made_under_the_name_of_a_format_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOADGEN_CACHE", str(tmp_path / "cache"))
+    recipe = msgspec.structs.replace(load_recipe("int8"), name="w4a16", made_as=("w4a16-gptq", "w4a16-awq"))
+    (tmp_path / "mine").mkdir()
+    for model in (str(tmp_path / "mine"), "somebody/mine"):
+        gptq, awq = place_of(model, "w4a16-gptq"), place_of(model, "w4a16-awq")
+        awq.mkdir(parents=True)
+        assert recipe.checkpoint_for(model) == str(awq)
+        gptq.mkdir()
+        with pytest.raises(UsageError, match=rf"finds {gptq} and {awq}; name one: --serve w4a16={gptq}"):
+            recipe.checkpoint_for(model)
+    assert gptq == tmp_path / "cache" / "quantized" / "somebody--mine-w4a16-gptq"
 
 
 def test_missing_own_checkpoint_is_refused_naming_what_was_looked_for(tmp_path: Path) -> None:
