@@ -111,6 +111,9 @@ Vllm = Annotated[str | Path | None, Acts(
 StartTimeout = Annotated[float, Measures(
     "S", "How long a server may take to start while neither its log nor its downloads grow.", SERVERS, 900.0, unit="s",
     field="start_timeout_s", free=True)]
+MaxModelLen = Annotated[int | None, Measures(
+    "N", "For launched servers: most tokens of prompt and answer together.", SERVERS, unit="tokens",
+    otherwise="4096; with --thinking on, enough for it")]
 Transport = Annotated[Literal["raw", "openai"], Measures("KIND", "raw or openai (the SDK).", LOAD, "raw")]
 Carbon = Annotated[float | None, Measures(
         "G", "Grid intensity, kgCO2e/kWh.", POWER, unit="kgCO2e/kWh", field="carbon_kg_per_kwh")]
@@ -129,15 +132,21 @@ class SweepOptions(TypedDict, total=False):
     metrics_url: Annotated[str | Sequence[str], Acts(
         "URL", "A target's /metrics elsewhere; NAME=URL if there are several targets. Repeatable: pages add up.",
         SERVERS, (), repeatable=True, field="targets")]
-    serve: Annotated[str | Sequence[str], Acts(
-        "NAMES", "Recipes to launch in turn, e.g. fp16,awq; NAME=CHECKPOINT overrides.", SERVERS, (),
-        field="targets", rival="targets")]
+    serve: Annotated[str | Sequence[str] | Mapping[str, str | None], Acts(
+        "NAMES", "Recipes to launch in turn, e.g. fp16,awq=ORG/MODEL-AWQ: =ID or =DIR gives the checkpoint.",
+        SERVERS, (), field="targets", rival="targets")]
     model: Annotated[str | None, Acts(
         "ID", "The 16-bit model for --serve (id or folder); for --target, which to ask.", SERVERS)]
     device: Annotated[Literal["cuda", "cpu"], Measures("DEVICE", "For --serve: cuda or cpu.", SERVERS, "cuda")]
     vllm: Vllm
     max_num_seqs: Annotated[int | None, Measures(
         "N", "For --serve: largest batch.", SERVERS, otherwise="largest B + 8")]
+    tensor_parallel: Annotated[int | str | Mapping[str, int] | None, Measures(
+        "N", "For --serve: GPUs that share the model; NAME=N,... for some targets only.", SERVERS,
+        otherwise="the recipe's, 1", field="targets")]
+    max_model_len: MaxModelLen
+    vllm_args: Annotated[str | Sequence[str], Acts(
+        "ARGS", "For --serve: further arguments of every vLLM, as one text; or behind `--` at the end.", SERVERS, ())]
     reasoning_parser: Annotated[str | None, Acts(
         "NAME", "For --serve: vLLM's, e.g. qwen3; keeps reasoning apart.", SERVERS)]
     start_timeout: StartTimeout

@@ -15,7 +15,7 @@ from platformdirs import user_log_path
 
 from loadgen.cli import CONTEXT, completed, parameters, say
 from loadgen.errors import ServerError, UsageError
-from loadgen.options import Host, Option, Served, StartTimeout, Vllm
+from loadgen.options import Host, MaxModelLen, Option, Served, StartTimeout, Vllm
 from loadgen.secret import secrets_of, visible, visible_message
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
@@ -32,6 +32,9 @@ class ServeOptions(TypedDict, total=False):
     host: Host
     max_num_seqs: Annotated[int, Option(
         "N", "Largest batch; at least the largest concurrency that you will ask for.", default=256)]
+    tensor_parallel: Annotated[int | None, Option(
+        "N", "GPUs that share the model.", otherwise="the recipe's, 1", between=(1, 32767))]
+    max_model_len: MaxModelLen
     dtype: Annotated[Dtype | None, Option(
         "TYPE", "Activations: float16 or bfloat16.", otherwise="float16 on cuda, bfloat16 on cpu")]
     start_timeout: StartTimeout
@@ -72,7 +75,8 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     launch = plan_launch(
         recipe, model=model, device=device, dtype=dtype, checkpoint=o["checkpoint"], port=o["port"], host=o["host"],
         vllm=find_vllm(device, named) if named or not o["printing"] else _vllm_to_show(device),
-        max_num_seqs=o["max_num_seqs"], extra_args=extra_args,
+        max_num_seqs=o["max_num_seqs"], tensor_parallel=o["tensor_parallel"], max_model_len=o["max_model_len"],
+        extra_args=extra_args,
     )  # fmt: skip
     if o["printing"]:
         click.echo(launch.shell)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from functools import lru_cache, partial
 from pathlib import Path
@@ -43,6 +44,10 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
             value = [str(pair) for pair in pairs] if isinstance(pairs, list) else [str(pairs)]
         elif isinstance(value, dict) and name == "extra_body":
             value = json.dumps(value)
+        elif isinstance(value, dict) and name in ("serve", "tensor_parallel"):
+            value = ",".join(str(n) if part is None else f"{n}={part}" for n, part in value.items())
+        elif isinstance(value, list) and name == "vllm_args":
+            value = shlex.join(map(str, value))
         elif isinstance(value, list):
             value = ",".join(map(str, value))
         elif value is not None:
@@ -78,19 +83,23 @@ class Sweep(click.Command):
               metavar="FILE", help="The same options as YAML; the command line wins.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything, show the plan, start nothing.")
 @click.option("--quiet", is_flag=True, help="No progress; the final table only.")
-def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool, **_: Any) -> None:
+@click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGS]")
+def command(
+    dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool, extra_args: tuple[str, ...], **_: Any
+) -> None:
     """Measure every target at every concurrency, write a run directory, print the table.
 
     Without --target and --serve the servers are simulated and everything is stamped SIMULATED. Exit status: 0 done,
     1 load, latency, energy or answers of a cell are invalid, 2 wrong use, 130 interrupted (what was measured is kept).
     Ctrl-C once lets the requests in flight finish, twice stops at once. With --resume the settings are the run's own;
-    one given again must be the same.
+    one given again must be the same. What follows `--` goes to every vLLM that is launched.
 
     \b
     Examples:
       loadgen sweep
       loadgen sweep --target fp16=http://127.0.0.1:8001 --target awq=http://127.0.0.1:8002 --concurrency 1,16,64
       loadgen sweep --serve fp16,awq,bnb-nf4 --model mistralai/Mistral-7B-Instruct-v0.3
+      loadgen sweep --serve fp16,awq=ORG/MODEL-AWQ --model ORG/MODEL --tensor-parallel 2 -- --enforce-eager
       loadgen sweep --target fp16=http://127.0.0.1:8001 --wait-ready 300 --extra-body '{"seed": null, "top_k": 1}'
       loadgen sweep --resume runs/2026-11-22-091500-Mistral-7B-Instruct-v0.3
     """
@@ -106,6 +115,14 @@ def command(dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool
     from loadgen.reports.terminal import print_end, stdout_console
 
     options = given_options(SweepOptions)
+    if extra_args:
+        if not extra_args[0].startswith("-"):
+            raise UsageError(
+                f"unexpected extra argument {extra_args[0]!r}: arguments of vLLM are options, as in `-- --enforce-eager`"
+            )
+        if "vllm_args" in options:
+            raise UsageError("--vllm-args and arguments behind `--` exclude each other; give all of them in one place")
+        options["vllm_args"] = list(extra_args)
     console = stdout_console(width=200)
     if trust_manifest and resume is None:
         raise UsageError("--trust-manifest needs --resume DIR: only a resumed run has a manifest")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -18,7 +19,7 @@ from loadgen.load.openloop import CLOSED, Arrivals
 from loadgen.options import SweepOptions, complete, dashed, declared, did_you_mean, takes
 from loadgen.record.cell import Slo, TargetSpec, check_size
 from loadgen.record.config import Mode, SweepConfig
-from loadgen.serving.launch import API_KEY
+from loadgen.serving.launch import API_KEY, conflict
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.words import compiled
@@ -49,6 +50,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     mode, specs = _targets(o)
     names = [spec.name for spec in specs]
     _check_servers(o, mode)
+    vllm_args = _vllm_args(o["vllm_args"], mode)
     levels = _concurrency(o["concurrency"], arrivals)
     check_size(f"--repeats {o['repeats']}", len(specs), len(levels), o["repeats"])
     _check_load(o, levels, arrivals)
@@ -84,6 +86,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         "slo": None if slo is None else str(Slo.parse(slo)),
         "thinking": _thinking(o["thinking"], o["thinking_budget"], o["api"]),
         "reference": o["reference"] or ("fp16" if "fp16" in names else names[0]),
+        "vllm_args": vllm_args,
         "extra_body": _extra_body(o["extra_body"]),
         "power": _power(o["power"], mode, o["device"]),
         "gpus": _gpus(o["gpu"]),
@@ -95,6 +98,8 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...]]:
     """Where the servers come from, and what is measured under which name."""
     targets, serve, pages = o["targets"], o["serve"], o["metrics_url"]
     pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
+    if isinstance(serve, Mapping):
+        serve = [f"{name}={checkpoint}" if checkpoint else name for name, checkpoint in serve.items()]
     served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
         raise UsageError("--target and --serve exclude each other: measure running servers or launch them, not both")
@@ -102,7 +107,7 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...]]:
     if mode == "target":
         specs = [_running(pair) for pair in pairs]
     elif mode == "serve":
-        specs = [_launched(name) for name in served]
+        specs = _sharing([_launched(name) for name in served], o["tensor_parallel"])
     else:
         specs = [TargetSpec(name=name, precision=name) for name in SIMULATED_PRECISIONS]
     names = [spec.name for spec in specs]
@@ -122,7 +127,7 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
         raise UsageError(f"--model {model} needs --serve or --target: without them the servers are simulated")
     if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UsageError(f"--model {model}: there is no such folder")
-    for name in ("vllm", "max_num_seqs", "reasoning_parser"):
+    for name in ("vllm", "max_num_seqs", "tensor_parallel", "max_model_len", "reasoning_parser"):
         if mode != "serve" and values[name] is not None:
             raise UsageError(f"--{dashed(name)} {values[name]} needs --serve: it is for servers that loadgen launches")
     for name in ("model", "reasoning_parser"):
@@ -150,6 +155,9 @@ def _check_load(o: SweepOptions, levels: Sequence[int], arrivals: Arrivals | Non
         )
     if o["max_tokens"] is not None and o["fixed_length"] is not None:
         raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
+    length, room = o["max_tokens"] or o["fixed_length"], o["max_model_len"]
+    if length is not None and room is not None and length >= room:
+        raise UsageError(f"--max-model-len {room}: no room for a prompt beside answers of {length} tokens; raise it")
     if not 0 <= o["seed"] < 2**63:
         raise UsageError(f"--seed {o['seed']}: give a whole number from 0 to 2^63 - 1")
 
@@ -306,6 +314,44 @@ def _launched(entry: str) -> TargetSpec:
     if checkpoint.startswith("-"):
         raise UsageError(f"--serve {entry}: the checkpoint starts with '-', so vLLM would take it for an option")
     return TargetSpec(name=label, precision=recipe.name, checkpoint=checkpoint or None)
+
+
+def _sharing(specs: list[TargetSpec], given: int | str | Mapping[str, int] | None) -> list[TargetSpec]:
+    """The targets, with the number of GPUs that `--tensor-parallel` gives all of them, or each that it names."""
+    if given is None:
+        return specs
+    names = [spec.name for spec in specs]
+    pairs = given.items() if isinstance(given, Mapping) else [_pair(part) for part in str(given).split(",")]
+    counts: dict[str, int] = {}
+    for name, number in pairs:
+        shown = f"--tensor-parallel {name}={number}" if name else f"--tensor-parallel {number}"
+        text = str(number).strip()
+        if not text.isdecimal() or not 1 <= int(text[:9]) < 2**15:
+            raise UsageError(f"{shown}: give a number of GPUs from 1, or one for some targets, as in fp16=2,awq=1")
+        if name and name not in names:
+            raise UsageError(f"{shown}: no such target; the targets are {', '.join(names)}")
+        for one in [name] if name else names:
+            if one in counts:
+                raise UsageError(f"{shown}: {one} has a number already; give one number, or one for each target")
+            counts[one] = int(text)
+    return [msgspec.structs.replace(spec, tensor_parallel=counts.get(spec.name)) for spec in specs]
+
+
+def _pair(part: str) -> tuple[str, str]:
+    name, equals, number = part.strip().rpartition("=")
+    return (name.strip(), number) if equals else ("", number)
+
+
+def _vllm_args(given: str | Sequence[str], mode: Mode) -> tuple[str, ...]:
+    try:
+        args = tuple(shlex.split(given) if isinstance(given, str) else map(str, given))
+    except ValueError as error:
+        raise UsageError(f"--vllm-args {given}: {error}; write it as for a shell") from None
+    if args and mode != "serve":
+        raise UsageError(f"--vllm-args {shlex.join(args)} needs --serve: it is for servers that loadgen launches")
+    if (sentence := conflict(args)) is not None:
+        raise UsageError(f"--vllm-args: {sentence}")
+    return args
 
 
 def _check_label(label: str, asked: str) -> None:

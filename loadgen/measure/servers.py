@@ -322,9 +322,11 @@ class _Launched(_Processes):
             checkpoint=spec.checkpoint,
             vllm=find_vllm("cpu" if config.device == "cpu" else "cuda", config.vllm),
             prefix_cache=config.prefix_cache,
+            tensor_parallel=spec.tensor_parallel,
+            max_model_len=config.max_model_len or _room_tokens(config),
             extra_args=[
                 *(["--reasoning-parser", config.reasoning_parser] if config.reasoning_parser else []),
-                *_room_args(config),
+                *config.vllm_args,
             ],
         )
         # The key that requests carry is the one that the server asks for.
@@ -332,11 +334,11 @@ class _Launched(_Processes):
         return msgspec.structs.replace(launch, env={**launch.env, **key})
 
 
-def _room_args(config: SweepConfig) -> list[str]:
-    """Room for reasoning before the answer."""
+def _room_tokens(config: SweepConfig) -> int | None:
+    """The most tokens of prompt and answer with room for reasoning before the answer; None: no more than usual."""
     if config.thinking is None or not config.thinking.on:
-        return []
-    return ["--max-model-len", str((config.max_tokens or MAX_TOKENS) + PROMPT_ROOM_TOKENS)]
+        return None
+    return (config.max_tokens or MAX_TOKENS) + PROMPT_ROOM_TOKENS
 
 
 class _Simulated(_Processes):
@@ -345,10 +347,11 @@ class _Simulated(_Processes):
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         named = Path(self._config.data_file) if self._config.data_file else None
         data_file = data_path(self._config.dataset, named)
+        room = _room_tokens(self._config)
         return plan_simulated(
             spec.precision,
             port=port,
             seed=self._config.seed,
             data_file=data_file,
-            extra_args=_room_args(self._config),
+            extra_args=["--max-model-len", str(room)] if room is not None else [],
         )

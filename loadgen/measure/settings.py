@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -110,6 +111,8 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
         options["metrics_url"] = [f"{spec.name}={url}" for spec in config.targets for url in spec.metrics_urls]
     elif config.mode == "serve":
         options["serve"] = [_label(spec) + (f"={spec.checkpoint}" * bool(spec.checkpoint)) for spec in config.targets]
+        shared = {spec.name: spec.tensor_parallel for spec in config.targets if spec.tensor_parallel is not None}
+        options["tensor_parallel"] = shared or None
     if config.mode != "serve":
         del options["max_num_seqs"]
     if config.thinking is not None:
@@ -215,6 +218,8 @@ def acts_of(config: SweepConfig, manifest: Manifest | None) -> list[Act]:
         acts.append(Act("extra_body", f"add {body} to every request"))
     if config.reasoning_parser is not None:
         acts.append(Act("reasoning_parser", f"start vLLM with --reasoning-parser {config.reasoning_parser}"))
+    if config.vllm_args:
+        acts.append(Act("vllm_args", f"start vLLM with {shlex.join(config.vllm_args)}"))
     if config.api_key_env is not None:
         acts.append(Act("api_key_env", f"send the value of the variable {config.api_key_env} to the servers as a key"))
     if config.power.startswith("exporter=") and not is_on_loopback(url := config.power.removeprefix("exporter=")):

@@ -59,6 +59,8 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Where its /metrics are, if not on its own address."""
     checkpoint: str | None = None
     """The checkpoint to serve instead of the recipe's choice."""
+    tensor_parallel: Annotated[int, msgspec.Meta(ge=1, lt=2**15)] | None = None
+    """GPUs that share its model; None: the recipe's number."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

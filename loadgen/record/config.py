@@ -55,6 +55,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: bool = False
     """Requests of a cell share the server's prefix cache; else each has a `cache_salt` of its own."""
     reasoning_parser: Text | None = None
+    max_model_len: Count | None = None
+    """Tokens of prompt and answer together that launched servers take; None: loadgen's choice."""
+    vllm_args: tuple[Text, ...] = ()
+    """Further arguments of every vLLM that is launched."""
     transport: Text = "raw"
     workers: Count | None = None
     """Client processes; None: as many as are needed."""

@@ -45,6 +45,51 @@ class EngineSettings(msgspec.Struct, frozen=True):
     """Processes that each hold a part of the model: tensor x pipeline x data parallel."""
 
 
+_ADDRESS = "loadgen chooses where its servers listen: omit it"
+_OWN = {
+    "--host": _ADDRESS, "--port": _ADDRESS, "--uds": _ADDRESS, "--grpc": _ADDRESS, "--headless": _ADDRESS,
+    "--ssl-keyfile": _ADDRESS, "--ssl-certfile": _ADDRESS,
+    "--model": "give the model with --model before the `--`, a target's checkpoint as in --serve awq=ORG/NAME",
+    "--quantization": "the recipe decides it: choose another recipe with --serve", "-q": "--quantization",
+    "--dtype": "the recipe of the reference decides it: choose fp16 or bf16 with --serve",
+    "--max-num-seqs": "give --max-num-seqs before the `--`",
+    "--max-model-len": "give --max-model-len before the `--`",
+    "--tensor-parallel-size": "give --tensor-parallel before the `--`", "-tp": "--tensor-parallel-size",
+    "--reasoning-parser": "give --reasoning-parser before the `--`",
+    "--enable-prefix-caching": "give --prefix-cache before the `--`",
+    "--no-enable-prefix-caching": "the prefix cache is off unless --prefix-cache is given: omit it",
+    "--no-enable-chunked-prefill": "every recipe runs with chunked prefill: omit it",
+    "--stream-interval": "one event per token is what token times are read from: omit it",
+    "--disable-log-stats": "the batch is read from /metrics, which it empties: omit it",
+    "--config": "a file's settings would not be in the manifest: write them here as arguments",
+    "--api-key": "every user of this machine can read a command line: set VLLM_API_KEY instead",
+    "--hf-token": "every user of this machine can read a command line: set HF_TOKEN instead",
+}  # fmt: skip
+"""vLLM's options that loadgen sets itself for every server of a sweep, and what to do instead."""
+
+
+def conflict(args: Sequence[str]) -> str | None:
+    """One sentence if these vLLM arguments would change what a sweep sets itself, or hold a secret; else None."""
+    if args and not args[0].startswith("-"):
+        return f"{args[0]!r} is not an option of vLLM: give options, as in --enforce-eager"
+    for word in args:
+        name = word.partition("=")[0]
+        if not name.startswith("-") or name.lstrip("-").replace(".", "").isdigit():
+            continue
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+            whole = [known for known in _OWN if len(name) > len("--x") and known.startswith(name)]
+            name = next((known for known in whole if known == name), whole[0] if len(whole) == 1 else name)
+        elif name.startswith(("-tp", "-q")):
+            name = "-tp" if name.startswith("-tp") else "-q"
+        what = _OWN.get(_OWN.get(name, ""), _OWN.get(name))
+        if what is not None:
+            return f"{word.partition('=')[0]}: {what}"
+    if Mask().argv(args) != tuple(args):
+        return "they hold a secret, which every user of this machine could read: give it by a variable"
+    return None
+
+
 def plain(text: str) -> str:
     """The text without a terminal's escape sequences; each state of a progress bar becomes a line."""
     return ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
@@ -248,16 +293,19 @@ def plan_launch(
     checkpoint: str | None = None,
     vllm: str | None = None,
     prefix_cache: bool = False,
+    tensor_parallel: int | None = None,
+    max_model_len: int | None = None,
     extra_args: Sequence[str] = (),
     host: str = "127.0.0.1",
 ) -> Launch:
     """The vLLM server of a recipe for the 16-bit `model`, an id or a folder.
 
     `dtype` is the activation dtype of recipes that do not fix their own (default: the device's); `checkpoint`
-    overrides the recipe's choice; `vllm` is the command (default: `find_vllm`); `extra_args` come last and win; keys
-    and tokens among them become variables, since every user can read a command line. Raises UsageError when the
-    recipe has no checkpoint for the model, the checkpoint's config.json on this machine is of another kind, this CPU
-    cannot run it, or no vLLM is found.
+    overrides the recipe's choice; `vllm` is the command (default: `find_vllm`); `tensor_parallel` GPUs share the model
+    (default: the recipe's number, else 1); `max_model_len` tokens are the most of prompt and answer (default: that of
+    all recipes); `extra_args` come last and win; keys and tokens among them become variables, since every user can
+    read a command line. Raises UsageError when the recipe has no checkpoint for the model, the checkpoint's
+    config.json on this machine is of another kind, this CPU cannot run it, or no vLLM is found.
     """
     if device == "cpu":
         _require_cpu_flags(recipe)
@@ -275,10 +323,15 @@ def plan_launch(
     quantization = local_quantization(served)
     asks_for_cache = quantization is not None and quantization.kv_cache is not None
     kv_cache_dtype = activation if asks_for_cache else on_device.kv_cache_dtype or activation
+    shared = tensor_parallel or recipe.tensor_parallel or 1
+    fair_args = list(fair.args)
+    if max_model_len is not None:
+        fair_args[fair_args.index("--max-model-len") + 1] = str(max_model_len)
     argv = (
         vllm or find_vllm(device), "serve", served, "--host", host, "--port", str(port),
         "--dtype", activation, "--kv-cache-dtype", kv_cache_dtype, "--max-num-seqs", str(max_num_seqs),
-        *fair.args, *on_device.args, *recipe.args, *in_flight, *extra_args,
+        *(("--tensor-parallel-size", str(shared)) if shared > 1 else ()),
+        *fair_args, *on_device.args, *recipe.args, *in_flight, *extra_args,
     )  # fmt: skip
     kv_cache_pattern = re.escape(option(argv, "--kv-cache-dtype") or kv_cache_dtype)
     expect = [

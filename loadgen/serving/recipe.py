@@ -47,6 +47,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The activation dtype if the recipe fixes it; None: the sweep's."""
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
+    tensor_parallel: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """GPUs that share its model, unless the user says how many; None: one."""
     quant_methods: tuple[str, ...] = ()
     """The values of `quantization_config.quant_method` that it serves."""
     numbers: str | None = None

@@ -96,6 +96,41 @@ def test_served_recipes_may_have_labels_and_checkpoints() -> None:
     )
 
 
+def test_a_checkpoint_of_each_recipe_comes_from_a_mapping_too(from_command_line: Any, tmp_path: Path) -> None:
+    wanted = configure(serve="fp16,awq=org/model-awq", model="org/model").targets
+    assert configure(serve={"fp16": None, "awq": "org/model-awq"}, model="org/model").targets == wanted
+    text = "model: org/model\nserve:\n  fp16:\n  awq: org/model-awq\n"
+    assert from_command_line(*yaml(tmp_path, text)).targets == wanted
+
+
+def test_gpus_that_share_a_model_are_given_for_all_targets_or_by_name(from_command_line: Any, tmp_path: Path) -> None:
+    def shared(config: SweepConfig) -> list[int | None]:
+        return [spec.tensor_parallel for spec in config.targets]
+
+    serve = ("--serve", "fp16,awq=a/b,ours:awq=c/d", "--model", "m")
+    assert shared(from_command_line(*serve)) == [None, None, None]
+    assert shared(from_command_line(*serve, "--tensor-parallel", "2")) == [2, 2, 2]
+    assert shared(from_command_line(*serve, "--tensor-parallel", "fp16=4, ours=2")) == [4, None, 2]
+    text = "serve: fp16,awq=a/b\nmodel: m\ntensor-parallel:\n  fp16: 2\n"
+    assert shared(from_command_line(*yaml(tmp_path, text))) == [2, None]
+    assert shared(configure(serve="fp16,bf16", model="m", tensor_parallel={"bf16": 2})) == [None, 2]
+
+
+def test_arguments_of_vllm_come_behind_two_dashes_as_a_text_or_as_a_list(
+    from_command_line: Any, tmp_path: Path
+) -> None:
+    args = ("--enforce-eager", "--speculative-config", '{"method": "ngram"}')
+    serve = ("--serve", "fp16", "--model", "m")
+    text = 'serve: fp16\nmodel: m\nvllm-args: [--enforce-eager, --speculative-config, \'{"method": "ngram"}\']\n'
+    for config in (
+        from_command_line(*serve, "--", *args),
+        from_command_line(*serve, "--vllm-args", '--enforce-eager --speculative-config \'{"method": "ngram"}\''),
+        from_command_line(*yaml(tmp_path, text)),
+        configure(serve="fp16", model="m", vllm_args=args),
+    ):
+        assert config.vllm_args == args
+
+
 def test_the_reference_is_fp16_else_the_first() -> None:
     assert configure(targets={"awq": URL, "fp16": URL}).reference == "fp16"
     assert configure(targets={"awq": URL, "gptq": URL}).reference == "awq"
@@ -215,6 +250,35 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"serve": "fp16,", "model": "m"}, "'' is not a valid name"),
     ({"serve": "fp16,fp16", "model": "m"}, "target 'fp16' is listed twice"),
     ({"serve": "fp16"}, "--serve needs --model"),
+    *(
+        ({"serve": "fp16,awq=a/b", "model": "m", "tensor_parallel": given}, f"--tensor-parallel {said}")
+        for given, said in (
+            (0, "0: give a number of GPUs from 1"),
+            ("x", "x: give a number of GPUs"),
+            ("fp16=-1", "fp16=-1: give a"),
+            ("fp16=2,2", "2: fp16 has a number already"),
+            ("gptq=2", "gptq=2: no such target; the targets are fp16"),
+        )
+    ),
+    ({"tensor_parallel": 2}, "--tensor-parallel 2 needs --serve"),
+    ({"targets": {"fp16": URL}, "max_model_len": 8192}, "--max-model-len 8192 needs --serve"),
+    ({"serve": "fp16", "model": "m", "max_model_len": 64, "max_tokens": 64}, "--max-model-len 64: no room for a"),
+    ({"vllm_args": "--enforce-eager"}, "--vllm-args --enforce-eager needs --serve"),
+    *(
+        ({"serve": "fp16", "model": "m", "vllm_args": given}, f"--vllm-args: {said}")
+        for given, said in (
+            (["enforce-eager"], "'enforce-eager' is not an option of vLLM"),
+            ("--port 1", "--port: loadgen chooses where its servers listen"),
+            ("--max_num_seqs=8", "--max_num_seqs: give --max-num-seqs before the `--`"),
+            ("--tensor-parallel-s 2", "--tensor-parallel-s: give --tensor-parallel before the `--`"),
+            ("-tp=2", "-tp: give --tensor-parallel before the `--`"),
+            ("-q awq", "-q: the recipe decides it"),
+            ("--enforce-eager --stream-interval 4", "--stream-interval: one event per token"),
+            ("--api-key abc", "--api-key: every user of this machine can read a command line: set VLLM_API_KEY"),
+            ("--my-secret-key abcdefgh", "they hold a secret"),
+        )
+    ),
+    ({"serve": "fp16", "model": "m", "vllm_args": "--x 'y"}, "--vllm-args --x 'y: No closing quotation"),
     ({"serve": "fp16", "model": "./none"}, "--model ./none: there is no such folder"),
     ({"model": "m"}, "--model m needs --serve or --target"),
     ({"vllm": "vllm"}, "--vllm vllm needs --serve"),

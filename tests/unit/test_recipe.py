@@ -236,6 +236,20 @@ def test_extra_arguments_come_last(tiny: Path) -> None:
     assert value_of(launch, "--max-num-seqs") == "64"
 
 
+def test_a_model_is_shared_by_the_gpus_asked_for_else_by_the_recipes_number(tiny: Path) -> None:
+    assert "--tensor-parallel-size" not in plan("bf16", tiny, device="cuda").argv
+    assert value_of(plan("bf16", tiny, device="cuda", tensor_parallel=4), "--tensor-parallel-size") == "4"
+    large = msgspec.structs.replace(load_recipe("bf16"), tensor_parallel=2)
+    given = {"model": str(tiny), "port": 1, "device": "cuda", "max_num_seqs": 8, "vllm": VLLM}
+    assert value_of(plan_launch(large, **given), "--tensor-parallel-size") == "2"  # type: ignore[arg-type]
+    assert "--tensor-parallel-size" not in plan_launch(large, tensor_parallel=1, **given).argv  # type: ignore[arg-type]
+
+
+def test_another_length_replaces_that_of_all_recipes(tiny: Path) -> None:
+    argv = plan("bf16", tiny, max_model_len=16384).argv
+    assert [argv[place + 1] for place, word in enumerate(argv) if word == "--max-model-len"] == ["16384"]
+
+
 def test_recipes_that_need_avx512_are_refused_on_a_cpu_without_it(any_cpu: Path) -> None:
     model = "mistralai/Mistral-7B-Instruct-v0.3"
     with pytest.raises(UsageError, match="'awq' on a CPU needs avx512f"):

@@ -25,13 +25,15 @@ BEGUN: list[dict[str, Any]] = [
     {"targets": [f"fp16={URL}"], "model": "m", "gpu": "GPU-1,GPU-2", "tdp_w": 350.0, "carbon": 0.4, "timeout": 5.0},
     {"serve": "fp16,awq=org/model-AWQ,old:gptq", "model": "org/model", "max_num_seqs": 200, "duration": 30.0},
     {"serve": "bf16", "model": "org/model", "device": "cpu", "vllm": "vllm", "reasoning_parser": "qwen3"},
+    {"serve": "fp16,awq=a/b,gptq=c/d", "model": "m", "tensor_parallel": "fp16=2,gptq=4", "max_model_len": 8192,
+     "vllm_args": "--enforce-eager -O0"},
     {"targets": {"fp16": URL}, "api": "chat", "thinking": "on", "thinking_budget": 100, "max_tokens": 900},
     {"targets": {"fp16": URL}, "arrival": "poisson:20", "slo": "ttft:200ms,tpot:50ms", "repeats": 2},
     {"arrival": "constant:5", "concurrency": "64", "answer_regex": r"ANS=(\d+)", "platinum_file": "p"},
     {"targets": {"fp16": URL}, "workers": 2, "max_error_rate": 0.1},
     {"targets": {"fp16": URL}, "extra_body": {"top_k": 1, "seed": None}, "drain": 90.0, "wait_ready": 5.0},
     {"targets": {"fp16": URL}, "fixed_length": 128, "transport": "openai", "data_file": "rows.jsonl", "repeats": 1},
-]
+]  # fmt: skip
 
 
 def manifest(**options: Any) -> Manifest:
