@@ -118,7 +118,7 @@ def command(
     if extra_args:
         if not extra_args[0].startswith("-"):
             raise UsageError(
-                f"unexpected extra argument {extra_args[0]!r}: arguments of vLLM are options, as in `-- --enforce-eager`"
+                f"unexpected extra argument {extra_args[0]!r}: give options of vLLM, as in `-- --enforce-eager`"
             )
         if "vllm_args" in options:
             raise UsageError("--vllm-args and arguments behind `--` exclude each other; give all of them in one place")
