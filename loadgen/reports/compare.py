@@ -18,8 +18,18 @@ from loadgen.analysis.compare.nstar import Unmixed
 from loadgen.analysis.compare.published import Ours, PublishedMatch
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.load.openloop import CLOSED
-from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, Table, table_of
-from loadgen.reports.rows import FEW_QUESTIONS, repeats_valid, right
+from loadgen.reports.rows import (
+    FEW_QUESTIONS,
+    INTERVAL,
+    NAME,
+    SHORT,
+    TEXT,
+    Column,
+    Table,
+    repeats_valid,
+    right,
+    table_of,
+)
 from loadgen.secret import visible_line
 from loadgen.words import DASH, STAMP, interval, number, percent, stamped
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import pandas as pd
 
-from loadgen.reports.columns import Column
-from loadgen.reports.rows import CsvRow, right
+from loadgen.reports.rows import Column, CsvRow, right
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.words import STAMP, number, percent
 

@@ -1,10 +1,11 @@
-"""The columns of the report's tables: results, traffic, the client, the paper's indices and claims, cost models."""
+"""Tables: a column, a table, and the columns of the report's: results, traffic, client, indices, claims and models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
+import msgspec
 import pandas as pd
 
 from loadgen.analysis.claims import Claim
@@ -16,8 +17,54 @@ from loadgen.analysis.models.fit import BStar, ModelFit, Parameter
 from loadgen.analysis.models.study import ModelStudy, Observed
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import COLUMNS
-from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, Table, table_of
 from loadgen.words import STAMP, batch, interval, known, number, percent, percents, span, spanned
+
+Kind = Literal["figure", "interval", "name", "short", "text"]
+"""Figures are aligned to the right; `interval` belongs to the column before it; `name` heads its row; `short` is text
+that stays on one line."""
+INTERVAL: Kind = "interval"
+NAME: Kind = "name"
+SHORT: Kind = "short"
+TEXT: Kind = "text"
+Row = tuple[str, ...]
+Entry = TypeVar("Entry")
+
+
+class Column(msgspec.Struct, Generic[Entry], frozen=True):
+    """`show`: the entry's text in this column, empty for what was not measured."""
+
+    heading: str
+    show: Callable[[Entry], str]
+    kind: Kind = "figure"
+
+
+class Table(msgspec.Struct, frozen=True):
+    """A heading and a kind per column; rows of as many texts."""
+
+    headings: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    rows: list[Row]
+
+    @property
+    def filled(self) -> Table:
+        """The table without the columns that are empty in all rows."""
+        return self.without(place for place in range(len(self.headings)) if not any(row[place] for row in self.rows))
+
+    def without(self, places: Iterable[int]) -> Table:
+        """The table without the columns at these places."""
+        kept = sorted({*range(len(self.headings))} - {*places})
+        rows = [tuple(row[place] for place in kept) for row in self.rows]
+        return Table(tuple(self.headings[place] for place in kept), tuple(self.kinds[place] for place in kept), rows)
+
+
+def table_of(columns: Sequence[Column[Entry]], entries: Iterable[Entry]) -> Table:
+    """A row per entry."""
+    return Table(
+        tuple(column.heading for column in columns),
+        tuple(column.kind for column in columns),
+        [tuple(column.show(entry) for column in columns) for entry in entries],
+    )
+
 
 CsvRow = Mapping[Any, Any]
 """Of summary.csv, cells.csv or compare.csv."""

@@ -8,7 +8,7 @@ from itertools import groupby
 from loadgen.analysis.trust.accuracy import AccuracyComparison
 from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest
 from loadgen.analysis.trust.trends import DepthBucket, TrustInvariance
-from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column
+from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column
 from loadgen.words import interval, number, percent, percents, spanned
 
 AGAINST = (

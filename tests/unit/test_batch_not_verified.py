@@ -16,13 +16,12 @@ from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.run import Run, batch_of, load_run
 from loadgen.measure.observer import Progress
 from loadgen.record.cell import Cell
-from loadgen.reports.columns import table_of
 from loadgen.reports.compare import RUNS
 from loadgen.reports.figures import draw_figures
 from loadgen.reports.figures.sheet import batch_title
 from loadgen.reports.html.page import page
 from loadgen.reports.live import LiveView
-from loadgen.reports.rows import RESULT, summary_rows
+from loadgen.reports.rows import RESULT, summary_rows, table_of
 from loadgen.reports.terminal import end_lines
 
 

@@ -15,9 +15,8 @@ from loadgen.analysis.client import Check, ClientFigures, NearestCheck, client_c
 from loadgen.analysis.run import load_run
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import Cell
-from loadgen.reports.columns import table_of
 from loadgen.reports.html.page import page
-from loadgen.reports.rows import CLIENT
+from loadgen.reports.rows import CLIENT, table_of
 from loadgen.serving.exposition import ServerSample
 
 

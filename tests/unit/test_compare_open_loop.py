@@ -12,9 +12,9 @@ import loadgen
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.compare.comparison import RunComparison
 from loadgen.analysis.compare.nstar import stratum_of
-from loadgen.reports.columns import table_of
 from loadgen.reports.compare import RUNS
 from loadgen.reports.html.compare import speed_over_concurrency
+from loadgen.reports.rows import table_of
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,8 @@ from made_study import BATCHES, ITL_MS, REPEATS, made_study
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.run import Run
-from loadgen.reports.columns import table_of
 from loadgen.reports.figures import Figure, draw_figures
-from loadgen.reports.rows import RESULT, summary_rows
+from loadgen.reports.rows import RESULT, summary_rows, table_of
 
 REFERENCE, *OTHERS = ITL_MS
 KEYS = [(target, b) for target in ITL_MS for b in BATCHES]

@@ -12,8 +12,7 @@ from made_run import answer, cell_data
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.models.study import cost_models
 from loadgen.analysis.validity import Validity
-from loadgen.reports.columns import table_of
-from loadgen.reports.rows import MODELS, model_notes, model_sentences
+from loadgen.reports.rows import MODELS, model_notes, model_sentences, table_of
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ from loadgen.analysis.indices.dominance import Dominance, WeightShare, WeightSpa
 from loadgen.analysis.indices.study import TargetIndices
 from loadgen.analysis.trust.accuracy import compare_accuracy, judge
 from loadgen.analysis.trust.study import TrustTest
-from loadgen.reports.columns import table_of
-from loadgen.reports.rows import INDICES, SHARES, dominance, shares
+from loadgen.reports.rows import INDICES, SHARES, dominance, shares, table_of
 from loadgen.reports.trust import verdict_sentences
 
 

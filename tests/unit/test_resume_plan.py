@@ -22,14 +22,7 @@ from loadgen.power.sample import PowerSample
 from loadgen.record.cell import TargetSpec, plan_blocks
 from loadgen.record.journal import CellEnd, CellStart, Journal, cell_end, cell_file, cell_files, power_file, sealed
 from loadgen.record.manifest import Attempt, Manifest, ManifestFile, ServerRecord, read_manifest
-from loadgen.record.rundir import (
-    held,
-    resume_command,
-    set_aside,
-    unfinished,
-    unfinished_cells,
-    why_unfinished,
-)
+from loadgen.record.rundir import held, resume_command, set_aside, unfinished, unfinished_cells, why_unfinished
 from loadgen.serving.process import free_port
 
 KILLED = "killed before its last record"

@@ -15,7 +15,7 @@ from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run
 from loadgen.reports.figures.curves import Estimates, batches_of, draw_estimates, mark_crossovers, summary_estimates
-from loadgen.reports.figures.sheet import (
+from loadgen.reports.figures.sheet import (  # fmt: skip
     Figure,
     Look,
     Sheet,
@@ -28,7 +28,7 @@ from loadgen.reports.figures.sheet import (
     place,
     questions,
     tip_of,
-)  # fmt: skip
+)
 from loadgen.serving.recipe import load_recipes
 
 _PANELS = {

@@ -14,7 +14,7 @@ from loadgen.analysis.answer import PER_QUERY
 from loadgen.analysis.crossover.crossover import placed
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run, batch_of
-from loadgen.reports.figures.sheet import (
+from loadgen.reports.figures.sheet import (  # fmt: skip
     Figure,
     Look,
     Sheet,
@@ -26,7 +26,7 @@ from loadgen.reports.figures.sheet import (
     place,
     questions,
     tip_of,
-)  # fmt: skip
+)
 from loadgen.words import batch, known, number
 
 Estimates = Mapping[str, Sequence[tuple[float, int, Estimate]]]

@@ -16,11 +16,11 @@ from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.estimate import Estimate
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
-from loadgen.reports.columns import table_of
 from loadgen.reports.compare import BANNER, CLAIMED, COR_MEANS, IMPORTED, PUBLISHED, RUNS, findings, notes
 from loadgen.reports.figures.sheet import STYLE, Figure, Sheet, batch_axis, border, log_axis, looks_of, tip_of
 from loadgen.reports.html.markup import Html, element, gallery, items, join, table
 from loadgen.reports.html.page import document
+from loadgen.reports.rows import table_of
 from loadgen.words import STAMP, stamped
 
 Points = Sequence[tuple[float, float]]

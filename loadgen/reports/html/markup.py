@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from xml.etree import ElementTree
 
 from loadgen.folder import Folder
-from loadgen.reports.columns import NAME, TEXT, Table
 from loadgen.reports.figures import Figure
+from loadgen.reports.rows import NAME, TEXT, Table
 from loadgen.secret import visible
 from loadgen.words import STAMP
 

@@ -21,10 +21,10 @@ from loadgen.load.openloop import CLOSED
 from loadgen.power.sample import GpuInfo
 from loadgen.record.manifest import Manifest, ServerRecord
 from loadgen.reports import rows
-from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, Table, table_of
 from loadgen.reports.figures import Figure, draw_figures
 from loadgen.reports.html import sections
 from loadgen.reports.html.markup import Html, element, facts, gallery, join, stamp, table
+from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column, Table, table_of
 from loadgen.reports.terminal import subject, terms
 from loadgen.words import NOT_KNOWN, STAMP, WHY_NOT_KNOWN, number, percent, percents, span
 

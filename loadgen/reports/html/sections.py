@@ -11,8 +11,8 @@ from loadgen.analysis.run import Run
 from loadgen.analysis.validity import Invalid, invalid_sentences
 from loadgen.analysis.warnings import checkpoint_notes, planned_cells
 from loadgen.reports import rows, trust
-from loadgen.reports.columns import INTERVAL, NAME, SHORT, TEXT, Column, table_of
 from loadgen.reports.html.markup import Html, element, items, join, stamp, table
+from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column, table_of
 from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, span
 
 Of = TypeVar("Of")
