@@ -19,8 +19,7 @@ from loadgen.analysis.crossover.crossing import Crossing
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run, load_run
-from loadgen.reports.grid import grid_lines
-from loadgen.reports.terminal import MOST_LINES, end_lines, print_end
+from loadgen.reports.terminal import MOST_LINES, end_lines, grid_lines, print_end
 
 BATCHES = (1, 16, 64, 128)
 PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4", "bnb-int8", "fp8", "gptq-int8", "bf16")

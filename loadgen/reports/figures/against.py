@@ -15,7 +15,7 @@ from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run
 from loadgen.reports.figures.curves import Estimates, batches_of, draw_estimates, mark_crossovers, summary_estimates
-from loadgen.reports.figures.sheet import (  # fmt: skip
+from loadgen.reports.figures.sheet import (
     Figure,
     Look,
     Sheet,

@@ -14,7 +14,7 @@ from loadgen.analysis.answer import PER_QUERY
 from loadgen.analysis.crossover.crossover import placed
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run, batch_of
-from loadgen.reports.figures.sheet import (  # fmt: skip
+from loadgen.reports.figures.sheet import (
     Figure,
     Look,
     Sheet,
