@@ -13,8 +13,8 @@ from loadgen.analysis.indices.dominance import Dominance, WeightShare, WeightSpa
 from loadgen.analysis.indices.study import TargetIndices
 from loadgen.analysis.trust.accuracy import compare_accuracy, judge
 from loadgen.analysis.trust.study import TrustTest
+from loadgen.reports.html.sections import verdict_sentences
 from loadgen.reports.rows import INDICES, SHARES, dominance, shares, table_of
-from loadgen.reports.trust import verdict_sentences
 
 
 def entry(**changed: Any) -> TargetIndices:
