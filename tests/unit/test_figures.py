@@ -22,8 +22,7 @@ from loadgen.analysis.tables import summarize, write_cells, write_summary
 from loadgen.analysis.trust.study import DepthTest
 from loadgen.analysis.validity import Validity
 from loadgen.reports.figures import Figure, draw_figures
-from loadgen.reports.figures.against import draw_backends, equal_bits
-from loadgen.reports.figures.curves import draw_curves
+from loadgen.reports.figures.curves import draw_backends, draw_curves, equal_bits
 from loadgen.reports.figures.latency import Latencies, draw_latency, read_cells
 from loadgen.reports.figures.sheet import COLOURS, GRID, INVALID, MOST_POINTS, STAMP, STYLE, TEXT, Sheet, looks_of
 from loadgen.reports.figures.timeline import Traces, draw_timelines
