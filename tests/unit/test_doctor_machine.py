@@ -16,7 +16,7 @@ from made_exporter import info
 from made_hub import put_in_cache
 from nvml_stub.build import Curve, build_stub, uuid_of
 
-from loadgen.doctor import docker
+from loadgen.doctor import examination as docker
 from loadgen.doctor import hardware as gpu
 from loadgen.doctor import hardware as timing
 from loadgen.doctor.examination import ports
