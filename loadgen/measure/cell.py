@@ -17,11 +17,10 @@ from types import FrameType
 
 import msgspec
 
-from loadgen.load.assignment import Assignment
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Window, latencies_in
 from loadgen.load.load import Load
-from loadgen.load.workers import Workers
+from loadgen.load.workers import Assignment, Workers
 from loadgen.measure.observer import LiveFigures, Observer, Progress
 from loadgen.measure.power import PowerRecorder
 from loadgen.record.cell import Cell

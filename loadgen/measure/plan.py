@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from loadgen.load.assignment import Assignment
 from loadgen.load.body import BodyChanges
+from loadgen.load.workers import Assignment
 from loadgen.measure.config import api_key
 from loadgen.measure.machine import client_record, host_record
 from loadgen.measure.settings import as_stored

@@ -10,9 +10,9 @@ import msgspec
 import uvloop
 
 from loadgen.errors import UsageError
-from loadgen.load.assignment import Assignment
 from loadgen.load.body import BodyChanges, named_fields
 from loadgen.load.exchange import Exchange, Raw, concealed, read_exchange
+from loadgen.load.workers import Assignment
 from loadgen.measure.servers import NotReady, Patience
 from loadgen.secret import Mask
 

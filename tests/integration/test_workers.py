@@ -20,9 +20,8 @@ from conftest import KnownServer, known_server
 
 import loadgen
 from loadgen.guardian import PROC
-from loadgen.load.assignment import Assignment
 from loadgen.load.exchange import Exchange
-from loadgen.load.workers import Workers
+from loadgen.load.workers import Assignment, Workers
 from loadgen.record.journal import CellEnd, cell_files, read_records
 from loadgen.workload.protocol import load_protocol
 from loadgen.workload.questions import sample_items, warmup_items

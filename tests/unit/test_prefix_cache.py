@@ -11,9 +11,9 @@ import pytest
 from loadgen.analysis.cells import summarize_cell
 from loadgen.analysis.warnings import hit_warnings, share_marks
 from loadgen.errors import UsageError
-from loadgen.load.assignment import Assignment
 from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.load import Share
+from loadgen.load.workers import Assignment
 from loadgen.measure.config import configure
 from loadgen.serving.metrics import read_metrics
 from loadgen.serving.recipe import fair_settings

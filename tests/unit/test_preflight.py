@@ -11,8 +11,8 @@ import pytest
 from wild_server import DONE, Wild, serving, whole
 
 from loadgen.errors import UsageError
-from loadgen.load.assignment import Assignment
 from loadgen.load.body import BodyChanges
+from loadgen.load.workers import Assignment
 from loadgen.measure import preflight
 from loadgen.measure import servers as readiness
 from loadgen.measure.observer import Observer
