@@ -16,7 +16,7 @@ import uvloop
 
 from loadgen.doctor.finding import Finding, Mode, absent, judged
 from loadgen.errors import UsageError
-from loadgen.load.probe import ClientProbe
+from loadgen.load.load import ClientProbe
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.sampler import select_gpus

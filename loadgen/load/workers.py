@@ -27,11 +27,10 @@ from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.closedloop import Slot
 from loadgen.load.exchange import Exchange, concealed
 from loadgen.load.http import Endpoint, HttpSlot
-from loadgen.load.load import WHOLE, ClosedLoad, Feed, Load, LocalLoad, OnExchange, Share
+from loadgen.load.load import WHOLE, ClientUse, ClosedLoad, Feed, Load, LocalLoad, OnExchange, ProcessUse, Share
 from loadgen.load.openai_sdk import SdkSlot, sdk_client
 from loadgen.load.openload import OpenLoad
 from loadgen.load.openloop import Arrivals, Schedule
-from loadgen.load.probe import ClientUse, ProcessUse
 from loadgen.processgroup import end_with, exit_words
 from loadgen.secret import Mask, without_secrets
 from loadgen.workload.item import Item

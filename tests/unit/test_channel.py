@@ -6,7 +6,7 @@ import pytest
 from made_run import answer
 
 from loadgen.load.exchange import Exchange
-from loadgen.load.probe import ProcessUse
+from loadgen.load.load import ProcessUse
 from loadgen.load.workers import Channel, WorkerState
 
 Report = Exchange | WorkerState | ProcessUse

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from test_pool import VirtualTimeLoop
 
-from loadgen.load.probe import PROBE_S, ClientProbe, ClientUse, ProcessUse
+from loadgen.load.load import PROBE_S, ClientProbe, ClientUse, ProcessUse
 
 
 def watched(held: list[tuple[float, float]], until_s: float) -> ProcessUse:
