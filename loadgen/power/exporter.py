@@ -20,14 +20,22 @@ from prometheus_client import CollectorRegistry
 
 from loadgen.address import http_url, listen
 from loadgen.power.energy import MARGIN_S
-from loadgen.power.exposition import PowerCollector
 from loadgen.power.feed import boot_id
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
 from loadgen.power.sample import GpuInfo, PowerSample, SourceKind, UnreadableGpu
 from loadgen.power.sampler import DARK_S, Sampler, SamplerStatistics, dark_reason, select_gpus
 from loadgen.power.trace import calibrate
-from loadgen.power.wire import PAGE_SAMPLES, ClockReading, Gpus, NotCoveredError, SamplePage, Windows, window_energies
+from loadgen.power.wire import (
+    PAGE_SAMPLES,
+    ClockReading,
+    Gpus,
+    NotCoveredError,
+    PowerCollector,
+    SamplePage,
+    Windows,
+    window_energies,
+)
 from loadgen.secret import visible
 from loadgen.webserver import metrics_page, serve
 

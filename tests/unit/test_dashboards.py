@@ -14,7 +14,7 @@ from made_exporter import info
 from prometheus_client.core import Metric
 
 from loadgen.measure.metrics import SweepMetrics
-from loadgen.power.exposition import PowerCollector
+from loadgen.power.wire import PowerCollector
 from loadgen.serving.recipe import recipe_names
 from loadgen.serving.simulated.metrics import EngineStats, StatsCollector
 

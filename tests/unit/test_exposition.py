@@ -7,7 +7,7 @@ from made_exporter import GPU, OTHER, info, sample
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from loadgen.power.exposition import STALE_S, PowerCollector
+from loadgen.power.wire import STALE_S, PowerCollector
 
 S = 1_000_000_000
 
