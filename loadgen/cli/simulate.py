@@ -86,8 +86,7 @@ def command(**_: Any) -> None:
     from loadgen.power.simulated import Sensors, parse_faults
     from loadgen.serving.simulated.answers import BEHAVIOURS, known_items
     from loadgen.serving.simulated.cost import speed_up
-    from loadgen.serving.simulated.engine import EngineLimits
-    from loadgen.serving.simulated.metrics import GpuOptions
+    from loadgen.serving.simulated.engine import EngineLimits, GpuOptions
     from loadgen.serving.simulated.server import SimulatedServer, serve
 
     shares = {name: value for name, value in given_options(SimulateOptions).items() if name in SHARES}

@@ -16,7 +16,7 @@ from prometheus_client.core import Metric
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.power.wire import PowerCollector
 from loadgen.serving.recipe import recipe_names
-from loadgen.serving.simulated.metrics import EngineStats, StatsCollector
+from loadgen.serving.simulated.engine import EngineStats, StatsCollector
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dashboards"

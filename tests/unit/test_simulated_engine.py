@@ -5,8 +5,7 @@ import pytest
 from loadgen.power.simulated import PowerCurve
 from loadgen.serving.simulated import engine as steploop
 from loadgen.serving.simulated.cost import load_presets
-from loadgen.serving.simulated.engine import Engine, EngineLimits, Sequence
-from loadgen.serving.simulated.metrics import EngineStats, Histogram
+from loadgen.serving.simulated.engine import Engine, EngineLimits, EngineStats, Histogram, Sequence
 
 PRESETS = load_presets()
 FP16 = PRESETS.cost("fp16")

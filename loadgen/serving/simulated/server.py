@@ -17,8 +17,16 @@ from loadgen import webserver
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.answers import AnswerBook, Behaviour, Output, cut_output
 from loadgen.serving.simulated.cost import MEMORY_SHARE, Cost
-from loadgen.serving.simulated.engine import Engine, EngineLimits, Sequence, StepLoop
-from loadgen.serving.simulated.metrics import EngineStats, GpuOptions, SimulatedGpu, StatsCollector
+from loadgen.serving.simulated.engine import (
+    Engine,
+    EngineLimits,
+    EngineStats,
+    GpuOptions,
+    Sequence,
+    SimulatedGpu,
+    StatsCollector,
+    StepLoop,
+)
 from loadgen.serving.simulated.request import Generation, RequestError, parse_chat, parse_completion
 from loadgen.workload.item import Item
 
