@@ -14,8 +14,7 @@ import json
 from pathlib import Path
 
 import loadgen
-from loadgen.serving.simulated.cost import load_presets
-from loadgen.serving.simulated.steadystate import closed_loop
+from loadgen.serving.simulated.cost import closed_loop, load_presets
 
 
 def main() -> None:

@@ -27,8 +27,7 @@ from loadgen.analysis.crossover.crossing import Crossing, shared_sizes
 from loadgen.analysis.crossover.crossover import Crossover, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.estimate import wilson_interval
-from loadgen.serving.simulated.cost import Cost, Presets, load_presets
-from loadgen.serving.simulated.steadystate import closed_loop
+from loadgen.serving.simulated.cost import Cost, Presets, closed_loop, load_presets
 
 STUDIES = 300
 LEVEL_STUDIES = 1000

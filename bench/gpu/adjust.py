@@ -18,8 +18,7 @@ from scipy.optimize import least_squares
 
 from bench.gpu.simulator import pairs, preset_gpu, preset_model
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.cost import Activity, Cost, Gpu, Model, Precision, Presets, load_presets
-from loadgen.serving.simulated.steadystate import closed_loop
+from loadgen.serving.simulated.cost import Activity, Cost, Gpu, Model, Precision, Presets, closed_loop, load_presets
 
 DENSE = ("fp16", "bf16")
 FREE = {

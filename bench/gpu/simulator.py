@@ -26,8 +26,7 @@ from loadgen.measure.config import HEADROOM_SEQS
 from loadgen.record.manifest import read_manifest
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
-from loadgen.serving.simulated.cost import Model, Presets, load_presets
-from loadgen.serving.simulated.steadystate import closed_loop
+from loadgen.serving.simulated.cost import Model, Presets, closed_loop, load_presets
 
 START_S = 60.0
 _LEARNING = "h100-like"

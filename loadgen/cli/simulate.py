@@ -68,8 +68,8 @@ def command(**_: Any) -> None:
     precision, port, host, gpu, model = o["precision"], o["port"], o["host"], o["gpu"], o["model"]
     presets = load_presets(Path(o["cost_file"]) if o["cost_file"] else None)
     if o["explain"]:
-        from loadgen.serving.simulated.steadystate import Workload
-        from loadgen.serving.simulated.steadystate import explain as explained
+        from loadgen.serving.simulated.cost import Workload
+        from loadgen.serving.simulated.cost import explain as explained
 
         context = o["context_tokens"]
         workload = Workload(prompt_tokens=o["prompt_tokens"], answer_tokens=o["answer_tokens"], context_tokens=context)

@@ -12,8 +12,7 @@ import pytest
 from bench.gpu.adjust import FREE, adjust, laid_over, report, to_toml
 from bench.gpu.simulator import pairs
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.cost import Activity, load_presets
-from loadgen.serving.simulated.steadystate import closed_loop
+from loadgen.serving.simulated.cost import Activity, closed_loop, load_presets
 
 PRESETS = load_presets()
 TRUE_GPU = msgspec.structs.replace(

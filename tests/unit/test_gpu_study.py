@@ -22,8 +22,7 @@ from bench.gpu.simulator import DOCS, anchors, pairs, replaced, section, simulat
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.cost import load_presets
-from loadgen.serving.simulated.steadystate import closed_loop
+from loadgen.serving.simulated.cost import closed_loop, load_presets
 
 NOTE = "random weights: speed and energy only"
 STEP = Step(name="b-mistral", why="to see", kind="sweep", model="Mistral-7B-v0.3", serve=("fp16", "awq"))

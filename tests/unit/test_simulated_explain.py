@@ -7,8 +7,7 @@ from click.testing import CliRunner
 
 from loadgen.cli import group
 from loadgen.errors import UsageError
-from loadgen.serving.simulated.cost import load_presets
-from loadgen.serving.simulated.steadystate import Workload, closed_loop, decode_only, explain
+from loadgen.serving.simulated.cost import Workload, closed_loop, decode_only, explain, load_presets
 
 PRESETS = load_presets()
 

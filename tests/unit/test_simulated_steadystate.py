@@ -4,9 +4,8 @@ import random
 
 import pytest
 
-from loadgen.serving.simulated.cost import load_presets
+from loadgen.serving.simulated.cost import Crossing, closed_loop, crossings, decode_only, fits, load_presets
 from loadgen.serving.simulated.engine import Engine, EngineLimits, EngineStats, Sequence
-from loadgen.serving.simulated.steadystate import Crossing, closed_loop, crossings, decode_only, fits
 
 PRESETS = load_presets()
 
