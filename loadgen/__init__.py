@@ -7,9 +7,10 @@ run.summary
 
 from __future__ import annotations
 
+__version__ = "0.1.0"
+
 from typing import TYPE_CHECKING, Unpack, cast
 
-from loadgen._version import __version__
 from loadgen.errors import ServerError, UsageError
 from loadgen.options import ReportOptions, RunOptions, SelftestOptions, complete, takes
 

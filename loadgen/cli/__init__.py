@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from click.core import ParameterSource
 
-from loadgen._version import __version__
+from loadgen import __version__
 from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
 from loadgen.options import Option, complete, declared
 from loadgen.secret import Mask, show_only_visible, visible_message

@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen._version import __version__
+from loadgen import __version__
 from loadgen.errors import ServerError, UsageError
 from loadgen.guardian import PROC
 from loadgen.load.kernelstamps import read_clocks

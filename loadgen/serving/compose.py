@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from loadgen._version import __version__
+from loadgen import __version__
 from loadgen.errors import UsageError
 from loadgen.serving.launch import plan_launch, plan_simulated
 from loadgen.serving.recipe import PACKAGE, Recipe, data_dir, load_models, load_recipes

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from loadgen._version import __version__
+from loadgen import __version__
 from loadgen.analysis.compare.comparison import RunComparison, size_words
 from loadgen.analysis.compare.imported import ImportedPoint
 from loadgen.analysis.compare.nstar import NStar

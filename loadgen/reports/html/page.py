@@ -10,7 +10,7 @@ from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 
-from loadgen._version import __version__
+from loadgen import __version__
 from loadgen.analysis.analyse import Analysis
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.indices.study import TargetIndices
