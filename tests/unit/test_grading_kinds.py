@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from grading_cases import CHOICES, NUMBERS, OPTIONS
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from loadgen.bounds import MOST_GRADED
 from loadgen.workload.grading import VERSION, grade
+from loadgen.workload.grading.marks import marks
 from loadgen.workload.item import ItemFacts
 
 ROWS = [(kind, (), "gsm8k_cot_zeroshot", *row) for kind, rows in NUMBERS.items() for row in rows] + [
@@ -71,3 +75,19 @@ def test_how_much_of_an_answer_is_read_has_a_bound() -> None:
     """A strict match in the middle, which the harness finds, is not looked for."""
     text = "word " * MOST_GRADED + "#### 5 " + "word " * MOST_GRADED
     assert grade(text, ItemFacts(gold="5"), protocol="gsm8k", finish_reason="stop").strict is False
+
+
+MARKING = st.lists(
+    st.sampled_from(
+        ("####", "#", " ", "\t", "\n", "answer", "Answers", "ans", "Ans:", "means", "A:", "a :", "Solution:", "<result>")
+        + ("<answer>", "[final]", "is ", "is the ", "our ", "final ", "correct ", "18", "-5", "=", ":", "of x", "isn't ")
+        + ("cannot ", "(", "*", "antwort", "respuesta", "\\boxed{", "}", "_", ".", ",")
+    )
+).map("".join)
+
+
+@given(MARKING)
+def test_the_marks_of_a_text_are_the_same_beside_a_letter_that_is_not_ascii(text: str) -> None:
+    """ASCII texts are searched on some lines alone, others everywhere."""
+    beside = [replace(mark, begin=mark.begin - 2) for mark in marks(f"é\n{text}")]
+    assert list(marks(text)) == beside

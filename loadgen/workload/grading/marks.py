@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
 
 import msgspec
@@ -145,6 +145,11 @@ CHOICE_MARKS = re.compile(
     re.IGNORECASE,
 )
 """The marks of a multiple-choice answer: those of any, and "option is", "Correct:", "I pick", "C is the answer"."""
+_HINT = re.compile(
+    r"(?:####|answer|antwort|respuesta|resposta|risposta|ans(?<![a-z]ans)(?![a-z0-9_])|[<\[](?:solution|final|result)[>\]])"
+)
+_INITIAL = re.compile(r"(?m:^)[ \t]*(?:a|ans|solution|result)[ \t]?:")
+"""One of them is on each line of an ASCII text, in lower case, on which a match of `_TELLING` begins."""
 COLON_KINDS = ("colon", "heading", "initial")
 """Marks such as "Answer:"."""
 _EXTRACTORS: dict[str, Extractor] = {"hashes": "hashes", "tag": "tag"}
@@ -172,13 +177,33 @@ class Mark(msgspec.Struct, frozen=True):
 
 def marks(text: str, telling: re.Pattern[str] = _TELLING) -> Iterator[Mark]:
     """The marks of a text in plain notation, the last first; at most `MARKS`."""
-    found = [_mark(match) for match in deque(telling.finditer(text), maxlen=MARKS)]
+    told = _told(text) if telling is _TELLING else telling.finditer(text)
+    found = [_mark(match) for match in deque(told, maxlen=MARKS)]
     ends = list(boxes(text))
     for (end, content), (before, _) in zip_longest(ends, ends[1:], fillvalue=(len(text), "")):
         begin = end - len(content)
         either = bool(_OR_ALONE.fullmatch(text[before + 1 : begin][:40]))
         found.append(Mark("boxed", "boxed", begin, content, hedged=either))
     yield from sorted(found, key=lambda mark: mark.begin, reverse=True)[:MARKS]
+
+
+def _told(text: str) -> Iterable[re.Match[str]]:
+    """What `_TELLING.finditer` finds. It tries a dozen beginnings at each character: here on lines that have a hint."""
+    if not text.isascii():
+        yield from _TELLING.finditer(text)
+        return
+    lower, place = text.lower(), 0
+    begins = {lower.rfind("\n", 0, hint.start()) + 1 for hint in _HINT.finditer(lower)}
+    if ":" in lower:
+        begins |= {hint.start() for hint in _INITIAL.finditer(lower)}
+    for begin in sorted(begins):
+        end = lower.find("\n", begin)
+        while place <= (end if end >= 0 else len(text)):
+            found = _TELLING.search(text, max(place, begin))
+            if found is None:
+                return
+            yield found
+            place = max(found.end(), found.start() + 1)
 
 
 def _mark(match: re.Match[str]) -> Mark:

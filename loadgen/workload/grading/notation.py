@@ -56,6 +56,8 @@ _SPACED_GROUPS = re.compile(
     r"|-[A-Za-z]| ?[0-9])"
     r"|(?<=[+*=-] )([1-9][0-9]{0,2})((?:[ ~][0-9]{3}){1,5})(?![0-9A-Za-z/_%]|,[0-9]|-[A-Za-z]| ?[0-9])"
 )
+_SPACED = re.compile(r"[0-9][ ~][0-9]{3}")
+"""What they have within them: to look for it is five times as fast."""
 _SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s?([0-9])\s?([0-9])(?![0-9])")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?\{\s?(-?[0-9.,]{1,40})\s?\}\s?\{\s?([0-9.,]{1,40})\s?\}")
 _LONG_FRACTION = re.compile(r"\\[dtc]?frac\s?\{([^{}\n]{1,80})\}\s?\{([^{}\n]{1,80})\}")
@@ -91,8 +93,10 @@ def plain(text: str) -> str:
         text = _of_latex(text)
     if "~" in text:
         text = _THIN.sub(" ", text)
-    text = _MONEY.sub(" ", _MONEY_WORD.sub(" ", _NEGATIVE_MONEY.sub("-", text)))
-    return _SPACED_GROUPS.sub(lambda found: found[0].replace(" ", ","), text)
+    text = _MONEY_WORD.sub(" ", _NEGATIVE_MONEY.sub("-", text))
+    if "$" in text or not text.isascii():
+        text = _MONEY.sub(" ", text)
+    return _SPACED_GROUPS.sub(lambda found: found[0].replace(" ", ","), text) if _SPACED.search(text) else text
 
 
 def last_match(pattern: re.Pattern[str], text: str, begin: int = 0) -> re.Match[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import lru_cache
 
 import msgspec
 
@@ -117,6 +118,7 @@ def last_stated(
     return refused
 
 
+@lru_cache(maxsize=1 << 12)
 def read_statement(
     line: str, *, boxed: bool = False, heading: bool = False, bullet: bool = False
 ) -> Stated | Refused | None:
