@@ -146,7 +146,8 @@ CHOICE_MARKS = re.compile(
 )
 """The marks of a multiple-choice answer: those of any, and "option is", "Correct:", "I pick", "C is the answer"."""
 _HINT = re.compile(
-    r"(?:####|answer|antwort|respuesta|resposta|risposta|ans(?<![a-z]ans)(?![a-z0-9_])|[<\[](?:solution|final|result)[>\]])"
+    r"####|answer|antwort|respuesta|resposta|risposta|ans(?<![a-z]ans)(?![a-z0-9_])"
+    r"|[<\[](?:solution|final|result)[>\]]"
 )
 _INITIAL = re.compile(r"(?m:^)[ \t]*(?:a|ans|solution|result)[ \t]?:")
 """One of them is on each line of an ASCII text, in lower case, on which a match of `_TELLING` begins."""
