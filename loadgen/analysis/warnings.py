@@ -127,7 +127,8 @@ def checkpoint_notes(manifest: Manifest) -> list[str]:
     for server in manifest.servers:
         for note in filter(None, (server.note, *server.remarks)):
             targets.setdefault(note, {})[server.name] = None
-    return [*(f"{', '.join(names)}: {note}" for note, names in targets.items()), *unequal_servers(manifest)]
+    chosen = [f"{name}: {found}" for name, found in manifest.checkpoints.items()]
+    return [*(f"{', '.join(names)}: {note}" for note, names in targets.items()), *chosen, *unequal_servers(manifest)]
 
 
 def unequal_servers(manifest: Manifest) -> list[str]:

@@ -18,9 +18,10 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.options import Host, MaxModelLen, Option, Served, StartTimeout, Vllm
 from loadgen.secret import secrets_of, visible, visible_message
 from loadgen.serving.checkpoint import token_warning
+from loadgen.serving.hub import Derivatives, is_hub_id
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import Patience, ServerProcess
-from loadgen.serving.recipe import Device, Dtype, Recipe, load_recipe, load_recipes
+from loadgen.serving.recipe import Device, Dtype, NoCheckpoint, Recipe, in_serve, load_recipe, load_recipes
 
 
 # fmt: off
@@ -39,7 +40,8 @@ class ServeOptions(TypedDict, total=False):
         "TYPE", "Activations: float16 or bfloat16.", otherwise="float16 on cuda, bfloat16 on cpu")]
     start_timeout: StartTimeout
     vllm: Vllm
-    listing: Annotated[bool, Option("", "Show every recipe and end.", default=False, flag="list")]
+    listing: Annotated[bool, Option(
+        "", "Show every recipe, or with --model what each would serve, and end.", default=False, flag="list")]
     printing: Annotated[bool, Option(
         "", "Show the command and its environment; start nothing.", default=False, flag="print")]
 # fmt: on
@@ -56,24 +58,28 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     \b
     Examples:
       loadgen serve --list
+      loadgen serve --list --model Qwen/Qwen3-8B
       loadgen serve awq --model mistralai/Mistral-7B-Instruct-v0.3 --print
       loadgen serve bnb-nf4 --model ~/models/my-model --port 8001 -- --gpu-memory-utilization 0.8
     """
     o = completed(ServeOptions)
     model, device, dtype = o["model"], o["device"], o["dtype"]
     if o["listing"]:
-        click.echo(recipe_table(load_recipes()))
+        recipes = load_recipes()
+        click.echo(recipe_table(recipes) if model is None else checkpoint_table(recipes, model))
         return
     if name is None:
         raise UsageError("serve needs the NAME of a recipe; `loadgen serve --list` shows them")
     recipe = load_recipe(name)
-    if model is None:
-        raise UsageError(f"serve {name} needs --model, a Hugging Face id or a folder")
+    if model is None and o["checkpoint"] is None:
+        raise UsageError(f"serve {name} needs --model, a Hugging Face id or a folder, or --checkpoint")
     if dtype and recipe.dtype and dtype != recipe.dtype:
         raise UsageError(f"recipe {name!r} fixes its activations to {recipe.dtype}; omit --dtype {dtype}")
     named = None if o["vllm"] is None else str(o["vllm"])
+    checkpoint = o["checkpoint"] or _chosen(recipe, str(model))
     launch = plan_launch(
-        recipe, model=model, device=device, dtype=dtype, checkpoint=o["checkpoint"], port=o["port"], host=o["host"],
+        recipe, model=model or "", device=device, dtype=dtype, checkpoint=checkpoint, naming=in_serve,
+        port=o["port"], host=o["host"],
         vllm=find_vllm(device, named) if named or not o["printing"] else _vllm_to_show(device),
         max_num_seqs=o["max_num_seqs"], tensor_parallel=o["tensor_parallel"], max_model_len=o["max_model_len"],
         extra_args=extra_args,
@@ -81,7 +87,7 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     if o["printing"]:
         click.echo(launch.shell)
         return
-    confirm_checkpoint(launch)
+    confirm_checkpoint(launch, in_serve)
     if warning := token_warning():
         say(warning)
     if secrets_of(extra_args, {}):
@@ -91,6 +97,39 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     except ServerError as error:
         say(str(error))
         sys.exit(1)
+
+
+def _chosen(recipe: Recipe, model: str) -> str | None:
+    """The checkpoint that the hub is asked for, where the recipe knows none; None: the recipe decides."""
+    try:
+        recipe.checkpoint_for(model, in_serve)
+    except NoCheckpoint:
+        if not is_hub_id(model):
+            raise
+        found = Derivatives(model).choose(recipe, in_serve)
+        say(f"{recipe.name} serves {found}")
+        return found.id
+    return None
+
+
+def checkpoint_table(recipes: dict[str, Recipe], model: str) -> str:
+    """One aligned line per recipe: what it would serve for this model, or why it cannot."""
+    listed, rows = Derivatives(model), []
+    for recipe in recipes.values():
+        try:
+            served = recipe.checkpoint_for(model)
+            quantized = ", quantized while loading" if recipe.checkpoint == "own" else ""
+            quantized = ", quantized while loading" if recipe.in_flight_args else quantized
+            rows.append((recipe.name, served + quantized * (served == model)))
+        except NoCheckpoint as error:
+            try:
+                rows.append((recipe.name, str(listed.choose(recipe)) if is_hub_id(model) else f"- {error}"))
+            except UsageError as other:
+                rows.append((recipe.name, f"- {other}"))
+        except UsageError as error:
+            rows.append((recipe.name, f"- {error}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {served}" for name, served in [("NAME", f"SERVES FOR {model}"), *rows])
 
 
 def recipe_table(recipes: dict[str, Recipe]) -> str:

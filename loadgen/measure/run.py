@@ -74,7 +74,8 @@ def run_sweep(
     with new_run_dir(config) as run_dir:
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
     manifest = plan.manifest(power, learned.changes, given, simulated=source.simulated)
-    remember(manifest.config)
+    manifest = replace(manifest, checkpoints=dict(source.found))
+    remember(manifest)
     with held(run_dir), stored(run_dir):
         _sweep(plan, source, power, ManifestFile(run_dir, manifest), observer, judge, learned.changes, learned.notes)
     return run_dir
@@ -111,7 +112,7 @@ def resume_sweep(
         plan = plan_rest(run_dir, config)
         require_same_data(begun, plan.dataset_record, plan.protocol_record(BodyChanges()), plan.recipes)
         allow_open_files(config)
-        source, patience = source_of(config), Patience(config.wait_ready_s, observer)
+        source, patience = source_of(config, begun.checkpoints), Patience(config.wait_ready_s, observer)
         source.check(patience)
         power = plan_power(config, simulated=source.simulated)
         known = begun.body_changes

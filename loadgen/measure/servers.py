@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,14 +22,15 @@ from loadgen.measure.config import api_key
 from loadgen.measure.observer import Observer
 from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
-from loadgen.record.manifest import ServerRecord
+from loadgen.record.manifest import FoundCheckpoint, ServerRecord
 from loadgen.secret import Mask, error_text
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
+from loadgen.serving.hub import Derivatives, is_hub_id
 from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port
-from loadgen.serving.recipe import load_recipe
+from loadgen.serving.recipe import NoCheckpoint, load_recipe
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
@@ -59,6 +60,10 @@ class Patience:
     def warn(self, sentence: str) -> None:
         """Something that does not keep the sweep from beginning."""
         self._observer.warn(sentence)
+
+    def note(self, sentence: str) -> None:
+        """Something that was decided before the sweep begins."""
+        self._observer.note(sentence)
 
     def wait(self, ask: Callable[[], T]) -> T:
         """What `ask` returns once it raises NotReady no more. Raises UsageError when the time is over."""
@@ -101,6 +106,8 @@ class Source(Protocol):
     simulated: bool
     running: Sequence[Server]
     """Those that are up before the sweep begins, once `check` has been called."""
+    found: dict[str, FoundCheckpoint]
+    """By target, checkpoints that `check`, or an earlier session, chose on the hub."""
 
     def check(self, patience: Patience) -> None:
         """Raises UsageError for what can be known to fail before anything is created or started."""
@@ -111,12 +118,12 @@ class Source(Protocol):
     ) -> contextlib.AbstractContextManager[Server]: ...
 
 
-def source_of(config: SweepConfig) -> Source:
-    """The source that the sweep's mode names."""
+def source_of(config: SweepConfig, found: Mapping[str, FoundCheckpoint] | None = None) -> Source:
+    """The source that the sweep's mode names; `found` are checkpoints that an earlier session chose."""
     if config.mode == "target":
         return _Running(config)
     if config.mode == "serve":
-        return _Launched(config)
+        return _Launched(config, found or {})
     return _Simulated(config)
 
 
@@ -129,6 +136,7 @@ class _Running:
         self._closed: dict[str, str] = {}
         """Why a target's /metrics could not be read, until the user was told."""
         self.running: Sequence[Server] = ()
+        self.found: dict[str, FoundCheckpoint] = {}
         self.simulated = False
 
     def check(self, patience: Patience) -> None:
@@ -257,8 +265,9 @@ class _Processes:
     simulated = False
     running: Sequence[Server] = ()
 
-    def __init__(self, config: SweepConfig) -> None:
+    def __init__(self, config: SweepConfig, found: Mapping[str, FoundCheckpoint] | None = None) -> None:
         self._config = config
+        self.found = dict(found or {})
 
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         raise NotImplementedError
@@ -305,11 +314,27 @@ class _Launched(_Processes):
     def check(self, patience: Patience) -> None:
         if warning := token_warning():
             patience.warn(warning)
+        self._find(patience)
         for spec in self._config.targets:
             confirm_checkpoint(self.plan(spec, free_port()))
 
+    def _find(self, patience: Patience) -> None:
+        """Chooses on the hub what neither the user nor a recipe names."""
+        model = self._config.model or ""
+        listed = Derivatives(model)
+        for spec in self._config.targets:
+            recipe = load_recipe(spec.precision)
+            if spec.checkpoint is None and spec.name not in self.found:
+                try:
+                    recipe.checkpoint_for(model)
+                except NoCheckpoint:
+                    if not is_hub_id(model):
+                        raise
+                    self.found[spec.name] = listed.choose(recipe)
+                    patience.note(f"{spec.name} serves {self.found[spec.name]}")
+
     def plan(self, spec: TargetSpec, port: int) -> Launch:
-        config = self._config
+        config, found = self._config, self.found.get(spec.name)
         assert config.model is not None
         reference = next(spec for spec in config.targets if spec.name == config.reference)
         launch = plan_launch(
@@ -319,7 +344,7 @@ class _Launched(_Processes):
             device="cpu" if config.device == "cpu" else "cuda",
             max_num_seqs=config.max_num_seqs,
             dtype=load_recipe(reference.precision).dtype,
-            checkpoint=spec.checkpoint,
+            checkpoint=spec.checkpoint or (found.id if found else None),
             vllm=find_vllm("cpu" if config.device == "cpu" else "cuda", config.vllm),
             prefix_cache=config.prefix_cache,
             tensor_parallel=spec.tensor_parallel,

@@ -206,6 +206,8 @@ def acts_of(config: SweepConfig, manifest: Manifest | None) -> list[Act]:
         acts += [Act("metrics_url", f"read {url}") for url in spec.metrics_urls if not is_on_loopback(url)]
         if spec.checkpoint is not None:
             acts.append(Act("serve", f"load the checkpoint {spec.checkpoint}"))
+    for found in manifest.checkpoints.values() if manifest is not None else ():
+        acts.append(Act("serve", f"load the checkpoint {found.id}"))
     if config.mode == "serve":
         acts.append(Act("model", f"load the model {config.model}"))
     if config.vllm is not None:
@@ -253,7 +255,7 @@ def require_consent(
     _refuse_program_of(run_dir, config)
     acts = acts_of(config, manifest)
     left = [act for act in acts if not _is_named(act, given)]
-    if left and _marker(config).exists():
+    if left and _marker(manifest).exists():
         left = [act for act in left if not act.chosen]
     if not left or trusted:
         return
@@ -261,7 +263,7 @@ def require_consent(
     if confirm is not None:
         if not confirm(sentences):
             raise UsageError(f"{run_dir} is not resumed: what its manifest asks for was not confirmed")
-        remember(config)
+        remember(manifest)
         return
     ports = "metrics-port and --metrics-host"
     again = dict.fromkeys(f"--{ports if act.option == 'metrics_port' else dashed(act.option)}" for act in left)
@@ -271,24 +273,26 @@ def require_consent(
     )
 
 
-def remember(config: SweepConfig) -> None:
-    """This user chose what these settings do: a run with the same acts is resumed without a question.
+def remember(manifest: Manifest) -> None:
+    """This user chose what this manifest does: a run with the same acts is resumed without a question.
 
-    `config` is as the manifest has it, without secrets. Where the state folder cannot be written, `--resume` asks.
+    It is as it is written, without secrets. Where the state folder cannot be written, `--resume` asks.
     """
-    if not acts_of(config, None):
+    if not acts_of(manifest.config, None):
         return
-    marker = _marker(config)
+    marker = _marker(manifest)
     with contextlib.suppress(OSError):
         marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         marker.touch(mode=0o600)
 
 
-def _marker(config: SweepConfig) -> Path:
+def _marker(manifest: Manifest) -> Path:
     """A file outside every run, named after the sha256 of all that acts, harmless parts included: a key that was meant
     for one server is not sent to another. Paths count as the files they mean from this folder."""
+    config = manifest.config
     fields = msgspec.to_builtins(config)
     acting = {name: fields[name] for name in ACTS}
+    acting |= {f"checkpoint of {name}": found.id for name, found in manifest.checkpoints.items()}
     paths = [config.model, config.vllm, config.data_file, config.platinum_file, config.shots_file]
     paths += [spec.checkpoint for spec in config.targets]
     meant = [os.path.abspath(path) if path and Path(path).expanduser().exists() else None for path in paths]  # noqa: PTH100

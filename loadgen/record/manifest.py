@@ -217,6 +217,22 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """config.json says that it is a mixture of experts."""
 
 
+class FoundCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A quantized checkpoint that loadgen chose on the hub, because neither the user nor the recipe names one."""
+
+    id: Text
+    downloads: Count
+    """In the 30 days before, by the hub: the most of all that the recipe serves."""
+    quantization: Text
+    """What its config.json says."""
+    alike: Count
+    """How many checkpoints of the model the recipe serves, this one included."""
+
+    def __str__(self) -> str:
+        of = f", the most of {self.alike} that the recipe serves" if self.alike > 1 else ""
+        return f"{self.id} ({self.quantization}), chosen on the hub: {self.downloads:,} downloads{of}"
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What manifest.json holds."""
 
@@ -230,6 +246,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     protocol: ProtocolRecord
     recipes: dict[Text, Text] = {}
     """sha256 of each recipe that servers are launched from."""
+    checkpoints: dict[Text, FoundCheckpoint] = {}
+    """By target, those that were chosen on the hub."""
     body_changes: BodyChangesRecord = BodyChangesRecord()
     graded: bool
     weights: Weights | None = None

@@ -21,7 +21,7 @@ from loadgen.folder import read_file
 from loadgen.record.manifest import Weights
 from loadgen.secret import error_text
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE, Quantization, quantization_of
-from loadgen.serving.recipe import Recipe, load_recipes
+from loadgen.serving.recipe import Naming, Recipe, in_sweep, load_recipes
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 5.0
@@ -35,6 +35,8 @@ MOST_HEADER_BYTES = 100_000_000
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
 
 State = Literal["found", "absent", "gated", "unreachable"]
+_NO_REPOSITORY = "RepoNotFound"
+"""The hub's word where not only the file is missing."""
 _STATES: dict[int, State] = {401: "gated", 403: "gated", 404: "absent"}
 
 
@@ -261,41 +263,48 @@ def serves(recipe: Recipe, found: Quantization) -> bool:
     return not found.obstacle and found.method in recipe.quant_methods and found.numbers in (None, recipe.numbers)
 
 
-def mismatch(recipe: Recipe, checkpoint: str, config: Mapping[str, Any], *, in_flight: bool) -> str | None:
+def mismatch(
+    recipe: Recipe, checkpoint: str, config: Mapping[str, Any], *, in_flight: bool, naming: Naming = in_sweep
+) -> str | None:
     """One sentence when the recipe does not serve a checkpoint with this config.json, else None.
 
     `in_flight`: the recipe quantizes it while loading, so it must be 16-bit itself.
     """
+    another = f"give another (an id or a folder): {naming(recipe.name, 'ORG/NAME')}"
     found = quantization_of(config)
     wants_16_bit = in_flight or not recipe.quant_methods
     if found is None:
         if wants_16_bit:
             return None
-        held = "has no quantization_config; name another with --checkpoint"
+        held = f"has no quantization_config; {another}"
     elif found.obstacle:
-        return f"vLLM does not load {checkpoint}, which holds {found}: {found.obstacle}; name another with --checkpoint"
+        return f"vLLM does not load {checkpoint}, which holds {found}: {found.obstacle}; {another}"
     elif wants_16_bit:
-        remedy = "name it with --checkpoint" if serves(recipe, found) else "give the 16-bit model"
         start = f"recipe {recipe.name!r} starts from 16-bit weights and {checkpoint}"
-        return f"{start} holds {found}; {remedy} ({_recipe_for(found)})"
+        return f"{start} holds {found}; give the 16-bit model with --model ({_recipe_for(found, checkpoint, naming)})"
     elif serves(recipe, found):
         return None
     else:
-        held = f"holds {found}; name another with --checkpoint ({_recipe_for(found)})"
+        held = f"holds {found}; {another} ({_recipe_for(found, checkpoint, naming)})"
     wanted = " or ".join(Quantization(method, recipe.numbers).kind for method in recipe.quant_methods)
     return f"recipe {recipe.name!r} serves {wanted} and {checkpoint} {held}"
 
 
-def _recipe_for(found: Quantization) -> str:
-    names = [repr(name) for name, recipe in load_recipes().items() if serves(recipe, found)]
-    return f"recipe {' or '.join(names)} serves it" if names else "no recipe serves it"
+def _recipe_for(found: Quantization, checkpoint: str, naming: Naming) -> str:
+    names = [name for name, recipe in load_recipes().items() if serves(recipe, found)]
+    if not names:
+        return "no recipe serves it"
+    return f"recipe {' or '.join(map(repr, names))} serves it: {naming(names[0], checkpoint)}"
 
 
-def require_quantization(recipe: Recipe, checkpoint: str, *, in_flight: bool, online: bool) -> None:
+def require_quantization(
+    recipe: Recipe, checkpoint: str, *, in_flight: bool, online: bool, naming: Naming = in_sweep
+) -> None:
     """Raises UsageError when the checkpoint's config.json can be read and is not what the recipe serves.
 
     It is read from the folder or the hub's cache, and if `online` from the hub (at most 5 s). vLLM decides about one
-    that cannot be read, but a file of this machine must be a JSON object, and the hub must not refuse to give it.
+    that cannot be read, but a file of this machine must be a JSON object, and the hub must not refuse to give it or
+    say that it has no such checkpoint.
     """
     if fault := fault_of_config(checkpoint):
         raise UsageError(fault)
@@ -307,8 +316,13 @@ def require_quantization(recipe: Recipe, checkpoint: str, *, in_flight: bool, on
                 f"the hub does not give {checkpoint} to this user ({answer.reason}): accept its licence on "
                 f"{endpoint()}/{checkpoint} and set HF_TOKEN to a token that may read it; it may also not exist"
             )
+        if answer.state == "absent" and answer.reason.endswith(_NO_REPOSITORY):
+            raise UsageError(
+                f"the hub has no checkpoint {checkpoint} ({answer.reason}): check its name, or set HF_TOKEN if it is "
+                f"private; another is given so: {naming(recipe.name, 'ORG/NAME')}"
+            )
         config = answer.config
-    if config is not None and (sentence := mismatch(recipe, checkpoint, config, in_flight=in_flight)):
+    if config is not None and (sentence := mismatch(recipe, checkpoint, config, in_flight=in_flight, naming=naming)):
         raise UsageError(sentence)
 
 

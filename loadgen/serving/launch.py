@@ -21,7 +21,7 @@ from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
-from loadgen.serving.recipe import Device, Dtype, Recipe, fair_settings, load_recipe
+from loadgen.serving.recipe import Device, Dtype, Naming, Recipe, fair_settings, in_sweep, load_recipe
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Colours, cursor movements and titles of a terminal."""
@@ -185,8 +185,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"GatedRepoError|Cannot access gated repo|You are trying to access a gated repo|401 Client Error|403 Client Error"
      r"|Access to model \S+ is restricted", _gated),
     (r"RepositoryNotFoundError|404 Client Error|is not a local folder and is not a valid model identifier",
-     "the hub has no such checkpoint, or it is private: check --model and --checkpoint, and set HF_TOKEN for a "
-     "private one"),
+     "the hub has no such checkpoint, or it is private: check its name, and set HF_TOKEN for a private one"),
     (r"Free memory on device (\S+) \(([0-9.]+)/([0-9.]+) GiB\) on startup is less than [\w' ]+ "
      r"\(([0-9.]+), ([0-9.]+) GiB\)", _free_memory),
     (r"max seq len \((\d+)\), \(?([0-9.]+) GiB KV cache is needed, which is larger than the available KV cache "
@@ -295,6 +294,7 @@ def plan_launch(
     prefix_cache: bool = False,
     tensor_parallel: int | None = None,
     max_model_len: int | None = None,
+    naming: Naming = in_sweep,
     extra_args: Sequence[str] = (),
     host: str = "127.0.0.1",
 ) -> Launch:
@@ -303,17 +303,18 @@ def plan_launch(
     `dtype` is the activation dtype of recipes that do not fix their own (default: the device's); `checkpoint`
     overrides the recipe's choice; `vllm` is the command (default: `find_vllm`); `tensor_parallel` GPUs share the model
     (default: the recipe's number, else 1); `max_model_len` tokens are the most of prompt and answer (default: that of
-    all recipes); `extra_args` come last and win; keys and tokens among them become variables, since every user can
-    read a command line. Raises UsageError when the recipe has no checkpoint for the model, the checkpoint's
-    config.json on this machine is of another kind, this CPU cannot run it, or no vLLM is found.
+    all recipes); `naming` is how a sentence gives a checkpoint; `extra_args` come last and win; keys and tokens among
+    them become variables, since every user can read a command line. Raises UsageError when the recipe has no checkpoint
+    for the model, the checkpoint's config.json on this machine is of another kind, this CPU cannot run it, or no vLLM
+    is found.
     """
     if device == "cpu":
         _require_cpu_flags(recipe)
     _require_folder(model)
-    _require_folder(served := checkpoint or recipe.checkpoint_for(model))
+    _require_folder(served := checkpoint or recipe.checkpoint_for(model, naming))
     in_flight = recipe.in_flight_args if served == model else ()
     extra_args, secret_env = _secrets_apart(extra_args)
-    require_quantization(recipe, served, in_flight=bool(in_flight), online=False)
+    require_quantization(recipe, served, in_flight=bool(in_flight), online=False, naming=naming)
     fair = fair_settings().caching_prefixes() if prefix_cache else fair_settings()
     on_device = fair.device[device]
     activation = recipe.dtype or dtype or on_device.dtype
@@ -356,11 +357,11 @@ def plan_launch(
     )
 
 
-def confirm_checkpoint(launch: Launch) -> None:
+def confirm_checkpoint(launch: Launch, naming: Naming = in_sweep) -> None:
     """Raises UsageError when the hub can be asked and says that the checkpoint is not what the recipe serves."""
     if launch.checkpoint is not None:
         recipe = load_recipe(launch.precision)
-        require_quantization(recipe, launch.checkpoint, in_flight=launch.in_flight, online=True)
+        require_quantization(recipe, launch.checkpoint, in_flight=launch.in_flight, online=True, naming=naming)
 
 
 def plan_simulated(

@@ -9,8 +9,9 @@ import difflib
 import hashlib
 import os
 import re
+import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -25,6 +26,30 @@ FAIR_FILE, MODELS_FILE = "_fair.toml", "_models.toml"
 PACKAGE = Path(__file__).parents[1]
 Bits = Annotated[int, msgspec.Meta(ge=1, le=16)]
 T = TypeVar("T")
+
+
+Naming = Callable[[str, str], str]
+"""How a user gives a recipe, by its name, a checkpoint."""
+
+
+def in_sweep(recipe: str, checkpoint: str) -> str:
+    """For `loadgen sweep`."""
+    return f"--serve {recipe}={shlex.quote(checkpoint)}"
+
+
+def in_serve(recipe: str, checkpoint: str) -> str:
+    """For `loadgen serve`."""
+    return f"loadgen serve {recipe} --checkpoint {shlex.quote(checkpoint)}"
+
+
+class NoCheckpoint(UsageError):
+    """A recipe needs a quantized checkpoint and there is none; `why` is a clause."""
+
+    def __init__(self, recipe: Recipe, why: str, naming: Naming) -> None:
+        example = naming(recipe.name, "ORG/NAME")
+        super().__init__(
+            f"recipe {recipe.name!r} needs a quantized checkpoint and {why}; give one (an id or a folder): {example}"
+        )
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,20 +99,20 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.kernel and re.compile(self.kernel).groups < 1:
             raise ValueError(f"`kernel` {self.kernel!r} has no group that captures the kernel's name")
 
-    def checkpoint_for(self, model: str) -> str:
+    def checkpoint_for(self, model: str, naming: Naming = in_sweep) -> str:
         """The checkpoint to serve when the 16-bit model is `model`, a local folder or an id.
 
         A recipe with its own checkpoint takes the one at `place_of` the model, under the recipe's name or a format that
         `loadgen quantize` makes for it; else a verified id, else the 16-bit model if it can quantize it, else an
-        unverified id. Raises UsageError if there is none, or more than one was made.
+        unverified id. Raises NoCheckpoint if there is none, and UsageError if more than one was made.
         """
         if self.checkpoint == "same":
             return model
         places = [place_of(model, name) for name in dict.fromkeys((self.name, *self.made_as))]
         made = [place for place in places if place.is_dir()]
         if len(made) > 1 and made[0] != places[0]:
-            named = f"{self.name}={made[0]}"
-            raise UsageError(f"recipe {self.name!r} finds {' and '.join(map(str, made))}; name one: --serve {named}")
+            named = naming(self.name, str(made[0]))
+            raise UsageError(f"recipe {self.name!r} finds {' and '.join(map(str, made))}; name one: {named}")
         if made:
             return str(made[0])
         if Path(model).expanduser().is_dir():
@@ -100,7 +125,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return model
         if model in self.unverified_checkpoints:
             return self.unverified_checkpoints[model]
-        raise UsageError(f"recipe {self.name!r} needs a quantized checkpoint and {remedy}; name one with --checkpoint")
+        raise NoCheckpoint(self, remedy, naming)
 
 
 def place_of(model: str, name: str) -> Path:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 AWQ = {"quantization_config": {"quant_method": "awq", "bits": 4}}
 GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
@@ -22,6 +23,11 @@ def packed(weights: str, bits: int, *, activations: bool, entry: str = "quantiza
     return {entry: {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}}
 
 
+def derivative(id: str, downloads: int, *tags: str, gated: bool | str = False) -> dict[str, Any]:
+    """A model as the hub's list has it."""
+    return {"id": id, "downloads": downloads, "gated": gated, "tags": list(tags)}
+
+
 class MadeHub:
     """What the hub holds, and what it was asked."""
 
@@ -31,6 +37,10 @@ class MadeHub:
         self.beside: dict[str, dict[str, Any]] = {}
         """Id -> its hf_quant_config.json."""
         self.gated: set[str] = set()
+        self.derivatives: dict[str, list[dict[str, Any]]] = {}
+        """Id -> the models that name it as what they were quantized from."""
+        self.listings = 0
+        """How often a list of models was asked for."""
         self.moved: dict[str, str] = {}
         """Id -> the hub that it is redirected to."""
         self.asked: list[tuple[str, str | None]] = []
@@ -43,6 +53,11 @@ def made_hub(configs: Mapping[str, dict[str, Any]]) -> Iterator[MadeHub]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            url = urlsplit(self.path)
+            if url.path == "/api/models":
+                hub.listings += 1
+                self._list(parse_qs(url.query))
+                return
             name, _, file = self.path.strip("/").partition("/resolve/main/")
             held = hub.beside if file == "hf_quant_config.json" else hub.configs
             if file == "config.json":
@@ -61,6 +76,16 @@ def made_hub(configs: Mapping[str, dict[str, Any]]) -> Iterator[MadeHub]:
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(json.dumps(held[name]).encode())
+
+        def _list(self, asked: dict[str, list[str]]) -> None:
+            """As the hub: models with all tags, by what is asked, with those properties that are asked for."""
+            (tag,) = asked["filter"]
+            found = hub.derivatives.get(tag.removeprefix("base_model:quantized:"), [])
+            found = sorted(found, key=lambda one: -one[asked["sort"][0]])[: int(asked["limit"][0])]
+            body = [{"_id": "0", "id": one["id"]} | {key: one.get(key) for key in asked["expand"]} for one in found]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
 
         def log_message(self, *_: object) -> None:
             pass

@@ -104,7 +104,7 @@ def test_what_acts_is_named_again_trusted_or_confirmed(
 
 def test_a_run_that_this_user_began_goes_on_and_another_with_its_key_does_not() -> None:
     own = manifest(targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
-    remember(own.config)
+    remember(own)
     later = manifest({"4": 1}, targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
     require_consent(Path("runs/x"), later, {})
     other = manifest(targets={"fp16": "http://127.0.0.1:9"}, api_key_env="AWS_SECRET_ACCESS_KEY")
@@ -113,7 +113,7 @@ def test_a_run_that_this_user_began_goes_on_and_another_with_its_key_does_not() 
 
 def test_worker_processes_that_an_earlier_session_needed_are_counted() -> None:
     received = manifest({"4": 100_000}, targets=LOOPBACK, api_key_env="AWS_SECRET_ACCESS_KEY")
-    remember(received.config)
+    remember(received)
     assert "start 100000 client processes" in refusal(received)
 
 

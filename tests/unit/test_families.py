@@ -167,7 +167,7 @@ def test_the_hub_is_asked_before_a_launch_and_its_answer_decides(hub: MadeHub) -
     hub.configs[MISTRAL_AWQ] = AWQ
     confirm_checkpoint(launch)
     hub.configs[MISTRAL_AWQ] = GPTQ
-    with pytest.raises(UsageError, match="holds gptq int4; name another with --checkpoint"):
+    with pytest.raises(UsageError, match=r"holds gptq int4; give another .*: --serve awq=ORG/NAME"):
         confirm_checkpoint(launch)
     assert [name for name, _ in hub.asked] == [MISTRAL_AWQ] * 2
 

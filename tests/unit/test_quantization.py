@@ -120,7 +120,7 @@ def test_a_checkpoint_is_served_by_one_recipe_and_told_from_others_of_its_kind(
     sentence = mismatch(load_recipe("fp16"), "M", config, in_flight=False)
     assert sentence is not None
     assert f"M holds {shown}; " in sentence
-    assert f"(recipe '{recipe}' serves it)" in sentence
+    assert f"(recipe '{recipe}' serves it: --serve {recipe}=M)" in sentence
 
 
 @pytest.mark.parametrize(("config", "shown"), NAMED)
@@ -140,7 +140,7 @@ def test_what_vllm_does_not_load_is_refused_with_the_reason(config: dict[str, An
     assert sentence is not None
     assert sentence.startswith("vLLM does not load M, which holds ")
     assert clause in sentence
-    assert sentence.endswith("; name another with --checkpoint")
+    assert sentence.endswith("; give another (an id or a folder): --serve awq=ORG/NAME")
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "", 7, True, ["x"], [[{}]], {"a": []}, "text"])

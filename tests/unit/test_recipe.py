@@ -153,7 +153,7 @@ def test_a_checkpoint_made_under_the_name_of_a_format_is_found(tmp_path: Path, m
 
 def test_missing_own_checkpoint_is_refused_naming_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    with pytest.raises(UsageError, match=r"model-int8 does not exist; name one with --checkpoint"):
+    with pytest.raises(UsageError, match=r"model-int8 does not exist; give one .*: --serve int8=ORG/NAME"):
         plan("int8", tmp_path / "model")
     with pytest.raises(UsageError, match=r"knows none for 'a/b'"):
         plan("gptq", "a/b", device="cuda")
