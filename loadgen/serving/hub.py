@@ -54,21 +54,18 @@ class Derivatives:
         """
         if is_offline():
             raise NoCheckpoint(recipe, "HF_HUB_OFFLINE keeps loadgen from asking the hub", naming)
-        fitting = sorted(
-            ((one, str(held)) for one, answer in self._judged
-             if (held := quantization_of(answer.config or {})) is not None and serves(recipe, held)),
-            key=lambda pair: -pair[0].downloads,
-        )  # fmt: skip
+        held = [(one, quantization_of(answer.config or {})) for one, answer in self._judged]
+        fitting = [(one, found) for one, found in held if found is not None and serves(recipe, found)]
         if not fitting:
             raise NoCheckpoint(recipe, self._without(), naming)
-        (best, held), *others = fitting
+        (best, found), *others = fitting
         if others and others[0][0].downloads == best.downloads:
             equal = [one.id for one, _ in fitting if one.downloads == best.downloads]
             raise UsageError(
                 f"recipe {recipe.name!r}: the hub lists {_listed(equal)} for {self.model} with {best.downloads:,} "
                 f"downloads each; choose one: {naming(recipe.name, best.id)}"
             )
-        return FoundCheckpoint(id=best.id, downloads=best.downloads, quantization=held, alike=len(fitting))
+        return FoundCheckpoint(id=best.id, downloads=best.downloads, quantization=str(found), alike=len(fitting))
 
     @cached_property
     def _judged(self) -> list[tuple[Derivative, HubAnswer]]:

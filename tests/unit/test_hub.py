@@ -141,7 +141,7 @@ def test_serve_prints_the_choice_and_lists_what_every_recipe_would_serve(hub: Ma
     assert "awq serves b/large-awq (awq int4), chosen on the hub: 1,234 downloads" in shown.stderr
     assert " serve b/large-awq " in shown.stdout
     lines = CliRunner().invoke(serve, ["--list", "--model", MODEL]).output.splitlines()
-    rows = {name: served for name, served in (line.split(maxsplit=1) for line in lines)}
+    rows = dict([line.split(maxsplit=1) for line in lines])
     assert rows["fp16"] == MODEL
     assert rows["bnb-nf4"] == f"{MODEL}, quantized while loading"
     assert rows["awq"].startswith("b/large-awq (awq int4), chosen on the hub: 1,234 downloads")
