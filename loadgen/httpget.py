@@ -1,4 +1,4 @@
-"""HTTP GET with a limit on the length and the time of the whole response, and a key for one host only.
+"""HTTP GET (and POST) with a limit on the length and the time of the whole response, and a key for one host only.
 
 Load goes through `loadgen.load`; this is for model lists, /metrics, exporters, the hub and data files.
 """
@@ -63,9 +63,19 @@ class Connection:
         Raises ResponseTooLong beyond `most_bytes` or `within_s` seconds, and others of FAILURES; then the connection is
         closed, and the next GET opens it again.
         """
+        return self._asked("GET", target, None, most_bytes, within_s)
+
+    def post(
+        self, target: str, body: bytes, most_bytes: int = MOST_FACTS_BYTES, within_s: float = ANSWER_S
+    ) -> Response:
+        """The response to a POST of a JSON body; otherwise as `get`."""
+        return self._asked("POST", target, body, most_bytes, within_s)
+
+    def _asked(self, method: str, target: str, body: bytes | None, most_bytes: int, within_s: float) -> Response:
         self._clock.start(within_s)
+        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         try:
-            self._connection.request("GET", target or "/", headers=self._headers)
+            self._connection.request(method, target or "/", body=body, headers=headers)
             got = self._connection.getresponse()
             return Response(got.status, got.reason, got.headers, _body(got, most_bytes))
         except (OSError, http.client.HTTPException) as error:

@@ -159,9 +159,11 @@ class SweepOptions(TypedDict, total=False):
     concurrency: Annotated[str | Sequence[int] | None, Measures(
         "LIST", "Batch sizes B to hold; open loop: most in flight.", LOAD,
         otherwise="1,16,64,128; open loop 1024")]
-    arrival: Annotated[str, Measures(
-        "KIND", "closed (hold B), or an open loop: poisson:RATE or constant:RATE, requests per second.", LOAD,
-        "closed")]
+    arrival: Annotated[str | None, Measures(
+        "KIND", "closed (hold B), or an open loop: poisson:RATES or constant:RATES, requests per second, as in "
+        "poisson:5,10,20; trace replays a trace's times.", LOAD, otherwise="closed; trace for trace:FILE")]
+    rate_scale: Annotated[float | str | Sequence[float] | None, Measures(
+        "LIST", "For a trace: times its own rate, e.g. 0.5,1,2.", LOAD, otherwise="1", field="arrival")]
     duration: Annotated[float | None, Measures(
         "S", "Length of a window.", LOAD, otherwise="60; simulated 1, or 10", unit="s", field="duration_s",
         rival="requests")]
@@ -184,7 +186,8 @@ class SweepOptions(TypedDict, total=False):
     seed: Annotated[int, Measures("N", "Of arrival times; also sent with each request.", LOAD, 0, zero=True)]
 
     dataset: Annotated[str | None, Measures(
-        "NAME", "gsm8k, mathqa (or gsm8k:platinum, mathqa:clean), jsonl, choices, sample.", QUESTIONS,
+        "NAME", "gsm8k, mathqa (or gsm8k:platinum, mathqa:clean), jsonl, choices, sample. Without grades: "
+        "synthetic:IN/OUT in tokens, prompts:FILE, sharegpt:FILE, trace:FILE.", QUESTIONS,
         otherwise="gsm8k; sample if simulated")]
     data_file: Annotated[str | Path | None, Acts(
         "PATH", "The dataset's file as published.", QUESTIONS, otherwise="cached, else downloaded")]

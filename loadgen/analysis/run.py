@@ -217,10 +217,12 @@ def regrade(run_dir: Path) -> Regraded:
 
     Raises UsageError if it is not a run directory, or its answers are not to be graded.
     """
-    if not read_manifest(run_dir).graded:
-        raise UsageError(
-            f"{run_dir} was measured with --fixed-length: its answers were not free to end and cannot be graded"
-        )
+    manifest = read_manifest(run_dir)
+    if not manifest.graded:
+        why = "was measured with --fixed-length: its answers were not free to end and cannot be graded"
+        if manifest.protocol.answer == "none":
+            why = f"was measured with --dataset {manifest.dataset.name}, which has no right answers to grade by"
+        raise UsageError(f"{run_dir} {why}")
     stored = (_verdicts(run_dir), _version(run_dir)) if Folder(run_dir).has(_FILE) else None
     analyse(run_dir)
     after = _verdicts(run_dir)

@@ -48,7 +48,7 @@ def run_warnings(
         *(
             f"{failure.target}, repeat {failure.repeat}: {failure.error}"
             for failure in manifest.failures
-            if measured[failure.target, failure.repeat] < len(config.concurrency)
+            if measured[failure.target, failure.repeat] < config.levels
         ),
         *(f"session {session.session}: {sentence}" for session in manifest.sessions for sentence in session.warnings),
         *_together("p99 latencies of {} cells may be the client's", cells, lambda cell: cell.client_doubt),
@@ -77,7 +77,7 @@ def run_warnings(
         *([f"{planned - len(cells)} of {planned} planned cells were not measured"] if len(cells) < planned else ()),
         *(
             [f"the data file is not the published {dataset.name} (another sha256)"]
-            if not dataset.published and dataset.name not in ("jsonl", "choices")
+            if not dataset.published and dataset.name not in ("jsonl", "choices") and manifest.protocol.answer != "none"
             else ()
         ),
     )
@@ -91,7 +91,7 @@ def cell_name(cell: CellSummary) -> str:
 def planned_cells(manifest: Manifest) -> int:
     """How many cells the run was to measure."""
     config = manifest.config
-    return len(config.targets) * len(config.concurrency) * config.repeats
+    return len(config.targets) * config.levels * config.repeats
 
 
 def _each(cells: Iterable[CellSummary], why: Callable[[CellSummary], str | None]) -> Iterator[str]:

@@ -54,7 +54,7 @@ class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
     """As it is asked: `--api` and `--thinking` are in it."""
     seed: int
     max_tokens: int | None = None
-    """None: the protocol's."""
+    """None: the item's, else the protocol's."""
     fixed_length: int | None = None
     """Every answer has exactly that many tokens (`ignore_eos`, no stops)."""
     thinking: Thinking | None = None
@@ -76,17 +76,22 @@ class RequestMaker:
     def __init__(self, settings: RequestSettings, share: int = 0) -> None:
         """`share`: a number that other makers for the same server do not have."""
         self._settings = settings
-        self.limit = settings.fixed_length or settings.max_tokens or settings.protocol.max_tokens
         self._salt = settings.cache_salt if settings.prefix_cache else f"{settings.cache_salt}-{share}"
         self._made = count()
         self._unsalted = "cache_salt" in {**settings.changes.extra, **settings.changes.refused}
         self._prompts: dict[str, tuple[dict[str, Any], str]] = {}
         self._requests: dict[str, Request] = {}
 
+    def limit(self, item: Item) -> int:
+        """Tokens at which the item's answer is cut off, or that it has."""
+        settings = self._settings
+        given = settings.fixed_length or settings.max_tokens or item.output_tokens or item.most_tokens
+        return given or settings.protocol.max_tokens
+
     def measured(self, item: Item) -> Request:
         """The item's request, the same bytes every time but for the salt."""
         if item.id not in self._requests:
-            self._requests[item.id] = self._make(item, "measured", self.limit)
+            self._requests[item.id] = self._make(item, "measured", self.limit(item))
         return self._salted(self._requests[item.id])
 
     def warmup(self, item: Item, share: float = 1.0) -> Request:
@@ -94,11 +99,11 @@ class RequestMaker:
 
         Its answer is in no figure, so a server that makes it longer than asked is not refused.
         """
-        return self._salted(self._make(item, "warmup", max(1, round(self.limit * share))))
+        return self._salted(self._make(item, "warmup", max(1, round(self.limit(item) * share))))
 
     def trial(self, item: Item, tokens: int) -> Request:
         """A request of at most so many tokens with the fields of all others: would the server take them?"""
-        return self._salted(self._make(item, "warmup", min(self.limit, tokens)))
+        return self._salted(self._make(item, "warmup", min(self.limit(item), tokens)))
 
     def _salted(self, request: Request) -> Request:
         if self._unsalted:
@@ -125,7 +130,7 @@ class RequestMaker:
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
-        if settings.fixed_length is not None:
+        if settings.fixed_length is not None or (item.output_tokens is not None and settings.max_tokens is None):
             body |= {"ignore_eos": True, "min_tokens": limit}
         else:
             body["stop"] = list(protocol.stops)

@@ -24,35 +24,56 @@ from loadgen.load.body import RequestMaker
 from loadgen.load.closedloop import Slot
 from loadgen.load.exchange import Raw, Request
 from loadgen.workload.item import Item
+from loadgen.workload.traffic import mean_rate_per_s
 
-Kind = Literal["poisson", "constant"]
+Kind = Literal["poisson", "constant", "trace"]
 CLOSED = "closed"
+TRACE = "trace"
+"""`--arrival trace` alone: at the trace's own rate."""
 MOST_PER_S = 100_000.0
 """More than any client sends: a rate above it is a typing error."""
 
 
 class Arrivals(msgspec.Struct, frozen=True):
-    """`rate_per_s` requests a second on average, whatever becomes of them; prints as `--arrival` takes it."""
+    """`rate_per_s` requests a second on average, whatever becomes of them; prints as `--arrival` takes it.
+
+    `trace`: at the times of a recorded trace, stretched or compressed to that mean rate.
+    """
 
     kind: Kind
     rate_per_s: float
 
     @classmethod
     def parse(cls, text: str) -> Arrivals | None:
-        """From `poisson:RATE` or `constant:RATE`, in requests per second; None from `closed`. Raises UsageError."""
+        """From `poisson:RATE`, `constant:RATE` or `trace:RATE`, in requests per second; None from `closed`. Raises
+        UsageError."""
+        found = cls.parse_each(text)
+        return found[0] if found else None
+
+    @classmethod
+    def parse_each(cls, text: str) -> tuple[Arrivals, ...]:
+        """Of one kind at each rate of a list, as in `poisson:5,10,20`; none from `closed`. Raises UsageError."""
         if text == CLOSED:
-            return None
-        kind, colon, rate = text.partition(":")
-        if kind not in get_args(Kind) or not colon:
-            raise UsageError(f"--arrival {text}: write closed, poisson:RATE or constant:RATE, as in poisson:20")
-        try:
-            per_s = float(rate)
-        except ValueError:
-            per_s = math.nan
-        if not 0 < per_s <= MOST_PER_S:
-            give = f"give requests per second, above 0 and at most {MOST_PER_S:.0f}"
-            raise UsageError(f"--arrival {text}: {rate!r} is not a rate; {give}")
-        return cls("poisson" if kind == "poisson" else "constant", per_s)
+            return ()
+        name, colon, rates = text.partition(":")
+        kind = next((known for known in get_args(Kind) if known == name), None)
+        if kind is None or not colon:
+            raise UsageError(
+                f"--arrival {text}: write closed, poisson:RATE or constant:RATE, as in poisson:20 (or poisson:5,10,20)"
+            )
+        found: list[Arrivals] = []
+        for rate in rates.split(","):
+            try:
+                per_s = float(rate)
+            except ValueError:
+                per_s = math.nan
+            if not 0 < per_s <= MOST_PER_S:
+                give = f"give requests per second, above 0 and at most {MOST_PER_S:.0f}"
+                raise UsageError(f"--arrival {text}: {rate!r} is not a rate; {give}")
+            if cls(kind, per_s) in found:
+                raise UsageError(f"--arrival {text}: {rate.strip()} is listed twice; list each rate once")
+            found.append(cls(kind, per_s))
+        return tuple(found)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.rate_per_s:.10g}"
@@ -60,13 +81,26 @@ class Arrivals(msgspec.Struct, frozen=True):
     def offsets_ns(self, seed: str) -> Iterator[int]:
         """When arrivals 1, 2, ... are due, in ns from the beginning, without end; the first is one gap late.
 
-        Constant: k / rate, each from the beginning, so that nothing adds up. Poisson: sums of independent exponential
-        gaps of mean 1 / rate, the same for the same seed.
+        Constant: k / rate, each from the beginning, so that nothing adds up. Else sums of independent exponential gaps
+        of mean 1 / rate, the same for the same seed; of a trace these are its warm-up and cool-down.
         """
         if self.kind == "constant":
             yield from (round(k * 1e9 / self.rate_per_s) for k in count(1))
         gap_s = random.Random(seed).expovariate
         yield from (round(t_s * 1e9) for t_s in accumulate(gap_s(self.rate_per_s) for _ in count()))
+
+    def replayed_ns(self, times_s: Sequence[float]) -> Iterator[int]:
+        """When the requests of a trace are due, in ns from the beginning: `times_s` from its first request, scaled to
+        this mean rate. The first is one mean gap late, as elsewhere."""
+        own = mean_rate_per_s(times_s)
+        scale = 1.0 if own is None else own / self.rate_per_s
+        yield from (round((1 / self.rate_per_s + time_s * scale) * 1e9) for time_s in times_s)
+
+
+def listed(arrivals: Sequence[Arrivals]) -> str:
+    """What `parse_each` reads: `closed`, or `poisson:5,10,20`."""
+    rates = ",".join(f"{one.rate_per_s:.10g}" for one in arrivals)
+    return f"{arrivals[0].kind}:{rates}" if arrivals else CLOSED
 
 
 _TFD_TIMER_ABSTIME = 1
@@ -295,7 +329,7 @@ class Schedule:
     def window(self, open_ns: int, close_ns: int | None) -> Iterator[Request]:
         """Items up to `close_ns` (or `limit` of them, where it is None), then the cool-down without end."""
         end_ns = open_ns
-        for offset_ns in self._arrivals.offsets_ns(f"{self._seed}/window"):
+        for offset_ns in self._window_offsets_ns():
             due_ns = open_ns + offset_ns
             if close_ns is not None and due_ns > close_ns:
                 end_ns = close_ns
@@ -307,8 +341,15 @@ class Schedule:
             self.measured += 1
             end_ns = due_ns
             yield msgspec.structs.replace(request, t_scheduled_ns=due_ns)
+        if self.dry_ns is None and close_ns is None:  # a trace has as many arrivals as it has items
+            self.dry_ns = end_ns
         for k, offset_ns in zip(count(), self._arrivals.offsets_ns(f"{self._seed}/cooldown"), strict=False):
             yield msgspec.structs.replace(self._unmeasured(k, end_ns + offset_ns), phase="cooldown")
+
+    def _window_offsets_ns(self) -> Iterator[int]:
+        if self._arrivals.kind == "trace":
+            return self._arrivals.replayed_ns([item.due_s or 0.0 for item in self._items])
+        return self._arrivals.offsets_ns(f"{self._seed}/window")
 
     def _unmeasured(self, k: int, due_ns: int) -> Request:
         request = self._maker.warmup(self._warmup_items[k % len(self._warmup_items)])

@@ -20,6 +20,7 @@ from loadgen.measure.machine import begin_session, clock_anchor, compare_gpus, r
 from loadgen.measure.observer import Observer
 from loadgen.measure.plan import SweepPlan
 from loadgen.measure.power import SIMULATED_PATH, PowerRecorder, owners_of, server_processes
+from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Server, Source
 from loadgen.power.feed import PowerFeed
 from loadgen.power.owners import Owners
@@ -48,6 +49,7 @@ class BlockRun:
     observer: Observer
     judge: Judge | None
     interrupt: Interrupt
+    prompts: Prompts
 
     def warn(self, sentence: str) -> None:
         """Warns the observers and writes the warning into the manifest."""
@@ -83,11 +85,20 @@ class BlockRun:
             if self.file.resumed:
                 require_same_server(self.file.manifest, record)
             self.file.add_server(record)
+            plan = self._plan_with_texts(left[0], server)
             with self._recorder(block, server, exporter_url) as recorder:
                 while left and server.died() is None:
                     cell = left.pop(0)
-                    self._measure(cell, server, workers[cell.concurrency], recorder)
+                    self._measure(plan, cell, server, workers[cell.concurrency], recorder)
             return server.died()
+
+    def _plan_with_texts(self, cell: Cell, server: Server) -> SweepPlan:
+        assignment = self.plan.assignment(server.target, cell, self.changes)
+        plan, notes = self.prompts.plan_for(assignment, server.target.name, server.record.max_model_len)
+        for note in notes:
+            if note not in self.file.manifest.sessions[-1].warnings:
+                self.warn(note)
+        return plan
 
     @contextlib.contextmanager
     def _recorder(self, block: Block, server: Server, exporter_url: str | None) -> Iterator[PowerRecorder | None]:
@@ -128,7 +139,7 @@ class BlockRun:
         peers = [pid for url in others for pid in server_processes(url)]
         return owners_of(own, peers, self.power.before, recorder.processes, certain=certain)
 
-    def _measure(self, cell: Cell, server: Server, workers: int, power: PowerRecorder | None) -> None:
+    def _measure(self, plan: SweepPlan, cell: Cell, server: Server, workers: int, power: PowerRecorder | None) -> None:
         path = cell_file(self.file.run_dir, cell)
         set_aside(self.file.run_dir, cell, self.file)
         journal = Journal(path)
@@ -140,7 +151,7 @@ class BlockRun:
                 journal.append(start)
                 run = CellRun(
                     cell,
-                    self.plan.assignment(server.target, cell, self.changes),
+                    plan.assignment(server.target, cell, self.changes),
                     workers,
                     warmup_s=self.plan.warmup_s,
                     metrics=metrics_of(server.target, api_key(self.plan.config)),

@@ -15,7 +15,8 @@ import msgspec
 
 from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
-from loadgen.load.openloop import CLOSED, Arrivals
+from loadgen.load.openloop import Arrivals, listed
+from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file
 from loadgen.options import SweepOptions, complete, dashed, declared, did_you_mean, takes
 from loadgen.record.cell import Slo, TargetSpec, check_size
 from loadgen.record.config import Mode, SweepConfig
@@ -45,26 +46,28 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 @takes(SweepOptions)
 def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     """The checked options of a sweep. Raises UsageError, one sentence, for the first that is not valid."""
-    o = complete(SweepOptions, given)
-    arrivals = Arrivals.parse(o["arrival"])
+    o = with_data_file(complete(SweepOptions, given))
     mode, specs = _targets(o)
     names = [spec.name for spec in specs]
     _check_servers(o, mode)
     vllm_args = _vllm_args(o["vllm_args"], mode)
+    dataset = o["dataset"] or ("sample" if mode == "simulated" and o["data_file"] is None else "gsm8k")
+    arrivals, rows = arrivals_of(o, dataset)
     levels = _concurrency(o["concurrency"], arrivals)
-    check_size(f"--repeats {o['repeats']}", len(specs), len(levels), o["repeats"])
+    check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * max(1, len(arrivals)), o["repeats"])
     _check_load(o, levels, arrivals)
+    check_lengths(o, dataset)
     if o["reference"] is not None and o["reference"] not in names:
         raise UsageError(f"--reference {o['reference']}: no such target; the targets are {', '.join(names)}")
     if o["api_key_env"] is not None:
         _check_key(f"--api-key-env {o['api_key_env']}", o["api_key_env"])
     elif mode == "serve" and os.environ.get(API_KEY):
         _check_key(API_KEY, API_KEY)
-    dataset = o["dataset"] or ("sample" if mode == "simulated" and o["data_file"] is None else "gsm8k")
     texts = holds_texts(dataset, Path(o["data_file"]) if o["data_file"] else None)
     duration_s = DURATION_S
     if mode == "simulated":
-        duration_s = SIMULATED_DURATION_S if arrivals is None else SIMULATED_OPEN_DURATION_S
+        duration_s = SIMULATED_OPEN_DURATION_S if arrivals else SIMULATED_DURATION_S
+    requests = o["requests"] if o["requests"] is not None or o["duration"] is not None else rows
     values = cast(Mapping[str, Any], o)
     fields: dict[str, Any] = {
         option.field: (str(values[name]) if values[name] else None) if option.is_path else values[name]
@@ -75,14 +78,15 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         "mode": mode,
         "targets": specs,
         "model": str(Path(model).expanduser()) if model and model.startswith("~") else model,
-        "max_num_seqs": o["max_num_seqs"] or (max(levels) + HEADROOM_SEQS if arrivals is None else OPEN_NUM_SEQS),
+        "max_num_seqs": o["max_num_seqs"] or (OPEN_NUM_SEQS if arrivals else max(levels) + HEADROOM_SEQS),
         "concurrency": levels,
         "dataset": dataset,
         "protocol": o["protocol"] or default_protocol(dataset, texts=texts),
         "answer_regex": None if pattern is None else compiled(pattern).pattern,
-        "duration_s": None if o["requests"] is not None else o["duration"] or duration_s,
+        "duration_s": None if requests is not None else o["duration"] or duration_s,
+        "requests": requests,
         "start_sd": None if start_sd is None else start_share(start_sd),
-        "arrival": CLOSED if arrivals is None else str(arrivals),
+        "arrival": listed(arrivals),
         "slo": None if slo is None else str(Slo.parse(slo)),
         "thinking": _thinking(o["thinking"], o["thinking_budget"], o["api"]),
         "reference": o["reference"] or ("fp16" if "fp16" in names else names[0]),
@@ -138,20 +142,21 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
         raise UsageError(f"--wait-ready {wait} needs --target: loadgen waits for the servers that it starts")
 
 
-def _check_load(o: SweepOptions, levels: Sequence[int], arrivals: Arrivals | None) -> None:
+def _check_load(o: SweepOptions, levels: Sequence[int], arrivals: Sequence[Arrivals]) -> None:
     requests, workers = o["requests"], o["workers"]
     if not 0 <= o["max_error_rate"] < 1:
         share = shown_number(o["max_error_rate"])
         raise UsageError(f"--max-error-rate {share}: give a share from 0 up to, but not including, 1")
     if o["duration"] is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
-    if requests is not None and arrivals is None and requests < 2 * max(levels):
+    if requests is not None and not arrivals and requests < 2 * max(levels):
         raise UsageError(
             f"--requests {requests}: B = {max(levels)} needs at least {2 * max(levels)}, so that every slot is refilled"
         )
-    if arrivals is not None and workers is not None and workers > 1:
+    if arrivals and workers is not None and workers > 1:
         raise UsageError(
-            f"--workers {workers} is for a closed loop; with --arrival {arrivals} one process sends: omit --workers"
+            f"--workers {workers} is for a closed loop; with --arrival {listed(arrivals)} one process sends: "
+            "omit --workers"
         )
     if o["max_tokens"] is not None and o["fixed_length"] is not None:
         raise UsageError("--max-tokens and --fixed-length exclude each other: an answer has a cap or a length")
@@ -359,10 +364,10 @@ def _check_label(label: str, asked: str) -> None:
         raise UsageError(f"{asked}: {label!r} is not a valid name; use letters, digits, '.', '_' and '-'")
 
 
-def _concurrency(value: str | Sequence[int] | None, arrivals: Arrivals | None) -> tuple[int, ...]:
+def _concurrency(value: str | Sequence[int] | None, arrivals: Sequence[Arrivals]) -> tuple[int, ...]:
     """The batch sizes; of an open loop the one number of requests that may be in flight."""
     if value is None:
-        return CONCURRENCY if arrivals is None else (OPEN_CAP,)
+        return (OPEN_CAP,) if arrivals else CONCURRENCY
     parts = value.split(",") if isinstance(value, str) else list(value)
     levels = []
     for part in parts:
@@ -376,9 +381,9 @@ def _concurrency(value: str | Sequence[int] | None, arrivals: Arrivals | None) -
         levels.append(int(text))
     if not levels:
         raise UsageError("--concurrency is empty; write batch sizes, as in 1,16,64")
-    if arrivals is not None and len(levels) > 1:
+    if arrivals and len(levels) > 1:
         raise UsageError(
-            f"--concurrency {','.join(map(str, levels))}: with --arrival {arrivals} it is the most requests in flight; "
-            "give one number, or omit it"
+            f"--concurrency {','.join(map(str, levels))}: with --arrival {listed(arrivals)} it is the most requests "
+            "in flight; give one number, or omit it"
         )
     return tuple(levels)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges
 from loadgen.load.workers import Assignment
 from loadgen.measure.config import api_key
@@ -48,9 +49,19 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def grader(self) -> Grader:
-        """Grades nothing where the answers' length was fixed."""
-        items = self.dataset.items if self.config.fixed_length is None else ()
+        """Grades nothing where the answers' length was fixed, and where no right answer is known."""
+        items = self.dataset.items if self.graded else ()
         return Grader({item.id: facts_of(item) for item in items}, self.protocol.name, self.config.answer_regex)
+
+    @property
+    def graded(self) -> bool:
+        return self.config.fixed_length is None and self.dataset.answer != "none"
+
+    @property
+    def caps_by_record(self) -> bool:
+        """Each answer may be as long as the recorded one, whose length is to be counted."""
+        capped = self.config.fixed_length or self.config.max_tokens
+        return not capped and self.dataset.answer == "none" and any(item.solution for item in self.dataset.items[:1])
 
     @property
     def max_tokens(self) -> int:
@@ -68,12 +79,22 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     def expected_s(self) -> float:
         """A first guess of the sweep's length; the live view corrects it as cells end."""
         mode = self.config.mode
-        cell_s = (self.config.duration_s or 30.0) + (self.config.warmup_s or 0.0) + 3 * EXPECTED_ANSWER_S[mode]
-        return len(self.cells) * cell_s + len(self.blocks) * EXPECTED_START_S[mode]
+        more_s = (self.config.warmup_s or 0.0) + 3 * EXPECTED_ANSWER_S[mode]
+        cells_s = sum(self._window_s(cell) + more_s for cell in self.cells)
+        return cells_s + len(self.blocks) * EXPECTED_START_S[mode]
+
+    def _window_s(self, cell: Cell) -> float:
+        """Its length as far as it is known: of a count of requests in an open loop, not in a closed one."""
+        if self.config.duration_s is not None:
+            return self.config.duration_s
+        return (self.config.requests or 0) / cell.rate_asked_per_s if cell.rate_asked_per_s else 30.0
 
     def assignment(self, target: Target, cell: Cell, changes: BodyChanges) -> Assignment:
         """What the load of a cell asks its server."""
-        config = self.config
+        config, dataset = self.config, self.dataset
+        shipped = tuple(warmup_items())
+        if dataset.unwritten:  # asked before the others have texts: with the fields that these will have
+            shipped = tuple(replace(item, output_tokens=self.max_tokens) for item in shipped)
         return Assignment(
             url=target.url,
             model=target.model,
@@ -82,11 +103,11 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
             timeout_s=config.timeout_s,
             protocol=self.protocol,
             seed=config.seed,
-            max_tokens=self.max_tokens,
+            max_tokens=config.max_tokens,
             fixed_length=config.fixed_length,
             thinking=config.thinking,
-            items=self.dataset.items,
-            warmup_items=tuple(warmup_items()),
+            items=dataset.items,
+            warmup_items=shipped if dataset.unwritten else dataset.warmup or shipped,
             concurrency=cell.concurrency,
             requests=config.requests,
             duration_s=config.duration_s,
@@ -138,7 +159,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
             protocol=self.protocol_record(changes),
             recipes=self.recipes,
             body_changes=changes_record(changes),
-            graded=config.fixed_length is None,
+            graded=self.graded,
             weights=weights_of(Path(config.model).expanduser()) if config.model else None,
             client=client_record(),
             host=host_record(),
@@ -163,9 +184,24 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     data_file, shots_file, platinum = (
         Path(name) if name else None for name in (config.data_file, config.shots_file, config.platinum_file)
     )
-    dataset = load_dataset(config.dataset, data_file=data_file, limit=config.limit, platinum_file=platinum)
+    dataset = load_dataset(
+        config.dataset,
+        data_file=data_file,
+        limit=config.limit,
+        platinum_file=platinum,
+        seed=config.seed,
+        requests=config.requests,
+    )
     protocol = load_protocol(config.protocol, shots_file=shots_file)
     protocol.check_fits(dataset)
+    conversation = next((item for item in dataset.items if item.messages), None)
+    if conversation is not None and config.api == "completions":
+        raise UsageError(
+            f"--api completions: {conversation.id} of --dataset {dataset.name} has messages, which need --api chat; "
+            "omit --api"
+        )
+    if conversation is not None:
+        protocol = replace(protocol, api="chat")
     if config.answer_regex is not None:
         check_speed(config.answer_regex)
     if config.thinking is not None:

@@ -15,6 +15,7 @@ from loadgen.load.exchange import Exchange, Raw, concealed, read_exchange
 from loadgen.load.workers import Assignment
 from loadgen.measure.servers import NotReady, Patience
 from loadgen.secret import Mask
+from loadgen.workload.item import Item
 
 TOKENS = 8
 REQUESTS = 4
@@ -108,6 +109,8 @@ class Preflight:
         """Why a field cannot be left out without asking, and what to do; None: it can."""
         without = f"--extra-body '{{\"{field}\": null}}' leaves it out"
         if field in ("ignore_eos", "min_tokens"):
+            if self._assignment.fixed_length is None:
+                return f"the dataset's lengths of answers need it: use prompts without such lengths, or {without}"
             return f"--fixed-length needs it: use --max-tokens instead, or {without}"
         if field in ("chat_template_kwargs", "thinking_token_budget") or field.startswith("chat_template_kwargs."):
             return f"--thinking needs it: omit that option, or {without.replace(field, field.partition('.')[0])}"
@@ -165,17 +168,28 @@ class Preflight:
 
     async def _asked(self, changes: BodyChanges, assignment: Assignment | None = None) -> _Answer:
         assignment = msgspec.structs.replace(assignment or self._assignment, changes=changes)
-        request = assignment.maker().trial(assignment.warmup_items[0], TOKENS)
-        slot = assignment.slot_maker()(0)
-        done: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
-        slot.send(request, done.set_result)
-        try:
-            raw = await done
-        finally:
-            slot.close()
+        raw = await _raw(assignment, assignment.warmup_items[0], TOKENS)
         row = concealed(read_exchange(raw), self._mask)
         error = raw.error_body() if raw.http_status not in (None, 200) else (row.error or "").encode()
-        return _Answer(row, error, msgspec.json.decode(request.body))
+        return _Answer(row, error, msgspec.json.decode(raw.request.body))
+
+
+async def _raw(assignment: Assignment, item: Item, tokens: int) -> Raw:
+    request = assignment.maker().trial(item, tokens)
+    slot = assignment.slot_maker()(0)
+    done: asyncio.Future[Raw] = asyncio.get_running_loop().create_future()
+    slot.send(request, done.set_result)
+    try:
+        return await done
+    finally:
+        slot.close()
+
+
+def short_answer(assignment: Assignment, item: Item, tokens: int) -> Exchange:
+    """What becomes of one request for the item with at most so many tokens of an answer."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        raw = runner.run(_raw(assignment, item, tokens))
+    return concealed(read_exchange(raw), Mask(assignment.api_key))
 
 
 class _Answer(msgspec.Struct, frozen=True):

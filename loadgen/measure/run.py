@@ -32,6 +32,7 @@ from loadgen.measure.observer import Observer, Tee
 from loadgen.measure.plan import SweepPlan, changes_record, plan_rest, plan_sweep, planned_blocks
 from loadgen.measure.power import exporter_of, idle_power, plan_power
 from loadgen.measure.preflight import Learned, learn_from
+from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Patience, Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.config import SweepConfig
@@ -148,9 +149,11 @@ def _sweep(
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
     observer.run_begins(_title(plan, file, source), len(plan.cells), source.simulated, plan.expected_s)
-    blocks = BlockRun(plan, source, power, changes, file, observer, judge, Interrupt())
+    blocks = BlockRun(plan, source, power, changes, file, observer, judge, Interrupt(), Prompts(plan))
     for warning in (*warnings, *power.warnings):
         blocks.warn(warning)
+    for note in plan.dataset.notes:
+        observer.note(note)
     if proxies := proxies_passed_by(spec.url for spec in config.targets if spec.url is not None):
         shown = ", ".join(map(Mask(), proxies))
         observer.note(f"the proxy {shown} of the environment is not used: servers are measured directly")
@@ -186,7 +189,7 @@ def _title(plan: SweepPlan, file: ManifestFile, source: Source) -> str:
         f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × {config.repeats} repeats"
     )
     if file.resumed:
-        whole = len(config.targets) * len(config.concurrency) * config.repeats
+        whole = len(config.targets) * config.levels * config.repeats
         title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
     return title
 

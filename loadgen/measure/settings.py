@@ -105,6 +105,7 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     """The options with which `configure` makes this very config, but for `out`."""
     special = {"targets", "thinking", "out"}
     options = {name: getattr(config, option.field) for name, option in OPTIONS.items() if option.field not in special}
+    del options["rate_scale"]  # it is in the rates of the arrival
     options["extra_body"] = config.extra_body or None
     if config.mode == "target":
         options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]
@@ -304,7 +305,8 @@ def _is_named(act: Act, given: Mapping[str, Any]) -> bool:
     if act.option == "metrics_port":
         named = {"metrics_port", "metrics_host"} <= set(given)
         return named or ("metrics_port" in given and given["metrics_port"] is None)
-    return given.get(act.option) is not None
+    in_dataset = act.option == "data_file" and ":" in (given.get("dataset") or "")
+    return given.get(act.option) is not None or in_dataset
 
 
 def _refuse_program_of(run_dir: Path, config: SweepConfig) -> None:

@@ -64,7 +64,7 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """Target x concurrency x repeat: what one row of cells.csv is about."""
+    """Target x concurrency (or rate) x repeat: what one row of cells.csv is about."""
 
     index: Count
     target: TargetName
@@ -118,18 +118,26 @@ def level(concurrency: int, arrival: str | None) -> str:
     return f"B = {concurrency}" if arrival in (None, CLOSED) else str(arrival)
 
 
+def rates_of(arrival: str) -> tuple[str, ...]:
+    """The arrival of each cell: `poisson:5` and `poisson:10` of `poisson:5,10`."""
+    return tuple(map(str, Arrivals.parse_each(arrival))) or (arrival,)
+
+
 def plan_blocks(
     targets: Sequence[TargetSpec], concurrency: Sequence[int], repeats: int, arrival: str = CLOSED
 ) -> list[Block]:
     """Blocks in the order they run: repeats outermost, targets and concurrencies reversed in every second repeat.
 
-    For targets A and B: A B, B A, A B, ... (ABBA), so that slow drift (heat, other load) hits both alike.
+    For targets A and B: A B, B A, A B, ... (ABBA), so that slow drift (heat, other load) hits both alike. Several rates
+    of an `arrival` are a cell each.
     """
+    arrivals = rates_of(arrival)
     blocks: list[Block] = []
     for repeat in range(1, repeats + 1):
         forward = repeat % 2 == 1
         for target in targets if forward else list(reversed(targets)):
-            levels = concurrency if forward else list(reversed(concurrency))
+            loads = [(b, rate) for rate in arrivals for b in concurrency]
+            loads = loads if forward else loads[::-1]
             cells = tuple(
                 Cell(
                     index=index,
@@ -137,9 +145,9 @@ def plan_blocks(
                     precision=target.precision,
                     concurrency=b,
                     repeat=repeat,
-                    arrival=arrival,
+                    arrival=rate,
                 )
-                for index, b in enumerate(levels, start=len(blocks) * len(levels) + 1)
+                for index, (b, rate) in enumerate(loads, start=len(blocks) * len(loads) + 1)
             )
             blocks.append(Block(target=target, repeat=repeat, cells=cells))
     return blocks

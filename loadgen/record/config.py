@@ -9,7 +9,7 @@ import msgspec
 from loadgen.bounds import Amount, Count, Text
 from loadgen.load.openloop import CLOSED
 from loadgen.options import MAX_ERROR_RATE
-from loadgen.record.cell import TargetSpec
+from loadgen.record.cell import TargetSpec, rates_of
 from loadgen.workload.protocol import Thinking
 
 Mode = Literal["target", "serve", "simulated"]
@@ -47,7 +47,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Count | None = None
     fixed_length: Count | None = None
     arrival: Text = CLOSED
-    """`closed`, `poisson:RATE` or `constant:RATE`."""
+    """`closed`, or one kind with its rates: `poisson:5,10`, `constant:20`, `trace:3.5`."""
     slo: Text | None = None
     """What goodput asks of a request, as `Slo` prints it."""
     api: Text | None = None
@@ -93,3 +93,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
         """What every cell holds: "B 1,16", of an open loop "poisson:20, at most 1024 in flight"."""
         b = ",".join(map(str, self.concurrency))
         return f"B {b}" if self.arrival == CLOSED else f"{self.arrival}, at most {b} in flight"
+
+    @property
+    def levels(self) -> int:
+        """Cells of a target in one repeat: batch sizes, or rates."""
+        return len(self.concurrency) * len(rates_of(self.arrival))

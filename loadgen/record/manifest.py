@@ -357,5 +357,5 @@ def read_manifest(run_dir: Path) -> Manifest:
     except msgspec.ValidationError as error:
         raise UsageError(f"{path} is not as loadgen sweep wrote it ({error_text(error)}); put that file back") from None
     config, sessions = manifest.config, max(1, len(manifest.sessions))
-    check_size(str(path), len(config.targets), max(1, len(config.concurrency)), config.repeats, sessions)
+    check_size(str(path), len(config.targets), max(1, config.levels), config.repeats, sessions)
     return manifest

@@ -12,7 +12,7 @@ import msgspec
 from loadgen.bounds import MOST_DATA_BYTES
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
-from loadgen.workload import gsm8k, mathqa
+from loadgen.workload import gsm8k, mathqa, traffic
 from loadgen.workload.item import Item
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
 from loadgen.workload.questions import SAMPLE_FILE, has_choices, read_choices, read_jsonl, records, sample_items
@@ -31,31 +31,50 @@ FILES: dict[str, tuple[PublishedFile, ...]] = {
 }
 """The published files of a dataset: the split that is asked, then the one that worked examples come from."""
 
-AnswerKind = Literal["number", "letter", "text"]
-"""What a final answer is: a number, the letter of an option, or a text that is compared as such."""
+AnswerKind = Literal["number", "letter", "text", "none"]
+"""What a final answer is: a number, the letter of an option, or a text that is compared as such; none: not known."""
 
 
 class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """Questions with the identity of the file they came from."""
 
     name: str
-    """As in `DATASETS`; `mathqa` is called `mathqa:all`."""
+    """As in `DATASETS`; `mathqa` is called `mathqa:all`, and traffic of a file has the file's name: `trace:day.csv`."""
     items: tuple[Item, ...]
     sha256: str
     """The whole file's, whatever part of it the items are."""
     published: bool
     """The file is byte for byte the one its authors published (or the one shipped here)."""
     answer: AnswerKind = "number"
+    warmup: tuple[Item, ...] = ()
+    """Items of its own to warm a server up with; empty: the shipped ones."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def unwritten(self) -> bool:
+        """Its items have lengths, and their texts are not written yet."""
+        return any(item.input_tokens is not None and not item.question for item in self.items[:1])
 
 
 def load_dataset(
-    name: str, *, data_file: Path | None = None, limit: int | None = None, platinum_file: Path | None = None
+    name: str,
+    *,
+    data_file: Path | None = None,
+    limit: int | None = None,
+    platinum_file: Path | None = None,
+    seed: int = 0,
+    requests: int | None = None,
 ) -> Dataset:
     """The named dataset's first `limit` items; with a `platinum_file` GSM8K's flawed ones are marked.
 
-    Raises UsageError for an unknown name, a missing or malformed file, or a failed download.
+    Synthetic ones follow from the `seed`, and are no fewer than `requests`. Raises UsageError for an unknown name, a
+    missing or malformed file, or a failed download.
     """
     _check_name(name)
+    if traffic.without_answers(name):
+        if platinum_file is not None:
+            raise UsageError(f"--platinum-file {platinum_file} marks the items of --dataset gsm8k, and this is {name}")
+        return _traffic(name, data_file, limit, seed, requests)
     name = "mathqa:all" if name == "mathqa" else name
     family = name.partition(":")[0]
     path, published = _file(name, data_file)
@@ -75,6 +94,25 @@ def load_dataset(
         sha256=sha256_of(path),
         published=published,
         answer="letter" if family in ("mathqa", "choices") else "text" if items[0].exact else "number",
+    )
+
+
+def _traffic(name: str, file: Path | None, limit: int | None, seed: int, requests: int | None) -> Dataset:
+    if name.startswith(traffic.SYNTHETIC):
+        count = limit or max(traffic.PROMPTS, requests or 0)
+        items = traffic.synthetic_items(traffic.Shape.parse(name), count, seed)
+        warmup, sha256 = traffic.warmup_of(items, seed), traffic.identity(name, seed, count)
+        return Dataset(name=name, items=tuple(items), sha256=sha256, published=True, answer="none", warmup=warmup)
+    path, _ = _file(name, file)
+    rows = traffic.read_traffic(name, path, limit)
+    return Dataset(
+        name=f"{name}:{path.name}",
+        items=tuple(rows.items),
+        sha256=sha256_of(path),
+        published=False,
+        answer="none",
+        warmup=traffic.warmup_of(rows.items, seed) if name == "trace" else (),
+        notes=rows.notes,
     )
 
 
@@ -99,8 +137,13 @@ def holds_texts(name: str, data_file: Path | None) -> bool:
 
 
 def data_path(name: str, data_file: Path | None) -> Path | None:
-    """The file that the dataset is read from; None for the shipped one. Raises UsageError as `load_dataset` does."""
+    """The file with the dataset's answers; None for the shipped one, and where there are none.
+
+    Raises UsageError as `load_dataset` does.
+    """
     _check_name(name)
+    if traffic.without_answers(name):
+        return None
     path, _ = _file(name, data_file)
     return None if path == SAMPLE_FILE else path
 
@@ -130,8 +173,8 @@ def existing_file(path: Path, option: str) -> Path:
 
 
 def _check_name(name: str) -> None:
-    if name not in DATASETS:
-        raise UsageError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    if name not in DATASETS and not traffic.without_answers(name):
+        raise UsageError(f"unknown dataset {name!r}; known: {', '.join([*DATASETS, *traffic.KNOWN])}")
 
 
 def _file(name: str, data_file: Path | None) -> tuple[Path, bool]:
@@ -144,6 +187,8 @@ def _file(name: str, data_file: Path | None) -> tuple[Path, bool]:
                 "'sample' is shipped with loadgen"
             )
         return SAMPLE_FILE, True
+    if data_file is None and name in traffic.FILE_KINDS:
+        raise UsageError(f"--dataset {name} needs a file: write {name}:FILE")
     if data_file is None and name in _FILE_NEEDED:
         raise UsageError(f"--dataset {name} needs --data-file: {_FILE_NEEDED[name]}")
     if data_file is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,8 +21,9 @@ _DECIMAL = re.compile(r"-?[0-9]{1,1000}(?:\.[0-9]{1,1000})?")
 class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An item without its question and solution."""
 
-    gold: str
-    """The final answer alone: a number without thousands separators, or an upper-case letter A to E."""
+    gold: str = ""
+    """The final answer alone: a number without thousands separators, or an upper-case letter A to E; empty: none is
+    known, and the answer is not graded."""
     options: tuple[str, ...] = ()
     """The texts of options A, B, ... in order; empty for a question without options."""
     accepted: tuple[str, ...] = ()
@@ -37,10 +39,20 @@ class ItemFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     flaws: tuple[str, ...] = ()
     """What is known to be wrong with the question: `identical options`, `removed by GSM8K-Platinum`."""
 
+    input_tokens: Count | None = None
+    """How many tokens the prompt is to have, whatever the server adds included; None: as many as its text has."""
+    output_tokens: Count | None = None
+    """How many tokens the answer is to have, exactly; None: as many as the model makes."""
+
     @property
     def can_be_graded(self) -> bool:
-        """Whether gold, and what else is accepted, is a text, a letter or a decimal number."""
-        return self.exact or self.gold.isalpha() or all(map(_DECIMAL.fullmatch, (self.gold, *self.accepted)))
+        """Whether gold, and what else is accepted, is a text, a letter or a decimal number (or there is none)."""
+        return (
+            not self.gold
+            or self.exact
+            or self.gold.isalpha()
+            or all(map(_DECIMAL.fullmatch, (self.gold, *self.accepted)))
+        )
 
 
 class Item(ItemFacts, frozen=True, kw_only=True):
@@ -49,8 +61,16 @@ class Item(ItemFacts, frozen=True, kw_only=True):
     id: str
     """Stable over releases: dataset, split and row, e.g. `gsm8k-test-0007`."""
     question: str
-    solution: str
+    solution: str = ""
     """The published worked answer, as it would appear in a few-shot example."""
+    messages: tuple[dict[str, Any], ...] = ()
+    """The conversation to send instead of `question`."""
+    most_tokens: Count | None = None
+    """Where an answer is cut off, instead of at the protocol's limit."""
+    due_s: float | None = None
+    """When a trace has it, from its first request."""
+    blocks: tuple[int, ...] = ()
+    """Numbers of its prompt's blocks: those of equal numbers have equal texts."""
 
 
 def facts_of(item: Item) -> ItemFacts:

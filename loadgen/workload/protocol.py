@@ -26,6 +26,10 @@ _DEFAULTS = {
     "gsm8k:platinum": "gsm8k",
     "jsonl": "gsm8k_cot_zeroshot",
     "choices": "mathqa_gen_v1",
+    "prompts": "plain",
+    "sharegpt": "plain",
+    "trace": "plain",
+    "synthetic": "plain",
 }
 
 GSM8K_ASK = "Question: {question}\nAnswer:"
@@ -75,7 +79,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
     api: str = "completions"
     """`completions` or `chat`: what the protocol uses unless `--api` says otherwise."""
     answer: AnswerKind = "number"
-    """What is graded: a number, the letter of an option, or a text."""
+    """What is graded: a number, the letter of an option, or a text; `none`: nothing."""
 
     def shots_of(self, item: Item) -> tuple[Item, ...]:
         """The worked examples before this question."""
@@ -88,8 +92,11 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
         worked = [f"{self._turn(shot)}{self.delimiter}{shot.solution}\n\n" for shot in self.shots_of(item)]
         return "".join([*worked, self._turn(item)])
 
-    def messages(self, item: Item) -> list[dict[str, str]]:
-        """The same as a conversation: each example is a user's turn and an assistant's, the question comes last."""
+    def messages(self, item: Item) -> list[dict[str, Any]]:
+        """The item's conversation; else the same as one: each example is a user's turn and an assistant's, the question
+        comes last."""
+        if item.messages:
+            return list(item.messages)
         turns = []
         for shot in self.shots_of(item):
             turns += [("user", self._turn(shot)), ("assistant", shot.solution)]
@@ -110,6 +117,12 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_fits(self, dataset: Dataset) -> None:
         """Raises UsageError when the dataset's answers are of another kind than the protocol asks for."""
+        if self.answer != dataset.answer and "none" in (self.answer, dataset.answer):
+            has = "has no answers to grade" if dataset.answer == "none" else "has answers to grade"
+            raise UsageError(
+                f"--protocol {self.name}: --dataset {dataset.name} {has}; omit --protocol, which is "
+                f"{default_protocol(dataset.name, texts=dataset.answer == 'text')} then"
+            )
         if self.answer != dataset.answer:
             raise UsageError(
                 f"--protocol {self.name} asks for a {self.answer}, but answers of --dataset {dataset.name} are "
@@ -144,6 +157,7 @@ _KNOWN = (
     # five examples keep a base model's answer short
     replace(_CHAT_MATHQA, name="mathqa_gen_v1_5shot", stops=GSM8K_STOPS, max_tokens=512, api="completions"),
     replace(_CHAT_MATHQA, name="text_gen_v1", ask=TEXT_ASK, max_tokens=512, answer="text"),
+    Protocol(name="plain", version="1", ask="{question}", stops=(), answer="none"),
     _SAMPLE,
 )
 """Every protocol, its examples still missing."""
@@ -152,7 +166,7 @@ PROTOCOLS = tuple(protocol.name for protocol in _KNOWN)
 
 def default_protocol(dataset: str, *, texts: bool = False) -> str:
     """The name of the protocol for a dataset when none is asked for; `texts`: its answers are texts."""
-    return "text_gen_v1" if texts else _DEFAULTS.get(dataset, dataset)
+    return "text_gen_v1" if texts else _DEFAULTS.get(dataset, _DEFAULTS.get(dataset.partition(":")[0], dataset))
 
 
 def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:

@@ -111,10 +111,11 @@ def test_without_network_and_lm_eval_the_projects_own_examples_serve(nothing_at_
         "mathqa_gen_v1": "mathqa_gen_v1",
         "mathqa_gen_v1_5shot": "mathqa_gen_v1_5shot-own",
         "text_gen_v1": "text_gen_v1",
+        "plain": "plain",
         "sample": "sample",
     }
     assert named["gsm8k"].shots == tuple(own_shots())
-    assert [len(protocol.shots_of(ITEM)) for protocol in named.values()] == [5, 5, 8, 0, 8, 0, 5, 0, 1]
+    assert [len(protocol.shots_of(ITEM)) for protocol in named.values()] == [5, 5, 8, 0, 8, 0, 5, 0, 0, 1]
 
 
 def test_a_question_with_options_lists_them_under_their_letters() -> None:

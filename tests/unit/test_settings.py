@@ -60,9 +60,9 @@ def test_the_options_it_was_begun_with_may_be_said_again(begun: dict[str, Any]) 
 
 
 def test_every_option_can_be_read_back() -> None:
-    """One that could not be would be resumed with its default."""
+    """One that could not be would be resumed with its default; a rate scale is in the arrival's rates."""
     known = set().union(*(options_of(configure(**begun)) for begun in BEGUN))
-    assert known | {"out"} >= set(inspect.signature(configure).parameters)
+    assert known | {"out", "rate_scale"} >= set(inspect.signature(configure).parameters)
 
 
 @pytest.mark.parametrize(

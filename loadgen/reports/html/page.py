@@ -215,6 +215,8 @@ def _manifest(run: Run) -> Html:
     config, dataset, protocol, host = manifest.config, manifest.dataset, manifest.protocol, manifest.host
     models = dict.fromkeys(server.model for server in manifest.servers if server.model)
     published = "published file" if dataset.published else "another file than the published one"
+    if protocol.answer == "none":
+        published = "without answers to grade"
     shown = [
         ("simulated", f"yes, {STAMP}: a cost model answered, not a GPU" if manifest.simulated else "no"),
         ("started", _started(manifest)),

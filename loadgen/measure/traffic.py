@@ -1,0 +1,91 @@
+"""Traffic: what the options of a sweep say about when requests arrive, and how long they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from loadgen.bounds import shown_number
+from loadgen.errors import UsageError
+from loadgen.load.openloop import CLOSED, TRACE, Arrivals
+from loadgen.options import SweepOptions
+from loadgen.workload.traffic import FILE_KINDS, SYNTHETIC, Shape, read_traffic, trace_rate_per_s, without_answers
+
+
+def with_data_file(o: SweepOptions) -> SweepOptions:
+    """`--dataset trace:FILE` as `trace` and its data file."""
+    kind, colon, name = (o["dataset"] or "").partition(":")
+    if kind not in FILE_KINDS or not colon:
+        return o
+    if not name:
+        raise UsageError(f"--dataset {o['dataset']}: name a file, as in {kind}:traffic.jsonl")
+    if o["data_file"] is not None and str(o["data_file"]) != name:
+        raise UsageError(f"--data-file {o['data_file']}: --dataset {kind}:{name} names another file; omit --data-file")
+    return {**o, "dataset": kind, "data_file": name}
+
+
+def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], int | None]:
+    """How requests arrive, none in a closed loop; and how many a trace has that is replayed."""
+    text, scale = o["arrival"] or (TRACE if dataset == TRACE else CLOSED), o["rate_scale"]
+    if text.partition(":")[0] != TRACE:
+        if scale is not None:
+            raise UsageError(f"--rate-scale {scale} needs --arrival trace: it scales a trace's own rate")
+        arrivals = Arrivals.parse_each(text)
+        if len(arrivals) > 1:
+            raise UsageError(f"--arrival {text}: give one rate")
+        return arrivals, None
+    if dataset != TRACE or o["data_file"] is None:
+        raise UsageError(f"--arrival {text} needs --dataset trace:FILE, whose times it replays")
+    times_s = [item.due_s or 0.0 for item in read_traffic(TRACE, Path(o["data_file"]), o["limit"]).items]
+    own = trace_rate_per_s(Path(o["data_file"]), times_s)
+    if text == TRACE:
+        arrivals = tuple(Arrivals("trace", float(f"{own * factor:.6g}")) for factor in _scales(scale))
+    elif scale is not None:
+        raise UsageError(f"--rate-scale {scale}: --arrival {text} gives the rate already; give one of the two")
+    else:
+        arrivals = Arrivals.parse_each(text)
+    if len(arrivals) > 1:
+        raise UsageError(f"--rate-scale {scale}: give one factor")
+    for one in arrivals:
+        lasts_s = (times_s[-1] - times_s[0]) * own / one.rate_per_s + 1 / one.rate_per_s
+        if o["duration"] is not None and o["duration"] > lasts_s:
+            raise UsageError(
+                f"--duration {shown_number(o['duration'])}: at {one} the trace lasts {lasts_s:.1f} s; omit "
+                "--duration to replay all of it"
+            )
+    if o["requests"] is not None and o["requests"] > len(times_s):
+        raise UsageError(f"--requests {o['requests']}: the trace has {len(times_s)} requests; omit --requests")
+    return arrivals, len(times_s)
+
+
+def _scales(scale: float | str | Sequence[float] | None) -> list[float]:
+    if scale is None:
+        return [1.0]
+    parts = scale.split(",") if isinstance(scale, str) else [scale] if isinstance(scale, int | float) else list(scale)
+    factors: list[float] = []
+    for part in parts:
+        try:
+            factor = float(part)
+        except ValueError:
+            factor = math.nan
+        if not 1e-6 <= factor <= 1e6:
+            raise UsageError(f"--rate-scale {part}: give a factor above 0, as in 2 for twice the trace's rate")
+        if factor in factors:
+            raise UsageError(f"--rate-scale {part} is listed twice; list each factor once")
+        factors.append(factor)
+    return factors
+
+
+def check_lengths(o: SweepOptions, dataset: str) -> None:
+    """That the answers' lengths come from one place only."""
+    kind = dataset.partition(":")[0]
+    if kind == SYNTHETIC:
+        Shape.parse(dataset)
+        if o["data_file"] is not None:
+            raise UsageError(f"--data-file {o['data_file']}: --dataset {dataset} has no file; omit --data-file")
+    for name, value in (("max-tokens", o["max_tokens"]), ("fixed-length", o["fixed_length"])):
+        if kind in (SYNTHETIC, TRACE) and value is not None:
+            raise UsageError(f"--{name} {value}: --dataset {kind} gives the length of each answer; omit --{name}")
+    if without_answers(dataset) and o["answer_regex"] is not None:
+        raise UsageError(f"--answer-regex: --dataset {kind} has no answers to grade; omit --answer-regex")
