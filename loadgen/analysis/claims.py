@@ -49,7 +49,7 @@ def claims_of(
     """
     precisions = {cell.target: cell.precision for cell in cells}
     recipes = load_recipes()
-    bits = {target: recipes[name].bits for target, name in precisions.items() if name in recipes}
+    bits = {t: bits for t, name in precisions.items() if name in recipes and (bits := recipes[name].bits) is not None}
     backends = {target: recipes[name].backend for target, name in precisions.items() if name in recipes}
     fewer = [target for target in bits if target != reference and bits[target] < bits.get(reference, 0)]
     return (

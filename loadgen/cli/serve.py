@@ -146,8 +146,9 @@ def _row(recipe: Recipe) -> tuple[str, ...]:
     weights = "the 16-bit checkpoint" if recipe.checkpoint == "same" else "a checkpoint of its own"
     if recipe.in_flight_args:
         weights += ", quantized while loading" if recipe.checkpoint == "same" else ", else quantized while loading"
-    cpu = " ".join(recipe.cpu_flags) or "any"
-    return recipe.name, recipe.label, str(recipe.bits), recipe.gpu_capability, cpu, _known(recipe), weights
+    cpu = "none" if recipe.cpu_refusal else " ".join(recipe.cpu_flags) or "any"
+    gpu = recipe.gpu_capability + (f" (native {recipe.native_capability})" if recipe.native_capability else "")
+    return recipe.name, recipe.label, str(recipe.bits or "-"), gpu, cpu, _known(recipe), weights
 
 
 def _known(recipe: Recipe) -> str:

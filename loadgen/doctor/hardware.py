@@ -150,7 +150,7 @@ _TOLD = ("avx2", "avx512f", "avx512_bf16", "amx_tile")
 
 
 def cpu_flags(mode: Mode, recipes: Mapping[str, Recipe], info: Path = CPU_INFO) -> Finding:
-    """AVX-512 for AWQ and GPTQ, as the recipes' `cpu_flags` say."""
+    """AVX-512 and AMX for some recipes, as their `cpu_flags` say; recipes that no CPU runs are named too."""
     check = "CPU flags"
     if mode != "cpu":
         return Finding(check, "not applicable", f"mode {mode} computes nothing on the CPU")
@@ -159,12 +159,17 @@ def cpu_flags(mode: Mode, recipes: Mapping[str, Recipe], info: Path = CPU_INFO) 
     except OSError:
         return Finding(check, "warning", f"{info} cannot be read", "AWQ and GPTQ need AVX-512: see the CPU's manual")
     seen = ", ".join(flag for flag in _TOLD if flag in flags) or "neither AVX2 nor AVX-512"
-    refused = [recipe.name for recipe in recipes.values() if not flags.issuperset(recipe.cpu_flags)]
-    if not refused:
+    others = [name for name, recipe in recipes.items() if recipe.runs_on_cpu(flags)]
+    never = [name for name, recipe in recipes.items() if recipe.cpu_refusal]
+    needs = {
+        flag: [name for name, recipe in recipes.items() if flag in recipe.cpu_flags and name not in never]
+        for flag in sorted({flag for recipe in recipes.values() for flag in recipe.cpu_flags} - flags)
+    }
+    seen += f"; {', '.join(never)} need a GPU" if never else ""
+    if not needs:
         return judged(check, seen)
-    others = ", ".join(name for name in recipes if name not in refused)
-    lacking = sorted({flag for name in refused for flag in recipes[name].cpu_flags if flag not in flags})
-    return Finding(check, "warning", seen, f"{', '.join(refused)} need {', '.join(lacking)}: choose among {others}")
+    refused = "; ".join(f"{', '.join(names)} need {flag}" for flag, names in needs.items())
+    return Finding(check, "warning", seen, f"{refused}: choose among {', '.join(others)}")
 
 
 def cpu_library(mode: Mode, is_here: Callable[[], bool] = library_is_here) -> Finding:

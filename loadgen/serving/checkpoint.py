@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -260,7 +261,17 @@ def remarks(found: Quantization | None, kv_cache_dtype: str | None) -> tuple[str
 
 def serves(recipe: Recipe, found: Quantization) -> bool:
     """Whether the recipe serves a checkpoint that is quantized in this way."""
-    return not found.obstacle and found.method in recipe.quant_methods and found.numbers in (None, recipe.numbers)
+    return not found.obstacle and _is_alike(recipe, found) and _has_scheme(recipe, found)
+
+
+def _is_alike(recipe: Recipe, found: Quantization) -> bool:
+    """Whether its method and numbers are the recipe's."""
+    numbers_fit = found.numbers is None or not recipe.numbers or found.numbers in recipe.numbers
+    return found.method in recipe.quant_methods and numbers_fit
+
+
+def _has_scheme(recipe: Recipe, found: Quantization) -> bool:
+    return recipe.scheme is None or re.fullmatch(recipe.scheme, found.scheme or "") is not None
 
 
 def mismatch(
@@ -286,7 +297,8 @@ def mismatch(
         return None
     else:
         held = f"holds {found}; {another} ({_recipe_for(found, checkpoint, naming)})"
-    wanted = " or ".join(Quantization(method, recipe.numbers).kind for method in recipe.quant_methods)
+    kinds = [Quantization(method, one).kind for method in recipe.quant_methods for one in recipe.numbers or (None,)]
+    wanted = " or ".join(kinds) + (f" ({recipe.format})" if found is not None and _is_alike(recipe, found) else "")
     return f"recipe {recipe.name!r} serves {wanted} and {checkpoint} {held}"
 
 

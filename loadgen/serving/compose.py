@@ -20,6 +20,8 @@ MODEL = "mistralai/Mistral-7B-Instruct-v0.3"
 """The 16-bit model that is served by default."""
 DEFAULT = ("fp16", "awq", "gptq", "bnb-nf4")
 """The services of a plain `docker compose up`, and the simulated ones."""
+SERVICES = (*DEFAULT, "bf16", "bnb-int8", "fp8", "int8")
+"""The recipes that have a service; the others run by `loadgen serve`."""
 ON_CPU = ("bf16", "bnb-nf4", "int8")
 """Recipes that run on any x86-64 CPU."""
 PORT = 8000
@@ -235,11 +237,10 @@ HEADER = """\
 def compose_file() -> str:
     """docker/compose.yaml: a service per recipe, planned as `loadgen serve` plans it, and their monitoring."""
     recipes = load_recipes()
-    names = [*DEFAULT, *(name for name in recipes if name not in DEFAULT)]
-    services = {name: gpu_server(recipes[name], 8001 + index) for index, name in enumerate(names)}
+    services = {name: gpu_server(recipes[name], 8001 + index) for index, name in enumerate(SERVICES)}
     services |= {f"sim-{name}": simulated_server(name, 8101 + index) for index, name in enumerate(DEFAULT)}
     services |= {f"cpu-{name}": cpu_server(recipes[name], 8201 + index) for index, name in enumerate(ON_CPU)}
-    services |= {"exporter": exporter(["gpu", *names]), "prometheus": _prometheus()}
+    services |= {"exporter": exporter(["gpu", *SERVICES]), "prometheus": _prometheus()}
     services |= {"grafana": _grafana(), "loadgen": _loadgen()}
     volumes = ("hf-cache", "vllm-cache", "cpu-models", "prometheus", "grafana-data", "runs", "cache")
     project = {
@@ -257,7 +258,9 @@ def environment_file(model: str) -> str:
         f"#   docker compose --env-file models/{environment_name(model)} up",
         "COMPOSE_PROFILES=gpu",
     ]
-    for name, recipe in load_recipes().items():
+    recipes = load_recipes()
+    for name in sorted(SERVICES):
+        recipe = recipes[name]
         checkpoint, in_flight = checkpoint_of(recipe, model)
         if checkpoint in recipe.unverified_checkpoints.values():
             lines.append(f"# not verified: {checkpoint} is expected by its siblings' names")

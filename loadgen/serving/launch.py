@@ -21,7 +21,7 @@ from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
-from loadgen.serving.recipe import Device, Dtype, Naming, Recipe, fair_settings, in_sweep, load_recipe
+from loadgen.serving.recipe import Device, Dtype, Naming, Recipe, fair_settings, in_sweep, load_recipe, load_recipes
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Colours, cursor movements and titles of a terminal."""
@@ -421,8 +421,10 @@ def _require_folder(model: str) -> None:
 
 def _require_cpu_flags(recipe: Recipe) -> None:
     flags = CPU_INFO.read_text(encoding="utf-8").split() if CPU_INFO.exists() else recipe.cpu_flags
-    if missing := [flag for flag in recipe.cpu_flags if flag not in flags]:
-        raise UsageError(
-            f"recipe {recipe.name!r} on a CPU needs {', '.join(missing)}, which this CPU lacks; use a GPU, or one of "
-            "fp16, bf16, int8, fp8, bnb-nf4"
-        )
+    missing = [flag for flag in recipe.cpu_flags if flag not in flags]
+    if recipe.cpu_refusal or missing:
+        others = [name for name, other in load_recipes().items() if other.runs_on_cpu(flags)]
+        why = f"on a CPU needs {', '.join(missing)}, which this CPU lacks"
+        if recipe.cpu_refusal:
+            why = f"needs a GPU: {recipe.cpu_refusal}"
+        raise UsageError(f"recipe {recipe.name!r} {why}; use a GPU, or one of {', '.join(others)}")

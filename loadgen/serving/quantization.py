@@ -18,6 +18,8 @@ PLACE = "loadgen_place"
 ALWAYS_LEFT = frozenset({"lm_head", "re:.*lm_head", "re:.*lm_head.*", "model.lm_head"})
 """Modules that nearly every format leaves in 16 bits: they are not listed."""
 GPTQ_BITS = ("int4", "int8")
+FORMATS = {"nvfp4-pack-quantized": "NVFP4", "mxfp4-pack-quantized": "MXFP4", "marlin-24": "2:4 sparse"}
+"""Formats of compressed-tensors that are known by names of their own."""
 
 
 class Quantization(msgspec.Struct, frozen=True):
@@ -189,16 +191,20 @@ def _compressed(method: str, entry: Mapping[str, Any]) -> Quantization:
         obstacle, kv_cache = f"its kv_cache_scheme is {_shape(kv_cache)} where a mapping is expected", None
     first = next(iter(groups.values()))
     weights, activations = first.get("weights") or {}, first.get("input_activations") or {}
-    strategy = _word(weights.get("strategy"))
+    strategy, packing = _word(weights.get("strategy")), str(first.get("format") or entry.get("format"))
     schemes = {
-        "nvfp4-pack-quantized": "NVFP4", "mxfp4-pack-quantized": "MXFP4", "marlin-24": "2:4 sparse",
         "tensor": "per tensor", "channel": "per channel",
         "block": _blocks(weights.get("block_structure")) or "in blocks",
     }  # fmt: skip
+    scheme = FORMATS.get(packing) or _micro_scales(weights) or schemes.get(strategy or "")
+    if obstacle is None and scheme == "2:4 sparse":
+        obstacle = "it is 2:4 sparse, which vLLM no longer serves"
+    elif obstacle is None and numbers in ("int4", "int8") and packing not in ("None", "pack-quantized"):
+        obstacle = f"its format is {packing}, and vLLM serves weights of {numbers} alone only as pack-quantized"
     return Quantization(
         method,
         numbers,
-        scheme=schemes.get(str(entry.get("format"))) or schemes.get(strategy or ""),
+        scheme=scheme,
         group_size=_groups(weights)[1] if strategy != "block" else None,
         activations=("dynamic" if activations["dynamic"] else "static") if "dynamic" in activations else None,
         act_order=_word(weights.get("actorder")) in ("group", "dynamic", "weight"),
@@ -206,6 +212,18 @@ def _compressed(method: str, entry: Mapping[str, Any]) -> Quantization:
         kv_cache=_numbers_of(kv_cache) if kv_cache else None,
         obstacle=obstacle,
     )
+
+
+def _micro_scales(weights: Mapping[str, Any]) -> str | None:
+    """NVFP4, MXFP4 or MXFP8, as vLLM tells them from other floating-point weights."""
+    if weights.get("type") != "float":
+        return None
+    if weights.get("strategy") == "tensor_group" and weights.get("group_size") == 16:
+        return "NVFP4"
+    if weights.get("strategy") == "group" and weights.get("group_size") == 32:
+        bits = weights.get("num_bits")
+        return "MXFP4" if bits == 4 else "MXFP8" if bits == 8 else None
+    return None
 
 
 def _group_numbers(groups: Any, *, written: bool) -> tuple[str | None, str | None]:

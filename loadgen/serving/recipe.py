@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -25,6 +25,8 @@ Dtype = Literal["float16", "bfloat16"]
 FAIR_FILE, MODELS_FILE = "_fair.toml", "_models.toml"
 PACKAGE = Path(__file__).parents[1]
 Bits = Annotated[int, msgspec.Meta(ge=1, le=16)]
+Capability = Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d$")]
+"""MAJOR.MINOR."""
 T = TypeVar("T")
 
 
@@ -58,8 +60,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
     """The file's name without `.toml`; also the precision's name in every row."""
     label: str
-    bits: Bits
-    """Bits per weight."""
+    bits: Bits | None = None
+    """Bits per weight; None: each of its checkpoints has its own."""
     format: str
     """How weights and activations are stored."""
     backend: str
@@ -76,8 +78,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """GPUs that share its model, unless the user says how many; None: one."""
     quant_methods: tuple[str, ...] = ()
     """The values of `quantization_config.quant_method` that it serves."""
-    numbers: str | None = None
-    """The checkpoint's weights, and its activations unless 16-bit: `int4`, `int8/int8`, `nf4`, ..."""
+    numbers: tuple[str, ...] = ()
+    """What the checkpoint's weights, and its activations unless 16-bit, may be: `int4`, `int8/int8`, `nf4`, ...; empty:
+    anything."""
+    scheme: str | None = None
+    """A regular expression for the whole of `Quantization.scheme`, or of "" where that is None; None: anything."""
     checkpoints: dict[str, str] = {}
     """16-bit checkpoint id -> quantized checkpoint id whose page was seen on the hub."""
     unverified_checkpoints: dict[str, str] = {}
@@ -88,16 +93,28 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Regular expressions that the server's log must match."""
     kernel: str | None = None
     """A regular expression for the log whose first group is the kernel that vLLM selected."""
-    gpu_capability: str
+    gpu_capability: Capability
     """The lowest CUDA compute capability that runs it."""
+    native_capability: Capability | None = None
+    """The lowest that computes in the format; below it vLLM unpacks the weights and computes in 16 bits. None: all do."""
+    emulating: str | None = None
+    """A regular expression that finds something in the names of the kernels that compute in 16 bits instead."""
     cpu_flags: tuple[str, ...] = ()
     """Flags of /proc/cpuinfo without which vLLM's CPU build cannot run it."""
+    cpu_refusal: str | None = None
+    """Why no CPU runs it, a clause; None: one with `cpu_flags` does."""
+    packages: tuple[str, ...] = ()
+    """Packages that vLLM's environment needs for it."""
     notes: str = ""
 
     def __post_init__(self) -> None:
-        _check_patterns((*self.expect, *([self.kernel] if self.kernel else [])))
+        _check_patterns((*self.expect, *filter(None, (self.kernel, self.scheme, self.emulating))))
         if self.kernel and re.compile(self.kernel).groups < 1:
             raise ValueError(f"`kernel` {self.kernel!r} has no group that captures the kernel's name")
+
+    def runs_on_cpu(self, flags: Iterable[str]) -> bool:
+        """Whether vLLM's CPU build runs it on a CPU with these flags of /proc/cpuinfo."""
+        return self.cpu_refusal is None and set(self.cpu_flags) <= set(flags)
 
     def checkpoint_for(self, model: str, naming: Naming = in_sweep) -> str:
         """The checkpoint to serve when the 16-bit model is `model`, a local folder or an id.
@@ -285,7 +302,7 @@ def checkpoints_of(model: Model, recipes: Mapping[str, Recipe]) -> list[Checkpoi
     size = model.parameters
     return [
         Checkpoint(model.id, "16-bit", model.id, model.verified, expected_bytes(size, 16)),
-        *(Checkpoint(model.id, one.name, id, sure, expected_bytes(size, one.bits)) for one, id, sure in own),
+        *(Checkpoint(model.id, one.name, id, sure, expected_bytes(size, one.bits or 16)) for one, id, sure in own),
     ]
 
 

@@ -24,8 +24,7 @@ from docker_engine import PACKAGES, PROGRAMS, base_tarball, compose_v2, download
 from docker_project import Docker, Sweep, build_prometheus, free_port
 
 import loadgen
-from loadgen.serving.compose import write_project
-from loadgen.serving.recipe import recipe_names
+from loadgen.serving.compose import SERVICES, write_project
 
 pytestmark = pytest.mark.docker
 real_vllm = pytest.mark.skipif(
@@ -238,7 +237,7 @@ def test_vllm_on_the_cpu_runs_without_privileges_on_a_read_only_root(on_cpu: Doc
 
 @real_vllm
 def test_both_composes_resolve_every_profile_to_the_same_services(docker: Docker, on_cpu: Docker) -> None:
-    profiles = ",".join(["gpu", "simulated", "cpu", "loadgen", *recipe_names()])
+    profiles = ",".join(["gpu", "simulated", "cpu", "loadgen", *SERVICES])
     of_1, of_2 = (
         yaml.safe_load(replace(one, environment=docker.environment | {"COMPOSE_PROFILES": profiles}).compose("config"))
         for one in (docker, on_cpu)

@@ -23,12 +23,13 @@ from loadgen.serving.compose import (
     ON_CPU,
     PORT,
     PYTHON_IMAGE,
+    SERVICES,
     environment_file,
     environment_name,
     generated_files,
 )
 from loadgen.serving.launch import plan_launch
-from loadgen.serving.recipe import load_models, load_recipe, recipe_names
+from loadgen.serving.recipe import load_models, load_recipe
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -96,7 +97,7 @@ def test_a_changed_recipe_and_a_forgotten_file_are_noticed(
 
 
 def test_every_recipe_is_a_service_with_the_command_that_loadgen_serve_plans(services: dict[str, Any]) -> None:
-    for name in recipe_names():
+    for name in SERVICES:
         service = services[name]
         served = argv(service)[0]
         launch = plan_launch(
@@ -120,29 +121,29 @@ def test_a_plain_up_serves_the_four_precisions_with_the_models_checkpoints(servi
 
 
 def test_each_precision_is_a_profile_that_brings_the_exporter(services: dict[str, Any]) -> None:
-    for name in recipe_names():
+    for name in SERVICES:
         assert name in services[name]["profiles"]
         assert name in services["exporter"]["profiles"]
 
 
 def test_all_precisions_have_the_same_vllm_kv_cache_and_batch(raw: dict[str, Any], services: dict[str, Any]) -> None:
-    kept = [argv(services[name]) for name in recipe_names()]
+    kept = [argv(services[name]) for name in SERVICES]
     for option, value in (("--kv-cache-memory-bytes", str(KV_CACHE_BYTES)), ("--max-num-seqs", "256")):
         assert {words[words.index(option) + 1] for words in kept} == {value}
     changed = filled(raw, {"KV_CACHE_BYTES": "1073741824", "VLLM_IMAGE": "vllm:another"})
     assert {
-        words[words.index("--kv-cache-memory-bytes") + 1] for words in (argv(changed[n]) for n in recipe_names())
+        words[words.index("--kv-cache-memory-bytes") + 1] for words in (argv(changed[n]) for n in SERVICES)
     } == {"1073741824"}
     images = {
         changed[n]["build"]["args"]["VLLM_IMAGE"] if "build" in changed[n] else changed[n]["image"]
-        for n in recipe_names()
+        for n in SERVICES
     }
     assert images == {"vllm:another"}
 
 
 def test_bitsandbytes_is_a_derived_image_and_nothing_else_is(services: dict[str, Any]) -> None:
-    derived = [name for name in recipe_names() if "build" in services[name]]
-    assert derived == ["bnb-int8", "bnb-nf4"]
+    derived = [name for name in SERVICES if "build" in services[name]]
+    assert derived == ["bnb-nf4", "bnb-int8"]
     for name in derived:
         assert services[name]["build"]["dockerfile"] == "docker/vllm-bnb.Dockerfile"
 
@@ -185,7 +186,7 @@ def test_nothing_has_privileges_and_all_but_vllms_image_is_read_only(services: d
         assert not service.keys() & {"privileged", "pid", "ipc"}, name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["cap_drop"] == ["ALL"], name
-        if name in recipe_names():  # root, who writes to a cache that may belong to a user
+        if name in SERVICES:  # root, who writes to a cache that may belong to a user
             assert service["cap_add"] == ["DAC_OVERRIDE"], name
         else:
             assert "cap_add" not in service, name
@@ -316,7 +317,7 @@ def test_prometheus_asks_for_every_server(services: dict[str, Any]) -> None:
 def test_a_models_environment_never_serves_another_model(model: str) -> None:
     lines = environment_file(model).splitlines()
     chosen = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
-    for name in recipe_names():
+    for name in SERVICES:
         recipe = load_recipe(name)
         prefix = name.upper().replace("-", "_")
         known = {model, recipe.checkpoints.get(model), recipe.unverified_checkpoints.get(model)}
@@ -332,7 +333,7 @@ def test_the_committed_environments_are_the_known_models() -> None:
 
 def test_docker_compose_reads_it(tmp_path: Path) -> None:
     """Debian's docker-compose 1.29 resolves every profile to what is asserted above."""
-    profiles = ["gpu", "simulated", "cpu", "loadgen", *recipe_names()]
+    profiles = ["gpu", "simulated", "cpu", "loadgen", *SERVICES]
     chosen = {"COMPOSE_PROFILES": ",".join(profiles), "AWQ_GPU": "1", "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     config = [program("docker-compose"), "config"]
     done = subprocess.run(config, cwd=DOCKER, env=chosen, capture_output=True, text=True, check=False)
@@ -342,7 +343,7 @@ def test_docker_compose_reads_it(tmp_path: Path) -> None:
     written = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
     assert resolved.keys() == written.keys()
     expected = filled(written, chosen)
-    for name in recipe_names():
+    for name in SERVICES:
         assert argv(resolved[name]) == argv(expected[name]), name
         assert resolved[name]["deploy"] == expected[name]["deploy"], name
         assert json.dumps(resolved[name]["healthcheck"]["test"]) == json.dumps(expected[name]["healthcheck"]["test"])

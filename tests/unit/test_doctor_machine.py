@@ -129,7 +129,8 @@ def test_power_limits(enforced_w: float | None, default_w: float | None, state: 
 @pytest.mark.parametrize(
     ("mode", "flags", "state"),
     [
-        ("cpu", "avx2 avx512f", "ok"),
+        ("cpu", "avx2 avx512f amx_tile", "ok"),
+        ("cpu", "avx2 avx512f", "warning"),
         ("cpu", "avx2", "warning"),
         ("gpu", "avx2", "not applicable"),
         ("cpu", None, "warning"),
@@ -142,7 +143,11 @@ def test_cpu_flags(tmp_path: Path, mode: Any, flags: str | None, state: str) -> 
     found = cpu_flags(mode, load_recipes(), path)
     assert found.state == state
     if flags == "avx2" and mode == "cpu":
-        assert found.advice.startswith("awq, gptq need avx512f: choose among bf16, ")
+        others = "bf16, bnb-int8, bnb-nf4, fp16, fp8, int8, modelopt-fp8, torchao"
+        lacking = "fp8-block need amx_tile; awq, fp16-kvfp8, gptq, w4a16 need avx512f"
+        assert found.advice == f"{lacking}: choose among {others}"
+    if mode == "cpu" and flags is not None:
+        assert "gptq-int8, mxfp4, nvfp4, w8a16 need a GPU" in found.seen
 
 
 def test_a_cpu_build_without_its_library_cannot_serve() -> None:

@@ -58,13 +58,13 @@ SERVED: list[tuple[dict[str, Any], str, str]] = [
      "int8", "compressed-tensors int8/int8 (per channel, dynamic activations)"),
     (groups(floats("tensor"), floats("tensor", dynamic=False)), "fp8",
      "compressed-tensors float8/float8 (per tensor, static activations)"),
-    (groups(floats("block", block_structure=[128, 128]), floats("group", dynamic=True)), "fp8",
+    (groups(floats("block", block_structure=[128, 128]), floats("group", dynamic=True)), "fp8-block",
      "compressed-tensors float8/float8 (blocks of 128x128, dynamic activations)"),
     (groups(floats("channel"), floats("token", dynamic=True), ignore=["lm_head", "model.layers.0.mlp.gate"]), "fp8",
      "compressed-tensors float8/float8 (per channel, dynamic activations, 1 module left in 16 bits)"),
     (groups(floats("channel"), floats("token"), kv_cache_scheme={"num_bits": 8, "type": "float"}), "fp8",
      "compressed-tensors float8/float8 (per channel, asks for a float8 KV cache)"),
-    (stored(quant_method="fp8", weight_block_size=[128, 128], activation_scheme="dynamic"), "fp8",
+    (stored(quant_method="fp8", weight_block_size=[128, 128], activation_scheme="dynamic"), "fp8-block",
      "fp8 float8/float8 (blocks of 128x128, dynamic activations)"),
     (stored(quant_method="fp8", weight_block_size=None, activation_scheme="static"), "fp8",
      "fp8 float8/float8 (per tensor, static activations)"),
@@ -74,19 +74,32 @@ SERVED: list[tuple[dict[str, Any], str, str]] = [
     (stored(quant_method="bitsandbytes", load_in_8bit=True), "bnb-int8", "bitsandbytes int8"),
     ({"text_config": stored(quant_method="awq", bits=4, group_size=128)}, "awq",
      "awq int4 (group 128, said in text_config)"),
+    (stored(quant_method="gptq", bits=8, group_size=128), "gptq-int8", "gptq int8 (group 128)"),
+    (groups({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "actorder": "static"},
+            format="pack-quantized"), "w4a16", "compressed-tensors int4 (group 128)"),
+    (groups({"num_bits": 8, "type": "int", "strategy": "channel"}, format="pack-quantized"), "w8a16",
+     "compressed-tensors int8 (per channel)"),
+    (groups({"num_bits": 4, "type": "float"}, {"num_bits": 4, "type": "float"}, format="nvfp4-pack-quantized"),
+     "nvfp4", "compressed-tensors float4/float4 (NVFP4)"),
+    (groups({"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}), "nvfp4",
+     "compressed-tensors float4 (NVFP4, group 16)"),
+    (stored(quant_method="modelopt", quant_algo="NVFP4", kv_cache_scheme={"num_bits": 8, "type": "float"}), "nvfp4",
+     "modelopt (NVFP4, asks for a float8 KV cache)"),
+    (groups({"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}, {"num_bits": 4, "type": "float"}),
+     "mxfp4", "compressed-tensors float4/float4 (MXFP4, group 32)"),
+    (stored(quant_method="mxfp4", modules_to_not_convert=["lm_head"]), "mxfp4", "mxfp4"),
+    (stored(quant_method="modelopt", quant_algo="FP8"), "modelopt-fp8", "modelopt (FP8)"),
+    (stored(quant_method="modelopt", quant_algo="fp8_pb_wo"), "fp8-block", "modelopt (FP8_PB_WO)"),
+    (stored(quant_method="torchao", quant_type={"default": {"_type": "Int4WeightOnlyConfig"}}), "torchao",
+     "torchao (Int4WeightOnlyConfig)"),
 ]  # fmt: skip
 NAMED: list[tuple[dict[str, Any], str]] = [
-    (stored(quant_method="gptq", bits=8, group_size=128), "gptq int8 (group 128)"),
     (stored(quant_method="auto-round", bits=4, group_size=128), "auto-round int4 (group 128)"),
-    (groups({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 128, "actorder": "group"}),
-     "compressed-tensors int4 (group 128, act-order)"),
-    (groups({"num_bits": 4, "type": "float"}, {"num_bits": 4, "type": "float"}, format="nvfp4-pack-quantized"),
-     "compressed-tensors float4/float4 (NVFP4)"),
-    (stored(quant_method="modelopt", quant_algo="NVFP4", kv_cache_scheme={"num_bits": 8, "type": "float"}),
-     "modelopt (NVFP4, asks for a float8 KV cache)"),
-    (stored(quant_method="mxfp4", modules_to_not_convert=["lm_head"]), "mxfp4"),
-    (stored(quant_method="torchao", quant_type={"default": {"_type": "Int4WeightOnlyConfig"}}),
-     "torchao (Int4WeightOnlyConfig)"),
+    (groups({"num_bits": 3, "type": "int", "strategy": "group", "group_size": 128, "actorder": "group"}),
+     "compressed-tensors int3 (group 128, act-order)"),
+    (groups({"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}),
+     "compressed-tensors float8 (MXFP8, group 32)"),
+    (stored(quant_method="modelopt", quant_algo="MIXED_PRECISION"), "modelopt (MIXED_PRECISION)"),
     (stored(quant_method="quark", export={}), "quark"),
     (stored(bits=4), "unnamed"),
 ]  # fmt: skip
@@ -108,6 +121,8 @@ OBSTACLES: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": ["awq"]}, "its quantization_config is a list where a mapping is expected"),
     ({"text_config": {"quantization_config": "awq"}}, "entry in its text_config is a text where a mapping"),
     (stored(quant_method="modelopt"), "does not name its quant_algo"),
+    (groups({"num_bits": 4, "type": "int"}, format="marlin-24"), "is 2:4 sparse, which vLLM no longer serves"),
+    (groups({"num_bits": 4, "type": "int"}, format="int-quantized"), "weights of int4 alone only as pack-quantized"),
 ]  # fmt: skip
 
 
@@ -234,5 +249,5 @@ def test_a_token_is_read_from_a_file_that_holds_it_and_nothing_else(
 
 def test_kinds_that_share_a_method_are_told_apart_by_their_numbers() -> None:
     eight_weights = packed("int", 8, activations=False)
-    assert recipes_for(eight_weights) == []
+    assert recipes_for(eight_weights) == ["w8a16"]
     assert str(quantization_of(eight_weights)) == "compressed-tensors int8"

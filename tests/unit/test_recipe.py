@@ -68,7 +68,10 @@ def test_several_keys_stay_where_they_are(tiny: Path) -> None:
 
 
 def test_all_precisions_of_the_design_are_shipped() -> None:
-    assert set(load_recipes()) == {"fp16", "bf16", "int8", "fp8", "bnb-nf4", "bnb-int8", "awq", "gptq"}
+    assert set(load_recipes()) == {
+        "fp16", "bf16", "int8", "fp8", "bnb-nf4", "bnb-int8", "awq", "gptq", "w4a16", "w8a16", "gptq-int8", "nvfp4",
+        "mxfp4", "fp8-block", "modelopt-fp8", "fp16-kvfp8", "torchao",
+    }  # fmt: skip
 
 
 def test_sixteen_bit_recipes_expect_no_quantization_and_others_expect_theirs() -> None:

@@ -25,7 +25,10 @@ END = "enable_prefix_caching=False, enable_chunked_prefill=True, pooler_config=N
 QUANTIZATION = {
     "awq": ("awq", "awq_marlin", "auto_awq"), "gptq": ("gptq", "gptq_marlin", "auto_gptq"), "fp16": ("None",),
     "bf16": ("None",), "int8": ("compressed-tensors",), "bnb-nf4": ("bitsandbytes",), "bnb-int8": ("bitsandbytes",),
-    "fp8": ("fp8", "compressed-tensors", "fp8_per_channel", "online"),
+    "fp8": ("fp8", "compressed-tensors", "fp8_per_channel", "online"), "w4a16": ("compressed-tensors",),
+    "w8a16": ("compressed-tensors",), "gptq-int8": ("gptq", "auto_gptq"), "fp16-kvfp8": ("None",),
+    "nvfp4": ("compressed-tensors", "modelopt_fp4"), "mxfp4": ("compressed-tensors", "gpt_oss_mxfp4"),
+    "fp8-block": ("fp8", "compressed-tensors", "modelopt"), "modelopt-fp8": ("modelopt",), "torchao": ("torchao",),
 }  # fmt: skip
 
 
@@ -41,9 +44,10 @@ def config(version: str, *, tp: int = 1, q: str = "None", eager: bool = False, k
 def test_the_patterns_of_every_recipe_match_the_log_of_every_version(version: str) -> None:
     for name, recipe in load_recipes().items():
         for quantization in QUANTIZATION[name]:
-            log = config(version, q=quantization)
+            cache = "fp8" if name == "fp16-kvfp8" else "bfloat16"
+            log = config(version, q=quantization, kv=cache)
             for pattern in (*fair_settings().expect, *recipe.expect):
-                filled = pattern.replace("{dtype}", "bfloat16").replace("{kv_cache_dtype}", "bfloat16")
+                filled = pattern.replace("{dtype}", "bfloat16").replace("{kv_cache_dtype}", cache)
                 assert re.search(filled, log), (name, pattern)
 
 

@@ -90,7 +90,8 @@ def cost_models(
     batch. `crossovers` of the same run are quoted with the models' B*. Bits per weight are those of the recipes.
     """
     recipes = load_recipes()
-    bits = {cell.target: recipes[cell.precision].bits for cell in cells if cell.precision in recipes}
+    known = {cell.target: recipes[cell.precision].bits for cell in cells if cell.precision in recipes}
+    bits = {target: bits for target, bits in known.items() if bits is not None}
     studies = []
     for target in dict.fromkeys(cell.target for cell in cells if cell.target != reference):
         for quantity, (cost, metric) in _COSTS.items():

@@ -322,8 +322,9 @@ def equal_bits(run: Run) -> dict[int, list[str]]:
     precisions = run.summary.drop_duplicates("target").set_index("target")["precision"]
     groups: dict[int, list[str]] = {}
     for target, name in precisions.items():
-        if name in recipes and target != run.analysis.reference:
-            groups.setdefault(recipes[name].bits, []).append(str(target))
+        bits = recipes[name].bits if name in recipes else None
+        if bits is not None and target != run.analysis.reference:
+            groups.setdefault(bits, []).append(str(target))
     return {
         bits: targets
         for bits, targets in groups.items()
