@@ -14,6 +14,8 @@ from loadgen.serving.recipe import Recipe, expected_bytes, load_models
 
 SCALES = 1.05
 """Quantized weights with their scales: 20 bits for each group of 128 at 4 bits are 4%."""
+MOST_BITS = 8
+"""Of a recipe whose checkpoints have bits of their own: none that is published has more."""
 _WITHOUT_CACHE = ("linear", "mamba", "conv", "recurrent")
 """Parts of the names of layers whose state does not grow with the context."""
 
@@ -29,10 +31,11 @@ class ModelSize(msgspec.Struct, frozen=True, kw_only=True):
 
     def weight_bytes(self, recipe: Recipe) -> int:
         """GPU memory of the weights as the recipe serves them, over all its GPUs."""
-        bits = recipe.bits
+        bits = recipe.bits or MOST_BITS
         if bits == 16 or self.embeddings is None:
             return expected_bytes(self.parameters, bits)
-        return round(self.embeddings * 2 + (self.parameters - self.embeddings) * bits / 8 * SCALES)
+        stored = recipe.stored_bits or bits * SCALES
+        return round(self.embeddings * 2 + (self.parameters - self.embeddings) * stored / 8)
 
     def kv_bytes_per_token(self, bits: int = 16) -> int | None:
         """GPU memory of one token's keys and values of `bits` each; None: not known."""

@@ -62,6 +62,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     label: str
     bits: Bits | None = None
     """Bits per weight; None: each of its checkpoints has its own."""
+    stored_bits: Annotated[float, msgspec.Meta(gt=0, le=17)] | None = None
+    """Bits per weight in memory, its share of the scales included; None: not far above `bits`."""
     format: str
     """How weights and activations are stored."""
     backend: str
@@ -111,6 +113,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         _check_patterns((*self.expect, *filter(None, (self.kernel, self.scheme, self.emulating))))
         if self.kernel and re.compile(self.kernel).groups < 1:
             raise ValueError(f"`kernel` {self.kernel!r} has no group that captures the kernel's name")
+
+    @property
+    def kv_bits(self) -> int:
+        """Bits of a number in its KV cache."""
+        return 8 if "fp8" in self.args else 16
 
     def runs_on_cpu(self, flags: Iterable[str]) -> bool:
         """Whether vLLM's CPU build runs it on a CPU with these flags of /proc/cpuinfo."""

@@ -27,6 +27,16 @@ def test_a_7b_models_memory_by_its_config_is_what_its_checkpoints_take() -> None
     assert size.weight_bytes(load_recipe("awq")) / 1e9 == pytest.approx(4.16, rel=0.02)
 
 
+def test_scales_count_where_they_are_a_part_of_the_format() -> None:
+    size = size_by_config(MISTRAL_CONFIG)
+    assert size is not None and size.embeddings is not None
+    quantized = size.parameters - size.embeddings
+    # An FP8 scale for 16 weights, a byte for 32, a float32 for 64; torchao's checkpoints hold at most 8 bits.
+    for name, bits in (("nvfp4", 4 + 8 / 16), ("mxfp4", 4 + 8 / 32), ("bnb-nf4", 4 + 32 / 64), ("torchao", 8 * 1.05)):
+        assert size.weight_bytes(load_recipe(name)) == pytest.approx(size.embeddings * 2 + quantized * bits / 8)
+    assert (load_recipe("fp16-kvfp8").kv_bits, load_recipe("fp8").kv_bits) == (8, 16)
+
+
 @pytest.mark.parametrize("model", load_models())
 def test_the_table_knows_what_no_config_on_this_machine_says(
     model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
