@@ -98,7 +98,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gpu_capability: Capability
     """The lowest CUDA compute capability that runs it."""
     native_capability: Capability | None = None
-    """The lowest that computes in the format; below it vLLM unpacks the weights and computes in 16 bits. None: all do."""
+    """The lowest that computes in the format; others unpack the weights and compute in 16 bits. None: all do."""
     emulating: str | None = None
     """A regular expression that finds something in the names of the kernels that compute in 16 bits instead."""
     cpu_flags: tuple[str, ...] = ()
