@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args, 
 from loadgen.errors import UsageError
 
 Form = Literal["linear", "log_j", "log_kgco2e"]
-"""Of S_SI: E_ref / E, or Eq. 5's logarithms of joules or of kgCO2e per query."""
+"""The form of S_SI: E_ref / E, or Eq. 5's logarithms of joules or of kgCO2e per query."""
 ALPHA = 0.5
 WEIGHTS = (0.34, 0.33, 0.33)
 MAX_ERROR_RATE = 0.005
@@ -48,7 +48,7 @@ class Option:
     """On the command line and in `--config`, where it is not the name."""
     repeatable: bool = False
     field: str = ""
-    """Of SweepConfig, where it is not the name."""
+    """The field of SweepConfig, where it is not the name."""
     rival: str = ""
     """The option that cannot be given beside it."""
     free: bool = False

@@ -82,7 +82,7 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     calibration: tuple[ServerCalibration, ...] = ()
 
     def crossover(self, target: str, metric: str) -> Crossover | None:
-        """Of a target against the reference; `metric` as in `METRICS`."""
+        """The crossover of a target against the reference; `metric` as in `METRICS`."""
         found = (one for one in self.crossovers if (one.target, one.metric) == (target, metric))
         return next(found, None)
 

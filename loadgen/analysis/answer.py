@@ -189,7 +189,7 @@ class _Study:
         return worded(result)
 
     def _lengths(self, target: str, b: int) -> PairedLengths | None:
-        """Of the items that target and reference completed; None where either's are not known."""
+        """Lengths of the items that target and reference completed; None where either's are not known."""
         key = target, b
         if key not in self._paired:
             against = self._points.get((self._reference, b))
@@ -201,7 +201,7 @@ class _Study:
         return lengths.n if lengths is not None else 0
 
     def _graded(self, target: str, b: int) -> PairedItems | None:
-        """Of the items that target and reference answered."""
+        """Grades of the items that target and reference answered."""
         against = self._points.get((self._reference, b))
         return paired(self._points[target, b].scores, against.scores) if against else None
 
@@ -210,7 +210,7 @@ class _Study:
         return [cell for cell in cells if cell is not None and cell.validity.valid]
 
     def _curve(self, side: str, metric: str, target: str, *, leaving: Collection[int]) -> Curve:
-        """Of `side`, which is the target or the reference of a comparison, without the concurrencies to leave out."""
+        """The curve of `side`, the target or the reference of a comparison, without the concurrencies to leave out."""
         return Curve(
             target=side,
             points=tuple(
@@ -314,7 +314,7 @@ class _Study:
         return {b: error for b, error in errors.items() if error is not None}
 
     def _item_error(self, target: str, b: int, metric: str) -> float | None:
-        """Of lengths and of T_SI together: those of one item are not independent."""
+        """The standard error of lengths and T_SI together: those of one item are not independent."""
         if metric == "si":
             entry = self._indices.of(target, b)
             return entry.si_item_error if entry is not None else None
@@ -331,7 +331,7 @@ class _Study:
 
 
 def correlation(pairs: PairedItems, lengths: PairedLengths) -> float:
-    """Of log T_SI and the log ratio of lengths, over the items that have both; 0 where either does not vary."""
+    """The correlation of log T_SI with the log ratio of lengths, over the items with both; 0 where one is constant."""
     graded = dict(zip(pairs.item_ids, influence(pairs.target) - influence(pairs.reference), strict=True))
     long = dict(zip(lengths.item_ids, lengths.influence, strict=True))
     both = [item for item in graded if item in long]

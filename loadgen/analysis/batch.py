@@ -32,7 +32,7 @@ within what `validity.RUNNING_SHARE` allows, so that the choice decides nothing.
 SURPLUS = 0.05
 """By how much a figure may exceed the requests in flight by chance: the ends of a window cut steps and answers."""
 STANDARD_ERRORS = 3.0
-"""Of the gauge's mean over its readings, that are noise."""
+"""Standard errors of the gauge's mean over its readings that are noise."""
 LARGEST_SLACK = 0.5
 HELD_STEPS = 3.0
 """Steps per answer that a request in flight is not in the engine though nobody holds it back: the one it leaves by, the
@@ -144,7 +144,7 @@ def _without_gauge(steps: float | None, inflight: float | None) -> RunningBatch:
 
 
 def mean_of(samples: Sequence[ServerSample], field: str) -> float | None:
-    """Of the samples that have it."""
+    """The mean over the samples that have the field."""
     values = [value for s in samples if (value := getattr(s, field)) is not None]
     return float(np.mean(values)) if values else None
 

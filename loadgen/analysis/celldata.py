@@ -36,7 +36,7 @@ _ZERO = np.uint8(ord("0"))
 _FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
 """What stands in every `[t,n],` beside digits."""
 _MOST_DIGITS = 18
-"""Of a time, that 64 bits hold whatever they are."""
+"""Digits of a time that 64 bits hold, whatever they are."""
 _WIDEST_COUNT = len(",999999999],")
 """That 32 bits hold."""
 
@@ -54,7 +54,7 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     cell: Cell
     simulated: bool
     session: int
-    """Of the run; a resumed one has several, and times are compared within one only."""
+    """The run's session; a resumed run has several, and times are compared within one only."""
     end: CellEnd | None
     """None: the cell was interrupted before its last record."""
     damaged: int
@@ -179,7 +179,7 @@ def _parted(line: bytes) -> tuple[bytes, bytes]:
 
 
 def _uncut(line: Line) -> bytes:
-    """Of a record that is not written as this version writes them, its token times, taken from it."""
+    """The token times, cut out of a record that is not written as this version writes them."""
     if not line.token_times:
         return b""
     text = msgspec.json.encode(line.token_times)[1:-1]
@@ -188,7 +188,7 @@ def _uncut(line: Line) -> bytes:
 
 
 class _Events(NamedTuple):
-    """Of some exchanges: how many each has, then time and tokens of all."""
+    """Events of some exchanges: how many each has, then time and tokens of all."""
 
     of_exchange: Ints
     t_ns: Ints
@@ -219,8 +219,8 @@ def _events(texts: Sequence[bytes]) -> _Events:
 
 
 def _numbers(digits: NDArray[np.unsignedinteger[Any]]) -> Ints:
-    """Of a row for each decimal place: neighbours are joined, to numbers of two places, of four, and so on, in the
-    smallest type that holds them."""
+    """Numbers from a row for each decimal place: neighbours are joined, to numbers of two places, of four, and so on, in
+    the smallest type that holds them."""
     numbers, base = digits, 10
     for kind in (np.uint8, np.uint16, np.uint32, np.uint64, np.uint64):
         if len(numbers) % 2:
@@ -348,16 +348,16 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     """Columns of cells.csv; None without service level objectives or without a window."""
 
     good: int | None = None
-    """Of the window's requests, those that keep every objective."""
+    """The window's requests that keep every objective."""
     goodput_per_s: float | None = None
     goodput_share: float | None = None
-    """Of all that belong to the window, failed and dropped ones too, 0 to 1."""
+    """Share of all that belong to the window, failed and dropped ones too, 0 to 1."""
     energy_per_good_query_j: float | None = None
     """Energy of the window over `good`: what was spent on the others is paid for by the good ones."""
 
 
 def goodput_of(data: CellData, slo: Slo | None, energy_j: float | None) -> Goodput:
-    """Of one cell, `energy_j` that of its window."""
+    """The goodput of one cell; `energy_j` is its window's."""
     window = data.window
     if slo is None or window is None or window[1] <= window[0]:
         return Goodput()

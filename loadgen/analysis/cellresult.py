@@ -57,7 +57,7 @@ def _unpacked(packed: bytes) -> CellAnswers:
 
 
 def cell_answers(data: CellData, verdicts: Sequence[Verdict | None], *, load_valid: bool = True) -> CellAnswers:
-    """Of the exchanges that have a verdict; lengths of all that were measured, if the cell's load is valid."""
+    """The exchanges that have a verdict; lengths of all that were measured, if the cell's load is valid."""
     graded = [v is not None for v in verdicts]
     asked, judged = list(compress(data.exchanges, graded)), [v for v in verdicts if v is not None]
     alike = Counter(
@@ -147,7 +147,7 @@ class GatheredAnswers:
 
 
 LARGE_BYTES = 100_000_000
-"""Of all journals: smaller runs are read before a second process would be of use."""
+"""Bytes of all journals: smaller runs are read before a second process would be of use."""
 
 
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,7 +175,7 @@ class CellReader:
         self._slo = slo
 
     def result(self, path: Path) -> CellResult | None:
-        """Of one journal file; None if it holds not even its first line."""
+        """The result of one journal file; None if it does not hold even its first line."""
         data = read_cell(path)
         if data is None:
             return None
@@ -192,7 +192,7 @@ class CellReader:
         )
 
     def results(self, paths: Sequence[Path], processes: int) -> Iterator[CellResult]:
-        """Of every file that holds a cell, in the order of `paths`, the same for any number of processes."""
+        """The result of every file that holds a cell, in the order of `paths`, the same for any number of processes."""
         results = forked([partial(self.result, path) for path in paths], processes)
         return (result for result in results if result is not None)
 
@@ -220,7 +220,7 @@ def _summary(
 
 
 LARGEST_BYTES = 100_000_000
-"""Of a journal that is read between two cells: about a second."""
+"""Bytes of a journal that is read between two cells: about a second."""
 
 
 def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES) -> CellVerdict:

@@ -66,7 +66,7 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     repeat: int
     session: int
-    """Of the run's sessions, 1 unless it was resumed."""
+    """Which of the run's sessions, 1 unless it was resumed."""
     validity: Validity
     requests: int
     errors: int
@@ -330,7 +330,7 @@ def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
 
 
 def _other_lengths(lengths: Ints, fixed_length: int | None) -> tuple[int, ...]:
-    """Of the answers' lengths, those that are neither the one asked for nor a token more."""
+    """The answers' lengths that are neither the one asked for nor a token more."""
     if fixed_length is None:
         return ()
     return tuple(lengths[(lengths != fixed_length) & (lengths != fixed_length + 1)].tolist())

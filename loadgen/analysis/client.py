@@ -14,7 +14,7 @@ from loadgen.analysis.celldata import CellData, Floats, Ints, Mask, answered_in
 from loadgen.load.latency import inside, ttft_s
 
 CPU_SHARE = 0.95
-"""Of one core, by the busiest process, over the window: an event loop has no more than a core."""
+"""Share of one core, by the busiest process, over the window: an event loop has no more than a core."""
 BUSY_SHARE = 0.8
 """From here on the report warns."""
 LAG_STEPS = 1.0
@@ -46,13 +46,13 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     client_processes: int | None = None
     """That sent the requests."""
     client_cpu_share: float | None = None
-    """Of one core, by the busiest of them."""
+    """Share of one core, by the busiest of them."""
     client_cpu_cores: float | None = None
     """CPU time of all of them, and of the process that directs them, over the window's length."""
     kernel_stamp_share: float | None = None
-    """Of the window's answers, those whose reads the kernel stamped: their times are not those of the client's loop."""
+    """Share of the window's answers whose reads the kernel stamped: their times are not those of the client's loop."""
     joined_token_share: float | None = None
-    """Of the window's tokens, those read together with a later one of the same answer: their stamp is that one's, an
+    """Share of the window's tokens read together with a later one of the same answer: their stamp is that one's, an
     upper bound."""
     loop_lag_ms_mean: float | None = None
     """How late the event loop came to a timer: how long bytes waited to be read."""
@@ -99,7 +99,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NearestCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """Of all cells, the one whose figure came closest to its limit, or went furthest above it."""
+    """The cell whose figure came closest to its limit, or went furthest above it."""
 
     figure: str
     value: float
@@ -111,7 +111,7 @@ class NearestCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def client_figures(data: CellData) -> ClientFigures:
-    """Of one cell's window; empty without one."""
+    """The figures of one cell's window; empty without one."""
     window, end = data.window, data.end
     if window is None or end is None or window[1] <= window[0]:
         return ClientFigures()
@@ -299,21 +299,21 @@ FAR_MS = 20.0
 NEAR_SHARE = 0.1
 """... and all others came at once if they took less than this share of that."""
 LAG_SHARE = 0.5
-"""Of the time between two events, had they come evenly: a client that is later than this joins them itself."""
+"""Share of the time between two events, had they come evenly: a client that is later than this joins them itself."""
 
 
 class Streaming(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the window's answers of several tokens."""
+    """How the window's answers of several tokens arrived."""
 
     answers: int = 0
     at_once: int = 0
     """Their tokens all have one time."""
     single_event: int = 0
-    """Of `at_once`, those whose text is one event."""
+    """Those of `at_once` whose text is one event."""
     several: int = 0
     """Their text is more than one event."""
     buffered: int = 0
-    """Of `several`, those whose events came in few reads."""
+    """Those of `several` whose events came in few reads."""
     spacing_ms: float | None = None
     """Median time between two events of `several`, had they come evenly from the sending to the end."""
     span_ms: float | None = None
@@ -321,7 +321,7 @@ class Streaming(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def streaming_of(data: CellData, window: tuple[int, int] | None) -> Streaming:
-    """Of one cell."""
+    """How one cell's answers arrived."""
     events = np.diff(data.token_offsets)
     if window is None or not data.token_t_ns.size:
         return Streaming()

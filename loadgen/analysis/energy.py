@@ -64,7 +64,7 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
         return {gpu: calibration_of(trace) for gpu, trace in self.samples.items() if len(trace)}
 
     def around(self, t0_ns: int, t1_ns: int) -> list[PowerTrace]:
-        """Of each GPU what a window from t0 to t1 needs; of one without a sample there its last one, which says why."""
+        """What a window from t0 to t1 needs of each GPU; of one without a sample there its last one, which says why."""
         near = [(trace, trace.between(t0_ns - EDGE_NS, t1_ns + EDGE_NS)) for trace in self.samples.values()]
         return [found if len(found) else trace.last() for trace, found in near]
 
@@ -259,7 +259,7 @@ def energy_of_cell(
 
 
 def _findings(parts: list[WindowEnergy], power: PowerData, uses: Uses) -> EnergyFindings:
-    """Of all GPUs together; a sentence that holds for several is listed once."""
+    """The findings of all GPUs together; a sentence that holds for several is listed once."""
     lost = tuple(dict.fromkeys(reason for part in parts for reason in part.lost))
     slowed = tuple(dict.fromkeys(reason for part in parts for reason in part.slowed))
     reservations = [reason for part in parts for reason in part.reservations]
@@ -382,7 +382,7 @@ class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def server_memory(manifest: Manifest, target: str, repeat: int, session: int = 1) -> ServerMemory:
-    """Of the server that this target was measured on; all None for one that loadgen did not launch."""
+    """The memory of the server that this target was measured on; all None for one that loadgen did not launch."""
     for server in manifest.servers:
         if (server.name, server.repeat, server.session) == (target, repeat, session):
             return ServerMemory(model_bytes=server.model_bytes, kv_cache_bytes=server.kv_cache_bytes)

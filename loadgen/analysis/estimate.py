@@ -161,7 +161,7 @@ class WindowSpread(msgspec.Struct, frozen=True, kw_only=True):
     """The noise inside one window of a ratio of two sums over it."""
 
     half_width: float | None
-    """Of the ratio's 95% interval, relative to the ratio; None where the window holds too few correlation times."""
+    """Half the ratio's 95% interval, relative to the ratio; None where the window holds too few correlation times."""
     correlation: float
     """Correlation time as a share of the window, half a standard error above the measured one; inf: longer than it
     can tell."""
@@ -173,7 +173,7 @@ def finest(readings: int) -> int | None:
 
 
 def window_spread(above: Floats, below: Floats) -> WindowSpread:
-    """Of sum(above) / sum(below) over equal parts of a window, as many as one of `PARTS`; both sums above 0.
+    """The spread of sum(above) / sum(below) over equal parts of a window, as many as one of `PARTS`; both sums above 0.
 
     What is correlated are the parts' residuals above - ratio x below. They are added up in blocks of `BLOCK_TIMES`
     correlation times; the blocks' scatter gives the error of their mean, corrected for what an exponentially falling
@@ -210,5 +210,5 @@ def _correlation(residuals: Floats) -> float:
 
 
 def _variance(times: float) -> float:
-    """Of the mean over so many correlation times, of a unit variance whose autocorrelation falls exponentially."""
+    """The variance of a mean over so many correlation times, of unit variance and exponentially falling autocorrelation."""
     return float(2 / times * (1 + np.expm1(-times) / times))

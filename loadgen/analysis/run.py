@@ -60,7 +60,7 @@ class Run:
         return level(concurrency, self.arrival)
 
     def crossover(self, target: str, metric: str) -> Crossover:
-        """Of a target against the run's reference; `metric` as in `METRICS`. Raises UsageError if there is none."""
+        """A target's crossover against the reference; `metric` as in `METRICS`. Raises UsageError if there is none."""
         found = self.analysis.crossover(target, metric)
         if found is not None:
             return found

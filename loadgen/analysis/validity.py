@@ -136,7 +136,7 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
         return sentence_of(self.told)
 
     def columns(self) -> dict[str, bool | str | None]:
-        """Of cells.csv: each quantity with all reasons why it is invalid, those against the load among them."""
+        """Columns of cells.csv: each quantity with all reasons why it is invalid, those against the load among them."""
         row: dict[str, bool | str | None] = {}
         for quantity in QUANTITIES:
             against = getattr(self, quantity)
@@ -187,7 +187,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     given_up: int = 0
     """Requests of the whole cell whose answers took too long."""
     uncounted: int
-    """Of `requests`, those without token usage."""
+    """Those of `requests` without token usage."""
     first_error: str | None
     tokens_per_s: float | None
     inflight_mean: float | None
@@ -228,7 +228,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     asked: int | None = None
     """Measured requests that were sent, in the window or in its drain; None: their answers are not graded."""
     unanswered: int = 0
-    """Of `asked`, those that failed."""
+    """Those of `asked` that failed."""
     energy: tuple[str, ...] | None = None
     """Against the energy (`power.energy`); None: it was not measured."""
 

@@ -226,7 +226,7 @@ def _counted(counts: Counter[str]) -> str:
 
 
 def _accuracy_warnings(trust: TrustStudy, arrival: str | None) -> list[str]:
-    """Of comparisons that are refused or confounded: batches with the same reason together."""
+    """Warnings of comparisons that are refused or confounded: batches with the same reason together."""
     alike: dict[tuple[str, str], list[TrustTest]] = {}
     for test in trust.trust:
         if test.verdict == "refused" or (test.judgement is not None and test.judgement.confounded):

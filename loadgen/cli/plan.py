@@ -79,7 +79,7 @@ def command(**_: Any) -> None:
         sizes = {f"{items} items": items, **sizes}
 
     def time(count: int) -> str:
-        """Of both sides; empty if nothing was said about speed."""
+        """The time for both sides; empty if nothing was said about speed."""
         if minutes is None:
             return ""
         both = 2 * minutes(count)

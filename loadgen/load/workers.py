@@ -48,7 +48,7 @@ class Assignment(RequestSettings, frozen=True, kw_only=True, tag="assignment"):
     items: tuple[Item, ...]
     warmup_items: tuple[Item, ...]
     concurrency: int
-    """Of all processes together; in an open loop the most requests in flight."""
+    """The slots of all processes together; in an open loop the most requests in flight."""
     requests: int | None
     duration_s: float | None = None
     """The window's length, where it is known."""

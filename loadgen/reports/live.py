@@ -140,7 +140,7 @@ def _progress_table(progress: Progress) -> Table:
 
 
 def _arrived(progress: Progress) -> dict[str, str]:
-    """Of an open loop."""
+    """What an open loop has offered so far."""
     if progress.arrived is None:
         return {}
     return {

@@ -67,7 +67,7 @@ def table_of(columns: Sequence[Column[Entry]], entries: Iterable[Entry]) -> Tabl
 
 
 CsvRow = Mapping[Any, Any]
-"""Of summary.csv, cells.csv or compare.csv."""
+"""A row of summary.csv, cells.csv or compare.csv."""
 FEW_QUESTIONS = 30
 """An accuracy of fewer is shown as a count: one answer more or less would move a percentage by over 3 points."""
 
@@ -147,7 +147,7 @@ RESULT: Sequence[Column[CsvRow]] = (
     Column("stopped %", _share("stopped_rate")),
     Column("valid", repeats_valid, SHORT),
 )
-"""Of summary.csv. `× ref`, tokens/s over the reference's, is 1 / (1 + COR): over the repeats of both at equal B."""
+"""Columns of summary.csv. `× ref`, tokens/s over the reference's, is 1 / (1 + COR), over both's repeats at equal B."""
 TRAFFIC: Sequence[Column[CsvRow]] = (
     Column("target", _text("target"), NAME),
     Column("repeat", _text("repeat")),
@@ -165,7 +165,7 @@ TRAFFIC: Sequence[Column[CsvRow]] = (
     Column("E2E p99", _of("e2e_ms_p99", 0)),
     Column("valid", lambda cell: _cell_valid(cell), SHORT),
 )
-"""Of cells.csv, in an open loop."""
+"""Columns of cells.csv, in an open loop."""
 GOODPUT: Sequence[Column[CsvRow]] = (
     Column(B, _text("concurrency")),
     Column("target", _text("target"), NAME),
@@ -175,7 +175,7 @@ GOODPUT: Sequence[Column[CsvRow]] = (
     Column("J/good query", _of("energy_per_good_query_j")),
     Column("valid", repeats_valid, SHORT),
 )
-"""Of summary.csv, with service level objectives."""
+"""Columns of summary.csv, with service level objectives."""
 
 
 def _cell_valid(cell: CsvRow) -> str:
@@ -253,7 +253,7 @@ SHARES = (
     Column[Share]("proven for", lambda share: percent(share[1].established, 0)),
     Column[Share]("with S unclamped", lambda share: percent(share[2].share, 0)),
 )
-"""Of all weights of T, E and S, by B and target: B, the share with S clamped and the share without."""
+"""The share of all weights of T, E and S, by B and target: B, the share with S clamped and the share without."""
 
 
 def shares(spaces: Sequence[WeightSpace]) -> list[Share]:

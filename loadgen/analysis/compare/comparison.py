@@ -90,7 +90,7 @@ def _beyond(found: NStar, what: str) -> str:
 
 
 def size_claims(found: NStar) -> tuple[Claim, ...]:
-    """Of one stratum; none where its curve was refused."""
+    """The claims of one stratum; none where its curve was refused."""
     if found.refusal is not None:
         return ()
     return _trap_dissolves(found), _accuracy_trap_persists(found)
@@ -166,7 +166,7 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     published_n_star: tuple[Published, ...]
     imports: tuple[ImportedPoint, ...]
     differences: dict[str, str]
-    """Of the tools imported from: how their definitions differ."""
+    """How the definitions of the tools imported from differ."""
     warnings: tuple[str, ...]
 
     @property

@@ -145,7 +145,7 @@ class SizePoint(msgspec.Struct, frozen=True, kw_only=True):
     sign: Literal["wins", "loses", "open"]
     """`wins`: proven faster than the reference (COR < 0), over all sizes together at 5%."""
     headroom: float | None
-    """Of the precision's memory; None: not known."""
+    """The headroom of the precision's memory; None: not known."""
     reference_headroom: float | None
     accuracy_verdicts: tuple[str, ...]
 

@@ -60,7 +60,7 @@ class Ours(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     value: float
     ratio: float | None
-    """Of COR, that of the slowdowns 1 + COR. None where either figure is not positive."""
+    """Ours over the published one, for COR of the slowdowns 1 + COR. None where either figure is not positive."""
 
 
 class PublishedMatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ class PublishedMatch(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     target: str
     column: str
-    """Of compare.csv."""
+    """A column of compare.csv."""
     gpu: str | None
     simulated: bool
     ours: tuple[Ours, ...]

@@ -129,7 +129,7 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     energy_hli_per_query_j: float | None = None
     energy_per_correct_j: float | None = None
     rate_per_s: float | None = None
-    """Of an open loop: sent."""
+    """Requests sent a second in an open loop."""
     ttft_ms_p50: float | None = None
     ttft_ms_p99: float | None = None
     e2e_ms_p50: float | None = None
@@ -147,7 +147,7 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     t_si_lo: float | None = None
     t_si_hi: float | None = None
     accuracy_verdict: str | None = None
-    """Of the trust tests: worse, better, equivalent, inconclusive or refused; None for the reference."""
+    """By the trust tests: worse, better, equivalent, inconclusive or refused; None for the reference."""
     s_si: float | None = None
     memory_needed_bytes: float | None = None
     memory_peak_bytes: float | None = None

@@ -79,7 +79,7 @@ def _whole(column: pd.Series[float]) -> NDArray[np.int64]:
 _TITLES = {"ttft": "Time to first token", "tpot": "Time per output token", "e2e": "Request latency (E2E)"}
 _QUANTILES = 200
 _VERTICES = 3200
-"""Of all lines of a figure together: what keeps its file small."""
+"""The most points of all lines of a figure together: this keeps its file small."""
 
 Samples = dict[str, list[NDArray[np.float64]]]
 """By metric."""

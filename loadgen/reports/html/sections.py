@@ -30,7 +30,7 @@ AGAINST = (
     Column[TrustTest]("tokens", lambda test: _lengths(test.comparison)),
     Column[TrustTest]("verdict", lambda test: _verdict(test), TEXT),
 )
-"""Of each target at each B, question by question. tokens: mean length of an answer, the target's and the
+"""Each target at each B, question by question. tokens: mean length of an answer, the target's and the
 reference's."""
 
 
@@ -90,7 +90,7 @@ OVER_B = (
     Column[BatchTest]("at one B", lambda test: percent(test.invariance.noise.flip_rate, 1)),
     Column[BatchTest]("effect ratio", lambda test: number(test.effect_ratio.ratio, 1) if test.effect_ratio else ""),
 )
-"""Of each target that answered the same items at several B."""
+"""Each target that answered the same items at several B."""
 
 
 def _same_accuracy(invariance: TrustInvariance) -> str:
@@ -119,7 +119,7 @@ BY_DEPTH = (
     Column[Bucket]("relative loss", lambda of: percent(of[1].relative_loss, 1)),
     Column[Bucket]("95% CI", lambda of: percents(of[1].relative_loss_lo, of[1].relative_loss_hi), INTERVAL),
 )
-"""Of a target and a bucket of reasoning steps."""
+"""A target and a bucket of reasoning steps."""
 
 
 def depth_buckets(tests: Sequence[DepthTest]) -> list[Bucket]:
