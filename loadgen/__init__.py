@@ -31,7 +31,7 @@ __all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "r
 def sweep(**options: Unpack[RunOptions]) -> Run:
     """What `loadgen sweep` does. Returns the analysed run.
 
-    `resume=DIR` goes on with an interrupted run; options given with it must be the run's own. What a received run would
+    `resume=DIR` continues an interrupted run; options given with it must be the run's own. What a received run would
     send, open, read or start must be given again, unless `trust_manifest`. Raises UsageError for wrong use and
     `loadgen.measure.run.Interrupted` on Ctrl-C.
     """

@@ -35,7 +35,7 @@ class Option:
     """Empty for a flag."""
     help: str
     group: str = ""
-    """The heading of `--help` under which it stands."""
+    """The heading of `--help` under which it is listed."""
     default: Any = None
     otherwise: str = ""
     """What holds without it, where the default does not say so."""
@@ -50,7 +50,7 @@ class Option:
     field: str = ""
     """The field of SweepConfig, where it is not the name."""
     rival: str = ""
-    """The option that cannot be given beside it."""
+    """The option that cannot be combined with it."""
     free: bool = False
     """May differ from session to session of a run: no figure depends on it."""
     since: str = "0.1.0"

@@ -111,7 +111,7 @@ class ProcessGroup:
         return self.leader.poll()
 
     def members(self) -> list[int]:
-        """Ids of the command's running processes, also of those that made a session of their own."""
+        """Ids of the command's running processes, also of those that started their own session."""
         return guardian.family(self.leader.pid, self._mark)
 
     def end(self, *, interrupt_s: float, terminate_s: float) -> bool:

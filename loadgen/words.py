@@ -10,7 +10,7 @@ from typing import TypeGuard
 STAMP = "SIMULATED"
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 TOO_WIDE = 10.0
-"""An interval whose upper end is more than so many times its lower one tells only that the repeats differ."""
+"""An interval whose upper end is more than so many times its lower one says only that the repeats differ."""
 NOT_KNOWN = "not known"
 """Instead of an interval that is too wide."""
 WHY_NOT_KNOWN = f"Not known: the repeats differ too much, the interval's ends by more than a factor of {TOO_WIDE:g}."

@@ -104,7 +104,7 @@ _REQUESTS = (
     _failing("usage-goes-back", "cumulative usage that falls", "malformed", "usage goes back from 6 to 1 tokens"),
     _failing("impossible-usage", "usage of -1 tokens", "malformed", "Expected `int` >= 0"),
     RequestFault("no-done", "no [DONE] behind finish_reason and usage", "ok", None, None, every=1),
-    _failing("early-done", "[DONE] before the last tokens", "malformed", "the stream goes on after [DONE]"),
+    _failing("early-done", "[DONE] before the last tokens", "malformed", "the stream continues after [DONE]"),
     _failing("two-ends", "two finish reasons", "malformed", "text after finish_reason 'length'"),
     RequestFault("no-tokens", "answers without a token", "ok", None, "not one token arrived", every=1),
     _failing("error-in-stream", "an error event inside the stream", "http", "in the stream: EngineCore died"),

@@ -42,7 +42,7 @@ ANALYSIS = "analysis.json"
 
 
 class ServerCalibration(msgspec.Struct, frozen=True, kw_only=True):
-    """The power sensors beside one server."""
+    """The power sensors of one server."""
 
     target: str
     repeat: int

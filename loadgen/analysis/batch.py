@@ -206,7 +206,7 @@ def held_back(
 
 
 def hit_share(samples: Sequence[ServerSample], data: CellData, ended: Mask) -> float | None:
-    """The share of prompt tokens that came from a prefix cache, 0 to 1; None where nothing tells.
+    """The share of prompt tokens that came from a prefix cache, 0 to 1; None where nothing says so.
 
     From the server's counters over `samples`: hits over queries, both in tokens (vLLM's `prefix_cache_hits_total` and
     `prefix_cache_queries_total`; queries stay 0 where caching is off). Where a server has no such counters: cached

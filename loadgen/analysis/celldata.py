@@ -34,7 +34,7 @@ _NO_COUNTS: Counts = np.empty(0, dtype=np.int32)
 _EVENTS = b',"token_times":['
 _ZERO = np.uint8(ord("0"))
 _FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
-"""What stands in every `[t,n],` beside digits."""
+"""What every `[t,n],` has besides digits."""
 _MOST_DIGITS = 18
 """Digits of a time that 64 bits hold, whatever they are."""
 _WIDEST_COUNT = len(",999999999],")
@@ -219,8 +219,8 @@ def _events(texts: Sequence[bytes]) -> _Events:
 
 
 def _numbers(digits: NDArray[np.unsignedinteger[Any]]) -> Ints:
-    """Numbers from a row for each decimal place: neighbours are joined, to numbers of two places, of four, and so on, in
-    the smallest type that holds them."""
+    """Numbers from a row for each decimal place: neighbours are joined, to numbers of two places, of four, and so on,
+    in the smallest type that holds them."""
     numbers, base = digits, 10
     for kind in (np.uint8, np.uint16, np.uint32, np.uint64, np.uint64):
         if len(numbers) % 2:
@@ -256,7 +256,7 @@ def icl_s(data: CellData, window: tuple[int, int]) -> Floats:
 
 
 def itl_s(data: CellData, window: tuple[int, int]) -> Floats:
-    """Inter-token latency: an event with n tokens after a gap g stands for n values g/n."""
+    """Inter-token latency: an event with n tokens after a gap g counts as n values g/n."""
     gaps, counts = _gaps(data, window)
     return gaps if (counts == 1).all() else np.repeat(gaps / np.maximum(counts, 1), counts)
 

@@ -132,7 +132,7 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def batch(self) -> float | None:
-        """Where the cell stands on the axis of the batch: the running batch, else the requests in flight."""
+        """The cell's place on the axis of the batch: the running batch, else the requests in flight."""
         return self.running_mean if self.running_mean is not None else self.inflight_mean
 
     @property
@@ -142,7 +142,7 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def client_checks(self) -> list[Check]:
-        """The client's figures beside their limits."""
+        """The client's figures and their limits."""
         open_loop = self.traffic.arrival is not None
         return client_checks(self.client, icl_ms=self.icl_ms_mean, e2e_ms=self.e2e_ms_mean, open_loop=open_loop)
 

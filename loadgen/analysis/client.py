@@ -28,7 +28,7 @@ TTFT_SHARE = 0.2
 """Mean TTFT seen by the client above the server's own, of the client's; counts where half of it is the mean lateness of
 the client's event loop, or its core was nearly full ..."""
 TTFT_FLOOR_MS = 5.0
-"""... and where it is no less than this ..."""
+"""... and where it is at least this ..."""
 TTFT_LEAST = 20
 """... and is the mean of so many requests."""
 _COUNT_TOLERANCE = 0.05
@@ -84,7 +84,7 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One figure of a cell beside its limit; above it the cell is the client's."""
+    """One figure of a cell and its limit; above it, the cell measures the client."""
 
     figure: str
     value: float
@@ -144,7 +144,7 @@ def client_figures(data: CellData) -> ClientFigures:
 def client_checks(
     c: ClientFigures, *, icl_ms: float | None, e2e_ms: float | None, open_loop: bool = False
 ) -> list[Check]:
-    """Each figure that was measured beside its limit. `icl_ms`, `e2e_ms`: the cell's means, which some limits go by.
+    """Each figure that was measured, with its limit. `icl_ms`, `e2e_ms`: the cell's means, which some limits go by.
 
     Where the kernel stamped the reads, a late or busy client is guilty of what it does to refills alone."""
     checks, guilty = [], not c.stamped_by_kernel
@@ -167,7 +167,7 @@ def client_checks(
     if c.refill_gap_ms_mean is not None and e2e_ms:
         limit = REFILL_SHARE * e2e_ms
         said = (
-            f"a slot stood empty for {c.refill_gap_ms_mean:.2f} ms between two requests on average "
+            f"a slot was empty for {c.refill_gap_ms_mean:.2f} ms between two requests on average "
             f"(limit {REFILL_SHARE:.0%} of E2E, {limit:.2f} ms); {more}"
         )
         checks.append(Check(figure="refill_gap_ms_mean", value=c.refill_gap_ms_mean, limit=limit, sentence=said))
@@ -289,7 +289,7 @@ BUFFERED_SHARE = 0.5
 BURST_SHARE = 0.5
 BURST_LEAST = 4
 """An answer of so many events is buffered if one read brought more than that share of them. Speculative decoding may
-send the tokens of a step as events of their own: one read then brings a few of many."""
+send each token of a step as one event: one read then brings a few of many."""
 EVENTS_PER_READ = 24
 EVENTS_LEAST = 48
 """A longer one also if its reads brought so many each: a proxy that sends on whenever its 8 KiB are full."""

@@ -1,4 +1,4 @@
-"""Energy of a cell: the joules of its window, per token and per query, and what stands against them.
+"""Energy of a cell: the joules of its window, per token and per query, and why they may be invalid.
 
 PowerData: the power samples beside one server. ServerMemory: what a precision needs, apart from what is reserved.
 """
@@ -125,7 +125,7 @@ def _samples(path: Path, start: int = 0) -> tuple[list[PowerSample], int]:
 
 def _latest(path: Path, since_ns: int, uuids: Sequence[str]) -> tuple[list[PowerSample], int]:
     """From before `since_ns` on; the file is in the order of time, give or take a pull's GPUs. All of it where one of
-    `uuids` has no sample there: its last one tells whether it was lost."""
+    `uuids` has no sample there: its last one says whether it was lost."""
     size, reach = path.stat().st_size, TAIL_BYTES
     while True:
         start = max(0, size - reach)
@@ -200,7 +200,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 def energy_of_cell(
     data: CellData, power: PowerData | None, work: Work, *, tdp_w: float | None, carbon_kg_per_kwh: float | None
 ) -> tuple[CellEnergy, EnergyFindings]:
-    """The cell's energy columns, and what stands against them. `tdp_w` is the datasheet's board power; without it
+    """The cell's energy columns, and why they may be invalid. `tdp_w` is the datasheet's board power; without it
     NVML's default limit bounds."""
     window = data.window
     if window is None:

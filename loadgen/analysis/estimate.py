@@ -29,7 +29,7 @@ ROUNDING = 1e-9
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """A figure with its 95% interval over repeats and items, as far as it depends on either; no ends where nothing
-    tells its uncertainty (a single repeat)."""
+    gives its uncertainty (a single repeat)."""
 
     value: float
     lo: float | None = None
@@ -210,5 +210,5 @@ def _correlation(residuals: Floats) -> float:
 
 
 def _variance(times: float) -> float:
-    """The variance of a mean over so many correlation times, of unit variance and exponentially falling autocorrelation."""
+    """The variance of a mean over so many correlation times, of unit variance and exponential autocorrelation."""
     return float(2 / times * (1 + np.expm1(-times) / times))

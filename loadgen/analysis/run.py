@@ -82,7 +82,7 @@ class Run:
         return self.cells[self._valid(figure)]
 
     def invalid_cells(self, figure: str) -> pd.DataFrame:
-        """The rows in which it may not, with `why` beside them."""
+        """The rows in which it may not, with the column `why`."""
         columns = [REASONS[quantity] for quantity in quantities_of(figure)]
         rows = self.cells[~self._valid(figure)]
         return rows.assign(why=["; ".join(dict.fromkeys(filter(None, row))) for row in rows[columns].to_numpy()])
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def unverified(self) -> tuple[str, ...]:
-        """Targets with valid cells whose server did not tell its running batch: requests in flight stand for it."""
+        """Targets with valid cells whose server did not report its running batch: requests in flight are used."""
         cells = self.cells[self.cells["valid"] & self.cells["running_mean"].isna()]
         return tuple(dict.fromkeys(cells["target"]))
 
@@ -126,7 +126,7 @@ class Run:
 
 
 def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
-    """Where rows of `Run.summary` or `Run.cells` stand on the axis: the running batch, else the requests in flight."""
+    """The place of rows of `Run.summary` or `Run.cells` on the axis: the running batch, else the requests in flight."""
     return frame["running_mean"].fillna(frame["inflight_mean"])
 
 
@@ -206,14 +206,14 @@ class Regraded(msgspec.Struct, frozen=True):
     changed: Mapping[tuple[str, str], int] | None
     """Requests by old and new outcome where these differ, the most first; None if there was no requests.parquet."""
     before: int | None = None
-    """Version of the grader whose verdicts stood there."""
+    """Version of the grader that made the earlier verdicts."""
     now: int = VERSION
     changes: tuple[Change, ...] = ()
     """Item by item, also those whose outcome stays while another answer is read."""
 
 
 def regrade(run_dir: Path) -> Regraded:
-    """Rewrites the derived files of a run directory and compares the outcomes with those that stood there.
+    """Rewrites the derived files of a run directory and compares the outcomes with the earlier ones.
 
     Raises UsageError if it is not a run directory, or its answers are not to be graded.
     """

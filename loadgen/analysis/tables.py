@@ -169,7 +169,7 @@ def server_table(data: CellData) -> pa.Table:
 
 
 def power_table(cell: CellSummary, power: PowerData) -> pa.Table:
-    """One row per raw sample beside the cell's server, GPU by GPU."""
+    """One row per raw sample of the cell's server, GPU by GPU."""
     given = {name: getattr(cell, name) for name in ("target", "precision", "repeat", "session", "simulated")}
     return pa.concat_tables([_trace_table(given, trace) for trace in power.samples.values()] or [POWER.empty_table()])
 

@@ -158,7 +158,7 @@ class Invalid(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     repeat: int
     quantity: Quantity
-    """`load`: latency and energy are invalid for the same reason, and have no entry of their own."""
+    """`load`: latency and energy are invalid for the same reason, and are not listed again."""
     reasons: str
     """Those that no entry before it has of the same cell."""
 
@@ -222,7 +222,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     other_lengths: tuple[int, ...] = ()
     """Tokens of the answers that have not so many."""
     lost: tuple[str, ...] = ()
-    """What ended everything within the cell: a lost GPU, a dead server. No figure of the cell stands."""
+    """What ended everything within the cell: a lost GPU, a dead server. No figure of the cell is valid."""
     slowed: tuple[str, ...] = ()
     """Heat or the supply lowered the GPU's clocks: its speed, latency and energy are those of the cooling."""
     asked: int | None = None
@@ -295,7 +295,7 @@ def _load_reasons(e: Evidence) -> list[str]:
 
 
 def _batch_was_not_held(e: Evidence) -> list[str]:
-    """Where too many requests failed, their slots waited: that the batch is low needs no reason of its own then."""
+    """Where too many requests failed, their slots waited: a low batch needs no further reason then."""
     reasons, b, failing = [], e.concurrency, bool(e.failures)
     if e.inflight_mean is not None and e.inflight_mean < RUNNING_SHARE * b and not failing:
         whose = "" if e.errors else CLIENT_BOUND

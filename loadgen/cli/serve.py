@@ -143,7 +143,7 @@ def recipe_table(recipes: dict[str, Recipe]) -> str:
 
 
 def _row(recipe: Recipe) -> tuple[str, ...]:
-    weights = "the 16-bit checkpoint" if recipe.checkpoint == "same" else "a checkpoint of its own"
+    weights = "the 16-bit checkpoint" if recipe.checkpoint == "same" else "its own checkpoint"
     if recipe.in_flight_args:
         weights += ", quantized while loading" if recipe.checkpoint == "same" else ", else quantized while loading"
     cpu = "none" if recipe.cpu_refusal else " ".join(recipe.cpu_flags) or "any"

@@ -64,7 +64,7 @@ def _confirm(sentences: tuple[str, ...]) -> bool:
 
 
 class Sweep(click.Command):
-    """Its options stand in groups."""
+    """Its options are shown in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         known = declared(RunOptions)

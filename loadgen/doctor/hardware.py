@@ -120,7 +120,7 @@ def persistence_mode(gpu: SeenGpu) -> Finding:
 
 
 def slices(info: GpuInfo) -> Finding:
-    """MIG: a slice has no power reading of its own."""
+    """MIG: a slice has no power reading."""
     advice = "leave the other slices idle, or ask the GPU's owner to turn MIG off: power is the whole GPU's"
     return judged(f"GPU {info.index} MIG", "on" if info.mig else "off", advice if info.mig else "")
 
@@ -173,7 +173,7 @@ def cpu_flags(mode: Mode, recipes: Mapping[str, Recipe], info: Path = CPU_INFO) 
 
 
 def cpu_library(mode: Mode, is_here: Callable[[], bool] = library_is_here) -> Finding:
-    """What vLLM's CPU build is linked against beside its packages."""
+    """What vLLM's CPU build is linked against, apart from its packages."""
     check = "CPU library"
     if mode != "cpu":
         return Finding(check, "not applicable", f"mode {mode} computes nothing on the CPU")

@@ -107,7 +107,7 @@ def bitsandbytes(vllm: str, packages: dict[str, str] | None) -> Finding:
 
 
 def interpreter_of(script: Path) -> Path | None:
-    """The Python that a console script's first line names, else the `python` beside it; None when neither is there."""
+    """The Python that a console script's first line names, else the `python` in its folder; None: neither is there."""
     try:
         with script.open("rb") as opened:
             first = opened.readline(4096)
@@ -192,7 +192,7 @@ def checkpoint(one: Checkpoint, answer: HubAnswer, recipe: Recipe | None, *, ask
 
 
 def folder(model: str, recipes: Mapping[str, Recipe]) -> list[Finding]:
-    """A model's folder and the quantized ones beside it, by their config.json."""
+    """A model's folder and the quantized ones next to it, by their config.json."""
     path = Path(model).expanduser().resolve()
     config = local_config(str(path))
     check = f"16-bit of {path.name}"

@@ -1,4 +1,4 @@
-"""ClosedLoop: B slots, each sending its next request in the moment its last answer is complete.
+"""ClosedLoop: B slots, each sending its next request as soon as its last answer is complete.
 
 Backlog: ended streams that wait to be read, and rows of requests that were never sent.
 """
@@ -68,7 +68,7 @@ class ClosedLoop:
         return 0.0 if self._current[slot] is None else (monotonic_ns() - self._since_ns[slot]) / 1e9
 
     def give_up(self, slot: int) -> None:
-        """The slot's request ends now, as a failure; the slot goes on with its next one."""
+        """The slot's request ends now, as a failure; the slot continues with its next one."""
         self._slots[slot].close()
 
     def answering(self, slot: int) -> bool:

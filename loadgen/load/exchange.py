@@ -253,7 +253,7 @@ def _read_stream(raw: Raw) -> Exchange:
         else:
             notes.append(NOTE_NO_DONE)
     if any(data.strip() not in (DONE, b"") for data in datas[end:]):
-        contradiction = contradiction or "the stream goes on after [DONE]"
+        contradiction = contradiction or "the stream continues after [DONE]"
     contradiction = contradiction or counted.contradiction
     if failure is None and contradiction is not None:
         failure = "malformed", contradiction

@@ -278,7 +278,7 @@ class _WorkerProcess:
         self._channel.send(msgspec.structs.replace(self._assignment, masked=masked))
 
     def _spawn(self) -> socket.socket:
-        """In a session of its own: Ctrl-C in the terminal reaches the parent alone, which then closes its workers."""
+        """In its own session: Ctrl-C in the terminal reaches the parent alone, which then closes its workers."""
         ours, theirs = socket.socketpair()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:

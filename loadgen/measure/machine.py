@@ -160,7 +160,7 @@ def require_same_server(manifest: Manifest, server: ServerRecord) -> None:
 
 
 def compare_gpus(manifest: Manifest, target: str, facts: PowerFacts) -> list[str]:
-    """The sensors beside a target: other GPUs are refused, another driver or limit is a warning."""
+    """The sensors of a target: other GPUs are refused, another driver or limit is a warning."""
     begun = next((block for block in manifest.power_blocks if block.target == target), None)
     if begun is None:
         return []
@@ -215,11 +215,11 @@ def _arguments(argv: Sequence[str]) -> list[str]:
 
 
 BESIDE_CONNECTIONS = 64
-"""Open files of a client process beside its connections: journal, scrapes of /metrics, logs, libraries."""
+"""Open files of a client process besides its connections: journal, scrapes of /metrics, logs, libraries."""
 
 
 def files_needed(config: SweepConfig) -> int:
-    """The most open files of one client process: its share of the largest B, and what it needs beside them."""
+    """The most open files of one client process: its share of the largest B, and what it needs besides."""
     return math.ceil(max(config.concurrency) / (config.workers or 1)) + BESIDE_CONNECTIONS
 
 
@@ -264,7 +264,7 @@ def client_workers(config: SweepConfig, file: ManifestFile, observer: Observer) 
 
 
 def _tried(b: int, transport: str, file: ManifestFile, observer: Observer) -> int:
-    from loadgen.clienttest.selftest import ITL_MS, fewest_workers  # it drives cells of its own, and analyses them
+    from loadgen.clienttest.selftest import ITL_MS, fewest_workers  # it runs its own cells and analyses them
 
     rate = 1e3 * b / ITL_MS
     if rate <= SURE_TOKENS_PER_S[transport]:

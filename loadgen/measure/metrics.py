@@ -1,4 +1,4 @@
-"""The running sweep's own `/metrics`: what Grafana shows beside the servers' and the exporter's."""
+"""The running sweep's own `/metrics`: what Grafana shows besides the servers' and the exporter's."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class SweepMetrics(Observer):
         dataset: str = "",
         now_ns: Callable[[], int] = monotonic_ns,
     ) -> None:
-        """`run` names the run directory; without a name the run's title stands in."""
+        """`run` names the run directory; without a name the run's title is used."""
         self._run, self._model, self._dataset = run, model, dataset
         self._now_ns = now_ns
         self.registry = registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Power beside the load: which source, and a recorder that keeps every raw sample of a server's life.
+"""Power during the load: which source, and a recorder that keeps every raw sample of a server's life.
 
 Who uses the GPUs of a sweep: before the first server starts, and which processes are a server's.
 """
@@ -58,7 +58,7 @@ def server_processes(url: str) -> tuple[int, ...]:
 def warnings_before(
     samples: Mapping[str, PowerSample], families: Iterable[int], *, running: bool, exclusive: bool
 ) -> list[str]:
-    """What uses the GPUs before a sweep's first server starts, or, where its servers are `running`, beside them.
+    """What uses the GPUs before a sweep's first server starts, or besides its servers where these are `running`.
 
     `samples` are one full reading of each GPU; `families` the servers' processes, empty where they are not known. With
     `exclusive` another process raises UsageError, one sentence.
@@ -67,7 +67,7 @@ def warnings_before(
     if running and not any(_belongs(p, known) for s in samples.values() for p in s.processes or ()):
         known = set()  # what listens is a proxy, or its processes are on no GPU
     warnings = []
-    when = "beside the servers" if running else "before the first server starts"
+    when = "while the servers run" if running else "before the first server starts"
     for gpu, sample in samples.items():
         listed = [p for p in sample.processes or () if not (p.name or "").startswith(MPS_SERVER)]
         others = [p for p in listed if not _belongs(p, known)]
@@ -106,7 +106,7 @@ def owners_of(
     *,
     certain: bool,
 ) -> Owners:
-    """Whose the processes beside one server are; `at_rest` were there with the server up and nothing asked.
+    """Whose the processes on one server's GPUs are; `at_rest` were there with the server up and nothing asked.
 
     `certain`: loadgen started the server and reads the sensors itself. Else `server` may be a proxy in front of it, or
     another container's process ids: it is believed only where one of its processes is on a GPU.

@@ -1,4 +1,4 @@
-"""Preflight: a few short requests to each running server before the first cell, and what their answers teach."""
+"""Preflight: a few short requests to each running server before the first cell, and what the answers tell us."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from loadgen.workload.item import Item
 
 TOKENS = 8
 REQUESTS = 4
-"""One after the other, until one fails: a server that fails now and then shows, and one of several at an address."""
+"""One after the other, until one fails: this finds a server that fails sometimes, and one of several at a URL."""
 TIMEOUT_S = 30.0
-"""A server that takes longer for so short an answer is measured all the same."""
+"""A server that takes longer for such a short answer is measured anyway."""
 RATE_LIMIT_WAITS_S = (1.0, 2.0)
 MOST_STEPS = 16
 NEARLY_GREEDY = 0.01
@@ -32,28 +32,28 @@ _API_NAMES = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 class Learned(msgspec.Struct, frozen=True, kw_only=True):
-    """What the servers of a run taught about the requests: how bodies change for all of them, and why, in sentences."""
+    """What was learned about a run's requests: how the bodies of all of them change, and why, in sentences."""
 
     changes: BodyChanges
     notes: tuple[str, ...] = ()
 
 
 class Preflight:
-    """Asks one target; `where` names it at the beginning of every sentence."""
+    """Sends requests to one target; `where` names it at the beginning of every sentence."""
 
     def __init__(self, assignment: Assignment, where: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self._assignment = msgspec.structs.replace(assignment, timeout_s=min(assignment.timeout_s, timeout_s))
         self._where = where
         self._mask = Mask(assignment.api_key)
         self._held: str | None = None
-        """Why the last answer's request cannot be mended: it names a field that was asked for."""
+        """Why the last refused request cannot be changed: the refused field was asked for."""
 
     def learn(self) -> Learned:
         """The changes of this target's requests, beginning with those of its assignment.
 
-        A field that a server refuses is left out where the measurement stays what was asked for. Raises UsageError, one
-        sentence, for a refusal that no cell would survive, and NotReady while the server loads. What happens to some
-        requests only, or later, is left to the cells.
+        A field that a server refuses is omitted if the measurement remains what was asked for. Raises UsageError, one
+        sentence, for a refusal that affects every cell, and NotReady while the server loads. Failures of some requests
+        only, or later ones, are left to the cells.
         """
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._learn())
@@ -78,7 +78,7 @@ class Preflight:
         return Learned(changes=self._assignment.changes, notes=(self._doubt(answer),))
 
     async def _needed(self, steps: list[_Step]) -> list[_Step]:
-        """Without those of the steps that the server does not insist on: it may have named a field in passing."""
+        """The steps without those that the server does not need: it may have mentioned a field only."""
         for step in steps[:-1]:
             if step in steps and not step.superseded(steps):
                 without = [other for other in steps if other.field != step.field]
@@ -95,7 +95,7 @@ class Preflight:
         return Learned(changes=_after(self._assignment.changes, steps), notes=notes)
 
     def _steps(self, answer: _Answer, changes: BodyChanges) -> Iterator[_Step]:
-        """What could make the server take the request, the likeliest first."""
+        """Changes that may make the server accept the request, the most likely first."""
         self._held = None
         for field in named_fields(answer.error, answer.asked):
             kept = self._kept(field)
@@ -106,8 +106,8 @@ class Preflight:
             yield from _steps_of(field, answer, changes)
 
     def _kept(self, field: str) -> str | None:
-        """Why a field cannot be left out without asking, and what to do; None: it can."""
-        without = f"--extra-body '{{\"{field}\": null}}' leaves it out"
+        """Why a field cannot be omitted without asking, and what to do; None: it can."""
+        without = f"--extra-body '{{\"{field}\": null}}' omits it"
         if field in ("ignore_eos", "min_tokens"):
             if self._assignment.fixed_length is None:
                 return f"the dataset's lengths of answers need it: use prompts without such lengths, or {without}"
@@ -121,7 +121,7 @@ class Preflight:
         return None
 
     async def _give_reason(self, answer: _Answer, changes: BodyChanges) -> None:
-        """Raises what stands against every request; returns where only some may fail."""
+        """Raises UsageError or NotReady if every request would fail; returns if only some may."""
         row, status = answer.row, answer.row.http_status
         if status == 200 and not answer.refuses:
             return
@@ -142,7 +142,7 @@ class Preflight:
         if status in (401, 403):
             raise UsageError(f"{self._where} refuses requests ({_words(row)}); give the key with --api-key-env VAR")
         if status == 429:
-            raise UsageError(f"{self._where} limits the rate of requests ({_words(row)}); ask it without such a limit")
+            raise UsageError(f"{self._where} limits the rate of requests ({_words(row)}); raise or remove that limit")
         if status in _NOT_THERE and _is_about_model(answer, self._assignment.model):
             raise UsageError(f"{self._where} does not serve {self._assignment.model} ({said}); name it with --model")
         if status in _NOT_THERE or status in _BAD_REQUEST - {500}:
@@ -157,14 +157,14 @@ class Preflight:
             raise UsageError(f"{self._where} refuses requests ({_words(row)}); see --extra-body for other fields")
 
     async def _answers(self, api: str, changes: BodyChanges) -> bool:
-        """Whether the server takes requests of another API, fields aside."""
+        """Whether the server accepts requests of another API, apart from their fields."""
         protocol = msgspec.structs.replace(self._assignment.protocol, api=api)
         answer = await self._asked(changes, msgspec.structs.replace(self._assignment, protocol=protocol))
         status = answer.row.http_status
         return answer.row.status == "ok" or (status in (400, 422) and bool(named_fields(answer.error, answer.asked)))
 
     def _doubt(self, answer: _Answer) -> str:
-        return f"{self._where} did not answer a first short request ({answer.row.error}); it is measured all the same"
+        return f"{self._where} did not answer a first short request ({answer.row.error}); it is measured anyway"
 
     async def _asked(self, changes: BodyChanges, assignment: Assignment | None = None) -> _Answer:
         assignment = msgspec.structs.replace(assignment or self._assignment, changes=changes)
@@ -200,7 +200,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
     @property
     def refuses(self) -> bool:
-        """The server did not like the request itself."""
+        """Whether the server refused the request itself."""
         if self.row.http_status == 200:
             no_stream = (self.row.error or "").startswith("no event stream: ")
             return self.row.status == "http" or (no_stream and not _quoted(self.row).startswith(("{", "[")))
@@ -208,7 +208,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class _Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One field less, or another value of it."""
+    """A field that is omitted, or gets another value."""
 
     field: str
     value: Any
@@ -225,7 +225,7 @@ class _Step(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(changes, refused=_joined(changes.refused, patch))
 
     def superseded(self, steps: list[_Step]) -> bool:
-        """A later step says more of the same field, or of what holds it."""
+        """Whether a later step changes the same field, or the object that holds it."""
         later = steps[steps.index(self) + 1 :]
         return any(other.field == self.field or self.field.startswith(f"{other.field}.") for other in later)
 
@@ -236,7 +236,7 @@ _WITHOUT = {
     "temperature": "it is not sent, so answers are decoded at the server's default temperature, which may sample",
     "seed": "it is not sent; greedy decoding does not need it",
     "cache_salt": "it is not sent, so prompts may come from the server's prefix cache",
-    "stop": "it is not sent; answers end on their own or at the cap",
+    "stop": "it is not sent; answers end at an end token or at the cap",
 }
 
 
@@ -266,7 +266,7 @@ def _after(changes: BodyChanges, steps: list[_Step]) -> BodyChanges:
 
 
 def _joined(before: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """A patch that does what both do, one after the other."""
+    """The two patches as one, applied in this order."""
     joined = dict(before)
     for name, value in patch.items():
         known = joined.get(name)
@@ -300,7 +300,7 @@ def _quoted(row: Exchange) -> str:
 
 
 def learn_from(assignments: Mapping[str, Assignment], known: BodyChanges, patience: Patience) -> Learned:
-    """What all targets taught, by name: each is asked with what was learned before, and in the end all alike."""
+    """What was learned from all targets, by name: each is asked with the changes so far, and all are measured alike."""
     changes, notes = known, list[str]()
     for name, assignment in assignments.items():
         asked = msgspec.structs.replace(assignment, changes=changes)

@@ -91,7 +91,7 @@ def resumed_config(run_dir: Path, manifest: Manifest, given: Mapping[str, Any]) 
             "differently; resume it with the version that began it"
         )
     if given.get("out") is not None and Path(given["out"]).resolve() != run_dir.resolve():
-        raise UsageError(f"--out {given['out']}: --resume goes on in {run_dir}; omit --out")
+        raise UsageError(f"--out {given['out']}: --resume continues in {run_dir}; omit --out")
     for name, value in given.items():
         if name != "out" and name not in free and not _agrees(config, options, name, value):
             raise UsageError(

@@ -105,7 +105,7 @@ def _energy(info: GpuInfo, samples: Sequence[PowerSample], t0_ns: int, t1_ns: in
 
 
 STALE_S = 5.0
-"""A reading older than this is no longer shown: a lost GPU's series end instead of freezing."""
+"""An older reading is not shown: a lost GPU's series end instead of freezing."""
 BRIDGE_S = 1.0
 """Between two readings further apart than this nothing is integrated: what happened there is unknown."""
 SLOW_BRIDGE_S = 5.0
@@ -137,7 +137,7 @@ _GAUGES = {
     "field_supported": ("Whether the GPU has a field; 0: its series is absent.", ("field",)),
     "info": ("What the GPU is.", _IDENTITY),
 }
-"""Name after `loadgen_gpu_` -> help and labels, beside the GPU's."""
+"""Name after `loadgen_gpu_` -> help and labels, besides the GPU's."""
 
 
 class GpuTotals:
@@ -245,7 +245,7 @@ class PowerCollector(Collector):
         yield from (*families.values(), gap, simulated)
 
     def _series(self, info: GpuInfo, totals: GpuTotals) -> Iterator[tuple[str, tuple[str, ...], float | None]]:
-        """(name, labels beside the GPU's, value) of one GPU; None is not shown."""
+        """(name, labels besides the GPU's, value) of one GPU; None is not shown."""
         now_ns = self._now_ns()
 
         def latest(field: str) -> float | None:

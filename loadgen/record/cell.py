@@ -104,7 +104,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_size(where: str, targets: int, levels: int, repeats: int, sessions: int = 1) -> None:
-    """Raises UsageError, which begins with `where` the plan stands, if a run would have more than MOST_CELLS cells."""
+    """Raises UsageError, which begins with `where` the plan is from, if a run would have more than MOST_CELLS cells."""
     if targets * levels * repeats * sessions > MOST_CELLS:
         of_sessions = f" in {sessions:,} sessions" if sessions > 1 else ""
         raise UsageError(

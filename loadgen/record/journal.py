@@ -239,7 +239,7 @@ def power_file(run_dir: Path, target: str, repeat: int, session: int = 1) -> Pat
 
 
 def session_suffix(session: int) -> str:
-    """What tells files of a resumed run's later sessions from those of the first."""
+    """What distinguishes files of a resumed run's later sessions from those of the first."""
     return f"-s{session}" if session > 1 else ""
 
 

@@ -176,7 +176,7 @@ class PowerPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PowerBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """The sensors beside one start of a server."""
+    """The sensors during one start of a server."""
 
     target: Text
     repeat: Count
@@ -312,11 +312,11 @@ class ManifestFile:
             self.change(power=power)
 
     def add_power(self, block: PowerBlock) -> None:
-        """The sensors beside one server, before its first cell."""
+        """The sensors of one server, before its first cell."""
         self.change(gpu=self.manifest.gpu or block.gpus, power_blocks=(*self.manifest.power_blocks, block))
 
     def end_power(self, samples_lost: int, pulls_failed: int) -> None:
-        """What was lost of the samples beside the latest server."""
+        """What was lost of the latest server's samples."""
         *blocks, last = self.manifest.power_blocks
         last = replace(last, samples_lost=samples_lost, pulls_failed=pulls_failed)
         self.change(power_blocks=(*blocks, last))

@@ -320,7 +320,7 @@ def _fitting_answers(targets: Sequence[Sequence[Lines]], room: int) -> tuple[Lin
 
 
 def _fitting(verdict: Crossover | TrapOverBatches | TrustTest, width: int) -> str:
-    """Its sentence where a line beside a label has room for it, else the brief one."""
+    """Its sentence where a line after a label has room for it, else the brief one."""
     return verdict.sentence if len(verdict.sentence) <= width - _BESIDE else verdict.brief
 
 

@@ -35,7 +35,7 @@ GPU_MEMORY_UTILIZATION = "0.1"
 CPU_ROOT = "/opt/loadgen-cpu"
 """The environment of `loadgen cpu-env` in the image of docker/vllm-cpu.Dockerfile."""
 VLLM_VERSION = "0.31.0"
-"""The newest whose image's digest is public beside its tag. The recipes hold for vLLM 0.26 to 0.33."""
+"""The newest whose image has a public digest and tag. The recipes hold for vLLM 0.26 to 0.33."""
 VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}@sha256:c1c9f6fd5c109ba7f0546a59f5b2f15fb87f64c77782e90a27b648b42a8e67c3"
 VLLM = f"${{VLLM_IMAGE:-{VLLM_IMAGE}}}"
 OWN_IMAGE = f"${{LOADGEN_IMAGE:-vllm-loadgen:{__version__}}}"
@@ -349,7 +349,7 @@ def _loadgen() -> Service:
 
 
 DATA = ("docker", "dashboards", "servers", "pyproject.toml", "README.md", "LICENSE", ".dockerignore")
-"""The files and folders of the project's root that images need, beside the package."""
+"""The files and folders of the project's root that images need, besides the package."""
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "_data")
 
 

@@ -35,12 +35,12 @@ class CpuEnvironment(PythonEnvironment, frozen=True):
 
     @property
     def model(self) -> Path:
-        """The 16-bit tiny model, beside `tiny-int8` and `tiny-fp8`."""
+        """The 16-bit tiny model, in one folder with `tiny-int8` and `tiny-fp8`."""
         return self.root / "models" / "tiny"
 
     @property
     def trained(self) -> Path:
-        """The 16-bit model that solves `problems`, beside `trained-int8` and `trained-fp8`."""
+        """The 16-bit model that solves `problems`, in one folder with `trained-int8` and `trained-fp8`."""
         return self.root / "models" / "trained"
 
     @property

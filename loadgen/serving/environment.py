@@ -1,4 +1,4 @@
-"""PythonEnvironment: a folder with a Python of its own, apart from loadgen's, that loadgen builds and reuses."""
+"""PythonEnvironment: a folder with its own Python, apart from loadgen's, that loadgen builds and reuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's own figures of its batch: its `/metrics`, sampled beside the load."""
+"""A server's own figures of its batch: its `/metrics`, sampled during the load."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ ENTRIES = ("quantization_config", "compression_config")
 NESTED = ("text_config", "language_config", "llm_config")
 """Parts of a multimodal model's config.json that may hold the entry instead."""
 BESIDE = "hf_quant_config.json"
-"""The file beside config.json that ModelOpt before 0.31 wrote instead."""
+"""The file next to config.json that ModelOpt before 0.31 wrote instead."""
 PLACE = "loadgen_place"
 """The key that `checkpoint` adds to an entry that it read from `BESIDE`."""
 ALWAYS_LEFT = frozenset({"lm_head", "re:.*lm_head", "re:.*lm_head.*", "model.lm_head"})

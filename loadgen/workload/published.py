@@ -18,7 +18,7 @@ from loadgen.folder import read_file
 from loadgen.secret import error_text
 
 DOWNLOAD_TIMEOUT_S = 20.0
-"""For each read; the whole has a bound of its own."""
+"""For each read; the whole has its own bound."""
 LEAST_BOUND_BYTES = 2**20
 """A short file that was replaced by another is reported as such, unless that one is longer than this."""
 

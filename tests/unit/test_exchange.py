@@ -159,7 +159,7 @@ class TestBrokenStreams:
     @pytest.mark.parametrize("later", [b"nonsense", completion("b", 2)])
     def test_nothing_but_another_done_may_follow_done(self, later):
         exchange = read(completion("a", 1, finish="stop"), usage(1), DONE, later)
-        assert (exchange.status, exchange.error) == ("malformed", "the stream goes on after [DONE]")
+        assert (exchange.status, exchange.error) == ("malformed", "the stream continues after [DONE]")
         assert read(completion("a", 1, finish="stop"), usage(1), DONE, DONE).status == "ok"
 
     def test_one_reason_to_end_may_be_given_twice_and_two_are_malformed(self):

@@ -116,7 +116,7 @@ def test_before_the_first_server_every_process_is_anothers():
 def test_beside_running_servers_theirs_are_expected():
     assert warnings_before(reading(SERVER), (100,), running=True, exclusive=True) == []
     assert "process 900" in warnings_before(reading(SERVER, OTHER), (100,), running=True, exclusive=False)[0]
-    with pytest.raises(UsageError, match="beside the servers by process 900"):
+    with pytest.raises(UsageError, match="while the servers run by process 900"):
         warnings_before(reading(SERVER, OTHER), (100,), running=True, exclusive=True)
     for families in ((), (7,)):  # whatever listens is on no GPU
         (said,) = warnings_before(reading(OTHER), families, running=True, exclusive=True)

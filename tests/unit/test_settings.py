@@ -105,7 +105,7 @@ def test_every_option_can_be_read_back() -> None:
         ),
         ({}, {"extra_body": '{"top_k": 1}'}, "--extra-body {\"top_k\": 1}: runs/x was begun without --extra-body"),
         ({"drain": 60.0}, {"drain": 90.0}, "--drain 90: runs/x was begun with --drain 60"),
-        ({}, {"out": "runs/y"}, "--out runs/y: --resume goes on in runs/x"),
+        ({}, {"out": "runs/y"}, "--out runs/y: --resume continues in runs/x"),
     ],
 )  # fmt: skip
 def test_another_setting_is_refused_with_both_values(begun: dict[str, Any], given: dict[str, Any], said: str) -> None:

@@ -121,7 +121,7 @@ FAILED: dict[str, object] = {
     "tokens_per_s": None,
     "inflight_mean": 3.0,
     "running_mean": 1.0,
-    "client_bound": ("a slot stood empty",),
+    "client_bound": ("a slot was empty",),
     "recorded_tokens": None,
 }
 

@@ -1,1 +1,1 @@
-"""Several runs beside each other: one table, N*, published figures, other tools' results. docs/compare.md says how."""
+"""Several runs side by side: one table, N*, published figures, other tools' results. docs/compare.md says how."""

@@ -183,7 +183,7 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
 def compare_runs(
     runs: Sequence[str | Path], *, size: Mapping[str, str | float] | None = None, imports: Sequence[str] = ()
 ) -> RunComparison:
-    """Run directories beside each other.
+    """Run directories side by side.
 
     `size`: parameters ("7.25B") by run, model or target name; `imports`: TOOL[:LABEL]=FILE each. Raises UsageError if
     a directory is no run or given twice, a size names nothing, or a file cannot be read.

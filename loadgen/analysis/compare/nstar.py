@@ -134,7 +134,7 @@ SMALLEST_ERROR = 1e-12
 
 
 class SizePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """COR at one model size; several runs of one size stand as one point."""
+    """COR at one model size; several runs of one size are one point."""
 
     parameters: float
     models: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Published: figures of the paper and of public energy measurements, and ours beside them.
+"""Published: figures of the paper and of public energy measurements, compared with ours.
 
 published.csv holds the figures and where they are from: arXiv 2602.13595 v1, captions of v2, the authors' rebuttal, and
 joules per output token of the ML.ENERGY leaderboard. Its column `contradiction` says where a source contradicts itself.
@@ -64,7 +64,7 @@ class Ours(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublishedMatch(msgspec.Struct, frozen=True, kw_only=True):
-    """One published figure beside one target of one run."""
+    """One published figure and one target of one run."""
 
     published: Published
     run: str

@@ -98,7 +98,7 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     protocol: str
     fixed_length: int | None = None
-    """Exactly so many output tokens per answer; None: answers end by themselves."""
+    """Exactly so many output tokens per answer; None: answers end where the model ends them."""
     vllm: str | None = None
     kernels: str | None = None
     reference: str

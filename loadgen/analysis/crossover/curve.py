@@ -17,7 +17,7 @@ from loadgen.words import spanned
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One of the six metrics of a crossover; `wins` and `loses` stand between the target's name and the reference's."""
+    """One of the six metrics of a crossover; `wins` and `loses` go between the target's name and the reference's."""
 
     name: str
     higher_is_better: bool
@@ -172,7 +172,7 @@ def pair(
         notes.insert(0, f"{spanned(missing, shared)}: no repeat has this figure on both sides")
     if assumed:
         of = spanned(assumed, shared)
-        notes.append(f"{of}: the running batch was not measured, the concurrency asked for stands for it")
+        notes.append(f"{of}: the running batch was not measured; the concurrency asked for is used instead")
     repeats = max((len(logs) for _, _, logs, _, _ in kept), default=0)
     return PairedCurve(
         concurrency=tuple(b for b, *_ in kept),

@@ -29,7 +29,7 @@ DOUBT_P = 0.5
 """Below this p, and not below `TREND_P`, a point has the larger of both variances: false signs come from uneven noise
 that a few repeats do not show."""
 APART_P = 0.1
-"""A point stands apart below this p, over all points together (Bonferroni)."""
+"""A point is an outlier below this p, over all points together (Bonferroni)."""
 NOTHING = 1e-18
 """A variance of rounding, not of repeats."""
 POWERS = np.linspace(-1.5, 1.5, 31)

@@ -190,7 +190,7 @@ def pair_of(
     reference: str,
     bits: Mapping[str, int],
 ) -> Pair:
-    """The cells that have a (valid) cost; where no running batch was measured, requests in flight stand for it."""
+    """The cells that have a (valid) cost; where no running batch was measured, requests in flight are used instead."""
     costs = {
         (cell.target, cell.concurrency, cell.repeat): (value, cell.batch or float(cell.concurrency))
         for cell in cells

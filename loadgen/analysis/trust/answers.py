@@ -52,7 +52,7 @@ def given(answers: Answers) -> dict[str, list[GradedAnswer]]:
 
 
 def count(answered: Sequence[GradedAnswer]) -> int:
-    """Requests that these answers stand for."""
+    """Requests that these answers count for."""
     return sum(answer.times for answer in answered)
 
 

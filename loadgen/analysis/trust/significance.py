@@ -34,7 +34,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 PERMUTATIONS = 10_000
 FEW = 24
-"""Fewer changed items x conditions than this and chi-squared is no guide (Tate and Brown 1970)."""
+"""Fewer changed items x conditions than this and chi-squared is unreliable (Tate and Brown 1970)."""
 
 
 class CochranTest(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,7 +49,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     targets: dict[str, str]
     """Id -> the target that it belongs to."""
     wide: bool
-    """Too wide to stand beside another figure."""
+    """Too wide to be shown next to another figure."""
 
 
 TEXT = "#1c1c1c"
@@ -105,7 +105,7 @@ def looks_of(targets: Iterable[str]) -> dict[str, Look]:
 
 
 MOST_POINTS = 280
-"""Points with an id of their own; further ones are drawn within their series, so that a page stays quick."""
+"""Points with their own id; further ones are drawn within their series, so that a page stays quick."""
 PNG_DPI = 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.9, 0.18, 0.31, 0.58
 _ENTRY, _LETTER, _LINE = 0.62, 0.085, 0.21
@@ -113,7 +113,7 @@ _ENTRY, _LETTER, _LINE = 0.62, 0.085, 0.21
 _TITLE = 0.34
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _HALF = 500 / 72
-"""Widest figure that stands beside another one, in inches."""
+"""Widest figure that is shown next to another one, in inches."""
 _COORDINATES = re.compile(r' (?:d|x|y|transform|points)="[^"]*"')
 _DIGITS = re.compile(r"(\.\d\d)\d+")
 
@@ -209,7 +209,7 @@ class Sheet:
     def mark(
         self, axes: Axes, target: str, x: float | None, ends: tuple[float, float], tip: str, *, text: str, row: int
     ) -> None:
-        """A vertical line at x, if it is known, with its interval as a band; `text` beside its upper end, `row` lines
+        """A vertical line at x, if it is known, with its interval as a band; `text` next to its upper end, `row` lines
         further down."""
         colour = self.looks[target].colour
         gid = self._tipped(target, tip)

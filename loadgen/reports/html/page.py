@@ -30,8 +30,8 @@ from loadgen.words import NOT_KNOWN, STAMP, WHY_NOT_KNOWN, number, percent, perc
 
 _SOURCES = (
     ("running", "the running batch, the x axis: tokens per engine step within the window, from the server's own "
-     "counters, or its gauge of running requests (cells.csv: running_source). Not verified: the server tells neither, "
-     "and requests in flight stand for it."),
+     "counters, or its gauge of running requests (cells.csv: running_source). Not verified: the server reports "
+     "neither, and requests in flight are shown instead."),
     ("B*", "the running batch at which the better side changes; target and reference are compared repeat by repeat on "
      "the logarithm of their ratio. Only crossings proven on both sides are reported."),
     ("SI, trap", "SI weighs accuracy (T), efficiency (E: speed and memory) and energy (S) against the reference, whose "

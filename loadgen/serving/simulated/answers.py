@@ -236,7 +236,7 @@ class NaturalAnswer(msgspec.Struct, frozen=True):
 
     tokens: list[str]
     endless: bool
-    """It goes on until something stops it."""
+    """It continues until something stops it."""
 
 
 class AnswerBook:

@@ -35,7 +35,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     compute: float = 0.90
     sequence: float = 0.80
     dequant: float = 0.55
-    """Dequantization, and kernels beside those of FP16."""
+    """Dequantization, and kernels that FP16 does not run."""
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,7 +98,7 @@ class Precision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     compute_factor: float = 1.0
     """Tensor throughput over the GPU's 16-bit throughput."""
     extra_s_per_layer: float = 0.0
-    """Kernels that a step runs beside those of FP16."""
+    """Kernels that a step runs in addition to those of FP16."""
     buffer_bytes_per_weight: float = 0.0
     """Traffic per weight and step for a dequantized copy in memory."""
     dequant_flops_per_weight: float = 0.0
@@ -134,7 +134,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kv_capacity_tokens(self) -> int:
-        """Tokens whose keys and values fit beside the weights; 0 or less when the weights alone do not fit."""
+        """Tokens whose keys and values fit next to the weights; 0 or less when the weights alone do not fit."""
         return int((MEMORY_SHARE * self.gpu.memory_bytes - self.weight_bytes) // self.model.kv_bytes_per_token)
 
     def step(self, *, batch: float, context_tokens: float, prefill_tokens: float) -> Step:

@@ -191,7 +191,7 @@ class _Choices:
         return text
 
     def _clause(self, text: str) -> str | None:
-        """The last letter that is a clause of its own; "" if two are offered there."""
+        """The last letter that is a clause by itself; "" if two are offered there."""
         for found in reversed(list(self._patterns["lone"].finditer(text))):
             before = text[max(0, found.start() - 40) : found.start()]
             letter = found["upper"]

@@ -24,7 +24,7 @@ LEAD = re.compile(
     r"[\[{](?![0-9.(√∛+-])|\((?=\s*(?:about|approximately|only)\b)|-(?!\s?[0-9(.√∛∜\\])|\+(?!\s?[0-9(.√]))*",
     re.IGNORECASE,
 )
-"""What may stand between a mark and the answer: signs, LaTeX commands, a name with `=`, words such as "about"."""
+"""What may come between a mark and the answer: signs, LaTeX commands, a name with `=`, words such as "about"."""
 _BULLET = re.compile(r"\A\s*[-+•*]\s+(?=\S)")
 _NEGATED = re.compile(r"(?:\w+\s+){0,2}?(?:not|never|neither|nor|isn't|cannot|can't|wasn't)\b", re.IGNORECASE)
 _INSTEAD = re.compile(
@@ -91,7 +91,7 @@ class Stated(msgspec.Struct, frozen=True):
     plain: bool
     """Nothing but a number, its unit and the end of the line, or an aside."""
     opens_prose: bool
-    """A sum or a sentence goes on behind it, which may be a line of the derivation."""
+    """A sum or a sentence continues after it, which may be a line of the derivation."""
 
 
 class Refused(msgspec.Struct, frozen=True):
