@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from bench.trust_coverage import cell
-from loadgen.analysis.answer import Answer
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.claims import claims_of
 from loadgen.analysis.crossover.crossover import Crossover, crossover
@@ -28,6 +27,7 @@ from loadgen.analysis.indices.dominance import si_differences
 from loadgen.analysis.indices.formulas import IndexSettings, RepeatNoise
 from loadgen.analysis.indices.point import OperatingPoint, Ratios, Repeat, item_figures, ratios_of, reference_ratios
 from loadgen.analysis.indices.study import IndexStudy, target_indices
+from loadgen.analysis.runresult import RunResult
 from loadgen.analysis.trust.study import TrustStudy
 
 STUDIES = 300
@@ -81,19 +81,19 @@ def equal_si(rng: np.random.Generator, batches: int, repeats: int) -> Verdicts:
         both = [reference_ratios("fp16", theirs.scores), ratios]
         differences += si_differences(b, both, settings.weights)
     study = IndexStudy(indices=tuple(entries), si_differences=tuple(differences))
-    return said(Answer(indices=study), "Proposition 3.2, Theorem 4.4")
+    return said(RunResult(indices=study), "Proposition 3.2, Theorem 4.4")
 
 
 def energy_trap(rng: np.random.Generator, batches: int, repeats: int, truth: Callable[[Floats], Floats]) -> Verdicts:
     """`truth`: log of fp16's joules per query over awq's, by log2 of the batch."""
     found = compared(rng, batches, repeats, "awq", "energy_per_query_j", truth)
-    return said(Answer(crossovers=(found,)), "Theorem 4.3")
+    return said(RunResult(crossovers=(found,)), "Theorem 4.3")
 
 
 def kernel(rng: np.random.Generator, batches: int, repeats: int, truth: Callable[[Floats], Floats]) -> Verdicts:
     """awq and bnb-nf4, both with this log-advantage in tokens/s over fp16."""
     found = tuple(compared(rng, batches, repeats, target, "tokens_per_s", truth) for target in ("awq", "bnb-nf4"))
-    return said(Answer(crossovers=found), "Section 4.5.1 of v2")
+    return said(RunResult(crossovers=found), "Section 4.5.1 of v2")
 
 
 def compared(
@@ -128,7 +128,7 @@ def falling(rng: np.random.Generator, batches: int, repeats: int, per_octave: fl
         for k in range(repeats)
         if not (lost and place == 1 and k)
     ]
-    claims = claims_of(cells, Answer(), TrustStudy(), reference="fp16")
+    claims = claims_of(cells, RunResult(), TrustStudy(), reference="fp16")
     found: Verdicts = Counter()
     for claim in claims:
         found[claim.verdict] += 1
@@ -136,7 +136,7 @@ def falling(rng: np.random.Generator, batches: int, repeats: int, per_octave: fl
     return found
 
 
-def said(answer: Answer, source: str) -> Verdicts:
+def said(answer: RunResult, source: str) -> Verdicts:
     """Verdicts of the claims about fp16 and awq, or about awq and bnb-nf4."""
     cells = [cell(target, 1, 1, 100.0, 1.0, None) for target in ("fp16", "awq", "bnb-nf4")]
     claims = claims_of(cells, answer, TrustStudy(), reference="fp16")

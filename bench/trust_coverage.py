@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loadgen.analysis.answer import answer_of
 from loadgen.analysis.celldata import Floats, Goodput, Traffic
 from loadgen.analysis.celldata import Ints as IntArray
 from loadgen.analysis.cells import CellSummary
@@ -29,6 +28,7 @@ from loadgen.analysis.estimate import wilson_interval
 from loadgen.analysis.indices.dominance import dominance
 from loadgen.analysis.indices.formulas import IndexSettings, Resampled
 from loadgen.analysis.indices.point import Ratios, reference_ratios
+from loadgen.analysis.runresult import run_result
 from loadgen.analysis.trust.accuracy import MARGIN, correct_energy
 from loadgen.analysis.trust.answers import GradedAnswer, ItemRequest, PairedItems, item_lengths, pair_items
 from loadgen.analysis.trust.significance import (
@@ -256,7 +256,7 @@ def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[s
         sides = [TargetAnswers(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()]
         trust = accuracy_tests(sides)
         for name, known in (("package", None), (OWN, {}))[: 1 if study % 5 else 2]:
-            answer = answer_of(cells, answers, trust, reference="fp16", settings=IndexSettings(), lengths=known)
+            answer = run_result(cells, answers, trust, reference="fp16", settings=IndexSettings(), lengths=known)
             for found in answer.crossovers:
                 false[name][found.metric] += any(point.proven for point in found.points)
                 false[name][f"{found.metric}_refused"] += found.refusal is not None

@@ -10,21 +10,19 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import asdict, replace
 
-from loadgen.analysis.answer import answer_of
 from loadgen.analysis.cellresult import CellReader, GatheredAnswers, processes_for
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.claims import Claim, claims_of
 from loadgen.analysis.client import NearestCheck, nearest_checks
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.energy import Server, read_powers
-from loadgen.analysis.indices.dominance import Dominance, SiDifference, WeightSpace
 from loadgen.analysis.indices.formulas import IndexSettings
-from loadgen.analysis.indices.point import Speed
-from loadgen.analysis.indices.study import CorCurve, TargetIndices, TrapOverBatches
+from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.models.study import ModelStudy, cost_models
+from loadgen.analysis.runresult import run_result
 from loadgen.analysis.tables import RunTables, damaged, older, power_table, summarize, write_cells, write_summary
 from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings
-from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest, study
+from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.analysis.validity import Invalid
 from loadgen.analysis.warnings import cell_name, run_warnings, share_marks
 from loadgen.errors import UsageError
@@ -51,7 +49,7 @@ class ServerCalibration(msgspec.Struct, frozen=True, kw_only=True):
     """By UUID."""
 
 
-class Analysis(msgspec.Struct, frozen=True, kw_only=True):
+class Analysis(TrustStudy, IndexStudy, frozen=True, kw_only=True):
     """What the figures of a run say. docs/metrics.md describes each list."""
 
     schema: int = SCHEMA
@@ -59,17 +57,7 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     invalid: tuple[Invalid, ...]
     crossovers: tuple[Crossover, ...] = ()
-    trust: tuple[TrustTest, ...]
-    trust_invariance: tuple[BatchTest, ...] = ()
-    depth: tuple[DepthTest, ...] = ()
     models: tuple[ModelStudy, ...] = ()
-    indices: tuple[TargetIndices, ...]
-    speeds: tuple[Speed, ...] = ()
-    cor_curves: tuple[CorCurve, ...] = ()
-    traps: tuple[TrapOverBatches, ...] = ()
-    weight_space: tuple[WeightSpace, ...] = ()
-    dominance: tuple[Dominance, ...] = ()
-    si_differences: tuple[SiDifference, ...] = ()
     client: tuple[NearestCheck, ...] = ()
     """The client's figures that came closest to their limits."""
     warnings: tuple[str, ...] = ()
@@ -148,7 +136,7 @@ def analyse(
         why = "".join(f": {failure.error}" for failure in manifest.failures[:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
     trust = study(gathered.sides(), grader.items, reference=reference, processes=processes)
-    answer = answer_of(
+    found = run_result(
         cells,
         gathered.answers,
         trust,
@@ -159,7 +147,7 @@ def analyse(
         processes=processes,
     )
     write_cells(folder, cells)
-    write_summary(folder, summarize(cells, gathered.answers, trust, answer.indices, processes))
+    write_summary(folder, summarize(cells, gathered.answers, trust, found.indices, processes))
     marks = share_marks(cells, reference)
     invalid = tuple(
         Invalid(target=c.target, concurrency=c.concurrency, repeat=c.repeat, quantity=quantity, reasons=reasons)
@@ -173,10 +161,10 @@ def analyse(
         reference=reference,
         simulated=manifest.simulated,
         invalid=invalid,
-        crossovers=tuple(replace(c, notes=(*c.notes, *marks.get(c.target, ()))) for c in answer.crossovers),
+        crossovers=tuple(replace(c, notes=(*c.notes, *marks.get(c.target, ()))) for c in found.crossovers),
         **asdict(trust),
-        models=cost_models(held, answer.crossovers, reference=reference),
-        **asdict(answer.indices),
+        models=cost_models(held, found.crossovers, reference=reference),
+        **asdict(found.indices),
         client=tuple(nearest_checks(checks)),
         warnings=run_warnings(
             manifest,
@@ -186,9 +174,9 @@ def analyse(
             damaged=damages,
             marks=marks,
             answers=[*hidden, *flaw_warnings(facts)],
-            hli=answer.hli_disagreements,
+            hli=found.hli_disagreements,
         ),
-        claims=claims_of(cells, answer, trust, reference=reference, lengths=gathered.lengths),
+        claims=claims_of(cells, found, trust, reference=reference, lengths=gathered.lengths),
         slo=None if slo is None else str(slo),
         start_sd=start_sd,
         index_settings=settings,

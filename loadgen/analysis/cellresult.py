@@ -26,7 +26,7 @@ from loadgen.analysis.trust.study import TargetAnswers
 from loadgen.load.exchange import Exchange
 from loadgen.record.cell import CellVerdict, Slo
 from loadgen.record.manifest import Manifest, ProtocolRecord, read_manifest
-from loadgen.workload.grading import GUESSES, Grader, Verdict
+from loadgen.workload.grading import GUESSES, Grade, Grader
 
 Key = tuple[str, int]
 """Target and concurrency."""
@@ -56,10 +56,10 @@ def _unpacked(packed: bytes) -> CellAnswers:
     return msgspec.msgpack.decode(packed, type=CellAnswers)
 
 
-def cell_answers(data: CellData, verdicts: Sequence[Verdict | None], *, load_valid: bool = True) -> CellAnswers:
-    """The exchanges that have a verdict; lengths of all that were measured, if the cell's load is valid."""
-    graded = [v is not None for v in verdicts]
-    asked, judged = list(compress(data.exchanges, graded)), [v for v in verdicts if v is not None]
+def cell_answers(data: CellData, grades: Sequence[Grade | None], *, load_valid: bool = True) -> CellAnswers:
+    """The exchanges that have a grade; lengths of all that were measured, if the cell's load is valid."""
+    graded = [v is not None for v in grades]
+    asked, judged = list(compress(data.exchanges, graded)), [v for v in grades if v is not None]
     alike = Counter(
         (e.item_id, e.text, e.output_tokens, v.outcome, v.extractor in GUESSES, _stopped(e))
         for e, v in zip(asked, judged, strict=True)
@@ -179,14 +179,14 @@ class CellReader:
         data = read_cell(path)
         if data is None:
             return None
-        verdicts = grade_cell(data, self._grader)
+        grades = grade_cell(data, self._grader)
         power = self._powers.get((data.cell.target, data.cell.repeat, data.session))
-        summary = _summary(self._manifest, data, verdicts, power, self._slo)
-        graded = verdicts if summary.validity.answers_valid else [None] * len(verdicts)
+        summary = _summary(self._manifest, data, grades, power, self._slo)
+        graded = grades if summary.validity.answers_valid else [None] * len(grades)
         return CellResult(
             summary=summary,
             answers=cell_answers(data, graded, load_valid=summary.validity.valid),
-            requests=requests_table(data, verdicts, self._grader.items),
+            requests=requests_table(data, grades, self._grader.items),
             server=server_table(data),
             damaged=data.damaged,
         )
@@ -200,14 +200,14 @@ class CellReader:
 def _summary(
     manifest: Manifest,
     data: CellData,
-    verdicts: Sequence[Verdict | None],
+    grades: Sequence[Grade | None],
     power: PowerData | None,
     slo: Slo | None = None,
 ) -> CellSummary:
     config = manifest.config
     return summarize_cell(
         data,
-        verdicts,
+        grades,
         power,
         graded=manifest.graded,
         memory=server_memory(manifest, data.cell.target, data.cell.repeat, data.session),

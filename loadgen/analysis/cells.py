@@ -45,7 +45,7 @@ from loadgen.options import MAX_ERROR_RATE
 from loadgen.record.cell import Slo, level
 from loadgen.serving.exposition import ServerSample, gauge_lags
 from loadgen.serving.metrics import UNVERIFIED
-from loadgen.workload.grading import FAILED, Grader, Verdict
+from loadgen.workload.grading import FAILED, Grade, Grader
 
 _COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
 _LATENCIES: dict[str, tuple[Callable[[CellData, tuple[int, int]], Floats], tuple[int, ...]]] = {
@@ -175,14 +175,14 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
         return row
 
 
-def grade_cell(data: CellData, grader: Grader) -> list[Verdict | None]:
-    """A verdict per exchange; None for warm-up and for items that are not to be graded."""
-    return [_verdict(e, grader) if e.phase == "measured" else None for e in data.exchanges]
+def grade_cell(data: CellData, grader: Grader) -> list[Grade | None]:
+    """A grade per exchange; None for warm-up and for items that are not to be graded."""
+    return [_grade_of(e, grader) if e.phase == "measured" else None for e in data.exchanges]
 
 
 def summarize_cell(
     data: CellData,
-    verdicts: Sequence[Verdict | None],
+    grades: Sequence[Grade | None],
     power: PowerData | None = None,
     *,
     graded: bool = True,
@@ -193,7 +193,7 @@ def summarize_cell(
     carbon_kg_per_kwh: float | None = None,
     slo: Slo | None = None,
 ) -> CellSummary:
-    """The cell's row. `verdicts` as from `grade_cell`, or all None; `graded`: the run has answers that can be."""
+    """The cell's row. `grades` as from `grade_cell`, or all None; `graded`: the run has answers that can be."""
     window = data.window
     window_s = (window[1] - window[0]) / 1e9 if window else None
     ended = answered_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
@@ -262,7 +262,7 @@ def summarize_cell(
             energy=found.energy,
         )
     )  # fmt: skip
-    outcomes = [verdict.outcome for verdict in verdicts if verdict is not None and verdict.correct is not None]
+    outcomes = [grade.outcome for grade in grades if grade is not None and grade.correct is not None]
     return CellSummary(
         **figures,
         target=data.cell.target,
@@ -297,7 +297,7 @@ def summarize_cell(
     )
 
 
-def _verdict(exchange: Exchange, grader: Grader) -> Verdict | None:
+def _grade_of(exchange: Exchange, grader: Grader) -> Grade | None:
     if exchange.status == "dropped":
         return None
     if exchange.status != "ok":

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from scipy import special
 
-from loadgen.analysis.answer import Answer
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.crossover.crossover import Crossover, place
+from loadgen.analysis.runresult import RunResult
 from loadgen.analysis.trust.answers import Lengths, PairedLengths, pair_lengths
 from loadgen.analysis.trust.significance import holm
 from loadgen.analysis.trust.study import TrustStudy
@@ -37,7 +37,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 def claims_of(
     cells: Sequence[CellSummary],
-    answer: Answer,
+    result: RunResult,
     trust: TrustStudy,
     *,
     reference: str,
@@ -53,17 +53,17 @@ def claims_of(
     backends = {target: recipes[name].backend for target, name in precisions.items() if name in recipes}
     fewer = [target for target in bits if target != reference and bits[target] < bits.get(reference, 0)]
     return (
-        *(_energy_trap(found) for found in _by(answer, "energy_per_query_j") if found.target in fewer),
-        *_si_falls_with_bits(answer, fewer, bits, reference),
+        *(_energy_trap(found) for found in _by(result, "energy_per_query_j") if found.target in fewer),
+        *_si_falls_with_bits(result, fewer, bits, reference),
         *_energy_falls_with_batch(cells, lengths or {}),
         *_accuracy_is_the_same_at_every_batch(trust),
         *_loss_grows_with_depth(trust),
-        *_backend_decides(answer, fewer, bits, backends),
+        *_backend_decides(result, fewer, bits, backends),
     )
 
 
-def _by(answer: Answer, metric: str) -> list[Crossover]:
-    return [found for found in answer.crossovers if found.metric == metric and found.refusal is None]
+def _by(result: RunResult, metric: str) -> list[Crossover]:
+    return [found for found in result.crossovers if found.metric == metric and found.refusal is None]
 
 
 def _energy_trap(found: Crossover) -> Claim:
@@ -101,7 +101,7 @@ def _energy_trap(found: Crossover) -> Claim:
 
 
 def _si_falls_with_bits(
-    answer: Answer, fewer: Sequence[str], bits: Mapping[str, int], reference: str
+    result: RunResult, fewer: Sequence[str], bits: Mapping[str, int], reference: str
 ) -> Iterator[Claim]:
     """The SI difference of each pair of neighbours in bits, and of each target to the reference; Holm over B."""
     pairs = [(reference, target) for target in fewer]
@@ -113,10 +113,10 @@ def _si_falls_with_bits(
         for less in fewer
         if bits[more] == upper and bits[less] == lower
     ]
-    if all(entry.si is None for entry in answer.indices.indices):
+    if all(entry.si is None for entry in result.indices.indices):
         return
     for more, less in pairs:
-        tests = [test for test in answer.indices.si_differences if {test.target, test.other} == {more, less}]
+        tests = [test for test in result.indices.si_differences if {test.target, test.other} == {more, less}]
         p_values = holm([test.p for test in tests])
         proven = [test for test, p in zip(tests, p_values, strict=True) if p <= ALPHA]
         rises = [test.concurrency for test in proven if test.higher == (test.target == less)]
@@ -262,11 +262,11 @@ def _loss_grows_with_depth(trust: TrustStudy) -> Iterator[Claim]:
 
 
 def _backend_decides(
-    answer: Answer, fewer: Sequence[str], bits: Mapping[str, int], backends: Mapping[str, str]
+    result: RunResult, fewer: Sequence[str], bits: Mapping[str, int], backends: Mapping[str, str]
 ) -> Iterator[Claim]:
     """Section 4.5.1: equal bits, opposite verdicts on speed. One B shows that it holds; that it does not, only all B
     that were measured, and more than one of them."""
-    speeds = {found.target: found for found in _by(answer, "tokens_per_s")}
+    speeds = {found.target: found for found in _by(result, "tokens_per_s")}
     for one, other in combinations([target for target in fewer if target in speeds], 2):
         if bits[one] != bits[other] or backends[one] == backends[other]:
             continue

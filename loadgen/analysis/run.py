@@ -206,7 +206,7 @@ class Regraded(msgspec.Struct, frozen=True):
     changed: Mapping[tuple[str, str], int] | None
     """Requests by old and new outcome where these differ, the most first; None if there was no requests.parquet."""
     before: int | None = None
-    """Version of the grader that made the earlier verdicts."""
+    """Version of the grader that made the earlier grades."""
     now: int = VERSION
     changes: tuple[Change, ...] = ()
     """Item by item, also those whose outcome stays while another answer is read."""

@@ -31,7 +31,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
 from loadgen.secret import error_text, text_of_cell, visible_cell
-from loadgen.workload.grading import VERSION, Verdict
+from loadgen.workload.grading import VERSION, Grade
 from loadgen.workload.item import ItemFacts
 
 _TOKEN_TIME = pa.struct([
@@ -127,7 +127,7 @@ class RunTables:
         self._open.__exit__(*failed)
 
 
-def requests_table(data: CellData, verdicts: Sequence[Verdict | None], items: Mapping[str, ItemFacts]) -> pa.Table:
+def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mapping[str, ItemFacts]) -> pa.Table:
     """One row per request, warm-up, failed and dropped ones included."""
     exchanges = data.exchanges
     in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
@@ -150,8 +150,8 @@ def requests_table(data: CellData, verdicts: Sequence[Verdict | None], items: Ma
     }
     for name in _VERDICT:
         of = attrgetter(name)
-        columns[name] = [v and of(v) for v in verdicts]
-    columns["grader"] = [v and VERSION for v in verdicts]
+        columns[name] = [v and of(v) for v in grades]
+    columns["grader"] = [v and VERSION for v in grades]
     for name in REQUESTS.names:
         if name not in columns:
             columns[name] = list(map(attrgetter(name), exchanges))
@@ -251,7 +251,7 @@ def summarize(
         groups.setdefault((cell.target, cell.concurrency), []).append(cell)
     order = {target: place for place, target in enumerate(dict.fromkeys(cell.target for cell in cells))}
     keys = sorted(groups, key=lambda key: (order[key[0]], key[1]))
-    tasks = [partial(_row, groups[key], answers.get(key, {}), trust.of(*key), indices.of(*key)) for key in keys]
+    tasks = [partial(_row, groups[key], answers.get(key, {}), trust.test(*key), indices.entry(*key)) for key in keys]
     return list(forked(tasks, processes))
 
 

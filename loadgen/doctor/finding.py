@@ -1,6 +1,6 @@
 """Finding: one thing that the doctor looked at, what it saw and what to do.
 
-ProgramAnswer: what another program says of itself, within a time limit.
+ProgramResult: what another program says of itself, within a time limit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def absent(check: str, seen: str, advice: str, *, needed: bool) -> Finding:
     return Finding(check, "missing" if needed else "not applicable", seen, advice)
 
 
-class ProgramAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class ProgramResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a program ended and what it said."""
 
     status: int | None
@@ -59,11 +59,11 @@ class ProgramAnswer(msgspec.Struct, frozen=True, kw_only=True):
         return lines[-1] if lines else f"exit status {self.status}"
 
 
-Ask = Callable[[Sequence[str], float], ProgramAnswer | None]
+Ask = Callable[[Sequence[str], float], ProgramResult | None]
 """argv and a limit in seconds -> the answer; None: there is no such program. `ask` is the real one."""
 
 
-def ask(argv: Sequence[str], timeout_s: float) -> ProgramAnswer | None:
+def ask(argv: Sequence[str], timeout_s: float) -> ProgramResult | None:
     """Run a program in its own session, which is ended at the limit; None when it cannot be executed."""
     pipe = subprocess.PIPE
     try:
@@ -80,5 +80,5 @@ def ask(argv: Sequence[str], timeout_s: float) -> ProgramAnswer | None:
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=1.0)
-        return ProgramAnswer(status=None)
-    return ProgramAnswer(status=process.returncode, output=output, errors=errors)
+        return ProgramResult(status=None)
+    return ProgramResult(status=process.returncode, output=output, errors=errors)

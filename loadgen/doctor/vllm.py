@@ -13,7 +13,7 @@ from loadgen.doctor.finding import Ask, Finding, Mode, ask, judged
 from loadgen.doctor.hardware import is_cached
 from loadgen.errors import UsageError
 from loadgen.serving.checkpoint import (
-    HubAnswer,
+    HubReply,
     endpoint,
     fault_of_config,
     fetch_config,
@@ -121,7 +121,7 @@ def interpreter_of(script: Path) -> Path | None:
 
 
 AT_ONCE = 8
-AskHub = Callable[[str], HubAnswer]
+AskHub = Callable[[str], HubReply]
 QUANTIZED = "it is already quantized: give the 16-bit model"
 _OFFLINE = "download on a machine that is online and copy its cache folder, or give --model a folder"
 
@@ -170,7 +170,7 @@ def unreachable(reason: str, model: str | None) -> Finding:
     return Finding("hub", "missing", f"{reason}; {model} is not in the cache", _OFFLINE)
 
 
-def checkpoint(one: Checkpoint, answer: HubAnswer, recipe: Recipe | None, *, asked_for: bool) -> Finding:
+def checkpoint(one: Checkpoint, answer: HubReply, recipe: Recipe | None, *, asked_for: bool) -> Finding:
     """One checkpoint by its config.json; only the 16-bit one of the model that was asked for can be `missing`."""
     check = f"{one.recipe} of {one.model.rpartition('/')[2]}"
     mark = "" if one.verified else " (not verified)"
@@ -215,7 +215,7 @@ def folder(model: str, recipes: Mapping[str, Recipe]) -> list[Finding]:
     return findings
 
 
-def _remedy(one: Checkpoint, answer: HubAnswer) -> str:
+def _remedy(one: Checkpoint, answer: HubReply) -> str:
     if answer.state == "gated":
         return "set HF_TOKEN and accept its licence on its page" + ("" if one.verified else "; or it does not exist")
     if answer.state == "unreachable":

@@ -125,11 +125,11 @@ class LiveFigures:
         if window is not None and inside(exchange.t_end_ns, window):
             self._tokens += exchange.output_tokens or 0
         if exchange.phase == "measured":
-            verdict = None
+            grade = None
             with contextlib.suppress(UsageError):  # the report says it
-                verdict = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
-            self.graded += verdict is not None and verdict.correct is not None
-            self._correct += verdict is not None and verdict.outcome == "correct"
+                grade = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
+            self.graded += grade is not None and grade.correct is not None
+            self._correct += grade is not None and grade.outcome == "correct"
         for latency_s, latest_s in zip(latencies, (self._ttfts_s, self._tpots_s), strict=True):
             if latency_s is not None:
                 latest_s.append(latency_s)

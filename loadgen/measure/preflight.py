@@ -94,7 +94,7 @@ class Preflight:
         )
         return Learned(changes=_after(self._assignment.changes, steps), notes=notes)
 
-    def _steps(self, answer: _Answer, changes: BodyChanges) -> Iterator[_Step]:
+    def _steps(self, answer: _Reply, changes: BodyChanges) -> Iterator[_Step]:
         """Changes that may make the server accept the request, the most likely first."""
         self._held = None
         for field in named_fields(answer.error, answer.asked):
@@ -120,7 +120,7 @@ class Preflight:
             return "--extra-body asks for it: remove it there"
         return None
 
-    async def _give_reason(self, answer: _Answer, changes: BodyChanges) -> None:
+    async def _give_reason(self, answer: _Reply, changes: BodyChanges) -> None:
         """Raises UsageError or NotReady if every request would fail; returns if only some may."""
         row, status = answer.row, answer.row.http_status
         if status == 200 and not answer.refuses:
@@ -147,7 +147,7 @@ class Preflight:
             raise UsageError(f"{self._where} does not serve {self._assignment.model} ({said}); name it with --model")
         if status in _NOT_THERE or status in _BAD_REQUEST - {500}:
             other = "chat" if self._assignment.protocol.api == "completions" else "completions"
-            if await self._answers(other, changes):
+            if await self._accepts(other, changes):
                 raise UsageError(f"{self._where} answers {path} with {_words(row)}; try --api {other}")
         if status in _NOT_THERE:
             raise UsageError(
@@ -156,22 +156,22 @@ class Preflight:
         if status in _BAD_REQUEST - {500}:
             raise UsageError(f"{self._where} refuses requests ({_words(row)}); see --extra-body for other fields")
 
-    async def _answers(self, api: str, changes: BodyChanges) -> bool:
+    async def _accepts(self, api: str, changes: BodyChanges) -> bool:
         """Whether the server accepts requests of another API, apart from their fields."""
         protocol = msgspec.structs.replace(self._assignment.protocol, api=api)
         answer = await self._asked(changes, msgspec.structs.replace(self._assignment, protocol=protocol))
         status = answer.row.http_status
         return answer.row.status == "ok" or (status in (400, 422) and bool(named_fields(answer.error, answer.asked)))
 
-    def _doubt(self, answer: _Answer) -> str:
+    def _doubt(self, answer: _Reply) -> str:
         return f"{self._where} did not answer a first short request ({answer.row.error}); it is measured anyway"
 
-    async def _asked(self, changes: BodyChanges, assignment: Assignment | None = None) -> _Answer:
+    async def _asked(self, changes: BodyChanges, assignment: Assignment | None = None) -> _Reply:
         assignment = msgspec.structs.replace(assignment or self._assignment, changes=changes)
         raw = await _raw(assignment, assignment.warmup_items[0], TOKENS)
         row = concealed(read_exchange(raw), self._mask)
         error = raw.error_body() if raw.http_status not in (None, 200) else (row.error or "").encode()
-        return _Answer(row, error, msgspec.json.decode(raw.request.body))
+        return _Reply(row, error, msgspec.json.decode(raw.request.body))
 
 
 async def _raw(assignment: Assignment, item: Item, tokens: int) -> Raw:
@@ -192,7 +192,7 @@ def short_answer(assignment: Assignment, item: Item, tokens: int) -> Exchange:
     return concealed(read_exchange(raw), Mask(assignment.api_key))
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _Reply(msgspec.Struct, frozen=True):
     row: Exchange
     error: bytes
     asked: dict[str, Any]
@@ -240,7 +240,7 @@ _WITHOUT = {
 }
 
 
-def _steps_of(field: str, answer: _Answer, changes: BodyChanges) -> Iterator[_Step]:
+def _steps_of(field: str, answer: _Reply, changes: BodyChanges) -> Iterator[_Step]:
     words = _quoted(answer.row)
     usage = "stream_options.continuous_usage_stats"
     if field in ("stream_options", "stream_options.include_usage") and _holds(answer.asked, usage):
@@ -282,7 +282,7 @@ def _holds(body: Mapping[str, Any], field: str) -> bool:
     return value is not None
 
 
-def _is_about_model(answer: _Answer, model: str) -> bool:
+def _is_about_model(answer: _Reply, model: str) -> bool:
     said = answer.error.decode(errors="replace").lower()
     return bool(model) and (model.lower() in said or "model" in said)
 

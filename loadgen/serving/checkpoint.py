@@ -41,7 +41,7 @@ _NO_REPOSITORY = "RepoNotFound"
 _STATES: dict[int, State] = {401: "gated", 403: "gated", 404: "absent"}
 
 
-class HubAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class HubReply(msgspec.Struct, frozen=True, kw_only=True):
     """What the hub says about one checkpoint."""
 
     state: State
@@ -199,31 +199,31 @@ def local_config(checkpoint: str) -> dict[str, Any] | None:
     return read_config(folder) if folder else None
 
 
-def fetch_config(checkpoint: str) -> HubAnswer:
+def fetch_config(checkpoint: str) -> HubReply:
     """GET of the config.json of an id's branch `main`, with the user's token if any; at most 5 s each, never raises.
 
     `absent` for what cannot be an id. Where it names no quantization, the file `BESIDE` is fetched too.
     """
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
-        return HubAnswer(state="absent", reason="not of the form ORGANISATION/NAME")
+        return HubReply(state="absent", reason="not of the form ORGANISATION/NAME")
     answer = _fetch(checkpoint, "config.json")
     if answer.config is None or not _wants_beside(answer.config):
         return answer
-    return HubAnswer(state="found", config=_with_beside(answer.config, _fetch(checkpoint, BESIDE).config))
+    return HubReply(state="found", config=_with_beside(answer.config, _fetch(checkpoint, BESIDE).config))
 
 
-def _fetch(checkpoint: str, name: str) -> HubAnswer:
+def _fetch(checkpoint: str, name: str) -> HubReply:
     try:
         url = f"{endpoint()}/{checkpoint}/resolve/main/{name}"
         answer = httpget.fetch(url, MOST_FACTS_BYTES, timeout_s=TIMEOUT_S, bearer=hub_token())
         if answer.status == 200:
-            return HubAnswer(state="found", config=_object(answer.body))
+            return HubReply(state="found", config=_object(answer.body))
     except TypeError:
-        return HubAnswer(state="unreachable", reason=f"{name} is not a JSON object")
+        return HubReply(state="unreachable", reason=f"{name} is not a JSON object")
     except (*httpget.FAILURES, RecursionError) as error:
-        return HubAnswer(state="unreachable", reason=error_text(error))
+        return HubReply(state="unreachable", reason=error_text(error))
     state = _STATES.get(answer.status, "unreachable")
-    return HubAnswer(state=state, reason=f"{answer.status} {answer.headers.get('X-Error-Code') or answer.reason}")
+    return HubReply(state=state, reason=f"{answer.status} {answer.headers.get('X-Error-Code') or answer.reason}")
 
 
 def note_of(checkpoint: str) -> str | None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from loadgen.analysis.answer import Answer, answer_of
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.indices.formulas import IndexSettings
+from loadgen.analysis.runresult import RunResult, run_result
 from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest
 from loadgen.analysis.trust.study import TargetAnswers, TrustStudy, study
 
@@ -56,7 +56,7 @@ def trusted() -> tuple[dict[tuple[str, int], Answers], TrustStudy]:
     return answers, study(sides, {}, reference="fp16")
 
 
-def answered(made: list[CellSummary]) -> Answer:
+def answered(made: list[CellSummary]) -> RunResult:
     """What the analysis says of the cells and those answers."""
     answers, trust = trusted()
-    return answer_of(made, answers, trust, reference="fp16", settings=IndexSettings())
+    return run_result(made, answers, trust, reference="fp16", settings=IndexSettings())

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from made_answer import WOBBLE, answered, cells
 from made_run import answer, cell_data
 
-from loadgen.analysis.answer import Answer, answer_of, correlation
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.indices.formulas import IndexSettings
+from loadgen.analysis.runresult import RunResult, correlation, run_result
 from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, pair_items, pair_lengths, paired
 from loadgen.analysis.trust.significance import trust_ratio
 from loadgen.analysis.trust.study import TargetAnswers, TrustStudy, TrustTest, study
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> CellSummary:
     return msgspec.structs.replace(summarize_cell(data, [None]), validity=Validity(energy=()))
 
 
-def crossing(result: Answer, metric: str) -> tuple[float, str]:
+def crossing(result: RunResult, metric: str) -> tuple[float, str]:
     (found,) = [c for c in result.crossovers if c.metric == metric]
     assert found.status == "crosses", found
     (one,) = found.crossings
@@ -57,7 +57,7 @@ def test_wrong_answers_move_the_crossing_of_energy_per_correct_answer(base: Cell
 
 def test_indices_are_those_of_the_paper(base: CellSummary) -> None:
     """At B = 4: eta 2, rho 3, so E_SI = 1 / (0.5 / 2 + 0.5 / 3) = 2.4; 1.5 / 2 of fp16's joules: S 1.33, clamped 1."""
-    entry = answered(cells(base)).indices.of("awq", 4)
+    entry = answered(cells(base)).indices.entry("awq", 4)
     assert entry is not None
     assert entry.cor_tps is not None and entry.cor_tps.value == pytest.approx(-0.5, abs=0.01)
     assert entry.e_si.value is not None and entry.e_si.value.value == pytest.approx(2.4, rel=0.01)
@@ -88,7 +88,7 @@ def test_where_the_bound_contradicts_the_meter_it_is_said(base: CellSummary) -> 
     assert "believe the meter" in sentence
 
 
-def in_windows(base: CellSummary, reached: dict[str, int]) -> Answer:
+def in_windows(base: CellSummary, reached: dict[str, int]) -> RunResult:
     """The same answers and joules per token; fp16 and awq got this far down a list of ever longer items."""
     items = {f"q{k}": 100 + k for k in range(200)}
     made, answers = [], {}
@@ -109,7 +109,7 @@ def in_windows(base: CellSummary, reached: dict[str, int]) -> Answer:
     asked = {item: ItemRequest(prompt_sha="0", max_tokens=256, sampling={}) for item in items}
     trust = study([TargetAnswers(target=t, concurrency=b, answers=a, asked=asked) for (t, b), a in answers.items()], {},
                   reference="fp16")  # fmt: skip
-    return answer_of(made, answers, trust, reference="fp16", settings=IndexSettings())
+    return run_result(made, answers, trust, reference="fp16", settings=IndexSettings())
 
 
 def test_joules_per_query_are_compared_over_the_items_that_both_completed(base: CellSummary) -> None:
@@ -122,7 +122,7 @@ def test_joules_per_query_are_compared_over_the_items_that_both_completed(base: 
         assert [point.target_value for point in result.points] == [
             pytest.approx(point.reference_value) for point in result.points
         ]
-    entry = found.indices.of("awq", 4)
+    entry = found.indices.entry("awq", 4)
     assert entry is not None and entry.s_si_raw is not None
     assert entry.s_si_raw.value == pytest.approx(1)
     (of_query,) = [c for c in found.crossovers if c.metric == "energy_per_query_j"]
@@ -232,7 +232,7 @@ def test_the_table_and_the_curve_have_the_same_si(
     answers |= {("awq", b): longer_and_longer(of_b[b]["reached"], 45) for b in BATCHES}
     trust = TrustStudy(trust=tuple(accuracy_test(b, answers) for b in BATCHES))
     lengths = None if known_lengths else {}
-    found = answer_of(cells, answers, trust, reference="fp16", settings=chosen, lengths=lengths)
+    found = run_result(cells, answers, trust, reference="fp16", settings=chosen, lengths=lengths)
     (curve,) = [c for c in found.crossovers if c.metric == "si"]
     entries = found.indices.indices
     compared = {point.concurrency: math.exp(point.log_advantage) for point in curve.points}

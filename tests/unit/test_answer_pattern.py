@@ -6,14 +6,14 @@ import pytest
 
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
-from loadgen.workload.grading import Grader, Verdict
+from loadgen.workload.grading import Grade, Grader
 from loadgen.workload.grading.words import check_speed, compiled, last_found
 from loadgen.workload.item import ItemFacts
 
 OPTIONS = ("12 km", "15 km", "18 km")
 
 
-def verdict(text: str, regex: str, gold: str = "18", finish: str = "stop") -> Verdict:
+def verdict(text: str, regex: str, gold: str = "18", finish: str = "stop") -> Grade:
     facts = ItemFacts(gold=gold, options=OPTIONS if gold.isalpha() else ())
     found = Grader({"a": facts}, "gsm8k_cot_zeroshot", regex).grade("a", text, finish)
     assert found is not None

@@ -18,7 +18,7 @@ from loadgen.errors import UsageError
 from loadgen.record import journal
 from loadgen.record.journal import cell_files
 from loadgen.record.manifest import read_manifest
-from loadgen.workload.grading import Grader, Verdict, grader
+from loadgen.workload.grading import Grade, Grader, grader
 from loadgen.workload.item import ItemFacts, read_facts
 
 
@@ -156,7 +156,7 @@ def test_an_answer_given_again_is_not_read_again(monkeypatch: pytest.MonkeyPatch
     read: list[str] = []
     original = grader.grade
 
-    def spied(text: str, item: ItemFacts, **how: Any) -> Verdict:
+    def spied(text: str, item: ItemFacts, **how: Any) -> Grade:
         read.append(text)
         return original(text, item, **how)
 

@@ -20,7 +20,7 @@ from loadgen.doctor import examination as docker
 from loadgen.doctor import hardware as gpu
 from loadgen.doctor import hardware as timing
 from loadgen.doctor.examination import ports
-from loadgen.doctor.finding import Finding, ProgramAnswer
+from loadgen.doctor.finding import Finding, ProgramResult
 from loadgen.doctor.hardware import cpu_flags, cpu_library, disk, free_bytes
 from loadgen.serving.compose import compose_file
 from loadgen.serving.recipe import expected_bytes, load_models, load_recipes
@@ -156,22 +156,22 @@ def test_a_cpu_build_without_its_library_cannot_serve() -> None:
     assert cpu_library("gpu", lambda: False).state == "not applicable"
 
 
-def programs(**answers: ProgramAnswer | None) -> Callable[[Sequence[str], float], ProgramAnswer | None]:
+def programs(**answers: ProgramResult | None) -> Callable[[Sequence[str], float], ProgramResult | None]:
     """Programs by the beginning of their command line, spaces as `_` and `-` as `__`."""
     known = {name.replace("__", "-").replace("_", " "): answer for name, answer in answers.items()}
 
-    def run(argv: Sequence[str], timeout_s: float) -> ProgramAnswer | None:
+    def run(argv: Sequence[str], timeout_s: float) -> ProgramResult | None:
         assert timeout_s > 0
         return next((answer for name, answer in known.items() if " ".join(argv).startswith(name)), None)
 
     return run
 
 
-def said(output: str = "", errors: str = "", status: int | None = 0) -> ProgramAnswer:
-    return ProgramAnswer(status=status, output=output, errors=errors)
+def said(output: str = "", errors: str = "", status: int | None = 0) -> ProgramResult:
+    return ProgramResult(status=status, output=output, errors=errors)
 
 
-def of_docker(mode: Any = "docker", **answers: ProgramAnswer | None) -> dict[str, Finding]:
+def of_docker(mode: Any = "docker", **answers: ProgramResult | None) -> dict[str, Finding]:
     return {found.check: found for found in docker.examine_docker(mode, programs(**answers))}
 
 
@@ -226,7 +226,7 @@ def test_the_stacks_variables_come_from_the_shell_else_from_its_file(tmp_path: P
         (said(status=None), "systemctl start docker"),
     ],
 )
-def test_no_engine(answer: ProgramAnswer | None, advice: str) -> None:
+def test_no_engine(answer: ProgramResult | None, advice: str) -> None:
     found = of_docker(docker_info=answer)
     assert (found["Docker"].state, found["Docker Compose"].state) == ("missing", "missing")
     assert advice in found["Docker"].advice
@@ -244,7 +244,7 @@ def test_no_engine(answer: ProgramAnswer | None, advice: str) -> None:
         (None, said(status=None), "warning", "`docker-compose` did not answer within 10 s"),
     ],
 )
-def test_compose(plugin: ProgramAnswer | None, old: ProgramAnswer | None, state: str, seen: str) -> None:
+def test_compose(plugin: ProgramResult | None, old: ProgramResult | None, state: str, seen: str) -> None:
     found = docker.compose("docker", programs(docker_compose=plugin, docker__compose=old))
     assert found.state == state
     assert seen in found.seen

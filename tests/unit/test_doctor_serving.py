@@ -14,7 +14,7 @@ from made_exporter import served
 from made_hub import AWQ, GPTQ, MadeHub, made_hub, packed, put_in_cache, put_in_folder
 
 from loadgen.doctor.examination import dataset, grafana, prometheus
-from loadgen.doctor.finding import Finding, ProgramAnswer
+from loadgen.doctor.finding import Finding, ProgramResult
 from loadgen.doctor.vllm import bitsandbytes, examine_checkpoints, examine_vllm, interpreter_of, packages_beside
 from loadgen.serving.recipe import load_recipe, load_recipes
 from loadgen.workload.dataset import FILES
@@ -51,12 +51,12 @@ def vllm(tmp_path: Path) -> Path:
     return script
 
 
-def of_vllm(mode: Any, vllm: Path, version: ProgramAnswer | None, packages: dict[str, str]) -> list[Finding]:
-    def run(argv: Sequence[str], _timeout_s: float) -> ProgramAnswer | None:
+def of_vllm(mode: Any, vllm: Path, version: ProgramResult | None, packages: dict[str, str]) -> list[Finding]:
+    def run(argv: Sequence[str], _timeout_s: float) -> ProgramResult | None:
         if list(argv) == [str(vllm), "--version"]:
             return version
         assert argv[:2] == [sys.executable, "-c"]
-        return ProgramAnswer(status=0, output=json.dumps(packages))
+        return ProgramResult(status=0, output=json.dumps(packages))
 
     return examine_vllm(mode, str(vllm), run)
 
@@ -71,7 +71,7 @@ def of_vllm(mode: Any, vllm: Path, version: ProgramAnswer | None, packages: dict
     ],
 )
 def test_vllm_is_a_build_for_the_device(vllm: Path, mode: str, version: str, state: str) -> None:
-    found, bnb = of_vllm(mode, vllm, ProgramAnswer(status=0, output=f"INFO importing\n{version}\n"), {})
+    found, bnb = of_vllm(mode, vllm, ProgramResult(status=0, output=f"INFO importing\n{version}\n"), {})
     assert (found.state, found.check) == (state, "vLLM")
     assert found.seen.startswith(f"{version}, {vllm}")
     assert bnb.state == "warning"
@@ -80,13 +80,13 @@ def test_vllm_is_a_build_for_the_device(vllm: Path, mode: str, version: str, sta
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (ProgramAnswer(status=1, errors="Traceback\nPackageNotFoundError: vllm\n"), "PackageNotFoundError: vllm"),
-        (ProgramAnswer(status=None), "did not end in time"),
-        (ProgramAnswer(status=0, output="hello"), "hello"),
+        (ProgramResult(status=1, errors="Traceback\nPackageNotFoundError: vllm\n"), "PackageNotFoundError: vllm"),
+        (ProgramResult(status=None), "did not end in time"),
+        (ProgramResult(status=0, output="hello"), "hello"),
         (None, "cannot be executed"),
     ],
 )
-def test_a_vllm_that_does_not_say_its_version_is_missing(vllm: Path, answer: ProgramAnswer | None, why: str) -> None:
+def test_a_vllm_that_does_not_say_its_version_is_missing(vllm: Path, answer: ProgramResult | None, why: str) -> None:
     (found,) = of_vllm("cpu", vllm, answer, {})
     assert found.state == "missing"
     assert why in found.seen

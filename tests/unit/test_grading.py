@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.workload.grading import Grader, Verdict, grade
+from loadgen.workload.grading import Grade, Grader, grade
 from loadgen.workload.grading.number import notation_of, read_number, same_number, value_of
 from loadgen.workload.item import ItemFacts
 
 
-def verdict(text: str, gold: str = "18", *, finish_reason: str = "stop", accepted: tuple[str, ...] = ()) -> Verdict:
+def verdict(text: str, gold: str = "18", *, finish_reason: str = "stop", accepted: tuple[str, ...] = ()) -> Grade:
     return grade(text, ItemFacts(gold=gold, accepted=accepted), protocol="gsm8k", finish_reason=finish_reason)
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.workload.grading import Verdict, grade
+from loadgen.workload.grading import Grade, grade
 from loadgen.workload.item import ItemFacts
 
 TERMS = ("6 / π", "- 6", "6", "2 1 / 2", "2 , 500 . 5")
@@ -20,7 +20,7 @@ def verdict(
     options: tuple[str, ...] = OPTIONS,
     accepted: tuple[str, ...] = (),
     finish_reason: str = "stop",
-) -> Verdict:
+) -> Grade:
     item = ItemFacts(gold=gold, options=options, accepted=accepted)
     return grade(text, item, protocol="mathqa_gen_v1", finish_reason=finish_reason)
 

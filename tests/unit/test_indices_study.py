@@ -277,7 +277,7 @@ def test_speed_is_told_per_sequence_too() -> None:
 def test_a_concurrency_without_the_reference_has_no_indices() -> None:
     study = index_study([point("fp16", 1), point("awq", 1), point("awq", 64)], reference="fp16")
     assert [entry.concurrency for entry in study.indices] == [1]
-    assert study.of("awq", 64) is None
+    assert study.entry("awq", 64) is None
 
 
 def test_the_trap_over_batch_sizes_in_words() -> None:

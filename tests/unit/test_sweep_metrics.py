@@ -12,7 +12,7 @@ from loadgen.load.latency import Latencies
 from loadgen.measure.metrics import LAST_SCRAPE_S, SweepMetrics
 from loadgen.measure.observer import LiveFigures, Progress
 from loadgen.record.cell import Cell, CellVerdict
-from loadgen.workload.grading import Verdict
+from loadgen.workload.grading import Grade
 
 CELL = Cell(index=1, target="mine", precision="awq", concurrency=4, repeat=2)
 LABELS = {"target": "mine", "precision": "awq", "concurrency": "4", "repeat": "2"}
@@ -48,8 +48,8 @@ def ended(phase: str = "measured") -> Exchange:
 class Graded:
     """A grader that finds every answer right."""
 
-    def grade(self, *_: object) -> Verdict:
-        return Verdict(outcome="correct")
+    def grade(self, *_: object) -> Grade:
+        return Grade(outcome="correct")
 
 
 def test_the_warm_up_is_in_no_figure_of_the_live_view() -> None:

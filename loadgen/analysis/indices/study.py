@@ -197,7 +197,7 @@ class IndexStudy(msgspec.Struct, frozen=True, kw_only=True):
     dominance: tuple[Dominance, ...] = ()
     si_differences: tuple[SiDifference, ...] = ()
 
-    def of(self, target: str, concurrency: int) -> TargetIndices | None:
+    def entry(self, target: str, concurrency: int) -> TargetIndices | None:
         """The indices of one target at one concurrency; None for the reference."""
         found = (entry for entry in self.indices if (entry.target, entry.concurrency) == (target, concurrency))
         return next(found, None)

@@ -86,7 +86,7 @@ class TrustStudy(msgspec.Struct, frozen=True, kw_only=True):
     trust_invariance: tuple[BatchTest, ...] = ()
     depth: tuple[DepthTest, ...] = ()
 
-    def of(self, target: str, concurrency: int) -> TrustTest | None:
+    def test(self, target: str, concurrency: int) -> TrustTest | None:
         """The test of one target at one concurrency; None for the reference."""
         found = (test for test in self.trust if (test.target, test.concurrency) == (target, concurrency))
         return next(found, None)

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from loadgen.analysis.answer import PER_QUERY
 from loadgen.analysis.crossover.crossover import Crossover, placed
 from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.run import Run, batch_of
+from loadgen.analysis.runresult import PER_QUERY
 from loadgen.reports.figures.sheet import (
     Figure,
     Look,

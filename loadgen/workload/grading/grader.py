@@ -1,4 +1,4 @@
-"""Grader: from an answer's text to its verdict, and to the two of lm-evaluation-harness 0.4.13, oddities included.
+"""Grader: an answer's text to its grade, and to the two verdicts of lm-evaluation-harness 0.4.13, oddities included.
 
 Only the content is read, never the reasoning beside it. The harness's patterns, which match counts, and its
 normalisation are those of its task files `gsm8k*.yaml` (versions 3 and 4), which ignore truncation.
@@ -20,8 +20,8 @@ from loadgen.workload.grading.letter import read_letter
 from loadgen.workload.grading.marks import READ, after_thought, answer_part, open_thought
 from loadgen.workload.grading.notation import last_match
 from loadgen.workload.grading.number import notation_of, read_number, same_number
+from loadgen.workload.grading.outcome import Found, Grade, Outcome
 from loadgen.workload.grading.term import other_unit
-from loadgen.workload.grading.verdict import Found, Outcome, Verdict
 from loadgen.workload.grading.words import (
     compiled,
     found_letter,
@@ -86,13 +86,13 @@ _BEGINNING = 1_000
 """Characters at the start of an answer that is too long; they are kept, since an unclosed thought begins there."""
 _Found = Found[str] | Found[Fraction]
 REMEMBERED = 1 << 16
-"""Verdicts that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
+"""Grades that a grader keeps, of the latest answers: several runs over a dataset, in some tens of MB."""
 
 
 def grade(
     text: str, item: ItemFacts, *, protocol: str, finish_reason: str | None, pattern: re.Pattern[str] | None = None
-) -> Verdict:
-    """The verdict on the content of one finished answer; `protocol` is a name as in the manifest.
+) -> Grade:
+    """The grade of the content of one finished answer; `protocol` is a name as in the manifest.
 
     The middle of a text longer than MOST_GRADED is left out. With a `pattern` only its last match is the answer.
 
@@ -104,13 +104,13 @@ def grade(
         text = f"{text[:_BEGINNING]}\n{text[_BEGINNING - MOST_GRADED :]}"
     task = None if item.exact or item.gold.isalpha() else task_of(protocol)
     strict, flexible = task.verdicts(text, item.gold) if task else (None, None)
-    verdict = Verdict(outcome="truncated", strict=strict, flexible=flexible)
+    graded = Grade(outcome="truncated", strict=strict, flexible=flexible)
     cut = finish_reason == CUT
     content = after_thought(text)
     if open_thought(content):
-        return verdict
+        return graded
     if not content.strip():
-        return verdict if cut else replace(verdict, outcome="empty")
+        return graded if cut else replace(graded, outcome="empty")
     content, goes_on = answer_part(
         content,
         lambda part: _read(part, item, pattern, marked=True) is not None,
@@ -122,12 +122,12 @@ def grade(
     if found is not None:
         outcome: Outcome = "correct" if _is_right(found, item, whole) else "wrong"
         answer = found.value if isinstance(found.value, str) else notation_of(found.value)
-        return replace(verdict, outcome=outcome, answer=answer, extractor=found.extractor)
+        return replace(graded, outcome=outcome, answer=answer, extractor=found.extractor)
     if not cut:
-        return replace(verdict, outcome="unparsed")
+        return replace(graded, outcome="unparsed")
     at_the_end = _read(content, item, pattern, marked=True)
     right = at_the_end is not None and _is_right(at_the_end, item, content)
-    return replace(verdict, correct_but_truncated=right)
+    return replace(graded, correct_but_truncated=right)
 
 
 class Grader:
@@ -135,16 +135,16 @@ class Grader:
 
     def __init__(self, items: Mapping[str, ItemFacts], protocol: str, answer_regex: str | None = None) -> None:
         self.items = items
-        """By item id; an answer to any other item has no verdict."""
+        """By item id; an answer to any other item has no grade."""
         self._protocol = protocol
         self._pattern = compiled(answer_regex) if answer_regex is not None else None
         self._graded = lru_cache(REMEMBERED)(self._grade)
 
-    def grade(self, item_id: str, text: str, finish_reason: str | None) -> Verdict | None:
-        """The verdict on one finished answer; None for an item that is not to be graded."""
+    def grade(self, item_id: str, text: str, finish_reason: str | None) -> Grade | None:
+        """The grade of one finished answer; None for an item that is not to be graded."""
         return self._graded(item_id, text, finish_reason)
 
-    def _grade(self, item_id: str, text: str, finish_reason: str | None) -> Verdict | None:
+    def _grade(self, item_id: str, text: str, finish_reason: str | None) -> Grade | None:
         item = self.items.get(item_id)
         if item is None:
             return None

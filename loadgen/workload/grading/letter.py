@@ -10,8 +10,8 @@ from functools import lru_cache
 from loadgen.workload.grading.marks import CHOICE_MARKS, COLON_KINDS, Mark, marks
 from loadgen.workload.grading.notation import plain
 from loadgen.workload.grading.number import conclusion, slack_of, value_of
+from loadgen.workload.grading.outcome import Extractor, Found
 from loadgen.workload.grading.statement import Refused, Stated, last_stated, read_statement
-from loadgen.workload.grading.verdict import Extractor, Found
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 UNKNOWN_OPTIONS = "ABCDE"

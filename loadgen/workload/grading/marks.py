@@ -12,7 +12,7 @@ from itertools import islice, zip_longest
 import msgspec
 
 from loadgen.workload.grading.notation import STATEMENT, boxes
-from loadgen.workload.grading.verdict import Extractor
+from loadgen.workload.grading.outcome import Extractor
 
 READ = 20_000
 """Characters of an answer, from its end, that are read: what was thought and what follows the answer is cut before."""

@@ -8,9 +8,9 @@ from functools import lru_cache
 
 from loadgen.workload.grading.marks import Mark, marks
 from loadgen.workload.grading.notation import last_match, plain, spelt
+from loadgen.workload.grading.outcome import Found
 from loadgen.workload.grading.statement import SENTENCE_END, Refused, Stated, last_stated, read_statement
 from loadgen.workload.grading.term import SIGNED, readable_term, scaled, value_of_match
-from loadgen.workload.grading.verdict import Found
 
 LAST_LINE = 1200
 """Characters of the last line with a number that are read."""

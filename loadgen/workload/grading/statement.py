@@ -10,8 +10,8 @@ from functools import lru_cache
 import msgspec
 
 from loadgen.workload.grading.marks import Mark
+from loadgen.workload.grading.outcome import Found, V
 from loadgen.workload.grading.term import Term, Unreadable, read_term
-from loadgen.workload.grading.verdict import Found, V
 
 _FILLER = (
     r"(?:about|around|approximately|approx\.?|roughly|nearly|almost|exactly|precisely|only|just|simply|clearly|probably|"

@@ -23,8 +23,8 @@ from loadgen.secret import without_secrets
 from loadgen.workload.grading.letter import read_letter
 from loadgen.workload.grading.marks import COLON_KINDS, READ, marks
 from loadgen.workload.grading.notation import last_match, plain
+from loadgen.workload.grading.outcome import Extractor, Found
 from loadgen.workload.grading.statement import Stated, read_statement
-from loadgen.workload.grading.verdict import Extractor, Found
 
 LONGEST = 2_000
 """Characters of the line behind a mark that are read."""

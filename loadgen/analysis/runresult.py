@@ -1,4 +1,4 @@
-"""The answer of a run: at which batch each precision wins, by each metric, and whether it is a trap."""
+"""RunResult: at which batch each precision wins, by each metric, and whether it is a trap."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Key = tuple[str, int]
 """Target and concurrency."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """Crossovers by target and metric, and every index."""
 
     crossovers: tuple[Crossover, ...] = ()
@@ -53,7 +53,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return [sentence for sentence in said if sentence is not None]
 
 
-def answer_of(
+def run_result(
     cells: Sequence[CellSummary],
     answers: Mapping[Key, Answers],
     trust: TrustStudy,
@@ -64,7 +64,7 @@ def answer_of(
     graph_sizes: Mapping[str, Sequence[int]] | None = None,
     lengths: Mapping[Key, Lengths] | None = None,
     processes: int = 1,
-) -> Answer:
+) -> RunResult:
     """Each figure of the cells in which it is valid; `answers`: the valid ones, by target and concurrency.
 
     `start_sd`: as `crossover` takes it; `graph_sizes`: by target, the sizes of its server's CUDA graphs where known;
@@ -75,13 +75,15 @@ def answer_of(
     arrival = next((cell.traffic.arrival for cell in cells if cell.traffic.arrival), None)
     if arrival is not None:
         targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
-        return Answer(crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS))
+        return RunResult(
+            crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS)
+        )
     if lengths is None:
         lengths = {key: item_lengths(given) for key, given in answers.items()}
     points = _points(cells, answers, trust, lengths)
     indices = index_study(list(points.values()), reference=reference, settings=settings, processes=processes)
     study = _Study(cells, points, trust, indices, reference, start_sd, graph_sizes or {})
-    return Answer(
+    return RunResult(
         crossovers=tuple(
             study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
         ),
@@ -103,7 +105,7 @@ def _points(
 ) -> dict[Key, OperatingPoint]:
     points: dict[Key, OperatingPoint] = {}
     for key in dict.fromkeys((cell.target, cell.concurrency) for cell in cells):
-        test = trust.of(*key)
+        test = trust.test(*key)
         comparable = test is None or test.verdict != "refused"
         points[key] = OperatingPoint(
             target=key[0],
@@ -257,7 +259,7 @@ class _Study:
         """That of the indices; none where the choice of items adds an error to it that is not known."""
         if side == self._reference:
             return 1.0
-        entry = self._indices.of(side, b)
+        entry = self._indices.entry(side, b)
         return entry.si_repeats.get(repeat) if entry and entry.si_item_error is not None else None
 
     def _own_items(self, target: str, result: Crossover) -> list[str]:
@@ -283,14 +285,14 @@ class _Study:
 
     def _bounds(self, target: str) -> list[str]:
         """A note where SI has no measured energy."""
-        entries = [self._indices.of(name, b) for name, b in self._points if name == target]
+        entries = [self._indices.entry(name, b) for name, b in self._points if name == target]
         bound = [e.concurrency for e in entries if e and e.si_repeats and e.energy and e.energy.source == "hli"]
         where = ", ".join(map(str, sorted(bound)))
         return [f"B = {where}: energy was not measured, SI takes board power times time"] if bound else []
 
     def _accuracy_is_known(self, target: str, b: int) -> bool:
         """T_SI has an interval: without one, a figure with accuracy in it has none either, and proves nothing."""
-        test = self._trust.of(target, b)
+        test = self._trust.test(target, b)
         return target == self._reference or bool(test is not None and test.t_si_lo and test.t_si_hi)
 
     def _window_errors(self, target: str, b: int, metric: str) -> tuple[float | None, ...]:
@@ -316,13 +318,13 @@ class _Study:
     def _item_error(self, target: str, b: int, metric: str) -> float | None:
         """The standard error of lengths and T_SI together: those of one item are not independent."""
         if metric == "si":
-            entry = self._indices.of(target, b)
+            entry = self._indices.entry(target, b)
             return entry.si_item_error if entry is not None else None
         lengths = self._lengths(target, b)
         of_lengths = lengths.error if lengths is not None and lengths.refusal is None else 0.0
         if metric in ("energy_per_query_j", "energy_hli_per_query_j"):
             return of_lengths
-        test, pairs = self._trust.of(target, b), self._graded(target, b)
+        test, pairs = self._trust.test(target, b), self._graded(target, b)
         if test is None or not test.t_si_lo or not test.t_si_hi or not test.t_si or pairs is None:
             return None
         of_trust = log_error(test.t_si_lo, test.t_si_hi)

@@ -1,4 +1,4 @@
-"""Verdict: what became of one answer."""
+"""Grade: what became of one answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 VERSION = 2
 """The rules' version. 1: `####`, else a box, else "the answer is". 2: the last mark of any kind, terms worked out;
-hedges and ranges are no answer. It grows with every change of a verdict; a test pins the verdicts on its cases."""
+hedges and ranges are no answer. It grows with every change of a grade; a test pins the grades of its cases."""
 
 Outcome = Literal["correct", "wrong", "unparsed", "truncated", "empty", "error"]
 _Marked = Literal["hashes", "boxed", "answer_is", "answer_colon", "tag", "pattern", "text"]
@@ -33,7 +33,7 @@ class Found(msgspec.Struct, Generic[V], frozen=True):
     0.5, `18 dozen` 216 or 18."""
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class Grade(msgspec.Struct, frozen=True, kw_only=True):
     """One outcome, and lm-evaluation-harness's two verdicts."""
 
     outcome: Outcome
@@ -50,9 +50,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def correct(self) -> bool | None:
-        """The headline verdict: everything but `correct` is not; None where the request failed."""
+        """The headline: everything but `correct` is not; None where the request failed."""
         return None if self.outcome == "error" else self.outcome == "correct"
 
 
-FAILED = Verdict(outcome="error")
-"""The verdict on a request that brought no answer."""
+FAILED = Grade(outcome="error")
+"""The grade of a request that brought no answer."""
