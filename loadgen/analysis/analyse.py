@@ -22,7 +22,7 @@ from loadgen.analysis.models.study import ModelStudy, cost_models
 from loadgen.analysis.runresult import run_result
 from loadgen.analysis.tables import RunTables, damaged, older, power_table, summarize, write_cells, write_summary
 from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings
-from loadgen.analysis.trust.study import TrustStudy, study
+from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest, study
 from loadgen.analysis.validity import Invalid
 from loadgen.analysis.warnings import cell_name, run_warnings, share_marks
 from loadgen.errors import UsageError
@@ -49,7 +49,7 @@ class ServerCalibration(msgspec.Struct, frozen=True, kw_only=True):
     """By UUID."""
 
 
-class Analysis(TrustStudy, IndexStudy, frozen=True, kw_only=True):
+class Analysis(IndexStudy, frozen=True, kw_only=True):
     """What the figures of a run say. docs/metrics.md describes each list."""
 
     schema: int = SCHEMA
@@ -57,6 +57,9 @@ class Analysis(TrustStudy, IndexStudy, frozen=True, kw_only=True):
     simulated: bool
     invalid: tuple[Invalid, ...]
     crossovers: tuple[Crossover, ...] = ()
+    trust: tuple[TrustTest, ...]
+    trust_invariance: tuple[BatchTest, ...] = ()
+    depth: tuple[DepthTest, ...] = ()
     models: tuple[ModelStudy, ...] = ()
     client: tuple[NearestCheck, ...] = ()
     """The client's figures that came closest to their limits."""

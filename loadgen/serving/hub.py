@@ -16,7 +16,7 @@ from loadgen.bounds import MOST_FACTS_BYTES
 from loadgen.errors import UsageError
 from loadgen.record.manifest import FoundCheckpoint
 from loadgen.secret import error_text
-from loadgen.serving.checkpoint import TIMEOUT_S, HubAnswer, endpoint, fetch_config, hub_token, is_offline, serves
+from loadgen.serving.checkpoint import TIMEOUT_S, HubReply, endpoint, fetch_config, hub_token, is_offline, serves
 from loadgen.serving.quantization import quantization_of
 from loadgen.serving.recipe import Naming, NoCheckpoint, Recipe, in_sweep
 
@@ -68,7 +68,7 @@ class Derivatives:
         return FoundCheckpoint(id=best.id, downloads=best.downloads, quantization=str(found), alike=len(fitting))
 
     @cached_property
-    def _judged(self) -> list[tuple[Derivative, HubAnswer]]:
+    def _judged(self) -> list[tuple[Derivative, HubReply]]:
         wanted = [one for one in self._listed if OTHER_ENGINES.isdisjoint(one.tags)][:MOST_JUDGED]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(zip(wanted, pool.map(lambda one: fetch_config(one.id), wanted), strict=True))
