@@ -81,7 +81,9 @@ class Sweep(click.Command):
 @click.command("sweep", cls=Sweep, context_settings=CONTEXT, params=parameters(RunOptions))
 @click.option("--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_read_config,
               metavar="FILE", help="The same options as YAML; the command line wins.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Check everything, show the plan, start nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check all that the sweep would refuse, show plan and cost, start nothing."
+)
 @click.option("--quiet", is_flag=True, help="No progress; the final table only.")
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGS]")
 def command(
@@ -105,9 +107,7 @@ def command(
     """
     from loadgen.load.openloop import CLOSED
     from loadgen.measure.config import configure
-    from loadgen.measure.plan import plan_rest, plan_sweep
-    from loadgen.measure.run import Interrupted, resume_sweep, run_sweep
-    from loadgen.measure.servers import Patience, source_of
+    from loadgen.measure.run import Interrupted, rehearse_rest, rehearse_sweep, resume_sweep, run_sweep
     from loadgen.measure.settings import require_consent, resumed_config
     from loadgen.record.manifest import read_manifest
     from loadgen.record.rundir import resume_command, unfinished_cells
@@ -136,8 +136,8 @@ def command(
     if resume is not None and unfinished_cells(Path(resume)):  # asked before the live view takes the terminal
         require_consent(Path(resume), read_manifest(Path(resume)), options, trusted=trust_manifest, confirm=confirm)
     if dry_run:
-        source_of(config).check(Patience(config.wait_ready_s, PlainView(console)))
-        plan = plan_sweep(config) if resume is None else plan_rest(Path(resume), config)
+        view = PlainView(console)
+        plan = rehearse_sweep(config, view) if resume is None else rehearse_rest(Path(resume), options, view)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
             held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load
@@ -156,12 +156,12 @@ def command(
 
     stop: Interrupted | None = None
     with contextlib.ExitStack() as stack:
-        view: Observer = QuietView() if quiet else PlainView(console)
+        shown: Observer = QuietView() if quiet else PlainView(console)
         if console.is_terminal and not quiet:
-            view = stack.enter_context(LiveView(console))
+            shown = stack.enter_context(LiveView(console))
             show_only_visible()  # rich has taken stdout and stderr
         try:
-            run_dir = measure(view, judge_cell)
+            run_dir = measure(shown, judge_cell)
         except Interrupted as interrupted:
             stop, run_dir = interrupted, interrupted.run_dir
     how = f"to go on: {resume_command(run_dir)}"

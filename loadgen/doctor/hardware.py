@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from loadgen.load.load import ClientProbe
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.sampler import select_gpus
-from loadgen.serving.checkpoint import cache_folder, cached_snapshot, has_weights
+from loadgen.serving.checkpoint import cache_folder, cached_snapshot, free_bytes, has_weights
 from loadgen.serving.cpu_env import LIBRARY, library_is_here
 from loadgen.serving.launch import CPU_INFO
 from loadgen.serving.recipe import Recipe, checkpoints_of, load_models
@@ -227,13 +226,6 @@ def event_loop_lag_ms() -> float:
 
 
 _GB = 1e9
-
-
-def free_bytes(folder: Path) -> int:
-    """Free on the file system of a folder, or of its nearest parent that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def disk(

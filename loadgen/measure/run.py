@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from loadgen.load.body import BodyChanges
 from loadgen.measure.block import BlockRun, Judge
 from loadgen.measure.cell import Interrupt
 from loadgen.measure.config import api_key
+from loadgen.measure.cost import cost_sentences
 from loadgen.measure.machine import (
     allow_open_files,
     await_old_servers,
@@ -36,12 +38,82 @@ from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Patience, Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.config import SweepConfig
-from loadgen.record.manifest import ManifestFile, PowerPlan, read_manifest
+from loadgen.record.manifest import Manifest, ManifestFile, PowerPlan, read_manifest
 from loadgen.record.rundir import held, stored, unfinished
 from loadgen.secret import Mask
 from loadgen.serving.facts import proxies_passed_by
 from loadgen.serving.process import mask_log
 from loadgen.workload.item import write_facts
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A sweep that has passed every check, up to the first start of a server."""
+
+    plan: SweepPlan
+    source: Source
+    power: PowerPlan
+    learned: Learned
+    warnings: tuple[str, ...] = ()
+    """What is different on this machine from the sessions before."""
+
+
+def rehearse_sweep(config: SweepConfig, observer: Observer | None = None) -> SweepPlan:
+    """The plan of a sweep, checked as `run_sweep` checks it; nothing is started, and no file or folder is left.
+
+    Raises UsageError for all that would be refused. Servers that run already get the first short requests.
+    """
+    ready, _ = _make_ready(config, observer or Observer(), keep=False)
+    return ready.plan
+
+
+def rehearse_rest(run_dir: Path, given: Mapping[str, Any], observer: Observer | None = None) -> SweepPlan:
+    """The plan of what an interrupted run lacks, checked as `resume_sweep` checks it, consent apart; nothing is started
+    and nothing in the run changes."""
+    begun = read_manifest(run_dir)
+    config = resumed_config(run_dir, begun, given)
+    if not unfinished(run_dir, planned_blocks(config)):
+        return plan_rest(run_dir, config)
+    return _make_ready_again(run_dir, begun, config, observer or Observer()).plan
+
+
+def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -> tuple[_Ready, Path]:
+    """A new sweep and its empty folder, which is removed again unless it is to be kept."""
+    allow_open_files(config)
+    source, patience = source_of(config), Patience(config.wait_ready_s, observer)
+    source.check(patience)
+    power = plan_power(config, simulated=source.simulated)
+    plan = plan_sweep(config)
+    with new_run_dir(config, keep=keep) as run_dir:
+        learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
+    _say_cost(plan, source, observer)
+    return _Ready(plan, source, power, learned), run_dir
+
+
+def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, observer: Observer) -> _Ready:
+    """What is left of an interrupted run."""
+    plan = plan_rest(run_dir, config)
+    require_same_data(begun, plan.dataset_record, plan.protocol_record(BodyChanges()), plan.recipes)
+    allow_open_files(config)
+    source, patience = source_of(config, begun.checkpoints), Patience(config.wait_ready_s, observer)
+    source.check(patience)
+    power = plan_power(config, simulated=source.simulated)
+    known = begun.body_changes
+    known_changes = BodyChanges(extra=config.extra_body, refused=known.refused, limit_field=known.limit_field)
+    learned = _learn(plan, source, patience, known_changes)
+    require_same_power(begun.power, power)
+    for server in source.running:
+        require_same_server(begun, server.record)
+    serves = config.mode == "serve"
+    warnings = compare_machines(begun, client=client_record(), host=host_record(), serves=serves)
+    _say_cost(plan, source, observer)
+    return _Ready(plan, source, power, learned, tuple(warnings))
+
+
+def _say_cost(plan: SweepPlan, source: Source, observer: Observer) -> None:
+    if not source.simulated:
+        for sentence in cost_sentences(plan, source.launches):
+            observer.note(sentence)
 
 
 class Interrupted(Exception):
@@ -67,18 +139,12 @@ def run_sweep(
     anything is created, Interrupted on Ctrl-C, and StorageError when the run directory can no longer be written.
     """
     observer = observer or Observer()
-    allow_open_files(config)
-    source, patience = source_of(config), Patience(config.wait_ready_s, observer)
-    source.check(patience)
-    power = plan_power(config, simulated=source.simulated)
-    plan = plan_sweep(config)
-    with new_run_dir(config) as run_dir:
-        learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
-    manifest = plan.manifest(power, learned.changes, given, simulated=source.simulated)
-    manifest = replace(manifest, checkpoints=dict(source.found))
+    ready, run_dir = _make_ready(config, observer)
+    manifest = ready.plan.manifest(ready.power, ready.learned.changes, given, simulated=ready.source.simulated)
+    manifest = replace(manifest, checkpoints=dict(ready.source.found))
     remember(manifest)
     with held(run_dir), stored(run_dir):
-        _sweep(plan, source, power, ManifestFile(run_dir, manifest), observer, judge, learned.changes, learned.notes)
+        _sweep(ready, ManifestFile(run_dir, manifest), observer, judge)
     return run_dir
 
 
@@ -110,47 +176,24 @@ def resume_sweep(
             observer.note(f"{run_dir} is complete, nothing is left to measure")
             return run_dir
         require_consent(run_dir, begun, given or {}, trusted=trusted, confirm=confirm)
-        plan = plan_rest(run_dir, config)
-        require_same_data(begun, plan.dataset_record, plan.protocol_record(BodyChanges()), plan.recipes)
-        allow_open_files(config)
-        source, patience = source_of(config, begun.checkpoints), Patience(config.wait_ready_s, observer)
-        source.check(patience)
-        power = plan_power(config, simulated=source.simulated)
-        known = begun.body_changes
-        extra = config.extra_body
-        known_changes = BodyChanges(extra=extra, refused=known.refused, limit_field=known.limit_field)
-        learned = _learn(plan, source, patience, known_changes)
-        require_same_power(begun.power, power)
-        for server in source.running:
-            require_same_server(begun, server.record)
-        serves = config.mode == "serve"
-        warnings = compare_machines(begun, client=client_record(), host=host_record(), serves=serves)
-        begun = replace(begun, body_changes=changes_record(learned.changes))
+        ready = _make_ready_again(run_dir, begun, config, observer)
+        begun = replace(begun, body_changes=changes_record(ready.learned.changes))
         for name in await_old_servers(begun.servers):
             observer.warn(f"the server of {name} that an earlier session started is still running")
-        file = ManifestFile(run_dir, begun)
-        _sweep(plan, source, power, file, observer, judge, learned.changes, [*warnings, *learned.notes])
+        _sweep(ready, ManifestFile(run_dir, begun), observer, judge)
     return run_dir
 
 
-def _sweep(
-    plan: SweepPlan,
-    source: Source,
-    power: PowerPlan,
-    file: ManifestFile,
-    observer: Observer,
-    judge: Judge | None,
-    changes: BodyChanges,
-    warnings: Sequence[str],
-) -> None:
+def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge | None) -> None:
+    plan, source, power = ready.plan, ready.source, ready.power
     config, run_dir = plan.config, file.run_dir
     begin_session(file)
     write_facts(run_dir, plan.dataset.items)
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
     observer.run_begins(_title(plan, file, source), len(plan.cells), source.simulated, plan.expected_s)
-    blocks = BlockRun(plan, source, power, changes, file, observer, judge, Interrupt(), Prompts(plan))
-    for warning in (*warnings, *power.warnings):
+    blocks = BlockRun(plan, source, power, ready.learned.changes, file, observer, judge, Interrupt(), Prompts(plan))
+    for warning in (*ready.warnings, *ready.learned.notes, *power.warnings):
         blocks.warn(warning)
     for note in plan.dataset.notes:
         observer.note(note)

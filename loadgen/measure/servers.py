@@ -108,6 +108,8 @@ class Source(Protocol):
     """Those that are up before the sweep begins, once `check` has been called."""
     found: dict[str, FoundCheckpoint]
     """By target, checkpoints that `check`, or an earlier session, chose on the hub."""
+    launches: Mapping[str, Launch]
+    """By target, what will be started on this machine's GPUs or CPU, once `check` has been called."""
 
     def check(self, patience: Patience) -> None:
         """Raises UsageError for what can be known to fail before anything is created or started."""
@@ -137,6 +139,7 @@ class _Running:
         """Why a target's /metrics could not be read, until the user was told."""
         self.running: Sequence[Server] = ()
         self.found: dict[str, FoundCheckpoint] = {}
+        self.launches: Mapping[str, Launch] = {}
         self.simulated = False
 
     def check(self, patience: Patience) -> None:
@@ -268,6 +271,7 @@ class _Processes:
     def __init__(self, config: SweepConfig, found: Mapping[str, FoundCheckpoint] | None = None) -> None:
         self._config = config
         self.found = dict(found or {})
+        self.launches: Mapping[str, Launch] = {}
 
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         raise NotImplementedError
@@ -315,8 +319,9 @@ class _Launched(_Processes):
         if warning := token_warning():
             patience.warn(warning)
         self._find(patience)
-        for spec in self._config.targets:
-            confirm_checkpoint(self.plan(spec, free_port()))
+        self.launches = {spec.name: self.plan(spec, free_port()) for spec in self._config.targets}
+        for launch in self.launches.values():
+            confirm_checkpoint(launch)
 
     def _find(self, patience: Patience) -> None:
         """Chooses on the hub what neither the user nor a recipe names."""

@@ -33,8 +33,9 @@ from loadgen.secret import MASK, Mask, visible
 
 
 @contextlib.contextmanager
-def new_run_dir(config: SweepConfig) -> Iterator[Path]:
-    """The folder that `--out` names, or a new one under `runs`; a sweep that is refused within removes what was made.
+def new_run_dir(config: SweepConfig, *, keep: bool = True) -> Iterator[Path]:
+    """The folder that `--out` names, or a new one under `runs`; a sweep that is refused within removes what was made,
+    as does one that is not to `keep` it.
 
     Raises UsageError if the folder holds something already or cannot be written.
     """
@@ -54,10 +55,12 @@ def new_run_dir(config: SweepConfig) -> Iterator[Path]:
     try:
         yield run_dir
     except UsageError:
-        for folder in missing:
+        keep = False
+        raise
+    finally:
+        for folder in missing if not keep else ():
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        raise
 
 
 OPTIONS = declared(SweepOptions)

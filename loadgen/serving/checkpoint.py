@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,6 +108,13 @@ def _hub_home() -> Path:
 def cache_folder() -> Path:
     """The hub's cache of checkpoints: `$HF_HUB_CACHE`, else `hub` in `$HF_HOME` or in the user's cache folder."""
     return Path(os.environ.get("HF_HUB_CACHE") or _hub_home() / "hub").expanduser()
+
+
+def free_bytes(folder: Path) -> int:
+    """Free on the file system of a folder, or of its nearest parent that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _cached(checkpoint: str) -> Path:

@@ -131,12 +131,11 @@ def test_all_precisions_have_the_same_vllm_kv_cache_and_batch(raw: dict[str, Any
     for option, value in (("--kv-cache-memory-bytes", str(KV_CACHE_BYTES)), ("--max-num-seqs", "256")):
         assert {words[words.index(option) + 1] for words in kept} == {value}
     changed = filled(raw, {"KV_CACHE_BYTES": "1073741824", "VLLM_IMAGE": "vllm:another"})
-    assert {
-        words[words.index("--kv-cache-memory-bytes") + 1] for words in (argv(changed[n]) for n in SERVICES)
-    } == {"1073741824"}
+    assert {words[words.index("--kv-cache-memory-bytes") + 1] for words in (argv(changed[n]) for n in SERVICES)} == {
+        "1073741824"
+    }
     images = {
-        changed[n]["build"]["args"]["VLLM_IMAGE"] if "build" in changed[n] else changed[n]["image"]
-        for n in SERVICES
+        changed[n]["build"]["args"]["VLLM_IMAGE"] if "build" in changed[n] else changed[n]["image"] for n in SERVICES
     }
     assert images == {"vllm:another"}
 

@@ -21,7 +21,8 @@ from loadgen.doctor import hardware as gpu
 from loadgen.doctor import hardware as timing
 from loadgen.doctor.examination import ports
 from loadgen.doctor.finding import Finding, ProgramResult
-from loadgen.doctor.hardware import cpu_flags, cpu_library, disk, free_bytes
+from loadgen.doctor.hardware import cpu_flags, cpu_library, disk
+from loadgen.serving.checkpoint import free_bytes
 from loadgen.serving.compose import compose_file
 from loadgen.serving.recipe import expected_bytes, load_models, load_recipes
 
