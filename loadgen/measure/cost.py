@@ -57,7 +57,7 @@ def _memory(plan: SweepPlan, launch: Launch, size: ModelSize | None) -> str | No
         return None
     config, gpus = plan.config, workers_of(launch.argv) or 1
     b = min(max(config.concurrency), config.max_num_seqs)
-    prompt, answer = _prompt_tokens(plan), plan.max_tokens
+    prompt, answer = _longest(plan)
     keys = b * (prompt + answer) * kept
     total = (weights + keys) / GIB
     where = (
@@ -77,6 +77,12 @@ def _weight_bytes(launch: Launch, size: ModelSize | None) -> float | None:
     return sum(files) or (size.weight_bytes(load_recipe(launch.precision)) if size else None)
 
 
-def _prompt_tokens(plan: SweepPlan) -> int:
-    longest = max((len(plan.protocol.prompt(item)) for item in plan.dataset.items[:MOST_PROMPTS]), default=0)
-    return round(longest / CHARACTERS_PER_TOKEN)
+def _longest(plan: SweepPlan) -> tuple[int, int]:
+    """Tokens of the prompt and of the answer, at most, of the item that needs the most room."""
+    config, lengths = plan.config, [(0, plan.max_tokens)]
+    for item in plan.dataset.items[:MOST_PROMPTS]:
+        text = "".join(str(turn.get("content")) for turn in item.messages) or plan.protocol.prompt(item)
+        prompt = item.input_tokens or round(len(text) / CHARACTERS_PER_TOKEN)
+        own = config.fixed_length or config.max_tokens or item.output_tokens or item.most_tokens
+        lengths.append((prompt, own or plan.max_tokens))
+    return max(lengths, key=sum)
