@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Unpack, cast
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.options import ReportOptions, RunOptions, SelftestOptions, complete, takes
+from loadgen.options import QuantizeOptions, ReportOptions, RunOptions, SelftestOptions, complete, takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loadgen.options import SweepOptions
 
 
-__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "report", "selftest", "sweep"]
+__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "quantize", "report", "selftest", "sweep"]
 
 
 @takes(RunOptions)
@@ -115,6 +115,22 @@ def compare(
         write_comparison(comparison, Path(out))
         write_page(comparison, Path(out))
     return comparison
+
+
+@takes(QuantizeOptions)
+def quantize(**options: Unpack[QuantizeOptions]) -> dict[str, Path]:
+    """What `loadgen quantize` does: checkpoints of a 16-bit model in other formats, by llm-compressor.
+
+    Returns the folder of each format; one that is there already, made from the same inputs, is kept. What it does is
+    said on stderr. Raises UsageError for wrong use, and with the log's path when llm-compressor fails.
+    """
+    import sys
+    from functools import partial
+
+    from loadgen.serving.quantize import quantize as make
+    from loadgen.serving.quantize_plan import plan_quantize
+
+    return make(plan_quantize(options), partial(print, file=sys.stderr, flush=True))
 
 
 @takes(SelftestOptions)

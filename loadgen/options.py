@@ -267,6 +267,22 @@ class ReportOptions(TypedDict, total=False):
     start_sd: Annotated[StartSd, "the sweep's"]
 
 
+class QuantizeOptions(TypedDict, total=False):
+    """What `loadgen.quantize` takes."""
+
+    model: Served
+    to: Annotated[str | Sequence[str], Option(
+        "FORMATS", "w4a16-awq, w4a16-gptq, int8, fp8; several with commas.", default=())]
+    calibration: Annotated[str | Path | None, Option(
+        "FILE", "Texts for the formats that need some: JSON lines, CSV, Parquet or plain text.",
+        otherwise="GSM8K's train split")]
+    samples: Annotated[int | None, Option(
+        "N", "Texts of it, drawn by --seed.", otherwise="256; on a CPU 32")]
+    seed: Annotated[int, Option("N", "Of the draw.", default=0, zero=True)]
+    out: Annotated[str | Path | None, Option(
+        "DIR", "Write MODEL-FORMAT into this folder.", otherwise="beside the model; for an id in loadgen's cache")]
+
+
 class SelftestOptions(TypedDict, total=False):
     """What `loadgen.selftest` takes."""
 

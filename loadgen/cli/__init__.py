@@ -30,6 +30,7 @@ COMMANDS = {
     "selftest": "The client's own timing error and capacity on this machine.",
     "doctor": "What works on this machine, and what to do about the rest.",
     "compose": "Write out the Docker Compose project: servers, exporter, Grafana.",
+    "quantize": "Make checkpoints of a model in other formats, with llm-compressor.",
     "cpu-env": "Build an environment with vLLM's CPU build and tiny models.",
 }
 

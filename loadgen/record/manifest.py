@@ -86,6 +86,44 @@ class HostRecord(msgspec.Struct, frozen=True, kw_only=True):
     load_average_1min: Amount | None = None
 
 
+class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The texts that a quantizer ran through the model."""
+
+    source: Text
+    """`gsm8k train`, `sample`, or the file's path."""
+    sha256: Text
+    """The whole file's."""
+    samples: Count
+    seed: Count
+    """Of the draw of the samples."""
+    max_tokens: Count
+    """Of a sample; the rest of it is cut."""
+    texts_sha256: Text
+    """The drawn samples'."""
+
+
+class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How `loadgen quantize` made a checkpoint; it is in the checkpoint's folder."""
+
+    format: Text
+    model: Text
+    """The 16-bit model, as it was named."""
+    model_identity: Text | None
+    """`checkpoint.checkpoint_identity` of it."""
+    group_size: Count | None = None
+    """Weights that share a scale; None: one scale per channel."""
+    calibration: CalibrationRecord | None = None
+    """None: the format needs no texts."""
+    recipe: Text = ""
+    """llm-compressor's own, as YAML."""
+    device: Text = ""
+    packages: dict[Text, Text] = {}
+    loadgen: Text = ""
+    duration_s: Amount | None = None
+    files: dict[Text, Text] = {}
+    """sha256 of every other file of the checkpoint."""
+
+
 class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One start of a server: its target and what it said about itself; see `serving.facts.ServerFacts` for fields."""
 
@@ -103,6 +141,7 @@ class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[Text, Text] = {}
     pid: int | None = None
     checkpoint_identity: Text | None = None
+    quantized: QuantizeRecord | None = None
     note: str | None = None
     model_note: str | None = None
     """What is odd about its model list."""

@@ -20,7 +20,7 @@ from loadgen import httpget
 from loadgen.bounds import MOST_FACTS_BYTES, Count
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
-from loadgen.record.manifest import Weights
+from loadgen.record.manifest import QuantizeRecord, Weights
 from loadgen.secret import error_text
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE, Quantization, quantization_of
 from loadgen.serving.recipe import Naming, Recipe, in_sweep, load_recipes
@@ -238,6 +238,18 @@ def note_of(checkpoint: str) -> str | None:
     """`loadgen_note` of the config.json on this machine, such as that weights are random; None without one."""
     note = (local_config(checkpoint) or {}).get("loadgen_note")
     return " ".join(note.split()) if isinstance(note, str) and note.strip() else None
+
+
+QUANTIZE_FILE = "loadgen_quantize.json"
+"""The file beside config.json that says how `loadgen quantize` made the checkpoint."""
+
+
+def quantize_record(checkpoint: str) -> QuantizeRecord | None:
+    """How `loadgen quantize` made the checkpoint; None where its folder does not say."""
+    folder = _folder_of(checkpoint)
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return msgspec.json.decode(read_file(folder / QUANTIZE_FILE), type=QuantizeRecord) if folder else None
+    return None
 
 
 def local_quantization(checkpoint: str) -> Quantization | None:

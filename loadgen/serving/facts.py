@@ -15,6 +15,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 import msgspec
 
 from loadgen import httpget
+from loadgen.record.manifest import QuantizeRecord
 
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
 KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB|reserved ([0-9.]+) GiB memory for KV Cache")
@@ -36,6 +37,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The id that requests must name."""
     checkpoint_identity: str | None
     """`checkpoint.checkpoint_identity`; None where this machine has no weights."""
+    quantized: QuantizeRecord | None
+    """How `loadgen quantize` made the checkpoint; None: it did not."""
     note: str | None
     """`loadgen_note` of the checkpoint's config.json."""
     max_model_len: int | None

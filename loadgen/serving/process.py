@@ -22,6 +22,7 @@ from loadgen.serving.checkpoint import (
     hub_token,
     local_config,
     local_quantization,
+    quantize_record,
     remarks,
     token_variables,
 )
@@ -154,6 +155,7 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
             version=read_version(self._get("/version") or b""),
             model=served.id if served else None,
             checkpoint_identity=checkpoint_identity(checkpoint) if checkpoint else None,
+            quantized=quantize_record(checkpoint) if checkpoint else None,
             quantization=self._quantization(held),
             kv_cache_dtype=kv_cache_dtype,
             eager=settings.eager,
