@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from platformdirs import user_log_path
 
-from loadgen._version import __version__
+from loadgen import __version__
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.processgroup import ProcessGroup, exit_words
@@ -32,7 +32,7 @@ TORCH = "torch==2.13.0"
 DISK = "about 1.5 GB with a CPU build of torch, 7 GB with CUDA"
 _EVENT = "loadgen-event "
 _LAYER = re.compile(r"\((\d+)/(\d+)\): Calibrating")
-POLL_S = 1.0
+POLL_S = 0.2
 SAY_EVERY_S = 15.0
 
 

@@ -201,8 +201,9 @@ def _is_kept(place: Path, wanted: QuantizeRecord) -> bool:
     inputs = ["format", "group_size", "calibration", *(["model_identity"] if known else [])]
     for name in inputs:
         if getattr(found, name) != getattr(wanted, name):
-            what = {"calibration": "calibration texts", "model_identity": "16-bit weights"}.get(name, name)
-            raise UsageError(f"{place} was made from another {what}; move it away, or name another --out")
+            others = {"calibration": "other calibration texts", "model_identity": "other 16-bit weights"}
+            what = others.get(name, f"another {name.replace('_', ' ')}")
+            raise UsageError(f"{place} was made with {what}; move it away, or name another --out")
     return True
 
 
