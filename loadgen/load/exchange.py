@@ -10,13 +10,13 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.bounds import Count, Nanoseconds
+from loadgen.load.alike import Alike, decode_parts
 from loadgen.load.sse import (
     DONE,
     NULL,
     Finish,
     Usage,
     complaint,
-    decode_events,
     found_message,
     is_error,
     output_of,
@@ -80,6 +80,11 @@ class Raw(ABC):
     def events(self) -> tuple[list[int], list[bytes]]:
         """Server-sent events in order: arrival of each in ns, and data of each; none, and a `failure`, where the
         body's coding cannot be undone."""
+
+    def parts(self) -> tuple[list[int], list[bytes | Alike]]:
+        """As `events`; some that are alike may be one entry."""
+        times_ns, datas = self.events()
+        return times_ns, [*datas]
 
     @abstractmethod
     def error_body(self) -> bytes:
@@ -176,9 +181,9 @@ def _exchange(raw: Raw, failure: tuple[Status, str] | None, **read: Any) -> Exch
 
 
 def _read_stream(raw: Raw) -> Exchange:
-    times_ns, datas = raw.events()
-    end = _end_of(datas)
-    events, unreadable = decode_events(datas[:end])
+    times_ns, parts = raw.parts()
+    end = _end_of(parts)
+    events, unreadable = decode_parts(parts[:end])
     texts: list[str] = []
     reasonings: list[str] = []
     counts: list[int] = []
@@ -192,9 +197,23 @@ def _read_stream(raw: Raw) -> Exchange:
     message: str | None = None
     error: str | None = None
     text: Any
-    for event in events:
+    for event, data in zip(events, parts, strict=False):
+        if isinstance(event, Alike):
+            (reasonings if event.is_reasoning else texts).append(event.text)
+            if finish_reason is not None and any(event.brought):
+                contradiction = contradiction or _after_finish(finish_reason, True, None)
+            brought += event.brought
+            usage = event.usage or usage
+            last = -1 if event.usage is None else event.usage.completion_tokens
+            if last is None or last < 0:
+                counts += [-1] * len(event.brought)
+            else:
+                total, separate = last, False
+                counts += range(last + 1 - len(event.brought), last + 1)
+            continue
+        assert isinstance(data, bytes)
         if event.error is not NULL and is_error(event.error):
-            error = server_message(datas[len(counts)])
+            error = server_message(data)
             break
         brought_output = opens = False
         for choice in event.choices or ():
@@ -232,7 +251,7 @@ def _read_stream(raw: Raw) -> Exchange:
                 if not separate:
                     count = total if brought_output or not opens else 0
         elif not event.choices and message is None:
-            message, is_one = complaint(datas[len(counts)])
+            message, is_one = complaint(data)
             error = message if is_one else None
         counts.append(count)
         brought.append(brought_output)
@@ -243,16 +262,16 @@ def _read_stream(raw: Raw) -> Exchange:
     if error is not None and (failure is None or failure[0] == "broken"):
         failure = "http", f"in the stream: {error}"
     if failure is None and unreadable is not None:
-        failure = "malformed", f"{unreadable}: {datas[len(events)][:120]!r}"
+        failure = "malformed", f"{unreadable}: {parts[len(events)][:120]!r}"
     if failure is None and finish_reason is not None and finish_reason.lower() in _FAILED_FINISH:
         why = f"the server ended the answer with finish_reason {_quoted(finish_reason)}"
         failure = "http", f"{why}: {message}" if message else why
-    if failure is None and end == len(datas):
+    if failure is None and end == len(parts):
         if finish_reason is None or usage is None:
-            failure = _cut_short(raw, datas, message)
+            failure = _cut_short(raw, parts, message)
         else:
             notes.append(NOTE_NO_DONE)
-    if any(data.strip() not in (DONE, b"") for data in datas[end:]):
+    if any(isinstance(part, Alike) or part.strip() not in (DONE, b"") for part in parts[end:]):
         contradiction = contradiction or "the stream continues after [DONE]"
     contradiction = contradiction or counted.contradiction
     if failure is None and contradiction is not None:
@@ -279,11 +298,12 @@ def _read_stream(raw: Raw) -> Exchange:
     )
 
 
-def _end_of(datas: Sequence[bytes]) -> int:
+def _end_of(parts: Sequence[bytes | Alike]) -> int:
     """The place of [DONE], or of the end."""
-    if datas and datas[-1] == DONE:
-        return datas.index(DONE)
-    return next((k for k, data in enumerate(datas) if data.strip() == DONE), len(datas))
+    if parts and parts[-1] == DONE:
+        return parts.index(DONE)
+    dones = (k for k, part in enumerate(parts) if isinstance(part, bytes) and part.strip() == DONE)
+    return next(dones, len(parts))
 
 
 def _after_finish(finish_reason: str, brought_output: bool, again: str | None) -> str | None:
@@ -295,12 +315,12 @@ def _after_finish(finish_reason: str, brought_output: bool, again: str | None) -
     return None
 
 
-def _cut_short(raw: Raw, datas: Sequence[bytes], message: str | None) -> tuple[Status, str]:
+def _cut_short(raw: Raw, parts: Sequence[bytes | Alike], message: str | None) -> tuple[Status, str]:
     """Why a stream of status 200 has no end: the server's words, the body that came instead, or simply cut."""
     if message:
         return "http", f"in the stream: {message}"
     body = raw.error_body().strip()
-    if not datas and body and not body.startswith(_FIELDS):
+    if not parts and body and not body.startswith(_FIELDS):
         return "malformed", f"no event stream: {server_message(body)}"
     last = found_message(body.rpartition(b"\n")[2])
     return ("http", f"in the stream: {last}") if last else ("broken", _NO_DONE)

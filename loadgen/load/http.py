@@ -6,7 +6,8 @@ import asyncio
 import ssl
 from bisect import bisect_right
 from collections.abc import Callable
-from itertools import compress
+from itertools import chain, repeat
+from operator import sub
 from time import monotonic_ns
 from typing import cast
 from urllib.parse import urljoin, urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import urljoin, urlsplit
 import httptools
 
 from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
+from loadgen.load.alike import Alike, alike_events
 from loadgen.load.exchange import STOPPED, Raw, Request, Status
 from loadgen.load.kernelstamps import MOST_STEP_NS, ClockReading, StampedTransport, open_stamped, read_clocks
 from loadgen.load.sse import GZIP_MAGIC, split_events, undone
@@ -96,39 +98,42 @@ class HttpRaw(Raw):
         self.came(t_ns)
 
     def events(self) -> tuple[list[int], list[bytes]]:
-        times, bodies = self._decoded()
-        return split_events(times, bodies, ended=self.failure is None)
+        times, pieces = self._decoded()
+        return split_events(times, pieces, ended=self.failure is None)
+
+    def parts(self) -> tuple[list[int], list[bytes | Alike]]:
+        times, pieces = self._decoded()
+        return alike_events(times, pieces, ended=self.failure is None)
 
     def error_body(self) -> bytes:
         return b"".join(self._decoded()[1])
 
     def _decoded(self) -> tuple[list[int], list[bytes]]:
-        """The reads with their content coding undone; nothing, and a failure, where that cannot be done."""
-        times, bodies = self._reads()
+        """The pieces with their content coding undone; nothing, and a failure, where that cannot be done."""
+        times = self._arrivals()
+        pieces = self.pieces[: len(times)]
         coding = self.coding
-        if not coding and bodies and bodies[0].startswith(GZIP_MAGIC[: len(bodies[0])]):
-            coding = "gzip" if b"".join(bodies[:3]).startswith(GZIP_MAGIC) else ""
+        if not coding and pieces and pieces[0].startswith(GZIP_MAGIC[: len(pieces[0])]):
+            coding = "gzip" if b"".join(pieces[:3]).startswith(GZIP_MAGIC) else ""
         if not coding:
-            return times, bodies
+            return times, pieces
         try:
-            return times, undone(coding, bodies, MOST_ANSWER_BYTES)
+            return times, undone(coding, pieces, MOST_ANSWER_BYTES)
         except ValueError as error:
             self.failure = self.failure or ("malformed", str(error))
             return [], []
 
-    def _reads(self) -> tuple[list[int], list[bytes]]:
-        """The arrival of every read that brought some of the body, and these bytes."""
+    def _arrivals(self) -> list[int]:
+        """Of each piece of the answer's body, when the read came that brought it."""
         first = bisect_right(self.read_pieces, 0)
         times, ends = self.read_t_ns[first:], self.read_pieces[first:]
         if self.clock is not None and self.stamps == "kernel":
             offset_ns = self.clock.offset_ns
             times = [realtime_ns - offset_ns for realtime_ns in self.read_realtime_ns[first:]]
         if ends == list(range(1, len(self.pieces) + 1)):  # a piece per read, as a rule
-            return times, self.pieces
-        begins = [0, *ends[:-1]]
-        brought = [begin < end for begin, end in zip(begins, ends, strict=True)]
-        bodies = [b"".join(self.pieces[begin:end]) for begin, end in zip(begins, ends, strict=True)]
-        return list(compress(times, brought)), list(compress(bodies, brought))
+            return times
+        brought = map(sub, ends, [0, *ends])
+        return list(chain.from_iterable(map(repeat, times, brought)))
 
 
 class HttpSlot:

@@ -258,7 +258,7 @@ class _Marked(msgspec.Struct, gc=False):
     object: Any = None
 
 
-_decode_event = msgspec.json.Decoder(Event).decode
+decode_event = msgspec.json.Decoder(Event).decode
 _decode_marked = msgspec.json.Decoder(_Marked).decode
 _EMPTY = Event()
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
@@ -268,12 +268,12 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 def decode_events(datas: Sequence[bytes]) -> tuple[list[Event], Exception | None]:
     """The events up to the first that cannot be read, and what is wrong with that one. Empty data is an empty event."""
     with contextlib.suppress(*UNREADABLE):
-        return list(map(_decode_event, datas)), None
+        return list(map(decode_event, datas)), None
     events = []
     for data in datas:
         try:
             escaped = _CONTROL.sub(lambda found: b"\\u%04x" % found[0][0], data)
-            events.append(_decode_event(escaped) if data.strip() not in (b"", b"null") else _EMPTY)
+            events.append(decode_event(escaped) if data.strip() not in (b"", b"null") else _EMPTY)
         except UNREADABLE as error:
             try:
                 data.decode()

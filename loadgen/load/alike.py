@@ -1,0 +1,232 @@
+"""Alike: events that differ from the one before in their text and their running counts alone, as nearly all of an
+answer do. They are told by their bytes, and only the first of them is decoded: a third of the time.
+
+A stream read so is read as one that is decoded event by event: what is not surely alike is left to that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain, groupby, islice, pairwise, repeat
+from operator import indexOf
+from typing import NamedTuple
+
+import msgspec
+
+from loadgen.load.sse import NULL, UNREADABLE, Delta, Event, Usage, decode_event, decode_events, split_events
+
+_FIELD, _END = b"data: ", b"\n\n"
+_TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)+)"')
+_COUNT = re.compile(rb'"(?:total|completion)_tokens":\s?([0-9]+)(?![0-9.eE])')
+_ODD = re.compile(rb'[\x00-\x1f"\\\x7f-\xff]')
+_CONTROL = re.compile(rb"[\x00-\x1f]")
+_PROBE = b"~", 1_000_003
+_decode_text = msgspec.json.Decoder(str).decode
+FEWEST = 4
+"""Events that are worth the search."""
+TRIED = 4
+"""Pieces that are tried as the event before a run, from where the search begins."""
+MOST_RUNS = 16
+"""Runs of an answer; what follows is decoded event by event."""
+
+
+class Alike(NamedTuple):
+    """Some events in a row, each with one choice."""
+
+    text: str
+    """Of all."""
+    is_reasoning: bool
+    brought: list[bool]
+    """Of each, whether it has a text."""
+    usage: Usage | None
+    """Of the last; its running count rises by one from event to event."""
+
+
+class _Shape(NamedTuple):
+    """What an event has around its text."""
+
+    head: bytes
+    tail: bytes
+    """A format of its numbers."""
+    numbers: tuple[int, ...]
+    """Counts that rise by one."""
+    is_reasoning: bool
+    usage: Usage | None
+
+    def tails(self, events: int) -> list[bytes]:
+        """Of so many events that follow, or more."""
+        tails: list[bytes] = []
+        while len(tails) < events:
+            tails += _tails(self.tail, tuple(number + len(tails) for number in self.numbers))
+        return tails
+
+
+_AT_ONCE = 256
+
+
+@lru_cache(maxsize=256)
+def _tails(tail: bytes, numbers: tuple[int, ...]) -> tuple[bytes, ...]:
+    """Requests with as long a prompt have the same."""
+    if not numbers:
+        return (tail % (),) * _AT_ONCE
+    rising = (range(number + 1, number + 1 + _AT_ONCE) for number in numbers)
+    return tuple(map(tail.__mod__, zip(*rising, strict=True)))
+
+
+def alike_events(
+    t_ns: Sequence[int], pieces: Sequence[bytes], *, ended: bool = False
+) -> tuple[list[int], list[bytes | Alike]]:
+    """As `sse.split_events`, of a stream in pieces with the arrival of each; alike events in a row are one entry.
+
+    They are found where a piece is an event, or two are.
+    """
+    times: list[int] = []
+    parts: list[bytes | Alike] = []
+    done = place = tried = runs = 0
+    while place < len(pieces) and tried < TRIED and runs < MOST_RUNS:
+        piece = pieces[place]
+        place += 1
+        shape = _shape(piece) if piece.startswith(_FIELD) and piece.endswith(_END) else None
+        found = _run(t_ns, pieces, place, shape) if shape is not None else None
+        if found is None:
+            tried += 1
+            continue
+        run, arrived_ns, end = found
+        before_ns, before = split_events(t_ns[done:place], pieces[done:place])
+        times += before_ns
+        times += arrived_ns
+        parts += before
+        parts.append(run)
+        done = place = end
+        tried, runs = 0, runs + 1
+    if done < len(pieces):
+        rest_ns, rest = split_events(t_ns[done:], pieces[done:], ended=ended)
+        times += rest_ns
+        parts += rest
+    return times, parts
+
+
+def decode_parts(parts: Sequence[bytes | Alike]) -> tuple[list[Event | Alike], Exception | None]:
+    """As `sse.decode_events`."""
+    events: list[Event | Alike] = []
+    for is_alike, some in groupby(parts, lambda part: isinstance(part, Alike)):
+        if is_alike:
+            events += some  # type: ignore[arg-type]
+            continue
+        decoded, unreadable = decode_events(list(some))  # type: ignore[arg-type]
+        events += decoded
+        if unreadable is not None:
+            return events, unreadable
+    return events, None
+
+
+def _run(
+    t_ns: Sequence[int], pieces: Sequence[bytes], begin: int, shape: _Shape
+) -> tuple[Alike, list[int], int] | None:
+    """The events alike from a piece on, which begins one; the arrival of each; and the piece behind them."""
+    before, place = _FIELD + shape.head, begin
+    size, tails = len(before), shape.tails(len(pieces) - begin + 1)
+    texts: list[bytes] = []
+    ends: list[int] = []
+    while place < len(pieces):
+        following = tails[len(texts) :]
+        fit = _true(map(bytes.startswith, islice(pieces, place, None), repeat(before)))
+        fit = _true(map(bytes.endswith, islice(pieces, place, place + fit), following))
+        ends += range(place, place + fit)
+        fitting = zip(islice(pieces, place, place + fit), following, strict=False)
+        texts += [piece[size : -len(tail)] for piece, tail in fitting]
+        place += fit
+        both, tail = b"".join(pieces[place : place + 2]), following[fit]
+        if not (both.startswith(before) and both.endswith(tail)):
+            break
+        ends.append(place + 1)
+        texts.append(both[size : -len(tail)])
+        place += 2
+    if b"" in texts:  # where head and tail overlap, the piece is neither
+        edges = [begin - 1, *ends]
+        sizes = (sum(map(len, pieces[a + 1 : b + 1])) for a, b in pairwise(edges))
+        del texts[_true(bool(t) or n == size + len(tail) for t, n, tail in zip(texts, sizes, tails, strict=False)) :]
+    text = _joined(texts)
+    if len(texts) < FEWEST:
+        return None
+    usage, end = shape.usage, ends[len(texts) - 1]
+    if usage is not None and usage.completion_tokens is not None:
+        usage = msgspec.structs.replace(usage, completion_tokens=usage.completion_tokens + len(texts))
+    alone = end + 1 - begin == len(texts)
+    arrived_ns = [*t_ns[begin : end + 1]] if alone else [t_ns[k] for k in ends[: len(texts)]]
+    return Alike(text, shape.is_reasoning, list(map(bool, texts)), usage), arrived_ns, end + 1
+
+
+def _true(truths: Iterable[bool]) -> int:
+    """How many are true before the first that is not."""
+    return indexOf(chain(truths, (False,)), False)
+
+
+def _joined(texts: list[bytes]) -> str:
+    """What the texts say; of one that is none, and of those behind it, nothing: they are removed."""
+    joined = b"".join(texts)
+    if _ODD.search(joined) is None:
+        return joined.decode("ascii")
+    read = []
+    for text in texts:
+        if _ODD.search(text) is None:
+            read.append(text.decode("ascii"))
+            continue
+        try:
+            said = None if _CONTROL.search(text) else _decode_text(b'"%b"' % text)
+        except UNREADABLE:
+            said = None
+        if said is None:
+            break
+        read.append(said)
+    del texts[len(read) :]
+    return "".join(read)
+
+
+def _shape(event: bytes) -> _Shape | None:
+    """None where the event has no text, several choices, or more than text and counts to say.
+
+    It is one if another text and other counts in these places are the event's text and its completion_tokens.
+    """
+    data = event[len(_FIELD) : -len(_END)]
+    if b"\n" in data or b"\r" in data:
+        return None
+    for found in _TEXT.finditer(data):
+        head, rest = data[: found.start(1)], data[found.end(1) :]
+        tail, numbers, place = b"", [], 0
+        for number in _COUNT.finditer(rest):
+            tail += rest[place : number.start(1)].replace(b"%", b"%%") + b"%d"
+            numbers.append(int(number[1]))
+            place = number.end(1)
+        tail += rest[place:].replace(b"%", b"%%")
+        try:
+            probe = decode_event(head + _PROBE[0] + tail % ((_PROBE[1],) * len(numbers)))
+            usage = decode_event(data).usage
+        except UNREADABLE:
+            return None
+        of_text = _place_of_probe(probe)
+        if of_text is None:
+            continue
+        if usage is not None and (probe.usage is None or probe.usage.completion_tokens != _PROBE[1]):
+            return None
+        return _Shape(head, tail + _END, tuple(numbers), of_text == "reasoning", usage)
+    return None
+
+
+def _place_of_probe(event: Event) -> str | None:
+    """Where the probe is all that the event says: `text` or `reasoning`."""
+    if event.error is not NULL or event.choices is None or len(event.choices) != 1:
+        return None
+    [choice] = event.choices
+    if choice.finish_reason is not None or choice.stop_reason is not None or choice.error is not NULL:
+        return None
+    probe, delta = _PROBE[0].decode(), choice.delta
+    if delta is None:
+        return "text" if choice.text == probe else None
+    if delta == Delta(content=probe):
+        return "text"
+    reasoning = delta.reasoning_content or delta.reasoning
+    silent = msgspec.structs.replace(delta, content=None, reasoning=None, reasoning_content=None) == Delta()
+    return "reasoning" if reasoning == probe and not delta.content and silent else None
