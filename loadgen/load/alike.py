@@ -85,7 +85,7 @@ def alike_events(
     times: list[int] = []
     parts: list[bytes | Alike] = []
     done = place = tried = runs = 0
-    while place < len(pieces) and tried < TRIED and runs < MOST_RUNS:
+    while place + FEWEST < len(pieces) and tried < TRIED and runs < MOST_RUNS:
         piece = pieces[place]
         place += 1
         shape = _shape(piece) if piece.startswith(_FIELD) and piece.endswith(_END) else None

@@ -103,6 +103,10 @@ class Tee(Observer):
             getattr(observer, event)(*values)
 
 
+GRADED_PER_S = 200
+"""Most answers that are graded while a cell runs; the report grades all of them."""
+
+
 class LiveFigures:
     """Figures of the cell that runs, from ended requests; rates and latencies are the window's."""
 
@@ -110,6 +114,9 @@ class LiveFigures:
         self._grader = grader
         self.requests = self.errors = self.graded = self._correct = self._tokens = 0
         self.last_error = ""
+        self._first_end_ns: int | None = None
+        self._read = 0
+        """Answers that were given to the grader."""
         self._ttfts_s: deque[float] = deque(maxlen=256)
         self._tpots_s: deque[float] = deque(maxlen=256)
 
@@ -124,7 +131,7 @@ class LiveFigures:
         self.requests += 1
         if window is not None and inside(exchange.t_end_ns, window):
             self._tokens += exchange.output_tokens or 0
-        if exchange.phase == "measured":
+        if exchange.phase == "measured" and self._may_grade(exchange.t_end_ns):
             grade = None
             with contextlib.suppress(UsageError):  # the report says it
                 grade = self._grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
@@ -133,6 +140,15 @@ class LiveFigures:
         for latency_s, latest_s in zip(latencies, (self._ttfts_s, self._tpots_s), strict=True):
             if latency_s is not None:
                 latest_s.append(latency_s)
+
+    def _may_grade(self, t_end_ns: int) -> bool:
+        """Whether the answers before this one left time for it."""
+        if self._first_end_ns is None:
+            self._first_end_ns = t_end_ns
+        elapsed_s = (t_end_ns - self._first_end_ns) / 1e9
+        allowed = self._read < GRADED_PER_S * (1 + elapsed_s)
+        self._read += allowed
+        return allowed
 
     def tokens_per_s(self, window: Window | None) -> float | None:
         """Tokens of the requests that ended in the window, over its time so far."""

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from msgspec.structs import replace
 
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
@@ -61,6 +62,15 @@ def test_the_warm_up_is_in_no_figure_of_the_live_view() -> None:
         live.add(ended(), Latencies(ttft_s=ttft_s), window)
     assert (live.requests, live.tokens_per_s(window), live.accuracy) == (4, 120, 1)
     assert (live.ttft_ms, live.tpot_ms) == (200, None)
+
+
+def test_of_many_answers_a_second_some_are_graded_while_the_cell_runs() -> None:
+    """200 at once and 200 a second: 300 in half a second."""
+    live, window = LiveFigures(Graded()), (s(2.0), s(3.0))
+    answers = [replace(ended(), t_end_ns=s(2.5) + round(k * 0.5e9 / 999)) for k in range(1000)]
+    for answer in answers:
+        live.add(answer, Latencies(), window)
+    assert (live.requests, live.graded, live.accuracy) == (1000, 300, 1)
 
 
 class Clock:
