@@ -1,7 +1,7 @@
 """Latency: what TTFT, TPOT, ITL and E2E are. Every figure of them, live or in a table, comes from these functions.
 
-They take one request's stamps or arrays of them, in ns, negative where there is none; they return as many seconds, nan
-where there are none.
+They take one request's stamps or arrays of them, in ns, negative where there is none; they return one number of seconds
+or an array of them, nan where there is none.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ Window = tuple[int, int]
 """When it opened and closed, in ns."""
 
 
-def ttft_s(t_due_ns: Ints | int, t_first_ns: Ints | int) -> Any:
+def ttft_s(t_due_ns: Ints | int, t_first_ns: Ints | int) -> Floats:
     """Time to first token: from when a request was due (closed loop: sent) to its first event with a token."""
     first = _known(t_first_ns)
-    return _where(first >= 0, (first - t_due_ns) / 1e9, np.nan)
+    values: Floats = _where(first >= 0, (first - t_due_ns) / 1e9, np.nan)
+    return values
 
 
-def tpot_s(t_first_ns: Ints | int, t_last_ns: Ints | int, output_tokens: Ints | int) -> Any:
+def tpot_s(t_first_ns: Ints | int, t_last_ns: Ints | int, output_tokens: Ints | int) -> Floats:
     """Time per output token after the first: (last - first event's arrival) / (tokens - 1).
 
     An answer of fewer than two tokens has none, nor one whose tokens all came at once: their times are unknown.
     """
     first, last, tokens = _known(t_first_ns), _known(t_last_ns), _known(output_tokens)
     known = (first >= 0) & (last > first) & (tokens > 1)
-    return _where(known, (last - first) / 1e9, np.nan) / _where(known, tokens - 1, 1)
+    values: Floats = _where(known, (last - first) / 1e9, np.nan) / _where(known, tokens - 1, 1)
+    return values
 
 
 def _known(values: Ints | int) -> Any:
@@ -63,10 +65,11 @@ def gaps_s(token_offsets: Ints, token_t_ns: Ints) -> Floats:
     return gaps
 
 
-def inside(t_ns: Ints | int, window: tuple[float, float]) -> Any:
+def inside(t_ns: Ints | int, window: tuple[float, float]) -> Mask:
     """What happened after the window opened, and not after it closed."""
     at = _known(t_ns)
-    return (at > window[0]) & (at <= window[1])
+    happened: Mask = (at > window[0]) & (at <= window[1])
+    return happened
 
 
 def mean_in_flight(begin_ns: Ints, end_ns: Ints, window: Window) -> float:
@@ -91,9 +94,9 @@ def latencies_in(exchange: Exchange, window: Window | None) -> Latencies:
     first_ns = -1 if exchange.t_first_ns is None else exchange.t_first_ns
     last_ns = exchange.token_times[-1][0] if exchange.token_times else -1
 
-    def counted(value_s: float, happened_ns: int) -> float | None:
+    def counted(value_s: Floats, happened_ns: int) -> float | None:
         t_ns = happened_ns if exchange.t_scheduled_ns is None else exchange.t_scheduled_ns
-        return value_s if inside(t_ns, window) and not isnan(value_s) else None
+        return float(value_s) if inside(t_ns, window) and not isnan(value_s) else None
 
     return Latencies(
         ttft_s=counted(ttft_s(exchange.t_due_ns, first_ns), first_ns),
