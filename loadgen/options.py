@@ -49,6 +49,8 @@ class Option:
     repeatable: bool = False
     field: str = ""
     """The field of SweepConfig, where it is not the name."""
+    alone: str = ""
+    """Its value where the command line gives none."""
     rival: str = ""
     """The option that cannot be combined with it."""
     free: bool = False
@@ -135,6 +137,9 @@ class SweepOptions(TypedDict, total=False):
     serve: Annotated[str | Sequence[str] | Mapping[str, str | None], Acts(
         "NAMES", "Recipes to launch in turn, e.g. fp16,awq=ORG/MODEL-AWQ: =ID or =DIR gives the checkpoint.",
         SERVERS, (), field="targets", rival="targets")]
+    compose: Annotated[str | Path | None, Acts(
+        "[DIR]", "Start the services of the Docker Compose project in DIR one after another; --serve chooses some.",
+        SERVERS, otherwise="without DIR: this folder", alone=".")]
     model: Annotated[str | None, Acts(
         "ID", "The 16-bit model for --serve (id or folder); for --target, which to ask.", SERVERS)]
     device: Annotated[Literal["cuda", "cpu"], Measures("DEVICE", "For --serve: cuda or cpu.", SERVERS, "cuda")]

@@ -87,9 +87,11 @@ def _names(option: Option) -> list[str]:
 
 
 def _about(option: Option) -> dict[str, Any]:
-    about = {"metavar": option.metavar or None, "help": option.described}
+    about: dict[str, Any] = {"metavar": option.metavar or None, "help": option.described}
     if option.kind is bool:
         return about | {"is_flag": True}
+    if option.alone:
+        about |= {"is_flag": False, "flag_value": option.alone}
     single = not isinstance(option.default, tuple)
     return (
         about | {"type": option.kind, "multiple": option.repeatable} | ({"default": option.default} if single else {})

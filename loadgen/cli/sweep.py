@@ -48,6 +48,8 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
             value = ",".join(str(n) if part is None else f"{n}={part}" for n, part in value.items())
         elif isinstance(value, list) and name == "vllm_args":
             value = shlex.join(map(str, value))
+        elif name == "compose" and value is True:
+            value = "."
         elif isinstance(value, list):
             value = ",".join(map(str, value))
         elif value is not None:

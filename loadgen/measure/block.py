@@ -132,7 +132,7 @@ class BlockRun:
 
     def _owners(self, server: Server, recorder: PowerRecorder) -> Owners:
         """Whose the processes on the GPUs are, now that the server is up and nothing has been asked of it."""
-        pid = server.record.pid or recorder.facts.server_pid
+        pid = recorder.facts.server_pid or server.record.pid  # of a container the sensors know its own
         own = (pid,) if pid is not None else server_processes(server.target.url)
         certain = pid is not None and self.power.kind in ("nvml", "simulated")
         others = (other.target.url for other in self.source.running if other.target.name != server.target.name)

@@ -21,7 +21,8 @@ from loadgen.options import SweepOptions, complete, dashed, declared, did_you_me
 from loadgen.record.cell import Slo, TargetSpec, check_size
 from loadgen.record.config import Mode, SweepConfig
 from loadgen.serving.launch import API_KEY, conflict
-from loadgen.serving.recipe import load_recipe, load_recipes
+from loadgen.serving.project import Project
+from loadgen.serving.recipe import Device, load_recipe, load_recipes
 from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.words import compiled
 from loadgen.workload.protocol import Thinking, default_protocol
@@ -47,13 +48,17 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     """The checked options of a sweep. Raises UsageError, one sentence, for the first that is not valid."""
     o = with_data_file(complete(SweepOptions, given))
-    mode, specs = _targets(o)
+    mode, specs, project = _targets(o)
     names = [spec.name for spec in specs]
     _check_servers(o, mode)
     vllm_args = _vllm_args(o["vllm_args"], mode)
-    dataset = o["dataset"] or ("sample" if mode == "simulated" and o["data_file"] is None else "gsm8k")
+    services = [project.services[spec.service or ""] for spec in specs] if project else []
+    simulated = mode == "simulated" or (bool(services) and services[0].simulated)
+    device: Device = services[0].device if services else o["device"]
+    dataset = o["dataset"] or ("sample" if simulated and o["data_file"] is None else "gsm8k")
     arrivals, rows = arrivals_of(o, dataset)
-    levels = _concurrency(o["concurrency"], arrivals)
+    sized = project.concurrency if project and not arrivals else None
+    levels = _concurrency(sized if o["concurrency"] is None else o["concurrency"], arrivals)
     check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * max(1, len(arrivals)), o["repeats"])
     _check_load(o, levels, arrivals)
     check_lengths(o, dataset)
@@ -65,7 +70,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         _check_key(API_KEY, API_KEY)
     texts = holds_texts(dataset, Path(o["data_file"]) if o["data_file"] else None)
     duration_s = DURATION_S
-    if mode == "simulated":
+    if simulated:
         duration_s = SIMULATED_OPEN_DURATION_S if arrivals else SIMULATED_DURATION_S
     requests = o["requests"] if o["requests"] is not None or o["duration"] is not None else rows
     values = cast(Mapping[str, Any], o)
@@ -77,6 +82,8 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     fields |= {
         "mode": mode,
         "targets": specs,
+        "compose": str(project.folder) if project else None,
+        "device": device,
         "model": str(Path(model).expanduser()) if model and model.startswith("~") else model,
         "max_num_seqs": o["max_num_seqs"] or (OPEN_NUM_SEQS if arrivals else max(levels) + HEADROOM_SEQS),
         "concurrency": levels,
@@ -92,13 +99,13 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         "reference": o["reference"] or ("fp16" if "fp16" in names else names[0]),
         "vllm_args": vllm_args,
         "extra_body": _extra_body(o["extra_body"]),
-        "power": _power(o["power"], mode, o["device"]),
+        "power": _power(o["power"], mode, device, simulated=simulated),
         "gpus": _gpus(o["gpu"]),
     }
     return SweepConfig(**fields)
 
 
-def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...]]:
+def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | None]:
     """Where the servers come from, and what is measured under which name."""
     targets, serve, pages = o["targets"], o["serve"], o["metrics_url"]
     pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
@@ -107,9 +114,14 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...]]:
     served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
         raise UsageError("--target and --serve exclude each other: measure running servers or launch them, not both")
-    mode: Mode = "target" if pairs else "serve" if served else "simulated"
+    project = Project.found(o["compose"]) if o["compose"] else None
+    if pairs and project:
+        raise UsageError("--target and --compose exclude each other: measure running servers or start the project's")
+    mode: Mode = "target" if pairs else "compose" if project else "serve" if served else "simulated"
     if mode == "target":
         specs = [_running(pair) for pair in pairs]
+    elif project:
+        specs = project.targets(served)
     elif mode == "serve":
         specs = _sharing([_launched(name) for name in served], o["tensor_parallel"])
     else:
@@ -118,20 +130,27 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...]]:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"target {name!r} is listed twice; give one of them a label, as in {name}-b:{name}=...")
-    return mode, tuple(_with_metrics(specs, [pages] if isinstance(pages, str) else list(pages), mode))
+    specs = _with_metrics(specs, [pages] if isinstance(pages, str) else list(pages), mode)
+    return mode, tuple(specs), project
 
 
 def _check_servers(o: SweepOptions, mode: Mode) -> None:
     model, values = o["model"], cast(Mapping[str, Any], o)
-    if mode == "simulated" and o["prefix_cache"]:
-        raise UsageError("--prefix-cache needs --serve or --target: simulated servers have no prefix cache")
+    if mode in ("simulated", "compose") and o["prefix_cache"]:
+        raise UsageError("--prefix-cache needs --serve or --target: simulated servers and those of --compose have none")
     if mode == "serve" and not model:
         raise UsageError("--serve needs --model: the 16-bit model's id or folder")
+    if mode == "compose" and model:
+        say = f"`loadgen compose --model {model}` writes them"
+        raise UsageError(f"--model {model}: with --compose the project's .env names the checkpoints; {say}")
     if mode == "simulated" and model:
         raise UsageError(f"--model {model} needs --serve or --target: without them the servers are simulated")
     if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UsageError(f"--model {model}: there is no such folder")
     for name in ("vllm", "max_num_seqs", "tensor_parallel", "max_model_len", "reasoning_parser"):
+        if mode == "compose" and values[name] is not None:
+            say = "write it into the project's .env (VLLM_ARGS, MAX_NUM_SEQS, VLLM_IMAGE)"
+            raise UsageError(f"--{dashed(name)} {values[name]}: with --compose the project starts the servers; {say}")
         if mode != "serve" and values[name] is not None:
             raise UsageError(f"--{dashed(name)} {values[name]} needs --serve: it is for servers that loadgen launches")
     for name in ("model", "reasoning_parser"):
@@ -228,7 +247,7 @@ def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thin
     return Thinking(on=thinking == "on", budget=budget)
 
 
-def _power(power: str, mode: Mode, device: str) -> str:
+def _power(power: str, mode: Mode, device: str, *, simulated: bool) -> str:
     """The power source; it stays `auto` for servers that may run on a GPU of this machine."""
     if power.startswith("exporter="):
         url = power.removeprefix("exporter=")
@@ -237,13 +256,13 @@ def _power(power: str, mode: Mode, device: str) -> str:
         return power.rstrip("/")
     if power not in POWER_SOURCES:
         raise UsageError(f"--power {power}: unknown; write {' or '.join(POWER_SOURCES)}")
-    if power in ("nvml", "rapl") and mode == "simulated":
+    if power in ("nvml", "rapl") and simulated:
         raise UsageError(f"--power {power} measures a real machine, but these servers are simulated; use simulated")
     if power != "auto":
         return power
-    if mode == "simulated":
+    if simulated:
         return "simulated"
-    return "none" if mode == "serve" and device == "cpu" else "auto"
+    return "none" if mode in ("serve", "compose") and device == "cpu" else "auto"
 
 
 def _gpus(gpu: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -353,7 +372,10 @@ def _vllm_args(given: str | Sequence[str], mode: Mode) -> tuple[str, ...]:
     except ValueError as error:
         raise UsageError(f"--vllm-args {given}: {error}; write it as for a shell") from None
     if args and mode != "serve":
-        raise UsageError(f"--vllm-args {shlex.join(args)} needs --serve: it is for servers that loadgen launches")
+        asked = f"--vllm-args {shlex.join(args)}"
+        if mode == "compose":
+            raise UsageError(f"{asked}: with --compose the project starts the servers; write it into .env as VLLM_ARGS")
+        raise UsageError(f"{asked} needs --serve: it is for servers that loadgen launches")
     if (sentence := conflict(args)) is not None:
         raise UsageError(f"--vllm-args: {sentence}")
     return args

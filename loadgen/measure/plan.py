@@ -30,8 +30,8 @@ from loadgen.workload.item import facts_of
 from loadgen.workload.protocol import Protocol, load_protocol
 from loadgen.workload.questions import warmup_items
 
-EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0}
-EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0}
+EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0, "compose": 5.0}
+EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0, "compose": 90.0}
 
 
 class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +143,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def recipes(self) -> dict[str, str]:
         """The sha256 of each recipe that servers are launched from."""
-        targets = self.config.targets if self.config.mode == "serve" else ()
+        targets = self.config.targets if self.config.mode in ("serve", "compose") else ()
         return {target.precision: recipe_sha256(target.precision) for target in targets}
 
     def manifest(

@@ -104,7 +104,7 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
     require_same_power(begun.power, power)
     for server in source.running:
         require_same_server(begun, server.record)
-    serves = config.mode == "serve"
+    serves = config.mode in ("serve", "compose")
     warnings = compare_machines(begun, client=client_record(), host=host_record(), serves=serves)
     _say_cost(plan, source, observer)
     return _Ready(plan, source, power, learned, tuple(warnings))
@@ -204,7 +204,7 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
     try:
         with interrupt.heard(), exporter_of(power, run_dir, blocks.warn) as exporter_url:
             workers = client_workers(config, file, observer)
-            if exporter_url is not None and config.mode == "serve":
+            if exporter_url is not None and config.mode in ("serve", "compose"):
                 try:
                     idle = idle_power(exporter_url, power, run_dir, file.session)
                 except UsageError as error:

@@ -17,6 +17,7 @@ import msgspec
 
 from loadgen import httpget
 from loadgen.errors import ServerError, UsageError
+from loadgen.load.openloop import CLOSED
 from loadgen.load.sse import server_message
 from loadgen.measure.config import api_key
 from loadgen.measure.observer import Observer
@@ -25,11 +26,13 @@ from loadgen.record.config import SweepConfig
 from loadgen.record.manifest import FoundCheckpoint, ServerRecord
 from loadgen.secret import Mask, error_text
 from loadgen.serving.checkpoint import token_warning
+from loadgen.serving.compose import variable
 from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
 from loadgen.serving.hub import Derivatives, is_hub_id
-from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, plan_launch, plan_simulated
+from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, option, plan_launch, plan_simulated
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
-from loadgen.serving.process import ServerProcess, free_port
+from loadgen.serving.process import ServerProcess, free_port, port_is_free
+from loadgen.serving.project import Project
 from loadgen.serving.recipe import NoCheckpoint, load_recipe
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
@@ -126,6 +129,8 @@ def source_of(config: SweepConfig, found: Mapping[str, FoundCheckpoint] | None =
         return _Running(config)
     if config.mode == "serve":
         return _Launched(config, found or {})
+    if config.mode == "compose":
+        return _Composed(config)
     return _Simulated(config)
 
 
@@ -385,3 +390,44 @@ class _Simulated(_Processes):
             data_file=data_file,
             extra_args=["--max-model-len", str(room)] if room is not None else [],
         )
+
+
+class _Composed(_Processes):
+    """Services of a Docker Compose project, in fresh containers."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        super().__init__(config)
+        assert config.compose is not None
+        self._project = Project.found(config.compose)
+        self._resolved: dict[str, Any] = {}
+        self.simulated = all(self._project.services[spec.service or ""].simulated for spec in config.targets)
+
+    def check(self, patience: Patience) -> None:
+        project, config = self._project, self._config
+        self._resolved = project.resolved([spec.service or "" for spec in config.targets])
+        if running := project.running():
+            raise UsageError(
+                f"--compose: {', '.join(running)} of {project.folder} already runs, and only one server may be up at a "
+                f"time; stop it: {project.command} stop {' '.join(running)}"
+            )
+        for spec in config.targets:
+            launch = self.plan(spec, 0)
+            largest = option(launch.argv, "--max-num-seqs")
+            if largest is not None and int(largest) < max(config.concurrency) and config.arrival == CLOSED:
+                raise UsageError(
+                    f"--concurrency {max(config.concurrency)}: the service {spec.service} is started with "
+                    f"--max-num-seqs {largest}; set MAX_NUM_SEQS={max(config.concurrency)} in {project.folder}/.env"
+                )
+            if not port_is_free(launch.host, launch.port):
+                remedy = (
+                    f"stop what is listening on it, or set {variable(spec.service or '')}_PORT in {project.folder}/.env"
+                )
+                raise UsageError(f"--compose: port {launch.port} of the service {spec.service} is in use; {remedy}")
+            if not launch.simulated and project.asks_for_key() and not config.api_key_env:
+                raise UsageError(
+                    "--compose: the project's servers ask for the key in API_KEY_FILE; give loadgen the same: "
+                    'LOADGEN_API_KEY="$(cat "$API_KEY_FILE")" loadgen sweep ... --api-key-env LOADGEN_API_KEY'
+                )
+
+    def plan(self, spec: TargetSpec, port: int) -> Launch:
+        return self._project.launch(spec, self._resolved, api_key(self._config) if self._config.api_key_env else None)

@@ -113,6 +113,9 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     if config.mode == "target":
         options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]
         options["metrics_url"] = [f"{spec.name}={url}" for spec in config.targets for url in spec.metrics_urls]
+    elif config.mode == "compose":
+        options["serve"] = [spec.service for spec in config.targets]
+        del options["device"]
     elif config.mode == "serve":
         options["serve"] = [_label(spec) + (f"={spec.checkpoint}" * bool(spec.checkpoint)) for spec in config.targets]
         shared = {spec.name: spec.tensor_parallel for spec in config.targets if spec.tensor_parallel is not None}
@@ -139,6 +142,8 @@ def _as_given(stored: Mapping[str, Any] | None, known: Mapping[str, Any]) -> dic
         masked = name == "extra_body" or MASK in msgspec.json.encode(value).decode()
         options[name] = known.get(name) if masked else msgspec.convert(value, OPTIONS[name].stored)
     options.pop("out", None)
+    if options.get("compose"):  # a relative path, and what the project's variables said
+        options |= {name: known[name] for name in ("compose", "serve", "concurrency")}
     return options
 
 
@@ -214,6 +219,9 @@ def acts_of(config: SweepConfig, manifest: Manifest | None) -> list[Act]:
         acts.append(Act("serve", f"load the checkpoint {found.id}"))
     if config.mode == "serve":
         acts.append(Act("model", f"load the model {config.model}"))
+    if config.compose is not None:
+        services = ", ".join(spec.service or "" for spec in config.targets)
+        acts.append(Act("compose", f"start the containers {services} of the Docker Compose project {config.compose}"))
     if config.vllm is not None:
         acts.append(Act("vllm", f"run the program {config.vllm}"))
     for name in ("data_file", "platinum_file", "shots_file"):
@@ -297,7 +305,7 @@ def _marker(manifest: Manifest) -> Path:
     fields = msgspec.to_builtins(config)
     acting = {name: fields[name] for name in ACTS}
     acting |= {f"checkpoint of {name}": found.id for name, found in manifest.checkpoints.items()}
-    paths = [config.model, config.vllm, config.data_file, config.platinum_file, config.shots_file]
+    paths = [config.model, config.vllm, config.compose, config.data_file, config.platinum_file, config.shots_file]
     paths += [spec.checkpoint for spec in config.targets]
     meant = [os.path.abspath(path) if path and Path(path).expanduser().exists() else None for path in paths]  # noqa: PTH100
     digest = hashlib.sha256(msgspec.json.encode([acting, meant], order="deterministic")).hexdigest()
@@ -313,6 +321,11 @@ def _is_named(act: Act, given: Mapping[str, Any]) -> bool:
 
 
 def _refuse_program_of(run_dir: Path, config: SweepConfig) -> None:
+    if config.compose is not None and run_dir.resolve() in (folder := Path(config.compose).resolve(), *folder.parents):
+        raise UsageError(
+            f"{run_dir} names the Docker Compose project {visible(config.compose)} inside itself, and nothing inside a "
+            "run directory is started; start a new run with a project of your own"
+        )
     if config.vllm is None:
         return
     named = os.path.expanduser(config.vllm)  # noqa: PTH111

@@ -61,6 +61,8 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The checkpoint to serve instead of the recipe's choice."""
     tensor_parallel: Annotated[int, msgspec.Meta(ge=1, lt=2**15)] | None = None
     """GPUs that share its model; None: the recipe's number."""
+    service: str | None = None
+    """The service of a Docker Compose project that serves it."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from loadgen.options import MAX_ERROR_RATE
 from loadgen.record.cell import TargetSpec, rates_of
 from loadgen.workload.protocol import Thinking
 
-Mode = Literal["target", "serve", "simulated"]
+Mode = Literal["target", "serve", "compose", "simulated"]
 _Batch = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 
@@ -25,6 +25,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     mode: Mode = "simulated"
     targets: Annotated[tuple[TargetSpec, ...], msgspec.Meta(min_length=1)]
+    compose: Text | None = None
+    """The folder of the Docker Compose project whose services are started."""
     model: Text | None
     device: Text = ""
     vllm: Text | None = None

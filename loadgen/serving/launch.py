@@ -21,13 +21,25 @@ from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
 from loadgen.serving.cpu_env import default_environment
-from loadgen.serving.recipe import Device, Dtype, Naming, Recipe, fair_settings, in_sweep, load_recipe, load_recipes
+from loadgen.serving.recipe import (
+    Device,
+    Dtype,
+    Naming,
+    Recipe,
+    expectations,
+    fair_settings,
+    in_sweep,
+    load_recipe,
+    load_recipes,
+)
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Colours, cursor movements and titles of a terminal."""
 ECHO = "root cause"
 """Part of those errors in vLLM's log that only refer to an earlier one."""
 NAMED_ERROR = re.compile(r"^(\([^)]*\) )?(.*\bERROR\b.*\] )?[\w.]*(Error|Exception): ")
+CONTAINER = re.compile(r"^loadgen: container \w+ of service \S+, process (\d+)$", re.MULTILINE)
+"""The line in a container's log that names its main process: `loadgen.serving.project` prints it."""
 WAITING = re.compile(r"No available shared memory broadcast block|[Ww]aiting for .* to (?:start|be ready)|Retrying in ")
 """Lines that vLLM repeats while it waits."""
 
@@ -213,6 +225,10 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
      "the model has a context of {1} tokens and the server was asked for {0}: give vLLM --max-model-len {1}"),
     (r"contains custom code|set the option `?trust_remote_code",
      "the checkpoint contains its own code: read it, then pass vLLM's option to trust it after `--`"),
+    (r"could not select device driver",
+     "containers cannot have the GPU: `loadgen doctor --mode docker` says how to install NVIDIA's container toolkit"),
+    (r"pull access denied|manifest (?:for \S+ )?(?:unknown|not found)|repository does not exist",
+     "an image of the service can be neither pulled nor built: run `docker compose build`, or see VLLM_IMAGE in .env"),
     (r"Found no NVIDIA driver|No CUDA GPUs are available|Failed to infer device type",
      "vLLM sees no GPU: see what `nvidia-smi` and CUDA_VISIBLE_DEVICES say, or use --device cpu"),
     (r"No space left on device",
@@ -238,6 +254,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Unique in a run; the target's name."""
     precision: str
     argv: tuple[str, ...]
+    runner: tuple[str, ...] = ()
+    """What is run here, where `argv` and `env` are those of a container (`loadgen.serving.project`)."""
     env: dict[str, str] = {}
     """Variables added to loadgen's own environment."""
     host: str = "127.0.0.1"
@@ -258,15 +276,20 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """`loadgen_note` of the checkpoint's config.json."""
 
     @property
+    def started(self) -> tuple[str, ...]:
+        """The command that is run on this machine."""
+        return self.runner or self.argv
+
+    @property
     def needs_secrets(self) -> bool:
         """Whether it may need a token or key of loadgen's environment: vLLM may, a simulated server does not."""
-        return self.checkpoint is not None
+        return self.checkpoint is not None or (bool(self.runner) and not self.simulated)
 
     @property
     def api_key(self) -> str | None:
         """The key that its clients must send, the first of several; None: it asks for none."""
         named = option(self.argv, "--api-key") or self.env.get(API_KEY)
-        return named or (os.environ.get(API_KEY) or None if self.needs_secrets else None)
+        return named or (os.environ.get(API_KEY) or None if self.checkpoint is not None else None)
 
     @property
     def url(self) -> str:
@@ -334,11 +357,7 @@ def plan_launch(
         *(("--tensor-parallel-size", str(shared)) if shared > 1 else ()),
         *fair_args, *on_device.args, *recipe.args, *in_flight, *extra_args,
     )  # fmt: skip
-    kv_cache_pattern = re.escape(option(argv, "--kv-cache-dtype") or kv_cache_dtype)
-    expect = [
-        pattern.replace("{dtype}", activation).replace("{kv_cache_dtype}", kv_cache_pattern)
-        for pattern in (*fair.expect, *recipe.expect)
-    ]
+    expect = expectations(recipe, activation, option(argv, "--kv-cache-dtype"), fair)
     offline = {"HF_HUB_OFFLINE": "1"} if local.is_dir() else {}
     return Launch(
         name=recipe.name,
@@ -348,7 +367,7 @@ def plan_launch(
         host=host,
         port=port,
         device=device,
-        expect=tuple(expect),
+        expect=expect,
         kernel=recipe.kernel,
         checkpoint=served,
         dtype=activation,

@@ -27,7 +27,17 @@ from loadgen.serving.checkpoint import (
     token_variables,
 )
 from loadgen.serving.facts import ServerFacts, get, kv_cache_bytes, metric_names, model_bytes, read_models, read_version
-from loadgen.serving.launch import WAITING, Launch, engine_settings, named_errors, option, plain, remedy, workers_of
+from loadgen.serving.launch import (
+    CONTAINER,
+    WAITING,
+    Launch,
+    engine_settings,
+    named_errors,
+    option,
+    plain,
+    remedy,
+    workers_of,
+)
 from loadgen.serving.quantization import Quantization
 
 
@@ -84,9 +94,9 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
         mask_log(log_path, self._mask)
         self.log_offset = log_path.stat().st_size if log_path.exists() else 0
         try:
-            self._group = ProcessGroup(launch.argv, self._environment(), log_path, self._mask.secrets)
+            self._group = ProcessGroup(launch.started, self._environment(), log_path, self._mask.secrets)
         except OSError as error:
-            raise UsageError(f"cannot run {launch.argv[0]}: {error.strerror}; give the path of a command") from error
+            raise UsageError(f"cannot run {launch.started[0]}: {error.strerror}; give the path of a command") from error
         atexit.register(self.stop)
 
     @property
@@ -151,7 +161,7 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
             precision=self.launch.precision,
             argv=self._mask.argv(self.launch.argv),
             env=self._mask.env(self.launch.env),
-            pid=self.pid,
+            pid=int(found[-1]) if (found := CONTAINER.findall(log)) else self.pid,
             version=read_version(self._get("/version") or b""),
             model=served.id if served else None,
             checkpoint_identity=checkpoint_identity(checkpoint) if checkpoint else None,
@@ -222,6 +232,8 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
 
     def _environment(self) -> dict[str, str]:
         """The command's own folder comes first in PATH: vLLM calls tools (ninja) that are installed beside it."""
+        if self.launch.runner:
+            return dict(os.environ)
         outside = os.environ if self.launch.needs_secrets else without_secrets(os.environ)
         environment = {**outside, **(token_variables() if self.launch.needs_secrets else {}), **self.launch.env}
         if not environment.get("VLLM_PORT", "0").isdigit():

@@ -237,6 +237,15 @@ def fair_settings() -> FairSettings:
     return _read(recipes_dir() / FAIR_FILE, FairSettings, {})
 
 
+def expectations(
+    recipe: Recipe, dtype: Dtype, kv_cache_dtype: str | None, fair: FairSettings | None = None
+) -> tuple[str, ...]:
+    """Regular expressions that the log of a recipe's server with these dtypes must match."""
+    cache = re.escape(kv_cache_dtype or dtype)
+    patterns = (*(fair or fair_settings()).expect, *recipe.expect)
+    return tuple(one.replace("{dtype}", dtype).replace("{kv_cache_dtype}", cache) for one in patterns)
+
+
 def _read(path: Path, kind: type[T], given: dict[str, str]) -> T:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

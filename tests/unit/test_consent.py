@@ -22,6 +22,7 @@ from loadgen.serving.recipe import load_recipe
 
 LOOPBACK = {"fp16": "http://127.0.0.1:8001", "awq": "http://[::1]:8002"}
 AWAY = {"fp16": "http://author.example:80"}
+DOCKER = str(Path(__file__).parents[2] / "docker")
 CANARY = "sk-canary-0123456789"
 
 
@@ -46,8 +47,8 @@ def test_every_setting_either_measures_or_acts() -> None:
     assert all(isinstance(option, Acts | Measures) for option in options)
     assert {"mode", *(option.field for option in options)} == set(SweepConfig.__struct_fields__)
     assert {
-        "mode", "targets", "model", "vllm", "data_file", "platinum_file", "shots_file", "reasoning_parser", "vllm_args",
-        "workers", "extra_body", "api_key_env", "power", "metrics_port", "metrics_host",
+        "mode", "targets", "compose", "model", "vllm", "data_file", "platinum_file", "shots_file", "reasoning_parser",
+        "vllm_args", "workers", "extra_body", "api_key_env", "power", "metrics_port", "metrics_host",
     } == ACTS  # fmt: skip
 
 
@@ -69,6 +70,8 @@ ACTING: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"serve": "fp16", "model": "org/m"}, "load the model org/m", {"model": "org/m"}),
     ({"serve": "fp16,awq=org/q", "model": "org/m"}, "load the checkpoint org/q", {"model": "org/m", "serve": "x"}),
     ({"serve": "fp16", "model": "org/m", "vllm": "/opt/v"}, "run the program /opt/v", {"model": "m", "vllm": "/opt/v"}),
+    ({"compose": DOCKER, "serve": "sim-fp16"}, f"start the containers sim-fp16 of the Docker Compose project {DOCKER}",
+     {"compose": DOCKER}),
     ({"serve": "fp16", "model": "org/m", "vllm_args": "--trust-remote-code"}, "start vLLM with --trust-remote-code",
      {"model": "m", "vllm_args": "--trust-remote-code"}),
     ({"targets": LOOPBACK, "data_file": "/home/me/private"}, "read the file /home/me/private", {"data_file": "x"}),

@@ -18,6 +18,7 @@ from loadgen.secret import Mask
 
 URL = "http://127.0.0.1:8001"
 RUN = Path("runs/x")
+DOCKER = str(Path(__file__).parents[2] / "docker")
 BEGUN: list[dict[str, Any]] = [
     {},
     {"requests": 64, "concurrency": "1,16", "seed": 3, "metrics_port": None, "limit": 20, "warmup": 0.0},
@@ -27,6 +28,7 @@ BEGUN: list[dict[str, Any]] = [
     {"serve": "bf16", "model": "org/model", "device": "cpu", "vllm": "vllm", "reasoning_parser": "qwen3"},
     {"serve": "fp16,awq=a/b,gptq=c/d", "model": "m", "tensor_parallel": "fp16=2,gptq=4", "max_model_len": 8192,
      "vllm_args": "--enforce-eager -O0"},
+    {"compose": DOCKER, "serve": "sim-awq,sim-fp16", "concurrency": "1,4"},
     {"targets": {"fp16": URL}, "api": "chat", "thinking": "on", "thinking_budget": 100, "max_tokens": 900},
     {"targets": {"fp16": URL}, "arrival": "poisson:20", "slo": "ttft:200ms,tpot:50ms", "repeats": 2},
     {"arrival": "constant:5", "concurrency": "64", "answer_regex": r"ANS=(\d+)", "platinum_file": "p"},
@@ -96,6 +98,11 @@ def test_every_option_can_be_read_back() -> None:
             {"targets": {"fp16": URL, "awq": "http://h:2"}},
             {"reference": "awq"},
             "--reference awq: runs/x was begun with --reference fp16",
+        ),
+        (
+            {"compose": DOCKER, "serve": "sim-awq,sim-fp16"},
+            {"serve": "sim-awq"},
+            "--serve sim-awq: runs/x was begun with --serve sim-awq,sim-fp16",
         ),
         ({"fixed_length": 9}, {"max_tokens": 9}, "--max-tokens 9: runs/x was begun with --fixed-length 9"),
         (

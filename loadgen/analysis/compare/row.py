@@ -229,7 +229,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
 
 def _hardware(manifest: Manifest) -> tuple[str | None, int | None, float | None]:
     """Name, count and total memory (bytes) of what the servers ran on."""
-    if manifest.config.mode == "serve" and manifest.config.device == "cpu":
+    if manifest.config.mode in ("serve", "compose") and manifest.config.device == "cpu":
         return f"CPU {manifest.host.cpu}, {manifest.host.cpus} cores", 1, None
     gpus = manifest.gpu or ()
     totals = [gpu.memory_total_bytes for gpu in gpus if gpu.memory_total_bytes]
