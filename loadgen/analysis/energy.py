@@ -20,9 +20,8 @@ from loadgen.analysis.forked import forked
 from loadgen.folder import Folder
 from loadgen.load.latency import inside
 from loadgen.power.energy import WindowEnergy, energy_of_window
-from loadgen.power.owners import Owners, Uses, uses_in
 from loadgen.power.sample import PowerSample, Scope
-from loadgen.power.trace import Calibration, PowerTrace, calibration_of, traces_of
+from loadgen.power.trace import Calibration, Owners, PowerTrace, Uses, calibration_of, traces_of, uses_in
 from loadgen.record.journal import known_records, power_file, read_lines
 from loadgen.record.manifest import Manifest, PowerBlock
 from loadgen.serving.exposition import ServerSample

@@ -23,7 +23,7 @@ from loadgen.measure.power import SIMULATED_PATH, PowerRecorder, owners_of, serv
 from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Server, Source
 from loadgen.power.feed import PowerFeed
-from loadgen.power.owners import Owners
+from loadgen.power.trace import Owners
 from loadgen.record.cell import Block, Cell, CellVerdict
 from loadgen.record.journal import CellEnd, CellStart, Journal, cell_file, power_file
 from loadgen.record.manifest import ManifestFile, PowerBlock, PowerPlan

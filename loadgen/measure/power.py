@@ -21,11 +21,10 @@ from loadgen.guardian import PROC
 from loadgen.power.energy import energy_of_window
 from loadgen.power.feed import PowerFacts, PowerFeed
 from loadgen.power.nvml import NvmlReader
-from loadgen.power.owners import MPS_SERVER, Owners
 from loadgen.power.rapl import RaplReader
 from loadgen.power.sample import GpuLostError, GpuProcess, PowerSample
 from loadgen.power.sampler import select_gpus
-from loadgen.power.trace import Rest, calibrate
+from loadgen.power.trace import MPS_SERVER, Owners, Rest, calibrate
 from loadgen.record.config import SweepConfig
 from loadgen.record.journal import Journal, session_suffix
 from loadgen.record.manifest import PowerPlan

@@ -15,9 +15,8 @@ from msgspec.structs import replace
 from loadgen.bounds import Amount, Bytes, Count, Nanoseconds, Text
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
-from loadgen.power.owners import Owners
 from loadgen.power.sample import ClockOffset, GpuInfo, PowerSample, SourceKind
-from loadgen.power.trace import Calibration, Rest
+from loadgen.power.trace import Calibration, Owners, Rest
 from loadgen.record.cell import Cell, check_size
 from loadgen.record.config import SweepConfig
 from loadgen.secret import error_text

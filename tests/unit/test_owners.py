@@ -9,9 +9,8 @@ import pytest
 
 from loadgen.errors import UsageError
 from loadgen.measure.power import owners_of, server_processes, warnings_before
-from loadgen.power.owners import Owners, uses_in
 from loadgen.power.sample import GpuProcess, PowerSample
-from loadgen.power.trace import trace_of
+from loadgen.power.trace import Owners, trace_of, uses_in
 
 S = 1_000_000_000
 SERVER = GpuProcess(pid=101, name="VLLM::EngineCore", memory_bytes=70 * 2**30, lineage=(101, 100, 1))
