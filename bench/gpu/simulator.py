@@ -19,7 +19,7 @@ import msgspec
 
 from bench.gpu.markdown import number, paragraph, table
 from bench.gpu.plan import Step
-from loadgen.analysis.compare.published import Published, model_key, published
+from loadgen.analysis.compare.external import Published, model_key, published
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.errors import UsageError
 from loadgen.measure.config import HEADROOM_SEQS

@@ -13,9 +13,8 @@ from rich.text import Text
 
 from loadgen.analysis.claims import Claim
 from loadgen.analysis.compare.comparison import RunComparison, size_words
-from loadgen.analysis.compare.imported import ImportedPoint
+from loadgen.analysis.compare.external import ImportedPoint, Ours, PublishedMatch
 from loadgen.analysis.compare.nstar import Unmixed
-from loadgen.analysis.compare.published import Ours, PublishedMatch
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.load.openloop import CLOSED
 from loadgen.reports.rows import (

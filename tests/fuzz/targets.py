@@ -23,7 +23,7 @@ from hostile_run import HostileRun, attempt
 from streams import events_of
 
 from loadgen.analysis.celldata import read_cell
-from loadgen.analysis.compare.imported import ImportedPoint, read_import
+from loadgen.analysis.compare.external import ImportedPoint, read_import
 from loadgen.cli import given_options
 from loadgen.cli.sweep import command as sweep
 from loadgen.errors import UsageError

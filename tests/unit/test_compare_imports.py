@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.analysis.compare.imported import ImportedPoint, read_import
+from loadgen.analysis.compare.external import ImportedPoint, read_import
 from loadgen.errors import UsageError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from made_models import row, steady
 
-from loadgen.analysis.compare.published import PublishedMatch, model_key, published, published_matches
+from loadgen.analysis.compare.external import PublishedMatch, model_key, published, published_matches
 from loadgen.analysis.compare.row import CompareRow
 
 

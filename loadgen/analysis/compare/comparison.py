@@ -15,9 +15,16 @@ import msgspec
 import pandas as pd
 
 from loadgen.analysis.claims import Claim, Verdict
-from loadgen.analysis.compare.imported import DIFFERENCES, ImportedPoint, read_import
+from loadgen.analysis.compare.external import (
+    DIFFERENCES,
+    ImportedPoint,
+    Published,
+    PublishedMatch,
+    published_matches,
+    published_n_star,
+    read_import,
+)
 from loadgen.analysis.compare.nstar import NStar, SizeCrossing, Unmixed, n_stars, unmixed
-from loadgen.analysis.compare.published import Published, PublishedMatch, published_matches, published_n_star
 from loadgen.analysis.compare.row import CompareRow, given_size, rows_of
 from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import write_csv

@@ -10,7 +10,7 @@ import numpy as np
 
 from loadgen import __version__
 from loadgen.analysis.compare.comparison import RunComparison, size_words
-from loadgen.analysis.compare.imported import ImportedPoint
+from loadgen.analysis.compare.external import ImportedPoint
 from loadgen.analysis.compare.nstar import NStar
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.estimate import Estimate
