@@ -17,15 +17,15 @@ from made_run import answer, cell_data, make_run
 
 from loadgen.analysis.analyse import Analysis, analyse, write_analysis
 from loadgen.analysis.cells import CellSummary, summarize_cell
+from loadgen.analysis.requests import Latencies, Traces, read_cells
 from loadgen.analysis.run import Run
 from loadgen.analysis.tables import summarize, write_cells, write_summary
 from loadgen.analysis.trust.study import DepthTest
 from loadgen.analysis.validity import Validity
 from loadgen.reports.figures import Figure, draw_figures
 from loadgen.reports.figures.curves import draw_backends, draw_curves, equal_bits
-from loadgen.reports.figures.latency import Latencies, draw_latency, read_cells
+from loadgen.reports.figures.requests import draw_latency, draw_timelines
 from loadgen.reports.figures.sheet import COLOURS, GRID, INVALID, MOST_POINTS, STAMP, STYLE, TEXT, Sheet, looks_of
-from loadgen.reports.figures.timeline import Traces, draw_timelines
 
 BUCKET = {
     "items": 40, "accuracy": 0.5, "accuracy_lo": 0.4, "accuracy_hi": 0.6, "reference_accuracy": 0.6,

@@ -13,10 +13,9 @@ import pytest
 from made_run import answer, cell, ended, make_run, scrape, write_cell
 
 from loadgen.analysis.analyse import analyse
+from loadgen.analysis.requests import CellTrace, Latencies, Traces, latencies_ms, read_cells
 from loadgen.analysis.run import Run
 from loadgen.analysis.tables import POWER
-from loadgen.reports.figures.latency import Latencies, latencies_ms, read_cells
-from loadgen.reports.figures.timeline import CellTrace, Traces
 
 S = 1_000_000_000
 

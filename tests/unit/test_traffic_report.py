@@ -126,7 +126,7 @@ def test_of_a_closed_loop_there_is_no_traffic_and_goodput_only_if_asked_for(tmp_
 def test_latency_figures_begin_when_a_request_was_due() -> None:
     import pandas as pd
 
-    from loadgen.reports.figures.latency import COLUMNS, latencies_ms
+    from loadgen.analysis.requests import COLUMNS, latencies_ms
 
     rows = [arrived(1100, [(1200, 1), (1250, 1)], late=30), answer(1100, [(1200, 1), (1250, 1)])]
     frame = pd.DataFrame(

@@ -1,4 +1,4 @@
-"""External: figures that were measured elsewhere: published ones, compared with ours, and other load generators' results.
+"""External: figures that were measured elsewhere: published ones, compared with ours, and other tools' results.
 
 published.csv holds the figures of the paper and of public energy measurements, and where they are from: arXiv
 2602.13595 v1, captions of v2, the authors' rebuttal, and joules per output token of the ML.ENERGY leaderboard. Its

@@ -8,13 +8,13 @@ from functools import partial
 import matplotlib
 
 from loadgen.analysis.forked import forked, spare_processes
+from loadgen.analysis.requests import Latencies, Traces, read_cells
 from loadgen.analysis.run import Run
 from loadgen.folder import Folder
 from loadgen.reports.figures.curves import draw_advantage, draw_backends, draw_cor, draw_curves, draw_si
 from loadgen.reports.figures.forest import draw_by_precision, draw_depth, draw_pillars
-from loadgen.reports.figures.latency import Latencies, draw_latency, read_cells
+from loadgen.reports.figures.requests import draw_latency, draw_timelines
 from loadgen.reports.figures.sheet import STYLE, Figure, looks_of
-from loadgen.reports.figures.timeline import Traces, draw_timelines
 
 __all__ = ["Figure", "draw_figures"]
 

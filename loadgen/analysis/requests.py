@@ -1,26 +1,125 @@
-"""Timelines: requests in flight, running batch and power over the time of each cell, in s since its first request."""
+"""The requests of each cell from requests.parquet: their latencies, and what happened over the cell's time.
+
+Latencies: those of a run by target and concurrency. CellTrace: requests in flight, running batch and power of one cell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from loadgen.analysis.run import Run
 from loadgen.analysis.tables import read_table
-from loadgen.reports.figures.latency import Cell, windows_of
-from loadgen.reports.figures.sheet import INVALID, TEXT, Figure, Look, Sheet, plain_line
-from loadgen.reports.rows import invalid_of
+from loadgen.folder import Folder
+from loadgen.load.latency import e2e_s, inside, tpot_s, ttft_s
+
+COLUMNS = (
+    "target", "concurrency", "repeat", "t_scheduled_ns", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns",
+    "phase", "status", "output_tokens",
+)  # fmt: skip
+
+
+Cell = tuple[str, int, int]
+"""Target, concurrency, repeat."""
+
+
+def read_cells(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    """The requests of each cell, warm-up and failed ones included, with `COLUMNS`; one cell in memory at a time."""
+    for cell, pieces in groupby(_pieces(run_dir), key=lambda piece: piece[0]):
+        yield cell, pd.concat([rows for _, rows in pieces])
+
+
+def _pieces(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    with Folder(run_dir).open("requests.parquet") as opened, pq.ParquetFile(opened) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=list(COLUMNS)).to_pandas()
+            for (target, concurrency, repeat), rows in table.groupby(["target", "concurrency", "repeat"], sort=False):
+                yield (str(target), int(concurrency), int(repeat)), rows
+
+
+def windows_of(run: Run) -> dict[Cell, tuple[float, float]]:
+    """The window of each cell that has one: its edges in ns of the run's clock."""
+    cells = run.cells.dropna(subset=["window_open_ns", "window_close_ns"]).to_dict("records")
+    return {(c["target"], c["concurrency"], c["repeat"]): (c["window_open_ns"], c["window_close_ns"]) for c in cells}
+
+
+def latencies_ms(rows: pd.DataFrame, window: tuple[float, float]) -> dict[str, NDArray[np.float64]]:
+    """TTFT, TPOT and E2E in ms of measured requests that were answered, by the rule of summary.csv.
+
+    Each counts where it happened: TTFT where the first token arrived, the others where the answer ended. In an open
+    loop all count where the request was due.
+    """
+    answered = rows[(rows["phase"] == "measured") & (rows["status"] == "ok")]
+    first, last, tokens = (_whole(answered[name]) for name in ("t_first_ns", "t_last_ns", "output_tokens"))
+    scheduled, sent, end = (_whole(answered[name]) for name in ("t_scheduled_ns", "t_send_ns", "t_end_ns"))
+    open_loop = scheduled >= 0
+    due = np.where(open_loop, scheduled, sent)
+
+    def counted(values_s: NDArray[np.float64], happened_ns: NDArray[np.int64]) -> NDArray[np.float64]:
+        at_ns = np.where(open_loop, due, happened_ns)
+        return 1e3 * values_s[inside(at_ns, window) & ~np.isnan(values_s)]
+
+    return {
+        "ttft": counted(ttft_s(due, first), first),
+        "tpot": counted(tpot_s(first, last, tokens), end),
+        "e2e": counted(e2e_s(due, end), end),
+    }
+
+
+def _whole(column: pd.Series[float]) -> NDArray[np.int64]:
+    """With -1 where there is none."""
+    return np.asarray(column.astype("Int64").fillna(-1), dtype=np.int64)
+
+
+Samples = dict[str, list[NDArray[np.float64]]]
+"""By metric."""
+
+
+class Latencies:
+    """Latencies of a run, gathered cell by cell: of cells in which they are valid, and apart from them of others."""
+
+    def __init__(self, run: Run) -> None:
+        cells = run.valid_cells("ttft_ms_p50")
+        self._valid = set(zip(cells["target"], cells["concurrency"], cells["repeat"], strict=True))
+        self._windows = windows_of(run)
+        self._of: dict[tuple[str, int, bool], Samples] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, cell: Cell, rows: pd.DataFrame) -> None:
+        """The requests of one cell."""
+        target, b, _ = cell
+        window = self._windows.get(cell)
+        for metric, values in latencies_ms(rows, window).items() if window else ():
+            if values.size:
+                self._of[target, b, cell in self._valid][metric].append(values)
+
+    def of(self, target: str, concurrency: int, metric: str) -> tuple[NDArray[np.float64], bool] | None:
+        """Pooled over the valid cells and True; where there are none, over the invalid ones and False."""
+        for valid in (True, False):
+            found = self._of.get((target, concurrency, valid), {}).get(metric)
+            if found:
+                return np.concatenate(found), valid
+        return None
+
+    def concurrencies(self, metric: str) -> list[int]:
+        """Those with any request that has the metric."""
+        return sorted({b for (_, b, _), samples in self._of.items() if metric in samples})
+
 
 Floats = NDArray[np.float64]
+
+
 Trace = tuple[Floats, Floats]
 """Times and values."""
+
+
 _MOST = 150
 
 
@@ -127,89 +226,3 @@ def _middle(edges: Floats) -> Floats:
 
 def _seconds(t_ns: NDArray[np.int64], start: int) -> Floats:
     return (t_ns - start) / 1e9
-
-
-_POWER = "#d55e00"
-_FLIGHT = "#0072b2"
-_RUNNING = "#00936b"
-
-
-def draw_timelines(
-    run: Run, looks: Mapping[str, Look], folder: Path, traces: Mapping[tuple[str, int, int], CellTrace]
-) -> Iterator[Figure]:
-    """A figure per target, a row per B and a column per repeat."""
-    for target in looks:
-        ours = {(b, repeat): trace for (name, b, repeat), trace in traces.items() if name == target}
-        if ours:
-            yield _draw(run, looks, folder, target, ours)
-
-
-def _draw(
-    run: Run, looks: Mapping[str, Look], folder: Path, target: str, traces: Mapping[tuple[int, int], CellTrace]
-) -> Figure:
-    batches, repeats = sorted({b for b, _ in traces}), sorted({r for _, r in traces})
-    powered = any(trace.power is not None for trace in traces.values())
-    cells = run.cells[run.cells["target"] == target].to_dict("records")
-    doubts = {}
-    for cell in cells:
-        bad = invalid_of(cell)
-        what = "" if "load" in bad else f" {', '.join(bad)}"
-        doubts[cell["concurrency"], cell["repeat"]] = f":{what} invalid ×" if bad else ""
-    sheet = Sheet(
-        looks, simulated=run.manifest.simulated, rows=len(batches), columns=len(repeats), panel=(2.4, 0.95),
-        gap=(0.62 if powered else 0.3, 0.42), left=0.62, right=0.66 if powered else 0.18,
-    )  # fmt: skip
-    panels = iter(sheet.axes)
-    for b in batches:
-        for repeat in repeats:
-            axes, trace = next(panels), traces.get((b, repeat))
-            if trace is None:
-                axes.set_visible(False)
-                continue
-            _panel(sheet, axes, trace, f"{run.level(b)}, repeat {repeat}", doubts[b, repeat])
-    for axes in sheet.axes[-len(repeats) :]:
-        axes.set_xlabel("s since the cell's first request")
-    entries = [plain_line("in flight", colour=_FLIGHT), plain_line("running", colour=_RUNNING)]
-    entries += [plain_line("power, W (right)", colour=_POWER)] if powered else []
-    windows = any(trace.window is not None for trace in traces.values())
-    entries += [plain_line("window", colour=INVALID, width=6)] if windows else []
-    sheet.legend([], extra=entries)
-    caption = (
-        f"{target}: requests in flight at the client, running batch on the server"
-        + (" and power of its GPUs" if powered else "")
-        + " over the time of each cell"
-        + ("; the measured window is shaded." if windows else ".")
-        + " In flight and power are means over short stretches, at most 150 a cell. "
-        + f"Numbers: requests.parquet, server.parquet{', power.parquet' if powered else ''}."
-    )
-    return sheet.save(
-        folder, f"time-{looks[target].slug}", "time", f"{target} over time", caption,
-        f"Time lines of {target} at {', '.join(map(run.level, batches))}, a column per repeat",
-    )  # fmt: skip
-
-
-def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, doubt: str) -> None:
-    if trace.window is not None:
-        axes.axvspan(*trace.window, color=INVALID, alpha=0.18, linewidth=0, zorder=0)
-    _step(axes, trace.in_flight, _FLIGHT)
-    _step(axes, trace.running, _RUNNING)
-    axes.set_ylim(0, 1.15 * max(axes.get_ylim()[1], 1.0))
-    axes.grid(False)
-    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    axes.set_title(title + doubt, fontsize=8.5, color=INVALID if doubt else TEXT, pad=3)
-    axes.tick_params(labelsize=7.5)
-    if trace.power is not None:
-        watts = axes.twinx()
-        watts.spines[["top", "left"]].set_visible(False)
-        watts.plot(*trace.power, color=_POWER, linewidth=0.9)
-        watts.set_ylim(0, 1.8 * max(trace.power[1].max(), 1.0))  # below the lines of the requests, not on them
-        watts.yaxis.set_major_locator(MaxNLocator(2))
-        watts.tick_params(labelsize=7.5)
-    for spine in axes.spines.values():
-        spine.set_linestyle("--" if doubt else "-")
-
-
-def _step(axes: Axes, trace: Trace | None, colour: str) -> None:
-    if trace is not None:
-        axes.plot(*trace, color=colour, linewidth=1.1)
