@@ -33,17 +33,27 @@ def too_wide(low: float | None, high: float | None, *, floor: float = 0.0) -> bo
 
 
 def number(value: float | None, digits: int | None = None, *, sign: bool = False) -> str:
-    """The value with `digits` after the point, by default with three significant digits (from 100 on without
-    decimals), and with thousands separators; empty for None and nan. `sign`: + before what is not negative."""
+    """The value with `digits` after the point, by default with three significant digits, final zeros included (from
+    100 on without decimals), and with thousands separators; empty for None and nan. `sign`: + before what is not
+    negative."""
     if not known(value):
         return ""
-    form = ".3g" if digits is None and abs(value) < 99.95 else f",.{digits or 0}f"
+    if value == 0 and digits is None:
+        return "0"
+    form = "#.3g" if digits is None and abs(value) < 99.95 else f",.{digits or 0}f"
     return f"{value:{'+' if sign else ''}{form}}".replace("-", MINUS)
 
 
+def count(value: float | None) -> str:
+    """A count, which repeats that disagree make fractional, or a value that somebody chose: "20", "1.5", "7.6"; as
+    `number`, but without final zeros."""
+    text = number(value)
+    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
 def percent(share: float | None, digits: int | None = None, *, unit: str = "%", sign: bool = False) -> str:
-    """A share in `unit`, hundredths; rounded as `number` does."""
-    text = "" if share is None else number(100 * share, digits, sign=sign)
+    """A share in `unit`, hundredths: with `digits` after the point, by default as a `count`."""
+    text = "" if share is None else count(100 * share) if digits is None else number(100 * share, digits, sign=sign)
     return text and text + unit
 
 

@@ -30,7 +30,7 @@ from loadgen.reports.rows import (
     table_of,
 )
 from loadgen.secret import visible_line
-from loadgen.words import DASH, STAMP, interval, number, percent, stamped
+from loadgen.words import DASH, STAMP, count, interval, number, percent, stamped
 
 RUNS = (
     Column[CompareRow]("run", lambda row: row.run, NAME),
@@ -78,7 +78,7 @@ IMPORTED = (
     Column[ImportedPoint]("TPOT ms", lambda point: _latency(point, "tpot")),
     Column[ImportedPoint]("ITL ms", lambda point: _latency(point, "itl")),
     Column[ImportedPoint]("E2E ms", lambda point: _latency(point, "e2e")),
-    Column[ImportedPoint]("errors", lambda point: number(point.errors)),
+    Column[ImportedPoint]("errors", lambda point: count(point.errors)),
 )
 """Latencies as mean / p50 / p99."""
 CLAIMED = (

@@ -17,7 +17,7 @@ from loadgen.analysis.models.fit import BStar, ModelFit, Parameter
 from loadgen.analysis.models.study import ModelStudy, Observed
 from loadgen.analysis.run import Run
 from loadgen.analysis.validity import COLUMNS
-from loadgen.words import STAMP, batch, interval, known, number, percent, percents, span, spanned
+from loadgen.words import STAMP, batch, count, interval, known, number, percent, percents, span, spanned
 
 Kind = Literal["figure", "interval", "name", "short", "text"]
 """Figures are aligned to the right; `interval` belongs to the column before it; `name` heads its row; `short` is text
@@ -102,7 +102,7 @@ def invalid_of(cell: CsvRow) -> list[str]:
 def right(accuracy: float | None, questions: float | None) -> str:
     """Percent of the questions, or, of fewer than `FEW_QUESTIONS`, as 2/3; empty for what was not measured."""
     if known(accuracy) and known(questions) and questions < FEW_QUESTIONS:
-        return f"{number(accuracy * questions)}/{questions:.0f}"
+        return f"{count(accuracy * questions)}/{questions:.0f}"
     return percent(accuracy, 1, unit="")
 
 

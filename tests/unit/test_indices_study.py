@@ -212,7 +212,7 @@ def test_a_single_repeat_has_values_but_proves_nothing() -> None:
     assert entry.cor_tps.lo is entry.cor_tps.hi is None
     assert entry.cor_class == "unresolved"
     assert entry.trap == "cannot tell"
-    assert study.traps[0].sentence == "quantization trap: cannot tell at B = 16 (SI 0.50; no interval)"
+    assert study.traps[0].sentence == "cannot tell at B = 16 (SI 0.50; no interval)"
     assert study.weight_space[0].clamped[0].lo is None
 
 
@@ -290,9 +290,7 @@ def test_the_trap_over_batch_sizes_in_words() -> None:
         ]
     study = index_study(points, reference="fp16", resamples=1000)
     high, low = (0.34 + 0.33 / (0.5 / speed + 0.125) + 0.33 * min(speed, 1) for speed in (1.4, 1 / 3))
-    assert study.traps[0].sentence == (
-        f"quantization trap: no at B ≤ 16 (SI {high:.2f}), yes at B = 128 (SI {low:.2f})"
-    )
+    assert study.traps[0].sentence == (f"no at B ≤ 16 (SI {high:.2f}), yes at B = 128 (SI {low:.2f})")
     assert study.cor_curves[0].sentence == "dissolved at B ≤ 16 (COR −0.29), casting-dominant at B = 128 (COR 2.00)"
     assert [p.cor_class for p in study.cor_curves[0].points] == ["dissolved", "dissolved", "casting-dominant"]
 
@@ -327,7 +325,7 @@ def test_one_verdict_for_all_batch_sizes_is_said_once() -> None:
     assert study.cor_curves[0].sentence == "casting-dominant at every B measured, 4–64 (COR 1.50)"
     assert study.cor_curves[0].brief == "casting-dominant at every B measured, 4–64"
     """SI = .34 right / 80 + .33 / 1.75 + .33."""
-    assert study.traps[0].sentence == "quantization trap: yes at every B measured, 4–64 (SI 0.54 to 0.79)"
+    assert study.traps[0].sentence == "yes at every B measured, 4–64 (SI 0.54 to 0.79)"
     assert study.traps[0].brief == "yes at every B measured, 4–64"
 
 
@@ -337,9 +335,7 @@ def test_a_verdict_that_the_clamp_decides_is_told_both_ways() -> None:
     study = index_study(points, reference="fp16", resamples=1000)
     (entry,) = study.indices
     assert (entry.trap, entry.trap_raw) == ("trap", "no trap")
-    assert study.traps[0].sentence == (
-        "quantization trap: yes at B = 16 (SI 0.97); with S not clamped at 1: no at B = 16 (SI 1.30)"
-    )
+    assert study.traps[0].sentence == ("yes at B = 16 (SI 0.97); with S not clamped at 1: no at B = 16 (SI 1.30)")
 
 
 def test_the_reference_under_another_name_is_no_trap_and_no_benefit() -> None:
@@ -356,7 +352,7 @@ def test_the_reference_under_another_name_is_no_trap_and_no_benefit() -> None:
 def test_what_is_missing_is_named() -> None:
     points = [point("fp16"), point("awq", joules=(None,) * 3, right=None)]
     study = index_study(points, reference="fp16", resamples=1000)
-    assert study.traps[0].sentence == "quantization trap: cannot tell at B = 16 (no accuracy, no energy)"
+    assert study.traps[0].sentence == "cannot tell at B = 16 (no accuracy, no energy)"
     assert study.weight_space[0].left_out == ("awq",)
 
 

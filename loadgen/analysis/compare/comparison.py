@@ -30,14 +30,14 @@ from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
-from loadgen.words import number, span, too_wide
+from loadgen.words import count, span, too_wide
 
 
 def size_words(parameters: float) -> str:
     """Parameters as they are read: 7.25B, 600M."""
     for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
         if parameters >= 0.9995 * factor:
-            return f"{number(parameters / factor)}{unit}"
+            return f"{count(parameters / factor)}{unit}"
     return f"{parameters:.0f}"
 
 

@@ -157,7 +157,7 @@ class TargetIndices(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrapOverBatches(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether one target is a trap, over its batch sizes, in words."""
+    """Whether one target is a quantization trap, over its batch sizes, in words."""
 
     target: str
     reference: str
@@ -397,7 +397,7 @@ def trap_of(si: Estimate | None) -> Trap:
 def trap_over_batches(entries: Sequence[TargetIndices]) -> TrapOverBatches:
     """In words; where the clamp of S decides the verdict, the verdict without it is added."""
     results = [_trap_result(entry, entry.si) for entry in entries]
-    sentence, brief = "quantization trap: " + by_span(results, "SI"), by_span(results, "SI", briefly=True)
+    sentence, brief = by_span(results, "SI"), by_span(results, "SI", briefly=True)
     if raw := [_trap_result(entry, entry.si_raw) for entry in entries if entry.trap != entry.trap_raw]:
         sentence += "; with S not clamped at 1: " + by_span(raw, "SI")
         brief += "; S not clamped: " + by_span(raw, "SI", briefly=True)

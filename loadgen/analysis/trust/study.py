@@ -25,7 +25,7 @@ from loadgen.analysis.trust.trends import (
     trust_invariance,
 )
 from loadgen.bounds import Count
-from loadgen.words import number, percent, percents
+from loadgen.words import count, percent, percents
 from loadgen.workload.item import ItemFacts
 
 
@@ -166,8 +166,8 @@ def _in_words(c: AccuracyComparison, judgement: AccuracyJudgement) -> tuple[str,
     sentence = brief
     if judgement.more_items is not None:
         sentence += f", you need {judgement.more_items} more item{'s' * (judgement.more_items != 1)}"
-    sentence += f"; {number(c.table.lost + c.table.won)} of {c.items} answers changed"
-    sentence += f" ({number(c.table.lost)} lost, {number(c.table.won)} won)"
+    sentence += f"; {count(c.table.lost + c.table.won)} of {c.items} answers changed"
+    sentence += f" ({count(c.table.lost)} lost, {count(c.table.won)} won)"
     if judgement.confounded:
         assert c.truncated_rate is not None and c.reference_truncated_rate is not None
         sentence += f"; confounded by length: {c.truncated_rate:.1%} truncated against {c.reference_truncated_rate:.1%}"

@@ -107,7 +107,7 @@ def _answer(run: Run) -> Html:
 def _target(run: Run, target: str) -> Html:
     analysis = run.analysis
     heading = f"{target} against {analysis.reference} "
-    traps = [_capital(entry.sentence) for entry in analysis.traps if entry.target == target]
+    traps = [f"Quantization trap: {entry.sentence}" for entry in analysis.traps if entry.target == target]
     parts = [
         element("h3", heading, stamp(simulated=run.manifest.simulated)),
         element("p", _headline(analysis, target) + ".", class_="big"),

@@ -17,16 +17,16 @@ from loadgen.analysis.warnings import checkpoint_notes, planned_cells
 from loadgen.reports import rows
 from loadgen.reports.html.markup import Html, element, items, join, stamp, table
 from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column, table_of
-from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, interval, number, percent, percents, span, spanned
+from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, count, interval, number, percent, percents, span, spanned
 
 AGAINST = (
     Column[TrustTest]("target", lambda test: test.target, NAME),
     Column[TrustTest]("B", lambda test: str(test.concurrency)),
     Column[TrustTest]("T_SI", lambda test: number(test.t_si, 3)),
     Column[TrustTest]("95% CI", lambda test: interval(test.t_si_lo, test.t_si_hi, 3), INTERVAL),
-    Column[TrustTest]("lost", lambda test: number(test.lost)),
-    Column[TrustTest]("won", lambda test: number(test.won)),
-    Column[TrustTest]("items", lambda test: number(test.items)),
+    Column[TrustTest]("lost", lambda test: count(test.lost)),
+    Column[TrustTest]("won", lambda test: count(test.won)),
+    Column[TrustTest]("items", lambda test: count(test.items)),
     Column[TrustTest]("tokens", lambda test: _lengths(test.comparison)),
     Column[TrustTest]("verdict", lambda test: _verdict(test), TEXT),
 )
