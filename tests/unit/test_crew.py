@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_run import manifest_record
 
-from loadgen.clienttest import selftest as selftest_module
+from loadgen.clienttest import selftest
 from loadgen.clienttest.trial import Trial
 from loadgen.errors import ServerError
 from loadgen.measure.config import configure
@@ -45,7 +45,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> Tried:
         asked.append((concurrency, rate, transport))
         return 2, []
 
-    monkeypatch.setattr(selftest_module, "fewest_workers", fewest)
+    monkeypatch.setattr(selftest, "fewest_workers", fewest)
     return asked
 
 
@@ -94,7 +94,7 @@ def test_a_selftest_that_comes_to_nothing_leaves_one_process_and_a_warning(
     def fails(*_: object) -> Callable[..., None]:
         raise ServerError("the selftest's server ended with exit status 1")
 
-    monkeypatch.setattr(selftest_module, "fewest_workers", fails)
+    monkeypatch.setattr(selftest, "fewest_workers", fails)
     heard = Heard()
     assert crew(manifest, heard, concurrency=[512]) == {512: 1}
     assert "came to nothing" in heard.said[-1]

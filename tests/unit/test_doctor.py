@@ -14,11 +14,11 @@ from made_exporter import wait_for
 
 from loadgen.cli import doctor as cli
 from loadgen.cli.doctor import as_lines, command
-from loadgen.doctor import examination as examining
+from loadgen.doctor import examination
 from loadgen.doctor.examination import Check, Examination, look_at_once
 from loadgen.doctor.finding import Finding, Mode, State, ask
 from loadgen.errors import UsageError
-from loadgen.guardian import family as living_members
+from loadgen.guardian import family
 
 CLOSED = "http://127.0.0.1:9"
 
@@ -128,9 +128,9 @@ def test_checks_run_beside_each_other() -> None:
 @pytest.mark.parametrize("mode", ["simulated", "cpu", "gpu", "docker"])
 def test_the_modes_own_parts_are_needed(monkeypatch: pytest.MonkeyPatch, mode: Mode) -> None:
     seen: list[Check] = []
-    monkeypatch.setattr(examining, "client_timing", lambda: Finding(check="client timing", state="ok", seen="x"))
-    monkeypatch.setattr(examining, "look_at_once", lambda checks: seen.extend(checks) or [])
-    examining.examine(mode)
+    monkeypatch.setattr(examination, "client_timing", lambda: Finding(check="client timing", state="ok", seen="x"))
+    monkeypatch.setattr(examination, "look_at_once", lambda checks: seen.extend(checks) or [])
+    examination.examine(mode)
     needed = {"simulated": set(), "cpu": {"vLLM"}, "gpu": {"GPU driver", "vLLM"}, "docker": {"Docker"}}[mode]
     assert {check.name for check in seen if check.needed} == needed
 
@@ -144,7 +144,7 @@ def test_programs_are_heard_and_ended_with_all_they_started(tmp_path: Path) -> N
     hung = ask(["/bin/sh", "-c", f"echo $$ > {leader}; sleep 60 & wait"], 1.0)
     assert hung is not None
     assert (hung.status, hung.last_words) == (None, "it did not end in time")
-    wait_for(lambda: not living_members(int(leader.read_text())), "the end of what it started")
+    wait_for(lambda: not family(int(leader.read_text())), "the end of what it started")
 
 
 def test_findings_are_json_with_these_fields() -> None:

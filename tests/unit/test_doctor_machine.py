@@ -16,9 +16,7 @@ from made_exporter import info
 from made_hub import put_in_cache
 from nvml_stub.build import Curve, build_stub, uuid_of
 
-from loadgen.doctor import examination as docker
-from loadgen.doctor import hardware as gpu
-from loadgen.doctor import hardware as timing
+from loadgen.doctor import examination, hardware
 from loadgen.doctor.examination import ports
 from loadgen.doctor.finding import Finding, ProgramResult
 from loadgen.doctor.hardware import cpu_flags, cpu_library, disk
@@ -107,14 +105,14 @@ def test_no_visible_gpu_and_no_driver_are_missing_for_gpu_servers_only(library: 
     ],
 )
 def test_counter_and_instant_power_check_each_other(lacks: Sequence[str], state: str) -> None:
-    found = gpu.energy_fields(info(lacks=lacks))
+    found = hardware.energy_fields(info(lacks=lacks))
     assert found.state == state
     assert ("--tdp-w" in found.advice) == (len(lacks) == 3)
 
 
 @pytest.mark.parametrize(("on", "state"), [(True, "ok"), (False, "warning"), (None, "not applicable")])
 def test_persistence(on: bool | None, state: str) -> None:
-    found = gpu.persistence_mode(gpu.SeenGpu(info=info(index=3), persistence=on))
+    found = hardware.persistence_mode(hardware.SeenGpu(info=info(index=3), persistence=on))
     assert found.state == state
     assert ("-i 3 -pm 1" in found.advice) == (on is False)
 
@@ -124,7 +122,7 @@ def test_persistence(on: bool | None, state: str) -> None:
 )
 def test_power_limits(enforced_w: float | None, default_w: float | None, state: str) -> None:
     limits = info(power_limit_enforced_w=enforced_w, power_limit_default_w=default_w)
-    assert gpu.power_limits(limits).state == state
+    assert hardware.power_limits(limits).state == state
 
 
 @pytest.mark.parametrize(
@@ -173,7 +171,7 @@ def said(output: str = "", errors: str = "", status: int | None = 0) -> ProgramR
 
 
 def of_docker(mode: Any = "docker", **answers: ProgramResult | None) -> dict[str, Finding]:
-    return {found.check: found for found in docker.examine_docker(mode, programs(**answers))}
+    return {found.check: found for found in examination.examine_docker(mode, programs(**answers))}
 
 
 def test_an_engine_with_compose_and_a_gpu_runtime() -> None:
@@ -185,13 +183,13 @@ def test_an_engine_with_compose_and_a_gpu_runtime() -> None:
 
 
 def test_images_without_a_digest_are_named_with_the_command_that_shows_it() -> None:
-    assert docker.images({}).state == "ok"
-    found = docker.images({"VLLM_IMAGE": "vllm/vllm-openai:v0.33.0"})
+    assert examination.images({}).state == "ok"
+    found = examination.images({"VLLM_IMAGE": "vllm/vllm-openai:v0.33.0"})
     assert (found.state, found.seen) == ("warning", "without a digest: vllm/vllm-openai:v0.33.0")
     assert "`docker buildx imagetools inspect vllm/vllm-openai:v0.33.0`" in found.advice
     pinned = f"vllm/vllm-openai:v0.33.0@sha256:{'0' * 64}"
-    assert docker.images({"VLLM_IMAGE": pinned}).state == "ok"
-    loose = docker.images({"VLLM_IMAGE": pinned, "GRAFANA_IMAGE": "grafana:1@sha256:12", "PYTHON_IMAGE": ""})
+    assert examination.images({"VLLM_IMAGE": pinned}).state == "ok"
+    loose = examination.images({"VLLM_IMAGE": pinned, "GRAFANA_IMAGE": "grafana:1@sha256:12", "PYTHON_IMAGE": ""})
     assert (loose.seen, "GRAFANA_IMAGE=grafana:1@sha256:..." in loose.advice) == (
         "without a digest: grafana:1@sha256:12",
         True,
@@ -208,13 +206,13 @@ def test_a_stack_on_the_network_needs_a_password_and_its_files_must_exist(tmp_pa
         ({"API_KEY_FILE": "/dev/null"}, "ok"), ({"API_KEY_FILE": str(tmp_path)}, "missing"),
         ({"API_KEY_FILE": str(tmp_path / "absent")}, "missing"),
     ]  # fmt: skip
-    assert [docker.exposure(variables).state for variables, _ in cases] == [state for _, state in cases]
+    assert [examination.exposure(variables).state for variables, _ in cases] == [state for _, state in cases]
 
 
 def test_the_stacks_variables_come_from_the_shell_else_from_its_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("# A=0\nA=1\nB='2'\n\nC\n", encoding="utf-8")
-    assert docker.stack_variables({"A": "3"}, tmp_path) == {"A": "3", "B": "2", "C": ""}
-    assert docker.stack_variables({"A": "3"}, tmp_path / "absent") == {"A": "3"}
+    assert examination.stack_variables({"A": "3"}, tmp_path) == {"A": "3", "B": "2", "C": ""}
+    assert examination.stack_variables({"A": "3"}, tmp_path / "absent") == {"A": "3"}
 
 
 @pytest.mark.parametrize(
@@ -246,7 +244,7 @@ def test_no_engine(answer: ProgramResult | None, advice: str) -> None:
     ],
 )
 def test_compose(plugin: ProgramResult | None, old: ProgramResult | None, state: str, seen: str) -> None:
-    found = docker.compose("docker", programs(docker_compose=plugin, docker__compose=old))
+    found = examination.compose("docker", programs(docker_compose=plugin, docker__compose=old))
     assert found.state == state
     assert seen in found.seen
 
@@ -263,8 +261,8 @@ def test_compose(plugin: ProgramResult | None, old: ProgramResult | None, state:
 def test_gpu_runtime(
     monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any], gpu_here: bool, states: tuple[str, str]
 ) -> None:
-    monkeypatch.setattr(docker.shutil, "which", lambda _: None)
-    found = tuple(docker.gpu_runtime(mode, engine, gpu_here=gpu_here).state for mode in ("docker", "simulated"))
+    monkeypatch.setattr(examination.shutil, "which", lambda _: None)
+    found = tuple(examination.gpu_runtime(mode, engine, gpu_here=gpu_here).state for mode in ("docker", "simulated"))
     assert found == states
 
 
@@ -305,17 +303,17 @@ def test_disk_compares_with_what_is_not_cached_yet(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(("source", "state"), [("tsc", "ok"), ("kvm-clock", "ok"), ("hpet", "warning")])
 def test_clock_source(tmp_path: Path, source: str, state: str) -> None:
     path = tmp_path / "current_clocksource"
-    assert timing.clock_source(path).state == "not applicable"
+    assert hardware.clock_source(path).state == "not applicable"
     path.write_text(f"{source}\n")
-    assert timing.clock_source(path).state == state
+    assert hardware.clock_source(path).state == state
 
 
 def test_client_timing_is_judged_by_its_slowest_hundredth() -> None:
-    assert timing.client_timing(1.0).state == "ok"
-    late = timing.client_timing(8.0)
+    assert hardware.client_timing(1.0).state == "ok"
+    late = hardware.client_timing(8.0)
     assert late.state == "warning"
     assert "8.0 ms" in late.seen
 
 
 def test_the_event_loops_lag_is_measured() -> None:
-    assert timing.event_loop_lag_ms() >= 0
+    assert hardware.event_loop_lag_ms() >= 0

@@ -13,8 +13,7 @@ from wild_server import DONE, Wild, serving, whole
 from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges
 from loadgen.load.workers import Assignment
-from loadgen.measure import preflight
-from loadgen.measure import servers as readiness
+from loadgen.measure import preflight, servers
 from loadgen.measure.observer import Observer
 from loadgen.measure.preflight import learn_from
 from loadgen.measure.servers import NotReady, Patience
@@ -212,7 +211,7 @@ class TestLoading:
 
     @pytest.fixture
     def url(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-        monkeypatch.setattr(readiness, "POLL_S", 0.01)
+        monkeypatch.setattr(servers, "POLL_S", 0.01)
         with serving(self.Loading()) as url:
             yield url
 

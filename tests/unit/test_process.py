@@ -16,7 +16,7 @@ import pytest
 from made_hub import packed, put_in_folder
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.guardian import family as living_members
+from loadgen.guardian import family
 from loadgen.processgroup import ProcessGroup
 from loadgen.serving.facts import given_kv_cache_dtype, metric_names
 from loadgen.serving.launch import Launch
@@ -90,7 +90,7 @@ def launch_of(tmp_path: Path) -> Callable[..., Launch]:
 def gone(pid: int) -> bool:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        if not living_members(pid) and not is_alive(pid):
+        if not family(pid) and not is_alive(pid):
             return True
         time.sleep(0.05)
     return False
@@ -117,7 +117,7 @@ def test_a_server_becomes_ready_and_its_port_is_free_after_the_stop(
         assert server.stop() == []
     assert server.poll() is not None
     assert port_is_free(launch.host, launch.port)
-    assert living_members(server.pid) == []
+    assert family(server.pid) == []
 
 
 def test_facts_are_the_servers_own_words(launch_of: Callable[..., Launch], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from loadgen.power.simulated import PowerCurve
-from loadgen.serving.simulated import engine as steploop
+from loadgen.serving.simulated import engine
 from loadgen.serving.simulated.cost import load_presets
 from loadgen.serving.simulated.engine import Engine, EngineLimits, EngineStats, Histogram, Sequence
 
@@ -216,10 +216,10 @@ class LateLoop:
 def test_late_timers_slow_neither_the_mean_rate_nor_the_energy(monkeypatch):
     server = VirtualServer()
     loop = LateLoop(late_s=0.003)
-    monkeypatch.setattr(steploop.time, "monotonic", lambda: loop.now_s)
+    monkeypatch.setattr(engine.time, "monotonic", lambda: loop.now_s)
     curve = PowerCurve(idle_w=FP16.gpu.idle_w, start_ns=0)
     loop.call_later(0.5, lambda: steps.submit(server.request("a", prompt_tokens=10, output_tokens=200)))
-    steps = steploop.StepLoop(server.engine, server.stats, curve, loop)
+    steps = engine.StepLoop(server.engine, server.stats, curve, loop)
     loop.run()
     costs = [
         FP16.step(batch=0, context_tokens=0, prefill_tokens=10),
