@@ -120,7 +120,7 @@ Transport = Annotated[Literal["raw", "openai"], Measures("KIND", "raw or openai 
 Carbon = Annotated[float | None, Measures(
         "G", "Grid intensity, kgCO2e/kWh.", POWER, unit="kgCO2e/kWh", field="carbon_kg_per_kwh")]
 SloLimits = Annotated[str | None, Measures(
-        "LIMITS", "What a good request keeps, for goodput: ttft:200ms,tpot:50ms,e2e:2s.", ANALYSIS)]
+        "LIMITS", "Limits that a good request keeps, for goodput: ttft:200ms,tpot:50ms,e2e:2s.", ANALYSIS)]
 StartSd = Annotated[str | float | None, Measures(
         "SD", "With one repeat: the noise between starts of a server, if you know it, e.g. 1.5%.", ANALYSIS)]
 
@@ -181,14 +181,14 @@ class SweepOptions(TypedDict, total=False):
     drain: Annotated[float | None, Measures(
         "S", "After a window, wait up to S for its last answers.", LOAD, otherwise="30, or 3 median answers", unit="s",
         field="drain_s")]
-    timeout: Annotated[float, Measures("S", "Per request.", LOAD, 600.0, unit="s", field="timeout_s")]
+    timeout: Annotated[float, Measures("S", "Time limit of a request.", LOAD, 600.0, unit="s", field="timeout_s")]
     prefix_cache: Annotated[bool, Measures(
         "", "Measure with the server's prefix cache.", LOAD, False,
         otherwise="no request profits from an earlier one")]
     transport: Transport
     workers: Annotated[int | None, Acts(
         "N", "Client processes that share the B slots.", LOAD, otherwise="automatic")]
-    seed: Annotated[int, Measures("N", "Of arrival times; also sent with each request.", LOAD, 0, zero=True)]
+    seed: Annotated[int, Measures("N", "Seed of arrival times; also sent with each request.", LOAD, 0, zero=True)]
 
     dataset: Annotated[str | None, Measures(
         "NAME", "gsm8k, mathqa (or gsm8k:platinum, mathqa:clean), jsonl, choices, sample. Without grades: "
@@ -244,7 +244,7 @@ class SweepOptions(TypedDict, total=False):
     metrics_port: Annotated[int | None, Acts(
         "N", "Where Prometheus can scrape the running sweep.", RUN, METRICS_PORT, free=True)]
     metrics_host: Annotated[str, Acts(
-        "ADDRESS", "On which address; a Prometheus in a container cannot reach loopback.", RUN, "127.0.0.1",
+        "ADDRESS", "Address of --metrics-port; a Prometheus in a container cannot reach loopback.", RUN, "127.0.0.1",
         free=True)]
 
 
@@ -254,7 +254,7 @@ class RunOptions(SweepOptions, total=False):
     resume: Annotated[str | Path | None, Option(
         "DIR", "Continue an interrupted run: finished cells are kept.", RUN)]
     trust_manifest: Annotated[bool, Option(
-        "", "With --resume: do what the run's manifest asks for without a question; for your own runs.", RUN,
+        "", "With --resume: do what the run's manifest asks for without asking you; for your own runs.", RUN,
         False)]
 
 
@@ -262,9 +262,9 @@ class ReportOptions(TypedDict, total=False):
     """What `loadgen.report` takes."""
 
     alpha: Annotated[float, Option("A", "Speed's share of E_SI; memory has the rest.", default=ALPHA)]
-    weights: Annotated[tuple[float, float, float], Option("T,E,S", "Of the pillars in SI.", default=WEIGHTS)]
+    weights: Annotated[tuple[float, float, float], Option("T,E,S", "Weights of the pillars in SI.", default=WEIGHTS)]
     s_form: Annotated[Form, Option(
-        "FORM", "Of S_SI: linear (the ratio of joules), log_j or log_kgco2e (Eq. 5's logarithms).", default="linear")]
+        "FORM", "Form of S_SI: linear (ratio of joules), log_j or log_kgco2e (Eq. 5's logarithms).", default="linear")]
     out: Annotated[str | Path | None, Option(
         "DIR", "Write everything there and nothing into RUN: for runs that you may only read.")]
     carbon: Annotated[Carbon, "the sweep's"]
@@ -293,8 +293,8 @@ class SelftestOptions(TypedDict, total=False):
 
     concurrency: Annotated[int, Option("B", "Requests in flight.", default=128)]
     tokens_per_s: Annotated[float | None, Option(
-        "R", "Of all streams together.", otherwise="B / ITL", unit="tokens/s")]
-    itl_ms: Annotated[float | None, Option("MS", "Between the tokens of one stream.", otherwise="10", unit="ms")]
+        "R", "Tokens per second of all streams together.", otherwise="B / ITL", unit="tokens/s")]
+    itl_ms: Annotated[float | None, Option("MS", "Time between the tokens of one stream.", otherwise="10", unit="ms")]
     workers: Annotated[int, Option("N", "Client processes.", default=1)]
     transport: Transport
 # fmt: on

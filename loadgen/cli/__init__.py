@@ -28,7 +28,7 @@ COMMANDS = {
     "exporter": "Export GPU power and energy to Prometheus.",
     "plan": "How many items and minutes a claim about accuracy needs.",
     "selftest": "The client's own timing error and capacity on this machine.",
-    "doctor": "What works on this machine, and what to do about the rest.",
+    "doctor": "Show what works on this machine, and what to do about the rest.",
     "compose": "Write out the Docker Compose project: servers, exporter, Grafana.",
     "quantize": "Make checkpoints of a model in other formats, with llm-compressor.",
     "cpu-env": "Build an environment with vLLM's CPU build and tiny models.",

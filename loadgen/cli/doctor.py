@@ -32,7 +32,7 @@ class DoctorOptions(TypedDict, total=False):
 
 @click.command("doctor", context_settings=CONTEXT, params=parameters(DoctorOptions))
 def command(**_: Any) -> None:
-    """What works on this machine, and what to do about the rest.
+    """Show what works on this machine, and what to do about the rest.
 
     Changes nothing. Exit status 0 when a sweep could run in this mode, 1 when something it needs is missing.
 

@@ -24,8 +24,8 @@ class PlanOptions(TypedDict, total=False):
         "M", "Or: show that the difference is smaller than this proportion.", zero=True)]
     discordance: Annotated[float, Option(
         "P", "Share of items that only one side answers correctly.", default=0.15, zero=True)]
-    power: Annotated[float, Option("P", "Chance to show it if it is so.", default=0.8, zero=True)]
-    alpha: Annotated[float, Option("P", "Chance to claim it if it is not.", default=0.05, zero=True)]
+    power: Annotated[float, Option("P", "Chance to show it if it is real.", default=0.8, zero=True)]
+    alpha: Annotated[float, Option("P", "Chance to claim it if it is not real.", default=0.05, zero=True)]
     items: Annotated[int | None, Option("N", "Also say what N items can show.")]
     concurrency: Annotated[int | None, Option("B", "For the minutes: requests in flight.")]
     seconds_per_query: Annotated[float | None, Option("S", "For the minutes: what one answer takes at B.")]
@@ -37,7 +37,7 @@ class PlanOptions(TypedDict, total=False):
 
 @click.command("plan", context_settings=CONTEXT, params=parameters(PlanOptions))
 def command(**_: Any) -> None:
-    """How many items, and how many minutes, a claim about accuracy needs. Both sides answer the same items.
+    """Compute how many items and minutes a claim about accuracy needs. Both sides answer the same items.
 
     \b
     Example:

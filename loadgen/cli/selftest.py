@@ -14,7 +14,7 @@ from loadgen.options import SelftestOptions
 @click.command("selftest", context_settings=CONTEXT, params=parameters(SelftestOptions))
 @click.option("--json", "as_json", is_flag=True, help="Every figure of every trial as JSON.")
 def command(as_json: bool, **_: Any) -> None:
-    """Whether this machine's client measures such traffic correctly, and how much more it could take.
+    """Check that this machine's client measures such traffic correctly, and find how much more it could take.
 
     Drives a server of known timing on this machine for some 15 seconds, with the client as sweeps use it. No model, no
     GPU: what is measured is the client. Exit status: 0 enough, 1 not, 2 wrong use.
