@@ -105,7 +105,7 @@ def test_every_figure_over_the_batch_and_the_page_say_so(neither: Run, one: Run)
 
 def test_a_comparison_of_runs_says_so(one: Run) -> None:
     shown = {(row[7], row[8]): row[9] for row in table_of(RUNS, rows_of(one, "one", {})).rows}
-    assert (shown["fp16", "2"], shown["awq", "2"]) == ("2", "not verified")
+    assert (shown["fp16", "2"], shown["awq", "2"]) == ("2.00", "not verified")
 
 
 def test_the_live_view_says_so() -> None:

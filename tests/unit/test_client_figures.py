@@ -248,7 +248,7 @@ def test_the_report_shows_how_close_the_client_came(tmp_path: Path) -> None:
     run = load_run(run_dir)
     assert table_of(CLIENT, run.analysis.client).rows == [
         ("CPU of the busiest client process, of a core", "97%", "95%", "fp16", "8", "1", "client-bound"),
-        ("event loop late, median", "0.5 ms", "10 ms", "fp16", "8", "1", ""),
+        ("event loop late, median", "0.500 ms", "10.0 ms", "fp16", "8", "1", ""),
     ]
     assert 'id="client"' in page(run, [])
 

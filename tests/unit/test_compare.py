@@ -170,7 +170,7 @@ def test_the_command_shows_what_was_imported(
         monkeypatch, capsys, *map(str, runs), "--import", f"vllm-bench:awq={tmp_path / 'awq.json'}", "--out", str(out)
     )
     assert "N* = " in said
-    assert "28 / 60" in said
+    assert "28.0 / 60.0" in said
     assert "ITL is per message" in said
     with (out / "imports.csv").open() as file:
         (line,) = csv.DictReader(file)

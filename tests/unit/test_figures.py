@@ -122,7 +122,7 @@ def test_a_point_says_its_figures(figures: dict[str, Figure]) -> None:
     """awq at B = 16 makes 100 x 16 x (64 / 16) ^ 0.5 / 2 = 1600 tokens/s, at 1% of spread."""
     said = [tip for tip in tips_of(figures["throughput"], "awq").values() if "B = 16:" in tip]
     assert len(said) == 1
-    assert said[0].startswith("SIMULATED · awq · B = 16: running 16, 1,600 tok/s (1,5")
+    assert said[0].startswith("SIMULATED · awq · B = 16: running 16.0, 1,600 tok/s (1,5")
 
 
 def test_batches_stand_on_a_logarithmic_axis(figures: dict[str, Figure]) -> None:
@@ -148,14 +148,14 @@ def test_cor_has_its_value_and_its_interval(figures: dict[str, Figure]) -> None:
     """Twice as fast at B = 4: COR = 1 / 2 - 1."""
     tips = tips_of(figures["cor"], "awq")
     assert list(tips) == [f"pt-awq-{k}" for k in (1, 2, 3, 4)]
-    assert re.search(r"awq · B = 4: running 4, COR −0\.5 \(−0\.5\d* to −0\.4\d*\)", tips["pt-awq-2"])
+    assert re.search(r"awq · B = 4: running 4\.00, COR −0\.500 \(−0\.5\d* to −0\.4\d*\)", tips["pt-awq-2"])
     assert not tips_of(figures["cor"], "fp16"), "the reference is the line at 0"
 
 
 def test_the_advantage_is_how_many_times_better(figures: dict[str, Figure]) -> None:
     """tokens/s at B = 1: (64 / 1) ^ 0.5 / 2 = 4; joules per query: 1.5 / 4 of fp16's, 2.67 times better."""
     tips = [tip for tip in figures["advantage"].tips.values() if "B = 1:" in tip]
-    assert any(re.search(r"tokens/s 4 times better .*, wins", tip) for tip in tips)
+    assert any(re.search(r"tokens/s 4.00 times better .*, wins", tip) for tip in tips)
     assert any("energy per query 2.67 times better" in tip for tip in tips)
 
 
@@ -174,8 +174,8 @@ def test_depth_is_in_the_order_of_steps(figures: dict[str, Figure]) -> None:
     svg = svg_of(figures["depth"])
     places = [svg.index(f">{steps}</text>") for steps in ("1-2", "3-4", "7+")]
     assert places == sorted(places)
-    assert "SIMULATED · awq · 7+ steps, 40 items: difference −10 pp (−20 to 0)" in figures["depth"].tips.values()
-    assert "SIMULATED · fp16 · 3-4 steps, 40 items: accuracy 60% (50 to 70)" in figures["depth"].tips.values()
+    assert "SIMULATED · awq · 7+ steps, 40 items: difference −10.0 pp (−20.0 to 0)" in figures["depth"].tips.values()
+    assert "SIMULATED · fp16 · 3-4 steps, 40 items: accuracy 60.0% (50.0 to 70.0)" in figures["depth"].tips.values()
 
 
 def test_every_id_is_there_once_and_every_tip_has_its_mark(figures: dict[str, Figure]) -> None:
@@ -266,7 +266,8 @@ def test_equal_bits_in_different_kernels_are_compared(tmp_path: Path) -> None:
     assert figure is not None
     assert figure.name == "backends-4-bit" and "Figure 6" in figure.caption
     assert {gid.rsplit("-", 1)[0] for gid in figure.tips} == {"pt-awq", "pt-bnb-nf4"}
-    assert any(re.match(r"awq · B = 1: running 1, tokens/s over fp16's 1\b", tip) for tip in figure.tips.values())
+    pattern = r"awq · B = 1: running 1\.00, tokens/s over fp16's 1\.00\b"
+    assert any(re.match(pattern, tip) for tip in figure.tips.values())
 
 
 def test_a_figure_of_many_points_keeps_its_ids_few(tmp_path: Path) -> None:

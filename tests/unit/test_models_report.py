@@ -35,8 +35,8 @@ def test_the_report_draws_the_studies(base: CellSummary) -> None:
     assert first["B* of the model"].startswith("wins below 4")
     assert first["B* measured"] == ""
     gamma, alpha, phi = first["parameters (95% CI)"].split("; ")
-    assert gamma.startswith("gamma 1 J/token (0.99")
-    assert alpha.startswith("alpha 2 J/(bit·step) (1.9")
+    assert gamma.startswith("gamma 1.00 J/token (0.99")
+    assert alpha.startswith("alpha 2.00 J/(bit·step) (1.9")
     assert phi.startswith("phi 0.") and " J/token (" in phi
     timed = next(row for row in rows if row[1:3] == ("ms/token", "M1"))
     assert " ms/token (" in timed[-1]

@@ -30,8 +30,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_of_each_target_it_is_said_what_became_of_its_requests(run: Run) -> None:
     """p99 of four values lies 97% of the way from the third to the fourth."""
     told = (
-        "4 requests a second sent, 4 answered; TTFT 145 / 394 ms and E2E 155 / 404 ms (p50 / p99) from when they were "
-        "due; 75.0% within ttft:200ms: 3 a second"
+        "4.00 requests a second sent, 4.00 answered; TTFT 145 / 394 ms and E2E 155 / 404 ms (p50 / p99) from when they "
+        "were due; 75.0% within ttft:200ms: 3.00 a second"
     )
     assert traffic_sentences(run) == {"fp16": told, "awq": told}
 
@@ -42,7 +42,7 @@ def test_the_terminal_names_the_arrivals_and_the_most_in_flight_and_no_b(run: Ru
     assert "2 targets × poisson:4 × 2 repeats" in text
     assert any(line.startswith("in flight ≤") and " 64" in line for line in lines)
     assert "good/s" in text
-    assert any(line.startswith("fp16 ") and " 3 " in line for line in lines), "3 good ones a second"
+    assert any(line.startswith("fp16 ") and " 3.00 " in line for line in lines), "3 good ones a second"
     assert "B =" not in text
     assert "B*" not in text
     assert "at poisson:4 (n = 2) +0.0 pp" in text, "accuracy question by question"
