@@ -15,7 +15,6 @@ from loadgen.load.body import BodyChanges
 from loadgen.measure.block import BlockRun, Judge
 from loadgen.measure.cell import Interrupt
 from loadgen.measure.config import api_key
-from loadgen.measure.cost import cost_sentences
 from loadgen.measure.machine import (
     allow_open_files,
     await_old_servers,
@@ -31,7 +30,7 @@ from loadgen.measure.machine import (
 )
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.measure.observer import Observer, Tee
-from loadgen.measure.plan import SweepPlan, changes_record, plan_rest, plan_sweep, planned_blocks
+from loadgen.measure.plan import SweepPlan, changes_record, cost_sentences, plan_rest, plan_sweep, planned_blocks
 from loadgen.measure.power import exporter_of, idle_power, plan_power
 from loadgen.measure.preflight import Learned, learn_from
 from loadgen.measure.prompts import Prompts
