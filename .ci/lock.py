@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-from loadgen.serving.cpu_env import PLUGIN, REQUIREMENTS
+from loadgen.serving.environment import PLUGIN, REQUIREMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = "3.11"

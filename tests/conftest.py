@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 from kinds import EVERYTHING, left_out, skip_slow_kinds
 
-from loadgen.serving.cpu_env import CpuEnvironment, default_environment
+from loadgen.serving.environment import CpuEnvironment, default_environment
 
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.register_profile("loadgen", deadline=None, derandomize=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from loadgen.cli import CONTEXT
-from loadgen.serving.cpu_env import CpuEnvironment, build, default_environment
+from loadgen.serving.environment import CpuEnvironment, build, default_environment
 from loadgen.workload.questions import SAMPLE_FILE
 
 

@@ -20,7 +20,7 @@ from loadgen.power.nvml import NvmlReader
 from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.sampler import select_gpus
 from loadgen.serving.checkpoint import cache_folder, cached_snapshot, free_bytes, has_weights
-from loadgen.serving.cpu_env import LIBRARY, library_is_here
+from loadgen.serving.environment import LIBRARY, library_is_here
 from loadgen.serving.launch import CPU_INFO
 from loadgen.serving.recipe import Recipe, checkpoints_of, load_models
 

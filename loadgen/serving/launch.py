@@ -20,7 +20,7 @@ from loadgen.address import http_url
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
-from loadgen.serving.cpu_env import default_environment
+from loadgen.serving.environment import default_environment
 from loadgen.serving.recipe import (
     Device,
     Dtype,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from loadgen.serving.cpu_env import PLUGIN, REQUIREMENTS
+from loadgen.serving.environment import PLUGIN, REQUIREMENTS
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("dockerd", "docker", "docker-compose", "debootstrap", "prometheus", "promtool")

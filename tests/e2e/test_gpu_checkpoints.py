@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loadgen.serving.cpu_env import CpuEnvironment
+from loadgen.serving.environment import CpuEnvironment
 
 pytestmark = pytest.mark.vllm
 

@@ -10,7 +10,7 @@ import pytest
 
 import loadgen
 from loadgen.analysis.run import Run
-from loadgen.serving.cpu_env import default_environment
+from loadgen.serving.environment import default_environment
 
 pytestmark = pytest.mark.vllm
 

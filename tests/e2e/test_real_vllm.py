@@ -10,7 +10,7 @@ import pytest
 from published import FOLDER
 
 import loadgen
-from loadgen.serving.cpu_env import CpuEnvironment
+from loadgen.serving.environment import CpuEnvironment
 
 pytestmark = pytest.mark.vllm
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.serving import cpu_env
-from loadgen.serving.cpu_env import CpuEnvironment, build, default_environment
+from loadgen.serving import environment as cpu_env
+from loadgen.serving.environment import CpuEnvironment, build, default_environment
 from loadgen.serving.recipe import recipes_dir
 
 
