@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from loadgen.errors import UsageError
-from loadgen.workload import shots
+from loadgen.workload import dataset as shots
 from loadgen.workload.dataset import AnswerKind, Dataset
 from loadgen.workload.item import Item
 from loadgen.workload.questions import own_shots

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.workload import shots
+from loadgen.workload import dataset as shots
 from loadgen.workload.dataset import DATASETS, Dataset
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import PROTOCOLS, Protocol, default_protocol, load_protocol

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from programs import package
 
-from loadgen.workload.dataset import load_dataset
+from loadgen.workload.dataset import TASK_FILES, load_dataset
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import Protocol, load_protocol
-from loadgen.workload.shots import TASK_FILES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 package("lm_eval")

@@ -11,11 +11,11 @@ import pytest
 from published import published
 
 from loadgen.errors import UsageError
-from loadgen.workload import shots
+from loadgen.workload import dataset as shots
+from loadgen.workload.dataset import HarnessTask, installed_task
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
 from loadgen.workload.published import PublishedFile
-from loadgen.workload.shots import HarnessTask, installed_task
 
 ITEM = Item(id="test-0000", question="How many?", solution="#### 2", gold="2")
 UNREACHABLE = "http://127.0.0.1:1/rows.jsonl"
