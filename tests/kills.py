@@ -21,9 +21,8 @@ from loadgen.analysis.run import Run, load_run
 from loadgen.load.exchange import Exchange
 from loadgen.measure.machine import await_old_servers
 from loadgen.record.cell import Cell, plan_blocks
-from loadgen.record.journal import cell_file, cell_files, read_lines, read_records
+from loadgen.record.journal import cell_file, cell_files, read_lines, read_records, unfinished_cells, why_unfinished
 from loadgen.record.manifest import read_manifest
-from loadgen.record.rundir import unfinished_cells, why_unfinished
 from loadgen.workload.questions import sample_items
 
 REQUESTS = 32

@@ -25,8 +25,8 @@ from loadgen.measure.observer import Observer
 from loadgen.measure.run import Interrupted, resume_sweep, run_sweep
 from loadgen.record.cell import Cell, plan_blocks
 from loadgen.record.config import SweepConfig
+from loadgen.record.journal import unfinished_cells
 from loadgen.record.manifest import read_manifest
-from loadgen.record.rundir import unfinished_cells
 from loadgen.serving.launch import find_vllm, plan_launch
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.serving.recipe import load_recipe

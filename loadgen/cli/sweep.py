@@ -111,8 +111,8 @@ def command(
     from loadgen.measure.config import configure
     from loadgen.measure.run import Interrupted, rehearse_rest, rehearse_sweep, resume_sweep, run_sweep
     from loadgen.measure.settings import require_consent, resumed_config
+    from loadgen.record.journal import resume_command, unfinished_cells
     from loadgen.record.manifest import read_manifest
-    from loadgen.record.rundir import resume_command, unfinished_cells
     from loadgen.reports.live import PlainView
     from loadgen.reports.terminal import print_end, stdout_console
 

@@ -25,9 +25,8 @@ from loadgen.measure.servers import Server, Source
 from loadgen.power.feed import PowerFeed
 from loadgen.power.trace import Owners
 from loadgen.record.cell import Block, Cell, CellVerdict
-from loadgen.record.journal import CellEnd, CellStart, Journal, cell_file, power_file
+from loadgen.record.journal import CellEnd, CellStart, Journal, cell_file, power_file, set_aside
 from loadgen.record.manifest import ManifestFile, PowerBlock, PowerPlan
-from loadgen.record.rundir import set_aside
 from loadgen.serving.metrics import metrics_of
 
 RELAUNCHES = 2

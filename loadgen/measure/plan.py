@@ -20,8 +20,8 @@ from loadgen.measure.machine import client_record, host_record
 from loadgen.measure.settings import as_stored
 from loadgen.record.cell import Block, Cell, plan_blocks
 from loadgen.record.config import SweepConfig
+from loadgen.record.journal import unfinished
 from loadgen.record.manifest import BodyChangesRecord, DatasetRecord, Manifest, PowerPlan, ProtocolRecord
-from loadgen.record.rundir import unfinished
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import cache_folder, cached_snapshot, downloaded_bytes, free_bytes, weights_of
 from loadgen.serving.facts import Target

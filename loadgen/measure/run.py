@@ -37,8 +37,8 @@ from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Patience, Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.config import SweepConfig
+from loadgen.record.journal import held, stored, unfinished
 from loadgen.record.manifest import Manifest, ManifestFile, PowerPlan, read_manifest
-from loadgen.record.rundir import held, stored, unfinished
 from loadgen.secret import Mask
 from loadgen.serving.facts import proxies_passed_by
 from loadgen.serving.process import mask_log

@@ -12,7 +12,7 @@ from bench.gpu.measure import Deadline, Site, measure
 from bench.gpu.pack import pack
 from bench.gpu.pages import write
 from bench.gpu.plan import load_plan
-from loadgen.record.rundir import unfinished_cells
+from loadgen.record.journal import unfinished_cells
 
 PLAN = """
 name = "small"

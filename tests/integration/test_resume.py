@@ -18,9 +18,8 @@ from conftest import KnownServer, known_server
 import loadgen
 from loadgen.errors import UsageError
 from loadgen.load.exchange import Exchange
-from loadgen.record.journal import cell_files, read_records
+from loadgen.record.journal import cell_files, held, read_records
 from loadgen.record.manifest import Manifest
-from loadgen.record.rundir import held
 from loadgen.workload.questions import sample_items
 
 REQUESTS = 9

@@ -20,9 +20,23 @@ from loadgen.measure.config import configure
 from loadgen.measure.machine import await_old_servers, begin_session
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import TargetSpec, plan_blocks
-from loadgen.record.journal import CellEnd, CellStart, Journal, cell_end, cell_file, cell_files, power_file, sealed
+from loadgen.record.journal import (
+    CellEnd,
+    CellStart,
+    Journal,
+    cell_end,
+    cell_file,
+    cell_files,
+    held,
+    power_file,
+    resume_command,
+    sealed,
+    set_aside,
+    unfinished,
+    unfinished_cells,
+    why_unfinished,
+)
 from loadgen.record.manifest import Attempt, Manifest, ManifestFile, ServerRecord, read_manifest
-from loadgen.record.rundir import held, resume_command, set_aside, unfinished, unfinished_cells, why_unfinished
 from loadgen.serving.process import free_port
 
 KILLED = "killed before its last record"
@@ -177,7 +191,7 @@ def test_a_failure_that_a_later_session_made_good_is_no_warning_any_more(tmp_pat
 
 def test_a_run_directory_is_held_by_one_sweep_at_a_time_also_after_a_kill(tmp_path: Path) -> None:
     program = (
-        "import sys, time, pathlib; from loadgen.record.rundir import held\n"
+        "import sys, time, pathlib; from loadgen.record.journal import held\n"
         f"with held(pathlib.Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(600)"
     )
     other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
