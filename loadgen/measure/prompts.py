@@ -17,7 +17,7 @@ from loadgen.load.workers import Assignment
 from loadgen.measure.plan import SweepPlan
 from loadgen.measure.preflight import short_answer
 from loadgen.workload.item import Item
-from loadgen.workload.vocabulary import OPENER, Vocabulary, fitted, learn_vocabulary
+from loadgen.workload.traffic import OPENER, Vocabulary, fitted, learn_vocabulary
 
 CHECKED = 4
 """Prompts whose length is counted before the others are believed."""

@@ -16,8 +16,7 @@ from loadgen.measure.plan import plan_sweep
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
-from loadgen.workload.traffic import Lengths, Shape
-from loadgen.workload.vocabulary import CANDIDATES, Vocabulary, fitted, learn_vocabulary
+from loadgen.workload.traffic import CANDIDATES, Lengths, Shape, Vocabulary, fitted, learn_vocabulary
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:04.0000000,480,10
