@@ -1,9 +1,9 @@
 """Traffic without answers to grade: a user's prompts, conversations, a trace's lengths and times, synthetic lengths.
 
 Shape: how many tokens prompts and answers have. Vocabulary: words of which a tokenizer makes one token each, and
-prompts of exactly so many tokens written with them, once the server can count tokens. Every common tokenizer has short English
-words with the space before them as one token. Which ones a server's has, and how many tokens it adds to a prompt (its
-template, a first token), is found by counting a few texts.
+prompts of exactly so many tokens written with them, once the server can count tokens. Every common tokenizer has short
+English words with the space before them as one token. Which ones a server's has, and how many tokens it adds to a
+prompt (its template, a first token), is found by counting a few texts.
 """
 
 from __future__ import annotations
