@@ -124,7 +124,11 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     unparsed_rate: float | None
     client: ClientFigures
     memory_needed_bytes: int | None
-    """Weights and the KV cache in use at its peak in the window, by the server's own report."""
+    """Weights and the KV cache in use at its peak in the window, by the server's own report, over all its GPUs."""
+    gpus: int | None = None
+    """That share the model."""
+    tokens_per_s_per_gpu: float | None = None
+    memory_needed_per_gpu_bytes: float | None = None
     traffic: Traffic
     goodput: Goodput
     energy: CellEnergy
@@ -263,6 +267,7 @@ def summarize_cell(
         )
     )  # fmt: skip
     outcomes = [grade.outcome for grade in grades if grade is not None and grade.correct is not None]
+    gpus, needed_bytes = (memory.gpus, memory.needed_bytes(samples)) if memory else (None, None)
     return CellSummary(
         **figures,
         target=data.cell.target,
@@ -288,7 +293,10 @@ def summarize_cell(
         truncated_rate=_share(outcomes, "truncated"),
         unparsed_rate=_share(outcomes, "unparsed"),
         client=client,
-        memory_needed_bytes=memory.needed_bytes(samples) if memory else None,
+        memory_needed_bytes=needed_bytes,
+        gpus=gpus,
+        tokens_per_s_per_gpu=figures["tokens_per_s"] / gpus if gpus and figures["tokens_per_s"] is not None else None,
+        memory_needed_per_gpu_bytes=needed_bytes / gpus if gpus and needed_bytes is not None else None,
         traffic=traffic,
         goodput=goodput_of(data, slo, energy.energy_j),
         energy=energy,

@@ -367,6 +367,8 @@ class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     model_bytes: int | None = None
     kv_cache_bytes: int | None = None
+    gpus: int | None = None
+    """That share the model: the server's workers, else the GPUs whose energy is measured; None: neither is known."""
 
     def needed_bytes(self, samples: Sequence[ServerSample]) -> int | None:
         """The weights, and the share of the KV cache in use at its peak over `samples`; None where one is unknown.
@@ -381,8 +383,14 @@ class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def server_memory(manifest: Manifest, target: str, repeat: int, session: int = 1) -> ServerMemory:
-    """The memory of the server that this target was measured on; all None for one that loadgen did not launch."""
+    """The memory of the server that this target was measured on, and its GPUs; None for what is not known, as the
+    memory of a server that loadgen did not launch."""
+    place = (target, repeat, session)
+    on_cpu = manifest.config.mode == "serve" and manifest.config.device == "cpu"
+    blocks = [b for b in manifest.power_blocks if (b.target, b.repeat, b.session) == place]
+    measured = next((sum(gpu.scope != "package" for gpu in block.gpus) or None for block in blocks), None)
     for server in manifest.servers:
-        if (server.name, server.repeat, server.session) == (target, repeat, session):
-            return ServerMemory(model_bytes=server.model_bytes, kv_cache_bytes=server.kv_cache_bytes)
-    return ServerMemory()
+        if (server.name, server.repeat, server.session) == place:
+            gpus = None if on_cpu else server.workers or measured
+            return ServerMemory(model_bytes=server.model_bytes, kv_cache_bytes=server.kv_cache_bytes, gpus=gpus)
+    return ServerMemory(gpus=measured)

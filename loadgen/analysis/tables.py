@@ -204,6 +204,7 @@ AVERAGED = (
     "ttft_ms_mean", "ttft_ms_p50", "ttft_ms_p90", "ttft_ms_p99", "itl_ms_mean", "itl_ms_p50", "itl_ms_p99",
     "tpot_ms_mean", "tpot_ms_p50", "tpot_ms_p99", "e2e_ms_mean", "e2e_ms_p50", "e2e_ms_p99",
     "output_tokens_mean", "memory_needed_bytes", "cache_hit_share",
+    "tokens_per_s_per_gpu", "memory_needed_per_gpu_bytes",
 )  # fmt: skip
 ENERGY = (
     "energy_j", "power_w_mean", "energy_per_token_j", "energy_per_query_j", "energy_hli_per_query_j",
@@ -221,7 +222,7 @@ COLUMNS = (
     "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "questions", "truncated_rate", "unparsed_rate",
     "guessed_rate", "stopped_rate", "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
     *ENERGY[5:],
-    "memory_needed_bytes", "cache_hit_share",
+    "memory_needed_bytes", "cache_hit_share", "gpus", "tokens_per_s_per_gpu", "memory_needed_per_gpu_bytes",
     "arrival", "rate_asked_per_s", "arrivals", "rate_per_s", "completed_per_s", "late", "late_ms_p99", "dropped",
     "good", "goodput_per_s", "goodput_per_s_lo", "goodput_per_s_hi", "goodput_share", "energy_per_good_query_j",
     "simulated",
@@ -264,6 +265,7 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None,
     row |= {"repeats": len(cells), "simulated": any(cell.simulated for cell in cells)}
     row |= {column: _sum([getattr(cell.validity, column) for cell in cells]) for column in VALID.values()}
     row |= {"requests": sum(c.requests for c in counted), "errors": sum(c.errors for c in counted)}
+    row["gpus"] = max((cell.gpus for cell in counted if cell.gpus is not None), default=None)
     row["running_source"] = ", ".join(sorted({cell.running_source for cell in counted}))
     row |= {column: _mean([getattr(cell, column) for cell in counted]) for column in DIAGNOSTICS}
     row |= {column: _mean(_known_of(cells, column)) for column in (*AVERAGED, *ENERGY, *GOODPUT, "tokens_per_s")}

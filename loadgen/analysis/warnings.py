@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
@@ -43,6 +44,7 @@ def run_warnings(
     latency = [cell for cell in cells if cell.validity.latency_valid]
     return (
         *checkpoint_notes(manifest),
+        *unequal_gpus(cells, config.reference),
         *invalid_sentences(invalid, arrival),
         *damaged,
         *(
@@ -128,6 +130,8 @@ def checkpoint_notes(manifest: Manifest) -> list[str]:
         for note in filter(None, (server.note, *server.remarks)):
             targets.setdefault(note, {})[server.name] = None
     chosen = [f"{name}: {found}" for name, found in manifest.checkpoints.items()]
+    if manifest.config.vllm_args:
+        chosen.append(f"every vLLM was given {shlex.join(manifest.config.vllm_args)}")
     return [*(f"{', '.join(names)}: {note}" for note, names in targets.items()), *chosen, *unequal_servers(manifest)]
 
 
@@ -152,6 +156,35 @@ def unequal_servers(manifest: Manifest) -> list[str]:
                 "of their difference is not of precision, most at small B"
             )
     return sentences
+
+
+def unequal_gpus(cells: Sequence[CellSummary], reference: str) -> list[str]:
+    """One sentence per target whose model is shared by another number of GPUs than the reference's, with how their
+    throughputs per GPU compare where both loads are valid."""
+    counts = {cell.target: cell.gpus for cell in cells if cell.gpus is not None}
+    rates: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        if cell.validity.valid and cell.tokens_per_s_per_gpu is not None:
+            rates.setdefault((cell.target, cell.load), []).append(cell.tokens_per_s_per_gpu)
+    sentences = []
+    for name, count in counts.items():
+        ours = counts.get(reference, count)
+        if count != ours:
+            shares = [
+                f"{fmean(of) / fmean(rates[reference, load]):.2f} at {load}"
+                for (target, load), of in rates.items()
+                if target == name and (reference, load) in rates
+            ]
+            times = f" ({name} makes {', '.join(shares)} times the tokens/s per GPU of {reference})" * bool(shares)
+            sentences.append(
+                f"{name} runs on {_gpus(count)} and {reference} on {_gpus(ours)}: compare tokens_per_s_per_gpu{times}; "
+                "joules are over all GPUs of each"
+            )
+    return sentences
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s' * (count > 1)}"
 
 
 def hit_warnings(cells: Sequence[CellSummary]) -> list[str]:

@@ -19,7 +19,7 @@ from loadgen.measure.config import api_key
 from loadgen.measure.machine import begin_session, clock_anchor, compare_gpus, require_same_server
 from loadgen.measure.observer import Observer
 from loadgen.measure.plan import SweepPlan
-from loadgen.measure.power import SIMULATED_PATH, PowerRecorder, owners_of, server_processes
+from loadgen.measure.power import SIMULATED_PATH, PowerRecorder, gpus_needed, owners_of, server_processes
 from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Server, Source
 from loadgen.power.feed import PowerFeed
@@ -106,7 +106,7 @@ class BlockRun:
         url = f"{server.target.url}{SIMULATED_PATH}" if self.power.kind == "simulated" else exporter_url
         path = power_file(file.run_dir, name, block.repeat, file.session)
         try:
-            feed = PowerFeed(url, self.power.gpus) if url is not None else None
+            feed = PowerFeed(url, self._gpus(name)) if url is not None else None
             recorder = PowerRecorder(feed, path, simulated=server.target.simulated) if feed is not None else None
         except UsageError as error:
             self.warn(f"{name}, repeat {block.repeat}: power is not measured: {error}")
@@ -128,6 +128,11 @@ class BlockRun:
             recorder.close()
             if len(file.manifest.power_blocks) > known:
                 file.end_power(*recorder.losses)
+
+    def _gpus(self, name: str) -> tuple[str, ...] | None:
+        """The target's own GPUs, the first of those chosen; all of them where loadgen did not launch its server."""
+        needed = gpus_needed(self.source.launches).get(name)
+        return self.power.gpus if self.power.gpus is None else self.power.gpus[:needed]
 
     def _owners(self, server: Server, recorder: PowerRecorder) -> Owners:
         """Whose the processes on the GPUs are, now that the server is up and nothing has been asked of it."""

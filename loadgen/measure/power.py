@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic_ns, sleep
 from urllib.parse import urlsplit
@@ -22,13 +22,13 @@ from loadgen.power.energy import energy_of_window
 from loadgen.power.feed import PowerFacts, PowerFeed
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
-from loadgen.power.sample import GpuLostError, GpuProcess, PowerSample
+from loadgen.power.sample import GpuInfo, GpuLostError, GpuProcess, PowerSample
 from loadgen.power.sampler import select_gpus
 from loadgen.power.trace import MPS_SERVER, Owners, Rest, calibrate
 from loadgen.record.config import SweepConfig
 from loadgen.record.journal import Journal, session_suffix
 from loadgen.record.manifest import PowerPlan
-from loadgen.serving.launch import Launch
+from loadgen.serving.launch import Launch, workers_of
 from loadgen.serving.process import ServerProcess, free_port
 
 _LISTENING = "0A"
@@ -151,20 +151,66 @@ COVER_TIMEOUT_S = 3.0
 SIMULATED_PATH = "/power"
 
 
-def plan_power(config: SweepConfig, *, simulated: bool) -> PowerPlan:
-    """The source that `--power` means; `simulated` servers bring a simulated GPU with them.
+def gpus_needed(launches: Mapping[str, Launch]) -> dict[str, int]:
+    """By target, the GPUs that its server takes; empty for servers that run on no GPU of this machine."""
+    return {name: workers_of(one.argv) or 1 for name, one in launches.items() if one.device == "cuda"}
+
+
+def serving_gpus(config: SweepConfig, needs: Mapping[str, int]) -> tuple[GpuInfo, ...]:
+    """The GPUs of this machine for the servers that loadgen launches; each takes the first, as many as it `needs`.
+
+    Those of `--gpu`, else of CUDA_VISIBLE_DEVICES, else all; empty where NVML cannot tell. Raises UsageError where a
+    target needs several and there are fewer.
+    """
+    visible, found = os.environ.get("CUDA_VISIBLE_DEVICES"), tuple[GpuInfo, ...]()
+    with contextlib.suppress(Exception):  # what is wrong with the sensors is said where power is planned
+        reader = NvmlReader()
+        try:
+            infos, unreadable = reader.gpus(), reader.unreadable
+        finally:
+            reader.close()
+        known = {info.uuid: info for info in sorted(infos, key=lambda info: info.index)}
+        order = os.environ.get("CUDA_DEVICE_ORDER")
+        chosen = list(known)
+        if config.gpus or visible is not None:
+            chosen = select_gpus(infos, asked=config.gpus, visible=visible, order=order, unreadable=unreadable)
+        found = tuple(known[uuid] for uuid in chosen)
+    named = config.gpus or (visible.split(",") if visible is not None else None)
+    count = len(found) if found or named is None else len(named)
+    for name, needed in needs.items():
+        if needed > max(count, 1) and (found or named):
+            raise UsageError(
+                f"{name} needs {needed} GPUs and {count} {'is' if count == 1 else 'are'} visible: give a smaller "
+                "--tensor-parallel, or name more GPUs with --gpu or CUDA_VISIBLE_DEVICES"
+            )
+    return found
+
+
+def gpu_variables(config: SweepConfig, gpus: Sequence[GpuInfo], launch: Launch) -> dict[str, str]:
+    """Variables that keep a server to the first of these GPUs, where CUDA would choose others; else none."""
+    needed = workers_of(launch.argv) or 1
+    by_user = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
+    if not gpus or (config.gpus is None and (by_user or len(gpus) <= needed)):
+        return {}
+    indices = ",".join(str(info.index) for info in gpus[:needed])
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indices}
+
+
+def plan_power(config: SweepConfig, *, simulated: bool, needs: Mapping[str, int] | None = None) -> PowerPlan:
+    """The source that `--power` means; `simulated` servers bring a simulated GPU with them, and launched ones use as
+    many GPUs as each target `needs`.
 
     Raises UsageError when a source that was asked for cannot be had, or when `exclusive` GPUs are in use or nobody can
     say; what `auto` cannot have is `none` with a reason.
     """
-    plan = _plan(config, simulated=simulated)
+    plan = _plan(config, simulated=simulated, needs=needs or {})
     if config.exclusive and plan.kind in ("none", "rapl"):
         why = plan.reason or "--power rapl measures CPUs"
         raise UsageError(f"--exclusive cannot be checked without the GPUs' sensors ({why}): omit it")
     return plan
 
 
-def _plan(config: SweepConfig, *, simulated: bool) -> PowerPlan:
+def _plan(config: SweepConfig, *, simulated: bool, needs: Mapping[str, int]) -> PowerPlan:
     kind = config.power
     if kind == "none":
         return PowerPlan(kind="none", reason="not requested: give --power")
@@ -181,12 +227,12 @@ def _plan(config: SweepConfig, *, simulated: bool) -> PowerPlan:
             reason = "the servers run on another machine: start `loadgen exporter` there, give --power exporter=URL"
             return PowerPlan(kind="none", reason=reason)
         try:
-            plan, seen = _local(config, "nvml")
+            plan, seen = _local(config, "nvml", needs)
         except Exception as error:  # whatever is wrong with the sensors, it costs the energy and not the sweep
             why = str(error) if isinstance(error, UsageError) else f"NVML failed ({type(error).__name__}: {error})"
             return PowerPlan(kind="none", reason=why)
         return _looked_at(config, msgspec.structs.replace(plan, required=False), seen)
-    return _looked_at(config, *_local(config, kind))
+    return _looked_at(config, *_local(config, kind, needs))
 
 
 def _looked_at(config: SweepConfig, plan: PowerPlan, seen: Mapping[str, PowerSample]) -> PowerPlan:
@@ -200,7 +246,7 @@ def _looked_at(config: SweepConfig, plan: PowerPlan, seen: Mapping[str, PowerSam
     )
 
 
-def _local(config: SweepConfig, kind: str) -> tuple[PowerPlan, dict[str, PowerSample]]:
+def _local(config: SweepConfig, kind: str, needs: Mapping[str, int]) -> tuple[PowerPlan, dict[str, PowerSample]]:
     """The sensors are opened once here, so that what is missing is said before anything starts; with a full reading of
     each GPU that was chosen."""
     reader = NvmlReader() if kind == "nvml" else RaplReader()
@@ -208,7 +254,8 @@ def _local(config: SweepConfig, kind: str) -> tuple[PowerPlan, dict[str, PowerSa
         infos = reader.gpus()
         if isinstance(reader, RaplReader):
             return PowerPlan(kind=kind, gpus=tuple(info.uuid for info in infos)), {}
-        chosen = select_gpus(
+        serving = serving_gpus(config, needs) if needs else ()
+        chosen = [info.uuid for info in serving[: max(needs.values(), default=0)]] or select_gpus(
             infos,
             asked=config.gpus,
             visible=os.environ.get("CUDA_VISIBLE_DEVICES"),

@@ -31,7 +31,7 @@ from loadgen.measure.machine import (
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.measure.observer import Observer, Tee
 from loadgen.measure.plan import SweepPlan, changes_record, cost_sentences, plan_rest, plan_sweep, planned_blocks
-from loadgen.measure.power import exporter_of, idle_power, plan_power
+from loadgen.measure.power import exporter_of, gpus_needed, idle_power, plan_power
 from loadgen.measure.preflight import Learned, learn_from
 from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Patience, Source, source_of
@@ -81,7 +81,7 @@ def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -
     allow_open_files(config)
     source, patience = source_of(config), Patience(config.wait_ready_s, observer)
     source.check(patience)
-    power = plan_power(config, simulated=source.simulated)
+    power = plan_power(config, simulated=source.simulated, needs=gpus_needed(source.launches))
     plan = plan_sweep(config)
     with new_run_dir(config, keep=keep) as run_dir:
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
@@ -96,7 +96,7 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
     allow_open_files(config)
     source, patience = source_of(config, begun.checkpoints), Patience(config.wait_ready_s, observer)
     source.check(patience)
-    power = plan_power(config, simulated=source.simulated)
+    power = plan_power(config, simulated=source.simulated, needs=gpus_needed(source.launches))
     known = begun.body_changes
     known_changes = BodyChanges(extra=config.extra_body, refused=known.refused, limit_field=known.limit_field)
     learned = _learn(plan, source, patience, known_changes)

@@ -21,6 +21,8 @@ from loadgen.load.openloop import CLOSED
 from loadgen.load.sse import server_message
 from loadgen.measure.config import api_key
 from loadgen.measure.observer import Observer
+from loadgen.measure.power import gpu_variables, gpus_needed, serving_gpus
+from loadgen.power.sample import GpuInfo
 from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
 from loadgen.record.manifest import FoundCheckpoint, ServerRecord
@@ -29,7 +31,15 @@ from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.compose import variable
 from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
 from loadgen.serving.hub import Derivatives, is_hub_id
-from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, option, plan_launch, plan_simulated
+from loadgen.serving.launch import (
+    API_KEY,
+    Launch,
+    confirm_checkpoint,
+    find_vllm,
+    option,
+    plan_launch,
+    plan_simulated,
+)
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port, port_is_free
 from loadgen.serving.project import Project
@@ -320,11 +330,16 @@ class _Processes:
 
 
 class _Launched(_Processes):
+    _gpus: tuple[GpuInfo, ...] = ()
+    """Those that servers may use; empty where they are not known."""
+
     def check(self, patience: Patience) -> None:
         if warning := token_warning():
             patience.warn(warning)
         self._find(patience)
         self.launches = {spec.name: self.plan(spec, free_port()) for spec in self._config.targets}
+        if self._config.device == "cuda":
+            self._gpus = serving_gpus(self._config, gpus_needed(self.launches))
         for launch in self.launches.values():
             confirm_checkpoint(launch)
 
@@ -366,7 +381,7 @@ class _Launched(_Processes):
         )
         # The key that requests carry is the one that the server asks for.
         key = {API_KEY: api_key(config)} if config.api_key_env and api_key(config) else {}
-        return msgspec.structs.replace(launch, env={**launch.env, **key})
+        return msgspec.structs.replace(launch, env={**launch.env, **gpu_variables(config, self._gpus, launch), **key})
 
 
 def _room_tokens(config: SweepConfig) -> int | None:

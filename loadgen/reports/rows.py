@@ -148,6 +148,7 @@ RESULT: Sequence[Column[CsvRow]] = (
     Column("valid", repeats_valid, SHORT),
 )
 """Columns of summary.csv. `× ref`, tokens/s over the reference's, is 1 / (1 + COR), over both's repeats at equal B."""
+PER_GPU = Column[CsvRow]("tok/s/GPU", _of("tokens_per_s_per_gpu"))
 TRAFFIC: Sequence[Column[CsvRow]] = (
     Column("target", _text("target"), NAME),
     Column("repeat", _text("repeat")),
@@ -181,6 +182,14 @@ GOODPUT: Sequence[Column[CsvRow]] = (
 def _cell_valid(cell: CsvRow) -> str:
     bad = invalid_of(cell)
     return "no" if not cell["valid"] else f"except {', '.join(bad)}" if bad else "yes"
+
+
+def result_columns(run: Run) -> Sequence[Column[CsvRow]]:
+    """Those of RESULT, with the throughput per GPU behind the whole one where a model is shared by several."""
+    if not (run.summary["gpus"] > 1).any():
+        return RESULT
+    place = [column.heading for column in RESULT].index("tok/s") + 2
+    return [*RESULT[:place], PER_GPU, *RESULT[place:]]
 
 
 def summary_rows(run: Run) -> list[dict[Any, Any]]:

@@ -104,24 +104,57 @@ def fake_vllm(folder: Path) -> Path:
     return script
 
 
-@pytest.mark.slow
-def test_idle_power_is_taken_before_the_first_server(stub: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+@pytest.fixture(scope="module")
+def served(stub: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep of two launched servers, one on two GPUs, of three that draw 300, 400 and 500 W; and what it printed."""
+    folder = tmp_path_factory.mktemp("served")
     done = subprocess.run(
         [
-            sys.executable, "-m", "loadgen", "sweep", "--serve", "bf16", "--model", "tiny/model", "--device", "cpu",
-            "--vllm", str(fake_vllm(tmp_path)), "--concurrency", "2", "--dataset", "sample", "--repeats", "2",
-            "--duration", "2", "--power", "nvml", "--out", str(out),
+            sys.executable, "-m", "loadgen", "sweep", "--serve", "bf16,pair:bf16", "--model", "tiny/model",
+            "--tensor-parallel", "pair=2", "--vllm", str(fake_vllm(folder)), "--concurrency", "2",
+            "--dataset", "sample", "--repeats", "1", "--duration", "2", "--power", "nvml", "--out", str(folder / "run"),
+            "--", "--enforce-eager",
         ],
-        capture_output=True, text=True, env=Curve(base_w=WATTS).environment(stub), check=False,
+        capture_output=True, text=True, check=False,
+        env=Curve(base_w=WATTS).environment(stub, GPUS=3) | {"HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return folder / "run", done.stdout
+
+
+@pytest.mark.slow
+def test_a_target_has_the_energy_of_its_own_gpus(served: tuple[Path, str]) -> None:
+    out, _ = served
+    run = loadgen.load_run(out)
+    assert run.manifest.power.gpus == (uuid_of(0), uuid_of(1))
+    rows = {row["target"]: row for row in run.summary.to_dict("records")}
+    assert rows["bf16"]["power_w_mean"] == pytest.approx(WATTS, rel=0.02)
+    assert rows["pair"]["power_w_mean"] == pytest.approx(2 * WATTS + 100, rel=0.02)
+    assert (rows["bf16"]["gpus"], rows["pair"]["gpus"]) == (1, 2)
+    for row in rows.values():
+        assert row["tokens_per_s_per_gpu"] == pytest.approx(row["tokens_per_s"] / row["gpus"])
+    for server, (count, visible) in zip(run.manifest.servers, ((1, "0"), (2, "0,1")), strict=True):
+        argv = server.argv or ()
+        assert ("--tensor-parallel-size" in argv) == (count > 1)
+        assert argv[-1] == "--enforce-eager"
+        assert server.env["CUDA_VISIBLE_DEVICES"] == visible
+    warnings = "\n".join(run.analysis.warnings)
+    assert "pair runs on 2 GPUs and bf16 on 1 GPU: compare tokens_per_s_per_gpu (pair makes " in warnings
+    assert "every vLLM was given --enforce-eager" in warnings
+    assert "tok/s/GPU" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_idle_power_is_taken_before_the_first_server(served: tuple[Path, str]) -> None:
+    out, printed = served
     manifest = loadgen.load_run(out).manifest
-    assert manifest.power.idle_w == {uuid_of(0): pytest.approx(WATTS, rel=0.01)}, done.stderr
+    idle_w = {uuid_of(0): WATTS, uuid_of(1): WATTS + 100}
+    assert manifest.power.idle_w == {uuid: pytest.approx(watts, rel=0.01) for uuid, watts in idle_w.items()}
     assert manifest.power.idle_calibration[uuid_of(0)].samples > 50
     idle = [r.t_ns for r in read_records(out / "journal" / "power" / "idle.jsonl") if isinstance(r, PowerSample)]
     assert max(idle) < min(server.started_ns for server in manifest.servers)
-    told = re.search(rf"before the first server: {uuid_of(0)} ([0-9.]+) W", done.stdout)
-    assert told is not None, done.stdout
+    told = re.search(rf"before the first server: {uuid_of(0)} ([0-9.]+) W", printed)
+    assert told is not None, printed
     assert float(told[1]) == pytest.approx(manifest.power.idle_w[uuid_of(0)], abs=0.051)
 
 

@@ -9,7 +9,7 @@ import pytest
 from loadgen.errors import ServerError, UsageError
 from loadgen.measure import power
 from loadgen.measure.config import configure
-from loadgen.measure.power import exporter_of, plan_power
+from loadgen.measure.power import exporter_of, plan_power, serving_gpus
 from loadgen.power.sample import GpuInfo, PowerSample
 from loadgen.record.config import SweepConfig
 from loadgen.record.manifest import PowerPlan
@@ -72,3 +72,56 @@ def test_an_exporter_that_does_not_start(required: bool, tmp_path: Path) -> None
     with exporter_of(plan, tmp_path, said.append) as url:
         assert url is None
     assert said[0].startswith("energy is not measured: the power exporter did not start: ")
+
+
+class Four(Fine):
+    """Four GPUs that can be read, not in the order of their numbers."""
+
+    def gpus(self) -> list[GpuInfo]:
+        return [GpuInfo(uuid=f"GPU-{index}", index=index, name="H200") for index in (2, 0, 1, 3)]
+
+
+def served(**options: object) -> SweepConfig:
+    return configure(serve="fp16,bf16", model="org/model", vllm="/bin/true", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "visible", "chosen"),
+    [(None, None, "0123"), (None, "3,1", "31"), ("GPU-2,GPU-0", None, "20"), ("GPU-2,GPU-0", "1", "20")],
+)
+def test_servers_take_the_gpus_that_are_named_else_the_visible_ones_else_the_first(
+    monkeypatch: pytest.MonkeyPatch, gpu: str | None, visible: str | None, chosen: str
+) -> None:
+    monkeypatch.setattr(power, "NvmlReader", Four)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    config, needs = served(gpu=gpu), {"fp16": 2, "bf16": 1}
+    assert [info.uuid for info in serving_gpus(config, needs)] == [f"GPU-{number}" for number in chosen]
+    planned = plan_power(config, simulated=False, needs=needs)
+    assert planned.gpus == tuple(f"GPU-{number}" for number in chosen[:2])
+
+
+@pytest.mark.parametrize(
+    ("reader", "visible", "said"),
+    [
+        (Four, None, "fp16 needs 8 GPUs and 4 are visible: give a smaller --tensor-parallel, or name more GPUs"),
+        (Four, "2", "fp16 needs 8 GPUs and 1 is visible"),
+        (Broken, "0,1", "fp16 needs 8 GPUs and 2 are visible"),
+    ],
+)
+def test_more_gpus_than_are_visible_are_refused(
+    monkeypatch: pytest.MonkeyPatch, reader: type, visible: str | None, said: str
+) -> None:
+    monkeypatch.setattr(power, "NvmlReader", reader)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UsageError, match=said):
+        serving_gpus(served(), {"fp16": 8})
+
+
+def test_without_sensors_a_server_is_left_to_say_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "NvmlReader", Broken)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert serving_gpus(served(), {"fp16": 8}) == ()

@@ -95,6 +95,7 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str | None = None
     """Names of the GPUs that were measured; a CPU's of a run on `--device cpu`. None: not recorded."""
     gpu_count: int | None = None
+    """That the target used."""
     dataset: str
     protocol: str
     fixed_length: int | None = None
@@ -114,6 +115,7 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None = None
     tokens_per_s_lo: float | None = None
     tokens_per_s_hi: float | None = None
+    tokens_per_s_per_gpu: float | None = None
     cor: float | None = None
     cor_lo: float | None = None
     cor_hi: float | None = None
@@ -151,6 +153,7 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     s_si: float | None = None
     memory_needed_bytes: float | None = None
     memory_peak_bytes: float | None = None
+    memory_needed_per_gpu_bytes: float | None = None
     memory_total_bytes: float | None = None
     memory_headroom: float | None = None
     """1 - memory needed (else peak) over the GPUs' total."""
@@ -194,6 +197,8 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
         figures = {name: v for name, v in summary.items() if pd.notna(v) and v not in (math.inf, -math.inf)}
         size = model_size(model, manifest.weights, sizes, label, target)
         cor = indices[key].cor_tps if key in indices else None
+        gpus = int(figures.get("gpus") or 0) or count
+        total = memory / count * gpus if memory and count and gpus else memory
         used = figures.get("memory_needed_bytes") or figures.get("memory_peak_bytes")
         servers = _servers(manifest, target)
         known = {
@@ -202,7 +207,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
             "parameters": size.parameters,
             "parameters_source": size.source,
             "gpu": gpu,
-            "gpu_count": count,
+            "gpu_count": gpus,
             "dataset": manifest.dataset.name,
             "protocol": manifest.protocol.name,
             "fixed_length": config.fixed_length,
@@ -218,8 +223,8 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
             "cor_class": indices[key].cor_class if key in indices else None,
             "n_star_paper": paper_n_star(run.analysis.models, target, b, size.parameters),
             "accuracy_verdict": trust.get(key),
-            "memory_total_bytes": memory,
-            "memory_headroom": 1 - used / memory if used and memory else None,
+            "memory_total_bytes": total,
+            "memory_headroom": 1 - used / total if used and total else None,
             "pairs": len(valid.get(key, set()) & valid.get((config.reference, b), set())),
             "simulated": bool(summary["simulated"]) or manifest.simulated,
         }

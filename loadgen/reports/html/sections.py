@@ -160,7 +160,7 @@ def run_table(
 
 def result(run: Run) -> Html:
     """A row per target and B with all figures."""
-    shown = table_of(rows.RESULT, rows.summary_rows(run)).filled
+    shown = table_of(rows.result_columns(run), rows.summary_rows(run)).filled
     note = "Means over the repeats in which the figure is valid; latencies are medians of the cells, averaged. "
     if not run.arrival:
         note += f"× ref: tokens/s against {run.manifest.config.reference}. "
