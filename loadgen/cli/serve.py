@@ -22,6 +22,7 @@ from loadgen.serving.hub import Derivatives, is_hub_id
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import Patience, ServerProcess
 from loadgen.serving.recipe import Device, Dtype, NoCheckpoint, Recipe, in_serve, load_recipe, load_recipes
+from loadgen.serving.requirements import require_hardware
 
 
 # fmt: off
@@ -87,6 +88,7 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     if o["printing"]:
         click.echo(launch.shell)
         return
+    require_hardware(recipe, device, launch.argv[0])
     confirm_checkpoint(launch, in_serve)
     if warning := token_warning():
         say(warning)

@@ -21,8 +21,8 @@ from loadgen.power.sample import GpuInfo, UnreadableGpu
 from loadgen.power.sampler import select_gpus
 from loadgen.serving.checkpoint import cache_folder, cached_snapshot, free_bytes, has_weights
 from loadgen.serving.environment import LIBRARY, library_is_here
-from loadgen.serving.launch import CPU_INFO
-from loadgen.serving.recipe import Recipe, checkpoints_of, load_models
+from loadgen.serving.recipe import Capability, Recipe, checkpoints_of, load_models, load_recipes
+from loadgen.serving.requirements import CPU_INFO, emulated_at, gpu_capability, served_at
 
 _SOURCES = {"counter_j": "energy counter", "power_instant_w": "instant power", "power_average_w": "average power"}
 
@@ -33,6 +33,8 @@ class SeenGpu(msgspec.Struct, frozen=True, kw_only=True):
     info: GpuInfo
     persistence: bool | None = None
     """None: NVML does not say."""
+    capability: Capability | None = None
+    """The CUDA compute capability; None: NVML does not say."""
 
 
 def seen_gpus() -> tuple[list[SeenGpu], tuple[UnreadableGpu, ...]]:
@@ -40,14 +42,18 @@ def seen_gpus() -> tuple[list[SeenGpu], tuple[UnreadableGpu, ...]]:
     or a GPU that can be read."""
     reader = NvmlReader()
     try:
-        gpus = [SeenGpu(info=info, persistence=_persistence(info.index)) for info in reader.gpus()]
+        gpus = [
+            SeenGpu(info=info, persistence=_persistence(info.index), capability=gpu_capability(info.index))
+            for info in reader.gpus()
+        ]
         return gpus, reader.unreadable
     finally:
         reader.close()
 
 
-def examine_gpus(mode: Mode) -> list[Finding]:
-    """The driver, what CUDA sees, and four findings per GPU."""
+def examine_gpus(mode: Mode, recipes: Mapping[str, Recipe] | None = None) -> list[Finding]:
+    """The driver, what CUDA sees, and five findings per GPU."""
+    recipes = load_recipes() if recipes is None else recipes
     try:
         gpus, unreadable = seen_gpus()
     except UsageError as error:
@@ -61,7 +67,22 @@ def examine_gpus(mode: Mode) -> list[Finding]:
     findings = [found, chosen, *map(unreadable_gpu, unreadable)]
     for gpu in gpus:
         findings += [energy_fields(gpu.info), persistence_mode(gpu), slices(gpu.info), power_limits(gpu.info)]
+        findings.append(recipes_of(gpu, recipes))
     return findings
+
+
+def recipes_of(gpu: SeenGpu, recipes: Mapping[str, Recipe]) -> Finding:
+    """Which recipes a GPU does not serve, and which it serves without units for their format."""
+    check = f"GPU {gpu.info.index} recipes"
+    if gpu.capability is None:
+        return Finding(check, "not applicable", "NVML does not say the compute capability")
+    served = served_at(gpu.capability, recipes)
+    refused = [f"{name} (from {recipe.gpu_capability})" for name, recipe in recipes.items() if name not in served]
+    seen = f"compute capability {gpu.capability}"
+    seen += f"; does not serve {', '.join(refused)}" if refused else "; serves every recipe"
+    if emulated := emulated_at(gpu.capability, recipes):
+        seen += f"; computes {', '.join(emulated)} in 16 bits"
+    return Finding(check, "ok", seen)
 
 
 def unreadable_gpu(gpu: UnreadableGpu) -> Finding:

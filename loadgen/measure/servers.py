@@ -44,6 +44,7 @@ from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port, port_is_free
 from loadgen.serving.project import Project
 from loadgen.serving.recipe import NoCheckpoint, load_recipe
+from loadgen.serving.requirements import require_hardware
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
@@ -341,6 +342,7 @@ class _Launched(_Processes):
         if self._config.device == "cuda":
             self._gpus = serving_gpus(self._config, gpus_needed(self.launches))
         for launch in self.launches.values():
+            require_hardware(load_recipe(launch.precision), launch.device, launch.argv[0])
             confirm_checkpoint(launch)
 
     def _find(self, patience: Patience) -> None:

@@ -21,17 +21,8 @@ from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
 from loadgen.serving.environment import default_environment
-from loadgen.serving.recipe import (
-    Device,
-    Dtype,
-    Naming,
-    Recipe,
-    expectations,
-    fair_settings,
-    in_sweep,
-    load_recipe,
-    load_recipes,
-)
+from loadgen.serving.recipe import Device, Dtype, Naming, Recipe, expectations, fair_settings, in_sweep, load_recipe
+from loadgen.serving.requirements import require_cpu
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Colours, cursor movements and titles of a terminal."""
@@ -211,6 +202,27 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
      "the GPU's memory is too small for this server: stop what else uses that GPU (nvidia-smi lists it), use "
      "fewer bits, more GPUs with --tensor-parallel-size, or a smaller --max-num-seqs"),
     (r"Unknown quantization method: ([\w-]+)", _quantization),
+    (r"(?:desc_act=True\)|activation ordering \(actorder=\S+\)) is no longer supported",
+     "this vLLM no longer serves checkpoints that were rounded in the order of their activations (act-order): use one "
+     "made without it, or vLLM 0.26"),
+    (r"The quantization method (\S+) is not supported for the current GPU. Minimum capability: (\d+). Current "
+     r"capability: (\d+)",
+     lambda found: f"this GPU has compute capability {int(found[3]) / 10:.1f} and {found[1]} needs "
+     f"{int(found[2]) / 10:.1f}: use a newer GPU, or another recipe of `loadgen serve --list`"),
+    (r"(\S+) is not supported for quantization method (\S+). Supported dtypes: (\[[^\]]*\])",
+     "{1} cannot be served with activations of {0}, only of {2}: give --dtype, or make a recipe of that dtype the "
+     "reference"),
+    (r"Failed to find a kernel that can implement the (.+?) linear layer",
+     "this vLLM has no kernel for {0} weights of these sizes on this device: use another GPU, or another recipe of "
+     "`loadgen serve --list`"),
+    (r"has no attribute 'cpu_gemm_wna16'",
+     "this CPU has no AVX-512, which vLLM needs for 4-bit weights: use a GPU, or a recipe of 8 or 16 bits"),
+    (r"_C::static_scaled_fp8_quant\(\) expected",
+     "vLLM's CPU build cannot scale FP8 activations by the checkpoint: use one with dynamic activations"),
+    (r"FP8 KV cache on CPU requires|FP8 KV cache is not supported by",
+     "vLLM cannot keep keys and values in FP8 here: use a CPU with AVX-512 or a GPU from compute capability 8.9 on, or "
+     "omit --kv-cache-dtype fp8"),
+    (r"install torchao", "vLLM needs torchao: `pip install torchao` in vLLM's environment"),
     (r"VLLM_PORT '([^']*)' (?:appears to be a URI|must be a valid integer)",
      "the variable VLLM_PORT is {0!r}, which Kubernetes sets for a service named vllm: unset it, or rename the "
      "service"),
@@ -240,7 +252,6 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 )  # fmt: skip
 
 
-CPU_INFO = Path("/proc/cpuinfo")
 API_KEY = "VLLM_API_KEY"
 """The variable from which vLLM takes the key that its clients must send."""
 _AS_VARIABLES = {"--api-key": API_KEY, "--hf-token": "HF_TOKEN"}
@@ -265,6 +276,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Regular expressions that the log must show."""
     kernel: str | None = None
     """A regular expression whose first group names the kernel that was selected."""
+    emulating: str | None = None
+    """A regular expression that finds something in the names of kernels that do not compute in the format."""
     simulated: bool = False
     checkpoint: str | None = None
     """The folder or id that vLLM serves; None for a simulated server."""
@@ -332,7 +345,7 @@ def plan_launch(
     is found.
     """
     if device == "cpu":
-        _require_cpu_flags(recipe)
+        require_cpu(recipe)
     _require_folder(model)
     _require_folder(served := checkpoint or recipe.checkpoint_for(model, naming))
     in_flight = recipe.in_flight_args if served == model else ()
@@ -369,6 +382,7 @@ def plan_launch(
         device=device,
         expect=expect,
         kernel=recipe.kernel,
+        emulating=recipe.emulating,
         checkpoint=served,
         dtype=activation,
         in_flight=bool(in_flight),
@@ -436,14 +450,3 @@ def _require_folder(model: str) -> None:
         raise UsageError(f"{model!r} is not a model: it starts with '-', and vLLM would take it for an option")
     if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UsageError(f"the model folder {model} does not exist; name a folder or a Hugging Face id")
-
-
-def _require_cpu_flags(recipe: Recipe) -> None:
-    flags = CPU_INFO.read_text(encoding="utf-8").split() if CPU_INFO.exists() else recipe.cpu_flags
-    missing = [flag for flag in recipe.cpu_flags if flag not in flags]
-    if recipe.cpu_refusal or missing:
-        others = [name for name, other in load_recipes().items() if other.runs_on_cpu(flags)]
-        why = f"on a CPU needs {', '.join(missing)}, which this CPU lacks"
-        if recipe.cpu_refusal:
-            why = f"needs a GPU: {recipe.cpu_refusal}"
-        raise UsageError(f"recipe {recipe.name!r} {why}; use a GPU, or one of {', '.join(others)}")

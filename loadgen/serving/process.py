@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loadgen.errors import ServerError, UsageError
@@ -66,6 +66,17 @@ EAGER = (
 )
 KV_CACHE_DTYPES = {"float8": "fp8", "float4": "nvfp4"}
 """vLLM's names of the dtypes that a checkpoint's scheme asks for."""
+
+
+def emulation(kernels: Sequence[str], emulating: str | None) -> tuple[str, ...]:
+    """A sentence where kernels that do not compute in the recipe's format were selected, by their names."""
+    found = [kernel for kernel in kernels if emulating is not None and re.search(emulating, kernel)]
+    if not found:
+        return ()
+    return (
+        f"{', '.join(found)} unpacks the weights and computes in 16 bits: the memory is the format's, the speed is not "
+        "that of a GPU with units for it",
+    )
 
 
 class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
@@ -171,7 +182,11 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
             eager=settings.eager,
             graph_sizes=settings.graph_sizes,
             workers=workers,
-            remarks=(*remarks(held, kv_cache_dtype), *([EAGER] if settings.eager and on_gpu else [])),
+            remarks=(
+                *remarks(held, kv_cache_dtype),
+                *([EAGER] if settings.eager and on_gpu else []),
+                *emulation(self.kernels(), self.launch.emulating),
+            ),
             note=self.launch.note,
             max_model_len=served.max_model_len if served else None,
             kernels=self.kernels(),

@@ -202,24 +202,43 @@ def recipes_dir() -> Path:
     return data_dir() / "servers"
 
 
+OWN_RECIPES = "LOADGEN_RECIPES"
+"""The variable that names a folder with the user's own recipes."""
+
+
+def _recipe_paths() -> dict[str, Path]:
+    """The files of all recipes, shipped and the user's own, by name; sorted. Raises UsageError where both share one."""
+    folders = [recipes_dir()]
+    if own := os.environ.get(OWN_RECIPES):
+        folders.append(Path(own).expanduser())
+        if not folders[1].is_dir():
+            raise UsageError(f"{OWN_RECIPES} names {own}, which is not a folder; name one that holds NAME.toml files")
+    found: dict[str, Path] = {}
+    for path in (path for folder in folders for path in folder.glob("*.toml") if not path.name.startswith("_")):
+        if path.stem in found:
+            raise UsageError(f"{path} has the name of a recipe that loadgen brings; rename the file")
+        found[path.stem] = path
+    return dict(sorted(found.items()))
+
+
 def recipe_names() -> list[str]:
     """All names, sorted."""
-    return sorted(path.stem for path in recipes_dir().glob("*.toml") if not path.name.startswith("_"))
+    return list(_recipe_paths())
 
 
 def load_recipe(name: str) -> Recipe:
     """The named recipe. Raises UsageError for an unknown name or a file that breaks the schema."""
-    names = recipe_names()
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
+    paths = _recipe_paths()
+    if name not in paths:
+        close = difflib.get_close_matches(name, paths, n=1)
         hint = f"did you mean {close[0]!r}? known" if close else "known"
-        raise UsageError(f"unknown recipe {name!r}; {hint}: {', '.join(names)}")
-    return read_recipe(recipes_dir() / f"{name}.toml")
+        raise UsageError(f"unknown recipe {name!r}; {hint}: {', '.join(paths)}")
+    return read_recipe(paths[name])
 
 
 def load_recipes() -> dict[str, Recipe]:
     """All recipes, by name."""
-    return {name: load_recipe(name) for name in recipe_names()}
+    return {name: read_recipe(path) for name, path in _recipe_paths().items()}
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -12,7 +12,7 @@
  *   FAIL_ONCE   1: what fails, fails until nvmlInit is called a second time
  *   INIT        what nvmlInit returns
  *   HANDLE      "index:code,...": GPUs of which no handle can be had
- *   NAME, UTILIZATION (%), MEMORY_MIB, LIMIT_W    of every GPU
+ *   NAME, UTILIZATION (%), MEMORY_MIB, LIMIT_W, CAPABILITY (of CUDA; default: not said)    of every GPU
  *   INSTANT_W   what the instantaneous power says instead of the truth
  *   PROCESSES   a file with a line "index pid MiB" for each compute process, "index -pid MiB" for a graphics process
  */
@@ -190,6 +190,12 @@ ANSWER(CurrentClocksEventReasons, unsigned long long, setting("THROTTLE", 0))
 ANSWER(CurrentClocksThrottleReasons, unsigned long long, setting("THROTTLE", 0))
 ANSWER(PersistenceMode, int, 1)
 ANSWER(Architecture, unsigned, setting("ARCH", 9))
+
+int nvmlDeviceGetCudaComputeCapability(Device d, int *major, int *minor) {
+    int tenths = (int)(setting("CAPABILITY", 0) * 10 + 0.5);
+    *major = tenths / 10, *minor = tenths % 10;
+    return tenths ? status_of(d, "CudaComputeCapability") : NOT_SUPPORTED;
+}
 
 int nvmlDeviceGetPowerManagementLimitConstraints(Device d, unsigned *least, unsigned *most) {
     *least = 200000, *most = 700000;

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from made_exporter import info
-from made_hub import put_in_cache
+from made_hub import put_in_cache, put_in_folder
 from nvml_stub.build import Curve, build_stub, uuid_of
 
 from loadgen.doctor import examination, hardware
@@ -53,13 +53,39 @@ def test_a_gpu_as_nvml_shows_it(library: Path) -> None:
     found = of_stub(library)
     assert {check: one["state"] for check, one in found.items()} == {
         "GPU driver": "ok", "visible GPUs": "ok", "GPU 0 energy": "ok", "GPU 0 persistence": "ok", "GPU 0 MIG": "ok",
-        "GPU 0 power limit": "warning",
+        "GPU 0 power limit": "warning", "GPU 0 recipes": "not applicable",
     }  # fmt: skip
     assert found["GPU driver"]["seen"] == "driver 570.00-stub; 0: Stub GPU"
     assert uuid_of(0) in found["visible GPUs"]["seen"]
     assert found["GPU 0 energy"]["seen"] == "has energy counter, instant power, average power"
     assert found["GPU 0 power limit"]["seen"] == "650 W enforced, 700 W default"
     assert "nvidia-smi -i 0 -pl 700" in found["GPU 0 power limit"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"),
+    [
+        (10.0, "compute capability 10.0; serves every recipe"),
+        (9.0, "compute capability 9.0; serves every recipe; computes mxfp4, nvfp4 in 16 bits"),
+        (7.5, "compute capability 7.5; does not serve bf16 (from 8.0), fp16-kvfp8 (from 8.0), modelopt-fp8 (from 8.0), "
+         "mxfp4 (from 8.0); computes fp8, fp8-block, nvfp4 in 16 bits"),
+    ],
+)  # fmt: skip
+def test_what_a_gpu_serves_and_what_it_has_units_for(library: Path, capability: float, said: str) -> None:
+    assert of_stub(library, CAPABILITY=capability)["GPU 0 recipes"]["seen"] == said
+
+
+def test_a_recipe_that_no_gpu_here_serves_is_refused_before_a_start(library: Path, tmp_path: Path) -> None:
+    environment = Curve().environment(library, CAPABILITY=7.5)
+    put_in_folder(tmp_path / "m", {})
+    serve = [sys.executable, "-m", "loadgen", "serve", "fp16-kvfp8", "--model", str(tmp_path / "m")]
+    ended = subprocess.run(
+        [*serve, "--vllm", "/bin/false"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    assert (
+        "needs a GPU of compute capability 8.0 or higher, and this machine's has 7.5; choose among aw" in ended.stderr
+    )
 
 
 def test_a_gpu_that_lacks_fields_in_mig_mode_among_several(library: Path) -> None:
@@ -142,8 +168,8 @@ def test_cpu_flags(tmp_path: Path, mode: Any, flags: str | None, state: str) -> 
     found = cpu_flags(mode, load_recipes(), path)
     assert found.state == state
     if flags == "avx2" and mode == "cpu":
-        others = "bf16, bnb-int8, bnb-nf4, fp16, fp8, int8, modelopt-fp8, torchao"
-        lacking = "fp8-block need amx_tile; awq, fp16-kvfp8, gptq, w4a16 need avx512f"
+        others = "bf16, bnb-int8, bnb-nf4, fp16, fp8, int8, torchao"
+        lacking = "fp8-block, modelopt-fp8 need amx_tile; awq, fp16-kvfp8, gptq, w4a16 need avx512f"
         assert found.advice == f"{lacking}: choose among {others}"
     if mode == "cpu" and flags is not None:
         assert "gptq-int8, mxfp4, nvfp4, w8a16 need a GPU" in found.seen

@@ -14,9 +14,10 @@ from made_hub import packed, put_in_folder
 
 from loadgen.cli.serve import command as serve
 from loadgen.errors import UsageError
-from loadgen.serving import launch as launching
+from loadgen.serving import requirements
 from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.recipe import Recipe, fair_settings, load_recipe, load_recipes, place_of, read_recipe
+from loadgen.serving.requirements import require_hardware
 
 VLLM = "/opt/vllm/bin/vllm"
 
@@ -34,7 +35,7 @@ def any_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A /proc/cpuinfo without AVX-512."""
     info = tmp_path / "cpuinfo"
     info.write_text("flags\t\t: fpu avx avx2\n")
-    monkeypatch.setattr(launching, "CPU_INFO", info)
+    monkeypatch.setattr(requirements, "CPU_INFO", info)
     return info
 
 
@@ -259,6 +260,53 @@ def test_recipes_that_need_avx512_are_refused_on_a_cpu_without_it(any_cpu: Path)
         plan("awq", model)
     any_cpu.write_text("flags\t\t: fpu avx2 avx512f\n")
     assert plan("awq", model).precision == "awq"
+
+
+def test_a_package_that_vllms_environment_lacks_is_named_before_a_start(tmp_path: Path) -> None:
+    vllm, site = tmp_path / "bin" / "vllm", tmp_path / "lib" / "python3.12" / "site-packages"
+
+    def install(name: str, version: str) -> None:
+        info = site / f"{name}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+    require_hardware(load_recipe("torchao"), "cpu", str(vllm))  # no environment beside it: nothing is known
+    install("vllm", "0.27.1")
+    install("bitsandbytes", "0.50.2")
+    require_hardware(load_recipe("bnb-nf4"), "cpu", str(vllm))  # bitsandbytes is in vLLM's tree up to 0.27
+    with pytest.raises(
+        UsageError, match=r"'torchao' needs torchao in vLLM's environment; run `pip install torchao` in"
+    ):
+        require_hardware(load_recipe("torchao"), "cpu", str(vllm))
+    (site / "vllm-0.27.1.dist-info").rename(site / "vllm-0.33.0.dist-info")
+    (site / "vllm-0.33.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.0\n")
+    with pytest.raises(UsageError, match="run `pip install vllm-bnb-plugin` in the environment of"):
+        require_hardware(load_recipe("bnb-nf4"), "cpu", str(vllm))
+
+
+def test_a_recipe_that_no_cpu_runs_says_why() -> None:
+    with pytest.raises(
+        UsageError, match="'nvfp4' needs a GPU: vLLM has no NVFP4 kernel for a CPU; use a GPU, or one of"
+    ):
+        plan("nvfp4", "a/b", checkpoint="me/mine")
+
+
+def test_a_folder_of_own_recipes_is_read_beside_the_shipped_ones(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "recipes"
+    own.mkdir()
+    lines = ['label = "eager"', "bits = 16", 'format = "bfloat16"', 'backend = "dense GEMM"', 'checkpoint = "same"']
+    lines += ['gpu_capability = "8.0"', 'args = ["--enforce-eager"]']
+    (own / "bf16-eager.toml").write_text("\n".join(lines))
+    monkeypatch.setenv("LOADGEN_RECIPES", str(own))
+    assert "--enforce-eager" in plan("bf16-eager", tiny, device="cuda").argv
+    (own / "bf16.toml").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match=r"bf16.toml has the name of a recipe that loadgen brings; rename the file"):
+        load_recipe("bf16-eager")
+    monkeypatch.setenv("LOADGEN_RECIPES", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="which is not a folder"):
+        load_recipes()
 
 
 def test_a_model_folder_that_does_not_exist_is_not_taken_for_an_id() -> None:

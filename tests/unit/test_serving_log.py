@@ -8,7 +8,8 @@ import pytest
 
 from loadgen.serving.facts import kv_cache_bytes, model_bytes
 from loadgen.serving.launch import EngineSettings, engine_settings, option, plain, remedy, workers_of
-from loadgen.serving.recipe import fair_settings, load_recipes
+from loadgen.serving.process import emulation
+from loadgen.serving.recipe import fair_settings, load_recipe, load_recipes
 
 # The line of each version: 0.26 to 0.31, 0.32, 0.33 differ in what stands between these settings.
 CONFIG = {
@@ -49,6 +50,45 @@ def test_the_patterns_of_every_recipe_match_the_log_of_every_version(version: st
             for pattern in (*fair_settings().expect, *recipe.expect):
                 filled = pattern.replace("{dtype}", "bfloat16").replace("{kv_cache_dtype}", cache)
                 assert re.search(filled, log), (name, pattern)
+
+
+# (recipe, a line of vLLM 0.26 to 0.33, the kernel, whether it computes in 16 bits though the recipe's format has fewer)
+KERNELS = [
+    ("w4a16", "Using MacheteLinearKernel for mixed-precision linear", "MacheteLinearKernel", False),
+    ("w4a16", "Using MarlinLinearKernel for CompressedTensorsWNA16", "MarlinLinearKernel", False),
+    ("w8a16", "Using MarlinLinearKernel for mixed-precision linear", "MarlinLinearKernel", False),
+    ("gptq-int8", "Using MarlinLinearKernel for AutoGPTQLinearMethod", "MarlinLinearKernel", False),
+    ("nvfp4", "Using FlashInferCutlassNvFp4LinearKernel for NVFP4 GEMM", "FlashInferCutlassNvFp4LinearKernel", False),
+    ("nvfp4", "Using MarlinNvFp4LinearKernel for NVFP4 GEMM", "MarlinNvFp4LinearKernel", True),
+    ("nvfp4", "Using 'VLLM_CUTLASS' NvFp4 MoE backend out of potential backends: ['MARLIN'].", "VLLM_CUTLASS", False),
+    ("mxfp4", "Using HummingMxFp4LinearKernel for MXFP4 GEMM", "HummingMxFp4LinearKernel", True),
+    ("mxfp4", "Using 'TRITON' Mxfp4 MoE backend.", "TRITON", True),
+    ("mxfp4", "Using 'FLASHINFER_TRTLLM_MXFP4_MXFP8' Mxfp4 MoE backend.", "FLASHINFER_TRTLLM_MXFP4_MXFP8", False),
+    ("fp8-block", "Selected DeepGemmFp8BlockScaledMMKernel for Fp8LinearMethod",
+     "DeepGemmFp8BlockScaledMMKernel for Fp8LinearMethod", False),
+    ("fp8-block", "Selected MarlinFP8ScaledMMLinearKernel for Fp8LinearMethod",
+     "MarlinFP8ScaledMMLinearKernel for Fp8LinearMethod", True),
+    ("fp8-block", "Using TRITON Fp8 MoE backend out of potential backends: ['TRITON'].", "TRITON Fp8 MoE backend", False),
+    ("fp8", "Selected MarlinFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8",
+     "MarlinFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8", True),
+    ("modelopt-fp8", "Selected PerTensorTorchFP8ScaledMMLinearKernel for QKVParallelLinear",
+     "PerTensorTorchFP8ScaledMMLinearKernel for QKVParallelLinear", False),
+    ("fp16-kvfp8", "Using FLASHINFER attention backend out of potential backends: ['FLASHINFER', 'TRITON_ATTN'].",
+     "FLASHINFER", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "line", "kernel", "emulated"), KERNELS)
+def test_the_log_says_which_kernel_ran_and_whether_the_gpu_has_units_for_the_format(
+    name: str, line: str, kernel: str, emulated: bool
+) -> None:
+    recipe = load_recipe(name)
+    assert recipe.kernel is not None
+    found = re.search(recipe.kernel, f"(EngineCore pid=1) INFO 11-29 16:41:13 [__init__.py:797] {line}\n")
+    assert found is not None
+    assert found[1] == kernel
+    sentences = emulation((kernel,), recipe.emulating)
+    assert [sentence.partition(" unpacks")[0] for sentence in sentences] == [kernel] * emulated
 
 
 @pytest.mark.parametrize("version", CONFIG)
@@ -118,6 +158,22 @@ def test_the_command_says_how_many_workers_where_the_log_does_not() -> None:
         ("User-specified max_model_len (4096) is greater than the derived max_model_len (max_position=2048 or",
          "a context of 2048 tokens and the server was asked for 4096: give vLLM --max-model-len 2048"),
         ("RuntimeError: No CUDA GPUs are available", "vLLM sees no GPU"),
+        ("Value error, GPTQ group activation ordering (desc_act=True) is no longer supported. Use a checkpoint with",
+         "no longer serves checkpoints that were rounded in the order of their activations"),
+        ("ValueError: Compressed-tensors group/dynamic activation ordering (actorder='group') is no longer supported.",
+         "use one made without it, or vLLM 0.26"),
+        ("ValueError: The quantization method modelopt is not supported for the current GPU. Minimum capability: 89. "
+         "Current capability: 80.", "this GPU has compute capability 8.0 and modelopt needs 8.9: use a newer GPU"),
+        ("ValueError: torch.float16 is not supported for quantization method mxfp4. Supported dtypes: [torch.bfloat16]",
+         "mxfp4 cannot be served with activations of torch.float16, only of [torch.bfloat16]: give --dtype"),
+        ("ValueError: Failed to find a kernel that can implement the NVFP4 linear layer. Reasons: ",
+         "no kernel for NVFP4 weights of these sizes on this device"),
+        ("AttributeError: '_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'", "this CPU has no AVX-512"),
+        ("RuntimeError: _C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4",
+         "cannot scale FP8 activations by the checkpoint: use one with dynamic activations"),
+        ("NotImplementedError: FP8 KV cache on CPU requires x86 with AVX-512 or AMX.", "omit --kv-cache-dtype fp8"),
+        ("ImportError: Please install torchao>=0.10.0 via `pip install torchao>=0.10.0` to use torchao quantization.",
+         "`pip install torchao` in vLLM's environment"),
         ("OSError: [Errno 28] No space left on device", "a disk or /dev/shm is full"),
     ],
 )  # fmt: skip
