@@ -68,7 +68,7 @@ KERNELS = [
      "DeepGemmFp8BlockScaledMMKernel for Fp8LinearMethod", False),
     ("fp8-block", "Selected MarlinFP8ScaledMMLinearKernel for Fp8LinearMethod",
      "MarlinFP8ScaledMMLinearKernel for Fp8LinearMethod", True),
-    ("fp8-block", "Using TRITON Fp8 MoE backend out of potential backends: ['TRITON'].", "TRITON Fp8 MoE backend", False),
+    ("fp8-block", "Using TRITON Fp8 MoE backend out of potential backends: ['X'].", "TRITON Fp8 MoE backend", False),
     ("fp8", "Selected MarlinFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8",
      "MarlinFP8ScaledMMLinearKernel for CompressedTensorsW8A8Fp8", True),
     ("modelopt-fp8", "Selected PerTensorTorchFP8ScaledMMLinearKernel for QKVParallelLinear",
