@@ -203,8 +203,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
      "fewer bits, more GPUs with --tensor-parallel-size, or a smaller --max-num-seqs"),
     (r"Unknown quantization method: ([\w-]+)", _quantization),
     (r"(?:desc_act=True\)|activation ordering \(actorder=\S+\)) is no longer supported",
-     "this vLLM no longer serves checkpoints that were rounded in the order of their activations (act-order): use one "
-     "made without it, or vLLM 0.26"),
+     "this vLLM no longer serves checkpoints with activation order (act-order): use another, or vLLM 0.26"),
     (r"The quantization method (\S+) is not supported for the current GPU. Minimum capability: (\d+). Current "
      r"capability: (\d+)",
      lambda found: f"this GPU has compute capability {int(found[3]) / 10:.1f} and {found[1]} needs "
@@ -220,8 +219,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"_C::static_scaled_fp8_quant\(\) expected",
      "vLLM's CPU build cannot scale FP8 activations by the checkpoint: use one with dynamic activations"),
     (r"FP8 KV cache on CPU requires|FP8 KV cache is not supported by",
-     "vLLM cannot keep keys and values in FP8 here: use a CPU with AVX-512 or a GPU from compute capability 8.9 on, or "
-     "omit --kv-cache-dtype fp8"),
+     "an FP8 KV cache needs a CPU with AVX-512 or a newer GPU (compute capability 8.9); or omit --kv-cache-dtype fp8"),
     (r"install torchao", "vLLM needs torchao: `pip install torchao` in vLLM's environment"),
     (r"VLLM_PORT '([^']*)' (?:appears to be a URI|must be a valid integer)",
      "the variable VLLM_PORT is {0!r}, which Kubernetes sets for a service named vllm: unset it, or rename the "

@@ -159,9 +159,9 @@ def test_the_command_says_how_many_workers_where_the_log_does_not() -> None:
          "a context of 2048 tokens and the server was asked for 4096: give vLLM --max-model-len 2048"),
         ("RuntimeError: No CUDA GPUs are available", "vLLM sees no GPU"),
         ("Value error, GPTQ group activation ordering (desc_act=True) is no longer supported. Use a checkpoint with",
-         "no longer serves checkpoints that were rounded in the order of their activations"),
+         "this vLLM no longer serves checkpoints with activation order"),
         ("ValueError: Compressed-tensors group/dynamic activation ordering (actorder='group') is no longer supported.",
-         "use one made without it, or vLLM 0.26"),
+         "use another, or vLLM 0.26"),
         ("ValueError: The quantization method modelopt is not supported for the current GPU. Minimum capability: 89. "
          "Current capability: 80.", "this GPU has compute capability 8.0 and modelopt needs 8.9: use a newer GPU"),
         ("ValueError: torch.float16 is not supported for quantization method mxfp4. Supported dtypes: [torch.bfloat16]",
