@@ -24,7 +24,7 @@ from loadgen.serving.checkpoint import (
 )
 from loadgen.serving.launch import find_vllm
 from loadgen.serving.quantization import quantization_of
-from loadgen.serving.recipe import Checkpoint, Recipe, checkpoints_of, load_models
+from loadgen.serving.recipe import Checkpoint, Recipe, checkpoints_of, in_sweep, load_models
 
 VERSION_TIMEOUT_S = 120.0
 """`vllm --version` imports torch first: 20 s on two cores."""
@@ -220,7 +220,7 @@ def _remedy(one: Checkpoint, answer: HubReply) -> str:
         return "set HF_TOKEN and accept its licence on its page" + ("" if one.verified else "; or it does not exist")
     if answer.state == "unreachable":
         return "try again"
-    return "correct --model" if one.recipe == "16-bit" else "give another with --checkpoint"
+    return "correct --model" if one.recipe == "16-bit" else f"give another: {in_sweep(one.recipe, 'ORG/NAME')}"
 
 
 def _token() -> str:

@@ -162,7 +162,7 @@ def _free_memory(found: re.Match[str]) -> str:
     device, free, total, share, wanted = found.groups()
     return (
         f"GPU {device} has {free} of {total} GiB free and vLLM wants {wanted} ({float(share):.0%}): stop what else "
-        "uses that GPU (nvidia-smi lists it), or give vLLM a smaller share with --gpu-memory-utilization"
+        "uses that GPU (nvidia-smi lists it), or give a smaller share: `-- --gpu-memory-utilization 0.8` at the end"
     )
 
 
@@ -193,14 +193,15 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
      r"\(([0-9.]+), ([0-9.]+) GiB\)", _free_memory),
     (r"max seq len \((\d+)\), \(?([0-9.]+) GiB KV cache is needed, which is larger than the available KV cache "
      r"memory \(([0-9.]+) GiB\)",
-     "the KV cache of one request of {0} tokens needs {1} GiB and {2} GiB are left: give vLLM a smaller "
-     "--max-model-len, a larger --gpu-memory-utilization, or more GPUs with --tensor-parallel-size"),
+     "the KV cache of one request of {0} tokens needs {1} GiB and {2} GiB are left: give a smaller "
+     "--max-model-len, more GPUs with --tensor-parallel, or a larger share: `-- --gpu-memory-utilization 0.95` at the "
+     "end"),
     (r"No available memory for the cache blocks",
      "the weights leave no GPU memory for the KV cache: use fewer bits, a larger GPU, more GPUs with "
-     "--tensor-parallel-size, or a larger --gpu-memory-utilization"),
+     "--tensor-parallel, or a larger share: `-- --gpu-memory-utilization 0.95` at the end"),
     (r"CUDA out of memory|OutOfMemoryError|HIP out of memory|not enough GPU memory",
      "the GPU's memory is too small for this server: stop what else uses that GPU (nvidia-smi lists it), use "
-     "fewer bits, more GPUs with --tensor-parallel-size, or a smaller --max-num-seqs"),
+     "fewer bits, more GPUs with --tensor-parallel, or a smaller --max-num-seqs"),
     (r"Unknown quantization method: ([\w-]+)", _quantization),
     (r"(?:desc_act=True\)|activation ordering \(actorder=\S+\)) is no longer supported",
      "this vLLM no longer serves checkpoints with activation order (act-order): use another, or vLLM 0.26"),
@@ -225,16 +226,15 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
      "the variable VLLM_PORT is {0!r}, which Kubernetes sets for a service named vllm: unset it, or rename the "
      "service"),
     (r"(?i)address already in use|\[Errno 98\]",
-     "another process took the port while the server started: choose another with --port, or stop what is "
-     "listening on it"),
+     "another process took the port while the server started: start it again, or stop what is listening on it"),
     (r"unrecognized arguments: (.*\S)",
      "this vLLM does not know {0}: omit it if you gave it, else use vLLM 0.26 to 0.33, which the recipes are "
      "written for"),
     (r"error: argument ([^:\n]+): (.+)", "vLLM does not accept the value of {0}: {1}"),
     (r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
-     "the model has a context of {1} tokens and the server was asked for {0}: give vLLM --max-model-len {1}"),
+     "the model has a context of {1} tokens and the server was asked for {0}: give --max-model-len {1}"),
     (r"contains custom code|set the option `?trust_remote_code",
-     "the checkpoint contains its own code: read it, then pass vLLM's option to trust it after `--`"),
+     "the checkpoint contains its own code: read it, then give `-- --trust-remote-code` at the end"),
     (r"could not select device driver",
      "containers cannot have the GPU: `loadgen doctor --mode docker` says how to install NVIDIA's container toolkit"),
     (r"pull access denied|manifest (?:for \S+ )?(?:unknown|not found)|repository does not exist",
