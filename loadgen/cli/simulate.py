@@ -82,12 +82,12 @@ def command(**_: Any) -> None:
 
     import uvloop
 
-    from loadgen.address import http_url, listen
     from loadgen.power.simulated import Sensors, parse_faults
     from loadgen.serving.simulated.answers import BEHAVIOURS, known_items
     from loadgen.serving.simulated.cost import speed_up
     from loadgen.serving.simulated.engine import EngineLimits, GpuOptions
     from loadgen.serving.simulated.server import SimulatedServer, serve
+    from loadgen.webserver import http_url, listen
 
     shares = {name: value for name, value in given_options(SimulateOptions).items() if name in SHARES}
     server = SimulatedServer(

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from loadgen.address import is_loopback
 from loadgen.doctor.finding import Ask, Finding, Mode, State, absent, ask, judged
 from loadgen.doctor.hardware import client_timing, clock_source, cpu_flags, cpu_library, disk, examine_gpus
 from loadgen.doctor.vllm import VERSION_TIMEOUT_S, examine_checkpoints, examine_vllm
@@ -25,6 +24,7 @@ from loadgen.serving.compose import IMAGES
 from loadgen.serving.facts import get, get_object, proxies_named
 from loadgen.serving.process import port_is_free
 from loadgen.serving.recipe import data_dir, load_recipes
+from loadgen.webserver import is_loopback
 from loadgen.workload.dataset import FILES
 from loadgen.workload.published import CacheState, PublishedFile, state_of
 

@@ -12,12 +12,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from loadgen.address import listen
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
 from loadgen.measure.observer import Observer, Pace, Progress
 from loadgen.record.cell import Cell, CellVerdict
-from loadgen.webserver import MetricsServer
+from loadgen.webserver import MetricsServer, listen
 
 LABELS = ("target", "precision", "concurrency", "repeat")
 OF_RUN = ("run", *LABELS)

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.address import is_on_loopback
 from loadgen.errors import ServerError, UsageError
 from loadgen.guardian import PROC
 from loadgen.power.energy import energy_of_window
@@ -30,6 +29,7 @@ from loadgen.record.journal import Journal, session_suffix
 from loadgen.record.manifest import PowerPlan
 from loadgen.serving.launch import Launch, workers_of
 from loadgen.serving.process import ServerProcess, free_port
+from loadgen.webserver import is_on_loopback
 
 _LISTENING = "0A"
 """State of a socket in /proc/net/tcp."""

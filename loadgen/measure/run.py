@@ -9,7 +9,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loadgen.address import host_port
 from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges
 from loadgen.measure.block import BlockRun, Judge
@@ -42,6 +41,7 @@ from loadgen.record.manifest import Manifest, ManifestFile, PowerPlan, read_mani
 from loadgen.secret import Mask
 from loadgen.serving.facts import proxies_passed_by
 from loadgen.serving.process import mask_log
+from loadgen.webserver import host_port
 from loadgen.workload.item import write_facts
 
 

@@ -22,7 +22,6 @@ from typing import Any
 import msgspec
 from platformdirs import user_state_path
 
-from loadgen.address import is_on_loopback
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.options import METRICS_PORT, Acts, SweepOptions, complete, dashed, declared
@@ -30,6 +29,7 @@ from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
 from loadgen.record.manifest import Manifest
 from loadgen.secret import MASK, Mask, visible
+from loadgen.webserver import is_on_loopback
 
 
 @contextlib.contextmanager

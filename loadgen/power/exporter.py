@@ -18,7 +18,6 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from loadgen.address import http_url, listen
 from loadgen.power.energy import MARGIN_S
 from loadgen.power.feed import boot_id
 from loadgen.power.nvml import NvmlReader
@@ -37,7 +36,7 @@ from loadgen.power.wire import (
     window_energies,
 )
 from loadgen.secret import visible
-from loadgen.webserver import metrics_page, serve
+from loadgen.webserver import http_url, listen, metrics_page, serve
 
 HISTORY_S = 3600.0
 CALIBRATE_S = 30.0

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.address import http_url
 from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
 from loadgen.serving.environment import default_environment
 from loadgen.serving.recipe import Device, Dtype, Naming, Recipe, expectations, fair_settings, in_sweep, load_recipe
 from loadgen.serving.requirements import require_cpu
+from loadgen.webserver import http_url
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Colours, cursor movements and titles of a terminal."""

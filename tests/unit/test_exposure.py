@@ -9,13 +9,13 @@ import pytest
 import yaml
 from made_exporter import response
 
-from loadgen.address import HostCheck
 from loadgen.cli import COMMANDS, group
 from loadgen.measure.config import configure
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.serving.compose import compose_file
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipes
+from loadgen.webserver import HostCheck
 
 ROOT = Path(__file__).parents[2]
 HOSTS = {"host", "metrics_host"}
