@@ -13,15 +13,15 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from loadgen.errors import UsageError
 from loadgen.secret import visible
+
+if TYPE_CHECKING:
+    from aiohttp import web
+    from prometheus_client import CollectorRegistry
 
 NO_SNIFFING = {"X-Content-Type-Options": "nosniff"}
 """Browsers then believe a response's Content-Type (WHATWG Fetch, section 3.6)."""
@@ -110,6 +110,8 @@ def _bare(host: str) -> str:
 
 def guard(app: web.Application, listening: socket.socket, host: str) -> None:
     """Refuses, with 403, requests that `HostCheck` refuses; every answer carries `nosniff`. Before the app starts."""
+    from aiohttp import web  # here, as below: who only needs an address does not wait for it
+
     check = HostCheck(host, listening.getsockname()[0])
 
     @web.middleware
@@ -148,6 +150,8 @@ async def _serve_until(
     on_ready: Callable[[], object] = lambda: None,
     **runner: Any,
 ) -> None:
+    from aiohttp import web
+
     guard(app, listening, host)
     running = web.AppRunner(app, access_log=None, **runner)
     await running.setup()
@@ -163,6 +167,8 @@ class MetricsServer:
     """A registry's metrics, served on `listening`, opened for `host`, by a thread until close()."""
 
     def __init__(self, registry: CollectorRegistry, listening: socket.socket, *, host: str) -> None:
+        from aiohttp import web
+
         async def page(_request: web.Request) -> web.Response:
             return metrics_page(registry)
 
@@ -185,4 +191,8 @@ class MetricsServer:
 
 def metrics_page(registry: CollectorRegistry) -> web.Response:
     """The registry's metrics in Prometheus's text format 0.0.4."""
+    from aiohttp import web
+    from prometheus_client import generate_latest
+    from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
     return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
