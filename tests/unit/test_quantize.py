@@ -18,12 +18,11 @@ import loadgen
 from loadgen.cli.quantize import command
 from loadgen.errors import UsageError
 from loadgen.serving import quantize as quantizing
+from loadgen.serving import quantize_plan as calibration
 from loadgen.serving import quantize_plan as planning
 from loadgen.serving.checkpoint import quantize_record
 from loadgen.serving.quantize import QuantizeEnvironment, build_environment
-from loadgen.serving.quantize_plan import arms_of, plan_quantize
-from loadgen.workload import calibration
-from loadgen.workload.calibration import calibration_texts
+from loadgen.serving.quantize_plan import arms_of, calibration_texts, plan_quantize
 
 WIDTHS = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "head_dim": 64}
 PROGRAM = """#!{python}
