@@ -1,7 +1,8 @@
 """What a client says of a server whose timing is known, beside what is true: loadgen and its peers.
 
     python -m bench.truth                                         loadgen alone: every case, five rounds (6 minutes)
-    python -m bench.truth --vllm ENV --guidellm ENV --aiperf ENV  peers beside it, each from its own virtual environment
+    python -m bench.truth --vllm ENV --guidellm ENV --aiperf ENV --mlperf ENV
+                                                                  peers beside it, each from its own virtual environment
     python -m bench.truth --rounds 1 --cases b128 --out new.json  a quick look
 
 The server (truth_server.c) is compiled first and is new for every measurement. In every round the clients run in
@@ -28,7 +29,18 @@ import msgspec
 from bench.truth.inputs import Inputs, write_inputs
 from bench.truth.server import Case, Stats, TruthServer, compile_server
 from bench.truth.stamps import StampErrors, stamp_errors
-from bench.truth.tools import STAMPS, AiPerf, Floor, GuideLlm, Loadgen, Told, Tool, VllmBench, version_of
+from bench.truth.tools import (
+    STAMPS,
+    AiPerf,
+    Floor,
+    GuideLlm,
+    Loadgen,
+    MlPerfEndpoints,
+    Told,
+    Tool,
+    VllmBench,
+    version_of,
+)
 from bench.truth.watch import Seen, Watch, steady
 
 RESULTS = Path(__file__).parent.parent / "results" / "truth.json"
@@ -182,6 +194,7 @@ def main() -> None:
     parser.add_argument("--vllm", type=Path, help="environment with vllm")
     parser.add_argument("--guidellm", type=Path, help="environment with guidellm[recommended]")
     parser.add_argument("--aiperf", type=Path, help="environment with aiperf")
+    parser.add_argument("--mlperf", type=Path, help="environment with MLCommons' inference-endpoint")
     parser.add_argument("--note", default="", help="what else is to be known of the machine")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
@@ -192,6 +205,8 @@ def main() -> None:
         tools.append(GuideLlm(asked.guidellm.absolute()))
     if asked.aiperf:
         tools.append(AiPerf(asked.aiperf.absolute()))
+    if asked.mlperf:
+        tools.append(MlPerfEndpoints(asked.mlperf.absolute()))
     unknown = set(asked.cases.split(",")) - set(CASES)
     if unknown:
         sys.exit(f"--cases {','.join(sorted(unknown))}: not among {', '.join(CASES)}")

@@ -20,7 +20,7 @@ from loadgen.record.journal import CellEnd, CellStart, read_records
 from loadgen.secret import text_of_cell
 
 REPOSITORY = Path(__file__).parent.parent.parent
-OURS = "loadgen"
+OURS, FLOOR = "loadgen", "epoll and recv"
 FLAT_OUT_S = 3.0
 STAMPS = "stamps.npy"
 
@@ -127,7 +127,7 @@ class Loadgen:
 class Floor:
     """Nothing but epoll and recv in Python, for its CPU time alone."""
 
-    name = "epoll and recv"
+    name = FLOOR
     version_argv = (sys.executable, "--version")
 
     def environment(self) -> Mapping[str, str]:
@@ -261,6 +261,39 @@ class GuideLlm(_Peer):
             in_flight=metrics["request_concurrency"]["successful"]["mean"],
             why_none="ITL: it keeps an answer's first and last token only",
         )
+
+
+class MlPerfEndpoints(_Peer):
+    """`inference-endpoint` of MLCommons: worker processes, HTTP of its own."""
+
+    name = "MLPerf Endpoints"
+    program, package = "inference-endpoint", "inference_endpoint"
+
+    def argv(self, case: Case, url: str, answers: int, inputs: Inputs, out: Path) -> list[str]:
+        return [
+            *(self._program(), "benchmark", "online", "--endpoints", url, "--model", str(inputs.tokenizer)),
+            *("--api-type", "openai_completions", "--streaming", "on", "--max-output-tokens", str(case.tokens)),
+            *("--dataset", f"{inputs.prompts},parser.prompt=text", "--load-pattern", "concurrency"),
+            *("--concurrency", str(case.concurrency), "--num-samples", str(answers), "--duration", "0"),
+            *("--warmup", "--warmup-requests", str(case.concurrency), "--report-dir", str(out)),
+        ]
+
+    def read(self, out: Path) -> Told:
+        told = json.loads((out / "performance" / "result_summary.json").read_text())
+        ttft, failed = told["ttft"], told["n_samples_failed"]
+        return Told(
+            ttft_ms_mean=ttft["avg"] / 1e6 if ttft else None,
+            ttft_ms_p99=_percentile(ttft, 99) / 1e6 if ttft else None,
+            itl_ms_p99=None,
+            tokens_per_s=told["tps"],
+            answers_per_s=told["qps"],
+            why_none="ITL: it keeps an answer's first and last token only",
+            notes=f"{failed} failed" if failed else "",
+        )
+
+
+def _percentile(series: Mapping[str, Any], wanted: float) -> float:
+    return next(value for name, value in series["percentiles"].items() if float(name) == wanted)
 
 
 def _number(field: str) -> float | None:

@@ -14,10 +14,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from bench.truth.document import DOCUMENT, RESULTS, document  # noqa: E402
+from bench.truth.document import DOCUMENT, RESULTS, document, short  # noqa: E402
 from bench.truth.inputs import write_inputs  # noqa: E402
 from bench.truth.server import Case, Stats  # noqa: E402
-from bench.truth.tools import AiPerf, GuideLlm, Loadgen, Told, Tool, VllmBench  # noqa: E402
+from bench.truth.tools import FLOOR, AiPerf, GuideLlm, Loadgen, MlPerfEndpoints, Told, Tool, VllmBench  # noqa: E402
 from bench.truth.watch import Poll, cpu_s, steady  # noqa: E402
 
 EIGHT = Case(name="eight", concurrency=8, ttft_ms=20.0, itl_ms=10.0, tokens=5)
@@ -75,7 +75,18 @@ def test_guidellm_has_no_gaps_between_tokens(tmp_path: Path) -> None:
     assert "first and last token only" in told.why_none
 
 
-@pytest.mark.parametrize("tool", [Loadgen(), VllmBench(Path("env")), GuideLlm(Path("env")), AiPerf(Path("env"))])
+def test_mlperf_endpoints(tmp_path: Path) -> None:
+    ttft = {"avg": 30e6, "percentiles": {"50": 25e6, "99": 90e6}}
+    summary = {"ttft": ttft, "tps": 12000.0, "qps": 60.0, "n_samples_failed": 1}
+    (tmp_path / "performance").mkdir()
+    told = MlPerfEndpoints(tmp_path).read(written(tmp_path / "performance", "result_summary.json", summary).parent)
+    assert (told.ttft_ms_mean, told.ttft_ms_p99, told.tokens_per_s, told.notes) == (30.0, 90.0, 12000.0, "1 failed")
+
+
+PEERS = (VllmBench, GuideLlm, AiPerf, MlPerfEndpoints)
+
+
+@pytest.mark.parametrize("tool", [Loadgen(), *(peer(Path("env")) for peer in PEERS)])
 def test_every_client_is_asked_for_the_same(tool: Tool, tmp_path: Path) -> None:
     argv = " ".join(tool.argv(EIGHT, "http://127.0.0.1:1", 40, write_inputs(tmp_path), tmp_path))
     assert "http://127.0.0.1:1" in argv
@@ -175,9 +186,39 @@ def test_the_page_has_medians_spreads_and_ratios() -> None:
 
 
 def test_bars_are_met_or_missed_by_the_median() -> None:
-    page = document(results(*(outcome("loadgen", ttft) for ttft in (20.0, 23.0, 21.0))))
-    assert "| b128 | TTFT mean, ms | ≤ 21 | 21.0 | met |" in page
-    assert "| b128 | TTFT p99, ms | ≤ 25 | 42.0 | missed |" in page
+    page = document(results(*(outcome("loadgen", ttft) for ttft in (20.0, 23.0, 20.2))))
+    assert "| b128 | TTFT mean, ms | ≤ 20.4 | 20.2 | met |" in page
+    assert "| b128 | tok/s, % of true | ≥ 99.5 | 7.5 | missed |" in page
+
+
+def stamped(kernel_ms: float | None) -> dict[str, Any]:
+    """One of loadgen's runs; errors have a median, and a p99 of four times that."""
+    process = {"median_ms": 1.0, "p99_ms": 9.0}
+    kernel = kernel_ms and {"median_ms": kernel_ms, "p99_ms": 4 * kernel_ms}
+    return outcome("loadgen", 20.0, stamps={"kernel": kernel, "process": process, "joined_share": 0.015})
+
+
+def test_errors_of_stamps_are_shown_by_source_beside_the_floor() -> None:
+    page = document(results(*map(stamped, (0.05, 0.3, 0.07)), outcome(FLOOR, 20.0)))
+    row = next(
+        line for line in page.splitlines() if line.startswith("| B = 8 | 0.070 (0.050–0.300) | 0.28 (0.20–1.20) |")
+    )
+    assert "| 1.000 (1.000–1.000) | 9.00 (9.00–9.00) | 1.5 (1.5–1.5) |" in row
+    assert row.endswith("| 1.00× |"), "both take as much CPU time"
+    assert "| b128 | kernel, median | ≤ 0.1 | 0.070 | met |" in page
+    assert "| b128 | CPU a token over the floor | ≤ 1.3 | 1.00 | met |" in page
+    assert "against loadgen" not in page, "the floor is no client"
+
+
+def test_a_run_without_stamps_of_the_kernel_has_none_in_the_table() -> None:
+    page = document(results(stamped(None)))
+    assert "| B = 8 |  |  | 1.000 (1.000–1.000) | 9.00 (9.00–9.00) | 1.5 (1.5–1.5) |" in page
+
+
+def test_the_short_tables_have_medians_alone() -> None:
+    printed = short(results(*map(stamped, (0.05, 0.3, 0.07)), outcome("GuideLLM", 210.0), outcome(FLOOR, 1.0)))
+    assert "| loadgen | 20.0 | 40.0 | 7.5 | 100.0 |\n| GuideLLM | 210.0 |" in printed
+    assert "| B = 8 | 0.070 | 0.28 | 1.000 | 9.00 | 1.5 | 7.5 | 100.0 | 100.0 | 1.00× |" in printed
 
 
 def test_a_failed_run_is_in_no_figure() -> None:
