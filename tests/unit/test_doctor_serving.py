@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_kind_gated_or_absent_is_a_warning_the_model_its
     assert {found[name].state for name in OWN} == {"warning"}
     assert "holds compressed-tensors int4" in found["awq"].advice
     assert "HF_TOKEN" in found["gptq"].advice
-    assert "--checkpoint" in found["fp8"].advice
+    assert "--serve fp8=ORG/NAME" in found["fp8"].advice
     assert found["16-bit"].state == "ok"
     hub.gated.add(MISTRAL)
     assert of_hub()["16-bit of Mistral-7B-Instruct-v0.3"].state == "missing"
