@@ -152,6 +152,8 @@ class SweepOptions(TypedDict, total=False):
     max_model_len: MaxModelLen
     vllm_args: Annotated[str | Sequence[str], Acts(
         "ARGS", "For --serve: further arguments of every vLLM, as one text; or behind `--` at the end.", SERVERS, ())]
+    quantize_missing: Annotated[bool, Measures(
+        "", "For --serve: make checkpoints that do not exist, as `loadgen quantize` does.", SERVERS, False, free=True)]
     reasoning_parser: Annotated[str | None, Acts(
         "NAME", "For --serve: vLLM's, e.g. qwen3; keeps reasoning apart.", SERVERS)]
     start_timeout: StartTimeout

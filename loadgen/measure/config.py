@@ -143,6 +143,8 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
     if mode == "compose" and model:
         say = f"`loadgen compose --model {model}` writes them"
         raise UsageError(f"--model {model}: with --compose the project's .env names the checkpoints; {say}")
+    if mode != "serve" and o["quantize_missing"]:
+        raise UsageError("--quantize-missing needs --serve: it makes checkpoints for servers that loadgen launches")
     if mode == "simulated" and model:
         raise UsageError(f"--model {model} needs --serve or --target: without them the servers are simulated")
     if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():

@@ -84,6 +84,8 @@ def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -
     power = plan_power(config, simulated=source.simulated, needs=gpus_needed(source.launches))
     plan = plan_sweep(config)
     with new_run_dir(config, keep=keep) as run_dir:
+        if keep:
+            source.make_missing(patience)
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
     _say_cost(plan, source, observer)
     return _Ready(plan, source, power, learned), run_dir
@@ -94,7 +96,8 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
     plan = plan_rest(run_dir, config)
     require_same_data(begun, plan.dataset_record, plan.protocol_record(BodyChanges()), plan.recipes)
     allow_open_files(config)
-    source, patience = source_of(config, begun.checkpoints), Patience(config.wait_ready_s, observer)
+    source = source_of(replace(config, quantize_missing=False), begun.checkpoints)
+    patience = Patience(config.wait_ready_s, observer)
     source.check(patience)
     power = plan_power(config, simulated=source.simulated, needs=gpus_needed(source.launches))
     known = begun.body_changes

@@ -43,7 +43,9 @@ from loadgen.serving.launch import (
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port, port_is_free
 from loadgen.serving.project import Project
-from loadgen.serving.recipe import NoCheckpoint, load_recipe
+from loadgen.serving.quantize import quantize, require_environment
+from loadgen.serving.quantize_plan import QuantizePlan, plan_quantize
+from loadgen.serving.recipe import NoCheckpoint, Recipe, load_recipe, load_recipes
 from loadgen.serving.requirements import require_hardware
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
@@ -129,6 +131,10 @@ class Source(Protocol):
         """Raises UsageError for what can be known to fail before anything is created or started."""
         ...
 
+    def make_missing(self, patience: Patience) -> None:
+        """Quantizes the model for targets without a checkpoint, if the user asked for it."""
+        ...
+
     def serve(
         self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer
     ) -> contextlib.AbstractContextManager[Server]: ...
@@ -163,6 +169,9 @@ class _Running:
             self._servers[spec.name] = patience.wait(partial(self._greet, spec))
         self.running = tuple(self._servers.values())
         self.simulated = any(server.target.simulated for server in self._servers.values())
+
+    def make_missing(self, patience: Patience) -> None:
+        pass
 
     @contextlib.contextmanager
     def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
@@ -296,6 +305,9 @@ class _Processes:
         for spec in self._config.targets:
             self.plan(spec, free_port())
 
+    def make_missing(self, patience: Patience) -> None:
+        pass
+
     @contextlib.contextmanager
     def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
         launch = msgspec.structs.replace(self.plan(spec, free_port()), name=spec.name)
@@ -333,32 +345,61 @@ class _Processes:
 class _Launched(_Processes):
     _gpus: tuple[GpuInfo, ...] = ()
     """Those that servers may use; empty where they are not known."""
+    _missing: QuantizePlan | None = None
 
     def check(self, patience: Patience) -> None:
         if warning := token_warning():
             patience.warn(warning)
-        self._find(patience)
-        self.launches = {spec.name: self.plan(spec, free_port()) for spec in self._config.targets}
+        missing = self._find(patience)
+        if missing:
+            require_environment()
+            self._missing = plan_quantize({"model": self._config.model, "to": list(dict.fromkeys(missing.values()))})
+            for name, format in missing.items():
+                place = self._missing.places[format]
+                patience.note(f"{name} serves {place}, which is made before the first server ({self._missing.needs})")
+        self._launch([spec for spec in self._config.targets if spec.name not in missing])
+
+    def make_missing(self, patience: Patience) -> None:
+        if self._missing is not None:
+            quantize(self._missing, patience.note)
+            self._launch(self._config.targets)
+
+    def _launch(self, specs: Sequence[TargetSpec]) -> None:
+        self.launches = {spec.name: self.plan(spec, free_port()) for spec in specs}
         if self._config.device == "cuda":
             self._gpus = serving_gpus(self._config, gpus_needed(self.launches))
         for launch in self.launches.values():
             require_hardware(load_recipe(launch.precision), launch.device, launch.argv[0])
             confirm_checkpoint(launch)
 
-    def _find(self, patience: Patience) -> None:
-        """Chooses on the hub what neither the user nor a recipe names."""
+    def _find(self, patience: Patience) -> dict[str, str]:
+        """Chooses on the hub what neither the user nor a recipe names. Returns the formats that are to be made, by
+        target."""
+        missing = {}
         model = self._config.model or ""
         listed = Derivatives(model)
         for spec in self._config.targets:
             recipe = load_recipe(spec.precision)
             if spec.checkpoint is None and spec.name not in self.found:
                 try:
-                    recipe.checkpoint_for(model)
-                except NoCheckpoint:
-                    if not is_hub_id(model):
+                    self._find_one(spec.name, recipe, listed, patience)
+                except NoCheckpoint as error:
+                    if not self._config.quantize_missing:
                         raise
-                    self.found[spec.name] = listed.choose(recipe)
-                    patience.note(f"{spec.name} serves {self.found[spec.name]}")
+                    if not recipe.made_as:
+                        made = ", ".join(name for name, other in load_recipes().items() if other.made_as)
+                        raise UsageError(f"{error}; --quantize-missing makes one only for {made}") from None
+                    missing[spec.name] = recipe.made_as[0]
+        return missing
+
+    def _find_one(self, name: str, recipe: Recipe, listed: Derivatives, patience: Patience) -> None:
+        try:
+            recipe.checkpoint_for(listed.model)
+        except NoCheckpoint:
+            if not is_hub_id(listed.model):
+                raise
+            self.found[name] = listed.choose(recipe)
+            patience.note(f"{name} serves {self.found[name]}")
 
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         config, found = self._config, self.found.get(spec.name)

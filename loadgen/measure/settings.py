@@ -54,7 +54,7 @@ def new_run_dir(config: SweepConfig, *, keep: bool = True) -> Iterator[Path]:
         raise UsageError(f"--out {run_dir}: cannot be written ({error.strerror}); name a writable folder") from None
     try:
         yield run_dir
-    except UsageError:
+    except (UsageError, KeyboardInterrupt):
         keep = False
         raise
     finally:

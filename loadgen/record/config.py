@@ -56,6 +56,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     thinking: Thinking | None = None
     prefix_cache: bool = False
     """Requests of a cell share the server's prefix cache; else each has a `cache_salt` of its own."""
+    quantize_missing: bool = False
+    """Checkpoints that did not exist were made before anything was measured; `--resume` makes none."""
     reasoning_parser: Text | None = None
     max_model_len: Count | None = None
     """Tokens of prompt and answer together that launched servers take; None: loadgen's choice."""

@@ -53,11 +53,11 @@ class Derivatives:
         and UsageError where two have the most downloads.
         """
         if is_offline():
-            raise NoCheckpoint(recipe, "HF_HUB_OFFLINE keeps loadgen from asking the hub", naming)
+            raise NoCheckpoint(recipe, self.model, "HF_HUB_OFFLINE keeps loadgen from asking the hub", naming)
         held = [(one, quantization_of(answer.config or {})) for one, answer in self._judged]
         fitting = [(one, found) for one, found in held if found is not None and serves(recipe, found)]
         if not fitting:
-            raise NoCheckpoint(recipe, self._without(), naming)
+            raise NoCheckpoint(recipe, self.model, self._without(), naming)
         (best, found), *others = fitting
         if others and others[0][0].downloads == best.downloads:
             equal = [one.id for one, _ in fitting if one.downloads == best.downloads]

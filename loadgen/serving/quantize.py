@@ -65,6 +65,14 @@ def build_environment(*, rebuild: bool = False, say: Say = print) -> QuantizeEnv
     return environment
 
 
+def require_environment() -> QuantizeEnvironment:
+    """The environment. Raises UsageError, with the command that builds it, if it is not complete."""
+    environment = quantize_environment()
+    if not environment.is_complete:
+        raise UsageError(f"llm-compressor is not installed: run `loadgen quantize --env` first ({DISK})")
+    return environment
+
+
 def _packages() -> dict[str, str]:
     return {"requirements": " ".join((*REQUIREMENTS, _torch()))}
 
@@ -84,9 +92,7 @@ def quantize(plan: QuantizePlan, say: Say) -> dict[str, Path]:
         say(f"{name} is already in {plan.places[name]}, made from the same inputs")
     if not plan.records:
         return plan.places
-    environment = quantize_environment()
-    if not environment.is_complete:
-        raise UsageError(f"llm-compressor is not installed: run `loadgen quantize --env` first ({DISK})")
+    environment = require_environment()
     for sentence in _before(plan):
         say(sentence)
     folder = Folder(user_log_path("loadgen", ensure_exists=True))

@@ -47,10 +47,12 @@ def in_serve(recipe: str, checkpoint: str) -> str:
 class NoCheckpoint(UsageError):
     """A recipe needs a quantized checkpoint and there is none; `why` is a clause."""
 
-    def __init__(self, recipe: Recipe, why: str, naming: Naming) -> None:
+    def __init__(self, recipe: Recipe, model: str, why: str, naming: Naming) -> None:
         example = naming(recipe.name, "ORG/NAME")
+        quantize = f"loadgen quantize --model {shlex.quote(model)} --to {recipe.made_as[0]}" if recipe.made_as else ""
         super().__init__(
             f"recipe {recipe.name!r} needs a quantized checkpoint and {why}; give one (an id or a folder): {example}"
+            + (f"; or make one: {quantize}" if quantize else "")
         )
 
 
@@ -149,7 +151,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return model
         if model in self.unverified_checkpoints:
             return self.unverified_checkpoints[model]
-        raise NoCheckpoint(self, remedy, naming)
+        raise NoCheckpoint(self, model, remedy, naming)
 
 
 def place_of(model: str, name: str) -> Path:

@@ -12,11 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
-from made_hub import AWQ, made_hub, put_in_folder
+from made_hub import AWQ, made_hub, packed, put_in_folder
 
 import loadgen
 from loadgen.cli.quantize import command
 from loadgen.errors import UsageError
+from loadgen.measure.config import configure
+from loadgen.measure.observer import Observer
+from loadgen.measure.servers import Patience, Source, source_of
+from loadgen.serving import launch as launching
 from loadgen.serving import quantize as quantizing
 from loadgen.serving import quantize_plan as calibration
 from loadgen.serving import quantize_plan as planning
@@ -24,6 +28,7 @@ from loadgen.serving.checkpoint import quantize_record
 from loadgen.serving.quantize import QuantizeEnvironment, build_environment
 from loadgen.serving.quantize_plan import arms_of, calibration_texts, plan_quantize
 
+INT8 = json.dumps(packed("int", 8, activations=True))
 WIDTHS = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "head_dim": 64}
 PROGRAM = """#!{python}
 # Stands in for the environment's Python: does what quantize_model.py does, without a model.
@@ -40,7 +45,7 @@ for job in order["jobs"]:
     out.mkdir()
     if job["format"] == "w4a16-awq":
         sys.exit("ValueError: no mapping for this architecture")
-    out.joinpath("config.json").write_text("{{}}")
+    out.joinpath("config.json").write_text({config!r})
     out.joinpath("recipe.yaml").write_text("steps")
     tell(done=job["format"], duration_s=1.5)
 """
@@ -66,7 +71,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     python = QuantizeEnvironment(root).python
     python.parent.mkdir(parents=True)
-    python.write_text(PROGRAM.format(python=sys.executable, folder=str(root)))
+    python.write_text(PROGRAM.format(python=sys.executable, folder=str(root), config=INT8))
     python.chmod(0o755)
     monkeypatch.setattr(planning, "used_bytes", lambda: None)
     QuantizeEnvironment(root).stamp.write_bytes(msgspec.json.encode(quantizing._packages()))
@@ -143,6 +148,59 @@ def test_another_folder_for_what_is_made(model: Path, texts: Path, environment: 
     place = tmp_path / "new" / "folder" / "mine-int8"
     assert ran.stdout == f"{place}\n"
     assert f"loadgen sweep --serve bf16,int8={place} --model {model} --device cpu" in ran.stderr
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GSM8K's train split cannot be downloaded."""
+
+    def refuse(_: object) -> Path:
+        raise UsageError("no network")
+
+    monkeypatch.setattr(calibration, "fetch", refuse)
+
+
+def missing(model: Path, serve: str, **options: Any) -> Source:
+    options = {"device": "cpu", "vllm": sys.executable, "quantize_missing": True, **options}
+    return source_of(configure(serve=serve, model=str(model), **options))
+
+
+def test_a_sweep_makes_what_is_missing_after_its_checks_and_serves_it(
+    model: Path, environment: Path, unreachable: None
+) -> None:
+    source, notes = missing(model, "bf16,int8,fp8"), Notes()
+    source.check(Patience(0, notes))
+    place = model.with_name("mine-int8")
+    assert f"int8 serves {place}, which is made before the first server (" in notes.notes[0]
+    assert not place.exists()
+    source.make_missing(Patience(0, notes))
+    served = {name: launch.argv[2] for name, launch in source.launches.items()}
+    assert served == {"bf16": str(model), "int8": str(place), "fp8": str(model)}, "fp8 is quantized while loading"
+    assert any(note.startswith(f"int8 is in {place}") for note in notes.notes)
+
+
+def test_what_quantize_cannot_make_is_refused_before_anything_starts(
+    model: Path, environment: Path, unreachable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "CPU_INFO", model / "no such file")
+    with pytest.raises(UsageError, match=r"recipe 'awq' needs .*; --quantize-missing makes one only for fp8, int8, w4a16"):
+        missing(model, "bf16,awq").check(Patience(0, Observer()))
+    command = f"loadgen quantize --model {model} --to int8"
+    with pytest.raises(UsageError, match=f"--serve int8=ORG/NAME; or make one: {command}"):
+        missing(model, "bf16,int8", quantize_missing=False).check(Patience(0, Observer()))
+    (environment / "venv.json").unlink()
+    with pytest.raises(UsageError, match="run `loadgen quantize --env` first"):
+        missing(model, "bf16,int8").check(Patience(0, Observer()))
+    with pytest.raises(UsageError, match="--quantize-missing needs --serve"):
+        configure(quantize_missing=True)
 
 
 def test_without_the_environment_the_command_that_builds_it_is_named(
@@ -255,12 +313,8 @@ def test_a_draw_is_the_same_for_the_same_seed_and_never_longer_than_the_file(tex
 
 
 def test_the_own_questions_stand_in_for_gsm8k_and_this_is_said(
-    model: Path, environment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, environment: Path, unreachable: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unreachable(_: object) -> Path:
-        raise UsageError("no network")
-
-    monkeypatch.setattr(calibration, "fetch", unreachable)
     loadgen.quantize(model=model.as_posix(), to="int8")
     assert "32 texts of loadgen's own sample questions" in (said := capsys.readouterr().err)
     assert "do not measure these checkpoints with --dataset sample" in said
@@ -270,6 +324,8 @@ def test_two_checkpoints_of_one_recipe_get_labels(model: Path) -> None:
     places = {name: model.with_name(f"mine-{name}") for name in ("int8", "fp8")}
     assert arms_of(places, str(model)) == ["int8", "fp8"]
     assert arms_of({"int8": Path("/elsewhere/mine-int8")}, str(model)) == ["int8=/elsewhere/mine-int8"]
+    w4a16 = {name: model.with_name(f"mine-{name}") for name in ("w4a16-gptq", "w4a16-awq")}
+    assert arms_of(w4a16, str(model)) == [f"{name}:w4a16={place}" for name, place in w4a16.items()]
 
 
 @pytest.mark.parametrize(("used", "torch"), [(None, "torch==2.13.0+cpu"), (4 * 2**20, "torch==2.13.0")])
