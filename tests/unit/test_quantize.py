@@ -191,7 +191,7 @@ def test_what_quantize_cannot_make_is_refused_before_anything_starts(
     model: Path, environment: Path, unreachable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launching, "CPU_INFO", model / "no such file")
-    with pytest.raises(UsageError, match=r"recipe 'awq' needs .*; --quantize-missing makes one only for fp8, int8, w4a16"):
+    with pytest.raises(UsageError, match=r"recipe 'awq' .*; --quantize-missing makes one only for fp8, int8, w4a16"):
         missing(model, "bf16,awq").check(Patience(0, Observer()))
     command = f"loadgen quantize --model {model} --to int8"
     with pytest.raises(UsageError, match=f"--serve int8=ORG/NAME; or make one: {command}"):
