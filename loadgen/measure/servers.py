@@ -45,8 +45,8 @@ from loadgen.serving.process import ServerProcess, free_port, port_is_free
 from loadgen.serving.project import Project
 from loadgen.serving.quantize import quantize, require_environment
 from loadgen.serving.quantize_plan import QuantizePlan, plan_quantize
-from loadgen.serving.recipe import NoCheckpoint, Recipe, load_recipe, load_recipes
-from loadgen.serving.requirements import require_hardware
+from loadgen.serving.recipe import Device, NoCheckpoint, Recipe, load_recipe, load_recipes
+from loadgen.serving.requirements import require_cpu, require_hardware
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
@@ -389,6 +389,10 @@ class _Launched(_Processes):
                     if not recipe.made_as:
                         made = ", ".join(name for name, other in load_recipes().items() if other.made_as)
                         raise UsageError(f"{error}; --quantize-missing makes one only for {made}") from None
+                    device: Device = "cpu" if self._config.device == "cpu" else "cuda"
+                    if device == "cpu":
+                        require_cpu(recipe)
+                    require_hardware(recipe, device, find_vllm(device, self._config.vllm))
                     missing[spec.name] = recipe.made_as[0]
         return missing
 

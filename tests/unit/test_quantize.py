@@ -20,10 +20,9 @@ from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
 from loadgen.measure.servers import Patience, Source, source_of
-from loadgen.serving import launch as launching
 from loadgen.serving import quantize as quantizing
-from loadgen.serving import quantize_plan as calibration
 from loadgen.serving import quantize_plan as planning
+from loadgen.serving import requirements
 from loadgen.serving.checkpoint import quantize_record
 from loadgen.serving.quantize import QuantizeEnvironment, build_environment
 from loadgen.serving.quantize_plan import arms_of, calibration_texts, plan_quantize
@@ -165,7 +164,7 @@ def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> Path:
         raise UsageError("no network")
 
-    monkeypatch.setattr(calibration, "fetch", refuse)
+    monkeypatch.setattr(planning, "fetch", refuse)
 
 
 def missing(model: Path, serve: str, **options: Any) -> Source:
@@ -190,7 +189,9 @@ def test_a_sweep_makes_what_is_missing_after_its_checks_and_serves_it(
 def test_what_quantize_cannot_make_is_refused_before_anything_starts(
     model: Path, environment: Path, unreachable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launching, "CPU_INFO", model / "no such file")
+    monkeypatch.setattr(requirements, "CPU_INFO", model / "config.json")
+    with pytest.raises(UsageError, match=r"recipe 'w4a16' on a CPU needs avx512f"):
+        missing(model, "bf16,w4a16").check(Patience(0, Observer()))
     with pytest.raises(UsageError, match=r"recipe 'awq' .*; --quantize-missing makes one only for fp8, int8, w4a16"):
         missing(model, "bf16,awq").check(Patience(0, Observer()))
     command = f"loadgen quantize --model {model} --to int8"
@@ -223,7 +224,7 @@ def test_without_the_environment_the_command_that_builds_it_is_named(
 )
 def test_the_group_is_the_largest_that_divides_every_input(widths: dict[str, Any], size: int, tmp_path: Path) -> None:
     model = put_in_folder(tmp_path / "mine", widths)
-    plan = plan_quantize({"model": str(model), "to": "w4a16-gptq", "calibration": calibration.SAMPLE_FILE})
+    plan = plan_quantize({"model": str(model), "to": "w4a16-gptq", "calibration": planning.SAMPLE_FILE})
     assert plan.records["w4a16-gptq"].group_size == size
 
 
@@ -242,7 +243,7 @@ def test_the_group_is_the_largest_that_divides_every_input(widths: dict[str, Any
 )
 def test_wrong_use_is_one_sentence(model: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
-        plan_quantize({"model": str(model), "to": "int8", "calibration": calibration.SAMPLE_FILE, **options})  # type: ignore[typeddict-item]
+        plan_quantize({"model": str(model), "to": "int8", "calibration": planning.SAMPLE_FILE, **options})  # type: ignore[typeddict-item]
 
 
 def test_a_model_that_cannot_be_quantized_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,7 @@ def test_a_model_that_cannot_be_quantized_is_refused(tmp_path: Path, monkeypatch
         plan_quantize({"model": str(tmp_path / "empty"), "to": "fp8"})
     odd = put_in_folder(tmp_path / "odd", {"hidden_size": 100, "intermediate_size": 256})
     with pytest.raises(UsageError, match=r"hidden_size of 100, which is no multiple of 32.*use --to int8 or fp8"):
-        plan_quantize({"model": str(odd), "to": "w4a16-gptq", "calibration": calibration.SAMPLE_FILE})
+        plan_quantize({"model": str(odd), "to": "w4a16-gptq", "calibration": planning.SAMPLE_FILE})
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     with made_hub({"me/mine": AWQ}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
