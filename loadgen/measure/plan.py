@@ -220,6 +220,8 @@ def plan_rest(run_dir: Path, config: SweepConfig) -> SweepPlan:
     return replace(plan_sweep(config), blocks=unfinished(run_dir, planned_blocks(config)))
 
 
+GPU_MEMORY_UTILIZATION = 0.92
+"""The share of a GPU that vLLM takes unless it is told otherwise."""
 CHARACTERS_PER_TOKEN = 3.0
 """Few, so that prompts are not taken for shorter than they are: English text has about 4."""
 MOST_PROMPTS = 200
@@ -227,8 +229,9 @@ MOST_PROMPTS = 200
 GB, GIB = 1e9, 2**30
 
 
-def cost_sentences(plan: SweepPlan, launches: Mapping[str, Launch]) -> Iterator[str]:
-    """What the sweep costs, a sentence each; `launches`: the server of each target that loadgen starts.
+def cost_sentences(plan: SweepPlan, launches: Mapping[str, Launch], gpu_bytes: int | None = None) -> Iterator[str]:
+    """What the sweep costs, a sentence each; `launches`: the server of each target that loadgen starts;
+    `gpu_bytes`: the memory of the smallest of their GPUs.
 
     The memory is an estimate by the model's config.json: weights, and keys and values of the largest batch with the
     longest prompts and answers. Nothing is said of what is not known.
@@ -238,7 +241,7 @@ def cost_sentences(plan: SweepPlan, launches: Mapping[str, Launch]) -> Iterator[
     size = size_of(plan.config.model, online=True) if launches and plan.config.model else None
     yield from _downloads(launches, size)
     for name, launch in launches.items():
-        sentence = _memory(plan, launch, size)
+        sentence = _memory(plan, launch, size, gpu_bytes)
         yield f"{name} {sentence}" if sentence else f"{name}: its memory is not known before it starts"
 
 
@@ -257,7 +260,7 @@ def _downloads(launches: Mapping[str, Launch], size: ModelSize | None) -> Iterat
         yield f"still to download, about: {', '.join(each)}; {free}"
 
 
-def _memory(plan: SweepPlan, launch: Launch, size: ModelSize | None) -> str | None:
+def _memory(plan: SweepPlan, launch: Launch, size: ModelSize | None, gpu_bytes: int | None) -> str | None:
     """Weights, and keys and values, of one server."""
     weights = _weight_bytes(launch, size)
     kv_bits = 8 if (option(launch.argv, "--kv-cache-dtype") or "").startswith("fp8") else 16
@@ -272,9 +275,19 @@ def _memory(plan: SweepPlan, launch: Launch, size: ModelSize | None) -> str | No
     where = (
         "memory" if launch.device == "cpu" else f"GPU memory{f', {total / gpus:.1f} on each of {gpus}' * (gpus > 1)}"
     )
+    small = ""
+    if gpu_bytes is not None and launch.device == "cuda":
+        given = option(launch.argv, "--gpu-memory-utilization") or ""
+        share = float(given) if given.replace(".", "", 1).isdecimal() else GPU_MEMORY_UTILIZATION
+        taken = share * gpu_bytes / GIB
+        if total / gpus > taken:
+            small = (
+                f"; that is more than the {taken:.1f} GiB that vLLM takes of a GPU with {gpu_bytes / GIB:.0f}: choose "
+                "smaller --concurrency or --max-tokens, fewer bits, or more GPUs with --tensor-parallel"
+            )
     return (
         f"needs about {total:.1f} GiB of {where}: weights {weights / GIB:.1f}, keys and values {keys / GIB:.1f} "
-        f"(B = {b}, prompts of at most about {prompt} tokens, answers of at most {answer})"
+        f"(B = {b}, prompts of at most about {prompt} tokens, answers of at most {answer}){small}"
     )
 
 
@@ -288,10 +301,10 @@ def _weight_bytes(launch: Launch, size: ModelSize | None) -> float | None:
 
 def _longest(plan: SweepPlan) -> tuple[int, int]:
     """Tokens of the prompt and of the answer, at most, of the item that needs the most room."""
-    config, lengths = plan.config, [(0, plan.max_tokens)]
+    config, lengths = plan.config, list[tuple[int, int]]()
     for item in plan.dataset.items[:MOST_PROMPTS]:
         text = "".join(str(turn.get("content")) for turn in item.messages) or plan.protocol.prompt(item)
         prompt = item.input_tokens or round(len(text) / CHARACTERS_PER_TOKEN)
         own = config.fixed_length or config.max_tokens or item.output_tokens or item.most_tokens
         lengths.append((prompt, own or plan.max_tokens))
-    return max(lengths, key=sum)
+    return max(lengths, key=sum, default=(0, plan.max_tokens))

@@ -30,7 +30,7 @@ from loadgen.measure.machine import (
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.measure.observer import Observer, Tee
 from loadgen.measure.plan import SweepPlan, changes_record, cost_sentences, plan_rest, plan_sweep, planned_blocks
-from loadgen.measure.power import exporter_of, gpus_needed, idle_power, plan_power
+from loadgen.measure.power import exporter_of, gpus_needed, idle_power, plan_power, serving_gpus
 from loadgen.measure.preflight import Learned, learn_from
 from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Patience, Source, source_of
@@ -114,7 +114,9 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
 
 def _say_cost(plan: SweepPlan, source: Source, observer: Observer) -> None:
     if not source.simulated:
-        for sentence in cost_sentences(plan, source.launches):
+        gpus = serving_gpus(plan.config, {}) if gpus_needed(source.launches) else ()
+        totals = [info.memory_total_bytes for info in gpus if info.memory_total_bytes]
+        for sentence in cost_sentences(plan, source.launches, min(totals, default=None)):
             observer.note(sentence)
 
 

@@ -11,7 +11,10 @@ from made_hub import put_in_folder
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
+from loadgen.measure.plan import cost_sentences, plan_sweep
 from loadgen.measure.run import rehearse_sweep, run_sweep
+from loadgen.serving.launch import plan_launch
+from loadgen.serving.recipe import load_recipe
 
 SHAPE = {
     "hidden_size": 1024, "num_hidden_layers": 24, "vocab_size": 32000, "num_attention_heads": 16,
@@ -69,6 +72,19 @@ def test_memory_is_shared_by_the_gpus_of_a_target(model: Path) -> None:
     whole, share = (float(notes.said[1].split(mark)[1].split()[0]) for mark in ("needs about ", "GPU memory, "))
     assert share == pytest.approx(whole / 4, abs=0.06)
     assert "on each of 4: weights" in notes.said[1]
+
+
+def test_what_a_gpu_cannot_hold_is_said_with_what_to_change(model: Path) -> None:
+    plan = plan_sweep(configure(**served(model, device="cuda")))
+    launch = plan_launch(
+        load_recipe("bf16"), model=str(model), port=1, device="cuda", max_num_seqs=1032, vllm="/bin/true"
+    )
+    *_, large = cost_sentences(plan, {"bf16": launch}, 80 * 2**30)
+    *_, small = cost_sentences(plan, {"bf16": launch}, 8 * 2**30)
+    assert small.removeprefix(large) == (
+        "; that is more than the 7.4 GiB that vLLM takes of a GPU with 8: choose smaller --concurrency or "
+        "--max-tokens, fewer bits, or more GPUs with --tensor-parallel"
+    )
 
 
 def test_downloads_are_said_once_for_each_checkpoint(model: Path) -> None:
