@@ -23,6 +23,10 @@ def test_data_are_readable_on_light_and_on_dark(colour: str) -> None:
         assert (light + 0.05) / (dark + 0.05) >= 3.0
 
 
+def test_targets_that_differ_in_a_dot_alone_have_files_and_ids_of_their_own() -> None:
+    assert [look.slug for look in looks_of(["a.b", "a_b", "a.b_", "a.b"]).values()] == ["a_b", "a_b_", "a_b__"]
+
+
 def test_eight_targets_differ_in_colour_and_marker_and_sixteen_in_one_of_both() -> None:
     looks: list[Any] = list(looks_of(f"t{k}" for k in range(16)).values())
     assert len({look.colour for look in looks[:8]}) == len({look.marker for look in looks[:8]}) == 8

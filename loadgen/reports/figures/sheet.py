@@ -99,8 +99,10 @@ def looks_of(targets: Iterable[str]) -> dict[str, Look]:
     """By target, in the given order; from the ninth on colours come again, with another marker."""
     looks: dict[str, Look] = {}
     for place, target in enumerate(dict.fromkeys(targets)):
-        marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
-        looks[target] = Look(target, target.replace(".", "_"), COLOURS[place % len(COLOURS)], marker)
+        marker, slug = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)], target.replace(".", "_")
+        while any(look.slug == slug for look in looks.values()):
+            slug += "_"
+        looks[target] = Look(target, slug, COLOURS[place % len(COLOURS)], marker)
     return looks
 
 
