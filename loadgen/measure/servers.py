@@ -318,7 +318,7 @@ class _Processes:
             process.wait_ready(self._config.start_timeout_s)
             process.verify()
             facts = process.facts()
-            observer.server_ready(spec.name, f"vLLM {facts.version}" + "".join(f", {k}" for k in facts.kernels))
+            observer.server_ready(spec.name, f"vLLM {facts.version}" + "".join(f", {k}" for k in facts.kernels or ()))
             if facts.quantization is not None:
                 observer.note(f"{spec.name}: {facts.quantization}, KV cache {facts.kv_cache_dtype}")
             for warning in (*((facts.note,) if facts.note is not None else ()), *facts.remarks):

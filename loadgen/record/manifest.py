@@ -123,40 +123,64 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """sha256 of every other file of the checkpoint."""
 
 
-class ServerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One start of a server: its target and what it said about itself; see `serving.facts.ServerFacts` for fields."""
+class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one start of a server reports about itself; None, or empty: not known, as of a server that loadgen did not
+    launch."""
 
     name: Text
+    precision: Text = ""
+    argv: tuple[Text, ...] | None = None
+    env: dict[Text, Text] = {}
+    """The variables that loadgen added; secrets are masked."""
+    pid: int | None = None
+    version: Text | None
+    """The answer to GET /version."""
+    model: Text | None = None
+    """The id that requests must name."""
+    checkpoint_identity: Text | None = None
+    """`checkpoint.checkpoint_identity`; None where this machine has no weights."""
+    quantized: QuantizeRecord | None = None
+    """How `loadgen quantize` made the checkpoint; None: it did not."""
+    note: str | None = None
+    """`loadgen_note` of the checkpoint's config.json."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together."""
+    quantization: Text | None = None
+    """How its weights are stored: `16-bit`, `awq int4 (group 128)`; None: no config.json was found."""
+    kv_cache_dtype: Text | None = None
+    """The dtype of keys and values: `float16`, `bfloat16`, `fp8`, ..."""
+    eager: bool | None = None
+    """Whether it runs without torch.compile and CUDA graphs, by vLLM's log."""
+    graph_sizes: tuple[Count, ...] | None = None
+    """Batches that CUDA graphs are captured for, by vLLM's log; empty without graphs."""
+    workers: Count | None = None
+    """Processes that each hold a part of the model, by vLLM's log or the command."""
+    remarks: tuple[str, ...] = ()
+    """Sentences that a reader of its figures needs."""
+    kernels: tuple[Text, ...] | None = None
+    """The kernels that were selected, by the log, in the order of their first mention."""
+    model_bytes: Bytes | None = None
+    """GPU memory of the weights of all workers, by vLLM's log; its CPU build does not log it."""
+    kv_cache_bytes: Bytes | None = None
+    """GPU memory of all workers for keys and values, likewise."""
+    metric_names: tuple[Text, ...] = ()
+    """Sample names under /metrics, sorted."""
+    started_ns: Nanoseconds | None = None
+    """Monotonic clock."""
+    ready_ns: Nanoseconds | None = None
+    """When GET /health first answered 200; monotonic clock."""
+
+
+class ServerRecord(ServerFacts, frozen=True, kw_only=True):
+    """One start of a server for one repeat of a target."""
+
     repeat: Count
     session: Count = 1
-    version: Text | None
-    precision: Text = ""
     url: Text | None = None
-    model: Text | None = None
     metrics_urls: tuple[Text, ...] = ()
     simulated: bool = False
-    argv: tuple[Text, ...] | None = None
-    """None, as many others: a server that loadgen did not launch."""
-    env: dict[Text, Text] = {}
-    pid: int | None = None
-    checkpoint_identity: Text | None = None
-    quantized: QuantizeRecord | None = None
-    note: str | None = None
     model_note: str | None = None
     """What is odd about its model list."""
-    max_model_len: int | None = None
-    quantization: Text | None = None
-    kv_cache_dtype: Text | None = None
-    eager: bool | None = None
-    graph_sizes: tuple[Count, ...] | None = None
-    workers: Count | None = None
-    remarks: tuple[str, ...] = ()
-    kernels: tuple[Text, ...] | None = None
-    model_bytes: Bytes | None = None
-    kv_cache_bytes: Bytes | None = None
-    metric_names: tuple[Text, ...] = ()
-    started_ns: Nanoseconds | None = None
-    ready_ns: Nanoseconds | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

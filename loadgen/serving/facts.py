@@ -1,4 +1,4 @@
-"""Target, a server to be measured, and ServerFacts, what a launched one reports about itself.
+"""Target, a server to be measured, and how what it reports about itself is read.
 
 Also the environment's proxies: downloads use them, measured servers are always reached directly.
 """
@@ -15,58 +15,10 @@ from urllib.request import getproxies_environment, proxy_bypass
 import msgspec
 
 from loadgen import httpget
-from loadgen.record.manifest import QuantizeRecord
 
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
 KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB|reserved ([0-9.]+) GiB memory for KV Cache")
 TIMEOUT_S = 5.0
-
-
-class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The identity of one launched server."""
-
-    name: str
-    precision: str
-    argv: tuple[str, ...]
-    env: dict[str, str]
-    """The variables that loadgen added; secrets are masked."""
-    pid: int
-    version: str | None
-    """The answer to GET /version."""
-    model: str | None
-    """The id that requests must name."""
-    checkpoint_identity: str | None
-    """`checkpoint.checkpoint_identity`; None where this machine has no weights."""
-    quantized: QuantizeRecord | None
-    """How `loadgen quantize` made the checkpoint; None: it did not."""
-    note: str | None
-    """`loadgen_note` of the checkpoint's config.json."""
-    max_model_len: int | None
-    """Tokens of prompt and answer together."""
-    quantization: str | None
-    """How its weights are stored: `16-bit`, `awq int4 (group 128)`; None: no config.json was found."""
-    kv_cache_dtype: str | None
-    """The dtype of keys and values: `float16`, `bfloat16`, `fp8`, ...; None: not known."""
-    eager: bool | None
-    """Whether it runs without torch.compile and CUDA graphs, by vLLM's log; None: not in the log."""
-    graph_sizes: tuple[int, ...] | None
-    """Batches that CUDA graphs are captured for, by vLLM's log; empty without graphs; None: not known."""
-    workers: int | None
-    """Processes that each hold a part of the model, by vLLM's log or the command; None: in neither."""
-    remarks: tuple[str, ...]
-    """Sentences that a reader of its figures needs."""
-    kernels: tuple[str, ...]
-    """The kernels that were selected, by the log, in the order of their first mention."""
-    model_bytes: int | None
-    """GPU memory of the weights of all workers, by vLLM's log; None: not in the log (its CPU build)."""
-    kv_cache_bytes: int | None
-    """GPU memory of all workers for keys and values, by vLLM's log; None: not in the log (its CPU build)."""
-    metric_names: tuple[str, ...]
-    """Sample names under /metrics, sorted."""
-    started_ns: int
-    """Monotonic clock."""
-    ready_ns: int | None
-    """When GET /health first answered 200; monotonic clock."""
 
 
 def model_bytes(log: str, workers: int | None = None) -> int | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from loadgen.errors import ServerError, UsageError
 from loadgen.folder import Folder
 from loadgen.processgroup import ProcessGroup, exit_words
+from loadgen.record.manifest import ServerFacts
 from loadgen.secret import Mask, secrets_of, without_secrets
 from loadgen.serving.checkpoint import (
     checkpoint_identity,
@@ -26,7 +27,7 @@ from loadgen.serving.checkpoint import (
     remarks,
     token_variables,
 )
-from loadgen.serving.facts import ServerFacts, get, kv_cache_bytes, metric_names, model_bytes, read_models, read_version
+from loadgen.serving.facts import get, kv_cache_bytes, metric_names, model_bytes, read_models, read_version
 from loadgen.serving.launch import (
     CONTAINER,
     WAITING,

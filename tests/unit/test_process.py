@@ -134,7 +134,7 @@ def test_facts_are_the_servers_own_words(launch_of: Callable[..., Launch], tmp_p
     assert facts.env == {"HF_TOKEN": "***", "PLAIN": "1"}
     assert facts.pid == server.pid
     assert before.ready_ns is None
-    assert facts.ready_ns is not None
+    assert facts.ready_ns is not None and facts.started_ns is not None
     assert facts.ready_ns > facts.started_ns
 
 
