@@ -90,6 +90,10 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
         return
     require_hardware(recipe, device, launch.argv[0])
     confirm_checkpoint(launch, in_serve)
+    if launch.device == "cuda":
+        from loadgen.measure.power import gpus_needed, serving_gpus
+
+        serving_gpus(None, gpus_needed({name: launch}))
     if warning := token_warning():
         say(warning)
     if secrets_of(extra_args, {}):
@@ -119,19 +123,24 @@ def checkpoint_table(recipes: dict[str, Recipe], model: str) -> str:
     listed, rows = Derivatives(model), []
     for recipe in recipes.values():
         try:
-            served = recipe.checkpoint_for(model)
-            quantized = ", quantized while loading" if recipe.checkpoint == "own" else ""
-            quantized = ", quantized while loading" if recipe.in_flight_args else quantized
-            rows.append((recipe.name, served + quantized * (served == model)))
+            served = recipe.checkpoint_for(model, in_serve)
+            in_flight = bool(recipe.in_flight_args) and served == model
+            rows.append((recipe.name, served + ", quantized while loading" * in_flight))
         except NoCheckpoint as error:
-            try:
-                rows.append((recipe.name, str(listed.choose(recipe)) if is_hub_id(model) else f"- {error}"))
-            except UsageError as other:
-                rows.append((recipe.name, f"- {other}"))
+            rows.append((recipe.name, _listed(listed, recipe) if is_hub_id(model) else error.row))
         except UsageError as error:
-            rows.append((recipe.name, f"- {error}"))
+            rows.append((recipe.name, f"not clear: {error}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {served}" for name, served in [("NAME", f"SERVES FOR {model}"), *rows])
+
+
+def _listed(listed: Derivatives, recipe: Recipe) -> str:
+    try:
+        return str(listed.choose(recipe, in_serve))
+    except NoCheckpoint as error:
+        return error.row
+    except UsageError as error:
+        return f"not clear: {error}"
 
 
 def recipe_table(recipes: dict[str, Recipe]) -> str:

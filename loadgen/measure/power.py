@@ -156,11 +156,11 @@ def gpus_needed(launches: Mapping[str, Launch]) -> dict[str, int]:
     return {name: workers_of(one.argv) or 1 for name, one in launches.items() if one.device == "cuda"}
 
 
-def serving_gpus(config: SweepConfig, needs: Mapping[str, int]) -> tuple[GpuInfo, ...]:
+def serving_gpus(asked: Sequence[str] | None, needs: Mapping[str, int]) -> tuple[GpuInfo, ...]:
     """The GPUs of this machine for the servers that loadgen launches; each takes the first, as many as it `needs`.
 
-    Those of `--gpu`, else of CUDA_VISIBLE_DEVICES, else all; empty where NVML cannot tell. Raises UsageError where a
-    target needs several and there are fewer.
+    Those `asked` for by `--gpu`, else of CUDA_VISIBLE_DEVICES, else all; empty where NVML cannot tell. Raises
+    UsageError where a target needs several and there are fewer.
     """
     visible, found = os.environ.get("CUDA_VISIBLE_DEVICES"), tuple[GpuInfo, ...]()
     with contextlib.suppress(Exception):  # what is wrong with the sensors is said where power is planned
@@ -172,16 +172,16 @@ def serving_gpus(config: SweepConfig, needs: Mapping[str, int]) -> tuple[GpuInfo
         known = {info.uuid: info for info in sorted(infos, key=lambda info: info.index)}
         order = os.environ.get("CUDA_DEVICE_ORDER")
         chosen = list(known)
-        if config.gpus or visible is not None:
-            chosen = select_gpus(infos, asked=config.gpus, visible=visible, order=order, unreadable=unreadable)
+        if asked or visible is not None:
+            chosen = select_gpus(infos, asked=asked, visible=visible, order=order, unreadable=unreadable)
         found = tuple(known[uuid] for uuid in chosen)
-    named = config.gpus or (visible.split(",") if visible is not None else None)
+    named = asked or (visible.split(",") if visible is not None else None)
     count = len(found) if found or named is None else len(named)
     for name, needed in needs.items():
         if needed > max(count, 1) and (found or named):
             raise UsageError(
                 f"{name} needs {needed} GPUs and {count} {'is' if count == 1 else 'are'} visible: give a smaller "
-                "--tensor-parallel, or name more GPUs with --gpu or CUDA_VISIBLE_DEVICES"
+                "--tensor-parallel, or make more GPUs visible: CUDA_VISIBLE_DEVICES, in a sweep also --gpu"
             )
     return found
 
@@ -254,7 +254,7 @@ def _local(config: SweepConfig, kind: str, needs: Mapping[str, int]) -> tuple[Po
         infos = reader.gpus()
         if isinstance(reader, RaplReader):
             return PowerPlan(kind=kind, gpus=tuple(info.uuid for info in infos)), {}
-        serving = serving_gpus(config, needs) if needs else ()
+        serving = serving_gpus(config.gpus, needs) if needs else ()
         chosen = [info.uuid for info in serving[: max(needs.values(), default=0)]] or select_gpus(
             infos,
             asked=config.gpus,

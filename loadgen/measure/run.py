@@ -114,7 +114,7 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
 
 def _say_cost(plan: SweepPlan, source: Source, observer: Observer) -> None:
     if not source.simulated:
-        gpus = serving_gpus(plan.config, {}) if gpus_needed(source.launches) else ()
+        gpus = serving_gpus(plan.config.gpus, {}) if gpus_needed(source.launches) else ()
         totals = [info.memory_total_bytes for info in gpus if info.memory_total_bytes]
         for sentence in cost_sentences(plan, source.launches, min(totals, default=None)):
             observer.note(sentence)

@@ -367,7 +367,7 @@ class _Launched(_Processes):
     def _launch(self, specs: Sequence[TargetSpec]) -> None:
         self.launches = {spec.name: self.plan(spec, free_port()) for spec in specs}
         if self._config.device == "cuda":
-            self._gpus = serving_gpus(self._config, gpus_needed(self.launches))
+            self._gpus = serving_gpus(self._config.gpus, gpus_needed(self.launches))
         for launch in self.launches.values():
             require_hardware(load_recipe(launch.precision), launch.device, launch.argv[0])
             confirm_checkpoint(launch)

@@ -50,9 +50,12 @@ class NoCheckpoint(UsageError):
     def __init__(self, recipe: Recipe, model: str, why: str, naming: Naming) -> None:
         example = naming(recipe.name, "ORG/NAME")
         quantize = f"loadgen quantize --model {shlex.quote(model)} --to {recipe.made_as[0]}" if recipe.made_as else ""
+        make = f"; or make one: {quantize}" if quantize else ""
+        self.row = f"none, {why}; give one: {example}{make}"
+        """The same for a table of recipes."""
         super().__init__(
-            f"recipe {recipe.name!r} needs a quantized checkpoint and {why}; give one (an id or a folder): {example}"
-            + (f"; or make one: {quantize}" if quantize else "")
+            f"recipe {recipe.name!r} needs a quantized checkpoint and {why}; give one (an id or a folder): "
+            f"{example}{make}"
         )
 
 

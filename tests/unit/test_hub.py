@@ -145,7 +145,8 @@ def test_serve_prints_the_choice_and_lists_what_every_recipe_would_serve(hub: Ma
     assert rows["fp16"] == MODEL
     assert rows["bnb-nf4"] == f"{MODEL}, quantized while loading"
     assert rows["awq"].startswith("b/large-awq (awq int4), chosen on the hub: 1,234 downloads")
-    assert rows["gptq"].startswith("- recipe 'gptq' needs a quantized checkpoint and the hub lists none")
+    assert rows["gptq"].startswith("none, the hub lists none for org/model")
+    assert rows["gptq"].endswith("; give one: loadgen serve gptq --checkpoint ORG/NAME")
 
 
 def test_a_gated_model_names_the_token_before_anything_starts(hub: MadeHub) -> None:

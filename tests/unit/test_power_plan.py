@@ -97,7 +97,7 @@ def test_servers_take_the_gpus_that_are_named_else_the_visible_ones_else_the_fir
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     config, needs = served(gpu=gpu), {"fp16": 2, "bf16": 1}
-    assert [info.uuid for info in serving_gpus(config, needs)] == [f"GPU-{number}" for number in chosen]
+    assert [info.uuid for info in serving_gpus(config.gpus, needs)] == [f"GPU-{number}" for number in chosen]
     planned = plan_power(config, simulated=False, needs=needs)
     assert planned.gpus == tuple(f"GPU-{number}" for number in chosen[:2])
 
@@ -105,7 +105,11 @@ def test_servers_take_the_gpus_that_are_named_else_the_visible_ones_else_the_fir
 @pytest.mark.parametrize(
     ("reader", "visible", "said"),
     [
-        (Four, None, "fp16 needs 8 GPUs and 4 are visible: give a smaller --tensor-parallel, or name more GPUs"),
+        (
+            Four,
+            None,
+            "fp16 needs 8 GPUs and 4 are visible: give a smaller --tensor-parallel, or make more GPUs visible",
+        ),
         (Four, "2", "fp16 needs 8 GPUs and 1 is visible"),
         (Broken, "0,1", "fp16 needs 8 GPUs and 2 are visible"),
     ],
@@ -118,10 +122,10 @@ def test_more_gpus_than_are_visible_are_refused(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(UsageError, match=said):
-        serving_gpus(served(), {"fp16": 8})
+        serving_gpus(None, {"fp16": 8})
 
 
 def test_without_sensors_a_server_is_left_to_say_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(power, "NvmlReader", Broken)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert serving_gpus(served(), {"fp16": 8}) == ()
+    assert serving_gpus(None, {"fp16": 8}) == ()
