@@ -233,7 +233,7 @@ def _config_of_16_bit(model: str) -> Mapping[str, Any]:
         raise UsageError(f"--model {model}: the folder has no config.json; give a folder as transformers saves it")
     if config is None and is_offline():
         raise UsageError(
-            f"{model} is not in this machine's cache, and HF_HUB_OFFLINE forbids to fetch it; give a folder"
+            f"{model} is not in this machine's cache, and HF_HUB_OFFLINE forbids downloading it; give a folder"
         )
     if config is None:
         answer = fetch_config(model)

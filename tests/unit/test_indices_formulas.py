@@ -14,7 +14,6 @@ from loadgen.analysis.indices.formulas import (
     deficit,
     efficiency,
     improvement,
-    memory_ratio_for,
     percent_increase,
     si_geometric,
     si_linear,
@@ -74,16 +73,8 @@ def test_the_published_e_si_of_int8_needs_more_memory_than_fp16(cor: float, floo
     """A100: 693.35 / 235.47 J, which under HLI is 1 + COR."""
     eta = 1 / (1 + cor)
     assert efficiency(eta, 1.0, 0.5) == pytest.approx(floor, abs=0.0005)
-    needed = memory_ratio_for(0.40, eta, 0.5)
-    assert needed == pytest.approx(rho, abs=0.001)
-    assert needed is not None
-    assert efficiency(eta, needed, 0.5) == pytest.approx(0.40)
+    assert efficiency(eta, rho, 0.5) == pytest.approx(0.40, abs=0.0005)
     assert efficiency(eta, 1e9, 0.5) == pytest.approx(2 * eta)
-
-
-def test_no_memory_ratio_gives_an_e_si_beyond_its_ceiling() -> None:
-    assert memory_ratio_for(0.6, 1 / 3.45, 0.5) is None
-    assert memory_ratio_for(0.4, 1 / 3.45, 1.0) is None
 
 
 def test_e_si_at_the_ends_of_alpha() -> None:

@@ -40,12 +40,6 @@ def efficiency(eta: Number, rho: Number, alpha: float) -> Number:
     return 1 / (alpha / eta + (1 - alpha) / rho)
 
 
-def memory_ratio_for(e_si: float, eta: float, alpha: float) -> float | None:
-    """The rho that a published E_SI needs; below 1: more memory than the reference. None if no rho gives it."""
-    rest = 0.0 if alpha == 1 else 1 / e_si - alpha / eta
-    return (1 - alpha) / rest if rest > 0 else None
-
-
 def carbon_kg(energy_j: Number, carbon_kg_per_kwh: float) -> Number:
     """CAES chi = E_q x gamma (section 3.1) in kgCO2e per query; energy in joules per query."""
     return energy_j * carbon_kg_per_kwh / JOULES_PER_KWH
