@@ -2,31 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from loadgen.cli import CONTEXT
-from loadgen.serving.compose import write_project
-from loadgen.serving.recipe import data_dir
+from loadgen.errors import UsageError
+from loadgen.serving.compose import DEFAULT, MODEL, SERVICES, checkpoint_of, sized_environment, write_project
+from loadgen.serving.memory import GIB, REQUEST_TOKENS, Sizing, fit, size_of
+from loadgen.serving.recipe import data_dir, load_recipe
 
 
 @click.command("compose", context_settings=CONTEXT)
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("loadgen-compose"),
               show_default=True, help="Where to write it.")  # fmt: skip
+@click.option("--model", default=MODEL, show_default=True, metavar="ID", help="The 16-bit model that is served.")
+@click.option("--serve", metavar="NAMES", help="Services to size for, e.g. fp16,awq=ORG/MODEL-AWQ.  "
+              "[default: those of fp16, awq, gptq, bnb-nf4 that have a checkpoint]")  # fmt: skip
+@click.option("--gpu-memory", metavar="GIB", help="Memory of the GPU, of several as 80,80.  [default: NVML's]")
+@click.option("--concurrency", metavar="LIST", help="Batch sizes that must fit.  [default: 1,16,64,128, or what fits]")
+@click.option("--tokens", type=click.IntRange(1, 2**20), default=REQUEST_TOKENS, show_default=True, metavar="N",
+              help="Longest prompt and answer together.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the project's files in a folder that already holds them.")
+@click.option("--print-env", is_flag=True, help="Print the .env for the GPU and write nothing.")
 @click.option("--print-dir", is_flag=True, help="Show where the packaged files are and write nothing.")
-def command(folder: Path, force: bool, print_dir: bool) -> None:
+def command(
+    folder: Path,
+    model: str,
+    serve: str | None,
+    gpu_memory: str | None,
+    concurrency: str | None,
+    tokens: int,
+    force: bool,
+    print_env: bool,
+    print_dir: bool,
+) -> None:
     """Write out the Docker Compose project: servers, exporter, Prometheus, Grafana and its dashboards.
 
+    Its .env is sized for the GPU: batch sizes, the KV cache that fits beside the heaviest weights, and which servers
+    are up together. Without a GPU on this machine, give --gpu-memory.
+
     \b
-    Example:
-      loadgen compose --dir stack
+    Examples:
+      loadgen compose --dir stack --gpu-memory 24
+      loadgen compose --dir stack --model Qwen/Qwen2.5-14B-Instruct --serve fp16,awq --concurrency 1,16,64
+      loadgen sweep --compose stack
       cd stack/docker && COMPOSE_PROFILES=simulated docker compose up
     """
     if print_dir:
         click.echo(data_dir())
         return
-    write_project(folder.expanduser(), force=force)
-    click.echo(f"Wrote {folder}. On a GPU host:    cd {folder}/docker && docker compose up")
-    click.echo(f"Without a GPU (SIMULATED):  cd {folder}/docker && COMPOSE_PROFILES=simulated docker compose up")
+    chosen = _chosen(serve, model)
+    sizing = _sizing(model, list(chosen), gpu_memory, concurrency, tokens)
+    if print_env:
+        if sizing is None:
+            raise UsageError("--print-env: no GPU of this machine says how large it is; give --gpu-memory GIB")
+        click.echo(sized_environment(model, sizing, chosen), nl=False)
+        return
+    folder = folder.expanduser()
+    write_project(folder, force=force)
+    if sizing is None:
+        click.echo("The GPU's memory is not known here, so docker/.env is not sized: give --gpu-memory GIB")
+    else:
+        (folder / "docker" / ".env").write_text(sized_environment(model, sizing, chosen), encoding="utf-8")
+        for sentence in _sentences(model, sizing):
+            click.echo(sentence)
+    click.echo(f"Wrote {folder}. One server after another:  loadgen sweep --compose {folder}")
+    click.echo(f"Servers that stay up:       cd {folder}/docker && docker compose up")
+    click.echo(f"Without a GPU (SIMULATED):  COMPOSE_PROFILES=simulated loadgen sweep --compose {folder}")
+
+
+def _sizing(
+    model: str, names: list[str], gpu_memory: str | None, concurrency: str | None, tokens: int
+) -> Sizing | None:
+    """What fits; None where nobody says how large the GPU is."""
+    from loadgen.measure.config import batch_sizes
+
+    levels = None if concurrency is None else batch_sizes(concurrency)
+    gpus = _gpus(gpu_memory)
+    if not gpus:
+        return None
+    if (size := size_of(model, online=True)) is None:
+        raise UsageError(f"--model {model}: no config.json on this machine or the hub says its size; give a folder")
+    recipes = {name: load_recipe(name) for name in names}
+    return fit(size, recipes, [gib * GIB for gib in gpus], concurrency=levels, tokens=tokens)
+
+
+def _sentences(model: str, sizing: Sizing) -> Iterator[str]:
+    """What was sized, and what does not fit."""
+    levels = ",".join(map(str, sizing.concurrency))
+    needs = ", ".join(f"{name} {need / GIB:.1f}" for name, need in sizing.needs.items())
+    kept = f"a KV cache of {sizing.kv_cache_bytes / GIB:.1f} GiB"
+    yield f"{model} on {min(sizing.gpus) / GIB:.3g} GiB: B = {levels}, {kept}; GiB that each server needs: {needs}"
+    for name, need in sizing.left_out.items():
+        yield f"{name} needs {need / GIB:.1f} GiB and fits on no GPU: it is left out"
+    if alone := [name for name in sizing.needs if name not in sizing.placed]:
+        yield f"not up beside the others, but one at a time: {', '.join(alone)}"
+
+
+def _chosen(serve: str | None, model: str) -> dict[str, str]:
+    """The services, each with its checkpoint."""
+    chosen = {}
+    for entry in serve.split(",") if serve else DEFAULT:
+        name, _, given = entry.strip().partition("=")
+        if name not in SERVICES:
+            raise UsageError(f"--serve {entry}: the project has no such service; it has {', '.join(SERVICES)}")
+        checkpoint, _ = checkpoint_of(load_recipe(name), model)
+        if given or not checkpoint.startswith("set-"):
+            chosen[name] = given or checkpoint
+        elif serve:
+            raise UsageError(f"--serve {name}: no checkpoint of {model} is known; give one, as in {name}=ORG/NAME")
+    return chosen
+
+
+def _gpus(gpu_memory: str | None) -> list[float]:
+    """GiB of each GPU; empty where nobody says."""
+    if gpu_memory is None:
+        from loadgen.doctor.hardware import seen_gpus
+
+        try:
+            totals = [gpu.info.memory_total_bytes for gpu in seen_gpus()[0]]
+        except UsageError:
+            return []
+        return [total / GIB for total in totals if total]
+    try:
+        gpus = [float(part) for part in gpu_memory.split(",")]
+    except ValueError:
+        gpus = []
+    if not gpus or not all(1 <= gib <= 10_000 for gib in gpus):
+        raise UsageError(f"--gpu-memory {gpu_memory}: give the GiB of each GPU, as in 24 or 80,80")
+    return gpus

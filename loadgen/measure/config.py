@@ -21,6 +21,7 @@ from loadgen.options import SweepOptions, complete, dashed, declared, did_you_me
 from loadgen.record.cell import Slo, TargetSpec, check_size
 from loadgen.record.config import Mode, SweepConfig
 from loadgen.serving.launch import API_KEY, conflict
+from loadgen.serving.memory import GRID
 from loadgen.serving.project import Project
 from loadgen.serving.recipe import Device, load_recipe, load_recipes
 from loadgen.workload.dataset import holds_texts
@@ -28,7 +29,6 @@ from loadgen.workload.grading.words import compiled
 from loadgen.workload.protocol import Thinking, default_protocol
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
-CONCURRENCY = (1, 16, 64, 128)
 OPEN_CAP = 1024
 """Requests in flight from which on an open loop drops arrivals."""
 OPEN_NUM_SEQS = 256
@@ -58,7 +58,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     dataset = o["dataset"] or ("sample" if simulated and o["data_file"] is None else "gsm8k")
     arrivals, rows = arrivals_of(o, dataset)
     sized = project.concurrency if project and not arrivals else None
-    levels = _concurrency(sized if o["concurrency"] is None else o["concurrency"], arrivals)
+    levels = batch_sizes(sized if o["concurrency"] is None else o["concurrency"], arrivals)
     check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * max(1, len(arrivals)), o["repeats"])
     _check_load(o, levels, arrivals)
     check_lengths(o, dataset)
@@ -388,10 +388,10 @@ def _check_label(label: str, asked: str) -> None:
         raise UsageError(f"{asked}: {label!r} is not a valid name; use letters, digits, '.', '_' and '-'")
 
 
-def _concurrency(value: str | Sequence[int] | None, arrivals: Sequence[Arrivals]) -> tuple[int, ...]:
+def batch_sizes(value: str | Sequence[int] | None, arrivals: Sequence[Arrivals] = ()) -> tuple[int, ...]:
     """The batch sizes; of an open loop the one number of requests that may be in flight."""
     if value is None:
-        return (OPEN_CAP,) if arrivals else CONCURRENCY
+        return (OPEN_CAP,) if arrivals else GRID
     parts = value.split(",") if isinstance(value, str) else list(value)
     levels = []
     for part in parts:

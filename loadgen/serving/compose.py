@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from loadgen import __version__
 from loadgen.errors import UsageError
 from loadgen.serving.launch import plan_launch, plan_simulated
+from loadgen.serving.memory import GIB, Sizing
 from loadgen.serving.recipe import PACKAGE, Recipe, data_dir, load_models, load_recipes
 
 Service = dict[str, Any]
@@ -31,7 +33,9 @@ KV_CACHE_BYTES = 8 * 2**30
 """The same for every precision: 65,536 tokens of a 7B model with 8 key-value heads in 16 bits."""
 GPU_MEMORY_UTILIZATION = "0.1"
 """vLLM needs this share of the GPU free to start, and ignores it otherwise when the size of the KV cache is set
-(`request_memory` in its v1/worker/utils.py). Low, so that the last of several servers on one GPU starts too."""
+(`request_memory` in its v1/worker/utils.py). Low where nobody sized the project; else what the server needs."""
+ONE_GPU, OTHERS = "gpu", "gpus"
+"""Profiles: servers that fit on the GPUs together, and the others, for one at a time or a GPU each."""
 CPU_ROOT = "/opt/loadgen-cpu"
 """The environment of `loadgen cpu-env` in the image of docker/vllm-cpu.Dockerfile."""
 VLLM_VERSION = "0.31.0"
@@ -79,7 +83,7 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
         max_num_seqs=MAX_NUM_SEQS, vllm="vllm", host="0.0.0.0",
         extra_args=(
             "--kv-cache-memory-bytes", f"${{KV_CACHE_BYTES:-{KV_CACHE_BYTES}}}",
-            "--gpu-memory-utilization", f"${{GPU_MEMORY_UTILIZATION:-{GPU_MEMORY_UTILIZATION}}}",
+            "--gpu-memory-utilization", f"${{{prefix}_GPU_MEMORY_UTILIZATION:-{GPU_MEMORY_UTILIZATION}}}",
             "${VLLM_ARGS:-}", f"${{{prefix}_ARGS:-{more}}}",
         ),
     )  # fmt: skip
@@ -89,14 +93,14 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
     }
     return {
         **(with_plugin if recipe.backend == "bitsandbytes" else {"image": VLLM}),
-        "profiles": ["gpu", recipe.name] if recipe.name in DEFAULT else [recipe.name],
+        "profiles": [f"${{{prefix}_PROFILE:-{_profile(recipe.name)}}}", recipe.name],
         "entrypoint": with_key("VLLM_API_KEY", "vllm", "serve"),
         "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
         "environment": launch.env
         | API_KEY
         | {"HF_TOKEN_PATH": "/run/secrets/hf_token", "HF_HUB_OFFLINE": "${HF_HUB_OFFLINE:-0}"},
         "secrets": ["hf_token", "api_key"],
-        "volumes": ["${HF_CACHE:-hf-cache}:/root/.cache/huggingface", "vllm-cache:/root/.cache/vllm", START],
+        "volumes": ["${HF_CACHE:-hf-cache}:/root/.cache/huggingface:z", "vllm-cache:/root/.cache/vllm", START],
         "shm_size": "${SHM_SIZE:-8gb}",
         **UNPRIVILEGED,
         "cap_add": ["DAC_OVERRIDE"],
@@ -104,6 +108,11 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
         "healthcheck": _health("python3", f"http://127.0.0.1:{PORT}/health", start="${START_PERIOD:-45m}"),
         "deploy": _gpu(f"${{{prefix}_GPU:-0}}", ["gpu"]),
     }
+
+
+def _profile(name: str) -> str:
+    """The profile of a service where nobody sized the project: one server is up, the four are measured."""
+    return ONE_GPU if name == DEFAULT[0] else OTHERS if name in DEFAULT else "more"
 
 
 def cpu_server(recipe: Recipe, port: int) -> Service:
@@ -124,7 +133,7 @@ def cpu_server(recipe: Recipe, port: int) -> Service:
         "command": _command(_with_variable(launch.argv[2:], "--max-num-seqs", "MAX_NUM_SEQS")),
         "environment": {**launch.env, **API_KEY, "HF_HUB_OFFLINE": "1"},
         "secrets": ["api_key"],
-        "volumes": ["${CPU_MODELS:-cpu-models}:/models:ro", START],
+        "volumes": ["${CPU_MODELS:-cpu-models}:/models:ro,z", START],
         "shm_size": "1gb",
         **HARDENED,
         "ports": [_published(prefix, port)],
@@ -169,7 +178,7 @@ UNPRIVILEGED: Service = {"cap_drop": ["ALL"], "security_opt": ["no-new-privilege
 HARDENED: Service = {"read_only": True, "tmpfs": ["/tmp"], **UNPRIVILEGED}
 """For images that write only to their volumes and /tmp and do not run as root: all but vLLM's."""
 API_KEY = {"API_KEY_FILE": "/run/secrets/api_key"}
-START = "./start.sh:/opt/start.sh:ro"
+START = "./start.sh:/opt/start.sh:ro,z"
 OFTEN = {"interval": "5s", "timeout": "5s", "retries": 6}
 
 
@@ -223,7 +232,9 @@ HEADER = """\
 # Generated from servers/*.toml by `python docker/generate.py`; a test fails when it is stale. Do not edit: every choice
 # is a variable (docs/docker.md), set in the shell, in docker/.env or with --env-file models/NAME.env.
 #
-#   docker compose up                                 fp16, awq, gptq, bnb-nf4, exporter, Prometheus, Grafana
+#   loadgen sweep --compose                           one server after another: fp16, awq, gptq, bnb-nf4
+#   docker compose up                                 what fits on the GPU together, exporter, Prometheus, Grafana
+#   COMPOSE_PROFILES=gpu,gpus docker compose up       all four at once: for a GPU each
 #   COMPOSE_PROFILES=fp16,awq docker compose up       two of them
 #   COMPOSE_PROFILES=simulated docker compose up      SIMULATED servers: no GPU, nothing is measured
 #   COMPOSE_PROFILES=cpu docker compose up            real vLLM on this machine's CPU, tiny models
@@ -240,7 +251,7 @@ def compose_file() -> str:
     services = {name: gpu_server(recipes[name], 8001 + index) for index, name in enumerate(SERVICES)}
     services |= {f"sim-{name}": simulated_server(name, 8101 + index) for index, name in enumerate(DEFAULT)}
     services |= {f"cpu-{name}": cpu_server(recipes[name], 8201 + index) for index, name in enumerate(ON_CPU)}
-    services |= {"exporter": exporter(["gpu", *SERVICES]), "prometheus": _prometheus()}
+    services |= {"exporter": exporter([ONE_GPU, OTHERS, *SERVICES]), "prometheus": _prometheus()}
     services |= {"grafana": _grafana(), "loadgen": _loadgen()}
     volumes = ("hf-cache", "vllm-cache", "cpu-models", "prometheus", "grafana-data", "runs", "cache")
     project = {
@@ -270,6 +281,37 @@ def environment_file(model: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sized_environment(model: str, sizing: Sizing, checkpoints: Mapping[str, str]) -> str:
+    """docker/.env for these GPUs: batch sizes, KV cache, each server's share of a GPU, and the model's checkpoints.
+
+    `checkpoints` replaces those of the recipes.
+    """
+    total = min(sizing.gpus)
+    levels = ",".join(map(str, sizing.concurrency))
+    lines = [
+        f"# Written by `loadgen compose` for {model}: {len(sizing.gpus)} GPU(s) of {total / GIB:.1f} GiB, B up to "
+        f"{max(sizing.concurrency)}, requests of at most {sizing.tokens} tokens.",
+        f"COMPOSE_PROFILES={ONE_GPU}",
+        f"CONCURRENCY={levels}",
+        f"MAX_NUM_SEQS={max(MAX_NUM_SEQS, *sizing.concurrency)}",
+        f"KV_CACHE_BYTES={sizing.kv_cache_bytes}",
+    ]
+    for name in SERVICES:
+        prefix, need = variable(name), sizing.needs.get(name)
+        if need is None:
+            lines.append(f"{prefix}_PROFILE=more")
+            continue
+        gpu = sizing.placed.get(name)
+        lines.append(f"{prefix}_PROFILE={OTHERS if gpu is None else ONE_GPU}")
+        lines.append(f"{prefix}_GPU={gpu or 0}")
+        lines.append(f"{prefix}_GPU_MEMORY_UTILIZATION={math.ceil(need / total * 100) / 100:.2f}")
+    given = {f"{variable(name)}_CHECKPOINT": checkpoint for name, checkpoint in checkpoints.items()}
+    for line in environment_file(model).splitlines()[3:]:
+        name = line.partition("=")[0]
+        lines.append(f"{name}={given[name]}" if name in given else line)
+    return "\n".join(lines) + "\n"
+
+
 def environment_name(model: str) -> str:
     """The file name of a model's environment file."""
     return f"{model.rpartition('/')[2].lower()}.env"
@@ -296,7 +338,7 @@ def _prometheus() -> Service:
             "--config.file=/etc/prometheus/prometheus.yaml --storage.tsdb.path=/prometheus "
             "--storage.tsdb.retention.time=${PROMETHEUS_RETENTION:-30d}"
         ),
-        "volumes": ["./prometheus:/etc/prometheus:ro", "prometheus:/prometheus"],
+        "volumes": ["./prometheus:/etc/prometheus:ro,z", "prometheus:/prometheus"],
         "extra_hosts": ["loadgen:127.0.0.1", "host.docker.internal:host-gateway"],
         **HARDENED,
         "ports": ["${BIND_ADDRESS:-127.0.0.1}:${PROMETHEUS_PORT:-9090}:9090"],
@@ -322,9 +364,9 @@ def _grafana() -> Service:
         },
         "secrets": ["grafana_password"],
         "volumes": [
-            "./grafana/provisioning:/etc/grafana/provisioning:ro",
-            "./grafana/start.sh:/opt/start.sh:ro",
-            "../dashboards:/var/lib/grafana/dashboards/loadgen:ro",
+            "./grafana/provisioning:/etc/grafana/provisioning:ro,z",
+            "./grafana/start.sh:/opt/start.sh:ro,z",
+            "../dashboards:/var/lib/grafana/dashboards/loadgen:ro,z",
             "grafana-data:/var/lib/grafana",
         ],
         **HARDENED,
@@ -343,7 +385,7 @@ def _loadgen() -> Service:
         "environment": API_KEY,
         "secrets": ["api_key"],
         "command": "--help",
-        "volumes": ["${LOADGEN_RUNS:-runs}:/runs", "${LOADGEN_CACHE:-cache}:/cache", START],
+        "volumes": ["${LOADGEN_RUNS:-runs}:/runs:z", "${LOADGEN_CACHE:-cache}:/cache:z", START],
         **HARDENED,
     }
 

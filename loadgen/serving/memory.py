@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from loadgen.errors import UsageError
 from loadgen.serving.checkpoint import fetch_config, is_offline, local_config, weights_of
 from loadgen.serving.quantization import NESTED
 from loadgen.serving.recipe import Recipe, expected_bytes, load_models
@@ -109,3 +110,84 @@ def _count(text: Mapping[str, Any], *names: str) -> int | None:
     return next(
         (value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0), None
     )
+
+
+GIB = 2**30
+BESIDE_BYTES = 2 * GIB
+"""CUDA, graphs and activations of one server (an estimate: 1 to 2 GiB were seen)."""
+USABLE = 0.92
+"""The share of a GPU that servers may take, vLLM's own default."""
+REQUEST_TOKENS = 1300
+"""Tokens of a prompt and its answer: GSM8K with worked examples needs at most about this many."""
+GRID = (1, 16, 64, 128)
+"""The batch sizes of a sweep, unless the user names others."""
+
+
+class Sizing(msgspec.Struct, frozen=True, kw_only=True):
+    """What fits on the GPUs: the batch sizes, one size of KV cache for all servers, and which are up together."""
+
+    gpus: tuple[float, ...]
+    """Bytes of each."""
+    concurrency: tuple[int, ...]
+    tokens: int
+    """Of one request."""
+    kv_cache_bytes: int
+    needs: dict[str, int]
+    """Bytes of each server that fits on a GPU, by recipe."""
+    placed: dict[str, int]
+    """The GPU of each server that fits beside those before it."""
+    left_out: dict[str, int]
+    """Bytes of each server that fits on no GPU."""
+
+
+def fit(
+    size: ModelSize,
+    recipes: Mapping[str, Recipe],
+    gpus: Sequence[float],
+    *,
+    concurrency: Sequence[int] | None = None,
+    tokens: int = REQUEST_TOKENS,
+) -> Sizing:
+    """The largest batch sizes up to 128 that the heaviest server holds, or those of `concurrency` exactly.
+
+    A server that leaves no room is left out. Raises UsageError, with what would fit, where none is left.
+    """
+    kept = size.kv_bytes_per_token()
+    if kept is None:
+        raise UsageError("the model's config.json does not say how large its KV cache is; set KV_CACHE_BYTES yourself")
+    usable, request = USABLE * min(gpus), tokens * kept
+    bare = {name: size.weight_bytes(recipe) + BESIDE_BYTES for name, recipe in recipes.items()}
+    keys = request * max(concurrency or (1,))
+    fitting = {name: need for name, need in bare.items() if need + keys <= usable}
+    if not fitting:
+        lightest = min(bare, key=bare.__getitem__)
+        most = int((usable - bare[lightest]) // request)
+        remedy = "use a larger GPU or a smaller model"
+        if most >= 1:
+            remedy = f"give --concurrency {','.join(map(str, grid(most)))}"
+        raise UsageError(
+            f"{lightest} with B = {max(concurrency or (1,))} and {tokens} tokens a request needs "
+            f"{(bare[lightest] + keys) / GIB:.1f} GiB, and {usable / GIB:.1f} of the GPU's {min(gpus) / GIB:.1f} GiB "
+            f"can be used: {remedy}"
+        )
+    levels = tuple(concurrency or grid(int((usable - max(fitting.values())) // request)))
+    kv_cache_bytes = max(levels) * request
+    needs = {name: need + kv_cache_bytes for name, need in fitting.items()}
+    free, placed = [USABLE * total for total in gpus], dict[str, int]()
+    for name, need in needs.items():
+        emptiest = max(range(len(free)), key=free.__getitem__)
+        if need <= free[emptiest]:
+            free[emptiest] -= need
+            placed[name] = emptiest
+    left_out = {name: need + keys for name, need in bare.items() if name not in fitting}
+    return Sizing(
+        gpus=tuple(gpus), concurrency=levels, tokens=tokens, kv_cache_bytes=kv_cache_bytes, needs=needs, placed=placed,
+        left_out=left_out,
+    )  # fmt: skip
+
+
+def grid(most: int) -> tuple[int, ...]:
+    """The default batch sizes up to `most`, and where that cuts some off, the largest power of two."""
+    kept = tuple(b for b in GRID if b <= most)
+    largest = 1 << (min(most, GRID[-1]).bit_length() - 1)
+    return kept if largest in kept else (*kept, largest)

@@ -24,7 +24,7 @@ import yaml
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.record.cell import TargetSpec
-from loadgen.serving.compose import PORT, variable
+from loadgen.serving.compose import ONE_GPU, OTHERS, PORT, variable
 from loadgen.serving.launch import API_KEY, Launch, option
 from loadgen.serving.recipe import Device, Dtype, expectations, load_recipe, recipe_names
 
@@ -33,8 +33,6 @@ PLACES = ("", "docker", "loadgen-compose/docker")
 """Where the project is, below the folder that the user names: in it, or as `loadgen compose` writes it."""
 VARIANTS = {"simulated": "sim-", "cpu": "cpu-"}
 """Profile -> what the names of its services begin with, before the recipe's."""
-SEVERAL = "gpus"
-"""The profile of the services that share a GPU, or have one each."""
 ANSWER_S = 60.0
 STOP_S = 10
 """How long a container may take to end before it is killed."""
@@ -105,11 +103,10 @@ class Project:
 
         Raises UsageError for a name that is not a service, and for none.
         """
-        profiles = {part.strip() for part in self.variables.get("COMPOSE_PROFILES", "").split(",")} - {""}
+        profiles = self.profiles
         if asked:
             return self._alike([self._asked(entry.strip(), profiles) for entry in asked])
-        wanted = profiles | ({SEVERAL} if "gpu" in profiles else set())
-        chosen = [one for one in self.services.values() if wanted.intersection(one.profiles)]
+        chosen = self.of_profiles(profiles | ({OTHERS} if ONE_GPU in profiles else set()))
         if not chosen:
             active = f"COMPOSE_PROFILES={','.join(sorted(profiles))} names" if profiles else "COMPOSE_PROFILES names"
             raise UsageError(
@@ -117,6 +114,15 @@ class Project:
                 f"{','.join(list(self.services)[:2]) or 'fp16,awq'}, or set COMPOSE_PROFILES=simulated"
             )
         return self._alike(chosen)
+
+    @property
+    def profiles(self) -> set[str]:
+        """Those of COMPOSE_PROFILES."""
+        return {part.strip() for part in self.variables.get("COMPOSE_PROFILES", "").split(",")} - {""}
+
+    def of_profiles(self, profiles: set[str]) -> list[Service]:
+        """The services that `docker compose up` starts with these profiles."""
+        return [one for one in self.services.values() if profiles.intersection(one.profiles)]
 
     @property
     def concurrency(self) -> str | None:
