@@ -17,13 +17,16 @@ from typing import Any
 import msgspec
 
 from loadgen.doctor.finding import Ask, Finding, Mode, State, absent, ask, judged
-from loadgen.doctor.hardware import client_timing, clock_source, cpu_flags, cpu_library, disk, examine_gpus
+from loadgen.doctor.hardware import client_timing, clock_source, cpu_flags, cpu_library, disk, examine_gpus, seen_gpus
 from loadgen.doctor.vllm import VERSION_TIMEOUT_S, examine_checkpoints, examine_vllm
+from loadgen.errors import UsageError
 from loadgen.secret import Mask
-from loadgen.serving.compose import IMAGES
+from loadgen.serving.compose import IMAGES, KV_CACHE_BYTES, MODEL, variable
 from loadgen.serving.facts import get, get_object, proxies_named
+from loadgen.serving.memory import BESIDE_BYTES, GIB, USABLE, size_of
 from loadgen.serving.process import port_is_free
-from loadgen.serving.recipe import data_dir, load_recipes
+from loadgen.serving.project import Project
+from loadgen.serving.recipe import data_dir, load_recipe, load_recipes
 from loadgen.webserver import is_loopback
 from loadgen.workload.dataset import FILES
 from loadgen.workload.published import CacheState, PublishedFile, state_of
@@ -44,8 +47,9 @@ def examine_docker(mode: Mode, run: Ask = ask) -> list[Finding]:
     if not isinstance(info, str):
         found.append(gpu_runtime(mode, info))
     if mode == "docker":
-        variables = stack_variables(os.environ)
-        found += [images(variables), exposure(variables)]
+        project = Project.found(stack_folder())
+        variables = project.variables
+        found += [images(variables), exposure(variables), memory(project), cache_owner(variables)]
     return found
 
 
@@ -114,18 +118,67 @@ def gpu_runtime(mode: Mode, info: Mapping[str, Any], *, gpu_here: bool | None = 
     return absent(check, "none: containers cannot have the GPU", advice, needed=mode == "docker")
 
 
-def stack_variables(environment: Mapping[str, str], folder: Path | None = None) -> dict[str, str]:
-    """What Compose fills in: the environment, else `.env` of the stack's folder.
+def stack_folder() -> Path:
+    """The working directory if it holds compose.yaml, else docker/ of the checkout or package."""
+    return Path() if Path("compose.yaml").is_file() else data_dir() / "docker"
 
-    That is `folder`, else the working directory if it holds compose.yaml, else that of the checkout or package.
+
+def memory(project: Project, totals: Sequence[int] | None = None) -> Finding:
+    """What the servers that `docker compose up` starts need, by estimate, of the bytes that each GPU has.
+
+    `totals` are NVML's where they are not given.
     """
-    folder = folder or (Path() if Path("compose.yaml").is_file() else data_dir() / "docker")
+    check, variables = "Docker GPU memory", project.variables
+    size = size_of(variables.get("FP16_CHECKPOINT") or MODEL)
+    if size is None:
+        return Finding(check, "not applicable", "the size of the model FP16_CHECKPOINT is not known here")
+    kept = variables.get("KV_CACHE_BYTES") or str(KV_CACHE_BYTES)
+    if not kept.isdigit():
+        return Finding(check, "missing", f"KV_CACHE_BYTES is {kept!r}", "give a number of bytes")
+    needs: dict[str, dict[str, int]] = {}
+    for service in project.of_profiles(project.profiles):
+        if service.device == "cuda":
+            gpu = variables.get(f"{variable(service.name)}_GPU") or "0"
+            need = size.weight_bytes(load_recipe(service.recipe)) + int(kept) + BESIDE_BYTES
+            needs.setdefault(gpu, {})[service.name] = need
+    if not needs:
+        return Finding(check, "not applicable", "COMPOSE_PROFILES starts no server on a GPU")
+    totals = _gpu_bytes() if totals is None else totals
+    seen, over = [], False
+    for gpu, servers in sorted(needs.items()):
+        need, total = sum(servers.values()), totals[int(gpu)] if gpu.isdigit() and int(gpu) < len(totals) else 0
+        over = over or 0 < total * USABLE < need
+        of_total = f" of {total / GIB:.1f}" if total else ""
+        verb = "needs" if len(servers) == 1 else "need"
+        seen.append(f"GPU {gpu}: {', '.join(servers)} {verb} {need / GIB:.1f}{of_total} GiB")
+    if not totals:
+        return Finding(check, "not applicable", f"{'; '.join(seen)}; there is no GPU here")
+    one = "`loadgen sweep --compose` starts one server at a time"
+    sized = f"{one}; `loadgen compose --force --dir DIR` sizes the project's .env for this GPU"
+    return Finding(check, "missing", "; ".join(seen), sized) if over else judged(check, "; ".join(seen))
+
+
+def _gpu_bytes() -> list[int]:
     try:
-        lines = (folder / ".env").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    pairs = (line.partition("=") for line in lines if not line.lstrip().startswith("#"))
-    return {name.strip(): value.strip().strip("\"'") for name, _, value in pairs if name.strip()} | dict(environment)
+        return [gpu.info.memory_total_bytes or 0 for gpu in seen_gpus()[0]]
+    except UsageError:
+        return []
+
+
+def cache_owner(variables: Mapping[str, str], user: int | None = None) -> Finding:
+    """Whether files of the shared cache HF_CACHE belong to another user, as those that a container wrote do."""
+    check, named = "Docker cache", variables.get("HF_CACHE") or ""
+    if not named.startswith(("/", ".", "~")):
+        return judged(check, f"volume {named or 'hf-cache'}")
+    folder, me = Path(named).expanduser(), os.getuid() if user is None else user
+    try:
+        foreign = [path for path in (folder, *folder.glob("*"), *folder.glob("hub/*")) if path.lstat().st_uid != me]
+    except OSError as error:
+        return judged(check, f"HF_CACHE {folder}: {error.strerror}", "name a folder that you can read")
+    if not foreign or not me:
+        return judged(check, str(folder))
+    advice = f"containers write as root; take the files back: `sudo chown -R $(id -u):$(id -g) {folder}`"
+    return judged(check, f"{foreign[0]} belongs to another user, and {len(foreign) - 1} more", advice)
 
 
 def images(variables: Mapping[str, str]) -> Finding:

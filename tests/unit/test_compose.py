@@ -27,8 +27,10 @@ from loadgen.serving.compose import (
     environment_file,
     environment_name,
     generated_files,
+    sized_environment,
 )
 from loadgen.serving.launch import plan_launch
+from loadgen.serving.memory import GIB, fit, size_of
 from loadgen.serving.recipe import load_models, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -112,12 +114,35 @@ def test_every_recipe_is_a_service_with_the_command_that_loadgen_serve_plans(ser
         assert service["environment"].items() >= launch.env.items()
 
 
-def test_a_plain_up_serves_the_four_precisions_with_the_models_checkpoints(services: dict[str, Any]) -> None:
+def test_a_plain_up_serves_one_precision_and_the_four_have_the_models_checkpoints(services: dict[str, Any]) -> None:
     assert (DOCKER / ".env").read_text(encoding="utf-8").splitlines()[-1] == "COMPOSE_PROFILES=gpu"
-    up = {name: argv(service)[0] for name, service in services.items() if "gpu" in service.get("profiles", [])}
-    del up["exporter"]
-    assert up == {name: load_recipe(name).checkpoint_for(MODEL) for name in DEFAULT}
+    of = {
+        profile: [name for name, service in services.items() if profile in service.get("profiles", [])]
+        for profile in ("gpu", "gpus")
+    }
+    assert of == {"gpu": ["fp16", "exporter"], "gpus": ["awq", "gptq", "bnb-nf4", "exporter"]}
+    served = {name: argv(services[name])[0] for name in DEFAULT}
+    assert served == {name: load_recipe(name).checkpoint_for(MODEL) for name in DEFAULT}
     assert {name for name, service in services.items() if "profiles" not in service} == {"prometheus", "grafana"}
+
+
+def test_a_sized_project_starts_what_fits_and_gives_each_server_its_share(raw: dict[str, Any]) -> None:
+    """48 GiB hold FP16 of a 7B model with a KV cache for B = 128, and nothing beside it."""
+    size = size_of(MODEL)
+    assert size is not None
+    sizing = fit(size, {name: load_recipe(name) for name in DEFAULT}, [48 * GIB])
+    text = sized_environment(MODEL, sizing, {"awq": "mine/AWQ"})
+    variables = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
+    sized = filled(raw, variables)
+    assert [name for name in SERVICES if "gpu" in sized[name]["profiles"]] == ["fp16"]
+    assert sorted(name for name in DEFAULT if "gpus" in sized[name]["profiles"]) == ["awq", "bnb-nf4", "gptq"]
+    assert argv(sized["awq"])[0] == "mine/AWQ"
+    for name, need in sizing.needs.items():
+        words = argv(sized[name])
+        assert words[words.index("--kv-cache-memory-bytes") + 1] == str(128 * 1300 * 128 * 1024)
+        share = float(words[words.index("--gpu-memory-utilization") + 1])
+        assert need <= share * 48 * GIB < need + 0.01 * 48 * GIB
+    assert variables["CONCURRENCY"] == "1,16,64,128"
 
 
 def test_each_precision_is_a_profile_that_brings_the_exporter(services: dict[str, Any]) -> None:
@@ -212,7 +237,7 @@ def test_secrets_come_from_files_and_stand_in_no_environment(raw: dict[str, Any]
         assert paths == {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}, name
         if "api_key" in service.get("secrets", []):
             assert service["entrypoint"][1] == "/opt/start.sh"
-            assert "./start.sh:/opt/start.sh:ro" in service["volumes"]
+            assert "./start.sh:/opt/start.sh:ro,z" in service["volumes"]
 
 
 def started(script: str, *command: str, **environment: str) -> tuple[int, str]:

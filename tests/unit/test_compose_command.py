@@ -55,6 +55,7 @@ def test_the_command_says_what_to_do_next_and_where_the_data_lies(tmp_path: Path
     done = CliRunner().invoke(command, ["--dir", str(folder)])
     assert done.exit_code == 0
     assert f"cd {folder}/docker && docker compose up" in done.output
+    assert f"loadgen sweep --compose {folder}" in done.output
     assert "SIMULATED" in done.output
     shown = CliRunner().invoke(command, ["--print-dir"])
     assert Path(shown.output.strip()) == data_dir()

@@ -12,17 +12,22 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from made_exporter import info
 from made_hub import put_in_cache, put_in_folder
 from nvml_stub.build import Curve, build_stub, uuid_of
 
+from loadgen.cli.compose import command as compose_command
 from loadgen.doctor import examination, hardware
 from loadgen.doctor.examination import ports
 from loadgen.doctor.finding import Finding, ProgramResult
 from loadgen.doctor.hardware import cpu_flags, cpu_library, disk
 from loadgen.serving.checkpoint import free_bytes
 from loadgen.serving.compose import compose_file
+from loadgen.serving.project import Project, stack_variables
 from loadgen.serving.recipe import expected_bytes, load_models, load_recipes
+
+DOCKER = Path(__file__).parents[2] / "docker"
 
 GPUS = """
 import sys
@@ -237,8 +242,60 @@ def test_a_stack_on_the_network_needs_a_password_and_its_files_must_exist(tmp_pa
 
 def test_the_stacks_variables_come_from_the_shell_else_from_its_file(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("# A=0\nA=1\nB='2'\n\nC\n", encoding="utf-8")
-    assert examination.stack_variables({"A": "3"}, tmp_path) == {"A": "3", "B": "2", "C": ""}
-    assert examination.stack_variables({"A": "3"}, tmp_path / "absent") == {"A": "3"}
+    assert stack_variables({"A": "3"}, tmp_path) == {"A": "3", "B": "2", "C": ""}
+    assert stack_variables({"A": "3"}, tmp_path / "absent") == {"A": "3"}
+
+
+@pytest.mark.parametrize(
+    ("gib", "profiles", "state", "seen"),
+    [
+        (24, "gpu,gpus", "missing", "GPU 0: fp16, awq, gptq, bnb-nf4 need 65.7 of 24.0 GiB"),
+        (24, "gpu", "missing", "GPU 0: fp16 needs 23.5 of 24.0 GiB"),
+        (80, "gpu,gpus", "ok", "GPU 0: fp16, awq, gptq, bnb-nf4 need 65.7 of 80.0 GiB"),
+        (24, "awq", "ok", "GPU 0: awq needs"),
+        (24, "simulated", "not applicable", "no server on a GPU"),
+        (0, "gpu", "not applicable", "there is no GPU here"),
+    ],
+)
+def test_what_the_services_need_of_the_gpu_is_said(
+    gib: int, profiles: str, state: str, seen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Mistral 7B, 8 GiB of KV cache and 2 GiB beside them for each."""
+    monkeypatch.setenv("COMPOSE_PROFILES", profiles)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    found = examination.memory(Project.found(DOCKER), [gib * 2**30] if gib else [])
+    assert found.state == state
+    assert seen in found.seen
+    assert state != "missing" or "`loadgen sweep --compose` starts one server at a time" in str(found.advice)
+
+
+def test_a_project_sized_for_24_gib_fits_there_and_each_of_several_gpus_is_judged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.delenv("COMPOSE_PROFILES", raising=False)
+    done = CliRunner().invoke(compose_command, ["--dir", str(tmp_path / "one"), "--gpu-memory", "24"])
+    assert done.exit_code == 0, done.output
+    one = Project.found(tmp_path / "one")
+    found = examination.memory(one, [24 * 2**30])
+    assert found.state == "ok"
+    assert [service.name for service in one.of_profiles(one.profiles)] == ["fp16"]
+    assert [spec.service for spec in one.targets()] == ["fp16", "awq", "gptq", "bnb-nf4"]
+    CliRunner().invoke(compose_command, ["--dir", str(tmp_path / "four"), "--gpu-memory", "48,48,48,48"])
+    four = Project.found(tmp_path / "four")
+    found = examination.memory(four, [48 * 2**30] * 4)
+    assert found.state == "ok"
+    assert len(four.of_profiles(four.profiles)) == 4
+    assert [part.split(":")[0] for part in found.seen.split("; ")] == ["GPU 0", "GPU 1", "GPU 2", "GPU 3"]
+
+
+def test_files_that_a_container_wrote_as_root_are_named_with_the_way_back(tmp_path: Path) -> None:
+    me = tmp_path.stat().st_uid
+    assert examination.cache_owner({}).state == "ok"
+    assert examination.cache_owner({"HF_CACHE": str(tmp_path)}, me).state == "ok"
+    found = examination.cache_owner({"HF_CACHE": str(tmp_path)}, me + 1)
+    assert found.state == "warning"
+    assert f"sudo chown -R $(id -u):$(id -g) {tmp_path}" in str(found.advice)
 
 
 @pytest.mark.parametrize(

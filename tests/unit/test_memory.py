@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from loadgen.serving.memory import size_by_config, size_of
+from loadgen.errors import UsageError
+from loadgen.serving.memory import GIB, fit, grid, size_by_config, size_of
 from loadgen.serving.recipe import load_models, load_recipe
 
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
@@ -84,3 +85,46 @@ def test_what_no_file_and_no_table_knows_is_not_known(tmp_path: Path, monkeypatc
     assert size_by_config({"hidden_size": 4096}) is None
     (tmp_path / "config.json").write_text(json.dumps(MISTRAL_CONFIG), encoding="utf-8")
     assert size_of(str(tmp_path)) == size_by_config(MISTRAL_CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("gib", "levels", "together"),
+    [
+        ((24,), (1, 16, 32), ["fp16"]),
+        ((48,), (1, 16, 64, 128), ["fp16"]),
+        ((80,), (1, 16, 64, 128), ["fp16", "awq"]),
+        ((141,), (1, 16, 64, 128), ["fp16", "awq", "gptq", "bnb-nf4"]),
+        ((48, 48, 48, 48), (1, 16, 64, 128), ["fp16", "awq", "gptq", "bnb-nf4"]),
+    ],
+)
+def test_the_default_grid_fits_as_far_as_the_gpu_goes(
+    gib: tuple[int, ...], levels: tuple[int, ...], together: list[str]
+) -> None:
+    """Mistral 7B: 13.5 GiB of weights, 2 GiB beside them, 0.159 GiB of KV cache for each request of 1,300 tokens."""
+    size = size_by_config(MISTRAL_CONFIG)
+    assert size is not None
+    recipes = {name: load_recipe(name) for name in ("fp16", "awq", "gptq", "bnb-nf4")}
+    sizing = fit(size, recipes, [one * GIB for one in gib])
+    assert sizing.concurrency == levels
+    assert sizing.kv_cache_bytes == max(levels) * 1300 * 128 * 1024
+    assert list(sizing.placed) == together
+    assert sorted(set(sizing.placed.values())) == list(range(len(gib)))
+    assert max(sizing.needs.values()) <= 0.92 * min(gib) * GIB
+
+
+def test_what_does_not_fit_is_left_out_or_refused_with_what_would() -> None:
+    size = size_by_config(MISTRAL_CONFIG)
+    assert size is not None
+    both = {name: load_recipe(name) for name in ("fp16", "awq")}
+    sizing = fit(size, both, [16 * GIB])
+    assert list(sizing.needs) == ["awq"]
+    assert list(sizing.left_out) == ["fp16"]
+    with pytest.raises(UsageError, match=r"fp16 with B = 64 .* 22.1 of the GPU's 24.0 GiB .* --concurrency 1,16,32"):
+        fit(size, {"fp16": both["fp16"]}, [24 * GIB], concurrency=[1, 64])
+    with pytest.raises(UsageError, match="use a larger GPU or a smaller model"):
+        fit(size, both, [4 * GIB])
+
+
+@pytest.mark.parametrize(("most", "levels"), [(1, (1,)), (5, (1, 4)), (16, (1, 16)), (500, (1, 16, 64, 128))])
+def test_a_grid_that_is_cut_ends_with_a_power_of_two(most: int, levels: tuple[int, ...]) -> None:
+    assert grid(most) == levels
