@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -55,3 +58,11 @@ def shown_number(number: float) -> str:
     if isinstance(number, int) and abs(number) > MOST_AMOUNT:
         return f"beyond {'-' * (number < 0)}{MOST_AMOUNT:g}"
     return f"{number:g}"
+
+
+def free_memory_bytes() -> int:
+    """Memory that can be had now, caches that would give way among it; where Linux does not tell, what nothing uses."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -6,14 +6,12 @@ Backlog: ended streams that wait to be read, and rows of requests that were neve
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from time import monotonic_ns
 from typing import Protocol
 
+from loadgen.bounds import free_memory_bytes
 from loadgen.load.exchange import Exchange, Raw, Request, read_exchange
 
 FIRST_BACKOFF_S = 0.05
@@ -135,7 +133,7 @@ class Backlog:
     def __init__(self, on_exchange: Callable[[Exchange], None], most_bytes: int | None = None) -> None:
         """Without `most_bytes`: a quarter of the memory that is free now, at most 4 GiB."""
         self._on_exchange = on_exchange
-        self._most_bytes = min(free_bytes() // 4, MOST_BYTES) if most_bytes is None else most_bytes
+        self._most_bytes = min(free_memory_bytes() // 4, MOST_BYTES) if most_bytes is None else most_bytes
         self._unread: deque[Raw | Exchange] = deque()
         self._unread_bytes = 0
 
@@ -170,11 +168,3 @@ class Backlog:
 
 def _size_bytes(ended: Raw | Exchange) -> int:
     return 0 if isinstance(ended, Exchange) else ended.size_bytes
-
-
-def free_bytes() -> int:
-    """Memory that can be had now, caches that would give way among it; where Linux does not tell, what nothing uses."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

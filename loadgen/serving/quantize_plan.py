@@ -6,7 +6,6 @@ CalibrationTexts: what a quantizer runs through a model to see its activations; 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -14,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from loadgen.bounds import free_memory_bytes
 from loadgen.errors import UsageError
 from loadgen.options import QuantizeOptions, complete, did_you_mean
 from loadgen.record.manifest import CalibrationRecord, QuantizeRecord
@@ -22,6 +22,7 @@ from loadgen.serving.checkpoint import (
     endpoint,
     fault_of_config,
     fetch_config,
+    free_bytes,
     is_offline,
     local_config,
     quantize_record,
@@ -301,16 +302,17 @@ def _needs(model: str, new: Sequence[str], places: Mapping[str, Path], calibrate
     if size is None or not new:
         return "its size is not known before it is loaded"
     weights = size.parameters * 2
-    memory, free = weights + _LIBRARY_BYTES, _memory_available()
-    if free is not None and memory > free:
+    memory, free = weights + _LIBRARY_BYTES, free_memory_bytes()
+    if memory > free:
         raise UsageError(
             f"{model} needs about {_shown(memory)} of memory and {_shown(free)} are available; close other "
             "programs, or use a larger machine"
         )
     disk = sum(expected_disk(size.parameters, size.embeddings, FORMATS[name].bits) for name in new)
-    parent = next(folder for folder in places[new[0]].parents if folder.is_dir())
-    if disk > (left := shutil.disk_usage(parent).free):
-        raise UsageError(f"{parent} has {_shown(left)} free and about {_shown(disk)} are needed; name another --out")
+    if disk > (left := free_bytes(places[new[0]])):
+        raise UsageError(
+            f"{places[new[0]].parent} has {_shown(left)} free and about {_shown(disk)} are needed; name another --out"
+        )
     said = f"about {_shown(memory)} of memory, {_shown(disk)} of disk"
     if device_here() == "cuda" or calibrated is None:
         return f"{said}; minutes"
@@ -331,14 +333,6 @@ def expected_disk(parameters: float, embeddings: float | None, bits: int) -> flo
     """Approximate bytes of a quantized checkpoint, whose embeddings stay in 16 bits."""
     apart = embeddings or 0.0
     return apart * 2 + (parameters - apart) * bits / 8 * 1.1
-
-
-def _memory_available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def arms_of(places: Mapping[str, Path], model: str) -> list[str]:
