@@ -109,7 +109,7 @@ BUSY = "Meanwhile a process that computes all the time takes up to half of the C
 AGAIN = """ENV is a virtual environment with the peer in it: `pip install vllm`, `pip install 'guidellm[recommended]'`,
 `pip install aiperf`; MLPerf Endpoints is no package: clone github.com/mlcommons/endpoints and `pip install` its folder
 with Python 3.12. Without peers loadgen is measured alone; `--cases` and `--rounds` make it shorter. It needs a C
-compiler and a quiet machine; how late the server itself was stands with every run in `bench/results/truth.json`."""
+compiler and a quiet machine; how late the server itself was is recorded for every run in `bench/results/truth.json`."""
 
 
 AHEAD = """Where it paces, the server has a real-time priority: else it waits some milliseconds for its turn when a
