@@ -127,9 +127,10 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | N
     else:
         specs = [TargetSpec(name=name, precision=name) for name in SIMULATED_PRECISIONS]
     names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"target {name!r} is listed twice; give one of them a label, as in {name}-b:{name}=...")
+    for spec in specs:
+        if names.count(spec.name) > 1:
+            labelled = f"{spec.name}-b:{spec.precision}{'=URL' * (mode == 'target')}"
+            raise UsageError(f"target {spec.name!r} is listed twice; give one of them a label, as in {labelled}")
     specs = _with_metrics(specs, [pages] if isinstance(pages, str) else list(pages), mode)
     return mode, tuple(specs), project
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from made_hub import AWQ, GPTQ, MadeHub, derivative, made_hub, packed
 from made_run import manifest_record
 
+from loadgen.analysis.warnings import checkpoint_notes
 from loadgen.cli.serve import command as serve
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
+from loadgen.measure.run import resume_sweep, run_sweep
 from loadgen.measure.servers import Patience, source_of
 from loadgen.measure.settings import acts_of, remember, require_consent
-from loadgen.record.manifest import FoundCheckpoint, Manifest
+from loadgen.record.manifest import FoundCheckpoint, Manifest, read_manifest
 from loadgen.serving.hub import Derivatives
 from loadgen.serving.recipe import NoCheckpoint, in_serve, load_recipe
 
@@ -112,6 +115,30 @@ def test_a_sweep_says_its_choice_before_it_starts_and_serves_it(hub: MadeHub) ->
     resumed = source_of(config, source.found)
     resumed.check(Patience(0, notes))
     assert resumed.found == source.found, "a resumed run keeps what it was begun with, whatever the hub lists now"
+
+
+def test_the_manifest_has_the_choice_and_a_resumed_run_serves_it_again(hub: MadeHub, tmp_path: Path) -> None:
+    """The server ends at once: nothing is measured, and all is left for a resumed run."""
+    started: list[str] = []
+
+    class Starts(Observer):
+        def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
+            started.append((argv or ())[2])
+
+    options: dict[str, Any] = {
+        "serve": "awq",
+        "model": MODEL,
+        "vllm": "/bin/true",
+        "dataset": "sample",
+        "out": str(tmp_path / "run"),
+    }
+    options |= {"concurrency": "1", "repeats": 1, "duration": 1.0, "power": "none", "metrics_port": None}
+    run = run_sweep(configure(**options), Starts(), given=options)
+    assert read_manifest(run).checkpoints["awq"].id == "b/large-awq"
+    hub.derivatives[MODEL] = [derivative("a/small-awq", 10**6)]
+    resume_sweep(run, observer=Starts())
+    assert started == ["b/large-awq"] * 2
+    assert any("b/large-awq (awq int4), chosen on the hub" in note for note in checkpoint_notes(read_manifest(run)))
 
 
 def test_the_option_that_a_sweep_asks_for_works_as_it_is_typed(hub: MadeHub) -> None:
