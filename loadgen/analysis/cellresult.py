@@ -19,11 +19,11 @@ import pyarrow as pa
 from loadgen.analysis.celldata import CellData, read_cell
 from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
 from loadgen.analysis.energy import PowerData, Server, read_power, server_memory
-from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.tables import requests_table, server_table
 from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, Lengths
 from loadgen.analysis.trust.study import TargetAnswers
 from loadgen.load.exchange import Exchange
+from loadgen.processgroup import forked, spare_processes
 from loadgen.record.cell import CellVerdict, Slo
 from loadgen.record.manifest import Manifest, ProtocolRecord, read_manifest
 from loadgen.workload.grading import GUESSES, Grade, Grader

@@ -16,12 +16,12 @@ import numpy as np
 
 from loadgen.analysis.celldata import CellData, Counts, Floats, Ints
 from loadgen.analysis.estimate import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
-from loadgen.analysis.forked import forked
 from loadgen.folder import Folder
 from loadgen.load.latency import inside
 from loadgen.power.energy import WindowEnergy, energy_of_window
 from loadgen.power.sample import PowerSample, Scope
 from loadgen.power.trace import Calibration, Owners, PowerTrace, Uses, calibration_of, traces_of, uses_in
+from loadgen.processgroup import forked
 from loadgen.record.journal import known_records, power_file, read_lines
 from loadgen.record.manifest import Manifest, PowerBlock
 from loadgen.serving.exposition import ServerSample

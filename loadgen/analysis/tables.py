@@ -21,7 +21,6 @@ from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import PowerData
 from loadgen.analysis.estimate import Estimate, rate_interval, wilson_interval
-from loadgen.analysis.forked import forked
 from loadgen.analysis.indices.study import IndexStudy, TargetIndices
 from loadgen.analysis.trust.accuracy import correct_energy
 from loadgen.analysis.trust.answers import Answers, guessed_rate, item_means, outcome_rate, stopped_rate
@@ -30,6 +29,7 @@ from loadgen.analysis.validity import COLUMNS as VALID
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.power.trace import PowerTrace
+from loadgen.processgroup import forked
 from loadgen.secret import error_text, text_of_cell, visible_cell
 from loadgen.workload.grading import VERSION, Grade
 from loadgen.workload.item import ItemFacts

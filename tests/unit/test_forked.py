@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from loadgen.analysis.forked import forked, spare_processes
+from loadgen.processgroup import forked, spare_processes
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -50,7 +50,7 @@ def test_they_end_with_their_parent_also_when_it_is_killed() -> None:
     """Its pipe is at its end only when nobody can write to it any more."""
     program = (
         "import os, time\n"
-        "from loadgen.analysis.forked import forked\n"
+        "from loadgen.processgroup import forked\n"
         "def task():\n    os.write(1, b'begun\\n')\n    time.sleep(600)\n"
         "list(forked([task] * 4, 2))"
     )

@@ -16,7 +16,6 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from loadgen.analysis.estimate import BatchResult, Estimate, by_span, log_error
-from loadgen.analysis.forked import forked
 from loadgen.analysis.indices.dominance import (
     Dominance,
     SiDifference,
@@ -60,6 +59,7 @@ from loadgen.analysis.indices.point import (
 from loadgen.analysis.trust.significance import RESAMPLES
 from loadgen.bounds import Count
 from loadgen.options import Form
+from loadgen.processgroup import forked
 
 Trap = Literal["trap", "no trap", "cannot tell"]
 CorClass = Literal["dissolved", "trap", "casting-dominant", "unresolved"]

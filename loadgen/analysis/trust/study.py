@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from loadgen.analysis.forked import forked
 from loadgen.analysis.trust.accuracy import AccuracyComparison, AccuracyJudgement, compare_accuracy, judge
 from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, item_means, pair_items, pairing_refusal
 from loadgen.analysis.trust.trends import (
@@ -25,6 +24,7 @@ from loadgen.analysis.trust.trends import (
     trust_invariance,
 )
 from loadgen.bounds import Count
+from loadgen.processgroup import forked
 from loadgen.words import count, percent, percents
 from loadgen.workload.item import ItemFacts
 

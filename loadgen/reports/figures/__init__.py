@@ -7,10 +7,10 @@ from functools import partial
 
 import matplotlib
 
-from loadgen.analysis.forked import forked, spare_processes
 from loadgen.analysis.requests import Latencies, Traces, read_cells
 from loadgen.analysis.run import Run
 from loadgen.folder import Folder
+from loadgen.processgroup import forked, spare_processes
 from loadgen.reports.figures.curves import draw_advantage, draw_backends, draw_cor, draw_curves, draw_si
 from loadgen.reports.figures.forest import draw_by_precision, draw_depth, draw_pillars
 from loadgen.reports.figures.requests import draw_latency, draw_timelines
