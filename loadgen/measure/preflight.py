@@ -1,10 +1,14 @@
-"""Preflight: a few short requests to each running server before the first cell, and what the answers tell us."""
+"""Preflight: a few short requests to each running server before the first cell, and what the answers tell us.
+
+Patience: how long servers that are still loading are waited for.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import uvloop
@@ -13,7 +17,7 @@ from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges, named_fields
 from loadgen.load.exchange import Exchange, Raw, concealed, read_exchange
 from loadgen.load.workers import Assignment
-from loadgen.measure.servers import NotReady, Patience
+from loadgen.measure.observer import Observer
 from loadgen.secret import Mask
 from loadgen.workload.item import Item
 
@@ -29,6 +33,55 @@ NEARLY_GREEDY = 0.01
 _BAD_REQUEST = frozenset({400, 413, 415, 422, 500, 501})
 _NOT_THERE = frozenset({404, 405, 410, 501})
 _API_NAMES = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+
+
+T = TypeVar("T")
+POLL_S = 0.5
+REMEDY = "wait for it with --wait-ready 300"
+
+
+class NotReady(UsageError):
+    """A server that does not answer yet."""
+
+    def __init__(self, where: str, words: str, *, loading: bool) -> None:
+        what = f'is still loading ("{words}")' if loading else f"does not answer ({words})"
+        remedy = REMEDY if loading else f"start the server or check the URL, or {REMEDY}"
+        super().__init__(f"{where} {what}; {remedy}")
+        self.what = f"{where} {what}"
+
+
+class Patience:
+    """Waits for servers, for so many seconds altogether."""
+
+    def __init__(self, wait_ready_s: float, observer: Observer) -> None:
+        self._wait_ready_s = wait_ready_s
+        self._observer = observer
+        self._deadline_s = time.monotonic() + wait_ready_s
+
+    def warn(self, sentence: str) -> None:
+        """Something that does not keep the sweep from beginning."""
+        self._observer.warn(sentence)
+
+    def note(self, sentence: str) -> None:
+        """Something that was decided before the sweep begins."""
+        self._observer.note(sentence)
+
+    def wait(self, ask: Callable[[], T]) -> T:
+        """What `ask` returns once it raises NotReady no more. Raises UsageError when the time is over."""
+        announced = ""
+        while True:
+            try:
+                return ask()
+            except NotReady as error:
+                if not self._wait_ready_s:
+                    raise
+                if time.monotonic() + POLL_S > self._deadline_s:
+                    waited = f"after --wait-ready {self._wait_ready_s:g}"
+                    raise UsageError(f"{error.what} {waited}; give it longer") from None
+                if error.what != announced:
+                    announced = error.what
+                    self._observer.note(f"{announced}; waiting up to {self._wait_ready_s:g} s")
+            time.sleep(POLL_S)
 
 
 class Learned(msgspec.Struct, frozen=True, kw_only=True):

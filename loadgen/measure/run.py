@@ -31,9 +31,9 @@ from loadgen.measure.metrics import SweepMetrics
 from loadgen.measure.observer import Observer, Tee
 from loadgen.measure.plan import SweepPlan, changes_record, cost_sentences, plan_rest, plan_sweep, planned_blocks
 from loadgen.measure.power import exporter_of, gpus_needed, idle_power, plan_power, serving_gpus
-from loadgen.measure.preflight import Learned, learn_from
+from loadgen.measure.preflight import Learned, Patience, learn_from
 from loadgen.measure.prompts import Prompts
-from loadgen.measure.servers import Patience, Source, source_of
+from loadgen.measure.servers import Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.config import SweepConfig
 from loadgen.record.journal import held, stored, unfinished

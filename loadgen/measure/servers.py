@@ -1,17 +1,13 @@
-"""Where the servers of a sweep come from: running already, launched from recipes, or simulated.
-
-Readiness: servers that still load, and how long they are waited for.
-"""
+"""Where the servers of a sweep come from: running already, launched from recipes, or simulated."""
 
 from __future__ import annotations
 
 import contextlib
 import ssl
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -22,6 +18,7 @@ from loadgen.load.sse import server_message
 from loadgen.measure.config import api_key
 from loadgen.measure.observer import Observer
 from loadgen.measure.power import gpu_variables, gpus_needed, serving_gpus
+from loadgen.measure.preflight import NotReady, Patience
 from loadgen.power.sample import GpuInfo
 from loadgen.record.cell import TargetSpec
 from loadgen.record.config import SweepConfig
@@ -49,55 +46,6 @@ from loadgen.serving.recipe import Device, NoCheckpoint, Recipe, load_recipe, lo
 from loadgen.serving.requirements import require_cpu, require_hardware
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
-
-T = TypeVar("T")
-POLL_S = 0.5
-REMEDY = "wait for it with --wait-ready 300"
-
-
-class NotReady(UsageError):
-    """A server that does not answer yet."""
-
-    def __init__(self, where: str, words: str, *, loading: bool) -> None:
-        what = f'is still loading ("{words}")' if loading else f"does not answer ({words})"
-        remedy = REMEDY if loading else f"start the server or check the URL, or {REMEDY}"
-        super().__init__(f"{where} {what}; {remedy}")
-        self.what = f"{where} {what}"
-
-
-class Patience:
-    """Waits for servers, for so many seconds altogether."""
-
-    def __init__(self, wait_ready_s: float, observer: Observer) -> None:
-        self._wait_ready_s = wait_ready_s
-        self._observer = observer
-        self._deadline_s = time.monotonic() + wait_ready_s
-
-    def warn(self, sentence: str) -> None:
-        """Something that does not keep the sweep from beginning."""
-        self._observer.warn(sentence)
-
-    def note(self, sentence: str) -> None:
-        """Something that was decided before the sweep begins."""
-        self._observer.note(sentence)
-
-    def wait(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns once it raises NotReady no more. Raises UsageError when the time is over."""
-        announced = ""
-        while True:
-            try:
-                return ask()
-            except NotReady as error:
-                if not self._wait_ready_s:
-                    raise
-                if time.monotonic() + POLL_S > self._deadline_s:
-                    waited = f"after --wait-ready {self._wait_ready_s:g}"
-                    raise UsageError(f"{error.what} {waited}; give it longer") from None
-                if error.what != announced:
-                    announced = error.what
-                    self._observer.note(f"{announced}; waiting up to {self._wait_ready_s:g} s")
-            time.sleep(POLL_S)
-
 
 MOST_NAMED = 10
 """Models that a sentence lists."""

@@ -17,8 +17,9 @@ from loadgen.cli.serve import command as serve
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
+from loadgen.measure.preflight import Patience
 from loadgen.measure.run import resume_sweep, run_sweep
-from loadgen.measure.servers import Patience, source_of
+from loadgen.measure.servers import source_of
 from loadgen.measure.settings import acts_of, remember, require_consent
 from loadgen.record.manifest import FoundCheckpoint, Manifest, read_manifest
 from loadgen.serving.hub import Derivatives

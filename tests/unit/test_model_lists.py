@@ -11,7 +11,8 @@ from wild_server import Wild, serving, whole
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
-from loadgen.measure.servers import NotReady, Patience, Server, source_of
+from loadgen.measure.preflight import NotReady, Patience
+from loadgen.measure.servers import Server, source_of
 
 
 class Listing(Wild):

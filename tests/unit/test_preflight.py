@@ -13,10 +13,9 @@ from wild_server import DONE, Wild, serving, whole
 from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges
 from loadgen.load.workers import Assignment
-from loadgen.measure import preflight, servers
+from loadgen.measure import preflight
 from loadgen.measure.observer import Observer
-from loadgen.measure.preflight import learn_from
-from loadgen.measure.servers import NotReady, Patience
+from loadgen.measure.preflight import NotReady, Patience, learn_from
 from loadgen.workload.protocol import load_protocol
 from loadgen.workload.questions import sample_items, warmup_items
 
@@ -211,7 +210,7 @@ class TestLoading:
 
     @pytest.fixture
     def url(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-        monkeypatch.setattr(servers, "POLL_S", 0.01)
+        monkeypatch.setattr(preflight, "POLL_S", 0.01)
         with serving(self.Loading()) as url:
             yield url
 

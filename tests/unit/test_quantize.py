@@ -19,7 +19,8 @@ from loadgen.cli.quantize import command
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
-from loadgen.measure.servers import Patience, Source, source_of
+from loadgen.measure.preflight import Patience
+from loadgen.measure.servers import Source, source_of
 from loadgen.serving import quantize as quantizing
 from loadgen.serving import quantize_plan as planning
 from loadgen.serving import requirements
