@@ -84,6 +84,11 @@ class BlockRun:
             if self.file.resumed:
                 require_same_server(self.file.manifest, record)
             self.file.add_server(record)
+            if record.quantized is not None and record.quantized.used(self.file.manifest.dataset):
+                self.warn(
+                    f"{record.name}: its checkpoint was calibrated on questions that this sweep asks, and may answer "
+                    "them better than new ones; quantize it with other texts (--calibration)"
+                )
             plan = self._plan_with_texts(left[0], server)
             with self._recorder(block, server, exporter_url) as recorder:
                 while left and server.died() is None:

@@ -122,6 +122,10 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[Text, Text] = {}
     """sha256 of every other file of the checkpoint."""
 
+    def used(self, dataset: DatasetRecord) -> bool:
+        """Whether it was calibrated on texts of the very file that the questions come from."""
+        return self.calibration is not None and self.calibration.sha256 == dataset.sha256
+
 
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What one start of a server reports about itself; None, or empty: not known, as of a server that loadgen did not

@@ -21,6 +21,7 @@ from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
 from loadgen.measure.preflight import Patience
 from loadgen.measure.servers import Source, source_of
+from loadgen.record.manifest import DatasetRecord
 from loadgen.serving import quantize as quantizing
 from loadgen.serving import quantize_plan as planning
 from loadgen.serving import requirements
@@ -101,6 +102,10 @@ def test_a_checkpoint_stands_beside_its_model_with_a_record_of_how_it_was_made(
     fp8 = quantize_record(str(places["fp8"]))
     assert fp8 is not None
     assert fp8.calibration is fp8.group_size is None
+    asked = DatasetRecord(name="jsonl", sha256=_sha256(texts), published=False, items=100)
+    assert record.used(asked)
+    assert not record.used(msgspec.structs.replace(asked, sha256="another"))
+    assert not fp8.used(asked)
     order = json.loads((environment / "order.json").read_text())
     assert [(job["format"], job["group_size"], job["calibrated"]) for job in order["jobs"]] == [
         ("w4a16-gptq", 64, True),
