@@ -14,7 +14,7 @@ COLOURS = {
     "fp16": "blue", "bf16": "light-blue", "awq": "orange", "gptq": "green", "bnb-nf4": "purple",
     "bnb-int8": "light-purple", "fp8": "red", "int8": "yellow", "fp16-kvfp8": "dark-blue", "w4a16": "dark-orange",
     "w8a16": "super-light-orange", "gptq-int8": "light-green", "nvfp4": "dark-green", "mxfp4": "dark-yellow",
-    "fp8-block": "light-red", "modelopt-fp8": "dark-red", "torchao": "dark-purple",
+    "fp8-block": "light-red", "modelopt-fp8": "super-light-red", "torchao": "dark-purple", "gguf": "dark-red",
 }  # fmt: skip
 """By precision, the same in every panel."""
 RATE = "[$__rate_interval]"

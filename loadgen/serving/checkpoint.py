@@ -22,6 +22,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.record.manifest import QuantizeRecord, Weights
 from loadgen.secret import error_text
+from loadgen.serving.gguf import gguf_type, is_gguf
 from loadgen.serving.quantization import BESIDE, ENTRIES, NESTED, PLACE, Quantization, quantization_of
 from loadgen.serving.recipe import Naming, Recipe, in_sweep, load_recipes
 
@@ -202,7 +203,9 @@ def _folder_of(checkpoint: str) -> Path | None:
 
 
 def local_config(checkpoint: str) -> dict[str, Any] | None:
-    """The config.json of a folder, or of an id in the cache; None when this machine has none."""
+    """The config.json of a folder, or of an id in the cache; None when this machine has none. For GGUF one is made."""
+    if is_gguf(checkpoint):
+        return {ENTRIES[0]: {"quant_method": "gguf", "quant_type": gguf_type(checkpoint)}}
     folder = _folder_of(checkpoint)
     return read_config(folder) if folder else None
 
@@ -362,9 +365,11 @@ def checkpoint_identity(checkpoint: str) -> str | None:
     """What distinguishes these weights from others of the same name, without reading them; None if they are not here.
 
     For an id of the hub the cached commit of its branch `main`; for a folder a sha256 of its config.json and of the
-    names and sizes of its files.
+    names and sizes of its files; for a file its size.
     """
     folder = Path(checkpoint).expanduser()
+    if folder.is_file():
+        return f"{folder.stat().st_size} bytes"
     if not folder.is_dir():
         snapshot = cached_snapshot(checkpoint)
         return f"commit {snapshot.name}" if snapshot else None

@@ -20,8 +20,9 @@ from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.checkpoint import local_quantization, note_of, require_quantization
 from loadgen.serving.environment import default_environment
+from loadgen.serving.gguf import gguf_file
 from loadgen.serving.recipe import Device, Dtype, Naming, Recipe, expectations, fair_settings, in_sweep, load_recipe
-from loadgen.serving.requirements import require_cpu
+from loadgen.serving.requirements import require_cpu, require_place
 from loadgen.webserver import http_url
 
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -344,17 +345,18 @@ def plan_launch(
     """
     if device == "cpu":
         require_cpu(recipe)
-    _require_folder(model)
-    _require_folder(served := checkpoint or recipe.checkpoint_for(model, naming))
+    require_place(model)
+    require_place(served := gguf_file(checkpoint or recipe.checkpoint_for(model, naming)))
     in_flight = recipe.in_flight_args if served == model else ()
     extra_args, secret_env = _secrets_apart(extra_args)
     require_quantization(recipe, served, in_flight=bool(in_flight), online=False, naming=naming)
     fair = fair_settings().caching_prefixes() if prefix_cache else fair_settings()
     on_device = fair.device[device]
     activation = recipe.dtype or dtype or on_device.dtype
-    local = Path(served).expanduser()
-    if local.is_dir():
+    local, source = Path(served).expanduser(), Path(model).expanduser()
+    if local.exists():
         served = str(local.resolve())
+    named = {"{model}": str(source.resolve()) if source.is_dir() else model}
     quantization = local_quantization(served)
     asks_for_cache = quantization is not None and quantization.kv_cache is not None
     kv_cache_dtype = activation if asks_for_cache else on_device.kv_cache_dtype or activation
@@ -366,10 +368,10 @@ def plan_launch(
         vllm or find_vllm(device), "serve", served, "--host", host, "--port", str(port),
         "--dtype", activation, "--kv-cache-dtype", kv_cache_dtype, "--max-num-seqs", str(max_num_seqs),
         *(("--tensor-parallel-size", str(shared)) if shared > 1 else ()),
-        *fair_args, *on_device.args, *recipe.args, *in_flight, *extra_args,
+        *fair_args, *on_device.args, *(named.get(word, word) for word in recipe.args), *in_flight, *extra_args,
     )  # fmt: skip
     expect = expectations(recipe, activation, option(argv, "--kv-cache-dtype"), fair)
-    offline = {"HF_HUB_OFFLINE": "1"} if local.is_dir() else {}
+    offline = {"HF_HUB_OFFLINE": "1"} if local.is_dir() or (local.is_file() and source.is_dir()) else {}
     return Launch(
         name=recipe.name,
         precision=recipe.name,
@@ -441,10 +443,3 @@ def _secrets_apart(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             env[variable] = values[0]
             kept.remove(part)
     return [argument for part in kept for argument in part], env
-
-
-def _require_folder(model: str) -> None:
-    if model.startswith("-"):
-        raise UsageError(f"{model!r} is not a model: it starts with '-', and vLLM would take it for an option")
-    if model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
-        raise UsageError(f"the model folder {model} does not exist; name a folder or a Hugging Face id")

@@ -273,6 +273,11 @@ def _torchao(method: str, entry: Mapping[str, Any]) -> Quantization:
     return Quantization(method, scheme=kind if isinstance(kind, str) else None)
 
 
+def _gguf(method: str, entry: Mapping[str, Any]) -> Quantization:
+    kind = entry.get("quant_type")
+    return Quantization(method, scheme=kind if isinstance(kind, str) else None)
+
+
 def _other(method: str, entry: Mapping[str, Any]) -> Quantization:
     """A method that loadgen does not know, by the keys that most methods use."""
     bits = _bits(entry.get("bits"))[0] if method != "unnamed" else None
@@ -289,6 +294,7 @@ _READERS = {
     "compressed-tensors": _compressed,
     "modelopt": _modelopt,
     "torchao": _torchao,
+    "gguf": _gguf,
 }
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from loadgen.errors import UsageError
+from loadgen.serving.gguf import fault_of_gguf
 from loadgen.serving.recipe import Capability, Device, Recipe, load_recipes
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -115,3 +116,14 @@ def require_cpu(recipe: Recipe) -> None:
         if recipe.cpu_refusal:
             why = f"needs a GPU: {recipe.cpu_refusal}"
         raise UsageError(f"recipe {recipe.name!r} {why}; use a GPU, or one of {', '.join(others)}")
+
+
+def require_place(model: str) -> None:
+    """Raises UsageError when a model or checkpoint that is written as a path is not there."""
+    if model.startswith("-"):
+        raise UsageError(f"{model!r} is not a model: it starts with '-', and vLLM would take it for an option")
+    path = Path(model).expanduser()
+    if fault := fault_of_gguf(model):
+        raise UsageError(fault)
+    if model.startswith((".", "/", "~")) and not path.is_dir() and path.suffix != ".gguf":
+        raise UsageError(f"the model folder {model} does not exist; name a folder or a Hugging Face id")

@@ -177,7 +177,7 @@ def test_cpu_flags(tmp_path: Path, mode: Any, flags: str | None, state: str) -> 
         lacking = "fp8-block, modelopt-fp8 need amx_tile; awq, fp16-kvfp8, gptq, w4a16 need avx512f"
         assert found.advice == f"{lacking}: choose among {others}"
     if mode == "cpu" and flags is not None:
-        assert "gptq-int8, mxfp4, nvfp4, w8a16 need a GPU" in found.seen
+        assert "gguf, gptq-int8, mxfp4, nvfp4, w8a16 need a GPU" in found.seen
 
 
 def test_a_cpu_build_without_its_library_cannot_serve() -> None:

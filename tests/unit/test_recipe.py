@@ -15,6 +15,7 @@ from made_hub import packed, put_in_folder
 from loadgen.cli.serve import command as serve
 from loadgen.errors import UsageError
 from loadgen.serving import requirements
+from loadgen.serving.checkpoint import local_quantization
 from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.recipe import Recipe, fair_settings, load_recipe, load_recipes, place_of, read_recipe
 from loadgen.serving.requirements import require_hardware
@@ -71,7 +72,7 @@ def test_several_keys_stay_where_they_are(tiny: Path) -> None:
 def test_all_precisions_of_the_design_are_shipped() -> None:
     assert set(load_recipes()) == {
         "fp16", "bf16", "int8", "fp8", "bnb-nf4", "bnb-int8", "awq", "gptq", "w4a16", "w8a16", "gptq-int8", "nvfp4",
-        "mxfp4", "fp8-block", "modelopt-fp8", "fp16-kvfp8", "torchao",
+        "mxfp4", "fp8-block", "modelopt-fp8", "fp16-kvfp8", "torchao", "gguf",
     }  # fmt: skip
 
 
@@ -282,6 +283,29 @@ def test_a_package_that_vllms_environment_lacks_is_named_before_a_start(tmp_path
     (site / "vllm-0.33.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.0\n")
     with pytest.raises(UsageError, match="run `pip install vllm-bnb-plugin` in the environment of"):
         require_hardware(load_recipe("bnb-nf4"), "cpu", str(vllm))
+
+
+def test_gguf_takes_its_config_and_tokenizer_from_the_16_bit_model(tiny: Path) -> None:
+    folder = tiny.with_name("tiny-gguf")
+    folder.mkdir()
+    file = folder / "tiny-Q4_K_M.gguf"
+    file.write_bytes(b"GGUF\3")
+    by_folder, by_name = plan("gguf", tiny, device="cuda"), plan("gguf", tiny, device="cuda", checkpoint=str(file))
+    assert by_folder.argv == by_name.argv
+    assert by_folder.argv[2] == str(file)
+    assert (value_of(by_folder, "--tokenizer"), value_of(by_folder, "--hf-config-path")) == (str(tiny), str(tiny))
+    assert str(local_quantization(str(file))) == "gguf (Q4_K_M)"
+    on_hub = plan("gguf", "Qwen/Qwen3-0.6B", device="cuda", checkpoint="unsloth/Qwen3-0.6B-GGUF:UD-Q4_K_XL")
+    assert on_hub.argv[2] == "unsloth/Qwen3-0.6B-GGUF:UD-Q4_K_XL"
+    assert value_of(on_hub, "--tokenizer") == "Qwen/Qwen3-0.6B"
+    assert str(local_quantization("unsloth/Qwen3-0.6B-GGUF:UD-Q4_K_XL")) == "gguf (UD-Q4_K_XL)"
+    with pytest.raises(UsageError, match=r"recipe 'awq' serves awq int4 and .* holds gguf \(Q4_K_M\)"):
+        plan("awq", tiny, device="cuda", checkpoint=str(file))
+    file.write_bytes(b"else")
+    with pytest.raises(UsageError, match=r"tiny-Q4_K_M\.gguf is not a GGUF file: it does not begin with"):
+        plan("gguf", tiny, device="cuda", checkpoint=str(file))
+    with pytest.raises(UsageError, match=r"none.gguf cannot be read \(No such file or directory\); name a .gguf file"):
+        plan("gguf", tiny, device="cuda", checkpoint="./none.gguf")
 
 
 def test_a_recipe_that_no_cpu_runs_says_why() -> None:

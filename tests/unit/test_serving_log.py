@@ -30,6 +30,7 @@ QUANTIZATION = {
     "w8a16": ("compressed-tensors",), "gptq-int8": ("gptq", "auto_gptq"), "fp16-kvfp8": ("None",),
     "nvfp4": ("compressed-tensors", "modelopt_fp4"), "mxfp4": ("compressed-tensors", "gpt_oss_mxfp4"),
     "fp8-block": ("fp8", "compressed-tensors", "modelopt"), "modelopt-fp8": ("modelopt",), "torchao": ("torchao",),
+    "gguf": ("gguf",),
 }  # fmt: skip
 
 
