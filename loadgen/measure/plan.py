@@ -236,8 +236,10 @@ def cost_sentences(plan: SweepPlan, launches: Mapping[str, Launch], gpu_bytes: i
     The memory is an estimate by the model's config.json: weights, and keys and values of the largest batch with the
     longest prompts and answers. Nothing is said of what is not known.
     """
-    minutes = f"{plan.expected_s / 60:.1f} min"
-    yield f"{len(plan.cells)} cells and {len(plan.blocks)} starts of a server take about {minutes}, downloads apart"
+    minutes, starts = f"{plan.expected_s / 60:.1f} min", len(plan.blocks) if launches else 0
+    what = f"{len(plan.cells)} cell{'s' * (len(plan.cells) != 1)}"
+    what += f" and {starts} start{'s' * (starts != 1)} of a server" * bool(starts)
+    yield f"{what}: about {minutes}" + ", downloads apart" * bool(starts)
     size = size_of(plan.config.model, online=True) if launches and plan.config.model else None
     yield from _downloads(launches, size)
     for name, launch in launches.items():

@@ -55,7 +55,7 @@ def test_minutes_and_the_memory_of_each_server_are_said(model: Path) -> None:
     notes = Notes()
     plan = rehearse_sweep(configure(**served(model)), notes)
     starts, bf16, nf4 = notes.said
-    assert starts.startswith(f"8 cells and 4 starts of a server take about {plan.expected_s / 60:.1f} min")
+    assert starts.startswith(f"8 cells and 4 starts of a server: about {plan.expected_s / 60:.1f} min")
     prompt = max(len(plan.protocol.prompt(item)) for item in plan.dataset.items) / 3
     kept_gib = 1024 * (round(prompt) + 100) * KV_BYTES / 2**30
     total_gib = kept_gib + WEIGHTS / 2**30
