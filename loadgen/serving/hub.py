@@ -6,7 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlencode
 
 import msgspec
@@ -33,11 +33,14 @@ class Derivative(msgspec.Struct, frozen=True):
     """A model of the hub that names another one as what it was quantized from."""
 
     id: str
-    downloads: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """In the last 30 days, by the hub."""
-    gated: bool | Literal["auto", "manual"] = False
-    """Its files are given only to users who accepted its licence."""
-    tags: tuple[str, ...] = ()
+    counted: Annotated[int, msgspec.Meta(ge=0)] | None = msgspec.field(name="downloads", default=None)
+    """Downloads in the last 30 days, by the hub."""
+    tags: tuple[str, ...] | None = None
+
+    @property
+    def downloads(self) -> int:
+        """0 where the hub does not say."""
+        return self.counted or 0
 
 
 class Derivatives:
@@ -69,15 +72,15 @@ class Derivatives:
 
     @cached_property
     def _judged(self) -> list[tuple[Derivative, HubReply]]:
-        wanted = [one for one in self._listed if OTHER_ENGINES.isdisjoint(one.tags)][:MOST_JUDGED]
+        wanted = [one for one in self._listed if OTHER_ENGINES.isdisjoint(one.tags or ())][:MOST_JUDGED]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(zip(wanted, pool.map(lambda one: fetch_config(one.id), wanted), strict=True))
 
     @cached_property
     def _listed(self) -> list[Derivative]:
-        """By downloads, the most first. Raises UsageError where the hub does not answer."""
+        """By downloads, the most first; empty where the hub does not answer, and `_failure` says why."""
         asked = {"filter": f"base_model:quantized:{self.model}", "sort": "downloads", "limit": MOST_LISTED}
-        query = urlencode({**asked, "expand": ["downloads", "gated", "tags"]}, doseq=True)
+        query = urlencode({**asked, "expand": ["downloads", "tags"]}, doseq=True)
         try:
             answer = httpget.fetch(
                 f"{endpoint()}/api/models?{query}", MOST_FACTS_BYTES, timeout_s=TIMEOUT_S, bearer=hub_token()

@@ -73,6 +73,14 @@ def test_one_list_and_one_config_json_each_serve_all_recipes(hub: MadeHub) -> No
     assert (hub.listings, len(hub.asked)) == (1, 4)
 
 
+def test_a_list_with_gaps_is_read(hub: MadeHub) -> None:
+    hub.derivatives[MODEL] = [
+        {"id": "b/large-awq", "downloads": 3},
+        {"id": "a/small-awq", "downloads": 0, "tags": None},
+    ]
+    assert Derivatives(MODEL).choose(load_recipe("awq")).id == "b/large-awq"
+
+
 def test_without_one_the_sentence_says_what_is_there_and_what_to_type(hub: MadeHub) -> None:
     with pytest.raises(NoCheckpoint) as error:
         Derivatives(MODEL).choose(load_recipe("gptq"))
