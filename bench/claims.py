@@ -43,7 +43,7 @@ Verdicts = Counter[str]
 
 
 def noise(rng: np.random.Generator, batches: int, repeats: int) -> Floats:
-    """Of logarithms of one side; shape (batches, repeats)."""
+    """The noise of one side's logarithms; shape (batches, repeats)."""
     return START * rng.standard_normal(repeats) + CELL * rng.standard_normal((batches, repeats))
 
 

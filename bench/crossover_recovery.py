@@ -336,7 +336,7 @@ def study_shares(truths: Iterable[Truth], rng: np.random.Generator, setting: Set
 
 
 def settings_of(name: str) -> list[Setting]:
-    """Of A/A: every noise, one to five repeats, four grids. Of curves that step: three repeats."""
+    """A/A: every noise, one to five repeats, four grids. Curves that step: three repeats."""
     if name == "a_a":
         uneven: tuple[Noise, ...] = ("one_noisy", "falling")
         cases: list[tuple[str, Noise, int]] = list(product(("fine", "coarse"), NOISES, (REPEATS,)))

@@ -136,7 +136,7 @@ def exact(killed: Sequence[pd.DataFrame], undisturbed: Sequence[pd.DataFrame]) -
 
 
 def rates(killed: Sequence[pd.DataFrame], undisturbed: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
-    """Of each cell and figure: medians of both kinds of runs, their ratio, their spreads, and p of no difference."""
+    """For each cell and figure: medians of both kinds of runs, their ratio, their spreads, and p of no difference."""
     rows = []
     for (target, b), _ in undisturbed[0].groupby(KEY, sort=False):
         for name in RATES:

@@ -134,7 +134,7 @@ def _check(process: subprocess.Popen[bytes]) -> None:
 
 
 def commit() -> str:
-    """Of this working tree, `+` where it was changed since."""
+    """The commit of this working tree, `+` where it was changed since."""
     said = [
         subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
         for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])

@@ -46,7 +46,7 @@ from loadgen.analysis.validity import Validity
 
 STUDIES = 1000
 ITEM_STUDIES = 300
-"""Of the cases with whole runs, which take longer."""
+"""Studies of the cases with whole runs, which take longer."""
 RESAMPLES = 2000
 """Draws of a bootstrap or randomisation, fewer than a report's: their noise is part of what is measured here."""
 ALPHA = 0.05
@@ -194,7 +194,7 @@ class Windows(NamedTuple):
 
     window_s: float
     speedup: float
-    """Of the target at B = 1; it halves with every eightfold B."""
+    """The target's at B = 1; it halves with every eightfold B."""
     noise: float
     """Relative standard deviation of joules and rates between cells; half of the variance belongs to the repeat."""
 
@@ -275,7 +275,7 @@ def other_items(rng: np.random.Generator, case: Windows, studies: int) -> dict[s
 
 
 def accuracy_tests(sides: list[TargetAnswers]) -> TrustStudy:
-    """Of the accuracies alone: what else a study tests takes most of its time and is not asked for."""
+    """The study of the accuracies alone: what else a study tests takes most of its time and is not asked for."""
     by_key = {(side.target, side.concurrency): side for side in sides}
     tests = []
     for (target, b), ours in by_key.items():

@@ -26,13 +26,13 @@ from loadgen.power.trace import PowerTrace
 
 WINDOWS = 1000
 OLD_WINDOWS = 300
-"""Of them, those that the old rule is tried on: its bootstrap is slow."""
+"""Those that the old rule is tried on: its bootstrap is slow."""
 ANSWERS_S = (0.5, 4.0)
 """Which only the old rule looks at."""
 MEAN_W, SD = 300.0, 0.05
 STEP_S, STEP_TOKENS, STEP_SD = 0.025, 16, 0.05
 MARGIN_S = 1.0
-"""Of samples and tokens beyond the window's edges."""
+"""Samples and tokens beyond the window's edges."""
 FEWEST_GIVEN = 50
 """Intervals of which a coverage is told."""
 

@@ -63,7 +63,7 @@ class Page:
         return answer["result"].get("value")
 
     def resize(self, width: int, height: int, *, scale: float = 1.0) -> None:
-        """Of the view, in CSS pixels."""
+        """The view's size, in CSS pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
 

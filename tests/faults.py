@@ -23,7 +23,7 @@ class RequestFault:
     name: str
     injected: str
     status: str
-    """Of the struck request's row in requests.parquet."""
+    """Status of the struck request's row in requests.parquet."""
     error: str | None
     """What stands in the row's `error`; None: it has none."""
     cell: str | None

@@ -59,7 +59,7 @@ class KilledRun:
     kills: list[Kill] = field(default_factory=list)
     sessions: int = 0
     took_s: float = 0.0
-    """Of all sessions together."""
+    """The time of all sessions together."""
 
     def go(self, rng: random.Random, kills: int, whole_s: float) -> None:
         """Kills it so many times at most, each at an instant that may be any of the session's, then lets it end.

@@ -29,7 +29,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     serve: tuple[str, ...] = ()
     """Recipes, the reference first."""
     options: dict[str, Any] = {}
-    """Of `loadgen sweep`, over the plan's; of `loadgen selftest`, and nothing else then."""
+    """Options of `loadgen sweep`, over the plan's; of `loadgen selftest`, and nothing else then."""
     seconds: float = 15.0
     """`sensors`: how long each state is watched."""
 
@@ -45,13 +45,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str
     device: Literal["cuda", "cpu"]
     budget_s: float
-    """Of one call of `measure`, unless it says otherwise."""
+    """The budget of one call of `measure`, unless it says otherwise."""
     start_s: float
     """A first guess of how long a server takes to start; what is seen replaces it."""
     cell_s: float
     """The same for a cell with its warm-up and drain."""
     options: dict[str, Any] = {}
-    """Of `loadgen sweep`, for every sweep."""
+    """Options of `loadgen sweep`, for every sweep."""
     env: dict[str, str] = {}
     """Set for the servers."""
     step: tuple[Step, ...]

@@ -83,7 +83,7 @@ def read_sensors(folder: Path) -> tuple[Sensors, dict[str, Finding]]:
 
 
 def finding(samples: Sequence[PowerSample]) -> Finding:
-    """Of one GPU's samples; its energy is that between EDGE_S after the first and EDGE_S before the last."""
+    """One GPU's finding; the energy is that between EDGE_S after the first and EDGE_S before the last."""
     edge_ns = round(EDGE_S * 1e9)
     energy = energy_of_window(samples, samples[0].t_ns + edge_ns, samples[-1].t_ns - edge_ns)
     latencies_ms = np.array([sample.latency_ns for sample in samples if sample.temperature_c is None]) / 1e6

@@ -171,7 +171,7 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 def pairs(figures: Mapping[str, Any], presets: Presets) -> list[Pair]:
-    """Of one study's figures.json. Empty where the simulator has no such GPU, model or precision."""
+    """The rows of one study's figures.json. Empty where the simulator has no such GPU, model or precision."""
     gpu = preset_gpu(presets, figures["gpu"])
     found = []
     for row in figures["rows"] if gpu is not None else []:

@@ -73,7 +73,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     server_ahead: bool
     """It ran before any other process."""
     stamps: StampErrors | None = None
-    """Of loadgen's stamps, where the server paces."""
+    """The errors of loadgen's stamps, where the server paces."""
     failure: str = ""
 
 

@@ -14,7 +14,7 @@ NUMBER = re.compile(rb" #(\d{8})")
 
 
 class Error(msgspec.Struct, frozen=True, kw_only=True):
-    """Of all tokens, in ms, without sign."""
+    """The errors of all tokens, in ms, without sign."""
 
     median_ms: float
     p99_ms: float
@@ -24,7 +24,7 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StampErrors(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one run's measured answers."""
+    """The errors of one run's measured answers."""
 
     answers: int
     tokens: int
@@ -36,7 +36,7 @@ class StampErrors(msgspec.Struct, frozen=True, kw_only=True):
     """None: not every answer was stamped by it."""
     process: Error
     joined_share: float
-    """Of the tokens, those that came in one read with a later one: their stamp is an upper bound."""
+    """The tokens that came in one read with a later one: their stamp is an upper bound."""
 
 
 def stamp_errors(of_server: Path, of_client: Path, tokens: int) -> StampErrors | None:

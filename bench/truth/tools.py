@@ -110,7 +110,7 @@ class Loadgen:
         )
 
     def _read_per_s(self, journal: Path) -> float:
-        """Of the whole cell, by its journal, which ends when every stream is read."""
+        """The rate of the whole cell, by its journal, which ends when every stream is read."""
         [file] = journal.glob("*.jsonl")
         answers = began_ns = ended_ns = 0
         for record in read_records(file):

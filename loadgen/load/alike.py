@@ -36,12 +36,12 @@ class Alike(NamedTuple):
     """Some events in a row, each with one choice."""
 
     text: str
-    """Of all."""
+    """The texts of all."""
     is_reasoning: bool
     brought: list[bool]
-    """Of each, whether it has a text."""
+    """Whether each has a text."""
     usage: Usage | None
-    """Of the last; its running count rises by one from event to event."""
+    """The last one's; its running count rises by one from event to event."""
 
 
 class _Shape(NamedTuple):
@@ -56,7 +56,7 @@ class _Shape(NamedTuple):
     usage: Usage | None
 
     def tails(self, events: int) -> list[bytes]:
-        """Of so many events that follow, or more."""
+        """The tails of so many events that follow, or more."""
         tails: list[bytes] = []
         while len(tails) < events:
             tails += _tails(self.tail, tuple(number + len(tails) for number in self.numbers))

@@ -124,7 +124,7 @@ class HttpRaw(Raw):
             return [], []
 
     def _arrivals(self) -> list[int]:
-        """Of each piece of the answer's body, when the read came that brought it."""
+        """When the read came that brought each piece of the answer's body."""
         first = bisect_right(self.read_pieces, 0)
         times, ends = self.read_t_ns[first:], self.read_pieces[first:]
         if self.clock is not None and self.stamps == "kernel":

@@ -52,7 +52,7 @@ class Arrivals(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse_each(cls, text: str) -> tuple[Arrivals, ...]:
-        """Of one kind at each rate of a list, as in `poisson:5,10,20`; none from `closed`. Raises UsageError."""
+        """Arrivals of one kind at each rate listed, as in `poisson:5,10,20`; none from `closed`. Raises UsageError."""
         if text == CLOSED:
             return ()
         name, colon, rates = text.partition(":")

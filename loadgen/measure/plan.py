@@ -294,7 +294,7 @@ def _memory(plan: SweepPlan, launch: Launch, size: ModelSize | None, gpu_bytes: 
 
 
 def _weight_bytes(launch: Launch, size: ModelSize | None) -> float | None:
-    """Of the files if they are here and not quantized while loading, else estimated."""
+    """Bytes of the files if they are here and not quantized while loading, else estimated."""
     checkpoint = launch.checkpoint or ""
     folder = Path(checkpoint) if Path(checkpoint).is_dir() else cached_snapshot(checkpoint)
     files = [path.stat().st_size for path in folder.glob("*.safetensors")] if folder and not launch.in_flight else []

@@ -24,7 +24,7 @@ CHECKED = 4
 COUNTED_ANSWERS = 500
 """Recorded answers whose tokens are counted; those of the others are estimated from their characters."""
 CHARACTERS_PER_TOKEN = 4.0
-"""Of recorded answers, where a server counts no tokens of a text."""
+"""The mean in recorded answers, where a server counts no tokens of a text."""
 
 
 class _Counted(msgspec.Struct):

@@ -94,9 +94,9 @@ class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file's."""
     samples: Count
     seed: Count
-    """Of the draw of the samples."""
+    """The seed of the draw of the samples."""
     max_tokens: Count
-    """Of a sample; the rest of it is cut."""
+    """Tokens of a sample; the rest of it is cut."""
     texts_sha256: Text
     """The drawn samples'."""
 

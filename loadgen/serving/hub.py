@@ -22,7 +22,7 @@ from loadgen.serving.recipe import Naming, NoCheckpoint, Recipe, in_sweep
 
 MOST_LISTED = 500
 MOST_JUDGED = 48
-"""Of the listed ones, those with the most downloads, whose config.json is read."""
+"""The listed ones with the most downloads, whose config.json is read."""
 AT_ONCE = 8
 MOST_NAMED = 3
 OTHER_ENGINES = frozenset({"gguf", "mlx", "exl2", "exl3", "onnx", "openvino", "coreml"})
@@ -50,7 +50,7 @@ class Derivatives:
         self.model = model
 
     def choose(self, recipe: Recipe, naming: Naming = in_sweep) -> FoundCheckpoint:
-        """Of those that the recipe serves, by their config.json, the one with the most downloads.
+        """The one with the most downloads of those that the recipe serves by their config.json.
 
         Raises NoCheckpoint, with the option that gives one, where the hub is not asked, does not answer or lists none;
         and UsageError where two have the most downloads.

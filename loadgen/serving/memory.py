@@ -16,7 +16,7 @@ from loadgen.serving.recipe import Recipe, expected_bytes, load_models
 SCALES = 1.05
 """Quantized weights with their scales: 20 bits for each group of 128 at 4 bits are 4%."""
 MOST_BITS = 8
-"""Of a recipe whose checkpoints have bits of their own: none that is published has more."""
+"""Bits of a recipe whose checkpoints have their own: none that is published has more."""
 _WITHOUT_CACHE = ("linear", "mamba", "conv", "recurrent")
 """Parts of the names of layers whose state does not grow with the context."""
 
@@ -130,7 +130,7 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of each."""
     concurrency: tuple[int, ...]
     tokens: int
-    """Of one request."""
+    """Tokens of one request."""
     kv_cache_bytes: int
     needs: dict[str, int]
     """Bytes of each server that fits on a GPU, by recipe."""

@@ -338,7 +338,7 @@ _WORDS = (
     "rid row run sea set sir sit six sky son sun tax tea ten tie tip top try van via war wet why win yes yet"
 )
 CANDIDATES = tuple(_WORDS.split())
-"""Of three letters each: a server that counts a token per four characters counts one for each, too."""
+"""Words of three letters: a server that counts a token per four characters counts one for each, too."""
 OPENER = "Say"
 """Begins every prompt: the first word of a text may be cut otherwise than the same word after a space."""
 ENOUGH = 64

@@ -22,7 +22,7 @@ PACKAGES = "docker.io docker-compose debootstrap prometheus"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates,libnuma1"
 GLIBC_2 = range(36, 16, -1)
 PLATFORMS = (*(f"manylinux_2_{minor}_x86_64" for minor in GLIBC_2), "manylinux2014_x86_64", "manylinux1_x86_64")
-"""Of wheels that run on the base image."""
+"""Tags of wheels that run on the base image."""
 COMPOSE_RELEASE = "trixie"
 """The Debian whose package docker-compose is a Compose v2; it runs on older ones as it is."""
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"

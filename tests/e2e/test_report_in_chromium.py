@@ -32,7 +32,7 @@ def browser() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a simulated run with one invalid cell, and with text from outside that would like to be run."""
+    """The report of a simulated run with one invalid cell, and with text from outside that would like to be run."""
     server = {"name": HOSTILE, "repeat": 1, "version": HOSTILE, "url": HOSTILE, "kernels": [HOSTILE], "model": HOSTILE}
     run_dir = make_run(
         tmp_path_factory.mktemp("chromium") / "run", concurrency=(1, 2, 4), model=HOSTILE, simulated=True,

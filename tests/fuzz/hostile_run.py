@@ -46,7 +46,7 @@ from loadgen.workload.protocol import load_protocol
 Ask = Literal["report", "compare", "regrade", "resume"]
 MS, S = 10**6, 10**9
 LONGEST_S, PATIENCE_S = 10, 60
-"""Of work, and by the clock: other tests may keep the machine busy."""
+"""Seconds of work, and by the clock: other tests may keep the machine busy."""
 CANARY = "canary-5f1c0e7b"
 """What is in every file outside the run, and must come out nowhere."""
 LINKS = ("file", "folder", "nothing", "pipe", "itself", "device", "above")

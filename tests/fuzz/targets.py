@@ -219,7 +219,7 @@ def _of_file(read: Callable[[Path], list[Item]]) -> Callable[[bytes], None]:
 
 
 def metrics(data: bytes) -> None:
-    """Of any page, numbers that are finite and no less than 0."""
+    """Numbers of any page are finite and at least 0."""
     sample = read_metrics(data, t_ns=1, scrape_ns=1)
     told = [getattr(sample, field) for field in sample.__struct_fields__ if field != "engines"]
     for engine in sample.engines:

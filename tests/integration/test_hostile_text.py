@@ -151,7 +151,7 @@ def test_figures_are_whole(run: Run) -> None:
 
 
 SHAPED = {"reference", "url", "api", "target", "targets", "power", "arrival", "mode", "device", "dataset", "slo"}
-"""Of a manifest: what has a form, or names something else in it."""
+"""Parts of a manifest: what has a form, or names something else in it."""
 
 
 def hostile_content(value: Any, name: str = "") -> Any:

@@ -57,7 +57,7 @@ def test_latency_from_the_schedule_is_the_servers(run: loadgen.Run, known: Known
 
 
 def test_what_is_in_flight_obeys_littles_law(run: loadgen.Run, known: KnownServer) -> None:
-    """Of the 10 in flight at either edge half an answer each is cut: 2% of the window at most if 3 more than that."""
+    """Half an answer of each of 10 in flight at either edge is cut: at most 2% of the window if 3 more than that."""
     for cell in run.cells.to_dict("records"):
         assert cell["inflight_mean"] == pytest.approx(cell["rate_per_s"] * cell["e2e_ms_mean"] / 1e3, rel=0.1)
         assert cell["running_gauge_mean"] == pytest.approx(cell["inflight_mean"], rel=0.15)

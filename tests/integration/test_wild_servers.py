@@ -127,7 +127,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_first_and_further_tokens_are_where_they_are(run: Run, name: str) -> None:
-    """Of known times; a busy machine is later, never earlier."""
+    """An answer of known times; a busy machine is later, never earlier."""
     cell = run.cells.set_index("target").loc[name]
     assert cell.valid, cell.reasons
     assert cell.latency_valid, cell.latency_reasons

@@ -41,7 +41,7 @@ def cells(base: CellSummary, **changed: Any) -> list[CellSummary]:
 
 
 def graded(right: int) -> Answers:
-    """Of 200 items, the first `right` ones correct."""
+    """Answers to 200 items, the first `right` ones correct."""
     return {
         f"q{k}": [GradedAnswer(repeat=1, outcome="correct" if k < right else "wrong", correct=k < right)]
         for k in range(200)

@@ -11,7 +11,7 @@ from loadgen.analysis.cells import CellSummary
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 Cost = Callable[[str, float], float]
-"""Of a target at a batch: joules or seconds per token."""
+"""Joules or seconds per token of a target at a batch."""
 
 
 def cells(

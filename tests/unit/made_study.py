@@ -16,7 +16,7 @@ from loadgen.record.journal import Journal, power_file
 BATCHES = (1, 4, 8)
 REPEATS = (1, 2)
 ITL_MS = {"fp16": (10.0, 0.1), "awq": (5.0, 1.2), "bnb-nf4": (13.0, 0.2)}
-"""Of one request alone, and more for each of the batch."""
+"""For one request alone, and more for each one of the batch."""
 WATTS = {"fp16": 300.0, "awq": 260.0, "bnb-nf4": 320.0}
 WRONG = {"fp16": {3, 11}, "awq": {3, 7, 11, 18}, "bnb-nf4": {5, 11}}
 ITEMS = 24

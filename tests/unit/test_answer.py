@@ -204,7 +204,7 @@ def made_cell(base: CellSummary, target: str, b: int, repeat: int, made: dict[st
 
 
 def longer_and_longer(items: int, right: int) -> Answers:
-    """Of ever longer answers; the first `right` are correct."""
+    """Ever longer answers; the first `right` are correct."""
     return {
         f"q{k}": [GradedAnswer(repeat=1, outcome="correct", correct=k < right, output_tokens=80 + k)]
         for k in range(items)

@@ -196,7 +196,7 @@ def intervals(power: np.ndarray) -> tuple[int, int]:
 
 @pytest.mark.parametrize("times", [40, 100, 1000])
 def test_the_interval_covers_whatever_the_correlation_time_of_power_is(times: float) -> None:
-    """Of 400 windows at a coverage of 93%, 28 miss; with three standard errors of 5.1 at most 43."""
+    """28 of 400 windows miss at a coverage of 93%; with three standard errors of 5.1 at most 43."""
     power = swaying(np.random.default_rng(7), 400, times)
     given, missed = intervals(power)
     assert given > 0.6 * 400

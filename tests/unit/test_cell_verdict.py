@@ -46,7 +46,7 @@ def test_it_is_that_of_cells_csv(tmp_path: Path) -> None:
 def test_the_errors_that_are_allowed_are_the_manifests(
     tmp_path: Path, max_error_rate: float | None, valid: bool
 ) -> None:
-    """Of two requests one failed; its answers stand or fall by the same limit."""
+    """One of two requests failed; its answers stand or fall by the same limit."""
     run_dir = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1)
     if max_error_rate is not None:
         manifest = json.loads((run_dir / "manifest.json").read_text())

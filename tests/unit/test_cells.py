@@ -146,7 +146,7 @@ def test_a_server_that_was_restarted_is_found_out_by_its_counters(tmp_path: Path
 
 
 def test_a_server_whose_metrics_fall_silent_is_told(tmp_path: Path) -> None:
-    """Of a window of 10 s, /metrics answers in the first 4."""
+    """The window has 10 s; /metrics answers in the first 4."""
     samples = [scrape(1000 + 500 * k, running=1.0) for k in range(9)]
     figures = row(tmp_path, [answer(900, [(1500, 1)])], samples, end=ended((1000, 11_000)))
     assert "the server gave no /metrics for 6.0 s of the window" in figures.validity.sentence

@@ -13,7 +13,7 @@ from loadgen.errors import UsageError
 
 
 def spread(mean: float) -> dict[str, Any]:
-    """Of GuideLLM: median 1 below the mean, p99 10 above."""
+    """GuideLLM's figures: median 1 below the mean, p99 10 above."""
     return {"successful": {"mean": mean, "median": mean - 1, "percentiles": {"p50": mean - 1, "p99": mean + 10}}}
 
 

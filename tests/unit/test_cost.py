@@ -21,7 +21,7 @@ SHAPE = {
     "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 4096,
 }  # fmt: skip
 KV_BYTES = 2 * 24 * 8 * 64 * 2
-"""Of one token: keys and values, layers, heads, their size, bytes of a 16-bit number."""
+"""Bytes of one token: keys and values, layers, heads, their size, bytes of a 16-bit number."""
 WEIGHTS = 3 * 2**20
 
 

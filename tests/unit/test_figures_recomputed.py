@@ -65,7 +65,7 @@ class Tables:
         }
 
     def repeats(self, key: Key, column: str) -> dict[int, float]:
-        """Of the cells in which it is valid."""
+        """The cells in which it is valid."""
         rows = self.cells[(self.cells["target"] == key[0]) & (self.cells["concurrency"] == key[1])]
         rows = rows[rows[verdict(column)] == True]  # noqa: E712
         return dict(zip(rows["repeat"], rows[column], strict=True))
@@ -433,7 +433,7 @@ def series_of(panel: Panel, target: str) -> Iterator[Point]:
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_distribution_is_that_of_the_requests(figures: dict[str, Figure], tables: Tables, name: str) -> None:
-    """Of valid cells, each request where it happened: TTFT by its first token, the others by their end."""
+    """Valid cells, each request where it happened: TTFT by its first token, the others by their end."""
     metric = DISTRIBUTIONS[name]
     rows = tables.answered[tables.answered["latency_valid"]]
     happened = rows["t_first_ns" if metric == "ttft" else "t_end_ns"]

@@ -31,7 +31,7 @@ def arrays(size: int) -> tuple[NDArray[np.float64], pa.Table, str]:
 
 
 def test_arrays_and_tables_come_as_they_were() -> None:
-    """Of any size, none included; they stay when later results come and the processes are gone."""
+    """Arrays of any size, none included; they stay when later results come and the processes are gone."""
     sizes = [0, 1, 1000, 0]
     found = list(forked([partial(arrays, size) for size in sizes], 2))
     for (array, table, text), size in zip(found, sizes, strict=True):

@@ -117,7 +117,7 @@ def test_what_is_no_objective_is_refused(text: str, said: str) -> None:
 
 
 def test_a_run_is_told_its_objectives_again_without_a_server(tmp_path: Path) -> None:
-    """Of four requests in a window of 1 s the first two keep 100 ms, all of them 500 ms."""
+    """Four requests in a window of 1 s: the first two keep 100 ms, all of them 500 ms."""
     run_dir = made_open_run(tmp_path / "run", slo="ttft:500ms")
     analyse(run_dir)
     run = load_run(run_dir)

@@ -165,7 +165,7 @@ def test_a_reference_of_fewer_bits_is_refused(base: CellSummary) -> None:
 
 
 def test_the_signs_decide_between_the_equations(base: CellSummary) -> None:
-    """Of the target less the reference: Eq 19 has +0.5 per token and -24 per step, Eq 23 -0.5 and +8."""
+    """The target less the reference: Eq 19 has +0.5 per token and -24 per step, Eq 23 -0.5 and +8."""
     first, second, third = (study_of(cells(base, joules=cost)) for cost in (eq19, eq23, one_floor))
     assert first.difference is not None and second.difference is not None
     assert first.difference.per_token.value == pytest.approx(0.5, rel=0.05)

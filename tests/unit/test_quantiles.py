@@ -11,7 +11,7 @@ from loadgen.analysis.celldata import percentiles
 @pytest.mark.parametrize("decimals", [1, 17])
 @pytest.mark.parametrize("quantiles", [(50, 99), (50, 90, 99), (99,), (0, 25, 100)])
 def test_they_are_numpys_to_the_last_digit(quantiles: tuple[int, ...], decimals: int) -> None:
-    """Of any number of values, also where many are equal."""
+    """Quantiles of any number of values, also where many are equal."""
     rng = np.random.default_rng(0)
     for size in range(1, 200):
         values = np.round(rng.random(size), decimals)

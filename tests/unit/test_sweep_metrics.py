@@ -21,7 +21,7 @@ ROW = {
     "running_mean": 3.9, "running_peak": 4.0, "tokens_per_s": 10.5, "power_w_mean": 210.0, "energy_per_token_j": 20.0,
     "energy_per_query_j": 400.0, "ttft_ms_mean": 250.0, "tpot_ms_mean": None,
 }  # fmt: skip
-"""Of cells.csv."""
+"""A row of cells.csv."""
 VALID, INVALID = CellVerdict(valid=True, figures=ROW), CellVerdict(valid=False, reasons="why")
 NO_ENERGY = CellVerdict(valid=True, latency_valid=True, energy_valid=False, reasons="energy invalid: a reset")
 UNJUDGED = CellVerdict(valid=None, reasons="too large")

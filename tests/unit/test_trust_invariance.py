@@ -87,7 +87,7 @@ def test_texts_may_change_without_the_answer() -> None:
 
 
 def test_the_noise_floor_is_between_repeats_at_one_b() -> None:
-    """Of three answers one differs: two of three pairs disagree; an item asked once says nothing."""
+    """One of three answers differs: two of three pairs disagree; an item asked once says nothing."""
     at_1 = {"a": [answer(True, text="x")] * 2 + [answer(False, text="w")], "b": [answer(True)]}
     at_8 = {"a": [answer(True, text="x")] * 2}
     noise = within([at_1, at_8])
