@@ -237,7 +237,8 @@ def load_recipe(name: str) -> Recipe:
     if name not in paths:
         close = difflib.get_close_matches(name, paths, n=1)
         hint = f"did you mean {close[0]!r}? known" if close else "known"
-        raise UsageError(f"unknown recipe {name!r}; {hint}: {', '.join(paths)}")
+        own = "" if os.environ.get(OWN_RECIPES) else f"; your own are read from the folder that {OWN_RECIPES} names"
+        raise UsageError(f"unknown recipe {name!r}; {hint}: {', '.join(paths)}{own}")
     return read_recipe(paths[name])
 
 

@@ -228,6 +228,19 @@ def test_the_list_tells_verified_from_unverified_checkpoints() -> None:
     assert f"{len(gptq.checkpoints)} verified, {len(gptq.unverified_checkpoints)} unverified" in line
 
 
+def test_the_page_of_serving_has_a_row_for_each_recipe() -> None:
+    rows = []
+    for name, recipe in load_recipes().items():
+        native = f", native from {recipe.native_capability}" if recipe.native_capability else ""
+        cpu = "none" if recipe.cpu_refusal else ", ".join(recipe.cpu_flags) or "any"
+        needs = " ".join(recipe.packages)
+        gpu = recipe.gpu_capability + native
+        rows.append(f"| `{name}` | {recipe.bits or '-'} | {recipe.format} | {gpu} | {cpu} | {needs} |")
+    lines = (PAGE.parent / "serving.md").read_text(encoding="utf-8").splitlines()
+    begin = lines.index("|---|---|---|---|---|---|") + 1
+    assert lines[begin : lines.index("", begin)] == rows, "stale: the rows should be\n" + "\n".join(rows)
+
+
 def test_the_page_lists_every_checkpoint_with_its_mark() -> None:
     rows = [
         f"| {one.model} | {one.recipe} | {one.id} | {'yes' if one.verified else '**no**'} |"
