@@ -28,7 +28,7 @@ from loadgen.analysis.warnings import cell_name, run_warnings, share_marks
 from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.power.trace import Calibration
-from loadgen.record.cell import Slo, level
+from loadgen.record.cell import Slo
 from loadgen.record.journal import cell_files
 from loadgen.record.manifest import FILE, read_manifest
 from loadgen.secret import error_text
@@ -107,8 +107,9 @@ def analyse(
     if slo is None and config.slo:
         slo = Slo.parse(config.slo)
     config = replace(config, carbon_kg_per_kwh=settings.carbon_kg_per_kwh)
-    manifest, reference, arrival = replace(manifest, config=config), config.reference, config.arrival
-    facts = read_facts(run_dir) if manifest.graded else {}
+    manifest, reference = replace(manifest, config=config), config.reference
+    known = read_facts(run_dir)
+    facts = known if manifest.graded else {}
     grader = Grader(facts, manifest.protocol.name, config.answer_regex)
     paths = cell_files(run_dir)
     processes = processes_for(paths)
@@ -118,7 +119,7 @@ def analyse(
     calibrations: dict[Server, ServerCalibration] = {}
     damages: list[str] = []
     with RunTables(folder) as tables:
-        for result in CellReader(manifest, grader, powers, slo).results(paths, processes):
+        for result in CellReader(manifest, grader, powers, slo, known).results(paths, processes):
             cell = result.summary
             cells.append(cell)
             if result.damaged:
@@ -153,13 +154,25 @@ def analyse(
     write_summary(folder, summarize(cells, gathered.answers, trust, found.indices, processes))
     marks = share_marks(cells, reference)
     invalid = tuple(
-        Invalid(target=c.target, concurrency=c.concurrency, repeat=c.repeat, quantity=quantity, reasons=reasons)
+        Invalid(
+            target=c.target,
+            concurrency=c.concurrency,
+            arrival=c.traffic.arrival,
+            repeat=c.repeat,
+            quantity=quantity,
+            reasons=reasons,
+        )
         for c in cells
         for quantity, reasons in c.validity.told
     )
-    hidden = hidden_warnings(gathered.answers, manifest.protocol.max_tokens, lambda b: level(b, arrival))
+    loads = {cell.held: cell.load for cell in cells}
+    hidden = hidden_warnings(gathered.answers, manifest.protocol.max_tokens, loads.__getitem__)
     held = [cell for cell in cells if cell.traffic.arrival is None]
-    checks = (((cell.target, cell.concurrency, cell.repeat), check) for cell in cells for check in cell.client_checks)
+    checks = (
+        ((cell.target, cell.concurrency, cell.traffic.arrival, cell.repeat), check)
+        for cell in cells
+        for check in cell.client_checks
+    )
     analysis = Analysis(
         reference=reference,
         simulated=manifest.simulated,

@@ -24,12 +24,13 @@ from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, L
 from loadgen.analysis.trust.study import TargetAnswers
 from loadgen.load.exchange import Exchange
 from loadgen.processgroup import forked, spare_processes
-from loadgen.record.cell import CellVerdict, Slo
+from loadgen.record.cell import CellVerdict, Slo, held_of
 from loadgen.record.manifest import Manifest, ProtocolRecord, read_manifest
 from loadgen.workload.grading import GUESSES, Grade, Grader
+from loadgen.workload.item import ItemFacts, read_facts
 
-Key = tuple[str, int]
-"""Target and concurrency."""
+Key = tuple[str, float]
+"""Target, and B or the rate of an open loop."""
 _SETTINGS = ("temperature", "seed", "api", "stops", "thinking")
 
 
@@ -38,6 +39,8 @@ class CellAnswers(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     concurrency: int
+    arrival: str | None = None
+    """That of an open loop."""
     answers: dict[str, list[GradedAnswer]]
     """By item; equal ones are one, given several times."""
     prompt_sha: dict[str, str]
@@ -81,6 +84,7 @@ def cell_answers(data: CellData, grades: Sequence[Grade | None], *, load_valid: 
     return CellAnswers(
         target=data.cell.target,
         concurrency=data.cell.concurrency,
+        arrival=data.cell.arrival if data.open_loop else None,
         answers=dict(answers),
         prompt_sha={exchange.item_id: exchange.prompt_sha for exchange in asked},
         lengths=_lengths(data) if load_valid else {},
@@ -110,11 +114,13 @@ class GatheredAnswers:
         self._max_tokens = protocol.max_tokens
         self._sampling = {name: getattr(protocol, name) for name in _SETTINGS}
         self._answers: dict[Key, dict[str, list[GradedAnswer]]] = defaultdict(lambda: defaultdict(list))
+        self._loads: dict[Key, tuple[int, str | None]] = {}
         self._asked: dict[Key, dict[str, ItemRequest]] = defaultdict(dict)
         self._lengths: dict[Key, dict[str, tuple[int, int]]] = defaultdict(dict)
 
     def add(self, cell: CellAnswers) -> None:
-        key = cell.target, cell.concurrency
+        key = cell.target, held_of(cell.concurrency, cell.arrival)
+        self._loads[key] = cell.concurrency, cell.arrival
         for item, graded in cell.answers.items():
             self._answers[key][item] += graded
             self._asked[key][item] = ItemRequest(
@@ -127,7 +133,7 @@ class GatheredAnswers:
 
     @property
     def answers(self) -> dict[Key, Answers]:
-        """Item -> answers, by target and concurrency."""
+        """Item -> answers, by target and concurrency (or rate)."""
         return dict(self._answers)
 
     @property
@@ -139,10 +145,16 @@ class GatheredAnswers:
         }
 
     def sides(self) -> list[TargetAnswers]:
-        """One per target and concurrency."""
+        """One per target and concurrency, or rate."""
         return [
-            TargetAnswers(target=target, concurrency=b, answers=answers, asked=self._asked[target, b])
-            for (target, b), answers in self._answers.items()
+            TargetAnswers(
+                target=key[0],
+                concurrency=self._loads[key][0],
+                arrival=self._loads[key][1],
+                answers=answers,
+                asked=self._asked[key],
+            )
+            for key, answers in self._answers.items()
         ]
 
 
@@ -167,8 +179,15 @@ class CellReader:
     """Journals of a run, cell by cell."""
 
     def __init__(
-        self, manifest: Manifest, grader: Grader, powers: Mapping[Server, PowerData], slo: Slo | None = None
+        self,
+        manifest: Manifest,
+        grader: Grader,
+        powers: Mapping[Server, PowerData],
+        slo: Slo | None = None,
+        facts: Mapping[str, ItemFacts] | None = None,
     ) -> None:
+        """`facts`: of every item, graded or not; those of the grader unless given."""
+        self._facts = grader.items if facts is None else facts
         self._manifest = manifest
         self._grader = grader
         self._powers = powers
@@ -181,12 +200,12 @@ class CellReader:
             return None
         grades = grade_cell(data, self._grader)
         power = self._powers.get((data.cell.target, data.cell.repeat, data.session))
-        summary = _summary(self._manifest, data, grades, power, self._slo)
+        summary = _summary(self._manifest, data, grades, power, self._slo, self._facts)
         graded = grades if summary.validity.answers_valid else [None] * len(grades)
         return CellResult(
             summary=summary,
             answers=cell_answers(data, graded, load_valid=summary.validity.valid),
-            requests=requests_table(data, grades, self._grader.items),
+            requests=requests_table(data, grades, self._facts),
             server=server_table(data),
             damaged=data.damaged,
         )
@@ -203,6 +222,7 @@ def _summary(
     grades: Sequence[Grade | None],
     power: PowerData | None,
     slo: Slo | None = None,
+    facts: Mapping[str, ItemFacts] | None = None,
 ) -> CellSummary:
     config = manifest.config
     return summarize_cell(
@@ -216,6 +236,7 @@ def _summary(
         tdp_w=config.tdp_w,
         carbon_kg_per_kwh=config.carbon_kg_per_kwh,
         slo=slo,
+        facts=facts,
     )
 
 
@@ -238,7 +259,8 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
     manifest = read_manifest(run_dir)
     since_ns = data.window[0] if data.window else None
     power = read_power(run_dir, manifest, data.cell.target, data.cell.repeat, data.session, since_ns=since_ns)
-    cell = _summary(manifest, data, [None] * len(data.exchanges), power)
+    facts = read_facts(run_dir) if manifest.protocol.answer == "none" else None
+    cell = _summary(manifest, data, [None] * len(data.exchanges), power, facts=facts)
     found = cell.validity
     return CellVerdict(
         valid=found.valid,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from operator import gt
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,10 +43,11 @@ from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import inside, mean_in_flight
 from loadgen.options import MAX_ERROR_RATE
-from loadgen.record.cell import Slo, level
+from loadgen.record.cell import Slo, held_of, level
 from loadgen.serving.exposition import ServerSample, gauge_lags
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.workload.grading import FAILED, Grade, Grader
+from loadgen.workload.item import ItemFacts
 
 _COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "preemptions")
 _LATENCIES: dict[str, tuple[Callable[[CellData, tuple[int, int]], Floats], tuple[int, ...]]] = {
@@ -56,6 +58,24 @@ _LATENCIES: dict[str, tuple[Callable[[CellData, tuple[int, int]], Floats], tuple
     "e2e": (e2e_s, (50, 99)),
 }
 """By kind: its values in s, and which percentiles are shown."""
+
+
+class Lengths(msgspec.Struct, frozen=True, kw_only=True):
+    """Columns of cells.csv: means over the window's answered requests; those that were asked where the items say so."""
+
+    prompt_tokens_mean: float | None = None
+    prompt_tokens_asked: float | None = None
+    output_tokens_asked: float | None = None
+    prompts_off: int | None = None
+    """Prompts with another number of tokens than asked."""
+
+
+class AskedLengths(NamedTuple):
+    """What `lengths_of` finds."""
+
+    means: Lengths
+    other_outputs: tuple[int, ...]
+    """Tokens of the answers that have another number than asked; a token more is taken."""
 
 
 class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +137,7 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     e2e_ms_p50: float | None
     e2e_ms_p99: float | None
     output_tokens_mean: float | None
+    lengths: Lengths = Lengths()
     answers: int
     """Measured requests that were answered, in the window or in its drain."""
     accuracy: float | None
@@ -138,6 +159,11 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     def batch(self) -> float | None:
         """The cell's place on the axis of the batch: the running batch, else the requests in flight."""
         return self.running_mean if self.running_mean is not None else self.inflight_mean
+
+    @property
+    def held(self) -> float:
+        """B, or the rate of an open loop."""
+        return held_of(self.concurrency, self.traffic.arrival)
 
     @property
     def load(self) -> str:
@@ -196,6 +222,7 @@ def summarize_cell(
     tdp_w: float | None = None,
     carbon_kg_per_kwh: float | None = None,
     slo: Slo | None = None,
+    facts: Mapping[str, ItemFacts] | None = None,
 ) -> CellSummary:
     """The cell's row. `grades` as from `grade_cell`, or all None; `graded`: the run has answers that can be."""
     window = data.window
@@ -211,6 +238,7 @@ def summarize_cell(
     )
     asked = data.measured & ~data.dropped
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
+    asked_lengths = lengths_of([e for e, ours in zip(data.exchanges, ended.tolist(), strict=True) if ours], facts or {})
     tokens_per_query = float(lengths.mean()) if lengths.size else None
     inflight = mean_in_flight(data.t_send_ns, data.t_end_ns, window) if window else None
     running = running_batch(
@@ -258,7 +286,7 @@ def summarize_cell(
             streaming=tuple(streaming_reasons(streaming_of(data, window), client)),
             max_error_rate=max_error_rate,
             fixed_length=fixed_length,
-            other_lengths=_other_lengths(lengths, fixed_length),
+            other_lengths=_other_lengths(lengths, fixed_length) or asked_lengths.other_outputs,
             asked=int(asked.sum()) if graded else None,
             unanswered=int((asked & ~data.ok).sum()),
             lost=(*dead, *found.lost),
@@ -288,6 +316,7 @@ def summarize_cell(
         cache_hit_share=hit_share(samples, data, ended),
         server_samples=len(samples),
         output_tokens_mean=tokens_per_query,
+        lengths=asked_lengths.means,
         answers=int((data.measured & data.ok).sum()),
         accuracy=_share(outcomes, "correct"),
         truncated_rate=_share(outcomes, "truncated"),
@@ -335,6 +364,22 @@ def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
         for e in failed
         if window is None or (e.t_end_ns > window[0] and e.t_due_ns <= window[1])
     ]
+
+
+def lengths_of(exchanges: Sequence[Exchange], facts: Mapping[str, ItemFacts]) -> AskedLengths:
+    """Of the answered requests of a window, tokens beside those that their items ask for."""
+    known = [(e, facts.get(e.item_id)) for e in exchanges]
+    prompts = [(e.prompt_tokens, f.input_tokens) for e, f in known if f and f.input_tokens and e.prompt_tokens]
+    outputs = [(e.output_tokens, f.output_tokens) for e, f in known if f and f.output_tokens and e.output_tokens]
+    had = [e.prompt_tokens for e in exchanges if e.prompt_tokens is not None]
+    off = [tokens for tokens, asked in prompts if tokens != asked]
+    means = Lengths(
+        prompt_tokens_mean=fmean(had) if had else None,
+        prompt_tokens_asked=fmean(asked for _, asked in prompts) if prompts else None,
+        output_tokens_asked=fmean(asked for _, asked in outputs) if outputs else None,
+        prompts_off=len(off) if prompts else None,
+    )
+    return AskedLengths(means, tuple(tokens for tokens, asked in outputs if tokens not in (asked, asked + 1)))
 
 
 def _other_lengths(lengths: Ints, fixed_length: int | None) -> tuple[int, ...]:

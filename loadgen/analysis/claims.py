@@ -41,7 +41,7 @@ def claims_of(
     trust: TrustStudy,
     *,
     reference: str,
-    lengths: Mapping[tuple[str, int], Lengths] | None = None,
+    lengths: Mapping[tuple[str, float], Lengths] | None = None,
 ) -> tuple[Claim, ...]:
     """What a run can say of each claim; one that needs what was not measured is `cannot tell`, or left out whole.
 
@@ -55,7 +55,7 @@ def claims_of(
     return (
         *(_energy_trap(found) for found in _by(result, "energy_per_query_j") if found.target in fewer),
         *_si_falls_with_bits(result, fewer, bits, reference),
-        *_energy_falls_with_batch(cells, lengths or {}),
+        *_energy_falls_with_batch([cell for cell in cells if cell.traffic.arrival is None], lengths or {}),
         *_accuracy_is_the_same_at_every_batch(trust),
         *_loss_grows_with_depth(trust),
         *_backend_decides(result, fewer, bits, backends),
@@ -144,7 +144,7 @@ class _Steps(NamedTuple):
 
 
 def _energy_falls_with_batch(
-    cells: Sequence[CellSummary], lengths: Mapping[tuple[str, int], Lengths]
+    cells: Sequence[CellSummary], lengths: Mapping[tuple[str, float], Lengths]
 ) -> Iterator[Claim]:
     """A paired test of neighbouring batches' joules per query, Holm over the steps."""
     for target in dict.fromkeys(cell.target for cell in cells):
@@ -175,7 +175,7 @@ def _energy_falls_with_batch(
         )
 
 
-def _steps(cells: Sequence[CellSummary], lengths: Mapping[int, Lengths]) -> _Steps:
+def _steps(cells: Sequence[CellSummary], lengths: Mapping[float, Lengths]) -> _Steps:
     """From each batch with two valid repeats to the next one. A repeat's cells share the start of a server: they are
     compared with each other. Joules per query are those of the items that both batches completed."""
     joules: dict[int, dict[int, CellSummary]] = {}

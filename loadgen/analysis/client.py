@@ -107,6 +107,8 @@ class NearestCheck(msgspec.Struct, frozen=True, kw_only=True):
     failed: bool
     target: str
     concurrency: int
+    arrival: str | None = None
+    """That of an open loop."""
     repeat: int
 
 
@@ -261,9 +263,9 @@ def _against_server(data: CellData, window: tuple[int, int]) -> tuple[float | No
     return server_ms, int(count), client_ms - server_ms
 
 
-def nearest_checks(checks: Iterable[tuple[tuple[str, int, int], Check]]) -> list[NearestCheck]:
-    """One per figure, of checks with the target, concurrency and repeat of their cell."""
-    nearest: dict[str, tuple[tuple[str, int, int], Check]] = {}
+def nearest_checks(checks: Iterable[tuple[tuple[str, int, str | None, int], Check]]) -> list[NearestCheck]:
+    """One per figure, of checks with the target, concurrency, arrival (of an open loop) and repeat of their cell."""
+    nearest: dict[str, tuple[tuple[str, int, str | None, int], Check]] = {}
     for cell, check in checks:
         known = nearest.get(check.figure)
         if known is None or check.value / check.limit > known[1].value / known[1].limit:
@@ -276,9 +278,10 @@ def nearest_checks(checks: Iterable[tuple[tuple[str, int, int], Check]]) -> list
             failed=check.failed,
             target=target,
             concurrency=concurrency,
+            arrival=arrival,
             repeat=repeat,
         )
-        for (target, concurrency, repeat), check in nearest.values()
+        for (target, concurrency, arrival, repeat), check in nearest.values()
     ]
 
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,19 +17,21 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loadgen.analysis.run import Run
+from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.tables import read_table
 from loadgen.folder import Folder
 from loadgen.load.latency import e2e_s, inside, tpot_s, ttft_s
+from loadgen.record.cell import held_of
 
 COLUMNS = (
-    "target", "concurrency", "repeat", "t_scheduled_ns", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns",
+    "target", "concurrency", "arrival", "repeat", "t_scheduled_ns", "t_send_ns", "t_first_ns", "t_last_ns", "t_end_ns",
     "phase", "status", "output_tokens",
 )  # fmt: skip
 
 
-Cell = tuple[str, int, int]
-"""Target, concurrency, repeat."""
+CELL = ("target", "concurrency", "arrival", "repeat")
+Cell = tuple[str, float, int]
+"""Target, B or the rate of an open loop, repeat."""
 
 
 def read_cells(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
@@ -41,14 +44,14 @@ def _pieces(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
     with Folder(run_dir).open("requests.parquet") as opened, pq.ParquetFile(opened) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=list(COLUMNS)).to_pandas()
-            for (target, concurrency, repeat), rows in table.groupby(["target", "concurrency", "repeat"], sort=False):
-                yield (str(target), int(concurrency), int(repeat)), rows
+            for (target, b, arrival, repeat), rows in table.groupby(list(CELL), sort=False, dropna=False):
+                yield (str(target), held_of(int(b), arrival), int(repeat)), rows
 
 
 def windows_of(run: Run) -> dict[Cell, tuple[float, float]]:
     """The window of each cell that has one: its edges in ns of the run's clock."""
     cells = run.cells.dropna(subset=["window_open_ns", "window_close_ns"]).to_dict("records")
-    return {(c["target"], c["concurrency"], c["repeat"]): (c["window_open_ns"], c["window_close_ns"]) for c in cells}
+    return {(c["target"], held_in(c), c["repeat"]): (c["window_open_ns"], c["window_close_ns"]) for c in cells}
 
 
 def latencies_ms(rows: pd.DataFrame, window: tuple[float, float]) -> dict[str, NDArray[np.float64]]:
@@ -88,9 +91,9 @@ class Latencies:
 
     def __init__(self, run: Run) -> None:
         cells = run.valid_cells("ttft_ms_p50")
-        self._valid = set(zip(cells["target"], cells["concurrency"], cells["repeat"], strict=True))
+        self._valid = {(c["target"], held_in(c), c["repeat"]) for c in cells.to_dict("records")}
         self._windows = windows_of(run)
-        self._of: dict[tuple[str, int, bool], Samples] = defaultdict(lambda: defaultdict(list))
+        self._of: dict[tuple[str, float, bool], Samples] = defaultdict(lambda: defaultdict(list))
 
     def add(self, cell: Cell, rows: pd.DataFrame) -> None:
         """The requests of one cell."""
@@ -100,15 +103,15 @@ class Latencies:
             if values.size:
                 self._of[target, b, cell in self._valid][metric].append(values)
 
-    def of(self, target: str, concurrency: int, metric: str) -> tuple[NDArray[np.float64], bool] | None:
+    def of(self, target: str, held: float, metric: str) -> tuple[NDArray[np.float64], bool] | None:
         """Pooled over the valid cells and True; where there are none, over the invalid ones and False."""
         for valid in (True, False):
-            found = self._of.get((target, concurrency, valid), {}).get(metric)
+            found = self._of.get((target, held, valid), {}).get(metric)
             if found:
                 return np.concatenate(found), valid
         return None
 
-    def concurrencies(self, metric: str) -> list[int]:
+    def levels(self, metric: str) -> list[float]:
         """Those with any request that has the metric."""
         return sorted({b for (_, b, _), samples in self._of.items() if metric in samples})
 
@@ -137,15 +140,16 @@ class Traces:
     """Makes the trace of a cell from its requests and from the run's samples of server and power."""
 
     def __init__(self, run: Run) -> None:
-        columns = ["target", "concurrency", "repeat", "t_ns", "running"]
+        columns = [*CELL, "t_ns", "running"]
         server = read_table(run.path, "server.parquet", columns=columns, read_dictionary=["target"])
         server = server.dropna(subset="running")
-        self._server = dict(iter(server.groupby(["target", "concurrency", "repeat"], observed=True)))
+        groups: dict[Any, pd.DataFrame] = dict(iter(server.groupby(list(CELL), observed=True, dropna=False)))
+        self._server = {(name, held_of(b, rate), repeat): rows for (name, b, rate, repeat), rows in groups.items()}
         columns = ["target", "repeat", "session", "gpu_uuid", "t_ns", "counter_j", "power_instant_w", "power_average_w"]
         power = read_table(run.path, "power.parquet", columns=columns, read_dictionary=["target", "gpu_uuid"])
         self._power = dict(iter(power.groupby(["target", "repeat", "session"], observed=True)))
-        cells = run.cells[["target", "concurrency", "repeat", "session"]].itertuples(index=False, name=None)
-        self._sessions = {(target, b, repeat): session for target, b, repeat, session in cells}
+        cells = run.cells.to_dict("records")
+        self._sessions = {(c["target"], held_in(c), c["repeat"]): c["session"] for c in cells}
         self._windows = windows_of(run)
         self._most = max(20, min(_MOST, 8000 // max(1, 3 * len(run.cells) // run.cells["target"].nunique())))
 

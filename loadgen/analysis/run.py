@@ -25,7 +25,7 @@ from loadgen.analysis.warnings import planned_cells
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
-from loadgen.record.cell import level
+from loadgen.record.cell import held_of, level, rates_of
 from loadgen.record.manifest import Manifest, read_manifest
 from loadgen.workload.grading import VERSION
 
@@ -55,9 +55,15 @@ class Run:
         arrival = self.manifest.config.arrival
         return None if arrival == CLOSED else arrival
 
-    def level(self, concurrency: int) -> str:
-        """What its cells' load is called: "B = 16", of an open loop "poisson:20"."""
-        return level(concurrency, self.arrival)
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """An open loop's arrivals, a level each; none in a closed loop."""
+        return rates_of(self.arrival) if self.arrival is not None else ()
+
+    def level(self, held: float) -> str:
+        """What its cells' load is called, by B or by the rate of an open loop: "B = 16", "poisson:20"."""
+        named = {held_of(0, rate): rate for rate in self.rates}
+        return level(held, named.get(held, self.arrival))
 
     def crossover(self, target: str, metric: str) -> Crossover:
         """A target's crossover against the reference; `metric` as in `METRICS`. Raises UsageError if there is none."""
@@ -123,6 +129,11 @@ class Run:
     def server(self) -> pd.DataFrame:
         """Samples of the servers' `/metrics`."""
         return read_table(self.path, "server.parquet")
+
+
+def held_in(row: Mapping[Any, Any]) -> float:
+    """B, or the rate of an open loop, of a row of `Run.summary` or `Run.cells`, or a request's."""
+    return held_of(row["concurrency"], row.get("arrival"))
 
 
 def batch_of(frame: pd.DataFrame) -> pd.Series[float]:

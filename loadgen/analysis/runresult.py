@@ -55,14 +55,14 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_result(
     cells: Sequence[CellSummary],
-    answers: Mapping[Key, Answers],
+    answers: Mapping[tuple[str, float], Answers],
     trust: TrustStudy,
     *,
     reference: str,
     settings: IndexSettings,
     start_sd: float | None = None,
     graph_sizes: Mapping[str, Sequence[int]] | None = None,
-    lengths: Mapping[Key, Lengths] | None = None,
+    lengths: Mapping[tuple[str, float], Lengths] | None = None,
     processes: int = 1,
 ) -> RunResult:
     """Each figure of the cells in which it is valid; `answers`: the valid ones, by target and concurrency.
@@ -72,15 +72,16 @@ def run_result(
 
     Of an open loop every crossover is refused and there are no indices: the arrivals set throughput and batch.
     """
-    arrival = next((cell.traffic.arrival for cell in cells if cell.traffic.arrival), None)
-    if arrival is not None:
+    arrival = " and ".join(dict.fromkeys(cell.traffic.arrival for cell in cells if cell.traffic.arrival))
+    if arrival:
         targets = [target for target in dict.fromkeys(cell.target for cell in cells) if target != reference]
         return RunResult(
             crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS)
         )
     if lengths is None:
         lengths = {key: item_lengths(given) for key, given in answers.items()}
-    points = _points(cells, answers, trust, lengths)
+    of_b: dict[Key, Answers] = {(target, int(b)): given for (target, b), given in answers.items()}
+    points = _points(cells, of_b, trust, {(target, int(b)): given for (target, b), given in lengths.items()})
     indices = index_study(list(points.values()), reference=reference, settings=settings, processes=processes)
     study = _Study(cells, points, trust, indices, reference, start_sd, graph_sizes or {})
     return RunResult(

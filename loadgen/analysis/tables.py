@@ -41,6 +41,7 @@ _TOKEN_TIMES = pa.list_(pa.field("element", _TOKEN_TIME, nullable=False))
 """Never null, which Parquet writes faster."""
 _CELL = [
     ("target", pa.string()), ("precision", pa.string()), ("concurrency", pa.int32()), ("repeat", pa.int32()),
+    ("arrival", pa.string()),
 ]  # fmt: skip
 REQUESTS = pa.schema([
     *_CELL,
@@ -50,7 +51,8 @@ REQUESTS = pa.schema([
     ("in_window", pa.bool_()),
     pa.field("token_times", _TOKEN_TIMES, nullable=False), ("stamps", pa.string()),
     ("token_source", pa.string()),
-    ("prompt_tokens", pa.int32()), ("cached_tokens", pa.int32()), ("output_tokens", pa.int32()),
+    ("prompt_tokens", pa.int32()), ("prompt_tokens_asked", pa.int32()), ("output_tokens_asked", pa.int32()),
+    ("cached_tokens", pa.int32()), ("output_tokens", pa.int32()),
     ("reasoning_tokens", pa.int32()), ("finish_reason", pa.string()),
     ("stop_reason", pa.string()), ("http_status", pa.int32()), ("status", pa.string()), ("error", pa.string()),
     ("retries", pa.int32()), ("notes", pa.string()),
@@ -147,6 +149,8 @@ def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mappin
         "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
         "notes": ["; ".join(e.notes) or None for e in exchanges],
         "steps": [items[e.item_id].steps if e.item_id in items else None for e in exchanges],
+        "prompt_tokens_asked": [items[e.item_id].input_tokens if e.item_id in items else None for e in exchanges],
+        "output_tokens_asked": [items[e.item_id].output_tokens if e.item_id in items else None for e in exchanges],
     }
     for name in _VERDICT:
         of = attrgetter(name)
@@ -189,7 +193,9 @@ def _trace_table(given: dict[str, Any], trace: PowerTrace) -> pa.Table:
 def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
     cell = data.cell
     values: dict[str, Any] = {name: getattr(cell, name) for name in ("target", "precision", "concurrency", "repeat")}
-    return {name: pa.repeat(value, rows) for name, value in (values | {"simulated": data.simulated}).items()}
+    values |= {"arrival": cell.arrival if data.open_loop else None, "simulated": data.simulated}
+    return {name: pa.repeat(pa.scalar(value, pa.string()) if value is None else value, rows)
+            for name, value in values.items()}  # fmt: skip
 
 
 def _known(values: Ints) -> pa.Array:
@@ -233,26 +239,31 @@ Row = dict[str, str | int | float | bool | None]
 
 def summarize(
     cells: Sequence[CellSummary],
-    answers: Mapping[tuple[str, int], Answers],
+    answers: Mapping[tuple[str, float], Answers],
     trust: TrustStudy,
     indices: IndexStudy,
     processes: int = 1,
 ) -> list[Row]:
-    """The rows of summary.csv, a target at one concurrency over its repeats, in the order of first appearance.
+    """The rows of summary.csv, a target at one B, or rate, over its repeats, in the order of first appearance.
 
     `repeats` counts the cells, `valid` those whose load is valid, `latency_valid` and so on those of the other
     quantities. A figure is the mean over the cells in which its quantity is valid (`quantities_of`; so a p99 is the
     mean of the repeats' p99s), and empty if there is none; counts are sums over cells with a valid load. Window,
     in-flight, running batch and an open loop's traffic are shown of invalid cells too, as a diagnosis.
-    `answers` maps (target, concurrency) to the graded answers that stand (valid ones), whether or not the cells'
+    `answers` maps (target, B or rate) to the graded answers that stand (valid ones), whether or not the cells'
     rates and joules do.
     """
-    groups: dict[tuple[str, int], list[CellSummary]] = {}
+    groups: dict[tuple[str, float], list[CellSummary]] = {}
     for cell in cells:
-        groups.setdefault((cell.target, cell.concurrency), []).append(cell)
+        groups.setdefault((cell.target, cell.held), []).append(cell)
     order = {target: place for place, target in enumerate(dict.fromkeys(cell.target for cell in cells))}
     keys = sorted(groups, key=lambda key: (order[key[0]], key[1]))
-    tasks = [partial(_row, groups[key], answers.get(key, {}), trust.test(*key), indices.entry(*key)) for key in keys]
+    tasks = [
+        partial(
+            _row, groups[key], answers.get(key, {}), trust.test(*key), indices.entry(key[0], groups[key][0].concurrency)
+        )
+        for key in keys
+    ]
     return list(forked(tasks, processes))
 
 

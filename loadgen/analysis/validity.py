@@ -156,6 +156,8 @@ class Invalid(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     concurrency: int
+    arrival: str | None = None
+    """That of an open loop."""
     repeat: int
     quantity: Quantity
     """`load`: latency and energy are invalid for the same reason, and are not listed again."""
@@ -164,13 +166,15 @@ class Invalid(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def invalid_sentences(found: Iterable[Invalid], arrival: str | None) -> list[str]:
-    """One per cell, or per all cells that are invalid for the very same reasons. `arrival`: that of an open loop."""
-    cells: dict[tuple[str, int, int], list[tuple[str, str]]] = {}
+    """One per cell, or per all cells that are invalid for the very same reasons. `arrival`: that of an open loop, for
+    entries that have none of their own."""
+    cells: dict[str, list[tuple[str, str]]] = {}
     for one in found:
-        cells.setdefault((one.target, one.concurrency, one.repeat), []).append((one.quantity, one.reasons))
+        load = level(one.concurrency, one.arrival or arrival)
+        cells.setdefault(f"{one.target}, {load}, repeat {one.repeat}", []).append((one.quantity, one.reasons))
     alike: dict[str, list[str]] = {}
-    for (target, concurrency, repeat), told in cells.items():
-        alike.setdefault(sentence_of(told), []).append(f"{target}, {level(concurrency, arrival)}, repeat {repeat}")
+    for name, told in cells.items():
+        alike.setdefault(sentence_of(told), []).append(name)
     more = {why: f" and {len(same) - 1} more cell{'s' * (len(same) > 2)}" for why, same in alike.items()}
     return [f"{same[0]}{more[why] if len(same) > 1 else ''}: {why}" for why, same in alike.items()]
 
@@ -371,12 +375,15 @@ def _unanswered(e: Evidence) -> list[str]:
 def _other_lengths(e: Evidence) -> list[str]:
     """That answers are not as long as asked: their tokens and times belong to another load."""
     lengths = e.other_lengths
-    if e.fixed_length is None or len(lengths) <= LENGTH_RATE * e.requests:
+    if len(lengths) <= LENGTH_RATE * e.requests:
         return []
     have = f"{min(lengths)} to {max(lengths)}" if len({*lengths}) > 1 else f"{lengths[0]}"
+    follows = "the server does not follow ignore_eos and min_tokens"
+    if e.fixed_length is None:
+        return [f"{len(lengths)} of {e.requests} answers have {have} tokens, other numbers were asked for: {follows}"]
     return [
         f"{len(lengths)} of {e.requests} answers have {have} tokens, {e.fixed_length} were asked for (--fixed-length): "
-        "the server does not follow ignore_eos and min_tokens; use --max-tokens"
+        f"{follows}; use --max-tokens"
     ]
 
 

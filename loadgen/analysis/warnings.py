@@ -61,6 +61,7 @@ def run_warnings(
             lambda cell: cell.energy.energy_reservations if cell.validity.energy_valid else None,
         ),
         *_each(latency, _dropped),
+        *_together("prompts of {} cells have other lengths than asked", cells, _prompts_off),
         *_each(latency, lambda cell: late_tail(cell.traffic)),
         *(hit_warnings(cells) if not config.prefix_cache else ()),
         *dict.fromkeys(f"the comparison is not fair: {mark}" for ours in marks.values() for mark in ours),
@@ -88,6 +89,16 @@ def run_warnings(
 def cell_name(cell: CellSummary) -> str:
     """As "awq, B = 16, repeat 2"."""
     return f"{cell.target}, {cell.load}, repeat {cell.repeat}"
+
+
+def _prompts_off(cell: CellSummary) -> str | None:
+    had = cell.lengths
+    if not had.prompts_off:
+        return None
+    return (
+        f"{had.prompts_off} of {cell.requests} prompts; {had.prompt_tokens_mean:.1f} tokens on average, "
+        f"{had.prompt_tokens_asked:.1f} were asked for"
+    )
 
 
 def planned_cells(manifest: Manifest) -> int:
@@ -267,10 +278,12 @@ def _accuracy_warnings(trust: TrustStudy, arrival: str | None) -> list[str]:
             alike.setdefault((test.target, kind), []).append(test)
     found = []
     for (target, _), tests in alike.items():
-        first, *others = sorted(tests, key=lambda test: test.concurrency)
+        first, *others = sorted(tests, key=lambda test: test.held)
         measured = [test.concurrency for test in trust.trust if test.target == target]
-        more = f" (likewise at {spanned([test.concurrency for test in others], measured)})" if others else ""
-        where = level(first.concurrency, arrival)
+        alike_at = spanned([test.concurrency for test in others], measured) if first.arrival is None and others else ""
+        alike_at = alike_at or ", ".join(str(test.arrival) for test in others)
+        more = f" (likewise at {alike_at})" if others else ""
+        where = level(first.concurrency, first.arrival or arrival)
         found.append(f"accuracy of {target} against {first.reference} at {where}: {first.sentence}{more}")
     return found
 

@@ -31,10 +31,7 @@ def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], in
     if text.partition(":")[0] != TRACE:
         if scale is not None:
             raise UsageError(f"--rate-scale {scale} needs --arrival trace: it scales a trace's own rate")
-        arrivals = Arrivals.parse_each(text)
-        if len(arrivals) > 1:
-            raise UsageError(f"--arrival {text}: give one rate")
-        return arrivals, None
+        return Arrivals.parse_each(text), None
     if dataset != TRACE or o["data_file"] is None:
         raise UsageError(f"--arrival {text} needs --dataset trace:FILE, whose times it replays")
     times_s = [item.due_s or 0.0 for item in read_traffic(TRACE, Path(o["data_file"]), o["limit"]).items]
@@ -45,8 +42,6 @@ def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], in
         raise UsageError(f"--rate-scale {scale}: --arrival {text} gives the rate already; give one of the two")
     else:
         arrivals = Arrivals.parse_each(text)
-    if len(arrivals) > 1:
-        raise UsageError(f"--rate-scale {scale}: give one factor")
     for one in arrivals:
         lasts_s = (times_s[-1] - times_s[0]) * own / one.rate_per_s + 1 / one.rate_per_s
         if o["duration"] is not None and o["duration"] > lasts_s:

@@ -88,6 +88,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
         return self.arrivals.rate_per_s if self.arrivals is not None else None
 
     @property
+    def held(self) -> float:
+        """B; in an open loop the rate. Cells of a target with the same are repeats of each other."""
+        return held_of(self.concurrency, self.arrival)
+
+    @property
     def level(self) -> str:
         """What it holds: "B = 16", in an open loop "poisson:20"."""
         return level(self.concurrency, self.arrival)
@@ -115,9 +120,15 @@ def check_size(where: str, targets: int, levels: int, repeats: int, sessions: in
         )
 
 
-def level(concurrency: int, arrival: str | None) -> str:
+def held_of(concurrency: float, arrival: object) -> float:
+    """B, or the rate of an open loop in requests a second; `arrival` may be the empty field of a table."""
+    arrivals = Arrivals.parse(arrival) if isinstance(arrival, str) else None
+    return concurrency if arrivals is None else arrivals.rate_per_s
+
+
+def level(concurrency: float, arrival: str | None) -> str:
     """What a cell's load is called: "B = 16", of an open loop "poisson:20"."""
-    return f"B = {concurrency}" if arrival in (None, CLOSED) else str(arrival)
+    return f"B = {concurrency:g}" if arrival in (None, CLOSED) else str(arrival)
 
 
 def rates_of(arrival: str) -> tuple[str, ...]:

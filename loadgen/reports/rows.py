@@ -15,8 +15,9 @@ from loadgen.analysis.indices.dominance import Dominance, WeightShare, WeightSpa
 from loadgen.analysis.indices.study import TargetIndices
 from loadgen.analysis.models.fit import BStar, ModelFit, Parameter
 from loadgen.analysis.models.study import ModelStudy, Observed
-from loadgen.analysis.run import Run
+from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.validity import COLUMNS
+from loadgen.record.cell import held_of
 from loadgen.words import STAMP, batch, count, interval, known, number, percent, percents, span, spanned
 
 Kind = Literal["figure", "interval", "name", "short", "text"]
@@ -123,8 +124,17 @@ def _text(name: str) -> Callable[[CsvRow], str]:
 
 
 B = "B"
+RATE = "requests/s"
+"""What an open loop holds instead."""
+
+
+def shown_held(held: float) -> str:
+    """B, or a rate to four digits."""
+    return f"{held:.0f}" if held == round(held) else f"{held:.4g}"
+
+
 RESULT: Sequence[Column[CsvRow]] = (
-    Column(B, _text("concurrency")),
+    Column(B, lambda row: shown_held(held_in(row))),
     Column("target", _text("target"), NAME),
     Column("running", lambda row: number(row["running_mean"], 2) or ("not verified" if row["valid"] else "")),
     Column("tok/s", _of("tokens_per_s")),
@@ -168,7 +178,7 @@ TRAFFIC: Sequence[Column[CsvRow]] = (
 )
 """Columns of cells.csv, in an open loop."""
 GOODPUT: Sequence[Column[CsvRow]] = (
-    Column(B, _text("concurrency")),
+    Column(B, lambda row: shown_held(held_in(row))),
     Column("target", _text("target"), NAME),
     Column("good /s", _of("goodput_per_s", 2)),
     Column("95% CI", _ends("goodput_per_s", 2), INTERVAL),
@@ -193,17 +203,19 @@ def result_columns(run: Run) -> Sequence[Column[CsvRow]]:
 
 
 def summary_rows(run: Run) -> list[dict[Any, Any]]:
-    """summary.csv by ascending concurrency."""
-    rows: list[dict[Any, Any]] = run.summary.sort_values("concurrency", kind="stable").to_dict("records")
-    return rows
+    """summary.csv by ascending concurrency, or rate."""
+    rows: list[dict[Any, Any]] = run.summary.to_dict("records")
+    return sorted(rows, key=held_in)
 
 
-def traffic_sentences(run: Run) -> dict[str, str]:
-    """Target -> what became of an open loop's requests, without a full stop; none of a closed loop."""
+def traffic_sentences(run: Run) -> dict[str, dict[float, str]]:
+    """Target -> rate -> what became of an open loop's requests, without a full stop; none of a closed loop."""
     if run.arrival is None:
         return {}
-    rows = run.summary.to_dict("records")
-    return {str(row["target"]): _traffic(row, run.analysis.slo) for row in rows}
+    told: dict[str, dict[float, str]] = {}
+    for row in summary_rows(run):
+        told.setdefault(str(row["target"]), {})[held_in(row)] = _traffic(row, run.analysis.slo)
+    return told
 
 
 def _traffic(row: CsvRow, slo: str | None) -> str:
@@ -394,7 +406,7 @@ CLIENT = (
     Column[NearestCheck]("at its worst", lambda check: _CLIENT[check.figure][1](check.value)),
     Column[NearestCheck]("limit there", lambda check: _CLIENT[check.figure][1](check.limit)),
     Column[NearestCheck]("target", lambda check: check.target, NAME),
-    Column[NearestCheck](B, lambda check: str(check.concurrency)),
+    Column[NearestCheck](B, lambda check: shown_held(held_of(check.concurrency, check.arrival))),
     Column[NearestCheck]("repeat", lambda check: str(check.repeat)),
     Column[NearestCheck]("", lambda check: "client-bound" if check.failed else "", SHORT),
 )

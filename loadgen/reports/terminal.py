@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from loadgen.analysis.analyse import Analysis
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.indices.study import TrapOverBatches
-from loadgen.analysis.run import Run
+from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.trust.study import TrustTest
-from loadgen.reports.rows import Column, CsvRow, cells_valid, right, traffic_sentences
+from loadgen.reports.rows import RATE, B, Column, CsvRow, cells_valid, right, shown_held, traffic_sentences
 from loadgen.secret import VisibleStream, visible
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.words import STAMP, number, percent
@@ -59,7 +60,7 @@ class _Block(msgspec.Struct, frozen=True):
 
 
 def grid_lines(
-    summary: pd.DataFrame, reference: str, width: int, *, simulated: bool, concurrency: str = "B"
+    summary: pd.DataFrame, reference: str, width: int, *, simulated: bool, concurrency: str = B
 ) -> list[str]:
     """Every target's throughput, energy, goodput and accuracy at every B, the reference's running batch in the last
     line. `concurrency` is what to call B.
@@ -67,18 +68,18 @@ def grid_lines(
     A figure that was not measured anywhere is omitted; TPOT, TTFT and power are added where `width` has room for them.
     What is too wide is continued below, never cut.
     """
-    batches = sorted(summary["concurrency"].unique())
+    rows = {(row["target"], held_in(row)): row for row in summary.to_dict("records")}
+    batches = sorted({b for _, b in rows})
     targets = list(dict.fromkeys(summary["target"]))
     names = [STAMP if simulated else "", concurrency, *targets]
     left = max(map(len, names))
     room = width - left - len(BETWEEN)
-    rows = {(row["target"], row["concurrency"]): row for row in summary.to_dict("records")}
 
     def blocks(figure: Column[CsvRow]) -> list[_Block]:
         """One, or several where not all batches fit side by side; none of what was not measured."""
         found: list[_Block] = []
         for b in batches:
-            column = (str(b), *(figure.show(rows[t, b]) if (t, b) in rows else "" for t in targets))
+            column = (shown_held(b), *(figure.show(rows[t, b]) if (t, b) in rows else "" for t in targets))
             wider = _Block(figure.heading, (*found[-1].columns, column)) if found else None
             if wider is not None and wider.width <= room:
                 found[-1] = wider
@@ -114,8 +115,8 @@ def _width(blocks: Sequence[_Block]) -> int:
 
 def _running(summary: pd.DataFrame, reference: str) -> str:
     """The x axis of every curve: what ran where so much was asked for."""
-    rows = summary[(summary["target"] == reference) & summary["running_mean"].notna()].sort_values("concurrency")
-    pairs = [f"{number(mean, 2)} at {b}" for b, mean in zip(rows["concurrency"], rows["running_mean"], strict=True)]
+    rows = summary[(summary["target"] == reference) & summary["running_mean"].notna()].to_dict("records")
+    pairs = [f"{number(row['running_mean'], 2)} at {shown_held(held_in(row))}" for row in sorted(rows, key=held_in)]
     return f"running batch of {reference}: {', '.join(pairs)}" if pairs else ""
 
 
@@ -202,7 +203,7 @@ def end_lines(run: Run, width: int) -> Lines:
     path is longer than `width` (of 40 and more). What does not fit is counted, and is in the report.
     """
     simulated = run.manifest.simulated
-    held = "B" if run.arrival is None else "in flight ≤"
+    held = B if run.arrival is None else RATE
     head = _wrapped(_head(run, simulated=simulated), width)
     head += grid_lines(run.summary, run.analysis.reference, width, simulated=simulated, concurrency=held)
     head += answered_lines(run.summary, width)
@@ -240,7 +241,8 @@ def _head(run: Run, *, simulated: bool) -> str:
 def answered_lines(summary: pd.DataFrame, width: int) -> Lines:
     """Per target, equal ones together: questions, and the shares of its answers that are not 0 at some B, over B."""
     by_words: dict[str, list[str]] = {}
-    graded = summary[summary["questions"].notna()].sort_values("concurrency", kind="stable")
+    graded = summary[summary["questions"].notna()]
+    graded = graded.iloc[np.argsort([held_in(row) for row in graded.to_dict("records")], kind="stable")]
     for target, rows in graded.groupby("target", sort=False):
         shares = [
             f"{_over_b([percent(value, unit='') or '-' for value in rows[column].round(3)])}% {words}"
@@ -272,7 +274,11 @@ def _warnings(run: Run) -> list[str]:
 def _answers(run: Run, width: int) -> list[list[Lines]]:
     """Per target its heading, then what is known of it, the most important first."""
     analysis = run.analysis
-    answers = {target: {"traffic": sentence} for target, sentence in traffic_sentences(run).items()}
+    answers: dict[str, dict[str, str]] = {}
+    for target, sentences in traffic_sentences(run).items():
+        several = len(sentences) > 1
+        told = {f"traffic {b}": f"{run.level(b)}: {sentence}" for b, sentence in sentences.items()}
+        answers[target] = told if several else {"traffic": next(iter(sentences.values()))}
     for found in analysis.crossovers:
         of_target = answers.setdefault(found.target, {})
         if found.refusal is None:
@@ -282,7 +288,7 @@ def _answers(run: Run, width: int) -> list[list[Lines]]:
         if trap.target in indexed:
             answers.setdefault(trap.target, {})["trap"] = _fitting(trap, width)
     for test in analysis.trust:
-        where = f"at {run.level(test.concurrency)}" + (f" (n = {test.items})" if test.items else "")
+        where = f"at {run.level(test.held)}" + (f" (n = {test.items})" if test.items else "")
         text = f"{where} {_fitting(test, width - len(where) - 1)}"
         answers.setdefault(test.target, {})["accuracy"] = text
     stamp = f" ({STAMP})" if analysis.simulated else ""
@@ -293,13 +299,17 @@ def _answers(run: Run, width: int) -> list[list[Lines]]:
             ),
             *(
                 _wrapped(f"{'':{_INDENT}}{label:<{_BESIDE - _INDENT}}{of_target[name]}", width, indent=_BESIDE)
-                for name, label in LABELS.items()
-                if name in of_target
+                for label, name in _labelled(of_target)
             ),
         ]
         for target, of_target in answers.items()
         if of_target
     ]
+
+
+def _labelled(of_target: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The labels of what is known, the most important first; an open loop's traffic at each of its rates."""
+    return [(label, name) for key, label in LABELS.items() for name in of_target if name.split(" ")[0] == key]
 
 
 def _fitting_answers(targets: Sequence[Sequence[Lines]], room: int) -> tuple[Lines, int]:

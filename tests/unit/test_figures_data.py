@@ -105,7 +105,7 @@ def test_distributions_pool_valid_cells_and_fall_back_on_invalid_ones(tmp_path: 
         latencies.add(of, rows)
     found = latencies.of("fp16", 1, "e2e")
     assert found is not None and (len(found[0]), found[1]) == (2, False)
-    assert latencies.of("fp16", 16, "e2e") is None and latencies.concurrencies("e2e") == [1]
+    assert latencies.of("fp16", 16, "e2e") is None and latencies.levels("e2e") == [1]
 
 
 def test_a_cell_in_several_row_groups_is_one_cell(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from made_run import make_run
 
 from loadgen.analysis.analyse import Analysis, analyse
 from loadgen.analysis.celldata import Goodput, Traffic
-from loadgen.analysis.cells import CellSummary
+from loadgen.analysis.cells import CellSummary, Lengths
 from loadgen.analysis.client import ClientFigures
 from loadgen.analysis.energy import CellEnergy
 from loadgen.analysis.estimate import Estimate
@@ -31,7 +31,13 @@ PARTS = {
     "validity": Validity().columns(),
     **{
         part: of.__struct_fields__
-        for part, of in {"client": ClientFigures, "traffic": Traffic, "goodput": Goodput, "energy": CellEnergy}.items()
+        for part, of in {
+            "client": ClientFigures,
+            "traffic": Traffic,
+            "goodput": Goodput,
+            "energy": CellEnergy,
+            "lengths": Lengths,
+        }.items()
     },
 }
 CELLS = [column for name in CellSummary.__struct_fields__ for column in PARTS.get(name, (name,))]

@@ -334,3 +334,26 @@ def test_a_trace_whose_requests_have_one_time_has_no_rate(tmp_path: Path) -> Non
     path = saved(tmp_path, "mc.jsonl", MOONCAKE[0], MOONCAKE[0])
     with pytest.raises(UsageError, match=r"all requests have the same time.*give --arrival closed or poisson:RATE"):
         configure(dataset=f"trace:{path}")
+
+
+# several rates
+
+
+def test_each_rate_of_a_list_is_a_cell_of_every_target_and_repeat() -> None:
+    config = configure(arrival="poisson:5,10,20", repeats=2)
+    assert (config.arrival, config.levels) == ("poisson:5,10,20", 3)
+    blocks = plan_sweep(config).blocks
+    assert [cell.arrival for cell in blocks[0].cells] == ["poisson:5", "poisson:10", "poisson:20"]
+    assert [cell.arrival for cell in blocks[-1].cells] == ["poisson:20", "poisson:10", "poisson:5"], "ABBA"
+    assert {cell.concurrency for block in blocks for cell in block.cells} == {1024}
+    labels = [cell.label for block in blocks for cell in block.cells]
+    assert len({*labels}) == len(labels) == 4 * 2 * 3
+
+
+def test_rate_scales_are_rates_of_the_trace(tmp_path: Path) -> None:
+    path = saved(tmp_path, "mc.jsonl", *MOONCAKE)
+    assert configure(dataset=f"trace:{path}", rate_scale="0.5,1,4").arrival == "trace:0.5,1,4"
+    with pytest.raises(UsageError, match="listed twice"):
+        configure(dataset=f"trace:{path}", rate_scale=[1, 1])
+    with pytest.raises(UsageError, match="5 is listed twice; list each rate once"):
+        configure(arrival="poisson:5,5")

@@ -12,7 +12,7 @@ import msgspec
 import pandas as pd
 
 from loadgen.analysis.models.study import ModelStudy
-from loadgen.analysis.run import Run
+from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.warnings import SIXTEEN_BITS
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED
@@ -186,14 +186,17 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
     """
     manifest, config = run.manifest, run.manifest.config
     precisions = dict(zip(run.summary["target"], run.summary["precision"], strict=True))
-    indices = {(entry.target, entry.concurrency): entry for entry in run.analysis.indices}
-    trust = {(test.target, test.concurrency): test.verdict for test in run.analysis.trust}
-    valid = run.valid_cells("tokens_per_s").groupby(["target", "concurrency"])["repeat"].agg(set).to_dict()
+    indices = {(entry.target, float(entry.concurrency)): entry for entry in run.analysis.indices}
+    trust = {(test.target, test.held): test.verdict for test in run.analysis.trust}
+    valid: dict[tuple[str, float], set[int]] = {}
+    for cell in run.valid_cells("tokens_per_s").to_dict("records"):
+        valid.setdefault((cell["target"], held_in(cell)), set()).add(cell["repeat"])
     gpu, count, memory = _hardware(manifest)
     model = config.model or _served(manifest, config.reference)
     rows = []
     for summary in run.summary.to_dict("records"):
-        key = target, b = summary["target"], summary["concurrency"]
+        target, b = summary["target"], summary["concurrency"]
+        key = target, held_in(summary)
         figures = {name: v for name, v in summary.items() if pd.notna(v) and v not in (math.inf, -math.inf)}
         size = model_size(model, manifest.weights, sizes, label, target)
         cor = indices[key].cor_tps if key in indices else None
@@ -215,7 +218,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
             "kernels": _joined(name for server in servers for name in _code(server)),
             "reference": precisions.get(config.reference, config.reference),
             "is_reference": target == config.reference,
-            "arrival": run.arrival or CLOSED,
+            "arrival": figures.get("arrival", CLOSED),
             "slo": run.analysis.slo,
             "cor": cor.value if cor else None,
             "cor_lo": cor.lo if cor else None,
@@ -225,7 +228,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
             "accuracy_verdict": trust.get(key),
             "memory_total_bytes": total,
             "memory_headroom": 1 - used / total if used and total else None,
-            "pairs": len(valid.get(key, set()) & valid.get((config.reference, b), set())),
+            "pairs": len(valid.get(key, set()) & valid.get((config.reference, key[1]), set())),
             "simulated": bool(summary["simulated"]) or manifest.simulated,
         }
         rows.append(msgspec.convert(figures | known, CompareRow, strict=False))  # a column with gaps is float

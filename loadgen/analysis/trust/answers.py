@@ -117,11 +117,11 @@ and does not show in a comparison where all targets suffer alike."""
 
 
 def hidden_warnings(
-    answers: Mapping[tuple[str, int], Answers], max_tokens: int | None, level: Callable[[int], str]
+    answers: Mapping[tuple[str, float], Answers], max_tokens: int | None, level: Callable[[float], str]
 ) -> list[str]:
     """One sentence on answers that were cut off, one on those that could not be read; none below `MANY`.
 
-    `level` words a concurrency.
+    `level` words a concurrency, or the rate of an open loop.
     """
     limit = "" if max_tokens is None else f" (now {max_tokens})"
     warnings = []

@@ -25,6 +25,7 @@ from loadgen.analysis.trust.trends import (
 )
 from loadgen.bounds import Count
 from loadgen.processgroup import forked
+from loadgen.record.cell import held_of
 from loadgen.words import count, percent, percents
 from loadgen.workload.item import ItemFacts
 
@@ -34,8 +35,15 @@ class TargetAnswers(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     concurrency: int
+    arrival: str | None = None
+    """That of an open loop."""
     answers: Answers
     asked: Mapping[str, ItemRequest]
+
+    @property
+    def held(self) -> float:
+        """B, or the rate of an open loop."""
+        return held_of(self.concurrency, self.arrival)
 
 
 class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +55,8 @@ class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     reference: str
     concurrency: Count
+    arrival: str | None = None
+    """That of an open loop."""
     verdict: Literal["worse", "better", "equivalent", "inconclusive", "refused"]
     sentence: str
     brief: str = ""
@@ -59,6 +69,11 @@ class TrustTest(msgspec.Struct, frozen=True, kw_only=True):
     won: float | None = None
     comparison: AccuracyComparison | None = None
     judgement: AccuracyJudgement | None = None
+
+    @property
+    def held(self) -> float:
+        """B, or the rate of an open loop."""
+        return held_of(self.concurrency, self.arrival)
 
 
 class BatchTest(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,9 +101,9 @@ class TrustStudy(msgspec.Struct, frozen=True, kw_only=True):
     trust_invariance: tuple[BatchTest, ...] = ()
     depth: tuple[DepthTest, ...] = ()
 
-    def test(self, target: str, concurrency: int) -> TrustTest | None:
-        """The test of one target at one concurrency; None for the reference."""
-        found = (test for test in self.trust if (test.target, test.concurrency) == (target, concurrency))
+    def test(self, target: str, held: float) -> TrustTest | None:
+        """The test of one target at one concurrency, or rate; None for the reference."""
+        found = (test for test in self.trust if (test.target, test.held) == (target, held))
         return next(found, None)
 
 
@@ -99,9 +114,9 @@ def study(
     sides = [side for side in sides if item_means(side.answers)]
     options = [len(item.options) for item in facts.values() if item.options]
     chance = len(options) / sum(options) if options else None
-    targets: dict[str, dict[int, TargetAnswers]] = defaultdict(dict)
+    targets: dict[str, dict[float, TargetAnswers]] = defaultdict(dict)
     for side in sides:
-        targets[side.target][side.concurrency] = side
+        targets[side.target][side.held] = side
     against = targets.get(reference, {})
     others = {name: by_b for name, by_b in targets.items() if name != reference}
     pairs = [(side, against[b]) for by_b in others.values() for b, side in by_b.items() if b in against]
@@ -133,7 +148,8 @@ def _tests(
 ) -> Iterable[TrustTest]:
     judged = iter(judge([comparison for comparison in comparisons if comparison is not None]))
     for (ours, theirs), refusal, comparison in zip(pairs, refusals, comparisons, strict=True):
-        compared: dict[str, Any] = {"target": ours.target, "reference": theirs.target, "concurrency": ours.concurrency}
+        compared: dict[str, Any] = {"target": ours.target, "reference": theirs.target}
+        compared |= {"concurrency": ours.concurrency, "arrival": ours.arrival}
         if comparison is None:
             yield TrustTest(**compared, verdict="refused", sentence=refusal or "", brief="not compared")
             continue
@@ -175,21 +191,21 @@ def _in_words(c: AccuracyComparison, judgement: AccuracyJudgement) -> tuple[str,
 
 
 def _over_batches(
-    target: str, by_b: Mapping[int, TargetAnswers], against: Mapping[int, TargetAnswers], reference: str
+    target: str, by_b: Mapping[float, TargetAnswers], against: Mapping[float, TargetAnswers], reference: str
 ) -> BatchTest | None:
-    answers = {b: side.answers for b, side in by_b.items()}
+    answers = {side.concurrency: side.answers for side in by_b.values() if side.arrival is None}
     invariance = trust_invariance(answers)
     if invariance is None:
         return None
-    others = {b: side.answers for b, side in against.items()}
+    others = {side.concurrency: side.answers for side in against.values()}
     ratio = effect_ratio(answers, others) if target != reference and others else None
     return BatchTest(target=target, invariance=invariance, effect_ratio=ratio)
 
 
 def _by_depth(
     target: str,
-    by_b: Mapping[int, TargetAnswers],
-    against: Mapping[int, TargetAnswers],
+    by_b: Mapping[float, TargetAnswers],
+    against: Mapping[float, TargetAnswers],
     facts: Mapping[str, ItemFacts],
     *,
     lettered: bool,

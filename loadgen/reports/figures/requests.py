@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from loadgen.analysis.requests import CellTrace, Latencies, Trace
-from loadgen.analysis.run import Run
+from loadgen.analysis.run import Run, held_in
 from loadgen.reports.figures.sheet import INVALID, TEXT, Figure, Look, Sheet, log_axis, percent_axis, plain_line
 from loadgen.reports.rows import invalid_of
 from loadgen.words import known, number
@@ -27,12 +27,12 @@ _VERTICES = 3200
 def draw_latency(run: Run, looks: Mapping[str, Look], folder: Path, latencies: Latencies) -> Iterator[Figure]:
     """A figure per metric, a panel per B."""
     for metric in _TITLES:
-        if batches := latencies.concurrencies(metric):
+        if batches := latencies.levels(metric):
             yield _draw_latency(run, looks, folder, latencies, metric, batches)
 
 
 def _draw_latency(
-    run: Run, looks: Mapping[str, Look], folder: Path, latencies: Latencies, metric: str, batches: list[int]
+    run: Run, looks: Mapping[str, Look], folder: Path, latencies: Latencies, metric: str, batches: list[float]
 ) -> Figure:
     columns = min(2, len(batches))
     rows = math.ceil(len(batches) / columns)
@@ -72,12 +72,12 @@ def _draw_latency(
 
 
 def _line(
-    sheet: Sheet, axes: Axes, run: Run, key: tuple[str, int], metric: str,
+    sheet: Sheet, axes: Axes, run: Run, key: tuple[str, float], metric: str,
     found: tuple[NDArray[np.float64], bool], shares: NDArray[np.float64],
 ) -> None:  # fmt: skip
     values, valid = found
     target, b = key
-    row = run.summary[(run.summary["target"] == target) & (run.summary["concurrency"] == b)].iloc[0]
+    row = next(row for row in run.summary.to_dict("records") if (row["target"], held_in(row)) == key)
     middle, tail = float(row[f"{metric}_ms_p50"]), float(row[f"{metric}_ms_p99"])
     tip = f"{target} · {run.level(b)}: {len(values):,} requests" + ("" if valid else " of cells with invalid latencies")
     if valid and known(middle):
@@ -92,7 +92,7 @@ _RUNNING = "#00936b"
 
 
 def draw_timelines(
-    run: Run, looks: Mapping[str, Look], folder: Path, traces: Mapping[tuple[str, int, int], CellTrace]
+    run: Run, looks: Mapping[str, Look], folder: Path, traces: Mapping[tuple[str, float, int], CellTrace]
 ) -> Iterator[Figure]:
     """A figure per target, a row per B and a column per repeat."""
     for target in looks:
@@ -102,7 +102,7 @@ def draw_timelines(
 
 
 def _draw_timeline(
-    run: Run, looks: Mapping[str, Look], folder: Path, target: str, traces: Mapping[tuple[int, int], CellTrace]
+    run: Run, looks: Mapping[str, Look], folder: Path, target: str, traces: Mapping[tuple[float, int], CellTrace]
 ) -> Figure:
     batches, repeats = sorted({b for b, _ in traces}), sorted({r for _, r in traces})
     powered = any(trace.power is not None for trace in traces.values())
@@ -111,7 +111,7 @@ def _draw_timeline(
     for cell in cells:
         bad = invalid_of(cell)
         what = "" if "load" in bad else f" {', '.join(bad)}"
-        doubts[cell["concurrency"], cell["repeat"]] = f":{what} invalid ×" if bad else ""
+        doubts[held_in(cell), cell["repeat"]] = f":{what} invalid ×" if bad else ""
     sheet = Sheet(
         looks, simulated=run.manifest.simulated, rows=len(batches), columns=len(repeats), panel=(2.4, 0.95),
         gap=(0.62 if powered else 0.3, 0.42), left=0.62, right=0.66 if powered else 0.18,

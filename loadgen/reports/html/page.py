@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from itertools import groupby
@@ -96,7 +96,7 @@ def _answer(run: Run) -> Html:
     """A sentence and the trap verdicts per target, then the figures behind both, B by B."""
     analysis = run.analysis
     if run.arrival is not None:
-        return join([_traffic(run, target, sentence) for target, sentence in rows.traffic_sentences(run).items()])
+        return join([_traffic(run, target, told) for target, told in rows.traffic_sentences(run).items()])
     parts = [_target(run, target) for target in dict.fromkeys(entry.target for entry in analysis.crossovers)]
     if not parts:
         parts = [element("p", f"Only {analysis.reference} was measured: there is nothing to compare.", class_="big")]
@@ -117,11 +117,13 @@ def _target(run: Run, target: str) -> Html:
     return element("article", *parts, class_="target")
 
 
-def _traffic(run: Run, target: str, sentence: str) -> Html:
+def _traffic(run: Run, target: str, sentences: Mapping[float, str]) -> Html:
     """What an open loop says of one target; only a closed loop can say which precision pays off by B."""
     heading = element("h3", f"{target} at {run.arrival} ", stamp(simulated=run.manifest.simulated))
     smaller = (element("p", text + ".", class_="small") for text in _accuracy(run, target))
-    return element("article", heading, element("p", sentence + ".", class_="big"), *smaller, class_="target")
+    several = len(sentences) > 1
+    told = (f"{run.level(b)}: {sentence}." if several else f"{sentence}." for b, sentence in sentences.items())
+    return element("article", heading, *(element("p", text, class_="big") for text in told), *smaller, class_="target")
 
 
 def _headline(analysis: Analysis, target: str) -> str:
@@ -148,7 +150,7 @@ def _accuracy(run: Run, target: str) -> list[str]:
     if not tests:
         return []
     test = max(tests, key=lambda test: test.items or 0)
-    where = f"Accuracy over the {test.items} questions that both answered at {run.level(test.concurrency)}"
+    where = f"Accuracy over the {test.items} questions that both answered at {run.level(test.held)}"
     return [f"{where}: {test.sentence}"]
 
 

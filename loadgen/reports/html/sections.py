@@ -21,7 +21,7 @@ from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, count, interval, numb
 
 AGAINST = (
     Column[TrustTest]("target", lambda test: test.target, NAME),
-    Column[TrustTest]("B", lambda test: str(test.concurrency)),
+    Column[TrustTest]("B", lambda test: rows.shown_held(test.held)),
     Column[TrustTest]("T_SI", lambda test: number(test.t_si, 3)),
     Column[TrustTest]("95% CI", lambda test: interval(test.t_si_lo, test.t_si_hi, 3), INTERVAL),
     Column[TrustTest]("lost", lambda test: count(test.lost)),
@@ -49,18 +49,20 @@ def _verdict(test: TrustTest) -> str:
     return f"{test.verdict}{more}{', confounded by length' if judged.confounded else ''}"
 
 
-def verdict_sentences(tests: Sequence[TrustTest], level: Callable[[int], str]) -> list[str]:
+def verdict_sentences(tests: Sequence[TrustTest], level: Callable[[float], str]) -> list[str]:
     """Neighbouring batches with the same verdict in one sentence: those of several with the range of differences."""
     sentences = []
     for target, ours in groupby(tests, key=lambda test: test.target):
-        ordered = sorted(ours, key=lambda test: test.concurrency)
+        ordered = sorted(ours, key=lambda test: test.held)
         measured = [test.concurrency for test in ordered]
         for _, alike in groupby(ordered, key=lambda test: test.verdict + _refusal(test)):
             tests_alike = list(alike)
             if len(tests_alike) == 1:
-                where, verdict = level(tests_alike[0].concurrency), tests_alike[0].sentence
+                where, verdict = level(tests_alike[0].held), tests_alike[0].sentence
             else:
                 where = spanned([test.concurrency for test in tests_alike], measured)
+                if tests_alike[0].arrival is not None:
+                    where = ", ".join(level(test.held) for test in tests_alike)
                 verdict = _refusal(tests_alike[0]) or _of_several(tests_alike)
             sentences.append(f"{target}, {where}: {verdict}")
     return sentences
@@ -154,7 +156,7 @@ def run_table(
     """A table of the run, with its stamp and its name for B; a rule divides rows that differ in the columns `by`."""
     return table(
         table_of(columns, entries), label=label, simulated=run.manifest.simulated, grouped_by=by,
-        b="in flight ≤" if run.arrival else "B",
+        b=rows.RATE if run.arrival else rows.B,
     )  # fmt: skip
 
 
@@ -171,7 +173,7 @@ def result(run: Run) -> Html:
         note += f" {WHY_NOT_KNOWN}"
     made = table(
         shown, label="Result", simulated=run.manifest.simulated, grouped_by=("B",), sortable=True,
-        b="in flight ≤" if run.arrival else "B",
+        b=rows.RATE if run.arrival else rows.B,
     )  # fmt: skip
     return join((element("p", note, class_="small"), made))
 
@@ -325,7 +327,9 @@ def doubts(run: Run) -> Html:
     """What is invalid in which cell and why, servers that failed, and every other warning."""
     columns = (
         Column[Invalid]("target", lambda one: one.target, NAME),
-        Column[Invalid]("arrivals" if run.arrival else "B", lambda one: run.arrival or str(one.concurrency)),
+        Column[Invalid](
+            "arrivals" if run.arrival else "B", lambda one: one.arrival or run.arrival or str(one.concurrency)
+        ),
         Column[Invalid]("repeat", lambda one: str(one.repeat)),
         Column[Invalid]("invalid", lambda one: one.quantity, TEXT),
         Column[Invalid]("why", lambda one: one.reasons, TEXT),
