@@ -235,7 +235,7 @@ _REMEDIES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"max_model_len \((\d+)\) is greater than the derived max_model_len \(\w+=(\d+)",
      "the model has a context of {1} tokens and the server was asked for {0}: give --max-model-len {1}"),
     (r"contains custom code|set the option `?trust_remote_code",
-     "the checkpoint contains its own code: read it, then give `-- --trust-remote-code` at the end"),
+     "the checkpoint contains its own code: read it, then pass vLLM's option to trust it after `--`"),
     (r"could not select device driver",
      "containers cannot have the GPU: `loadgen doctor --mode docker` says how to install NVIDIA's container toolkit"),
     (r"pull access denied|manifest (?:for \S+ )?(?:unknown|not found)|repository does not exist",
