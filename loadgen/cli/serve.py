@@ -22,7 +22,7 @@ from loadgen.serving.hub import Derivatives, is_hub_id
 from loadgen.serving.launch import Launch, confirm_checkpoint, find_vllm, plan_launch
 from loadgen.serving.process import Patience, ServerProcess
 from loadgen.serving.recipe import Device, Dtype, NoCheckpoint, Recipe, in_serve, load_recipe, load_recipes
-from loadgen.serving.requirements import require_hardware
+from loadgen.serving.requirements import require_device, require_packages
 
 
 # fmt: off
@@ -77,6 +77,8 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     if dtype and recipe.dtype and dtype != recipe.dtype:
         raise UsageError(f"recipe {name!r} fixes its activations to {recipe.dtype}; omit --dtype {dtype}")
     named = None if o["vllm"] is None else str(o["vllm"])
+    if not o["printing"]:
+        require_device(recipe, device)
     checkpoint = o["checkpoint"] or _chosen(recipe, str(model))
     launch = plan_launch(
         recipe, model=model or "", device=device, dtype=dtype, checkpoint=checkpoint, naming=in_serve,
@@ -88,7 +90,7 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     if o["printing"]:
         click.echo(launch.shell)
         return
-    require_hardware(recipe, device, launch.argv[0])
+    require_packages(recipe, launch.argv[0])
     confirm_checkpoint(launch, in_serve)
     if launch.device == "cuda":
         from loadgen.measure.power import gpus_needed, serving_gpus

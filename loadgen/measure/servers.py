@@ -43,7 +43,7 @@ from loadgen.serving.project import Project
 from loadgen.serving.quantize import quantize, require_environment
 from loadgen.serving.quantize_plan import QuantizePlan, plan_quantize
 from loadgen.serving.recipe import Device, NoCheckpoint, Recipe, load_recipe, load_recipes
-from loadgen.serving.requirements import require_cpu, require_hardware
+from loadgen.serving.requirements import require_device, require_packages
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
@@ -298,6 +298,8 @@ class _Launched(_Processes):
     def check(self, patience: Patience) -> None:
         if warning := token_warning():
             patience.warn(warning)
+        for spec in self._config.targets:
+            require_device(load_recipe(spec.precision), "cpu" if self._config.device == "cpu" else "cuda")
         missing = self._find(patience)
         if missing:
             require_environment()
@@ -317,7 +319,7 @@ class _Launched(_Processes):
         if self._config.device == "cuda":
             self._gpus = serving_gpus(self._config.gpus, gpus_needed(self.launches))
         for launch in self.launches.values():
-            require_hardware(load_recipe(launch.precision), launch.device, launch.argv[0])
+            require_packages(load_recipe(launch.precision), launch.argv[0])
             confirm_checkpoint(launch)
 
     def _find(self, patience: Patience) -> dict[str, str]:
@@ -338,9 +340,7 @@ class _Launched(_Processes):
                         made = ", ".join(name for name, other in load_recipes().items() if other.made_as)
                         raise UsageError(f"{error}; --quantize-missing makes one only for {made}") from None
                     device: Device = "cpu" if self._config.device == "cpu" else "cuda"
-                    if device == "cpu":
-                        require_cpu(recipe)
-                    require_hardware(recipe, device, find_vllm(device, self._config.vllm))
+                    require_packages(recipe, find_vllm(device, self._config.vllm))
                     missing[spec.name] = recipe.made_as[0]
         return missing
 

@@ -17,17 +17,21 @@ BNB_PLUGIN_SINCE = (0, 28)
 """From this version on vLLM serves bitsandbytes through vllm-bnb-plugin."""
 
 
-def require_hardware(recipe: Recipe, device: Device, vllm: str) -> None:
-    """Raises UsageError when no GPU of this machine serves the recipe, or vLLM's environment lacks a package for it.
-
-    What cannot be found out refuses nothing: a GPU that NVML does not show, an environment that is not beside `vllm`.
-    """
-    found = gpu_capabilities() if device == "cuda" else []
+def require_device(recipe: Recipe, device: Device) -> None:
+    """Raises UsageError when no GPU that NVML shows on this machine, or not this CPU, serves the recipe."""
+    if device == "cpu":
+        return require_cpu(recipe)
+    found = gpu_capabilities()
     if found and not is_at_least(highest(found), recipe.gpu_capability):
         raise UsageError(
             f"recipe {recipe.name!r} needs a GPU of compute capability {recipe.gpu_capability} or higher, and this "
             f"machine's has {highest(found)}; choose among {', '.join(served_at(highest(found), load_recipes()))}"
         )
+    return None
+
+
+def require_packages(recipe: Recipe, vllm: str) -> None:
+    """Raises UsageError when the environment of that `vllm` command is known and lacks a package for the recipe."""
     if missing := missing_packages(recipe, packages_of(Path(vllm))):
         raise UsageError(
             f"recipe {recipe.name!r} needs {' and '.join(missing)} in vLLM's environment; run `pip install "

@@ -18,7 +18,7 @@ from loadgen.serving import requirements
 from loadgen.serving.checkpoint import local_quantization
 from loadgen.serving.launch import Launch, find_vllm, plan_launch, plan_simulated
 from loadgen.serving.recipe import Recipe, fair_settings, load_recipe, load_recipes, place_of, read_recipe
-from loadgen.serving.requirements import require_hardware
+from loadgen.serving.requirements import require_packages
 
 VLLM = "/opt/vllm/bin/vllm"
 
@@ -271,18 +271,18 @@ def test_a_package_that_vllms_environment_lacks_is_named_before_a_start(tmp_path
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
-    require_hardware(load_recipe("torchao"), "cpu", str(vllm))  # no environment beside it: nothing is known
+    require_packages(load_recipe("torchao"), str(vllm))  # no environment beside it: nothing is known
     install("vllm", "0.27.1")
     install("bitsandbytes", "0.50.2")
-    require_hardware(load_recipe("bnb-nf4"), "cpu", str(vllm))  # bitsandbytes is in vLLM's tree up to 0.27
+    require_packages(load_recipe("bnb-nf4"), str(vllm))  # bitsandbytes is in vLLM's tree up to 0.27
     with pytest.raises(
         UsageError, match=r"'torchao' needs torchao in vLLM's environment; run `pip install torchao` in"
     ):
-        require_hardware(load_recipe("torchao"), "cpu", str(vllm))
+        require_packages(load_recipe("torchao"), str(vllm))
     (site / "vllm-0.27.1.dist-info").rename(site / "vllm-0.33.0.dist-info")
     (site / "vllm-0.33.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.0\n")
     with pytest.raises(UsageError, match="run `pip install vllm-bnb-plugin` in the environment of"):
-        require_hardware(load_recipe("bnb-nf4"), "cpu", str(vllm))
+        require_packages(load_recipe("bnb-nf4"), str(vllm))
 
 
 def test_gguf_takes_its_config_and_tokenizer_from_the_16_bit_model(tiny: Path) -> None:
