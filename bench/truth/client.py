@@ -15,13 +15,14 @@ from bench.truth.stamps import NUMBER
 from loadgen.cli import main
 from loadgen.load.exchange import Status
 from loadgen.load.http import HttpRaw
+from loadgen.load.kernelstamps import ClockReading
 
 ended: list[HttpRaw] = []
 _end = HttpRaw.ended
 
 
-def keep(raw: HttpRaw, t_ns: int, failure: tuple[Status, str] | None) -> None:
-    _end(raw, t_ns, failure)
+def keep(raw: HttpRaw, t_ns: int, failure: tuple[Status, str] | None, clock: ClockReading | None = None) -> None:
+    _end(raw, t_ns, failure, clock)
     if failure is None and raw.request.phase == "measured":
         ended.append(raw)
 
@@ -30,11 +31,11 @@ def write(path: Path) -> None:
     """Per answer and event with a token: number, token, sent, by the kernel (-1: not stamped by it), by the process."""
     rows = []
     for raw in ended:
-        found = NUMBER.search(b"".join(raw.pieces[:3]))
+        kernel, datas = raw.events()
+        found = NUMBER.search(b"".join(datas[:3]))
         if found is None:
             continue
         by_kernel = raw.stamps == "kernel"
-        kernel, datas = raw.events()
         raw.stamps = "process"
         process, _ = raw.events()
         with_text = [k for k, data in enumerate(datas) if b'"text":"' in data or b'"content":" ' in data]

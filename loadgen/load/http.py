@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from bisect import bisect_right
 from collections.abc import Callable
-from itertools import chain, repeat
-from operator import sub
 from time import monotonic_ns
 from typing import cast
 from urllib.parse import urljoin, urlsplit
@@ -17,11 +14,14 @@ import httptools
 from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
 from loadgen.load.alike import Alike, alike_events
 from loadgen.load.exchange import STOPPED, Raw, Request, Status
-from loadgen.load.kernelstamps import MOST_STEP_NS, ClockReading, StampedTransport, open_stamped, read_clocks
+from loadgen.load.kernelstamps import MOST_STEP_NS, ClockReading, StampedTransport, open_stamped
 from loadgen.load.sse import GZIP_MAGIC, split_events, undone
 
 Done = Callable[[Raw], None]
 _NOT_HTTP = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+_CHUNK_BYTES = {form % size: len(form % size) + size + 2 for form in (b"%x\r\n", b"%X\r\n") for size in range(16, 4096)}
+"""The bytes of a whole chunk, with its line of the size and its end, by that line (RFC 9112, section 7.1): two digits
+or three, as a token's event has."""
 
 
 class Endpoint:
@@ -54,48 +54,53 @@ class Endpoint:
 
 
 class HttpRaw(Raw):
-    """A stream as it arrived: pieces of its body; for every read, when it came and how many pieces there were then."""
+    """A stream as it arrived: what each read brought of the body, and when."""
 
-    __slots__ = ("clock", "coding", "pieces", "read_pieces", "read_realtime_ns", "read_t_ns")
+    __slots__ = ("_end_clock", "clock", "coding", "read_realtime_ns", "read_t_ns", "reads")
 
     def __init__(self, request: Request, slot: int) -> None:
-        self.pieces: list[bytes] = []
+        self.reads: list[bytes | tuple[bytes, ...]] = []
+        """Bytes: one whole chunk, with its framing; else the pieces of the body."""
         self.read_t_ns: list[int] = []
         """By the process."""
         self.read_realtime_ns: list[int] = []
         """By the kernel; 0: not stamped."""
         self.clock: ClockReading | None = None
         """Just before it was sent; None: the kernel is not asked."""
-        self.read_pieces: list[int] = []
+        self._end_clock: ClockReading | None = None
         self.coding = ""
         """By its Content-Encoding field."""
         super().__init__(request, slot)
 
-    def came(self, t_ns: int, realtime_ns: int = 0) -> None:
-        """A read: the pieces that are new since the one before."""
+    def came(self, read: bytes | tuple[bytes, ...], t_ns: int, realtime_ns: int = 0) -> None:
+        """A read."""
+        self.reads.append(read)
         self.read_t_ns.append(t_ns)
         self.read_realtime_ns.append(realtime_ns)
-        self.read_pieces.append(len(self.pieces))
 
-    def ended(self, t_ns: int, failure: tuple[Status, str] | None) -> None:
-        """At `t_ns`, where it failed, else with its last byte. The kernel's stamps count if every read has one, the
-        realtime clock was not set meanwhile, and they lie between the sending and the process's own."""
-        self.failure, self.t_end_ns = failure, t_ns
+    def ended(self, t_ns: int, failure: tuple[Status, str] | None, clock: ClockReading | None = None) -> None:
+        """At `t_ns`, where it failed, else with its last byte; `clock`: then. `events` and `error_body` correct it by
+        the kernel's stamps, which is not to hold up the slot's next request."""
+        self.failure, self.t_end_ns, self._end_clock = failure, t_ns, clock
+
+    def _settle(self) -> None:
+        """The kernel's stamps count if every read has one, the realtime clock was not set meanwhile, and they lie
+        between the sending and the process's own."""
+        end, self._end_clock = self._end_clock, None
         stamps = self.read_realtime_ns
-        if self.clock is None or not stamps or not all(stamps) or not self.clock.agrees(read_clocks()):
+        if end is None or self.clock is None or not stamps or not all(stamps) or not self.clock.agrees(end):
             return
         first_ns, last_ns = stamps[0] - self.clock.offset_ns, stamps[-1] - self.clock.offset_ns
         slack_ns = MOST_STEP_NS + self.clock.error_ns
         if first_ns < self.t_send_ns - slack_ns or last_ns > self.read_t_ns[-1] + slack_ns:
             return
         self.stamps = "kernel"
-        if failure is None:
+        if self.failure is None:
             self.t_end_ns = last_ns
 
     def keep(self, t_ns: int, data: bytes) -> None:
-        """A read that brought one piece."""
-        self.pieces.append(data)
-        self.came(t_ns)
+        """A read that brought so much of the body."""
+        self.came((data,), t_ns)
 
     def events(self) -> tuple[list[int], list[bytes]]:
         times, pieces = self._decoded()
@@ -110,8 +115,7 @@ class HttpRaw(Raw):
 
     def _decoded(self) -> tuple[list[int], list[bytes]]:
         """The pieces with their content coding undone; nothing, and a failure, where that cannot be done."""
-        times = self._arrivals()
-        pieces = self.pieces[: len(times)]
+        times, pieces = self._arrived()
         coding = self.coding
         if not coding and pieces and pieces[0].startswith(GZIP_MAGIC[: len(pieces[0])]):
             coding = "gzip" if b"".join(pieces[:3]).startswith(GZIP_MAGIC) else ""
@@ -123,17 +127,22 @@ class HttpRaw(Raw):
             self.failure = self.failure or ("malformed", str(error))
             return [], []
 
-    def _arrivals(self) -> list[int]:
-        """When the read came that brought each piece of the answer's body."""
-        first = bisect_right(self.read_pieces, 0)
-        times, ends = self.read_t_ns[first:], self.read_pieces[first:]
+    def _arrived(self) -> tuple[list[int], list[bytes]]:
+        """When the read came that brought each piece of the answer's body, and the pieces."""
+        self._settle()
+        stamps, offset_ns = self.read_t_ns, 0
         if self.clock is not None and self.stamps == "kernel":
-            offset_ns = self.clock.offset_ns
-            times = [realtime_ns - offset_ns for realtime_ns in self.read_realtime_ns[first:]]
-        if ends == list(range(1, len(self.pieces) + 1)):  # a piece per read, as a rule
-            return times
-        brought = map(sub, ends, [0, *ends])
-        return list(chain.from_iterable(map(repeat, times, brought)))
+            stamps, offset_ns = self.read_realtime_ns, self.clock.offset_ns
+        times: list[int] = []
+        pieces: list[bytes] = []
+        for read, t_ns in zip(self.reads, stamps, strict=True):
+            if isinstance(read, bytes):
+                times.append(t_ns - offset_ns)
+                pieces.append(read[read.index(b"\n") + 1 : -2])
+            else:
+                times += [t_ns - offset_ns] * len(read)
+                pieces += read
+        return times, pieces
 
 
 class HttpSlot:
@@ -176,9 +185,12 @@ class _Connection(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._raw: HttpRaw | None = None
         self._done: Done | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self.on_body: Callable[[bytes], None]
-        self._parser: httptools.HttpResponseParser
+        self._timer: asyncio.TimerHandle | None = None
+        self._timeout_s = self._due_s = 0.0
+        self._pieces: list[bytes] = []
+        """Of the body, in this read."""
+        self.on_body = self._pieces.append
+        self._parser = httptools.HttpResponseParser(self)
         self._now_ns = self._realtime_ns = 0
         self._received = 0
         self._kept = False
@@ -186,24 +198,42 @@ class _Connection(asyncio.Protocol):
         self._complete = False
         self._framed = False
         self._keep_alive = False
+        self._between_chunks = False
+        """The parser waits for a chunk to begin: fed a whole one, it would be where it is."""
         self.usable = True
 
     @property
     def answering(self) -> bool:
-        return self._raw is not None and bool(self._raw.pieces)
+        return self._raw is not None and any(self._raw.reads)
 
     def start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
         self._raw, self._done = raw, done
-        self._complete = self._framed = self._keep_alive = False
+        self._complete = self._framed = self._keep_alive = self._between_chunks = False
         self._received = 0
+        self._pieces.clear()
         self._kept = self._transport is not None
-        self.on_body = raw.pieces.append
-        self._parser = httptools.HttpResponseParser(self)
-        self._deadline = self._loop.call_later(timeout_s, self._give_up, timeout_s)
+        self._timeout_s, self._due_s = timeout_s, self._loop.time() + timeout_s
+        if self._timer is None or self._timer.when() > self._due_s:
+            self._set_timer(timeout_s)
         if self._transport is None:
             self._connecting = self._loop.create_task(self._connect(raw))
         else:
             self._write(raw, self._transport, kept=True)
+
+    def _set_timer(self, in_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(in_s, self._check_time)
+
+    def _check_time(self) -> None:
+        """A request that began after the timer was set has time left: the timer is set again for it. So an answer
+        that comes in time costs no timer."""
+        self._timer = None
+        left_s = self._due_s - self._loop.time()
+        if self._raw is not None and left_s > 0:
+            self._set_timer(left_s)
+        else:
+            self._finish(("timeout", f"no complete answer within {self._timeout_s:g} s"))
 
     def close(self) -> None:
         self._finish(("broken", STOPPED))
@@ -225,7 +255,7 @@ class _Connection(asyncio.Protocol):
 
     def _write(self, raw: HttpRaw, transport: asyncio.Transport | StampedTransport, *, kept: bool = False) -> None:
         if isinstance(transport, StampedTransport):
-            raw.clock = read_clocks()
+            raw.clock = transport.clocks()
         wire = self._endpoint.wire(raw.request.body)
         if kept:  # else its time began with the connection
             raw.t_send_ns = monotonic_ns()
@@ -239,13 +269,18 @@ class _Connection(asyncio.Protocol):
         self.stamped_data_received(data, 0)
 
     def stamped_data_received(self, data: bytes, realtime_ns: int) -> None:
-        self._now_ns = monotonic_ns()
-        self._realtime_ns = realtime_ns
+        self._now_ns = now_ns = monotonic_ns()
         raw = self._raw
         if raw is None:
             self._abandon()
             return
         self._received += len(data)
+        if self._between_chunks and self._received <= MOST_ANSWER_BYTES and data[-2:] == b"\r\n":  # a token, as a rule
+            size = len(data)
+            if _CHUNK_BYTES.get(data[:5]) == size or _CHUNK_BYTES.get(data[:4]) == size:
+                raw.came(data, now_ns, realtime_ns)
+                return
+        self._realtime_ns = realtime_ns
         try:
             self._parser.feed_data(data)
         except _NOT_HTTP as error:
@@ -254,9 +289,14 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             self._finish(None)
             return
-        raw.came(self._now_ns, self._realtime_ns)
+        self._came(raw)
         if self._received > MOST_ANSWER_BYTES:
             self._finish(("broken", f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}"))
+
+    def _came(self, raw: HttpRaw) -> None:
+        """A read that was parsed, or the part of it that ends the answer."""
+        raw.came(tuple(self._pieces), self._now_ns, self._realtime_ns)
+        self._pieces.clear()
 
     def _misunderstood(self, raw: HttpRaw, error: Exception) -> None:
         """What came before stays; an answer that was whole before it stays an answer."""
@@ -264,12 +304,12 @@ class _Connection(asyncio.Protocol):
         if self._complete:
             self._finish(None)
             return
-        raw.came(self._now_ns, self._realtime_ns)
+        self._came(raw)
         upgraded = isinstance(error, httptools.HttpParserUpgrade)
         self._finish(("broken", f"not HTTP: {'another protocol was switched to' if upgraded else error}"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.usable = False
+        self._abandon()
         raw = self._raw
         if raw is None or self._sent_again(raw):
             return
@@ -282,14 +322,19 @@ class _Connection(asyncio.Protocol):
     def _sent_again(self, raw: HttpRaw) -> bool:
         """A kept connection that ended before any byte of the answer was closed before the request was read: servers
         close idle ones. Such a request is sent once more, on a new connection (RFC 9112, section 9.3.1)."""
-        done, deadline = self._done, self._deadline
-        if not self._kept or self._received or raw.retries or self._again is None or done is None or deadline is None:
+        done = self._done
+        if not self._kept or self._received or raw.retries or self._again is None or done is None:
             return False
         self._raw = self._done = None
-        deadline.cancel()
         raw.retries += 1
-        self._again(raw, done, max(0.0, deadline.when() - self._loop.time()))
+        self._again(raw, done, max(0.0, self._due_s - self._loop.time()))
         return True
+
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
 
     def on_message_begin(self) -> None:
         """A message after the answer's end: the connection is not used again."""
@@ -311,34 +356,33 @@ class _Connection(asyncio.Protocol):
             self._raw.http_status = self._parser.get_status_code()
 
     def on_message_complete(self) -> None:
+        self._between_chunks = False
         if self._complete or self._raw is None:
             return
         if self._parser.get_status_code() < 200:
             self._raw.http_status, self._framed = None, False
             self._raw.coding, self._raw.location = "", None
             return
-        self._raw.came(self._now_ns, self._realtime_ns)
+        self._came(self._raw)
         self._complete = True
         self._keep_alive = self._framed and self._parser.should_keep_alive()
 
-    def _give_up(self, timeout_s: float) -> None:
-        self._finish(("timeout", f"no complete answer within {timeout_s:g} s"))
-
     def _finish(self, failure: tuple[Status, str] | None) -> None:
-        raw, done = self._raw, self._done
+        raw, done, transport = self._raw, self._done, self._transport
         if raw is None or done is None:
             return
         self._raw = self._done = None
-        if self._deadline is not None:
-            self._deadline.cancel()
         raw.size_bytes = self._received
-        raw.ended(monotonic_ns() if failure else self._now_ns, failure)
+        clock = transport.clocks() if isinstance(transport, StampedTransport) else None
+        raw.ended(monotonic_ns() if failure else self._now_ns, failure, clock)
         if failure is not None or not self._keep_alive:
             self._abandon()
         done(raw)
 
     def _abandon(self) -> None:
         self.usable = False
+        if self._timer is not None:
+            self._timer.cancel()
         if self._transport is not None:
             self._transport.abort()
         elif self._connecting is not None:

@@ -111,6 +111,7 @@ class _Poller:
         self._loop = loop
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._clocks: ClockReading | None = None
         loop.add_reader(self._epoll.fileno(), self._poll)
 
     @classmethod
@@ -136,7 +137,14 @@ class _Poller:
             self._epoll.close()
             del self.of_loop[self._loop]
 
+    def clocks(self) -> ClockReading:
+        """Both clocks, read at most once between two polls: no stamp is newer than the last of them."""
+        if self._clocks is None:
+            self._clocks = read_clocks()
+        return self._clocks
+
     def _poll(self) -> None:
+        self._clocks = None
         for fd, events in self._epoll.poll(0):
             callback = self._callbacks.get(fd)
             if callback is not None:  # else an earlier one of these events closed it
@@ -159,10 +167,14 @@ class StampedTransport:
 
     def write(self, data: bytes) -> None:
         """Sends at once what the socket takes, and the rest as soon as it takes more."""
-        if self._open:
+        if self._waits:
             self._unsent += data
-            if not self._waits:
-                self._send()
+        elif self._open:
+            self._send(data)
+
+    def clocks(self) -> ClockReading:
+        """Both clocks, about now: after the latest stamp, and before the next."""
+        return self._poller.clocks()
 
     def abort(self) -> None:
         if self._open:
@@ -172,12 +184,12 @@ class StampedTransport:
 
     def _ready(self, events: int) -> None:
         if events & select.EPOLLOUT:
-            self._send()
-        if self._open and events & ~select.EPOLLOUT:
-            self._read()
+            self._send(self._unsent)
+        if events & ~select.EPOLLOUT:
+            while self._open and self._reads_full():
+                pass
 
-    def _send(self) -> None:
-        waited, data = self._waits, self._unsent
+    def _send(self, data: bytes) -> None:
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
@@ -185,32 +197,37 @@ class StampedTransport:
         except OSError as error:
             self._lose(error)
             return
+        if sent == len(data) and not self._waits:
+            return
         self._unsent = data[sent:]
-        self._waits = bool(self._unsent)
-        if self._waits != waited:
-            self._poller.want_to_write(self._sock.fileno(), wanted=self._waits)
+        waits = bool(self._unsent)
+        if self._waits != waits:
+            self._waits = waits
+            self._poller.want_to_write(self._sock.fileno(), wanted=waits)
 
-    def _read(self) -> None:
+    def _reads_full(self) -> bool:
+        """One read; whether it was full, so that another one follows at once: up to `MOST_READ`, then others' turn."""
         size = self._read_bytes
         try:
             data, ancillary, _, _ = self._receive(size, _ANCILLARY_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self._lose(error)
-            return
+            return False
         if not data:
             self._lose(None)
-            return
-        if len(data) == size:
-            self._read_bytes = min(2 * size, MOST_READ)
-        elif size != LEAST_READ:
-            self._read_bytes = LEAST_READ
+            return False
         realtime_ns = 0
         if ancillary:
             seconds, ns = _seconds_and_ns(ancillary[0][2])
             realtime_ns = seconds * 1_000_000_000 + ns
         self._receiver.stamped_data_received(data, realtime_ns)
+        if len(data) == size:
+            self._read_bytes = min(2 * size, MOST_READ)
+            return size < MOST_READ
+        self._read_bytes = LEAST_READ
+        return False
 
     def _lose(self, error: OSError | None) -> None:
         self.abort()

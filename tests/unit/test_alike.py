@@ -21,7 +21,7 @@ class Decoded(HttpRaw):
 
 def decoded(raw):
     other = Decoded(raw.request, raw.slot)
-    for name in ("http_status", "failure", "t_send_ns", "t_end_ns", "pieces", "read_t_ns", "read_pieces"):
+    for name in ("http_status", "failure", "t_send_ns", "t_end_ns", "reads", "read_t_ns", "read_realtime_ns"):
         setattr(other, name, getattr(raw, name))
     return other
 
@@ -80,8 +80,10 @@ class TestOneEntry:
         assert exchange.text == "".join(TEXTS)
 
     def test_a_read_of_several_events_gives_them_its_own_time(self):
-        raw = finished(one_read_per_event(*counted(TEXTS), usage(10), DONE))
-        raw.read_t_ns, raw.read_pieces = [5, 7], [4, len(raw.pieces)]
+        raw = finished([])
+        pieces = tuple(data for _, data in one_read_per_event(*counted(TEXTS), usage(10), DONE))
+        raw.came(pieces[:4], 5)
+        raw.came(pieces[4:], 7)
         exchange = read_exchange(raw)
         assert exchange.token_times == ((5, 1),) * 4 + ((7, 1),) * 6
         assert exchange == read_exchange(decoded(raw))

@@ -169,9 +169,10 @@ def test_a_set_clock_leaves_the_process_stamps() -> None:
     for clock, stamps in ((now, "kernel"), (now._replace(realtime_ns=now.realtime_ns + 10**9), "process")):
         raw.clock, raw.stamps = clock, "process"
         raw.read_realtime_ns = [clock.offset_ns + 50] * len(raw.read_t_ns)
-        raw.ended(100, None)
+        raw.ended(100, None, read_clocks())
+        times, _ = raw.events()
         assert (raw.stamps, raw.t_end_ns) == (stamps, 50 if stamps == "kernel" else 100)
-        assert raw.events()[0] == [raw.t_end_ns]
+        assert times == [raw.t_end_ns]
 
 
 @pytest.mark.parametrize("off_ns", [-7_200 * 10**9, 10**9])
@@ -180,7 +181,8 @@ def test_stamps_that_cannot_be_leave_the_process_stamps(off_ns: int) -> None:
     raw = finished([(100, event(1))])
     raw.clock = read_clocks()
     raw.read_realtime_ns = [raw.clock.offset_ns + 50 + off_ns]
-    raw.ended(100, None)
+    raw.ended(100, None, read_clocks())
+    raw.events()
     assert (raw.stamps, raw.t_end_ns) == ("process", 100)
 
 
@@ -188,5 +190,6 @@ def test_a_read_without_a_stamp_leaves_the_process_stamps() -> None:
     raw = finished([(100, event(1)), (200, event(2))])
     raw.clock = read_clocks()
     raw.read_realtime_ns = [raw.clock.offset_ns + 50, 0]
-    raw.ended(200, None)
+    raw.ended(200, None, read_clocks())
+    raw.events()
     assert (raw.stamps, raw.t_end_ns) == ("process", 200)
