@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from loadgen.bounds import free_memory_bytes
 from loadgen.errors import UsageError
@@ -31,6 +32,7 @@ from loadgen.serving.memory import size_of
 from loadgen.serving.process import used_bytes
 from loadgen.serving.quantization import NESTED, quantization_of
 from loadgen.serving.recipe import load_recipes, place_of
+from loadgen.serving.requirements import CPU_INFO
 from loadgen.workload import gsm8k
 from loadgen.workload.dataset import existing_file
 from loadgen.workload.published import fetch, sha256_of
@@ -288,6 +290,8 @@ def _is_kept(place: Path, wanted: QuantizeRecord) -> bool:
         raise UsageError(f"{place} exists and `loadgen quantize` did not make it; move it away, or name another --out")
     known = wanted.model_identity is not None
     inputs = ["format", "group_size", "calibration", *(["model_identity"] if known else [])]
+    if found.calibration is not None and wanted.calibration is not None:  # the same texts under another name
+        found = replace(found, calibration=replace(found.calibration, source=wanted.calibration.source))
     for name in inputs:
         if getattr(found, name) != getattr(wanted, name):
             others = {"calibration": "other calibration texts", "model_identity": "other 16-bit weights"}
@@ -336,8 +340,11 @@ def expected_disk(parameters: float, embeddings: float | None, bits: int) -> flo
 
 
 def arms_of(places: Mapping[str, Path], model: str) -> list[str]:
-    """What `--serve` takes for these checkpoints; formats that no recipe serves are left out."""
-    serving = {name: recipe.name for recipe in load_recipes().values() for name in recipe.made_as}
+    """What `--serve` takes for these checkpoints; formats that no recipe serves on this machine are left out."""
+    recipes = load_recipes().values()
+    flags = CPU_INFO.read_text(encoding="utf-8").split() if device_here() == "cpu" and CPU_INFO.exists() else None
+    usable = [recipe for recipe in recipes if flags is None or recipe.runs_on_cpu(flags)]
+    serving = {name: recipe.name for recipe in usable for name in recipe.made_as}
     names = [serving[name] for name in places if name in serving]
     arms = []
     for name, place in places.items():

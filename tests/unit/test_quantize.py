@@ -123,6 +123,7 @@ def test_a_checkpoint_of_the_same_inputs_is_kept_and_one_of_others_is_not_replac
 ) -> None:
     made(model, texts, "int8", samples=5)
     (environment / "order.json").unlink()
+    texts = texts.rename(texts.with_name("renamed.jsonl"))
     assert made(model, texts, "int8", samples=5) == {"int8": model.with_name("mine-int8")}
     assert f"int8 is already in {model}-int8, made from the same inputs" in capsys.readouterr().err
     assert not (environment / "order.json").exists()
@@ -327,11 +328,16 @@ def test_the_own_questions_stand_in_for_gsm8k_and_this_is_said(
     assert "do not measure these checkpoints with --dataset sample" in said
 
 
-def test_two_checkpoints_of_one_recipe_get_labels(model: Path) -> None:
+def test_two_checkpoints_of_one_recipe_get_labels(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = {name: model.with_name(f"mine-{name}") for name in ("int8", "fp8")}
     assert arms_of(places, str(model)) == ["int8", "fp8"]
     assert arms_of({"int8": Path("/elsewhere/mine-int8")}, str(model)) == ["int8=/elsewhere/mine-int8"]
+    (cpuinfo := model / "cpuinfo").write_text("flags : avx2")
+    monkeypatch.setattr(planning, "CPU_INFO", cpuinfo)
+    monkeypatch.setattr(planning, "used_bytes", lambda: None)
     w4a16 = {name: model.with_name(f"mine-{name}") for name in ("w4a16-gptq", "w4a16-awq")}
+    assert arms_of(w4a16, str(model)) == [], "a CPU without AVX-512 serves no 4-bit integers"
+    monkeypatch.setattr(planning, "used_bytes", lambda: 1)
     assert arms_of(w4a16, str(model)) == [f"{name}:w4a16={place}" for name, place in w4a16.items()]
 
 
