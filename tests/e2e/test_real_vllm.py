@@ -75,10 +75,15 @@ def test_a_server_that_caps_its_batch_makes_the_cell_invalid(tiny: Path, tmp_pat
     out = tmp_path / "run"
     swept = command(
         "sweep", "--serve", "bf16", "--model", tiny, "--device", "cpu", "--concurrency", "16", "--max-num-seqs", "8",
-        *gsm8k(), "--max-tokens", "40", "--duration", "6", "--repeats", "1", "--out", out,
+        "--dataset", "synthetic:30-120/40", "--duration", "6", "--repeats", "1", "--out", out,
     )  # fmt: skip
     assert swept.returncode == 1, swept.stdout + swept.stderr
-    (cell,) = loadgen.load_run(out).cells.to_dict("records")
+    run = loadgen.load_run(out)
+    (cell,) = run.cells.to_dict("records")
+    answered = run.requests[(run.requests["status"] == "ok") & (run.requests["phase"] == "measured")]
+    assert len({*answered["prompt_tokens"]}) > 5
+    assert (answered["prompt_tokens"] == answered["prompt_tokens_asked"]).all(), "by the served tokenizer"
+    assert (answered["output_tokens"] == answered["output_tokens_asked"]).all()
     assert not cell["valid"]
     assert 7.0 < cell["running_mean"] <= 8.0
     assert cell["waiting_mean"] > 6

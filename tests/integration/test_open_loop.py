@@ -6,6 +6,7 @@ Little's law with known figures: L = rate x E2E, of the whole window but for wha
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,3 +147,39 @@ def test_with_a_low_cap_it_is_found_out_by_what_was_dropped(slow: str, tmp_path:
     assert cell["goodput_share"] == pytest.approx(1 - len(dropped) / 60)
     assert "poisson" not in done.stdout
     assert "constant:20" in done.stdout
+
+
+TRACE = ((0, 40, 3), (100, 1030, 16), (100, 25, 5), (500, 60, 1), (1400, 300, 8))
+"""Milliseconds, tokens of a prompt (by this server: its words) and of an answer."""
+
+
+def test_a_trace_is_replayed_with_its_lengths_and_times_at_each_scale_also_when_resumed(
+    known: KnownServer, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "trace.jsonl", tmp_path / "run"
+    rows = [
+        {"timestamp": ms, "input_length": asked, "output_length": tokens, "hash_ids": [0, k] if asked > 512 else [k]}
+        for k, (ms, asked, tokens) in enumerate(TRACE, start=1)
+    ]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    options = {"dataset": f"trace:{file}", "rate_scale": "1,2", "power": "none", "metrics_port": None}
+    run = loadgen.sweep(targets={"fp16": known.url}, repeats=1, out=out, **options)
+    journal = sorted((out / "journal").glob("*.jsonl"))
+    assert len(journal) == 2
+    journal[1].unlink()
+    run = loadgen.sweep(resume=out, trust_manifest=True)
+    own = 4 / 1.4
+    assert run.cells["rate_asked_per_s"].tolist() == pytest.approx([own, 2 * own], rel=1e-5)
+    assert run.summary["arrival"].tolist() == run.cells["arrival"].tolist(), "a row for each rate"
+    for scale, (_, requests) in zip((1, 2), run.requests.groupby("arrival"), strict=True):
+        measured = requests[requests["phase"] == "measured"].sort_values("item_id")
+        assert (
+            measured["prompt_tokens"].tolist() == measured["prompt_tokens_asked"].tolist() == [n for _, n, _ in TRACE]
+        )
+        assert measured["output_tokens"].tolist() == measured["output_tokens_asked"].tolist() == [n for *_, n in TRACE]
+        due_s = (measured["t_scheduled_ns"] - measured["t_scheduled_ns"].iloc[0]) / 1e9
+        assert due_s.tolist() == pytest.approx([ms / 1e3 / scale for ms, *_ in TRACE], abs=1e-4)
+        assert (requests["prompt_tokens"] == requests["prompt_tokens_asked"]).sum() >= 5
+    assert run.cells["prompts_off"].tolist() == [0, 0]
+    assert not run.manifest.graded
+    assert run.summary["accuracy"].isna().all()
