@@ -199,7 +199,7 @@ def test_what_quantize_cannot_make_is_refused_before_anything_starts(
     monkeypatch.setattr(requirements, "CPU_INFO", model / "config.json")
     with pytest.raises(UsageError, match=r"recipe 'w4a16' on a CPU needs avx512f"):
         missing(model, "bf16,w4a16").check(Patience(0, Observer()))
-    with pytest.raises(UsageError, match=r"recipe 'bnb-int8' .*; --quantize-missing makes one only for fp8, int8, w4a16"):
+    with pytest.raises(UsageError, match=r"'bnb-int8' .*; --quantize-missing makes one only for fp8, int8, w4a16"):
         missing(model, "bf16,bnb-int8").check(Patience(0, Observer()))
     command = f"loadgen quantize --model {model} --to int8"
     with pytest.raises(UsageError, match=f"--serve int8=ORG/NAME; or make one: {command}"):
