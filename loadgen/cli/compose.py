@@ -10,8 +10,8 @@ import click
 from loadgen.cli import CONTEXT
 from loadgen.errors import UsageError
 from loadgen.serving.compose import DEFAULT, MODEL, SERVICES, checkpoint_of, sized_environment, write_project
-from loadgen.serving.memory import GIB, REQUEST_TOKENS, Sizing, fit, size_of
 from loadgen.serving.recipe import data_dir, load_recipe
+from loadgen.serving.requirements import GIB, REQUEST_TOKENS, Sizing, fit, size_of
 
 
 @click.command("compose", context_settings=CONTEXT)

@@ -23,10 +23,10 @@ from loadgen.errors import UsageError
 from loadgen.secret import Mask
 from loadgen.serving.compose import IMAGES, KV_CACHE_BYTES, MODEL, variable
 from loadgen.serving.facts import get, get_object, proxies_named
-from loadgen.serving.memory import BESIDE_BYTES, GIB, USABLE, size_of
 from loadgen.serving.process import port_is_free
 from loadgen.serving.project import Project
 from loadgen.serving.recipe import data_dir, load_recipe, load_recipes
+from loadgen.serving.requirements import BESIDE_BYTES, GIB, USABLE, size_of
 from loadgen.webserver import is_loopback
 from loadgen.workload.dataset import FILES
 from loadgen.workload.published import CacheState, PublishedFile, state_of

@@ -21,9 +21,9 @@ from loadgen.options import SweepOptions, complete, dashed, declared, did_you_me
 from loadgen.record.cell import Slo, TargetSpec, check_size
 from loadgen.record.config import Mode, SweepConfig
 from loadgen.serving.launch import API_KEY, conflict
-from loadgen.serving.memory import GRID
 from loadgen.serving.project import Project
 from loadgen.serving.recipe import Device, load_recipe, load_recipes
+from loadgen.serving.requirements import GRID
 from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.words import compiled
 from loadgen.workload.protocol import Thinking, default_protocol

@@ -26,8 +26,8 @@ from loadgen.secret import Mask
 from loadgen.serving.checkpoint import cache_folder, cached_snapshot, downloaded_bytes, free_bytes, weights_of
 from loadgen.serving.facts import Target
 from loadgen.serving.launch import Launch, option, workers_of
-from loadgen.serving.memory import ModelSize, size_of
 from loadgen.serving.recipe import load_recipe, recipe_sha256
+from loadgen.serving.requirements import ModelSize, size_of
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.grading import Grader
 from loadgen.workload.grading.words import check_speed

@@ -28,15 +28,7 @@ from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.compose import variable
 from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
 from loadgen.serving.hub import Derivatives, is_hub_id
-from loadgen.serving.launch import (
-    API_KEY,
-    Launch,
-    confirm_checkpoint,
-    find_vllm,
-    option,
-    plan_launch,
-    plan_simulated,
-)
+from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, option, plan_launch, plan_simulated
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
 from loadgen.serving.process import ServerProcess, free_port, port_is_free
 from loadgen.serving.project import Project

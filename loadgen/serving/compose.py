@@ -14,8 +14,8 @@ import yaml
 from loadgen import __version__
 from loadgen.errors import UsageError
 from loadgen.serving.launch import plan_launch, plan_simulated
-from loadgen.serving.memory import GIB, Sizing
 from loadgen.serving.recipe import PACKAGE, Recipe, data_dir, load_models, load_recipes
+from loadgen.serving.requirements import GIB, Sizing
 
 Service = dict[str, Any]
 MODEL = "mistralai/Mistral-7B-Instruct-v0.3"

@@ -28,11 +28,10 @@ from loadgen.serving.checkpoint import (
     local_config,
     quantize_record,
 )
-from loadgen.serving.memory import size_of
 from loadgen.serving.process import used_bytes
 from loadgen.serving.quantization import NESTED, quantization_of
 from loadgen.serving.recipe import load_recipes, place_of
-from loadgen.serving.requirements import CPU_INFO
+from loadgen.serving.requirements import CPU_INFO, size_of
 from loadgen.workload import gsm8k
 from loadgen.workload.dataset import existing_file
 from loadgen.workload.published import fetch, sha256_of

@@ -30,8 +30,8 @@ from loadgen.serving.compose import (
     sized_environment,
 )
 from loadgen.serving.launch import plan_launch
-from loadgen.serving.memory import GIB, fit, size_of
 from loadgen.serving.recipe import load_models, load_recipe
+from loadgen.serving.requirements import GIB, fit, size_of
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

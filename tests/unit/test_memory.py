@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from loadgen.errors import UsageError
-from loadgen.serving.memory import GIB, fit, grid, size_by_config, size_of
 from loadgen.serving.recipe import load_models, load_recipe
+from loadgen.serving.requirements import GIB, fit, grid, size_by_config, size_of
 
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
 MISTRAL_CONFIG = {
