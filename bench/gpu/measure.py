@@ -23,8 +23,7 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.measure.config import HEADROOM_SEQS, configure
 from loadgen.measure.observer import Observer
 from loadgen.measure.run import Interrupted, resume_sweep, run_sweep
-from loadgen.record.cell import Cell, plan_blocks
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import Cell, SweepConfig, plan_blocks
 from loadgen.record.journal import unfinished_cells
 from loadgen.record.manifest import read_manifest
 from loadgen.serving.launch import find_vllm, plan_launch

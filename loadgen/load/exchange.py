@@ -11,7 +11,17 @@ import msgspec
 
 from loadgen.bounds import Count, Nanoseconds
 from loadgen.load.alike import Alike, decode_parts
-from loadgen.load.sse import DONE, NULL, Finish, Usage, complaint, found_message, is_error, output_of, server_message
+from loadgen.load.sse import (
+    DONE,
+    NULL,
+    Finish,
+    Usage,
+    complaint,
+    found_message,
+    is_error,
+    output_of,
+    server_message,
+)
 from loadgen.load.tokens import TokenSource, TokenTimes, count_tokens
 from loadgen.secret import Mask
 

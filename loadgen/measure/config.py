@@ -18,8 +18,7 @@ from loadgen.errors import UsageError
 from loadgen.load.openloop import Arrivals, listed
 from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file
 from loadgen.options import SweepOptions, complete, dashed, declared, did_you_mean, takes
-from loadgen.record.cell import Slo, TargetSpec, check_size
-from loadgen.record.config import Mode, SweepConfig
+from loadgen.record.cell import Mode, Slo, SweepConfig, TargetSpec, check_size
 from loadgen.serving.launch import API_KEY, conflict
 from loadgen.serving.project import Project
 from loadgen.serving.recipe import Device, load_recipe, load_recipes

@@ -32,7 +32,7 @@ from loadgen.load.kernelstamps import read_clocks
 from loadgen.load.openloop import CLOSED
 from loadgen.measure.observer import Observer
 from loadgen.power.feed import PowerFacts, boot_id
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig
 from loadgen.record.manifest import (
     ClientRecord,
     ClockAnchor,

@@ -18,8 +18,7 @@ from loadgen.load.workers import Assignment
 from loadgen.measure.config import api_key
 from loadgen.measure.machine import client_record, host_record
 from loadgen.measure.settings import as_stored
-from loadgen.record.cell import Block, Cell, plan_blocks
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import Block, Cell, SweepConfig, plan_blocks
 from loadgen.record.journal import unfinished
 from loadgen.record.manifest import BodyChangesRecord, DatasetRecord, Manifest, PowerPlan, ProtocolRecord
 from loadgen.secret import Mask

@@ -24,7 +24,7 @@ from loadgen.power.rapl import RaplReader
 from loadgen.power.sample import GpuInfo, GpuLostError, GpuProcess, PowerSample
 from loadgen.power.sampler import select_gpus
 from loadgen.power.trace import MPS_SERVER, Owners, Rest, calibrate
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig
 from loadgen.record.journal import Journal, session_suffix
 from loadgen.record.manifest import PowerPlan
 from loadgen.serving.launch import Launch, workers_of

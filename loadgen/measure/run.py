@@ -35,7 +35,7 @@ from loadgen.measure.preflight import Learned, Patience, learn_from
 from loadgen.measure.prompts import Prompts
 from loadgen.measure.servers import Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig
 from loadgen.record.journal import held, stored, unfinished
 from loadgen.record.manifest import Manifest, ManifestFile, PowerPlan, read_manifest
 from loadgen.secret import Mask

@@ -20,8 +20,7 @@ from loadgen.measure.observer import Observer
 from loadgen.measure.power import gpu_variables, gpus_needed, serving_gpus
 from loadgen.measure.preflight import NotReady, Patience
 from loadgen.power.sample import GpuInfo
-from loadgen.record.cell import TargetSpec
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig, TargetSpec
 from loadgen.record.manifest import FoundCheckpoint, ServerRecord
 from loadgen.secret import Mask, error_text
 from loadgen.serving.checkpoint import token_warning

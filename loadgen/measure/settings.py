@@ -25,8 +25,7 @@ from platformdirs import user_state_path
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.options import METRICS_PORT, Acts, SweepOptions, complete, dashed, declared
-from loadgen.record.cell import TargetSpec
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig, TargetSpec
 from loadgen.record.manifest import Manifest
 from loadgen.secret import MASK, Mask, visible
 from loadgen.webserver import is_on_loopback

@@ -17,8 +17,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.power.sample import ClockOffset, GpuInfo, PowerSample, SourceKind
 from loadgen.power.trace import Calibration, Owners, Rest
-from loadgen.record.cell import Cell, check_size
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import Cell, SweepConfig, check_size
 from loadgen.secret import error_text
 from loadgen.workload.protocol import Thinking
 

@@ -25,7 +25,7 @@ from loadgen.measure.block import RELAUNCHES
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer, Progress
 from loadgen.measure.run import run_sweep
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig
 from loadgen.serving.facts import proxies_passed_by
 from loadgen.serving.process import free_port
 

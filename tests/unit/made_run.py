@@ -11,8 +11,7 @@ import msgspec
 
 from loadgen.analysis.celldata import CellData, read_cell
 from loadgen.load.exchange import Exchange
-from loadgen.record.cell import Cell
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import Cell, SweepConfig
 from loadgen.record.journal import CellEnd, CellStart, Journal
 from loadgen.record.manifest import Manifest
 from loadgen.serving.exposition import ServerSample

@@ -13,8 +13,7 @@ from loadgen.cli import main
 from loadgen.errors import UsageError
 from loadgen.measure import config as configuring
 from loadgen.measure.config import api_key, configure
-from loadgen.record.cell import TargetSpec
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig, TargetSpec
 
 URL = "http://127.0.0.1:8001"
 

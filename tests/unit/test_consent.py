@@ -15,7 +15,7 @@ from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.settings import ACTS, remember, require_consent
 from loadgen.options import Acts, Measures, SweepOptions, declared
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig
 from loadgen.record.manifest import Manifest
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipe

@@ -22,8 +22,7 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.measure.observer import Observer
 from loadgen.measure.run import Interrupted
 from loadgen.measure.settings import resumed_config
-from loadgen.record.cell import Cell, CellVerdict, TargetSpec, plan_blocks
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import Cell, CellVerdict, SweepConfig, TargetSpec, plan_blocks
 from loadgen.record.manifest import read_manifest
 from loadgen.serving.launch import Launch
 

@@ -11,7 +11,7 @@ from loadgen.measure import power
 from loadgen.measure.config import configure
 from loadgen.measure.power import exporter_of, plan_power, serving_gpus
 from loadgen.power.sample import GpuInfo, PowerSample
-from loadgen.record.config import SweepConfig
+from loadgen.record.cell import SweepConfig
 from loadgen.record.manifest import PowerPlan
 
 
