@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what else is to be known of the machine")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    tools: list[Tool] = [Loadgen(), Floor()]
+    tools: list[Tool] = [Loadgen(), Floor(), Floor(keeps=True)]
     if asked.vllm:
         tools.append(VllmBench(asked.vllm.absolute()))
     if asked.guidellm:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from bench.truth.server import Case
-from bench.truth.tools import FLOOR, OURS
+from bench.truth.tools import FLOOR, FLOORS, KEEPING_FLOOR, OURS
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results" / "truth.json"
@@ -104,7 +104,8 @@ COMMAND = "python -m bench.truth --vllm ENV --guidellm ENV --aiperf ENV --mlperf
 STAMPS = """The server keeps when it wrote each token, on the same clock. The error of a stamp is the client's less the
 server's own, without sign, in ms over all tokens of a run; both stamps belong to the same reads of the same run. A
 token that was read together with a later one has that one's stamp. The floor is {floor} in Python: a loop that reads
-the same streams, and neither parses nor stores."""
+the same streams, and neither parses nor stores. The keeping floor is {keeping}: it reads with the kernel's stamps, and
+keeps bytes and stamps until the answer has ended, as a client has to that parses afterwards."""
 BUSY = "Meanwhile a process that computes all the time takes up to half of the CPU."
 AGAIN = """ENV is a virtual environment with the peer in it: `pip install vllm`, `pip install 'guidellm[recommended]'`,
 `pip install aiperf`; MLPerf Endpoints is no package: clone github.com/mlcommons/endpoints and `pip install` its folder
@@ -139,7 +140,11 @@ def document(results: dict[str, Any]) -> str:
         if own:
             parts += section(case, own)
     if any(outcome.get("stamps") for outcome in outcomes):
-        parts += ["## Errors of stamps", fill(STAMPS.format(floor=FLOOR)), stamps(cases, outcomes)]
+        parts += [
+            "## Errors of stamps",
+            fill(STAMPS.format(floor=FLOOR, keeping=KEEPING_FLOOR)),
+            stamps(cases, outcomes),
+        ]
     parts += ["## The bars", bars(cases, outcomes), "## Again", f"    {COMMAND}", fill(AGAIN)]
     return "\n\n".join(parts) + "\n"
 
@@ -150,7 +155,7 @@ def short(results: dict[str, Any]) -> str:
     outcomes = [outcome for outcome in results["outcomes"] if not outcome["failure"]]
     parts = []
     if "b128" in cases:
-        own = [outcome for outcome in outcomes if outcome["case"] == "b128" and outcome["tool"] != FLOOR]
+        own = [outcome for outcome in outcomes if outcome["case"] == "b128" and outcome["tool"] not in FLOORS]
         columns = (TTFT_MEAN, TTFT_P99, RATE, CPU)
         table = [["128 streams, true TTFT 20 ms", *(column.head for column in columns)]]
         table += [[tool, *(middle(c, cases["b128"], own, tool) for c in columns)] for tool in tools_of(own)]
@@ -164,27 +169,30 @@ def stamps(cases: dict[str, Case], outcomes: Outcomes, show: Callable[..., str] 
     """A row for each case in which loadgen's stamps were compared with the server's."""
     show = show or (lambda column, case, own, tool: spread(values(column, case, own, tool), column.digits))
     head = ["errors of stamps, ms", *(column.head for column in STAMPED), "floor, µs", "CPU over floor"]
+    head += ["keeping floor, µs", "CPU over it"]
     table = [head]
     for case in cases.values():
         own = [outcome for outcome in outcomes if outcome["case"] == case.name]
         if not any(outcome.get("stamps") for outcome in own):
             continue
         name = f"B = {case.concurrency}" + (", half of the CPU taken" if case.busy else "")
-        over = ratio(case, own)
-        shown = [*(show(column, case, own, OURS) for column in STAMPED), show(CPU, case, own, FLOOR)]
-        table.append([name, *shown, "" if over is None else f"{over:.2f}×"])
+        row = [name, *(show(column, case, own, OURS) for column in STAMPED)]
+        for floor in FLOORS:
+            over = ratio(case, own, floor)
+            row += [show(CPU, case, own, floor), "" if over is None else f"{over:.2f}×"]
+        table.append(row)
     return markdown(table)
 
 
-def ratio(case: Case, own: Outcomes) -> float | None:
-    """The median CPU time of a token over that of the floor; None where one is missing."""
-    ours, floor = values(CPU, case, own, OURS), values(CPU, case, own, FLOOR)
-    return median(ours) / median(floor) if ours and floor and median(floor) else None
+def ratio(case: Case, own: Outcomes, floor: str = FLOOR) -> float | None:
+    """The median CPU time of a token over that of a floor; None where one is missing."""
+    ours, least = values(CPU, case, own, OURS), values(CPU, case, own, floor)
+    return median(ours) / median(least) if ours and least and median(least) else None
 
 
 def tools_of(outcomes: Outcomes) -> list[str]:
-    """loadgen first, the floor last."""
-    order = {OURS: 0, FLOOR: 2}
+    """loadgen first, the floors last."""
+    order = {OURS: 0, FLOOR: 2, KEEPING_FLOOR: 3}
     return list(dict.fromkeys(o["tool"] for o in sorted(outcomes, key=lambda o: order.get(o["tool"], 1))))
 
 
@@ -205,10 +213,10 @@ def section(case: Case, outcomes: Outcomes) -> list[str]:
     table = [["client", *(column.head for column in shown)]]
     table += [[tool, *(spread(values(c, case, outcomes, tool), c.digits) for c in shown)] for tool in tools]
     parts = [title, intro, markdown(table)]
-    if len({*tools} - {FLOOR}) > 1 and OURS in rows:
+    if len({*tools} - {*FLOORS}) > 1 and OURS in rows:
         ratios = [["against loadgen", *(column.head.partition(",")[0] for column in columns)]]
         for tool in tools:
-            if tool in (OURS, FLOOR):
+            if tool in (OURS, *FLOORS):
                 continue
             pairs = zip(rows[tool], rows[OURS], strict=True)
             ratios.append([tool, *(f"{median(a) / median(b):.2g}×" if a and b else "" for a, b in pairs)])

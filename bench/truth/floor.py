@@ -1,7 +1,8 @@
-"""The floor: B streams read by epoll and recv alone, `python -m bench.truth.floor URL B ANSWERS`.
+"""The floor: B streams read by epoll and recv alone, `python -m bench.truth.floor URL B ANSWERS [--keep]`.
 
 It sends a request, reads until the answer's last chunk, stamps each read, and sends again: no framing, no JSON, no
-journal. What a Python process pays for less than this, it does not do at all.
+journal. What a Python process pays for less than this, it does not do at all. With `--keep` it does what a client must
+that stamps by the kernel and parses later: it reads with recvmsg, and keeps bytes and stamps until the answer's end.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import sys
 from time import monotonic_ns
 from urllib.parse import urlsplit
 
+from loadgen.load.kernelstamps import RX_SOFTWARE_AND_REPORT, SO_TIMESTAMPING, seconds_and_ns
+
 LAST_CHUNK = b"0\r\n\r\n"
+KEPT_BYTES = 4096
+"""Of a read: an answer's last has some 800."""
 
 
-def run(url: str, concurrency: int, answers: int) -> None:
+def run(url: str, concurrency: int, answers: int, *, keep: bool) -> None:
     parts = urlsplit(url)
     usage = {"include_usage": True, "continuous_usage_stats": True}
     body = json.dumps({"model": "truth", "prompt": "a", "stream": True, "stream_options": usage}).encode()
@@ -29,20 +34,29 @@ def run(url: str, concurrency: int, answers: int) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sockets[sock.fileno()] = sock
+        if keep:
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_SOFTWARE_AND_REPORT)
         poller.register(sock.fileno(), select.EPOLLIN)
         sock.send(request)
     left = answers
     stamps: list[int] = []
+    kept: dict[int, list[tuple[int, int, bytes]]] = {fd: [] for fd in sockets}
     while left > 0:
         for fd, _ in poller.poll():
             sock = sockets[fd]
-            data = sock.recv(65536)
-            stamps.append(monotonic_ns())
+            if keep:
+                data, [(_, _, stamp)], _, _ = sock.recvmsg(KEPT_BYTES, 128)
+                seconds, ns = seconds_and_ns(stamp)
+                kept[fd].append((monotonic_ns(), seconds * 1_000_000_000 + ns, data))
+            else:
+                data = sock.recv(65536)
+                stamps.append(monotonic_ns())
             if data.endswith(LAST_CHUNK):
                 left -= 1
                 sock.send(request)
                 stamps = []
+                kept[fd] = []
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), keep="--keep" in sys.argv)

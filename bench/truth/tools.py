@@ -20,7 +20,8 @@ from loadgen.record.journal import CellEnd, CellStart, read_records
 from loadgen.secret import text_of_cell
 
 REPOSITORY = Path(__file__).parent.parent.parent
-OURS, FLOOR = "loadgen", "epoll and recv"
+OURS, FLOOR, KEEPING_FLOOR = "loadgen", "epoll and recv", "epoll and recvmsg"
+FLOORS = FLOOR, KEEPING_FLOOR
 FLAT_OUT_S = 3.0
 STAMPS = "stamps.npy"
 
@@ -125,17 +126,21 @@ class Loadgen:
 
 
 class Floor:
-    """Nothing but epoll and recv in Python, for its CPU time alone."""
+    """Nothing but epoll and recv in Python, for its CPU time alone; or what a client that stamps must do at least."""
 
-    name = FLOOR
     version_argv = (sys.executable, "--version")
+
+    def __init__(self, *, keeps: bool = False) -> None:
+        """`keeps`: it reads with the kernel's stamps, and keeps bytes and stamps until the answer has ended."""
+        self.name = KEEPING_FLOOR if keeps else FLOOR
+        self._options = ["--keep"] if keeps else []
 
     def environment(self) -> Mapping[str, str]:
         return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
     def argv(self, case: Case, url: str, answers: int, inputs: Inputs, out: Path) -> list[str]:
         asked = str(answers + case.concurrency)
-        return [sys.executable, "-m", "bench.truth.floor", url, str(case.concurrency), asked]
+        return [sys.executable, "-m", "bench.truth.floor", url, str(case.concurrency), asked, *self._options]
 
     def read(self, out: Path) -> Told:
         return Told(

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from time import monotonic_ns, time_ns
 from typing import ClassVar, NamedTuple, Protocol
 
-_SO_TIMESTAMPING = 37
-_RX_SOFTWARE_AND_REPORT = 1 << 3 | 1 << 4
+SO_TIMESTAMPING = 37
+RX_SOFTWARE_AND_REPORT = 1 << 3 | 1 << 4
 """SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE of linux/net_tstamp.h."""
 _ANCILLARY_BYTES = 128
 """One control message of three `struct timespec`, and room for another."""
-_seconds_and_ns = struct.Struct("ll").unpack_from
+seconds_and_ns = struct.Struct("ll").unpack_from
 LEAST_READ, MOST_READ = 512, 1 << 16
 """Bytes. A token's event has 200 to 450; a read takes more only while reads come back full."""
 _TRIES = 4
@@ -85,7 +85,7 @@ async def open_stamped(host: str, port: int, receiver: Receiver) -> StampedTrans
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, proto)
         try:
             with contextlib.suppress(OSError):  # a sandbox may refuse it: then reads come without a stamp
-                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, _RX_SOFTWARE_AND_REPORT)
+                sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_SOFTWARE_AND_REPORT)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.sock_connect(sock, address)
         except OSError as error:
@@ -220,7 +220,7 @@ class StampedTransport:
             return False
         realtime_ns = 0
         if ancillary:
-            seconds, ns = _seconds_and_ns(ancillary[0][2])
+            seconds, ns = seconds_and_ns(ancillary[0][2])
             realtime_ns = seconds * 1_000_000_000 + ns
         self._receiver.stamped_data_received(data, realtime_ns)
         if len(data) == size:

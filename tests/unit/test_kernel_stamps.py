@@ -158,7 +158,7 @@ def test_a_request_larger_than_the_sockets_buffers_is_sent_whole() -> None:
 def test_a_kernel_that_refuses_to_stamp_is_measured_by_the_process(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernelstamps, "_SO_TIMESTAMPING", 9_999)
+    monkeypatch.setattr(kernelstamps, "SO_TIMESTAMPING", 9_999)
     exchange = ask(f"http://127.0.0.1:{server.listener.getsockname()[1]}", 0.0)
     assert (exchange.status, exchange.stamps, len(exchange.token_times)) == ("ok", "process", TOKENS)
 
