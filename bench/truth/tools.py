@@ -269,7 +269,8 @@ class GuideLlm(_Peer):
 
 
 class MlPerfEndpoints(_Peer):
-    """`inference-endpoint` of MLCommons: worker processes, HTTP of its own."""
+    """`inference-endpoint` of MLCommons: worker processes, HTTP of its own. It asks for chats: for completions it needs
+    the tokenizer of one model, from a hub. Its services start slowly: a busy machine's first try may fail."""
 
     name = "MLPerf Endpoints"
     program, package = "inference-endpoint", "inference_endpoint"
@@ -277,10 +278,11 @@ class MlPerfEndpoints(_Peer):
     def argv(self, case: Case, url: str, answers: int, inputs: Inputs, out: Path) -> list[str]:
         return [
             *(self._program(), "benchmark", "online", "--endpoints", url, "--model", str(inputs.tokenizer)),
-            *("--api-type", "openai_completions", "--streaming", "on", "--max-output-tokens", str(case.tokens)),
+            *("--api-type", "openai", "--streaming", "on", "--max-output-tokens", str(case.tokens)),
             *("--dataset", f"{inputs.prompts},parser.prompt=text", "--load-pattern", "concurrency"),
             *("--concurrency", str(case.concurrency), "--num-samples", str(answers), "--duration", "0"),
             *("--warmup", "--warmup-requests", str(case.concurrency), "--report-dir", str(out)),
+            *("--workers", str(os.cpu_count() or 1), "--client.worker-initialization-timeout", "240"),
         ]
 
     def read(self, out: Path) -> Told:
