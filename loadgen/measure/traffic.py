@@ -10,6 +10,7 @@ from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED, TRACE, Arrivals
 from loadgen.options import SweepOptions
+from loadgen.workload.dataset import existing_file
 from loadgen.workload.traffic import FILE_KINDS, SYNTHETIC, Shape, read_traffic, trace_rate_per_s, without_answers
 
 
@@ -34,8 +35,9 @@ def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], in
         return Arrivals.parse_each(text), None
     if dataset != TRACE or o["data_file"] is None:
         raise UsageError(f"--arrival {text} needs --dataset trace:FILE, whose times it replays")
-    times_s = [item.due_s or 0.0 for item in read_traffic(TRACE, Path(o["data_file"]), o["limit"]).items]
-    own = trace_rate_per_s(Path(o["data_file"]), times_s)
+    file = existing_file(Path(o["data_file"]), "--data-file")
+    times_s = [item.due_s or 0.0 for item in read_traffic(TRACE, file, o["limit"]).items]
+    own = trace_rate_per_s(file, times_s)
     if text == TRACE:
         arrivals = tuple(Arrivals("trace", float(f"{own * factor:.6g}")) for factor in _scales(scale))
     elif scale is not None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
-from loadgen.errors import UsageError
-from loadgen.load.body import RequestMaker, RequestSettings
+from loadgen.errors import ServerError, UsageError
+from loadgen.load.body import BodyChanges, RequestMaker, RequestSettings
 from loadgen.load.openloop import Arrivals, Schedule
 from loadgen.measure.config import configure
 from loadgen.measure.plan import plan_sweep
+from loadgen.measure.prompts import Prompts
+from loadgen.serving.facts import Target
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import load_protocol
@@ -357,3 +363,63 @@ def test_rate_scales_are_rates_of_the_trace(tmp_path: Path) -> None:
         configure(dataset=f"trace:{path}", rate_scale=[1, 1])
     with pytest.raises(UsageError, match="5 is listed twice; list each rate once"):
         configure(arrival="poisson:5,5")
+
+
+# the server's count
+
+
+class Tokenizes(BaseHTTPRequestHandler):
+    """vLLM's /tokenize with a token a word, two for "the", and 4 more for a chat; nothing else."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = asked["messages"][0]["content"] if "messages" in asked else asked["prompt"]
+        words = text.split()
+        count = len(words) + words.count("the") + (5 if "messages" in asked else 1)
+        there = self.path == "/tokenize" and asked["model"] == "m"
+        body = json.dumps({"count": count, "max_model_len": 600, "tokens": [], "token_strs": None}).encode()
+        self.send_response(200 if there else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def tokenizing() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Tokenizes) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_prompts_are_written_with_the_servers_own_tokenizer(api: Any, tokenizing: str) -> None:
+    plan = plan_sweep(configure(dataset="synthetic:40-90/8", limit=20, api=api))
+    target = Target(name="fp16", precision="fp16", url=tokenizing, model="m")
+    asked = plan.assignment(target, plan.cells[0], BodyChanges())
+    assert not any(item.id.startswith("synthetic") for item in asked.warmup_items), "their texts are not written yet"
+    written, notes = Prompts(plan).plan_for(asked, "fp16", None)
+    assert notes == []
+    added = 5 if api == "chat" else 1
+    for item in (*written.dataset.items, *written.dataset.warmup):
+        assert len(item.question.split()) + added == item.input_tokens
+        assert "the" not in item.question.split()
+
+
+def test_requests_longer_than_the_server_takes_are_refused(tokenizing: str) -> None:
+    plan = plan_sweep(configure(dataset="synthetic:590/20", limit=3))
+    target = Target(name="fp16", precision="fp16", url=tokenizing, model="m")
+    asked = plan.assignment(target, plan.cells[0], BodyChanges())
+    with pytest.raises(ServerError, match=r"3 of 3 requests need up to 610 tokens.* it takes 600"):
+        Prompts(plan).plan_for(asked, "fp16", None)
+
+
+def test_a_recorded_answers_tokens_are_its_cap(tokenizing: str, tmp_path: Path) -> None:
+    talk = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello you the one."}]}
+    plan = plan_sweep(configure(dataset=f"sharegpt:{saved(tmp_path, 'talks.jsonl', talk)}"))
+    target = Target(name="fp16", precision="fp16", url=tokenizing, model="m")
+    written, _ = Prompts(plan).plan_for(plan.assignment(target, plan.cells[0], BodyChanges()), "fp16", None)
+    assert [item.most_tokens for item in written.dataset.items] == [5]
