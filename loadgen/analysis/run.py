@@ -107,7 +107,7 @@ class Run:
         """One row per target x concurrency x repeat, with validity."""
         flags = ("simulated", *COLUMNS.values())
         cells = _checked(self.path, "cells.csv", counts=("concurrency", "repeat"), flags=flags)
-        return cells.fillna(dict.fromkeys((*REASONS.values(), "first_failure"), ""))
+        return cells.fillna(dict.fromkeys((*REASONS.values(), "first_failure"), "")).copy()
 
     @property
     def unverified(self) -> tuple[str, ...]:

@@ -368,7 +368,7 @@ def read_csv(folder: Path, name: str, texts: Sequence[str] = ()) -> pd.DataFrame
     """
     with _intact(folder, name), Folder(folder).open(name) as file:
         frame = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
-        return _with_texts(frame, text_of_cell)
+        return _with_texts(frame, text_of_cell).copy()  # in whole: pandas reads a hundred columns apart
 
 
 @contextlib.contextmanager

@@ -370,3 +370,10 @@ def test_an_analysis_reads_back_as_it_was_written_and_another_shape_is_refused(t
     written.write_bytes(b"{}")
     with pytest.raises(UsageError, match=older):
         _ = loadgen.load_run(tmp_path / "run").analysis
+
+
+@pytest.mark.filterwarnings("error::pandas.errors.PerformanceWarning")
+def test_a_table_of_a_hundred_columns_is_changed_without_a_warning_of_pandas(tmp_path: Path) -> None:
+    run = analysed(make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1))
+    assert len(run.cells.columns) > 100
+    assert len(run.cells.assign(batch=1)) == len(run.summary.assign(batch=1)) == 1
