@@ -136,7 +136,7 @@ def test_joules_per_query_are_compared_over_the_items_that_both_completed(base: 
 def test_too_few_shared_items_are_a_refusal_and_joules_per_token_stay(base: CellSummary) -> None:
     found = in_windows(base, {"fp16": 19, "awq": 170})
     refusals = {c.metric: c.refusal for c in found.crossovers}
-    said = "19 items were completed by both sides, and their mean answer length needs 20 (at B = 1); measure longer"
+    said = "19 items were completed by both sides; a comparison of answer lengths needs 20 (at B = 1); measure longer"
     for metric in ("energy_per_query_j", "energy_hli_per_query_j", "energy_per_correct_j", "si"):
         assert refusals[metric] == said
     assert all(c.sentence.endswith(c.refusal) and c.brief.endswith(c.refusal) for c in found.crossovers if c.refusal)

@@ -109,7 +109,7 @@ def test_joules_per_query_are_compared_over_the_items_that_both_completed() -> N
     few = dict(list(long.items())[:19])
     refused = against(msgspec.structs.replace(fast, lengths=long), msgspec.structs.replace(slow, lengths=few))
     assert refused.s_si is refused.si is refused.energy is None
-    assert refused.energy_refusal == "19 items were completed by both sides, and their mean answer length needs 20"
+    assert refused.energy_refusal == "19 items were completed by both sides; a comparison of answer lengths needs 20"
 
 
 def test_the_choice_of_items_is_in_the_interval_of_s() -> None:

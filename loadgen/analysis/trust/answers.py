@@ -260,7 +260,7 @@ class PairedLengths(PairedItems, frozen=True, kw_only=True):
         if self.constant or self.n >= FEWEST_ITEMS:
             return None
         completed = f"{self.n or 'no'} item{'s were' if self.n > 1 else ' was'}"
-        return f"{completed} completed by both sides, and their mean answer length needs {FEWEST_ITEMS}"
+        return f"{completed} completed by both sides; a comparison of answer lengths needs {FEWEST_ITEMS}"
 
     @property
     def log_ratio(self) -> float:
