@@ -39,6 +39,25 @@ def test_a_peer_that_stalls(said):
     assert peer.connections == 2
 
 
+def test_each_request_of_a_connection_has_the_whole_timeout():
+    served = 0
+
+    async def answer(reader, writer):
+        nonlocal served
+        served += 1
+        if served == 1:
+            await asyncio.sleep(0.15)
+            writer.write(chunked())
+            return False
+        await reader.read()
+        return True
+
+    rows, peer = exchanges(answer, count=2, timeout_s=0.25)
+    assert [exchange.status for exchange in rows] == ["ok", "timeout"]
+    assert rows[1].t_end_ns - rows[1].t_send_ns >= 0.249e9, "not what the first one left of it"
+    assert peer.connections == 1
+
+
 def test_what_came_before_a_timeout_is_kept():
     first = one_read_per_event(completion("4", 1))[0][1]
 
