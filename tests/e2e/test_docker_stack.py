@@ -11,7 +11,10 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -254,10 +257,99 @@ def words(command: str | list[str] | None) -> list[str] | None:
     return shlex.split(command) if isinstance(command, str) else command
 
 
+def sweeping(docker: Docker, *options: str, **variables: str) -> subprocess.Popen[str]:
+    """`loadgen sweep OPTIONS` on the host, with the variables of the project."""
+    command = [sys.executable, "-m", "loadgen", "sweep", *options, "--metrics-port", str(free_port())]
+    environment = docker.environment | {"COMPOSE_PROJECT_NAME": docker.name} | variables
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def up(docker: Docker) -> set[str]:
+    """The services whose containers run now."""
+    label = "com.docker.compose"
+    filtered = ("ps", "--filter", f"label={label}.project={docker.name}", "--format")
+    return set(docker(*filtered, f'{{{{.Label "{label}.service"}}}}').split())
+
+
+def test_services_that_run_already_keep_a_sweep_from_starting_more(stack: Docker) -> None:
+    process = sweeping(stack, "--compose", str(stack.folder), "--serve", "sim-fp16,sim-awq", "--dry-run")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "sim-awq, sim-fp16 of" in said
+    assert "only one server may be up at a time" in said
+    assert "docker-compose stop sim-awq sim-fp16" in said
+
+
 def test_nothing_is_left_behind(stack: Docker, sweep: Sweep) -> None:
-    """Last: it takes the stack down."""
+    """It takes the stack down."""
     stack.compose("down", "--volumes", "--timeout", "2")
     label = f"label=com.docker.compose.project={stack.name}"
     assert stack("ps", "--all", "--quiet", "--filter", label) == ""
     assert stack("volume", "ls", "--quiet", "--filter", label) == ""
     assert stack("network", "ls", "--quiet", "--filter", label) == ""
+
+
+@pytest.fixture(scope="module")
+def one_by_one(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[set[str]], str]:
+    """A sweep of two services by docker-compose 1.29 that is killed beside its first server, and resumed by Compose v2;
+    its run directory, the services that were up at each look, and what the second session said."""
+    run_dir = tmp_path_factory.mktemp("compose") / "run"
+    looks: list[set[str]] = []
+    options = ("--concurrency", "2", "--duration", "1", "--repeats", "1", "--out", str(run_dir))
+    first = sweeping(
+        docker, "--compose", str(docker.folder), "--serve", "fp16,awq", *options, COMPOSE_PROFILES="simulated"
+    )
+    while not up(docker):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    first.kill()
+    first.communicate()
+    deadline_s = time.monotonic() + READY_S
+    while up(docker):
+        assert time.monotonic() < deadline_s, "the killed sweep left a container running"
+        time.sleep(0.1)
+    plugins = tmp_path_factory.mktemp("docker") / "cli-plugins"
+    plugins.mkdir()
+    (plugins / "docker-compose").symlink_to(compose_v2())
+    second = sweeping(docker, "--resume", str(run_dir), DOCKER_CONFIG=str(plugins.parent))
+    while second.poll() is None:
+        looks.append(up(docker))
+        time.sleep(0.1)
+    said, _ = second.communicate()
+    return run_dir, [*looks, up(docker)], said
+
+
+def test_services_are_measured_one_after_another_and_a_killed_sweep_leaves_none(
+    one_by_one: tuple[Path, list[set[str]], str],
+) -> None:
+    run_dir, looks, said = one_by_one
+    assert max(map(len, looks)) == 1, "two servers were up at once"
+    assert set().union(*looks) == set(SERVERS.values())
+    assert looks[-1] == set()
+    run = loadgen.load_run(run_dir)
+    assert sorted(run.cells["target"]) == sorted(SERVERS), said
+    assert (run.cells["output_tokens"] > 0).all()
+    assert run.cells["simulated"].all()
+
+
+def test_a_containers_log_and_process_are_kept_as_a_servers(one_by_one: tuple[Path, list[set[str]], str]) -> None:
+    run_dir, _, _ = one_by_one
+    servers = loadgen.load_run(run_dir).manifest.servers
+    for server in servers:
+        log = (run_dir / "servers" / f"{server.name}-r1.log").read_text(encoding="utf-8")
+        assert f"of service sim-{server.name}, process {server.pid}\n" in log
+        assert f"SIMULATED {server.name} server ready" in log
+        assert (server.argv or ())[:2] == ("loadgen", "simulate")
+    assert {server.name for server in servers} == set(SERVERS)
+
+
+def test_a_service_that_does_not_start_says_why(docker: Docker, tmp_path: Path) -> None:
+    options = ("--concurrency", "1", "--duration", "1", "--repeats", "1", "--out", str(tmp_path / "run"))
+    process = sweeping(
+        docker, "--compose", str(docker.folder), "--serve", "sim-fp16", *options, SIM_ARGS="--no-such-option"
+    )
+    said, _ = process.communicate(timeout=READY_S)
+    assert process.returncode == 1
+    assert "ended with exit status 2 before it was ready" in said
+    assert "No such option '--no-such-option'" in said
+    assert up(docker) == set()
