@@ -1,33 +1,54 @@
-"""Accuracy measured, not simulated: a model trained here, served by vLLM in three precisions, graded and paired."""
+"""Accuracy measured, not simulated: a model trained and quantized here, served by vLLM, graded and paired."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 import loadgen
 from loadgen.analysis.run import Run
+from loadgen.serving.checkpoint import local_quantization, serves
 from loadgen.serving.environment import default_environment
+from loadgen.serving.recipe import load_recipe
+from loadgen.serving.requirements import CPU_INFO
+from loadgen.workload.questions import SAMPLE_FILE
 
 pytestmark = pytest.mark.vllm
 
-PRECISIONS = ("bf16", "bnb-nf4", "int8")
+FORMATS = ("int8", "fp8", "w4a16-gptq")
+SERVES_INT4 = "avx512f" in CPU_INFO.read_text().split()
+PRECISIONS = ("bf16", "bnb-nf4", "int8", "fp8", *(["w4a16"] if SERVES_INT4 else []))
 ITEMS = 300
 CONCURRENCY = 16
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One sweep over problems that the model was not trained on, each asked once per precision."""
-    out = tmp_path_factory.mktemp("accuracy") / "run"
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 16-bit model that no recipe knows, and beside it what `loadgen quantize` makes of it."""
     built = command("cpu-env", "--trained")
     assert built.returncode == 0, built.stdout + built.stderr
+    folder = tmp_path_factory.mktemp("models") / "mine"
+    shutil.copytree(default_environment().trained, folder)
+    texts = ["--calibration", SAMPLE_FILE, "--samples", "8"]
+    for arguments in (["--env"], ["--model", folder, "--to", ",".join(FORMATS), *texts]):
+        made = command("quantize", *arguments)
+        print(made.stderr)
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One sweep over problems that the model was not trained on, each asked once per precision."""
+    out = tmp_path_factory.mktemp("accuracy") / "run"
     environment = default_environment()
     swept = command(
-        "sweep", "--serve", ",".join(PRECISIONS), "--model", environment.trained, "--device", "cpu",
+        "sweep", "--serve", ",".join(PRECISIONS), "--model", model, "--device", "cpu",
         "--dataset", "jsonl", "--data-file", environment.problems, "--protocol", "gsm8k_cot_zeroshot",
         "--concurrency", str(CONCURRENCY), "--requests", str(ITEMS), "--repeats", "1", "--out", out,
     )  # fmt: skip
@@ -41,6 +62,27 @@ def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "loadgen", *map(str, arguments)], capture_output=True, text=True, check=False
     )
+
+
+def test_the_made_checkpoints_are_what_was_served_and_the_manifest_says_how_they_were_made(
+    model: Path, run: Run
+) -> None:
+    servers = {server.name: server for server in run.manifest.servers}
+    assert servers["bf16"].quantized is None
+    for name in ("int8", "fp8"):
+        folder, record = model.with_name(f"mine-{name}"), servers[name].quantized
+        assert servers[name].argv is not None
+        assert str(folder) in servers[name].argv
+        assert record is not None
+        assert (record.format, record.model) == (name, str(model))
+        assert (record.calibration is None) == (name == "fp8"), "FP8's activations are scaled while serving"
+        weights = folder / "model.safetensors"
+        assert record.files["model.safetensors"] == sha256(weights.read_bytes()).hexdigest()
+        assert any(name in kernel.lower() for kernel in servers[name].kernels or ()), servers[name].kernels
+    found = local_quantization(f"{model}-w4a16-gptq")
+    assert found is not None
+    assert (found.numbers, found.group_size) == ("int4", 128)
+    assert serves(load_recipe("w4a16"), found)
 
 
 def test_each_precision_was_asked_every_problem_once_and_each_answer_was_graded(run: Run) -> None:
@@ -79,7 +121,7 @@ def test_answers_of_the_trained_format_end_by_themselves_and_all_verdicts_agree_
 def test_trust_is_the_ratio_of_the_accuracies_and_its_interval_holds_it(run: Run) -> None:
     accuracy = run.summary.set_index("target")["accuracy"]
     tests = {test.target: test for test in run.analysis.trust}
-    assert set(tests) == {"bnb-nf4", "int8"}
+    assert set(tests) == set(PRECISIONS) - {"bf16"}
     for target, test in tests.items():
         ratio = accuracy[target] / accuracy["bf16"]
         assert (test.reference, test.concurrency, test.items) == ("bf16", CONCURRENCY, ITEMS)
