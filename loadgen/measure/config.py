@@ -153,7 +153,8 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
         if mode == "compose" and values[name] is not None:
             say = "write it into the project's .env (VLLM_ARGS, MAX_NUM_SEQS, VLLM_IMAGE)"
             raise UsageError(f"--{dashed(name)} {values[name]}: with --compose the project starts the servers; {say}")
-        if mode != "serve" and values[name] is not None:
+        launched = ("serve", "simulated") if name == "max_model_len" else ("serve",)
+        if mode not in launched and values[name] is not None:
             raise UsageError(f"--{dashed(name)} {values[name]} needs --serve: it is for servers that loadgen launches")
     for name in ("model", "reasoning_parser"):
         if values[name] is not None and values[name].startswith("-"):

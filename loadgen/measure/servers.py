@@ -383,7 +383,7 @@ class _Simulated(_Processes):
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         named = Path(self._config.data_file) if self._config.data_file else None
         data_file = data_path(self._config.dataset, named)
-        room = _room_tokens(self._config)
+        room = self._config.max_model_len or _room_tokens(self._config)
         return plan_simulated(
             spec.precision,
             port=port,

@@ -89,7 +89,7 @@ class Derivatives:
                 raise ValueError(f"{answer.status} {answer.reason}")
             listed = msgspec.json.decode(answer.body, type=list[Derivative])
         except (*httpget.FAILURES, RecursionError) as error:
-            self._failure = f"{endpoint()} does not list its quantized checkpoints ({error_text(error)})"
+            self._failure = f"{endpoint()} could not be asked for one ({error_text(error)})"
             return []
         return sorted(listed, key=lambda one: -one.downloads)
 

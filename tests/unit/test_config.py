@@ -13,6 +13,7 @@ from loadgen.cli import main
 from loadgen.errors import UsageError
 from loadgen.measure import config as configuring
 from loadgen.measure.config import api_key, configure
+from loadgen.measure.servers import source_of
 from loadgen.record.cell import SweepConfig, TargetSpec
 
 URL = "http://127.0.0.1:8001"
@@ -146,6 +147,12 @@ def test_the_key_is_read_from_the_environment_and_not_kept(monkeypatch: pytest.M
     config = configure(api_key_env="SOME_KEY")
     assert api_key(config) == "secret"
     assert "secret" not in repr(config)
+
+
+def test_simulated_servers_take_a_longer_model_length() -> None:
+    config = configure(max_model_len=16384)
+    argv = list(source_of(config).plan(config.targets[0], 8001).argv)
+    assert argv[argv.index("--max-model-len") + 1] == "16384"
 
 
 def test_an_open_loop_has_one_cap_and_longer_simulated_windows() -> None:

@@ -110,7 +110,7 @@ def test_an_offline_machine_does_not_ask(hub: MadeHub, monkeypatch: pytest.Monke
 
 def test_a_hub_that_does_not_answer_is_named(hub: MadeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(NoCheckpoint, match=r"http://127.0.0.1:9 does not list its quantized checkpoints \("):
+    with pytest.raises(NoCheckpoint, match=r"http://127.0.0.1:9 could not be asked for one \("):
         Derivatives(MODEL).choose(load_recipe("awq"))
 
 
