@@ -235,10 +235,10 @@ def section(studies: Path) -> str:
 def _published() -> str:
     """What others measured, beside the closed form; on every page, measured or not."""
     words = (
-        "**No measurement of ours.** ML.ENERGY's leaderboard (BF16, LMArena chat, vLLM 0.11.1) beside the closed form "
-        f"of the preset nearest in size, for prompts of {PROMPT_TOKENS} and answers of {ANSWER_TOKENS} tokens "
-        "(assumed of that chat). The GPU's preset was fitted to Llama-3.1-8B's watts and joules, so those rows show "
-        "the fit; nothing was fitted to the others. Another size, chat and vLLM lie between the two."
+        "**No measurement of ours.** ML.ENERGY's leaderboard (BF16, LMArena chat, vLLM 0.11.1) compared with the "
+        f"closed form of the preset nearest in size, for prompts of {PROMPT_TOKENS} and answers of {ANSWER_TOKENS} "
+        "tokens (assumed of that chat). The GPU's preset was fitted to Llama-3.1-8B's watts and joules, so those rows "
+        "show the fit; nothing was fitted to the others. Another size, chat and vLLM lie between the two."
     )
     rows = table(SIMULATED_HEAD, simulated_anchors(load_presets()))
     return f"### Beside published figures\n\n{paragraph(words)}\n\n{rows}"

@@ -19,16 +19,17 @@ from loadgen.workload.dataset import TASK_FILES, load_dataset
 from loadgen.workload.item import Item
 from loadgen.workload.protocol import Protocol, load_protocol
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 package("lm_eval")
 
-import datasets  # noqa: E402
-import lm_eval  # noqa: E402
-import yaml  # noqa: E402
-from lm_eval.api.model import LM  # noqa: E402
-from lm_eval.api.task import ConfigurableTask  # noqa: E402
-from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+with pytest.MonkeyPatch.context() as patch:  # read at import; other tests ask their own hub
+    patch.setenv("HF_HUB_OFFLINE", os.environ.get("HF_HUB_OFFLINE", "1"))
+    import datasets
+    import lm_eval
+    import yaml
+    from lm_eval.api.model import LM
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+    from lm_eval.tasks import TaskManager
 from published import published  # noqa: E402
 
 TASKS = {
