@@ -16,6 +16,9 @@ from loadgen.load.exchange import Exchange, Raw, Request, read_exchange
 
 FIRST_BACKOFF_S = 0.05
 LONGEST_BACKOFF_S = 2.0
+REFILLS_NS = 2_000_000
+"""How long slots are refilled before what arrived meanwhile is read: a token that waits until a later one of its stream
+is there gets that one's stamp."""
 
 
 class Slot(Protocol):
@@ -32,8 +35,9 @@ class Slot(Protocol):
 class ClosedLoop:
     """Keeps every slot, by its number, busy as long as `next_request(slot)` gives a request.
 
-    A slot whose request failed waits before its next one: 50 ms, doubled up to 2 s while it keeps failing, so that
-    a dead server is not flooded. `on_done` sees each finished stream after the slot has been refilled.
+    Where many answers end together, what arrives meanwhile is read between the refills. A slot whose request failed
+    waits before its next one: 50 ms, doubled up to 2 s while it keeps failing, so that a dead server is not flooded.
+    `on_done` sees each finished stream after the slot has been refilled.
     """
 
     def __init__(
@@ -50,6 +54,9 @@ class ClosedLoop:
         self._since_ns = dict.fromkeys(slots, 0)
         self.in_flight = 0
         self._waiting: dict[int, asyncio.TimerHandle] = {}
+        self._ended: deque[Raw] = deque()
+        self._until_ns: int | None = None
+        """When this turn of the event loop has refilled for long enough; None: it has refilled nothing."""
         self._idle = asyncio.Event()
         self._stopped = False
 
@@ -85,6 +92,8 @@ class ClosedLoop:
         self._waiting.clear()
         for slot in self._slots.values():
             slot.close()
+        while self._ended:
+            self._on_done(self._ended.popleft())
         self._check_idle()
 
     def _refill(self, slot: int) -> None:
@@ -104,17 +113,38 @@ class ClosedLoop:
         self.in_flight -= 1
         if raw.failure is None and raw.http_status == 200:
             self._failures[slot] = 0
-            self._refill(slot)
-        else:
-            self._failures[slot] += 1
-            delay_s = min(FIRST_BACKOFF_S * 2 ** min(self._failures[slot] - 1, 10), LONGEST_BACKOFF_S)
-            if not self._stopped:
-                self._waiting[slot] = asyncio.get_running_loop().call_later(delay_s, self._refill, slot)
+            self._ended.append(raw)
+            if self._until_ns is None:
+                self._begin_turn()
+            self._refill_ended()
+            return
+        self._failures[slot] += 1
+        delay_s = min(FIRST_BACKOFF_S * 2 ** min(self._failures[slot] - 1, 10), LONGEST_BACKOFF_S)
+        if not self._stopped:
+            self._waiting[slot] = asyncio.get_running_loop().call_later(delay_s, self._refill, slot)
         self._on_done(raw)
         self._check_idle()
 
+    def _begin_turn(self) -> None:
+        self._until_ns = monotonic_ns() + REFILLS_NS
+        asyncio.get_running_loop().call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        """What has arrived was read since the turn began."""
+        self._until_ns = None
+        if self._ended:
+            self._begin_turn()
+            self._refill_ended()
+
+    def _refill_ended(self) -> None:
+        while self._ended and self._until_ns is not None and monotonic_ns() < self._until_ns:
+            raw = self._ended.popleft()
+            self._refill(raw.slot)
+            self._on_done(raw)
+        self._check_idle()
+
     def _check_idle(self) -> None:
-        if not self._waiting and not self.in_flight:
+        if not self._waiting and not self._ended and not self.in_flight:
             self._idle.set()
 
 
