@@ -165,7 +165,8 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pd.DataFrame]:
 def test_the_batch_that_ran_is_found(cells: pd.DataFrame, name: str, source: str) -> None:
     cell = cells.loc[name]
     assert cell.running_source == source
-    assert cell.running_mean == pytest.approx(B, rel=0.03 if source == "counters" else 1 / 12 + 0.03)
+    # A gauge is looked at now and then in one second; tokens per step would say 1.3 or 12 instead.
+    assert cell.running_mean == pytest.approx(B, rel=0.03 if source == "counters" else 0.25)
     assert "running batch" not in cell.reasons
 
 
