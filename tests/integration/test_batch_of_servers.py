@@ -32,12 +32,12 @@ class DataParallel(Wild):
 
 
 class Chunked(Wild):
-    """A prompt takes 24 steps before the one that brings its first token."""
+    """A prompt takes 72 steps before the one that brings its first token."""
 
-    tokens = 12
+    tokens = 36
 
     async def answer(self, asked: dict[str, Any]) -> AsyncIterator[bytes]:
-        self.steps += 24 / max(1, self.peak)
+        self.steps += 72 / max(1, self.peak)
         async for piece in super().answer(asked):
             yield piece
 
