@@ -96,7 +96,9 @@ class Prompts:
     def _lengthened(self, assignment: Assignment, where: str, max_model_len: int | None) -> tuple[SweepPlan, list[str]]:
         plan, dataset = self._plan, self._plan.dataset
         count = TokenCount(assignment, where)
-        _check_room(where, dataset.items, count.max_model_len or max_model_len)
+        lack = lack_of_room(dataset.items, count.max_model_len or max_model_len)
+        if lack is not None:
+            raise ServerError(f"{where}: {lack}")
         vocabulary = learn_vocabulary(count)
         seed = plan.config.seed
         right = vocabulary.exact and all(
@@ -159,13 +161,15 @@ def _different(items: Sequence[Item]) -> list[Item]:
     return list({item.id: item for item in (by_length[0], by_length[-1], *items[: CHECKED - 2])}.values())
 
 
-def _check_room(where: str, items: Sequence[Item], max_model_len: int | None) -> None:
+def lack_of_room(items: Sequence[Item], max_model_len: int | None) -> str | None:
+    """What a server that takes that many tokens of prompt and answer does not take of them, as a clause."""
     if max_model_len is None:
-        return
+        return None
     needs = [(item.input_tokens or 0) + (item.output_tokens or 0) for item in items]
     over = sum(need > max_model_len for need in needs)
-    if over:
-        raise ServerError(
-            f"{where}: {over} of {len(items)} requests need up to {max(needs)} tokens of prompt and answer, and it "
-            f"takes {max_model_len} (max_model_len); serve it with a larger --max-model-len, or ask for shorter ones"
-        )
+    if not over:
+        return None
+    return (
+        f"{over} of {len(items)} requests need up to {max(needs)} tokens of prompt and answer, and it takes "
+        f"{max_model_len} (max_model_len); serve it with --max-model-len {max(needs)} or more, or ask for shorter ones"
+    )

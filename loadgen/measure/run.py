@@ -32,7 +32,7 @@ from loadgen.measure.observer import Observer, Tee
 from loadgen.measure.plan import SweepPlan, changes_record, cost_sentences, plan_rest, plan_sweep, planned_blocks
 from loadgen.measure.power import exporter_of, gpus_needed, idle_power, plan_power, serving_gpus
 from loadgen.measure.preflight import Learned, Patience, learn_from
-from loadgen.measure.prompts import Prompts
+from loadgen.measure.prompts import Prompts, lack_of_room
 from loadgen.measure.servers import Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.cell import SweepConfig
@@ -40,7 +40,9 @@ from loadgen.record.journal import held, stored, unfinished
 from loadgen.record.manifest import Manifest, ManifestFile, PowerPlan, read_manifest
 from loadgen.secret import Mask
 from loadgen.serving.facts import proxies_passed_by
+from loadgen.serving.launch import option
 from loadgen.serving.process import mask_log
+from loadgen.serving.simulated.engine import EngineLimits
 from loadgen.webserver import host_port
 from loadgen.workload.item import write_facts
 
@@ -83,6 +85,7 @@ def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -
     source.check(patience)
     power = plan_power(config, simulated=source.simulated, needs=gpus_needed(source.launches))
     plan = plan_sweep(config)
+    _check_room(plan, source)
     with new_run_dir(config, keep=keep) as run_dir:
         if keep:
             source.make_missing(patience)
@@ -110,6 +113,18 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
     warnings = compare_machines(begun, client=client_record(), host=host_record(), serves=serves)
     _say_cost(plan, source, observer)
     return _Ready(plan, source, power, learned, tuple(warnings))
+
+
+def _check_room(plan: SweepPlan, source: Source) -> None:
+    """Raises UsageError for requests of a known length that a server to be launched would refuse."""
+    config = plan.config
+    room = str(config.max_model_len or EngineLimits().max_model_len)
+    rooms = {"simulated servers": room} if config.mode == "simulated" else {}
+    rooms |= {name: option(launch.argv, "--max-model-len") or "" for name, launch in source.launches.items()}
+    for name, tokens in rooms.items():
+        lack = lack_of_room(plan.dataset.items, int(tokens) if tokens.isdigit() else None)
+        if lack is not None:
+            raise UsageError(f"{name}: {lack}")
 
 
 def _say_cost(plan: SweepPlan, source: Source, observer: Observer) -> None:

@@ -106,6 +106,11 @@ def test_downloads_are_said_once_for_each_checkpoint(model: Path) -> None:
         ({"exclusive": True}, "--exclusive cannot be checked"),
         ({"vllm": "no-such-vllm"}, "no-such-vllm"),
         ({"concurrency": "99999999", "max_num_seqs": 8}, "open files"),
+        (
+            {"dataset": "synthetic:6000/10", "limit": 2, "max_tokens": None},
+            "bf16: 2 of 2 requests need up to 6010 tokens of prompt and answer, and it takes 4096 (max_model_len); "
+            "serve it with --max-model-len 6010 or more",
+        ),
     ],
     ids=str,
 )
