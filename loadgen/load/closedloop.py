@@ -114,8 +114,6 @@ class ClosedLoop:
         if raw.failure is None and raw.http_status == 200:
             self._failures[slot] = 0
             self._ended.append(raw)
-            if self._until_ns is None:
-                self._begin_turn()
             self._refill_ended()
             return
         self._failures[slot] += 1
@@ -125,23 +123,27 @@ class ClosedLoop:
         self._on_done(raw)
         self._check_idle()
 
-    def _begin_turn(self) -> None:
-        self._until_ns = monotonic_ns() + REFILLS_NS
-        asyncio.get_running_loop().call_soon(self._end_turn)
+    def _refill_ended(self) -> None:
+        """At least one slot in a turn of the event loop, and more for `REFILLS_NS`."""
+        until_ns = self._until_ns
+        if until_ns is None:
+            until_ns = self._until_ns = monotonic_ns() + REFILLS_NS
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        elif monotonic_ns() >= until_ns:
+            return
+        while self._ended:
+            raw = self._ended.popleft()
+            self._refill(raw.slot)
+            self._on_done(raw)
+            if monotonic_ns() >= until_ns:
+                break
+        self._check_idle()
 
     def _end_turn(self) -> None:
         """What has arrived was read since the turn began."""
         self._until_ns = None
         if self._ended:
-            self._begin_turn()
             self._refill_ended()
-
-    def _refill_ended(self) -> None:
-        while self._ended and self._until_ns is not None and monotonic_ns() < self._until_ns:
-            raw = self._ended.popleft()
-            self._refill(raw.slot)
-            self._on_done(raw)
-        self._check_idle()
 
     def _check_idle(self) -> None:
         if not self._waiting and not self._ended and not self.in_flight:

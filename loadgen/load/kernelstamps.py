@@ -32,6 +32,10 @@ MOST_STEP_NS = 50_000
 Slewing moves both clocks alike."""
 
 
+OLDEST_READING_NS = 5_000_000
+"""A request is sent with a reading that is no older: in an idle minute the clocks may drift apart."""
+
+
 class ClockReading(NamedTuple):
     """One instant by both clocks, in ns, and how far apart the two readings may be."""
 
@@ -138,8 +142,8 @@ class _Poller:
             del self.of_loop[self._loop]
 
     def clocks(self) -> ClockReading:
-        """Both clocks, read at most once between two polls: no stamp is newer than the last of them."""
-        if self._clocks is None:
+        """Both clocks, read at most once between two polls, unless these are far apart."""
+        if self._clocks is None or monotonic_ns() - self._clocks.monotonic_ns > OLDEST_READING_NS:
             self._clocks = read_clocks()
         return self._clocks
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import selectors
+import time
 
 import pytest
 from streams import REQUEST, finished
 
-from loadgen.load.closedloop import ClosedLoop
+from loadgen.load.closedloop import REFILLS_NS, ClosedLoop
 
 B = 4
 
@@ -39,15 +40,17 @@ class ScriptedSlot:
             self.end(http_status=None, failure=("broken", "given up"))
 
 
-def pool_of(count, requests=10**9):
+def pool_of(count, requests=10**9, refill_s=0.0):
+    """`refill_s`: how long it takes to make a request, by the process's clock."""
     log = []
     left = iter(range(requests))
     slots = [ScriptedSlot(slot, log) for slot in range(count)]
-    pool = ClosedLoop(
-        dict(enumerate(slots)),
-        lambda slot: REQUEST if next(left, None) is not None else None,
-        lambda raw: log.append(("done", raw.slot)),
-    )
+
+    def next_request(slot):
+        time.sleep(refill_s)
+        return REQUEST if next(left, None) is not None else None
+
+    pool = ClosedLoop(dict(enumerate(slots)), next_request, lambda raw: log.append(("done", raw.slot)))
     return pool, slots, log
 
 
@@ -88,6 +91,38 @@ def test_b_slots_hold_b_requests_at_every_moment():
         for turn in range(100):
             slots[(7 * turn) % B].end()
             assert pool.in_flight == B
+            await asyncio.sleep(0)
+
+    run_virtual(run())
+
+
+def test_where_many_answers_end_together_what_arrives_is_read_between_the_refills():
+    async def run():
+        pool, slots, log = pool_of(8, refill_s=REFILLS_NS / 1e9)
+        pool.start()
+        log.clear()
+        asyncio.get_running_loop().call_soon(log.append, "read")
+        for slot in range(8):
+            slots[slot].end()
+        for _ in range(20):
+            asyncio.get_running_loop().call_soon(log.append, "read")
+            await asyncio.sleep(0)
+        sent = [entry for entry in log if entry != "read"]
+        assert sent == [(what, slot) for slot in range(8) for what in ("send", "done")], "in their order, each once"
+        assert all(log.index(("send", slot + 1)) > log.index("read", log.index(("send", slot))) for slot in range(7))
+        assert pool.in_flight == 8
+
+    run_virtual(run())
+
+
+def test_what_ended_and_was_not_refilled_yet_is_not_lost_when_the_loop_stops():
+    async def run():
+        pool, slots, log = pool_of(4, refill_s=REFILLS_NS / 1e9)
+        pool.start()
+        for slot in range(4):
+            slots[slot].end()
+        pool.stop()
+        assert sorted(slot for what, slot in log if what == "done") == [0, 0, 1, 2, 3]
 
     run_virtual(run())
 
