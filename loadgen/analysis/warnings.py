@@ -53,15 +53,15 @@ def run_warnings(
             if measured[failure.target, failure.repeat] < config.levels
         ),
         *(f"session {session.session}: {sentence}" for session in manifest.sessions for sentence in session.warnings),
-        *_together("p99 latencies of {} cells may be the client's", cells, lambda cell: cell.client_doubt),
+        *_together("p99 latencies of {} may be the client's", cells, lambda cell: cell.client_doubt),
         *_each(cells, _failures),
         *_together(
-            "energy of {} cells with a reservation (energy_reservations in cells.csv)",
+            "energy of {} with a reservation (energy_reservations in cells.csv)",
             cells,
             lambda cell: cell.energy.energy_reservations if cell.validity.energy_valid else None,
         ),
         *_each(latency, _dropped),
-        *_together("prompts of {} cells have other lengths than asked", cells, _prompts_off),
+        *_together("prompts of {} have other lengths than asked", cells, _prompts_off),
         *_each(latency, lambda cell: late_tail(cell.traffic)),
         *(hit_warnings(cells) if not config.prefix_cache else ()),
         *dict.fromkeys(f"the comparison is not fair: {mark}" for ours in marks.values() for mark in ours),
@@ -115,7 +115,11 @@ def _each(cells: Iterable[CellSummary], why: Callable[[CellSummary], str | None]
 def _together(what: str, cells: Iterable[CellSummary], why: Callable[[CellSummary], str | None]) -> list[str]:
     """One sentence for all such cells, with their number in `what` and the first as the example."""
     found = [*_each(cells, why)]
-    return [f"{what.format(len(found))}, as {found[0]}"] if found else []
+    return [f"{what.format(_cells(len(found)))}, as {found[0]}"] if found else []
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' * (count != 1)}"
 
 
 def _failures(cell: CellSummary) -> str | None:
@@ -205,7 +209,7 @@ def hit_warnings(cells: Sequence[CellSummary]) -> list[str]:
         return []
     most = max(hits, key=hits.__getitem__)
     return [
-        f"prefix cache: {len(hits)} cells had hits although every request has its own cache_salt, at most "
+        f"prefix cache: {_cells(len(hits))} had hits although every request has its own cache_salt, at most "
         f"{hits[most]:.1%} of the prompt tokens ({most}); the server does not honour cache_salt: switch its prefix "
         "cache off (vLLM: --no-enable-prefix-caching)"
     ]
