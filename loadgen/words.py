@@ -74,6 +74,13 @@ def percents(low: float | None, high: float | None, digits: int = 1, *, unit: st
     return text and text + unit
 
 
+def memory(count_bytes: float) -> str:
+    """ "13.5 GiB"; below 0.1 GiB "27 MiB"."""
+    if count_bytes >= 0.1 * 2**30:
+        return f"{count_bytes / 2**30:.1f} GiB"
+    return f"{count_bytes / 2**20:.3g} MiB"
+
+
 def span(first: object, last: object) -> str:
     """A range of batch sizes or model sizes, "1–128"; one text where both are the same."""
     return DASH.join(dict.fromkeys((str(first), str(last))))

@@ -27,6 +27,7 @@ from loadgen.serving.facts import Target
 from loadgen.serving.launch import Launch, option, workers_of
 from loadgen.serving.recipe import load_recipe, recipe_sha256
 from loadgen.serving.requirements import ModelSize, size_of
+from loadgen.words import memory
 from loadgen.workload.dataset import Dataset, load_dataset
 from loadgen.workload.grading import Grader
 from loadgen.workload.grading.words import check_speed
@@ -225,7 +226,7 @@ CHARACTERS_PER_TOKEN = 3.0
 """Few, so that prompts are not taken for shorter than they are: English text has about 4."""
 MOST_PROMPTS = 200
 """That are looked at."""
-GB, GIB = 1e9, 2**30
+GB = 1e9
 
 
 def cost_sentences(plan: SweepPlan, launches: Mapping[str, Launch], gpu_bytes: int | None = None) -> Iterator[str]:
@@ -272,22 +273,21 @@ def _memory(plan: SweepPlan, launch: Launch, size: ModelSize | None, gpu_bytes: 
     b = min(max(config.concurrency), config.max_num_seqs)
     prompt, answer = _longest(plan)
     keys = b * (prompt + answer) * kept
-    total = (weights + keys) / GIB
-    where = (
-        "memory" if launch.device == "cpu" else f"GPU memory{f', {total / gpus:.1f} on each of {gpus}' * (gpus > 1)}"
-    )
+    total = weights + keys
+    each = f", {memory(total / gpus)} on each of {gpus}" if gpus > 1 else ""
+    where = "memory" if launch.device == "cpu" else f"GPU memory{each}"
     small = ""
     if gpu_bytes is not None and launch.device == "cuda":
         given = option(launch.argv, "--gpu-memory-utilization") or ""
         share = float(given) if given.replace(".", "", 1).isdecimal() else GPU_MEMORY_UTILIZATION
-        taken = share * gpu_bytes / GIB
+        taken = share * gpu_bytes
         if total / gpus > taken:
             small = (
-                f"; that is more than the {taken:.1f} GiB that vLLM takes of a GPU with {gpu_bytes / GIB:.0f}: choose "
+                f"; that is more than the {memory(taken)} that vLLM takes of a GPU with {memory(gpu_bytes)}: choose "
                 "smaller --concurrency or --max-tokens, fewer bits, or more GPUs with --tensor-parallel"
             )
     return (
-        f"needs about {total:.1f} GiB of {where}: weights {weights / GIB:.1f}, keys and values {keys / GIB:.1f} "
+        f"needs about {memory(total)} of {where}: weights {memory(weights)}, keys and values {memory(keys)} "
         f"(B = {b}, prompts of at most about {prompt} tokens, answers of at most {answer}){small}"
     )
 

@@ -36,6 +36,7 @@ from loadgen.workload import gsm8k
 from loadgen.workload.dataset import existing_file
 from loadgen.workload.published import fetch, sha256_of
 from loadgen.workload.questions import SAMPLE_FILE, records
+from loadgen.workload.traffic import role_of
 
 _TEXTS = ("text", "content", "prompt")
 _QUESTIONS, _ANSWERS = ("question", "Problem", "instruction"), ("answer", "solution", "Rationale", "output", "response")
@@ -102,15 +103,16 @@ def _row(where: str, record: bytes | Mapping[str, Any]) -> dict[str, Any]:
 
 def _messages(given: Any) -> list[dict[str, str]]:
     """The messages of a conversation, OpenAI's names or ShareGPT's; empty where it is none."""
-    roles = {"human": "user", "gpt": "assistant"}
     found = []
     for message in given if isinstance(given, Sequence) and not isinstance(given, str) else ():
         if not isinstance(message, Mapping):
             return []
-        role, content = message.get("role") or message.get("from"), message.get("content") or message.get("value")
+        role, content = message.get("role"), message.get("content") or message.get("value")
+        if isinstance(speaker := message.get("from"), str):
+            role = role_of(speaker)
         if not isinstance(role, str) or not isinstance(content, str):
             return []
-        found.append({"role": roles.get(role, role), "content": content})
+        found.append({"role": role, "content": content})
     return found
 
 

@@ -36,7 +36,6 @@ BLOCK_TOKENS = 512
 """Tokens that one of Mooncake's `hash_ids` stands for (github.com/kvcache-ai/Mooncake, FAST25-release/traces)."""
 _LENGTHS = re.compile(r"(?P<first>\d{1,9})(?:(?P<how>-|\+-)(?P<second>\d{1,9}))?")
 _ROLES = {"human": "user", "user": "user", "system": "system"}
-"""Whoever else speaks in a ShareGPT conversation is the assistant."""
 
 
 def without_answers(name: str) -> bool:
@@ -215,7 +214,7 @@ def _sharegpt(path: Path, *, history: bool, limit: int | None) -> FileRows:
         turns = row.get("conversations", row.get("conversation"))
         if not isinstance(turns, list) or not all(_is_turn(turn) for turn in turns):
             raise UsageError(f"{where}: has no list of turns; {_CONVERSATION}")
-        said = [(_ROLES.get(str(turn["from"]), "assistant"), turn["value"]) for turn in turns]
+        said = [(role_of(str(turn["from"])), turn["value"]) for turn in turns]
         asked = [at for at, ((one, _), (two, text)) in enumerate(pairwise(said))
                  if one == "user" and two == "assistant" and text.strip() and said[at][1].strip()]  # fmt: skip
         if not asked:
@@ -229,6 +228,11 @@ def _sharegpt(path: Path, *, history: bool, limit: int | None) -> FileRows:
             break
     notes = (f"{left_out} conversations without an answered human turn are left out",) if left_out else ()
     return FileRows(items, notes)
+
+
+def role_of(speaker: str) -> str:
+    """The role of whoever speaks in a ShareGPT conversation: the assistant has many names there."""
+    return _ROLES.get(speaker, "assistant")
 
 
 def _is_turn(turn: object) -> bool:

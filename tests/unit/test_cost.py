@@ -60,8 +60,8 @@ def test_minutes_and_the_memory_of_each_server_are_said(model: Path) -> None:
     kept_gib = 1024 * (round(prompt) + 100) * KV_BYTES / 2**30
     total_gib = kept_gib + WEIGHTS / 2**30
     assert bf16 == (
-        f"bf16 needs about {total_gib:.1f} GiB of memory: weights 0.0, keys and values {kept_gib:.1f} (B = 1024, "
-        f"prompts of at most about {prompt:.0f} tokens, answers of at most 100)"
+        f"bf16 needs about {total_gib:.1f} GiB of memory: weights 3 MiB, keys and values {kept_gib:.1f} GiB "
+        f"(B = 1024, prompts of at most about {prompt:.0f} tokens, answers of at most 100)"
     )
     assert nf4.startswith("bnb-nf4 needs about ")
 
@@ -82,7 +82,7 @@ def test_what_a_gpu_cannot_hold_is_said_with_what_to_change(model: Path) -> None
     *_, large = cost_sentences(plan, {"bf16": launch}, 80 * 2**30)
     *_, small = cost_sentences(plan, {"bf16": launch}, 8 * 2**30)
     assert small.removeprefix(large) == (
-        "; that is more than the 7.4 GiB that vLLM takes of a GPU with 8: choose smaller --concurrency or "
+        "; that is more than the 7.4 GiB that vLLM takes of a GPU with 8.0 GiB: choose smaller --concurrency or "
         "--max-tokens, fewer bits, or more GPUs with --tensor-parallel"
     )
 
