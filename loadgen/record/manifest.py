@@ -286,16 +286,19 @@ class FoundCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A quantized checkpoint that loadgen chose on the hub, because neither the user nor the recipe names one."""
 
     id: Text
-    downloads: Count
-    """In the 30 days before, by the hub: the most of all that the recipe serves."""
+    downloads: Count | None
+    """In the 30 days before, by the hub: the most of all that the recipe serves; None: it does not say."""
     quantization: Text
     """What its config.json says."""
     alike: Count
     """How many checkpoints of the model the recipe serves, this one included."""
 
     def __str__(self) -> str:
+        chosen = f"{self.id} ({self.quantization}), chosen on the hub"
+        if self.downloads is None:
+            return f"{chosen}, which does not say how often it was downloaded"
         of = f", the most of {self.alike} that the recipe serves" if self.alike > 1 else ""
-        return f"{self.id} ({self.quantization}), chosen on the hub: {self.downloads:,} downloads{of}"
+        return f"{chosen}: {self.downloads:,} downloads{of}"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,14 +33,9 @@ class Derivative(msgspec.Struct, frozen=True):
     """A model of the hub that names another one as what it was quantized from."""
 
     id: str
-    counted: Annotated[int, msgspec.Meta(ge=0)] | None = msgspec.field(name="downloads", default=None)
-    """Downloads in the last 30 days, by the hub."""
+    downloads: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """In the last 30 days, by the hub; None: it does not say."""
     tags: tuple[str, ...] | None = None
-
-    @property
-    def downloads(self) -> int:
-        """0 where the hub does not say."""
-        return self.counted or 0
 
 
 class Derivatives:
@@ -63,9 +58,10 @@ class Derivatives:
             raise NoCheckpoint(recipe, self.model, self._without(), naming)
         (best, found), *others = fitting
         if others and others[0][0].downloads == best.downloads:
+            known = "an unknown number of" if best.downloads is None else f"{best.downloads:,}"
             equal = [one.id for one, _ in fitting if one.downloads == best.downloads]
             raise UsageError(
-                f"recipe {recipe.name!r}: the hub lists {_listed(equal)} for {self.model} with {best.downloads:,} "
+                f"recipe {recipe.name!r}: the hub lists {_listed(equal)} for {self.model} with {known} "
                 f"downloads each; choose one: {naming(recipe.name, best.id)}"
             )
         return FoundCheckpoint(id=best.id, downloads=best.downloads, quantization=str(found), alike=len(fitting))
@@ -91,7 +87,7 @@ class Derivatives:
         except (*httpget.FAILURES, RecursionError) as error:
             self._failure = f"{endpoint()} could not be asked for one ({error_text(error)})"
             return []
-        return sorted(listed, key=lambda one: -one.downloads)
+        return sorted(listed, key=lambda one: -1 if one.downloads is None else one.downloads, reverse=True)
 
     _failure: str | None = None
 

@@ -81,6 +81,15 @@ def test_a_list_with_gaps_is_read(hub: MadeHub) -> None:
     assert Derivatives(MODEL).choose(load_recipe("awq")).id == "b/large-awq"
 
 
+def test_downloads_that_the_hub_does_not_say_are_not_a_number(hub: MadeHub) -> None:
+    hub.derivatives[MODEL] = [{"id": "b/large-awq"}]
+    found = Derivatives(MODEL).choose(load_recipe("awq"))
+    assert str(found) == "b/large-awq (awq int4), chosen on the hub, which does not say how often it was downloaded"
+    hub.derivatives[MODEL] = [{"id": "b/large-awq"}, {"id": "a/small-awq"}]
+    with pytest.raises(UsageError, match="for org/model with an unknown number of downloads each; choose one"):
+        Derivatives(MODEL).choose(load_recipe("awq"))
+
+
 def test_without_one_the_sentence_says_what_is_there_and_what_to_type(hub: MadeHub) -> None:
     with pytest.raises(NoCheckpoint) as error:
         Derivatives(MODEL).choose(load_recipe("gptq"))
