@@ -81,7 +81,7 @@ def made_hub(configs: Mapping[str, dict[str, Any]]) -> Iterator[MadeHub]:
             """As the hub: models with all tags, by what is asked, with those properties that are asked for."""
             (tag,) = asked["filter"]
             found = hub.derivatives.get(tag.removeprefix("base_model:quantized:"), [])
-            found = sorted(found, key=lambda one: -one[asked["sort"][0]])[: int(asked["limit"][0])]
+            found = sorted(found, key=lambda one: -one.get(asked["sort"][0], 0))[: int(asked["limit"][0])]
             body = [{"_id": "0", "id": one["id"]} | {key: one.get(key) for key in asked["expand"]} for one in found]
             self.send_response(200)
             self.end_headers()
