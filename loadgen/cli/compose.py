@@ -24,6 +24,7 @@ from loadgen.serving.requirements import GIB, REQUEST_TOKENS, Sizing, fit, size_
 @click.option("--concurrency", metavar="LIST", help="Batch sizes that must fit.  [default: 1,16,64,128, or what fits]")
 @click.option("--tokens", type=click.IntRange(1, 2**20), default=REQUEST_TOKENS, show_default=True, metavar="N",
               help="Longest prompt and answer together.")  # fmt: skip
+@click.option("--tensor-parallel", metavar="N", help="GPUs that share a model; NAME=N,... for some services only.")
 @click.option("--force", is_flag=True, help="Replace the project's files in a folder that already holds them.")
 @click.option("--print-env", is_flag=True, help="Print the .env for the GPU and write nothing.")
 @click.option("--print-dir", is_flag=True, help="Show where the packaged files are and write nothing.")
@@ -34,6 +35,7 @@ def command(
     gpu_memory: str | None,
     concurrency: str | None,
     tokens: int,
+    tensor_parallel: str | None,
     force: bool,
     print_env: bool,
     print_dir: bool,
@@ -47,6 +49,7 @@ def command(
     Examples:
       loadgen compose --dir stack --gpu-memory 24
       loadgen compose --dir stack --model Qwen/Qwen2.5-14B-Instruct --serve fp16,awq --concurrency 1,16,64
+      loadgen compose --dir stack --model Qwen/Qwen2.5-72B-Instruct --gpu-memory 80,80 --tensor-parallel fp16=2
       loadgen sweep --compose stack
       cd stack/docker && COMPOSE_PROFILES=simulated docker compose up
     """
@@ -54,7 +57,7 @@ def command(
         click.echo(data_dir())
         return
     chosen = _chosen(serve, model)
-    sizing = _sizing(model, list(chosen), gpu_memory, concurrency, tokens)
+    sizing = _sizing(model, list(chosen), gpu_memory, concurrency, tokens, tensor_parallel)
     if print_env:
         if sizing is None:
             raise UsageError("--print-env: no GPU of this machine says how large it is; give --gpu-memory GIB")
@@ -74,29 +77,41 @@ def command(
 
 
 def _sizing(
-    model: str, names: list[str], gpu_memory: str | None, concurrency: str | None, tokens: int
+    model: str,
+    names: list[str],
+    gpu_memory: str | None,
+    concurrency: str | None,
+    tokens: int,
+    tensor_parallel: str | None,
 ) -> Sizing | None:
     """What fits; None where nobody says how large the GPU is."""
-    from loadgen.measure.config import batch_sizes
+    from loadgen.measure.config import batch_sizes, gpu_counts
 
     levels = None if concurrency is None else batch_sizes(concurrency)
+    shared = None if tensor_parallel is None else gpu_counts(tensor_parallel, names)
     gpus = _gpus(gpu_memory)
     if not gpus:
+        if shared:
+            raise UsageError(
+                f"--tensor-parallel {tensor_parallel}: give the memory of each GPU, as in --gpu-memory 80,80"
+            )
         return None
     if (size := size_of(model, online=True)) is None:
         raise UsageError(f"--model {model}: no config.json on this machine or the hub says its size; give a folder")
     recipes = {name: load_recipe(name) for name in names}
-    return fit(size, recipes, [gib * GIB for gib in gpus], concurrency=levels, tokens=tokens)
+    return fit(size, recipes, [gib * GIB for gib in gpus], concurrency=levels, tokens=tokens, tensor_parallel=shared)
 
 
 def _sentences(model: str, sizing: Sizing) -> Iterator[str]:
     """What was sized, and what does not fit."""
     levels = ",".join(map(str, sizing.concurrency))
-    needs = ", ".join(f"{name} {need / GIB:.1f}" for name, need in sizing.needs.items())
+    each = {name: f" on each of {count}" for name, count in sizing.shared.items() if count > 1}
+    needs = ", ".join(f"{name} {need / GIB:.1f}{each.get(name, '')}" for name, need in sizing.needs.items())
     kept = f"a KV cache of {sizing.kv_cache_bytes / GIB:.1f} GiB"
     yield f"{model} on {min(sizing.gpus) / GIB:.3g} GiB: B = {levels}, {kept}; GiB that each server needs: {needs}"
     for name, need in sizing.left_out.items():
-        yield f"{name} needs {need / GIB:.1f} GiB and fits on no GPU: it is left out"
+        more = f" (--tensor-parallel {name}=N lets N GPUs share it)" if len(sizing.gpus) > sizing.shared[name] else ""
+        yield f"{name} needs {need / GIB:.1f} GiB{each.get(name, '')} and does not fit: it is left out{more}"
     if alone := [name for name in sizing.needs if name not in sizing.placed]:
         yield f"not up beside the others, but one at a time: {', '.join(alone)}"
 

@@ -135,12 +135,13 @@ def memory(project: Project, totals: Sequence[int] | None = None) -> Finding:
     kept = variables.get("KV_CACHE_BYTES") or str(KV_CACHE_BYTES)
     if not kept.isdigit():
         return Finding(check, "missing", f"KV_CACHE_BYTES is {kept!r}", "give a number of bytes")
-    needs: dict[str, dict[str, int]] = {}
+    needs: dict[str, dict[str, float]] = {}
     for service in project.of_profiles(project.profiles):
         if service.device == "cuda":
-            gpu = variables.get(f"{variable(service.name)}_GPU") or "0"
-            need = size.weight_bytes(load_recipe(service.recipe)) + int(kept) + BESIDE_BYTES
-            needs.setdefault(gpu, {})[service.name] = need
+            gpus = (variables.get(f"{variable(service.name)}_GPU") or "0").split(",")
+            need = size.weight_bytes(load_recipe(service.recipe)) / len(gpus) + BESIDE_BYTES
+            for gpu in gpus:
+                needs.setdefault(gpu, {})[service.name] = need + int(kept) * size.kv_share(len(gpus))
     if not needs:
         return Finding(check, "not applicable", "COMPOSE_PROFILES starts no server on a GPU")
     totals = _gpu_bytes() if totals is None else totals

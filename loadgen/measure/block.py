@@ -136,6 +136,8 @@ class BlockRun:
 
     def _gpus(self, name: str) -> tuple[str, ...] | None:
         """The target's own GPUs, the first of those chosen; all of them where loadgen did not launch its server."""
+        if name in self.power.placed:
+            return self.power.placed[name]
         needed = gpus_needed(self.source.launches).get(name)
         return self.power.gpus if self.power.gpus is None else self.power.gpus[:needed]
 

@@ -152,6 +152,8 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
     for name in ("vllm", "max_num_seqs", "tensor_parallel", "max_model_len", "reasoning_parser"):
         if mode == "compose" and values[name] is not None:
             say = "write it into the project's .env (VLLM_ARGS, MAX_NUM_SEQS, VLLM_IMAGE)"
+            if name == "tensor_parallel":
+                say = f"`loadgen compose --tensor-parallel {values[name]}` writes it into the project's .env"
             raise UsageError(f"--{dashed(name)} {values[name]}: with --compose the project starts the servers; {say}")
         launched = ("serve", "simulated") if name == "max_model_len" else ("serve",)
         if mode not in launched and values[name] is not None:
@@ -347,7 +349,12 @@ def _sharing(specs: list[TargetSpec], given: int | str | Mapping[str, int] | Non
     """The targets, with the number of GPUs that `--tensor-parallel` gives all of them, or each that it names."""
     if given is None:
         return specs
-    names = [spec.name for spec in specs]
+    counts = gpu_counts(given, [spec.name for spec in specs])
+    return [msgspec.structs.replace(spec, tensor_parallel=counts.get(spec.name)) for spec in specs]
+
+
+def gpu_counts(given: int | str | Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """The number of GPUs by target: `2` for all of these names, or `fp16=2,awq=1`."""
     pairs = given.items() if isinstance(given, Mapping) else [_pair(part) for part in str(given).split(",")]
     counts: dict[str, int] = {}
     for name, number in pairs:
@@ -361,7 +368,7 @@ def _sharing(specs: list[TargetSpec], given: int | str | Mapping[str, int] | Non
             if one in counts:
                 raise UsageError(f"{shown}: {one} has a number already; give one number, or one for each target")
             counts[one] = int(text)
-    return [msgspec.structs.replace(spec, tensor_parallel=counts.get(spec.name)) for spec in specs]
+    return counts
 
 
 def _pair(part: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from loadgen.power.trace import MPS_SERVER, Owners, Rest, calibrate
 from loadgen.record.cell import SweepConfig
 from loadgen.record.journal import Journal, session_suffix
 from loadgen.record.manifest import PowerPlan
+from loadgen.serving.compose import variable
 from loadgen.serving.launch import Launch, workers_of
 from loadgen.serving.process import ServerProcess, free_port
 from loadgen.webserver import is_on_loopback
@@ -156,6 +157,11 @@ def gpus_needed(launches: Mapping[str, Launch]) -> dict[str, int]:
     return {name: workers_of(one.argv) or 1 for name, one in launches.items() if one.device == "cuda"}
 
 
+def gpus_placed(launches: Mapping[str, Launch]) -> dict[str, tuple[str, ...]]:
+    """By target, the GPUs that its container gets, by index or UUID."""
+    return {name: one.gpus for name, one in launches.items() if one.gpus}
+
+
 def serving_gpus(asked: Sequence[str] | None, needs: Mapping[str, int]) -> tuple[GpuInfo, ...]:
     """The GPUs of this machine for the servers that loadgen launches; each takes the first, as many as it `needs`.
 
@@ -196,21 +202,29 @@ def gpu_variables(config: SweepConfig, gpus: Sequence[GpuInfo], launch: Launch) 
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": indices}
 
 
-def plan_power(config: SweepConfig, *, simulated: bool, needs: Mapping[str, int] | None = None) -> PowerPlan:
+def plan_power(
+    config: SweepConfig,
+    *,
+    simulated: bool,
+    needs: Mapping[str, int] | None = None,
+    places: Mapping[str, tuple[str, ...]] | None = None,
+) -> PowerPlan:
     """The source that `--power` means; `simulated` servers bring a simulated GPU with them, and launched ones use as
-    many GPUs as each target `needs`.
+    many GPUs as each target `needs`, or those at its `places`.
 
     Raises UsageError when a source that was asked for cannot be had, or when `exclusive` GPUs are in use or nobody can
     say; what `auto` cannot have is `none` with a reason.
     """
-    plan = _plan(config, simulated=simulated, needs=needs or {})
+    plan = _plan(config, simulated=simulated, needs=needs or {}, places=places or {})
     if config.exclusive and plan.kind in ("none", "rapl"):
         why = plan.reason or "--power rapl measures CPUs"
         raise UsageError(f"--exclusive cannot be checked without the GPUs' sensors ({why}): omit it")
     return plan
 
 
-def _plan(config: SweepConfig, *, simulated: bool, needs: Mapping[str, int]) -> PowerPlan:
+def _plan(
+    config: SweepConfig, *, simulated: bool, needs: Mapping[str, int], places: Mapping[str, tuple[str, ...]]
+) -> PowerPlan:
     kind = config.power
     if kind == "none":
         return PowerPlan(kind="none", reason="not requested: give --power")
@@ -227,12 +241,12 @@ def _plan(config: SweepConfig, *, simulated: bool, needs: Mapping[str, int]) -> 
             reason = "the servers run on another machine: start `loadgen exporter` there, give --power exporter=URL"
             return PowerPlan(kind="none", reason=reason)
         try:
-            plan, seen = _local(config, "nvml", needs)
+            plan, seen = _local(config, "nvml", needs, places)
         except Exception as error:  # whatever is wrong with the sensors, it costs the energy and not the sweep
             why = str(error) if isinstance(error, UsageError) else f"NVML failed ({type(error).__name__}: {error})"
             return PowerPlan(kind="none", reason=why)
         return _looked_at(config, msgspec.structs.replace(plan, required=False), seen)
-    return _looked_at(config, *_local(config, kind, needs))
+    return _looked_at(config, *_local(config, kind, needs, places))
 
 
 def _looked_at(config: SweepConfig, plan: PowerPlan, seen: Mapping[str, PowerSample]) -> PowerPlan:
@@ -246,7 +260,9 @@ def _looked_at(config: SweepConfig, plan: PowerPlan, seen: Mapping[str, PowerSam
     )
 
 
-def _local(config: SweepConfig, kind: str, needs: Mapping[str, int]) -> tuple[PowerPlan, dict[str, PowerSample]]:
+def _local(
+    config: SweepConfig, kind: str, needs: Mapping[str, int], places: Mapping[str, tuple[str, ...]]
+) -> tuple[PowerPlan, dict[str, PowerSample]]:
     """The sensors are opened once here, so that what is missing is said before anything starts; with a full reading of
     each GPU that was chosen."""
     reader = NvmlReader() if kind == "nvml" else RaplReader()
@@ -254,21 +270,38 @@ def _local(config: SweepConfig, kind: str, needs: Mapping[str, int]) -> tuple[Po
         infos = reader.gpus()
         if isinstance(reader, RaplReader):
             return PowerPlan(kind=kind, gpus=tuple(info.uuid for info in infos)), {}
-        serving = serving_gpus(config.gpus, needs) if needs else ()
-        chosen = [info.uuid for info in serving[: max(needs.values(), default=0)]] or select_gpus(
-            infos,
-            asked=config.gpus,
-            visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
-            order=os.environ.get("CUDA_DEVICE_ORDER"),
-            unreadable=reader.unreadable,
-        )
+        placed = dict[str, tuple[str, ...]]()
+        if places and not config.gpus:
+            placed = {name: tuple(_at(gpu, name, infos) for gpu in gpus) for name, gpus in places.items()}
+            chosen = list(dict.fromkeys(uuid for own in placed.values() for uuid in own))
+        else:
+            serving = serving_gpus(config.gpus, needs) if needs else ()
+            chosen = [info.uuid for info in serving[: max(needs.values(), default=0)]] or select_gpus(
+                infos,
+                asked=config.gpus,
+                visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+                order=os.environ.get("CUDA_DEVICE_ORDER"),
+                unreadable=reader.unreadable,
+            )
         try:
             seen = {uuid: reader.read(uuid, slow=True) for uuid in chosen}
         except GpuLostError as error:
             raise UsageError(f"a GPU was lost ({error}): reset it or reboot the machine") from None
-        return PowerPlan(kind=kind, gpus=tuple(chosen)), seen
+        return PowerPlan(kind=kind, gpus=tuple(chosen), placed=placed), seen
     finally:
         reader.close()
+
+
+def _at(place: str, target: str, infos: Sequence[GpuInfo]) -> str:
+    """The UUID of the GPU at that index, or with a UUID that begins so."""
+    fitting = [info.uuid for info in infos if str(info.index) == place or info.uuid.startswith(place)]
+    if len(fitting) != 1:
+        known = ", ".join(f"{info.index} {info.uuid}" for info in infos)
+        raise UsageError(
+            f"the Compose project gives {target} the GPU {place!r}, and NVML shows {known or 'none'} here: set "
+            f"{variable(target)}_GPU in its .env, or name the GPUs to measure with --gpu"
+        )
+    return fitting[0]
 
 
 @contextlib.contextmanager

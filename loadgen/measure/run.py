@@ -30,7 +30,7 @@ from loadgen.measure.machine import (
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.measure.observer import Observer, Tee
 from loadgen.measure.plan import SweepPlan, changes_record, cost_sentences, plan_rest, plan_sweep, planned_blocks
-from loadgen.measure.power import exporter_of, gpus_needed, idle_power, plan_power, serving_gpus
+from loadgen.measure.power import exporter_of, gpus_needed, gpus_placed, idle_power, plan_power, serving_gpus
 from loadgen.measure.preflight import Learned, Patience, learn_from
 from loadgen.measure.prompts import Prompts, lack_of_room
 from loadgen.measure.servers import Source, source_of
@@ -83,7 +83,7 @@ def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -
     allow_open_files(config)
     source, patience = source_of(config), Patience(config.wait_ready_s, observer)
     source.check(patience)
-    power = plan_power(config, simulated=source.simulated, needs=gpus_needed(source.launches))
+    power = _planned_power(config, source)
     plan = plan_sweep(config)
     _check_room(plan, source)
     with new_run_dir(config, keep=keep) as run_dir:
@@ -102,7 +102,7 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
     source = source_of(replace(config, quantize_missing=False), begun.checkpoints)
     patience = Patience(config.wait_ready_s, observer)
     source.check(patience)
-    power = plan_power(config, simulated=source.simulated, needs=gpus_needed(source.launches))
+    power = _planned_power(config, source)
     known = begun.body_changes
     known_changes = BodyChanges(extra=config.extra_body, refused=known.refused, limit_field=known.limit_field)
     learned = _learn(plan, source, patience, known_changes)
@@ -125,6 +125,11 @@ def _check_room(plan: SweepPlan, source: Source) -> None:
         lack = lack_of_room(plan.dataset.items, int(tokens) if tokens.isdigit() else None)
         if lack is not None:
             raise UsageError(f"{name}: {lack}")
+
+
+def _planned_power(config: SweepConfig, source: Source) -> PowerPlan:
+    needs, places = gpus_needed(source.launches), gpus_placed(source.launches)
+    return plan_power(config, simulated=source.simulated, needs=needs, places=places)
 
 
 def _say_cost(plan: SweepPlan, source: Source, observer: Observer) -> None:

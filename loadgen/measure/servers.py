@@ -429,6 +429,8 @@ class _Composed(_Processes):
                     "--compose: the project's servers ask for the key in API_KEY_FILE; give loadgen the same: "
                     'LOADGEN_API_KEY="$(cat "$API_KEY_FILE")" loadgen sweep ... --api-key-env LOADGEN_API_KEY'
                 )
+            if not launch.simulated:
+                self.launches = {**self.launches, spec.name: launch}
 
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         return self._project.launch(spec, self._resolved, api_key(self._config) if self._config.api_key_env else None)

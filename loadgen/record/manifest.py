@@ -227,6 +227,8 @@ class PowerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`nvml`, `rapl`, `simulated`, `exporter` or `none`."""
     url: Text | None = None
     gpus: tuple[Text, ...] | None = None
+    placed: dict[Text, tuple[Text, ...]] = {}
+    """The GPUs of each target whose container gets its own from a Compose project."""
     reason: Text | None = None
     """Why there is none."""
     required: bool = True

@@ -301,15 +301,23 @@ def sized_environment(model: str, sizing: Sizing, checkpoints: Mapping[str, str]
         if need is None:
             lines.append(f"{prefix}_PROFILE=more")
             continue
-        gpu = sizing.placed.get(name)
-        lines.append(f"{prefix}_PROFILE={OTHERS if gpu is None else ONE_GPU}")
-        lines.append(f"{prefix}_GPU={gpu or 0}")
+        gpus = sizing.placed.get(name)
+        lines.append(f"{prefix}_PROFILE={OTHERS if gpus is None else ONE_GPU}")
+        lines.append(f"{prefix}_GPU={','.join(map(str, gpus or range(sizing.shared[name])))}")
         lines.append(f"{prefix}_GPU_MEMORY_UTILIZATION={math.ceil(need / total * 100) / 100:.2f}")
     given = {f"{variable(name)}_CHECKPOINT": checkpoint for name, checkpoint in checkpoints.items()}
+    sharing = {f"{variable(name)}_ARGS": _shared(sizing, name) for name in sizing.needs if sizing.shared[name] > 1}
     for line in environment_file(model).splitlines()[3:]:
         name = line.partition("=")[0]
-        lines.append(f"{name}={given[name]}" if name in given else line)
+        lines.append(f"{name}={given[name]}" if name in given else f"{line} {sharing.pop(name, '')}".rstrip())
+    lines += [f"{name}={words}" for name, words in sharing.items()]
     return "\n".join(lines) + "\n"
+
+
+def _shared(sizing: Sizing, name: str) -> str:
+    """The arguments of a server whose model several GPUs share; they come last and so win."""
+    kept = round(sizing.kv_cache_bytes * sizing.kv_shares[name])
+    return f"--tensor-parallel-size {sizing.shared[name]} --kv-cache-memory-bytes {kept}"
 
 
 def environment_name(model: str) -> str:

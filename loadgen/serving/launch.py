@@ -266,6 +266,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     runner: tuple[str, ...] = ()
     """What is run here, where `argv` and `env` are those of a container (`loadgen.serving.project`)."""
+    gpus: tuple[str, ...] = ()
+    """Those that its container gets, by NVML's index or UUID; empty where nobody chose them."""
     env: dict[str, str] = {}
     """Variables added to loadgen's own environment."""
     host: str = "127.0.0.1"

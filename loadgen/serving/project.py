@@ -218,6 +218,7 @@ class Project:
             env=environment | ({API_KEY: key} if key else {}),
             host=host,
             port=port,
+            gpus=_gpus(fields),
             device=service.device,
             expect=expectations(recipe, dtype, option(argv, "--kv-cache-dtype")) if dtype else (),
             kernel=recipe.kernel,
@@ -260,6 +261,15 @@ def _published(ports: Sequence[Any]) -> tuple[str, int | None]:
             bare = (host or "").strip("[]")
             return ("127.0.0.1" if bare in ("", "0.0.0.0", "::") else bare), int(str(port))
     return "", None
+
+
+def _gpus(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """The GPUs that a service's deployment reserves by name: an entry may hold several, with commas."""
+    with contextlib.suppress(KeyError, TypeError):
+        reserved = fields["deploy"]["resources"]["reservations"]["devices"]
+        named = ",".join(str(one) for device in reserved for one in device.get("device_ids") or ())
+        return tuple(name.strip() for name in named.split(",") if name.strip())
+    return ()
 
 
 def _last(said: str) -> str:

@@ -36,6 +36,8 @@ class ModelSize(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters of the embedding and the output head, which quantization leaves in 16 bits; None: not known."""
     kv_values_per_token: int | None = None
     """Numbers that all layers keep of one token; None: not known."""
+    kv_heads: int | None = None
+    """Key-value heads of a layer, 1 if all share one; None: not known."""
 
     def weight_bytes(self, recipe: Recipe) -> int:
         """GPU memory of the weights as the recipe serves them, over all its GPUs."""
@@ -48,6 +50,10 @@ class ModelSize(msgspec.Struct, frozen=True, kw_only=True):
     def kv_bytes_per_token(self, bits: int = 16) -> int | None:
         """GPU memory of one token's keys and values of `bits` each; None: not known."""
         return None if self.kv_values_per_token is None else self.kv_values_per_token * bits // 8
+
+    def kv_share(self, gpus: int) -> float:
+        """The share of a token's keys and values on each of the GPUs: more GPUs than heads hold copies."""
+        return 1 / min(gpus, self.kv_heads or gpus)
 
 
 def size_of(model: str, *, online: bool = False) -> ModelSize | None:
@@ -96,6 +102,7 @@ def size_by_config(config: Mapping[str, Any]) -> ModelSize | None:
         parameters=layers * (attention + feed_forward) + embeddings,
         embeddings=embeddings,
         kv_values_per_token=_caching(text, layers) * per_layer,
+        kv_heads=kv_heads if latent is None else 1,
     )
 
 
@@ -139,12 +146,17 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     """Tokens of one request."""
     kv_cache_bytes: int
+    """Of a server on one GPU."""
+    shared: dict[str, int]
+    """The number of GPUs that share a server's model, by recipe."""
+    kv_shares: dict[str, float]
+    """The share of `kv_cache_bytes` that each of a server's GPUs holds."""
     needs: dict[str, int]
-    """Bytes of each server that fits on a GPU, by recipe."""
-    placed: dict[str, int]
-    """The GPU of each server that fits beside those before it."""
+    """Bytes on each of its GPUs, of each server that fits."""
+    placed: dict[str, tuple[int, ...]]
+    """The GPUs of each server that fits beside those before it."""
     left_out: dict[str, int]
-    """Bytes of each server that fits on no GPU."""
+    """Bytes on each of its GPUs, of each server that does not fit."""
 
 
 def fit(
@@ -154,43 +166,58 @@ def fit(
     *,
     concurrency: Sequence[int] | None = None,
     tokens: int = REQUEST_TOKENS,
+    tensor_parallel: Mapping[str, int] | None = None,
 ) -> Sizing:
     """The largest batch sizes up to 128 that the heaviest server holds, or those of `concurrency` exactly.
 
-    A server that leaves no room is left out. Raises UsageError, with what would fit, where none is left.
+    `tensor_parallel`: the number of GPUs of each recipe, unless it is the recipe's own. A server that leaves no room is
+    left out. Raises UsageError, with what would fit, where none is left.
     """
     kept = size.kv_bytes_per_token()
     if kept is None:
         raise UsageError("the model's config.json does not say how large its KV cache is; set KV_CACHE_BYTES yourself")
+    shared = {name: recipe.tensor_parallel or 1 for name, recipe in recipes.items()} | dict(tensor_parallel or {})
+    for name, count in shared.items():
+        if count > len(gpus):
+            raise UsageError(f"{name} is to share {count} GPUs, and {_gpus_in_all(gpus)}: give fewer, or name more")
     usable, request = USABLE * min(gpus), tokens * kept
-    bare = {name: size.weight_bytes(recipe) + BESIDE_BYTES for name, recipe in recipes.items()}
-    keys = request * max(concurrency or (1,))
-    fitting = {name: need for name, need in bare.items() if need + keys <= usable}
+    shares = {name: size.kv_share(count) for name, count in shared.items()}
+    bare = {name: round(size.weight_bytes(recipe) / shared[name]) + BESIDE_BYTES for name, recipe in recipes.items()}
+    most = {name: int((usable - need) // (request * shares[name])) for name, need in bare.items()}
+    asked = max(concurrency or (1,))
+    needs = {name: need + round(asked * request * shares[name]) for name, need in bare.items()}
+    fitting = [name for name in needs if most[name] >= asked]
     if not fitting:
-        lightest = min(bare, key=bare.__getitem__)
-        most = int((usable - bare[lightest]) // request)
+        lightest = min(needs, key=needs.__getitem__)
         remedy = "use a larger GPU or a smaller model"
-        if most >= 1:
-            remedy = f"give --concurrency {','.join(map(str, grid(most)))}"
+        if most[lightest] >= 1:
+            remedy = f"give --concurrency {','.join(map(str, grid(most[lightest])))}"
+        elif shared[lightest] < len(gpus):
+            remedy = f"let more GPUs share it: --tensor-parallel {len(gpus)}"
         raise UsageError(
-            f"{lightest} with B = {max(concurrency or (1,))} and {tokens} tokens a request needs "
-            f"{(bare[lightest] + keys) / GIB:.1f} GiB, and {usable / GIB:.1f} of the GPU's {min(gpus) / GIB:.1f} GiB "
-            f"can be used: {remedy}"
+            f"{lightest} with B = {asked} and {tokens} tokens a request needs {needs[lightest] / GIB:.1f} GiB"
+            f"{f' on each of {shared[lightest]} GPUs' * (shared[lightest] > 1)}, and {usable / GIB:.1f} of the GPU's "
+            f"{min(gpus) / GIB:.1f} GiB can be used: {remedy}"
         )
-    levels = tuple(concurrency or grid(int((usable - max(fitting.values())) // request)))
+    levels = tuple(concurrency or grid(min(most[name] for name in fitting)))
     kv_cache_bytes = max(levels) * request
-    needs = {name: need + kv_cache_bytes for name, need in fitting.items()}
-    free, placed = [USABLE * total for total in gpus], dict[str, int]()
+    left_out = {name: need for name, need in needs.items() if name not in fitting}
+    needs = {name: bare[name] + round(kv_cache_bytes * shares[name]) for name in fitting}
+    free, placed = [USABLE * total for total in gpus], dict[str, tuple[int, ...]]()
     for name, need in needs.items():
-        emptiest = max(range(len(free)), key=free.__getitem__)
-        if need <= free[emptiest]:
-            free[emptiest] -= need
-            placed[name] = emptiest
-    left_out = {name: need + keys for name, need in bare.items() if name not in fitting}
+        emptiest = sorted(range(len(free)), key=free.__getitem__, reverse=True)[: shared[name]]
+        if need <= free[emptiest[-1]]:
+            for gpu in emptiest:
+                free[gpu] -= need
+            placed[name] = tuple(sorted(emptiest))
     return Sizing(
-        gpus=tuple(gpus), concurrency=levels, tokens=tokens, kv_cache_bytes=kv_cache_bytes, needs=needs, placed=placed,
-        left_out=left_out,
+        gpus=tuple(gpus), concurrency=levels, tokens=tokens, kv_cache_bytes=kv_cache_bytes, shared=shared,
+        kv_shares=shares, needs=needs, placed=placed, left_out=left_out,
     )  # fmt: skip
+
+
+def _gpus_in_all(gpus: Sequence[float]) -> str:
+    return "there is 1" if len(gpus) == 1 else f"there are {len(gpus)}"
 
 
 def grid(most: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -143,6 +144,24 @@ def test_a_sized_project_starts_what_fits_and_gives_each_server_its_share(raw: d
         share = float(words[words.index("--gpu-memory-utilization") + 1])
         assert need <= share * 48 * GIB < need + 0.01 * 48 * GIB
     assert variables["CONCURRENCY"] == "1,16,64,128"
+
+
+def test_a_model_on_two_gpus_is_given_both_and_half_of_the_cache_on_each(raw: dict[str, Any]) -> None:
+    size = size_of(MODEL)
+    assert size is not None
+    recipes = {name: load_recipe(name) for name in ("fp16", "awq", "fp8")}
+    sizing = fit(size, recipes, [48 * GIB] * 2, tensor_parallel={"fp16": 2, "fp8": 2})
+    text = sized_environment("Qwen/Qwen2.5-14B-Instruct", sizing, {})
+    variables = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
+    sized = filled(raw, variables)
+    for name, count in (("fp16", 2), ("fp8", 2), ("awq", 1)):
+        words = argv(sized[name])
+        options = {word: value for word, value in itertools.pairwise(words) if word.startswith("--")}
+        assert int(options["--kv-cache-memory-bytes"]) == sizing.kv_cache_bytes // count, name
+        assert options.get("--tensor-parallel-size", "1") == str(count)
+        (reserved,) = sized[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert reserved["device_ids"] == ["0,1" if count == 2 else "0"]
+    assert "--quantization" in argv(sized["fp8"])  # it still quantizes while loading
 
 
 def test_each_precision_is_a_profile_that_brings_the_exporter(services: dict[str, Any]) -> None:

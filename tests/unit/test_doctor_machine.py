@@ -287,6 +287,11 @@ def test_a_project_sized_for_24_gib_fits_there_and_each_of_several_gpus_is_judge
     assert found.state == "ok"
     assert len(four.of_profiles(four.profiles)) == 4
     assert [part.split(":")[0] for part in found.seen.split("; ")] == ["GPU 0", "GPU 1", "GPU 2", "GPU 3"]
+    shared = ["--dir", str(tmp_path / "two"), "--gpu-memory", "24,24", "--tensor-parallel", "2", "--serve", "fp16"]
+    CliRunner().invoke(compose_command, shared)
+    found = examination.memory(Project.found(tmp_path / "two"), [24 * 2**30] * 2)
+    assert found.state == "ok"  # half of 13.5 and of 20.3 GiB for B = 128, and 2 GiB
+    assert found.seen == "GPU 0: fp16 needs 18.9 of 24.0 GiB; GPU 1: fp16 needs 18.9 of 24.0 GiB"
 
 
 def test_files_that_a_container_wrote_as_root_are_named_with_the_way_back(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_the_default_grid_fits_as_far_as_the_gpu_goes(
     assert sizing.concurrency == levels
     assert sizing.kv_cache_bytes == max(levels) * 1300 * 128 * 1024
     assert list(sizing.placed) == together
-    assert sorted(set(sizing.placed.values())) == list(range(len(gib)))
+    assert sorted(set(sizing.placed.values())) == [(index,) for index in range(len(gib))]
     assert max(sizing.needs.values()) <= 0.92 * min(gib) * GIB
 
 
@@ -123,6 +123,29 @@ def test_what_does_not_fit_is_left_out_or_refused_with_what_would() -> None:
         fit(size, {"fp16": both["fp16"]}, [24 * GIB], concurrency=[1, 64])
     with pytest.raises(UsageError, match="use a larger GPU or a smaller model"):
         fit(size, both, [4 * GIB])
+
+
+def test_gpus_that_share_a_model_hold_a_part_each() -> None:
+    """FP16 on two GPUs: half of 13.5 GiB of weights and of the keys and values on each, and 2 GiB beside them."""
+    size = size_by_config(MISTRAL_CONFIG)
+    assert size is not None
+    both = {name: load_recipe(name) for name in ("fp16", "awq")}
+    alone, shared = (fit(size, both, [24 * GIB] * 3, tensor_parallel=n) for n in ({}, {"fp16": 2}))
+    assert (alone.concurrency, shared.concurrency) == ((1, 16, 32), (1, 16, 64))  # now AWQ on one GPU is the heaviest
+    kept = shared.kv_cache_bytes
+    assert kept == 64 * 1300 * 128 * 1024
+    assert shared.needs["fp16"] == pytest.approx(size.weight_bytes(both["fp16"]) / 2 + 2 * GIB + kept / 2, abs=2)
+    assert shared.placed == {"fp16": (0, 1), "awq": (2,)}
+    with pytest.raises(UsageError, match="fp16 is to share 4 GPUs, and there are 3: give fewer, or name more"):
+        fit(size, both, [24 * GIB] * 3, tensor_parallel={"fp16": 4})
+    with pytest.raises(UsageError, match="let more GPUs share it: --tensor-parallel 2"):
+        fit(size, {"fp16": both["fp16"]}, [12 * GIB] * 2)
+
+
+def test_more_gpus_than_key_value_heads_hold_copies() -> None:
+    size = size_by_config(MISTRAL_CONFIG)
+    assert size is not None
+    assert [size.kv_share(gpus) for gpus in (1, 2, 8, 16)] == [1, 1 / 2, 1 / 8, 1 / 8]
 
 
 @pytest.mark.parametrize(("most", "levels"), [(1, (1,)), (5, (1, 4)), (16, (1, 16)), (500, (1, 16, 64, 128))])

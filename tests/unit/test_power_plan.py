@@ -102,6 +102,18 @@ def test_servers_take_the_gpus_that_are_named_else_the_visible_ones_else_the_fir
     assert planned.gpus == tuple(f"GPU-{number}" for number in chosen[:2])
 
 
+def test_containers_are_metered_on_the_gpus_that_their_project_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(power, "NvmlReader", Four)
+    needs, places = {"fp16": 2, "awq": 1}, {"fp16": ("1", "3"), "awq": ("GPU-2",)}
+    plan = plan_power(served(), simulated=False, needs=needs, places=places)
+    assert plan.placed == {"fp16": ("GPU-1", "GPU-3"), "awq": ("GPU-2",)}
+    assert plan.gpus == ("GPU-1", "GPU-3", "GPU-2")
+    by_user = plan_power(served(gpu="GPU-0,GPU-1"), simulated=False, needs=needs, places=places)
+    assert (by_user.gpus, by_user.placed) == (("GPU-0", "GPU-1"), {})
+    with pytest.raises(UsageError, match=r"gives awq the GPU '7', and NVML shows 2 GPU-2, .* set AWQ_GPU in its .env"):
+        plan_power(served(power="nvml"), simulated=False, needs=needs, places={"awq": ("7",)})
+
+
 @pytest.mark.parametrize(
     ("reader", "visible", "said"),
     [

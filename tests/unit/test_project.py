@@ -90,6 +90,7 @@ def test_the_batch_sizes_are_those_that_the_project_was_sized_for(tmp_path: Path
         ({"targets": {"fp16": "http://h:1"}}, "--target and --compose exclude each other"),
         ({"model": "org/m"}, "`loadgen compose --model org/m` writes them"),
         ({"max_num_seqs": 9}, "--max-num-seqs 9: with --compose the project starts the servers"),
+        ({"tensor_parallel": 2}, "--tensor-parallel 2: .*; `loadgen compose --tensor-parallel 2` writes it into"),
         ({"vllm_args": "--x"}, "--vllm-args --x: with --compose .* VLLM_ARGS"),
         ({"prefix_cache": True}, "--prefix-cache needs"),
         ({"compose": "/nowhere"}, "no compose.yaml in that folder; `loadgen compose --dir stack` writes one"),
@@ -140,6 +141,8 @@ def resolved(name: str, form: int) -> dict[str, Any]:
     if form == 2:
         port = {"mode": "ingress", "host_ip": "127.0.0.1", "target": 8000, "published": "8002", "protocol": "tcp"}
     service: dict[str, Any] = {"command": " ".join(words) + " " if form == 1 else words, "ports": [port]}
+    reserved = {"capabilities": ["gpu"], "device_ids": ["1,2"], "driver": "nvidia"}
+    service["deploy"] = {"resources": {"reservations": {"devices": [reserved]}}}
     if name == "awq":
         service |= {
             "entrypoint": ["/bin/sh", "/opt/start.sh", "VLLM_API_KEY", "vllm", "serve"], "environment": launch.env,
@@ -159,6 +162,7 @@ def test_a_service_is_expected_to_run_what_its_recipe_says(form: int, tmp_path: 
     assert (launch.expect, launch.kernel, launch.dtype) == (planned.expect, planned.kernel, planned.dtype)
     assert (launch.url, launch.api_key, launch.device) == ("http://127.0.0.1:8002", "a-key", "cuda")
     assert launch.started[-2:] == ("docker", "compose")
+    assert launch.gpus == ("1", "2")
 
 
 @pytest.mark.usefixtures("compose")
