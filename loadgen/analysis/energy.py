@@ -70,13 +70,8 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_powers(run_dir: Path, manifest: Manifest, processes: int) -> dict[Server, PowerData]:
     """The power data of every server whose power was measured."""
-    config, sessions = manifest.config, max(1, len(manifest.sessions))
-    servers = [
-        (target.name, repeat, session)
-        for session in range(1, sessions + 1)
-        for repeat in range(1, config.repeats + 1)
-        for target in config.targets
-    ]
+    starts = dict.fromkeys((block.target.name, block.repeat) for block in manifest.blocks)
+    servers = [(*start, session) for session in range(1, max(1, len(manifest.sessions)) + 1) for start in starts]
     found = forked([partial(read_power, run_dir, manifest, *server) for server in servers], processes)
     return {server: power for server, power in zip(servers, found, strict=True) if power is not None}
 

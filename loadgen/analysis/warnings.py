@@ -40,6 +40,7 @@ def run_warnings(
     """
     config, arrival = manifest.config, manifest.config.arrival
     measured = Counter((cell.target, cell.repeat) for cell in cells)
+    asked = {(block.target.name, block.repeat): len(block.cells) for block in manifest.blocks}
     planned, dataset = planned_cells(manifest), manifest.dataset
     latency = [cell for cell in cells if cell.validity.latency_valid]
     return (
@@ -50,7 +51,7 @@ def run_warnings(
         *(
             f"{failure.target}, repeat {failure.repeat}: {failure.error}"
             for failure in manifest.failures
-            if measured[failure.target, failure.repeat] < config.levels
+            if measured[failure.target, failure.repeat] < asked.get((failure.target, failure.repeat), 0)
         ),
         *(f"session {session.session}: {sentence}" for session in manifest.sessions for sentence in session.warnings),
         *_together("p99 latencies of {} may be the client's", cells, lambda cell: cell.client_doubt),
@@ -103,8 +104,7 @@ def _prompts_off(cell: CellSummary) -> str | None:
 
 def planned_cells(manifest: Manifest) -> int:
     """How many cells the run was to measure."""
-    config = manifest.config
-    return len(config.targets) * config.levels * config.repeats
+    return sum(len(block.cells) for block in manifest.blocks)
 
 
 def _each(cells: Iterable[CellSummary], why: Callable[[CellSummary], str | None]) -> Iterator[str]:

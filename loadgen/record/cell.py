@@ -5,6 +5,7 @@ Slo: what a request has to keep to be a good one.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,30 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The service of a Docker Compose project that serves it."""
 
 
+Phase = Literal["locate", "repeat"]
+"""What a step of a search is for: to find about where B* is, or to narrow its interval."""
+_Batch = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+
+
+class Start(msgspec.Struct, frozen=True):
+    """One fresh start of a side's server, and the batch sizes that are measured on it, in this order."""
+
+    side: TargetName
+    concurrency: tuple[_Batch, ...]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What a search for B* (`--find`) decided to measure next: at most one start of each side."""
+
+    phase: Phase
+    repeat: Count
+    """Which of the search's steps, from 1; that of its cells."""
+    starts: tuple[Start, ...]
+    """In the order in which they are measured."""
+    why: str = ""
+    """Where the search stands, and why this is next: one sentence."""
+
+
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Target x concurrency (or rate) x repeat: what one row of cells.csv is about."""
 
@@ -78,6 +103,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     repeat: Count
     arrival: str = CLOSED
     """As `--arrival` takes it."""
+    phase: Phase | None = None
+    """Of the search for B* that it belongs to, whose step is `repeat`; None: of a grid."""
 
     @property
     def arrivals(self) -> Arrivals | None:
@@ -168,6 +195,40 @@ def plan_blocks(
     return blocks
 
 
+def check_steps(where: str, targets: Sequence[TargetSpec], steps: Sequence[Step]) -> None:
+    """Raises UsageError, which begins with `where` the steps are from, for one of an unknown target, and for more than
+    MOST_CELLS cells."""
+    names = {target.name for target in targets}
+    starts = [start for step in steps for start in step.starts]
+    if unknown := [start.side for start in starts if start.side not in names]:
+        raise UsageError(f"{where}: a step measures {unknown[0]!r}, which is not a target; put that file back")
+    if sum(len(start.concurrency) for start in starts) > MOST_CELLS:
+        raise UsageError(f"{where}: its steps have more than {MOST_CELLS:,} cells; put that file back")
+
+
+def step_blocks(targets: Sequence[TargetSpec], steps: Sequence[Step]) -> list[Block]:
+    """Blocks of a search's steps, in the order they run."""
+    specs = {target.name: target for target in targets}
+    blocks: list[Block] = []
+    index = itertools.count(1)
+    for step in steps:
+        for start in step.starts:
+            spec = specs[start.side]
+            cells = tuple(
+                Cell(
+                    index=next(index),
+                    target=spec.name,
+                    precision=spec.precision,
+                    concurrency=b,
+                    repeat=step.repeat,
+                    phase=step.phase,
+                )
+                for b in start.concurrency
+            )
+            blocks.append(Block(target=spec, repeat=step.repeat, cells=cells))
+    return blocks
+
+
 Latency = Literal["ttft", "tpot", "e2e"]
 _LIMIT = re.compile(r"(?P<number>[0-9.]+)(?P<unit>ms|s)")
 
@@ -215,7 +276,6 @@ def _shown(limit_s: float) -> str:
 
 
 Mode = Literal["target", "serve", "compose", "simulated"]
-_Batch = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 
 
@@ -245,6 +305,12 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: _Positive | None
     requests: Count | None
     repeats: Count
+    find: tuple[Text, ...] = ()
+    """Metrics whose B* is searched for, between the first and the last of `concurrency`; empty: a grid is measured."""
+    within: _Positive = 0.1
+    """How far the ends of the interval of B* may be from it, as a share of it."""
+    most_s: _Positive | None = None
+    """The most time that a search may take, of which its last step may exceed some."""
     start_sd: _Positive | None = None
     """Relative standard deviation of a figure between two starts of one server, as the user states it."""
     warmup_s: Amount | None = None
@@ -296,7 +362,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def load(self) -> str:
-        """What every cell holds: "B 1,16", of an open loop "poisson:20, at most 1024 in flight"."""
+        """What every cell holds: "B 1,16", of an open loop "poisson:20, at most 1024 in flight"; what a search looks
+        for."""
+        if self.find:
+            return f"B* by {', '.join(self.find)} from B = {self.concurrency[0]} to {self.concurrency[-1]}"
         b = ",".join(map(str, self.concurrency))
         return f"B {b}" if self.arrival == CLOSED else f"{self.arrival}, at most {b} in flight"
 

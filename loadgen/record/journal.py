@@ -29,7 +29,7 @@ from loadgen.errors import StorageError, UsageError, is_of_storage
 from loadgen.folder import Folder
 from loadgen.load.exchange import Exchange
 from loadgen.power.sample import PowerSample
-from loadgen.record.cell import Block, Cell, plan_blocks
+from loadgen.record.cell import Block, Cell
 from loadgen.record.manifest import ManifestFile, read_manifest
 from loadgen.secret import error_text
 from loadgen.serving.exposition import ServerSample
@@ -283,9 +283,7 @@ def unfinished(run_dir: Path, blocks: Iterable[Block]) -> tuple[Block, ...]:
 
 def unfinished_cells(run_dir: Path) -> list[Cell]:
     """The cells that the run, as its manifest describes it, still lacks."""
-    config = read_manifest(run_dir).config
-    plan = plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
-    return [cell for block in unfinished(run_dir, plan) for cell in block.cells]
+    return [cell for block in unfinished(run_dir, read_manifest(run_dir).blocks) for cell in block.cells]
 
 
 def why_unfinished(run_dir: Path, cell: Cell) -> str | None:

@@ -17,7 +17,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder, read_json
 from loadgen.power.sample import ClockOffset, GpuInfo, PowerSample, SourceKind
 from loadgen.power.trace import Calibration, Owners, Rest
-from loadgen.record.cell import Cell, SweepConfig, check_size
+from loadgen.record.cell import Block, Cell, Step, SweepConfig, check_size, check_steps, plan_blocks, step_blocks
 from loadgen.secret import error_text
 from loadgen.workload.protocol import Thinking
 
@@ -328,10 +328,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     power: PowerPlan = PowerPlan()
     clock_anchors: tuple[ClockAnchor, ...] = ()
     sessions: tuple[Session, ...] = ()
+    steps: tuple[Step, ...] = ()
+    """Of a search for B*, what it decided to measure, in order."""
     servers: tuple[ServerRecord, ...]
     failures: tuple[Failure, ...]
     attempts: tuple[Attempt, ...] = ()
     power_blocks: tuple[PowerBlock, ...] = ()
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block that was planned, measured or not; of a search those of its steps so far."""
+        config = self.config
+        if config.find:
+            return step_blocks(config.targets, self.steps)
+        return plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
 
 
 class ManifestFile:
@@ -369,6 +379,10 @@ class ManifestFile:
         attempts = [attempt for attempt in self.manifest.attempts if attempt.file != name]
         attempts.append(Attempt(cell=cell.label, file=name, why=why, resumed_in_session=self.session))
         self.change(attempts=tuple(attempts))
+
+    def add_step(self, step: Step) -> None:
+        """A search decided what to measure next."""
+        self.change(steps=(*self.manifest.steps, step))
 
     def add_server(self, server: ServerRecord) -> None:
         """A server came up."""
@@ -428,4 +442,5 @@ def read_manifest(run_dir: Path) -> Manifest:
         raise UsageError(f"{path} is not as loadgen sweep wrote it ({error_text(error)}); put that file back") from None
     config, sessions = manifest.config, max(1, len(manifest.sessions))
     check_size(str(path), len(config.targets), max(1, config.levels), config.repeats, sessions)
+    check_steps(str(path), config.targets, manifest.steps)
     return manifest
