@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -142,6 +143,69 @@ def test_a_target_has_the_energy_of_its_own_gpus(served: tuple[Path, str]) -> No
     assert "pair runs on 2 GPUs and bf16 on 1 GPU: compare tokens_per_s_per_gpu (pair makes " in warnings
     assert "every vLLM was given --enforce-eager" in warnings
     assert "tok/s/GPU" in (out / "report.html").read_text()
+
+
+def fake_docker(folder: Path, port: int) -> None:
+    """A `docker` whose only container, of the service bf16, is a process here, on the second and third GPU."""
+    service = {
+        "entrypoint": ["/bin/sh", "/opt/start.sh", "VLLM_API_KEY", str(fake_vllm(folder)), "serve"],
+        "command": ["tiny/model", "--dtype", "bfloat16", "--tensor-parallel-size", "2", "--port", str(port)],
+        "ports": [f"127.0.0.1:{port}:8000/tcp"],
+        "deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia", "device_ids": ["1,2"]}]}}},
+    }
+    (folder / "compose.yaml").write_text(json.dumps({"services": {"bf16": service}}))
+    script = folder / "docker"
+    script.write_text(
+        f"""#!{sys.executable}
+import os, pathlib, subprocess, sys, time
+folder = pathlib.Path({str(folder)!r})
+held, log, words = folder / "pid", folder / "container.log", sys.argv[1:]
+pid = held.read_text() if held.exists() else ""
+def running():
+    return os.path.exists(f"/proc/{{pid}}") and open(f"/proc/{{pid}}/stat").read().split()[2] != "Z"
+if words[:2] == ["compose", "version"]:
+    print("2.26.0")
+elif words[:2] == ["compose", "config"]:
+    print((folder / "compose.yaml").read_text())
+elif words[:2] == ["compose", "up"]:
+    command = {[str(folder / "vllm"), "--port", str(port)]!r}
+    held.write_text(str(subprocess.Popen(command, stdout=log.open("w"), start_new_session=True).pid))
+elif words[0] == "ps" and "--quiet" in words:
+    print("c0ffee" * bool(pid))
+elif words[0] == "inspect":
+    print(pid if "Pid" in words[2] else "healthy")
+elif words[0] == "rm":
+    held.unlink()
+if words[0] in ("stop", "rm") and running():
+    os.kill(int(pid), 15)
+if words[0] == "logs":
+    os.execvp("tail", ["tail", "-n", "+1", "-f", f"--pid={{pid}}", str(log)])
+while words[0] == "wait" and running():
+    time.sleep(0.05)
+print("0" * (words[0] == "wait"))
+"""
+    )
+    script.chmod(0o755)
+
+
+@pytest.mark.slow
+def test_a_service_has_the_energy_of_the_gpus_that_its_project_gives_it(stub: Path, tmp_path: Path) -> None:
+    """Of three that draw 300, 400 and 500 W the container gets the last two."""
+    fake_docker(tmp_path, free_port())
+    env = Curve(base_w=WATTS).environment(stub, GPUS=3) | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "loadgen", "sweep", "--compose", str(tmp_path), "--serve", "bf16",
+            "--concurrency", "2", "--dataset", "sample", "--repeats", "1", "--duration", "2", "--power", "nvml",
+            "--out", str(tmp_path / "run"),
+        ],
+        capture_output=True, text=True, check=False, env=env | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    run = loadgen.load_run(tmp_path / "run")
+    (row,) = run.summary.to_dict("records")
+    assert row["gpus"] == 2
+    assert row["power_w_mean"] == pytest.approx(400 + 500, rel=0.02)
 
 
 @pytest.mark.slow
