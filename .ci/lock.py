@@ -42,7 +42,8 @@ def locks() -> tuple[Lock, ...]:
     extras = project["project"]["optional-dependencies"]
     build = project["build-system"]["requires"]
     exporter = ("aiohttp", "click", "msgspec", "numpy", "nvidia-ml-py", "prometheus-client")
-    every = [*needed.values(), *extras["dev"], *extras["harness"], *build, *project["dependency-groups"]["audit"]]
+    tools = [text for extra in ("dev", "harness", "docs") for text in extras[extra]]
+    every = [*needed.values(), *tools, *build, *project["dependency-groups"]["audit"]]
     bnb = [text for text in REQUIREMENTS if text.startswith("bitsandbytes")]
     ci = ".ci/requirements.txt"
     return (

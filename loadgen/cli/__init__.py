@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
 
 
 @click.command(cls=LazyGroup, context_settings=CONTEXT)
-@click.version_option(__version__, prog_name="loadgen")
+@click.version_option(__version__, "-V", "--version", prog_name="loadgen")
 def group() -> None:
     """Which precision pays off on your GPU, under your traffic?
 

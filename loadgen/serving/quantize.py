@@ -6,9 +6,11 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from loadgen.serving.quantize_plan import MAX_TOKENS, QuantizePlan, device_here
 from loadgen.serving.recipe import place_of, recipes_dir
 
 REQUIREMENTS = ("llmcompressor==0.14.0.1", "compressed-tensors==0.19.0", "transformers==5.17.0")
-"""llm-compressor is the library of the vLLM project."""
+"""llm-compressor is the library of the vLLM project. The extra `quantize` in pyproject.toml says the same."""
 TORCH = "torch==2.13.0"
 DISK = "about 1.5 GB with a CPU build of torch, 7 GB with CUDA"
 _EVENT = "loadgen-event "
@@ -65,12 +67,25 @@ def build_environment(*, rebuild: bool = False, say: Say = print) -> QuantizeEnv
     return environment
 
 
-def require_environment() -> QuantizeEnvironment:
-    """The environment. Raises UsageError, with the command that builds it, if it is not complete."""
+def require_environment() -> Path:
+    """The Python that has llm-compressor: the environment's, else this one, with the extra `quantize` installed.
+
+    Raises UsageError, with the command that builds the environment, if neither has it.
+    """
     environment = quantize_environment()
-    if not environment.is_complete:
-        raise UsageError(f"llm-compressor is not installed: run `loadgen quantize --env` first ({DISK})")
-    return environment
+    if environment.is_complete:
+        return environment.python
+    if all(map(_is_here, REQUIREMENTS)):
+        return Path(sys.executable)
+    raise UsageError(f"llm-compressor is not installed: run `loadgen quantize --env` first ({DISK})")
+
+
+def _is_here(requirement: str) -> bool:
+    name, _, wanted = requirement.partition("==")
+    try:
+        return version(name) == wanted
+    except PackageNotFoundError:
+        return False
 
 
 def _packages() -> dict[str, str]:
@@ -92,7 +107,7 @@ def quantize(plan: QuantizePlan, say: Say) -> dict[str, Path]:
         say(f"{name} is already in {plan.places[name]}, made from the same inputs")
     if not plan.records:
         return plan.places
-    environment = require_environment()
+    python = require_environment()
     for sentence in _before(plan):
         say(sentence)
     folder = Folder(user_log_path("loadgen", ensure_exists=True))
@@ -111,7 +126,7 @@ def quantize(plan: QuantizePlan, say: Say) -> dict[str, Path]:
         texts.write_bytes(plan.texts)
         order = {"model": plan.model, "texts": str(texts), "max_tokens": MAX_TOKENS, "jobs": jobs}
         try:
-            _Run(plan, say, log).run(environment, order)
+            _Run(plan, say, log).run(python, order)
         finally:
             for place in plan.places.values():
                 shutil.rmtree(_partial(place), ignore_errors=True)
@@ -150,9 +165,9 @@ class _Run:
         self._facts: dict[str, Any] = {}
         self._began_s = self._said_s = time.monotonic()
 
-    def run(self, environment: QuantizeEnvironment, order: Mapping[str, Any]) -> None:
+    def run(self, python: Path, order: Mapping[str, Any]) -> None:
         script = recipes_dir() / "quantize" / "quantize_model.py"
-        argv = [str(environment.python), str(script), msgspec.json.encode(order).decode()]
+        argv = [str(python), str(script), msgspec.json.encode(order).decode()]
         self._say(f"loading llm-compressor (log: {self._log})")
         token = hub_token()
         group = ProcessGroup(argv, _environment(self._plan.model), self._log, [token] if token else [])

@@ -329,7 +329,7 @@ def load_models() -> dict[str, Model]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         return {name: msgspec.convert({**fields, "id": name}, Model) for name, fields in content.items()}
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is not valid: {error}; docs/models-served.md describes its fields") from error
+        raise UsageError(f"{path} is not valid: {error}; docs/checkpoints.md describes its fields") from error
 
 
 def checkpoints_of(model: Model, recipes: Mapping[str, Recipe]) -> list[Checkpoint]:

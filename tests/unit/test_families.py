@@ -19,7 +19,7 @@ from loadgen.serving.launch import Launch, confirm_checkpoint, plan_launch
 from loadgen.serving.quantization import Quantization, quantization_of
 from loadgen.serving.recipe import checkpoints_of, expected_bytes, load_models, load_recipe, load_recipes
 
-PAGE = Path(__file__).parents[2] / "docs" / "models-served.md"
+PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 MISTRAL = "mistralai/Mistral-7B-Instruct-v0.3"
 MISTRAL_AWQ = "solidrust/Mistral-7B-Instruct-v0.3-AWQ"
 

@@ -219,6 +219,25 @@ def test_without_the_environment_the_command_that_builds_it_is_named(
         made(model, texts, "fp8")
 
 
+@pytest.mark.parametrize("version", ["0.14.0.1", "0.13.0"])
+def test_the_extra_serves_where_there_is_no_environment_if_its_versions_are_the_tried_ones(
+    version: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LOADGEN_QUANTIZE_ENV", str(tmp_path / "nothing"))
+    for requirement in quantizing.REQUIREMENTS:
+        name, _, tried = requirement.partition("==")
+        folder = tmp_path / f"{name.replace('-', '_')}-{tried}.dist-info"
+        folder.mkdir()
+        shown = version if name == "llmcompressor" else tried
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {shown}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if f"llmcompressor=={version}" in quantizing.REQUIREMENTS:
+        assert quantizing.require_environment() == Path(sys.executable)
+    else:
+        with pytest.raises(UsageError, match="llm-compressor is not installed"):
+            quantizing.require_environment()
+
+
 @pytest.mark.parametrize(
     ("widths", "size"),
     [

@@ -1,1 +1,1 @@
-"""Cost models fitted to a target and the reference together, and compared. docs/models.md says what they can tell."""
+"""Cost models fitted to target and reference together, and compared. docs/cost-models.md says what they can tell."""
