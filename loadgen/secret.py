@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -213,10 +213,38 @@ class VisibleStream:
         return getattr(self.stream, name)
 
 
+class UnreadStream:
+    """A text stream that nobody has to read: what cannot be written is discarded, and so is all that follows."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._lost = False
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        if not self._lost:
+            try:
+                act()
+            except (OSError, ValueError):  # nobody reads the pipe any more, the terminal is gone, the disk is full
+                self._lost = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def show_only_visible() -> None:
-    """From now on all that Python writes to stdout and stderr is visible: also warnings, logs and tracebacks."""
+    """From now on all that Python writes to stdout and stderr is visible: also warnings, logs and tracebacks. Messages
+    on stderr that nobody can read end nothing."""
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is not None and not isinstance(stream, VisibleStream):
+            if name == "stderr" and not isinstance(stream, UnreadStream):
+                stream = UnreadStream(stream)
             setattr(sys, name, VisibleStream(stream))
     sys.excepthook = _show_traceback
 

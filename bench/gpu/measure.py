@@ -99,6 +99,9 @@ class Cutter(Observer):
         self._since = self._deadline.clock()
         self._say(sentence)
 
+    def not_measured(self, cells: Sequence[Cell], why: str) -> None:
+        self.warn(why)
+
     def warn(self, sentence: str) -> None:
         self._say(f"! {sentence}")
 

@@ -101,12 +101,13 @@ def _about(option: Option) -> dict[str, Any]:
 def main() -> None:
     """Entry point: a user's mistake ends as one sentence and exit status 2, never as a traceback; when nobody reads the
     output any more (`| head`), it ends silently with status 1, as click does."""
+    _open_streams()
     show_only_visible()
     try:
         group.main(prog_name="loadgen", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        _hang_up()
+        discard_stdout()
         sys.exit(1)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
@@ -126,23 +127,30 @@ def main() -> None:
         _end(error.format_message())
 
 
+def _open_streams() -> None:
+    """Opens stdin, stdout and stderr on the null device where they are closed (`2>&-`): the next files that are opened
+    would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it has the lowest free number
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+
+
 def say(sentence: str) -> None:
     """A message on stderr; it may quote a server's log, an address with a password, or whatever was typed."""
     click.echo(f"loadgen: {visible_message(Mask()(sentence))}", err=True)
 
 
 def _end(sentence: str, status: int = 2) -> NoReturn:
-    try:
-        say(sentence)
-    except BrokenPipeError:
-        _hang_up()
+    say(sentence)
     sys.exit(status)
 
 
-def _hang_up() -> None:
-    """Discards what is still to be written where nobody reads, also by Python as it ends."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def discard_stdout() -> None:
+    """Discards what is still to be written to a stdout that nobody reads, also by Python as it ends."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

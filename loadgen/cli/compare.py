@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
     """
     from loadgen import compare
     from loadgen.reports.compare import print_comparison
-    from loadgen.reports.terminal import stdout_console
+    from loadgen.reports.terminal import console_of
 
     size = {}
     for entry in sizes:
@@ -37,6 +38,6 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
             raise UsageError(f"--size {entry} is not NAME=N; write --size RUN=7.25B")
         size[name] = number
     comparison = compare(*runs, size=size, imports=imports, out=out)
-    print_comparison(comparison, stdout_console(width=160))
+    print_comparison(comparison, console_of(sys.stdout, width=160))
     if out is not None:
         click.echo(f"Report: {out / 'compare.html'}")

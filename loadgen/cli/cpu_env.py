@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -30,7 +31,7 @@ def command(folder: Path | None, texts: tuple[Path, ...], trained: bool, rebuild
       loadgen cpu-env --trained
     """
     environment = CpuEnvironment(folder.expanduser().absolute()) if folder else default_environment()
-    build(environment, texts=[SAMPLE_FILE, *texts], trained=trained, rebuild=rebuild, say=click.echo)
+    build(environment, texts=[SAMPLE_FILE, *texts], trained=trained, rebuild=rebuild, say=partial(click.echo, err=True))
     prefix = f"LOADGEN_CPU_ENV={environment.root} " if folder else ""
     tries = {environment.model: "--concurrency 1,4,16 --dataset sample"}
     if trained:

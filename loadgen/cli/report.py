@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ def command(run: Path, **_: Any) -> None:
       loadgen report /mnt/colleague/runs/a --out a-report
     """
     from loadgen import report
-    from loadgen.reports.terminal import print_end, stdout_console
+    from loadgen.reports.terminal import console_of, print_end
 
     options = given_options(ReportOptions)
     if "weights" in options:
         options["weights"] = _three(options["weights"])
-    print_end(report(run, **options), stdout_console(width=200))
+    print_end(report(run, **options), console_of(sys.stdout, width=200))
 
 
 def _three(text: str) -> tuple[float, float, float]:

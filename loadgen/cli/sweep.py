@@ -13,7 +13,7 @@ from typing import Any
 import click
 import yaml
 
-from loadgen.cli import CONTEXT, given_options, parameters
+from loadgen.cli import CONTEXT, discard_stdout, given_options, parameters
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.options import RUN, RunOptions, SweepOptions, declared, did_you_mean
@@ -114,7 +114,7 @@ def command(
     from loadgen.record.journal import resume_command, unfinished_cells
     from loadgen.record.manifest import read_manifest
     from loadgen.reports.live import PlainView
-    from loadgen.reports.terminal import print_end, stdout_console
+    from loadgen.reports.terminal import console_of, print_end
 
     options = given_options(SweepOptions)
     if extra_args:
@@ -125,7 +125,7 @@ def command(
         if "vllm_args" in options:
             raise UsageError("--vllm-args and arguments behind `--` exclude each other; give all of them in one place")
         options["vllm_args"] = list(extra_args)
-    console = stdout_console(width=200)
+    result, messages = console_of(sys.stdout, width=200), console_of(sys.stderr, width=200)
     if trust_manifest and resume is None:
         raise UsageError("--trust-manifest needs --resume DIR: only a resumed run has a manifest")
     confirm = lru_cache(_confirm) if sys.stdin.isatty() and sys.stderr.isatty() else None
@@ -138,13 +138,13 @@ def command(
     if resume is not None and unfinished_cells(Path(resume)):  # asked before the live view takes the terminal
         require_consent(Path(resume), read_manifest(Path(resume)), options, trusted=trust_manifest, confirm=confirm)
     if dry_run:
-        view = PlainView(console)
+        view = PlainView(messages)
         plan = rehearse_sweep(config, view) if resume is None else rehearse_rest(Path(resume), options, view)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
             held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load
-            console.print(f"repeat {block.repeat}  {block.target.name:12} {held}")
-        console.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
+            result.print(f"repeat {block.repeat}  {block.target.name:12} {held}")
+        result.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
         return
 
     from loadgen.analysis.analyse import analyse
@@ -158,9 +158,9 @@ def command(
 
     stop: Interrupted | None = None
     with contextlib.ExitStack() as stack:
-        shown: Observer = QuietView() if quiet else PlainView(console)
-        if console.is_terminal and not quiet:
-            shown = stack.enter_context(LiveView(console))
+        shown: Observer = QuietView() if quiet else PlainView(messages)
+        if messages.is_terminal and not messages.is_dumb_terminal and not quiet:
+            shown = stack.enter_context(LiveView(messages))
             show_only_visible()  # rich has taken stdout and stderr
         try:
             run_dir = measure(shown, judge_cell)
@@ -176,7 +176,9 @@ def command(
             analyse(run_dir)
             run = load_run(run_dir)
             write_report(run)
-            print_end(run, console)
+            with contextlib.suppress(BrokenPipeError):  # whoever read the table has gone; the run is complete
+                print_end(run, result)
+        discard_stdout()
     except KeyboardInterrupt:
         stop = stop or Interrupted(run_dir, hurried=True)
     if stop is not None:

@@ -73,7 +73,7 @@ class BlockRun:
                 begin_session(self.file, again)
         except ServerError as error:
             self.file.add_failure(block.repeat, name, str(error))
-            self.observer.warn(str(error))
+            self.observer.not_measured(left, str(error))
 
     def _serve(
         self, block: Block, left: list[Cell], workers: Mapping[int, int], exporter_url: str | None

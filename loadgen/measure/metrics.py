@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic_ns
 from typing import Any
 
@@ -14,11 +14,12 @@ from prometheus_client.registry import Collector
 
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
-from loadgen.measure.observer import Observer, Pace, Progress
+from loadgen.measure.observer import Observer, Pace, Progress, Timetable
 from loadgen.record.cell import Cell, CellVerdict
 from loadgen.webserver import MetricsServer, listen
 
-LABELS = ("target", "precision", "concurrency", "repeat")
+LABELS = ("target", "precision", "concurrency", "arrival", "repeat")
+"""`arrival` is `closed`, or an open loop's rate as `poisson:5`."""
 OF_RUN = ("run", *LABELS)
 LAST_SCRAPE_S = 5.0
 """How long the end waits for two more scrapes, if there were any: rules look at the first until the second."""
@@ -71,7 +72,7 @@ class SweepMetrics(Observer):
     """Prometheus series of a sweep: the cell that runs now, and what every ended cell came to.
 
     Those of the running cell are figures of the moment, those of ended cells are cells.csv's. By target, precision,
-    asked B and repeat, and by run where a series outlives its cell.
+    asked B, arrival and repeat, and by run where a series outlives its cell.
     """
 
     def __init__(
@@ -136,11 +137,11 @@ class SweepMetrics(Observer):
         if self.server is not None:
             self.server.close()
 
-    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+    def run_begins(self, title: str, timetable: Timetable, simulated: bool) -> None:
         self._run = self._run or title
         self._run_info.labels(self._run, title, self._model, self._dataset).set(1)
-        self._pace = Pace(cells, expected_s, self._now_ns)
-        self._tell_pace(0.0)
+        self._pace = Pace(timetable, self._now_ns)
+        self._tell_pace()
 
     def progress(self, progress: Progress) -> None:
         cell, labels = progress.cell, _labels(progress.cell)
@@ -153,7 +154,8 @@ class SweepMetrics(Observer):
         self._info.labels(*labels, progress.stage).set(1)
         for key, (_, figure_of) in NOW.items():
             _set(self._now[key], labels, figure_of(progress))
-        self._tell_pace(progress.share)
+        self._pace.progress(progress)
+        self._tell_pace()
 
     def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
         labels = _labels(cell)
@@ -177,13 +179,17 @@ class SweepMetrics(Observer):
                 _set(self._ended[key], labels, figure_of(verdict.figures))
         if self._last is not None and cell == self._last.cell:
             _set(self._accuracy, labels, self._last.accuracy)
-        self._pace.cell_ends(verdict)
-        self._tell_pace(0.0)
+        self._pace.cell_ends(cell, verdict)
+        self._tell_pace()
 
-    def _tell_pace(self, share: float) -> None:
+    def not_measured(self, cells: Sequence[Cell], why: str) -> None:
+        self._pace.not_measured(cells)
+        self._tell_pace()
+
+    def _tell_pace(self) -> None:
         for state, count in self._pace.counts.items():
             self._cells.labels(self._run, state).set(count)
-        self._left.labels(self._run).set(self._pace.left_s(share))
+        self._left.labels(self._run).set(self._pace.left_s)
 
 
 class _Scrapes(Collector):
@@ -213,8 +219,8 @@ class _Scrapes(Collector):
                 self._changed.wait_for(lambda: self._count >= before + 2, timeout_s)
 
 
-def _labels(cell: Cell) -> tuple[str, str, str, str]:
-    return cell.target, cell.precision, str(cell.concurrency), str(cell.repeat)
+def _labels(cell: Cell) -> tuple[str, ...]:
+    return cell.target, cell.precision, str(cell.concurrency), cell.arrival, str(cell.repeat)
 
 
 def _set(gauge: Gauge, labels: tuple[str, ...], figure: float | None) -> None:

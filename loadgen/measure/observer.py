@@ -61,7 +61,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 class Observer:
     """Hears what happens; this one listens to nothing, others override what they want to hear."""
 
-    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
+    def run_begins(self, title: str, timetable: Timetable, simulated: bool) -> None:
         pass
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
@@ -78,6 +78,9 @@ class Observer:
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         pass
+
+    def not_measured(self, cells: Sequence[Cell], why: str) -> None:
+        """Their server did not come up, or died too often."""
 
     def note(self, sentence: str) -> None:
         pass
@@ -171,28 +174,109 @@ class LiveFigures:
         return self._correct / self.graded if self.graded else None
 
 
-class Pace:
-    """The run's cells by state, and the time left: the first guess until a cell has ended, then by the cells' pace."""
+class Timetable(msgspec.Struct, frozen=True, kw_only=True):
+    """The cells that a run measures, in order, and how long they are expected to take before anything is known."""
 
-    def __init__(self, cells: int = 0, expected_s: float = 0.0, now_ns: Callable[[], int] = monotonic_ns) -> None:
-        self.counts = {"valid": 0, "partly_valid": 0, "invalid": 0, "left": cells}
-        self.cells = cells
-        self._expected_s = expected_s
+    cells: tuple[Cell, ...] = ()
+    cells_s: tuple[float, ...] = ()
+    """Expected length of each cell."""
+    start_s: float = 0.0
+    """Expected length of a server's start."""
+
+    @property
+    def expected_s(self) -> float:
+        """The expected length of the run."""
+        return sum(self.cells_s) + self.start_s * len({_block(cell) for cell in self.cells})
+
+
+class Pace:
+    """The run's cells by state, and the time left: the timetable's, corrected by what starts and cells took."""
+
+    def __init__(self, timetable: Timetable | None = None, now_ns: Callable[[], int] = monotonic_ns) -> None:
+        timetable = timetable or Timetable()
+        self.cells = len(timetable.cells)
+        self.counts = {"valid": 0, "partly_valid": 0, "invalid": 0, "left": self.cells}
+        self._left_s = dict(zip(timetable.cells, timetable.cells_s, strict=True))
+        self._start_s = timetable.start_s
+        self._starts_s: dict[str, float] = {}
+        """The latest start of each target's server that was seen."""
+        self._seen_s: dict[tuple[str, str], float] = {}
+        """The latest cell of each target and level that was seen."""
+        self._ratios: list[float] = []
+        """Cells that were seen, over what was expected of them."""
+        self._block: tuple[str, int] | None = None
+        self._running: Progress | None = None
         self._now_ns = now_ns
-        self._start_ns = now_ns()
+        self._since_ns = now_ns()
+        """When the cell, or the start, that runs now began."""
 
     @property
     def ended(self) -> int:
+        """Cells that will not be measured are among them."""
         return self.cells - self.counts["left"]
 
-    def cell_ends(self, verdict: CellVerdict) -> None:
-        self.counts[verdict.state] = self.counts.get(verdict.state, 0) + 1
+    def progress(self, progress: Progress) -> None:
+        if _block(progress.cell) != self._block:
+            self._block = _block(progress.cell)
+            self._starts_s[progress.cell.target] = self._elapsed_s
+            self._since_ns = self._now_ns()
+        self._running = progress
+
+    def cell_ends(self, cell: Cell, verdict: CellVerdict) -> None:
+        took_s, self._since_ns, self._running = self._elapsed_s, self._now_ns(), None
+        self._seen_s[cell.target, cell.level] = took_s
+        if expected_s := self._left_s.pop(cell, None):
+            self._ratios.append(took_s / expected_s)
+        self._count(verdict.state)
+
+    def not_measured(self, cells: Sequence[Cell]) -> None:
+        self._since_ns, self._running = self._now_ns(), None
+        for cell in cells:
+            self._left_s.pop(cell, None)
+            self._count("not_measured")
+
+    def _count(self, state: str) -> None:
+        self.counts[state] = self.counts.get(state, 0) + 1
         self.counts["left"] -= 1
 
-    def left_s(self, share: float) -> float:
-        """Seconds; `share`: how much of the running cell's time is over."""
-        elapsed_s = (self._now_ns() - self._start_ns) / 1e9
-        if not self.ended:
-            return max(0.0, self._expected_s - elapsed_s)
-        over = min(self.ended + share, self.cells)
-        return elapsed_s / over * (self.cells - over)
+    @property
+    def _elapsed_s(self) -> float:
+        return (self._now_ns() - self._since_ns) / 1e9
+
+    @property
+    def left_s(self) -> float:
+        """Expected seconds to the run's end."""
+        running = self._running.cell if self._running is not None else None
+        left = [cell for cell in self._left_s if cell != running]
+        starts = list(dict.fromkeys(block for cell in left if (block := _block(cell)) != self._block))
+        left_s = sum(map(self._cell_s, left)) + sum(self._start_of(target) for target, _ in starts)
+        if self._running is not None:
+            left_s += self._rest_of(self._running)
+        elif starts and _block(left[0]) == starts[0]:  # its server is starting
+            left_s -= min(self._elapsed_s, self._start_of(starts[0][0]))
+        return left_s
+
+    def _start_of(self, target: str) -> float:
+        """The target's own latest start, else the median of the others', else what was expected."""
+        others = self._starts_s.values()
+        return self._starts_s.get(target) or (median(others) if others else self._start_s)
+
+    def _cell_s(self, cell: Cell) -> float:
+        """As long as the target's last cell of that load, else as another's, else as expected and as was seen."""
+        alike = [took_s for (_, level), took_s in self._seen_s.items() if level == cell.level]
+        other_s = median(alike) if alike else self._left_s.get(cell, 0.0) * median(self._ratios or [1.0])
+        return self._seen_s.get((cell.target, cell.level), other_s)
+
+    def _rest_of(self, running: Progress) -> float:
+        """By its share from a fifth of the window on: a count of requests has no length that could be expected."""
+        if _LEAST_SHARE < running.share < 1:
+            return self._elapsed_s * (1 - running.share) / running.share
+        return max(self._cell_s(running.cell) - self._elapsed_s, 0.0)
+
+
+_LEAST_SHARE = 0.2
+
+
+def _block(cell: Cell) -> tuple[str, int]:
+    """What one start of a server measures."""
+    return cell.target, cell.repeat

@@ -17,6 +17,7 @@ from loadgen.load.body import BodyChanges
 from loadgen.load.workers import Assignment
 from loadgen.measure.config import api_key
 from loadgen.measure.machine import client_record, host_record
+from loadgen.measure.observer import Timetable
 from loadgen.measure.settings import as_stored
 from loadgen.record.cell import Block, Cell, SweepConfig, plan_blocks
 from loadgen.record.journal import unfinished
@@ -81,12 +82,17 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
         return 0.1 * (config.duration_s or 0.0) if config.warmup_s is None else config.warmup_s
 
     @property
-    def expected_s(self) -> float:
-        """A first guess of the sweep's length; the live view corrects it as cells end."""
+    def timetable(self) -> Timetable:
+        """The cells with a first guess of their length and of a start's; the views correct it by what they see."""
         mode = self.config.mode
         more_s = (self.config.warmup_s or 0.0) + 3 * EXPECTED_ANSWER_S[mode]
-        cells_s = sum(self._window_s(cell) + more_s for cell in self.cells)
-        return cells_s + len(self.blocks) * EXPECTED_START_S[mode]
+        cells_s = tuple(self._window_s(cell) + more_s for cell in self.cells)
+        return Timetable(cells=tuple(self.cells), cells_s=cells_s, start_s=EXPECTED_START_S[mode])
+
+    @property
+    def expected_s(self) -> float:
+        """A first guess of the sweep's length."""
+        return self.timetable.expected_s
 
     def _window_s(self, cell: Cell) -> float:
         """Its length as far as it is known: of a count of requests in an open loop, not in a closed one."""

@@ -215,7 +215,7 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
     write_facts(run_dir, plan.dataset.items)
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
-    observer.run_begins(_title(plan, file, source), len(plan.cells), source.simulated, plan.expected_s)
+    observer.run_begins(_title(plan, file, source), plan.timetable, source.simulated)
     blocks = BlockRun(plan, source, power, ready.learned.changes, file, observer, judge, Interrupt(), Prompts(plan))
     for warning in (*ready.warnings, *ready.learned.notes, *power.warnings):
         blocks.warn(warning)

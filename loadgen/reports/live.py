@@ -1,26 +1,105 @@
-"""The sweep as it runs: a live view on a terminal, plain lines elsewhere."""
+"""The sweep as it runs: a live view on a terminal, plain lines elsewhere; both on stderr."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
+import msgspec
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from loadgen.measure.observer import Observer, Pace, Progress
+from loadgen.load.openloop import CLOSED
+from loadgen.measure.observer import Observer, Pace, Progress, Timetable
 from loadgen.record.cell import Cell, CellVerdict
+from loadgen.reports.rows import NAME, SHORT, Column, Table, right, shown_held, table_of
+from loadgen.reports.textable import fitting, lines_of, wrapped
 from loadgen.secret import visible_line, visible_message
 from loadgen.serving.metrics import UNVERIFIED
-from loadgen.words import number
+from loadgen.words import STAMP, number
+
+
+class ShownCell(msgspec.Struct, frozen=True, kw_only=True):
+    """A cell in the table of the views: one that has ended, or the one that runs."""
+
+    place: int
+    """From 1 on, in the order in which they ended."""
+    cell: Cell
+    verdict: CellVerdict | None = None
+    """None: it runs."""
+    last: Progress | None = None
+
+    def figure(self, name: str) -> float | None:
+        """A figure of its row in cells.csv; None where it was not measured, and while it runs."""
+        value = self.verdict.figures.get(name) if self.verdict is not None else None
+        return None if value is None else float(value)
+
+    @property
+    def right(self) -> str:
+        """Correct answers of those that were graded while it ran."""
+        if self.last is None or not self.last.graded:
+            return ""
+        graded = self.last.graded
+        shown = right(self.last.accuracy, graded)
+        return shown if "/" in shown else f"{shown}% of {graded:,}"
+
+    @property
+    def state(self) -> str:
+        """Its validity in a word, or the stage that it is in."""
+        if self.verdict is None:
+            return self.last.stage if self.last is not None else ""
+        return {"valid": "yes", "partly_valid": "partly", "invalid": "no", "unjudged": ""}[self.verdict.state]
+
+
+def _now(shown: ShownCell, ended: str, running: str, digits: int | None = None) -> str:
+    """The figure of an ended cell, or of the moment."""
+    now = getattr(shown.last, running) if shown.verdict is None and shown.last is not None else None
+    return number(now if shown.verdict is None else shown.figure(ended), digits)
+
+
+def _running(shown: ShownCell) -> str:
+    text = _now(shown, "running_mean", "running", 1)
+    return text or ("not verified" if shown.verdict is None or shown.verdict.figures else "")
+
+
+CELLS: Sequence[Column[ShownCell]] = (
+    Column("\n#", lambda shown: str(shown.place)),
+    Column("\ntarget", lambda shown: visible_line(shown.cell.target), NAME),
+    Column("\nB", lambda shown: shown_held(shown.cell.held)),
+    Column("\nrepeat", lambda shown: str(shown.cell.repeat)),
+    Column("running\nmean", _running),
+    Column("\ntok/s", lambda shown: _now(shown, "tokens_per_s", "tokens_per_s")),
+    Column("TTFT ms\np50", lambda shown: _now(shown, "ttft_ms_p50", "ttft_ms", 1)),
+    Column("TTFT ms\np99", lambda shown: number(shown.figure("ttft_ms_p99"), 1)),
+    Column("TPOT ms\np50", lambda shown: _now(shown, "tpot_ms_p50", "tpot_ms", 2)),
+    Column("E2E ms\np50", lambda shown: number(shown.figure("e2e_ms_p50"), 0)),
+    Column("E2E ms\np99", lambda shown: number(shown.figure("e2e_ms_p99"), 0)),
+    Column("W\nmean", lambda shown: _now(shown, "power_w_mean", "power_w", 0)),
+    Column("\nJ/token", lambda shown: _now(shown, "energy_per_token_j", "energy_per_token_j")),
+    Column("\nJ/query", lambda shown: number(shown.figure("energy_per_query_j"))),
+    Column("right\nof n", lambda shown: shown.right),
+    Column("\nrequests", lambda shown: number(shown.figure("requests"), 0)),
+    Column("\nerrors", lambda shown: number(shown.figure("errors"), 0)),
+    Column("\nvalid", lambda shown: shown.state, SHORT),
+)
+DISPENSABLE = (
+    "\nerrors", "\nJ/query", "E2E ms\np50", "E2E ms\np99", "W\nmean", "\nrequests", "\nrepeat", "running\nmean",
+    "TPOT ms\np50", "TTFT ms\np99", "\n#", "right\nof n", "\nJ/token", "TTFT ms\np50",
+)  # fmt: skip
+"""Columns that a narrow terminal omits, the first ones first."""
+
+
+LEAST_BAR, MOST_BAR = 8, 60
+"""Characters."""
 
 
 class QuietView(Observer):
-    """Says nothing but what a Ctrl-C sets off, on stderr."""
+    """Says nothing but why cells are missing and what a Ctrl-C sets off, on stderr."""
+
+    def not_measured(self, cells: Sequence[Cell], why: str) -> None:
+        print(visible_message(f"warning: {why}"), file=sys.stderr, flush=True)
 
     def stopping(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
@@ -32,12 +111,16 @@ class PlainView(Observer):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._pace = Pace()
+        self._simulated = False
+        self._progress: Progress | None = None
+        self._ended: list[ShownCell] = []
 
-    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
-        self._pace = Pace(cells, expected_s)
+    def run_begins(self, title: str, timetable: Timetable, simulated: bool) -> None:
+        self._pace = Pace(timetable)
+        self._simulated = simulated
         if simulated:
-            self._say("SIMULATED: no GPU is measured, the servers are a cost model")
-        self._say(f"{title}; about {_duration(expected_s)}")
+            self._say(f"{STAMP}: no GPU is measured, the servers are a cost model")
+        self._say(f"{title}; about {_duration(timetable.expected_s)}")
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
         self._say(f"{name}: starting")
@@ -45,12 +128,20 @@ class PlainView(Observer):
     def server_ready(self, name: str, note: str) -> None:
         self._say(f"{name}: ready ({note})")
 
+    def progress(self, progress: Progress) -> None:
+        self._progress = progress
+        self._pace.progress(progress)
+
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
-        self._pace.cell_ends(verdict)
-        place = f"[{self._pace.ended}/{self._pace.cells}]"
-        left = _duration(self._pace.left_s(0.0))
-        named = f"{place} {cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
-        self._say(f"{named}: {line}{_reasons(verdict)}; {left} left")
+        last = self._progress if self._progress is not None and self._progress.cell == cell else None
+        self._progress = None
+        self._pace.cell_ends(cell, verdict)
+        self._ended.append(ShownCell(place=self._pace.ended, cell=cell, verdict=verdict, last=last))
+        self._show_ended(self._ended[-1], line)
+
+    def not_measured(self, cells: Sequence[Cell], why: str) -> None:
+        self._pace.not_measured(cells)
+        self.warn(why)
 
     def note(self, sentence: str) -> None:
         self._say(sentence)
@@ -61,19 +152,28 @@ class PlainView(Observer):
     def stopping(self, sentence: str) -> None:
         self._say(sentence)
 
+    def _show_ended(self, shown: ShownCell, line: str) -> None:
+        stamp = f"{STAMP} " if self._simulated else ""
+        cell, left = shown.cell, _duration(self._pace.left_s)
+        named = f"[{shown.place}/{self._pace.cells}] {stamp}{cell.target} {cell.level.replace(' ', '')}"
+        self._say(f"{named} repeat {cell.repeat}: {_result(shown) or line}{_reasons(shown)}; {left} left")
+
     def _say(self, line: str) -> None:
         self._console.print(visible_message(line), markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveView(PlainView):
-    """A block at the bottom of the terminal that follows the running cell; ended cells scroll above it."""
+    """A block at the bottom of the terminal: the cells that have ended, the one that runs, and the time left. What else
+    is said scrolls above it. At the end the whole table is left there."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._live = Live(console=console, refresh_per_second=4, transient=True)
-        self._simulated = False
+        self._title = ""
         self._status = ""
-        self._progress: Progress | None = None
+        self._live = Live(
+            console=console, refresh_per_second=4, transient=True, get_renderable=self.drawn,
+            redirect_stdout=sys.stdout.isatty(),
+        )  # fmt: skip
 
     def __enter__(self) -> LiveView:
         self._live.start()
@@ -81,80 +181,141 @@ class LiveView(PlainView):
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+        if self._ended:
+            for line in self._cell_lines(self._ended):
+                self._console.print(line, soft_wrap=True)
 
-    def run_begins(self, title: str, cells: int, simulated: bool, expected_s: float) -> None:
-        super().run_begins(title, cells, simulated, expected_s)
-        self._simulated = simulated
+    def run_begins(self, title: str, timetable: Timetable, simulated: bool) -> None:
+        super().run_begins(title, timetable, simulated)
+        self._title = f"{STAMP} · {title}" if simulated else title
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
-        self._status, self._progress = f"{name}: starting", None
-        self._draw()
+        self._status = f"{name}: starting"
 
     def server_ready(self, name: str, note: str) -> None:
         self._status = f"{name}: ready ({note})"
-        self._draw()
 
-    def progress(self, progress: Progress) -> None:
-        self._progress = progress
-        self._draw()
+    def _show_ended(self, shown: ShownCell, line: str) -> None:
+        self._status = ""
 
-    def _draw(self) -> None:
-        lines: list[Text | Table | ProgressBar] = []
-        if self._simulated:
-            lines.append(Text("SIMULATED", style="bold red"))
-        share = self._progress.share if self._progress else 0.0
-        done = self._pace.ended + share
-        lines.append(ProgressBar(total=max(self._pace.cells, 1), completed=done, width=60))
-        left = _duration(self._pace.left_s(share))
+    def drawn(self) -> Group:
+        """As many lines as the terminal has room for: the time left always, of the ended cells the latest."""
+        progress, pace = self._progress, self._pace
+        width, height = self._console.size
+        head = [Text(line, style="bold red" if self._simulated else "bold") for line in _cut(self._title, width)]
+        running = ShownCell(place=pace.ended + 1, cell=progress.cell, last=progress) if progress is not None else None
         doubted = "".join(
-            f", {self._pace.counts[state]} {words}"
-            for state, words in (("invalid", "invalid"), ("partly_valid", "partly valid"))
-            if self._pace.counts[state]
+            f", {pace.counts[state]} {words}"
+            for state, words in (("invalid", "invalid"), ("partly_valid", "partly valid"), ("not_measured", "lost"))
+            if pace.counts.get(state)
         )
-        lines.append(Text(f"cell {self._pace.ended + 1} of {self._pace.cells}{doubted}, {left} left"))
-        lines.append(_progress_table(self._progress) if self._progress else Text(visible_line(self._status)))
-        self._live.update(Group(*lines))
+        place = min(pace.ended + 1, pace.cells)
+        left = f"{_duration(pace.left_s)} left · cell {place} of {pace.cells}{doubted}" if pace.cells else ""
+        foot = [Text(line) for line in _cut(_moment(progress) or self._status, width)]
+        if pace.cells:
+            done = (pace.ended + (progress.share if progress is not None else 0.0)) / pace.cells
+            foot += [_bar(line, done, width) for line in _cut(left, width)]
+        room = height - len(head) - len(foot) - 1
+        body = self._cell_lines(self._ended, running, room) if self._ended or running is not None else []
+        return Group(*head, *body, *foot)
+
+    def _cell_lines(
+        self, ended: Sequence[ShownCell], running: ShownCell | None = None, room: int | None = None
+    ) -> list[Text]:
+        """The table of the cells, and below it why some are not valid; both the latest, where there is little room."""
+        width, shown = self._console.width, [*ended, *([running] if running is not None else [])]
+        table, _ = fitting(_table(shown, simulated=self._simulated), width, DISPENSABLE)
+        head, rows = lines_of(table, width)
+        why = [line for text in _reasons_of(ended) for line in wrapped(text, width, indent=2, most=room and 2)]
+        if room is not None:
+            of_reasons = min(len(why), max(room // 3, room - len(head) - len(rows)))
+            why = why[len(why) - of_reasons :]
+            omitted = len(head) + len(rows) + len(why) - room
+            if omitted > 0:
+                rows = rows[min(omitted + 1, len(rows)) :]
+                head = [*head, f"… {len(shown) - len(rows)} earlier"]
+        states = [one.state for one in shown[len(shown) - len(rows) :]]
+        styles = {"no": "red", "partly": "yellow", "yes": ""}
+        return [
+            *(Text(line, style="dim") for line in head),
+            *(Text(line, style=styles.get(state, "cyan")) for line, state in zip(rows, states, strict=True)),
+            *(Text(line, style="yellow") for line in why),
+        ]
 
 
-def _progress_table(progress: Progress) -> Table:
-    table = Table.grid(padding=(0, 1))
-    cell = progress.cell
-    shown = {
-        "target": cell.target,
-        "stage": progress.stage,
-        "B/flight/run" if progress.arrived is None else "cap/flight/run": (
-            f"{cell.concurrency}/{progress.in_flight}/{number(progress.running, 0) or UNVERIFIED}"
-        ),
-        **_arrived(progress),
-        "tok/s": number(progress.tokens_per_s, 0),
-        "TTFT ms": number(progress.ttft_ms, 1),
-        "TPOT ms": number(progress.tpot_ms, 2),
-        "W": number(progress.power_w, 0),
-        "J/tok": number(progress.energy_per_token_j),
-        "correct": "" if progress.accuracy is None else f"{progress.accuracy:.0%} of {progress.graded}",
-        "ok/err": f"{progress.requests}/{progress.errors}",
-    }
-    table.add_row(*(Text(name, style="dim") for name in shown))
-    table.add_row(*(Text(visible_line(value)) for value in shown.values()))
-    return table
+def _table(shown: Sequence[ShownCell], *, simulated: bool) -> Table:
+    table = table_of(CELLS, shown)
+    open_loop = any(one.cell.arrival != CLOSED for one in shown)
+    new = {"\nB": "requests\n/s"} if open_loop else {}
+    new |= {"\ntarget": f"{STAMP}\ntarget"} if simulated else {}
+    return msgspec.structs.replace(table, headings=tuple(new.get(text, text) for text in table.headings)).filled
 
 
-def _arrived(progress: Progress) -> dict[str, str]:
-    """What an open loop has offered so far."""
-    if progress.arrived is None:
-        return {}
-    return {
-        "req/s": f"{number(progress.sent_per_s, 1)} of {progress.cell.rate_asked_per_s:g}",
-        "late": str(progress.arrived.late),
-        "dropped": str(progress.arrived.dropped),
-    }
+def _result(shown: ShownCell) -> str:
+    """The figures of an ended cell in a line; empty where it has none."""
+    figure = shown.figure
+    if shown.verdict is None or not shown.verdict.figures:
+        return ""
+    parts = [
+        (number(figure("tokens_per_s")), "{} tok/s"),
+        (number(figure("rate_per_s"), 2), "{} requests/s sent"),
+        (number(figure("ttft_ms_p50"), 1), f"TTFT {{}} / {number(figure('ttft_ms_p99'), 1)} ms (p50 / p99)"),
+        (number(figure("tpot_ms_p50"), 2), "TPOT {} ms"),
+        (number(figure("energy_per_token_j")), "{} J/token"),
+        (shown.right, "right {}"),
+        (number(figure("running_mean"), 1), "running {}"),
+        (number(figure("errors") or None, 0), "{} errors"),
+    ]
+    return ", ".join(words.format(text) for text, words in parts if text)
 
 
-def _reasons(verdict: CellVerdict) -> str:
-    if verdict.state == "valid" or not verdict.reasons:
+def _moment(progress: Progress | None) -> str:
+    """What the running cell does, beside its line in the table."""
+    if progress is None:
+        return ""
+    cell, arrived = progress.cell, progress.arrived
+    running = number(progress.running, 0) or UNVERIFIED
+    stage = f"{progress.stage} {progress.share:.0%}" if progress.stage == "window" else progress.stage
+    parts = [f"{visible_line(cell.target)} {cell.level}: {stage}"]
+    if arrived is None:
+        parts.append(f"asked/in flight/running {cell.concurrency}/{progress.in_flight}/{running}")
+    else:
+        parts.append(f"{number(progress.sent_per_s, 1)} of {cell.rate_asked_per_s:g} requests/s sent")
+        parts.append(f"in flight/running {progress.in_flight}/{running}")
+        parts += [f"{n} {what}" for n, what in ((arrived.late, "late"), (arrived.dropped, "dropped")) if n]
+    parts += [f"{progress.requests} answered", f"{progress.errors} failed"]
+    return ", ".join(parts)
+
+
+def _reasons(shown: ShownCell) -> str:
+    verdict = shown.verdict
+    if verdict is None or verdict.state == "valid" or not verdict.reasons:
         return ""
     heading = {"invalid": "invalid: ", "unjudged": "not judged yet: "}.get(verdict.state, "")
     return f"; {heading}{verdict.reasons}"
+
+
+def _reasons_of(ended: Sequence[ShownCell]) -> Iterator[str]:
+    """Why cells are not valid: a sentence for all that have the same reason."""
+    by_reason: dict[str, list[str]] = {}
+    for shown in ended:
+        if reason := _reasons(shown).removeprefix("; "):
+            by_reason.setdefault(visible_line(reason), []).append(str(shown.place))
+    for reason, places in by_reason.items():
+        yield f"#{', #'.join(places)} {reason}"
+
+
+def _bar(text: str, share: float, width: int) -> Text:
+    """The text, and behind it how much is over, where there is room."""
+    length = min(width - len(text) - 2, MOST_BAR)
+    if length < LEAST_BAR:
+        return Text(text, style="bold")
+    over = round(length * share)
+    return Text.assemble((f"{text}  ", "bold"), ("━" * over, "green"), ("━" * (length - over), "dim"))
+
+
+def _cut(text: str, width: int) -> list[str]:
+    return wrapped(visible_line(text), width, most=1) if text else []
 
 
 def _duration(seconds: float) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -151,11 +151,18 @@ _BESIDE = _INDENT + 1 + max(map(len, LABELS.values()))
 Lines = list[str]
 
 
-def stdout_console(*, width: int) -> Console:
-    """Writes to stdout past `VisibleStream`, because rich's own control sequences are meant to be obeyed; whoever
-    prints makes texts visible first. `width`: where stdout is no terminal."""
-    file = sys.stdout.stream if isinstance(sys.stdout, VisibleStream) else sys.stdout
-    return Console(file=file, width=None if file.isatty() else width, markup=False, highlight=False, emoji=False)
+class _Console(Console):
+    """Leaves it to the caller what a pipe that nobody reads any more means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def console_of(stream: Any, *, width: int) -> Console:
+    """Writes to stdout or stderr past `VisibleStream`, because rich's own control sequences are meant to be obeyed;
+    whoever prints makes texts visible first. `width`: where it is not a terminal."""
+    file = stream.stream if isinstance(stream, VisibleStream) else stream
+    return _Console(file=file, width=None if file.isatty() else width, markup=False, highlight=False, emoji=False)
 
 
 def subject(run: Run) -> str:

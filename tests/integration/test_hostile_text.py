@@ -26,6 +26,7 @@ from rich.console import Console
 import loadgen
 from loadgen import cli
 from loadgen.analysis.run import Run
+from loadgen.measure.observer import Timetable
 from loadgen.reports.compare import print_comparison
 from loadgen.reports.live import LiveView
 from loadgen.reports.terminal import print_end
@@ -127,7 +128,7 @@ def test_the_terminal_obeys_nothing(run: Run) -> None:
     console = Console(file=out, width=100, color_system=None)
     print_end(run, console)
     with LiveView(console) as view:
-        view.run_begins(HOSTILE, 1, False, 1.0)
+        view.run_begins(HOSTILE, Timetable(), False)
         view.server_ready(HOSTILE, HOSTILE)
         view.warn(HOSTILE)
     print_comparison(loadgen.compare(run.path), console)

@@ -13,6 +13,7 @@ import loadgen
 from loadgen.analysis import energy
 from loadgen.analysis.cellresult import judge_cell
 from loadgen.analysis.energy import read_power
+from loadgen.measure.observer import Timetable
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import CellVerdict
 from loadgen.record.journal import Journal, cell_files, power_file, read_lines, sealed
@@ -151,7 +152,7 @@ def test_a_file_is_read_from_the_first_line_behind_a_byte(tmp_path: Path) -> Non
 def test_the_line_of_an_ended_cell_says_why_it_is_invalid(verdict: CellVerdict, said: str) -> None:
     console = Console(record=True, width=200, quiet=True)
     view = PlainView(console)
-    view.run_begins("title", 2, False, 10.0)
+    view.run_begins("title", Timetable(cells=(cell(4),), cells_s=(10.0,)), False)
     with console.capture() as shown:
         console.quiet = False
         view.cell_ends(cell(4), "window 1.0 s", verdict)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
+from fault_server import FaultServer
+
+import loadgen
 
 LOADGEN = ["-m", "loadgen"]
 MADE = (
@@ -41,3 +46,28 @@ def test_output_that_nobody_reads_ends_the_command_without_a_word(arguments: lis
 def test_a_mistake_keeps_its_status_where_nobody_reads_the_sentence() -> None:
     assert ended([*LOADGEN, "report", "nowhere"], "stderr") == (2, "")
     assert ended([*LOADGEN, "report", "nowhere"], "stdout", "stderr") == (2, "")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as one:
+        yield one
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_closed_pipe_ends_no_measurement(server: FaultServer, tmp_path: Path, closed: bool) -> None:
+    """`loadgen sweep 2>&1 | head -1`, whose reader goes; and `loadgen sweep >&- 2>&-`, where there never was one."""
+    run = tmp_path / "run"
+    sweep = [
+        *LOADGEN, "sweep", "--target", f"fp16={server.url}/ok", "--concurrency", "1", "--dataset", "sample",
+        "--duration", "0.5", "--repeats", "1", "--power", "none", "--out", str(run),
+    ]  # fmt: skip
+    if closed:
+        shell = f"exec {shlex.join([sys.executable, *sweep])} >&- 2>&-"
+        status = subprocess.run(["sh", "-c", shell], check=False, timeout=60).returncode
+    else:
+        status, _ = ended(sweep, "stdout", "stderr")
+    opened = loadgen.load_run(run)
+    assert status == (0 if opened.complete else 1)
+    assert len(opened.cells) == 1
+    assert (run / "report.html").stat().st_size > 0

@@ -11,12 +11,14 @@ from msgspec.structs import replace
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
 from loadgen.measure.metrics import LAST_SCRAPE_S, SweepMetrics
-from loadgen.measure.observer import LiveFigures, Progress
+from loadgen.measure.observer import LiveFigures, Progress, Timetable
 from loadgen.record.cell import Cell, CellVerdict
 from loadgen.workload.grading import Grade
 
 CELL = Cell(index=1, target="mine", precision="awq", concurrency=4, repeat=2)
-LABELS = {"target": "mine", "precision": "awq", "concurrency": "4", "repeat": "2"}
+LABELS = {"target": "mine", "precision": "awq", "concurrency": "4", "arrival": "closed", "repeat": "2"}
+CELLS = (CELL, *(replace(CELL, index=index, concurrency=16) for index in (2, 3, 4)))
+"""4 cells of 20 s each after a start of 20 s are expected."""
 ROW = {
     "running_mean": 3.9, "running_peak": 4.0, "tokens_per_s": 10.5, "power_w_mean": 210.0, "energy_per_token_j": 20.0,
     "energy_per_query_j": 400.0, "ttft_ms_mean": 250.0, "tpot_ms_mean": None,
@@ -83,7 +85,7 @@ class Clock:
 
 def metrics_of_one_cell(clock: Clock) -> SweepMetrics:
     metrics = SweepMetrics(simulated=True, run="one", model="m", dataset="sample", now_ns=clock)
-    metrics.run_begins("title", 4, True, 100.0)
+    metrics.run_begins("title", Timetable(cells=CELLS, cells_s=(20.0,) * 4, start_s=20.0), True)
     clock.ns = s(1)
     metrics.progress(glance("window", running=4, power_w=200, share=0.5))
     clock.ns = s(3)
@@ -137,6 +139,21 @@ def test_an_ended_cell_has_the_figures_of_its_row_in_cells_csv() -> None:
     assert value("cell_start_timestamp_seconds") == pytest.approx(time.time(), abs=60)
 
 
+def test_each_rate_of_an_open_loop_has_its_series() -> None:
+    metrics = SweepMetrics(simulated=True, run="one")
+    for rate, figure in ((5, 10.0), (20, 40.0)):
+        cell = replace(CELL, arrival=f"poisson:{rate}")
+        metrics.cell_ends(cell, "", CellVerdict(valid=True, figures=ROW | {"tokens_per_s": figure}))
+    labels = LABELS | {"run": "one"}
+    found = [
+        metrics.registry.get_sample_value(
+            "loadgen_ended_cell_output_tokens_per_second", labels | {"arrival": f"poisson:{rate}"}
+        )
+        for rate in (5, 20)
+    ]
+    assert found == [10, 40]
+
+
 def test_a_cell_that_was_not_judged_is_neither_valid_nor_invalid_and_has_no_figures() -> None:
     metrics = metrics_of_one_cell(Clock())
     metrics.cell_ends(CELL, "", UNJUDGED)
@@ -169,15 +186,15 @@ def test_cells_by_state_and_the_time_left() -> None:
         return metrics.registry.get_sample_value("loadgen_run_left_seconds", {"run": "one"})
 
     assert (cells("valid"), cells("invalid"), cells("left")) == (0, 0, 4)
-    assert left_s() == 100 - 3
-    clock.ns = s(10)
+    assert left_s() == 4 * 20 - 2, "the server is up and the first cell is 2 s old"
+    clock.ns = s(11)
     metrics.cell_ends(CELL, "", VALID)
     assert (cells("valid"), cells("invalid"), cells("left")) == (1, 0, 3)
-    assert left_s() == 30
-    metrics.cell_ends(CELL, "", INVALID)
+    assert left_s() == 3 * 10, "the first took half of what was expected"
+    metrics.cell_ends(CELLS[1], "", INVALID)
     assert (cells("valid"), cells("invalid"), cells("left")) == (1, 1, 2)
     assert cells("unjudged") is None
-    metrics.cell_ends(CELL, "", UNJUDGED)
+    metrics.cell_ends(CELLS[2], "", UNJUDGED)
     assert (cells("valid"), cells("invalid"), cells("unjudged"), cells("left")) == (1, 1, 1, 1)
 
 
