@@ -280,7 +280,7 @@ def _load_reasons(e: Evidence) -> list[str]:
     if e.requests == 0 and e.traffic is None:
         reasons.append("no request ended within the window; make --duration longer")
     elif e.requests == 0:
-        reasons.append("no request of the window was answered")
+        reasons.append("no request in the window was answered")
     elif e.uncounted == e.requests:
         reasons.append("the server reports no token usage in its streams")
     elif e.tokens_per_s is None:
@@ -291,7 +291,7 @@ def _load_reasons(e: Evidence) -> list[str]:
     if not e.failures:
         reasons += [f"{CLIENT_BOUND}{sentence}" for sentence in e.client_bound]
     if e.silent_s is not None and e.silent_s > max(SILENT_S, SILENT_SHARE * (e.window_s or 0.0)):
-        reasons.append(f"the server gave no /metrics for {e.silent_s:.1f} s of the window")
+        reasons.append(f"the server's /metrics did not answer for {e.silent_s:.1f} s of the window")
     made, got = e.server_tokens, e.recorded_tokens
     if made is not None and got is not None and abs(made - got) > TOKEN_MISMATCH * max(made, 1.0):
         reasons.append(f"the server made {made:.0f} tokens, these requests got {got}: is somebody else using it?")
@@ -308,7 +308,7 @@ def _batch_was_not_held(e: Evidence) -> list[str]:
     if low and (not failing or e.queues):
         reasons.append(f"running batch {e.running_mean:.2f} did not reach B = {b}: {_cause(e)}")
     if e.running_mean is not None and e.running_mean - e.running_noise > MOST_SHARE * b:
-        whose = "somebody else asks this server too"
+        whose = "something else is using this server too"
         if e.given_up:
             whose = f"the server still works on requests that were given up ({e.given_up}), or {whose}"
         reasons.append(f"running batch {e.running_mean:.2f} is above B = {b}: {whose}")
@@ -349,7 +349,7 @@ def late_tail(t: Traffic) -> str | None:
     """A warning of a client that was late often enough to be in p99."""
     if t.arrivals is None or not t.late or t.late <= max(1, LATE_TAIL * (t.arrivals - (t.dropped or 0))):
         return None
-    return f"{_lateness(t)}: p99 latencies hold the client's lateness"
+    return f"{_lateness(t)}: p99 latencies include the client's lateness"
 
 
 def _lateness(t: Traffic) -> str:
@@ -380,9 +380,9 @@ def _other_lengths(e: Evidence) -> list[str]:
     have = f"{min(lengths)} to {max(lengths)}" if len({*lengths}) > 1 else f"{lengths[0]}"
     follows = "the server does not follow ignore_eos and min_tokens"
     if e.fixed_length is None:
-        return [f"{len(lengths)} of {e.requests} answers have {have} tokens, other numbers were asked for: {follows}"]
+        return [f"{len(lengths)} of {e.requests} answers have {have} tokens instead of the requested numbers: {follows}"]
     return [
-        f"{len(lengths)} of {e.requests} answers have {have} tokens, {e.fixed_length} were asked for (--fixed-length): "
+        f"{len(lengths)} of {e.requests} answers have {have} tokens, {e.fixed_length} were requested (--fixed-length): "
         f"{follows}; use --max-tokens"
     ]
 

@@ -57,12 +57,12 @@ def run_warnings(
         *_together("p99 latencies of {} may be the client's", cells, lambda cell: cell.client_doubt),
         *_each(cells, _failures),
         *_together(
-            "energy of {} with a reservation (energy_reservations in cells.csv)",
+            "energy of {} has a reservation (see energy_reservations in cells.csv)",
             cells,
             lambda cell: cell.energy.energy_reservations if cell.validity.energy_valid else None,
         ),
         *_each(latency, _dropped),
-        *_together("prompts of {} have other lengths than asked", cells, _prompts_off),
+        *_together("prompts of {} do not have the requested lengths", cells, _prompts_off),
         *_each(latency, lambda cell: late_tail(cell.traffic)),
         *(hit_warnings(cells) if not config.prefix_cache else ()),
         *dict.fromkeys(f"the comparison is not fair: {mark}" for ours in marks.values() for mark in ours),
@@ -98,7 +98,7 @@ def _prompts_off(cell: CellSummary) -> str | None:
         return None
     return (
         f"{had.prompts_off} of {cell.requests} prompts; {had.prompt_tokens_mean:.1f} tokens on average, "
-        f"{had.prompt_tokens_asked:.1f} were asked for"
+        f"{had.prompt_tokens_asked:.1f} were requested"
     )
 
 

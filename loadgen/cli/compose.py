@@ -60,13 +60,13 @@ def command(
     sizing = _sizing(model, list(chosen), gpu_memory, concurrency, tokens, tensor_parallel)
     if print_env:
         if sizing is None:
-            raise UsageError("--print-env: no GPU of this machine says how large it is; give --gpu-memory GIB")
+            raise UsageError("--print-env: the memory of this machine's GPU is unknown; give --gpu-memory GIB")
         click.echo(sized_environment(model, sizing, chosen), nl=False)
         return
     folder = folder.expanduser()
     write_project(folder, force=force)
     if sizing is None:
-        click.echo("The GPU's memory is not known here, so docker/.env is not sized: give --gpu-memory GIB")
+        click.echo("The GPU's memory is unknown, so docker/.env is not sized: give --gpu-memory GIB")
     else:
         (folder / "docker" / ".env").write_text(sized_environment(model, sizing, chosen), encoding="utf-8")
         for sentence in _sentences(model, sizing):
@@ -113,7 +113,7 @@ def _sentences(model: str, sizing: Sizing) -> Iterator[str]:
         more = f" (--tensor-parallel {name}=N lets N GPUs share it)" if len(sizing.gpus) > sizing.shared[name] else ""
         yield f"{name} needs {need / GIB:.1f} GiB{each.get(name, '')} and does not fit: it is left out{more}"
     if alone := [name for name in sizing.needs if name not in sizing.placed]:
-        yield f"not up beside the others, but one at a time: {', '.join(alone)}"
+        yield f"one at a time, not together with the others: {', '.join(alone)}"
 
 
 def _chosen(serve: str | None, model: str) -> dict[str, str]:

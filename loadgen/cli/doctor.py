@@ -21,7 +21,7 @@ from loadgen.secret import Mask, visible, visible_json
 # fmt: off
 class DoctorOptions(TypedDict, total=False):
     mode: Annotated[Mode, Option(
-        "MODE", "How the sweep's servers are to be run: simulated, cpu, gpu or docker.", default="gpu")]
+        "MODE", "How the sweep's servers run: simulated, cpu, gpu or docker.", default="gpu")]
     model: Served
     vllm: Vllm
     prometheus: Annotated[str, Option("URL", "Where Prometheus should answer.", default=PROMETHEUS)]

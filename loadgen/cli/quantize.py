@@ -14,7 +14,7 @@ from loadgen.options import Option, QuantizeOptions
 
 # fmt: off
 class Options(QuantizeOptions, total=False):
-    env: Annotated[bool, Option("", "Install llm-compressor and end.", default=False)]
+    env: Annotated[bool, Option("", "Install llm-compressor and exit.", default=False)]
     rebuild: Annotated[bool, Option("", "With --env: start again even if it is complete.", default=False)]
 # fmt: on
 

@@ -42,7 +42,7 @@ class ServeOptions(TypedDict, total=False):
     start_timeout: StartTimeout
     vllm: Vllm
     listing: Annotated[bool, Option(
-        "", "Show every recipe, or with --model what each would serve, and end.", default=False, flag="list")]
+        "", "Show every recipe, or with --model what each would serve, and exit.", default=False, flag="list")]
     printing: Annotated[bool, Option(
         "", "Show the command and its environment; start nothing.", default=False, flag="print")]
 # fmt: on

@@ -43,7 +43,7 @@ class SimulateOptions(TypedDict, total=False):
     fault: Annotated[tuple[str, ...], Option(
         "KIND@T[:...]", "reset@T, lost@T, gap@T:S, throttle@T:S, foreign@T:S:WATTS; seconds after the start. "
         "Repeatable.", default=(), repeatable=True)]
-    explain: Annotated[bool, Option("", "Print the closed form by batch and every B*, and end.", default=False)]
+    explain: Annotated[bool, Option("", "Print the closed form by batch and every B*, and exit.", default=False)]
     prompt_tokens: Annotated[int, Option("N", "For --explain.", default=480)]
     answer_tokens: Annotated[int, Option("N", "For --explain.", default=80)]
     context_tokens: Annotated[int | None, Option(

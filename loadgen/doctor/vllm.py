@@ -139,7 +139,7 @@ def examine_checkpoints(
     offline = is_offline()
     first = None if offline else ask(wanted[0].id)
     if offline or first is None or first.state == "unreachable":
-        reason = "HF_HUB_OFFLINE asks for no connection" if first is None else f"{endpoint()}: {first.reason}"
+        reason = "HF_HUB_OFFLINE is set" if first is None else f"{endpoint()}: {first.reason}"
         return [unreachable(reason, model)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         answers = [first, *pool.map(lambda one: ask(one.id), wanted[1:])]

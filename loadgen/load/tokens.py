@@ -79,7 +79,7 @@ def _capped(counted: Counted, most: int | None) -> Counted:
         return counted
     if total - most <= MOST_OVER:
         return counted._replace(note=counted.note or NOTE_OVER)
-    return counted._replace(contradiction=f"usage reports {total} tokens, at most {most} were asked for")
+    return counted._replace(contradiction=f"usage reports {total} tokens, at most {most} were requested")
 
 
 def _contradiction(counts: Sequence[int], total: int) -> str | None:

@@ -273,7 +273,7 @@ def _tried(b: int, transport: str, file: ManifestFile, observer: Observer) -> in
     try:
         workers, trials = fewest_workers(b, rate, transport)
     except ServerError as error:
-        observer.warn(f"the selftest at B = {b} came to nothing ({error}); one client process is used")
+        observer.warn(f"the selftest at B = {b} failed ({error}); one client process is used")
         return 1
     client = file.manifest.client
     known = (*client.selftest, *msgspec.to_builtins(trials))

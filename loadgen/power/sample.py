@@ -90,7 +90,7 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     power_limit_max_w: Amount | None = None
     memory_total_bytes: Bytes | None = None
     mig: bool = False
-    """MIG mode: power and energy are the whole GPU's, whoever uses the other slices."""
+    """MIG mode: power and energy are the whole GPU's, including the other slices."""
     scope: Scope = "gpu"
     """What the energy counter counts. Power is the GPU's own in either scope."""
     supported: dict[Text, bool] = {}
@@ -109,7 +109,7 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
         if not self.mig:
             return None
         return (
-            f"{self.name} {self.uuid} is in MIG mode: its power and energy are the whole GPU's, whoever uses the other "
+            f"{self.name} {self.uuid} is in MIG mode: its power and energy are the whole GPU's, including the other "
             "slices"
         )
 

@@ -194,7 +194,7 @@ class Sampler:
         if now_ns - self._energy_ns < DARK_S * 1e9:
             return
         if self._reopen_due_ns is None:
-            again = ": the sensors are opened again until they answer" if self._reopen is not None else ""
+            again = ": trying again until they answer" if self._reopen is not None else ""
             self._say(f"{dark_reason(self._newest(), DARK_S)}{again}")
             self._reopen_due_ns, self._reopen_wait_s = now_ns, REOPEN_FIRST_S
         if self._reopen is not None and now_ns >= self._reopen_due_ns:

@@ -274,7 +274,7 @@ def environment_file(model: str) -> str:
         recipe = recipes[name]
         checkpoint, in_flight = checkpoint_of(recipe, model)
         if checkpoint in recipe.unverified_checkpoints.values():
-            lines.append(f"# not verified: {checkpoint} is expected by its siblings' names")
+            lines.append(f"# not verified: {checkpoint} is a guess from its siblings' names")
         lines.append(f"{variable(name)}_CHECKPOINT={checkpoint}")
         if recipe.checkpoint == "own" and in_flight:
             lines.append(f"{variable(name)}_ARGS={shlex.join(in_flight)}")

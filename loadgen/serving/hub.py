@@ -51,7 +51,7 @@ class Derivatives:
         and UsageError where two have the most downloads.
         """
         if is_offline():
-            raise NoCheckpoint(recipe, self.model, "HF_HUB_OFFLINE keeps loadgen from asking the hub", naming)
+            raise NoCheckpoint(recipe, self.model, "HF_HUB_OFFLINE forbids asking the hub", naming)
         held = [(one, quantization_of(answer.config or {})) for one, answer in self._judged]
         fitting = [(one, found) for one, found in held if found is not None and serves(recipe, found)]
         if not fitting:
@@ -85,7 +85,7 @@ class Derivatives:
                 raise ValueError(f"{answer.status} {answer.reason}")
             listed = msgspec.json.decode(answer.body, type=list[Derivative])
         except (*httpget.FAILURES, RecursionError) as error:
-            self._failure = f"{endpoint()} could not be asked for one ({error_text(error)})"
+            self._failure = f"{endpoint()} could not be reached to look for one ({error_text(error)})"
             return []
         return sorted(listed, key=lambda one: -1 if one.downloads is None else one.downloads, reverse=True)
 

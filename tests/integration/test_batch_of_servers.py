@@ -192,4 +192,4 @@ def test_a_server_whose_metrics_are_closed_is_measured_without_its_batch(cells: 
 def test_more_than_was_asked_for_is_somebody_elses(cells: pd.DataFrame) -> None:
     cell = cells.loc["shared"]
     assert not cell.valid
-    assert "is above B = 4: somebody else asks this server too" in cell.reasons
+    assert "is above B = 4: something else is using this server too" in cell.reasons

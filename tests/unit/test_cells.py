@@ -149,7 +149,7 @@ def test_a_server_whose_metrics_fall_silent_is_told(tmp_path: Path) -> None:
     """The window has 10 s; /metrics answers in the first 4."""
     samples = [scrape(1000 + 500 * k, running=1.0) for k in range(9)]
     figures = row(tmp_path, [answer(900, [(1500, 1)])], samples, end=ended((1000, 11_000)))
-    assert "the server gave no /metrics for 6.0 s of the window" in figures.validity.sentence
+    assert "the server's /metrics did not answer for 6.0 s of the window" in figures.validity.sentence
 
 
 def test_latency_figures_are_the_mean_and_the_percentiles_in_ms(tmp_path: Path) -> None:

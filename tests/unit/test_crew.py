@@ -97,4 +97,4 @@ def test_a_selftest_that_comes_to_nothing_leaves_one_process_and_a_warning(
     monkeypatch.setattr(selftest, "fewest_workers", fails)
     heard = Heard()
     assert crew(manifest, heard, concurrency=[512]) == {512: 1}
-    assert "came to nothing" in heard.said[-1]
+    assert "the selftest at B = 512 failed" in heard.said[-1]

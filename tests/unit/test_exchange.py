@@ -218,7 +218,7 @@ class TestWrongUsage:
         raw.request = msgspec.structs.replace(raw.request, max_tokens=most)
         exchange = read_exchange(raw)
         assert (exchange.status, exchange.notes) == (status, notes)
-        assert exchange.error == (None if status == "ok" else "usage reports 4 tokens, at most 2 were asked for")
+        assert exchange.error == (None if status == "ok" else "usage reports 4 tokens, at most 2 were requested")
 
 
 class TestHttpErrors:

@@ -112,14 +112,14 @@ def test_equal_downloads_are_the_users_choice(hub: MadeHub) -> None:
 
 def test_an_offline_machine_does_not_ask(hub: MadeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(NoCheckpoint, match=r"HF_HUB_OFFLINE keeps loadgen from asking the hub; give one .*: --serve"):
+    with pytest.raises(NoCheckpoint, match=r"HF_HUB_OFFLINE forbids asking the hub; give one .*: --serve"):
         Derivatives(MODEL).choose(load_recipe("awq"))
     assert hub.listings == 0
 
 
 def test_a_hub_that_does_not_answer_is_named(hub: MadeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(NoCheckpoint, match=r"http://127.0.0.1:9 could not be asked for one \("):
+    with pytest.raises(NoCheckpoint, match=r"http://127.0.0.1:9 could not be reached to look for one \("):
         Derivatives(MODEL).choose(load_recipe("awq"))
 
 

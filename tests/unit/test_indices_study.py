@@ -230,7 +230,7 @@ def test_batches_within_three_percent_are_equal() -> None:
     assert batch_refusal(point("awq", running_mean=None), point("fp16")) is None
     refusal = batch_refusal(point("awq", 64), point("fp16", 16))
     assert refusal is not None
-    assert "asked at B = 64, fp16 at B = 16" in refusal
+    assert "measured at B = 64, fp16 at B = 16" in refusal
 
 
 def test_without_memory_there_is_no_e_si_unless_speed_is_all_of_it() -> None:

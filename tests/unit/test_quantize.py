@@ -280,7 +280,7 @@ def test_a_model_that_cannot_be_quantized_is_refused(tmp_path: Path, monkeypatch
     with pytest.raises(UsageError, match=r"empty: the folder has no config\.json"):
         plan_quantize({"model": str(tmp_path / "empty"), "to": "fp8"})
     odd = put_in_folder(tmp_path / "odd", {"hidden_size": 100, "intermediate_size": 256})
-    with pytest.raises(UsageError, match=r"hidden_size of 100, which is no multiple of 32.*use --to int8 or fp8"):
+    with pytest.raises(UsageError, match=r"hidden_size of 100, which is not a multiple of 32.*use --to int8 or fp8"):
         plan_quantize({"model": str(odd), "to": "w4a16-gptq", "calibration": planning.SAMPLE_FILE})
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     with made_hub({"me/mine": AWQ}) as hub:

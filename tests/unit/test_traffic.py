@@ -148,7 +148,7 @@ class TestValidity:
     def test_from_1_percent_on_it_is_said_that_p99_holds_it(self) -> None:
         assert late_tail(msgspec.structs.replace(KEPT, late=12)) is None
         assert late_tail(msgspec.structs.replace(KEPT, late=13, late_ms_p99=9.25)) == (
-            "13 of 1200 requests were sent more than 5 ms after they were due (p99 9.2 ms): p99 latencies hold the "
+            "13 of 1200 requests were sent more than 5 ms after they were due (p99 9.2 ms): p99 latencies include the "
             "client's lateness"
         )
         assert late_tail(msgspec.structs.replace(KEPT, late=1, arrivals=20)) is None

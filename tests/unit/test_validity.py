@@ -59,8 +59,8 @@ def test_what_the_server_does_not_tell_is_not_held_against_it() -> None:
             "3 of 1000 requests failed, the first: http 503: full",
         ),
         ({"restarted": True}, "the server's counters went back: it was restarted within the cell"),
-        ({"silent_s": 15.1}, "the server gave no /metrics for 15.1 s of the window"),
-        ({"silent_s": 3.1, "window_s": 4.0}, "the server gave no /metrics for 3.1 s of the window"),
+        ({"silent_s": 15.1}, "the server's /metrics did not answer for 15.1 s of the window"),
+        ({"silent_s": 3.1, "window_s": 4.0}, "the server's /metrics did not answer for 3.1 s of the window"),
         ({"requests": 0}, "no request ended within the window; make --duration longer"),
         ({"tokens_per_s": None, "uncounted": 1000}, "the server reports no token usage in its streams"),
         ({"tokens_per_s": None}, "not one token arrived within the window"),
@@ -72,7 +72,7 @@ def test_what_the_server_does_not_tell_is_not_held_against_it() -> None:
             "running batch 15.51 did not reach B = 16: the server was slow to take up new requests "
             "(a stall, or answers so short that every refill shows)",
         ),
-        ({"running_mean": 16.81}, "running batch 16.81 is above B = 16: somebody else asks this server too"),
+        ({"running_mean": 16.81}, "running batch 16.81 is above B = 16: something else is using this server too"),
         (
             {"running_mean": 8.0, "running_peak": 8.0, "held_back": True},
             "running batch 8.00 did not reach B = 16: a layer between client and engine holds requests back "
@@ -128,8 +128,8 @@ FAILED: dict[str, object] = {
 
 def test_a_request_that_was_given_up_may_still_run() -> None:
     assert reasons(running_mean=17.0, given_up=1) == [
-        "running batch 17.00 is above B = 16: the server still works on requests that were given up (1), or somebody "
-        "else asks this server too"
+        "running batch 17.00 is above B = 16: the server still works on requests that were given up (1), or something "
+        "else is using this server too"
     ]
 
 
@@ -148,8 +148,8 @@ def test_failures_that_keep_slots_waiting_are_the_one_reason() -> None:
 @pytest.mark.parametrize(
     ("lengths", "said"),
     [
-        ((12,) * 1000, "1000 of 1000 answers have 12 tokens, 50 were asked for (--fixed-length)"),
-        ((12, 49, 30) * 2, "6 of 1000 answers have 12 to 49 tokens, 50 were asked for (--fixed-length)"),
+        ((12,) * 1000, "1000 of 1000 answers have 12 tokens, 50 were requested (--fixed-length)"),
+        ((12, 49, 30) * 2, "6 of 1000 answers have 12 to 49 tokens, 50 were requested (--fixed-length)"),
         ((12,) * 5, None),
         ((), None),
     ],

@@ -172,7 +172,7 @@ def pair(
         notes.insert(0, f"{spanned(missing, shared)}: no repeat has this figure on both sides")
     if assumed:
         of = spanned(assumed, shared)
-        notes.append(f"{of}: the running batch was not measured; the concurrency asked for is used instead")
+        notes.append(f"{of}: the running batch was not measured; the requested concurrency is used instead")
     repeats = max((len(logs) for _, _, logs, _, _ in kept), default=0)
     return PairedCurve(
         concurrency=tuple(b for b, *_ in kept),

@@ -95,7 +95,7 @@ def batch_refusal(target: OperatingPoint, reference: OperatingPoint) -> str | No
     """Why speed and energy of the two cannot be compared (paper: equal B), in one sentence; None if they can."""
     if target.concurrency != reference.concurrency:
         return (
-            f"not compared: {target.target} was asked at B = {target.concurrency}, {reference.target} at "
+            f"not compared: {target.target} was measured at B = {target.concurrency}, {reference.target} at "
             f"B = {reference.concurrency}; measure both at the same B"
         )
     ours, theirs = target.running_mean, reference.running_mean
