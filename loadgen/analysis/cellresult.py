@@ -252,7 +252,7 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
     """
     size = path.stat().st_size
     if size > largest_bytes:
-        return CellVerdict(valid=None, reasons=f"its journal of {size / 1e6:.0f} MB is too large to judge now: see the report")
+        return CellVerdict(valid=None, reasons=f"its journal of {size / 1e6:.0f} MB is read by the report only")
     data = read_cell(path)
     if data is None:
         return CellVerdict(valid=None, reasons="its journal is empty")

@@ -380,7 +380,7 @@ def _other_lengths(e: Evidence) -> list[str]:
     have = f"{min(lengths)} to {max(lengths)}" if len({*lengths}) > 1 else f"{lengths[0]}"
     follows = "the server does not follow ignore_eos and min_tokens"
     if e.fixed_length is None:
-        return [f"{len(lengths)} of {e.requests} answers have {have} tokens instead of the requested numbers: {follows}"]
+        return [f"{len(lengths)} of {e.requests} answers have {have} tokens, other lengths were requested: {follows}"]
     return [
         f"{len(lengths)} of {e.requests} answers have {have} tokens, {e.fixed_length} were requested (--fixed-length): "
         f"{follows}; use --max-tokens"

@@ -13,7 +13,7 @@ from loadgen.workload.questions import SAMPLE_FILE
 
 
 @click.command("cpu-env", context_settings=CONTEXT)
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Folder of the environment.  [default: in the user's cache folder]")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), help="Its folder.  [default: in the cache folder]")
 @click.option("--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="More text for the tokenizer, e.g. GSM8K's JSONL; repeatable.")  # fmt: skip
 @click.option("--trained", is_flag=True, help="Also train a tiny model that solves word problems (minutes).")

@@ -269,7 +269,7 @@ def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: b
             metrics.serve(config.metrics_port, config.metrics_host)
         except UsageError:
             where = host_port(config.metrics_host, config.metrics_port)
-            observer.warn(f"{where} is in use, or is not an address of this machine: this run's /metrics is not served (--metrics-port)")
+            observer.warn(f"{where} cannot be used for this run's /metrics, which is not served: choose --metrics-port")
     return metrics
 
 

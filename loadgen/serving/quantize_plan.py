@@ -268,8 +268,8 @@ def _group_size(model: str, config: Mapping[str, Any]) -> int:
             return size
     name, width = next((name, width) for name, width in widths.items() if width % GROUP_SIZES[-1])
     raise UsageError(
-        f"{model} has a {name} of {width}, which is not a multiple of {GROUP_SIZES[-1]}: its 4-bit weights cannot be in "
-        "groups; use --to int8 or fp8"
+        f"{model} has a {name} of {width}, which is not a multiple of {GROUP_SIZES[-1]}: its 4-bit weights cannot be "
+        "in groups; use --to int8 or fp8"
     )
 
 
