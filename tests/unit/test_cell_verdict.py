@@ -71,7 +71,7 @@ def test_a_journal_beyond_the_limit_is_left_to_the_report(tmp_path: Path) -> Non
     assert judge_cell(run_dir, path, largest_bytes=size).valid
     verdict = judge_cell(run_dir, path, largest_bytes=size - 1)
     assert verdict.valid is None
-    assert "left to the report" in verdict.reasons
+    assert "is read by the report only" in verdict.reasons
 
 
 def with_power(tmp_path: Path, *, gpus: tuple[str, ...], until_ms: int, lost_ms: int | None = None) -> Path:
