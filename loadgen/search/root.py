@@ -1,0 +1,168 @@
+"""Root: where a curve crosses 0, from repeats at one batch below and one above it. Fieller's set, and what it assumes.
+
+Each repeat starts both servers again and measures one of the two batches, so that the repeats are independent of each
+other. Sources: E. C. Fieller, "Some problems in interval estimation", JRSS B 16 (1954), 175-185; C. Stein, "A
+two-sample test for a linear hypothesis whose power is independent of the variance", Ann. Math. Stat. 16 (1945),
+243-258; Y. S. Chow and H. Robbins, "On the asymptotic theory of fixed-width sequential confidence intervals", Ann.
+Math. Stat. 36 (1965), 457-462.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from scipy import special
+
+from loadgen.analysis.celldata import Floats
+
+ALPHA = 0.035
+"""The error of one look. The interval is looked at after every repeat, and the search stops when it is narrow: on a
+straight curve with normal noise it then covers B* in at least 95%, whatever the noise (bench/find.py checks it)."""
+FEWEST = 6
+"""Repeats before the first look, three on each side of B*: Student's t with four degrees."""
+SPACING = 1.25
+"""Ratio of the batch above to the estimate of B*, and of that to the batch below."""
+BEND = 0.3
+"""Widening of the interval, times the square of half of ln(above / below). A curve whose slope changes by a share k per
+factor e of B leaves its chord by so much that the root moves by k / 2 times that square: k may be 0.6."""
+
+
+class Noise(msgspec.Struct, frozen=True):
+    """What an earlier run tells of the noise of one repeat."""
+
+    sd: float
+    """Standard deviation of a log-advantage between starts of both servers."""
+    degrees: float
+    """Of freedom; `inf` where it is stated, not measured."""
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One repeat's reading at one batch."""
+
+    batch: float
+    """ln of the running batch."""
+    advantage: float
+    """Log-advantage of the target."""
+
+
+class Root(msgspec.Struct, frozen=True, kw_only=True):
+    """An estimate of where the chord through the points crosses 0, on the axis of ln(batch)."""
+
+    at: float
+    lo: float | None
+    """95% interval, bend included; None: it is not closed, the curve may be level."""
+    hi: float | None
+    half_width: float
+    """Half of the interval without the bend; where it is not closed, as if the slope were known."""
+    bend: float
+    """What the interval was widened by on each side."""
+    quantile: float
+    """Student's, by which the half width was multiplied."""
+    slope: float
+    """Change of the log-advantage per factor e of the batch."""
+    sd: float
+    """Standard deviation of one repeat's log-advantage."""
+    degrees: float
+
+    @property
+    def width(self) -> float:
+        """How far the farther end of the interval is; infinite where it is not closed."""
+        return math.inf if self.lo is None or self.hi is None else max(self.hi - self.at, self.at - self.lo)
+
+    def needed(self, repeats: int, within: float) -> float:
+        """How many repeats an interval of +-`within` takes, after so many; infinite where the bend alone exceeds it.
+
+        The width falls with the root of the repeats, and Student's quantile to that of the normal distribution.
+        """
+        room = within - self.bend
+        if room <= 0:
+            return math.inf
+        normal = quantile(ALPHA, math.inf)
+        return repeats * (self.half_width / self.quantile * normal / room) ** 2
+
+
+def quantile(alpha: float, degrees: float) -> float:
+    """Student's, two-sided."""
+    return float(-special.ndtri(alpha / 2) if math.isinf(degrees) else -special.stdtrit(degrees, alpha / 2))
+
+
+def root_of(points: Sequence[Point], known: Noise | None = None) -> Root | None:
+    """Fieller's set of the root of a straight line through the points; None without a slope or a measure of noise.
+
+    Assumed: independent normal errors of equal variance, a curve that is nearly straight between the batches (see
+    `BEND`). The set holds every r for which mean + slope (r - x) does not differ from 0 at `ALPHA`:
+    (mean + slope u)^2 <= t^2 s^2 (1 / n + u^2 / Sxx) with u = r - x; an interval if the slope differs from 0.
+
+    `known`: noise of an earlier run, pooled with the scatter of the points; it is ignored where they scatter more than
+    it allows (F test at 1%).
+    """
+    if len({point.batch for point in points}) < 2:
+        return None
+    x, y = (np.array([getattr(point, of) for point in points]) for of in ("batch", "advantage"))
+    n, spread = len(x), float(((x - x.mean()) ** 2).sum())
+    middle, level = float(x.mean()), float(y.mean())
+    slope = float((x - middle) @ (y - level)) / spread
+    rest = float(((y - level - slope * (x - middle)) ** 2).sum())
+    degrees, square = n - 2.0, rest / (n - 2) if n > 2 else 0.0
+    if known is not None and not _exceeds(square, degrees, known):
+        both = degrees + known.degrees
+        square = known.sd**2 if math.isinf(both) else (rest + known.degrees * known.sd**2) / both
+        degrees = both
+    if degrees <= 0 or slope == 0:
+        return None
+    t = quantile(ALPHA, degrees)
+    error = t * t * square
+    a, b, c = slope**2 - error / spread, level * slope, level**2 - error / n
+    at = middle - level / slope
+    apart, away = float(np.ptp(x)) / 2, abs(at - middle)
+    bend = BEND * max(apart**2, away**2 - apart**2)
+    lo = hi = None
+    width = math.sqrt(error * (1 / n + (at - middle) ** 2 / spread)) / abs(slope)
+    if a > 0:
+        reach = math.sqrt(max(b * b - a * c, 0.0)) / a
+        lo, hi, width = middle - b / a - reach - bend, middle - b / a + reach + bend, reach
+    return Root(
+        at=at, lo=lo, hi=hi, half_width=width, bend=bend, quantile=t, slope=slope, sd=math.sqrt(square), degrees=degrees
+    )
+
+
+def _exceeds(square: float, degrees: float, known: Noise) -> bool:
+    if degrees <= 0:
+        return False
+    ratio = square / known.sd**2
+    if math.isinf(known.degrees):
+        return bool(special.chdtrc(degrees, degrees * ratio) < 0.01)
+    return bool(special.fdtrc(degrees, known.degrees, ratio) < 0.01)
+
+
+def beside(b: float, low: int, high: int) -> tuple[int, int]:
+    """The batches below and above an estimate of B*, `SPACING` away from it as far as whole batches of the range
+    allow."""
+    below = max(low, min(round(b / SPACING), math.ceil(b) - 1))
+    above = min(high, max(round(b * SPACING), math.floor(b) + 1))
+    return min(below, high - 1), max(above, low + 1)
+
+
+def changes_of(advantage: Floats) -> list[int]:
+    """The places after which the sign changes; 0 counts as negative."""
+    return [int(place) for place in np.flatnonzero((advantage[:-1] > 0) != (advantage[1:] > 0))]
+
+
+def crossing_in(batch: Floats, advantage: Floats, place: int) -> float:
+    """Where, on the axis of `batch`, a monotone cubic (PCHIP) through all points crosses 0 between `place` and the next
+    point."""
+    from scipy.interpolate import PchipInterpolator
+
+    curve = PchipInterpolator(batch, advantage)
+    roots = [root for root in curve.roots(extrapolate=False) if batch[place] <= root <= batch[place + 1]]
+    return float(roots[len(roots) // 2]) if roots else float(batch[place : place + 2].mean())
+
+
+def proven(readings: Sequence[float], sign: int, root: Root, tests: int) -> bool:
+    """Whether the mean of these log-advantages of one batch has that sign, one-sided at 2.5% over so many tests, with
+    the noise of the repeats about the root."""
+    t = quantile(0.05 / tests, root.degrees)
+    return sign * float(np.mean(readings)) > t * root.sd / math.sqrt(len(readings))
