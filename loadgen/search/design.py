@@ -83,6 +83,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """The measured running batch."""
     values: Mapping[str, float | None]
     """By metric, in its unit; None: not measured, or invalid."""
+    item_errors: Mapping[str, float] = {}
+    """Of a target, by metric: the standard error of log(target / reference) by the choice of items, the same in every
+    repeat."""
 
 
 class Search(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,10 +167,12 @@ class _Quest:
         self._values: dict[int, dict[int, tuple[float, float]]] = {}
         """By batch and step: the target's figure and the reference's."""
         self._running: dict[int, list[float]] = {}
+        self._item_errors: dict[int, float] = {}
 
     @property
     def locating(self) -> bool:
-        return self._rounds == 0
+        """What it wants is wanted for the first time, or once more because it had no figure."""
+        return not any(b in self._values for b in self.wants) and not self.pursuits
 
     def take(self, repeat: int, cells: Mapping[tuple[int, str, int], Reading]) -> None:
         """Keeps what the step measured of what was wanted."""
@@ -188,7 +193,9 @@ class _Quest:
         running = math.sqrt((ours.running or b) * (theirs.running or b))
         self._values.setdefault(b, {})[repeat] = (x, y)
         self._running.setdefault(b, []).append(running)
-        return Point(math.log(running), self.metric.sign * math.log(x / y))
+        error = ours.item_errors.get(self.metric.name, 0.0)
+        self._item_errors[b] = error
+        return Point(math.log(running), self.metric.sign * math.log(x / y), error)
 
     def look(self, left_s: float) -> None:
         """Decides what is wanted next, with so many seconds left."""
@@ -273,7 +280,8 @@ class _Quest:
                 ),
             )
 
-        for point in crossover(curve(self.target, 0), curve(self.reference, 1), self.metric.name).points:
+        sides = curve(self.target, 0), curve(self.reference, 1)
+        for point in crossover(*sides, self.metric.name, item_errors=self._item_errors).points:
             if point.p is not None and point.p <= alpha:
                 self._signs.setdefault(point.concurrency, 1 if point.log_advantage > 0 else -1)
 
@@ -390,7 +398,7 @@ class _Pursuit:
             self.end = "unreadable"
             return
         points = [point for at in self._points.values() for point in at]
-        root = self.root = root_of(points, self.noise)
+        root = self.root = root_of(points, self.noise, max((point.item_error for point in points), default=0.0))
         n, fewest = len(points), 2 if self.noise else FEWEST
         if root is not None and root.lo is not None and root.hi is not None and min(map(len, self._points.values())):
             below, above = (self._points[b][0].batch for b in (self.below, self.above))

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 
 from loadgen.analysis.celldata import Floats
+from loadgen.analysis.estimate import NORMAL_95
 
 ALPHA = 0.035
 """The error of one look. The interval is looked at after every repeat, and the search stops when it is narrow: on a
@@ -46,6 +47,8 @@ class Point(msgspec.Struct, frozen=True):
     """ln of the running batch."""
     advantage: float
     """Log-advantage of the target."""
+    item_error: float = 0.0
+    """Its standard error by the choice of items, which all repeats share."""
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,8 +62,10 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     """Half of the interval without the bend; where it is not closed, as if the slope were known."""
     bend: float
     """What the interval was widened by on each side."""
+    items: float
+    """The part of the half width that the choice of items causes, which no repeat makes smaller."""
     quantile: float
-    """Student's, by which the half width was multiplied."""
+    """Student's, by which the rest of it was multiplied."""
     slope: float
     """Change of the log-advantage per factor e of the batch."""
     sd: float
@@ -78,10 +83,10 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
         The width falls with the root of the repeats, and Student's quantile to that of the normal distribution.
         """
         room = within - self.bend
-        if room <= 0:
+        if room <= self.items:
             return math.inf
-        normal = quantile(ALPHA, math.inf)
-        return repeats * (self.half_width / self.quantile * normal / room) ** 2
+        noise = (self.half_width**2 - self.items**2) * (quantile(ALPHA, math.inf) / self.quantile) ** 2
+        return repeats * max(noise, 0.0) / (room**2 - self.items**2)
 
 
 def quantile(alpha: float, degrees: float) -> float:
@@ -89,7 +94,7 @@ def quantile(alpha: float, degrees: float) -> float:
     return float(-special.ndtri(alpha / 2) if math.isinf(degrees) else -special.stdtrit(degrees, alpha / 2))
 
 
-def root_of(points: Sequence[Point], known: Noise | None = None) -> Root | None:
+def root_of(points: Sequence[Point], known: Noise | None = None, item_error: float = 0.0) -> Root | None:
     """Fieller's set of the root of a straight line through the points; None without a slope or a measure of noise.
 
     Assumed: independent normal errors of equal variance, a curve that is nearly straight between the batches (see
@@ -97,7 +102,8 @@ def root_of(points: Sequence[Point], known: Noise | None = None) -> Root | None:
     (mean + slope u)^2 <= t^2 s^2 (1 / n + u^2 / Sxx) with u = r - x; an interval if the slope differs from 0.
 
     `known`: noise of an earlier run, pooled with the scatter of the points; it is ignored where they scatter more than
-    it allows (F test at 1%).
+    it allows (F test at 1%). `item_error`: standard error of every log-advantage that all repeats share, because they
+    ask the same items; its 95% half width is added in quadrature.
     """
     if len({point.batch for point in points}) < 2:
         return None
@@ -115,17 +121,27 @@ def root_of(points: Sequence[Point], known: Noise | None = None) -> Root | None:
         return None
     t = quantile(ALPHA, degrees)
     error = t * t * square
-    a, b, c = slope**2 - error / spread, level * slope, level**2 - error / n
+    shared = NORMAL_95 * item_error
+    a, b, c = slope**2 - error / spread, level * slope, level**2 - error / n - shared**2
     at = middle - level / slope
     apart, away = float(np.ptp(x)) / 2, abs(at - middle)
     bend = BEND * max(apart**2, away**2 - apart**2)
     lo = hi = None
-    width = math.sqrt(error * (1 / n + (at - middle) ** 2 / spread)) / abs(slope)
+    width = math.sqrt(error * (1 / n + (at - middle) ** 2 / spread) + shared**2) / abs(slope)
     if a > 0:
         reach = math.sqrt(max(b * b - a * c, 0.0)) / a
         lo, hi, width = middle - b / a - reach - bend, middle - b / a + reach + bend, reach
     return Root(
-        at=at, lo=lo, hi=hi, half_width=width, bend=bend, quantile=t, slope=slope, sd=math.sqrt(square), degrees=degrees
+        at=at,
+        lo=lo,
+        hi=hi,
+        half_width=width,
+        bend=bend,
+        items=min(shared / abs(slope), width),
+        quantile=t,
+        slope=slope,
+        sd=math.sqrt(square),
+        degrees=degrees,
     )
 
 
@@ -163,6 +179,6 @@ def crossing_in(batch: Floats, advantage: Floats, place: int) -> float:
 
 def proven(readings: Sequence[float], sign: int, root: Root, tests: int) -> bool:
     """Whether the mean of these log-advantages of one batch has that sign, one-sided at 2.5% over so many tests, with
-    the noise of the repeats about the root."""
+    the noise of the repeats beside the root."""
     t = quantile(0.05 / tests, root.degrees)
-    return sign * float(np.mean(readings)) > t * root.sd / math.sqrt(len(readings))
+    return sign * float(np.mean(readings)) > math.hypot(t * root.sd / math.sqrt(len(readings)), root.items * root.slope)

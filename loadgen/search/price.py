@@ -1,0 +1,61 @@
+"""Price: the cells, starts and minutes that a search will take, before anything is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from loadgen.search.design import MOST_REPEATS, Goal
+from loadgen.search.root import ALPHA, BEND, FEWEST, SPACING, Noise, quantile
+
+STEEP, USUAL, GENTLE = 0.39, 0.25, 0.10
+"""Slopes of the log-advantage per factor e of the batch, at B*: the quartiles of the cost models of bench/find.py."""
+USUAL_NOISE = 0.016
+"""Standard deviation of a repeat's log-advantage where none is known: starts differ by 1%, cells by 0.5%."""
+
+
+class Range(msgspec.Struct, frozen=True):
+    """A figure that depends on the curve: where it is steep, usual, and gentle at B*."""
+
+    low: float
+    typical: float
+    high: float
+
+
+class Price(msgspec.Struct, frozen=True):
+    """Of all sides together."""
+
+    repeats: Range
+    """Fresh starts of each side beside B*."""
+    cells: Range
+    starts: Range
+    minutes: Range
+
+
+def repeats_for(goal: Goal, slope: float, noise: Noise | None) -> int:
+    """How many repeats bring the interval of B* to the goal, at that slope; as many as a search may have, if fewer.
+
+    Half of the interval is t s / (slope sqrt(n)) + bend, with Student's t of the degrees that n repeats have, and those
+    of the known noise.
+    """
+    room = goal.reach - BEND * math.log(SPACING) ** 2
+    sd, degrees, fewest = (noise.sd, noise.degrees, 2) if noise else (USUAL_NOISE, 0.0, FEWEST)
+    for n in range(fewest, MOST_REPEATS):
+        if quantile(ALPHA, degrees + n - 2) * sd / (slope * math.sqrt(n)) <= room:
+            return n
+    return MOST_REPEATS
+
+
+def expected(goal: Goal, sides: Sequence[str]) -> Price:
+    """What a search costs that finds one crossing of each target and metric, each at batches of its own."""
+    pairs = (len(sides) - 1) * len(goal.metrics)
+    noises = [goal.noise.get(metric) for metric in goal.metrics]
+    n = [max(repeats_for(goal, slope, noise) for noise in noises) for slope in (STEEP, USUAL, GENTLE)]
+    cells = [len(sides) * len(goal.grid) + 2 * pairs * repeats for repeats in n]
+    starts = [len(sides) * (1 + repeats) for repeats in n]
+    minutes = [(goal.start_s * s + goal.cell_s * c) / 60 for s, c in zip(starts, cells, strict=True)]
+    if goal.most_s is not None:
+        minutes = [min(each, goal.most_s / 60) for each in minutes]
+    return Price(Range(*n), Range(*cells), Range(*starts), Range(*minutes))
