@@ -18,7 +18,7 @@ from loadgen.analysis.models.study import ModelStudy, Observed
 from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.validity import COLUMNS
 from loadgen.record.cell import held_of
-from loadgen.words import STAMP, batch, count, interval, known, number, percent, percents, span, spanned
+from loadgen.words import batch, count, interval, known, number, percent, percents, span, spanned
 
 Kind = Literal["figure", "interval", "name", "short", "text"]
 """Figures are aligned to the right; `interval` belongs to the column before it; `name` heads its row; `short` is text
@@ -359,14 +359,11 @@ MODELS_NOTE = (
 )
 
 
-def model_sentences(studies: Sequence[ModelStudy], *, simulated: bool) -> dict[str, list[str]]:
+def model_sentences(studies: Sequence[ModelStudy]) -> dict[str, list[str]]:
     """Target -> a sentence per cost that was measured, each followed by its reading of the paper's equations."""
-    stamp = f"{STAMP}, " if simulated else ""
     sentences: dict[str, list[str]] = {}
     for study in studies:
-        sentences.setdefault(study.target, []).extend(
-            stamp + sentence for sentence in (study.sentence, study.reading) if sentence
-        )
+        sentences.setdefault(study.target, []).extend(filter(None, (study.sentence, study.reading)))
     return sentences
 
 

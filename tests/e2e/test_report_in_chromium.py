@@ -53,6 +53,11 @@ def page(browser: Page, report: Path) -> Page:
     return browser
 
 
+def unfold(page: Page) -> None:
+    """Opens everything."""
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+
+
 def click(page: Page, selector: str) -> None:
     """With the mouse, in the middle of the first such element."""
     at = page.evaluate(
@@ -98,7 +103,7 @@ def test_the_policy_stops_what_escaping_might_let_through(page: Page) -> None:
 
 
 def test_every_figure_is_drawn_with_its_points(page: Page, report: Path) -> None:
-    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    unfold(page)
     drawn = page.evaluate(
         "[...document.querySelectorAll('figure svg')].map(svg => { const r = svg.getBoundingClientRect();"
         "return [r.width, r.height, svg.querySelectorAll('path, use').length, svg.querySelectorAll('.point').length,"
@@ -116,16 +121,55 @@ def test_every_figure_is_drawn_with_its_points(page: Page, report: Path) -> None
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_makes_the_page_scroll_sideways(page: Page, width: int) -> None:
     page.resize(width, 800)
-    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    unfold(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("innerWidth") == width
     assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.scroll td')).fontSize)") >= 12
 
 
-def test_the_answer_stands_on_the_first_screen_and_the_stamp_on_every_one(page: Page) -> None:
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
+def test_the_answer_and_its_figure_are_on_the_first_screen_and_the_rest_is_folded(
+    page: Page, width: int, height: int
+) -> None:
+    page.resize(width, height)
+    first = "document.querySelector('{}').getBoundingClientRect().bottom"
+    assert page.evaluate(first.format(".target .big")) < height
+    assert page.evaluate(first.format(".lead svg")) < height
+    tall = "document.documentElement.scrollHeight"
+    closed = page.evaluate(tall)
+    unfold(page)
+    assert closed < page.evaluate(tall) / 3
+
+
+def test_a_link_opens_the_section_that_it_leads_into(page: Page) -> None:
+    assert page.evaluate("document.querySelector('#doubts').closest('details').open") is False
+    click(page, "a[href='#doubts']")
+    page.evaluate("new Promise(done => setTimeout(done, 100))")
+    assert page.evaluate("document.querySelector('#doubts').closest('details').open") is True
+    top, banner = page.evaluate(
+        "[document.querySelector('#doubts').previousElementSibling.getBoundingClientRect().top,"
+        "document.querySelector('.simulated').getBoundingClientRect().bottom]"
+    )
+    assert banner <= top < 600, "its heading is in view, below the banner"
+    assert page.evaluate("document.querySelectorAll('.fold[open]').length") == 1
+    click(page, ".all")
+    assert page.evaluate("document.querySelectorAll('.fold:not([open])').length") == 0
+
+
+def test_what_is_copied_from_a_simulated_run_says_so(page: Page) -> None:
+    page.evaluate("getSelection().selectAllChildren(document.querySelector('.target'))")
+    copied = page.evaluate(
+        "(() => { const clipboardData = new DataTransfer();"
+        "document.body.dispatchEvent(new ClipboardEvent('copy', {clipboardData, bubbles: true, cancelable: true}));"
+        "return [clipboardData.getData('text/plain'), clipboardData.getData('text/html')] })()"
+    )
+    for text in copied:
+        assert "SIMULATED: figures of a cost model" in re.sub("<[^>]*>", "", text)
+        assert "awq" in text
+
+
+def test_the_stamp_is_on_every_screen(page: Page) -> None:
     page.resize(360, 740)
-    first = "document.querySelector('.target .big').getBoundingClientRect()"
-    assert page.evaluate(f"{first}.bottom") < 740
     page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
     assert page.evaluate("document.querySelector('.simulated').getBoundingClientRect().top") == 0
 
@@ -144,6 +188,7 @@ def test_it_follows_the_systems_theme_and_the_button_turns_it(page: Page) -> Non
 
 
 def test_a_point_tells_its_figures_under_the_pointer_and_by_keyboard(page: Page) -> None:
+    unfold(page)
     click(page, ".point[data-series=awq]")
     said = page.evaluate("document.querySelector('.point[data-series=awq]').getAttribute('aria-label')")
     assert "SIMULATED" in said
@@ -159,16 +204,18 @@ def test_a_point_tells_its_figures_under_the_pointer_and_by_keyboard(page: Page)
 
 
 def test_a_button_hides_its_target_in_every_figure(page: Page) -> None:
+    unfold(page)
     seen = "[...document.querySelectorAll('figure [data-series={}]')].filter(e => e.getClientRects().length).length"
     awq, fp16 = (page.evaluate(seen.format(target)) for target in ("awq", "fp16"))
     assert min(awq, fp16) > 0
-    click(page, ".series [data-button=awq]")
+    click(page, ".inside .series [data-button=awq]")
     assert (page.evaluate(seen.format("awq")), page.evaluate(seen.format("fp16"))) == (0, fp16)
-    click(page, ".series [data-button=awq]")
+    click(page, ".inside .series [data-button=awq]")
     assert page.evaluate(seen.format("awq")) == awq
 
 
 def test_a_click_on_a_heading_sorts_the_result(page: Page) -> None:
+    unfold(page)
     column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[1].textContent.split(' ')[0])"
     assert page.evaluate(column) == ["fp16", "awq"] * 3
     click(page, ".sortable th:nth-child(2) button")
@@ -179,6 +226,7 @@ def test_a_click_on_a_heading_sorts_the_result(page: Page) -> None:
 
 
 def test_every_words_contrast_is_at_least_4_5_in_both_themes(page: Page) -> None:
+    unfold(page)
     for theme in ("light", "dark"):
         page.prefer(theme)
         assert page.evaluate(CONTRASTS) == [], theme

@@ -26,6 +26,7 @@ from loadgen.reports.figures import Figure, draw_figures
 from loadgen.reports.figures.curves import draw_backends, draw_curves, equal_bits
 from loadgen.reports.figures.requests import draw_latency, draw_timelines
 from loadgen.reports.figures.sheet import COLOURS, GRID, INVALID, MOST_POINTS, STAMP, STYLE, TEXT, Sheet, looks_of
+from loadgen.reports.html.answer import lead
 
 BUCKET = {
     "items": 40, "accuracy": 0.5, "accuracy_lo": 0.4, "accuracy_hi": 0.6, "reference_accuracy": 0.6,
@@ -104,6 +105,13 @@ def x_of(svg: str, gid: str) -> float:
     found = re.search(r'<use [^>]*?x="([\d.]+)"|<path d="M ([\d.]+)', group)
     assert found is not None
     return float(found[1] or found[2])
+
+
+def test_the_figure_of_the_first_screen_is_energy_where_it_was_measured(figures: dict[str, Figure]) -> None:
+    drawn = list(figures.values())
+    assert lead(drawn) is figures["energy"]
+    assert lead([figure for figure in drawn if not figure.name.startswith("energy")]) is figures["throughput"]
+    assert lead([]) is None
 
 
 @pytest.mark.slow

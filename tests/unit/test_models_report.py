@@ -40,14 +40,13 @@ def test_the_report_draws_the_studies(base: CellSummary) -> None:
     assert phi.startswith("phi 0.") and " J/token (" in phi
     timed = next(row for row in rows if row[1:3] == ("ms/token", "M1"))
     assert " ms/token (" in timed[-1]
-    said = model_sentences(studies, simulated=True)["awq"]
+    said = model_sentences(studies)["awq"]
     assert len(said) == 4
-    assert all(line.startswith("SIMULATED, ") for line in said)
     assert all(note.startswith("awq, ") for note in model_notes(studies))
 
 
 def test_a_refused_study_is_a_sentence_and_no_row(base: CellSummary) -> None:
     studies = cost_models(cells(base, joules=eq19, batches=(1, 2)), reference="fp16")
     assert all(study.models == () for study in studies)
-    (line,) = model_sentences(studies, simulated=False)["awq"]
+    (line,) = model_sentences(studies)["awq"]
     assert line.endswith("2 are there")

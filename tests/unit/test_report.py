@@ -22,12 +22,13 @@ from loadgen.analysis.models.study import ModelStudy
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 from loadgen.power.sample import GpuInfo
+from loadgen.reports.glossary import GLOSSARY, first_used
 from loadgen.reports.html import write_report
 from loadgen.reports.html.page import page
 
 DERIVED = ("requests.parquet", "server.parquet", "cells.csv", "summary.csv", "analysis.json", "report.html")
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&[bold]"
-SCRIPT_LIMIT_BYTES = 8000
+SCRIPT_LIMIT_BYTES = 16_000
 
 
 class Outline(HTMLParser):
@@ -106,19 +107,21 @@ def test_every_reference_has_its_target_and_every_id_stands_once(written: str) -
     assert {a or b for a, b in referenced} <= set(ids)
 
 
-def test_a_simulated_run_says_so_in_title_banner_every_table_row_section_and_figure(
+def test_a_simulated_run_says_so_once_in_view_and_in_every_table_and_figure_that_may_be_copied(
     simulated: Run, written: str
 ) -> None:
     assert re.search(r"<title>SIMULATED\b", written)
-    assert re.search(r'<p class="simulated"[^>]*><strong>SIMULATED</strong>', written)
-    rows = [row for row in re.findall(r"<tr.*?</tr>", written) if '<td class="figure"' in row]
-    assert len(simulated.summary) == 4
-    assert len(rows) > 4, "the trust tables are there too"
-    assert all("SIMULATED" in row for row in rows)
-    assert all("SIMULATED" in heading for heading in re.findall(r"<h2>.*?</h2>", written))
+    (banner,) = re.findall(r'<p class="simulated"[^>]*>(.*?)</p>', written)
+    assert banner.startswith("<strong>SIMULATED</strong>")
+    tables = [table for table in re.findall(r"<table.*?</table>", written) if '<td class="figure"' in table]
+    assert len(tables) > 2, "the trust tables are there too"
+    assert all('<caption class="unseen">SIMULATED: ' in table for table in tables)
+    assert not any("SIMULATED" in row for table in tables for row in re.findall(r"<tr.*?</tr>", table))
+    assert not any("SIMULATED" in heading for heading in re.findall(r"<h[23].*?</h[23]>", written))
     figures = re.findall(r"<figure.*?</figure>", written, re.DOTALL)
     assert len(figures) >= 5
-    assert all("SIMULATED" in figure for figure in figures)
+    assert all(">SIMULATED</text>" in figure for figure in figures)
+    assert not any("SIMULATED" in figure.split("<figcaption>")[1] for figure in figures)
     assert simulated.analysis.simulated is True
     for frame in (simulated.summary, simulated.cells, simulated.requests, simulated.server):
         assert frame["simulated"].all()
@@ -143,6 +146,46 @@ def test_words_of_others_are_shown_and_never_run(tmp_path: Path) -> None:
     assert len(outline.all("script")) == 1
     assert not any(name.startswith("on") for _, attributes in outline.tags for name in attributes)
     assert text.count("&lt;img src=x") >= 7
+
+
+def test_every_section_behind_the_first_screen_is_folded_and_a_link_to_it_leads_inside(written: str) -> None:
+    first, rest = written[written.index("<main") :].split('<div class="folds">')
+    sections = re.findall(r"<section>(.*?)</section>", rest, re.DOTALL)
+    assert len(sections) >= 10
+    for section in sections:
+        assert re.match(r'<details class="fold"><summary><h2>.*?</summary><div id="[a-z]+" class="inside">', section)
+    assert "<details open" not in written
+    linked = set(re.findall(r'href="#([a-z]+)"', first))
+    assert linked == {"answer", *re.findall(r'<div id="([a-z]+)" class="inside">', rest)}
+
+
+def test_one_figure_is_on_the_first_screen_and_no_figure_comes_twice(simulated: Run, written: str) -> None:
+    first = written.split('<section id="answer">')[1].split("</section>")[0]
+    assert re.findall("<strong>([^<]+)[.]</strong>", first) == ["Output tokens per second"]
+    assert "Energy was not measured" in first
+    assert len(re.findall("<figure", written)) == len(list((simulated.path / "figures").glob("*.svg")))
+
+
+def test_a_term_is_explained_where_it_comes_first_and_only_there(tmp_path: Path) -> None:
+    _, text = words(make_run(tmp_path / "run"))
+    blocks = re.findall(r'<p class="terms">.*?</p>', text)
+    terms = [term for block in blocks for term in re.findall("<dfn>(.*?)</dfn>", block)]
+    assert len(terms) == len(set(terms)) > 10
+    assert {"B", "accuracy"} <= set(re.findall("<dfn>(.*?)</dfn>", blocks[0])), "on the first screen"
+    sections = re.split('<div id="', text[text.index("<main") :])
+    for name in ("TTFT", "TPOT", "COR", "SI", "p99"):
+        (explained,) = [k for k, section in enumerate(sections) if f"<dfn>{name}</dfn>" in section]
+        used = [k for k, section in enumerate(sections) if re.search(rf"[> ]{name}\b", section)]
+        assert used[0] == explained, name
+    listed = re.findall("<dt>(.*?)</dt>", text)
+    assert listed == [term.name for term in GLOSSARY]
+
+
+def test_a_term_is_found_as_a_word_and_brings_those_that_explain_it() -> None:
+    names = [term.name for term in first_used("T_SI of awq", ())]
+    assert names == ["SI", "T_SI, E_SI, S_SI", "accuracy"]
+    assert [term.name for term in first_used("if a B* exists", ())] == ["B*", "running"]
+    assert first_used("the basis", ()) == []
 
 
 def test_headings_go_down_one_step_at_a_time_and_head_cells_say_what_they_head(written: str) -> None:
@@ -224,7 +267,9 @@ def test_an_invalid_cell_is_listed_with_its_reason_and_the_run_is_not_complete(t
     assert run.analysis.warnings == ("fp16, B = 1, repeat 2: interrupted before the window opened",)
     assert "1 of 2 cells valid, answers valid in 2." in text
     first, rest = text.split('<section id="answer">')
-    assert "fp16, B = 1, repeat 2: interrupted before the window opened" in first, "on the first screen"
+    assert re.search(r'<a href="#doubts">[^<]+</a>', first), "on the first screen"
+    assert "interrupted" not in first
+    assert "fp16, B = 1, repeat 2: interrupted before the window opened" in rest
     row = '<td class="figure">1</td><td class="figure">2</td><td>load</td><td>interrupted before the window opened</td>'
     assert f'<th scope="row">fp16</th>{row}' in rest
     assert not run.complete
@@ -307,7 +352,7 @@ def test_cost_models_have_a_section_where_some_were_fitted(tmp_path: Path) -> No
         sentence="M3 fits <best>", notes=("launch is not determined",), simulated=False,
     )  # fmt: skip
     run.analysis = replace(run.analysis, models=(study,))
-    section = re.findall(r'<section id="models">.*?</section>', page(run, []), re.DOTALL)[0]
+    section = page(run, []).split('<div id="models"')[1].split("</section>")[0]
     assert "M3 fits &lt;best&gt;" in section
     assert "awq, ms/token: launch is not determined" in section
 
@@ -330,7 +375,7 @@ def test_an_established_crossover_stands_in_its_table_with_its_interval(tmp_path
                      established=True)  # fmt: skip
     crossings = (close, replace(close, b=15.0, lo=4.0, hi=41.0))
     run.analysis = replace(run.analysis, crossovers=(replace(found, crossings=crossings),))
-    section = re.findall(r'<section id="crossovers">.*?</section>', page(run, []), re.DOTALL)[0]
+    section = page(run, []).split('<div id="crossovers"')[1].split("</section>")[0]
     assert '<td class="interval">3.5–12</td>' in section
     shown = re.findall(r">([^<]*)</td><td class=\"interval\">", section)
     assert shown[:2] == ["4.1", "not known"], "the second is known to a factor of 10 and not closer"

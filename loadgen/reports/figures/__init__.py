@@ -21,7 +21,7 @@ __all__ = ["Figure", "draw_figures"]
 
 def draw_figures(run: Run) -> list[Figure]:
     """Writes `figures/*.svg` and `*.png` into the run directory, those that the data allow; in the page's order. Of an
-    open loop there are none over the batch, which it does not hold.
+    open loop there are none over the batch, which it does not hold, but over its rates.
 
     requests.parquet is read once, a cell at a time and without the tokens' own times. As many processes as there are
     cores share the drawing.
@@ -34,11 +34,11 @@ def draw_figures(run: Run) -> list[Figure]:
         of_cells[cell] = traces.of(cell, requests)
     given = run, looks, folder
     over_b: list[Callable[[], Iterable[Figure | None]]] = [
-        lambda: draw_curves(*given),
         lambda: (draw_si(*given), draw_cor(*given), draw_advantage(*given)),
         lambda: (draw_by_precision(*given), draw_pillars(*given), *draw_backends(*given)),
     ]
     tasks: list[Callable[[], Iterable[Figure | None]]] = [
+        lambda: draw_curves(*given),
         *(over_b if run.arrival is None else ()),
         lambda: (draw_depth(*given),),
         lambda: draw_latency(*given, latencies),

@@ -1,5 +1,6 @@
-"""Over the running batch: every measured metric, SI and COR, with the crossovers that are established; and each target
-against the reference: the paired advantage by every metric of a crossover, and equal bits in different kernels.
+"""Over the running batch: every measured metric (in an open loop over its rates), SI and COR, with the crossovers that
+are established; and each target against the reference: the paired advantage by every metric of a crossover, and equal
+bits in different kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from matplotlib.axes import Axes
 from loadgen.analysis.crossover.crossover import Crossover, placed
 from loadgen.analysis.crossover.curve import METRICS
 from loadgen.analysis.estimate import Estimate
-from loadgen.analysis.run import Run, batch_of
+from loadgen.analysis.run import Run, batch_of, held_in
 from loadgen.analysis.runresult import PER_QUERY
 from loadgen.reports.figures.sheet import (
     Figure,
@@ -52,6 +53,8 @@ class Curve(msgspec.Struct, frozen=True):
     paper: str = ""
 
 
+_PANEL = (3.9, 2.6)
+"""Small enough that a phone shows a curve whole with text of 10 px."""
 _REPEATS = "bands are 95% intervals over repeats"
 _ITEMS = "bands are 95% intervals over items"
 _BOTH = "bands are 95% intervals over repeats and items"
@@ -72,59 +75,77 @@ _MARKS = "Dashed lines: established crossovers B* with their 95% intervals"
 
 
 def draw_curves(run: Run, looks: Mapping[str, Look], folder: Path) -> Iterator[Figure]:
-    """A figure for each column that was measured at a known batch."""
+    """A figure for each column that was measured at a known batch, or at several rates of an open loop."""
+    if run.arrival is not None and len(run.rates) < 2:
+        return
     for curve in CURVES:
         rows = pd.concat([run.summary, run.cells]) if curve.column in run.cells else run.summary
-        if (rows[curve.column].notna() & batch_of(rows).notna()).any():
+        if (rows[curve.column].notna() & _x_of(run, rows).notna()).any():
             yield _draw(run, looks, folder, curve)
 
 
+def _x_of(run: Run, rows: pd.DataFrame) -> pd.Series[float]:
+    """The place of rows of `Run.summary` or `Run.cells` on the axis: their batch, in an open loop their rate."""
+    if run.arrival is None:
+        return batch_of(rows)
+    return pd.Series([held_in(row) for row in rows.to_dict("records")], rows.index, dtype=float)
+
+
 def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Figure:
-    sheet = Sheet(looks, simulated=run.manifest.simulated)
+    sheet = Sheet(looks, simulated=run.manifest.simulated, panel=_PANEL)
     axes = sheet.axes[0]
     for target in looks:
         _line(sheet, axes, run, target, curve)
     invalid = [_draw_invalid(sheet, axes, run, target, curve.column) for target in looks]
-    batch_axis(axes, run)
+    if run.arrival is None:
+        batch_axis(axes, run)
+    else:
+        log_axis(axes, "x")
+        axes.set_xlabel("requests per second, asked for")
     axes.set_ylabel(curve.title)
     (percent_axis if curve.column == "accuracy" else log_axis)(axes)
     marked = mark_crossovers(sheet, axes, run, curve.column)
     sheet.legend(looks, invalid=any(invalid))
     shared = ", which compare the items that both completed" if curve.column in PER_QUERY else ""
+    over = "the rate of the arrivals" if run.arrival else over_batch(run)
     caption = [
-        f"Over {over_batch(run)}, mean over the repeats in which it is valid; {curve.interval}.",
+        f"Over {over}, mean over the repeats in which it is valid; {curve.interval}.",
         f"{_MARKS} (analysis.json: crossovers){shared}." if marked else "",
         "Grey crosses: cells in which it is invalid, in no mean." if any(invalid) else "",
         f"Each point: {questions(run)}." if curve.column == "accuracy" else "",
-        f"Corresponds to {curve.paper} of the paper." if curve.paper else "",
+        f"Corresponds to {curve.paper} of the paper." if curve.paper and run.arrival is None else "",
         f"Numbers: summary.csv, {curve.column}.",
     ]
     return sheet.save(
         folder, curve.name, "answer", curve.title, " ".join(filter(None, caption)),
-        f"{curve.title} over the running batch, a curve for each of {', '.join(looks)}",
+        f"{curve.title} over the {'rate' if run.arrival else 'running batch'}, a curve for each of {', '.join(looks)}",
     )  # fmt: skip
 
 
 def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None:
     column, low, high = curve.column, f"{curve.column}_lo", f"{curve.column}_hi"
     rows = run.summary[run.summary["target"] == target]
-    rows = rows.assign(batch=batch_of(rows)).dropna(subset=[column, "batch"]).sort_values("batch")
+    rows = rows.assign(x=_x_of(run, rows)).dropna(subset=[column, "x"]).sort_values("x")
     if rows.empty:
         return
-    sheet.line(axes, target, rows["batch"], rows[column])
+    sheet.line(axes, target, rows["x"], rows[column])
     bounded, graded = low in rows, column == "accuracy"
     if bounded:
-        sheet.band(axes, target, rows["batch"], rows[low], rows[high])
+        sheet.band(axes, target, rows["x"], rows[low], rows[high])
     elif column in run.cells:
         cells = run.valid_cells(column)
         cells = cells[cells["target"] == target]
-        sheet.line(axes, target, batch_of(cells), cells[column], linestyle="none", marker=".", markersize=4, alpha=0.6)
+        sheet.line(
+            axes, target, _x_of(run, cells), cells[column], linestyle="none", marker=".", markersize=4, alpha=0.6
+        )
     for row in rows.to_dict("records"):
         unit = f"% {curve.unit} of n = {row['questions']:.0f}" if graded else f" {curve.unit}"
         shown = estimate_of(row, column) if bounded else Estimate(value=row[column])
         tip = tip_of(shown, unit=unit, scale=100 if graded else 1, floor=None if graded else 0.0)
-        where = place(target, row["concurrency"], row["batch"], verified=known(row["running_mean"]))
-        sheet.point(axes, target, row["batch"], row[column], f"{where} {tip}")
+        where = f"{target} · {run.level(row['x'])}:"
+        if run.arrival is None:
+            where = place(target, row["concurrency"], row["x"], verified=known(row["running_mean"]))
+        sheet.point(axes, target, row["x"], row[column], f"{where} {tip}")
 
 
 def _draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -> bool:
@@ -133,12 +154,12 @@ def _draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) 
         return False
     cells = run.invalid_cells(column)
     cells = cells[cells["target"] == target]
-    cells = cells.assign(batch=batch_of(cells))
-    cells = cells[(cells["batch"] > 0) & (cells[column] >= 0 if column == "accuracy" else cells[column] > 0)]
-    for b, group in cells.groupby("concurrency"):
-        repeats = ", ".join(map(str, group["repeat"]))
-        tip = f"{target} · B = {b}, repeat {repeats}: invalid, {'; '.join(dict.fromkeys(group['why']))}"
-        sheet.invalid(axes, target, group["batch"].tolist(), group[column].tolist(), tip)
+    cells = cells.assign(x=_x_of(run, cells))
+    cells = cells[(cells["x"] > 0) & (cells[column] >= 0 if column == "accuracy" else cells[column] > 0)]
+    for _, group in cells.groupby("concurrency" if run.arrival is None else "x"):
+        where, repeats = run.level(held_in(group.to_dict("records")[0])), ", ".join(map(str, group["repeat"]))
+        tip = f"{target} · {where}, repeat {repeats}: invalid, {'; '.join(dict.fromkeys(group['why']))}"
+        sheet.invalid(axes, target, group["x"].tolist(), group[column].tolist(), tip)
     return not cells.empty
 
 
@@ -219,7 +240,7 @@ def _draw_estimates(
     curves = {target: points for target, points in curves.items() if points}
     if not curves:
         return None
-    sheet = Sheet(looks, simulated=run.manifest.simulated)
+    sheet = Sheet(looks, simulated=run.manifest.simulated, panel=_PANEL)
     axes = sheet.axes[0]
     for value, words in borders.items():
         border(axes, value, dashed=value > 0 and len(borders) > 1)

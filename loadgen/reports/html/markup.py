@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Collection, Iterable, Sequence
 from xml.etree import ElementTree
 
@@ -35,6 +36,14 @@ def element(tag: str, *children: str, **attributes: str | bool) -> Html:
     return Html(opened if tag in _VOID else f"{opened}{join(children)}</{tag}>")
 
 
+_NO_WORDS = re.compile(r"<(svg|pre|script)\b.*?</\1>", re.DOTALL)
+
+
+def words_of(content: Html) -> str:
+    """Its text; without figures, code and scripts."""
+    return html.unescape(re.sub("<[^>]*>", "\n", _NO_WORDS.sub("", content)))
+
+
 def join(parts: Iterable[str]) -> Html:
     """One after the other; what is not Html is escaped."""
     return Html("".join(part if isinstance(part, Html) else escaped(part) for part in parts))
@@ -62,7 +71,8 @@ def table(
 ) -> Html:
     """A scrolling box with the table, named `label`; nothing where there is no row.
 
-    A rule divides rows whose entries in the columns `grouped_by` differ. `simulated`: every row's name has the stamp.
+    A rule divides rows whose entries in the columns `grouped_by` differ. `simulated`: a copy of the table says so, by a
+    caption that the page does not show.
     `b`: what to call the column B.
     """
     if not shown.rows:
@@ -78,13 +88,14 @@ def table(
     for row in shown.rows:
         group = [row[place] for place in group_places]
         cells = [
-            element("th", *_name(text, simulated), scope="row") if kind == NAME else element("td", text, class_=name)
+            element("th", text, scope="row") if kind == NAME else element("td", text, class_=name)
             for text, kind, name in zip(row, shown.kinds, classes, strict=True)
         ]
         body.append(element("tr", *cells, class_="first" if body and group != last else ""))
         last = group
     inside = element("thead", element("tr", *heads)) + element("tbody", *body)
-    made = element("table", Html(inside), class_="sortable" if sortable else "")
+    named = element("caption", f"{STAMP}: {label}", class_="unseen") if simulated else Html("")
+    made = element("table", named, Html(inside), class_="sortable" if sortable else "")
     return element("div", made, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
@@ -92,15 +103,6 @@ def facts(rows: Sequence[tuple[str, str]], *, label: str) -> Html:
     """Name and value side by side; those without a value are omitted."""
     shown = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in rows if value]
     return element("table", element("tbody", *shown), class_="facts", aria_label=label)
-
-
-def _name(name: str, simulated: bool) -> tuple[str, ...]:
-    return (name, " ", stamp(simulated=True)) if simulated else (name,)
-
-
-def stamp(*, simulated: bool) -> Html:
-    """SIMULATED as a mark; nothing where a GPU was measured."""
-    return element("span", STAMP, class_="stamp") if simulated else Html("")
 
 
 _XLINK = "http://www.w3.org/1999/xlink"
@@ -146,15 +148,22 @@ def _attribute(key: str, value: str, name: str) -> str:
     return value.replace("url(#", f"url(#{name}-")
 
 
-def gallery(figures: Iterable[Figure]) -> Html:
-    """One after the other with title and caption; nothing where there is none."""
+def gallery(figures: Iterable[Figure], *, folded: bool = False) -> Html:
+    """One after the other with title and caption, which may be `folded`; nothing where there is none."""
     drawn = [
         element(
             "figure",
             element("div", inline_svg(figure), class_="frame"),
-            element("figcaption", element("strong", figure.title, ". "), figure.caption),
+            element("figcaption", _caption(figure, folded=folded)),
             class_="wide" if figure.wide else "",
         )
         for figure in figures
     ]
     return element("div", *drawn, class_="figures") if drawn else Html("")
+
+
+def _caption(figure: Figure, *, folded: bool) -> Html:
+    title, caption = element("strong", figure.title, "."), figure.caption.removeprefix(f"{STAMP}. ")
+    if folded:
+        return element("details", element("summary", title), element("p", caption))
+    return join((title, " ", caption))

@@ -116,7 +116,53 @@ function sorting() {
   }
 }
 
+// A link into a closed section opens it (browsers of today do so by themselves), and so does printing.
+function folds() {
+  const closed = () => [...document.querySelectorAll("details:not([open])")];
+  const open = (hash) => {
+    const at = document.getElementById(decodeURIComponent(hash.slice(1)));
+    for (let fold = at?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+    at?.scrollIntoView();
+  };
+  let printed = [];
+  addEventListener("beforeprint", () => { printed = closed(); printed.forEach((fold) => { fold.open = true; }); });
+  addEventListener("afterprint", () => printed.forEach((fold) => { fold.open = false; }));
+  addEventListener("hashchange", () => open(location.hash));
+  addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (link?.hash === location.hash) open(link.hash);
+  });
+  if (location.hash) open(location.hash);
+  const all = document.querySelector(".folds");
+  if (!all) return;
+  const button = make("button", "Open all sections", { className: "all", type: "button" });
+  button.onclick = () => {
+    const shut = all.querySelectorAll(".fold:not([open])");
+    all.querySelectorAll(".fold").forEach((fold) => { fold.open = shut.length > 0; });
+    button.textContent = shut.length ? "Close all sections" : "Open all sections";
+  };
+  all.before(button);
+}
+
+// What is copied from a simulated run's page says so.
+function stampCopies() {
+  const banner = document.querySelector(".simulated");
+  if (!banner) return;
+  addEventListener("copy", (event) => {
+    const chosen = getSelection();
+    if (event.defaultPrevented || chosen.isCollapsed) return;
+    const box = make("div");
+    for (let k = 0; k < chosen.rangeCount; k++) box.append(chosen.getRangeAt(k).cloneContents());
+    box.prepend(make("p", banner.textContent));
+    event.clipboardData.setData("text/plain", `${banner.textContent}\n${chosen}`);
+    event.clipboardData.setData("text/html", box.innerHTML);
+    event.preventDefault();
+  });
+}
+
 addEventListener("DOMContentLoaded", () => {
+  folds();
+  stampCopies();
   themeToggle();
   tooltips();
   seriesButtons();

@@ -15,7 +15,7 @@ from loadgen.analysis.trust.trends import DepthBucket, TrustInvariance
 from loadgen.analysis.validity import Invalid, invalid_sentences
 from loadgen.analysis.warnings import checkpoint_notes, planned_cells
 from loadgen.reports import rows
-from loadgen.reports.html.markup import Html, element, items, join, stamp, table
+from loadgen.reports.html.markup import Html, element, items, join, table
 from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column, table_of
 from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, count, interval, number, percent, percents, span, spanned
 
@@ -220,8 +220,7 @@ def crossovers(run: Run) -> Html:
             stars += [(found, crossing) for crossing in found.crossings] or [(found, None)]
     made = run_table(run, _CROSSOVERS, stars, "Crossovers", by=("target",))
     curves = [f"{curve.target}: {curve.sentence}" for curve in run.analysis.cor_curves if curve.sentence]
-    title = "COR, tokens/s of the reference over the target's, less 1 "
-    heading = element("h3", title, stamp(simulated=run.manifest.simulated))
+    heading = element("h3", "COR, tokens/s of the reference over the target's, less 1")
     return join((made, heading, items(curves))) if curves else made
 
 
@@ -245,14 +244,13 @@ def _words(found: Crossover, crossing: Crossing | None) -> str:
 def accuracy(run: Run) -> Html:
     """Question by question against the reference, over B and by depth; empty where nothing was graded."""
     analysis = run.analysis
-    mark = stamp(simulated=run.manifest.simulated)
     parts: list[Html] = []
     if analysis.trust:
         sentences = items(verdict_sentences(analysis.trust, run.level))
         parts += [
             element("h3", f"Against {analysis.reference}, question by question"),
             run_table(run, AGAINST, analysis.trust, "Accuracy, paired", by=("target",)),
-            element("details", element("summary", "The same in words ", mark), sentences),
+            element("details", element("summary", "The same in words"), sentences),
         ]
     if analysis.trust_invariance:
         parts.append(element("h3", "Over the batch size"))
@@ -261,7 +259,7 @@ def accuracy(run: Run) -> Html:
         parts.append(element("h3", "By reasoning steps"))
         parts.append(run_table(run, BY_DEPTH, buckets, "Loss by reasoning steps", by=("target",)))
         if sentences_of_depth := depth_sentences(analysis.depth):
-            parts.append(element("p", "; ".join(sentences_of_depth), " ", mark, class_="small"))
+            parts.append(element("p", "; ".join(sentences_of_depth), class_="small"))
     return join(parts)
 
 
@@ -294,7 +292,7 @@ def models(run: Run) -> Html:
     """The fitted cost models: what they say in words, then every fit."""
     studies = run.analysis.models
     parts: list[Html] = []
-    for target, sentences in rows.model_sentences(studies, simulated=run.manifest.simulated).items():
+    for target, sentences in rows.model_sentences(studies).items():
         parts += [element("h3", target), items(sentences)]
     if fits := [(study, fit) for study in studies for fit in study.models]:
         made = run_table(run, rows.MODELS, fits, "Cost models", by=("target", "cost"))
@@ -303,24 +301,15 @@ def models(run: Run) -> Html:
     return join(parts)
 
 
-_MOST_REASONS = 3
-
-
 def validity(run: Run) -> Html:
-    """How many of the planned cells count, the first reasons why the others do not, and what the checkpoints say."""
+    """How many of the planned cells count, a link to why the others do not, and what the checkpoints say."""
     planned, measured = planned_cells(run.manifest), len(run.cells)
-    invalid = invalid_sentences(run.invalid, run.arrival)
     line = rows.cells_valid(run.cells, of=planned)
     line += f", {planned - measured} not measured" if measured < planned else ""
-    reasons = invalid[:_MOST_REASONS]
-    if len(invalid) > _MOST_REASONS:
-        reasons.append(f"and {len(invalid) - _MOST_REASONS} more, listed below")
-    reasons += checkpoint_notes(run.manifest)
-    power = run.manifest.power
-    if power.kind == "none":
-        reasons.append(f"energy: not measured, {power.reason}")
-    counts = element("p", element("strong", line + "."), " Intervals are 95%.")
-    return element("div", counts, items(reasons), class_="validity" if run.complete else "validity warn")
+    why = element("a", "What is invalid, and why", href="#doubts") if run.invalid else ""
+    counts = element("p", element("strong", line + "."), " ", why)
+    notes = items(checkpoint_notes(run.manifest))
+    return element("div", counts, notes, class_="validity" if run.complete else "validity warn")
 
 
 def doubts(run: Run) -> Html:
@@ -338,4 +327,7 @@ def doubts(run: Run) -> Html:
     warnings = [warning for warning in run.analysis.warnings if warning not in listed]
     note = "Where the load is invalid, latency and energy are too: they belong to another load."
     heading = join((element("h3", "Invalid cells"), element("p", note, class_="small"))) if run.invalid else Html("")
-    return join((heading, run_table(run, columns, run.invalid, "Invalid cells"), items(warnings, class_="warnings")))
+    invalid = items(invalid_sentences(run.invalid, run.arrival), class_="warnings")
+    return join(
+        (heading, invalid, run_table(run, columns, run.invalid, "Invalid cells"), items(warnings, class_="warnings"))
+    )
