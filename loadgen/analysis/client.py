@@ -241,7 +241,7 @@ def _joined_share(data: CellData, window: tuple[int, int]) -> float | None:
 def _read_with_the_last(data: CellData) -> Mask:
     """Events with tokens that came in one read with the answer's event before."""
     together = np.zeros(len(data.token_t_ns), dtype=np.bool_)
-    together[1:] = np.diff(data.token_t_ns) == 0
+    together[1:] = data.token_t_ns[1:] == data.token_t_ns[:-1]
     together[data.token_offsets[:-1][np.diff(data.token_offsets) > 0]] = False
     return together
 
@@ -328,12 +328,11 @@ def streaming_of(data: CellData, window: tuple[int, int] | None) -> Streaming:
     events = np.diff(data.token_offsets)
     if window is None or not data.token_t_ns.size:
         return Streaming()
-    owner = np.repeat(np.arange(len(events)), events)
-    places = np.flatnonzero(~_read_with_the_last(data))
-    lengths = np.diff(np.append(places, len(owner)))
-    reads = np.bincount(owner[places], minlength=len(events))
-    longest = np.zeros(len(events), dtype=np.int64)
-    np.maximum.at(longest, owner[places], lengths)
+    begins_read, there = ~_read_with_the_last(data), events > 0
+    lengths = np.diff(np.append(np.flatnonzero(begins_read), len(begins_read)))
+    reads, longest = np.zeros_like(events), np.zeros_like(events)
+    reads[there] = np.add.reduceat(begins_read, data.token_offsets[:-1][there], dtype=np.int64)
+    longest[there] = np.maximum.reduceat(lengths, (np.cumsum(reads) - reads)[there])
     chosen = answered_in(data, window) & (data.output_tokens > 1) & (events > 0)
     several = chosen & (events > 1)
     buffered = several & (

@@ -59,8 +59,10 @@ def gaps_s(token_offsets: Ints, token_t_ns: Ints) -> Floats:
     Events of request k are those from `token_offsets[k]` to before `token_offsets[k + 1]`. The gap is the ICL; shared
     among the n tokens that its event brought it is their ITL.
     """
-    gaps = np.full(len(token_t_ns), np.nan)
-    gaps[1:] = np.diff(token_t_ns) / 1e9
+    gaps = np.empty(len(token_t_ns))
+    gaps[:1] = np.nan
+    np.subtract(token_t_ns[1:], token_t_ns[:-1], out=gaps[1:])  # one array: the system clears each large one first
+    gaps /= 1e9
     gaps[token_offsets[:-1][np.diff(token_offsets) > 0]] = np.nan
     return gaps
 
