@@ -34,15 +34,21 @@ Cell = tuple[str, float, int]
 """Target, B or the rate of an open loop, repeat."""
 
 
-def read_cells(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
-    """The requests of each cell, warm-up and failed ones included, with `COLUMNS`; one cell in memory at a time."""
-    for cell, pieces in groupby(_pieces(run_dir), key=lambda piece: piece[0]):
-        yield cell, pd.concat([rows for _, rows in pieces])
+def read_cells(run_dir: Path, of: str | None = None) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    """The requests of each cell, or each of one target's, warm-up and failed ones included, with `COLUMNS`; one cell in
+    memory at a time."""
+    for cell, pieces in groupby(_pieces(run_dir, of), key=lambda piece: piece[0]):
+        if of in (None, cell[0]):
+            yield cell, pd.concat([rows for _, rows in pieces])
 
 
-def _pieces(run_dir: Path) -> Iterator[tuple[Cell, pd.DataFrame]]:
+def _pieces(run_dir: Path, of: str | None) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    """Those of others than the target `of` are skipped where the file says whose they are."""
     with Folder(run_dir).open("requests.parquet") as opened, pq.ParquetFile(opened) as file:
         for group in range(file.num_row_groups):
+            known = file.metadata.row_group(group).column(0).statistics
+            if of is not None and known is not None and known.has_min_max and not known.min <= of <= known.max:
+                continue
             table = file.read_row_group(group, columns=list(COLUMNS)).to_pandas()
             for (target, b, arrival, repeat), rows in table.groupby(list(CELL), sort=False, dropna=False):
                 yield (str(target), held_of(int(b), arrival), int(repeat)), rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 
 import matplotlib
 
@@ -14,7 +15,7 @@ from loadgen.processgroup import forked, spare_processes
 from loadgen.reports.figures.curves import draw_advantage, draw_backends, draw_cor, draw_curves, draw_si
 from loadgen.reports.figures.forest import draw_by_precision, draw_depth, draw_pillars
 from loadgen.reports.figures.requests import draw_latency, draw_timelines
-from loadgen.reports.figures.sheet import STYLE, Figure, looks_of
+from loadgen.reports.figures.sheet import STYLE, Figure, Look, looks_of
 
 __all__ = ["Figure", "draw_figures"]
 
@@ -23,16 +24,12 @@ def draw_figures(run: Run) -> list[Figure]:
     """Writes `figures/*.svg` and `*.png` into the run directory, those that the data allow; in the page's order. Of an
     open loop there are none over the batch, which it does not hold, but over its rates.
 
-    requests.parquet is read once, a cell at a time and without the tokens' own times. As many processes as there are
-    cores share the drawing.
+    As many processes as there are cores share the drawing. They read what they need of requests.parquet, a cell at a
+    time and without the tokens' own times.
     """
     folder = Folder(run.path).make("figures")
     looks = looks_of(run.summary["target"])
-    latencies, traces, of_cells = Latencies(run), Traces(run), {}
-    for cell, requests in read_cells(run.path):
-        latencies.add(cell, requests)
-        of_cells[cell] = traces.of(cell, requests)
-    given = run, looks, folder
+    given, traces = (run, looks, folder), Traces(run)
     over_b: list[Callable[[], Iterable[Figure | None]]] = [
         lambda: (draw_si(*given), draw_cor(*given), draw_advantage(*given)),
         lambda: (draw_by_precision(*given), draw_pillars(*given), *draw_backends(*given)),
@@ -41,12 +38,24 @@ def draw_figures(run: Run) -> list[Figure]:
         lambda: draw_curves(*given),
         *(over_b if run.arrival is None else ()),
         lambda: (draw_depth(*given),),
-        lambda: draw_latency(*given, latencies),
-        *(partial(draw_timelines, run, {target: look}, folder, of_cells) for target, look in looks.items()),
+        lambda: draw_latency(*given, _latencies(run)),
+        *(partial(_timeline, run, target, look, folder, traces) for target, look in looks.items()),
     ]
     with matplotlib.rc_context(STYLE):
         drawn = list(forked([partial(_drawn, task) for task in tasks], spare_processes()))
     return [figure for figures in drawn for figure in figures]
+
+
+def _latencies(run: Run) -> Latencies:
+    latencies = Latencies(run)
+    for cell, requests in read_cells(run.path):
+        latencies.add(cell, requests)
+    return latencies
+
+
+def _timeline(run: Run, target: str, look: Look, folder: Path, traces: Traces) -> Iterator[Figure]:
+    of_cells = {cell: traces.of(cell, requests) for cell, requests in read_cells(run.path, target)}
+    return draw_timelines(run, {target: look}, folder, of_cells)
 
 
 def _drawn(task: Callable[[], Iterable[Figure | None]]) -> list[Figure]:

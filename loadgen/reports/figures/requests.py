@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -42,11 +43,12 @@ def _draw_latency(
         panel=(4.5 if columns == 1 else 2.6, 1.7), gap=(0.25, 0.62), left=0.62, sharey=True, sharex=True,
     )  # fmt: skip
     invalid = False
+    summary = {(row["target"], held_in(row)): row for row in run.summary.to_dict("records")}
     for axes, b in zip(sheet.axes, batches, strict=False):
         for target in looks:
             found = latencies.of(target, b, metric)
             if found is not None:
-                _line(sheet, axes, run, (target, b), metric, found, shares)
+                _line(sheet, axes, run.level(b), summary[target, b], metric, found, shares)
                 invalid = invalid or not found[1]
         axes.set_title(run.level(b))
     for axes in sheet.axes[len(batches) :]:
@@ -72,14 +74,13 @@ def _draw_latency(
 
 
 def _line(
-    sheet: Sheet, axes: Axes, run: Run, key: tuple[str, float], metric: str,
+    sheet: Sheet, axes: Axes, level: str, row: Mapping[Any, Any], metric: str,
     found: tuple[NDArray[np.float64], bool], shares: NDArray[np.float64],
 ) -> None:  # fmt: skip
     values, valid = found
-    target, b = key
-    row = next(row for row in run.summary.to_dict("records") if (row["target"], held_in(row)) == key)
+    target = row["target"]
     middle, tail = float(row[f"{metric}_ms_p50"]), float(row[f"{metric}_ms_p99"])
-    tip = f"{target} · {run.level(b)}: {len(values):,} requests" + ("" if valid else " of cells with invalid latencies")
+    tip = f"{target} · {level}: {len(values):,} requests" + ("" if valid else " of cells with invalid latencies")
     if valid and known(middle):
         tip += f", median {number(middle)} ms, p99 {number(tail)} ms"
     style = {} if valid else {"color": INVALID, "linestyle": "--"}
