@@ -82,16 +82,16 @@ _REQUESTS = (
     _failing("reset-inside", "RST in the middle of the stream", "broken", _LOST),
     _failing("closed-inside", "close in the middle of the stream", "broken", _LOST),
     RequestFault(
-        "reset-after", "RST behind the stream, as the next request comes on the kept connection", "ok", None, None,
+        "reset-after", "RST after the stream, as the next request comes on the kept connection", "ok", None, None,
     ),
-    RequestFault("closed-after", "`Connection: close`, and a close behind every stream", "ok", None, None, every=1),
+    RequestFault("closed-after", "`Connection: close`, and a close after every stream", "ok", None, None, every=1),
     _failing("stalled", "the stream stops, the connection stays", "timeout", "no complete answer within", every=RARE),
-    _failing("no-headers", "nothing is answered at all", "timeout", "no complete answer within", None, RARE),
+    _failing("no-headers", "no answer at all", "timeout", "no complete answer within", None, RARE),
     RequestFault("slow-headers", "headers come 30 ms late", "ok", None, None, every=1),
     *(_http(status, body=body) for status in (400, 401, 404, 408, 429, 500, 503) for body in (True, False)),
     _failing("echoed-key", "HTTP 401 that repeats the request's headers", "http", "401: POST ", 401),
     _failing("malformed-sse", "an event whose JSON is cut", "malformed", "Input data was truncated"),
-    _failing("invalid-utf-8", "bytes that are no UTF-8", "malformed", "'utf-8' codec can't decode"),
+    _failing("invalid-utf-8", "bytes that are not UTF-8", "malformed", "'utf-8' codec can't decode"),
     RequestFault("giant-line", "an event of 256 KiB", "ok", None, None, RARE),
     RequestFault(
         "no-usage", "no answer has usage", "ok", None, "the server reports no token usage in its streams", every=1
@@ -103,7 +103,7 @@ _REQUESTS = (
     ),
     _failing("usage-goes-back", "cumulative usage that falls", "malformed", "usage goes back from 6 to 1 tokens"),
     _failing("impossible-usage", "usage of -1 tokens", "malformed", "Expected `int` >= 0"),
-    RequestFault("no-done", "no [DONE] behind finish_reason and usage", "ok", None, None, every=1),
+    RequestFault("no-done", "no [DONE] after finish_reason and usage", "ok", None, None, every=1),
     _failing("early-done", "[DONE] before the last tokens", "malformed", "the stream continues after [DONE]"),
     _failing("two-ends", "two finish reasons", "malformed", "text after finish_reason 'length'"),
     RequestFault("no-tokens", "answers without a token", "ok", None, "not one token arrived", every=1),
@@ -136,7 +136,7 @@ MACHINE_FAULTS = (
     MachineFault(
         "DNS failure",
         "a host name that does not exist",
-        "before the run one sentence; in it the request's row is `connect`",
+        "before the run one sentence; during it the request's row is `connect`",
         "2; 1",
         f"{_MACHINE}TestServersElsewhere::test_a_name_that_nobody_knows, {_HTTP}test_a_host_without_a_name",
     ),
@@ -174,7 +174,7 @@ MACHINE_FAULTS = (
     MachineFault(
         "a launched server dies every time",
         "SIGKILL in every window",
-        "two relaunches a block, then the cells that are left are told as not measured",
+        "two relaunches a block, then the remaining cells are reported as not measured",
         "1",
         f"{_MACHINE}TestServersLoadgenLaunched::test_one_that_dies_every_time_is_given_up",
     ),
@@ -193,8 +193,8 @@ MACHINE_FAULTS = (
         f"{_HTTP}test_an_answer_without_end_is_given_up",
     ),
     MachineFault(
-        "answers nobody asked for",
-        "bytes behind an answer; interim answers (1xx); a switch of protocols",
+        "unrequested answers",
+        "bytes after an answer; interim answers (1xx); a switch of protocols",
         "they belong to no request; the connection is not used again",
         "0",
         f"{_HTTP}test_what_follows_the_answer_belongs_to_no_request, "
@@ -210,14 +210,14 @@ MACHINE_FAULTS = (
     MachineFault(
         "the wall clock is set",
         "CLOCK_REALTIME an hour back, two hours on, in a window",
-        "no figure moves; a warning says by how much it was set",
+        "no figure changes; a warning says by how much it was set",
         "0",
         f"{_MACHINE}test_the_wall_clock_is_set_in_a_cell",
     ),
     MachineFault(
         "disk full",
         "a file system with less room than the next answer",
-        "one sentence; what was measured is kept, `--resume` goes on when there is room, and so does `report`",
+        "one sentence; what was measured is kept, `--resume` and `report` continue when there is room",
         "1",
         f"{_MACHINE}TestDisk::test_a_full_disk_stops_the_run_keeps_what_was_measured_and_it_can_be_resumed",
     ),
@@ -232,7 +232,7 @@ MACHINE_FAULTS = (
     MachineFault(
         "the journal is damaged",
         "any byte changed; any end cut off",
-        "the line is left out, counted and told; a torn last line is no damage",
+        "the line is left out, counted and reported; a torn last line is not damage",
         "0",
         "tests/unit/test_journal.py::test_a_changed_byte_costs_its_line_and_is_counted, "
         "tests/unit/test_journal.py::test_cutting_the_file_anywhere_costs_at_most_the_record_that_was_cut",
@@ -240,7 +240,7 @@ MACHINE_FAULTS = (
     MachineFault(
         "loadgen is killed",
         "SIGKILL in a window",
-        "what was in flight is lost; `report` and `--resume` work on the rest; servers end with it",
+        "what was in flight is lost; `report` and `--resume` work on the rest; its servers end too",
         "",
         "tests/integration/test_interrupt.py::test_report_rebuilds_every_derived_file, "
         "tests/unit/test_process.py::test_a_server_does_not_outlive_a_killed_loadgen",
@@ -255,13 +255,13 @@ MACHINE_FAULTS = (
     MachineFault(
         "the exporter goes away",
         "SIGKILL in a window",
-        "the energy of that cell is invalid; later ones are measured without power, told as a warning",
+        "the energy of that cell is invalid; later ones are measured without power, and a warning says so",
         "1",
         f"{_MACHINE}TestPower::test_an_exporter_that_goes_away_costs_energy_alone",
     ),
     MachineFault(
         "NVML loses a GPU",
-        "a stub of the library that answers GPU_IS_LOST from some instant on",
+        "a stub of the library that answers GPU_IS_LOST from some moment on",
         "nothing of the cell is valid, its answers included",
         "1",
         "tests/integration/test_sweep_power.py::test_a_gpu_lost_on_the_way_leaves_nothing_of_the_cell_valid",
@@ -274,9 +274,9 @@ MACHINE_FAULTS = (
         "tests/integration/test_sweep_power.py::test_without_a_driver_auto_says_why_there_is_no_energy",
     ),
     MachineFault(
-        "Prometheus goes away, or never was",
+        "Prometheus goes away, or was never there",
         "three scrapes and no more; none at all",
-        "no effect; the end waits for nobody who is not there",
+        "no effect; the end does not wait for it",
         "0",
         "tests/unit/test_sweep_metrics.py::test_the_end_waits_for_nobody_who_is_not_there",
     ),
@@ -290,7 +290,7 @@ MACHINE_FAULTS = (
     MachineFault(
         "hostile text",
         "HTML, terminal commands, direction marks, NULs and formulas in model name, answers, errors and headers",
-        "terminal and page show it and obey none of it",
+        "terminal and page show it, and it has no effect",
         "",
         "tests/integration/test_hostile_text.py::test_the_page_obeys_nothing, "
         "tests/integration/test_hostile_text.py::test_the_terminal_obeys_nothing",

@@ -1,4 +1,4 @@
-"""The claims of "The Quantization Trap" (arXiv 2602.13595), each held against the run's data."""
+"""The claims of "The Quantization Trap" (arXiv 2602.13595), each compared with the run's data."""
 
 from __future__ import annotations
 

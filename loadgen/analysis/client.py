@@ -21,7 +21,7 @@ LAG_STEPS = 1.0
 """How late the event loop may be half of the time, in mean inter-chunk latencies: later, and it still reads the tokens
 of one engine step when those of the next arrive. For one byte in ten it draws a warning."""
 LAG_FLOOR_MS = 3.0
-"""Less is never held against a cell: timers tick in ms, and a busy machine's scheduler takes its turn."""
+"""Less never counts against a cell: timers tick in ms, and a busy machine's scheduler takes its turn."""
 REFILL_SHARE = 0.01
 """Mean refill gap, of the mean E2E: so much of every slot's time is no request's."""
 TTFT_SHARE = 0.2
@@ -201,7 +201,7 @@ def lag_limit_ms(icl_ms: float) -> float:
 
 
 def _ttft_check(c: ClientFigures, excess_ms: float, server_ms: float, more: str) -> Check:
-    """The excess is also the server's front end and the network: it is held against a client that was late itself."""
+    """The excess is also the server's front end and the network: it counts only if the client was late too."""
     limit = max(TTFT_SHARE * (server_ms + excess_ms), TTFT_FLOOR_MS)
     late = c.loop_lag_ms_mean is not None and c.loop_lag_ms_mean > excess_ms / 2
     strained = c.client_cpu_share is not None and c.client_cpu_share > BUSY_SHARE

@@ -56,7 +56,7 @@ class PowerData(msgspec.Struct, frozen=True, kw_only=True):
     scopes: dict[str, Scope] = {}
     """By GPU: what its energy counter counts."""
     owners: Owners | None = None
-    """Whose the processes on the GPUs are; None where nobody asked."""
+    """Whose the processes on the GPUs are; None if it was not asked."""
 
     def calibration(self) -> dict[str, Calibration]:
         """By GPU: update periods and resolution of its sensors, as these samples show them."""

@@ -84,7 +84,7 @@ def _sizing(
     tokens: int,
     tensor_parallel: str | None,
 ) -> Sizing | None:
-    """What fits; None where nobody says how large the GPU is."""
+    """What fits; None if the GPU's memory is unknown."""
     from loadgen.measure.config import batch_sizes, gpu_counts
 
     levels = None if concurrency is None else batch_sizes(concurrency)
@@ -132,7 +132,7 @@ def _chosen(serve: str | None, model: str) -> dict[str, str]:
 
 
 def _gpus(gpu_memory: str | None) -> list[float]:
-    """GiB of each GPU; empty where nobody says."""
+    """GiB of each GPU; empty if unknown."""
     if gpu_memory is None:
         from loadgen.doctor.hardware import seen_gpus
 

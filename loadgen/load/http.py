@@ -188,7 +188,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timeout_s = self._due_s = 0.0
         self._pieces: list[bytes] = []
-        """Of the body, in this read."""
+        """What this read brought of the body."""
         self.on_body = self._pieces.append
         self._parser = httptools.HttpResponseParser(self)
         self._now_ns = self._realtime_ns = 0

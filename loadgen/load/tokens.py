@@ -46,7 +46,7 @@ def count_tokens(
 ) -> Counted:
     """The tokens of one answer, from each event's arrival, its running count (-1: none) and whether it brought output.
 
-    `total`: the last usage, `separate` if it came on an event of its own; `most`: the request's max_tokens.
+    `total`: the last usage, `separate` if it came on a separate event; `most`: the request's max_tokens.
     """
     if total is None:
         return Counted()

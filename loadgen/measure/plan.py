@@ -227,7 +227,7 @@ def plan_rest(run_dir: Path, config: SweepConfig) -> SweepPlan:
 
 
 GPU_MEMORY_UTILIZATION = 0.92
-"""The share of a GPU that vLLM takes unless it is told otherwise."""
+"""The share of a GPU that vLLM takes by default."""
 CHARACTERS_PER_TOKEN = 3.0
 """Few, so that prompts are not taken for shorter than they are: English text has about 4."""
 MOST_PROMPTS = 200

@@ -43,7 +43,7 @@ CALIBRATE_S = 30.0
 CALIBRATE_MIN_S = 3.0
 """Sensors are characterised by the samples of the last CALIBRATE_S, once there are CALIBRATE_MIN_S of them."""
 COUNT_EVERY_S = 30.0
-"""How often samples are counted when nobody scrapes, well within the hour that the sampler remembers."""
+"""How often samples are counted without scrapes, well within the hour that the sampler remembers."""
 LARGEST = 2**64 - 1
 """A number in a query has 64 bits at most."""
 

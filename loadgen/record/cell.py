@@ -323,7 +323,7 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     api: Text | None = None
     thinking: Thinking | None = None
     prefix_cache: bool = False
-    """Requests of a cell share the server's prefix cache; else each has a `cache_salt` of its own."""
+    """Requests of a cell share the server's prefix cache; else each has its own `cache_salt`."""
     quantize_missing: bool = False
     """Checkpoints that did not exist were made before anything was measured; `--resume` makes none."""
     reasoning_parser: Text | None = None

@@ -33,7 +33,7 @@ KV_CACHE_BYTES = 8 * 2**30
 """The same for every precision: 65,536 tokens of a 7B model with 8 key-value heads in 16 bits."""
 GPU_MEMORY_UTILIZATION = "0.1"
 """vLLM needs this share of the GPU free to start, and ignores it otherwise when the size of the KV cache is set
-(`request_memory` in its v1/worker/utils.py). Low where nobody sized the project; else what the server needs."""
+(`request_memory` in its v1/worker/utils.py). Low if the project was not sized; else what the server needs."""
 ONE_GPU, OTHERS = "gpu", "gpus"
 """Profiles: servers that fit on the GPUs together, and the others, for one at a time or a GPU each."""
 CPU_ROOT = "/opt/loadgen-cpu"
@@ -111,7 +111,7 @@ def gpu_server(recipe: Recipe, port: int) -> Service:
 
 
 def _profile(name: str) -> str:
-    """The profile of a service where nobody sized the project: one server is up, the four are measured."""
+    """The profile of a service in a project that was not sized: one server is up, the four are measured."""
     return ONE_GPU if name == DEFAULT[0] else OTHERS if name in DEFAULT else "more"
 
 

@@ -267,7 +267,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     runner: tuple[str, ...] = ()
     """What is run here, where `argv` and `env` are those of a container (`loadgen.serving.project`)."""
     gpus: tuple[str, ...] = ()
-    """Those that its container gets, by NVML's index or UUID; empty where nobody chose them."""
+    """Those that its container gets, by NVML's index or UUID; empty if none were chosen."""
     env: dict[str, str] = {}
     """Variables added to loadgen's own environment."""
     host: str = "127.0.0.1"

@@ -19,7 +19,7 @@ ALWAYS_LEFT = frozenset({"lm_head", "re:.*lm_head", "re:.*lm_head.*", "model.lm_
 """Modules that nearly every format leaves in 16 bits: they are not listed."""
 GPTQ_BITS = ("int4", "int8")
 FORMATS = {"nvfp4-pack-quantized": "NVFP4", "mxfp4-pack-quantized": "MXFP4", "marlin-24": "2:4 sparse"}
-"""Formats of compressed-tensors that are known by names of their own."""
+"""Formats of compressed-tensors with their own names."""
 
 
 class Quantization(msgspec.Struct, frozen=True):

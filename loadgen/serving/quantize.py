@@ -1,4 +1,4 @@
-"""Quantize: checkpoints of other formats made of a 16-bit model, by llm-compressor in an environment of its own."""
+"""Quantize: checkpoints of other formats made of a 16-bit model, by llm-compressor in a separate environment."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """The file is byte for byte the one its authors published (or the one shipped here)."""
     answer: AnswerKind = "number"
     warmup: tuple[Item, ...] = ()
-    """Items of its own to warm a server up with; empty: the shipped ones."""
+    """Its own items for warming a server up; empty: the shipped ones."""
     notes: tuple[str, ...] = ()
 
     @property

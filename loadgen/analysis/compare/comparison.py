@@ -2,7 +2,7 @@
 
 What is known of N*, in words.
 
-The paper's claims over model size (arXiv 2602.13595v2, Theorem 4.6 and Corollary 4.7), held against the data.
+The paper's claims over model size (arXiv 2602.13595v2, Theorem 4.6 and Corollary 4.7), compared with the data.
 """
 
 from __future__ import annotations

@@ -308,7 +308,7 @@ def _quantile(degrees: Floats | float, alpha: Floats | float) -> Floats:
 
 
 def noise_of(curve: PairedCurve, start_sd: float | None = None) -> Noise | None:
-    """From the scatter of repeats; None where no point has two of them and nobody stated `start_sd`.
+    """From the scatter of repeats; None where no point has two of them and no `start_sd` was given.
 
     `start_sd`: relative standard deviation of a side's figure between two starts of its server. It is used without
     repeats only, with the windows' own errors where they are known.

@@ -122,7 +122,7 @@ class ItemFigures(msgspec.Struct, frozen=True, kw_only=True):
 def item_figures(
     targets: Sequence[OperatingPoint], reference: OperatingPoint, *, resamples: int, seed: int
 ) -> dict[str, ItemFigures]:
-    """By target. Draws are those of a sum over items, each with a normal deviate of its own that all figures share
+    """By target. Draws are those of a sum over items, each with its own normal deviate that all figures share
     (delta method on logarithms), so that a figure keeps its own interval and its correlation with the others."""
     pairs = {target.target: paired(target.scores, reference.scores) for target in targets}
     lengths = {target.target: pair_lengths(target.lengths, reference.lengths) for target in targets}

@@ -88,7 +88,7 @@ _RATIO = re.compile(r"(?<![0-9.])([0-9]+(?:\.[0-9]+)?)\s?(?::|to)\s?([0-9]+(?:\.
 def read_letter(text: str, options: Sequence[str], *, marked: bool) -> Found[str] | None:
     r"""What the last mark states: a letter, or an option's text or value.
 
-    Unless `marked`, else the last letter that is a clause of its own, else the option whose text or value the last line
+    Unless `marked`, else the last letter that is a clause by itself, else the option whose text or value the last line
     states, else the last lone upper-case letter. None if nothing is named, or two at once.
     """
     text = plain(text)

@@ -100,7 +100,7 @@ def compiled(regex: str) -> re.Pattern[str]:
 def check_speed(regex: str, within_s: float = TRIED_S) -> None:
     """Raises UsageError for a pattern that takes longer than `within_s` on texts of 2,000 characters.
 
-    The trial runs in a process of its own: a pattern such as `(a+)+b` may take years, and Python cannot interrupt it.
+    The trial runs in a separate process: a pattern such as `(a+)+b` may take years, and Python cannot interrupt it.
     """
     argv, sent = [sys.executable, "-I", "-S", "-c", _TRIAL], regex.encode("utf-8", "surrogatepass")
     try:
