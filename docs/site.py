@@ -1,4 +1,7 @@
-"""A hook of mkdocs: a page's links to files of the repository outside docs/ lead to the repository."""
+"""A hook of mkdocs, where its Markdown is not the hub's.
+
+Links to files outside docs/ lead to the repository, and a bar in code of a table has no backslash.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+CODE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\]\((?P<path>(?:\.\./)+[^)#\s]+)")
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
-    """The page, whose links outside docs/ are absolute. Raises FileNotFoundError for a link to no file."""
+    """The page as mkdocs reads it. Raises FileNotFoundError for a link to no file."""
     source = PurePosixPath("docs", page.file.src_uri)
 
     def absolute(link: re.Match[str]) -> str:
@@ -23,4 +27,4 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
         kind = "tree" if target.is_dir() else "blob"
         return f"]({config.repo_url.rstrip('/')}/{kind}/main/{target.relative_to(ROOT)}"
 
-    return LINK.sub(absolute, markdown)
+    return LINK.sub(absolute, CODE.sub(lambda code: code[0].replace("\\|", "|"), markdown))
