@@ -1,6 +1,6 @@
 """Are crossovers found where they are, and not where there are none? Simulated studies with known truth.
 
-    python bench/crossover_recovery.py     # about ten minutes of one core; prints the tables of docs/crossovers.md, and
+    python bench/crossover_recovery.py     # about ten minutes of one core; prints tables of results/coverage.md, and
                                            # writes bench/results/crossover_recovery.json
 
 Every study draws a true curve of the log-advantage over the batch, measures it at the batches of a grid in `REPEATS`
@@ -363,7 +363,7 @@ NAMES = {
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The table of docs/crossovers.md: of three repeats by true curve, then of A/A by repeats."""
+    """The tables of results/coverage.md: of three repeats by true curve, then of A/A by repeats."""
     columns: tuple[str, ...] = (
         "true curve", "covered (Wilson)", "lowest setting", "bracket", "octaves", "not decided", "1% noise",
         "false sign",

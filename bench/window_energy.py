@@ -1,6 +1,6 @@
 """Does the interval of energy per token inside one window cover? Power that is correlated over known times.
 
-    python bench/window_energy.py      # about 2 minutes; prints the table of docs/energy.md, writes bench/results
+    python bench/window_energy.py      # about 2 minutes; prints a table of results/coverage.md, writes bench/results
 
 Power is AR(1), mean 300 W, sd 5%: its autocorrelation falls exponentially. Tokens come in steps of 16, 25 ms apart on
 average with 5% of scatter. The truth is the long-run joules per token. "Old" is the rule of earlier versions: a
