@@ -12,19 +12,31 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Unpack, cast
 
 from loadgen.errors import ServerError, UsageError
-from loadgen.options import QuantizeOptions, ReportOptions, RunOptions, SelftestOptions, complete, takes
+from loadgen.options import AdviseOptions, QuantizeOptions, ReportOptions, RunOptions, SelftestOptions, complete, takes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from loadgen.analysis.advise import Advice, Day
     from loadgen.analysis.compare.comparison import RunComparison
     from loadgen.analysis.run import Run
     from loadgen.clienttest.selftest import Selftest
     from loadgen.options import SweepOptions
 
 
-__all__ = ["ServerError", "UsageError", "__version__", "compare", "load_run", "quantize", "report", "selftest", "sweep"]
+__all__ = [
+    "ServerError",
+    "UsageError",
+    "__version__",
+    "advise",
+    "compare",
+    "load_run",
+    "quantize",
+    "report",
+    "selftest",
+    "sweep",
+]
 
 
 @takes(RunOptions)
@@ -115,6 +127,17 @@ def compare(
         write_comparison(comparison, Path(out))
         write_page(comparison, Path(out))
     return comparison
+
+
+@takes(AdviseOptions)
+def advise(run: str | Path, **options: Unpack[AdviseOptions]) -> Advice | Day:
+    """What `loadgen advise` does: how a closed-loop run's targets serve a traffic.
+
+    Returns the `Advice` for a `rate`, the `Day` for a `traffic`. Raises UsageError for wrong use.
+    """
+    from loadgen.analysis.advise import advise_run
+
+    return advise_run(load_run(run), complete(AdviseOptions, options))
 
 
 @takes(QuantizeOptions)

@@ -274,6 +274,22 @@ class ReportOptions(TypedDict, total=False):
     start_sd: Annotated[StartSd, "the sweep's"]
 
 
+class AdviseOptions(TypedDict, total=False):
+    """What `loadgen.advise` takes."""
+
+    rate: Annotated[float | None, Option("R", "Requests a second of the whole service, Poisson.")]
+    traffic: Annotated[str | Path | None, Option(
+        "FILE", "Instead, a day: a CSV file of hour,rate, or diurnal:PEAK/TROUGH.")]
+    slo: Annotated[SloLimits, "the run's"]
+    attainment: Annotated[float, Option(
+        "SHARE", "Share of requests that must keep --slo.", default=0.99, between=(0.0, 1.0))]
+    price: Annotated[float | None, Option(
+        "PRICE", "Of a GPU hour; the fewest GPUs are then the best, and among equals the fewest joules.")]
+    carbon: Annotated[Carbon, "the sweep's"]
+    per: Annotated[Literal["query", "correct"], Option(
+        "WHAT", "What joules and cost are divided by: query or correct (answers).", default="query")]
+
+
 class QuantizeOptions(TypedDict, total=False):
     """What `loadgen.quantize` takes."""
 

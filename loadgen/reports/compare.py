@@ -163,7 +163,7 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
     """Tables and sentences; what does not fit goes into compare.html."""
     if comparison.simulated:
         _print(console, f"{STAMP}: {BANNER}", "bold red")
-    _print_table(console, table_of(RUNS, comparison.rows))
+    print_table(console, table_of(RUNS, comparison.rows), _DISPENSABLE)
     if any(row.cor is not None for row in comparison.rows):
         console.print(f"  {COR_MEANS}", highlight=False)
     _print_lines(console, "N*, the model size at which COR is zero", findings(comparison))
@@ -172,7 +172,7 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
     _print_lines(console, "", _published_doubts(comparison.published))
     if comparison.imports:
         _print(console, "Imported from other tools, mean / p50 / p99, as they define them", "bold")
-        _print_table(console, table_of(IMPORTED, comparison.imports))
+        print_table(console, table_of(IMPORTED, comparison.imports))
         _print_lines(console, "", [f"{tool}: {how}" for tool, how in comparison.differences.items()])
     for note in notes(comparison)[:MOST_LINES]:
         _print(console, f"! {note}", "yellow")
@@ -182,10 +182,10 @@ def _print(console: Console, line: str, style: str | None = None) -> None:
     console.print(Text(visible_line(line)), style=style)
 
 
-def _print_table(console: Console, table: Table) -> None:
+def print_table(console: Console, table: Table, dispensable_first: Sequence[str] = ()) -> None:
     """Without empty columns, and without as many of the dispensable ones as do not fit."""
     table = table.filled
-    for dispensable in ("", *_DISPENSABLE):
+    for dispensable in ("", *dispensable_first):
         table = table.without(place for place, heading in enumerate(table.headings) if heading == dispensable)
         made = _rich_table(table)
         if Measurement.get(console, console.options.update(width=WIDEST), made).maximum <= console.width:

@@ -1,0 +1,420 @@
+"""Advice: which precision serves a given traffic best, with how many GPUs, joules and how much money.
+
+Day: the same over the hours of a day, and what a fleet saves that changes its precision with the traffic.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.analyse import analyse
+from loadgen.analysis.celldata import Floats
+from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.indices.formulas import JOULES_PER_KWH, TAIL, carbon_kg
+from loadgen.analysis.replica import OUTSIDE, Load, Replica, replicas_of
+from loadgen.analysis.run import Run
+from loadgen.errors import UsageError
+from loadgen.options import AdviseOptions
+from loadgen.record.cell import Slo
+
+DECIDED = 0.95
+Per = Literal["query", "correct"]
+Limit = Literal["range", "slo"]
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """The traffic, and what counts. Raises UsageError for values without a meaning."""
+
+    rate_per_s: float
+    """Requests a second of the whole fleet, Poisson."""
+    attainment: float = 0.99
+    """The share of requests that must keep the service level objectives."""
+    price_per_gpu_h: float | None = None
+    carbon_kg_per_kwh: float | None = None
+    per: Per = "query"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate_per_s < math.inf:
+            raise UsageError(f"--rate {self.rate_per_s:g}: give the requests a second, above 0")
+        if not 0 < self.attainment <= 1:
+            raise UsageError(f"--attainment {self.attainment:g}: give a share above 0 and up to 1, such as 0.99")
+
+
+class ArmAdvice(msgspec.Struct, frozen=True, kw_only=True):
+    """What one target needs for the demand. A figure is None where it is not known, and where there is a `refusal`."""
+
+    target: str
+    precision: str
+    refusal: str | None = None
+    """Why it cannot serve the demand, as far as it was measured."""
+    replicas: int | None = None
+    gpus: int | None = None
+    """Of all replicas."""
+    rate_per_replica_per_s: float | None = None
+    in_flight: float | None = None
+    """Mean number of requests in a replica."""
+    batch_p99: int | None = None
+    """99% of the arriving requests join no larger batch."""
+    idle_share: float | None = None
+    e2e_mean_s: float | None = None
+    """By Little's law."""
+    slo_share: float | None = None
+    """Requests that keep the objectives."""
+    headroom: float | None = None
+    """How much more traffic these replicas can take: 0.25 is 25%."""
+    limit: Limit | None = None
+    """What ends the headroom: the largest measured batch, or the objectives."""
+    largest_batch: int | None = None
+    """That was measured."""
+    saturated: bool | None = None
+    """Throughput gains less than 5% over the upper half of the measured batches, so that a larger one adds little."""
+    energy_per_query_j: Estimate | None = None
+    energy_per_correct_j: Estimate | None = None
+    energy_note: str | None = None
+    """Why the joules are not known."""
+    accuracy: float | None = None
+    kwh_per_1000: float | None = None
+    """Of 1,000 queries, or of 1,000 correct answers (`Demand.per`); so the next two."""
+    co2_kg_per_1000: float | None = None
+    cost_per_1000: float | None = None
+    """In the unit of the price."""
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """The arms, best first, and which to choose: by the GPUs where they have a price (equal ones by joules), else by
+    joules."""
+
+    demand: Demand
+    slo: str | None
+    arms: tuple[ArmAdvice, ...]
+    choice: str | None
+    """The best by the estimates; None where none can be chosen."""
+    probability: float | None
+    """That it is the best, over joint draws of the repeats; None with a single repeat, or a single arm."""
+    second: str | None
+    simulated: bool
+
+    @property
+    def decided(self) -> bool:
+        return self.probability is not None and self.probability >= DECIDED
+
+
+class Fleet:
+    """As many replicas of a target as a demand needs; arrays are by draw, the estimate first."""
+
+    def __init__(self, replica: Replica, attainment: float) -> None:
+        self.replica = replica
+        self.attainment = attainment
+
+    @cached_property
+    def capacity_per_s(self) -> Floats:
+        """The most that one replica can take."""
+        return self.replica.capacity_per_s(self.attainment)
+
+    def for_rate(self, rate_per_s: float) -> Share | str:
+        """The smallest fleet for so many requests a second, or a sentence that says why there is none."""
+        replica, capacity = self.replica, self.capacity_per_s
+        if capacity[0] <= 0:
+            alone = 0.0 if replica.slo_share is None else replica.slo_share[0]
+            return f"{alone:.0%} of its requests keep the objectives at B = 1, and {self.attainment:.0%} are asked for"
+        possible = capacity > 0
+        count = np.maximum(np.ceil(rate_per_s / np.where(possible, capacity, 1.0) - 1e-9), 1.0)
+        load = replica.load(rate_per_s / count)
+        if (few := float(load.share[0, 1 : replica.fewest].sum())) > OUTSIDE:
+            return (
+                f"its batch would be below {replica.fewest}, the smallest that was measured, for {few:.0%} of the "
+                "time: measure --concurrency 1 too"
+            )
+        power = replica.power(load)
+        return Share(
+            count=np.where(possible, count, np.inf),
+            load=load,
+            power_w=None if power is None else np.where(possible, power * count, np.inf),
+        )
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """A fleet at work, by draw."""
+
+    count: Floats
+    """Replicas."""
+    load: Load
+    """Of one."""
+    power_w: Floats | None
+    """Of all."""
+
+
+def advise(run: Run, demand: Demand) -> Advice:
+    """The targets of a closed-loop run for this demand, best first. Raises UsageError as `replicas_of`."""
+    fleets = {one.target: Fleet(one, demand.attainment) for one in replicas_of(run)}
+    shares = {name: fleet.for_rate(demand.rate_per_s) for name, fleet in fleets.items()}
+    scores = _scores(fleets, shares, demand)
+    order = sorted(scores, key=lambda name: tuple(scores[name][0]))
+    rest = [name for name in fleets if name not in scores]
+    return Advice(
+        demand=demand,
+        slo=run.analysis.slo,
+        arms=tuple(_arm(fleets[name], shares[name], demand) for name in (*order, *rest)),
+        choice=order[0] if order else None,
+        probability=_probability([scores[name] for name in order]) if _all_drawn(fleets, order) else None,
+        second=order[1] if len(order) > 1 else None,
+        simulated=run.analysis.simulated,
+    )
+
+
+def _all_drawn(fleets: Mapping[str, Fleet], names: Sequence[str]) -> bool:
+    return all(fleets[name].replica.drawn for name in names)
+
+
+def _scores(fleets: Mapping[str, Fleet], shares: Mapping[str, Share | str], demand: Demand) -> dict[str, Floats]:
+    """By target and draw, what is compared from left to right, smaller is better; those without it are left out."""
+    found = {}
+    for name, share in shares.items():
+        if isinstance(share, str):
+            continue
+        replica, energy = fleets[name].replica, share.power_w
+        columns = [] if energy is None else [energy]
+        if demand.price_per_gpu_h is not None:
+            columns.insert(0, share.count * replica.gpus)
+        if demand.per == "correct":
+            columns = [] if replica.accuracy is None else [column / replica.accuracy for column in columns]
+        if columns:
+            found[name] = np.column_stack(columns)
+    widths = {score.shape[1] for score in found.values()}
+    return {name: score[:, : min(widths)] for name, score in found.items()}
+
+
+def _probability(scores: Sequence[Floats]) -> float | None:
+    """The share of the joint draws in which the first is the best; one that ties counts half."""
+    if len(scores) < 2:
+        return None
+    best = np.ones(len(scores[0]) - 1)
+    for other in scores[1:]:
+        wins = np.full(len(best), 0.5)
+        for ours, theirs in zip(scores[0].T[::-1], other.T[::-1], strict=True):
+            mine, its = ours[1:], theirs[1:]
+            wins = np.where(mine < its, 1.0, np.where(mine > its, 0.0, wins))
+        best = np.minimum(best, wins)
+    return float(best.mean())
+
+
+def _estimate(values: Floats, drawn: bool) -> Estimate:
+    """With the draws' percentiles; without ends where nothing was drawn, or some draw has no value."""
+    if not drawn or not np.isfinite(values).all():
+        return Estimate(value=float(values[0]))
+    lo, hi = np.quantile(values[1:], [TAIL, 1 - TAIL])
+    return Estimate(value=float(values[0]), lo=float(lo), hi=float(hi))
+
+
+def _arm(fleet: Fleet, share: Share | str, demand: Demand) -> ArmAdvice:
+    replica = fleet.replica
+    if isinstance(share, str):
+        return ArmAdvice(target=replica.target, precision=replica.precision, refusal=share)
+    load, count = share.load, int(share.count[0])
+    rate = float(load.rate_per_s[0])
+    energy = None if share.power_w is None else _estimate(share.power_w / demand.rate_per_s, replica.drawn)
+    right, correct = None, None
+    if replica.accuracy is not None:
+        right = float(replica.accuracy[0])
+        if share.power_w is not None:
+            correct = _estimate(share.power_w / demand.rate_per_s / replica.accuracy, replica.drawn)
+    joules, good = (energy, 1.0) if demand.per == "query" else (correct, right)
+    kwh = None if joules is None else joules.value * 1000 / JOULES_PER_KWH
+    gpu_h = count * replica.gpus / demand.rate_per_s * 1000 / 3600
+    price, carbon = demand.price_per_gpu_h, demand.carbon_kg_per_kwh
+    capacity = float(fleet.capacity_per_s[0])
+    return ArmAdvice(
+        target=replica.target,
+        precision=replica.precision,
+        replicas=count,
+        gpus=count * replica.gpus,
+        rate_per_replica_per_s=rate,
+        in_flight=float(load.in_flight[0]),
+        batch_p99=min(int(np.searchsorted(np.cumsum(load.share[0]), 0.99)) + 1, replica.most),
+        idle_share=float(load.share[0, 0]),
+        e2e_mean_s=float(load.in_flight[0]) / rate,
+        slo_share=None if replica.slo_share is None else float(replica.kept(load)[0]),
+        headroom=max(capacity / rate - 1, 0.0),
+        limit="range" if float(replica.load(fleet.capacity_per_s * 1.001).beyond[0]) > OUTSIDE else "slo",
+        largest_batch=replica.most,
+        saturated=replica.saturated,
+        energy_per_query_j=energy,
+        energy_per_correct_j=correct,
+        energy_note=_energy_note(replica, share),
+        accuracy=right,
+        kwh_per_1000=kwh,
+        co2_kg_per_1000=None if joules is None or carbon is None else 1000 * carbon_kg(joules.value, carbon),
+        cost_per_1000=None if price is None or not good else gpu_h * price / good,
+    )
+
+
+def _energy_note(replica: Replica, share: Share) -> str | None:
+    if share.power_w is not None:
+        return None
+    if replica.power_w is None:
+        return "its energy was not measured at every batch"
+    rests = float(share.load.share[0, 0])
+    return f"it would have nothing to do for {rests:.0%} of the time, and its power at rest was not measured"
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a day with one rate."""
+
+    from_h: float
+    to_h: float
+    rate_per_s: float
+
+
+DIURNAL_STEPS = 24
+
+
+def traffic_of(text: str) -> tuple[Step, ...]:
+    """`diurnal:PEAK/TROUGH`, a cosine over 24 hours whose peak is at 12 h, or a CSV file of `hour,rate`: each rate, in
+    requests a second, holds until the next hour, the last until 24. Raises UsageError."""
+    if text.startswith("diurnal:"):
+        peak, slash, trough = text.removeprefix("diurnal:").partition("/")
+        try:
+            high, low = float(peak), float(trough)
+        except ValueError:
+            high = low = math.nan
+        if not slash or not 0 <= low <= high < math.inf or high == 0:
+            raise UsageError(f"--traffic {text}: give the highest and the lowest rate, as in diurnal:40/5")
+        hours = range(DIURNAL_STEPS)
+        rates = [low + (high - low) * (1 - math.cos(2 * math.pi * (hour + 0.5) / 24)) / 2 for hour in hours]
+        return tuple(Step(from_h=hour, to_h=hour + 1, rate_per_s=rate) for hour, rate in zip(hours, rates, strict=True))
+    try:
+        lines = [row for row in csv.reader(Path(text).expanduser().read_text(encoding="utf-8").splitlines()) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(
+            f"--traffic {text}: cannot be read ({reason}); give diurnal:PEAK/TROUGH or a CSV file"
+        ) from None
+    head, *rows = lines or [[]]
+    if [name.strip().lower() for name in head] != ["hour", "rate"] or not rows:
+        raise UsageError(
+            f"--traffic {text}: its first line must be `hour,rate`, and a line for each change must follow"
+        )
+    found = []
+    for row in rows:
+        try:
+            hour, rate = map(float, row)
+        except ValueError:
+            raise UsageError(f"--traffic {text}: {','.join(row)!r} is not an hour and a rate, such as 8,40") from None
+        found.append((hour, rate))
+    ends = [*(hour for hour, _ in found), 24.0]
+    if found[0][0] != 0 or any(not a < b for a, b in pairwise(ends)) or any(not 0 <= r < math.inf for _, r in found):
+        raise UsageError(f"--traffic {text}: hours must begin at 0 and rise to below 24, and rates be 0 or more")
+    return tuple(
+        Step(from_h=a, to_h=b, rate_per_s=rate) for (a, b), (_, rate) in zip(pairwise(ends), found, strict=True)
+    )
+
+
+class DayArm(msgspec.Struct, frozen=True, kw_only=True):
+    """A day of one target, or of a fleet that changes targets; None: not known."""
+
+    target: str
+    refusal: str | None = None
+    most_gpus: int | None = None
+    gpu_h: float | None = None
+    kwh: Estimate | None = None
+    cost: float | None = None
+    co2_kg: float | None = None
+
+
+class Day(msgspec.Struct, frozen=True, kw_only=True):
+    """A day's traffic, served with as many replicas in each step as it needs."""
+
+    steps: tuple[Step, ...]
+    chosen: tuple[str, ...]
+    """The best target in each step; none where one of the steps has none."""
+    arms: tuple[DayArm, ...]
+    """Best first."""
+    switching: DayArm | None = None
+    """The fleet that serves each step with its best target."""
+    saving: Estimate | None = None
+    """The share of the best single target's cost, or joules without a price, that it saves."""
+    simulated: bool = False
+
+
+NOTHING_PER_S = 1e-6
+"""In place of no traffic: one replica stays up."""
+
+
+def advise_day(run: Run, demand: Demand, steps: Sequence[Step]) -> Day:
+    """The day under `demand`, whose rate does not matter here. Raises UsageError as `replicas_of`."""
+    fleets = {one.target: Fleet(one, demand.attainment) for one in replicas_of(run)}
+    rates = [max(step.rate_per_s, NOTHING_PER_S) for step in steps]
+    shares = {name: [fleet.for_rate(rate) for rate in rates] for name, fleet in fleets.items()}
+    scored = [_scores(fleets, {name: shares[name][at] for name in fleets}, demand) for at in range(len(steps))]
+    hours = np.array([step.to_h - step.from_h for step in steps])
+    totals = {
+        name: sum(hour * score[name] for hour, score in zip(hours, scored, strict=True))
+        for name in fleets
+        if all(name in score for score in scored)
+    }
+    order = sorted(totals, key=lambda name: tuple(totals[name][0]))
+    rest = [name for name in fleets if name not in order]
+    chosen = tuple(min((tuple(of[0]), name) for name, of in score.items())[1] for score in scored if score)
+
+    def arm(label: str, names: Sequence[str]) -> DayArm:
+        parts = [shares[name][at] for at, name in enumerate(names)]
+        if (refusal := next((part for part in parts if isinstance(part, str)), None)) is not None:
+            return DayArm(target=label, refusal=refusal)
+        known = [part for part in parts if isinstance(part, Share)]
+        gpus = [int(p.count[0]) * fleets[name].replica.gpus for p, name in zip(known, names, strict=True)]
+        gpu_h = float(np.dot(hours, gpus))
+        powers = [part.power_w for part in known]
+        energy = [hour * power / 1000 for hour, power in zip(hours, powers, strict=True) if power is not None]
+        kwh = _estimate(np.sum(energy, axis=0), _all_drawn(fleets, names)) if len(energy) == len(hours) else None
+        price, carbon = demand.price_per_gpu_h, demand.carbon_kg_per_kwh
+        return DayArm(
+            target=label, most_gpus=max(gpus), gpu_h=gpu_h, kwh=kwh, cost=None if price is None else gpu_h * price,
+            co2_kg=None if kwh is None or carbon is None else kwh.value * carbon,
+        )  # fmt: skip
+
+    complete = len(chosen) == len(steps)
+    switching, saving = None, None
+    if complete and order:
+        switching = arm(" and ".join(dict.fromkeys(chosen)), chosen)
+        mixed = np.sum([h * score[name] for h, score, name in zip(hours, scored, chosen, strict=True)], axis=0)
+        saving = _estimate(1 - mixed[:, 0] / totals[order[0]][:, 0], _all_drawn(fleets, [*chosen, order[0]]))
+    return Day(
+        steps=tuple(steps),
+        chosen=chosen if complete else (),
+        arms=tuple(arm(name, [name] * len(steps)) for name in (*order, *rest)),
+        switching=switching,
+        saving=saving,
+        simulated=run.analysis.simulated,
+    )
+
+
+def advise_run(run: Run, o: AdviseOptions) -> Advice | Day:
+    """By the completed options. Raises UsageError where they contradict each other, and as `replicas_of`."""
+    rate, traffic = o["rate"], o["traffic"]
+    if (rate is None) == (traffic is None):
+        raise UsageError("give either --rate R, the requests a second, or --traffic, a day of them")
+    steps = () if traffic is None else traffic_of(str(traffic))
+    carbon = o["carbon"] if o["carbon"] is not None else run.manifest.config.carbon_kg_per_kwh
+    demand = Demand(
+        rate_per_s=rate if rate is not None else max(step.rate_per_s for step in steps),
+        attainment=o["attainment"], price_per_gpu_h=o["price"], carbon_kg_per_kwh=carbon, per=o["per"],
+    )  # fmt: skip
+    slo = None if o["slo"] is None else Slo.parse(o["slo"])
+    if slo is None or str(slo) == run.analysis.slo:
+        return advise_day(run, demand, steps) if steps else advise(run, demand)
+    with tempfile.TemporaryDirectory(prefix="loadgen-advise-") as folder:
+        analyse(
+            run.path, run.analysis.index_settings, slo=slo, start_sd=run.analysis.start_sd, out=Path(folder) / "run"
+        )
+        again = Run(Path(folder) / "run")
+        return advise_day(again, demand, steps) if steps else advise(again, demand)

@@ -1,0 +1,196 @@
+"""Replica: one server of a target, by the batches that were measured; Load: the same under Poisson arrivals.
+
+A replica that decodes n requests completes X(n) of them a second and draws P(n) watts: both measured in closed loops of
+n requests. Under Poisson arrivals the number of requests in it is then a birth-death process with birth rate lambda and
+death rates X(n). Its stationary distribution holds for requests of any lengths that share the server equally
+(processor sharing: Kelly, Reversibility and Stochastic Networks, 1979), and an arriving request finds n others with the
+probability of n (Wolff 1982). Nothing is extrapolated beyond the largest batch that was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import msgspec
+import numpy as np
+
+from loadgen.analysis.celldata import Floats
+from loadgen.analysis.indices.formulas import RepeatNoise, Resampled
+from loadgen.analysis.run import Run
+from loadgen.errors import UsageError
+
+RESAMPLES, SEED = 1000, 20
+OUTSIDE = 0.01
+"""The largest share of time that a replica may hold more requests than were measured, or fewer than the fewest."""
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """One server of a target. The first row of each array is the estimate, the others are joint draws."""
+
+    target: str
+    precision: str
+    gpus: int
+    fewest: int
+    """The smallest batch that was measured."""
+    rate_per_s: Floats
+    """X(n) for n = 1 to the largest measured batch, interpolated on logarithms; shape (draws + 1, n)."""
+    power_w: Floats | None
+    """P(n), the same shape; None: not measured."""
+    rest_w: Floats | None
+    """Power with nothing to do, shape (draws + 1,)."""
+    slo_share: Floats | None
+    """Requests that keep the objectives in a batch of n; None: there are no objectives."""
+    accuracy: Floats | None
+    """Shape (draws + 1,)."""
+    drawn: bool = True
+    """Else something was measured in one repeat only: its draws are all the estimate."""
+
+    @property
+    def most(self) -> int:
+        """The largest batch that was measured."""
+        return int(self.rate_per_s.shape[1])
+
+    @property
+    def saturated(self) -> bool:
+        """Whether throughput gains less than 5% over the upper half of the measured batches."""
+        rates = self.rate_per_s[0]
+        return bool(rates[-1] < 1.05 * rates[max(self.most // 2, 1) - 1])
+
+    def load(self, rate_per_s: Floats) -> Load:
+        """The replica under Poisson arrivals; `rate_per_s` by draw, above 0."""
+        rate_per_s = np.maximum(rate_per_s, np.finfo(float).tiny)
+        full = rate_per_s / self.rate_per_s[:, -1]
+        stable = full < 1
+        logs = np.log(rate_per_s)[:, None] - np.log(self.rate_per_s)
+        weights = np.concatenate([np.zeros((len(logs), 1)), logs.cumsum(axis=1)], axis=1)
+        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+        ratio = np.where(stable, full, 0.0)
+        beyond = weights[:, -1] * ratio / (1 - ratio)
+        total = weights.sum(axis=1) + beyond
+        share, beyond = weights / total[:, None], np.where(stable, beyond / total, 1.0)
+        in_flight = share @ np.arange(self.most + 1) + beyond * (self.most + 1 / (1 - ratio))
+        return Load(rate_per_s=rate_per_s, share=share, beyond=beyond, in_flight=in_flight)
+
+    def kept(self, load: Load) -> Floats:
+        """The share of requests that keep the objectives, by draw. One that joins a batch that was not measured keeps
+        none."""
+        if self.slo_share is None:
+            return np.ones(len(load.beyond))
+        return load.share[:, :-1] @ self.slo_share
+
+    def capacity_per_s(self, attainment: float) -> Floats:
+        """The highest rate at which it keeps the objectives and stays within what was measured; 0: there is none."""
+        low = np.full(len(self.rate_per_s), 1e-6) * self.rate_per_s[:, 0]
+        high = self.rate_per_s[:, -1] * (1 - 1e-9)
+        possible = self._serves(low, attainment)
+        for _ in range(40):
+            middle = np.sqrt(low * high)
+            serves = self._serves(middle, attainment)
+            low, high = np.where(serves, middle, low), np.where(serves, high, middle)
+        return np.where(possible, low, 0.0)
+
+    def _serves(self, rate_per_s: Floats, attainment: float) -> Floats:
+        load = self.load(rate_per_s)
+        return np.asarray((load.beyond <= OUTSIDE) & (self.kept(load) >= attainment))
+
+    def power(self, load: Load) -> Floats | None:
+        """Mean watts by draw; None where it was not measured, or where the replica rests and that power is unknown."""
+        if self.power_w is None or (self.rest_w is None and load.share[0, 0] > OUTSIDE):
+            return None
+        rest = self.power_w[:, 0] if self.rest_w is None else self.rest_w
+        busy = np.einsum("dn,dn->d", load.share[:, 1:], self.power_w) + load.beyond * self.power_w[:, -1]
+        return np.asarray(load.share[:, 0] * rest + busy)
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica in its stationary state, by draw."""
+
+    rate_per_s: Floats
+    share: Floats
+    """Share of time with n requests, from 0 to the largest measured batch; shape (draws, n + 1)."""
+    beyond: Floats
+    """Share of time with more."""
+    in_flight: Floats
+
+
+def replicas_of(run: Run) -> list[Replica]:
+    """The targets of a closed-loop run, the reference first. Raises UsageError for an open loop, and without a valid
+    cell."""
+    if run.arrival is not None:
+        raise UsageError(f"{run.path} is an open loop: advice needs the closed-loop batches of `--concurrency`")
+    config = run.manifest.config
+    noise = RepeatNoise(set(run.cells["repeat"].tolist()), resamples=RESAMPLES, seed=SEED)
+    names = sorted((spec.name for spec in config.targets), key=lambda name: name != config.reference)
+    precisions = {spec.name: spec.precision for spec in config.targets}
+    found = [_replica(run, name, precisions[name], noise) for name in names]
+    if not (known := [replica for replica in found if replica is not None]):
+        raise UsageError(f"{run.path} has no cell whose throughput is valid: see `invalid` in cells.csv")
+    return known
+
+
+def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Replica | None:
+    cells = run.valid_cells("tokens_per_s")
+    cells = cells[(cells["target"] == target) & cells["output_tokens_mean"].gt(0) & cells["tokens_per_s"].gt(0)]
+    if cells.empty:
+        return None
+    rates: dict[int, dict[int, float]] = {}
+    powers: dict[int, dict[int, float]] = {}
+    kept: dict[int, list[float]] = {}
+    for row in cells.to_dict("records"):
+        b, repeat = int(row["concurrency"]), int(row["repeat"])
+        rates.setdefault(b, {})[repeat] = row["tokens_per_s"] / row["output_tokens_mean"]
+        if row["energy_valid"] and row["power_w_mean"] > 0:
+            powers.setdefault(b, {})[repeat] = row["power_w_mean"]
+        if not math.isnan(row["goodput_share"]):
+            kept.setdefault(b, []).append(row["goodput_share"])
+    batches = sorted(rates)
+    across = _interpolation(batches)
+    rate = np.exp(np.log(_drawn([noise.mean(rates[b]) for b in batches])) @ across)
+    below = np.arange(1, batches[0]) / batches[0]  # never asked of a replica for more than `OUTSIDE` of its time
+    power = _drawn([noise.mean(powers[b]) for b in batches]) @ across if powers.keys() == rates.keys() else None
+    share = np.array([fmean(kept[b]) for b in batches]) @ across if kept.keys() == rates.keys() else None
+    rest = {
+        block.repeat: sum(watts for watts in block.rest_w.values() if watts is not None)
+        for block in run.manifest.power_blocks
+        if block.target == target and block.rest_w and all(block.rest_w.values())
+    }
+    return Replica(
+        target=target,
+        precision=precision,
+        gpus=int(cells["gpus"].fillna(1).max()) if "gpus" in cells else 1,
+        fewest=batches[0],
+        rate_per_s=np.concatenate([rate[:, :1] * below, rate], axis=1),
+        power_w=None if power is None else np.concatenate([np.repeat(power[:, :1], len(below), axis=1), power], axis=1),
+        rest_w=_drawn([noise.mean(rest)])[:, 0] if rest else None,
+        slo_share=None if share is None else np.concatenate([np.full(len(below), share[0]), share]),
+        accuracy=_accuracy(run, target),
+        drawn=all(len(by) > 1 for by in (*rates.values(), *powers.values(), rest) if by),
+    )
+
+
+def _interpolation(batches: Sequence[int]) -> Floats:
+    """What turns values at these batches into values at every batch from the first to the last, linear in log n."""
+    every = np.log(np.arange(batches[0], batches[-1] + 1))
+    return np.array([np.interp(every, np.log(batches), row) for row in np.eye(len(batches))])
+
+
+def _drawn(figures: Sequence[Resampled]) -> Floats:
+    """A column for each figure: the estimate, below it the draws, or without draws the estimate again."""
+    known = [np.full(RESAMPLES, one.value) if one.draws is None else one.draws for one in figures]
+    return np.column_stack([[one.value, *draws] for one, draws in zip(figures, known, strict=True)])
+
+
+def _accuracy(run: Run, target: str) -> Floats | None:
+    rows = run.valid_cells("accuracy")
+    rows = rows[(rows["target"] == target) & rows["accuracy"].notna() & rows["answers"].gt(0)]
+    if rows.empty:
+        return None
+    p = float((rows["accuracy"] * rows["answers"]).sum() / rows["answers"].sum())
+    summary = run.summary[run.summary["target"] == target]
+    questions = float(summary["questions"].max())
+    error = math.sqrt(p * (1 - p) / questions) if questions > 0 else 0.0
+    seed = [SEED, *target.encode()]
+    drawn = p + error * np.random.default_rng(seed).standard_normal(RESAMPLES)
+    return np.concatenate([[p], np.clip(drawn, 1e-9, 1.0)])

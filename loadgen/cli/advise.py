@@ -1,0 +1,38 @@
+"""`loadgen advise`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loadgen.cli import CONTEXT, given_options, parameters
+from loadgen.options import AdviseOptions
+
+
+@click.command("advise", context_settings=CONTEXT, params=parameters(AdviseOptions))
+@click.argument("run", type=click.Path(path_type=Path))
+def command(run: Path, **_: Any) -> None:
+    """Say which precision serves your traffic best: GPUs, joules, CO2 and cost, from the closed-loop batches of a run.
+
+    The number of requests in a replica follows from the measured rates at every batch and Poisson arrivals. Nothing is
+    extrapolated beyond the largest batch that was measured.
+
+    \b
+    Examples:
+      loadgen advise runs/mistral-7b --rate 20 --slo ttft:200ms,tpot:50ms
+      loadgen advise runs/mistral-7b --rate 20 --price 2.5 --per correct
+      loadgen advise runs/mistral-7b --traffic diurnal:40/5 --carbon 0.4
+    """
+    from loadgen import advise
+    from loadgen.analysis.advise import Advice
+    from loadgen.reports.advise import print_advice, print_day
+    from loadgen.reports.terminal import stdout_console
+
+    options = given_options(AdviseOptions)
+    found, console = advise(run, **options), stdout_console(width=200)
+    if isinstance(found, Advice):
+        print_advice(found, console)
+    else:
+        print_day(found, console, priced="price" in options)

@@ -1,0 +1,151 @@
+"""The tables and sentences of `loadgen advise`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from rich.console import Console
+
+from loadgen.analysis.advise import Advice, ArmAdvice, Day, DayArm
+from loadgen.analysis.estimate import Estimate
+from loadgen.reports.compare import print_table
+from loadgen.reports.rows import INTERVAL, NAME, Column, table_of
+from loadgen.words import STAMP, count, interval, number, percent, percents, span, stamped
+
+DISPENSABLE = ("idle", "batch p99", "replicas", "kWh/1,000 queries", "95% CI", "requests/s each", "right", "J/right")
+"""Columns that a narrow terminal omits, the first ones first."""
+MOST_BATCH = 256
+"""The largest batch that is proposed at once."""
+
+
+def arm_columns(advice: Advice) -> tuple[Column[ArmAdvice], ...]:
+    """The columns of the table; those of what was not asked for stay empty."""
+    per = "queries" if advice.demand.per == "query" else "right answers"
+    return (
+        Column("target", lambda arm: stamped(arm.target, simulated=advice.simulated), NAME),
+        Column("GPUs", lambda arm: count(arm.gpus)),
+        Column("replicas", lambda arm: count(arm.replicas) if arm.gpus != arm.replicas else ""),
+        Column("requests/s each", lambda arm: number(arm.rate_per_replica_per_s)),
+        Column("in flight", lambda arm: number(arm.in_flight)),
+        Column("batch p99", lambda arm: count(arm.batch_p99)),
+        Column("idle", lambda arm: percent(arm.idle_share, 0)),
+        Column("E2E mean, s", lambda arm: number(arm.e2e_mean_s)),
+        Column("SLO kept", lambda arm: percent(arm.slo_share, 1)),
+        Column("headroom", lambda arm: percent(arm.headroom, 0)),
+        Column("J/query", lambda arm: _value(arm.energy_per_query_j)),
+        Column("95% CI", lambda arm: _ends(arm.energy_per_query_j), INTERVAL),
+        Column("J/right", lambda arm: _value(arm.energy_per_correct_j)),
+        Column("right", lambda arm: percent(arm.accuracy, 1)),
+        Column(f"kWh/1,000 {per}", lambda arm: number(arm.kwh_per_1000)),
+        Column("kg CO2", lambda arm: number(arm.co2_kg_per_1000)),
+        Column("cost", lambda arm: number(arm.cost_per_1000)),
+    )
+
+
+DAY = (
+    Column[DayArm]("target", lambda arm: arm.target, NAME),
+    Column[DayArm]("most GPUs", lambda arm: count(arm.most_gpus)),
+    Column[DayArm]("GPU hours", lambda arm: number(arm.gpu_h)),
+    Column[DayArm]("kWh", lambda arm: _value(arm.kwh)),
+    Column[DayArm]("95% CI", lambda arm: _ends(arm.kwh), INTERVAL),
+    Column[DayArm]("kg CO2", lambda arm: number(arm.co2_kg)),
+    Column[DayArm]("cost", lambda arm: number(arm.cost)),
+)
+
+
+def _value(estimate: Estimate | None) -> str:
+    return "" if estimate is None else number(estimate.value)
+
+
+def _ends(estimate: Estimate | None) -> str:
+    return "" if estimate is None else interval(estimate.lo, estimate.hi, floor=0.0)
+
+
+def sentences(advice: Advice) -> Iterator[str]:
+    """The choice first, then what keeps an arm out of it, and what to measure next."""
+    arms = {arm.target: arm for arm in advice.arms}
+    if advice.choice is None:
+        yield "No precision can be chosen: see below."
+    else:
+        yield _choice(advice, arms[advice.choice])
+    for arm in advice.arms:
+        if arm.refusal is not None:
+            yield f"{arm.target} cannot be advised: {arm.refusal}."
+        elif arm.energy_note is not None:
+            yield f"{arm.target}'s joules are not known: {arm.energy_note}."
+    if short := [arm for arm in advice.arms if arm.limit == "range" and not arm.saturated]:
+        most = min(2 * max(arm.largest_batch or 1 for arm in short), max(MOST_BATCH, short[0].largest_batch or 1))
+        names = ", ".join(f"{arm.target} (B ≤ {arm.largest_batch})" for arm in short)
+        yield (
+            f"Throughput still rose at the largest batch that was measured of {names}: fewer GPUs may do; "
+            f"measure up to B = {most} first."
+        )
+
+
+def _choice(advice: Advice, best: ArmAdvice) -> str:
+    demand = advice.demand
+    rate = f"{count(demand.rate_per_s)} requests/s"
+    need = f"{best.gpus} GPU{'s' * (best.gpus != 1)}"
+    if best.energy_per_query_j is not None:
+        need += f", {number(best.energy_per_query_j.value)} J a query"
+    if advice.second is None:
+        return f"{rate}: {best.target}, the only precision that can be advised ({need})."
+    by = "fewest GPUs, then fewest joules" if demand.price_per_gpu_h is not None else "fewest joules"
+    by += " per right answer" if demand.per == "correct" else ""
+    if advice.probability is None:
+        unsure = "how sure this is, is not known, since something was measured in one repeat only"
+        return f"{rate}: {best.target} ({need}) by the {by}; {unsure}."
+    sure = f"best with a probability of {percent(advice.probability, 0)}" if advice.probability < 0.995 else "best"
+    if not advice.decided:
+        return f"{rate}: not decided between {best.target} ({need}, {sure}) and {advice.second}; measure more repeats."
+    return f"{rate}: {best.target} ({need}), {sure} by the {by}; second {advice.second}."
+
+
+def day_sentences(day: Day, *, priced: bool) -> Iterator[str]:
+    """Which target in which hours, and what changing it saves."""
+    if not day.chosen:
+        yield "No precision serves the whole day: see the refusals."
+    else:
+        hours = zip(day.steps, day.chosen, strict=True)
+        parts = []
+        for name, group in groupby(hours, key=lambda pair: pair[1]):
+            steps = [step for step, _ in group]
+            parts.append(f"{span(count(steps[0].from_h), count(steps[-1].to_h))} h {name}")
+        yield f"Best by the hour: {', '.join(parts)}."
+    if day.saving is not None and len(set(day.chosen)) > 1:
+        ends = percents(day.saving.lo, day.saving.hi)
+        what = "GPU hours" if priced else "joules"
+        saved = percent(day.saving.value, 1) if day.saving.value >= 0.0005 else "none"
+        shown = f" ({ends})" if ends and saved != "none" else ""
+        yield f"A fleet that changes its precision saves {saved} of the {what} of {day.arms[0].target} alone{shown}."
+    for arm in day.arms:
+        if arm.refusal is not None:
+            yield f"{arm.target} cannot be advised: {arm.refusal}."
+
+
+def print_advice(advice: Advice, console: Console) -> None:
+    """The table, then the sentences."""
+    _print_stamp(console, simulated=advice.simulated)
+    rows = [arm for arm in advice.arms if arm.refusal is None]
+    if rows:
+        print_table(console, table_of(arm_columns(advice), rows), DISPENSABLE)
+    for sentence in sentences(advice):
+        console.print(sentence, soft_wrap=True)
+
+
+def print_day(day: Day, console: Console, *, priced: bool) -> None:
+    """The table, then the sentences."""
+    _print_stamp(console, simulated=day.simulated)
+    rows = [arm for arm in day.arms if arm.refusal is None]
+    if day.switching is not None and len(set(day.chosen)) > 1:
+        rows.append(day.switching)
+    if rows:
+        print_table(console, table_of(DAY, rows))
+    for sentence in day_sentences(day, priced=priced):
+        console.print(sentence, soft_wrap=True)
+
+
+def _print_stamp(console: Console, *, simulated: bool) -> None:
+    if simulated:
+        console.print(f"{STAMP}: a cost model's figures, no GPU's", style="bold red")

@@ -1,0 +1,188 @@
+"""Advice for a traffic: the queue that a replica is, the fleet that follows from it, and what is said."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from made_study import WATTS, made_study
+
+import loadgen
+from loadgen.analysis.advise import Advice, Day, Fleet, traffic_of
+from loadgen.analysis.replica import Replica
+from loadgen.cli.advise import command
+from loadgen.errors import UsageError
+
+
+def replica(rates: list[float], watts: list[float] | None = None, rest_w: float | None = None,
+            kept: list[float] | None = None) -> Replica:  # fmt: skip
+    """Without noise: X(n), P(n) and the share that keeps the objectives, for n = 1, 2, ..."""
+    return Replica(
+        target="t", precision="fp16", gpus=1, fewest=1, rate_per_s=np.array([rates]),
+        power_w=None if watts is None else np.array([watts]),
+        rest_w=None if rest_w is None else np.array([rest_w]),
+        slo_share=None if kept is None else np.array(kept), accuracy=None, drawn=False,
+    )  # fmt: skip
+
+
+def test_servers_in_parallel_hold_poisson_many_requests() -> None:
+    """X(n) = n mu is M/M/inf: the number in it is Poisson with mean lambda / mu."""
+    one = replica([2.0 * n for n in range(1, 41)])
+    load = one.load(np.array([6.0]))
+    assert load.in_flight[0] == pytest.approx(3.0, rel=1e-9)
+    assert load.share[0, :4] == pytest.approx(np.exp(-3) * np.array([1, 3, 9 / 2, 27 / 6]))
+
+
+def test_a_server_that_gains_nothing_by_batching_is_a_queue() -> None:
+    """X(n) = mu is M/M/1: rho / (1 - rho) requests, idle for 1 - rho, beyond n for rho^(n + 1) of the time."""
+    one = replica([10.0] * 8)
+    load = one.load(np.array([5.0]))
+    assert load.in_flight[0] == pytest.approx(1.0)
+    assert load.share[0, 0] == pytest.approx(0.5)
+    assert load.beyond[0] == pytest.approx(0.5**9)
+    # At most 1% of the time beyond 8 requests: rho^9 = 0.01.
+    assert one.capacity_per_s(0.99)[0] == pytest.approx(10 * 0.01 ** (1 / 9), rel=1e-3)
+
+
+def test_power_is_that_of_every_state_and_at_rest() -> None:
+    one = replica([10.0] * 8, watts=[200.0] * 8, rest_w=60.0)
+    load = one.load(np.array([5.0]))
+    assert one.power(load) == pytest.approx([0.5 * 60 + 0.5 * 200])
+    assert replica([10.0] * 8, watts=[200.0] * 8).power(load) is None, "it rests, and that power is not known"
+
+
+def test_lengths_do_not_matter_where_requests_share_the_server_equally() -> None:
+    """The mean number in flight by events, one by one: a replica whose throughput saturates, answers of two lengths."""
+    rates = [4.0 * n / (1 + 0.15 * (n - 1)) for n in range(1, 33)]
+    one, arrivals = replica(rates), 9.0
+    rng, now, area = random.Random(5), 0.0, 0.0
+    left: list[float] = []  # virtual work at which each request ends
+    work, next_arrival = 0.0, 0.0
+    while now < 4000:
+        speed = rates[len(left) - 1] / len(left) if left else 0.0
+        ends = now + (left[0] - work) / speed if left else float("inf")
+        at = min(ends, next_arrival)
+        area += len(left) * (at - now)
+        work, now = work + speed * (at - now), at
+        if at == ends:
+            heapq.heappop(left)
+        else:
+            heapq.heappush(left, work + rng.choice([0.2, 1.8]))
+            next_arrival = now + rng.expovariate(arrivals)
+    assert one.load(np.array([arrivals])).in_flight[0] == pytest.approx(area / now, rel=0.05)
+
+
+def test_the_fleet_is_the_smallest_that_keeps_the_objectives() -> None:
+    """Only a batch of 1 keeps them: an arriving request must find nobody, 1 - rho >= 0.9."""
+    fleet = Fleet(replica([10.0] * 8, kept=[1.0] + [0.0] * 7), attainment=0.9)
+    assert fleet.capacity_per_s[0] == pytest.approx(1.0, rel=1e-6)
+    share = fleet.for_rate(7.5)
+    assert not isinstance(share, str)
+    assert share.count[0] == 8
+    assert Fleet(replica([10.0], kept=[0.5]), attainment=0.9).for_rate(1.0) == (
+        "50% of its requests keep the objectives at B = 1, and 90% are asked for"
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> loadgen.analysis.run.Run:
+    return loadgen.load_run(made_study(tmp_path_factory.mktemp("advise") / "run"))
+
+
+def test_a_run_is_advised_from_what_it_measured(run: loadgen.analysis.run.Run) -> None:
+    """AWQ is faster alone and draws less; where a GPU has a price its GPUs count first."""
+    advice = loadgen.advise(run.path, rate=1.0, carbon=0.4)
+    assert isinstance(advice, Advice)
+    assert (advice.choice, advice.second) == ("awq", "fp16")
+    by_name = {arm.target: arm for arm in advice.arms}
+    for name, arm in by_name.items():
+        cells = run.cells[(run.cells["target"] == name) & (run.cells["concurrency"] == 1)]
+        alone = float((cells["tokens_per_s"] / cells["output_tokens_mean"]).mean())
+        assert arm.gpus == 1
+        assert arm.e2e_mean_s == pytest.approx(arm.in_flight)  # Little's law at one request a second
+        assert arm.e2e_mean_s == pytest.approx(1 / alone, rel=0.1)
+        assert arm.energy_per_query_j is not None
+        busy, rest = WATTS[name] * 1.06 + 3, 60.0
+        assert arm.energy_per_query_j.value == pytest.approx(
+            rest + (busy - rest) * (1 - (arm.idle_share or 0)), rel=0.02
+        )
+        assert arm.kwh_per_1000 == pytest.approx(arm.energy_per_query_j.value / 3600)
+        assert arm.co2_kg_per_1000 == pytest.approx(0.4 * (arm.kwh_per_1000 or 0))
+        assert arm.cost_per_1000 is None
+    priced = loadgen.advise(run.path, rate=200.0, price=3.0, per="correct")
+    assert isinstance(priced, Advice)
+    best = priced.arms[0]
+    assert best.accuracy is not None
+    assert best.gpus == min((arm.gpus or 0) / (arm.accuracy or 1) for arm in priced.arms) * best.accuracy
+    assert best.cost_per_1000 == pytest.approx((best.gpus or 0) * 3.0 / 200 * 1000 / 3600 / best.accuracy)
+
+
+def test_an_objective_that_is_not_the_runs_own_is_counted_anew(run: loadgen.analysis.run.Run) -> None:
+    before = (run.path / "analysis.json").read_bytes()
+    advice = loadgen.advise(run.path, rate=1.0, slo="ttft:1ms")
+    assert isinstance(advice, Advice)
+    assert advice.choice is None
+    assert all("0% of its requests keep the objectives at B = 1" in (arm.refusal or "") for arm in advice.arms)
+    assert (run.path / "analysis.json").read_bytes() == before
+
+
+def test_a_day_is_the_sum_of_its_hours(run: loadgen.analysis.run.Run, tmp_path: Path) -> None:
+    day = tmp_path / "day.csv"
+    day.write_text("hour,rate\n0,0.5\n8,40\n20,2\n")
+    found = loadgen.advise(run.path, traffic=day)
+    assert isinstance(found, Day)
+    joules = {}
+    for rate, hours in ((0.5, 8), (40.0, 12), (2.0, 4)):
+        advice = loadgen.advise(run.path, rate=rate)
+        assert isinstance(advice, Advice)
+        for arm in advice.arms:
+            assert arm.energy_per_query_j is not None
+            joules[arm.target, rate] = arm.energy_per_query_j.value * rate * hours * 3600
+    for arm in found.arms:
+        assert arm.kwh is not None
+        total = sum(j for (name, _), j in joules.items() if name == arm.target)
+        assert arm.kwh.value == pytest.approx(total / 3.6e6)
+    best = [min(("fp16", "awq", "bnb-nf4"), key=lambda name: joules[name, rate]) for rate in (0.5, 40.0, 2.0)]
+    assert list(found.chosen) == best
+
+
+def test_traffic_is_a_file_or_a_cosine(tmp_path: Path) -> None:
+    steps = traffic_of("diurnal:40/10")
+    assert sum(step.rate_per_s for step in steps) / 24 == pytest.approx(25)
+    assert max(steps, key=lambda step: step.rate_per_s).from_h in (11, 12)
+    bad = tmp_path / "bad.csv"
+    for text, said in (("rate,hour\n1,2\n", "must be `hour,rate`"), ("hour,rate\n0,x\n", "'0,x' is not an hour"),
+                       ("hour,rate\n1,5\n", "begin at 0"), ("hour,rate\n0,5\n24,5\n", "below 24")):  # fmt: skip
+        bad.write_text(text)
+        with pytest.raises(UsageError, match=said):
+            traffic_of(str(bad))
+    with pytest.raises(UsageError, match="as in diurnal:40/5"):
+        traffic_of("diurnal:5/40")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "give either --rate R, the requests a second, or --traffic"),
+        (("--rate", "1", "--traffic", "diurnal:2/1"), "give either --rate R"),
+        (("--rate", "0"), "--rate 0: give a finite number above zero"),
+        (("--rate", "1", "--attainment", "2"), "--attainment 2 is not between 0 and 1"),
+    ],
+)
+def test_what_cannot_be_advised_is_said(run: loadgen.analysis.run.Run, options: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(command, [str(run.path), *options])
+    assert isinstance(done.exception, UsageError)
+    assert said in str(done.exception)
+
+
+def test_the_answer_names_the_choice_and_what_to_measure_next(run: loadgen.analysis.run.Run) -> None:
+    done = CliRunner().invoke(command, [str(run.path), "--rate", "30"])
+    assert done.exit_code == 0, done.output
+    assert "30 requests/s: " in done.output
+    assert "measure up to B = 16 first" in done.output  # B = 8 still gained
+    day = CliRunner().invoke(command, [str(run.path), "--traffic", "diurnal:60/1"])
+    assert "Best by the hour: 0–" in day.output
