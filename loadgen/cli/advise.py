@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ def command(run: Path, **_: Any) -> None:
     from loadgen import advise
     from loadgen.analysis.advise import Advice
     from loadgen.reports.advise import print_advice, print_day
-    from loadgen.reports.terminal import stdout_console
+    from loadgen.reports.terminal import console_of
 
     options = given_options(AdviseOptions)
-    found, console = advise(run, **options), stdout_console(width=200)
+    found, console = advise(run, **options), console_of(sys.stdout, width=200)
     if isinstance(found, Advice):
         print_advice(found, console)
     else:
