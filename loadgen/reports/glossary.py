@@ -52,19 +52,18 @@ GLOSSARY = (
         "Student's t over repeats, on logarithms.", also=("tokens/s",),
     ),
     Term(
-        "TTFT", "time to first token.",
-        "Send to first token. Quantiles of each cell, averaged over the repeats with valid latencies; so are those of "
-        "TPOT and E2E.",
+        "TTFT", "time from the send of a request to its first token.",
+        "Quantiles of each cell, averaged over the repeats with valid latencies; so are those of TPOT and E2E.",
     ),
     Term("TPOT", "time per output token after the first.", "(last - first token) / (tokens - 1)."),
-    Term("E2E", "end to end: the time of a whole request.", "Send to last byte."),
+    Term("E2E", "end to end: time from the send of a request to its last byte."),
     Term("p99", "99% of the requests are at or below it."),
     Term(
         "W", "the mean power of the GPUs.",
         "Energy of the window by the GPU's own counter (checked against the integral of its instantaneous power) over "
         "the window's length. cells.csv has both ways and the power at rest.",
     ),
-    Term("J/token", "energy per output token.", "Energy of the window over its tokens."),
+    Term("J/token", "energy per output token.", "The energy of a window over the tokens of that window."),
     Term("J/query", "energy per answer.", "Energy per token times the mean tokens of an answer."),
     Term("HLI", "TDP × time, an upper bound of the energy."),
     Term("95% CI", "95% confidence interval; so are all other intervals and error bars."),
@@ -74,11 +73,11 @@ GLOSSARY = (
         "Answers whose final number equals the published one, per item, then averaged over items; Wilson's interval "
         "over items. Truncated and unparsed answers count as not correct.", also=("right %",),
     ),
-    Term(
-        "n, cut off %, unparsed %, guessed %, stopped %",
-        "questions that the accuracy rests on; shares of their answers that the token limit cut off, that named no "
-        "answer, that were read from the last number or letter without a mark, and that a stop string ended.",
-    ),
+    Term("n", "the number of questions that an accuracy rests on."),
+    Term("cut off %", "share of the answers that the token limit ended."),
+    Term("unparsed %", "share of the answers without a result that could be read."),
+    Term("guessed %", "share of the answers whose result is their last number or letter, without a mark."),
+    Term("stopped %", "share of the answers that a stop string ended."),
     Term(
         "lost, won", "items that only the reference, or only the target, got right.",
         "T_SI, accuracy over the reference's, is on the items that both answered, with a paired bootstrap over items; "

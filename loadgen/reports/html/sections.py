@@ -327,7 +327,4 @@ def doubts(run: Run) -> Html:
     warnings = [warning for warning in run.analysis.warnings if warning not in listed]
     note = "Where the load is invalid, latency and energy are too: they belong to another load."
     heading = join((element("h3", "Invalid cells"), element("p", note, class_="small"))) if run.invalid else Html("")
-    invalid = items(invalid_sentences(run.invalid, run.arrival), class_="warnings")
-    return join(
-        (heading, invalid, run_table(run, columns, run.invalid, "Invalid cells"), items(warnings, class_="warnings"))
-    )
+    return join((heading, run_table(run, columns, run.invalid, "Invalid cells"), items(warnings, class_="warnings")))
