@@ -120,7 +120,7 @@ Transport = Annotated[Literal["raw", "openai"], Measures("KIND", "raw or openai 
 Carbon = Annotated[float | None, Measures(
         "G", "Grid intensity, kgCO2e/kWh.", POWER, unit="kgCO2e/kWh", field="carbon_kg_per_kwh")]
 SloLimits = Annotated[str | None, Measures(
-        "LIMITS", "Limits that a good request keeps, for goodput: ttft:200ms,tpot:50ms,e2e:2s.", ANALYSIS)]
+        "LIMITS", "Objectives of a good request, for goodput: ttft:200ms,tpot:50ms,e2e:2s.", ANALYSIS)]
 StartSd = Annotated[str | float | None, Measures(
         "SD", "With one repeat: the noise between starts of a server, if you know it, e.g. 1.5%.", ANALYSIS)]
 
@@ -141,7 +141,7 @@ class SweepOptions(TypedDict, total=False):
         "[DIR]", "Start the services of the Docker Compose project in DIR one after another; --serve chooses some.",
         SERVERS, otherwise="without DIR: this folder", alone=".")]
     model: Annotated[str | None, Acts(
-        "ID", "The 16-bit model for --serve (id or folder); for --target, which to ask.", SERVERS)]
+        "ID", "The 16-bit model for --serve (id or folder); for --target, the model to request.", SERVERS)]
     device: Annotated[Literal["cuda", "cpu"], Measures("DEVICE", "For --serve: cuda or cpu.", SERVERS, "cuda")]
     vllm: Vllm
     max_num_seqs: Annotated[int | None, Measures(
@@ -170,7 +170,7 @@ class SweepOptions(TypedDict, total=False):
         "KIND", "closed (hold B), or an open loop: poisson:RATES or constant:RATES, requests per second, as in "
         "poisson:5,10,20; trace replays a trace's times.", LOAD, otherwise="closed; trace for trace:FILE")]
     rate_scale: Annotated[float | str | Sequence[float] | None, Measures(
-        "LIST", "For a trace: times its own rate, e.g. 0.5,1,2.", LOAD, otherwise="1", field="arrival")]
+        "LIST", "For a trace: multiples of its own rate, e.g. 0.5,1,2.", LOAD, otherwise="1", field="arrival")]
     duration: Annotated[float | None, Measures(
         "S", "Length of a window.", LOAD, otherwise="60; simulated 1, or 10", unit="s", field="duration_s",
         rival="requests")]
@@ -222,7 +222,7 @@ class SweepOptions(TypedDict, total=False):
         "JSON", "Further fields of every request, e.g. '{\"top_k\": 1}'; null removes one that loadgen sends.",
         QUESTIONS)]
     answer_regex: Annotated[str | None, Measures(
-        "REGEX", "Grade what your pattern's last match says: its group, else all of it.", QUESTIONS,
+        "REGEX", "Grade the last match of your pattern: its group, else all of it.", QUESTIONS,
         otherwise="loadgen's rules")]
 
     reference: Annotated[str | None, Measures(
@@ -256,7 +256,7 @@ class RunOptions(SweepOptions, total=False):
     resume: Annotated[str | Path | None, Option(
         "DIR", "Continue an interrupted run: finished cells are kept.", RUN)]
     trust_manifest: Annotated[bool, Option(
-        "", "With --resume: do what the run's manifest asks for without asking you; for your own runs.", RUN,
+        "", "With --resume: do what the run's manifest asks for, without a question; for your own runs.", RUN,
         False)]
 
 
@@ -300,7 +300,7 @@ class QuantizeOptions(TypedDict, total=False):
         "FILE", "Texts for the formats that need some: JSON lines, CSV, Parquet or plain text.",
         otherwise="GSM8K's train split")]
     samples: Annotated[int | None, Option(
-        "N", "Texts of it, drawn by --seed.", otherwise="256; on a CPU 32")]
+        "N", "Number of its texts, drawn by --seed.", otherwise="256; on a CPU 32")]
     seed: Annotated[int, Option("N", "Of the draw.", default=0, zero=True)]
     out: Annotated[str | Path | None, Option(
         "DIR", "Write MODEL-FORMAT into this folder.", otherwise="beside the model; for an id in loadgen's cache")]

@@ -16,17 +16,18 @@ SHARES = ("accuracy", "discordance", "truncated", "unparsed", "batch_flips", "re
 
 # fmt: off
 class SimulateOptions(TypedDict, total=False):
-    precision: Annotated[str | None, Option("NAME", "fp16, bf16, awq, gptq, bnb-nf4, bnb-int8, fp8, int8.")]
+    precision: Annotated[str | None, Option(
+        "NAME", "Simulated precision: fp16, bf16, awq, gptq, bnb-nf4, bnb-int8, fp8, int8.")]
     port: Annotated[int | None, Option("N", "TCP port to listen on.", between=(1, 65535))]
     host: Host
     gpu: Annotated[str, Option("NAME", "l4, a100, h100, h200, rtx-pro-6000.", default="h100-like")]
     model: Annotated[str, Option(
         "NAME", "qwen3-0.6b, falcon3-3b, mistral-7b, qwen2.5-14b, qwen2.5-32b, qwen2.5-72b.", default="mistral-7b")]
-    cost_file: Annotated[str | None, Option("PATH", "TOML with other constants.")]
-    seed: Annotated[int, Option("N", "Same seed, same answers.", default=0, zero=True)]
+    cost_file: Annotated[str | None, Option("PATH", "TOML file with other constants of the cost model.")]
+    seed: Annotated[int, Option("N", "Seed of the answers.", default=0, zero=True)]
     max_num_seqs: Annotated[int, Option("N", "Largest running batch.", default=256)]
-    max_model_len: Annotated[int, Option("N", "Prompt + answer, tokens.", default=8192)]
-    data_file: Annotated[str | None, Option("PATH", "GSM8K in its published schema.")]
+    max_model_len: Annotated[int, Option("N", "Most tokens of prompt and answer together.", default=8192)]
+    data_file: Annotated[str | None, Option("PATH", "GSM8K's file: its questions get answers too.")]
     accuracy: Annotated[float | None, Option(
         "X", "Share of right answers, 0 to 1, instead of the precision's.", zero=True)]
     discordance: Annotated[float | None, Option(
@@ -34,7 +35,7 @@ class SimulateOptions(TypedDict, total=False):
     reference_accuracy: Annotated[float | None, Option(
         "X", "FP16's share of right answers.", otherwise="0.52", zero=True)]
     truncated: Annotated[float | None, Option("X", "Share of answers that never end.", zero=True)]
-    unparsed: Annotated[float | None, Option("X", "Share of answers that name no result.", zero=True)]
+    unparsed: Annotated[float | None, Option("X", "Share of answers without a result.", zero=True)]
     batch_flips: Annotated[float | None, Option("X", "Share of items that the batch's size decides.", zero=True)]
     time_scale: Annotated[float, Option(
         "K", "K times faster; watts K times higher, J/token unchanged.", default=1.0, between=(0.01, 1000))]
@@ -44,10 +45,10 @@ class SimulateOptions(TypedDict, total=False):
         "KIND@T[:...]", "reset@T, lost@T, gap@T:S, throttle@T:S, foreign@T:S:WATTS; seconds after the start. "
         "Repeatable.", default=(), repeatable=True)]
     explain: Annotated[bool, Option("", "Print the closed form by batch and every B*, and exit.", default=False)]
-    prompt_tokens: Annotated[int, Option("N", "For --explain.", default=480)]
-    answer_tokens: Annotated[int, Option("N", "For --explain.", default=80)]
+    prompt_tokens: Annotated[int, Option("N", "For --explain: tokens of a prompt.", default=480)]
+    answer_tokens: Annotated[int, Option("N", "For --explain: tokens of an answer.", default=80)]
     context_tokens: Annotated[int | None, Option(
-        "N", "For --explain, decoding alone.", otherwise="prompt + answer / 2")]
+        "N", "For --explain, decoding alone: tokens in the KV cache per sequence.", otherwise="prompt + answer / 2")]
 # fmt: on
 
 
@@ -55,7 +56,7 @@ class SimulateOptions(TypedDict, total=False):
 def command(**_: Any) -> None:
     """Run one simulated server: vLLM's API and metrics, and a GPU's power below /power, without a GPU.
 
-    Nothing it says was measured; every answer and metric is stamped SIMULATED.
+    Nothing that it returns was measured; every answer and metric is stamped SIMULATED.
 
     \b
     Example:
