@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NUMBERS: dict[str, list[tuple[str, str, bool]]] = {
-    "a heading of a step is no answer": [
+    "a heading of a step is not an answer": [
         ("#### Step 2: Let y = 7\nThen add 20.\nThe sum is **27**.", "27", True),
         ("#### 1. Work out the cost\n9\n#### 2. Add up\nThe answer is 27.", "27", True),
         ("#### 1.Work out\n9\n#### 2.Add\n27 in all", "27", True),
@@ -135,7 +135,7 @@ NUMBERS: dict[str, list[tuple[str, str, bool]]] = {
         ("Question: how many of 27?\nNo idea", "27", False),
         ("Example: 9 pens cost 18.\nSo the answer is 27", "27", True),
     ],
-    "hedges, ranges, negations and bounds are no number": [
+    "hedges, ranges, negations and bounds are not numbers": [
         ("The answer is 27 or 30", "27", False),
         ("The answer is 27 or 30", "30", False),
         ("The answer is either 27 or 30.", "27", False),
@@ -440,7 +440,7 @@ CHOICES: dict[str, list[tuple[str, str, bool]]] = {
         ("<think>A or B</think>The answer is (C).", "C", True),
         ("The answer is B. Note that A is close.", "B", True),
     ],
-    "hedges and negations are no answer": [
+    "hedges and negations are not answers": [
         ("A or C", "C", False),
         ("A or C", "A", False),
         ("The answer is A or C.", "A", False),
