@@ -84,6 +84,11 @@ def cost_model(rng: np.random.Generator) -> Truth:
 
 
 def random_costs(rng: np.random.Generator, presets: Presets) -> Truth:
+    return curve_of(*random_sides(rng, presets), BATCHES)
+
+
+def random_sides(rng: np.random.Generator, presets: Presets) -> tuple[list[Cost], float, float, bool]:
+    """A quantized cost model and FP16, the tokens of a prompt and an answer, and whether energy is compared."""
     gpu = presets.gpu[rng.choice(sorted(presets.gpu))]
     model = presets.model[rng.choice(["qwen3-0.6b", "falcon3-3b", "mistral-7b", "qwen2.5-14b"])]
     precision = presets.precision[rng.choice(["awq", "gptq", "bnb-nf4", "bnb-int8", "fp8", "int8"])]
@@ -92,18 +97,22 @@ def random_costs(rng: np.random.Generator, presets: Presets) -> Truth:
         rng, precision, "compute_factor", "extra_s_per_layer", "buffer_bytes_per_weight", "dequant_flops_per_weight"
     )
     prompt, answer = rng.integers(20, 500), rng.integers(50, 1000)
-    energy = rng.random() < 0.5
-    running, logs = [], []
+    energy = bool(rng.random() < 0.5)
     sides = [Cost(gpu=gpu, model=model, precision=p) for p in (precision, presets.precision["fp16"])]
-    for b in BATCHES:
-        ours, theirs = (closed_loop(side, b, float(prompt), float(answer)) for side in sides)
+    return sides, float(prompt), float(answer), energy
+
+
+def curve_of(sides: Sequence[Cost], prompt: float, answer: float, energy: bool, batches: Sequence[int]) -> Truth:
+    running, logs = [], []
+    for b in batches:
+        ours, theirs = (closed_loop(side, b, prompt, answer) for side in sides)
         running.append(ours.running)
         logs.append(
             math.log(theirs.energy_per_token_j / ours.energy_per_token_j)
             if energy
             else math.log(ours.tokens_per_s / theirs.tokens_per_s)
         )
-    return ASKED, np.array(running), np.array(logs)
+    return np.array(batches, dtype=float), np.array(running), np.array(logs)
 
 
 def varied(rng: np.random.Generator, entry: Any, *fields: str) -> Any:

@@ -9,8 +9,10 @@ import msgspec
 from loadgen.analysis.crossover.crossover import Status
 from loadgen.analysis.crossover.curve import Metric, metric_of
 from loadgen.analysis.estimate import Direction
-from loadgen.words import batch, count, percent, span
+from loadgen.words import batch, number, percent, span
 
+LOOKS = {3: 0.02, 4: 0.01, 5: 0.01, 6: 0.005, 8: 0.005}
+"""The error, by repeats, of the proof that the sign is the same at every batch; 5% together."""
 End = Literal["", "time", "repeats", "out of reach", "edge", "unreadable"]
 """Why a search ended without reaching its goal; empty: it reached it, or goes on."""
 
@@ -20,7 +22,7 @@ class FoundCrossing(msgspec.Struct, frozen=True, kw_only=True):
 
     b: float
     lo: float | None = None
-    """95% interval from the repeats beside B*; None: the repeats do not bound it within the range."""
+    """95% interval from the repeats beside B*; None: they do not bound it within the range, or a sign is not proven."""
     hi: float | None = None
     bracket: tuple[int | None, int | None] = (None, None)
     """Concurrencies nearest to B* at which the sign is proven, 2.5% on each side; this assumes nothing of the curve
@@ -39,6 +41,11 @@ class FoundCrossing(msgspec.Struct, frozen=True, kw_only=True):
     end: End = ""
 
     @property
+    def established(self) -> bool:
+        """Both signs are proven."""
+        return None not in self.bracket
+
+    @property
     def width(self) -> float | None:
         """How far the farther end of the interval is from B*, as a share of it."""
         return None if self.lo is None or self.hi is None else max(self.hi / self.b, self.b / self.lo) - 1
@@ -51,7 +58,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     metric: str
     status: Status = "unresolved"
-    """`better`, `worse`: proven at every batch of the grid; `crosses`: a crossing has an interval."""
+    """`better`, `worse`: proven at every batch of the grid; `crosses`: at least one crossing is established."""
     crossings: tuple[FoundCrossing, ...] = ()
     """By ascending batch: one, or two; also those that are not bounded yet."""
     range: tuple[int, int]
@@ -82,12 +89,12 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return self.status == "crosses" and all(crossing.reached for crossing in self.crossings)
 
 
-WHY_NOT = {
-    "time": "the time is up (--most-minutes)",
+WHY_NOT: dict[End, str] = {
+    "time": "the time is up; give more with --most-minutes",
     "repeats": "it had its {repeats} repeats; give more time with --most-minutes",
-    "out of reach": "that is out of reach; a longer window (--duration) or a wider --within takes fewer",
+    "out of reach": "out of reach; a longer --duration or a wider --within takes fewer",
     "edge": "it may lie outside of the range; widen --range",
-    "unreadable": "a batch size that it needs could not be measured: see cells.csv for the reason",
+    "unreadable": "a batch size that it needs could not be measured; cells.csv gives the reason",
 }
 
 
@@ -95,51 +102,47 @@ def worded(answer: Answer) -> Answer:
     """The same with its `sentence` and `brief`."""
     metric = metric_of(answer.metric)
     wins, loses = (f"{answer.target} {words} {answer.reference}" for words in (metric.wins, metric.loses))
-    long = _text(answer, metric, wins, loses)
-    short = _text(answer, metric, metric.wins_briefly, metric.loses_briefly)
+    long = _text(answer, metric, wins, loses, f"not decided: whether {wins}")
+    short = _text(answer, metric, metric.wins_briefly, metric.loses_briefly, "not decided")
     return msgspec.structs.replace(answer, sentence=long, brief=short)
 
 
-def _text(answer: Answer, metric: Metric, wins: str, loses: str) -> str:
+def _text(answer: Answer, metric: Metric, wins: str, loses: str, question: str) -> str:
     low, high = answer.range
+    where = f"every B from {low} to {high}"
     if answer.status in ("better", "worse"):
-        claim = wins if answer.status == "better" else loses
         grid = ", ".join(map(str, answer.grid))
-        return (
-            f"{claim} at every B from {low} to {high} (proven at B = {grid}; false in at most {answer.error_rate:.0%})"
-        )
+        claim = wins if answer.status == "better" else loses
+        return f"{claim} at {where} (proven at B = {grid}; false in at most {answer.error_rate:.0%})"
     if answer.several:
-        return f"not decided: whether {wins}; the sign changes more than twice from B = {low} to {high}"
-    if not answer.crossings:
-        where = f"; proven at B = {', '.join(map(str, answer.proven))}" if answer.proven else ""
-        return f"not decided: whether {wins} at every B from {low} to {high}{where}{_why(answer.end)}"
+        return f"{question}; the sign changes more than twice from B = {low} to {high}"
     parts = [place(crossing, answer.within) for crossing in answer.crossings]
+    if not parts:
+        some = f"; proven at B = {', '.join(map(str, answer.proven))}" if answer.proven else ""
+        why = f"; {WHY_NOT[answer.end].format(repeats=max(LOOKS))}" if answer.end else ""
+        return f"{question} at {where}{some}{why}"
+    if answer.status != "crosses":
+        return f"{question}; the sign may change at {' and at '.join(parts)}"
     first = answer.crossings[0].direction == "wins_below"
     words = (metric.loses_briefly, metric.wins_briefly)
-    if answer.status != "crosses":
-        return f"not decided: whether {wins} up to {parts[0] if len(parts) == 1 else ' and '.join(parts)}"
     text = f"{wins if first else loses} below {parts[0]}, {words[not first]} above"
     return text if len(parts) == 1 else f"{text}, and {words[first]} again above {parts[1]}"
 
 
-def _why(end: End) -> str:
-    return f": {WHY_NOT[end].format(repeats='')}".replace("  ", " ") if end else ""
-
-
 def place(crossing: FoundCrossing, within: float) -> str:
-    """As "B* = 61 (95% CI 57–66)", with what is missing where it is not as narrow as asked."""
-    star = f"B* = {batch(crossing.b)}"
-    if crossing.lo is None or crossing.hi is None or crossing.width is None:
-        known = "no interval yet" if not crossing.repeats else f"no interval after {crossing.repeats} repeats"
-    else:
-        known = f"95% CI {span(batch(crossing.lo), batch(crossing.hi))}"
-        if not crossing.reached:
-            known += f", ±{percent(crossing.width)}"
+    """As "B* = 61 (95% CI 57–66; signs proven at B = 49 and 76)", with what is missing where it is not as narrow as
+    asked."""
     left, right = crossing.bracket
-    if left is not None and right is not None:
-        known += f"; signs proven at B = {left} and {right}"
+    proven = f"; signs proven at B = {left} and {right}" if crossing.established else ""
+    after = f" after {crossing.repeats} repeat{'s' * (crossing.repeats > 1)}" if crossing.repeats else ""
+    if crossing.lo is not None and crossing.hi is not None and crossing.width is not None:
+        known = f"95% CI {span(batch(crossing.lo), batch(crossing.hi))}"
+        known += "" if crossing.reached else f", ±{percent(crossing.width, 0)}{after}"
+    else:
+        known = f"no interval{after or ' yet'}"
+    star = f"B* {'=' if crossing.lo is not None else 'near'} {batch(crossing.b)} ({known}{proven}"
     if not crossing.end:
-        return f"{star} ({known})"
-    why = WHY_NOT[crossing.end].format(repeats=crossing.repeats)
-    needed = f"±{percent(within)} would take about {count(crossing.needed)} repeats: " if crossing.needed else ""
-    return f"{star} ({known}; {needed}{why})"
+        return f"{star})"
+    needed = crossing.needed if crossing.needed and crossing.needed > crossing.repeats else None
+    takes = f"±{percent(within)} would take about {number(needed)} repeats: " if needed else ""
+    return f"{star}; {takes}{WHY_NOT[crossing.end].format(repeats=crossing.repeats)})"

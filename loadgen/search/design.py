@@ -21,13 +21,13 @@ from loadgen.analysis.crossover.crossover import Status, crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint, metric_of
 from loadgen.analysis.estimate import Direction
 from loadgen.record.cell import Start, Step
-from loadgen.search.answer import Answer, End, FoundCrossing, worded
+from loadgen.search.answer import LOOKS, Answer, End, FoundCrossing, worded
 from loadgen.search.root import FEWEST, Noise, Point, Root, beside, changes_of, crossing_in, proven, root_of
 from loadgen.words import batch, percent
 
 FACTOR = 4.0
 """Of neighbouring batches of the grid, at most."""
-MOST_REPEATS = 20
+MOST_REPEATS = 24
 """Of a crossing, where no time is given."""
 OUT_OF_REACH = 4.0
 """A search ends when it would take so many times as many repeats as it may have."""
@@ -35,8 +35,6 @@ MOVES = 3
 """Times that the batches beside B* may move."""
 FARTHEST = 0.7
 """ln(batch) of such a move, at most."""
-LOOKS = {3: 0.02, 4: 0.01, 5: 0.01, 6: 0.005, 8: 0.005}
-"""The error, by repeats, of the proof that the sign is the same at every batch; 5% together."""
 UNREADABLE = 3
 """Repeats in a row without a figure, after which a search ends."""
 
@@ -312,7 +310,7 @@ class _Quest:
     def answer(self) -> Answer:
         """What is known so far."""
         found = tuple(self._found(at) for at in range(len(self.pursuits)))
-        crosses = any(crossing.lo is not None for crossing in found)
+        crosses = any(crossing.established for crossing in found)
         grid = self._grid or self.goal.grid
         return worded(
             Answer(
@@ -353,6 +351,7 @@ class _Pursuit:
         """Proven not to be in the range."""
         self.end: End = ""
         self._log_batch, self._log_asked = log_batch, np.log(grid)
+        self._range: tuple[float, float] | None = None
         self._settle(at)
 
     def _settle(self, at: float) -> None:
@@ -394,6 +393,7 @@ class _Pursuit:
         """Stops, moves, or goes on, with so many repeats left; the range is on ln(batch)."""
         if not self.going:
             return
+        self._range = low, high
         if self._failed >= UNREADABLE:
             self.end = "unreadable"
             return
@@ -434,28 +434,30 @@ class _Pursuit:
 
     def found(self, advantages: Mapping[int, Sequence[float]]) -> FoundCrossing:
         """What is known of it; given are all log-advantages by batch between the neighbouring crossings."""
-        root = self.root
-        if root is None:
+        root, end = self.root, self.end
+        if root is None or self._range is None:
             direction: Direction = "wins_below" if self.falling else "wins_above"
-            return FoundCrossing(b=math.exp(self.at), direction=direction, repeats=self.repeats, end=self.end)
+            return FoundCrossing(b=math.exp(self.at), direction=direction, repeats=self.repeats, end=end)
         sign = 1 if root.slope < 0 else -1
         left = [b for b in advantages if math.log(b) < root.at]
         right = [b for b in advantages if math.log(b) > root.at]
+        below = max((b for b in left if proven(advantages[b], sign, root, len(left))), default=None)
+        above = min((b for b in right if proven(advantages[b], -sign, root, len(right))), default=None)
+        low, high = self._range
+        lo, hi = root.lo, root.hi
+        if lo is None or hi is None or below is None or above is None or not low <= lo <= hi <= high:
+            lo = hi = None
         needed = root.needed(self.repeats, self.goal.reach)
-        closed = root.lo is not None and self.end != "edge"
         return FoundCrossing(
-            b=math.exp(root.at),
-            lo=math.exp(root.lo) if closed and root.lo is not None else None,
-            hi=math.exp(root.hi) if closed and root.hi is not None else None,
-            bracket=(
-                max((b for b in left if proven(advantages[b], sign, root, len(left))), default=None),
-                min((b for b in right if proven(advantages[b], -sign, root, len(right))), default=None),
-            ),
+            b=math.exp(root.at if low <= root.at <= high else self.at),
+            lo=None if lo is None else math.exp(lo),
+            hi=None if hi is None else math.exp(hi),
+            bracket=(below, above),
             direction="wins_below" if sign > 0 else "wins_above",
-            reached=self._reached,
+            reached=self._reached and lo is not None,
             repeats=self.repeats,
-            needed=None if self._reached or math.isinf(needed) else math.ceil(needed),
+            needed=None if self._reached or math.isinf(needed) or end == "edge" else math.ceil(needed),
             noise=root.sd,
             slope=root.slope,
-            end=self.end,
+            end=end,
         )
