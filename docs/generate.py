@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from loadgen.options import RunOptions, declared
 
 PAGE = Path(__file__).with_name("cli.md")
 RELIABILITY = Path(__file__).with_name("reliability.md")
+HTTP_STATUS = re.compile(r"(?<=http-)\d{3}")
+"""In the name of a fault: those that differ in it alone share a row."""
 WIDTH = 78
 """What click uses on a terminal of 80 columns."""
 
@@ -50,14 +53,16 @@ def reliability() -> str:
     sys.path.insert(0, str(PAGE.parents[1] / "tests"))
     from faults import FAILED, MACHINE_FAULTS, REQUEST_FAULTS
 
-    rows = []
+    rows: dict[str, list[str]] = {}
     for fault in REQUEST_FAULTS.values():
         row = f"`{fault.status}`" + (f": {_cell(fault.error)}" if fault.error else "")
         row += "" if fault.next == "ok" else f"; the next one is `{fault.next}`"
         cell = "valid" if fault.cell is None else "invalid: " + _cell(fault.cell.replace(FAILED, "N of M " + FAILED))
         if not fault.in_sweep:
             cell = "invalid, as with a body"
-        rows.append(f"| {fault.name} | {_cell(fault.injected)} | {row} | {cell} | {int(fault.cell is not None)} |")
+        line = f"| {fault.name} | {_cell(fault.injected)} | {row} | {cell} | {int(fault.cell is not None)} |"
+        status = HTTP_STATUS.findall(fault.name)
+        rows.setdefault(line.replace(status[0], "STATUS") if status else line, []).extend(status)
     machine = [
         f"| {fault.name} | {fault.injected} | {fault.outcome} | {fault.exit_status} | "
         + "<br>".join(f"`{test.strip()}`" for test in fault.test.split(", "))
@@ -65,7 +70,8 @@ def reliability() -> str:
         for fault in MACHINE_FAULTS
     ]
     text = RELIABILITY.with_suffix(".in.md").read_text(encoding="utf-8")
-    return text.replace("{requests}", "\n".join(rows)).replace("{machine}", "\n".join(machine))
+    requests = [line.replace("HTTP STATUS", f"HTTP {', '.join(found)}", 1) for line, found in rows.items()]
+    return text.replace("{requests}", "\n".join(requests)).replace("{machine}", "\n".join(machine))
 
 
 def _cell(text: str) -> str:
