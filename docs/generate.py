@@ -19,6 +19,27 @@ WIDTH = 78
 """What click uses on a terminal of 80 columns."""
 
 
+VALUES = """
+## How values are written
+
+The same on the command line, in `--config` and in Python (as texts).
+
+| | write | means |
+|---|---|---|
+| a time | `60`, `90s`, `2m`, `1h30m`, `500ms` | a plain number is in seconds, in ms for `--...-ms` |
+| a share | `0.1`, `10%` | |
+| a list | `1, 16, 64` | spaces and a comma at the end do no harm; `--serve fp16 --serve awq` is `--serve fp16,awq` |
+| a range in a list of numbers | `1-4` or `1..4` | every whole number: 1, 2, 3, 4 |
+| | `1..100x2` | 1, 2, 4, 8, 16, 32, 64: each the double of the one before, none above 100 |
+| | `16..64+16` | 16, 32, 48, 64: steps of 16, none above 64 |
+| a name | `GSM8K`, `FP16`, `bnb_nf4` | any letter case, `-` and `_` alike; your own labels keep theirs |
+| a server | `localhost:8000`, `http://localhost:8000/v1` | http:// is added and `/v1` removed |
+| | `localhost:8000/v1/chat/completions` | the same server, with `--api chat` |
+
+An option that is not a list and is given twice is refused, and so is a key that stands twice in the YAML file.
+"""
+
+
 def help_of(*names: str) -> str:
     """What `loadgen NAMES --help` prints on a terminal of 80 columns."""
     command: click.Command = group
@@ -36,7 +57,7 @@ def page() -> str:
     head = "# Commands\n\nWhat `--help` prints. Rewritten by `python docs/generate.py`; do not edit by hand.\n"
     parts = [head, f"\n```text\n{help_of()}\n```\n"]
     parts += [f"\n## loadgen {name}\n\n```text\n{help_of(name)}\n```\n" for name in COMMANDS]
-    return "".join([*parts, f"\n## The options of a sweep in Python and YAML\n\n{options()}\n"])
+    return "".join([*parts, VALUES, f"\n## The options of a sweep in Python and YAML\n\n{options()}\n"])
 
 
 def options() -> str:

@@ -96,9 +96,11 @@ def report(run: str | Path, **options: Unpack[ReportOptions]) -> Run:
         carbon = read_manifest(run_dir).config.carbon_kg_per_kwh
     analyse(
         run_dir,
-        IndexSettings(alpha=o["alpha"], weights=o["weights"], sustainability=o["s_form"], carbon_kg_per_kwh=carbon),
+        IndexSettings(
+            alpha=float(o["alpha"]), weights=o["weights"], sustainability=o["s_form"], carbon_kg_per_kwh=carbon
+        ),
         slo=None if slo is None else Slo.parse(slo),
-        start_sd=None if start_sd is None else start_share(start_sd),
+        start_sd=None if start_sd is None else start_share(float(start_sd)),
         out=None if out is None else Path(out),
     )
     opened = load_run(run_dir if out is None else out)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +11,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from loadgen.errors import UsageError
+from loadgen.notation import did_you_mean, number, shown, spelled, whole_number
+from loadgen.synonyms import elsewhere
 
 Form = Literal["linear", "log_j", "log_kgco2e"]
 """The form of S_SI: E_ref / E, or Eq. 5's logarithms of joules or of kgCO2e per query."""
@@ -22,6 +23,16 @@ METRICS_PORT = 9402
 
 SERVERS, LOAD, QUESTIONS, ANALYSIS = "Servers", "Load", "Questions and answers", "Analysis"
 POWER, RUN = "Power", "Run"
+
+SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+EXPECTED: dict[object, str] = {
+    int: "not a whole number; write digits only, as in 100",
+    float: "not a number; write it as in 0.5",
+    "s": "not a time; write seconds, or a number with its unit, as in 60, 90s, 2m or 1h30m",
+    "ms": "not a time; write milliseconds, or a number with its unit, as in 20, 20ms or 0.02s",
+    "share": "not a share; write it as in 0.1 or 10%",
+}
+"""What a text that is not the option's kind of number should have been, by unit or kind."""
 
 _Options = TypeVar("_Options")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -40,6 +51,9 @@ class Option:
     otherwise: str = ""
     """What holds without it, where the default does not say so."""
     unit: str = ""
+    """A number's, which may stand behind it; "s" and "ms" take each other and minutes and hours, "share" takes %."""
+    joint: str = ""
+    """What joins the values of an option that is given several times; empty: that is refused."""
     zero: bool = False
     """A number may be 0 (or whatever its own check says); else it must be above."""
     between: tuple[float, float] | None = None
@@ -63,7 +77,38 @@ class Option:
     def kind(self) -> type:
         """What the command line makes of its text: bool, int, float or str."""
         kinds = get_args(self.annotation) if isinstance(self.annotation, UnionType) else (self.annotation,)
-        return next((kind for kind in (bool, int, float) if kind in kinds and str not in kinds), str)
+        return next((kind for kind in (bool, int, float) if kind in kinds and (self.unit or str not in kinds)), str)
+
+    @property
+    def named(self) -> str:
+        """As the command line has it."""
+        return f"--{self.flag.replace('_', '-')}"
+
+    def read(self, value: Any) -> Any:
+        """The value that a text means, in the option's unit; anything else, and what was read before, unchanged.
+
+        Raises UsageError for a text that is not such a value.
+        """
+        if value is None:
+            return None
+        switch = SWITCH.get(str(value).strip().lower())
+        if self.words == ("on", "off") and switch is not None:  # YAML makes them true and false
+            return self.words[not switch]
+        if self.words and isinstance(value, str):
+            return spelled(value, self.words)
+        if self.kind is bool and switch is None:
+            raise UsageError(f"{self.named} {shown(value)}: write true or false")
+        if self.kind is bool:
+            return switch
+        if self.kind in (int, float) and type(value) not in (self.kind, int):
+            return self._number(str(int(value)) if isinstance(value, float) and value.is_integer() else str(value))
+        return value
+
+    def _number(self, text: str) -> float:
+        try:
+            return whole_number(text) if self.kind is int else number(text, self.unit)
+        except ValueError:
+            raise UsageError(f"{self.named} {shown(text)}: {EXPECTED.get(self.unit, EXPECTED[self.kind])}") from None
 
     @property
     def is_path(self) -> bool:
@@ -110,7 +155,7 @@ Host = Annotated[str, Option("ADDRESS", "Address to listen on.", default="127.0.
 Served = Annotated[str | None, Option("ID", "The 16-bit model: a Hugging Face id or a folder.")]
 Vllm = Annotated[str | Path | None, Acts(
     "PATH", "The vllm command.", SERVERS, otherwise="LOADGEN_VLLM, cpu-env's, or PATH's")]
-StartTimeout = Annotated[float, Measures(
+StartTimeout = Annotated[float | str, Measures(
     "S", "How long a server may take to start while neither its log nor its downloads grow.", SERVERS, 900.0, unit="s",
     field="start_timeout_s", free=True)]
 MaxModelLen = Annotated[int | None, Measures(
@@ -120,9 +165,11 @@ Transport = Annotated[Literal["raw", "openai"], Measures("KIND", "raw or openai 
 Carbon = Annotated[float | None, Measures(
         "G", "Grid intensity, kgCO2e/kWh.", POWER, unit="kgCO2e/kWh", field="carbon_kg_per_kwh")]
 SloLimits = Annotated[str | None, Measures(
-        "LIMITS", "Objectives of a good request, for goodput: ttft:200ms,tpot:50ms,e2e:2s.", ANALYSIS)]
+        "LIMITS", "Objectives of a good request, for goodput: ttft:200ms,tpot:50ms,e2e:2s.", ANALYSIS,
+        joint=",")]
 StartSd = Annotated[str | float | None, Measures(
-        "SD", "With one repeat: the noise between starts of a server, if you know it, e.g. 1.5%.", ANALYSIS)]
+        "SD", "With one repeat: the noise between starts of a server, if you know it, e.g. 1.5%.", ANALYSIS,
+        unit="share", zero=True)]
 
 
 class SweepOptions(TypedDict, total=False):
@@ -136,7 +183,7 @@ class SweepOptions(TypedDict, total=False):
         SERVERS, (), repeatable=True, field="targets")]
     serve: Annotated[str | Sequence[str] | Mapping[str, str | None], Acts(
         "NAMES", "Recipes to launch in turn, e.g. fp16,awq=ORG/MODEL-AWQ: =ID or =DIR gives the checkpoint.",
-        SERVERS, (), field="targets", rival="targets")]
+        SERVERS, (), field="targets", rival="targets", joint=",")]
     compose: Annotated[str | Path | None, Acts(
         "[DIR]", "Start the services of the Docker Compose project in DIR one after another; --serve chooses some.",
         SERVERS, otherwise="without DIR: this folder", alone=".")]
@@ -148,42 +195,44 @@ class SweepOptions(TypedDict, total=False):
         "N", "For --serve: largest batch.", SERVERS, otherwise="largest B + 8")]
     tensor_parallel: Annotated[int | str | Mapping[str, int] | None, Measures(
         "N", "For --serve: GPUs that share the model; NAME=N,... for some targets only.", SERVERS,
-        otherwise="the recipe's, 1", field="targets")]
+        otherwise="the recipe's, 1", field="targets", joint=",")]
     max_model_len: MaxModelLen
     vllm_args: Annotated[str | Sequence[str], Acts(
-        "ARGS", "For --serve: further arguments of every vLLM, as one text; or behind `--` at the end.", SERVERS, ())]
+        "ARGS", "For --serve: further arguments of every vLLM, as one text; or behind `--` at the end.", SERVERS, (),
+        joint=" ")]
     quantize_missing: Annotated[bool, Measures(
         "", "For --serve: make checkpoints that do not exist, as `loadgen quantize` does.", SERVERS, False, free=True)]
     reasoning_parser: Annotated[str | None, Acts(
         "NAME", "For --serve: vLLM's, e.g. qwen3; keeps reasoning apart.", SERVERS)]
     start_timeout: StartTimeout
-    wait_ready: Annotated[float, Measures(
+    wait_ready: Annotated[float | str, Measures(
         "S", "For --target: wait up to S for servers that are still loading.", SERVERS, 0.0, unit="s", zero=True,
         field="wait_ready_s", free=True)]
     api_key_env: Annotated[str | None, Acts(
         "VAR", "Environment variable that holds the servers' API key.", SERVERS, free=True)]
 
-    concurrency: Annotated[str | Sequence[int] | None, Measures(
-        "LIST", "Batch sizes B to hold; open loop: most in flight.", LOAD,
-        otherwise="1,16,64,128; open loop 1024")]
+    concurrency: Annotated[int | str | Sequence[int] | None, Measures(
+        "LIST", "Batch sizes B to hold, also 1..128x2; open loop: most in flight.", LOAD,
+        otherwise="1,16,64,128; open loop 1024", joint=",")]
     arrival: Annotated[str | None, Measures(
         "KIND", "closed (hold B), or an open loop: poisson:RATES or constant:RATES, requests per second, as in "
         "poisson:5,10,20; trace replays a trace's times.", LOAD, otherwise="closed; trace for trace:FILE")]
     rate_scale: Annotated[float | str | Sequence[float] | None, Measures(
-        "LIST", "For a trace: multiples of its own rate, e.g. 0.5,1,2.", LOAD, otherwise="1", field="arrival")]
-    duration: Annotated[float | None, Measures(
+        "LIST", "For a trace: multiples of its own rate, e.g. 0.5,1,2.", LOAD, otherwise="1", field="arrival",
+        joint=",")]
+    duration: Annotated[float | str | None, Measures(
         "S", "Length of a window.", LOAD, otherwise="60; simulated 1, or 10", unit="s", field="duration_s",
         rival="requests")]
     requests: Annotated[int | None, Measures(
         "N", "Instead of a duration: ask N items once each.", LOAD, rival="duration")]
     repeats: Annotated[int, Measures("R", "Independent repeats per cell.", LOAD, 3)]
-    warmup: Annotated[float | None, Measures(
+    warmup: Annotated[float | str | None, Measures(
         "S", "Warm-up at the same B, other prompts.", LOAD, otherwise="automatic", unit="s", zero=True,
         field="warmup_s")]
-    drain: Annotated[float | None, Measures(
+    drain: Annotated[float | str | None, Measures(
         "S", "After a window, wait up to S for its last answers.", LOAD, otherwise="30, or 3 median answers", unit="s",
         field="drain_s")]
-    timeout: Annotated[float, Measures("S", "Time limit of a request.", LOAD, 600.0, unit="s", field="timeout_s")]
+    timeout: Annotated[float | str, Measures("S", "Time limit of a request.", LOAD, 600.0, unit="s", field="timeout_s")]
     prefix_cache: Annotated[bool, Measures(
         "", "Measure with the server's prefix cache.", LOAD, False,
         otherwise="no request profits from an earlier one")]
@@ -229,12 +278,14 @@ class SweepOptions(TypedDict, total=False):
         "NAME", "What the others are compared with.", ANALYSIS, otherwise="fp16, else the first")]
     slo: SloLimits
     start_sd: StartSd
-    max_error_rate: Annotated[float, Measures(
-        "X", "Share of failed requests beyond which a cell is invalid.", ANALYSIS, MAX_ERROR_RATE, zero=True)]
+    max_error_rate: Annotated[float | str, Measures(
+        "X", "Share of failed requests beyond which a cell is invalid.", ANALYSIS, MAX_ERROR_RATE, unit="share",
+        zero=True)]
 
     power: Annotated[str, Acts("SOURCE", "nvml, exporter=URL, rapl, simulated or none.", POWER, "auto")]
     gpu: Annotated[str | Sequence[str] | None, Measures(
-        "UUIDS", "The target's GPUs.", POWER, otherwise="CUDA_VISIBLE_DEVICES, or the only one", field="gpus")]
+        "UUIDS", "The target's GPUs.", POWER, otherwise="CUDA_VISIBLE_DEVICES, or the only one", field="gpus",
+        joint=",")]
     exclusive: Annotated[bool, Measures(
         "", "Refuse to start while another process uses the target's GPUs.", POWER, False, free=True)]
     tdp_w: Annotated[float | None, Measures(
@@ -263,7 +314,8 @@ class RunOptions(SweepOptions, total=False):
 class ReportOptions(TypedDict, total=False):
     """What `loadgen.report` takes."""
 
-    alpha: Annotated[float, Option("A", "Speed's share of E_SI; memory has the rest.", default=ALPHA)]
+    alpha: Annotated[float | str, Option(
+        "A", "Speed's share of E_SI; memory has the rest.", default=ALPHA, unit="share", zero=True)]
     weights: Annotated[tuple[float, float, float], Option("T,E,S", "Weights of the pillars in SI.", default=WEIGHTS)]
     s_form: Annotated[Form, Option(
         "FORM", "Form of S_SI: linear (ratio of joules), log_j or log_kgco2e (Eq. 5's logarithms).", default="linear")]
@@ -277,14 +329,15 @@ class ReportOptions(TypedDict, total=False):
 class AdviseOptions(TypedDict, total=False):
     """What `loadgen.advise` takes."""
 
-    rate: Annotated[float | None, Option("R", "Requests a second of the whole service, Poisson.")]
+    rate: Annotated[float | None, Option("R", "Requests a second of the whole service, Poisson.", unit="/s")]
     traffic: Annotated[str | Path | None, Option(
         "FILE", "Instead, a day: a CSV file of hour,rate, or diurnal:PEAK/TROUGH.")]
     slo: Annotated[SloLimits, "the run's"]
     attainment: Annotated[float, Option(
-        "SHARE", "Share of requests that must keep --slo.", default=0.99, between=(0.0, 1.0))]
+        "SHARE", "Share of requests that must keep --slo.", default=0.99, between=(0.0, 1.0), unit="share")]
     price: Annotated[float | None, Option(
-        "PRICE", "Of a GPU hour; the fewest GPUs are then the best, and among equals the fewest joules.")]
+        "PRICE", "Of a GPU hour; the fewest GPUs are then the best, and among equals the fewest joules.",
+        unit="/h")]
     carbon: Annotated[Carbon, "the sweep's"]
     per: Annotated[Literal["query", "correct"], Option(
         "WHAT", "What joules and cost are divided by: query or correct (answers).", default="query")]
@@ -295,7 +348,7 @@ class QuantizeOptions(TypedDict, total=False):
 
     model: Served
     to: Annotated[str | Sequence[str], Option(
-        "FORMATS", "w4a16-awq, w4a16-gptq, int8, fp8; several with commas.", default=())]
+        "FORMATS", "w4a16-awq, w4a16-gptq, int8, fp8; several with commas.", default=(), joint=",")]
     calibration: Annotated[str | Path | None, Option(
         "FILE", "Texts for the formats that need some: JSON lines, CSV, Parquet or plain text.",
         otherwise="GSM8K's train split")]
@@ -336,25 +389,32 @@ def dashed(name: str) -> str:
 
 
 def complete(options: type[_Options], given: Mapping[str, Any]) -> _Options:
-    """The options with the defaults of those that are not given.
+    """The options as `read` reads them, with the defaults of those that are not given.
 
     Raises UsageError for a name that is not declared, and for a value that its declaration excludes.
     """
     known = declared(cast(type, options))
+    read: dict[str, Any] = {name: option.default for name, option in known.items()}
     for name, value in given.items():
         if name not in known:
-            raise UsageError(f"{name!r} is not an option; {did_you_mean(name, known)}known: {', '.join(known)}")
+            ours, written = elsewhere(name, known)
+            hint = f"write {ours}={written!r}" if ours else f"{did_you_mean(name, known)}known: {', '.join(known)}"
+            raise UsageError(f"{name!r} is not an option; {hint}")
+        read[name] = known[name].read(value)
         if value is not None:
-            _check(known[name], value)
-    return cast(_Options, {name: option.default for name, option in known.items()} | dict(given))
+            _check(known[name], read[name])
+    return cast(_Options, read)
 
 
 def _check(option: Option, value: Any) -> None:
     from loadgen.bounds import MOST_AMOUNT, shown_number
 
-    where = f"--{option.flag.replace('_', '-')}"
+    where = option.named
     if option.words and value not in option.words:
-        raise UsageError(f"{where} {value}: unknown; write {' or '.join(option.words)}")
+        raise UsageError(
+            f"{where} {shown(value)}: unknown; {did_you_mean(str(value), option.words)}"
+            f"write {' or '.join(option.words)}"
+        )
     if option.kind not in (int, float):
         return
     if option.between is not None:
@@ -365,12 +425,6 @@ def _check(option: Option, value: Any) -> None:
         raise UsageError(f"{where} {shown_number(value)}: give a finite number above zero")
     elif option.unit == "s" and not 0 <= value <= MOST_AMOUNT:
         raise UsageError(f"{where} {shown_number(value)}: give zero or more seconds")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean NAME? `, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}? " if close else ""
 
 
 def takes(options: type) -> Callable[[_Function], _Function]:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from loadgen import __version__
+from loadgen.cli import hints
 from loadgen.errors import ServerError, StorageError, UsageError, is_of_storage
-from loadgen.options import Option, complete, declared
+from loadgen.notation import spelled
+from loadgen.options import Option, RunOptions, complete, declared
 from loadgen.secret import Mask, show_only_visible, visible_message
+from loadgen.synonyms import COMMANDS as COMMAND_SYNONYMS
 
 _Options = TypeVar("_Options")
+VLLM_ARGS = "extra_args"
+"""The argument of a command that takes what follows `--`."""
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 COMMANDS = {
     "sweep": "Measure every target at every concurrency: the main job.",
@@ -36,8 +43,64 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class Command(click.Command):
+    """A subcommand that answers what it does not have with what to type, and drops nothing that is given twice."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        name = ctx.command_path.partition(" ")[2]
+        flags = [flag for parameter in self.get_params(ctx) for flag in parameter.opts if flag.startswith("-")]
+        vllm = any(parameter.name == VLLM_ARGS for parameter in self.params)
+        try:
+            values, strays, order = self.make_parser(ctx).parse_args(list(args))
+        except click.NoSuchOption as error:
+            raise UsageError(hints.for_option(name, error.option_name, args, flags, vllm=vllm)) from None
+        for parameter in order:
+            single = isinstance(parameter, click.Option) and not parameter.multiple and not parameter.is_flag
+            if single and order.count(parameter) > 1:
+                several = " and ".join(hints.values_of(args, parameter.opts[0]))
+                raise UsageError(f"{parameter.opts[0]} is given more than once ({several}); give it once")
+        if vllm:
+            behind = len(args) - args.index("--") - 1 if "--" in args else 0
+            extra = values.get(VLLM_ARGS)
+            strays = list(extra[: len(extra) - behind]) if isinstance(extra, tuple | list) else []
+        if strays:
+            declared_here = {one.flag: one.option for one in self.params if isinstance(one, _Declared)}
+            raise UsageError(hints.for_argument(name, strays, args, declared_here))
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """Commands whose names may be in any letter case; an unknown one is answered with what to type."""
+
+    synonyms: Mapping[str, str] = COMMAND_SYNONYMS
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if (name := spelled(args[0], known)) not in known:
+            within = ctx.command_path.partition(" ")[2]
+            raise UsageError(hints.for_command(args, known, within=within, synonyms=self.synonyms))
+        return super().resolve_command(ctx, [name, *args[1:]])
+
+
+class LazyGroup(Group):
     """Imports a subcommand's module when it is called, so that `--help` and `serve` need no pandas."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.NoSuchOption as error:
+            name = error.option_name
+            if name in {option.named for option in declared(RunOptions).values()}:
+                raise UsageError(
+                    f"{name} is an option of loadgen sweep; write loadgen sweep {shlex.join(args)}"
+                ) from None
+            raise UsageError(
+                f"loadgen has no option {name}; write a command first, as in loadgen sweep {name}"
+            ) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -68,35 +131,47 @@ def group() -> None:
 
 def parameters(options: type) -> list[click.Parameter]:
     """The declared options as click's, in the order of their declaration."""
-    return [click.Option(_names(option), **_about(option)) for option in declared(options).values()]
+    return [_Declared(option) for option in declared(options).values()]
+
+
+class _Declared(click.Option):
+    """A declared option as click's: a list may be given in several parts, which are joined."""
+
+    def __init__(self, option: Option) -> None:
+        self.option, self.flag = option, option.named
+        about: dict[str, Any] = {"metavar": option.metavar or None, "help": option.described}
+        if option.kind is bool:
+            about["is_flag"] = True
+        else:
+            about |= {"type": _Read(option), "multiple": option.repeatable or bool(option.joint)}
+        if option.alone:
+            about |= {"is_flag": False, "flag_value": option.alone}
+        if option.kind is not bool and not about["multiple"]:
+            about["default"] = option.default
+        super().__init__([option.named, option.name], **about)
+
+
+class _Read(click.ParamType[Any]):
+    """What the option makes of a text."""
+
+    def __init__(self, option: Option) -> None:
+        self.name, self._option = option.metavar, option
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._option.read(value)
 
 
 def given_options(options: type) -> dict[str, Any]:
     """Those of the declared options that were given, on the command line or in a file."""
-    ctx = click.get_current_context()
-    names = [name for name in declared(options) if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    return {name: ctx.params[name] for name in names if ctx.params[name] is not None}
+    ctx, known = click.get_current_context(), declared(options)
+    names = [name for name in known if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    given = {name: ctx.params[name] for name in names if ctx.params[name] is not None}
+    return {name: known[name].joint.join(value) if known[name].joint else value for name, value in given.items()}
 
 
 def completed(options: type[_Options]) -> _Options:
     """The declared options with the defaults of those that were not given. Raises UsageError as `complete`."""
     return complete(options, given_options(options))
-
-
-def _names(option: Option) -> list[str]:
-    return [f"--{option.flag.replace('_', '-')}", option.name]
-
-
-def _about(option: Option) -> dict[str, Any]:
-    about: dict[str, Any] = {"metavar": option.metavar or None, "help": option.described}
-    if option.kind is bool:
-        return about | {"is_flag": True}
-    if option.alone:
-        about |= {"is_flag": False, "flag_value": option.alone}
-    single = not isinstance(option.default, tuple)
-    return (
-        about | {"type": option.kind, "multiple": option.repeatable} | ({"default": option.default} if single else {})
-    )
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from loadgen.cli import CONTEXT, given_options, parameters
+from loadgen.cli import CONTEXT, Command, given_options, parameters
 from loadgen.options import AdviseOptions
 
 
-@click.command("advise", context_settings=CONTEXT, params=parameters(AdviseOptions))
+@click.command("advise", cls=Command, context_settings=CONTEXT, params=parameters(AdviseOptions))
 @click.argument("run", type=click.Path(path_type=Path))
 def command(run: Path, **_: Any) -> None:
     """Say which precision serves your traffic best: GPUs, joules, CO2 and cost, from the closed-loop batches of a run.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, Command
 from loadgen.errors import UsageError
 
 
-@click.command("compare", context_settings=CONTEXT)
+@click.command("compare", cls=Command, context_settings=CONTEXT)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--size", "sizes", metavar="NAME=N", multiple=True,
               help="Parameters of a run's, model's or target's model, as 7.25B. Repeatable.")  # fmt: skip

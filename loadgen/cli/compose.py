@@ -7,35 +7,44 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, Command
 from loadgen.errors import UsageError
+from loadgen.notation import did_you_mean, entries, number, spelled
 from loadgen.serving.compose import DEFAULT, MODEL, SERVICES, checkpoint_of, sized_environment, write_project
 from loadgen.serving.recipe import data_dir, load_recipe
 from loadgen.serving.requirements import GIB, REQUEST_TOKENS, Sizing, fit, size_of
 
 
-@click.command("compose", context_settings=CONTEXT)
+@click.command("compose", cls=Command, context_settings=CONTEXT)
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("loadgen-compose"),
               show_default=True, help="Where to write it.")  # fmt: skip
 @click.option("--model", default=MODEL, show_default=True, metavar="ID", help="The 16-bit model that is served.")
-@click.option("--serve", metavar="NAMES", help="Services to size for, e.g. fp16,awq=ORG/MODEL-AWQ.  "
+@click.option("--serve", metavar="NAMES", multiple=True, help="Services to size for, e.g. fp16,awq=ORG/MODEL-AWQ.  "
               "[default: those of fp16, awq, gptq, bnb-nf4 that have a checkpoint]")  # fmt: skip
-@click.option("--gpu-memory", metavar="GIB", help="Memory of the GPU, of several as 80,80.  [default: NVML's]")
-@click.option("--concurrency", metavar="LIST", help="Batch sizes that must fit.  [default: 1,16,64,128, or what fits]")
+@click.option(
+    "--gpu-memory", metavar="GIB", multiple=True, help="Memory of the GPU, of several as 80,80.  [default: NVML's]"
+)
+@click.option(
+    "--concurrency",
+    metavar="LIST",
+    multiple=True,
+    help="Batch sizes that must fit.  [default: 1,16,64,128, or what fits]",
+)
 @click.option("--tokens", type=click.IntRange(1, 2**20), default=REQUEST_TOKENS, show_default=True, metavar="N",
               help="Longest prompt and answer together.")  # fmt: skip
-@click.option("--tensor-parallel", metavar="N", help="GPUs that share a model; NAME=N,... for some services only.")
+@click.option("--tensor-parallel", metavar="N", multiple=True,
+              help="GPUs that share a model; NAME=N,... for some services only.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the project's files in a folder that already holds them.")
 @click.option("--print-env", is_flag=True, help="Print the .env for the GPU and write nothing.")
 @click.option("--print-dir", is_flag=True, help="Show where the packaged files are and write nothing.")
 def command(
     folder: Path,
     model: str,
-    serve: str | None,
-    gpu_memory: str | None,
-    concurrency: str | None,
+    serve: tuple[str, ...],
+    gpu_memory: tuple[str, ...],
+    concurrency: tuple[str, ...],
     tokens: int,
-    tensor_parallel: str | None,
+    tensor_parallel: tuple[str, ...],
     force: bool,
     print_env: bool,
     print_dir: bool,
@@ -56,8 +65,11 @@ def command(
     if print_dir:
         click.echo(data_dir())
         return
-    chosen = _chosen(serve, model)
-    sizing = _sizing(model, list(chosen), gpu_memory, concurrency, tokens, tensor_parallel)
+    chosen = _chosen(",".join(serve), model)
+    sizing = _sizing(
+        model, list(chosen), ",".join(gpu_memory) or None, ",".join(concurrency) or None, tokens,
+        ",".join(tensor_parallel) or None,
+    )  # fmt: skip
     if print_env:
         if sizing is None:
             raise UsageError("--print-env: the memory of this machine's GPU is unknown; give --gpu-memory GIB")
@@ -116,13 +128,14 @@ def _sentences(model: str, sizing: Sizing) -> Iterator[str]:
         yield f"one at a time, not together with the others: {', '.join(alone)}"
 
 
-def _chosen(serve: str | None, model: str) -> dict[str, str]:
+def _chosen(serve: str, model: str) -> dict[str, str]:
     """The services, each with its checkpoint."""
     chosen = {}
-    for entry in serve.split(",") if serve else DEFAULT:
-        name, _, given = entry.strip().partition("=")
-        if name not in SERVICES:
-            raise UsageError(f"--serve {entry}: the project has no such service; it has {', '.join(SERVICES)}")
+    for entry in entries(serve) if serve else DEFAULT:
+        name, _, given = (part.strip() for part in entry.partition("="))
+        if (name := spelled(name, SERVICES)) not in SERVICES:
+            hint = f"{did_you_mean(name, SERVICES)}it has {', '.join(SERVICES)}"
+            raise UsageError(f"--serve {entry}: the project has no such service; {hint}")
         checkpoint, _ = checkpoint_of(load_recipe(name), model)
         if given or not checkpoint.startswith("set-"):
             chosen[name] = given or checkpoint
@@ -142,9 +155,9 @@ def _gpus(gpu_memory: str | None) -> list[float]:
             return []
         return [total / GIB for total in totals if total]
     try:
-        gpus = [float(part) for part in gpu_memory.split(",")]
+        gpus = [number(part, "GiB") for part in entries(gpu_memory)]
     except ValueError:
         gpus = []
     if not gpus or not all(1 <= gib <= 10_000 for gib in gpus):
-        raise UsageError(f"--gpu-memory {gpu_memory}: give the GiB of each GPU, as in 24 or 80,80")
+        raise UsageError(f"--gpu-memory {gpu_memory}: give the GiB of each GPU, as in 24 or 80,80GiB")
     return gpus

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, Command
 from loadgen.serving.environment import CpuEnvironment, build, default_environment
 from loadgen.workload.questions import SAMPLE_FILE
 
 
-@click.command("cpu-env", context_settings=CONTEXT)
+@click.command("cpu-env", cls=Command, context_settings=CONTEXT)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="Its folder.  [default: in the cache folder]")
 @click.option("--text", "texts", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="More text for the tokenizer, e.g. GSM8K's JSONL; repeatable.")  # fmt: skip

@@ -6,13 +6,19 @@ import sys
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, Command, Group
 from loadgen.errors import UsageError
+from loadgen.notation import did_you_mean, entries, spelled
+from loadgen.synonyms import DATA_COMMANDS
 from loadgen.workload.dataset import FILES, PLATINUM_SOURCE
 from loadgen.workload.published import PublishedFile, cache_dir, fetch, state_of
 
 
-@click.group("data", context_settings=CONTEXT, invoke_without_command=True)
+class DataGroup(Group):
+    synonyms = DATA_COMMANDS
+
+
+@click.group("data", cls=DataGroup, context_settings=CONTEXT, invoke_without_command=True)
 @click.pass_context
 def data(ctx: click.Context) -> None:
     """List, fetch and verify the published question sets; each is pinned by its sha256.
@@ -29,7 +35,7 @@ def data(ctx: click.Context) -> None:
         click.echo(f"gsm8k:platinum     named with --data-file; from {PLATINUM_SOURCE}")
 
 
-@data.command("fetch", context_settings=CONTEXT)
+@data.command("fetch", cls=Command, context_settings=CONTEXT)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 def fetch_command(names: tuple[str, ...]) -> None:
     """Download the files of datasets into the cache, unless they are there already.
@@ -42,7 +48,7 @@ def fetch_command(names: tuple[str, ...]) -> None:
         click.echo(f"{file.name}  {fetch(file)}")
 
 
-@data.command("verify", context_settings=CONTEXT)
+@data.command("verify", cls=Command, context_settings=CONTEXT)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def verify_command(names: tuple[str, ...]) -> None:
     """Compare cached files with their pinned sha256; exit status 1 when one is absent or damaged.
@@ -58,10 +64,12 @@ def verify_command(names: tuple[str, ...]) -> None:
 
 
 def _files(names: tuple[str, ...]) -> list[PublishedFile]:
-    for name in names:
+    chosen = [spelled(name, FILES) for text in names for name in entries(text)]
+    for name in chosen:
         if name not in FILES:
-            raise UsageError(f"{name!r} is not a published dataset; known: {', '.join(FILES)}")
-    return [file for name in dict.fromkeys(names) for file in FILES[name]]
+            hint = f"{did_you_mean(name, FILES)}known: {', '.join(FILES)}"
+            raise UsageError(f"{name!r} is not a published dataset; {hint}")
+    return [file for name in dict.fromkeys(chosen) for file in FILES[name]]
 
 
 def _print_states(files: list[PublishedFile]) -> None:

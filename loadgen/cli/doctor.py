@@ -10,10 +10,10 @@ from typing import Annotated, Any, TypedDict
 import click
 import msgspec
 
-from loadgen.cli import CONTEXT, completed, parameters
+from loadgen.cli import CONTEXT, Command, completed, parameters
 from loadgen.doctor.examination import GRAFANA, PROMETHEUS, Examination, examine
 from loadgen.doctor.finding import Mode
-from loadgen.errors import UsageError
+from loadgen.notation import server_url
 from loadgen.options import Option, Served, Vllm
 from loadgen.secret import Mask, visible, visible_json
 
@@ -30,7 +30,7 @@ class DoctorOptions(TypedDict, total=False):
 # fmt: on
 
 
-@click.command("doctor", context_settings=CONTEXT, params=parameters(DoctorOptions))
+@click.command("doctor", cls=Command, context_settings=CONTEXT, params=parameters(DoctorOptions))
 def command(**_: Any) -> None:
     """Show what works on this machine, and what to do about the rest.
 
@@ -42,11 +42,9 @@ def command(**_: Any) -> None:
       loadgen doctor --model mistralai/Mistral-7B-Instruct-v0.3
     """
     o = completed(DoctorOptions)
-    for option, url in (("--prometheus", o["prometheus"]), ("--grafana", o["grafana"])):
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"{option} {url} is not a valid URL; write it with http:// or https://")
+    prometheus, grafana = (server_url(o[name], f"--{name}") for name in ("prometheus", "grafana"))
     vllm = None if o["vllm"] is None else str(o["vllm"])
-    found = examine(o["mode"], model=o["model"], vllm=vllm, prometheus_url=o["prometheus"], grafana_url=o["grafana"])
+    found = examine(o["mode"], model=o["model"], vllm=vllm, prometheus_url=prometheus, grafana_url=grafana)
     if o["json"]:
         content = {"mode": found.mode, "can_run": found.can_run, "findings": found.findings}
         click.echo(Mask()(visible_json(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())))

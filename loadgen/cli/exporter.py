@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import click
 
-from loadgen.cli import CONTEXT, completed, parameters
+from loadgen.cli import CONTEXT, Command, completed, parameters
 from loadgen.errors import UsageError
+from loadgen.notation import entries
 from loadgen.options import Host, Option
 
 
@@ -16,7 +17,7 @@ class ExporterOptions(TypedDict, total=False):
     port: Annotated[int, Option("N", "TCP port to listen on.", default=9401, between=(1, 65535))]
     host: Annotated[Host, "127.0.0.1; 0.0.0.0 lets other machines read"]
     gpu: Annotated[str | None, Option(
-        "UUID,...", "GPUs to sample.", otherwise="those of CUDA_VISIBLE_DEVICES, or the only one")]
+        "UUID,...", "GPUs to sample.", otherwise="those of CUDA_VISIBLE_DEVICES, or the only one", joint=",")]
     source: Annotated[Literal["nvml", "rapl"], Option(
         "SOURCE", "nvml (GPUs), or rapl: CPU packages through the kernel's powercap tree.", default="nvml")]
     period_ms: Annotated[float, Option(
@@ -24,7 +25,7 @@ class ExporterOptions(TypedDict, total=False):
 # fmt: on
 
 
-@click.command("exporter", context_settings=CONTEXT, params=parameters(ExporterOptions))
+@click.command("exporter", cls=Command, context_settings=CONTEXT, params=parameters(ExporterOptions))
 def command(**_: Any) -> None:
     """Export GPU power and energy to Prometheus and to `loadgen sweep --power exporter=URL`.
 
@@ -33,7 +34,7 @@ def command(**_: Any) -> None:
       loadgen exporter --port 9401
     """
     o = completed(ExporterOptions)
-    gpus = None if o["gpu"] is None else tuple(gpu.strip() for gpu in o["gpu"].split(","))
+    gpus = None if o["gpu"] is None else tuple(entries(o["gpu"]))
     if gpus is not None and not all(gpus):
         raise UsageError(f"--gpu {o['gpu']} has an empty entry; write UUIDs with commas between them")
 

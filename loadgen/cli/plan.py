@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypedDict
 
 import click
 
-from loadgen.cli import CONTEXT, completed, parameters
+from loadgen.cli import CONTEXT, Command, completed, parameters
 from loadgen.errors import UsageError
 from loadgen.options import Option
 
@@ -19,23 +19,23 @@ USUAL_RATES_PER_S = (1, 5, 20)
 # fmt: off
 class PlanOptions(TypedDict, total=False):
     accuracy_delta: Annotated[float | None, Option(
-        "D", "The accuracy difference to be shown, as a proportion: 0.0372 is 3.72 pp.", zero=True)]
+        "D", "The accuracy difference to be shown, as in 3.72% or 0.0372: 3.72 pp.", unit="share", zero=True)]
     equivalence_margin: Annotated[float | None, Option(
-        "M", "Or: show that the difference is smaller than this proportion.", zero=True)]
+        "M", "Or: show that the difference is smaller than this, as in 2%.", unit="share", zero=True)]
     discordance: Annotated[float, Option(
-        "P", "Share of items that only one side answers correctly.", default=0.15, zero=True)]
-    power: Annotated[float, Option("P", "Chance to show it if it is real.", default=0.8, zero=True)]
-    alpha: Annotated[float, Option("P", "Chance to claim it if it is not real.", default=0.05, zero=True)]
+        "P", "Share of items that only one side answers correctly.", default=0.15, unit="share", zero=True)]
+    power: Annotated[float, Option("P", "Chance to show it if it is real.", default=0.8, unit="share", zero=True)]
+    alpha: Annotated[float, Option("P", "Chance to claim it if it is not real.", default=0.05, unit="share", zero=True)]
     items: Annotated[int | None, Option("N", "Also say what N items can show.")]
     concurrency: Annotated[int | None, Option("B", "For the minutes: requests in flight.")]
-    seconds_per_query: Annotated[float | None, Option("S", "For the minutes: what one answer takes at B.")]
+    seconds_per_query: Annotated[float | None, Option("S", "For the minutes: what one answer takes at B.", unit="s")]
     tokens_per_s: Annotated[float | None, Option(
         "R", "For the minutes, instead of those two: the server's output tokens per second.")]
     tokens_per_answer: Annotated[float | None, Option("N", "With --tokens-per-s: output tokens per answer.")]
 # fmt: on
 
 
-@click.command("plan", context_settings=CONTEXT, params=parameters(PlanOptions))
+@click.command("plan", cls=Command, context_settings=CONTEXT, params=parameters(PlanOptions))
 def command(**_: Any) -> None:
     """Compute how many items and minutes a claim about accuracy needs. Both sides answer the same items.
 
@@ -118,7 +118,7 @@ def command(**_: Any) -> None:
 
 def _check_probability(option: str, value: float, upper: float) -> None:
     if not 0 < value < upper:
-        raise UsageError(f"{option} {value:g} is not between 0 and {upper:g}; write a proportion, such as 0.05 for 5%")
+        raise UsageError(f"{option} {value:g} is not between 0 and {upper:g}; write it as in 0.05 or 5%")
 
 
 def _minutes(o: PlanOptions) -> Callable[[int], float] | None:

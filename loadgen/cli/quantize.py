@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import click
 
-from loadgen.cli import CONTEXT, completed, given_options, parameters, say
+from loadgen.cli import CONTEXT, Command, completed, given_options, parameters, say
 from loadgen.errors import UsageError
 from loadgen.options import Option, QuantizeOptions
 
@@ -19,7 +19,7 @@ class Options(QuantizeOptions, total=False):
 # fmt: on
 
 
-@click.command("quantize", context_settings=CONTEXT, params=parameters(Options))
+@click.command("quantize", cls=Command, context_settings=CONTEXT, params=parameters(Options))
 def command(**_: Any) -> None:
     """Make checkpoints of a 16-bit model in other formats, which `sweep --serve` then finds.
 

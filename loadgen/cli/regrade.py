@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli import CONTEXT
+from loadgen.cli import CONTEXT, Command
 
 
-@click.command("regrade", context_settings=CONTEXT)
+@click.command("regrade", cls=Command, context_settings=CONTEXT)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--grader",

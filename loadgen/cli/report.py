@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from loadgen.cli import CONTEXT, given_options, parameters
+from loadgen.cli import CONTEXT, Command, given_options, parameters
 from loadgen.errors import UsageError
+from loadgen.notation import entries, number
 from loadgen.options import ReportOptions
 
 
-@click.command("report", context_settings=CONTEXT, params=parameters(ReportOptions))
+@click.command("report", cls=Command, context_settings=CONTEXT, params=parameters(ReportOptions))
 @click.argument("run", type=click.Path(path_type=Path))
 def command(run: Path, **_: Any) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
@@ -36,7 +37,9 @@ def command(run: Path, **_: Any) -> None:
 
 def _three(text: str) -> tuple[float, float, float]:
     try:
-        t, e, s = (float(part) for part in text.split(","))
+        t, e, s = (number(part, "share") for part in entries(text))
     except ValueError:
-        raise UsageError(f"--weights {text} is not three numbers; write T,E,S such as 0.34,0.33,0.33") from None
+        raise UsageError(
+            f"--weights {text} is not three numbers; write T,E,S such as 0.34,0.33,0.33 or 34%,33%,33%"
+        ) from None
     return t, e, s

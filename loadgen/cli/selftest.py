@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from loadgen.cli import CONTEXT, given_options, parameters
+from loadgen.cli import CONTEXT, Command, given_options, parameters
 from loadgen.options import SelftestOptions
 
 
-@click.command("selftest", context_settings=CONTEXT, params=parameters(SelftestOptions))
+@click.command("selftest", cls=Command, context_settings=CONTEXT, params=parameters(SelftestOptions))
 @click.option("--json", "as_json", is_flag=True, help="Every figure of every trial as JSON.")
 def command(as_json: bool, **_: Any) -> None:
     """Check that this machine's client measures such traffic correctly, and find how much more it could take.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO, TypedDict
 import click
 from platformdirs import user_log_path
 
-from loadgen.cli import CONTEXT, completed, parameters, say
+from loadgen.cli import CONTEXT, Command, completed, parameters, say
 from loadgen.errors import ServerError, UsageError
 from loadgen.options import Host, MaxModelLen, Option, Served, StartTimeout, Vllm
 from loadgen.secret import secrets_of, visible, visible_message
@@ -48,7 +48,7 @@ class ServeOptions(TypedDict, total=False):
 # fmt: on
 
 
-@click.command("serve", context_settings=CONTEXT, params=parameters(ServeOptions))
+@click.command("serve", cls=Command, context_settings=CONTEXT, params=parameters(ServeOptions))
 @click.argument("name", required=False)
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGS]")
 def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
@@ -72,6 +72,7 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     if name is None:
         raise UsageError("serve needs the NAME of a recipe; `loadgen serve --list` shows them")
     recipe = load_recipe(name)
+    name = recipe.name
     if model is None and o["checkpoint"] is None:
         raise UsageError(f"serve {name} needs --model, a Hugging Face id or a folder, or --checkpoint")
     if dtype and recipe.dtype and dtype != recipe.dtype:
@@ -101,7 +102,7 @@ def command(name: str | None, extra_args: tuple[str, ...], **_: Any) -> None:
     if secrets_of(extra_args, {}):
         say("every user of this machine can read the secret in this command line: use VLLM_API_KEY or HF_TOKEN_FILE")
     try:
-        _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log", o["start_timeout"])
+        _serve(launch, user_log_path("loadgen") / f"serve-{name}-{launch.port}.log", float(o["start_timeout"]))
     except ServerError as error:
         say(str(error))
         sys.exit(1)

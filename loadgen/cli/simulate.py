@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypedDict
 
 import click
 
-from loadgen.cli import CONTEXT, completed, given_options, parameters
+from loadgen.cli import CONTEXT, Command, completed, given_options, parameters
 from loadgen.errors import UsageError
 from loadgen.options import Host, Option
 
@@ -28,15 +28,18 @@ class SimulateOptions(TypedDict, total=False):
     max_num_seqs: Annotated[int, Option("N", "Largest running batch.", default=256)]
     max_model_len: Annotated[int, Option("N", "Most tokens of prompt and answer together.", default=8192)]
     data_file: Annotated[str | None, Option("PATH", "GSM8K's file: its questions get answers too.")]
-    accuracy: Annotated[float | None, Option(
-        "X", "Share of right answers, 0 to 1, instead of the precision's.", zero=True)]
-    discordance: Annotated[float | None, Option(
-        "X", "Share of items that only it or only FP16 gets right.", zero=True)]
-    reference_accuracy: Annotated[float | None, Option(
-        "X", "FP16's share of right answers.", otherwise="0.52", zero=True)]
-    truncated: Annotated[float | None, Option("X", "Share of answers that never end.", zero=True)]
-    unparsed: Annotated[float | None, Option("X", "Share of answers without a result.", zero=True)]
-    batch_flips: Annotated[float | None, Option("X", "Share of items that the batch's size decides.", zero=True)]
+    accuracy: Annotated[float | str | None, Option(
+        "X", "Share of right answers instead of the precision's, as in 0.4 or 40%.", unit="share", zero=True)]
+    discordance: Annotated[float | str | None, Option(
+        "X", "Share of items that only it or only FP16 gets right.", unit="share", zero=True)]
+    reference_accuracy: Annotated[float | str | None, Option(
+        "X", "FP16's share of right answers.", otherwise="0.52", unit="share", zero=True)]
+    truncated: Annotated[float | str | None, Option(
+        "X", "Share of answers that never end.", unit="share", zero=True)]
+    unparsed: Annotated[float | str | None, Option(
+        "X", "Share of answers without a result.", unit="share", zero=True)]
+    batch_flips: Annotated[float | str | None, Option(
+        "X", "Share of items that the batch's size decides.", unit="share", zero=True)]
     time_scale: Annotated[float, Option(
         "K", "K times faster; watts K times higher, J/token unchanged.", default=1.0, between=(0.01, 1000))]
     sensor_ms: Annotated[float, Option(
@@ -52,7 +55,7 @@ class SimulateOptions(TypedDict, total=False):
 # fmt: on
 
 
-@click.command("simulate", context_settings=CONTEXT, params=parameters(SimulateOptions))
+@click.command("simulate", cls=Command, context_settings=CONTEXT, params=parameters(SimulateOptions))
 def command(**_: Any) -> None:
     """Run one simulated server: vLLM's API and metrics, and a GPU's power below /power, without a GPU.
 
@@ -66,8 +69,8 @@ def command(**_: Any) -> None:
     from loadgen.serving.simulated.cost import load_presets
 
     o = completed(SimulateOptions)
-    precision, port, host, gpu, model = o["precision"], o["port"], o["host"], o["gpu"], o["model"]
     presets = load_presets(Path(o["cost_file"]) if o["cost_file"] else None)
+    port, host, gpu, model = o["port"], o["host"], presets.named("gpu", o["gpu"]), presets.named("model", o["model"])
     if o["explain"]:
         from loadgen.serving.simulated.cost import Workload
         from loadgen.serving.simulated.cost import explain as explained
@@ -76,8 +79,9 @@ def command(**_: Any) -> None:
         workload = Workload(prompt_tokens=o["prompt_tokens"], answer_tokens=o["answer_tokens"], context_tokens=context)
         click.echo(explained(presets, gpu=gpu, model=model, workload=workload))
         return
-    if precision is None:
+    if o["precision"] is None:
         raise UsageError("--precision is missing; name one, such as --precision awq, or ask with --explain")
+    precision = presets.named("precision", o["precision"])
     if port is None:
         raise UsageError("--port is missing; name one, such as --port 8002, or ask with --explain")
 

@@ -13,34 +13,51 @@ from typing import Any
 import click
 import yaml
 
-from loadgen.cli import CONTEXT, discard_stdout, given_options, parameters
+from loadgen.cli import CONTEXT, Command, discard_stdout, given_options, parameters
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
-from loadgen.options import RUN, RunOptions, SweepOptions, declared, did_you_mean
+from loadgen.notation import did_you_mean, spelled
+from loadgen.options import RUN, RunOptions, SweepOptions, declared
 from loadgen.secret import show_only_visible
+from loadgen.synonyms import elsewhere
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key of a mapping is dropped for a later one of the same name."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"{key} is given more than once; give it once")
+        return super().construct_mapping(node, deep)
 
 
 def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
     try:
-        content = yaml.safe_load(read_file(path).decode()) or {}
+        content = yaml.load(read_file(path).decode(), _Loader) or {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UsageError(f"--config {path}: cannot be read as YAML ({reason})") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config {path}: write a mapping of option names to values")
-    known = {option.opts[0].removeprefix("--"): str(option.name) for option in ctx.command.params}
+    known = {option.opts[0].removeprefix("--"): option for option in ctx.command.params}
     del known["config"]
     options: dict[str, Any] = {}
     for key, value in content.items():
-        flag = str(key).replace("_", "-")
+        flag = spelled(str(key), known)
         if flag not in known:
-            hint = f"{did_you_mean(flag, known)}see loadgen sweep --help"
+            ours, text = elsewhere(flag, declared(RunOptions), None if value is None else str(value))
+            meant = f"write {declared(RunOptions)[ours].flag.replace('_', '-')}: {text}; " if ours else ""
+            hint = f"{meant or did_you_mean(flag, known)}see loadgen sweep --help"
             raise UsageError(f"--config {path}: {key!r} is not an option of loadgen sweep; {hint}")
-        name = known[flag]
+        name = str(known[flag].name)
+        if name in options:
+            raise UsageError(f"--config {path}: {flag} is given more than once; give it once")
         if name in ("targets", "metrics_url"):
-            pairs = [f"{n}={url}" for n, url in value.items()] if isinstance(value, dict) else value
+            pairs = [f"{n}={url or ''}" for n, url in value.items()] if isinstance(value, dict) else value
             value = [str(pair) for pair in pairs] if isinstance(pairs, list) else [str(pairs)]
         elif isinstance(value, dict) and name == "extra_body":
             value = json.dumps(value)
@@ -54,7 +71,10 @@ def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
             value = ",".join(map(str, value))
         elif value is not None:
             value = str(value)
-        options[name] = value
+        joined = (
+            name not in ("targets", "metrics_url") and getattr(known[flag], "multiple", False) and value is not None
+        )
+        options[name] = [value] if joined else value
     ctx.default_map = options
 
 
@@ -65,7 +85,7 @@ def _confirm(sentences: tuple[str, ...]) -> bool:
     return click.confirm("Continue?", default=False, err=True)
 
 
-class Sweep(click.Command):
+class Sweep(Command):
     """Its options are shown in groups."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -118,10 +138,6 @@ def command(
 
     options = given_options(SweepOptions)
     if extra_args:
-        if not extra_args[0].startswith("-"):
-            raise UsageError(
-                f"unexpected extra argument {extra_args[0]!r}: give options of vLLM, as in `-- --enforce-eager`"
-            )
         if "vllm_args" in options:
             raise UsageError("--vllm-args and arguments behind `--` exclude each other; give all of them in one place")
         options["vllm_args"] = list(extra_args)

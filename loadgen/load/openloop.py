@@ -23,6 +23,7 @@ from loadgen.errors import UsageError
 from loadgen.load.body import RequestMaker
 from loadgen.load.closedloop import Slot
 from loadgen.load.exchange import Raw, Request
+from loadgen.notation import did_you_mean, number, numerals
 from loadgen.workload.item import Item
 from loadgen.workload.traffic import mean_rate_per_s
 
@@ -56,15 +57,17 @@ class Arrivals(msgspec.Struct, frozen=True):
         if text == CLOSED:
             return ()
         name, colon, rates = text.partition(":")
-        kind = next((known for known in get_args(Kind) if known == name), None)
+        kind = next((known for known in get_args(Kind) if known == name.strip().lower()), None)
         if kind is None or not colon:
+            hint = f"as in poisson:{name.strip() if name.strip()[:1].isdecimal() and not colon else 20}"
+            meant = did_you_mean(name, (CLOSED, *get_args(Kind))) if kind is None else ""
             raise UsageError(
-                f"--arrival {text}: write closed, poisson:RATE or constant:RATE, as in poisson:20 (or poisson:5,10,20)"
+                f"--arrival {text}: {meant}write closed, poisson:RATE or constant:RATE, {hint} (or poisson:5,10,20)"
             )
         found: list[Arrivals] = []
-        for rate in rates.split(","):
+        for rate in numerals(rates, f"--arrival {text}"):
             try:
-                per_s = float(rate)
+                per_s = number(rate, "/s")
             except ValueError:
                 per_s = math.nan
             if not 0 < per_s <= MOST_PER_S:

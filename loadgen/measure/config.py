@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, cast
 from urllib.parse import urlsplit
@@ -17,7 +16,8 @@ from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import Arrivals, listed
 from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file
-from loadgen.options import SweepOptions, complete, dashed, declared, did_you_mean, takes
+from loadgen.notation import did_you_mean, entries, numerals, server_url, spelled, without_endpoint
+from loadgen.options import SweepOptions, complete, dashed, declared, takes
 from loadgen.record.cell import Mode, Slo, SweepConfig, TargetSpec, check_size
 from loadgen.serving.launch import API_KEY, conflict
 from loadgen.serving.project import Project
@@ -25,7 +25,7 @@ from loadgen.serving.recipe import Device, load_recipe, load_recipes
 from loadgen.serving.requirements import GRID
 from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.words import compiled
-from loadgen.workload.protocol import Thinking, default_protocol
+from loadgen.workload.protocol import Thinking, default_protocol, protocol_named
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
 OPEN_CAP = 1024
@@ -39,6 +39,8 @@ HEADROOM_SEQS = 8
 KEPT_FIELDS = ("model", "prompt", "messages", "stream")
 """Fields of a request that `--extra-body` may not touch: without them it is another measurement, or none."""
 POWER_SOURCES = ("auto", "nvml", "rapl", "simulated", "none")
+EXAMPLE_URL = "http://127.0.0.1:8001"
+KEY_HINT = "; give a key with --api-key-env"
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -47,6 +49,7 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     """The checked options of a sweep. Raises UsageError, one sentence, for the first that is not valid."""
     o = with_data_file(complete(SweepOptions, given))
+    o = {**o, "api": _named_api(o)}
     mode, specs, project = _targets(o)
     names = [spec.name for spec in specs]
     _check_servers(o, mode)
@@ -61,8 +64,10 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * max(1, len(arrivals)), o["repeats"])
     _check_load(o, levels, arrivals)
     check_lengths(o, dataset)
-    if o["reference"] is not None and o["reference"] not in names:
-        raise UsageError(f"--reference {o['reference']}: no such target; the targets are {', '.join(names)}")
+    reference = None if o["reference"] is None else spelled(o["reference"], names)
+    if reference is not None and reference not in names:
+        say = f"no such target; {did_you_mean(reference, names)}the targets are {', '.join(names)}"
+        raise UsageError(f"--reference {reference}: {say}")
     if o["api_key_env"] is not None:
         _check_key(f"--api-key-env {o['api_key_env']}", o["api_key_env"])
     elif mode == "serve" and os.environ.get(API_KEY):
@@ -87,15 +92,15 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         "max_num_seqs": o["max_num_seqs"] or (OPEN_NUM_SEQS if arrivals else max(levels) + HEADROOM_SEQS),
         "concurrency": levels,
         "dataset": dataset,
-        "protocol": o["protocol"] or default_protocol(dataset, texts=texts),
+        "protocol": protocol_named(o["protocol"]) if o["protocol"] else default_protocol(dataset, texts=texts),
         "answer_regex": None if pattern is None else compiled(pattern).pattern,
         "duration_s": None if requests is not None else o["duration"] or duration_s,
         "requests": requests,
-        "start_sd": None if start_sd is None else start_share(start_sd),
+        "start_sd": None if start_sd is None else start_share(float(start_sd)),
         "arrival": listed(arrivals),
         "slo": None if slo is None else str(Slo.parse(slo)),
         "thinking": _thinking(o["thinking"], o["thinking_budget"], o["api"]),
-        "reference": o["reference"] or ("fp16" if "fp16" in names else names[0]),
+        "reference": reference or ("fp16" if "fp16" in names else names[0]),
         "vllm_args": vllm_args,
         "extra_body": _extra_body(o["extra_body"]),
         "power": _power(o["power"], mode, device, simulated=simulated),
@@ -107,10 +112,10 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
 def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | None]:
     """Where the servers come from, and what is measured under which name."""
     targets, serve, pages = o["targets"], o["serve"], o["metrics_url"]
-    pairs = [f"{name}={url}" for name, url in targets.items()] if isinstance(targets, Mapping) else list(targets)
+    pairs = _pairs(targets)
     if isinstance(serve, Mapping):
         serve = [f"{name}={checkpoint}" if checkpoint else name for name, checkpoint in serve.items()]
-    served = serve.split(",") if isinstance(serve, str) and serve else list(serve)
+    served = entries(serve) if isinstance(serve, str) and serve else list(serve)
     if pairs and served:
         raise UsageError("--target and --serve exclude each other: measure running servers or launch them, not both")
     project = Project.found(o["compose"]) if o["compose"] else None
@@ -134,19 +139,39 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | N
     return mode, tuple(specs), project
 
 
+def _pairs(targets: str | Mapping[str, str] | Sequence[str]) -> list[str]:
+    if isinstance(targets, Mapping):
+        return [f"{name}={url or ''}" for name, url in targets.items()]
+    return entries(targets) if isinstance(targets, str) else list(targets)
+
+
+def _named_api(o: SweepOptions) -> Any:
+    """`--api`, or that of the endpoint in which a target's URL ends."""
+    ends = {api: pair for pair in _pairs(o["targets"]) if (api := without_endpoint(pair.strip())[1])}
+    for api, pair in ends.items():
+        if o["api"] not in (None, api):
+            raise UsageError(
+                f"--api {o['api']}: --target {pair} names the API {api}; omit --api, or end the URL at /v1"
+            )
+    if len(ends) > 1:
+        raise UsageError(f"--target {' and '.join(ends.values())} name two APIs; end the URLs at /v1 and give --api")
+    return next(iter(ends), o["api"])
+
+
 def _check_servers(o: SweepOptions, mode: Mode) -> None:
     model, values = o["model"], cast(Mapping[str, Any], o)
     if mode in ("simulated", "compose") and o["prefix_cache"]:
         raise UsageError("--prefix-cache needs --serve or --target: simulated servers and those of --compose have none")
     if mode == "serve" and not model:
-        raise UsageError("--serve needs --model: the 16-bit model's id or folder")
+        raise UsageError("--serve needs --model: the 16-bit model's id or folder, as in --model Qwen/Qwen3-0.6B")
     if mode == "compose" and model:
         say = f"`loadgen compose --model {model}` writes them"
         raise UsageError(f"--model {model}: with --compose the project's .env names the checkpoints; {say}")
     if mode != "serve" and o["quantize_missing"]:
         raise UsageError("--quantize-missing needs --serve: it makes checkpoints for servers that loadgen launches")
     if mode == "simulated" and model:
-        raise UsageError(f"--model {model} needs --serve or --target: without them the servers are simulated")
+        say = "without them the servers are simulated; add --serve fp16,awq to launch it"
+        raise UsageError(f"--model {model} needs --serve or --target: {say}")
     if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():
         raise UsageError(f"--model {model}: there is no such folder")
     for name in ("vllm", "max_num_seqs", "tensor_parallel", "max_model_len", "reasoning_parser"):
@@ -162,15 +187,15 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
         if values[name] is not None and values[name].startswith("-"):
             raise UsageError(f"--{dashed(name)} {values[name]}: starts with '-', so vLLM would take it for an option")
     if o["wait_ready"] and mode != "target":
-        wait = shown_number(o["wait_ready"])
+        wait = shown_number(float(o["wait_ready"]))
         raise UsageError(f"--wait-ready {wait} needs --target: loadgen waits for the servers that it starts")
 
 
 def _check_load(o: SweepOptions, levels: Sequence[int], arrivals: Sequence[Arrivals]) -> None:
     requests, workers = o["requests"], o["workers"]
-    if not 0 <= o["max_error_rate"] < 1:
-        share = shown_number(o["max_error_rate"])
-        raise UsageError(f"--max-error-rate {share}: give a share from 0 up to, but not including, 1")
+    if not 0 <= (rate := float(o["max_error_rate"])) < 1:
+        share = shown_number(rate)
+        raise UsageError(f"--max-error-rate {share}: give a share from 0 up to, but not including, 1, as in 0.5%")
     if o["duration"] is not None and requests is not None:
         raise UsageError("--duration and --requests exclude each other: a window ends by time or by count")
     if requests is not None and not arrivals and requests < 2 * max(levels):
@@ -200,15 +225,10 @@ def api_key(config: SweepConfig) -> str | None:
     return (os.environ.get(variable) or None) if variable else None
 
 
-def start_share(stated: str | float) -> float:
-    """The share that `--start-sd` states: of 1.5% or of 0.015. Raises UsageError."""
-    text = str(stated).strip()
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = math.nan
+def start_share(share: float) -> float:
+    """The share that `--start-sd` states. Raises UsageError for one that no server has."""
     if not 0 < share < 0.5:
-        raise UsageError(f"--start-sd {text}: give a standard deviation above 0 and below 50%, as in 1.5%")
+        raise UsageError(f"--start-sd {share:g}: give a standard deviation above 0 and below 50%, as in 1.5%")
     return share
 
 
@@ -254,13 +274,17 @@ def _thinking(thinking: str | None, budget: int | None, api: str | None) -> Thin
 
 def _power(power: str, mode: Mode, device: str, *, simulated: bool) -> str:
     """The power source; it stays `auto` for servers that may run on a GPU of this machine."""
-    if power.startswith("exporter="):
-        url = power.removeprefix("exporter=")
-        if not _is_address(url) or urlsplit(url).username is not None:
-            raise UsageError(f"--power {power}: write exporter=http://HOST:PORT, without user and password")
-        return power.rstrip("/")
+    kind, equals, url = power.partition("=")
+    if spelled(kind, ["exporter"]) == "exporter":
+        if not equals or not url:
+            raise UsageError(f"--power {power}: give its URL, as in --power exporter=http://127.0.0.1:9401")
+        return f"exporter={server_url(url, '--power exporter', 'exporter=http://HOST:PORT', port=9401)}"
+    power = spelled(power, POWER_SOURCES)
     if power not in POWER_SOURCES:
-        raise UsageError(f"--power {power}: unknown; write {' or '.join(POWER_SOURCES)}")
+        if "://" in power or ":" in power:
+            raise UsageError(f"--power {power}: write --power exporter={power.removeprefix('exporter:')}")
+        known = (*POWER_SOURCES, "exporter=URL")
+        raise UsageError(f"--power {power}: unknown; {did_you_mean(power, known)}write {' or '.join(known)}")
     if power in ("nvml", "rapl") and simulated:
         raise UsageError(f"--power {power} measures a real machine, but these servers are simulated; use simulated")
     if power != "auto":
@@ -273,34 +297,43 @@ def _power(power: str, mode: Mode, device: str, *, simulated: bool) -> str:
 def _gpus(gpu: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if gpu is None:
         return None
-    names = tuple(name.strip() for name in (gpu.split(",") if isinstance(gpu, str) else gpu))
+    names = entries(gpu) if isinstance(gpu, str) else [str(name).strip() for name in gpu]
     if not all(names) or len(set(names)) < len(names):
         raise UsageError(f"--gpu {','.join(names)}: name each GPU's UUID once, as nvidia-smi -L prints them")
-    return names
+    if any(name.isdecimal() for name in names):
+        say = "nvidia-smi and CUDA may number GPUs differently; write UUIDs, as nvidia-smi -L prints them"
+        raise UsageError(f"--gpu {','.join(names)}: {say}, or set CUDA_VISIBLE_DEVICES={','.join(names)}")
+    return tuple(names)
 
 
 def _known_precision(name: str, asked: str) -> str:
     known = list(load_recipes())
-    if name not in known:
+    if (precision := spelled(name, known)) not in known:
         raise UsageError(
             f"{asked}: {name!r} is not a valid precision; {did_you_mean(name, known)}known: {', '.join(known)} (write "
             "your own label before a colon, as in mine:awq=URL)"
         )
-    return name
+    return precision
 
 
 def _running(pair: str) -> TargetSpec:
     left, separator, url = pair.partition("=")
-    if not separator or not left:
-        raise UsageError(f"--target {pair}: write NAME=URL, as in fp16=http://127.0.0.1:8001")
-    label, _, precision = left.partition(":")
-    _check_label(label, f"--target {pair}")
-    if not _is_address(url):
-        raise UsageError(f"--target {label}: {url!r} is not a server URL; write http://HOST:PORT")
-    if urlsplit(url).username is not None:
-        raise UsageError(f"--target {label}: omit user and password from the URL; give a key with --api-key-env")
-    base = url.rstrip("/").removesuffix("/v1")
-    return TargetSpec(name=label, precision=_known_precision(precision or label, f"--target {pair}"), url=base)
+    if not separator or not left or "://" in left:
+        example = f"fp16={pair.strip() if _is_url(pair) else EXAMPLE_URL}"
+        raise UsageError(f"--target {pair}: write NAME=URL, NAME being the precision that it serves, as in {example}")
+    label, colon, precision = (part.strip() for part in left.partition(":"))
+    known = _known_precision(precision or label, f"--target {pair}")
+    name = label if colon else known
+    _check_label(name, f"--target {pair}")
+    base, _ = without_endpoint(server_url(url, f"--target {name}", key=KEY_HINT))
+    return TargetSpec(name=name, precision=known, url=base)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return "=" not in text and bool(server_url(text, ""))
+    except UsageError:
+        return False
 
 
 def _with_metrics(specs: Sequence[TargetSpec], entries: Sequence[str], mode: Mode) -> list[TargetSpec]:
@@ -309,37 +342,28 @@ def _with_metrics(specs: Sequence[TargetSpec], entries: Sequence[str], mode: Mod
     for entry in entries:
         if mode != "target":
             raise UsageError(f"--metrics-url {entry} needs --target: loadgen knows where its own servers' /metrics are")
-        named = "=" in entry and not entry.startswith(("http://", "https://"))
-        name, _, url = entry.partition("=") if named else (specs[0].name, "", entry)
+        name, equals, url = entry.partition("=")
+        named = bool(equals) and "/" not in name and "?" not in name
+        name, url = (spelled(name, pages), url.strip()) if named else (specs[0].name, entry.strip())
         if not named and len(specs) > 1:
             raise UsageError(f"--metrics-url {entry}: name its target, as in {name}={url}")
         if name not in pages:
             raise UsageError(f"--metrics-url {entry}: no target is called {name}; the targets are {', '.join(pages)}")
-        if not _is_address(url.partition("?")[0]) or urlsplit(url).username is not None:
-            raise UsageError(f"--metrics-url {entry}: write http://HOST:PORT/metrics, without user and password")
-        page = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/metrics"
+        address, question, query = url.partition("?")
+        page = server_url(address, f"--metrics-url for {name}", "http://HOST:PORT/metrics", key=KEY_HINT)
+        page = (page if urlsplit(page).path else f"{page}/metrics") + question + query
         if page in pages[name]:
             raise UsageError(f"--metrics-url {entry}: {page} is listed twice for {name}; list each page once")
         pages[name].append(page)
     return [msgspec.structs.replace(spec, metrics_urls=tuple(pages[spec.name])) for spec in specs]
 
 
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        (parts.hostname or "").encode("idna")
-        port_ok = parts.port is None or parts.port > 0
-    except ValueError:
-        return False
-    plain = not (parts.query or parts.fragment or any(character.isspace() for character in url))
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_ok and plain
-
-
 def _launched(entry: str) -> TargetSpec:
-    left, _, checkpoint = entry.strip().partition("=")
-    label, _, precision = left.partition(":")
+    left, _, checkpoint = (part.strip() for part in entry.partition("="))
+    label, colon, precision = (part.strip() for part in left.partition(":"))
     _check_label(label, f"--serve {entry}")
     recipe = load_recipe(precision or label)
+    label = label if colon else recipe.name
     if checkpoint.startswith("-"):
         raise UsageError(f"--serve {entry}: the checkpoint starts with '-', so vLLM would take it for an option")
     return TargetSpec(name=label, precision=recipe.name, checkpoint=checkpoint or None)
@@ -355,9 +379,10 @@ def _sharing(specs: list[TargetSpec], given: int | str | Mapping[str, int] | Non
 
 def gpu_counts(given: int | str | Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
     """The number of GPUs by target: `2` for all of these names, or `fp16=2,awq=1`."""
-    pairs = given.items() if isinstance(given, Mapping) else [_pair(part) for part in str(given).split(",")]
+    pairs = given.items() if isinstance(given, Mapping) else [_pair(part) for part in entries(str(given))]
     counts: dict[str, int] = {}
     for name, number in pairs:
+        name = spelled(name, names)
         shown = f"--tensor-parallel {name}={number}" if name else f"--tensor-parallel {number}"
         text = str(number).strip()
         if not text.isdecimal() or not 1 <= int(text[:9]) < 2**15:
@@ -396,21 +421,21 @@ def _check_label(label: str, asked: str) -> None:
         raise UsageError(f"{asked}: {label!r} is not a valid name; use letters, digits, '.', '_' and '-'")
 
 
-def batch_sizes(value: str | Sequence[int] | None, arrivals: Sequence[Arrivals] = ()) -> tuple[int, ...]:
+def batch_sizes(value: int | str | Iterable[int] | None, arrivals: Sequence[Arrivals] = ()) -> tuple[int, ...]:
     """The batch sizes; of an open loop the one number of requests that may be in flight."""
     if value is None:
         return (OPEN_CAP,) if arrivals else GRID
-    parts = value.split(",") if isinstance(value, str) else list(value)
-    levels = []
-    for part in parts:
-        text = str(part).strip()
-        if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-            raise UsageError(
-                f"--concurrency: {text[:40]!r} is not a valid batch size; write whole numbers from 1, as in 1,16,64"
-            )
-        if int(text) in levels:
-            raise UsageError(f"--concurrency: {text} is listed twice; list each batch size once")
-        levels.append(int(text))
+    levels: list[int] = []
+    for given in value if isinstance(value, Iterable) and not isinstance(value, str) else [value]:
+        for text in numerals(str(given), "--concurrency"):
+            if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+                raise UsageError(
+                    f"--concurrency: {text[:40]!r} is not a valid batch size; write whole numbers from 1, as in "
+                    "1,16,64 or 1..128x2"
+                )
+            if int(text) in levels:
+                raise UsageError(f"--concurrency: {text} is listed twice; list each batch size once")
+            levels.append(int(text))
     if not levels:
         raise UsageError("--concurrency is empty; write batch sizes, as in 1,16,64")
     if arrivals and len(levels) > 1:

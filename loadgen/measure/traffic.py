@@ -9,13 +9,16 @@ from pathlib import Path
 from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED, TRACE, Arrivals
+from loadgen.notation import numerals
 from loadgen.options import SweepOptions
-from loadgen.workload.dataset import existing_file
+from loadgen.workload.dataset import dataset_named, existing_file
 from loadgen.workload.traffic import FILE_KINDS, SYNTHETIC, Shape, read_traffic, trace_rate_per_s, without_answers
 
 
 def with_data_file(o: SweepOptions) -> SweepOptions:
-    """`--dataset trace:FILE` as `trace` and its data file."""
+    """`--dataset trace:FILE` as `trace` and its data file, and any dataset by its own name."""
+    if o["dataset"] is not None:
+        o = {**o, "dataset": dataset_named(o["dataset"])}
     kind, colon, name = (o["dataset"] or "").partition(":")
     if kind not in FILE_KINDS or not colon:
         return o
@@ -28,7 +31,7 @@ def with_data_file(o: SweepOptions) -> SweepOptions:
 
 def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], int | None]:
     """How requests arrive, none in a closed loop; and how many a trace has that is replayed."""
-    text, scale = o["arrival"] or (TRACE if dataset == TRACE else CLOSED), o["rate_scale"]
+    text, scale = (o["arrival"] or (TRACE if dataset == TRACE else CLOSED)).strip().lower(), o["rate_scale"]
     if text.partition(":")[0] != TRACE:
         if scale is not None:
             raise UsageError(f"--rate-scale {scale} needs --arrival trace: it scales a trace's own rate")
@@ -46,9 +49,9 @@ def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], in
         arrivals = Arrivals.parse_each(text)
     for one in arrivals:
         lasts_s = (times_s[-1] - times_s[0]) * own / one.rate_per_s + 1 / one.rate_per_s
-        if o["duration"] is not None and o["duration"] > lasts_s:
+        if o["duration"] is not None and float(o["duration"]) > lasts_s:
             raise UsageError(
-                f"--duration {shown_number(o['duration'])}: at {one} the trace lasts {lasts_s:.1f} s; omit "
+                f"--duration {shown_number(float(o['duration']))}: at {one} the trace lasts {lasts_s:.1f} s; omit "
                 "--duration to replay all of it"
             )
     if o["requests"] is not None and o["requests"] > len(times_s):
@@ -59,7 +62,8 @@ def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], in
 def _scales(scale: float | str | Sequence[float] | None) -> list[float]:
     if scale is None:
         return [1.0]
-    parts = scale.split(",") if isinstance(scale, str) else [scale] if isinstance(scale, int | float) else list(scale)
+    given = [scale] if isinstance(scale, str | int | float) else list(scale)
+    parts = [part for one in given for part in numerals(str(one), "--rate-scale")]
     factors: list[float] = []
     for part in parts:
         try:

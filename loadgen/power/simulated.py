@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import threading
 import time
 from bisect import bisect_right
@@ -14,12 +13,13 @@ from typing import Any, Literal
 import msgspec
 
 from loadgen.errors import UsageError
+from loadgen.notation import number, spelled
 from loadgen.power.nvml import seen_process
 from loadgen.power.sample import READINGS, SW_THERMAL_SLOWDOWN, GpuInfo, GpuLostError, GpuProcess, PowerSample
 
 FORMS = "reset@T, lost@T, gap@T:SECONDS, throttle@T:SECONDS, foreign@T:SECONDS:WATTS"
 _PARTS = {"reset": 1, "lost": 1, "gap": 2, "throttle": 2, "foreign": 3}
-_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
+_UNITS = ("s", "s", "W")
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,12 +45,16 @@ def parse_faults(texts: Iterable[str]) -> tuple[Fault, ...]:
     """The faults of `KIND@T[:SECONDS[:WATTS]]` texts; raises UsageError for any other form."""
     faults = []
     for text in texts:
-        kind, _, numbers = text.partition("@")
-        parts = numbers.split(":")
-        if len(parts) != _PARTS.get(kind) or not all(map(_NUMBER.fullmatch, parts)):
+        name, _, numbers = text.partition("@")
+        kind, parts = spelled(name, _PARTS), numbers.split(":")
+        try:
+            values = [number(part, unit) for part, unit in zip(parts, _UNITS, strict=False)]
+        except ValueError:
+            values = []
+        if len(parts) != _PARTS.get(kind) or len(values) != len(parts) or min(values) < 0:
             raise UsageError(f"--fault {text} is not one of {FORMS}")
-        values = zip(("at_s", "duration_s", "watts"), map(float, parts), strict=False)
-        faults.append(msgspec.convert({"kind": kind, **dict(values)}, Fault))
+        fields = dict(zip(("at_s", "duration_s", "watts"), values, strict=False))
+        faults.append(msgspec.convert({"kind": kind, **fields}, Fault))
     return tuple(faults)
 
 

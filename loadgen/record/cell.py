@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,6 +15,7 @@ import msgspec
 from loadgen.bounds import MOST_CELLS, Amount, Count, Text
 from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED, Arrivals
+from loadgen.notation import did_you_mean, entries, number
 from loadgen.options import MAX_ERROR_RATE
 from loadgen.workload.protocol import Thinking
 
@@ -230,7 +230,6 @@ def step_blocks(targets: Sequence[TargetSpec], steps: Sequence[Step]) -> list[Bl
 
 
 Latency = Literal["ttft", "tpot", "e2e"]
-_LIMIT = re.compile(r"(?P<number>[0-9.]+)(?P<unit>ms|s)")
 
 
 class Slo(msgspec.Struct, frozen=True):
@@ -243,13 +242,13 @@ class Slo(msgspec.Struct, frozen=True):
         """Reads `ttft:200ms,tpot:50ms,e2e:2s`, each at most once. Raises UsageError."""
         limits: dict[Latency, float] = {}
         known: tuple[Latency, ...] = get_args(Latency)
-        for part in text.split(","):
-            name, _, limit = part.strip().partition(":")
-            latency = next((one for one in known if one == name), None)
+        for part in entries(text):
+            name, _, limit = part.replace("=", ":", 1).partition(":")
+            latency = next((one for one in known if one == name.strip().lower()), None)
             if latency is None:
                 raise UsageError(
-                    f"--slo {text}: {name!r} is not a latency of a request; write {', '.join(known)} with a limit, "
-                    "as in ttft:200ms,tpot:50ms"
+                    f"--slo {text}: {name!r} is not a latency of a request; {did_you_mean(name, known)}write "
+                    f"{', '.join(known)} with a limit, as in ttft:200ms,tpot:50ms"
                 )
             if latency in limits:
                 raise UsageError(f"--slo {text}: {name} is listed twice; give it one limit")
@@ -261,14 +260,13 @@ class Slo(msgspec.Struct, frozen=True):
 
 
 def _seconds(limit: str, where: str) -> float:
-    found = _LIMIT.fullmatch(limit)
     try:
-        number = float(found["number"]) if found else math.nan
+        limit_s = 0.0 if limit.strip()[-1:].isdecimal() else number(limit, "s")
     except ValueError:
-        number = math.nan
-    if found is None or not 0 < number < math.inf:
+        limit_s = 0.0
+    if not 0 < limit_s < math.inf:
         raise UsageError(f"{where} is given {limit!r}; write a time above 0 with its unit, as in 200ms or 2s")
-    return number / 1e3 if found["unit"] == "ms" else number
+    return limit_s
 
 
 def _shown(limit_s: float) -> str:

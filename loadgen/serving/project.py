@@ -23,6 +23,7 @@ import yaml
 
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
+from loadgen.notation import did_you_mean, spelled
 from loadgen.record.cell import TargetSpec
 from loadgen.serving.compose import ONE_GPU, OTHERS, PORT, variable
 from loadgen.serving.launch import API_KEY, Launch, option
@@ -132,10 +133,14 @@ class Project:
     def _asked(self, entry: str, profiles: set[str]) -> Service:
         name, equals, checkpoint = entry.partition("=")
         prefix = next((part for profile, part in VARIANTS.items() if profile in profiles), "")
-        service = self.services.get(f"{prefix}{name}") or self.services.get(name)
+        service = self.services.get(spelled(f"{prefix}{name}", self.services)) or self.services.get(
+            spelled(name, self.services)
+        )
         if service is None:
-            known = ", ".join(self.services) or "none"
-            raise UsageError(f"--serve {entry}: {self.folder} has no such service; those that serve a recipe: {known}")
+            known = (
+                f"{did_you_mean(name, self.services)}those that serve a recipe: {', '.join(self.services) or 'none'}"
+            )
+            raise UsageError(f"--serve {entry}: {self.folder} has no such service; {known}")
         if equals:
             where = f"write {variable(service.recipe)}_CHECKPOINT={checkpoint} into {self.folder}/.env"
             raise UsageError(f"--serve {entry}: with --compose the project names the checkpoints; {where}")

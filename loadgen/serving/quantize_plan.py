@@ -16,7 +16,8 @@ from msgspec.structs import replace
 
 from loadgen.bounds import free_memory_bytes
 from loadgen.errors import UsageError
-from loadgen.options import QuantizeOptions, complete, did_you_mean
+from loadgen.notation import did_you_mean, entries, spelled
+from loadgen.options import QuantizeOptions, complete
 from loadgen.record.manifest import CalibrationRecord, QuantizeRecord
 from loadgen.serving.checkpoint import (
     checkpoint_identity,
@@ -174,7 +175,7 @@ class QuantizePlan(msgspec.Struct, frozen=True, kw_only=True):
 
 def formats_of(asked: str | Sequence[str]) -> list[str]:
     """The formats of `--to`. Raises UsageError for one that is not known, or for none."""
-    names = [name.strip() for name in (asked.split(",") if isinstance(asked, str) and asked else asked)]
+    names = [spelled(name, FORMATS) for name in (entries(asked) if isinstance(asked, str) and asked else asked)]
     for name in names:
         if name not in FORMATS:
             raise UsageError(f"--to {name}: {_unknown(name)}")
@@ -184,7 +185,9 @@ def formats_of(asked: str | Sequence[str]) -> list[str]:
 
 
 def _unknown(name: str) -> str:
-    made = {"awq": "w4a16-awq", "gptq": "w4a16-gptq", "w4a16": "w4a16-gptq or w4a16-awq", "w8a8": "int8"}.get(name)
+    made = {"awq": "w4a16-awq", "gptq": "w4a16-gptq", "w4a16": "w4a16-gptq or w4a16-awq", "w8a8": "int8"}.get(
+        name.lower()
+    )
     if made:
         return f"llm-compressor's formats are of the kind compressed-tensors; write {made}"
     return f"not a format; {did_you_mean(name, FORMATS)}known: {', '.join(FORMATS)}"

@@ -5,7 +5,6 @@ Also the models that loadgen knows by name, read from `servers/_models.toml`.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -19,6 +18,7 @@ import msgspec
 from platformdirs import user_cache_path
 
 from loadgen.errors import UsageError
+from loadgen.notation import did_you_mean, spelled
 
 Device = Literal["cuda", "cpu"]
 Dtype = Literal["float16", "bfloat16"]
@@ -232,11 +232,11 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The named recipe. Raises UsageError for an unknown name or a file that breaks the schema."""
+    """The named recipe, in any letter case. Raises UsageError for an unknown name or a file that breaks the schema."""
     paths = _recipe_paths()
+    name = spelled(name, paths)
     if name not in paths:
-        close = difflib.get_close_matches(name, paths, n=1)
-        hint = f"did you mean {close[0]!r}? known" if close else "known"
+        hint = f"{did_you_mean(name, paths)}known"
         own = "" if os.environ.get(OWN_RECIPES) else f"; your own are read from the folder that {OWN_RECIPES} names"
         raise UsageError(f"unknown recipe {name!r}; {hint}: {', '.join(paths)}{own}")
     return read_recipe(paths[name])

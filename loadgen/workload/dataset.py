@@ -24,6 +24,7 @@ from msgspec.structs import replace
 from loadgen.bounds import MOST_DATA_BYTES
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
+from loadgen.notation import did_you_mean, spelled
 from loadgen.workload import gsm8k, mathqa, traffic
 from loadgen.workload.item import Item
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
@@ -192,9 +193,25 @@ def existing_file(path: Path, option: str) -> Path:
     return path
 
 
+def dataset_named(text: str) -> str:
+    """The dataset's name in its own letters, a file's behind it unchanged. Raises UsageError for an unknown one."""
+    kind, colon, rest = text.strip().partition(":")
+    name = spelled(text, DATASETS)
+    if name not in DATASETS:
+        name = spelled(kind, (traffic.SYNTHETIC, *traffic.FILE_KINDS)) + colon + rest.strip()
+    _check_name(name)
+    return name
+
+
 def _check_name(name: str) -> None:
-    if name not in DATASETS and not traffic.without_answers(name):
-        raise UsageError(f"unknown dataset {name!r}; known: {', '.join([*DATASETS, *traffic.KNOWN])}")
+    if name in DATASETS or traffic.without_answers(name):
+        return
+    known = [*DATASETS, *traffic.KNOWN]
+    if Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet", ".gz"):
+        hint = f"a file is named with --data-file: write --dataset jsonl --data-file {name}"
+    else:
+        hint = f"{did_you_mean(name, known)}known: {', '.join(known)}"
+    raise UsageError(f"unknown dataset {name!r}; {hint}")
 
 
 def _file(name: str, data_file: Path | None) -> tuple[Path, bool]:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from loadgen.errors import UsageError
+from loadgen.notation import did_you_mean, spelled
 from loadgen.workload import dataset as shots
 from loadgen.workload.dataset import AnswerKind, Dataset
 from loadgen.workload.item import Item
@@ -169,6 +170,11 @@ def default_protocol(dataset: str, *, texts: bool = False) -> str:
     return "text_gen_v1" if texts else _DEFAULTS.get(dataset, _DEFAULTS.get(dataset.partition(":")[0], dataset))
 
 
+def protocol_named(text: str) -> str:
+    """The protocol's name in its own letters; an unknown one unchanged."""
+    return spelled(text, PROTOCOLS)
+
+
 def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
     """The protocol of `PROTOCOLS` with its worked examples; docs/workload.md describes each.
 
@@ -179,7 +185,8 @@ def load_protocol(name: str, *, shots_file: Path | None = None) -> Protocol:
     """
     known = next((protocol for protocol in _KNOWN if protocol.name == name), None)
     if known is None:
-        raise UsageError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}")
+        hint = f"{did_you_mean(name, PROTOCOLS)}known: {', '.join(PROTOCOLS)}"
+        raise UsageError(f"unknown protocol {name!r}; {hint}")
     if name in ("gsm8k_cot", "gsm8k_cot_llama") and (found := shots.task_shots(name, shots_file)) is not None:
         task, origin = found
         return _with_shots(replace(known, ask=task.ask, delimiter=task.delimiter), task.shots, origin)

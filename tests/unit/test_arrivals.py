@@ -73,7 +73,7 @@ def test_closed_is_no_schedule() -> None:
         ("constant:0", "'0' is not a rate"),
         ("poisson:nan", "'nan' is not a rate"),
         ("poisson:inf", "'inf' is not a rate"),
-        ("poisson:2/s", "'2/s' is not a rate"),
+        ("poisson:2/m", "'2/m' is not a rate"),
         ("poisson:200000", "above 0 and at most 100000"),
         ("closed:2", "write closed, poisson:RATE"),
     ],

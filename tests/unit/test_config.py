@@ -205,6 +205,17 @@ def test_the_extra_body_is_json_or_an_object(from_command_line: Any, tmp_path: P
         assert config.extra_body == {"top_k": 1, "seed": None}
 
 
+def test_an_option_that_is_a_list_may_be_given_in_parts(from_command_line: Any, tmp_path: Path) -> None:
+    parts = from_command_line("--serve", "fp16", "--serve", "AWQ=a/b,", "--model", "m", "--concurrency", "1-2",
+                              "--concurrency", "16, 64,")  # fmt: skip
+    assert parts == from_command_line("--serve", "fp16,awq=a/b", "--model", "m", "--concurrency", "1,2,16,64")
+    text = "Serve: [fp16, AWQ=a/b]\nmodel: m\nconcurrency: [1-2, 16, 64]\nduration: 2m\n"
+    by_file = from_command_line(*yaml(tmp_path, text))
+    assert by_file == configure(serve=["fp16", "awq=a/b"], model="m", concurrency=[1, 2, 16, 64], duration="2m")
+    assert by_file == from_command_line("--serve", "fp16,awq=a/b", "--model", "m", "--concurrency", "1..2,16,64",
+                                        "--duration", "120")  # fmt: skip
+
+
 def test_yaml_single_values_and_empty_ones(from_command_line: Any, tmp_path: Path) -> None:
     config = from_command_line(*yaml(tmp_path, "concurrency: 8\nlimit:\n"))
     assert (config.concurrency, config.limit) == ((8,), None)
@@ -237,23 +248,26 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"targets": ["a b:fp16=http://h:1"]}, "'a b' is not a valid name"),
     ({"targets": ["../x:fp16=http://h:1"]}, "'../x' is not a valid name"),
     ({"targets": ["fp16="]}, "'' is not a server URL"),
-    ({"targets": ["fp16=h:8001"]}, "is not a server URL"),
+    ({"targets": ["fp16=h"]}, "--target fp16: 'h' has no port; write it, as in http://h:8000"),
+    ({"targets": ["fp16=8001"]}, "8001 is only a port; write http://127.0.0.1:8001"),
+    ({"targets": ["fp16=http:/h:8001"]}, "is not a server URL"),
+    ({"targets": {"fp16": None}}, "'' is not a server URL"),
     ({"targets": ["fp16=ftp://h:1"]}, "is not a server URL"),
     ({"targets": ["fp16=http://"]}, "is not a server URL"),
     ({"targets": ["fp16=http://h:99999"]}, "is not a server URL"),
     ({"targets": ["fp16=http://h:x"]}, "is not a server URL"),
     ({"targets": ["fp16=http://[::1"]}, "is not a server URL"),
     ({"targets": ["fp16=http://a..b:1"]}, "is not a server URL"),
-    ({"targets": ["fp16=http://h:1/?a=b"]}, "is not a server URL"),
+    ({"targets": ["fp16=http://h:1/?a=b"]}, "--target fp16: omit what follows ? or # in the URL; give a key with"),
     ({"metrics_url": ["http://h:1"]}, "--metrics-url http://h:1 needs --target"),
     ({"targets": {"fp16": URL}, "metrics_url": ["awq=http://h:1"]}, "no target is called awq; the targets are fp16"),
-    ({"targets": {"fp16": URL}, "metrics_url": ["h:1/metrics"]}, "write http://HOST:PORT/metrics"),
-    ({"targets": {"fp16": URL}, "metrics_url": ["http://u:p@h:1"]}, "without user and password"),
+    ({"targets": {"fp16": URL}, "metrics_url": ["ftp://h:1/metrics"]}, "write http://HOST:PORT/metrics"),
+    ({"targets": {"fp16": URL}, "metrics_url": ["http://u:p@h:1"]}, "omit user and password from the URL"),
     ({"targets": {"fp16": URL}, "metrics_url": ["http://h:1", "http://h:1/metrics"]}, "is listed twice for fp16"),
     ({"targets": {"fp16": URL, "awq": URL}, "metrics_url": ["http://h:1"]}, "name its target, as in fp16=http://h:1"),
     ({"targets": {"fp16": URL}, "serve": "awq"}, "--target and --serve exclude each other"),
     ({"serve": "fp17", "model": "m"}, "fp17"),
-    ({"serve": "fp16,", "model": "m"}, "'' is not a valid name"),
+    ({"serve": "fp16,,awq", "model": "m"}, "'' is not a valid name"),
     ({"serve": "fp16,fp16", "model": "m"}, "target 'fp16' is listed twice"),
     ({"serve": "fp16"}, "--serve needs --model"),
     *(
@@ -313,25 +327,25 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": 2**63}, "--seed 9223372036854775808: give a whole number"),
     ({"api": "embeddings"}, "--api embeddings: unknown; write completions or chat"),
     ({"transport": "curl"}, "--transport curl: unknown; write raw or openai"),
-    ({"device": "tpu"}, "--device tpu: unknown; write cuda or cpu"),
+    ({"device": "tpu"}, "--device tpu: unknown; did you mean cpu? write cuda or cpu"),
     ({"reference": "fp8"}, "--reference fp8: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
     (
         {"api_key_env": "NO_SUCH_VARIABLE"},
         "--api-key-env NO_SUCH_VARIABLE: the environment has no variable of that name, or it is empty",
     ),
-    ({"power": "exporter=http://u:p@h:1"}, "write exporter=http://HOST:PORT, without user and password"),
+    ({"power": "exporter=http://u:p@h:1"}, "--power exporter: omit user and password from the URL"),
     ({"arrival": "poisson"}, "--arrival poisson: write closed, poisson:RATE or constant:RATE"),
     (
         {"arrival": "poisson:3", "concurrency": [16, 64]},
         "--concurrency 16,64: with --arrival poisson:3 it is the most requests in flight; give one number",
     ),
     ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
-    ({"power": "exporter=here"}, "--power exporter=here: write exporter=http://HOST:PORT"),
+    ({"power": "exporter=here"}, "--power exporter: 'here' has no port; write it, as in http://here:9401"),
     ({"tdp_w": -700.0}, "--tdp-w -700"),
     ({"carbon": 0.0}, "--carbon 0"),
     ({"start_sd": "1.5"}, "--start-sd 1.5: give a standard deviation above 0 and below 50%, as in 1.5%"),
-    ({"start_sd": "small"}, "--start-sd small: give a standard deviation"),
-    ({"start_sd": "0%"}, "--start-sd 0%: give a standard deviation"),
+    ({"start_sd": "small"}, "--start-sd small: not a share; write it as in 0.1 or 10%"),
+    ({"start_sd": "0%"}, "--start-sd 0: give a standard deviation"),
     ({"gpu": "GPU-1,,GPU-2"}, "--gpu GPU-1,,GPU-2: name each GPU's UUID once"),
     *(
         ({option: number}, f"--{option.replace('_', '-')} {number:g}: give a finite number above zero")

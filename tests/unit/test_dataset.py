@@ -64,7 +64,9 @@ def test_a_file_of_ones_own_must_be_named_and_hold_a_question(tmp_path: Path) ->
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown dataset 'mathqa:dirty'; known: gsm8k, mathqa, mathqa:all, "):
+    with pytest.raises(
+        UsageError, match="unknown dataset 'mathqa:dirty'; did you mean mathqa\\? known: gsm8k, mathqa, mathqa:all, "
+    ):
         load_dataset("mathqa:dirty")
 
 

@@ -48,7 +48,7 @@ def refused(*arguments, env=None):
     [
         (("--port", "0"), "--port 0 is not between 1 and 65535"),
         (("--period-ms", "2"), "--period-ms 2 is not between 10 and 1000"),
-        (("--gpu", "GPU-1,"), "--gpu GPU-1, has an empty entry"),
+        (("--gpu", "GPU-1,,GPU-2"), "--gpu GPU-1,,GPU-2 has an empty entry"),
         (("--source", "tea"), "--source tea: unknown; write nvml or rapl"),
     ],
 )

@@ -213,7 +213,6 @@ class TestFaults:
             "foreign@1:2",
             "melt@3",
             "gap@1:nan",
-            "lost@1e9",
         ],
     )
     def test_any_other_form_is_refused_with_the_forms(self, text):

@@ -26,6 +26,7 @@ from loadgen.analysis.compare.row import CompareRow
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.load.openloop import CLOSED
+from loadgen.notation import did_you_mean, spelled
 
 _FILE = Path(__file__).with_name("published.csv")
 _MEASURED_BY = {
@@ -241,8 +242,9 @@ def read_import(argument: str) -> list[ImportedPoint]:
     tool, _, label = left.partition(":")
     if not equals or not file:
         raise UsageError(f"--import {argument} has no file; write TOOL[:LABEL]=FILE, such as vllm-bench:awq=awq.json")
-    if tool not in _READERS:
-        raise UsageError(f"--import {argument}: {tool!r} is not a known tool; choose from {', '.join(_READERS)}")
+    if (tool := spelled(tool, _READERS)) not in _READERS:
+        choose = f"{did_you_mean(tool, _READERS)}choose from {', '.join(_READERS)}"
+        raise UsageError(f"--import {argument}: {tool!r} is not a known tool; {choose}")
     path, (read, expected) = Path(file), _READERS[tool]
     try:
         objects = _objects(read_file(path).decode())

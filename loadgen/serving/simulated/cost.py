@@ -17,6 +17,7 @@ import msgspec
 
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
+from loadgen.notation import did_you_mean, spelled
 from loadgen.serving.simulated.answers import BEHAVIOURS
 
 MEMORY_SHARE = 0.92
@@ -191,13 +192,20 @@ class Presets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     model: dict[str, Model]
     precision: dict[str, Precision]
 
+    def named(self, kind: str, text: str) -> str:
+        """The name of a gpu, model or precision in its own letters; raises UsageError for an unknown one."""
+        table = getattr(self, kind)
+        if (name := spelled(text, table)) not in table:
+            raise UsageError(f"no simulated {kind} {text!r}; {did_you_mean(text, table)}choose from {', '.join(table)}")
+        return name
+
     def cost(self, precision: str, *, gpu: str = DEFAULT_GPU, model: str = DEFAULT_MODEL) -> Cost:
         """The cost model of that choice; raises UsageError for an unknown name."""
-        for kind, table, name in (("gpu", self.gpu, gpu), ("model", self.model, model),
-                                  ("precision", self.precision, precision)):  # fmt: skip
-            if name not in table:
-                raise UsageError(f"no simulated {kind} {name!r}; choose from {', '.join(table)}")
-        return Cost(gpu=self.gpu[gpu], model=self.model[model], precision=self.precision[precision])
+        return Cost(
+            gpu=self.gpu[self.named("gpu", gpu)],
+            model=self.model[self.named("model", model)],
+            precision=self.precision[self.named("precision", precision)],
+        )
 
 
 def load_presets(cost_file: Path | None = None) -> Presets:
