@@ -72,9 +72,8 @@ def vllm_version(mode: Mode, command: str, run: Ask = ask) -> tuple[Finding, str
         advice = "run `loadgen cpu-env`, or give a CPU build with --vllm PATH"
         return Finding(check, "missing", f"{seen}: not a CPU build", advice), version
     if mode == "gpu" and "cpu" in version:
-        return Finding(
-            check, "missing", f"{seen}: a CPU build", "install vLLM for CUDA, or give it with --vllm PATH"
-        ), version
+        advice = "install one for CUDA with `pip install vllm`, or name it with --vllm PATH"
+        return Finding(check, "missing", f"{seen}: a CPU build", advice), version
     return judged(check, seen), version
 
 

@@ -426,7 +426,7 @@ def find_vllm(device: Device, named: str | None = None) -> str:
         return str(environment.vllm)
     if found := shutil.which("vllm"):
         return found
-    remedy = "run `loadgen cpu-env` to build one" if device == "cpu" else "install vLLM"
+    remedy = "run `loadgen cpu-env` to build one" if device == "cpu" else "install it with `pip install vllm`"
     raise UsageError(f"no vllm command for device {device!r} was found; {remedy}, or name one with --vllm PATH")
 
 

@@ -97,7 +97,7 @@ def test_no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOADGEN_VLLM", raising=False)
     (found,) = examine_vllm("gpu")
     assert (found.state, found.seen) == ("missing", "no vllm command for device 'cuda' was found")
-    assert found.advice.startswith("install vLLM")
+    assert found.advice.startswith("install it with `pip install vllm`")
     for mode in ("simulated", "docker"):
         assert [one.state for one in examine_vllm(mode)] == ["not applicable"]  # type: ignore[arg-type]
 
