@@ -3,15 +3,18 @@ stays text."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import Page, chromium, open_chromium
+from chromium import DEADLINE_S, Page, chromium, open_chromium
 from programs import program
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
@@ -192,9 +195,10 @@ def test_a_point_tells_its_figures_under_the_pointer_and_by_keyboard(page: Page)
     click(page, ".point[data-series=awq]")
     said = page.evaluate("document.querySelector('.point[data-series=awq]').getAttribute('aria-label')")
     assert "SIMULATED" in said
-    assert page.evaluate("[document.querySelector('#tip').hidden, document.querySelector('#tip').textContent]") == [
-        False, said,
-    ]  # fmt: skip
+    assert page.evaluate("document.querySelector('#tip').hidden") is False
+    shown = page.evaluate("document.querySelector('#tip').textContent").splitlines()
+    assert said in shown
+    assert said.replace("awq", "fp16") in shown, "fp16's point is at the same place"
     page.evaluate("document.querySelector('.point').focus()")
     page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight")
     first, second = page.evaluate("[...document.querySelectorAll('.point')].slice(0, 2).map(p => p.ariaLabel)")
@@ -214,15 +218,101 @@ def test_a_button_hides_its_target_in_every_figure(page: Page) -> None:
     assert page.evaluate(seen.format("awq")) == awq
 
 
-def test_a_click_on_a_heading_sorts_the_result(page: Page) -> None:
+def test_every_heading_sorts_its_table_and_the_third_click_restores_it(page: Page) -> None:
     unfold(page)
-    column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[1].textContent.split(' ')[0])"
+    column = "[...document.querySelectorAll('#result tbody tr')].map(row => row.cells[1].textContent.split(' ')[0])"
     assert page.evaluate(column) == ["fp16", "awq"] * 3
-    click(page, ".sortable th:nth-child(2) button")
-    assert page.evaluate(column) == ["awq"] * 3 + ["fp16"] * 3
-    click(page, ".sortable th:nth-child(2) button")
-    assert page.evaluate(column) == ["fp16"] * 3 + ["awq"] * 3
-    assert page.evaluate("document.querySelector('.sortable th:nth-child(2)').ariaSort") == "descending"
+    sorts = "document.querySelector('#result th:nth-child(2)').ariaSort"
+    for expected, direction in ((["awq"] * 3 + ["fp16"] * 3, "ascending"), (["fp16"] * 3 + ["awq"] * 3, "descending")):
+        click(page, "#result th:nth-child(2) button")
+        assert (page.evaluate(column), page.evaluate(sorts)) == (expected, direction)
+    page.evaluate("document.querySelector('#result th:nth-child(2) button').focus()")
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13)
+    assert (page.evaluate(column), page.evaluate(sorts)) == (["fp16", "awq"] * 3, None)
+    heads = "[...document.querySelectorAll('.scroll > table thead th')].filter(th => th.textContent)"
+    assert page.evaluate(f"{heads}.every(th => th.querySelector('button'))") is True
+
+
+def test_figures_sort_as_numbers_words_behind_them_and_empty_cells_last(page: Page) -> None:
+    """2/8 is a quarter and 6/17 is 35%, as are the percentages that they stand among."""
+    texts = ["", "1,273 tok/s", "−0.58 to −0.53", "7B", "600M", "2/8", "6/17", "38.6%", "≤ 16", "1.2e−05", "B = 16",
+             "B = 4", "4.1–52", "× 2.38"]  # fmt: skip
+    ordered = "texts.toSorted((a, b) => inOrder(sortKey(a), sortKey(b), {}))"
+    rising = [
+        "−0.58 to −0.53",
+        "1.2e−05",
+        "× 2.38",
+        "4.1–52",
+        "≤ 16",
+        "2/8",
+        "6/17",
+        "38.6%",
+        "1,273 tok/s",
+        "600M",
+        "7B",
+    ]
+    found = page.evaluate(f"(() => {{ const texts = {texts}; return [{ordered.format(1)}, {ordered.format(-1)}] }})()")
+    assert found == [[*rising, "B = 4", "B = 16", ""], [*rising[::-1], "B = 16", "B = 4", ""]]
+
+
+def test_a_table_is_copied_and_saved_as_it_is_sorted_and_each_row_says_simulated(page: Page, tmp_path: Path) -> None:
+    """100 and 110 tokens in 1 s, by B of 1, 2 and 4."""
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text }")
+    click(page, "#result th:nth-child(2) button")
+    click(page, "#result .tools button:nth-child(1)")
+    click(page, "#result .tools button:nth-child(2)")
+    saved = tmp_path / "SIMULATED-result.csv"
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not saved.exists() or not saved.stat().st_size:
+        assert time.monotonic() < deadline_s, [*tmp_path.iterdir()]
+        time.sleep(0.02)
+    rows = list(csv.DictReader(io.StringIO(saved.read_text())))
+    assert [row["target"] for row in rows] == ["awq"] * 3 + ["fp16"] * 3
+    assert {row["origin"] for row in rows} == {"SIMULATED"}
+    assert {row["tok/s"] for row in rows} == {"105"}
+    assert all(float(row["tok/s lower"]) < 105 < float(row["tok/s upper"]) for row in rows)
+    pasted = list(csv.DictReader(io.StringIO(page.evaluate("copied")), delimiter="\t"))
+    assert pasted == rows
+    assert page.evaluate("document.querySelector('#result .tools button').textContent") == "Copied"
+    assert page.evaluate("asCsv([['=cmd', '-0.5', '−', 'a,\"b\"']])") == '\'=cmd,-0.5,−,"a,""b"""\r\n'
+
+
+def test_an_axis_is_turned_to_linear_and_back(page: Page) -> None:
+    """Batches of 1, 2 and 4 are one step apart on the logarithmic axis, and one and two on the linear one."""
+    figure = "[...document.querySelectorAll('figure')].find(f => f.querySelector('[id^=throughput-]'))"
+    places = f"[...{figure}.querySelectorAll('.point[data-series=awq] use')].map(use => +use.getAttribute('x'))"
+    drawn = f"[...{figure}.querySelectorAll('path')].map(path => path.getAttribute('d')).join()"
+    press = f"{figure}.querySelector('.tools button').click()"
+    shown = f"[...{figure}.querySelectorAll('[id*=xtick_], .turned')].filter(t => t.style.display !== 'none')"
+    ticks = f"{shown}.map(tick => tick.textContent.trim()).filter(Boolean)"
+    at_first, paths = page.evaluate(places), page.evaluate(drawn)
+    one, two, four = at_first
+    assert four - two == pytest.approx(two - one, rel=0.01)
+    page.evaluate(press)
+    one, two, four = page.evaluate(places)
+    assert four - two == pytest.approx(2 * (two - one), rel=0.01)
+    assert page.evaluate(ticks)[:3] == ["0", "1", "2"]
+    assert page.evaluate(f"{figure}.querySelector('.tools button').textContent") == "x: linear"
+    page.evaluate(press)
+    assert (page.evaluate(places), page.evaluate(drawn)) == (at_first, paths)
+    assert page.evaluate(ticks) == ["1", "2", "4"]
+
+
+def test_a_line_is_read_off_under_the_pointer_and_with_the_arrow_keys(page: Page) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    page.evaluate("document.querySelector('[id^=time-] [data-read]').focus({focusVisible: true})")
+    said = []
+    for key in ("ArrowLeft", "ArrowRight"):
+        page.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+        said.append(page.evaluate("document.querySelector('#tip').textContent"))
+    pattern = r"SIMULATED · \S+ · B = \d, repeat \d, ([\d.]+) s: [\d.]+ in flight"
+    earlier, later = (re.fullmatch(pattern, text) for text in said)
+    assert earlier and later and float(earlier[1]) < float(later[1])
+    click(page, "[id^=ttft-distribution-] [data-read]")
+    text = page.evaluate("document.querySelector('#tip').textContent")
+    assert re.search(r"requests.*; [\d.]+% of the requests: TTFT at most [\d.]+ ms$", text)
 
 
 def test_every_words_contrast_is_at_least_4_5_in_both_themes(page: Page) -> None:

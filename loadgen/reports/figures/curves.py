@@ -130,6 +130,7 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
         return
     sheet.line(axes, target, rows["x"], rows[column])
     bounded, graded = low in rows, column == "accuracy"
+    repeats = {} if graded else rests_on(run, column)
     if bounded:
         sheet.band(axes, target, rows["x"], rows[low], rows[high])
     elif column in run.cells:
@@ -145,7 +146,8 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
         where = f"{target} · {run.level(row['x'])}:"
         if run.arrival is None:
             where = place(target, row["concurrency"], row["x"], verified=known(row["running_mean"]))
-        sheet.point(axes, target, row["x"], row[column], f"{where} {tip}")
+        n = repeats.get((target, held_in(row)), "")
+        sheet.point(axes, target, row["x"], row[column], f"{where} {tip}{n}")
 
 
 def _draw_invalid(sheet: Sheet, axes: Axes, run: Run, target: str, column: str) -> bool:
@@ -179,6 +181,23 @@ def mark_crossovers(sheet: Sheet, axes: Axes, run: Run, metric: str) -> bool:
         sheet.mark(axes, found.target, b, ends, found.sentence, text=text, row=row)
     axes.set_xlim(left, right)
     return bool(stars)
+
+
+def rests_on(run: Run, column: str, *, paired: bool = False) -> dict[tuple[str, float], str]:
+    """By target and B (or rate), ", n = 3 repeats": those in which the figure is valid; `paired`: for the reference
+    too. An accuracy has ", n = 40 questions"."""
+    if column == "accuracy":
+        rows = run.summary.dropna(subset=["questions"]).to_dict("records")
+        return {(row["target"], held_in(row)): f", n = {row['questions']:.0f} questions" for row in rows}
+    cells = run.valid_cells(column)
+    cells = cells.dropna(subset=[column]) if column in cells else cells
+    found: dict[tuple[str, float], set[int]] = {}
+    for cell in cells.to_dict("records"):
+        found.setdefault((cell["target"], held_in(cell)), set()).add(cell["repeat"])
+    if paired:
+        reference = run.manifest.config.reference
+        found = {(target, held): n & found.get((reference, held), set()) for (target, held), n in found.items()}
+    return {key: f", n = {len(n)} repeat{'s' if len(n) > 1 else ''}" for key, n in found.items() if n}
 
 
 def batches_of(run: Run) -> dict[tuple[str, int], float]:
@@ -246,9 +265,10 @@ def _draw_estimates(
         border(axes, value, dashed=value > 0 and len(borders) > 1)
         axes.annotate(
             words, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-            ha="right", fontsize=8,
+            ha="right", fontsize=8, gid=f"border-{value:g}",
         )  # fmt: skip
-    draw_estimates(sheet, axes, run, curves, name, floor=-1.0 if name == "COR" else 0.0)
+    n = rests_on(run, "si" if name == "SI" else "tokens_per_s", paired=True)
+    draw_estimates(sheet, axes, run, curves, name, n, floor=-1.0 if name == "COR" else 0.0)
     batch_axis(axes, run)
     axes.set_ylabel(label)
     marked = mark_crossovers(sheet, axes, run, stem)
@@ -261,16 +281,18 @@ def _draw_estimates(
 
 
 def draw_estimates(
-    sheet: Sheet, axes: Axes, run: Run, curves: Estimates, name: str, *, floor: float | None = 0.0
-) -> None:
-    """A curve per target with error bars where an estimate has an interval; shares in percent without a `floor`."""
+    sheet: Sheet, axes: Axes, run: Run, curves: Estimates, name: str, n: Mapping[tuple[str, float], str], *,
+    floor: float | None = 0.0,
+) -> None:  # fmt: skip
+    """A curve per target with error bars where an estimate has an interval; shares in percent without a `floor`. `n`
+    as `rests_on`."""
     for target, points in curves.items():
         sheet.line(axes, target, [x for x, _, _ in points], [e.value for _, _, e in points])
         for x, b, estimate in points:
             scale, unit = (1, "") if floor is not None else (100, "%")
             shown = tip_of(estimate, unit=unit, scale=scale, floor=floor)
             where = place(target, b, x, verified=target not in run.unverified)
-            sheet.estimate(axes, target, x, estimate, f"{where} {name} {shown}")
+            sheet.estimate(axes, target, x, estimate, f"{where} {name} {shown}{n.get((target, b), '')}")
 
 
 _PANELS = {
@@ -314,6 +336,7 @@ def draw_advantage(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure 
 
 def _panel(sheet: Sheet, axes: Axes, run: Run, metric: str, crossovers: Sequence[Crossover]) -> None:
     border(axes, 1.0)
+    n = rests_on(run, metric, paired=True)
     for crossover in crossovers:
         target, verified = crossover.target, crossover.batch_verified
         batches = [p.batch for p in crossover.points]
@@ -326,6 +349,7 @@ def _panel(sheet: Sheet, axes: Axes, run: Run, metric: str, crossovers: Sequence
             times = Estimate(value=math.exp(p.log_advantage), lo=low, hi=high)
             where = place(target, p.concurrency, p.batch, verified=verified)
             tip = f"{where} {_PANELS[metric]} {tip_of(times, unit=' times better', floor=0.0)}, {p.sign}"
+            tip += n.get((target, p.concurrency), "")
             sheet.point(axes, target, p.batch, times.value, tip)
     batch_axis(axes)
     log_axis(axes)
@@ -376,12 +400,14 @@ def _draw_advantage(run: Run, looks: Mapping[str, Look], folder: Path, bits: int
         f"tokens/s over {reference}'s": curves({key: e.e_si.eta for key, e in entries.items()}),
         f"J/query over {reference}'s": curves({k: e.energy.ratio if e.energy else None for k, e in entries.items()}),
     }
+    columns = dict(zip(panels, ("accuracy", "tokens_per_s", "energy_per_query_j"), strict=True))
     panels = {label: shown for label, shown in panels.items() if any(shown.values())}
     if not panels:
         return None
     sheet = Sheet(looks, simulated=run.manifest.simulated, columns=len(panels), panel=(2.2, 2.2), gap=(0.6, 0.0))
     for axes, (label, shown) in zip(sheet.axes, panels.items(), strict=True):
-        draw_estimates(sheet, axes, run, shown, label, floor=None if label == "accuracy" else 0.0)
+        n = rests_on(run, columns[label], paired=label != "accuracy")
+        draw_estimates(sheet, axes, run, shown, label, n, floor=None if label == "accuracy" else 0.0)
         batch_axis(axes)
         axes.set_title(label)
         if label == "accuracy":

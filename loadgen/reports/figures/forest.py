@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.indices.study import TargetIndices
 from loadgen.analysis.run import Run
 from loadgen.analysis.trust.trends import DepthBucket
-from loadgen.reports.figures.curves import summary_estimates
+from loadgen.reports.figures.curves import rests_on, summary_estimates
 from loadgen.reports.figures.sheet import Figure, Look, Sheet, border, log_axis, percent_axis, questions, tip_of
 
 Key = tuple[str, int]
@@ -31,16 +32,21 @@ class Panel(msgspec.Struct, frozen=True, kw_only=True):
     floor: float | None = 0.0
     """As `interval` takes it; None: a share, whose interval is not over repeats."""
     percent: bool = False
+    n: Mapping[tuple[str, float], str] = {}
+    """As `rests_on`."""
 
 
 def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """Throughput, energy, accuracy and COR by precision; None where nothing was measured."""
     panels = [
-        Panel(label="tokens/s", values=summary_estimates(run, "tokens_per_s"), log=True),
-        Panel(label="J/query", values=summary_estimates(run, "energy_per_query_j"), log=True),
-        Panel(label="accuracy", values=summary_estimates(run, "accuracy"), percent=True, floor=None),
-        Panel(label="COR", values=_indices(run, lambda entry: entry.cor_tps), borders=(0.0, 1.0), floor=-1.0),
-    ]
+        _measured(run, "tokens/s", "tokens_per_s", log=True),
+        _measured(run, "J/query", "energy_per_query_j", log=True),
+        _measured(run, "accuracy", "accuracy", percent=True, floor=None),
+        Panel(
+            label="COR", values=_indices(run, lambda entry: entry.cor_tps), borders=(0.0, 1.0), floor=-1.0,
+            n=rests_on(run, "tokens_per_s", paired=True),
+        ),
+    ]  # fmt: skip
     figures = "Figures 2 (A) and " + ("4 (a–c)" if run.manifest.dataset.name == "mathqa" else "3")
     of = f", {questions(run)}" if questions(run) else ""
     caption = (
@@ -51,14 +57,30 @@ def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figu
     return _draw(run, looks, folder, panels, "by-precision", "Speed, energy, accuracy and COR by precision", caption)
 
 
+def _measured(run: Run, label: str, column: str, **shown: Any) -> Panel:
+    return Panel(label=label, values=summary_estimates(run, column), n=rests_on(run, column), **shown)
+
+
 def draw_pillars(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
     """T_SI, E_SI, S_SI and SI of each target at each B; None where none is known."""
     panels = [
-        Panel(label="T_SI (accuracy)", values=_indices(run, lambda entry: entry.t_si), borders=(1.0,), floor=None),
-        Panel(label="E_SI (speed, memory)", values=_indices(run, lambda entry: entry.e_si.value), borders=(1.0,)),
-        Panel(label="S_SI (energy)", values=_indices(run, lambda entry: entry.s_si), borders=(1.0,)),
-        Panel(label="SI", values=_indices(run, lambda entry: entry.si), borders=(1.0,)),
-    ]
+        Panel(
+            label="T_SI (accuracy)", values=_indices(run, lambda entry: entry.t_si), borders=(1.0,), floor=None,
+            n={(t.target, t.concurrency): f", n = {t.items} questions" for t in run.analysis.trust if t.items},
+        ),
+        Panel(
+            label="E_SI (speed, memory)", values=_indices(run, lambda entry: entry.e_si.value), borders=(1.0,),
+            n=rests_on(run, "tokens_per_s", paired=True),
+        ),
+        Panel(
+            label="S_SI (energy)", values=_indices(run, lambda entry: entry.s_si), borders=(1.0,),
+            n=rests_on(run, "energy_per_query_j", paired=True),
+        ),
+        Panel(
+            label="SI", values=_indices(run, lambda entry: entry.si), borders=(1.0,),
+            n=rests_on(run, "si", paired=True),
+        ),
+    ]  # fmt: skip
     also = " and 4 (d–f)" if run.manifest.dataset.name == "mathqa" else ""
     caption = (
         "The three pillars and SI against the reference (1), for each asked B; bars are 95% intervals; S_SI is clamped "
@@ -104,7 +126,7 @@ def _forest(sheet: Sheet, axes: Axes, panel: Panel, places: Mapping[Key, float])
         if (estimate := panel.values.get((target, b))) is not None:
             scale, unit = (100, "%") if panel.percent else (1, "")
             tip = f"{target} · B = {b}: {panel.label} {tip_of(estimate, unit=unit, scale=scale, floor=panel.floor)}"
-            sheet.estimate(axes, target, y, estimate, tip, horizontal=True)
+            sheet.estimate(axes, target, y, estimate, tip + panel.n.get((target, b), ""), horizontal=True)
     if panel.log:
         log_axis(axes, "x", most=4)
     if panel.percent:

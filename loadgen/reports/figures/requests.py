@@ -84,7 +84,8 @@ def _line(
     if valid and known(middle):
         tip += f", median {number(middle)} ms, p99 {number(tail)} ms"
     style = {} if valid else {"color": INVALID, "linestyle": "--"}
-    sheet.line(axes, target, np.quantile(values, shares), shares, tip, linewidth=1.5, **style)
+    read = f"{{y%}} of the requests: {metric.upper()} at most {{x}} ms"
+    sheet.line(axes, target, np.quantile(values, shares), shares, tip, read, linewidth=1.5, **style)
 
 
 _POWER = "#d55e00"
@@ -124,7 +125,7 @@ def _draw_timeline(
             if trace is None:
                 axes.set_visible(False)
                 continue
-            _panel(sheet, axes, trace, f"{run.level(b)}, repeat {repeat}", doubts[b, repeat])
+            _panel(sheet, axes, trace, target, f"{run.level(b)}, repeat {repeat}", doubts[b, repeat])
     for axes in sheet.axes[-len(repeats) :]:
         axes.set_xlabel("s since the cell's first request")
     entries = [plain_line("in flight", colour=_FLIGHT), plain_line("running", colour=_RUNNING)]
@@ -146,11 +147,12 @@ def _draw_timeline(
     )  # fmt: skip
 
 
-def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, doubt: str) -> None:
+def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, target: str, title: str, doubt: str) -> None:
+    where = f"{target} · {title}, {{x}} s: "
     if trace.window is not None:
         axes.axvspan(*trace.window, color=INVALID, alpha=0.18, linewidth=0, zorder=0)
-    _step(axes, trace.in_flight, _FLIGHT)
-    _step(axes, trace.running, _RUNNING)
+    _step(sheet, axes, trace.in_flight, _FLIGHT, where + "{y} in flight")
+    _step(sheet, axes, trace.running, _RUNNING, where + "{y} running")
     axes.set_ylim(0, 1.15 * max(axes.get_ylim()[1], 1.0))
     axes.grid(False)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
@@ -160,7 +162,7 @@ def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, doubt: str) -
     if trace.power is not None:
         watts = axes.twinx()
         watts.spines[["top", "left"]].set_visible(False)
-        watts.plot(*trace.power, color=_POWER, linewidth=0.9)
+        sheet.trace(watts, *trace.power, where + "{y} W", color=_POWER, linewidth=0.9)
         watts.set_ylim(0, 1.8 * max(trace.power[1].max(), 1.0))  # below the lines of the requests, not on them
         watts.yaxis.set_major_locator(MaxNLocator(2))
         watts.tick_params(labelsize=7.5)
@@ -168,6 +170,6 @@ def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, title: str, doubt: str) -
         spine.set_linestyle("--" if doubt else "-")
 
 
-def _step(axes: Axes, trace: Trace | None, colour: str) -> None:
+def _step(sheet: Sheet, axes: Axes, trace: Trace | None, colour: str, read: str) -> None:
     if trace is not None:
-        axes.plot(*trace, color=colour, linewidth=1.1)
+        sheet.trace(axes, *trace, read, color=colour, linewidth=1.1)

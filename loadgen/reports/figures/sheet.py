@@ -14,7 +14,7 @@ import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike
 
@@ -25,6 +25,24 @@ from loadgen.serving.metrics import UNVERIFIED
 from loadgen.words import MINUS, NOT_KNOWN, interval, known, number
 
 Section = Literal["answer", "paper", "latency", "time"]
+
+
+class Scale(msgspec.Struct, frozen=True):
+    """An axis: its `kind` as matplotlib names it, the values at its two ends, and whether linear and logarithmic are
+    both of use for what is drawn."""
+
+    kind: str
+    low: float
+    high: float
+    turns: bool
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """A panel in the SVG: left, top, right and bottom in its units, and what stands along it."""
+
+    edges: tuple[float, float, float, float]
+    x: Scale
+    y: Scale
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +66,10 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """Id of a point or a line -> its figures in words."""
     targets: dict[str, str]
     """Id -> the target that it belongs to."""
+    frames: dict[str, Frame]
+    """Id -> the panel."""
+    reads: dict[str, str]
+    """Id of a line that can be read off -> the words for a place on it, with {x}, {y} or, as percent, {y%}."""
     wide: bool
     """Too wide to be shown next to another figure."""
 
@@ -140,6 +162,7 @@ class Sheet:
         self.looks = looks
         self.tips: dict[str, str] = {}
         self.targets: dict[str, str] = {}
+        self.reads: dict[str, str] = {}
         self._simulated = simulated
         self._used: Counter[str] = Counter()
         self._width = left + columns * panel[0] + (columns - 1) * gap[0] + right
@@ -190,18 +213,28 @@ class Sheet:
 
     def invalid(self, axes: Axes, target: str, x: Sequence[float], y: Sequence[float], tip: str) -> None:
         """Hollow grey markers with a cross: invalid cells of the target, one id for all of them."""
-        look, gid = self.looks[target], self._tipped(target, tip)
-        axes.scatter(
-            x, y, s=44, marker=look.marker, facecolors="none", edgecolors=INVALID, linewidths=1.1, zorder=3, gid=gid
-        )
-        axes.scatter(x, y, s=26, marker="x", color=INVALID, linewidths=1.0, zorder=3, gid=self.series(target))
+        ring: dict[str, Any] = {"marker": self.looks[target].marker, "markersize": 6.6, "markerfacecolor": "none"}
+        cross = {"marker": "x", "markersize": 5.1}
+        for gid, drawn in ((self._tipped(target, tip), ring), (self.series(target), cross)):
+            axes.plot(x, y, linestyle="none", markeredgecolor=INVALID, markeredgewidth=1.1, zorder=3, gid=gid, **drawn)
 
-    def line(self, axes: Axes, target: str, x: ArrayLike, y: ArrayLike, tip: str = "", **style: Any) -> None:
-        """A line of the target; with a tip if there is one to give."""
+    def line(
+        self, axes: Axes, target: str, x: ArrayLike, y: ArrayLike, tip: str = "", read: str = "", **style: Any
+    ) -> None:
+        """A line of the target; with a tip if there is one to give, and `read` as `Figure.reads`."""
         gid = self.series(target)
         if tip:
             self.tips[gid] = self._stamped(tip)
+        if read:
+            self.reads[gid] = read
         axes.plot(x, y, gid=gid, **({"color": self.looks[target].colour} | style))
+
+    def trace(self, axes: Axes, x: ArrayLike, y: ArrayLike, read: str, **style: Any) -> None:
+        """A line that belongs to no target; `read` as `Figure.reads`."""
+        self._used["trace"] += 1
+        gid = f"trace-{self._used['trace']}"
+        self.reads[gid] = self._stamped(read)
+        axes.plot(x, y, gid=gid, **style)
 
     def band(self, axes: Axes, target: str, x: ArrayLike, low: ArrayLike, high: ArrayLike) -> None:
         """An interval along a line."""
@@ -275,8 +308,14 @@ class Sheet:
         stamp = "SIMULATED. " if self._simulated else ""
         return Figure(
             name=name, section=section, title=title, caption=stamp + caption, alt=stamp + alt, svg=svg, png=png,
-            tips=self.tips, targets=self.targets, wide=self._width > _HALF,
+            tips=self.tips, targets=self.targets, frames=self._frames(), reads=self.reads, wide=self._width > _HALF,
         )  # fmt: skip
+
+    def _frames(self) -> dict[str, Frame]:
+        """The panels that are drawn, by the ids that matplotlib gives them."""
+        width, height = (72 * inches for inches in (self._width, self._height))
+        drawn = [axes for axes in self._canvas.axes if axes.get_visible()]
+        return {f"axes_{place}": _frame(axes, width, height) for place, axes in enumerate(drawn, 1)}
 
     def _grow(self, legend_lines: int) -> None:
         """Makes room for the legend; panels keep their size."""
@@ -295,6 +334,22 @@ class Sheet:
 
     def _stamped(self, words: str) -> str:
         return f"SIMULATED · {words}" if self._simulated else words
+
+
+def _frame(axes: Axes, width: float, height: float) -> Frame:
+    """In a figure of this size, in points."""
+    box, data = axes.get_position(), axes.dataLim
+    edges = width * box.x0, height * (1 - box.y1), width * box.x1, height * (1 - box.y0)
+    return Frame(
+        tuple(round(edge, 2) for edge in edges),  # type: ignore[arg-type]
+        _scale(axes.get_xscale(), axes.get_xlim(), data.x0, axes.xaxis.get_major_formatter()),
+        _scale(axes.get_yscale(), axes.get_ylim(), data.y0, axes.yaxis.get_major_formatter()),
+    )
+
+
+def _scale(kind: str, ends: tuple[float, float], least: float, formatter: object) -> Scale:
+    plain = kind == "linear" and not isinstance(formatter, (_Percent, FixedFormatter))
+    return Scale(kind, *map(float, ends), turns=kind == "log" or (plain and min(*ends, least) > 0))
 
 
 def _stamp(axes: Axes) -> None:
@@ -374,10 +429,14 @@ def log_axis(axes: Axes, which: str = "y", *, most: int = 8) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+class _Percent(FuncFormatter):
+    """Shares as hundredths of a unit."""
+
+
 def percent_axis(axes: Axes, which: str = "y", *, unit: str = "%") -> None:
     """Shares shown as percent, or in another `unit` of hundredths."""
     axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}{unit}".replace("-", MINUS)))
+    axis.set_major_formatter(_Percent(lambda value, _: f"{100 * value:g}{unit}".replace("-", MINUS)))
 
 
 def border(axes: Axes, value: float, *, vertical: bool = False, dashed: bool = False) -> None:

@@ -66,10 +66,9 @@ def table(
     label: str,
     simulated: bool = False,
     grouped_by: Collection[str] = (),
-    sortable: bool = False,
     b: str = "B",
 ) -> Html:
-    """A scrolling box with the table, named `label`; nothing where there is no row.
+    """A scrolling box with the table, named `label`, which tables.js sorts, copies and saves; nothing without any row.
 
     A rule divides rows whose entries in the columns `grouped_by` differ. `simulated`: a copy of the table says so, by a
     caption that the page does not show.
@@ -95,7 +94,7 @@ def table(
         last = group
     inside = element("thead", element("tr", *heads)) + element("tbody", *body)
     named = element("caption", f"{STAMP}: {label}", class_="unseen") if simulated else Html("")
-    made = element("table", named, Html(inside), class_="sortable" if sortable else "")
+    made = element("table", named, Html(inside))
     return element("div", made, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
@@ -116,7 +115,9 @@ _COLOURS = {"#1c1c1c": "currentColor", "#9a9a9a": "var(--grid)"}
 def inline_svg(figure: Figure) -> Html:
     """The figure's SVG with every id headed by its name, so that no two figures share one.
 
-    What belongs to a target carries its name as `data-series`, or `data-legend`; what has a tip has it as its title.
+    What belongs to a target carries its name as `data-series`, or `data-legend`; what has a tip has it as its title. A
+    panel has its edges, as `data-frame`, and its axes (kind, both ends, whether it can be turned) as `data-x` and `-y`;
+    a line that can be read off has its words as `data-read`.
     """
     root = ElementTree.fromstring(Folder(figure.svg.parent).read(figure.svg.name))
     for definitions in root.iter(f"{{{_SVG}}}defs"):
@@ -133,6 +134,13 @@ def inline_svg(figure: Figure) -> Html:
             title.text = visible(figure.tips[gid])
             entry.insert(0, title)
             entry.set("class", "point")
+        if gid in figure.reads:
+            entry.set("data-read", visible(figure.reads[gid]))
+        if gid in figure.frames:
+            frame = figure.frames[gid]
+            entry.set("data-frame", " ".join(map(str, frame.edges)))
+            for name, axis in (("x", frame.x), ("y", frame.y)):
+                entry.set(f"data-{name}", f"{axis.kind} {axis.low:.6g} {axis.high:.6g} {int(axis.turns)}")
     del root.attrib["width"], root.attrib["height"]
     root.attrib.update({"role": "img", "aria-label": visible(figure.alt)})
     return Html(ElementTree.tostring(root, encoding="unicode"))

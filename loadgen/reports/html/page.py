@@ -172,7 +172,7 @@ def _explained(content: Html, known: Sequence[Term]) -> tuple[Html, tuple[Term, 
 def document(title: str, main: Html, *, banner: str | None) -> str:
     """A self-contained page. It loads nothing, and no script but its own runs, whatever its texts hold. `banner`: of a
     simulated run, what to say behind the stamp."""
-    style, script = _part("report.css"), _part("report.js")
+    style, script = _part("report.css"), join(map(_part, ("report.js", "tables.js", "figures.js")))
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     head = element(

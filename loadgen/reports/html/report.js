@@ -15,52 +15,6 @@ function themeToggle() {
   document.querySelector("main").prepend(button);
 }
 
-// The text of a point under the pointer, the finger or the focus. Arrow keys walk from point to point of a figure.
-function tooltips() {
-  const tip = make("div", "", { id: "tip", hidden: true, role: "tooltip" });
-  document.body.append(tip);
-  const hide = () => { tip.hidden = true; };
-  const show = (point, pointer) => {
-    tip.textContent = point.getAttribute("aria-label");
-    tip.hidden = false;
-    const own = tip.getBoundingClientRect();
-    const at = pointer ? new DOMRect(pointer.clientX, pointer.clientY, 0, 8) : point.getBoundingClientRect();
-    const left = Math.min(Math.max(8, at.x + at.width / 2 - own.width / 2), root.clientWidth - own.width - 8);
-    const above = at.y - own.height - 8;
-    tip.style.left = `${left + scrollX}px`;
-    tip.style.top = `${(above > 40 ? above : at.bottom + 8) + scrollY}px`;
-  };
-  for (const svg of document.querySelectorAll("figure svg")) {
-    const points = [...svg.querySelectorAll(".point")];
-    if (!points.length) continue;
-    svg.setAttribute("role", "group");
-    points.forEach((point, k) => {
-      const title = point.querySelector("title");
-      point.setAttribute("aria-label", title.textContent);
-      point.setAttribute("role", "img");
-      point.setAttribute("tabindex", k ? -1 : 0);
-      title.remove();
-    });
-    const of = (event) => event.target.closest(".point");
-    svg.addEventListener("pointerover", (event) => of(event) ? show(of(event), event) : hide());
-    svg.addEventListener("pointerleave", hide);
-    svg.addEventListener("click", (event) => of(event) && show(of(event), event));
-    svg.addEventListener("focusin", (event) => of(event) && show(of(event)));
-    svg.addEventListener("focusout", hide);
-    svg.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      const seen = points.filter((point) => !point.closest(".off"));
-      const next = step && seen[seen.indexOf(of(event)) + step];
-      if (!next) return;
-      event.preventDefault();
-      of(event).setAttribute("tabindex", -1);
-      next.setAttribute("tabindex", 0);
-      next.focus();
-    });
-  }
-  addEventListener("keydown", (event) => event.key === "Escape" && hide());
-}
-
 // A button per target shows or hides it in all figures; so does its entry in a legend.
 function seriesButtons() {
   const named = [...document.querySelectorAll("[data-legend]"), ...document.querySelectorAll("[data-series]")];
@@ -88,32 +42,6 @@ function seriesButtons() {
     figures.before(bar);
   }
   for (const entry of document.querySelectorAll("[data-legend]")) entry.onclick = () => toggle(entry.dataset.legend);
-}
-
-// A click on a heading sorts its column: figures by value, empty entries last.
-function sorting() {
-  const value = (row, place) => {
-    const text = row.cells[place].textContent.trim();
-    const figure = parseFloat(text.replace(/,/g, "").replace("−", "-"));
-    return text === "" ? null : Number.isNaN(figure) ? text : figure;
-  };
-  const compare = (a, b) => typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1;
-  for (const head of document.querySelectorAll("table.sortable thead th")) {
-    const button = make("button", head.textContent, { type: "button" });
-    head.replaceChildren(button);
-    button.onclick = () => {
-      const body = head.closest("table").tBodies[0];
-      const down = head.getAttribute("aria-sort") === "ascending";
-      for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const keyed = [...body.rows].map((row) => [value(row, head.cellIndex), row]);
-      keyed.sort(([a], [b]) => a === null ? (b === null ? 0 : 1) : b === null ? -1 : down ? compare(b, a) : compare(a, b));
-      for (const [, row] of keyed) {
-        row.classList.remove("first");
-        body.append(row);
-      }
-    };
-  }
 }
 
 // A link into a closed section opens it (browsers of today do so by themselves), and so does printing.
@@ -164,7 +92,7 @@ addEventListener("DOMContentLoaded", () => {
   folds();
   stampCopies();
   themeToggle();
-  tooltips();
   seriesButtons();
-  sorting();
+  tables();
+  figures();
 });

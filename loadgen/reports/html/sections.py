@@ -172,7 +172,7 @@ def result(run: Run) -> Html:
     if any(NOT_KNOWN in row for row in shown.rows):
         note += f" {WHY_NOT_KNOWN}"
     made = table(
-        shown, label="Result", simulated=run.manifest.simulated, grouped_by=("B",), sortable=True,
+        shown, label="Result", simulated=run.manifest.simulated, grouped_by=("B",),
         b=rows.RATE if run.arrival else rows.B,
     )  # fmt: skip
     return join((element("p", note, class_="small"), made))
