@@ -239,25 +239,15 @@ def test_figures_sort_as_numbers_words_behind_them_and_empty_cells_last(page: Pa
     texts = ["", "1,273 tok/s", "−0.58 to −0.53", "7B", "600M", "2/8", "6/17", "38.6%", "≤ 16", "1.2e−05", "B = 16",
              "B = 4", "4.1–52", "× 2.38"]  # fmt: skip
     ordered = "texts.toSorted((a, b) => inOrder(sortKey(a), sortKey(b), {}))"
-    rising = [
-        "−0.58 to −0.53",
-        "1.2e−05",
-        "× 2.38",
-        "4.1–52",
-        "≤ 16",
-        "2/8",
-        "6/17",
-        "38.6%",
-        "1,273 tok/s",
-        "600M",
-        "7B",
-    ]
+    rising = ["−0.58 to −0.53", "1.2e−05", "× 2.38", "4.1–52", "≤ 16", "2/8", "6/17", "38.6%", "1,273 tok/s", "600M",
+              "7B"]  # fmt: skip
     found = page.evaluate(f"(() => {{ const texts = {texts}; return [{ordered.format(1)}, {ordered.format(-1)}] }})()")
     assert found == [[*rising, "B = 4", "B = 16", ""], [*rising[::-1], "B = 16", "B = 4", ""]]
 
 
 def test_a_table_is_copied_and_saved_as_it_is_sorted_and_each_row_says_simulated(page: Page, tmp_path: Path) -> None:
     """100 and 110 tokens in 1 s, by B of 1, 2 and 4."""
+    unfold(page)
     page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text }")
     click(page, "#result th:nth-child(2) button")
@@ -281,6 +271,7 @@ def test_a_table_is_copied_and_saved_as_it_is_sorted_and_each_row_says_simulated
 
 def test_an_axis_is_turned_to_linear_and_back(page: Page) -> None:
     """Batches of 1, 2 and 4 are one step apart on the logarithmic axis, and one and two on the linear one."""
+    unfold(page)
     figure = "[...document.querySelectorAll('figure')].find(f => f.querySelector('[id^=throughput-]'))"
     places = f"[...{figure}.querySelectorAll('.point[data-series=awq] use')].map(use => +use.getAttribute('x'))"
     drawn = f"[...{figure}.querySelectorAll('path')].map(path => path.getAttribute('d')).join()"
@@ -301,7 +292,7 @@ def test_an_axis_is_turned_to_linear_and_back(page: Page) -> None:
 
 
 def test_a_line_is_read_off_under_the_pointer_and_with_the_arrow_keys(page: Page) -> None:
-    page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    unfold(page)
     page.evaluate("document.querySelector('[id^=time-] [data-read]').focus({focusVisible: true})")
     said = []
     for key in ("ArrowLeft", "ArrowRight"):
