@@ -341,7 +341,7 @@ def _frame(axes: Axes, width: float, height: float) -> Frame:
     box, data = axes.get_position(), axes.dataLim
     edges = width * box.x0, height * (1 - box.y1), width * box.x1, height * (1 - box.y0)
     return Frame(
-        tuple(round(edge, 2) for edge in edges),  # type: ignore[arg-type]
+        (round(edges[0], 2), round(edges[1], 2), round(edges[2], 2), round(edges[3], 2)),
         _scale(axes.get_xscale(), axes.get_xlim(), data.x0, axes.xaxis.get_major_formatter()),
         _scale(axes.get_yscale(), axes.get_ylim(), data.y0, axes.yaxis.get_major_formatter()),
     )
@@ -349,7 +349,7 @@ def _frame(axes: Axes, width: float, height: float) -> Frame:
 
 def _scale(kind: str, ends: tuple[float, float], least: float, formatter: object) -> Scale:
     plain = kind == "linear" and not isinstance(formatter, (_Percent, FixedFormatter))
-    return Scale(kind, *map(float, ends), turns=kind == "log" or (plain and min(*ends, least) > 0))
+    return Scale(kind, float(ends[0]), float(ends[1]), turns=kind == "log" or (plain and min(*ends, least) > 0))
 
 
 def _stamp(axes: Axes) -> None:
