@@ -28,15 +28,15 @@ The same on the command line, in `--config` and in Python (as texts).
 |---|---|---|
 | a time | `60`, `90s`, `2m`, `1h30m`, `500ms` | a plain number is in seconds, in ms for `--...-ms` |
 | a share | `0.1`, `10%` | |
-| a list | `1, 16, 64` | spaces and a comma at the end do no harm; `--serve fp16 --serve awq` is `--serve fp16,awq` |
+| a list | `1, 16, 64` | spaces and a comma at the end are allowed; `--serve fp16 --serve awq` is `--serve fp16,awq` |
 | a range in a list of numbers | `1-4` or `1..4` | every whole number: 1, 2, 3, 4 |
-| | `1..100x2` | 1, 2, 4, 8, 16, 32, 64: each the double of the one before, none above 100 |
+| | `1..100x2` | 1, 2, 4, 8, 16, 32, 64: each twice the one before, none above 100 |
 | | `16..64+16` | 16, 32, 48, 64: steps of 16, none above 64 |
 | a name | `GSM8K`, `FP16`, `bnb_nf4` | any letter case, `-` and `_` alike; your own labels keep theirs |
 | a server | `localhost:8000`, `http://localhost:8000/v1` | http:// is added and `/v1` removed |
 | | `localhost:8000/v1/chat/completions` | the same server, with `--api chat` |
 
-An option that is not a list and is given twice is refused, and so is a key that stands twice in the YAML file.
+An option that is not a list and is given twice is refused, and so is a key that appears twice in the YAML file.
 """
 
 

@@ -79,7 +79,7 @@ ARGUMENTS = {
     "doctor": "--mode {}",
     "plan": "--accuracy-delta {}",
     **dict.fromkeys(("compose", "cpu-env"), "--dir {}"),
-    "serve": "one recipe; another server needs a command of its own: loadgen serve {}",
+    "serve": "one recipe; another server needs its own command: loadgen serve {}",
 }
 """Command -> how an argument that belongs to no option is written as one."""
 

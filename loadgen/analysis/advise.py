@@ -264,7 +264,7 @@ def _energy_note(replica: Replica, share: Share) -> str | None:
     if replica.power_w is None:
         return "its energy was not measured at every batch"
     rests = float(share.load.share[0, 0])
-    return f"it would have nothing to do for {rests:.0%} of the time, and its power at rest was not measured"
+    return f"it would be idle for {rests:.0%} of the time, and its power at rest was not measured"
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,7 +78,7 @@ def sentences(advice: Advice) -> Iterator[str]:
         most = min(2 * max(arm.largest_batch or 1 for arm in short), max(MOST_BATCH, short[0].largest_batch or 1))
         names = ", ".join(f"{arm.target} (B ≤ {arm.largest_batch})" for arm in short)
         yield (
-            f"Throughput still rose at the largest batch that was measured of {names}: fewer GPUs may do; "
+            f"Throughput still rose at the largest measured batch of {names}: fewer GPUs may be enough; "
             f"measure up to B = {most} first."
         )
 
@@ -94,7 +94,7 @@ def _choice(advice: Advice, best: ArmAdvice) -> str:
     by = "fewest GPUs, then fewest joules" if demand.price_per_gpu_h is not None else "fewest joules"
     by += " per right answer" if demand.per == "correct" else ""
     if advice.probability is None:
-        unsure = "how sure this is, is not known, since something was measured in one repeat only"
+        unsure = "its probability is unknown: something was measured in only one repeat"
         return f"{rate}: {best.target} ({need}) by the {by}; {unsure}."
     sure = f"best with a probability of {percent(advice.probability, 0)}" if advice.probability < 0.995 else "best"
     if not advice.decided:
