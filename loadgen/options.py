@@ -226,6 +226,17 @@ class SweepOptions(TypedDict, total=False):
     requests: Annotated[int | None, Measures(
         "N", "Instead of a duration: ask N items once each.", LOAD, rival="duration")]
     repeats: Annotated[int, Measures("R", "Independent repeats per cell.", LOAD, 3)]
+    find: Annotated[str | Sequence[str], Measures(
+        "METRICS", "Instead of --concurrency: search for B* by energy_per_query_j, tokens_per_s or another metric of "
+        "crossovers; several with commas.", LOAD, ())]
+    within: Annotated[float | str | None, Measures(
+        "SHARE", "For --find: how far the interval's ends may be from B*.", LOAD, otherwise="10%", unit="share")]
+    range: Annotated[str | Sequence[int] | None, Measures(
+        "LOW:HIGH", "For --find: batch sizes between which B* is searched for.", LOAD,
+        otherwise="1:256; with --compose up to its largest batch", field="concurrency")]
+    most_minutes: Annotated[float | str | None, Measures(
+        "M", "For --find: stop after M minutes with the interval that was reached.", LOAD, unit="min",
+        field="most_s")]
     warmup: Annotated[float | str | None, Measures(
         "S", "Warm-up at the same B, other prompts.", LOAD, otherwise="automatic", unit="s", zero=True,
         field="warmup_s")]

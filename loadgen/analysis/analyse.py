@@ -5,6 +5,7 @@ A run directory in, numbers out: no server and no clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,6 +32,8 @@ from loadgen.power.trace import Calibration
 from loadgen.record.cell import Slo
 from loadgen.record.journal import cell_files
 from loadgen.record.manifest import FILE, read_manifest
+from loadgen.search.readings import Place, Readings, Result, counted, told_by
+from loadgen.search.story import Story
 from loadgen.secret import error_text
 from loadgen.workload.grading import Grader
 from loadgen.workload.item import read_facts
@@ -69,6 +72,8 @@ class Analysis(IndexStudy, frozen=True, kw_only=True):
     """What goodput asks for, as `--slo` takes it."""
     start_sd: float | None = None
     """Relative standard deviation between starts of a server, where the user stated it."""
+    search: Story | None = None
+    """Of a run that searched for B* (`--find`); None: a grid, or a search of another version of loadgen."""
     index_settings: IndexSettings = IndexSettings()
     calibration: tuple[ServerCalibration, ...] = ()
 
@@ -118,13 +123,17 @@ def analyse(
     gathered = GatheredAnswers(manifest.protocol)
     calibrations: dict[Server, ServerCalibration] = {}
     damages: list[str] = []
+    searched: dict[Place, Result] = {}
     with RunTables(folder) as tables:
         for result in CellReader(manifest, grader, powers, slo, known).results(paths, processes):
             cell = result.summary
             cells.append(cell)
             if result.damaged:
                 damages.append(f"{cell_name(cell)}: {_left_out(result.damaged)}")
-            gathered.add(result.answers)
+            if cell.phase is None:
+                gathered.add(result.answers)
+            else:
+                searched[cell.target, cell.concurrency, cell.repeat] = cell, result.answers
             tables.add("requests", result.requests)
             tables.add("server", result.server)
             block = cell.target, cell.repeat, cell.session
@@ -139,9 +148,16 @@ def analyse(
     if not cells:
         why = "".join(f": {failure.error}" for failure in manifest.failures[:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
+    story, measured = None, cells
+    if searched:
+        found_by_search = counted(list(searched.values()))
+        measured = [cell for cell, _ in found_by_search]
+        for _, answers in found_by_search:
+            gathered.add(answers)
+        story = Readings(run_dir, manifest, settings=settings, known=searched).story(manifest)
     trust = study(gathered.sides(), grader.items, reference=reference, processes=processes)
     found = run_result(
-        cells,
+        measured,
         gathered.answers,
         trust,
         reference=reference,
@@ -151,7 +167,7 @@ def analyse(
         processes=processes,
     )
     write_cells(folder, cells)
-    write_summary(folder, summarize(cells, gathered.answers, trust, found.indices, processes))
+    write_summary(folder, summarize(measured, gathered.answers, trust, found.indices, processes))
     marks = share_marks(cells, reference)
     invalid = tuple(
         Invalid(
@@ -167,7 +183,7 @@ def analyse(
     )
     loads = {cell.held: cell.load for cell in cells}
     hidden = hidden_warnings(gathered.answers, manifest.protocol.max_tokens, loads.__getitem__)
-    held = [cell for cell in cells if cell.traffic.arrival is None]
+    held = [cell for cell in measured if cell.traffic.arrival is None]
     checks = (
         ((cell.target, cell.concurrency, cell.traffic.arrival, cell.repeat), check)
         for cell in cells
@@ -177,7 +193,9 @@ def analyse(
         reference=reference,
         simulated=manifest.simulated,
         invalid=invalid,
-        crossovers=tuple(replace(c, notes=(*c.notes, *marks.get(c.target, ()))) for c in found.crossovers),
+        crossovers=tuple(
+            replace(c, notes=(*c.notes, *marks.get(c.target, ()))) for c in _searched(found.crossovers, story)
+        ),
         **asdict(trust),
         models=cost_models(held, found.crossovers, reference=reference),
         **asdict(found.indices),
@@ -192,13 +210,20 @@ def analyse(
             answers=[*hidden, *flaw_warnings(facts)],
             hli=found.hli_disagreements,
         ),
-        claims=claims_of(cells, found, trust, reference=reference, lengths=gathered.lengths),
+        claims=claims_of(measured, found, trust, reference=reference, lengths=gathered.lengths),
         slo=None if slo is None else str(slo),
         start_sd=start_sd,
+        search=story,
         index_settings=settings,
         calibration=tuple(calibrations.values()),
     )
     write_analysis(folder, analysis)
+
+
+def _searched(crossovers: Sequence[Crossover], story: Story | None) -> list[Crossover]:
+    """With the answers of the search where there is one."""
+    answers = {(answer.target, answer.metric): answer for answer in story.answers} if story is not None else {}
+    return [told_by(answers[key], c) if (key := (c.target, c.metric)) in answers else c for c in crossovers]
 
 
 def _left_out(lines: int) -> str:

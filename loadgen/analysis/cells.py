@@ -43,7 +43,7 @@ from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import inside, mean_in_flight
 from loadgen.options import MAX_ERROR_RATE
-from loadgen.record.cell import Slo, held_of, level
+from loadgen.record.cell import Phase, Slo, held_of, level
 from loadgen.serving.exposition import ServerSample, gauge_lags
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.workload.grading import FAILED, Grade, Grader
@@ -85,6 +85,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     concurrency: int
     repeat: int
+    phase: Phase | None = None
+    """Of a search for B* (`--find`), `locate` or `repeat`; None: of a grid."""
     session: int
     """Which of the run's sessions, 1 unless it was resumed."""
     validity: Validity
@@ -301,6 +303,7 @@ def summarize_cell(
         target=data.cell.target,
         precision=data.cell.precision,
         repeat=data.cell.repeat,
+        phase=data.cell.phase,
         session=data.session,
         validity=validity,
         failures=len(failures),

@@ -78,12 +78,9 @@ def run_result(
         return RunResult(
             crossovers=tuple(_refused(t, reference, metric, arrival) for t in targets for metric in METRICS)
         )
-    if lengths is None:
-        lengths = {key: item_lengths(given) for key, given in answers.items()}
-    of_b: dict[Key, Answers] = {(target, int(b)): given for (target, b), given in answers.items()}
-    points = _points(cells, of_b, trust, {(target, int(b)): given for (target, b), given in lengths.items()})
+    points = operating_points(cells, answers, trust, lengths)
     indices = index_study(list(points.values()), reference=reference, settings=settings, processes=processes)
-    study = _Study(cells, points, trust, indices, reference, start_sd, graph_sizes or {})
+    study = Compared(cells, points, trust, indices, reference, start_sd, graph_sizes or {})
     return RunResult(
         crossovers=tuple(
             study.crossover(target, metric) for target in study.targets if target != reference for metric in METRICS
@@ -98,12 +95,17 @@ def _refused(target: str, reference: str, metric: str, arrival: str) -> Crossove
     return worded(refused)
 
 
-def _points(
+def operating_points(
     cells: Sequence[CellSummary],
-    answers: Mapping[Key, Answers],
+    given_answers: Mapping[tuple[str, float], Answers],
     trust: TrustStudy,
-    lengths: Mapping[Key, Lengths],
+    given_lengths: Mapping[tuple[str, float], Lengths] | None = None,
 ) -> dict[Key, OperatingPoint]:
+    """By target and concurrency, the arguments being those of `run_result`."""
+    if given_lengths is None:
+        given_lengths = {key: item_lengths(given) for key, given in given_answers.items()}
+    answers = {(target, int(b)): given for (target, b), given in given_answers.items()}
+    lengths = {(target, int(b)): given for (target, b), given in given_lengths.items()}
     points: dict[Key, OperatingPoint] = {}
     for key in dict.fromkeys((cell.target, cell.concurrency) for cell in cells):
         test = trust.test(*key)
@@ -131,8 +133,9 @@ def _points(
     return points
 
 
-class _Study:
-    """One run's curves, metric by metric."""
+class Compared:
+    """The figures by which a run's targets are compared with the reference, metric by metric: each cell's, and curves
+    of them."""
 
     def __init__(
         self,
@@ -221,7 +224,7 @@ class _Study:
                     concurrency=b,
                     running=_mean([cell.batch for cell in self._valid(name, b)]),
                     verified=all(cell.running_mean is not None for cell in self._valid(name, b)),
-                    values=tuple(self._value(side, b, repeat, metric, target) for repeat in self._repeats),
+                    values=tuple(self.value(side, b, repeat, metric, target) for repeat in self._repeats),
                     window_errors=self._window_errors(side, b, metric),
                 )
                 for (name, b), point in self._points.items()
@@ -229,7 +232,8 @@ class _Study:
             ),
         )
 
-    def _value(self, side: str, b: int, repeat: int, metric: str, target: str) -> float | None:
+    def value(self, side: str, b: int, repeat: int, metric: str, target: str) -> float | None:
+        """The figure of a cell of `side`, the target or the reference, in their comparison; None: not known."""
         cell = self._cells.get((side, b, repeat))
         if cell is None:
             return None
@@ -313,11 +317,12 @@ class _Study:
         """Standard error of the log ratio that comes from the choice of items, by concurrency."""
         if metric not in PER_QUERY:
             return None
-        errors = {b: self._item_error(target, b, metric) for name, b in self._points if name == target}
+        errors = {b: self.item_error(target, b, metric) for name, b in self._points if name == target}
         return {b: error for b, error in errors.items() if error is not None}
 
-    def _item_error(self, target: str, b: int, metric: str) -> float | None:
-        """The standard error of lengths and T_SI together: those of one item are not independent."""
+    def item_error(self, target: str, b: int, metric: str) -> float | None:
+        """The standard error of the log ratio that comes from the choice of items, of a metric of PER_QUERY: that of
+        lengths and of T_SI together, as those of one item are not independent."""
         if metric == "si":
             entry = self._indices.entry(target, b)
             return entry.si_item_error if entry is not None else None

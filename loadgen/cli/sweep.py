@@ -130,6 +130,7 @@ def command(
     from loadgen.load.openloop import CLOSED
     from loadgen.measure.config import configure
     from loadgen.measure.run import Interrupted, rehearse_rest, rehearse_sweep, resume_sweep, run_sweep
+    from loadgen.measure.search import price_sentence
     from loadgen.measure.settings import require_consent, resumed_config
     from loadgen.record.journal import resume_command, unfinished_cells
     from loadgen.record.manifest import read_manifest
@@ -160,6 +161,10 @@ def command(
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
             held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load
             result.print(f"repeat {block.repeat}  {block.target.name:12} {held}")
+        if plan.config.find:
+            result.print(f"{len(plan.cells)} cells to begin with; the search decides on the others by what they show")
+            result.print(f"{price_sentence(plan)}; nothing was started")
+            return
         result.print(f"{len(plan.cells)} cells, about {plan.expected_s / 60:.1f} min; nothing was started")
         return
 

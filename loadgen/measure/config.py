@@ -15,6 +15,7 @@ import msgspec
 from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import Arrivals, listed
+from loadgen.measure.search import WITHIN, metrics_sought, range_sought
 from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file
 from loadgen.notation import did_you_mean, entries, numerals, server_url, spelled, without_endpoint
 from loadgen.options import SweepOptions, complete, dashed, declared, takes
@@ -60,7 +61,11 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     dataset = o["dataset"] or ("sample" if simulated and o["data_file"] is None else "gsm8k")
     arrivals, rows = arrivals_of(o, dataset)
     sized = project.concurrency if project and not arrivals else None
-    levels = batch_sizes(sized if o["concurrency"] is None else o["concurrency"], arrivals)
+    find = metrics_sought(o, given, names, arrivals)
+    if find:
+        levels: tuple[int, ...] = range_sought(o["range"], max(sized) if sized else None)
+    else:
+        levels = batch_sizes(sized if o["concurrency"] is None else o["concurrency"], arrivals)
     check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * max(1, len(arrivals)), o["repeats"])
     _check_load(o, levels, arrivals)
     check_lengths(o, dataset)
@@ -96,6 +101,9 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         "answer_regex": None if pattern is None else compiled(pattern).pattern,
         "duration_s": None if requests is not None else o["duration"] or duration_s,
         "requests": requests,
+        "find": find,
+        "within": WITHIN if o["within"] is None else float(o["within"]),
+        "most_s": None if o["most_minutes"] is None else 60 * float(o["most_minutes"]),
         "start_sd": None if start_sd is None else start_share(float(start_sd)),
         "arrival": listed(arrivals),
         "slo": None if slo is None else str(Slo.parse(slo)),

@@ -241,6 +241,8 @@ def allow_open_files(config: SweepConfig) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+ITL_S = 0.01
+"""Between two tokens of a stream, of the servers for which the client is sized."""
 SURE_TOKENS_PER_S = {"raw": 25_600, "openai": 2_560}
 """Rates that one process takes on any core of the last ten years; up to them nothing is tried."""
 
@@ -250,16 +252,21 @@ def client_workers(config: SweepConfig, file: ManifestFile, observer: Observer) 
 
     The rate is not known before the first cell: a token to every stream each 10 ms is assumed, faster than servers of
     7B models decode at such a B. One answer holds for the whole run, all targets and later sessions, so that no target
-    has another client than its reference; it is in the manifest. An open loop is one process's.
+    has another client than its reference; it is in the manifest. An open loop is one process's. In a search only
+    the largest B is tried.
     """
     if config.arrival != CLOSED:
         return dict.fromkeys(config.concurrency, 1)
     known = file.manifest.client.workers
-    workers = {}
-    for b in config.concurrency:
+    workers: dict[int, int] = {}
+    for b in config.concurrency[-1:] if config.find else config.concurrency:
         workers[b] = known.get(str(b)) or config.workers or _tried(b, config.transport, file, observer)
     stored = {str(b): count for b, count in workers.items()}
     file.change(client=msgspec.structs.replace(file.manifest.client, workers=stored))
+    if config.find:
+        low, high = config.concurrency[0], config.concurrency[-1]
+        sure = int(SURE_TOKENS_PER_S[config.transport] * ITL_S)
+        return {b: workers[high] if b > sure else config.workers or 1 for b in range(low, high + 1)}
     return workers
 
 

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies
 from loadgen.measure.observer import Observer, Pace, Progress, Timetable
-from loadgen.record.cell import Cell, CellVerdict
+from loadgen.record.cell import Cell, CellVerdict, Step
 from loadgen.webserver import MetricsServer, listen
 
 LABELS = ("target", "precision", "concurrency", "arrival", "repeat")
@@ -141,6 +141,10 @@ class SweepMetrics(Observer):
         self._run = self._run or title
         self._run_info.labels(self._run, title, self._model, self._dataset).set(1)
         self._pace = Pace(timetable, self._now_ns)
+        self._tell_pace()
+
+    def step_begins(self, step: Step, timetable: Timetable) -> None:
+        self._pace.add(timetable)
         self._tell_pace()
 
     def progress(self, progress: Progress) -> None:

@@ -15,7 +15,7 @@ from loadgen.errors import UsageError
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Latencies, Window, inside
 from loadgen.load.openloop import Arrived
-from loadgen.record.cell import Cell, CellVerdict
+from loadgen.record.cell import Cell, CellVerdict, Step
 from loadgen.workload.grading import Grader
 
 
@@ -63,6 +63,9 @@ class Observer:
 
     def run_begins(self, title: str, timetable: Timetable, simulated: bool) -> None:
         pass
+
+    def step_begins(self, step: Step, timetable: Timetable) -> None:
+        """A search measures these cells next; `step.why` says where it stands."""
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
         pass
@@ -209,6 +212,12 @@ class Pace:
         self._now_ns = now_ns
         self._since_ns = now_ns()
         """When the cell, or the start, that runs now began."""
+
+    def add(self, timetable: Timetable) -> None:
+        """Further cells, of a search's next step."""
+        self._left_s |= dict(zip(timetable.cells, timetable.cells_s, strict=True))
+        self.cells += len(timetable.cells)
+        self.counts["left"] += len(timetable.cells)
 
     @property
     def ended(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -19,7 +19,7 @@ from loadgen.measure.config import api_key
 from loadgen.measure.machine import client_record, host_record
 from loadgen.measure.observer import Timetable
 from loadgen.measure.settings import as_stored
-from loadgen.record.cell import Block, Cell, SweepConfig, plan_blocks
+from loadgen.record.cell import Block, Cell, SweepConfig, plan_blocks, step_blocks
 from loadgen.record.journal import unfinished
 from loadgen.record.manifest import BodyChangesRecord, DatasetRecord, Manifest, PowerPlan, ProtocolRecord
 from loadgen.secret import Mask
@@ -36,6 +36,10 @@ from loadgen.workload.item import facts_of
 from loadgen.workload.protocol import Protocol, load_protocol
 from loadgen.workload.questions import warmup_items
 
+if TYPE_CHECKING:
+    from loadgen.search.design import Goal
+    from loadgen.search.price import Price
+
 EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0, "compose": 5.0}
 EXPECTED_START_S = {"simulated": 1.0, "target": 0.0, "serve": 90.0, "compose": 90.0}
 
@@ -48,6 +52,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     protocol: Protocol
     """As it is asked: `--api` and `--thinking` are in it."""
     blocks: tuple[Block, ...]
+    """Of a search those of the next step."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -93,6 +98,21 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     def expected_s(self) -> float:
         """A first guess of the sweep's length."""
         return self.timetable.expected_s
+
+    @property
+    def goal(self) -> Goal:
+        """What a search looks for, with what loadgen expects its cells and starts to take."""
+        from loadgen.search.readings import goal_of
+
+        table = self.timetable
+        return goal_of(self.config, max(table.cells_s, default=0.0), table.start_s)
+
+    @property
+    def price(self) -> Price:
+        """What a search is expected to take in all."""
+        from loadgen.search.price import expected
+
+        return expected(self.goal, self.config.sides)
 
     def _window_s(self, cell: Cell) -> float:
         """Its length as far as it is known: of a count of requests in an open loop, not in a closed one."""
@@ -185,11 +205,6 @@ def changes_record(changes: BodyChanges) -> BodyChangesRecord:
     return msgspec.convert({"refused": changes.refused, "limit_field": changes.limit_field}, BodyChangesRecord)
 
 
-def planned_blocks(config: SweepConfig) -> tuple[Block, ...]:
-    """Every block of the run, measured or not."""
-    return tuple(plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival))
-
-
 def plan_sweep(config: SweepConfig) -> SweepPlan:
     """Loads data and protocol; raises UsageError. Starts nothing, creates nothing but the cache of published files."""
     data_file, shots_file, platinum = (
@@ -218,12 +233,30 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     if config.thinking is not None:
         protocol = config.thinking.shape(protocol)
     protocol = replace(protocol, api=config.api or protocol.api)
-    return SweepPlan(config=config, dataset=dataset, protocol=protocol, blocks=planned_blocks(config))
+    if config.find:
+        from loadgen.search.readings import first_step
+
+        blocks = step_blocks(config.targets, [first_step(config)])
+    else:
+        blocks = plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
+    return SweepPlan(config=config, dataset=dataset, protocol=protocol, blocks=tuple(blocks))
 
 
-def plan_rest(run_dir: Path, config: SweepConfig) -> SweepPlan:
+def plan_rest(run_dir: Path, begun: Manifest, config: SweepConfig) -> SweepPlan:
     """The plan of what an interrupted run lacks; without blocks if it lacks nothing."""
-    return replace(plan_sweep(config), blocks=unfinished(run_dir, planned_blocks(config)))
+    return replace(plan_sweep(config), blocks=blocks_left(run_dir, begun))
+
+
+def blocks_left(run_dir: Path, manifest: Manifest) -> tuple[Block, ...]:
+    """The blocks with the cells that a run lacks; of a search those of the step that has begun or comes next."""
+    left = unfinished(run_dir, manifest.blocks)
+    if left or not manifest.config.find:
+        return left
+    from loadgen.search.readings import Readings
+
+    found = Readings(run_dir, manifest).search(manifest)
+    steps = (*manifest.steps, *([] if found.next is None else [found.next]))
+    return tuple(step_blocks(manifest.config.targets, steps)[len(manifest.blocks) :])
 
 
 GPU_MEMORY_UTILIZATION = 0.92
@@ -245,7 +278,8 @@ def cost_sentences(plan: SweepPlan, launches: Mapping[str, Launch], gpu_bytes: i
     minutes, starts = f"{plan.expected_s / 60:.1f} min", len(plan.blocks) if launches else 0
     what = f"{len(plan.cells)} cell{'s' * (len(plan.cells) != 1)}"
     what += f" and {starts} start{'s' * (starts != 1)} of a server" * bool(starts)
-    yield f"{what}: about {minutes}" + ", downloads apart" * bool(starts)
+    if not plan.config.find:  # its price is in the run's first line
+        yield f"{what}: about {minutes}" + ", downloads apart" * bool(starts)
     size = size_of(plan.config.model, online=True) if launches and plan.config.model else None
     yield from _downloads(launches, size)
     for name, launch in launches.items():

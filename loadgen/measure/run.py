@@ -29,14 +29,15 @@ from loadgen.measure.machine import (
 )
 from loadgen.measure.metrics import SweepMetrics
 from loadgen.measure.observer import Observer, Tee
-from loadgen.measure.plan import SweepPlan, changes_record, cost_sentences, plan_rest, plan_sweep, planned_blocks
+from loadgen.measure.plan import SweepPlan, blocks_left, changes_record, cost_sentences, plan_rest, plan_sweep
 from loadgen.measure.power import exporter_of, gpus_needed, gpus_placed, idle_power, plan_power, serving_gpus
 from loadgen.measure.preflight import Learned, Patience, learn_from
 from loadgen.measure.prompts import Prompts, lack_of_room
+from loadgen.measure.search import check_measured, price_sentence, upcoming
 from loadgen.measure.servers import Source, source_of
 from loadgen.measure.settings import Confirm, new_run_dir, remember, require_consent, resumed_config
 from loadgen.record.cell import SweepConfig
-from loadgen.record.journal import held, stored, unfinished
+from loadgen.record.journal import held, stored
 from loadgen.record.manifest import Manifest, ManifestFile, PowerPlan, read_manifest
 from loadgen.secret import Mask
 from loadgen.serving.facts import proxies_passed_by
@@ -73,8 +74,8 @@ def rehearse_rest(run_dir: Path, given: Mapping[str, Any], observer: Observer | 
     and nothing in the run changes."""
     begun = read_manifest(run_dir)
     config = resumed_config(run_dir, begun, given)
-    if not unfinished(run_dir, planned_blocks(config)):
-        return plan_rest(run_dir, config)
+    if not blocks_left(run_dir, begun):
+        return plan_rest(run_dir, begun, config)
     return _make_ready_again(run_dir, begun, config, observer or Observer()).plan
 
 
@@ -86,6 +87,7 @@ def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -
     power = _planned_power(config, source)
     plan = plan_sweep(config)
     _check_room(plan, source)
+    check_measured(plan, power)
     with new_run_dir(config, keep=keep) as run_dir:
         if keep:
             source.make_missing(patience)
@@ -96,7 +98,7 @@ def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -
 
 def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, observer: Observer) -> _Ready:
     """What is left of an interrupted run."""
-    plan = plan_rest(run_dir, config)
+    plan = plan_rest(run_dir, begun, config)
     require_same_data(begun, plan.dataset_record, plan.protocol_record(BodyChanges()), plan.recipes)
     allow_open_files(config)
     source = source_of(replace(config, quantize_missing=False), begun.checkpoints)
@@ -196,7 +198,7 @@ def resume_sweep(
         config = resumed_config(run_dir, begun, given or {})
         for log in sorted((run_dir / "servers").glob("*.log")):
             mask_log(log, Mask(api_key(config)))
-        if not unfinished(run_dir, planned_blocks(config)):
+        if not blocks_left(run_dir, begun):
             observer.note(f"{run_dir} is complete, nothing is left to measure")
             return run_dir
         require_consent(run_dir, begun, given or {}, trusted=trusted, confirm=confirm)
@@ -215,7 +217,8 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
     write_facts(run_dir, plan.dataset.items)
     metrics = _metrics(plan, run_dir, observer, simulated=source.simulated)
     observer = Tee(observer, metrics)
-    observer.run_begins(_title(plan, file, source), plan.timetable, source.simulated)
+    timetable = replace(plan.timetable, cells=(), cells_s=()) if config.find else plan.timetable
+    observer.run_begins(_title(plan, file, source), timetable, source.simulated)
     blocks = BlockRun(plan, source, power, ready.learned.changes, file, observer, judge, Interrupt(), Prompts(plan))
     for warning in (*ready.warnings, *ready.learned.notes, *power.warnings):
         blocks.warn(warning)
@@ -238,7 +241,7 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
                 else:
                     file.add_idle(idle)
                     observer.note(f"before the first server: {idle}")
-            for block in plan.blocks:
+            for block in upcoming(plan, file, observer):
                 blocks.measure(block, workers, exporter_url)
     except KeyboardInterrupt:
         raise Interrupted(run_dir, hurried=interrupt.hurried) from None
@@ -253,9 +256,14 @@ def _title(plan: SweepPlan, file: ManifestFile, source: Source) -> str:
     config = plan.config
     title = (
         f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-        f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load} × {config.repeats} repeats"
+        f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load}"
+        + (f" × {config.repeats} repeats" if not config.find else "")
     )
-    if file.resumed:
+    if file.resumed and config.find:
+        title += f" · resumed in step {max(1, len(file.manifest.steps))}"
+    elif config.find:
+        title += f" · {price_sentence(plan)}"
+    elif file.resumed:
         whole = len(config.targets) * config.levels * config.repeats
         title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
     return title

@@ -24,6 +24,7 @@ from platformdirs import user_state_path
 
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
+from loadgen.measure.search import ONLY_OF_A_GRID, ONLY_OF_A_SEARCH
 from loadgen.options import METRICS_PORT, Acts, SweepOptions, complete, dashed, declared
 from loadgen.record.cell import SweepConfig, TargetSpec
 from loadgen.record.manifest import Manifest
@@ -108,6 +109,10 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     special = {"targets", "thinking", "out"}
     options = {name: getattr(config, option.field) for name, option in OPTIONS.items() if option.field not in special}
     del options["rate_scale"]  # it is in the rates of the arrival
+    options["range"] = f"{config.concurrency[0]}:{config.concurrency[-1]}"
+    options["most_minutes"] = None if config.most_s is None else config.most_s / 60
+    for name in ONLY_OF_A_GRID if config.find else ONLY_OF_A_SEARCH:
+        del options[name]
     options["extra_body"] = config.extra_body or None
     if config.mode == "target":
         options["targets"] = [f"{_label(spec)}={spec.url}" for spec in config.targets]

@@ -359,6 +359,12 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The address on which this run's own /metrics listens."""
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        """The targets' names, the reference first."""
+        others = (target.name for target in self.targets if target.name != self.reference)
+        return (self.reference, *others)
+
+    @property
     def load(self) -> str:
         """What every cell holds: "B 1,16", of an open loop "poisson:20, at most 1024 in flight"; what a search looks
         for."""

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from loadgen.load.openloop import CLOSED
 from loadgen.measure.observer import Observer, Pace, Progress, Timetable
-from loadgen.record.cell import Cell, CellVerdict
+from loadgen.record.cell import Cell, CellVerdict, Step
 from loadgen.reports.rows import NAME, SHORT, Column, Table, right, shown_held, table_of
 from loadgen.reports.textable import fitting, lines_of, wrapped
 from loadgen.secret import visible_line, visible_message
@@ -120,7 +120,11 @@ class PlainView(Observer):
         self._simulated = simulated
         if simulated:
             self._say(f"{STAMP}: no GPU is measured, the servers are a cost model")
-        self._say(f"{title}; about {_duration(timetable.expected_s)}")
+        self._say(f"{title}; about {_duration(timetable.expected_s)}" if timetable.cells else title)
+
+    def step_begins(self, step: Step, timetable: Timetable) -> None:
+        self._pace.add(timetable)
+        self._say(_step_line(step))
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
         self._say(f"{name}: starting")
@@ -168,7 +172,7 @@ class LiveView(PlainView):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._title = ""
+        self._title = self._search = ""
         self._status = ""
         self._live = Live(
             console=console, refresh_per_second=4, transient=True, get_renderable=self.drawn,
@@ -189,6 +193,10 @@ class LiveView(PlainView):
         super().run_begins(title, timetable, simulated)
         self._title = f"{STAMP} · {title}" if simulated else title
 
+    def step_begins(self, step: Step, timetable: Timetable) -> None:
+        super().step_begins(step, timetable)
+        self._search = _step_line(step)
+
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
         self._status = f"{name}: starting"
 
@@ -203,6 +211,7 @@ class LiveView(PlainView):
         progress, pace = self._progress, self._pace
         width, height = self._console.size
         head = [Text(line, style="bold red" if self._simulated else "bold") for line in _cut(self._title, width)]
+        head += [Text(line) for line in _cut(self._search, width)] if self._search else []
         running = ShownCell(place=pace.ended + 1, cell=progress.cell, last=progress) if progress is not None else None
         doubted = "".join(
             f", {pace.counts[state]} {words}"
@@ -241,6 +250,11 @@ class LiveView(PlainView):
             *(Text(line, style=styles.get(state, "cyan")) for line, state in zip(rows, states, strict=True)),
             *(Text(line, style="yellow") for line in why),
         ]
+
+
+def _step_line(step: Step) -> str:
+    """Where a search stands, and what it measures next."""
+    return f"search, step {step.repeat} ({step.phase}): {step.why}"
 
 
 def _table(shown: Sequence[ShownCell], *, simulated: bool) -> Table:

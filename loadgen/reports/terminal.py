@@ -234,11 +234,14 @@ def _head(run: Run, *, simulated: bool) -> str:
     config, dataset = run.manifest.config, run.manifest.dataset
     targets, repeats = len(config.targets), config.repeats
     load = run.arrival or f"B {', '.join(map(str, config.concurrency))}"
+    measured = f"{targets} target{'s' * (targets > 1)} × {load} × {repeats} repeat{'s' * (repeats > 1)}"
+    if config.find:
+        measured = f"{targets} targets, {config.load}, {len(run.manifest.steps)} steps"
     parts = [
         f"{STAMP}: a cost model's figures, no GPU's" if simulated else "",
         subject(run),
         f"{dataset.name}, {dataset.items} items",
-        f"{targets} target{'s' * (targets > 1)} × {load} × {repeats} repeat{'s' * (repeats > 1)}",
+        measured,
         cells_valid(run.cells),
         f"good: {run.analysis.slo}" if run.analysis.slo else "",
     ]

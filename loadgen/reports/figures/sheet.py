@@ -24,7 +24,7 @@ from loadgen.folder import Folder
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.words import MINUS, NOT_KNOWN, interval, known, number
 
-Section = Literal["answer", "paper", "latency", "time"]
+Section = Literal["answer", "search", "paper", "latency", "time"]
 
 
 class Scale(msgspec.Struct, frozen=True):

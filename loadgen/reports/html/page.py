@@ -52,9 +52,9 @@ def _conditions(manifest: Manifest) -> str:
     parts = [
         f"{dataset.name}, {dataset.items} items",
         f"protocol {protocol.name}, {protocol.api}, at most {protocol.max_tokens} tokens",
-        f"B {b}" if config.arrival == CLOSED else f"{config.arrival}, at most {b} in flight",
+        config.load if config.find or config.arrival != CLOSED else f"B {b}",
         f"windows of {window}",
-        f"{config.repeats} repeats",
+        f"{len(manifest.steps)} steps" if config.find else f"{config.repeats} repeats",
         _started(manifest),
     ]
     return " · ".join(part for part in parts if part)
@@ -201,6 +201,7 @@ def _sections(run: Run, figures: Sequence[Figure]) -> list[tuple[str, str, str, 
 
     compared, traffic = f"Against {run.analysis.reference}", "Arrivals and goodput" if run.arrival else "Goodput"
     contents = [
+        ("search", "The search for B*", "step by step", join((sections.search(run), drawn("search")))),
         ("compared", compared, f"verdicts with their reasons{'' if run.arrival else '; ratios B by B'}", in_full(run)),
         ("result", "Result", f"every figure, by target and {'rate' if run.arrival else 'B'}", sections.result(run)),
         ("curves", "Curves", f"each metric over the {'rate' if run.arrival else 'batch'}", drawn("answer")),

@@ -17,6 +17,7 @@ from loadgen.analysis.warnings import checkpoint_notes, planned_cells
 from loadgen.reports import rows
 from loadgen.reports.html.markup import Html, element, items, join, table
 from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column, table_of
+from loadgen.search.story import Chapter
 from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, count, interval, number, percent, percents, span, spanned
 
 AGAINST = (
@@ -222,6 +223,43 @@ def crossovers(run: Run) -> Html:
     curves = [f"{curve.target}: {curve.sentence}" for curve in run.analysis.cor_curves if curve.sentence]
     heading = element("h3", "COR, tokens/s of the reference over the target's, less 1")
     return join((made, heading, items(curves))) if curves else made
+
+
+_STEPS = (
+    Column[Chapter]("step", lambda step: str(step.repeat)),
+    Column[Chapter]("phase", lambda step: step.phase, SHORT),
+    Column[Chapter]("measured", lambda step: _started(step), TEXT),
+    Column[Chapter]("where it stood, and why this was next", lambda step: step.why, TEXT),
+)
+KEPT = (
+    "The servers ran all the time: what another start of a server changes (memory layout, kernels, clocks; 0.3 to 2% "
+    "from start to start in other studies) is in no interval."
+)
+
+
+def search(run: Run) -> Html:
+    """What a search for B* found, and its steps; empty of a grid."""
+    story = run.analysis.search
+    if story is None:
+        return Html("")
+    answers = items([f"{_METRICS[answer.metric]}: {answer.sentence}" for answer in story.answers])
+    goal = (
+        f"Goal: every B* from B = {story.range[0]} to {story.range[1]} within {percent(story.within)}. The steps "
+        "called locate are in no interval; the intervals rest on the repeats."
+    )
+    if run.manifest.config.mode == "target":
+        goal += f" {KEPT}"
+    if not story.ended:
+        goal += " The search has not ended: loadgen sweep --resume goes on."
+    told = run_table(run, _STEPS, story.chapters, "Steps of the search")
+    return join((answers, element("p", goal, class_="small"), told))
+
+
+def _started(step: Chapter) -> str:
+    """As "fp16, awq at B = 1, 16"."""
+    alike = dict.fromkeys(start.concurrency for start in step.starts)
+    sides = {b: [start.side for start in step.starts if start.concurrency == b] for b in alike}
+    return "; ".join(f"{', '.join(names)} at B = {', '.join(map(str, b))}" for b, names in sides.items())
 
 
 def _b_star(crossing: Crossing | None) -> str:
