@@ -63,7 +63,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     sized = project.concurrency if project and not arrivals else None
     find = metrics_sought(o, given, names, arrivals)
     if find:
-        levels: tuple[int, ...] = range_sought(o["range"], max(sized) if sized else None)
+        levels: tuple[int, ...] = range_sought(o["range"], max(batch_sizes(sized)) if sized else None)
     else:
         levels = batch_sizes(sized if o["concurrency"] is None else o["concurrency"], arrivals)
     check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * max(1, len(arrivals)), o["repeats"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -27,7 +27,7 @@ ONLY_OF_A_GRID = ("concurrency", "repeats")
 
 
 def metrics_sought(
-    o: SweepOptions, given: Mapping[str, Any], names: Sequence[str], arrivals: Collection[Arrivals]
+    o: SweepOptions, given: Mapping[str, Any], names: Sequence[str], arrivals: Sequence[Arrivals]
 ) -> tuple[str, ...]:
     """The metrics that `--find` names; none where a grid is measured. Raises UsageError for an unknown one, and for
     options that a search, or a grid, does not take."""

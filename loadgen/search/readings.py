@@ -20,14 +20,15 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.energy import PowerData, Server, read_power
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy, index_study
-from loadgen.analysis.runresult import Compared, operating_points
+from loadgen.analysis.runresult import PER_QUERY, Compared, operating_points
 from loadgen.analysis.trust.study import TrustStudy, study
 from loadgen.errors import UsageError
 from loadgen.record.cell import Cell, Step, SweepConfig, step_blocks
 from loadgen.record.journal import CellStart, cell_end, cell_file, read_records, why_unfinished
 from loadgen.record.manifest import Manifest
 from loadgen.search.answer import Answer, FoundCrossing
-from loadgen.search.design import Goal, Noise, Reading, Search, search
+from loadgen.search.design import Goal, Reading, Search, search
+from loadgen.search.root import Noise
 from loadgen.search.story import Chapter, Story, story_of
 from loadgen.workload.grading import Grader
 from loadgen.workload.item import read_facts
@@ -242,6 +243,7 @@ class Readings:
             concurrency=cell.concurrency,
             running=cell.batch if cell.validity.valid else None,
             values={metric: self._value(compared, cell, metric) for metric in self._metrics},
+            item_errors=self._item_errors(compared, cell),
         )
 
     def _value(self, compared: Compared, cell: CellSummary, metric: str) -> float | None:
@@ -255,3 +257,9 @@ class Readings:
         of_reference = [compared.value(self._reference, b, repeat, metric, name) for name in (first, target)]
         with_first, with_target = of_reference
         return value * with_first / with_target if with_first and with_target else None
+
+    def _item_errors(self, compared: Compared, cell: CellSummary) -> dict[str, float]:
+        if cell.target == self._reference:
+            return {}
+        errors = {m: compared.item_error(cell.target, cell.concurrency, m) for m in self._metrics if m in PER_QUERY}
+        return {metric: error for metric, error in errors.items() if error is not None}

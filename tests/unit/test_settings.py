@@ -32,6 +32,8 @@ BEGUN: list[dict[str, Any]] = [
     {"targets": {"fp16": URL}, "api": "chat", "thinking": "on", "thinking_budget": 100, "max_tokens": 900},
     {"targets": {"fp16": URL}, "arrival": "poisson:20", "slo": "ttft:200ms,tpot:50ms", "repeats": 2},
     {"arrival": "constant:5", "concurrency": "64", "answer_regex": r"ANS=(\d+)", "platinum_file": "p"},
+    {"find": "tokens_per_s,energy_per_query_j", "range": "2:64", "within": "5%", "most_minutes": 30.0},
+    {"serve": "fp16,awq=a/b", "model": "m", "find": ["si"], "start_sd": "1%"},
     {"targets": {"fp16": URL}, "workers": 2, "max_error_rate": 0.1},
     {"targets": {"fp16": URL}, "extra_body": {"top_k": 1, "seed": None}, "drain": 90.0, "wait_ready": 5.0},
     {"targets": {"fp16": URL}, "fixed_length": 128, "transport": "openai", "data_file": "rows.jsonl", "repeats": 1},
