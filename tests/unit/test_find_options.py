@@ -47,7 +47,7 @@ def test_servers_that_are_launched_hold_the_largest_b_of_the_range() -> None:
         ({"find": "si", "targets": {"fp16": TWO["fp16"]}}, "--find compares targets, and fp16 is alone"),
         ({"find": "si", "range": "256:1"}, "--range 256:1: write the lowest and the highest B"),
         ({"find": "si", "range": "62"}, "--range 62: write the lowest and the highest B, as in 1:256 (in YAML as"),
-        ({"find": "si", "within": "60%"}, "--within 60%: give a share above 0 and below 50%"),
+        ({"find": "si", "within": "60%"}, "--within 60%: give a share below 50%"),
         ({"range": "1:16"}, "--range 1:16 needs --find METRIC"),
         ({"within": "5%"}, "--within 5% needs --find METRIC"),
         ({"most_minutes": 5}, "--most-minutes 5 needs --find METRIC"),
