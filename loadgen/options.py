@@ -322,6 +322,13 @@ class RunOptions(SweepOptions, total=False):
         False)]
 
 
+class OutputOptions(TypedDict, total=False):
+    """What `loadgen sweep`, `report` and `compare` take besides: a Python program has the data itself."""
+
+    format: Annotated[Literal["table", "json", "csv", "markdown"], Option(
+        "FORMAT", "The result on stdout: table, json, csv or markdown.", RUN, "table")]
+
+
 class ReportOptions(TypedDict, total=False):
     """What `loadgen.report` takes."""
 

@@ -1,15 +1,14 @@
-"""The end of a sweep in a terminal: the figures that decide, as a grid, and the report's answer, for any width."""
+"""The end of a sweep in a terminal: a table of the figures that decide, and the report's answer, for any width."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pandas as pd
+from msgspec.structs import replace
 from rich.console import Console
 
 from loadgen.analysis.analyse import Analysis
@@ -17,107 +16,159 @@ from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.indices.study import TrapOverBatches
 from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.trust.study import TrustTest
-from loadgen.reports.rows import RATE, B, Column, CsvRow, cells_valid, right, shown_held, traffic_sentences
+from loadgen.reports.rows import (
+    NAME,
+    RATE,
+    SHORT,
+    B,
+    Column,
+    CsvRow,
+    Table,
+    cells_valid,
+    repeats_valid,
+    right,
+    shown_held,
+    table_of,
+    traffic_sentences,
+)
+from loadgen.reports.textable import Lines, fitting, lines_of, wrapped
 from loadgen.secret import VisibleStream, visible
 from loadgen.serving.metrics import UNVERIFIED
-from loadgen.words import STAMP, number, percent
+from loadgen.words import STAMP, known, number, percent
 
-BETWEEN = " │ "
-ALWAYS = (
-    Column[CsvRow]("tok/s", lambda row: number(row["tokens_per_s"])),
-    Column[CsvRow]("J/query", lambda row: number(row["energy_per_query_j"])),
-    Column[CsvRow]("good/s", lambda row: number(row["goodput_per_s"])),
-    Column[CsvRow]("good %", lambda row: percent(row["goodput_share"], 1, unit="")),
-    Column[CsvRow]("right %", lambda row: right(row["accuracy"], row.get("questions"))),
+FIGURES = (
+    Column[CsvRow]("running\nmean", lambda row: number(row["running_mean"], 2)),
+    Column[CsvRow]("tok/s\nmean", lambda row: number(row["tokens_per_s"])),
+    Column[CsvRow]("TTFT ms\np50", lambda row: number(row["ttft_ms_p50"], 1)),
+    Column[CsvRow]("TTFT ms\np99", lambda row: number(row["ttft_ms_p99"], 1)),
+    Column[CsvRow]("TPOT ms\np50", lambda row: number(row["tpot_ms_p50"], 2)),
+    Column[CsvRow]("E2E ms\np50", lambda row: number(row["e2e_ms_p50"], 0)),
+    Column[CsvRow]("E2E ms\np99", lambda row: number(row["e2e_ms_p99"], 0)),
+    Column[CsvRow]("W\nmean", lambda row: number(row["power_w_mean"], 0)),
+    Column[CsvRow]("J/token\nmean", lambda row: number(row["energy_per_token_j"])),
+    Column[CsvRow]("J/query\nmean", lambda row: number(row["energy_per_query_j"])),
+    Column[CsvRow]("good/s\nmean", lambda row: number(row["goodput_per_s"])),
+    Column[CsvRow]("good\n%", lambda row: percent(row["goodput_share"], 1, unit="")),
+    Column[CsvRow]("right\n%", lambda row: right(row["accuracy"], row.get("questions"))),
+    Column[CsvRow]("requests\nn", lambda row: number(row["requests"] or None, 0)),
+    Column[CsvRow]("\nvalid", lambda row: _valid(row), SHORT),
 )
-IF_ROOM = (
-    Column[CsvRow]("running", lambda row: number(row["running_mean"], 2)),
-    Column[CsvRow]("TPOT ms", lambda row: number(row["tpot_ms_p50"], 2)),
-    Column[CsvRow]("TTFT ms", lambda row: number(row["ttft_ms_p50"], 1)),
-    Column[CsvRow]("W", lambda row: number(row["power_w_mean"], 0)),
-)
+DISPENSABLE = (
+    "E2E ms\np50", "E2E ms\np99", "W\nmean", "J/token\nmean", "good\n%", "TPOT ms\np50", "running\nmean",
+    "requests\nn", "TTFT ms\np99", "TTFT ms\np50", "right\n%", "good/s\nmean", "J/query\nmean", "\nvalid",
+)  # fmt: skip
+"""Columns that a narrow terminal omits, the first ones first."""
+COMPARED = {
+    "tok/s\nmean": ("tokens_per_s", True),
+    "J/token\nmean": ("energy_per_token_j", False),
+    "J/query\nmean": ("energy_per_query_j", False),
+    "good/s\nmean": ("goodput_per_s", True),
+    "right\n%": ("accuracy", True),
+}
+"""Figures with an interval, and whether more is better."""
+BEST = "*"
+MARK = "{}" + BEST
+FEW_REQUESTS = 100
+MOST_ROWS = 32
+"""Of the table; of more, some B are left out."""
+EVERYTHING = "--format csv and report.html have all"
 
 
-class _Block(msgspec.Struct, frozen=True):
-    """One figure at some batches: a heading, a line of batches and a line per target."""
-
-    heading: str
-    columns: tuple[tuple[str, ...], ...]
-
-    @property
-    def widths(self) -> list[int]:
-        widths = [max(map(len, column)) for column in self.columns]
-        return [widths[0] + max(len(self.heading) - sum(widths) - len(widths) + 1, 0), *widths[1:]]
-
-    @property
-    def width(self) -> int:
-        return sum(self.widths) + len(self.widths) - 1
-
-    def lines(self) -> list[str]:
-        rows = zip(*self.columns, strict=True)
-        cells = [[text.rjust(width) for text, width in zip(row, self.widths, strict=True)] for row in rows]
-        return [self.heading.rjust(self.width), *map(" ".join, cells)]
+def _valid(row: CsvRow) -> str:
+    """ "2/3, energy 1/3": the repeats with a valid load, and a quantity of fewer; empty where all are valid."""
+    load, *others = repeats_valid(row).split(", ")
+    fewer = [text for text in others if int(text.split(" ")[1].split("/")[0]) < row["valid"]]
+    return "" if row["valid"] == row["repeats"] and not fewer else ", ".join((load, *fewer))
 
 
-def grid_lines(
-    summary: pd.DataFrame, reference: str, width: int, *, simulated: bool, concurrency: str = B
-) -> list[str]:
-    """Every target's throughput, energy, goodput and accuracy at every B, the reference's running batch in the last
-    line. `concurrency` is what to call B.
+def best_target(rows: Sequence[CsvRow], figure: str, *, highest: bool) -> str | None:
+    """The target whose 95% interval of the figure lies beyond those of all others, of two rows or more; None where one
+    is not known or they overlap."""
+    ends = [(row[f"{figure}_lo"], row[f"{figure}_hi"]) for row in rows]
+    if len(rows) < 2 or not all(known(end) for both in ends for end in both):
+        return None
+    signed = ends if highest else [(-hi, -lo) for lo, hi in ends]
+    first = max(range(len(rows)), key=lambda place: signed[place][0])
+    others = (hi for place, (_, hi) in enumerate(signed) if place != first)
+    return str(rows[first]["target"]) if signed[first][0] > max(others) else None
 
-    A figure that was not measured anywhere is omitted; TPOT, TTFT and power are added where `width` has room for them.
-    What is too wide is continued below, never cut.
+
+def result_table(
+    summary: pd.DataFrame,
+    *,
+    simulated: bool,
+    concurrency: str = B,
+    mark: str = "{}" + BEST,
+    most_rows: int | None = None,
+) -> tuple[Table, list[str]]:
+    """A row per B and target, the targets of a B below each other, without figures that were not measured anywhere; and
+    the B that are left out of more than `most_rows` rows.
+
+    `concurrency` is what to call B; `mark` shows the best figure at a B, as `best_target` finds it among all targets.
     """
-    rows = {(row["target"], held_in(row)): row for row in summary.to_dict("records")}
-    batches = sorted({b for _, b in rows})
     targets = list(dict.fromkeys(summary["target"]))
-    names = [STAMP if simulated else "", concurrency, *targets]
-    left = max(map(len, names))
-    room = width - left - len(BETWEEN)
-
-    def blocks(figure: Column[CsvRow]) -> list[_Block]:
-        """One, or several where not all batches fit side by side; none of what was not measured."""
-        found: list[_Block] = []
-        for b in batches:
-            column = (shown_held(b), *(figure.show(rows[t, b]) if (t, b) in rows else "" for t in targets))
-            wider = _Block(figure.heading, (*found[-1].columns, column)) if found else None
-            if wider is not None and wider.width <= room:
-                found[-1] = wider
-            else:
-                found.append(_Block(figure.heading, (column,)))
-        return found if any(any(column[1:]) for block in found for column in block.columns) else []
-
-    shown = [block for figure in ALWAYS for block in blocks(figure)]
-    for figure in IF_ROOM:
-        more = [*shown, *blocks(figure)]
-        if _width(more) > room:
-            break
-        shown = more
-    bands: list[list[_Block]] = []
-    for block in shown:
-        if bands and _width([*bands[-1], block]) <= room:
-            bands[-1].append(block)
-        else:
-            bands.append([block])
-    lines = [
-        f"{name:<{left}}{BETWEEN}{BETWEEN.join(row)}".rstrip()
-        for band in bands
-        for name, row in zip(names, zip(*(block.lines() for block in band), strict=True), strict=True)
-    ]
-    if not any(block.heading == "running" for block in shown):
-        lines += textwrap.wrap(_running(summary, reference), width)
-    return lines + textwrap.wrap(_unverified(summary), width)
+    by_held: dict[float, list[CsvRow]] = {}
+    for row in sorted(summary.to_dict("records"), key=lambda row: (held_in(row), targets.index(row["target"]))):
+        by_held.setdefault(held_in(row), []).append(row)
+    kept = _spread(list(by_held), max(most_rows // len(targets), 2)) if most_rows else list(by_held)
+    rows = [row for held in kept for row in by_held[held]]
+    firsts = {(held, by_held[held][0]["target"]): shown_held(held) for held in kept}
+    stamp = STAMP if simulated else ""
+    columns = (
+        Column[CsvRow](
+            f"\n{concurrency}", lambda row: shown_held(held_in(row)) * ((held_in(row), row["target"]) in firsts)
+        ),
+        Column[CsvRow](f"{stamp}\ntarget", lambda row: str(row["target"]), NAME),
+        *FIGURES,
+    )
+    table = table_of(columns, rows)
+    shown = [list(texts) for texts in table.rows]
+    for place, heading in enumerate(table.headings):
+        figure, highest = COMPARED.get(heading, ("", True))
+        complete = [held for held in kept if len(by_held[held]) == len(targets) and figure]
+        best = {held: best_target(by_held[held], figure, highest=highest) for held in complete}
+        gap = " " * len(mark.format("")) if any(best.values()) else ""
+        for texts, row in zip(shown, rows, strict=True):
+            is_best = best.get(held_in(row)) == row["target"]
+            texts[place] = mark.format(texts[place]) if is_best else texts[place] and texts[place] + gap
+    table = replace(table, rows=[tuple(texts) for texts in shown])
+    return table.filled, [shown_held(held) for held in by_held if held not in kept]
 
 
-def _width(blocks: Sequence[_Block]) -> int:
-    return sum(block.width for block in blocks) + len(BETWEEN) * (len(blocks) - 1)
+def _spread(values: Sequence[float], most: int) -> list[float]:
+    """At most so many of the values, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[place] for place in sorted({round(k * (len(values) - 1) / (most - 1)) for k in range(most)})]
 
 
-def _running(summary: pd.DataFrame, reference: str) -> str:
-    """The x axis of every curve: what ran where so much was asked for."""
-    rows = summary[(summary["target"] == reference) & summary["running_mean"].notna()].to_dict("records")
-    pairs = [f"{number(row['running_mean'], 2)} at {shown_held(held_in(row))}" for row in sorted(rows, key=held_in)]
-    return f"running batch of {reference}: {', '.join(pairs)}" if pairs else ""
+def table_lines(summary: pd.DataFrame, width: int, *, simulated: bool, concurrency: str = B) -> Lines:
+    """`result_table` within `width`, what its figures are, and what was left out of it."""
+    whole, held = result_table(summary, simulated=simulated, concurrency=concurrency, most_rows=MOST_ROWS)
+    table, columns = fitting(whole, width, DISPENSABLE)
+    head, rows = lines_of(table, width)
+    omitted = [f"{concurrency} = {', '.join(held)}"] if held else []
+    omitted += [heading.replace("\n", " ").strip() for heading in columns]
+    missing = f"Left out at {width} columns: {', '.join(omitted)}; {EVERYTHING}." if omitted else ""
+    told = (meaning(summary, table), missing, _unverified(summary))
+    return [*head, *rows, *(line for text in told for line in wrapped(text, width))]
+
+
+def meaning(summary: pd.DataFrame, table: Table) -> str:
+    """What the statistics in the table's headings are, and what its mark is."""
+    repeats = summary["repeats"].max()
+    over = f"of each repeat's window, averaged over {repeats} repeats" if repeats > 1 else "of the window"
+    counted = f"; n: requests in {'all windows' if repeats > 1 else 'it'}" * ("requests\nn" in table.headings)
+    statistics = [name for name in ("mean", "p50", "p99") if any(name in heading for heading in table.headings)]
+    parts = [f"{', '.join(statistics)}: {over}{counted}."]
+    if "p99" in statistics and (summary["requests"] < FEW_REQUESTS * summary["repeats"]).any():
+        parts.append(f"A p99 of fewer than {FEW_REQUESTS} requests is about the slowest.")
+    if summary["target"].nunique() > 1:
+        marked = any(BEST in text for row in table.rows for text in row[2:])
+        why = "one repeat has no interval" if repeats == 1 else "95% intervals overlap or are not known"
+        best = f"{BEST} best at its {table.headings[0].strip()}: 95% interval apart from all others."
+        parts.append(best if marked else f"No best is marked: {why}.")
+    return " ".join(parts)
 
 
 def _unverified(summary: pd.DataFrame) -> str:
@@ -127,7 +178,7 @@ def _unverified(summary: pd.DataFrame) -> str:
     return f"{UNVERIFIED}: {targets} by requests in flight, not by what the server ran" if targets else ""
 
 
-MOST_LINES = 34
+MOST_LINES = 46
 SHARES = {
     "truncated_rate": "truncated",
     "unparsed_rate": "unparsed",
@@ -148,7 +199,6 @@ LABELS = {
 """What is reported of a target, the most important first."""
 _INDENT = 2
 _BESIDE = _INDENT + 1 + max(map(len, LABELS.values()))
-Lines = list[str]
 
 
 class _Console(Console):
@@ -211,13 +261,13 @@ def end_lines(run: Run, width: int) -> Lines:
     """
     simulated = run.manifest.simulated
     held = B if run.arrival is None else RATE
-    head = _wrapped(_head(run, simulated=simulated), width)
-    head += grid_lines(run.summary, run.analysis.reference, width, simulated=simulated, concurrency=held)
+    head = wrapped(_head(run, simulated=simulated), width)
+    head += table_lines(run.summary, width, simulated=simulated, concurrency=held)
     head += answered_lines(run.summary, width)
-    head += _wrapped(terms(run.analysis, briefly=True), width)
+    head += wrapped(terms(run.analysis, briefly=True), width)
     report = f"Report: {run.path / 'report.html'}"
     room = MOST_LINES - len(head) - -(-len(report) // width) - 1
-    warnings = [_wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]
+    warnings = [wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]
     shown, left_answers = _fitting_answers(_answers(run, width), room - sum(map(len, warnings[:1])))
     left_warnings = len(warnings)
     for warning in warnings:
@@ -266,7 +316,7 @@ def answered_lines(summary: pd.DataFrame, width: int) -> Lines:
     return [
         line
         for words, targets in by_words.items()
-        for line in _wrapped(f"answers{'' if every else ' of ' + ', '.join(targets)}: {words}", width, indent=_INDENT)
+        for line in wrapped(f"answers{'' if every else ' of ' + ', '.join(targets)}: {words}", width, indent=_INDENT)
     ]
 
 
@@ -304,11 +354,11 @@ def _answers(run: Run, width: int) -> list[list[Lines]]:
     stamp = f" ({STAMP})" if analysis.simulated else ""
     return [
         [
-            _wrapped(
+            wrapped(
                 f"{target}{'' if target == analysis.reference else f' against {analysis.reference}'}{stamp}", width
             ),
             *(
-                _wrapped(f"{'':{_INDENT}}{label:<{_BESIDE - _INDENT}}{of_target[name]}", width, indent=_BESIDE)
+                wrapped(f"{'':{_INDENT}}{label:<{_BESIDE - _INDENT}}{of_target[name]}", width, indent=_BESIDE)
                 for label, name in _labelled(of_target)
             ),
         ]
@@ -342,11 +392,3 @@ def _fitting_answers(targets: Sequence[Sequence[Lines]], room: int) -> tuple[Lin
 def _fitting(verdict: Crossover | TrapOverBatches | TrustTest, width: int) -> str:
     """Its sentence where a line after a label has room for it, else the brief one."""
     return verdict.sentence if len(verdict.sentence) <= width - _BESIDE else verdict.brief
-
-
-def _wrapped(text: str, width: int, *, indent: int = 0, most: int | None = None) -> Lines:
-    """Broken between words alone; of a text of more than `most` lines the end is omitted."""
-    return textwrap.wrap(
-        text, max(width, indent + 20), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False,
-        max_lines=most, placeholder=" …",
-    )  # fmt: skip
