@@ -356,9 +356,14 @@ def read_table(folder: Path, name: str, **options: Any) -> pd.DataFrame:
 
 
 def write_csv(frame: pd.DataFrame, folder: Path, name: str) -> None:
-    """A table without its index; texts, which may be a server's, are `visible_cell`."""
+    """Writes `csv_text` of a table into a file of the folder."""
     with Folder(folder).replacing(name) as file:
-        _with_texts(frame, visible_cell).to_csv(file, index=False, mode="wb")
+        file.write(csv_text(frame).encode())
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table without its index; texts, which may be a server's, are `visible_cell`."""
+    return str(_with_texts(frame, visible_cell).to_csv(index=False))
 
 
 def read_csv(folder: Path, name: str, texts: Sequence[str] = ()) -> pd.DataFrame:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from loadgen.cli import CONTEXT, Command
+from loadgen.cli import CONTEXT, Command, completed, parameters
 from loadgen.errors import UsageError
+from loadgen.options import OutputOptions
 
 
-@click.command("compare", cls=Command, context_settings=CONTEXT)
+@click.command("compare", cls=Command, context_settings=CONTEXT, params=parameters(OutputOptions))
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--size", "sizes", metavar="NAME=N", multiple=True,
               help="Parameters of a run's, model's or target's model, as 7.25B. Repeatable.")  # fmt: skip
@@ -19,7 +20,9 @@ from loadgen.errors import UsageError
               help="Also another tool's result: vllm-bench, guidellm or aiperf. Repeatable.")  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path),
               help="Write compare.csv, compare.json and compare.html there.")  # fmt: skip
-def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, ...], out: Path | None) -> None:
+def command(
+    runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, ...], out: Path | None, **_: Any
+) -> None:
     """Put several runs into one table: COR over model size with N*, and published figures compared with ours.
 
     \b
@@ -28,16 +31,15 @@ def command(runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, 
       loadgen compare runs/mistral-7b --size mistral-7b=7.25B --import vllm-bench:fp16=fp16.json
     """
     from loadgen import compare
-    from loadgen.reports.compare import print_comparison
-    from loadgen.reports.terminal import console_of
+    from loadgen.reports.output import write_comparison
 
-    size = {}
+    form, size = completed(OutputOptions)["format"], {}
     for entry in sizes:
         name, equals, number = entry.rpartition("=")
         if not equals or not name:
             raise UsageError(f"--size {entry} is not NAME=N; write --size RUN=7.25B")
         size[name] = number
     comparison = compare(*runs, size=size, imports=imports, out=out)
-    print_comparison(comparison, console_of(sys.stdout, width=160))
+    write_comparison(comparison, form)
     if out is not None:
-        click.echo(f"Report: {out / 'compare.html'}")
+        click.echo(f"Report: {out / 'compare.html'}", err=form != "table")

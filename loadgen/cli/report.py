@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from loadgen.cli import CONTEXT, Command, given_options, parameters
+from loadgen.cli import CONTEXT, Command, completed, given_options, parameters
 from loadgen.errors import UsageError
 from loadgen.notation import entries, number
-from loadgen.options import ReportOptions
+from loadgen.options import OutputOptions, ReportOptions
 
 
-@click.command("report", cls=Command, context_settings=CONTEXT, params=parameters(ReportOptions))
+@click.command(
+    "report", cls=Command, context_settings=CONTEXT, params=parameters(ReportOptions) + parameters(OutputOptions)
+)
 @click.argument("run", type=click.Path(path_type=Path))
 def command(run: Path, **_: Any) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
@@ -25,14 +26,15 @@ def command(run: Path, **_: Any) -> None:
       loadgen report runs/2026-11-22-091500-tiny --weights 0.6,0.2,0.2 --alpha 1
       loadgen report runs/2026-11-22-091500-tiny --slo ttft:200ms,tpot:50ms
       loadgen report /mnt/colleague/runs/a --out a-report
+      loadgen report runs/2026-11-22-091500-tiny --format markdown > result.md
     """
     from loadgen import report
-    from loadgen.reports.terminal import console_of, print_end
+    from loadgen.reports.output import write_run
 
-    options = given_options(ReportOptions)
+    options, form = given_options(ReportOptions), completed(OutputOptions)["format"]
     if "weights" in options:
         options["weights"] = _three(options["weights"])
-    print_end(report(run, **options), console_of(sys.stdout, width=200))
+    write_run(report(run, **options), form)
 
 
 def _three(text: str) -> tuple[float, float, float]:

@@ -13,11 +13,11 @@ from typing import Any
 import click
 import yaml
 
-from loadgen.cli import CONTEXT, Command, discard_stdout, given_options, parameters
+from loadgen.cli import CONTEXT, Command, completed, discard_stdout, given_options, parameters
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.notation import did_you_mean, spelled
-from loadgen.options import RUN, RunOptions, SweepOptions, declared
+from loadgen.options import RUN, OutputOptions, RunOptions, SweepOptions, declared
 from loadgen.secret import show_only_visible
 from loadgen.synonyms import elsewhere
 
@@ -100,7 +100,7 @@ class Sweep(Command):
                 formatter.write_dl(records)
 
 
-@click.command("sweep", cls=Sweep, context_settings=CONTEXT, params=parameters(RunOptions))
+@click.command("sweep", cls=Sweep, context_settings=CONTEXT, params=parameters(RunOptions) + parameters(OutputOptions))
 @click.option("--config", type=click.Path(path_type=Path), is_eager=True, expose_value=False, callback=_read_config,
               metavar="FILE", help="The same options as YAML; the command line wins.")  # fmt: skip
 @click.option(
@@ -135,9 +135,9 @@ def command(
     from loadgen.record.journal import resume_command, unfinished_cells
     from loadgen.record.manifest import read_manifest
     from loadgen.reports.live import PlainView
-    from loadgen.reports.terminal import console_of, print_end
+    from loadgen.reports.terminal import console_of
 
-    options = given_options(SweepOptions)
+    options, form = given_options(SweepOptions), completed(OutputOptions)["format"]
     if extra_args:
         if "vllm_args" in options:
             raise UsageError("--vllm-args and arguments behind `--` exclude each other; give all of them in one place")
@@ -176,6 +176,7 @@ def command(
     from loadgen.record.journal import cell_files
     from loadgen.reports.html import write_report
     from loadgen.reports.live import LiveView, QuietView
+    from loadgen.reports.output import write_run
 
     stop: Interrupted | None = None
     with contextlib.ExitStack() as stack:
@@ -198,7 +199,7 @@ def command(
             run = load_run(run_dir)
             write_report(run)
             with contextlib.suppress(BrokenPipeError):  # whoever read the table has gone; the run is complete
-                print_end(run, result)
+                write_run(run, form)
         discard_stdout()
     except KeyboardInterrupt:
         stop = stop or Interrupted(run_dir, hurried=True)

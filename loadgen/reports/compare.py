@@ -168,8 +168,8 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
         console.print(f"  {COR_MEANS}", highlight=False)
     _print_lines(console, "N*, the model size at which COR is zero", findings(comparison))
     _print_lines(console, "", [f"{c.source}: {c.verdict}; {c.evidence}" for c in comparison.claims])
-    _print_lines(console, "Published figures compared with ours", _published_lines(comparison.published))
-    _print_lines(console, "", _published_doubts(comparison.published))
+    _print_lines(console, "Published figures compared with ours", published_lines(comparison.published))
+    _print_lines(console, "", published_doubts(comparison.published))
     if comparison.imports:
         _print(console, "Imported from other tools, mean / p50 / p99, as they define them", "bold")
         print_table(console, table_of(IMPORTED, comparison.imports))
@@ -212,7 +212,7 @@ def _print_lines(console: Console, title: str, lines: Sequence[str]) -> None:
         _print(console, f"  and {len(lines) - MOST_LINES} more (--out DIR, compare.html)")
 
 
-def _published_lines(found: Sequence[PublishedMatch]) -> list[str]:
+def published_lines(found: Sequence[PublishedMatch]) -> list[str]:
     """A line each, ratios to theirs in brackets; why they may differ is one line for all."""
     return [
         f"{match.run}, {stamped(match.target, simulated=match.simulated)}, {_figure(match)}: "
@@ -222,7 +222,7 @@ def _published_lines(found: Sequence[PublishedMatch]) -> list[str]:
     ]
 
 
-def _published_doubts(found: Sequence[PublishedMatch]) -> list[str]:
+def published_doubts(found: Sequence[PublishedMatch]) -> list[str]:
     reasons = dict.fromkeys(reason for match in found for reason in match.differs)
     doubts = [f"they may differ because: {'; '.join(reasons)}"] if reasons else []
     if any(match.published.contradiction for match in found):

@@ -128,8 +128,8 @@ def result_table(
         complete = [held for held in kept if len(by_held[held]) == len(targets) and figure]
         best = {held: best_target(by_held[held], figure, highest=highest) for held in complete}
         gap = " " * len(mark.format("")) if any(best.values()) else ""
-        for texts, row in zip(shown, rows, strict=True):
-            is_best = best.get(held_in(row)) == row["target"]
+        for texts, entry in zip(shown, rows, strict=True):
+            is_best = best.get(held_in(entry)) == entry["target"]
             texts[place] = mark.format(texts[place]) if is_best else texts[place] and texts[place] + gap
     table = replace(table, rows=[tuple(texts) for texts in shown])
     return table.filled, [shown_held(held) for held in by_held if held not in kept]
@@ -154,8 +154,8 @@ def table_lines(summary: pd.DataFrame, width: int, *, simulated: bool, concurren
     return [*head, *rows, *(line for text in told for line in wrapped(text, width))]
 
 
-def meaning(summary: pd.DataFrame, table: Table) -> str:
-    """What the statistics in the table's headings are, and what its mark is."""
+def meaning(summary: pd.DataFrame, table: Table, *, mark: str = BEST) -> str:
+    """What the statistics in the table's headings are, and what the `mark` of a figure is."""
     repeats = summary["repeats"].max()
     over = f"of each repeat's window, averaged over {repeats} repeats" if repeats > 1 else "of the window"
     counted = f"; n: requests in {'all windows' if repeats > 1 else 'it'}" * ("requests\nn" in table.headings)
@@ -166,7 +166,7 @@ def meaning(summary: pd.DataFrame, table: Table) -> str:
     if summary["target"].nunique() > 1:
         marked = any(BEST in text for row in table.rows for text in row[2:])
         why = "one repeat has no interval" if repeats == 1 else "95% intervals overlap or are not known"
-        best = f"{BEST} best at its {table.headings[0].strip()}: 95% interval apart from all others."
+        best = f"{mark} best at its {table.headings[0].strip()}: 95% interval apart from all others."
         parts.append(best if marked else f"No best is marked: {why}.")
     return " ".join(parts)
 
@@ -178,7 +178,8 @@ def _unverified(summary: pd.DataFrame) -> str:
     return f"{UNVERIFIED}: {targets} by requests in flight, not by what the server ran" if targets else ""
 
 
-MOST_LINES = 46
+MOST_TOLD = 22
+"""Lines of answers and warnings: with the report's path they fill a terminal of 24 lines."""
 SHARES = {
     "truncated_rate": "truncated",
     "unparsed_rate": "unparsed",
@@ -256,19 +257,18 @@ def print_end(run: Run, console: Console) -> None:
 def end_lines(run: Run, width: int) -> Lines:
     """What was run, the figures, each target against the reference, warnings, and where the report is.
 
-    No more than `MOST_LINES` lines, unless the figures of many targets and B alone take more; none but the report's
-    path is longer than `width` (of 40 and more). What does not fit is counted, and is in the report.
+    No more than `MOST_TOLD` lines of answers and warnings; no line but the report's path is longer than `width` (of 40
+    and more). What does not fit is counted, and is in the report.
     """
     simulated = run.manifest.simulated
     held = B if run.arrival is None else RATE
-    head = wrapped(_head(run, simulated=simulated), width)
+    head = wrapped(head_of(run), width)
     head += table_lines(run.summary, width, simulated=simulated, concurrency=held)
     head += answered_lines(run.summary, width)
     head += wrapped(terms(run.analysis, briefly=True), width)
-    report = f"Report: {run.path / 'report.html'}"
-    room = MOST_LINES - len(head) - -(-len(report) // width) - 1
-    warnings = [wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in _warnings(run)]
-    shown, left_answers = _fitting_answers(_answers(run, width), room - sum(map(len, warnings[:1])))
+    room = MOST_TOLD
+    warnings = [wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in warnings_of(run)]
+    shown, left_answers = _fitting_answers(answers_of(run, width), room - sum(map(len, warnings[:1])))
     left_warnings = len(warnings)
     for warning in warnings:
         if len(shown) + len(warning) > room:
@@ -277,10 +277,16 @@ def end_lines(run: Run, width: int) -> Lines:
         left_warnings -= 1
     left = {"answer": left_answers, "warning": left_warnings}
     missing = [f"+{count} more {what}{'s' * (count > 1)}" for what, count in left.items() if count]
-    return [*head, *shown, *([f"{', '.join(missing)} in report.html"] if missing else []), report]
+    return [
+        *head,
+        *shown,
+        *([f"{', '.join(missing)} in report.html"] if missing else []),
+        f"Report: {run.path / 'report.html'}",
+    ]
 
 
-def _head(run: Run, *, simulated: bool) -> str:
+def head_of(run: Run) -> str:
+    """What was run on what, and how much of it is valid."""
     config, dataset = run.manifest.config, run.manifest.dataset
     targets, repeats = len(config.targets), config.repeats
     load = run.arrival or f"B {', '.join(map(str, config.concurrency))}"
@@ -288,7 +294,7 @@ def _head(run: Run, *, simulated: bool) -> str:
     if config.find:
         measured = f"{targets} targets, {config.load}, {len(run.manifest.steps)} steps"
     parts = [
-        f"{STAMP}: a cost model's figures, no GPU's" if simulated else "",
+        f"{STAMP}: a cost model's figures, no GPU's" if run.manifest.simulated else "",
         subject(run),
         f"{dataset.name}, {dataset.items} items",
         measured,
@@ -325,13 +331,14 @@ def _over_b(values: Sequence[str]) -> str:
     return values[0] if len(set(values)) == 1 else "/".join(values)
 
 
-def _warnings(run: Run) -> list[str]:
+def warnings_of(run: Run) -> list[str]:
+    """Those of the analysis, and why energy was not measured."""
     power = run.manifest.power
     unmetered = [f"energy not measured: {power.reason}"] if power.kind == "none" else []
     return [*unmetered, *run.analysis.warnings]
 
 
-def _answers(run: Run, width: int) -> list[list[Lines]]:
+def answers_of(run: Run, width: int) -> list[list[Lines]]:
     """Per target its heading, then what is known of it, the most important first."""
     analysis = run.analysis
     answers: dict[str, dict[str, str]] = {}

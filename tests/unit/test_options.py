@@ -47,7 +47,7 @@ def test_the_command_line_has_the_declared_options_and_defaults() -> None:
     parameters = {parameter.name: parameter for parameter in sweep.params}
     for name, option in declared(RunOptions).items():
         assert parameters[name].opts == [f"--{option.flag.replace('_', '-')}"]
-    assert set(parameters) - set(declared(RunOptions)) == {"config", "dry_run", "quiet", "extra_args"}
+    assert set(parameters) - set(declared(RunOptions)) == {"config", "dry_run", "format", "quiet", "extra_args"}
 
 
 @pytest.mark.parametrize("call", [loadgen.sweep, configure])
