@@ -15,12 +15,14 @@ from PIL import Image
 IMAGES = Path(__file__).parent / "images"
 SIZES = {"phone": (390, 844, 2.0), "desktop": (1280, 900, 1.0)}
 """Width and height in CSS pixels, device pixels per CSS pixel."""
-SCREENS = {"": "header", "-figures": "#answer .series", "-result": "#result"}
-"""Suffix of the file, and what stands at the top."""
+SCREENS = {"": "", "-figures": "#curves", "-result": "#result"}
+"""Suffix of the file, and the section that is opened for it and stands at the top."""
 COLOURS = 128
 _TO_TOP = """(() => {
   const banner = document.querySelector(".simulated").offsetHeight;
-  scrollTo(0, %s ? document.querySelector("%s").getBoundingClientRect().top + scrollY - banner - 8 : 0);
+  const section = document.querySelector("%s")?.closest("section");
+  document.querySelectorAll(".fold").forEach((fold) => { fold.open = section?.contains(fold) ?? false; });
+  scrollTo(0, section ? section.getBoundingClientRect().top + scrollY - banner - 8 : 0);
 })()"""
 
 
@@ -39,7 +41,7 @@ def take(report: Path) -> None:
                 for suffix, top in SCREENS.items():
                     if suffix and (theme == "light") != (suffix == "-result"):
                         continue
-                    page.evaluate(_TO_TOP % ("true" if suffix else "false", top))
+                    page.evaluate(_TO_TOP % (top or "none"))
                     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(COLOURS)
                     picture.save(IMAGES / f"report{suffix}-{size}-{theme}.png", optimize=True)
 

@@ -124,12 +124,11 @@ def _headline(analysis: Analysis, target: str) -> str:
 def _traps(indices: Sequence[TargetIndices]) -> list[Html]:
     """Trap: yes, no or cannot tell, over B; neighbours with the same verdict together."""
     spans = [(trap, [e.concurrency for e in alike]) for trap, alike in groupby(indices, lambda entry: entry.trap)]
-    return [
-        element(
-            "li", "Trap: ", element("b", _TRAP[trap]), f" at B = {span(b[0], b[-1])}", class_=trap.replace(" ", "-")
-        )
+    chips = [
+        element("li", element("b", _TRAP[trap]), f" at B = {span(b[0], b[-1])}", class_=trap.replace(" ", "-"))
         for trap, b in spans
     ]
+    return [element("li", "Trap:", class_="name"), *chips] if chips else []
 
 
 def _most_answered(run: Run, target: str) -> TrustTest | None:
