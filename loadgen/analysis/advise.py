@@ -117,19 +117,36 @@ class Fleet:
         self.attainment = attainment
 
     @cached_property
-    def capacity_per_s(self) -> Floats:
-        """The most that one replica can take."""
+    def capacity_per_s(self) -> float:
+        """The most that one replica can take, by the estimate."""
         return self.replica.capacity_per_s(self.attainment)
+
+    def _counts(self, rate_per_s: float) -> Floats:
+        """The replicas that each draw needs, from the estimate's number on; inf: many more than that."""
+        replica, first = self.replica, max(math.ceil(rate_per_s / self.capacity_per_s - 1e-9), 1)
+        counts = np.full(len(replica.rate_per_s), np.inf)
+        fits = replica.serves(np.full(len(counts), rate_per_s / first), self.attainment)
+        fits[0] = True
+        counts[fits], more, fewer = first, first, first
+        while not np.isfinite(counts).all() and (more := more + 1) < 1.2 * first + 3:
+            fits = replica.serves(np.full(len(counts), rate_per_s / more), self.attainment)
+            counts[fits & ~np.isfinite(counts)] = more
+        while fewer > 1 and (counts[1:] == fewer).any():
+            fewer -= 1
+            fits = replica.serves(np.full(len(counts), rate_per_s / fewer), self.attainment)
+            fits[0] = False
+            counts[fits & (counts == fewer + 1)] = fewer
+        return counts
 
     def for_rate(self, rate_per_s: float) -> Share | str:
         """The smallest fleet for so many requests a second, or a sentence that says why there is none."""
         replica, capacity = self.replica, self.capacity_per_s
-        if capacity[0] <= 0:
+        if capacity <= 0:
             alone = 0.0 if replica.slo_share is None else replica.slo_share[0]
             return f"{alone:.0%} of its requests keep the objectives at B = 1, and {self.attainment:.0%} are asked for"
-        possible = capacity > 0
-        count = np.maximum(np.ceil(rate_per_s / np.where(possible, capacity, 1.0) - 1e-9), 1.0)
-        load = replica.load(rate_per_s / count)
+        count = self._counts(rate_per_s)
+        possible = np.isfinite(count)
+        load = replica.load(rate_per_s / np.where(possible, count, 1.0))
         if (few := float(load.share[0, 1 : replica.fewest].sum())) > OUTSIDE:
             return (
                 f"its batch would be below {replica.fewest}, the smallest that was measured, for {few:.0%} of the "
@@ -137,9 +154,9 @@ class Fleet:
             )
         power = replica.power(load)
         return Share(
-            count=np.where(possible, count, np.inf),
+            count=count,
             load=load,
-            power_w=None if power is None else np.where(possible, power * count, np.inf),
+            power_w=None if power is None else power * count,
         )
 
 
@@ -156,19 +173,24 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 def advise(run: Run, demand: Demand) -> Advice:
     """The targets of a closed-loop run for this demand, best first. Raises UsageError as `replicas_of`."""
-    fleets = {one.target: Fleet(one, demand.attainment) for one in replicas_of(run)}
+    return choose(replicas_of(run), demand, slo=run.analysis.slo, simulated=run.analysis.simulated)
+
+
+def choose(replicas: Sequence[Replica], demand: Demand, *, slo: str | None = None, simulated: bool = False) -> Advice:
+    """The same of replicas, whose targets differ; `slo`: what their `slo_share` asks for."""
+    fleets = {one.target: Fleet(one, demand.attainment) for one in replicas}
     shares = {name: fleet.for_rate(demand.rate_per_s) for name, fleet in fleets.items()}
     scores = _scores(fleets, shares, demand)
     order = sorted(scores, key=lambda name: tuple(scores[name][0]))
     rest = [name for name in fleets if name not in scores]
     return Advice(
         demand=demand,
-        slo=run.analysis.slo,
+        slo=slo,
         arms=tuple(_arm(fleets[name], shares[name], demand) for name in (*order, *rest)),
         choice=order[0] if order else None,
         probability=_probability([scores[name] for name in order]) if _all_drawn(fleets, order) else None,
         second=order[1] if len(order) > 1 else None,
-        simulated=run.analysis.simulated,
+        simulated=simulated,
     )
 
 
@@ -232,7 +254,6 @@ def _arm(fleet: Fleet, share: Share | str, demand: Demand) -> ArmAdvice:
     kwh = None if joules is None else joules.value * 1000 / JOULES_PER_KWH
     gpu_h = count * replica.gpus / demand.rate_per_s * 1000 / 3600
     price, carbon = demand.price_per_gpu_h, demand.carbon_kg_per_kwh
-    capacity = float(fleet.capacity_per_s[0])
     return ArmAdvice(
         target=replica.target,
         precision=replica.precision,
@@ -244,8 +265,8 @@ def _arm(fleet: Fleet, share: Share | str, demand: Demand) -> ArmAdvice:
         idle_share=float(load.share[0, 0]),
         e2e_mean_s=float(load.in_flight[0]) / rate,
         slo_share=None if replica.slo_share is None else float(replica.kept(load)[0]),
-        headroom=max(capacity / rate - 1, 0.0),
-        limit="range" if float(replica.load(fleet.capacity_per_s * 1.001).beyond[0]) > OUTSIDE else "slo",
+        headroom=max(fleet.capacity_per_s / rate - 1, 0.0),
+        limit="range" if replica.outgrown(1.001 * fleet.capacity_per_s) else "slo",
         largest_batch=replica.most,
         saturated=replica.saturated,
         energy_per_query_j=energy,
@@ -387,7 +408,8 @@ def advise_day(run: Run, demand: Demand, steps: Sequence[Step]) -> Day:
     if complete and order:
         switching = arm(" and ".join(dict.fromkeys(chosen)), chosen)
         mixed = np.sum([h * score[name] for h, score, name in zip(hours, scored, chosen, strict=True)], axis=0)
-        saving = _estimate(1 - mixed[:, 0] / totals[order[0]][:, 0], _all_drawn(fleets, [*chosen, order[0]]))
+        with np.errstate(invalid="ignore"):  # a draw in which a fleet has no end: the saving then has no interval
+            saving = _estimate(1 - mixed[:, 0] / totals[order[0]][:, 0], _all_drawn(fleets, [*chosen, order[0]]))
     return Day(
         steps=tuple(steps),
         chosen=chosen if complete else (),

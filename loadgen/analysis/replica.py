@@ -16,7 +16,7 @@ from statistics import fmean
 import msgspec
 import numpy as np
 
-from loadgen.analysis.celldata import Floats
+from loadgen.analysis.celldata import Floats, Mask
 from loadgen.analysis.indices.formulas import RepeatNoise, Resampled
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
@@ -80,20 +80,25 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
             return np.ones(len(load.beyond))
         return load.share[:, :-1] @ self.slo_share
 
-    def capacity_per_s(self, attainment: float) -> Floats:
+    def capacity_per_s(self, attainment: float) -> float:
         """The highest rate at which it keeps the objectives and stays within what was measured; 0: there is none."""
-        low = np.full(len(self.rate_per_s), 1e-6) * self.rate_per_s[:, 0]
-        high = self.rate_per_s[:, -1] * (1 - 1e-9)
-        possible = self._serves(low, attainment)
+        one = msgspec.structs.replace(self, rate_per_s=self.rate_per_s[:1])
+        low, high = 1e-6 * float(one.rate_per_s[0, 0]), float(one.rate_per_s[0, -1]) * (1 - 1e-9)
+        if not one.serves(np.array([low]), attainment)[0]:
+            return 0.0
         for _ in range(40):
-            middle = np.sqrt(low * high)
-            serves = self._serves(middle, attainment)
-            low, high = np.where(serves, middle, low), np.where(serves, high, middle)
-        return np.where(possible, low, 0.0)
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if one.serves(np.array([middle]), attainment)[0] else (low, middle)
+        return low
 
-    def _serves(self, rate_per_s: Floats, attainment: float) -> Floats:
+    def serves(self, rate_per_s: Floats, attainment: float) -> Mask:
+        """Whether it does both at these rates, by draw."""
         load = self.load(rate_per_s)
         return np.asarray((load.beyond <= OUTSIDE) & (self.kept(load) >= attainment))
+
+    def outgrown(self, rate_per_s: float) -> bool:
+        """Whether it has more requests than were measured too often at that rate, by the estimate."""
+        return bool(self.load(np.full(len(self.rate_per_s), rate_per_s)).beyond[0] > OUTSIDE)
 
     def power(self, load: Load) -> Floats | None:
         """Mean watts by draw; None where it was not measured, or where the replica rests and that power is unknown."""
@@ -135,39 +140,58 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
     cells = cells[(cells["target"] == target) & cells["output_tokens_mean"].gt(0) & cells["tokens_per_s"].gt(0)]
     if cells.empty:
         return None
-    rates: dict[int, dict[int, float]] = {}
-    powers: dict[int, dict[int, float]] = {}
-    kept: dict[int, list[float]] = {}
+    measured = Measured()
     for row in cells.to_dict("records"):
         b, repeat = int(row["concurrency"]), int(row["repeat"])
-        rates.setdefault(b, {})[repeat] = row["tokens_per_s"] / row["output_tokens_mean"]
+        measured.rate_per_s.setdefault(b, {})[repeat] = row["tokens_per_s"] / row["output_tokens_mean"]
         if row["energy_valid"] and row["power_w_mean"] > 0:
-            powers.setdefault(b, {})[repeat] = row["power_w_mean"]
+            measured.power_w.setdefault(b, {})[repeat] = row["power_w_mean"]
         if not math.isnan(row["goodput_share"]):
-            kept.setdefault(b, []).append(row["goodput_share"])
-    batches = sorted(rates)
-    across = _interpolation(batches)
-    rate = np.exp(np.log(_drawn([noise.mean(rates[b]) for b in batches])) @ across)
-    below = np.arange(1, batches[0]) / batches[0]  # never asked of a replica for more than `OUTSIDE` of its time
-    power = _drawn([noise.mean(powers[b]) for b in batches]) @ across if powers.keys() == rates.keys() else None
-    share = np.array([fmean(kept[b]) for b in batches]) @ across if kept.keys() == rates.keys() else None
-    rest = {
-        block.repeat: sum(watts for watts in block.rest_w.values() if watts is not None)
-        for block in run.manifest.power_blocks
-        if block.target == target and block.rest_w and all(block.rest_w.values())
-    }
-    return Replica(
-        target=target,
-        precision=precision,
-        gpus=int(cells["gpus"].fillna(1).max()) if "gpus" in cells else 1,
-        fewest=batches[0],
-        rate_per_s=np.concatenate([rate[:, :1] * below, rate], axis=1),
-        power_w=None if power is None else np.concatenate([np.repeat(power[:, :1], len(below), axis=1), power], axis=1),
-        rest_w=_drawn([noise.mean(rest)])[:, 0] if rest else None,
-        slo_share=None if share is None else np.concatenate([np.full(len(below), share[0]), share]),
-        accuracy=_accuracy(run, target),
-        drawn=all(len(by) > 1 for by in (*rates.values(), *powers.values(), rest) if by),
-    )
+            measured.slo_share.setdefault(b, []).append(row["goodput_share"])
+    for block in run.manifest.power_blocks:
+        if block.target == target and block.rest_w and all(block.rest_w.values()):
+            measured.rest_w[block.repeat] = sum(watts for watts in block.rest_w.values() if watts is not None)
+    gpus = int(cells["gpus"].fillna(1).max()) if "gpus" in cells else 1
+    return measured.replica(target, precision, noise, gpus=gpus, accuracy=_accuracy(run, target))
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """The closed loops of a target: by batch and repeat, at least one."""
+
+    rate_per_s: dict[int, dict[int, float]] = {}
+    power_w: dict[int, dict[int, float]] = {}
+    slo_share: dict[int, list[float]] = {}
+    rest_w: dict[int, float] = {}
+    """By repeat."""
+
+    def replica(
+        self, target: str, precision: str, noise: RepeatNoise, *, gpus: int = 1, accuracy: Floats | None = None
+    ) -> Replica:
+        """The replica, with draws of `noise`."""
+        batches = sorted(self.rate_per_s)
+        across = _interpolation(batches)
+        rate = np.exp(np.log(_drawn([noise.mean(self.rate_per_s[b]) for b in batches])) @ across)
+        below = np.arange(1, batches[0]) / batches[0]  # never asked of a replica for more than `OUTSIDE` of its time
+        power, share = None, None
+        if self.power_w.keys() == self.rate_per_s.keys():
+            power = _drawn([noise.mean(self.power_w[b]) for b in batches]) @ across
+            power = np.concatenate([np.repeat(power[:, :1], len(below), axis=1), power], axis=1)
+        if self.slo_share.keys() == self.rate_per_s.keys():
+            share = np.array([fmean(self.slo_share[b]) for b in batches]) @ across
+            share = np.concatenate([np.full(len(below), share[0]), share])
+        repeats = (*self.rate_per_s.values(), *self.power_w.values(), *([self.rest_w] if self.rest_w else []))
+        return Replica(
+            target=target,
+            precision=precision,
+            gpus=gpus,
+            fewest=batches[0],
+            rate_per_s=np.concatenate([rate[:, :1] * below, rate], axis=1),
+            power_w=power,
+            rest_w=_drawn([noise.mean(self.rest_w)])[:, 0] if self.rest_w else None,
+            slo_share=share,
+            accuracy=accuracy,
+            drawn=all(len(by) > 1 for by in repeats),
+        )
 
 
 def _interpolation(batches: Sequence[int]) -> Floats:

@@ -45,7 +45,7 @@ def test_a_server_that_gains_nothing_by_batching_is_a_queue() -> None:
     assert load.share[0, 0] == pytest.approx(0.5)
     assert load.beyond[0] == pytest.approx(0.5**9)
     # At most 1% of the time beyond 8 requests: rho^9 = 0.01.
-    assert one.capacity_per_s(0.99)[0] == pytest.approx(10 * 0.01 ** (1 / 9), rel=1e-3)
+    assert one.capacity_per_s(0.99) == pytest.approx(10 * 0.01 ** (1 / 9), rel=1e-3)
 
 
 def test_power_is_that_of_every_state_and_at_rest() -> None:
@@ -79,7 +79,7 @@ def test_lengths_do_not_matter_where_requests_share_the_server_equally() -> None
 def test_the_fleet_is_the_smallest_that_keeps_the_objectives() -> None:
     """Only a batch of 1 keeps them: an arriving request must find nobody, 1 - rho >= 0.9."""
     fleet = Fleet(replica([10.0] * 8, kept=[1.0] + [0.0] * 7), attainment=0.9)
-    assert fleet.capacity_per_s[0] == pytest.approx(1.0, rel=1e-6)
+    assert fleet.capacity_per_s == pytest.approx(1.0, rel=1e-6)
     share = fleet.for_rate(7.5)
     assert not isinstance(share, str)
     assert share.count[0] == 8
