@@ -9,9 +9,9 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from typing import TYPE_CHECKING, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from loadgen.errors import ServerError, UsageError
+from loadgen.errors import Interrupted, ServerError, StorageError, UsageError
 from loadgen.options import AdviseOptions, QuantizeOptions, ReportOptions, RunOptions, SelftestOptions, complete, takes
 
 if TYPE_CHECKING:
@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
     from loadgen.analysis.advise import Advice, Day
     from loadgen.analysis.compare.comparison import RunComparison
-    from loadgen.analysis.run import Run
     from loadgen.clienttest.selftest import Selftest
     from loadgen.options import SweepOptions
+    from loadgen.reports.notebook import Run
 
 
 __all__ = [
+    "Interrupted",
+    "Run",
     "ServerError",
+    "StorageError",
     "UsageError",
     "__version__",
     "advise",
@@ -39,13 +42,30 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __getattr__(name: str) -> Any:
+    if name != "Run":
+        raise AttributeError(f"module 'loadgen' has no attribute {name!r}")
+    from loadgen.reports.notebook import Run
+
+    return Run
+
+
 @takes(RunOptions)
 def sweep(**options: Unpack[RunOptions]) -> Run:
-    """What `loadgen sweep` does. Returns the analysed run.
+    """Measures every target at every concurrency and returns the analysed run, as `loadgen sweep` does.
 
-    `resume=DIR` continues an interrupted run; options given with it must be the run's own. What a received run would
-    send, open, read or start must be given again, unless `trust_manifest`. Raises UsageError for wrong use and
-    `loadgen.measure.run.Interrupted` on Ctrl-C.
+    Without `targets` and `serve` the servers are simulated. Times and shares may be texts with units ("60s", "10%"),
+    lists also texts ("1,16" or "1..128x2") or a single number. In a notebook the progress is one output that is
+    updated, elsewhere lines on stderr; `quiet` shows none. `resume=DIR` continues an interrupted run: options given
+    with it must be the run's own, and what a received run would send, open, read or start must be given again, unless
+    `trust_manifest`.
+
+    Raises UsageError for wrong use before anything starts, Interrupted on Ctrl-C (its `run_dir` holds what was
+    measured), and StorageError when the run directory cannot be written any more.
     """
     from pathlib import Path
 
@@ -54,13 +74,16 @@ def sweep(**options: Unpack[RunOptions]) -> Run:
     from loadgen.measure.config import configure
     from loadgen.measure.run import resume_sweep, run_sweep
     from loadgen.reports.html import write_report
+    from loadgen.reports.notebook import outside_event_loop, view
 
+    complete(RunOptions, options)
     resume, trusted = options.pop("resume", None), options.pop("trust_manifest", False)
-    given = cast("SweepOptions", options)
-    if resume is None:
-        run_dir = run_sweep(configure(**given), judge=judge_cell, given=given)
-    else:
-        run_dir = resume_sweep(Path(resume), given, judge=judge_cell, trusted=trusted)
+    observer, given = view(quiet=options.pop("quiet", False)), cast("SweepOptions", options)
+    with outside_event_loop():
+        if resume is None:
+            run_dir = run_sweep(configure(**given), observer, judge_cell, given)
+        else:
+            run_dir = resume_sweep(Path(resume), given, observer, judge_cell, trusted=trusted)
     analyse(run_dir)
     run = load_run(run_dir)
     write_report(run)
@@ -68,10 +91,12 @@ def sweep(**options: Unpack[RunOptions]) -> Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """A run directory, opened: `.summary`, `.cells`, `.requests`, `.server` are pandas data frames."""
+    """A run directory, opened: `.summary`, `.cells`, `.requests`, `.server` are pandas data frames, `.answer` is what
+    the run says of each target, and `.plot(metric)` draws a figure."""
     from loadgen.analysis.run import load_run as load
+    from loadgen.reports.notebook import Run
 
-    return load(path)
+    return Run(load(path).path)
 
 
 @takes(ReportOptions)
@@ -166,5 +191,7 @@ def selftest(**options: Unpack[SelftestOptions]) -> Selftest:
     wrong use.
     """
     from loadgen.clienttest.selftest import selftest as test
+    from loadgen.reports.notebook import outside_event_loop
 
-    return test(**options)
+    with outside_event_loop():
+        return test(**options)

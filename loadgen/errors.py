@@ -1,6 +1,7 @@
 """The errors that a user can cause or fix."""
 
 import errno
+from pathlib import Path
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
@@ -16,6 +17,16 @@ class StorageError(Exception):
 
 class ServerError(Exception):
     """A server that loadgen launched or talks to failed: `str(error)` says how, with the last lines of its log."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM during a sweep: what was measured is in `run_dir`, and `--resume` measures the rest."""
+
+    def __init__(self, run_dir: Path, *, hurried: bool) -> None:
+        super().__init__(f"interrupted; what was measured is kept in {run_dir}, and --resume continues it")
+        self.run_dir = run_dir
+        self.hurried = hurried
+        """No report is wanted either."""
 
 
 def is_of_storage(error: OSError) -> bool:

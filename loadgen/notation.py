@@ -22,6 +22,15 @@ MOST_OF_RANGE = 100_000
 """Numbers that a range may have: far more than any sweep measures."""
 SHOWN = 40
 """Characters of a wrong value that a sentence repeats."""
+SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+EXPECTED: dict[object, str] = {
+    int: "not a whole number; write digits only, as in 100",
+    float: "not a number; write it as in 0.5",
+    "s": "not a time; write seconds, or a number with its unit, as in 60, 90s, 2m or 1h30m",
+    "ms": "not a time; write milliseconds, or a number with its unit, as in 20, 20ms or 0.02s",
+    "share": "not a share; write it as in 0.1 or 10%",
+}
+"""What a text that is not the option's kind of number should have been, by unit or kind."""
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?"
 _PART = re.compile(rf"\s*({_NUMBER})\s*([a-z]+)", re.IGNORECASE)
 _PLAIN = re.compile(rf"[+-]?{_NUMBER}", re.IGNORECASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from loadgen.errors import UsageError
-from loadgen.notation import did_you_mean, number, shown, spelled, whole_number
+from loadgen.notation import EXPECTED, SWITCH, did_you_mean, number, shown, spelled, whole_number
 from loadgen.synonyms import elsewhere
 
 Form = Literal["linear", "log_j", "log_kgco2e"]
@@ -23,16 +24,6 @@ METRICS_PORT = 9402
 
 SERVERS, LOAD, QUESTIONS, ANALYSIS = "Servers", "Load", "Questions and answers", "Analysis"
 POWER, RUN = "Power", "Run"
-
-SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-EXPECTED: dict[object, str] = {
-    int: "not a whole number; write digits only, as in 100",
-    float: "not a number; write it as in 0.5",
-    "s": "not a time; write seconds, or a number with its unit, as in 60, 90s, 2m or 1h30m",
-    "ms": "not a time; write milliseconds, or a number with its unit, as in 20, 20ms or 0.02s",
-    "share": "not a share; write it as in 0.1 or 10%",
-}
-"""What a text that is not the option's kind of number should have been, by unit or kind."""
 
 _Options = TypeVar("_Options")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -118,6 +109,12 @@ class Option:
     def stored(self) -> Any:
         """The type of its value in JSON."""
         return str | None if self.is_path else self.annotation
+
+    @property
+    def typed(self) -> str:
+        """The types of its value in Python, and its unit, for a docstring."""
+        types = re.sub(r"\b(?:collections\.abc|typing|pathlib)\.", "", inspect.formatannotation(self.annotation))
+        return f"{types}; {self.unit}" if self.unit else types
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -317,6 +314,7 @@ class RunOptions(SweepOptions, total=False):
 
     resume: Annotated[str | Path | None, Option(
         "DIR", "Continue an interrupted run: finished cells are kept.", RUN)]
+    quiet: Annotated[bool, Option("", "No progress, only the result.", RUN, False)]
     trust_manifest: Annotated[bool, Option(
         "", "With --resume: do what the run's manifest asks for, without a question; for your own runs.", RUN,
         False)]
@@ -455,7 +453,7 @@ def takes(options: type) -> Callable[[_Function], _Function]:
         only = inspect.Parameter.KEYWORD_ONLY
         named = [inspect.Parameter(o.name, only, default=o.default, annotation=o.annotation) for o in known]
         function.__signature__ = plain.replace(parameters=[*fixed, *named])  # type: ignore[attr-defined]
-        lines = [f"    {option.name}: {option.described}" for option in known]
+        lines = [f"    {option.name} ({option.typed}): {option.described}" for option in known]
         function.__doc__ = "\n".join([f"{inspect.getdoc(function)}", "", "Options:", *lines])
         return function
 

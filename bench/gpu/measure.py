@@ -19,10 +19,10 @@ import msgspec
 from bench.gpu import sensors
 from bench.gpu.plan import ENDED, Plan, State, Step, StepState
 from bench.gpu.simulator import servers
-from loadgen.errors import ServerError, UsageError
+from loadgen.errors import Interrupted, ServerError, UsageError
 from loadgen.measure.config import HEADROOM_SEQS, configure
 from loadgen.measure.observer import Observer
-from loadgen.measure.run import Interrupted, resume_sweep, run_sweep
+from loadgen.measure.run import resume_sweep, run_sweep
 from loadgen.record.cell import Cell, SweepConfig, plan_blocks
 from loadgen.record.journal import unfinished_cells
 from loadgen.record.manifest import read_manifest

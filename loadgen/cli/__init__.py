@@ -80,6 +80,8 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
+        if ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
         if (name := spelled(args[0], known)) not in known:
             within = ctx.command_path.partition(" ")[2]
             raise UsageError(hints.for_command(args, known, within=within, synonyms=self.synonyms))

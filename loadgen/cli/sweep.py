@@ -14,7 +14,7 @@ import click
 import yaml
 
 from loadgen.cli import CONTEXT, Command, completed, discard_stdout, given_options, parameters
-from loadgen.errors import UsageError
+from loadgen.errors import Interrupted, UsageError
 from loadgen.folder import read_file
 from loadgen.notation import did_you_mean, spelled
 from loadgen.options import RUN, OutputOptions, RunOptions, SweepOptions, declared
@@ -106,7 +106,6 @@ class Sweep(Command):
 @click.option(
     "--dry-run", is_flag=True, help="Check all that the sweep would refuse, show plan and cost, start nothing."
 )
-@click.option("--quiet", is_flag=True, help="No progress; the final table only.")
 @click.argument("extra_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_ARGS]")
 def command(
     dry_run: bool, quiet: bool, resume: str | None, trust_manifest: bool, extra_args: tuple[str, ...], **_: Any
@@ -129,7 +128,7 @@ def command(
     """
     from loadgen.load.openloop import CLOSED
     from loadgen.measure.config import configure
-    from loadgen.measure.run import Interrupted, rehearse_rest, rehearse_sweep, resume_sweep, run_sweep
+    from loadgen.measure.run import rehearse_rest, rehearse_sweep, resume_sweep, run_sweep
     from loadgen.measure.search import price_sentence
     from loadgen.measure.settings import require_consent, resumed_config
     from loadgen.record.journal import resume_command, unfinished_cells

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from loadgen.errors import UsageError
+from loadgen.errors import Interrupted, UsageError
 from loadgen.load.body import BodyChanges
 from loadgen.measure.block import BlockRun, Judge
 from loadgen.measure.cell import Interrupt
@@ -140,16 +140,6 @@ def _say_cost(plan: SweepPlan, source: Source, observer: Observer) -> None:
         totals = [info.memory_total_bytes for info in gpus if info.memory_total_bytes]
         for sentence in cost_sentences(plan, source.launches, min(totals, default=None)):
             observer.note(sentence)
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: what was measured is in `run_dir`."""
-
-    def __init__(self, run_dir: Path, *, hurried: bool) -> None:
-        super().__init__(str(run_dir))
-        self.run_dir = run_dir
-        self.hurried = hurried
-        """No report is wanted either."""
 
 
 def run_sweep(

@@ -18,9 +18,8 @@ from bench.gpu import measure as measuring
 from bench.gpu.measure import Cutter, Deadline, Site, measure
 from bench.gpu.plan import Plan, State, Step
 from bench.gpu.sensors import read_sensors
-from loadgen.errors import ServerError, UsageError
+from loadgen.errors import Interrupted, ServerError, UsageError
 from loadgen.measure.observer import Observer
-from loadgen.measure.run import Interrupted
 from loadgen.measure.settings import resumed_config
 from loadgen.record.cell import Cell, CellVerdict, SweepConfig, TargetSpec, plan_blocks
 from loadgen.record.manifest import read_manifest

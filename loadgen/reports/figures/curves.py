@@ -74,11 +74,12 @@ CURVES = (
 _MARKS = "Dashed lines: established crossovers B* with their 95% intervals"
 
 
-def draw_curves(run: Run, looks: Mapping[str, Look], folder: Path) -> Iterator[Figure]:
-    """A figure for each column that was measured at a known batch, or at several rates of an open loop."""
+def draw_curves(run: Run, looks: Mapping[str, Look], folder: Path, only: str | None = None) -> Iterator[Figure]:
+    """A figure for each column that was measured at a known batch, or at several rates of an open loop; `only`: the one
+    of that name."""
     if run.arrival is not None and len(run.rates) < 2:
         return
-    for curve in CURVES:
+    for curve in CURVES if only is None else [curve for curve in CURVES if curve.name == only]:
         rows = pd.concat([run.summary, run.cells]) if curve.column in run.cells else run.summary
         if (rows[curve.column].notna() & _x_of(run, rows).notna()).any():
             yield _draw(run, looks, folder, curve)

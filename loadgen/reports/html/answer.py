@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -21,6 +22,7 @@ HEADLINES = ("energy_per_query_j", "tokens_per_s")
 """The crossover of the first of them that was measured is the headline."""
 LEADS = ("energy", "throughput", "ttft", "e2e", "ttft-distribution", "e2e-distribution")
 """The first of them that was drawn is the figure of the first screen."""
+_END = re.compile("</(?:h3|p|li)>")
 _MOST_LETTERS = 400
 """A longer text comes after the figure on a phone, whose first screen it would fill."""
 _TRAP = {"trap": "yes", "no trap": "no", "cannot tell": "cannot tell"}
@@ -42,6 +44,18 @@ def answer(run: Run, shown: Figure | None, terms: Html) -> Html:
     order = "answer figure-first" if len(words_of(join(said))) > _MOST_LETTERS else "answer"
     drawn = element("div", gallery([shown] if shown else [], folded=True), _not_energy(run, shown), class_="lead")
     return element("div", element("div", *said, class_="said"), drawn, terms, class_=order)
+
+
+def sentences(run: Run) -> list[str]:
+    """The same as plain texts, one for each target; in an open loop one for each target and rate."""
+    if run.arrival is not None:
+        told = rows.traffic_sentences(run)
+        return [f"{target}, {run.level(b)}: {text}." for target in told for b, text in told[target].items()]
+    targets = dict.fromkeys(entry.target for entry in run.analysis.crossovers)
+    articles = [_target(run, target) for target in targets] or [_alone(run)]
+    parts = [words_of(Html(_END.sub("|", article))).split("|") for article in articles]
+    texts = [[" ".join(part.split()).removesuffix(".") for part in article if part.strip()] for article in parts]
+    return [f"{first}: {'. '.join(rest)}." if targets else f"{first}. {'. '.join(rest)}." for first, *rest in texts]
 
 
 def _not_energy(run: Run, shown: Figure | None) -> Html:
