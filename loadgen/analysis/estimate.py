@@ -118,6 +118,21 @@ def rate_interval(rates: Sequence[float]) -> tuple[float | None, float | None]:
     return float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
 
 
+def rate_ratio(rates: Sequence[float], others: Sequence[float]) -> Estimate:
+    """The geometric mean of `rates` over that of `others`, both positive and independent, with Welch's 95% interval
+    (1947) on the logarithms; no ends unless both have two."""
+    logs = [np.log(rates), np.log(others)]
+    middle = float(logs[0].mean() - logs[1].mean())
+    if min(len(rates), len(others)) < 2:
+        return Estimate(value=math.exp(middle))
+    parts = [float(side.var(ddof=1)) / len(side) for side in logs]
+    if sum(parts) < ROUNDING**2:
+        return Estimate(value=math.exp(middle), lo=math.exp(middle), hi=math.exp(middle))
+    degrees = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, logs, strict=True))
+    half = float(special.stdtrit(degrees, 0.5 + CONFIDENCE / 2)) * math.sqrt(sum(parts))
+    return Estimate(value=math.exp(middle), lo=math.exp(middle - half), hi=math.exp(middle + half))
+
+
 def log_error(low: float, high: float) -> float:
     """Standard error of the logarithm of a figure whose 95% interval is (low, high), both above 0."""
     return math.log(high / low) / (2 * NORMAL_95)

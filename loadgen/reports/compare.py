@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 from rich.box import SIMPLE_HEAD
@@ -13,10 +14,12 @@ from rich.text import Text
 
 from loadgen.analysis.claims import Claim
 from loadgen.analysis.compare.comparison import RunComparison, size_words
+from loadgen.analysis.compare.difference import Condition, Difference, RunDifference
 from loadgen.analysis.compare.external import ImportedPoint, Ours, PublishedMatch
 from loadgen.analysis.compare.nstar import Unmixed
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.load.openloop import CLOSED
+from loadgen.record.cell import level
 from loadgen.reports.rows import (
     FEW_QUESTIONS,
     INTERVAL,
@@ -30,8 +33,9 @@ from loadgen.reports.rows import (
     table_of,
 )
 from loadgen.secret import visible_line
-from loadgen.words import DASH, STAMP, count, interval, number, percent, stamped
+from loadgen.words import DASH, STAMP, count, interval, number, percent, percents, stamped
 
+Of = TypeVar("Of")
 RUNS = (
     Column[CompareRow]("run", lambda row: row.run, NAME),
     Column[CompareRow]("model", lambda row: row.model or "", SHORT),
@@ -88,6 +92,90 @@ CLAIMED = (
     Column[Claim]("verdict", lambda claim: claim.verdict, SHORT),
     Column[Claim]("evidence", lambda claim: claim.evidence, TEXT),
 )
+METRICS = {
+    "tokens_per_s": "tok/s",
+    "ttft_ms_p50": "TTFT p50, ms",
+    "ttft_ms_p99": "TTFT p99, ms",
+    "tpot_ms_p50": "TPOT p50, ms",
+    "e2e_ms_p50": "E2E p50, ms",
+    "energy_per_token_j": "J/token",
+    "energy_per_query_j": "J/query",
+    "power_w_mean": "W",
+    "accuracy": "accuracy",
+}
+"""Of a difference between two runs."""
+DIFFERENCES = (
+    Column[Difference]("target", lambda one: one.target, NAME),
+    Column[Difference]("level", lambda one: level(one.concurrency, one.arrival), SHORT),
+    Column[Difference]("metric", lambda one: METRICS[one.metric], SHORT),
+    Column[Difference]("first", lambda one: _of_run(one, one.first)),
+    Column[Difference]("second", lambda one: _of_run(one, one.second)),
+    Column[Difference]("change", lambda one: _change(one)),
+    Column[Difference]("95% CI", lambda one: _change_ends(one), INTERVAL),
+    Column[Difference]("n", lambda one: rests_on(one), SHORT),
+    Column[Difference]("second is", lambda one: one.verdict, SHORT),
+)
+CONDITIONS = (
+    Column[Condition]("what", lambda one: one.what, NAME),
+    Column[Condition]("first", lambda one: one.first, TEXT),
+    Column[Condition]("second", lambda one: one.second, TEXT),
+)
+
+
+def named_table(columns: Sequence[Column[Of]], entries: Sequence[Of], pair: RunDifference) -> Table:
+    """A table whose columns `first` and `second` are called as the runs."""
+    made = table_of(columns, entries)
+    names = {"first": pair.first, "second": pair.second, "second is": f"{pair.second} is"}
+    return Table(tuple(names.get(heading, heading) for heading in made.headings), made.kinds, made.rows)
+
+
+def _of_run(one: Difference, value: float) -> str:
+    return percent(value, 1) if one.metric == "accuracy" else number(value)
+
+
+def _change(one: Difference) -> str:
+    if one.metric == "accuracy":
+        return percent(one.change.value, 1, unit=" pp", sign=True)
+    return f"× {number(one.change.value)}"
+
+
+def _change_ends(one: Difference) -> str:
+    low, high = one.change.lo, one.change.hi
+    return percents(low, high, unit=" pp", sign=True) if one.metric == "accuracy" else interval(low, high, floor=0.0)
+
+
+def rests_on(one: Difference) -> str:
+    """The repeats of both runs, or the questions."""
+    if one.metric == "accuracy":
+        return f"{one.n_first} question{'s' if one.n_first > 1 else ''}"
+    return f"{one.n_first} and {one.n_second} repeats"
+
+
+def decided(pair: RunDifference) -> list[str]:
+    """What the intervals decide, a sentence per target and direction without a full stop."""
+    found: dict[tuple[str, str, str], list[Difference]] = {}
+    for one in pair.differences:
+        if one.verdict in ("higher", "lower"):
+            found.setdefault((one.target, one.metric, one.verdict), []).append(one)
+    sentences = []
+    for (target, metric, verdict), alike in found.items():
+        where = ", ".join(level(one.concurrency, one.arrival) for one in alike)
+        changes = sorted(alike, key=lambda one: one.change.value)
+        by = " to ".join(dict.fromkeys(map(_change, (changes[0], changes[-1]))))
+        sentences.append(f"{target}: {METRICS[metric]} is {verdict} in {pair.second} at {where} ({by})")
+    return sentences
+
+
+def pair_note(pair: RunDifference) -> str:
+    """What the change is, and how many differences chance alone would decide."""
+    compared = [one for one in pair.differences if one.change.lo is not None]
+    text = f"Change: {pair.second} over {pair.first}, a ratio; of accuracy {pair.second} minus {pair.first}, on the "
+    text += "questions that both answered. Repeats of the two runs are independent; each interval is 95% by itself"
+    if compared:
+        text += f", so chance alone decides about {number(0.05 * len(compared), 0)} of {len(compared)}"
+    return text + "."
+
+
 COR_MEANS = "COR: tokens/s of the reference over the precision's, less 1; below 0 the precision is faster."
 BANNER = f"rows marked {STAMP} come from a cost model, not from a GPU."
 
@@ -166,6 +254,8 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
     print_table(console, table_of(RUNS, comparison.rows), _DISPENSABLE)
     if any(row.cor is not None for row in comparison.rows):
         console.print(f"  {COR_MEANS}", highlight=False)
+    if comparison.pair is not None:
+        _print_pair(console, comparison.pair)
     _print_lines(console, "N*, the model size at which COR is zero", findings(comparison))
     _print_lines(console, "", [f"{c.source}: {c.verdict}; {c.evidence}" for c in comparison.claims])
     _print_lines(console, "Published figures compared with ours", published_lines(comparison.published))
@@ -176,6 +266,16 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
         _print_lines(console, "", [f"{tool}: {how}" for tool, how in comparison.differences.items()])
     for note in notes(comparison)[:MOST_LINES]:
         _print(console, f"! {note}", "yellow")
+
+
+def _print_pair(console: Console, pair: RunDifference) -> None:
+    title = stamped(f"{pair.second} against {pair.first}", simulated=pair.simulated)
+    if pair.refusal is not None:
+        _print_lines(console, title, [f"not compared: {pair.refusal}"])
+        return
+    differs = "; ".join(f"{c.what}: {c.first} and {c.second}" for c in pair.differs)
+    sentences = decided(pair) or [f"no difference is decided, of {len(pair.differences)} (target, B and metric)"]
+    _print_lines(console, title, [*sentences, *([f"what differs: {differs}"] if differs else []), *pair.missing])
 
 
 def _print(console: Console, line: str, style: str | None = None) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pandas as pd
 
 from loadgen.analysis.claims import Claim, Verdict
+from loadgen.analysis.compare.difference import RunDifference, run_difference
 from loadgen.analysis.compare.external import (
     DIFFERENCES,
     ImportedPoint,
@@ -154,6 +156,7 @@ def _accuracy_trap_persists(found: NStar) -> Claim:
 
 
 SCHEMA = 1
+Of = TypeVar("Of")
 
 
 class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +178,8 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     differences: dict[str, str]
     """How the definitions of the tools imported from differ."""
     warnings: tuple[str, ...]
+    pair: RunDifference | None = None
+    """The second run against the first; None unless there are two."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -214,7 +219,13 @@ def compare_runs(
         imports=tuple(points),
         differences={point.tool: DIFFERENCES[point.tool] for point in points},
         warnings=tuple(unknown),
+        pair=run_difference(_two(list(opened)), _two(list(opened.values())), rows) if len(opened) == 2 else None,
     )
+
+
+def _two(both: list[Of]) -> tuple[Of, Of]:
+    first, second = both
+    return first, second
 
 
 def write_comparison(comparison: RunComparison, out: Path) -> None:

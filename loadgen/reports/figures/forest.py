@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,23 @@ from loadgen.analysis.indices.study import TargetIndices
 from loadgen.analysis.run import Run
 from loadgen.analysis.trust.trends import DepthBucket
 from loadgen.reports.figures.curves import rests_on, summary_estimates
-from loadgen.reports.figures.sheet import Figure, Look, Sheet, border, log_axis, percent_axis, questions, tip_of
+from loadgen.reports.figures.sheet import (
+    Figure,
+    Look,
+    Section,
+    Sheet,
+    border,
+    log_axis,
+    percent_axis,
+    questions,
+    tip_of,
+)
 
-Key = tuple[str, int]
-"""Target and concurrency."""
+Key = tuple[str, float]
+"""Target and concurrency, or rate."""
 _ROW_IN = 0.2
 _LEAST_IN = 1.2
+_MOST_COLUMNS = 4
 
 
 class Panel(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +44,9 @@ class Panel(msgspec.Struct, frozen=True, kw_only=True):
     floor: float | None = 0.0
     """As `interval` takes it; None: a share, whose interval is not over repeats."""
     percent: bool = False
-    n: Mapping[tuple[str, float], str] = {}
+    unit: str = "%"
+    """Of shares in percent."""
+    n: Mapping[Key, str] = {}
     """As `rests_on`."""
 
 
@@ -54,11 +68,13 @@ def draw_by_precision(run: Run, looks: Mapping[str, Look], folder: Path) -> Figu
         f"has its lines at 0 and 1. Corresponds to {figures} of the paper. Numbers: summary.csv; COR: analysis.json, "
         "indices."
     )
-    return _draw(run, looks, folder, panels, "by-precision", "Speed, energy, accuracy and COR by precision", caption)
+    title = "Speed, energy, accuracy and COR by precision"
+    return draw_forest(looks, folder, panels, "by-precision", title, caption, simulated=run.manifest.simulated)
 
 
 def _measured(run: Run, label: str, column: str, **shown: Any) -> Panel:
-    return Panel(label=label, values=summary_estimates(run, column), n=rests_on(run, column), **shown)
+    values: dict[Key, Estimate] = {(target, b): e for (target, b), e in summary_estimates(run, column).items()}
+    return Panel(label=label, values=values, n=rests_on(run, column), **shown)
 
 
 def draw_pillars(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | None:
@@ -86,51 +102,59 @@ def draw_pillars(run: Run, looks: Mapping[str, Look], folder: Path) -> Figure | 
         "The three pillars and SI against the reference (1), for each asked B; bars are 95% intervals; S_SI is clamped "
         f"at 1. Corresponds to Figure 2 (B){also} of the paper. Numbers: analysis.json, indices."
     )
-    return _draw(run, looks, folder, panels, "pillars", "Trust, efficiency, sustainability and SI", caption)
+    title = "Trust, efficiency, sustainability and SI"
+    return draw_forest(looks, folder, panels, "pillars", title, caption, simulated=run.manifest.simulated)
 
 
-def _draw(
-    run: Run, looks: Mapping[str, Look], folder: Path, panels: Sequence[Panel], name: str, title: str, caption: str
-) -> Figure | None:
+def draw_forest(
+    looks: Mapping[str, Look], folder: Path, panels: Sequence[Panel], name: str, title: str, caption: str, *,
+    simulated: bool, section: Section = "paper", levels: Mapping[float, str] | None = None,
+) -> Figure | None:  # fmt: skip
+    """A panel per metric, up to four side by side (of more, three), with a row per target and B; `levels`: what each B
+    is called. None where no panel has a value."""
     panels = [panel for panel in panels if panel.values]
     if not panels:
         return None
     present = set().union(*(panel.values for panel in panels))
     batches = sorted({b for _, b in present})
+    called = levels or {b: f"B = {b:g}" for b in batches}
     places: dict[Key, float] = {}
     for band, b in enumerate(batches):  # from top to bottom, with a gap between batches
         for target in looks:
             if (target, b) in present:
                 places[target, b] = len(places) + 0.7 * band
     height = max(_LEAST_IN, _ROW_IN * (max(places.values()) + 1.2))
+    columns = len(panels) if len(panels) <= _MOST_COLUMNS else _MOST_COLUMNS - 1
     sheet = Sheet(
-        looks, simulated=run.manifest.simulated, columns=len(panels), panel=(1.75, height), gap=(0.22, 0.0),
-        left=0.75, sharey=True,
+        looks, simulated=simulated, rows=math.ceil(len(panels) / columns), columns=columns, panel=(1.75, height),
+        gap=(0.22, 0.62), left=max(0.75, 0.2 + 0.085 * max(map(len, called.values()))), sharey=True,
     )  # fmt: skip
-    for axes, panel in zip(sheet.axes, panels, strict=True):
-        _forest(sheet, axes, panel, places)
+    for axes, panel in zip(sheet.axes, panels, strict=False):
+        _forest(sheet, axes, panel, places, called)
+    for axes in sheet.axes[len(panels) :]:
+        axes.set_visible(False)
     of_batch = {b: [y for (_, at), y in places.items() if at == b] for b in batches}
-    sheet.axes[0].set_yticks([sum(ys) / len(ys) for ys in of_batch.values()], [f"B = {b}" for b in batches])
+    sheet.axes[0].set_yticks([sum(ys) / len(ys) for ys in of_batch.values()], [called[b] for b in batches])
     sheet.axes[0].set_ylim(max(places.values()) + 0.8, -0.8)
     targets = [target for target in looks if any(target == of for of, _ in places)]
     sheet.legend(targets)
     shown = ", ".join(panel.label for panel in panels)
-    alt = f"{shown} for {', '.join(targets)} at B = {', '.join(map(str, batches))}"
-    return sheet.save(folder, name, "paper", title, caption, alt)
+    alt = f"{shown} for {', '.join(targets)} at {', '.join(called[b] for b in batches)}"
+    return sheet.save(folder, name, section, title, caption, alt)
 
 
-def _forest(sheet: Sheet, axes: Axes, panel: Panel, places: Mapping[Key, float]) -> None:
+def _forest(sheet: Sheet, axes: Axes, panel: Panel, places: Mapping[Key, float], called: Mapping[float, str]) -> None:
     for value in panel.borders:
         border(axes, value, vertical=True, dashed=value == panel.borders[-1] and len(panel.borders) > 1)
     for (target, b), y in places.items():
         if (estimate := panel.values.get((target, b))) is not None:
-            scale, unit = (100, "%") if panel.percent else (1, "")
-            tip = f"{target} · B = {b}: {panel.label} {tip_of(estimate, unit=unit, scale=scale, floor=panel.floor)}"
+            scale, unit = (100, panel.unit) if panel.percent else (1, "")
+            tip = f"{target} · {called[b]}: {panel.label} {tip_of(estimate, unit=unit, scale=scale, floor=panel.floor)}"
             sheet.estimate(axes, target, y, estimate, tip + panel.n.get((target, b), ""), horizontal=True)
     if panel.log:
         log_axis(axes, "x", most=4)
     if panel.percent:
-        percent_axis(axes, "x")
+        percent_axis(axes, "x", unit=panel.unit if panel.unit == "%" else "")
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)

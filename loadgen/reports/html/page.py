@@ -143,7 +143,7 @@ def page(run: Run, figures: Sequence[Figure]) -> str:
     folds, links = [], [element("li", element("a", "The answer", href="#answer"))]
     for name, title, hint, content in _sections(run, [figure for figure in figures if figure is not shown]):
         new, explained = ("", explained) if name == "sources" else _explained(content, explained)
-        folds.append(_fold(name, title, hint, join((new, content))))
+        folds.append(fold(name, title, hint, join((new, content))))
         links.append(element("li", element("a", title, href=f"#{name}")))
     footer = element("footer", f"Made by loadgen {__version__} from a run of loadgen {run.manifest.client.loadgen}.")
     main = element(
@@ -155,7 +155,7 @@ def page(run: Run, figures: Sequence[Figure]) -> str:
     return document(f"loadgen: {subject(run)}", main, banner=_BANNER if run.manifest.simulated else None)
 
 
-def _fold(name: str, title: str, hint: str, content: Html) -> Html:
+def fold(name: str, title: str, hint: str, content: Html) -> Html:
     """A section, closed until it is asked for. A link to its id opens it, as browsers do for what is inside."""
     head = element("summary", element("h2", title), " ", element("span", hint, class_="hint") if hint else "")
     inside = element("div", content, id=name, class_="inside")

@@ -15,11 +15,12 @@ function themeToggle() {
   document.querySelector("main").prepend(button);
 }
 
-// A button per target shows or hides it in all figures; so does its entry in a legend.
+// A button per target of these figures shows or hides it in all figures; so does its entry in a legend.
 function seriesButtons() {
-  const named = [...document.querySelectorAll("[data-legend]"), ...document.querySelectorAll("[data-series]")];
-  const targets = [...new Set(named.map((drawn) => drawn.dataset.legend ?? drawn.dataset.series))];
-  if (targets.length < 2) return;
+  const targetsIn = (figures) => {
+    const named = [...figures.querySelectorAll("[data-legend]"), ...figures.querySelectorAll("[data-series]")];
+    return [...new Set(named.map((drawn) => drawn.dataset.legend ?? drawn.dataset.series))];
+  };
   const all = (kind, target) => document.querySelectorAll(`[data-${kind}="${CSS.escape(target)}"]`);
   const toggle = (target) => {
     const hidden = all("button", target)[0].getAttribute("aria-pressed") === "true";
@@ -31,6 +32,8 @@ function seriesButtons() {
     .flatMap((drawn) => [...drawn.querySelectorAll("path, use")])
     .map((line) => getComputedStyle(line).stroke).find((stroke) => stroke.startsWith("rgb"));
   for (const figures of document.querySelectorAll(".figures")) {
+    const targets = targetsIn(figures);
+    if (targets.length < 2) continue;
     const bar = make("div", "", { className: "series", role: "group", ariaLabel: "Targets shown in the figures" });
     for (const target of targets) {
       const button = make("button", target, { type: "button", onclick: () => toggle(target) });
@@ -41,7 +44,9 @@ function seriesButtons() {
     }
     figures.before(bar);
   }
-  for (const entry of document.querySelectorAll("[data-legend]")) entry.onclick = () => toggle(entry.dataset.legend);
+  for (const entry of document.querySelectorAll("[data-legend]")) {
+    if (all("button", entry.dataset.legend).length) entry.onclick = () => toggle(entry.dataset.legend);
+  }
 }
 
 // A link into a closed section opens it (browsers of today do so by themselves), and so does printing.
