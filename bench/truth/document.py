@@ -90,12 +90,12 @@ RATIO = 1.3
 """Most CPU time of a token over that of the floor."""
 
 
-SERVER = """What a load generator says of a server whose timing is known, beside what is true. The server is
+SERVER = """What load generators report of a server of known timing, compared with the truth. The server is
 `bench/truth/truth_server.c`: compiled, one thread, absolute deadlines. All streams are in phase: the tokens of a step
-leave together, and the answers (200 tokens each) end together, so that B requests are due at once: the hardest case
+leave together, and the answers (200 tokens each) end together, so B requests are due at once. This is the hardest case
 for a client's stamps."""
 FIGURES = """TTFT and ITL are each client's own figures without its warm-up. Tokens per second, requests in flight and
-CPU are seen from outside, between the second and the last B answers, by the server's counters and the CPU time of all
+CPU are measured from outside, between the second and the last B answers, by the server's counters and the CPU time of all
 the client's processes. loadgen is `loadgen sweep --target` as users run it: it grades and journals meanwhile."""
 DEFERRED = """loadgen reads a stream after its end, one in a turn of its event loop. Here they end faster than that:
 they wait in memory (a quarter of what is free, at most 4 GiB; from there on reading comes first) and are read after
@@ -108,9 +108,9 @@ the same streams, and neither parses nor stores. The keeping floor is {keeping}:
 keeps bytes and stamps until the answer has ended, as a client has to that parses afterwards."""
 BUSY = "Meanwhile a process that computes all the time takes up to half of the CPU."
 AGAIN = """ENV is a virtual environment with the peer in it: `pip install vllm`, `pip install 'guidellm[recommended]'`,
-`pip install aiperf`; MLPerf Endpoints is no package: clone github.com/mlcommons/endpoints and `pip install` its folder
-with Python 3.12. Without peers loadgen is measured alone; `--cases` and `--rounds` make it shorter. It needs a C
-compiler and a quiet machine; how late the server itself was is recorded for every run in `bench/results/truth.json`."""
+`pip install aiperf`; MLPerf Endpoints is not a package: clone github.com/mlcommons/endpoints and `pip install` its folder
+with Python 3.12. Without peers only loadgen is measured; `--cases` and `--rounds` make it shorter. It needs a C
+compiler and a quiet machine. How late the server itself was is recorded for every run in `bench/results/truth.json`."""
 
 
 AHEAD = """Where it paces, the server has a real-time priority: else it waits some milliseconds for its turn when a
@@ -203,7 +203,7 @@ def section(case: Case, outcomes: Outcomes) -> list[str]:
         intro = "The server does not pace: an answer leaves at once, as fast as the client takes it."
     else:
         title = f"## B = {case.concurrency}, {case.tokens_per_s:,.0f} tok/s" + (
-            ", beside a busy process" if case.busy else ""
+            ", with a busy process" if case.busy else ""
         )
         intro = f"True TTFT {case.ttft_ms:g} ms, true ITL {case.itl_ms:g} ms. A client that takes both cores makes the "
         intro += "server's tokens late: the last column." + (f" {BUSY}" if case.busy else "")
