@@ -95,8 +95,8 @@ SERVER = """What load generators report of a server of known timing, compared wi
 leave together, and the answers (200 tokens each) end together, so B requests are due at once. This is the hardest case
 for a client's stamps."""
 FIGURES = """TTFT and ITL are each client's own figures without its warm-up. Tokens per second, requests in flight and
-CPU are measured from outside, between the second and the last B answers, by the server's counters and the CPU time of all
-the client's processes. loadgen is `loadgen sweep --target` as users run it: it grades and journals meanwhile."""
+CPU are measured from outside, between the second and the last B answers, by the server's counters and the CPU time of
+all the client's processes. loadgen is `loadgen sweep --target` as users run it: it grades and journals meanwhile."""
 DEFERRED = """loadgen reads a stream after its end, one in a turn of its event loop. Here they end faster than that:
 they wait in memory (a quarter of what is free, at most 4 GiB; from there on reading comes first) and are read after
 the window. Over the whole cell, until the last one was read, graded and journalled, it was {read} answers/s."""
@@ -108,8 +108,8 @@ the same streams, and neither parses nor stores. The keeping floor is {keeping}:
 keeps bytes and stamps until the answer has ended, as a client has to that parses afterwards."""
 BUSY = "Meanwhile a process that computes all the time takes up to half of the CPU."
 AGAIN = """ENV is a virtual environment with the peer in it: `pip install vllm`, `pip install 'guidellm[recommended]'`,
-`pip install aiperf`; MLPerf Endpoints is not a package: clone github.com/mlcommons/endpoints and `pip install` its folder
-with Python 3.12. Without peers only loadgen is measured; `--cases` and `--rounds` make it shorter. It needs a C
+`pip install aiperf`; MLPerf Endpoints is not a package: clone github.com/mlcommons/endpoints and `pip install` its
+folder with Python 3.12. Without peers only loadgen is measured; `--cases` and `--rounds` make it shorter. It needs a C
 compiler and a quiet machine. How late the server itself was is recorded for every run in `bench/results/truth.json`."""
 
 
