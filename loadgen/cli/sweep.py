@@ -18,7 +18,7 @@ from loadgen.errors import Interrupted, UsageError
 from loadgen.folder import read_file
 from loadgen.notation import did_you_mean, spelled
 from loadgen.options import RUN, OutputOptions, RunOptions, SweepOptions, declared
-from loadgen.secret import show_only_visible
+from loadgen.secret import show_only_visible, visible_line
 from loadgen.synonyms import elsewhere
 
 
@@ -155,7 +155,10 @@ def command(
         require_consent(Path(resume), read_manifest(Path(resume)), options, trusted=trust_manifest, confirm=confirm)
     if dry_run:
         view = PlainView(messages)
-        plan = rehearse_sweep(config, view) if resume is None else rehearse_rest(Path(resume), options, view)
+        rehearsal = rehearse_sweep(config, view) if resume is None else rehearse_rest(Path(resume), options, view)
+        plan = rehearsal.plan
+        for heading, text in rehearsal.places.items():
+            result.print(visible_line(f"{heading:9}  {text}"), soft_wrap=True)
         for block in plan.blocks:
             levels = ", ".join(str(cell.concurrency) for cell in block.cells)
             held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load

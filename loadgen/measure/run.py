@@ -45,6 +45,7 @@ from loadgen.serving.launch import option
 from loadgen.serving.process import mask_log
 from loadgen.serving.simulated.engine import EngineLimits
 from loadgen.webserver import host_port
+from loadgen.workload.dataset import data_path
 from loadgen.workload.item import write_facts
 
 
@@ -60,23 +61,64 @@ class _Ready:
     """What is different on this machine from the sessions before."""
 
 
-def rehearse_sweep(config: SweepConfig, observer: Observer | None = None) -> SweepPlan:
-    """The plan of a sweep, checked as `run_sweep` checks it; nothing is started, and no file or folder is left.
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a sweep would do."""
+
+    plan: SweepPlan
+    places: dict[str, str]
+    """What is measured, with what and where, by its heading."""
+
+
+def rehearse_sweep(config: SweepConfig, observer: Observer | None = None) -> Rehearsal:
+    """A sweep, checked as `run_sweep` checks it; nothing is started, and no file or folder is left.
 
     Raises UsageError for all that would be refused. Servers that run already get the first short requests.
     """
-    ready, _ = _make_ready(config, observer or Observer(), keep=False)
-    return ready.plan
+    ready, run_dir = _make_ready(config, observer or Observer(), keep=False)
+    return Rehearsal(ready.plan, _places(ready, run_dir))
 
 
-def rehearse_rest(run_dir: Path, given: Mapping[str, Any], observer: Observer | None = None) -> SweepPlan:
-    """The plan of what an interrupted run lacks, checked as `resume_sweep` checks it, consent apart; nothing is started
-    and nothing in the run changes."""
+def rehearse_rest(run_dir: Path, given: Mapping[str, Any], observer: Observer | None = None) -> Rehearsal:
+    """What an interrupted run lacks, checked as `resume_sweep` checks it, consent apart; nothing is started and nothing
+    in the run changes."""
     begun = read_manifest(run_dir)
-    config = resumed_config(run_dir, begun, given)
-    if not blocks_left(run_dir, begun):
-        return plan_rest(run_dir, begun, config)
-    return _make_ready_again(run_dir, begun, config, observer or Observer()).plan
+    with held(run_dir):
+        config = resumed_config(run_dir, begun, given)
+        if not blocks_left(run_dir, begun):
+            return Rehearsal(plan_rest(run_dir, begun, config), {"run": f"{run_dir} is complete"})
+        ready = _make_ready_again(run_dir, begun, config, observer or Observer())
+        return Rehearsal(ready.plan, _places(ready, run_dir))
+
+
+def _places(ready: _Ready, run_dir: Path) -> dict[str, str]:
+    plan, source, power, config = ready.plan, ready.source, ready.power, ready.plan.config
+    window = f"{config.requests} requests" if config.duration_s is None else f"{config.duration_s:g} s"
+    given = Path(config.data_file) if config.data_file else None
+    file = data_path(config.dataset, given) or given
+    answers, protocol = "exactly" if config.fixed_length else "at most", plan.protocol
+    if source.running:
+        servers = [f"{one.target.name} at {one.target.url}, model {one.target.model}" for one in source.running]
+    elif config.mode == "simulated":
+        servers = [f"{', '.join(spec.name for spec in config.targets)}: simulated, on 127.0.0.1"]
+    elif config.mode == "compose":
+        servers = [f"{spec.name}: service {spec.service} of {config.compose}" for spec in config.targets]
+    else:
+        known = {name: f": {one.argv[0]} serve {one.checkpoint}" for name, one in source.launches.items()}
+        servers = [f"{spec.name}{known.get(spec.name, ': its checkpoint is made first')}" for spec in config.targets]
+    meter = f"not measured: {power.reason}" if power.kind == "none" else f"{power.kind} {power.url or ''}".rstrip()
+    if power.gpus:
+        meter += f" of {', '.join(power.gpus)}"
+    port, items, repeats = config.metrics_port, len(plan.dataset.items), config.repeats
+    every = "" if config.find else f", {repeats} repeat{'s' * (repeats > 1)}"
+    return {
+        "load": f"{config.load}, windows of {window}{every}",
+        "questions": f"{plan.dataset.name}, {items} item{'s' * (items > 1)}" + (f" from {file}" if file else ""),
+        "asked by": f"protocol {protocol.name}, API {protocol.api}, {answers} {plan.max_tokens} tokens an answer",
+        "servers": "; ".join(servers),
+        "power": meter,
+        "run": f"{run_dir}" + ("" if port is None else f", /metrics on {host_port(config.metrics_host, port)}"),
+    }
 
 
 def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -> tuple[_Ready, Path]:

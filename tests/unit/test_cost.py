@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from made_hub import put_in_folder
+from made_run import make_run
 
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.observer import Observer
 from loadgen.measure.plan import cost_sentences, plan_sweep
-from loadgen.measure.run import rehearse_sweep, run_sweep
+from loadgen.measure.run import rehearse_rest, rehearse_sweep, resume_sweep, run_sweep
+from loadgen.record.journal import held
 from loadgen.serving.launch import plan_launch
 from loadgen.serving.recipe import load_recipe
 
@@ -53,7 +55,7 @@ def served(model: Path | str, **options: Any) -> dict[str, Any]:
 
 def test_minutes_and_the_memory_of_each_server_are_said(model: Path) -> None:
     notes = Notes()
-    plan = rehearse_sweep(configure(**served(model)), notes)
+    plan = rehearse_sweep(configure(**served(model)), notes).plan
     starts, bf16, nf4 = notes.said
     assert starts.startswith(f"8 cells and 4 starts of a server: about {plan.expected_s / 60:.1f} min")
     prompt = max(len(plan.protocol.prompt(item)) for item in plan.dataset.items) / 3
@@ -124,6 +126,28 @@ def test_a_dry_run_refuses_what_the_run_refuses(model: Path, options: dict[str, 
     assert said in sentences[0]
     assert sentences[0] == sentences[1]
     assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_a_dry_run_says_what_would_be_measured_and_where(model: Path) -> None:
+    rows = Path("rows.jsonl")
+    rows.write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    given = served(model, dataset="jsonl", data_file=rows, out="new/run", duration="2m", power="none")
+    places = rehearse_sweep(configure(**given)).places
+    assert places["load"] == "B 4,1024, windows of 120 s, 2 repeats"
+    assert places["questions"] == "jsonl, 1 item from rows.jsonl"
+    assert places["asked by"].endswith("at most 100 tokens an answer")
+    assert places["servers"] == f"bf16: /bin/true serve {model}; bnb-nf4: /bin/true serve {model}"
+    assert places["power"].startswith("not measured: ")
+    assert places["run"] == "new/run, /metrics on 127.0.0.1:9402"
+    assert rehearse_sweep(configure()).places["servers"] == "fp16, awq, gptq, bnb-nf4: simulated, on 127.0.0.1"
+
+
+def test_a_dry_run_of_a_run_that_is_being_measured_is_refused_as_its_resume_is(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1)
+    with held(tmp_path / "run"):
+        for start in (rehearse_rest, resume_sweep):
+            with pytest.raises(UsageError, match="is being measured by another loadgen"):
+                start(tmp_path / "run", {})
 
 
 def test_a_dry_run_leaves_no_folder(model: Path) -> None:
