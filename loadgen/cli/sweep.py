@@ -197,6 +197,8 @@ def command(
         sys.exit(130 if stop else 1)
     try:
         if stop is None or not stop.hurried:
+            if not quiet:
+                messages.print("Measured; now the analysis and report.html")
             analyse(run_dir)
             run = load_run(run_dir)
             write_report(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -14,7 +15,7 @@ from rich.text import Text
 from loadgen.load.openloop import CLOSED
 from loadgen.measure.observer import Observer, Pace, Progress, Timetable
 from loadgen.record.cell import Cell, CellVerdict, Step
-from loadgen.reports.rows import NAME, SHORT, Column, Table, right, shown_held, table_of
+from loadgen.reports.rows import NAME, SHORT, Column, Table, shown_held, table_of
 from loadgen.reports.textable import fitting, lines_of, wrapped
 from loadgen.secret import visible_line, visible_message
 from loadgen.serving.metrics import UNVERIFIED
@@ -38,12 +39,10 @@ class ShownCell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def right(self) -> str:
-        """Correct answers of those that were graded while it ran."""
-        if self.last is None or not self.last.graded:
+        """Correct answers of those that were graded while it ran, "12/16"."""
+        if self.last is None or self.last.accuracy is None:
             return ""
-        graded = self.last.graded
-        shown = right(self.last.accuracy, graded)
-        return shown if "/" in shown else f"{shown}% of {graded:,}"
+        return f"{round(self.last.accuracy * self.last.graded)}/{self.last.graded}"
 
     @property
     def state(self) -> str:
@@ -93,6 +92,8 @@ DISPENSABLE = (
 
 LEAST_BAR, MOST_BAR = 8, 60
 """Characters."""
+TALL = 30
+"""Lines of a terminal with room for a title of two."""
 
 
 class QuietView(Observer):
@@ -206,11 +207,15 @@ class LiveView(PlainView):
     def _show_ended(self, shown: ShownCell, line: str) -> None:
         self._status = ""
 
+    def _say(self, line: str) -> None:
+        self._console.print(visible_message(line), markup=False, highlight=False)  # broken between words
+
     def drawn(self) -> Group:
         """As many lines as the terminal has room for: the time left always, of the ended cells the latest."""
         progress, pace = self._progress, self._pace
         width, height = self._console.size
-        head = [Text(line, style="bold red" if self._simulated else "bold") for line in _cut(self._title, width)]
+        title = _cut(self._title, width, most=2 if height >= TALL else 1)
+        head = [Text(line, style="bold red" if self._simulated else "bold") for line in title]
         head += [Text(line) for line in _cut(self._search, width)] if self._search else []
         running = ShownCell(place=pace.ended + 1, cell=progress.cell, last=progress) if progress is not None else None
         doubted = "".join(
@@ -288,16 +293,13 @@ def _moment(progress: Progress | None) -> str:
     if progress is None:
         return ""
     cell, arrived = progress.cell, progress.arrived
-    running = number(progress.running, 0) or UNVERIFIED
+    running = UNVERIFIED if progress.running is None else f"{number(progress.running, 0)} running"
     stage = f"{progress.stage} {progress.share:.0%}" if progress.stage == "window" else progress.stage
     parts = [f"{visible_line(cell.target)} {cell.level}: {stage}"]
-    if arrived is None:
-        parts.append(f"asked/in flight/running {cell.concurrency}/{progress.in_flight}/{running}")
-    else:
+    if arrived is not None:
         parts.append(f"{number(progress.sent_per_s, 1)} of {cell.rate_asked_per_s:g} requests/s sent")
-        parts.append(f"in flight/running {progress.in_flight}/{running}")
         parts += [f"{n} {what}" for n, what in ((arrived.late, "late"), (arrived.dropped, "dropped")) if n]
-    parts += [f"{progress.requests} answered", f"{progress.errors} failed"]
+    parts += [f"{progress.in_flight} in flight", running, f"{progress.requests} answered", f"{progress.errors} failed"]
     return ", ".join(parts)
 
 
@@ -310,13 +312,19 @@ def _reasons(shown: ShownCell) -> str:
 
 
 def _reasons_of(ended: Sequence[ShownCell]) -> Iterator[str]:
-    """Why cells are not valid: a sentence for all that have the same reason."""
-    by_reason: dict[str, list[str]] = {}
+    """Why cells are not valid: one sentence of all that differ in their figures alone, the latest, with their places."""
+    alike: dict[str, list[tuple[int, str]]] = {}
     for shown in ended:
-        if reason := _reasons(shown).removeprefix("; "):
-            by_reason.setdefault(visible_line(reason), []).append(str(shown.place))
-    for reason, places in by_reason.items():
-        yield f"#{', #'.join(places)} {reason}"
+        if reason := visible_line(_reasons(shown).removeprefix("; ")):
+            kind = _FIGURE.sub("", reason)
+            alike[kind] = [*alike.pop(kind, []), (shown.place, reason)]
+    for told in alike.values():
+        *others, (place, reason) = told
+        also = f" (also #{', #'.join(str(other) for other, _ in others)})" if others else ""
+        yield f"#{place} {reason}{also}"
+
+
+_FIGURE = re.compile(r"[0-9][0-9.,]*")
 
 
 def _bar(text: str, share: float, width: int) -> Text:
@@ -328,8 +336,8 @@ def _bar(text: str, share: float, width: int) -> Text:
     return Text.assemble((f"{text}  ", "bold"), ("━" * over, "green"), ("━" * (length - over), "dim"))
 
 
-def _cut(text: str, width: int) -> list[str]:
-    return wrapped(visible_line(text), width, most=1) if text else []
+def _cut(text: str, width: int, most: int = 1) -> list[str]:
+    return wrapped(visible_line(text), width, most=most) if text else []
 
 
 def _duration(seconds: float) -> str:

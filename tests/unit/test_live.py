@@ -188,9 +188,10 @@ def test_it_keeps_the_table_of_finished_cells_with_the_running_one_last() -> Non
     assert "p50" in shown[place + 1] and "p99" in shown[place + 1]
 
 
-def test_it_says_why_cells_are_not_valid_once_for_all_with_the_same_reason() -> None:
-    shown = screen(120, 40, {0: CAPPED, 2: CAPPED, 3: NO_LATENCY}, ended=5, plan=cells())
-    assert f"#1, #3 invalid: {CAPPED.reasons}" in shown
+def test_it_says_why_cells_are_not_valid_once_for_all_whose_reasons_differ_in_figures_alone() -> None:
+    other = replace(CAPPED, reasons=CAPPED.reasons.replace("8.0", "7.25"))
+    shown = screen(120, 40, {0: other, 2: CAPPED, 3: NO_LATENCY}, ended=5, plan=cells())
+    assert f"#3 invalid: {CAPPED.reasons} (also #1)" in shown
     assert "#4 latency invalid: client-bound" in shown
     assert "left · cell 6 of 8, 2 invalid, 1 partly valid" in shown[-1]
 
