@@ -159,9 +159,12 @@ class PlainView(Observer):
 
     def _show_ended(self, shown: ShownCell, line: str) -> None:
         stamp = f"{STAMP} " if self._simulated else ""
-        cell, left = shown.cell, _duration(self._pace.left_s)
-        named = f"[{shown.place}/{self._pace.cells}] {stamp}{cell.target} {cell.level.replace(' ', '')}"
-        self._say(f"{named} repeat {cell.repeat}: {_result(shown) or line}{_reasons(shown)}; {left} left")
+        cell, cells = shown.cell, self._pace.cells
+        place, left = f"[{shown.place}]", ""
+        if cells:  # a search does not know how many there will be
+            place, left = f"[{shown.place}/{cells}]", f"; {_duration(self._pace.left_s)} left"
+        named = f"{place} {stamp}{cell.target} {cell.level.replace(' ', '')} repeat {cell.repeat}"
+        self._say(f"{named}: {_result(shown) or line}{_reasons(shown)}{left}")
 
     def _say(self, line: str) -> None:
         self._console.print(visible_message(line), markup=False, highlight=False, soft_wrap=True)
@@ -223,12 +226,13 @@ class LiveView(PlainView):
             for state, words in (("invalid", "invalid"), ("partly_valid", "partly valid"), ("not_measured", "lost"))
             if pace.counts.get(state)
         )
-        place = min(pace.ended + 1, pace.cells)
-        left = f"{_duration(pace.left_s)} left · cell {place} of {pace.cells}{doubted}" if pace.cells else ""
-        foot = [Text(line) for line in _cut(_moment(progress) or self._status, width)]
+        left = f"cell {pace.ended + 1}{doubted}"
         if pace.cells:
-            done = (pace.ended + (progress.share if progress is not None else 0.0)) / pace.cells
-            foot += [_bar(line, done, width) for line in _cut(left, width)]
+            place = min(pace.ended + 1, pace.cells)
+            left = f"{_duration(pace.left_s)} left · cell {place} of {pace.cells}{doubted}"
+        foot = [Text(line) for line in _cut(_moment(progress) or self._status, width)]
+        done = pace.ended + (progress.share if progress is not None else 0.0)
+        foot += [_bar(line, done / pace.cells if pace.cells else None, width) for line in _cut(left, width)]
         room = height - len(head) - len(foot) - 1
         body = self._cell_lines(self._ended, running, room) if self._ended or running is not None else []
         return Group(*head, *body, *foot)
@@ -312,7 +316,7 @@ def _reasons(shown: ShownCell) -> str:
 
 
 def _reasons_of(ended: Sequence[ShownCell]) -> Iterator[str]:
-    """Why cells are not valid: one sentence of all that differ in their figures alone, the latest, with their places."""
+    """Why cells are not valid: of sentences that differ in their figures alone the latest, with the places of all."""
     alike: dict[str, list[tuple[int, str]]] = {}
     for shown in ended:
         if reason := visible_line(_reasons(shown).removeprefix("; ")):
@@ -327,10 +331,10 @@ def _reasons_of(ended: Sequence[ShownCell]) -> Iterator[str]:
 _FIGURE = re.compile(r"[0-9][0-9.,]*")
 
 
-def _bar(text: str, share: float, width: int) -> Text:
-    """The text, and behind it how much is over, where there is room."""
+def _bar(text: str, share: float | None, width: int) -> Text:
+    """The text, and behind it how much is over, where that is known and there is room."""
     length = min(width - len(text) - 2, MOST_BAR)
-    if length < LEAST_BAR:
+    if share is None or length < LEAST_BAR:
         return Text(text, style="bold")
     over = round(length * share)
     return Text.assemble((f"{text}  ", "bold"), ("━" * over, "green"), ("━" * (length - over), "dim"))

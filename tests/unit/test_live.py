@@ -138,6 +138,16 @@ def test_what_was_not_measured_is_not_in_the_line() -> None:
     assert "repeat 1: window 1.0 s; invalid: 20 failures" in plain((cells()[1], nothing))[-1]
 
 
+def test_a_search_counts_its_cells_and_says_nothing_of_the_time_left() -> None:
+    out = io.StringIO()
+    view = PlainView(Console(file=out, width=80))
+    view.run_begins("title", Timetable(), False)
+    view.cell_ends(cells()[1], "", VALID)
+    line = out.getvalue().splitlines()[-1]
+    assert line.startswith("[1] fp16 B=16 repeat 1: 2,210 tok/s, ")
+    assert "left" not in line
+
+
 def test_an_open_loop_has_its_rate() -> None:
     cell = replace(cells()[1], arrival="poisson:20")
     line = plain((cell, CellVerdict(valid=True, figures=FIGURES | {"rate_per_s": 19.84})))[-1]
