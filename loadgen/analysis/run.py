@@ -75,7 +75,11 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Every planned cell was measured, and each quantity that was measured is valid in all of them."""
+        """Every planned cell was measured, and each quantity that was measured is valid in all of them; a search has
+        ended."""
+        story = self.analysis.search
+        if story is not None and not story.ended:
+            return False
         return len(self.cells) == planned_cells(self.manifest) and not self.invalid
 
     @property
@@ -144,7 +148,7 @@ def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
 _KEYS = ("precision", "concurrency", "repeat", "repeats", "valid")
 """Never empty."""
 _TEXTS = (
-    *("target", "precision", *REASONS.values(), "first_failure", "answer_notes", "arrival"),
+    *("target", "precision", "phase", *REASONS.values(), "first_failure", "answer_notes", "arrival"),
     *("running_source", "running_note", "energy_interval_note"),
 )
 

@@ -1,174 +1,143 @@
-"""The search for B*: what it measures next, and what it says, on curves whose crossings are known."""
+"""A search for B* by its run directory: cells made by hand, with known curves, take the place of servers."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+import random
+from pathlib import Path
 
-import numpy as np
+import msgspec
 import pytest
+from made_run import manifest, valid_cell
+from msgspec.structs import replace
 
-from loadgen.search.answer import Answer
-from loadgen.search.design import Goal, Reading, Search, search
-from loadgen.search.root import Noise
+from loadgen.analysis.analyse import analyse
+from loadgen.analysis.run import Run, load_run
+from loadgen.errors import UsageError
+from loadgen.measure.plan import blocks_left
+from loadgen.record.cell import Start, Step, step_blocks
+from loadgen.record.journal import cell_file
+from loadgen.record.manifest import Manifest, read_manifest
+from loadgen.reports.html.sections import search as section
+from loadgen.reports.terminal import end_lines
+from loadgen.search.readings import Readings
 
-SPEED, ENERGY = "tokens_per_s", "energy_per_query_j"
-Curve = Callable[[float], float]
-"""The log-advantage of the target at a batch."""
-
-
-def falling(b_star: float, per_octave: float = 0.2) -> Curve:
-    return lambda b: per_octave * math.log2(b_star / b)
-
-
-def readings_of(
-    done: Search, curves: dict[str, Curve], rng: np.random.Generator, *, starts: float, cells: float
-) -> list[Reading]:
-    """What the next step reads: relative noise of a server's start, and of a cell."""
-    assert done.next is not None
-    found = []
-    for start in done.next.starts:
-        common = starts * rng.standard_normal()
-        for b in start.concurrency:
-            ours = start.side != "fp16"
-            values = {}
-            for metric, curve in curves.items():
-                better = 1 if metric == SPEED else -1
-                level = better * curve(b) if ours else 0.0
-                values[metric] = 100 * math.exp(level + common + cells * rng.standard_normal())
-            found.append(
-                Reading(repeat=done.next.repeat, side=start.side, concurrency=b, running=float(b), values=values)
-            )
-    return found
+B_STAR = 6.0
+"""awq's throughput over fp16's is (B_STAR / B) ** 0.3."""
+METRIC = "tokens_per_s"
 
 
-def played(
-    curves: dict[str, Curve], goal: Goal | None = None, *, starts: float = 0.003, cells: float = 0.003, seed: int = 1
-) -> tuple[Search, list[Reading]]:
-    goal = goal or Goal(metrics=tuple(curves))
-    rng = np.random.default_rng(seed)
-    readings: list[Reading] = []
-    while (done := search(goal, ("fp16", "awq"), readings)).next is not None:
-        readings += readings_of(done, curves, rng, starts=starts, cells=cells)
-    return done, readings
+def write(run_dir: Path, told: Manifest) -> None:
+    (run_dir / "manifest.json").write_bytes(msgspec.json.encode(told))
 
 
-def answer_of(curves: dict[str, Curve], goal: Goal | None = None, **noise: float) -> Answer:
-    return played(curves, goal, **noise)[0].answers[0]  # type: ignore[arg-type]
+def measure(run_dir: Path, told: Manifest, draws: random.Random) -> None:
+    """The cells that the last step lacks; starts of a server differ by 0.5%."""
+    for block in step_blocks(told.config.targets, told.steps):
+        noise = math.exp(draws.gauss(0, 0.005))
+        for cell in block.cells:
+            if not cell_file(run_dir, cell).exists():
+                rate = 400 * cell.concurrency**0.6 * (noise if cell.target == "fp16" else 1)
+                rate *= (B_STAR / cell.concurrency) ** 0.3 if cell.target == "awq" else 1
+                valid_cell(run_dir, cell, tokens_per_s=round(rate))
 
 
-@pytest.mark.parametrize("b_star", [4.5, 20.0, 61.0, 117.0])
-def test_a_crossing_is_found_in_the_fewest_repeats_that_an_interval_takes(b_star: float) -> None:
-    """0.2 per octave and 0.6% of noise: after six repeats t(4 degrees, 3.5%) * 0.006 / (0.29 * sqrt(6)) is 0.03, a
-    third of ln 1.1."""
-    done, readings = played({SPEED: falling(b_star)})
-    answer = done.answers[0]
-    assert (answer.status, answer.reached, len(readings)) == ("crosses", True, 10 + 12)
-    (found,) = answer.crossings
-    assert found.lo is not None and found.hi is not None
-    assert b_star / 1.21 < found.lo < b_star < found.hi < b_star * 1.21
-    assert found.direction == "wins_below"
-    assert found.bracket[0] is not None and found.bracket[0] < b_star
-    assert "is faster than fp16 below B* = " in answer.sentence
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run_dir = tmp_path_factory.mktemp("find") / "run"
+    run_dir.mkdir()
+    config = {
+        "mode": "target", "reference": "fp16", "concurrency": [1, 32],
+        "targets": [{"name": name, "precision": name} for name in ("awq", "fp16")],
+        "repeats": 3, "model": "some/model", "duration_s": 1.0, "requests": None, "find": [METRIC],
+    }  # fmt: skip
+    (run_dir / "manifest.json").write_text(json.dumps(manifest(config)))
+    (run_dir / "items.json").write_text('{"q1": "5", "q2": "8"}')
+    told, draws = read_manifest(run_dir), random.Random(5)
+    readings = Readings(run_dir, told)
+    while (step := readings.search(told).next) is not None:
+        told = replace(told, steps=(*told.steps, step))
+        write(run_dir, told)
+        measure(run_dir, told, draws)
+    analyse(run_dir)
+    return load_run(run_dir)
 
 
-def test_the_first_step_starts_each_side_once_over_the_whole_range() -> None:
-    first = search(Goal(metrics=(SPEED,), low=1, high=256), ("fp16", "awq"), ()).next
-    assert first is not None
-    assert (first.phase, first.repeat) == ("locate", 1)
-    assert [(start.side, start.concurrency) for start in first.starts] == [
-        ("fp16", (1, 4, 16, 64, 256)),
-        ("awq", (1, 4, 16, 64, 256)),
-    ]
+def test_it_finds_b_star_within_the_goal(run: Run) -> None:
+    found = run.crossover("awq", METRIC)
+    (crossing,) = found.crossings
+    assert (found.status, crossing.direction) == ("crosses", "wins_below")
+    assert crossing.lo is not None
+    assert crossing.hi is not None
+    assert crossing.lo < B_STAR < crossing.hi
+    assert crossing.hi / crossing.b < 1.1
+    assert run.complete
 
 
-def test_repeats_lie_in_turn_below_and_above_and_a_steady_drift_cancels() -> None:
-    done, _ = played({SPEED: falling(40.0)})
-    repeats = [step for step in done.steps if step.phase == "repeat"]
-    assert {len(start.concurrency) for step in repeats for start in step.starts} == {1}
-    below = [step for step in repeats if step.starts[0].concurrency[0] < 40]
-    above = [step for step in repeats if step.starts[0].concurrency[0] > 40]
-    assert len(below) == len(above) == 3
-    for side in (below, above):
-        assert [step.starts[0].side for step in side][:2] in (["fp16", "awq"], ["awq", "fp16"])
+def test_wherever_it_is_interrupted_the_journal_leads_to_the_same_next_step(run: Run) -> None:
+    told = run.manifest
+    for done, step in enumerate(told.steps):
+        so_far = replace(told, steps=told.steps[:done])
+        assert Readings(run.path, so_far).search(so_far).next == step
+    assert blocks_left(run.path, told) == ()
 
 
-def test_a_search_that_is_cut_anywhere_goes_on_as_if_it_had_not_been() -> None:
-    done, readings = played({SPEED: falling(40.0)})
-    for count in range(len(readings)):
-        again = search(Goal(metrics=(SPEED,)), ("fp16", "awq"), readings[:count][::-1])
-        assert again.next == done.steps[len(again.steps)]
+def test_what_an_interrupted_step_lacks_is_what_is_left(run: Run) -> None:
+    last = run.manifest.steps[-1]
+    (run.path / "journal").rename(run.path / "elsewhere")
+    try:
+        left = blocks_left(run.path, replace(run.manifest, steps=run.manifest.steps[:1]))
+    finally:
+        (run.path / "elsewhere").rename(run.path / "journal")
+    assert {(block.target.name, block.repeat) for block in left} == {("fp16", 1), ("awq", 1)}
+    assert last.phase == "repeat"
 
 
-def test_no_crossing_is_an_answer_after_three_starts_of_each_side() -> None:
-    """0.15 to 0.47 better; Student's t with two degrees at 2% is 7, and three repeats have an error of 0.35%."""
-    done, readings = played({SPEED: lambda b: 0.15 + 0.04 * math.log2(256 / b)})
-    answer = done.answers[0]
-    assert (answer.status, answer.proven) == ("better", (1, 4, 16, 64, 256))
-    assert len(readings) == 30
-    assert answer.sentence.startswith("awq is faster than fp16 at every B from 1 to 256")
+def test_cells_that_located_b_star_are_in_no_interval_at_a_b_that_was_repeated(run: Run) -> None:
+    cells, summary = run.cells, run.summary.set_index(["target", "concurrency"])
+    assert set(cells.loc[cells["repeat"] == 1, "phase"]) == {"locate"}
+    repeats = cells[cells["phase"] == "repeat"].groupby(["target", "concurrency"]).size()
+    assert len(repeats) == 4, "one B below and one above B*"
+    assert {at: int(summary.loc[at, "repeats"]) for at in repeats.index} == repeats.to_dict()
+    others = summary.drop(repeats.index)
+    assert set(others["repeats"]) == {1}
+    assert others["tokens_per_s_lo"].isna().all(), "a single start has no interval"
 
 
-def test_two_crossings_are_both_found() -> None:
-    answer = answer_of({SPEED: lambda b: 0.5 - 0.12 * abs(math.log2(b) - 4.3) ** 1.3}, starts=0.003, cells=0.003)
-    true = [2 ** (4.3 - (0.5 / 0.12) ** (1 / 1.3)), 2 ** (4.3 + (0.5 / 0.12) ** (1 / 1.3))]
-    assert [found.direction for found in answer.crossings] == ["wins_above", "wins_below"]
-    for b, found in zip(true, answer.crossings, strict=True):
-        assert found.lo is not None and found.hi is not None
-        assert found.lo < b < found.hi
+def test_the_search_is_told_step_by_step(run: Run) -> None:
+    story = run.analysis.search
+    assert story is not None
+    assert [chapter.repeat for chapter in story.chapters] == [step.repeat for step in run.manifest.steps]
+    first, *_, last = story.chapters
+    assert {mark.concurrency: mark.ratio > 1 for mark in first.marks if mark.ratio} == {
+        1: True,
+        3: True,
+        10: False,
+        32: False,
+    }
+    (known,) = last.known
+    (answer,) = story.answers
+    assert (known.b, known.lo, known.hi) == (answer.crossings[0].b, answer.crossings[0].lo, answer.crossings[0].hi)
+    assert story.ended
 
 
-def test_several_metrics_share_their_starts() -> None:
-    done, readings = played({SPEED: falling(20.0), ENERGY: falling(60.0)})
-    assert [answer.reached for answer in done.answers] == [True, True]
-    assert len(done.steps) == 7
-    assert len(readings) == 10 + 2 * 12
+def test_page_and_terminal_say_what_the_search_found(run: Run) -> None:
+    (answer,) = run.analysis.search.answers if run.analysis.search else ()
+    assert answer.sentence in section(run)
+    assert "what another start of a server changes" in section(run), "servers were kept"
+    assert any(answer.sentence in line for line in end_lines(run, 200))
 
 
-def test_a_level_curve_ends_early_and_says_what_is_out_of_reach() -> None:
-    done, readings = played({SPEED: falling(20.0, 0.01)}, starts=0.02, cells=0.01)
-    answer = done.answers[0]
-    assert not answer.reached and answer.ended
-    assert len(readings) < 60
-
-
-def test_time_that_is_up_ends_it() -> None:
-    goal = Goal(metrics=(SPEED,), most_s=1000 + 4 * 330)
-    done, _ = played({SPEED: falling(20.0, 0.1)}, goal, starts=0.03)
-    assert len(done.steps) == 5
-    assert done.answers[0].end == "time"
-    assert "--most-minutes" in done.answers[0].sentence
-
-
-def test_known_noise_saves_repeats() -> None:
-    """0.2 per octave and 0.6%: after two repeats 2.1 * 0.006 / (0.29 * sqrt(2)) is 0.03."""
-    noise = {SPEED: Noise(sd=0.006, degrees=math.inf)}
-    done, readings = played({SPEED: falling(61.0)}, Goal(metrics=(SPEED,), noise=noise))
-    assert done.answers[0].reached
-    assert len(readings) == 10 + 4
-
-
-def test_a_batch_that_cannot_be_measured_leaves_the_others() -> None:
-    rng = np.random.default_rng(1)
-    goal, readings = Goal(metrics=(SPEED,)), list[Reading]()
-    while (done := search(goal, ("fp16", "awq"), readings)).next is not None:
-        new = readings_of(done, {SPEED: falling(40.0)}, rng, starts=0.003, cells=0.003)
-        readings += [
-            Reading(repeat=r.repeat, side=r.side, concurrency=r.concurrency, values={}) if r.concurrency == 256 else r
-            for r in new
-        ]
-    assert done.answers[0].reached
-    assert done.answers[0].range == (1, 64)
-    assert sum(r.concurrency == 256 for r in readings) == 4
-
-
-def test_nothing_that_can_be_measured_ends_it() -> None:
-    goal, readings = Goal(metrics=(SPEED,)), list[Reading]()
-    while (done := search(goal, ("fp16", "awq"), readings)).next is not None:
-        readings += [
-            Reading(repeat=done.next.repeat, side=start.side, concurrency=b, values={SPEED: None})
-            for start in done.next.starts
-            for b in start.concurrency
-        ]
-    assert done.answers[0].end == "unreadable"
-    assert len(done.steps) == 2
+def test_a_run_whose_steps_this_version_would_not_have_taken_is_not_continued(run: Run, tmp_path: Path) -> None:
+    other = Step("locate", 1, (Start("fp16", (2,)), Start("awq", (2,))))
+    told = replace(run.manifest, steps=(other,))
+    for block in step_blocks(told.config.targets, told.steps):
+        for cell in block.cells:
+            valid_cell(tmp_path, cell)
+    (tmp_path / "items.json").write_text('{"q1": "5", "q2": "8"}')
+    write(tmp_path, told)
+    with pytest.raises(UsageError, match="would have searched otherwise"):
+        blocks_left(tmp_path, told)
+    analyse(tmp_path)
+    assert load_run(tmp_path).analysis.search is None
