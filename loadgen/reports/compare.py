@@ -106,7 +106,7 @@ METRICS = {
 """Of a difference between two runs."""
 DIFFERENCES = (
     Column[Difference]("target", lambda one: one.target, NAME),
-    Column[Difference]("level", lambda one: level(one.concurrency, one.arrival), SHORT),
+    Column[Difference]("at", lambda one: level(one.concurrency, one.arrival), SHORT),
     Column[Difference]("metric", lambda one: METRICS[one.metric], SHORT),
     Column[Difference]("first", lambda one: _of_run(one, one.first)),
     Column[Difference]("second", lambda one: _of_run(one, one.second)),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 import sys
 import time
 import zlib
@@ -304,6 +305,21 @@ def test_a_line_is_read_off_under_the_pointer_and_with_the_arrow_keys(page: Page
     click(page, "[id^=ttft-distribution-] [data-read]")
     text = page.evaluate("document.querySelector('#tip').textContent")
     assert re.search(r"requests.*; [\d.]+% of the requests: TTFT at most [\d.]+ ms$", text)
+
+
+def test_the_difference_of_two_runs_is_a_page_of_the_same_kit(browser: Page, report: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(report.parent, tmp_path / "again")
+    loadgen.compare(report.parent, again, out=tmp_path)
+    browser.resize(360, 740)
+    browser.open(tmp_path / "compare.html")
+    unfold(browser)
+    assert browser.of("Runtime.exceptionThrown") == browser.of("Log.entryAdded") == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 360
+    rows = browser.evaluate("tableTexts(document.querySelector('#difference [aria-label=Differences] table'))")
+    assert rows[0][:5] == ["origin", "target", "at", "metric", report.parent.name]
+    assert {(row[0], row[6]) for row in rows[1:] if row[3] == "tok/s"} == {("SIMULATED", "× 1.00")}
+    points = "document.querySelectorAll('[id^=difference-] .point').length"
+    assert browser.evaluate(points) == len(rows) - 1
 
 
 def test_every_words_contrast_is_at_least_4_5_in_both_themes(page: Page) -> None:

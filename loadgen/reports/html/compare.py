@@ -203,7 +203,7 @@ def _difference(pair: RunDifference, figures: Sequence[Figure]) -> Html:
     head = items(told, class_="decided") if told else element("p", some, class_="big")
     made = named_table(DIFFERENCES, pair.differences, pair)
     missing = join((element("h3", "Not compared"), items(pair.missing))) if pair.missing else Html("")
-    shown = table(made, label="Differences", simulated=pair.simulated, grouped_by=("target", "level"))
+    shown = table(made, label="Differences", simulated=pair.simulated, grouped_by=("target", "at"))
     note = element("p", pair_note(pair), class_="small")
     return join((head, gallery(figures), element("h3", "Every difference"), note, shown, settings, missing))
 
