@@ -224,8 +224,8 @@ class SweepOptions(TypedDict, total=False):
         "N", "Instead of a duration: ask N items once each.", LOAD, rival="duration")]
     repeats: Annotated[int, Measures("R", "Independent repeats per cell.", LOAD, 3)]
     find: Annotated[str | Sequence[str], Measures(
-        "METRICS", "Instead of --concurrency: search for B* by energy_per_query_j, tokens_per_s or another metric of "
-        "crossovers; several with commas.", LOAD, ())]
+        "METRICS", "Instead of --concurrency: search for B* of each target against --reference by energy_per_query_j, "
+        "tokens_per_s or another metric of crossovers; several with commas.", LOAD, ())]
     within: Annotated[float | str | None, Measures(
         "SHARE", "For --find: how far the interval's ends may be from B*.", LOAD, otherwise="10%", unit="share")]
     range: Annotated[str | Sequence[int] | None, Measures(

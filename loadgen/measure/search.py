@@ -109,7 +109,10 @@ def upcoming(plan: SweepPlan, file: ManifestFile, observer: Observer) -> Iterato
         yield from plan.blocks
         return
     from loadgen.search.readings import Readings
+    from loadgen.search.story import KEPT
 
+    if plan.config.mode == "target":
+        observer.note(KEPT)
     readings = Readings(file.run_dir, file.manifest, plan.goal)
     while True:
         if not unfinished(file.run_dir, file.manifest.blocks):

@@ -292,7 +292,9 @@ def head_of(run: Run) -> str:
     load = run.arrival or f"B {', '.join(map(str, config.concurrency))}"
     measured = f"{targets} target{'s' * (targets > 1)} × {load} × {repeats} repeat{'s' * (repeats > 1)}"
     if config.find:
-        measured = f"{targets} targets, {config.load}, {len(run.manifest.steps)} steps"
+        measured = (
+            f"{targets} targets, {config.load}, {len(run.manifest.steps)} step{'s' * (len(run.manifest.steps) != 1)}"
+        )
     parts = [
         f"{STAMP}: a cost model's figures, no GPU's" if run.manifest.simulated else "",
         subject(run),

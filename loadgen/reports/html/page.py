@@ -54,7 +54,7 @@ def _conditions(manifest: Manifest) -> str:
         f"protocol {protocol.name}, {protocol.api}, at most {protocol.max_tokens} tokens",
         config.load if config.find or config.arrival != CLOSED else f"B {b}",
         f"windows of {window}",
-        f"{len(manifest.steps)} steps" if config.find else f"{config.repeats} repeats",
+        f"{len(manifest.steps)} step{'s' * (len(manifest.steps) != 1)}" if config.find else f"{config.repeats} repeats",
         _started(manifest),
     ]
     return " · ".join(part for part in parts if part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from typing import TypeVar
@@ -17,7 +18,7 @@ from loadgen.analysis.warnings import checkpoint_notes, planned_cells
 from loadgen.reports import rows
 from loadgen.reports.html.markup import Html, element, items, join, table
 from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column, table_of
-from loadgen.search.story import Chapter
+from loadgen.search.story import KEPT, Chapter, Story
 from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, count, interval, number, percent, percents, span, spanned
 
 AGAINST = (
@@ -231,10 +232,6 @@ _STEPS = (
     Column[Chapter]("measured", lambda step: _started(step), TEXT),
     Column[Chapter]("where it stood, and why this was next", lambda step: step.why, TEXT),
 )
-KEPT = (
-    "The servers ran all the time: what another start of a server changes (memory layout, kernels, clocks; 0.3 to 2% "
-    "from start to start in other studies) is in no interval."
-)
 
 
 def search(run: Run) -> Html:
@@ -248,11 +245,23 @@ def search(run: Run) -> Html:
         "called locate are in no interval; the intervals rest on the repeats."
     )
     if run.manifest.config.mode == "target":
-        goal += f" {KEPT}"
+        goal += f" {KEPT}{_moved(story)}"
     if not story.ended:
         goal += " The search has not ended: loadgen sweep --resume goes on."
     told = run_table(run, _STEPS, story.chapters, "Steps of the search")
     return join((answers, element("p", goal, class_="small"), told))
+
+
+def _moved(story: Story) -> str:
+    """How far a restart would move each B*."""
+    slopes = {
+        f"{answer.target} by {_METRICS[answer.metric]}": abs(crossing.slope)
+        for answer in story.answers
+        for crossing in answer.crossings
+        if crossing.slope
+    }
+    moves = [f"{percent(math.expm1(0.01 / slope))} ({name})" for name, slope in slopes.items()]
+    return f" Each 1% by which it would change the ratio moves B* by about {', '.join(moves)}." if moves else ""
 
 
 def _started(step: Chapter) -> str:
