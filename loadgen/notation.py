@@ -35,7 +35,7 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d{1,3})?"
 _PART = re.compile(rf"\s*({_NUMBER})\s*([a-z]+)", re.IGNORECASE)
 _PLAIN = re.compile(rf"[+-]?{_NUMBER}", re.IGNORECASE)
 _RANGE = re.compile(r"(?P<first>\d{1,9})\s*(?:-|\.\.)\s*(?P<last>\d{1,9})(?:(?P<how>[x*+])(?P<by>\d{1,9}))?")
-_ENDPOINT = re.compile(r"/v1(?:/(?P<api>completions|chat/completions|models))?/*\Z")
+_ENDPOINT = re.compile(r"(?:/v1(?:/(?P<api>completions|chat/completions|models))?|/metrics|/health)/*\Z")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 

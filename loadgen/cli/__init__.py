@@ -54,6 +54,11 @@ class Command(click.Command):
         vllm = any(parameter.name == VLLM_ARGS for parameter in self.params)
         try:
             values, strays, order = self.make_parser(ctx).parse_args(list(args))
+        except click.BadOptionUsage as error:
+            if "requires an argument" not in error.message:
+                raise
+            metavar = next((str(one.metavar) for one in self.params if error.option_name in one.opts), "VALUE")
+            raise UsageError(f"{error.option_name} requires an argument: {error.option_name} {metavar}") from None
         except click.NoSuchOption as error:
             raise UsageError(hints.for_option(name, error.option_name, args, flags, vllm=vllm)) from None
         for parameter in order:
@@ -201,6 +206,9 @@ def main() -> None:
             raise
         what = error.filename or "a file"
         _end(f"{what} cannot be written ({error.strerror}); make room, or name a folder that can be written", 1)
+    except click.MissingParameter as error:
+        example = hints.example_of(error.ctx.command.help if error.ctx else None)
+        _end(f"{error.format_message().removesuffix('.')}{example}")
     except click.ClickException as error:
         _end(error.format_message())
 

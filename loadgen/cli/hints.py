@@ -88,6 +88,12 @@ def for_command(
     return f"{has_none}; {did_you_mean(name, known)}known: {', '.join(known)}"
 
 
+def example_of(text: str | None) -> str:
+    """A command's first example, as the end of a sentence; empty where its help has none."""
+    found = re.search(r"^ *(loadgen .+)$", (text or "").partition("Example")[2], re.MULTILINE)
+    return f"; write it, as in {found[1]}" if found else ""
+
+
 def _sweep_of(words: Sequence[str]) -> str:
     """The options of a sweep that words without options mean; empty where that is not clear."""
     from loadgen.serving.recipe import recipe_names

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -38,6 +39,8 @@ from loadgen.serving.requirements import require_device, require_packages
 from loadgen.workload.dataset import data_path
 from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""What OpenSSL calls an answer without TLS."""
 MOST_NAMED = 10
 """Models that a sentence lists."""
 
@@ -181,6 +184,7 @@ class _Running:
 
     def _ask(self, spec: TargetSpec, path: str, *, optional: bool = False) -> _Reply:
         """The reply to a GET; an `optional` one may have any status, but that of a server that is not ready."""
+        assert spec.url is not None
         mask, where = Mask(api_key(self._config)), f"target {spec.name}: {spec.url}"
         try:
             answer = httpget.get(f"{spec.url}{path}", bearer=api_key(self._config))
@@ -188,6 +192,11 @@ class _Running:
             reason = f"does not answer ({error_text(error)})"
             remedy = "name the file with the certificate of who signed it in SSL_CERT_FILE"
         except httpget.FAILURES as error:
+            if isinstance(error, ssl.SSLError) and error.reason in NO_TLS:
+                plain = spec.url.replace("https://", "http://", 1)
+                raise UsageError(f"{where} does not speak TLS; write {plain}") from None
+            if urlsplit(spec.url).port is None:
+                where += " (no port in the URL; vLLM's is 8000)"
             raise NotReady(where, mask(error_text(error)), loading=False) from None
         else:
             body, simulated = answer.body, answer.headers.get("X-Loadgen-Simulated") is not None

@@ -86,13 +86,13 @@ def test_as_a_user_sees_it(empty_folder: Path, arguments: list[str], said: str) 
         (["sweep", "--duration", "long"], "--duration long: not a time; write seconds, or a number with its unit"),
         (["sweep", "--duration", "nan"], "--duration nan"),
         (["sweep", "stray"], "unexpected extra argument"),
-        (["sweep", "--target"], "requires an argument"),
+        (["sweep", "--target"], "--target requires an argument: --target NAME=URL"),
         (["sweep", "--dataset", "mmlu"], "unknown dataset 'mmlu'; known: gsm8k, mathqa, "),
         (["sweep", "--dataset", "mathqa", "--data-file", "no.json"], "--data-file no.json: there is no such file"),
         (["sweep", "--dataset", "jsonl"], "--dataset jsonl needs --data-file"),
         (["sweep", "--dataset", "sample", "--protocol", "mathqa_gen_v1"], "asks for a letter, but answers of"),
         (["data", "fetch", "mmlu"], "'mmlu' is not a published dataset; known: gsm8k, mathqa"),
-        (["data", "fetch"], "Missing argument"),
+        (["data", "fetch"], "Missing argument 'NAME...'; write it, as in loadgen data fetch gsm8k"),
         (["sweep", "--dataset", "sample", "--data-file", "x"], "needs --dataset gsm8k"),
         (["sweep", "--protocol", "cot"], "unknown protocol 'cot'; known: gsm8k, gsm8k_fixed, "),
         (["sweep", "--protocol", "gsm8k", "--shots-file", "no.jsonl"], "--shots-file no.jsonl: there is no such file"),
@@ -113,7 +113,7 @@ def test_as_a_user_sees_it(empty_folder: Path, arguments: list[str], said: str) 
         (["sweep", "--api-key-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE"),
         (["sweep", "--seed", "99999999999999999999"], "--seed 99999999999999999999"),
         (["sweep", "--config", "none.yaml"], "--config none.yaml: cannot be read as YAML"),
-        (["report"], "Missing argument"),
+        (["report"], "Missing argument 'RUN'; write it, as in loadgen report runs/"),
         (["report", "none"], "none is not a run directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -235,3 +235,13 @@ def test_a_dry_run_creates_nothing(empty_folder: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "16 cells" in ended.stdout
     assert list(empty_folder.iterdir()) == []
+
+
+def test_a_url_of_the_wrong_scheme_or_without_its_port_says_what_to_write(
+    refused: Callable[..., str], web: str
+) -> None:
+    dataset = ("--dataset", "sample")
+    tls = web.replace("http://", "https://")
+    assert f"does not speak TLS; write {web}" in refused("sweep", "--target", f"fp16={tls}", *dataset)
+    nobody = refused("sweep", "--target", "fp16=http://127.255.0.9", *dataset)
+    assert "http://127.255.0.9 (no port in the URL; vLLM's is 8000) does not answer" in nobody

@@ -90,7 +90,7 @@ MISTAKES: list[tuple[str, str, str]] = [
         "behind `--`: -- --max-num-batched-tokens 8",
         "serve fp16 --model m -- --max-num-batched-tokens 8",
     ),
-    ("serve fp16 awq --model m", "a command of its own: loadgen serve awq", "serve awq --model m"),
+    ("serve fp16 awq --model m", "loadgen serve awq", "serve awq --model m"),
     ("simulate awq --port 1", "write --precision awq", "simulate --precision awq --port 1"),
     ("simulate --precision awk --port 1", "did you mean awq?", "simulate --precision awq --port 1"),
     ("simulate --precision awq --gpu h-100x --port 1", "did you mean h100?", "simulate --precision awq --gpu h100"),

@@ -86,7 +86,8 @@ def test_a_name_has_any_letter_case_and_any_separator_if_that_is_clear() -> None
         ("localhost:8000", URL, None), (f" {URL}/ ", URL, None), (f"{URL}/v1", URL, None), (f"{URL}/v1/", URL, None),
         (f"{URL}/v1/models", URL, None), (f"{URL}/v1/completions", URL, "completions"),
         ("localhost:8000/v1/chat/completions", URL, "chat"), ("[::1]:8000", "http://[::1]:8000", None),
-        ("https://h/proxy/v1", "https://h/proxy", None), ("h:1/v1/completions/", "http://h:1", "completions"),
+        ("https://h/proxy/v1", "https://h/proxy", None), ("h:1/metrics", "http://h:1", None),
+        ("h:1/v1/completions/", "http://h:1", "completions"),
     ],
 )  # fmt: skip
 def test_a_server_is_named_with_or_without_scheme_and_endpoint(typed: str, base: str, api: str | None) -> None:
