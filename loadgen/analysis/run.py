@@ -25,6 +25,7 @@ from loadgen.analysis.warnings import planned_cells
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
+from loadgen.notation import did_you_mean, spelled
 from loadgen.record.cell import held_of, level, rates_of
 from loadgen.record.manifest import Manifest, read_manifest
 from loadgen.workload.grading import VERSION
@@ -67,11 +68,13 @@ class Run:
 
     def crossover(self, target: str, metric: str) -> Crossover:
         """A target's crossover against the reference; `metric` as in `METRICS`. Raises UsageError if there is none."""
-        found = self.analysis.crossover(target, metric)
+        targets = list(dict.fromkeys(found.target for found in self.analysis.crossovers))
+        found = self.analysis.crossover(spelled(target, targets), spelled(metric, METRICS))
         if found is not None:
             return found
-        there = ", ".join(dict.fromkeys(found.target for found in self.analysis.crossovers)) or "none"
-        raise UsageError(f"no crossover of {target!r} by {metric!r}; targets: {there}; metrics: {', '.join(METRICS)}")
+        meant = did_you_mean(metric, METRICS) if metric not in METRICS else did_you_mean(target, targets)
+        there = f"targets: {', '.join(targets) or 'none'}; metrics: {', '.join(METRICS)}"
+        raise UsageError(f"no crossover of {target!r} by {metric!r}; {meant}{there}")
 
     @property
     def complete(self) -> bool:

@@ -262,4 +262,5 @@ def _check_names(sizes: Mapping[str, float], rows: Sequence[CompareRow], models:
     for name in sizes:
         if name not in names:
             there = ", ".join(dict.fromkeys(row.run for row in rows))
-            raise UsageError(f"--size {name}: no run, model or target has that name; the runs are {there}")
+            hint = f"{did_you_mean(name, names)}the runs are {there}"
+            raise UsageError(f"--size {name}: no run, model or target has that name; {hint}")
