@@ -72,6 +72,14 @@ def test_a_plot_of_something_else_says_what_there_is(run: Run) -> None:
         run.plot()
 
 
+def test_a_crossover_is_named_in_any_letter_case_and_a_misspelt_one_is_answered_with_the_right_name(run: Run) -> None:
+    assert run.crossover("AWQ", "Tokens-per-s") == run.crossover("awq", "tokens_per_s")
+    with pytest.raises(UsageError, match="did you mean tokens_per_s"):
+        run.crossover("awq", "token_per_s")
+    with pytest.raises(UsageError, match="did you mean awq"):
+        run.crossover("aqw", "tokens_per_s")
+
+
 def test_a_run_shows_its_answer_and_one_figure(run: Run) -> None:
     shown = run._repr_html_()
     assert shown.count("<img ") == 1

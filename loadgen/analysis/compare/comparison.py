@@ -32,6 +32,7 @@ from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
+from loadgen.notation import did_you_mean
 from loadgen.words import count, span, too_wide
 
 
