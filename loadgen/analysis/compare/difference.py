@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -15,7 +16,6 @@ from loadgen.analysis.trust.answers import Answers, GradedAnswer
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
 from loadgen.record.cell import held_of, level
-from loadgen.words import known
 
 RATIOS = (
     "tokens_per_s", "ttft_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2e_ms_p50", "energy_per_token_j",
@@ -156,8 +156,9 @@ def _values(run: Run) -> dict[tuple[str, float, str], list[float]]:
     values: dict[tuple[str, float, str], list[float]] = {}
     for metric in RATIOS:
         for cell in run.valid_cells(metric).to_dict("records"):
-            if known(cell.get(metric)):
-                values.setdefault((cell["target"], held_in(cell), metric), []).append(float(cell[metric]))
+            figure = cell.get(metric)
+            if isinstance(figure, int | float) and math.isfinite(figure):
+                values.setdefault((cell["target"], held_in(cell), metric), []).append(float(figure))
     return values
 
 

@@ -174,7 +174,11 @@ def _page(comparison: RunComparison, figures: Sequence[Figure]) -> str:
     title = f"{pair.second} against {pair.first}" if pair else runs
     links = [("difference", "The difference")] if pair else []
     links += [(name, heading) for name, heading, _, _ in contents]
-    first = element("section", _difference(pair, ours), id="difference") if pair else Html("")
+    if pair is not None:
+        first = element("section", _difference(pair, ours), id="difference")
+    else:
+        name, heading, _, content = contents.pop(0)
+        first = element("section", element("h2", heading), content, id=name)
     text = f"N* is the zero of COR over log N where everything else is equal. Intervals are 95%. loadgen {__version__}"
     main = element(
         "main",
