@@ -28,6 +28,7 @@ EXPECTED: dict[object, str] = {
     float: "not a number; write it as in 0.5",
     "s": "not a time; write seconds, or a number with its unit, as in 60, 90s, 2m or 1h30m",
     "ms": "not a time; write milliseconds, or a number with its unit, as in 20, 20ms or 0.02s",
+    "min": "not a time; write minutes, or a number with its unit, as in 60, 90m or 2h",
     "share": "not a share; write it as in 0.1 or 10%",
 }
 """What a text that is not the option's kind of number should have been, by unit or kind."""

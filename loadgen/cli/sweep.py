@@ -23,7 +23,7 @@ from loadgen.synonyms import elsewhere
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key of a mapping is dropped for a later one of the same name."""
+    """YAML in which no key of a mapping is dropped for a later one of the same name, and 1:30 is a text, not 90."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -31,6 +31,13 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise ValueError(f"{key} is given more than once; give it once")
         return super().construct_mapping(node, deep)
+
+
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    return node.value if ":" in node.value else loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 def _read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:

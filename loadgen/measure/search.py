@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,13 +66,13 @@ def range_sought(asked: str | Sequence[int] | None, highest: int | None) -> tupl
     if asked is None:
         return RANGE[0], highest or RANGE[1]
     shown = asked if isinstance(asked, str) else ":".join(map(str, asked))
-    ends = [part.strip() for part in shown.replace(",", ":").split(":")]
+    ends = [part.strip() for part in re.split(r"[:,-]|\.\.", shown)]
     if (
         len(ends) != 2
         or not all(end.isdecimal() and len(end) < 10 for end in ends)
         or not 0 < int(ends[0]) < int(ends[1])
     ):
-        raise UsageError(f"--range {shown}: write the lowest and the highest B, as in 1:256 (in YAML as '1:256')")
+        raise UsageError(f"--range {shown}: write the lowest and the highest B, as in 1:256")
     return int(ends[0]), int(ends[1])
 
 

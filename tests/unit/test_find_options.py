@@ -29,7 +29,8 @@ def test_a_search_has_metrics_a_range_and_a_goal() -> None:
         ("tokens_per_s", "si"), (2, 64), 0.05, 1800.0,
     )  # fmt: skip
     assert config.sides == ("fp16", "awq")
-    assert configure(targets=TWO, find=["si"], range=[2, 64]).concurrency == (2, 64)
+    for written in ([2, 64], "2-64", "2..64", "2, 64"):
+        assert configure(targets=TWO, find=["si"], range=written).concurrency == (2, 64)
     assert configure(targets=TWO, find="si").concurrency == (1, 256)
 
 
@@ -46,7 +47,7 @@ def test_servers_that_are_launched_hold_the_largest_b_of_the_range() -> None:
         ({"find": "si", "arrival": "poisson:5"}, "--find needs a closed loop"),
         ({"find": "si", "targets": {"fp16": TWO["fp16"]}}, "--find compares targets, and fp16 is alone"),
         ({"find": "si", "range": "256:1"}, "--range 256:1: write the lowest and the highest B"),
-        ({"find": "si", "range": "62"}, "--range 62: write the lowest and the highest B, as in 1:256 (in YAML as"),
+        ({"find": "si", "range": "62"}, "--range 62: write the lowest and the highest B, as in 1:256"),
         ({"find": "si", "within": "60%"}, "--within 60%: give a share below 50%"),
         ({"range": "1:16"}, "--range 1:16 needs --find METRIC"),
         ({"within": "5%"}, "--within 5% needs --find METRIC"),

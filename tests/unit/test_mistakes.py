@@ -189,6 +189,7 @@ def test_python_says_the_same(given: dict[str, object], said: str) -> None:
         ("max-tokens: 1\nmax_tokens: 2", "max-tokens is given more than once"),
         ("target:\n  fp16: h:1\n  fp16: h:2", "fp16 is given more than once"),
         ("duration: soon", "--duration soon: not a time"),
+        ("duration: 1:30", "--duration 1:30: not a time"),
     ],
 )
 def test_yaml_says_the_same(refused: Callable[[str], str], text: str, said: str) -> None:
