@@ -139,7 +139,8 @@ def compare(
     imports: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> RunComparison:
-    """What `loadgen compare` does: run directories side by side, `.rows`, `.n_stars`, `.published` and `.table`.
+    """What `loadgen compare` does: run directories side by side, `.rows`, `.n_stars`, `.published` and `.table`; of two
+    runs the difference as `.pair`.
 
     `size`: parameters, such as {"qwen-7b": "7.6B"}, by run, model or target; `imports`: "vllm-bench:fp16=FILE" and the
     like. With `out`, compare.csv, compare.json and compare.html are written there. Raises UsageError for wrong use.

@@ -23,10 +23,11 @@ from loadgen.options import OutputOptions
 def command(
     runs: tuple[Path, ...], sizes: tuple[str, ...], imports: tuple[str, ...], out: Path | None, **_: Any
 ) -> None:
-    """Put several runs into one table: COR over model size with N*, and published figures compared with ours.
+    """Compare runs: two as a difference, several by COR over model size with N*; and published figures with ours.
 
     \b
     Example:
+      loadgen compare runs/before runs/after --out compared
       loadgen compare runs/qwen-7b runs/qwen-14b runs/qwen-32b --out compared
       loadgen compare runs/mistral-7b --size mistral-7b=7.25B --import vllm-bench:fp16=fp16.json
     """
