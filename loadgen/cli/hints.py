@@ -51,7 +51,7 @@ def for_option(command: str, name: str, args: Sequence[str], flags: Iterable[str
 def for_argument(command: str, strays: Sequence[str], args: Sequence[str], options: Mapping[str, Option]) -> str:
     """The sentence on arguments that belong to no option; `options` are the declared ones by what is typed for them."""
     unexpected = f"unexpected extra argument {strays[0]!r}"
-    place = args.index(strays[0])
+    place = len(args) - 1 - args[::-1].index(strays[0])
     name, equals, value = args[place - 1].partition("=") if place else ("", "", "")
     if not (equals and name in options) and place > 1:
         name, value = args[place - 2], args[place - 1]

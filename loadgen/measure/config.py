@@ -42,6 +42,7 @@ KEPT_FIELDS = ("model", "prompt", "messages", "stream")
 POWER_SOURCES = ("auto", "nvml", "rapl", "simulated", "none")
 EXAMPLE_URL = "http://127.0.0.1:8001"
 KEY_HINT = "; give a key with --api-key-env"
+_BETWEEN_PAIRS = re.compile(r",\s*(?=[A-Za-z0-9._:-]+\s*=)")
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -150,7 +151,8 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | N
 def _pairs(targets: str | Mapping[str, str] | Sequence[str]) -> list[str]:
     if isinstance(targets, Mapping):
         return [f"{name}={url or ''}" for name, url in targets.items()]
-    return entries(targets) if isinstance(targets, str) else list(targets)
+    given = [targets] if isinstance(targets, str) else targets
+    return [pair for text in given for pair in _BETWEEN_PAIRS.split(str(text).rstrip(" ,"))]
 
 
 def _named_api(o: SweepOptions) -> Any:

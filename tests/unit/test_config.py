@@ -131,6 +131,12 @@ def test_arguments_of_vllm_come_behind_two_dashes_as_a_text_or_as_a_list(
         assert config.vllm_args == args
 
 
+def test_targets_may_be_listed_in_one_text(from_command_line: Any) -> None:
+    wanted = configure(targets={"fp16": "http://h:1", "mine:awq": "http://h:2"}).targets
+    assert from_command_line("--target", "fp16=h:1, mine:awq=h:2,").targets == wanted
+    assert configure(targets="fp16=h:1,mine:awq=h:2").targets == wanted
+
+
 def test_the_reference_is_fp16_else_the_first() -> None:
     assert configure(targets={"awq": URL, "fp16": URL}).reference == "fp16"
     assert configure(targets={"awq": URL, "gptq": URL}).reference == "awq"
@@ -244,6 +250,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"targets": ["mine:fp17=http://h:1"]}, "'fp17' is not a valid precision"),
     ({"targets": ["fp16=http://h:1", "fp16=http://h:2"]}, "target 'fp16' is listed twice"),
     ({"targets": ["fp16"]}, "write NAME=URL"),
+    ({"targets": [""]}, "write NAME=URL"),
     ({"targets": ["=http://h:1"]}, "write NAME=URL"),
     ({"targets": ["a b:fp16=http://h:1"]}, "'a b' is not a valid name"),
     ({"targets": ["../x:fp16=http://h:1"]}, "'../x' is not a valid name"),

@@ -47,6 +47,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("sweep org/m", "write --serve fp16,awq --model org/m", "sweep --serve fp16,awq --model org/m"),
     ("sweep fp16 AWQ", "write --serve fp16,awq --model ORG/MODEL", "sweep --serve fp16,awq --model ORG/MODEL"),
     ("sweep --serve fp16,awq", "as in --model Qwen/Qwen3-0.6B", "sweep --serve fp16,awq --model Qwen/Qwen3-0.6B"),
+    ("sweep --model m --serve fp16 fp16", "write --serve fp16,fp16", "sweep --model m --serve fp16,b:fp16"),
     ("sweep --model m --serve fp16 awq", "write --serve fp16,awq", "sweep --model m --serve fp16,awq"),
     ("sweep --precision fp16,awq", "write --serve fp16,awq", "sweep --serve fp16,awq --model m"),
     ("sweep --batch-size 16", "write --concurrency 16", "sweep --concurrency 16"),
