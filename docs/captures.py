@@ -4,9 +4,11 @@
 
 runs the command in a pseudo-terminal of that size and draws its screen as it was every `--every` seconds, one after the
 other, in an SVG without scripts; `--text FILE` also writes the screens as text, `--last` draws the last one alone.
-docs/images/sweep-terminal.svg is made by
+docs/images/sweep-terminal.svg shows three servers of `loadgen simulate --gpu a100 --model qwen2.5-32b`:
 
-    python docs/captures.py --every 2 100x30 docs/images/sweep-terminal.svg loadgen sweep --concurrency 1,16,64
+    python docs/captures.py --every 6 --speed 10 100x30 docs/images/sweep-terminal.svg loadgen sweep \\
+        --target fp16=http://127.0.0.1:8001 --target awq=http://127.0.0.1:8002 --target bnb-nf4=http://127.0.0.1:8003 \\
+        --concurrency 1,16 --dataset sample --repeats 2 --duration 8
 """
 
 from __future__ import annotations
@@ -107,33 +109,43 @@ def as_text(screen: Screen) -> str:
 
 
 def as_svg(taken: Sequence[tuple[float, Screen]], columns: int, lines: int, *, hold_s: float = 6.0) -> str:
-    """The screens one after the other, each as long as it was there; the last one for `hold_s`."""
+    """The screens one after the other, each as long as it was there; the last one for `hold_s`. A line that stays is
+    drawn once."""
     width, height = columns * CHAR_W + 2 * MARGIN, lines * LINE_H + 2 * MARGIN
-    whole_s = taken[-1][0] - taken[0][0] + hold_s
-    ends_s = [at_s for at_s, _ in taken[1:]] + [taken[0][0] + whole_s]
-    style, frames = [], []
-    for place, ((at_s, screen), end_s) in enumerate(zip(taken, ends_s, strict=True)):
-        first, last = ((second_s - taken[0][0]) / whole_s * 100 for second_s in (at_s, end_s))
-        if len(taken) > 1:
-            hidden = f"0%{{opacity:0}}{first:.2f}%{{opacity:1}}" if place else "0%{opacity:1}"
-            style.append(f"@keyframes k{place}{{{hidden}{last:.2f}%,100%{{opacity:0}}}}")
-            style.append(f"#f{place}{{animation:k{place} {whole_s:.1f}s step-end infinite}}")
-        frames.append(f'<g id="f{place}">{"".join(_drawn(screen))}</g>')
+    begun_s, whole_s = taken[0][0], taken[-1][0] - taken[0][0] + hold_s
+    ends_s = [*(at_s for at_s, _ in taken[1:]), begun_s + whole_s]
+    there: dict[tuple[int, tuple[Run, ...]], list[tuple[float, float]]] = {}
+    for (at_s, screen), end_s in zip(taken, ends_s, strict=True):
+        first, last = (round((second_s - begun_s) / whole_s * 100, 2) for second_s in (at_s, end_s))
+        for place, row in enumerate(screen):
+            spans = there.setdefault((place, row), [])
+            spans.append((spans.pop()[0] if spans and spans[-1][1] == first else first, last))
+    names = {spans: f"a{k}" for k, spans in enumerate(dict.fromkeys(map(tuple, there.values())))}
+    style = (
+        f"@keyframes {name}{{0%{{opacity:0}}{''.join(f'{on}%{{opacity:1}}{off}%{{opacity:0}}' for on, off in spans)}}}"
+        f".{name}{{animation:{name} {whole_s:.1f}s step-end infinite}}"
+        for spans, name in names.items()
+        if spans != ((0.0, 100.0),)
+    )
+    drawn = (
+        f'<g class="{names[tuple(spans)]}">{"".join(_drawn(place, row))}</g>'
+        for (place, row), spans in there.items()
+        if row
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" font-size="14" '
         f'font-family="ui-monospace,SFMono-Regular,Menlo,Consolas,DejaVu Sans Mono,monospace">'
         f"<style>text{{white-space:pre}}{''.join(style)}</style>"
-        f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>{"".join(frames)}</svg>\n'
+        f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>{"".join(drawn)}</svg>\n'
     )
 
 
-def _drawn(screen: Screen) -> Iterator[str]:
-    for line, row in enumerate(screen):
-        for run in row:
-            x, y = MARGIN + run.column * CHAR_W, MARGIN + (line + 0.75) * LINE_H
-            bold = ' font-weight="bold"' if run.bold else ""
-            length = f'textLength="{len(run.text) * CHAR_W:.1f}" lengthAdjust="spacingAndGlyphs"'
-            yield f'<text x="{x:.1f}" y="{y:.1f}" fill="{run.colour}"{bold} {length}>{escape(run.text)}</text>'
+def _drawn(line: int, row: Sequence[Run]) -> Iterator[str]:
+    for run in row:
+        x, y = MARGIN + run.column * CHAR_W, MARGIN + (line + 0.75) * LINE_H
+        bold = ' font-weight="bold"' if run.bold else ""
+        length = f'textLength="{len(run.text) * CHAR_W:.1f}" lengthAdjust="spacingAndGlyphs"'
+        yield f'<text x="{x:.1f}" y="{y:.1f}" fill="{run.colour}"{bold} {length}>{escape(run.text)}</text>'
 
 
 def main() -> None:
@@ -141,12 +153,14 @@ def main() -> None:
     parser.add_argument("size", metavar="COLUMNSxLINES")
     parser.add_argument("out", type=Path)
     parser.add_argument("--every", type=float, default=2.0, metavar="S")
+    parser.add_argument("--speed", type=float, default=1.0, metavar="X", help="so many times faster than it was")
     parser.add_argument("--last", action="store_true")
     parser.add_argument("--text", type=Path)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     asked = parser.parse_args()
     columns, lines = map(int, asked.size.split("x"))
-    taken = list(screens(asked.command, columns, lines, asked.every))
+    seen = screens(asked.command, columns, lines, asked.every)
+    taken = [(at_s / asked.speed, screen) for at_s, screen in seen]
     if asked.text:
         parts = (f"--- {at_s:.1f} s\n{as_text(screen)}\n" for at_s, screen in taken)
         asked.text.write_text("".join(parts), encoding="utf-8")

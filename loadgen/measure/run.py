@@ -286,10 +286,11 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
 
 def _title(plan: SweepPlan, file: ManifestFile, source: Source) -> str:
     config = plan.config
+    targets, repeats = len(config.targets), config.repeats
     title = (
         f"{config.model or ('simulated model' if source.simulated else 'model')} · {plan.dataset.name}, "
-        f"{len(plan.dataset.items)} items · {len(config.targets)} targets × {config.load}"
-        + (f" × {config.repeats} repeats" if not config.find else "")
+        f"{len(plan.dataset.items)} items · {targets} target{'s' * (targets > 1)} × {config.load}"
+        + (f" × {repeats} repeat{'s' * (repeats > 1)}" if not config.find else "")
     )
     if file.resumed and config.find:
         title += f" · resumed in step {max(1, len(file.manifest.steps))}"
