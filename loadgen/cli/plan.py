@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Annotated, Any, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import click
 
 from loadgen.cli import CONTEXT, Command, completed, parameters
 from loadgen.errors import UsageError
 from loadgen.options import Option
+from loadgen.words import percent
+
+if TYPE_CHECKING:
+    from loadgen.search.root import Noise
 
 DATASETS = {"GSM8K": 1319, "MathQA": 2985}
 """Items of the published test splits."""
@@ -32,23 +38,41 @@ class PlanOptions(TypedDict, total=False):
     tokens_per_s: Annotated[float | None, Option(
         "R", "For the minutes, instead of those two: the server's output tokens per second.")]
     tokens_per_answer: Annotated[float | None, Option("N", "With --tokens-per-s: output tokens per answer.")]
+    find: Annotated[str | None, Option(
+        "METRIC", "Or: what a search for B* takes (`loadgen sweep --find METRIC`).")]
+    within: Annotated[float, Option(
+        "SHARE", "For --find: how far the interval's ends may be from B*.", default=0.1, unit="share",
+        between=(0.005, 0.5))]
+    range: Annotated[str | None, Option("LOW:HIGH", "For --find: batch sizes to search.", otherwise="1:256")]
+    noise: Annotated[str | None, Option(
+        "RUN", "For --find: an earlier run of this GPU, whose repeats show the noise.")]
+    seconds_per_cell: Annotated[float, Option("S", "For --find: a window with its warm-up.", default=75.0, unit="s")]
+    seconds_per_start: Annotated[float, Option(
+        "S", "For --find: a start of a server; 0 for servers that are kept running.", default=90.0, unit="s",
+        zero=True)]
 # fmt: on
 
 
 @click.command("plan", cls=Command, context_settings=CONTEXT, params=parameters(PlanOptions))
 def command(**_: Any) -> None:
-    """Compute how many items and minutes a claim about accuracy needs. Both sides answer the same items.
+    """Compute how many items and minutes a claim about accuracy needs, or what a search for B* takes.
 
     \b
     Example:
       loadgen plan --accuracy-delta 0.0372 --discordance 0.15
       loadgen plan --equivalence-margin 0.02 --discordance 0.06
+      loadgen plan --find energy_per_query_j --within 10% --noise runs/earlier
     """
     o = completed(PlanOptions)
+    if o["find"] is not None:
+        _plan_search(o, o["find"])
+        return
     delta, margin, items = o["accuracy_delta"], o["equivalence_margin"], o["items"]
     discordance, power, alpha = o["discordance"], o["power"], o["alpha"]
     if delta is None and margin is None:
-        raise UsageError("nothing to plan: give --accuracy-delta D or --equivalence-margin M, such as 0.02 for 2 pp")
+        raise UsageError(
+            "nothing to plan: give --accuracy-delta D or --equivalence-margin M, such as 2%, or --find METRIC"
+        )
     _check_probability("--discordance", discordance, 1)
     _check_probability("--power", power, 1)
     _check_probability("--alpha", alpha, 0.5)
@@ -114,6 +138,65 @@ def command(**_: Any) -> None:
             chance = power_of_equivalence(size, margin, discordance, alpha=alpha)
             shown = _pp(provable_margin(size, discordance, power=power, alpha=alpha))
             line(label, f"power {_percent(chance)}; at {power:.0%} power they show {shown}{time(size)}")
+
+
+def _plan_search(o: PlanOptions, asked: str) -> None:
+    """Cells, starts and minutes of a search, by how steep the curve is at B*; beside them those of a grid."""
+    from loadgen.analysis.crossover.curve import METRICS
+    from loadgen.measure.search import range_sought
+    from loadgen.notation import did_you_mean, spelled
+    from loadgen.search.design import MOST_REPEATS, Goal
+    from loadgen.search.price import GENTLE, STEEP, USUAL, USUAL_NOISE, expected, stated_start_sd
+
+    metric = spelled(asked, METRICS)
+    if metric not in METRICS:
+        hint = f"{did_you_mean(metric, METRICS)}known: {', '.join(METRICS)}"
+        raise UsageError(f"--find {asked}: not a metric of crossovers; {hint}")
+    low, high = range_sought(o["range"], None)
+    noise, pair = _noise_of_run(Path(o["noise"]), metric) if o["noise"] else (None, "")
+    goal = Goal(
+        metrics=(metric,), low=low, high=high, within=o["within"], cell_s=o["seconds_per_cell"],
+        start_s=o["seconds_per_start"], noise={metric: noise} if noise else {},
+    )  # fmt: skip
+    told = f"{percent(USUAL_NOISE)}, assumed: starts of a server differ by 1%, cells by 0.5%"
+    if noise is not None:
+        told = f"{percent(noise.sd)}: {pair}, {noise.degrees:.0f} degree{'s' * (noise.degrees != 1)} of freedom"
+    within = percent(o["within"])
+    click.echo(f"A search for B* by {metric} within ±{within}, from B = {low} to {high}, of one target")
+    click.echo(f"Noise of one repeat: {told}\n")
+    price = expected(goal, ("reference", "target"))
+    for name, slope, repeats, cells, starts, minutes in zip(
+        ("steep", "usual", "gentle"), (STEEP, USUAL, GENTLE),
+        *((each.low, each.typical, each.high) for each in (price.repeats, price.cells, price.starts, price.minutes)),
+        strict=True,
+    ):  # fmt: skip
+        curve = f"{name} curve, {100 * slope * math.log(2):.0f}% per doubling of B"
+        most = " (the most without --most-minutes)" if repeats == MOST_REPEATS else ""
+        click.echo(f"  {curve:<40}{repeats} repeats{most}, {cells} cells, {starts} starts: {minutes:.0f} minutes")
+    minutes = (160 * goal.cell_s + 20 * goal.start_s) / 60
+    click.echo(f"  {'a grid of 8 B × 10 repeats':<40}160 cells, 20 starts: {minutes:.0f} minutes\n")
+    if noise is None:
+        click.echo("An earlier run of this GPU tells its noise, so that a search takes fewer repeats: --noise RUN")
+    else:
+        stated = percent(stated_start_sd(noise))
+        click.echo(f"To search with this noise: loadgen sweep --find {metric} --within {within} --start-sd {stated}")
+
+
+def _noise_of_run(path: Path, metric: str) -> tuple[Noise, str]:
+    """Of the target whose repeats differ most, with its name and the reference's."""
+    from loadgen.analysis.run import Run
+    from loadgen.search.price import noise_of
+
+    run = Run(path)
+    if metric not in run.cells.columns:
+        raise UsageError(f"--noise {path}: cells.csv has no {metric} by cell; plan with energy_per_query_j instead")
+    reference, cells = run.manifest.config.reference, run.valid_cells(metric)
+    targets = [target for target in dict.fromkeys(cells["target"]) if target != reference]
+    found = [(noise, f"{target} against {reference}") for target in targets
+             if (noise := noise_of(cells, target, reference, metric))]  # fmt: skip
+    if not found:
+        raise UsageError(f"--noise {path}: no batch size has {metric} in two repeats of both sides; name another run")
+    return max(found, key=lambda each: each[0].sd)
 
 
 def _check_probability(option: str, value: float, upper: float) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from loadgen.analysis.crossover.crossover import Status
 from loadgen.analysis.crossover.curve import Metric, metric_of
 from loadgen.analysis.estimate import Direction
-from loadgen.words import batch, number, percent, span
+from loadgen.words import batch, percent, span
 
 LOOKS = {3: 0.02, 4: 0.01, 5: 0.01, 6: 0.005, 8: 0.005}
 """The error, by repeats, of the proof that the sign is the same at every batch; 5% together."""
@@ -144,5 +144,5 @@ def place(crossing: FoundCrossing, within: float) -> str:
     if not crossing.end:
         return f"{star})"
     needed = crossing.needed if crossing.needed and crossing.needed > crossing.repeats else None
-    takes = f"±{percent(within)} would take about {number(needed)} repeats: " if needed else ""
+    takes = f"±{percent(within)} would take about {needed:,} repeats: " if needed else ""
     return f"{star}; {takes}{WHY_NOT[crossing.end].format(repeats=crossing.repeats)})"

@@ -35,6 +35,8 @@ MOVES = 3
 """Times that the batches beside B* may move."""
 FARTHEST = 0.7
 """ln(batch) of such a move, at most."""
+MOST_TOLD = 1000
+"""Repeats that a goal would take; more are not told as a number."""
 UNREADABLE = 3
 """Repeats in a row without a figure, after which a search ends."""
 
@@ -373,10 +375,13 @@ class _Pursuit:
     @property
     def why(self) -> str:
         text = f"B* near {batch(math.exp(self.at))}"
-        if self.root is not None and not math.isinf(self.root.width):
+        if self.root is not None and self.root.width <= 1 and self._inside(self.root.at):
             text = f"B* = {batch(math.exp(self.root.at))} ±{percent(math.expm1(self.root.width), 0)}"
         after = f" after {self.repeats} repeat{'s' * (self.repeats > 1)}" if self.repeats else ""
         return f"{text}{after}, next B = {self.wants}"
+
+    def _inside(self, at: float) -> bool:
+        return self._range is not None and self._range[0] <= at <= self._range[1]
 
     @property
     def repeats(self) -> int:
@@ -449,14 +454,14 @@ class _Pursuit:
             lo = hi = None
         needed = root.needed(self.repeats, self.goal.reach)
         return FoundCrossing(
-            b=math.exp(root.at if low <= root.at <= high else self.at),
+            b=math.exp(root.at if self._inside(root.at) else self.at),
             lo=None if lo is None else math.exp(lo),
             hi=None if hi is None else math.exp(hi),
             bracket=(below, above),
             direction="wins_below" if sign > 0 else "wins_above",
             reached=self._reached and lo is not None,
             repeats=self.repeats,
-            needed=None if self._reached or math.isinf(needed) or end == "edge" else math.ceil(needed),
+            needed=None if self._reached or needed > MOST_TOLD or end == "edge" else math.ceil(needed),
             noise=root.sd,
             slope=root.slope,
             end=end,

@@ -1,12 +1,20 @@
-"""Price: the cells, starts and minutes that a search will take, before anything is measured."""
+"""Price: the cells, starts and minutes that a search will take, before anything is measured.
+
+Also the noise of an earlier run, by which they are known more closely."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from loadgen.analysis.estimate import NORMAL_95
 from loadgen.search.design import MOST_REPEATS, Goal
 from loadgen.search.root import ALPHA, BEND, FEWEST, SPACING, Noise, quantile
 
@@ -59,3 +67,32 @@ def expected(goal: Goal, sides: Sequence[str]) -> Price:
     if goal.most_s is not None:
         minutes = [min(each, goal.most_s / 60) for each in minutes]
     return Price(Range(*n), Range(*cells), Range(*starts), Range(*minutes))
+
+
+def noise_of(cells: pd.DataFrame, target: str, reference: str, metric: str) -> Noise | None:
+    """The noise of one repeat's log-advantage, from the repeats of a run; None where no B has two of them.
+
+    `cells`: valid rows of cells.csv. The variance about the mean of each B, all B together. What the cells of one start
+    share counts as one observation: the degrees of freedom are the repeats, less one for each group of B that have
+    repeats in common (a grid has one group, a search one for each B beside B*).
+    """
+    columns = ["concurrency", "repeat", metric]
+    sides = [cells.loc[cells["target"] == side, columns].dropna() for side in (target, reference)]
+    both = sides[0].merge(sides[1], on=["concurrency", "repeat"], suffixes=("", "_reference"))
+    both = both[(both[metric] > 0) & (both[f"{metric}_reference"] > 0)]
+    counts = Counter(both["concurrency"])
+    both = both[both["concurrency"].map(counts) > 1]
+    if both.empty:
+        return None
+    logs = np.log(both[metric] / both[f"{metric}_reference"])
+    b, repeat = (pd.factorize(both[column])[0] for column in ("concurrency", "repeat"))
+    rest = float(((logs - logs.groupby(both["concurrency"]).transform("mean")) ** 2).sum())
+    batches, repeats = int(b.max()) + 1, int(repeat.max()) + 1
+    links = coo_array((np.ones(len(b)), (b, batches + repeat)), shape=(batches + repeats,) * 2)
+    groups = int(connected_components(links, directed=False)[0])
+    return Noise(math.sqrt(rest / (len(both) - batches)), float(repeats - groups)) if rest > 0 else None
+
+
+def stated_start_sd(noise: Noise) -> float:
+    """What `--start-sd` has to say, so that an interval is as wide as with this noise and its degrees of freedom."""
+    return noise.sd / math.sqrt(2) * quantile(0.05, noise.degrees) / NORMAL_95

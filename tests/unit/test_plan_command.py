@@ -82,3 +82,24 @@ def test_a_wrong_value_is_named(arguments: str, what: str) -> None:
         CliRunner().invoke(command, arguments.split(), catch_exceptions=False)
     assert what in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_search_takes_beside_a_grid() -> None:
+    """Two sides at five batches, then six repeats of a cell and a start on each: 22 cells and 14 starts of a minute."""
+    text = said("--find tokens_per_s --seconds-per-cell 60 --seconds-per-start 60")
+    assert "6 repeats, 22 cells, 14 starts: 36 minutes" in text
+    assert "160 cells, 20 starts: 180 minutes" in text
+    assert "--noise RUN" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("--find tokens", "known: tokens_per_s"),
+        ("--find tokens_per_s --range 9:3", "--range 9:3"),
+        ("--find tokens_per_s --noise /nowhere", "/nowhere"),
+    ],
+)
+def test_a_wrong_search_is_refused(arguments: str, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        CliRunner().invoke(command, arguments.split(), catch_exceptions=False, standalone_mode=False)

@@ -1,0 +1,222 @@
+"""The search for B*: what it measures next, and what it says, on curves whose crossings are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from loadgen.search.answer import Answer
+from loadgen.search.design import Goal, Reading, Search, search
+from loadgen.search.price import expected, noise_of
+from loadgen.search.root import Noise
+
+SPEED, ENERGY = "tokens_per_s", "energy_per_query_j"
+Curve = Callable[[float], float]
+"""The log-advantage of the target at a batch."""
+
+
+def falling(b_star: float, per_octave: float = 0.2) -> Curve:
+    return lambda b: per_octave * math.log2(b_star / b)
+
+
+def readings_of(
+    done: Search, curves: dict[str, Curve], rng: np.random.Generator, *, starts: float, cells: float
+) -> list[Reading]:
+    """What the next step reads: relative noise of a server's start, and of a cell."""
+    assert done.next is not None
+    found = []
+    for start in done.next.starts:
+        common = starts * rng.standard_normal()
+        for b in start.concurrency:
+            ours = start.side != "fp16"
+            values = {}
+            for metric, curve in curves.items():
+                better = 1 if metric == SPEED else -1
+                level = better * curve(b) if ours else 0.0
+                values[metric] = 100 * math.exp(level + common + cells * rng.standard_normal())
+            found.append(
+                Reading(repeat=done.next.repeat, side=start.side, concurrency=b, running=float(b), values=values)
+            )
+    return found
+
+
+def played(
+    curves: dict[str, Curve], goal: Goal | None = None, *, starts: float = 0.003, cells: float = 0.003, seed: int = 1
+) -> tuple[Search, list[Reading]]:
+    goal = goal or Goal(metrics=tuple(curves))
+    rng = np.random.default_rng(seed)
+    readings: list[Reading] = []
+    while (done := search(goal, ("fp16", "awq"), readings)).next is not None:
+        readings += readings_of(done, curves, rng, starts=starts, cells=cells)
+    return done, readings
+
+
+def answer_of(curves: dict[str, Curve], goal: Goal | None = None, **noise: float) -> Answer:
+    return played(curves, goal, **noise)[0].answers[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("b_star", [4.5, 20.0, 61.0, 117.0])
+def test_a_crossing_is_found_in_the_fewest_repeats_that_an_interval_takes(b_star: float) -> None:
+    """0.2 per octave and 0.6% of noise: after six repeats t(4 degrees, 3.5%) * 0.006 / (0.29 * sqrt(6)) is 0.03, a
+    third of ln 1.1."""
+    done, readings = played({SPEED: falling(b_star)})
+    answer = done.answers[0]
+    assert (answer.status, answer.reached, len(readings)) == ("crosses", True, 10 + 12)
+    (found,) = answer.crossings
+    assert found.lo is not None and found.hi is not None
+    assert b_star / 1.21 < found.lo < b_star < found.hi < b_star * 1.21
+    assert found.direction == "wins_below"
+    assert found.bracket[0] is not None and found.bracket[0] < b_star
+    assert "is faster than fp16 below B* = " in answer.sentence
+
+
+def test_the_first_step_starts_each_side_once_over_the_whole_range() -> None:
+    first = search(Goal(metrics=(SPEED,), low=1, high=256), ("fp16", "awq"), ()).next
+    assert first is not None
+    assert (first.phase, first.repeat) == ("locate", 1)
+    assert [(start.side, start.concurrency) for start in first.starts] == [
+        ("fp16", (1, 4, 16, 64, 256)),
+        ("awq", (1, 4, 16, 64, 256)),
+    ]
+
+
+def test_repeats_lie_in_turn_below_and_above_and_a_steady_drift_cancels() -> None:
+    done, _ = played({SPEED: falling(40.0)})
+    repeats = [step for step in done.steps if step.phase == "repeat"]
+    assert {len(start.concurrency) for step in repeats for start in step.starts} == {1}
+    below = [step for step in repeats if step.starts[0].concurrency[0] < 40]
+    above = [step for step in repeats if step.starts[0].concurrency[0] > 40]
+    assert len(below) == len(above) == 3
+    for side in (below, above):
+        assert [step.starts[0].side for step in side][:2] in (["fp16", "awq"], ["awq", "fp16"])
+
+
+def test_a_search_that_is_cut_anywhere_goes_on_as_if_it_had_not_been() -> None:
+    done, readings = played({SPEED: falling(40.0)})
+    for count in range(len(readings)):
+        again = search(Goal(metrics=(SPEED,)), ("fp16", "awq"), readings[:count][::-1])
+        assert again.next == done.steps[len(again.steps)]
+
+
+def test_no_crossing_is_an_answer_after_three_starts_of_each_side() -> None:
+    """0.15 to 0.47 better; Student's t with two degrees at 2% is 7, and three repeats have an error of 0.35%."""
+    done, readings = played({SPEED: lambda b: 0.15 + 0.04 * math.log2(256 / b)})
+    answer = done.answers[0]
+    assert (answer.status, answer.proven) == ("better", (1, 4, 16, 64, 256))
+    assert len(readings) == 30
+    assert answer.sentence.startswith("awq is faster than fp16 at every B from 1 to 256")
+
+
+def test_two_crossings_are_both_found() -> None:
+    answer = answer_of({SPEED: lambda b: 0.5 - 0.12 * abs(math.log2(b) - 4.3) ** 1.3}, starts=0.003, cells=0.003)
+    true = [2 ** (4.3 - (0.5 / 0.12) ** (1 / 1.3)), 2 ** (4.3 + (0.5 / 0.12) ** (1 / 1.3))]
+    assert [found.direction for found in answer.crossings] == ["wins_above", "wins_below"]
+    for b, found in zip(true, answer.crossings, strict=True):
+        assert found.lo is not None and found.hi is not None
+        assert found.lo < b < found.hi
+
+
+def test_several_metrics_share_their_starts() -> None:
+    done, readings = played({SPEED: falling(20.0), ENERGY: falling(60.0)})
+    assert [answer.reached for answer in done.answers] == [True, True]
+    assert len(done.steps) == 7
+    assert len(readings) == 10 + 2 * 12
+
+
+def test_a_level_curve_ends_early_and_says_what_is_out_of_reach() -> None:
+    done, readings = played({SPEED: falling(20.0, 0.01)}, starts=0.02, cells=0.01)
+    answer = done.answers[0]
+    assert not answer.reached and answer.ended
+    assert len(readings) < 60
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_curve_that_is_quite_level_breaks_nothing(seed: int) -> None:
+    """Slopes near 0 put the root at any distance."""
+    done, _ = played({SPEED: lambda b: 0.0, ENERGY: lambda b: 0.0}, starts=0.02, cells=0.01, seed=seed)
+    assert all(answer.ended and not answer.reached for answer in done.answers)
+
+
+def test_time_that_is_up_ends_it() -> None:
+    goal = Goal(metrics=(SPEED,), most_s=1000 + 4 * 330)
+    done, _ = played({SPEED: falling(20.0, 0.1)}, goal, starts=0.03)
+    assert len(done.steps) == 5
+    assert done.answers[0].end == "time"
+    assert "--most-minutes" in done.answers[0].sentence
+
+
+def test_known_noise_saves_repeats() -> None:
+    """0.2 per octave and 0.6%: after two repeats 2.1 * 0.006 / (0.29 * sqrt(2)) is 0.03."""
+    noise = {SPEED: Noise(sd=0.006, degrees=math.inf)}
+    done, readings = played({SPEED: falling(61.0)}, Goal(metrics=(SPEED,), noise=noise))
+    assert done.answers[0].reached
+    assert len(readings) == 10 + 4
+
+
+def test_a_batch_that_cannot_be_measured_leaves_the_others() -> None:
+    rng = np.random.default_rng(1)
+    goal, readings = Goal(metrics=(SPEED,)), list[Reading]()
+    while (done := search(goal, ("fp16", "awq"), readings)).next is not None:
+        new = readings_of(done, {SPEED: falling(40.0)}, rng, starts=0.003, cells=0.003)
+        readings += [
+            Reading(repeat=r.repeat, side=r.side, concurrency=r.concurrency, values={}) if r.concurrency == 256 else r
+            for r in new
+        ]
+    assert done.answers[0].reached
+    assert done.answers[0].range == (1, 64)
+    assert sum(r.concurrency == 256 for r in readings) == 4
+
+
+def test_nothing_that_can_be_measured_ends_it() -> None:
+    goal, readings = Goal(metrics=(SPEED,)), list[Reading]()
+    while (done := search(goal, ("fp16", "awq"), readings)).next is not None:
+        readings += [
+            Reading(repeat=done.next.repeat, side=start.side, concurrency=b, values={SPEED: None})
+            for start in done.next.starts
+            for b in start.concurrency
+        ]
+    assert done.answers[0].end == "unreadable"
+    assert len(done.steps) == 2
+
+
+def cells(noise: np.ndarray, batches: tuple[int, ...] = (1, 8)) -> pd.DataFrame:
+    """Log-advantages by repeat and batch, as rows of cells.csv."""
+    return pd.DataFrame(
+        [
+            {"target": side, "concurrency": b, "repeat": r, SPEED: 100 * math.exp(noise[r, i] if side == "awq" else 0)}
+            for side in ("fp16", "awq")
+            for i, b in enumerate(batches)
+            for r in range(len(noise))
+        ]
+    )
+
+
+def test_the_noise_of_an_earlier_run_is_that_of_its_repeats() -> None:
+    """Variances about the means 1e-4 and 4e-4 of three repeats, two degrees each: together 2.5e-4. Both batches share
+    their starts, so that three repeats are two degrees."""
+    table = cells(np.array([[-0.01, -0.02], [0.0, 0.0], [0.01, 0.02]]))
+    noise = noise_of(table, "awq", "fp16", SPEED)
+    assert noise is not None
+    assert noise.sd == pytest.approx(math.sqrt(2.5e-4))
+    assert noise.degrees == 2
+    assert noise_of(table[table["repeat"] == 0], "awq", "fp16", SPEED) is None
+
+
+def test_repeats_of_a_search_are_a_start_each() -> None:
+    """Three below and three above B*, in starts of their own: six less two."""
+    table = cells(np.array([[-0.01, 0.0], [0.0, 0.0], [0.01, 0.01]]))
+    table["repeat"] += 10 * table["concurrency"]
+    noise = noise_of(table, "awq", "fp16", SPEED)
+    assert noise is not None and noise.degrees == 4
+
+
+def test_a_price_falls_with_known_noise() -> None:
+    unknown = expected(Goal(metrics=(SPEED,)), ("fp16", "awq"))
+    known = expected(Goal(metrics=(SPEED,), noise={SPEED: Noise(0.005, 4)}), ("fp16", "awq"))
+    assert known.cells.typical < unknown.cells.typical
+    assert unknown.cells.low == 10 + 2 * 6
+    assert unknown.starts.low == 2 * 7
