@@ -84,9 +84,9 @@ def noise_of(cells: pd.DataFrame, target: str, reference: str, metric: str) -> N
     both = both[both["concurrency"].map(counts) > 1]
     if both.empty:
         return None
-    logs = np.log(both[metric] / both[f"{metric}_reference"])
+    logs = np.log(both[metric].to_numpy(float) / both[f"{metric}_reference"].to_numpy(float))
     b, repeat = (pd.factorize(both[column])[0] for column in ("concurrency", "repeat"))
-    rest = float(((logs - logs.groupby(both["concurrency"]).transform("mean")) ** 2).sum())
+    rest = float(((logs - (np.bincount(b, logs) / np.bincount(b))[b]) ** 2).sum())
     batches, repeats = int(b.max()) + 1, int(repeat.max()) + 1
     links = coo_array((np.ones(len(b)), (b, batches + repeat)), shape=(batches + repeats,) * 2)
     groups = int(connected_components(links, directed=False)[0])
