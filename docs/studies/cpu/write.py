@@ -35,8 +35,8 @@ NAMES = {"bf16": "BF16", "bnb-nf4": "bitsandbytes NF4", "int8": "INT8 W8A8", "fp
 def pack(run_dir: Path) -> None:
     """Keeps what was measured; folders of the machine it was measured on become MODELS, ENV and RUN."""
     run = loadgen.load_run(run_dir)
-    model = Path(run.manifest["config"]["model"])
-    vllm = Path(run.manifest["servers"][0]["argv"][0])
+    model = Path(run.manifest.config.model or "")
+    vllm = Path((run.manifest.servers[0].argv or ("",))[0])
     folders = {model.parent: "MODELS", vllm.parents[2]: "ENV", run_dir.absolute(): "RUN", HERE.resolve(): "STUDY"}
     with tarfile.open(ARCHIVE, "w:xz", preset=9) as archive:
         for path in sorted(_files(run_dir)):
@@ -70,22 +70,22 @@ def write() -> None:
 
 
 def _text(run: Run) -> str:
-    manifest, config = run.manifest, run.manifest["config"]
-    cells, host = run.cells, manifest["host"]
-    vectors = f" ({', '.join(host['cpu_vectors'])})" if host.get("cpu_vectors") else ""
-    batches = ", ".join(map(str, config["concurrency"]))
+    manifest, config = run.manifest, run.manifest.config
+    cells, host = run.cells, manifest.host
+    vectors = f" ({', '.join(host.cpu_vectors)})" if host.cpu_vectors else ""
+    batches = ", ".join(map(str, config.concurrency))
     said = []
-    for target in [t["name"] for t in config["targets"] if t["name"] != config["reference"]]:
+    for target in [t.name for t in config.targets if t.name != config.reference]:
         found = run.crossover(target, "tokens_per_s")
         said.append(f"- {found.sentence}." + (f" ({found.refusal})" if found.refusal else ""))
     parts = [
         "# A batch size from which quantization pays, on two CPU cores?",
         _wrapped(
-            f"Real vLLM {manifest['servers'][0]['version']} on {host['cpus']} cores of an {host['cpu']}{vectors}, a "
+            f"Real vLLM {manifest.servers[0].version} on {host.cpus} cores of an {host.cpu}{vectors}, a "
             "Llama of "
             f"104 million random weights (make_model.py), {', '.join(NAMES.values())}, B = {batches}, "
-            f"{config['repeats']} repeats interleaved, answers of exactly {config['fixed_length']} tokens, windows of "
-            f"{config['duration_s']:g} s. {cells_valid(cells)}. No energy: this "
+            f"{config.repeats} repeats interleaved, answers of exactly {config.fixed_length} tokens, windows of "
+            f"{config.duration_s:g} s. {cells_valid(cells)}. No energy: this "
             "machine has no power sensor. The answers are noise, so there is no accuracy either: this study is about "
             "speed, and about whether loadgen finds what is there."
         ),
@@ -135,7 +135,7 @@ def _wrapped(text: str) -> str:
 def _rates(run: Run) -> str:
     table = run.summary.set_index(["concurrency", "target"])
     rows = []
-    for b in run.manifest["config"]["concurrency"]:
+    for b in run.manifest.config.concurrency:
         figures = []
         for name in NAMES:
             row = table.loc[(b, name)]
@@ -147,7 +147,7 @@ def _rates(run: Run) -> str:
 def _cor(run: Run) -> str:
     curves = {curve.target: {point.concurrency: point for point in curve.points} for curve in run.analysis.cor_curves}
     rows = []
-    for b in run.manifest["config"]["concurrency"]:
+    for b in run.manifest.config.concurrency:
         row = [str(b)]
         for target in curves:
             cor = curves[target][b].cor_tps if b in curves[target] else None
@@ -158,7 +158,7 @@ def _cor(run: Run) -> str:
 
 def _theorem(run: Run) -> str:
     cells = run.valid_cells("tokens_per_s")
-    batches = run.manifest["config"]["concurrency"]
+    batches = run.manifest.config.concurrency
     rows = []
     for target in NAMES:
         rates = cells[cells["target"] == target].pivot(index="repeat", columns="concurrency", values="tokens_per_s")
