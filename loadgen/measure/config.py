@@ -329,7 +329,7 @@ def _known_precision(name: str, asked: str) -> str:
 def _running(pair: str) -> TargetSpec:
     left, separator, url = pair.partition("=")
     if not separator or not left or "://" in left:
-        example = f"fp16={pair.strip() if _is_url(pair) else EXAMPLE_URL}"
+        example = f"fp16={pair.strip() if ':' in pair and '=' not in pair else EXAMPLE_URL}"
         raise UsageError(f"--target {pair}: write NAME=URL, NAME being the precision that it serves, as in {example}")
     label, colon, precision = (part.strip() for part in left.partition(":"))
     known = _known_precision(precision or label, f"--target {pair}")
@@ -337,13 +337,6 @@ def _running(pair: str) -> TargetSpec:
     _check_label(name, f"--target {pair}")
     base, _ = without_endpoint(server_url(url, f"--target {name}", key=KEY_HINT))
     return TargetSpec(name=name, precision=known, url=base)
-
-
-def _is_url(text: str) -> bool:
-    try:
-        return "=" not in text and bool(server_url(text, ""))
-    except UsageError:
-        return False
 
 
 def _with_metrics(specs: Sequence[TargetSpec], entries: Sequence[str], mode: Mode) -> list[TargetSpec]:
