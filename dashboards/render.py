@@ -102,6 +102,7 @@ class Panel:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color(LINE)
         axes.tick_params(labelsize=8.5, length=0, colors=TEXT)
+        axes.tick_params(axis="x", pad=7)
         axes.grid(color=LINE, linewidth=0.6)
         axes.set_axisbelow(True)
         return axes
@@ -176,7 +177,9 @@ def _lines(drawn: Panel, title: str, found: Found, span: Span) -> None:
         last = next(value for _, value in reversed(series.points) if math.isfinite(value))
         entries.append((colour, name, shown(last, drawn.unit)))
     axes.set_xlim(span.start_s, span.end_s)
-    axes.xaxis.set_major_locator(MultipleLocator(_round_step(span.end_s - span.start_s)))
+    axes.xaxis.set_major_locator(
+        MultipleLocator(_round_step(span.end_s - span.start_s, (drawn.width - beside - 92) / 78))
+    )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}"))
     if not named:
         axes.text(0.5, 0.5, "No data", ha="center", transform=axes.transAxes, color=FAINT)
@@ -197,9 +200,9 @@ def with_gaps(series: Series, span: Span) -> Iterator[tuple[float, float]]:
         before = at
 
 
-def _round_step(length_s: float) -> float:
-    """Between the ticks of a time axis: about five of them."""
-    return next((step for step in (5, 10, 15, 30, 60, 120, 300, 600) if length_s / step <= 6), length_s / 5)
+def _round_step(length_s: float, most: float) -> float:
+    """Seconds between the ticks of a time axis, of which there are at most so many."""
+    return next((step for step in (5, 10, 15, 30, 60, 120, 300, 600) if length_s / step <= most), length_s / 2)
 
 
 def _curves(drawn: Panel, title: str, found: Found, span: Span) -> None:
@@ -211,7 +214,7 @@ def _curves(drawn: Panel, title: str, found: Found, span: Span) -> None:
         if points:
             name = target["refId"]
             colour = _colour(name) or TEXT
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2, markersize=6)
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2, markersize=6, clip_on=False)
             entries.append((colour, name, ""))
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -231,7 +234,7 @@ def _stat(drawn: Panel, title: str, found: Found, span: Span) -> None:
     for place, (name, words, colour) in enumerate(shown_texts):
         x = drawn.width * (place + 0.5) / len(shown_texts) if across else drawn.width / 2
         y = middle if across else 40 + (drawn.height - 44) * (place + 0.3) / len(shown_texts)
-        size = min(19.0, 1.35 * drawn.width / (len(shown_texts) if across else 1) / max(len(words), 1))
+        size = min(19.0, 1.05 * drawn.width / (len(shown_texts) if across else 1) / max(len(words), 1))
         named_too = len(shown_texts) > 1 and across
         words = words if across else f"{name}  {words}"
         drawn.text(
