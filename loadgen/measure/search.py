@@ -87,9 +87,10 @@ def check_measured(plan: SweepPlan, power: PowerPlan) -> None:
                 f"--find {metric} needs measured power, and there is none ({power.reason}); find tokens_per_s{by_board}"
             )
         if metric in ("energy_per_correct_j", "si") and not plan.graded:
-            raise UsageError(
-                f"--find {metric} needs graded answers, and {plan.dataset.name} has none; find tokens_per_s"
+            why = (
+                "answers of --fixed-length are not" if config.fixed_length else f"those of {plan.dataset.name} are not"
             )
+            raise UsageError(f"--find {metric} needs graded answers, and {why}; find tokens_per_s")
 
 
 def price_sentence(plan: SweepPlan) -> str:
