@@ -413,8 +413,9 @@ def complete(options: type[_Options], given: Mapping[str, Any]) -> _Options:
     read: dict[str, Any] = {name: option.default for name, option in known.items()}
     for name, value in given.items():
         if name not in known:
-            ours, written = elsewhere(name, known)
-            hint = f"write {ours}={written!r}" if ours else f"{did_you_mean(name, known)}known: {', '.join(known)}"
+            ours, written = elsewhere(name, known, str(value))
+            hint = f"write {ours}={written!r}" if ours else did_you_mean(name, known).strip()
+            hint = hint or f"known: {', '.join(known)}"
             raise UsageError(f"{name!r} is not an option; {hint}")
         read[name] = known[name].read(value)
         if value is not None:

@@ -168,6 +168,7 @@ def test_a_folder_that_is_a_run_is_reported_or_resumed(refused: Callable[[str], 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"url": "h:1"}, "'url' is not an option; write targets='fp16=h:1'"),
         ({"request_rate": 5}, "'request_rate' is not an option; write arrival='poisson:5'"),
         ({"concurency": 16}, "'concurency' is not an option; did you mean concurrency?"),
         ({"duration": "1 week"}, "--duration 1 week: not a time"),
