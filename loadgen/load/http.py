@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from itertools import groupby
 from time import monotonic_ns
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
 import httptools
@@ -22,6 +23,7 @@ _NOT_HTTP = (httptools.HttpParserError, httptools.HttpParserUpgrade)
 _CHUNK_BYTES = {form % size: len(form % size) + size + 2 for form in (b"%x\r\n", b"%X\r\n") for size in range(16, 4096)}
 """The bytes of a whole chunk, with its line of the size and its end, by that line (RFC 9112, section 7.1): two digits
 or three, as a token's event has."""
+_LINE_FEED = ord("\n")
 
 
 class Endpoint:
@@ -135,13 +137,18 @@ class HttpRaw(Raw):
             stamps, offset_ns = self.read_realtime_ns, self.clock.offset_ns
         times: list[int] = []
         pieces: list[bytes] = []
-        for read, t_ns in zip(self.reads, stamps, strict=True):
-            if isinstance(read, bytes):
-                times.append(t_ns - offset_ns)
-                pieces.append(read[read.index(b"\n") + 1 : -2])
+        begin = 0
+        for kind, some in groupby(self.reads, type):
+            reads: list[Any] = list(some)
+            came_ns = [t_ns - offset_ns for t_ns in stamps[begin : begin + len(reads)]]
+            begin += len(reads)
+            if kind is bytes:
+                times += came_ns
+                pieces += [read[4:-2] if read[3] == _LINE_FEED else read[5:-2] for read in reads]
             else:
-                times += [t_ns - offset_ns] * len(read)
-                pieces += read
+                for t_ns, read in zip(came_ns, reads, strict=True):
+                    times += [t_ns] * len(read)
+                    pieces += read
         return times, pieces
 
 
