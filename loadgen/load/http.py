@@ -183,6 +183,12 @@ class HttpSlot:
 class _Connection(asyncio.Protocol):
     """One TCP connection. Nothing is parsed here but HTTP framing (httptools); after a failure it is not used again."""
 
+    __slots__ = (
+        *("_again", "_between_chunks", "_complete", "_connecting", "_done", "_due_s", "_endpoint", "_framed"),
+        *("_keep_alive", "_kept", "_loop", "_now_ns", "_parser", "_pieces", "_raw", "_realtime_ns", "_received"),
+        *("_timeout_s", "_timer", "_transport", "on_body", "usable"),
+    )
+
     def __init__(self, endpoint: Endpoint, again: Callable[[HttpRaw, Done, float], None] | None = None) -> None:
         """`again` sends a request once more, with the seconds that are left of its timeout."""
         self._endpoint = endpoint
@@ -276,18 +282,24 @@ class _Connection(asyncio.Protocol):
         self.stamped_data_received(data, 0)
 
     def stamped_data_received(self, data: bytes, realtime_ns: int) -> None:
-        self._now_ns = now_ns = monotonic_ns()
+        now_ns = monotonic_ns()
         raw = self._raw
         if raw is None:
             self._abandon()
             return
-        self._received += len(data)
-        if self._between_chunks and self._received <= MOST_ANSWER_BYTES and data[-2:] == b"\r\n":  # a token, as a rule
-            size = len(data)
-            if _CHUNK_BYTES.get(data[:5]) == size or _CHUNK_BYTES.get(data[:4]) == size:
-                raw.came(data, now_ns, realtime_ns)
-                return
-        self._realtime_ns = realtime_ns
+        size = len(data)
+        self._received += size
+        if (
+            self._between_chunks
+            and self._received <= MOST_ANSWER_BYTES
+            and data[-2:] == b"\r\n"
+            and (_CHUNK_BYTES.get(data[:5]) == size or _CHUNK_BYTES.get(data[:4]) == size)
+        ):  # a token, as a rule; as `came` does, without the call
+            raw.reads.append(data)
+            raw.read_t_ns.append(now_ns)
+            raw.read_realtime_ns.append(realtime_ns)
+            return
+        self._now_ns, self._realtime_ns = now_ns, realtime_ns
         try:
             self._parser.feed_data(data)
         except _NOT_HTTP as error:

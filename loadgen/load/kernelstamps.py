@@ -13,7 +13,6 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Callable
 from time import monotonic_ns, time_ns
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -25,6 +24,7 @@ _ANCILLARY_BYTES = 128
 seconds_and_ns = struct.Struct("ll").unpack_from
 LEAST_READ, MOST_READ = 512, 1 << 16
 """Bytes. A token's event has 200 to 450; a read takes more only while reads come back full."""
+_READABLE = int(select.EPOLLIN) if sys.platform == "linux" else 1
 _TRIES = 4
 _GOOD_NS = 2_000
 MOST_STEP_NS = 50_000
@@ -114,7 +114,7 @@ class _Poller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._epoll = select.epoll()
-        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._transports: dict[int, StampedTransport] = {}
         self._clocks: ClockReading | None = None
         loop.add_reader(self._epoll.fileno(), self._poll)
 
@@ -125,9 +125,9 @@ class _Poller:
             cls.of_loop[loop] = cls(loop)
         return cls.of_loop[loop]
 
-    def add(self, fd: int, callback: Callable[[int], None]) -> None:
-        """`callback` gets the events of `fd`, whenever it can be read or has failed."""
-        self._callbacks[fd] = callback
+    def add(self, fd: int, transport: StampedTransport) -> None:
+        """It gets the events of `fd`, whenever that can be read or has failed."""
+        self._transports[fd] = transport
         self._epoll.register(fd, select.EPOLLIN)
 
     def want_to_write(self, fd: int, *, wanted: bool) -> None:
@@ -135,8 +135,8 @@ class _Poller:
 
     def remove(self, fd: int) -> None:
         self._epoll.unregister(fd)
-        del self._callbacks[fd]
-        if not self._callbacks:
+        del self._transports[fd]
+        if not self._transports:
             self._loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             del self.of_loop[self._loop]
@@ -148,15 +148,17 @@ class _Poller:
         return self._clocks
 
     def _poll(self) -> None:
-        self._clocks = None
+        self._clocks, transports = None, self._transports
         for fd, events in self._epoll.poll(0):
-            callback = self._callbacks.get(fd)
-            if callback is not None:  # else an earlier one of these events closed it
-                callback(events)
+            transport = transports.get(fd)
+            if transport is not None:  # else an earlier one of these events closed it
+                transport.ready(events)
 
 
 class StampedTransport:
     """A TCP connection whose reads carry the kernel's stamp. Its methods are those of asyncio.Transport."""
+
+    __slots__ = ("_open", "_poller", "_read_bytes", "_receive", "_receiver", "_sock", "_unsent", "_waits")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, receiver: Receiver) -> None:
         self._sock = sock
@@ -167,7 +169,7 @@ class StampedTransport:
         self._waits = False
         self._open = True
         self._poller = _Poller.of(loop)
-        self._poller.add(sock.fileno(), self._ready)
+        self._poller.add(sock.fileno(), self)
 
     def write(self, data: bytes) -> None:
         """Sends at once what the socket takes, and the rest as soon as it takes more."""
@@ -186,12 +188,38 @@ class StampedTransport:
             self._poller.remove(self._sock.fileno())
             self._sock.close()
 
-    def _ready(self, events: int) -> None:
-        if events & select.EPOLLOUT:
-            self._send(self._unsent)
-        if events & ~select.EPOLLOUT:
-            while self._open and self._reads_full():
-                pass
+    def ready(self, events: int) -> None:
+        """Reads, and again at once while reads come back full: up to `MOST_READ`, then it is others' turn."""
+        if events != _READABLE:
+            if events & select.EPOLLOUT:
+                self._send(self._unsent)
+            if not events & ~select.EPOLLOUT or not self._open:
+                return
+        receive, size = self._receive, self._read_bytes
+        while True:
+            try:
+                data, ancillary, _, _ = receive(size, _ANCILLARY_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(error)
+                return
+            if not data:
+                self._lose(None)
+                return
+            realtime_ns = 0
+            if ancillary:
+                seconds, ns = seconds_and_ns(ancillary[0][2])
+                realtime_ns = seconds * 1_000_000_000 + ns
+            self._receiver.stamped_data_received(data, realtime_ns)
+            if len(data) < size:
+                if size != LEAST_READ:
+                    self._read_bytes = LEAST_READ
+                return
+            self._read_bytes = min(2 * size, MOST_READ)
+            if size == MOST_READ or not self._open:
+                return
+            size = self._read_bytes
 
     def _send(self, data: bytes) -> None:
         try:
@@ -208,30 +236,6 @@ class StampedTransport:
         if self._waits != waits:
             self._waits = waits
             self._poller.want_to_write(self._sock.fileno(), wanted=waits)
-
-    def _reads_full(self) -> bool:
-        """One read; whether it was full, so that another one follows at once: up to `MOST_READ`, then others' turn."""
-        size = self._read_bytes
-        try:
-            data, ancillary, _, _ = self._receive(size, _ANCILLARY_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            self._lose(error)
-            return False
-        if not data:
-            self._lose(None)
-            return False
-        realtime_ns = 0
-        if ancillary:
-            seconds, ns = seconds_and_ns(ancillary[0][2])
-            realtime_ns = seconds * 1_000_000_000 + ns
-        self._receiver.stamped_data_received(data, realtime_ns)
-        if len(data) == size:
-            self._read_bytes = min(2 * size, MOST_READ)
-            return size < MOST_READ
-        self._read_bytes = LEAST_READ
-        return False
 
     def _lose(self, error: OSError | None) -> None:
         self.abort()

@@ -17,7 +17,7 @@ from streams import REQUEST, finished
 
 from loadgen.load import kernelstamps
 from loadgen.load.exchange import Exchange, Request, read_exchange
-from loadgen.load.http import Endpoint, HttpSlot
+from loadgen.load.http import Endpoint, HttpRaw, HttpSlot
 from loadgen.load.kernelstamps import read_clocks
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="SO_TIMESTAMPING is Linux's")
@@ -193,3 +193,13 @@ def test_a_read_without_a_stamp_leaves_the_process_stamps() -> None:
     raw.ended(200, None, read_clocks())
     raw.events()
     assert (raw.stamps, raw.t_end_ns) == ("process", 200)
+
+
+@pytest.mark.parametrize("data", [b"\n\ndata: [DONE]\n\n", b"data: " + b"x" * 240 + b"\n\n", b"\n" * 300])
+def test_a_whole_chunk_carries_its_data_whatever_that_begins_with(data: bytes) -> None:
+    """Its size has two hexadecimal digits, or three."""
+    raw = HttpRaw(REQUEST, 0)
+    raw.came((b"before",), 1)
+    raw.came(b"%x\r\n%b\r\n" % (len(data), data), 2)
+    raw.ended(2, None)
+    assert raw.error_body() == b"before" + data
