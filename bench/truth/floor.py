@@ -45,8 +45,8 @@ def run(url: str, concurrency: int, answers: int, *, keep: bool) -> None:
         for fd, _ in poller.poll():
             sock = sockets[fd]
             if keep:
-                data, [(_, _, stamp)], _, _ = sock.recvmsg(KEPT_BYTES, 128)
-                seconds, ns = seconds_and_ns(stamp)
+                data, ancillary, _, _ = sock.recvmsg(KEPT_BYTES, 128)
+                seconds, ns = seconds_and_ns(ancillary[0][2]) if ancillary else (0, 0)  # the first may have none
                 kept[fd].append((monotonic_ns(), seconds * 1_000_000_000 + ns, data))
             else:
                 data = sock.recv(65536)
