@@ -1,7 +1,7 @@
 """What does B* cost, searched for and on a grid? Simulated studies with known truth, both beside each other.
 
-    python -m bench.find                      # about five minutes of one core; prints the tables of docs/find.md
-    python -m bench.find --studies 3          # 3 instead of 6 studies of each curve and noise
+    python -m bench.find                      # about ten minutes of one core; prints the tables of docs/find.md
+    python -m bench.find --studies 3          # 3 instead of 10 studies of each curve and noise
 
 Curves are cost models of the simulator (loadgen/serving/simulated/cost.py) with random constants, in closed form. Every
 study measures one with noise: a server's start has an error that all of its cells share, and each cell has its own.
@@ -29,7 +29,7 @@ from loadgen.search.root import ALPHA, SPACING, Noise, Point, root_of
 from loadgen.serving.simulated.cost import load_presets
 
 CURVES = 120
-STUDIES = 6
+STUDIES = 10
 NOISES = ((0.003, 0.003), (0.01, 0.005), (0.02, 0.01))
 """Of a start and of a cell: relative standard deviations of a side's figure."""
 WITHIN = 0.1
@@ -270,7 +270,7 @@ def main() -> None:
         "A/A": [level] * arguments.curves,
     }
     for seed, (name, each) in enumerate(others.items()):
-        for line in verdict_table(name, each, max(1, arguments.studies // 6), goal, seed):
+        for line in verdict_table(name, each, max(1, arguments.studies // 10), goal, seed):
             print(line, flush=True)
     for line in looks():
         print(line, flush=True)

@@ -210,7 +210,7 @@ class _Quest:
 
     def _look_beside(self, left_s: float) -> None:
         low, high = self._log_batch(min(self._grid)), self._log_batch(max(self._grid))
-        affordable = left_s / (2 * (self.goal.start_s + self.goal.cell_s))
+        affordable = left_s / max(2 * (self.goal.start_s + self.goal.cell_s), 1e-3)
         for pursuit in self.pursuits:
             pursuit.look(MOST_REPEATS - pursuit.asked if math.isinf(left_s) else int(affordable), low, high)
         if all(pursuit.outside for pursuit in self.pursuits):

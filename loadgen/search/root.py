@@ -20,8 +20,8 @@ from loadgen.analysis.celldata import Floats
 from loadgen.analysis.estimate import NORMAL_95
 
 ALPHA = 0.035
-"""The error of one look. The interval is looked at after every repeat, and the search stops when it is narrow: on a
-straight curve with normal noise it then covers B* in at least 95%, whatever the noise (bench/find.py checks it)."""
+"""The error of one look. The interval is looked at after every repeat, and the search stops when it is narrow: of a
+straight line with normal noise it then covers B* in 94.5 to 98%, by the noise (bench/find.py), without `BEND`."""
 FEWEST = 6
 """Repeats before the first look, three on each side of B*: Student's t with four degrees."""
 SPACING = 1.25
