@@ -228,22 +228,12 @@ def subject(run: Run) -> str:
     return f"{model} on {', '.join(devices)}" if devices else model
 
 
-def terms(analysis: Analysis, *, briefly: bool = False) -> str:
-    """What the words of the answer mean, for those that are used; `briefly`: for a line of a terminal."""
+def terms(analysis: Analysis) -> str:
+    """What the words of the answer mean, for those that are used."""
     crossed = any(found.crossings or found.beyond for found in analysis.crossovers)
     indexed = any(entry.si for entry in analysis.indices)
-    if briefly:
-        index = f"SI: accuracy, speed, energy in one, {analysis.reference} = 1. Trap: SI < 1."
-        used = {"B*: break-even B.": crossed, index: indexed}
-    else:
-        used = {
-            "B*: the batch at which the better side changes.": crossed,
-            "COR: tokens/s of the reference over the target's, less 1; below 0 the target is faster.": bool(
-                analysis.cor_curves
-            ),
-            "SI: accuracy, efficiency (speed and memory) and energy against the reference, weighed into one figure; "
-            "the reference has 1. Trap: SI is below 1.": indexed,
-        }
+    index = f"SI: accuracy, speed, energy in one, {analysis.reference} = 1. Trap: SI < 1."
+    used = {"B*: break-even B.": crossed, index: indexed}
     return " ".join(text for text, is_used in used.items() if is_used)
 
 
@@ -265,7 +255,7 @@ def end_lines(run: Run, width: int) -> Lines:
     head = wrapped(head_of(run), width)
     head += table_lines(run.summary, width, simulated=simulated, concurrency=held)
     head += answered_lines(run.summary, width)
-    head += wrapped(terms(run.analysis, briefly=True), width)
+    head += wrapped(terms(run.analysis), width)
     room = MOST_TOLD
     warnings = [wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in warnings_of(run)]
     shown, left_answers = _fitting_answers(answers_of(run, width), room - sum(map(len, warnings[:1])))
