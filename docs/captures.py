@@ -37,6 +37,9 @@ COLOURS = {
     "cyan": "#79c0ff", "blue": "#79c0ff", "magenta": "#d2a8ff", "white": "#ffffff", "black": "#8b949e",
 }  # fmt: skip
 BACKGROUND = "#0d1117"
+CALM = "@media(prefers-reduced-motion){g{animation:none!important}}"
+STILL = 50.0
+"""Percent of the time; what is there then is drawn where nothing moves."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ def as_svg(taken: Sequence[tuple[float, Screen]], columns: int, lines: int, *, h
     names = {spans: f"a{k}" for k, spans in enumerate(dict.fromkeys(map(tuple, there.values())))}
     style = (
         f"@keyframes {name}{{0%{{opacity:0}}{''.join(f'{on}%{{opacity:1}}{off}%{{opacity:0}}' for on, off in spans)}}}"
-        f".{name}{{animation:{name} {whole_s:.1f}s step-end infinite}}"
+        f".{name}{{opacity:{sum(on <= STILL < off for on, off in spans)};"
+        f"animation:{name} {whole_s:.1f}s step-end infinite}}"
         for spans, name in names.items()
         if spans != ((0.0, 100.0),)
     )
@@ -135,7 +139,7 @@ def as_svg(taken: Sequence[tuple[float, Screen]], columns: int, lines: int, *, h
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" font-size="14" '
         f'font-family="ui-monospace,SFMono-Regular,Menlo,Consolas,DejaVu Sans Mono,monospace">'
-        f"<style>text{{white-space:pre}}{''.join(style)}</style>"
+        f"<style>text{{white-space:pre}}{''.join(style)}{CALM}</style>"
         f'<rect width="100%" height="100%" rx="8" fill="{BACKGROUND}"/>{"".join(drawn)}</svg>\n'
     )
 
