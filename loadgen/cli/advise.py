@@ -23,7 +23,7 @@ def command(run: Path, **_: Any) -> None:
     \b
     Examples:
       loadgen advise runs/mistral-7b --rate 20 --slo ttft:200ms,tpot:50ms
-      loadgen advise runs/mistral-7b --rate 20 --price 2.5 --per correct
+      loadgen advise runs/mistral-7b --rate 20 --price 2.5/h --per correct
       loadgen advise runs/mistral-7b --traffic diurnal:40/5 --carbon 0.4
     """
     from loadgen import advise

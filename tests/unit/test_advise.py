@@ -180,7 +180,7 @@ def test_what_cannot_be_advised_is_said(run: loadgen.analysis.run.Run, options: 
 
 
 def test_the_answer_names_the_choice_and_what_to_measure_next(run: loadgen.analysis.run.Run) -> None:
-    done = CliRunner().invoke(command, [str(run.path), "--rate", "30"])
+    done = CliRunner().invoke(command, [str(run.path), "--rate", "30/s", "--price", "2.5/h", "--attainment", "99%"])
     assert done.exit_code == 0, done.output
     assert "30 requests/s: " in done.output
     assert "measure up to B = 16 first" in done.output  # B = 8 still gained
