@@ -2,6 +2,7 @@
 
     python -m bench.find                      # about ten minutes of one core; prints the tables of docs/find.md
     python -m bench.find --studies 3          # 3 instead of 10 studies of each curve and noise
+    python -m bench.find --seed 21            # the curves on which the design was chosen
 
 Curves are cost models of the simulator (loadgen/serving/simulated/cost.py) with random constants, in closed form. Every
 study measures one with noise: a server's start has an error that all of its cells share, and each cell has its own.
@@ -29,6 +30,8 @@ from loadgen.search.root import ALPHA, SPACING, Noise, Point, root_of
 from loadgen.serving.simulated.cost import load_presets
 
 CURVES = 120
+SEED = 29
+"""Of the curves. The design was chosen on those of 21; nothing was changed after a look at these."""
 STUDIES = 10
 NOISES = ((0.003, 0.003), (0.01, 0.005), (0.02, 0.01))
 """Of a start and of a cell: relative standard deviations of a side's figure."""
@@ -254,9 +257,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", type=int, default=CURVES)
     parser.add_argument("--studies", type=int, default=STUDIES)
+    parser.add_argument("--seed", type=int, default=SEED, help="of the curves")
     arguments = parser.parse_args()
     began, goal = time.monotonic(), Goal(metrics=(METRIC,), within=WITHIN)
-    rng = np.random.default_rng(21)
+    rng = np.random.default_rng(arguments.seed)
     curves = list(cost_curves(rng, arguments.curves, one_inside))
     stars = [true_crossings(truth)[0][0] for truth in curves]
     print(f"{len(curves)} curves, B* from {min(stars):.1f} to {max(stars):.1f}, {arguments.studies} studies of each")
