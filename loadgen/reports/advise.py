@@ -66,7 +66,9 @@ def sentences(advice: Advice) -> Iterator[str]:
     """The choice first, then what keeps an arm out of it, and what to measure next."""
     arms = {arm.target: arm for arm in advice.arms}
     if advice.choice is None:
-        yield "No precision can be chosen: see below."
+        known = any(arm.refusal is None for arm in advice.arms)
+        more = "; --price chooses by the number of GPUs" if known and advice.demand.price_per_gpu_h is None else ""
+        yield f"No precision can be chosen: see below{more}."
     else:
         yield _choice(advice, arms[advice.choice])
     for arm in advice.arms:
@@ -74,7 +76,7 @@ def sentences(advice: Advice) -> Iterator[str]:
             yield f"{arm.target} cannot be advised: {arm.refusal}."
         elif arm.energy_note is not None:
             yield f"{arm.target}'s joules are not known: {arm.energy_note}."
-    if short := [arm for arm in advice.arms if arm.limit == "range" and not arm.saturated]:
+    if short := [arm for arm in advice.arms if arm.limit == "range" and not arm.saturated and (arm.replicas or 0) > 1]:
         most = min(2 * max(arm.largest_batch or 1 for arm in short), max(MOST_BATCH, short[0].largest_batch or 1))
         names = ", ".join(f"{arm.target} (B ≤ {arm.largest_batch})" for arm in short)
         yield (

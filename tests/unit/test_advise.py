@@ -184,5 +184,7 @@ def test_the_answer_names_the_choice_and_what_to_measure_next(run: loadgen.analy
     assert done.exit_code == 0, done.output
     assert "30 requests/s: " in done.output
     assert "measure up to B = 16 first" in done.output  # B = 8 still gained
+    one = CliRunner().invoke(command, [str(run.path), "--rate", "1"])
+    assert "first" not in one.output  # there are no fewer GPUs than one
     day = CliRunner().invoke(command, [str(run.path), "--traffic", "diurnal:60/1"])
     assert "Best by the hour: 0–" in day.output
