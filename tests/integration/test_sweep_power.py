@@ -41,11 +41,13 @@ def server() -> Iterator[KnownServer]:
         yield known
 
 
-def sweep(server: KnownServer, out: Path, env: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+def sweep(
+    server: KnownServer, out: Path, env: dict[str, str], *options: str, duration: str = "4"
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
             sys.executable, "-m", "loadgen", "sweep", "--target", f"fp16={server.url}", "--concurrency", "4",
-            "--dataset", "sample", "--repeats", "1", "--duration", "4", "--out", str(out), *options,
+            "--dataset", "sample", "--repeats", "1", "--duration", duration, "--out", str(out), *options,
         ],
         capture_output=True, text=True, env=env, check=False,
     )  # fmt: skip
@@ -288,7 +290,7 @@ def test_another_process_on_the_gpu_is_warned_of_refused_or_makes_the_energy_inv
         listed.write_text(f"0 {own} 20000\n0 {other.pid} 3072\n")
         env = Curve(base_w=WATTS).environment(stub, PROCESSES=listed)
         refused = sweep(server, tmp_path / "refused", env, "--power", "nvml", "--exclusive")
-        done = sweep(server, tmp_path / "run", env, "--power", "nvml", "--duration", "2", "--warmup", "0.5")
+        done = sweep(server, tmp_path / "run", env, "--power", "nvml", "--warmup", "0.5", duration="2")
         other.communicate()
     named = re.compile(rf"process {other.pid} \(python[\w.]*, 3\.0 GiB\)")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
@@ -374,7 +376,7 @@ def scraped(server: KnownServer, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 def test_the_running_sweep_can_be_scraped(scraped: str) -> None:
-    labels = 'concurrency="2",precision="fp16",repeat="1",target="fp16"'
+    labels = 'arrival="closed",concurrency="2",precision="fp16",repeat="1",target="fp16"'
     assert f"loadgen_requests_in_flight{{{labels}}} 2.0" in scraped
     of_status = labels.replace(",target", ',status="ok",target')
     assert f"loadgen_requests_total{{{of_status}}}" in scraped
