@@ -61,6 +61,7 @@ LAST_LINES = 15
 GPU_SLACK_BYTES = 256 * 2**20
 GPU_PATIENCE_S = 60.0
 PORT_PATIENCE_S = 30.0
+CONTAINER_LOG_S = 5.0
 EAGER = (
     "it runs eagerly (enforce_eager=True), without torch.compile and CUDA graphs: slower than a server in production, "
     "most at small B"
@@ -150,13 +151,16 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
             raise ServerError(self.report(f"ended with {exit_words(status)} {when}"))
 
     def verify(self) -> None:
-        """Raises ServerError when the log lacks a line that the recipe expects."""
-        log = self.log()
-        if missing := [pattern for pattern in self.launch.expect if not re.search(pattern, log)]:
-            raise ServerError(
-                f"server {self.launch.name!r} does not run what its recipe says: nothing in its log matches "
-                f"{missing[0]!r}; see {self.log_path}"
-            )
+        """Raises ServerError when the log lacks a line that the recipe expects. A container's log may come later than
+        its first answer."""
+        give_up = time.monotonic() + (CONTAINER_LOG_S if self.launch.runner else 0.0)
+        while missing := [pattern for pattern in self.launch.expect if not re.search(pattern, self.log())]:
+            if time.monotonic() >= give_up:
+                raise ServerError(
+                    f"server {self.launch.name!r} does not run what its recipe says: nothing in its log matches "
+                    f"{missing[0]!r}; see {self.log_path}"
+                )
+            time.sleep(0.1)
 
     def facts(self) -> ServerFacts:
         """What the server reports about itself now; what it does not answer is None or empty."""

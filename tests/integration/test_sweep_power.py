@@ -90,15 +90,15 @@ def test_sensors_are_known_from_the_start(stub: Path, server: KnownServer, tmp_p
     assert float(told[2]) == pytest.approx(period_s * 1e3, abs=0.51)
 
 
-def fake_vllm(folder: Path, load_s: float = 0.0) -> Path:
-    """A `vllm serve` that logs what the bf16 recipe expects, loads for so long, and answers with known timing."""
+def fake_vllm(folder: Path) -> Path:
+    """A `vllm serve` that logs what the bf16 recipe expects and answers with known timing."""
     says = [
         "dtype=torch.bfloat16, quantization=None, kv_cache_dtype=auto,",
         "enable_prefix_caching=False, enable_chunked_prefill=True,",
     ]
     script = folder / "vllm"
     script.write_text(
-        f"#!{sys.executable}\nimport os, sys, time\nprint({says!r}, flush=True)\ntime.sleep({load_s})\n"
+        f"#!{sys.executable}\nimport os, sys\nprint({says!r}, flush=True)\n"
         "port = sys.argv[sys.argv.index('--port') + 1]\n"
         f"known = [{sys.executable!r}, {str(KNOWN_SERVER)!r}, '--port', port, '--ttft-ms', '50', '--itl-ms', '20']\n"
         "os.execv(known[0], [*known, '--tokens', '40'])\n"
@@ -148,9 +148,10 @@ def test_a_target_has_the_energy_of_its_own_gpus(served: tuple[Path, str]) -> No
 
 
 def fake_docker(folder: Path, port: int) -> None:
-    """A `docker` whose only container, of the service bf16, is a process here, on the second and third GPU."""
+    """A `docker` whose only container, of the service bf16, is a process here, on the second and third GPU; it answers
+    before its log is read."""
     service = {
-        "entrypoint": ["/bin/sh", "/opt/start.sh", "VLLM_API_KEY", str(fake_vllm(folder, load_s=3.0)), "serve"],
+        "entrypoint": ["/bin/sh", "/opt/start.sh", "VLLM_API_KEY", str(fake_vllm(folder)), "serve"],
         "command": ["tiny/model", "--dtype", "bfloat16", "--tensor-parallel-size", "2", "--port", str(port)],
         "ports": [f"127.0.0.1:{port}:8000/tcp"],
         "deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia", "device_ids": ["1,2"]}]}}},
