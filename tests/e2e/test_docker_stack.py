@@ -351,5 +351,5 @@ def test_a_service_that_does_not_start_says_why(docker: Docker, tmp_path: Path) 
     said, _ = process.communicate(timeout=READY_S)
     assert process.returncode == 1
     assert "ended with exit status 2 before it was ready" in said
-    assert "No such option '--no-such-option'" in said
+    assert "loadgen simulate has no option --no-such-option" in said
     assert up(docker) == set()
