@@ -8,6 +8,8 @@ from itertools import groupby
 from typing import TypeGuard
 
 STAMP = "SIMULATED"
+SIMULATED = f"{STAMP}: a cost model's figures, no GPU's"
+"""The first words of what a terminal shows of such a run."""
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 TOO_WIDE = 10.0
 """An interval whose upper end is more than so many times its lower one says only that the repeats differ."""

@@ -103,6 +103,8 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """That it is the best, over joint draws of the repeats; None with a single repeat, or a single arm."""
     second: str | None
     simulated: bool
+    kept_servers: bool = False
+    """The repeats are of servers that were not restarted between them: their scatter lacks what a start changes."""
 
     @property
     def decided(self) -> bool:
@@ -173,7 +175,21 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 def advise(run: Run, demand: Demand) -> Advice:
     """The targets of a closed-loop run for this demand, best first. Raises UsageError as `replicas_of`."""
-    return choose(replicas_of(run), demand, slo=run.analysis.slo, simulated=run.analysis.simulated)
+    replicas, refused = _told(run)
+    advice = choose(replicas, demand, slo=run.analysis.slo, simulated=run.analysis.simulated)
+    kept = run.manifest.kept_servers
+    return msgspec.structs.replace(advice, arms=(*advice.arms, *refused), kept_servers=kept)
+
+
+def _told(run: Run) -> tuple[list[Replica], list[ArmAdvice]]:
+    """The targets that can be advised, and the others."""
+    found = list(zip(run.manifest.config.targets, replicas_of(run), strict=True))
+    refused = [
+        ArmAdvice(target=spec.name, precision=spec.precision, refusal=one)
+        for spec, one in found
+        if isinstance(one, str)
+    ]
+    return [one for _, one in found if isinstance(one, Replica)], refused
 
 
 def choose(replicas: Sequence[Replica], demand: Demand, *, slo: str | None = None, simulated: bool = False) -> Advice:
@@ -365,6 +381,8 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     saving: Estimate | None = None
     """The share of the best single target's cost, or joules without a price, that it saves."""
     simulated: bool = False
+    kept_servers: bool = False
+    """As `Advice.kept_servers`."""
 
 
 NOTHING_PER_S = 1e-6
@@ -373,7 +391,8 @@ NOTHING_PER_S = 1e-6
 
 def advise_day(run: Run, demand: Demand, steps: Sequence[Step]) -> Day:
     """The day under `demand`, whose rate does not matter here. Raises UsageError as `replicas_of`."""
-    fleets = {one.target: Fleet(one, demand.attainment) for one in replicas_of(run)}
+    replicas, refused = _told(run)
+    fleets = {one.target: Fleet(one, demand.attainment) for one in replicas}
     rates = [max(step.rate_per_s, NOTHING_PER_S) for step in steps]
     shares = {name: [fleet.for_rate(rate) for rate in rates] for name, fleet in fleets.items()}
     scored = [_scores(fleets, {name: shares[name][at] for name in fleets}, demand) for at in range(len(steps))]
@@ -413,7 +432,11 @@ def advise_day(run: Run, demand: Demand, steps: Sequence[Step]) -> Day:
     return Day(
         steps=tuple(steps),
         chosen=chosen if complete else (),
-        arms=tuple(arm(name, [name] * len(steps)) for name in (*order, *rest)),
+        arms=(
+            *(arm(name, [name] * len(steps)) for name in (*order, *rest)),
+            *(DayArm(target=one.target, refusal=one.refusal) for one in refused),
+        ),
+        kept_servers=run.manifest.kept_servers,
         switching=switching,
         saving=saving,
         simulated=run.analysis.simulated,

@@ -120,33 +120,33 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: Floats
 
 
-def replicas_of(run: Run) -> list[Replica]:
-    """The targets of a closed-loop run, the reference first. Raises UsageError for an open loop, and without a valid
-    cell."""
+def replicas_of(run: Run) -> list[Replica | str]:
+    """The targets of a closed-loop run, in the order of the manifest; a sentence in place of one that no valid cell
+    tells of. Raises UsageError for an open loop."""
     if run.arrival is not None:
         raise UsageError(f"{run.path} is an open loop: advice needs the closed-loop batches of `--concurrency`")
-    config = run.manifest.config
     noise = RepeatNoise(set(run.cells["repeat"].tolist()), resamples=RESAMPLES, seed=SEED)
-    names = sorted((spec.name for spec in config.targets), key=lambda name: name != config.reference)
-    precisions = {spec.name: spec.precision for spec in config.targets}
-    found = [_replica(run, name, precisions[name], noise) for name in names]
-    if not (known := [replica for replica in found if replica is not None]):
-        raise UsageError(f"{run.path} has no cell whose throughput is valid: see `invalid` in cells.csv")
-    return known
+    return [_replica(run, spec.name, spec.precision, noise) for spec in run.manifest.config.targets]
 
 
-def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Replica | None:
+def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Replica | str:
+    """Where there are objectives, of the cells alone that tell how many requests keep them."""
     cells = run.valid_cells("tokens_per_s")
     cells = cells[(cells["target"] == target) & cells["output_tokens_mean"].gt(0) & cells["tokens_per_s"].gt(0)]
     if cells.empty:
-        return None
+        return "none of its cells has a valid load"
+    judged, metered = run.valid_cells("goodput_share").index, run.valid_cells("power_w_mean").index
+    if run.analysis.slo is not None:
+        cells = cells[cells.index.isin(judged) & cells["goodput_share"].notna()]
+        if cells.empty:
+            return "none of its cells has valid latencies, by which the objectives are judged"
     measured = Measured()
-    for row in cells.to_dict("records"):
+    for place, row in zip(cells.index, cells.to_dict("records"), strict=True):
         b, repeat = int(row["concurrency"]), int(row["repeat"])
         measured.rate_per_s.setdefault(b, {})[repeat] = row["tokens_per_s"] / row["output_tokens_mean"]
-        if row["energy_valid"] and row["power_w_mean"] > 0:
+        if place in metered and row["power_w_mean"] > 0:
             measured.power_w.setdefault(b, {})[repeat] = row["power_w_mean"]
-        if not math.isnan(row["goodput_share"]):
+        if run.analysis.slo is not None:
             measured.slo_share.setdefault(b, []).append(row["goodput_share"])
     for block in run.manifest.power_blocks:
         if block.target == target and block.rest_w and all(block.rest_w.values()):
@@ -161,6 +161,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: dict[int, dict[int, float]] = {}
     power_w: dict[int, dict[int, float]] = {}
     slo_share: dict[int, list[float]] = {}
+    """At every batch, or nowhere: there are no objectives."""
     rest_w: dict[int, float] = {}
     """By repeat."""
 
@@ -176,7 +177,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
         if self.power_w.keys() == self.rate_per_s.keys():
             power = _drawn([noise.mean(self.power_w[b]) for b in batches]) @ across
             power = np.concatenate([np.repeat(power[:, :1], len(below), axis=1), power], axis=1)
-        if self.slo_share.keys() == self.rate_per_s.keys():
+        if self.slo_share:
             share = np.array([fmean(self.slo_share[b]) for b in batches]) @ across
             share = np.concatenate([np.full(len(below), share[0]), share])
         repeats = (*self.rate_per_s.values(), *self.power_w.values(), *([self.rest_w] if self.rest_w else []))
@@ -212,9 +213,10 @@ def _accuracy(run: Run, target: str) -> Floats | None:
     if rows.empty:
         return None
     p = float((rows["accuracy"] * rows["answers"]).sum() / rows["answers"].sum())
-    summary = run.summary[run.summary["target"] == target]
-    questions = float(summary["questions"].max())
-    error = math.sqrt(p * (1 - p) / questions) if questions > 0 else 0.0
+    questions = float(run.summary.loc[run.summary["target"] == target, "questions"].max())
+    if not questions > 0 or not p > 0:
+        return None
+    error = math.sqrt(p * (1 - p) / questions)
     seed = [SEED, *target.encode()]
     drawn = p + error * np.random.default_rng(seed).standard_normal(RESAMPLES)
     return np.concatenate([[p], np.clip(drawn, 1e-9, 1.0)])

@@ -18,6 +18,10 @@ SIXTEEN_BITS = frozenset({"float16", "bfloat16"})
 """Keys and values of either take the same memory and time to read."""
 FAIR_POINTS = 2.0
 """Percentage points by which hit shares may differ between two arms, or two repeats, that are compared."""
+KEPT_SERVERS = (
+    "The servers are not restarted between repeats (--target), so what another start changes (memory layout, choice of "
+    "kernels, clocks) is in no interval; with --serve or --compose it is."
+)
 CLOCK_STEP_S = 1.0
 """From which on the wall clock was set, not only slewed."""
 
@@ -78,6 +82,7 @@ def run_warnings(
         *_batch_notes(cells),
         *_answer_notes(cells),
         *hli,
+        *([KEPT_SERVERS] if manifest.kept_servers and not config.find else ()),  # a search tells it with its story
         *([f"{planned - len(cells)} of {planned} planned cells were not measured"] if len(cells) < planned else ()),
         *(
             [f"the data file is not the published {dataset.name} (another sha256)"]

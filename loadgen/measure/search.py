@@ -110,11 +110,11 @@ def upcoming(plan: SweepPlan, file: ManifestFile, observer: Observer) -> Iterato
     if not plan.config.find:
         yield from plan.blocks
         return
+    from loadgen.analysis.warnings import KEPT_SERVERS
     from loadgen.search.readings import Readings
-    from loadgen.search.story import KEPT
 
-    if plan.config.mode == "target":
-        observer.note(KEPT)
+    if file.manifest.kept_servers:
+        observer.note(KEPT_SERVERS)
     readings = Readings(file.run_dir, file.manifest, plan.goal)
     while True:
         if not unfinished(file.run_dir, file.manifest.blocks):

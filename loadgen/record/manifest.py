@@ -336,6 +336,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     power_blocks: tuple[PowerBlock, ...] = ()
 
     @property
+    def kept_servers(self) -> bool:
+        """Whether it has repeats of servers that run already, so that no restart is between them."""
+        return self.config.mode == "target" and (self.config.repeats > 1 or bool(self.config.find))
+
+    @property
     def blocks(self) -> list[Block]:
         """Every block that was planned, measured or not; of a search those of its steps so far."""
         config = self.config

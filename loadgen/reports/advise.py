@@ -9,9 +9,10 @@ from rich.console import Console
 
 from loadgen.analysis.advise import Advice, ArmAdvice, Day, DayArm
 from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.warnings import KEPT_SERVERS
 from loadgen.reports.compare import print_table
 from loadgen.reports.rows import INTERVAL, NAME, Column, table_of
-from loadgen.words import STAMP, count, interval, number, percent, percents, span, stamped
+from loadgen.words import SIMULATED, count, interval, number, percent, percents, span, stamped
 
 DISPENSABLE = ("idle", "batch p99", "replicas", "kWh/1,000 queries", "95% CI", "requests/s each", "right", "J/right")
 """Columns that a narrow terminal omits, the first ones first."""
@@ -76,13 +77,20 @@ def sentences(advice: Advice) -> Iterator[str]:
             yield f"{arm.target} cannot be advised: {arm.refusal}."
         elif arm.energy_note is not None:
             yield f"{arm.target}'s joules are not known: {arm.energy_note}."
-    if short := [arm for arm in advice.arms if arm.limit == "range" and not arm.saturated and (arm.replicas or 0) > 1]:
+    if short := _growing(advice):
         most = min(2 * max(arm.largest_batch or 1 for arm in short), max(MOST_BATCH, short[0].largest_batch or 1))
         names = ", ".join(f"{arm.target} (B ≤ {arm.largest_batch})" for arm in short)
         yield (
             f"Throughput still rose at the largest measured batch of {names}: fewer GPUs may be enough; "
             f"measure up to B = {most} first."
         )
+    if advice.kept_servers and advice.choice is not None:
+        yield KEPT_SERVERS
+
+
+def _growing(advice: Advice) -> list[ArmAdvice]:
+    """The arms that might need fewer GPUs at a batch that was not measured."""
+    return [arm for arm in advice.arms if arm.limit == "range" and not arm.saturated and (arm.replicas or 0) > 1]
 
 
 def _choice(advice: Advice, best: ArmAdvice) -> str:
@@ -101,7 +109,8 @@ def _choice(advice: Advice, best: ArmAdvice) -> str:
     sure = f"best with a probability of {percent(advice.probability, 0)}" if advice.probability < 0.995 else "best"
     if not advice.decided:
         return f"{rate}: not decided between {best.target} ({need}, {sure}) and {advice.second}; measure more repeats."
-    return f"{rate}: {best.target} ({need}), {sure} by the {by}; second {advice.second}."
+    far = " as far as was measured" if any(arm is not best for arm in _growing(advice)) else ""
+    return f"{rate}: {best.target} ({need}), {sure} by the {by}{far}; second {advice.second}."
 
 
 def day_sentences(day: Day, *, priced: bool) -> Iterator[str]:
@@ -124,6 +133,8 @@ def day_sentences(day: Day, *, priced: bool) -> Iterator[str]:
     for arm in day.arms:
         if arm.refusal is not None:
             yield f"{arm.target} cannot be advised: {arm.refusal}."
+    if day.kept_servers and day.chosen:
+        yield KEPT_SERVERS
 
 
 def print_advice(advice: Advice, console: Console) -> None:
@@ -150,4 +161,4 @@ def print_day(day: Day, console: Console, *, priced: bool) -> None:
 
 def _print_stamp(console: Console, *, simulated: bool) -> None:
     if simulated:
-        console.print(f"{STAMP}: a cost model's figures, no GPU's", style="bold red")
+        console.print(SIMULATED, style="bold red")

@@ -170,10 +170,19 @@ def pair_note(pair: RunDifference) -> str:
     """What the change is, and how many differences chance alone would decide."""
     compared = [one for one in pair.differences if one.change.lo is not None]
     text = f"Change: {pair.second} over {pair.first}, a ratio; of accuracy {pair.second} minus {pair.first}, on the "
-    text += "questions that both answered. Repeats of the two runs are independent; each interval is 95% by itself"
+    text += "questions that both answered. Each interval is 95% by itself"
     if compared:
         text += f", so chance alone decides about {number(0.05 * len(compared), 0)} of {len(compared)}"
-    return text + "."
+    return f"{text}." + (f" {kept_note(pair)}" if pair.kept_servers else "")
+
+
+def kept_note(pair: RunDifference) -> str:
+    """What the intervals lack, where servers were not restarted between the repeats."""
+    names = " and ".join(pair.kept_servers)
+    return (
+        f"Between its repeats {names} kept its servers running (--target): the intervals leave out what a restart "
+        "changes, and a difference may be no more than that."
+    )
 
 
 COR_MEANS = "COR: tokens/s of the reference over the precision's, less 1; below 0 the precision is faster."
@@ -275,7 +284,8 @@ def _print_pair(console: Console, pair: RunDifference) -> None:
         return
     differs = "; ".join(f"{c.what}: {c.first} and {c.second}" for c in pair.differs)
     sentences = decided(pair) or [f"no difference is decided, of {len(pair.differences)} (target, B and metric)"]
-    _print_lines(console, title, [*sentences, *([f"what differs: {differs}"] if differs else []), *pair.missing])
+    kept = [kept_note(pair)] if pair.kept_servers else []
+    _print_lines(console, title, [*sentences, *kept, *([f"what differs: {differs}"] if differs else []), *pair.missing])
 
 
 def _print(console: Console, line: str, style: str | None = None) -> None:

@@ -34,7 +34,7 @@ from loadgen.reports.rows import (
 from loadgen.reports.textable import Lines, fitting, lines_of, wrapped
 from loadgen.secret import VisibleStream, visible
 from loadgen.serving.metrics import UNVERIFIED
-from loadgen.words import STAMP, known, number, percent
+from loadgen.words import SIMULATED, STAMP, known, number, percent
 
 FIGURES = (
     Column[CsvRow]("running\nmean", lambda row: number(row["running_mean"], 2)),
@@ -286,7 +286,7 @@ def head_of(run: Run) -> str:
             f"{targets} targets, {config.load}, {len(run.manifest.steps)} step{'s' * (len(run.manifest.steps) != 1)}"
         )
     parts = [
-        f"{STAMP}: a cost model's figures, no GPU's" if run.manifest.simulated else "",
+        SIMULATED if run.manifest.simulated else "",
         subject(run),
         f"{dataset.name}, {dataset.items} items",
         measured,

@@ -10,12 +10,6 @@ from loadgen.record.cell import Phase, Start
 from loadgen.search.answer import Answer
 from loadgen.search.design import Goal, Reading, search
 
-KEPT = (
-    "The servers are not restarted (--target), so what another start changes (memory layout, choice of kernels, "
-    "clocks) is in no interval; with --serve or --compose it is."
-)
-"""Of a search whose servers run already."""
-
 
 class Mark(msgspec.Struct, frozen=True):
     """A target against the reference at one batch of one step."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from made_study import WATTS, made_study
@@ -14,8 +17,10 @@ from made_study import WATTS, made_study
 import loadgen
 from loadgen.analysis.advise import Advice, Day, Fleet, traffic_of
 from loadgen.analysis.replica import Replica
+from loadgen.analysis.warnings import KEPT_SERVERS
 from loadgen.cli.advise import command
 from loadgen.errors import UsageError
+from loadgen.reports.compare import pair_note
 
 
 def replica(rates: list[float], watts: list[float] | None = None, rest_w: float | None = None,
@@ -188,3 +193,61 @@ def test_the_answer_names_the_choice_and_what_to_measure_next(run: loadgen.analy
     assert "first" not in one.output  # there are no fewer GPUs than one
     day = CliRunner().invoke(command, [str(run.path), "--traffic", "diurnal:60/1"])
     assert "Best by the hour: 0–" in day.output
+
+
+def changed(run: loadgen.analysis.run.Run, folder: Path, *, mode: str = "simulated", **columns: object) -> Path:
+    """A copy of the run in which awq's cells have these values, and whose servers were started so."""
+    copy = folder / "run"
+    shutil.copytree(run.path, copy)
+    cells = pd.read_csv(copy / "cells.csv")
+    for column, value in columns.items():
+        cells[column] = cells[column].where(cells["target"] != "awq", value)
+    cells.to_csv(copy / "cells.csv", index=False)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["config"]["mode"] = mode
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_a_target_without_a_valid_cell_is_named_not_left_out(run: loadgen.analysis.run.Run, tmp_path: Path) -> None:
+    advice = loadgen.advise(changed(run, tmp_path, valid=False), rate=1.0)
+    assert isinstance(advice, Advice)
+    assert {arm.target: arm.refusal for arm in advice.arms if arm.refusal} == {
+        "awq": "none of its cells has a valid load"
+    }
+    day = loadgen.advise(tmp_path / "run", traffic="diurnal:2/1")
+    assert isinstance(day, Day)
+    assert [arm.target for arm in day.arms if arm.refusal] == ["awq"]
+
+
+def test_objectives_are_never_ignored_for_want_of_valid_latencies(
+    run: loadgen.analysis.run.Run, tmp_path: Path
+) -> None:
+    """awq's latencies count at B = 1 alone: that is then the largest batch of which its objectives are known."""
+    loadgen.report(run.path, slo="ttft:1s", out=tmp_path / "judged")
+    judged = loadgen.load_run(tmp_path / "judged")
+    cells = judged.cells
+    valid = (cells["target"] != "awq") | (cells["concurrency"] == 1)
+    cells.assign(latency_valid=cells["latency_valid"] & valid).to_csv(tmp_path / "judged" / "cells.csv", index=False)
+    advice = loadgen.advise(tmp_path / "judged", rate=1.0)
+    assert isinstance(advice, Advice)
+    by_name = {arm.target: arm for arm in advice.arms}
+    assert (by_name["awq"].largest_batch, by_name["fp16"].largest_batch) == (1, 8)
+    none = loadgen.advise(changed(judged, tmp_path, latency_valid=False), rate=1.0)
+    assert isinstance(none, Advice)
+    assert "valid latencies" in str({arm.target: arm.refusal for arm in none.arms}["awq"])
+
+
+def test_repeats_of_servers_that_were_kept_are_said_to_lack_a_restart(
+    run: loadgen.analysis.run.Run, tmp_path: Path
+) -> None:
+    kept = changed(run, tmp_path, mode="target")
+    for options in (["--rate", "1"], ["--traffic", "diurnal:2/1"]):
+        assert KEPT_SERVERS not in CliRunner().invoke(command, [str(run.path), *options]).output
+        assert KEPT_SERVERS in CliRunner().invoke(command, [str(kept), *options]).output
+    loadgen.report(kept)
+    assert KEPT_SERVERS in loadgen.load_run(kept).analysis.warnings
+    pair = loadgen.compare(run.path, kept).pair
+    assert pair is not None
+    assert len(pair.kept_servers) == 1
+    assert "a difference may be no more than that" in pair_note(pair)

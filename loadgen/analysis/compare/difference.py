@@ -77,6 +77,8 @@ class RunDifference(msgspec.Struct, frozen=True, kw_only=True):
     """What may have made the differences."""
     differences: tuple[Difference, ...] = ()
     """In the order of the first run's targets, B and `RATIOS`, the accuracy last."""
+    kept_servers: tuple[str, ...] = ()
+    """The runs whose repeats are of servers that were not restarted between them."""
     missing: tuple[str, ...] = ()
     """What is measured or valid in one of the runs only, a sentence each."""
 
@@ -86,7 +88,8 @@ def run_difference(names: tuple[str, str], runs: tuple[Run, Run], rows: Sequence
     ours, theirs = ({_key(row): row for row in rows if row.run == name} for name in names)
     differs = tuple(_conditions(runs, list(ours.values()), list(theirs.values())))
     simulated = any(run.manifest.simulated for run in runs)
-    made = RunDifference(first=names[0], second=names[1], simulated=simulated, differs=differs)
+    kept = tuple(name for name, run in zip(names, runs, strict=True) if run.manifest.kept_servers)
+    made = RunDifference(first=names[0], second=names[1], simulated=simulated, differs=differs, kept_servers=kept)
     unequal = [f"{c.what}: {c.first} and {c.second}" for c in _conditions_asked(runs) if c.first != c.second]
     if unequal:
         why = "; ".join(unequal)

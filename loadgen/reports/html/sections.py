@@ -14,11 +14,11 @@ from loadgen.analysis.trust.accuracy import AccuracyComparison
 from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest
 from loadgen.analysis.trust.trends import DepthBucket, TrustInvariance
 from loadgen.analysis.validity import Invalid, invalid_sentences
-from loadgen.analysis.warnings import checkpoint_notes, planned_cells
+from loadgen.analysis.warnings import KEPT_SERVERS, checkpoint_notes, planned_cells
 from loadgen.reports import rows
 from loadgen.reports.html.markup import Html, element, items, join, table
 from loadgen.reports.rows import INTERVAL, NAME, SHORT, TEXT, Column, table_of
-from loadgen.search.story import KEPT, Chapter, Story
+from loadgen.search.story import Chapter, Story
 from loadgen.words import NOT_KNOWN, WHY_NOT_KNOWN, batch, count, interval, number, percent, percents, span, spanned
 
 AGAINST = (
@@ -244,8 +244,8 @@ def search(run: Run) -> Html:
         f"Goal: every B* from B = {story.range[0]} to {story.range[1]} within {percent(story.within)}. The steps "
         "called locate are in no interval; the intervals rest on the repeats."
     )
-    if run.manifest.config.mode == "target":
-        goal += f" {KEPT}{_moved(story)}"
+    if run.manifest.kept_servers:
+        goal += f" {KEPT_SERVERS}{_moved(story)}"
     if not story.ended:
         goal += " The search has not ended: loadgen sweep --resume goes on."
     told = run_table(run, _STEPS, story.chapters, "Steps of the search")
