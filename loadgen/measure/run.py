@@ -96,7 +96,10 @@ def _places(ready: _Ready, run_dir: Path) -> dict[str, str]:
     window = f"{config.requests} requests" if config.duration_s is None else f"{config.duration_s:g} s"
     given = Path(config.data_file) if config.data_file else None
     file = data_path(config.dataset, given) or given
-    answers, protocol = "exactly" if config.fixed_length else "at most", plan.protocol
+    answers = f"{'exactly' if config.fixed_length else 'at most'} {plan.max_tokens} tokens"
+    if not config.fixed_length and all(item.output_tokens for item in plan.dataset.items):
+        answers = "as many tokens as its request asks for"
+    protocol = plan.protocol
     if source.running:
         servers = [f"{one.target.name} at {one.target.url}, model {one.target.model}" for one in source.running]
     elif config.mode == "simulated":
@@ -114,7 +117,7 @@ def _places(ready: _Ready, run_dir: Path) -> dict[str, str]:
     return {
         "load": f"{config.load}, windows of {window}{every}",
         "questions": f"{plan.dataset.name}, {items} item{'s' * (items > 1)}" + (f" from {file}" if file else ""),
-        "asked by": f"protocol {protocol.name}, API {protocol.api}, {answers} {plan.max_tokens} tokens an answer",
+        "asked by": f"protocol {protocol.name}, API {protocol.api}, an answer has {answers}",
         "servers": "; ".join(servers),
         "power": meter,
         "run": f"{run_dir}" + ("" if port is None else f", /metrics on {host_port(config.metrics_host, port)}"),

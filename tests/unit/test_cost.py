@@ -135,11 +135,13 @@ def test_a_dry_run_says_what_would_be_measured_and_where(model: Path) -> None:
     places = rehearse_sweep(configure(**given)).places
     assert places["load"] == "B 4,1024, windows of 120 s, 2 repeats"
     assert places["questions"] == "jsonl, 1 item from rows.jsonl"
-    assert places["asked by"].endswith("at most 100 tokens an answer")
+    assert places["asked by"].endswith("an answer has at most 100 tokens")
     assert places["servers"] == f"bf16: /bin/true serve {model}; bnb-nf4: /bin/true serve {model}"
     assert places["power"].startswith("not measured: ")
     assert places["run"] == "new/run, /metrics on 127.0.0.1:9402"
     assert rehearse_sweep(configure()).places["servers"] == "fp16, awq, gptq, bnb-nf4: simulated, on 127.0.0.1"
+    asked = rehearse_sweep(configure(dataset="synthetic:100/16")).places["asked by"]
+    assert asked.endswith("an answer has as many tokens as its request asks for")
 
 
 def test_a_dry_run_of_a_run_that_is_being_measured_is_refused_as_its_resume_is(tmp_path: Path) -> None:
