@@ -13,7 +13,7 @@ from scipy import stats
 from loadgen.search.answer import Answer
 from loadgen.search.design import Goal, Reading, Search, search
 from loadgen.search.price import expected, noise_of
-from loadgen.search.root import Noise
+from loadgen.search.root import Noise, Point, root_of
 
 SPEED, ENERGY = "tokens_per_s", "energy_per_query_j"
 Curve = Callable[[float], float]
@@ -243,3 +243,19 @@ def test_intervals_of_many_searches_hold_the_truth_and_cost_less_than_a_grid() -
     assert reported >= 20
     assert covered >= stats.binom.ppf(0.001, reported, 0.95)
     assert measured / 24 < 36
+
+
+def test_one_look_at_a_straight_line_errs_in_three_and_a_half_percent() -> None:
+    """Fieller's set without the margin for the bend, four repeats on each side: what docs/find.md says of one look."""
+    rng, draws = np.random.default_rng(22), 2000
+    half = math.log(1.25)
+    covered = 0
+    for _ in range(draws):
+        zero = rng.uniform(-half, half)
+        at = [-half, half] * 4
+        root = root_of([Point(x, zero - x + 0.05 * rng.standard_normal()) for x in at])
+        assert root is not None
+        assert root.lo is not None
+        assert root.hi is not None
+        covered += root.lo + root.bend <= zero <= root.hi - root.bend
+    assert stats.binom.ppf(0.001, draws, 0.965) <= covered <= stats.binom.ppf(0.999, draws, 0.965)
