@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 
 import hypothesis
 import pytest
 from kinds import EVERYTHING, left_out, skip_slow_kinds
+from undisturbed import MeasuredInOneProcess, measured, measured_alone
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from loadgen.serving.environment import CpuEnvironment, default_environment
 
@@ -33,14 +37,26 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not EVERYTHING:
+    if EVERYTHING:
+        items.sort(key=lambda item: measured(item.nodeid))
+    else:
         skip_slow_kinds(items, asked=config.option.markexpr)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A process per core for a whole quick run; one where all is measured undisturbed, or where files are named."""
+    """A process per core for a whole run; one where files are named."""
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    return min(len(os.sched_getaffinity(0)), 4) if whole and not EVERYTHING else 0
+    return min(len(os.sched_getaffinity(0)), 4) if whole else 0
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    return (MeasuredInOneProcess if EVERYTHING else LoadFileScheduling)(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with measured_alone(item.nodeid) if EVERYTHING else nullcontext():
+        return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
