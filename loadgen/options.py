@@ -213,7 +213,8 @@ class SweepOptions(TypedDict, total=False):
         otherwise="1,16,64,128; open loop 1024", joint=",")]
     arrival: Annotated[str | None, Measures(
         "KIND", "closed (hold B), or an open loop: poisson:RATES or constant:RATES, requests per second, as in "
-        "poisson:5,10,20; trace replays a trace's times.", LOAD, otherwise="closed; trace for trace:FILE")]
+        "poisson:5,10,20 or fp16=poisson:5,awq=poisson:8; trace replays a trace's times.", LOAD,
+        otherwise="closed; trace for trace:FILE")]
     rate_scale: Annotated[float | str | Sequence[float] | None, Measures(
         "LIST", "For a trace: multiples of its own rate, e.g. 0.5,1,2.", LOAD, otherwise="1", field="arrival",
         joint=",")]

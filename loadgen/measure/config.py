@@ -16,7 +16,7 @@ from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import Arrivals, listed
 from loadgen.measure.search import WITHIN, metrics_sought, range_sought
-from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file
+from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file, with_own_arrivals
 from loadgen.notation import did_you_mean, entries, numerals, server_url, spelled, without_endpoint
 from loadgen.options import SweepOptions, complete, dashed, declared, takes
 from loadgen.record.cell import Mode, Slo, SweepConfig, TargetSpec, check_size
@@ -53,6 +53,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     o = with_data_file(complete(SweepOptions, given))
     o = {**o, "api": _named_api(o)}
     mode, specs, project = _targets(o)
+    o, specs = with_own_arrivals(o, specs)
     names = [spec.name for spec in specs]
     _check_servers(o, mode)
     vllm_args = _vllm_args(o["vllm_args"], mode)

@@ -300,7 +300,7 @@ def _title(plan: SweepPlan, file: ManifestFile, source: Source) -> str:
     elif config.find:
         title += f" · {price_sentence(plan)}"
     elif file.resumed:
-        whole = len(config.targets) * config.levels * config.repeats
+        whole = sum(len(block.cells) for block in file.manifest.blocks)
         title += f" · resumed, {whole - len(plan.cells)} of {whole} cells are kept"
     return title
 

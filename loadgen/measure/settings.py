@@ -109,6 +109,7 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     special = {"targets", "thinking", "out"}
     options = {name: getattr(config, option.field) for name, option in OPTIONS.items() if option.field not in special}
     del options["rate_scale"]  # it is in the rates of the arrival
+    options["arrival"] = config.asked_arrival
     options["range"] = f"{config.concurrency[0]}:{config.concurrency[-1]}"
     options["most_minutes"] = None if config.most_s is None else config.most_s / 60
     for name in ONLY_OF_A_GRID if config.find else ONLY_OF_A_SEARCH:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
-from loadgen.load.openloop import CLOSED, TRACE, Arrivals
-from loadgen.notation import numerals
+from loadgen.load.openloop import CLOSED, TRACE, Arrivals, listed
+from loadgen.notation import did_you_mean, numerals, spelled
 from loadgen.options import SweepOptions
+from loadgen.record.cell import TargetSpec
 from loadgen.workload.dataset import dataset_named, existing_file
 from loadgen.workload.traffic import FILE_KINDS, SYNTHETIC, Shape, read_traffic, trace_rate_per_s, without_answers
 
@@ -57,6 +61,33 @@ def arrivals_of(o: SweepOptions, dataset: str) -> tuple[tuple[Arrivals, ...], in
     if o["requests"] is not None and o["requests"] > len(times_s):
         raise UsageError(f"--requests {o['requests']}: the trace has {len(times_s)} requests; omit --requests")
     return arrivals, len(times_s)
+
+
+_BETWEEN_TARGETS = re.compile(r",(?=[^,=]*=)")
+
+
+def with_own_arrivals(o: SweepOptions, specs: Sequence[TargetSpec]) -> tuple[SweepOptions, tuple[TargetSpec, ...]]:
+    """The targets, each with its own arrivals where `--arrival` has a part for each; the option then has them all."""
+    text, names = o["arrival"], [spec.name for spec in specs]
+    if text is None or "=" not in text:
+        return o, tuple(specs)
+    own: dict[str, tuple[Arrivals, ...]] = {}
+    for part in _BETWEEN_TARGETS.split(text.strip(" ,")):
+        given, _, arrival = part.partition("=")
+        if (name := spelled(given.strip(), names)) not in names:
+            say = f"no such target; {did_you_mean(name, names)}the targets are {', '.join(names)}"
+            raise UsageError(f"--arrival {part.strip()}: {say}")
+        if name in own:
+            raise UsageError(f"--arrival {text}: {name} is listed twice; write all its rates once, as in poisson:5,10")
+        own[name] = Arrivals.parse_each(arrival.strip().lower())
+        if not own[name] or own[name][0].kind == TRACE:
+            raise UsageError(f"--arrival {part.strip()}: a target's own arrivals are poisson:RATE or constant:RATE")
+    if lacking := [name for name in names if name not in own]:
+        raise UsageError(f"--arrival {text}: {lacking[0]} has none; give every target its own, or one for all")
+    every = tuple(dict.fromkeys(one for each in own.values() for one in each))
+    if len({one.kind for one in every}) > 1:
+        raise UsageError(f"--arrival {text}: use the same kind for all targets, poisson or constant")
+    return {**o, "arrival": listed(every)}, tuple(replace(spec, arrival=listed(own[spec.name])) for spec in specs)
 
 
 def _scales(scale: float | str | Sequence[float] | None) -> list[float]:

@@ -66,6 +66,8 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """GPUs that share its model; None: the recipe's number."""
     service: str | None = None
     """The service of a Docker Compose project that serves it."""
+    arrival: Text | None = None
+    """Its own arrivals, as `SweepConfig.arrival`; None: those of the run."""
 
 
 Phase = Literal["locate", "repeat"]
@@ -171,25 +173,25 @@ def plan_blocks(
     """Blocks in the order they run: repeats outermost, targets and concurrencies reversed in every second repeat.
 
     For targets A and B: A B, B A, A B, ... (ABBA), so that slow drift (heat, other load) hits both alike. Several rates
-    of an `arrival` are a cell each.
+    of an `arrival`, or of a target's own, are a cell each.
     """
-    arrivals = rates_of(arrival)
     blocks: list[Block] = []
+    indices = itertools.count(1)
     for repeat in range(1, repeats + 1):
         forward = repeat % 2 == 1
         for target in targets if forward else list(reversed(targets)):
-            loads = [(b, rate) for rate in arrivals for b in concurrency]
+            loads = [(b, rate) for rate in rates_of(target.arrival or arrival) for b in concurrency]
             loads = loads if forward else loads[::-1]
             cells = tuple(
                 Cell(
-                    index=index,
+                    index=next(indices),
                     target=target.name,
                     precision=target.precision,
                     concurrency=b,
                     repeat=repeat,
                     arrival=rate,
                 )
-                for index, (b, rate) in enumerate(loads, start=len(blocks) * len(loads) + 1)
+                for b, rate in loads
             )
             blocks.append(Block(target=target, repeat=repeat, cells=cells))
     return blocks
@@ -315,7 +317,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Count | None = None
     fixed_length: Count | None = None
     arrival: Text = CLOSED
-    """`closed`, or one kind with its rates: `poisson:5,10`, `constant:20`, `trace:3.5`."""
+    """`closed`, or one kind with its rates: `poisson:5,10`, `constant:20`, `trace:3.5`; those of all targets together,
+    where each has its own."""
     slo: Text | None = None
     """What goodput asks of a request, as `Slo` prints it."""
     api: Text | None = None
@@ -371,9 +374,15 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.find:
             return f"B* by {', '.join(self.find)} from B = {self.concurrency[0]} to {self.concurrency[-1]}"
         b = ",".join(map(str, self.concurrency))
-        return f"B {b}" if self.arrival == CLOSED else f"{self.arrival}, at most {b} in flight"
+        return f"B {b}" if self.arrival == CLOSED else f"{self.asked_arrival}, at most {b} in flight"
+
+    @property
+    def asked_arrival(self) -> str:
+        """What `--arrival` takes: `poisson:5,10`, or `fp16=poisson:5,awq=poisson:10`."""
+        own = [f"{target.name}={target.arrival}" for target in self.targets if target.arrival is not None]
+        return ",".join(own) or self.arrival
 
     @property
     def levels(self) -> int:
-        """Cells of a target in one repeat: batch sizes, or rates."""
+        """Cells of a target in one repeat, at most: batch sizes, or rates."""
         return len(self.concurrency) * len(rates_of(self.arrival))

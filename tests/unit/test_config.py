@@ -14,7 +14,8 @@ from loadgen.errors import UsageError
 from loadgen.measure import config as configuring
 from loadgen.measure.config import api_key, configure
 from loadgen.measure.servers import source_of
-from loadgen.record.cell import SweepConfig, TargetSpec
+from loadgen.measure.settings import options_of
+from loadgen.record.cell import SweepConfig, TargetSpec, plan_blocks
 
 URL = "http://127.0.0.1:8001"
 
@@ -170,6 +171,17 @@ def test_an_open_loop_has_one_cap_and_longer_simulated_windows() -> None:
     assert configure(arrival="constant:2", targets={"fp16": URL}).duration_s == 60.0
     assert configure(arrival="constant:2", requests=5).requests == 5, "no slot has to be refilled"
     assert configure().concurrency == (1, 16, 64, 128)
+
+
+def test_each_target_may_have_its_own_arrivals() -> None:
+    config = configure(targets={"fp16": URL, "mine:awq": "http://h:2"}, arrival="FP16=poisson:5,10, mine=poisson:7.5")
+    assert [spec.arrival for spec in config.targets] == ["poisson:5,10", "poisson:7.5"]
+    assert config.load == "fp16=poisson:5,10,mine=poisson:7.5, at most 1024 in flight"
+    assert configure(**options_of(config)) == config, "what --resume gives back"
+    planned = [cell for block in plan_blocks(config.targets, (64,), 2, config.arrival) for cell in block.cells]
+    assert [(cell.index, cell.target, cell.rate_asked_per_s) for cell in planned] == [
+        (1, "fp16", 5), (2, "fp16", 10), (3, "mine", 7.5), (4, "mine", 7.5), (5, "fp16", 10), (6, "fp16", 5)
+    ]  # fmt: skip
 
 
 def test_a_server_launched_for_an_open_loop_has_the_largest_batch_that_is_usual() -> None:
@@ -345,6 +357,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"arrival": "poisson:3", "concurrency": [16, 64]},
         "--concurrency 16,64: with --arrival poisson:3 it is the most requests in flight; give one number",
+    ),
+    ({"arrival": "fp16=poisson:3"}, "--arrival fp16=poisson:3: awq has none; give every target its own"),
+    ({"arrival": "fp8=poisson:3"}, "--arrival fp8=poisson:3: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
+    ({"arrival": "fp16=closed"}, "--arrival fp16=closed: a target's own arrivals are poisson:RATE or constant:RATE"),
+    ({"arrival": "fp16=poisson:3,fp16=poisson:4"}, "fp16 is listed twice; write all its rates once"),
+    (
+        {"arrival": "fp16=poisson:3,awq=constant:4,gptq=poisson:1,bnb-nf4=poisson:2"},
+        "use the same kind for all targets, poisson or constant",
     ),
     ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
     ({"power": "exporter=here"}, "--power exporter: 'here' has no port; write it, as in http://here:9401"),
