@@ -107,16 +107,18 @@ def valid_cell(
     *,
     tokens_per_s: int = 100,
     length: int | None = None,
+    each_its_item: bool = False,
     simulated: bool = False,
     metrics: bool = True,
 ) -> None:
-    """A cell with nothing against it: one answer ends in its window of 1 s, or one of every `length` tokens; the batch
-    is B throughout; without `metrics` the server does not tell it."""
+    """A cell with nothing against it: one answer ends in its window of 1 s, or one of every `length` tokens, all to one
+    item or `each_its_item`; the batch is B throughout; without `metrics` the server does not tell it."""
     step = 1000 / tokens_per_s
     tokens = [(1000 + step * (k + 1), 1) for k in range(tokens_per_s)]
     parts = [tokens[k : k + (length or len(tokens))] for k in range(0, len(tokens), length or len(tokens))]
     sent = [900.0, *(part[-1][0] for part in parts)]
-    asked = [answer(t, part, item_id="q1", text="#### 5") for t, part in zip(sent, parts, strict=False)]
+    items = [f"q{1 + k * each_its_item}" for k in range(len(parts))]
+    asked = [answer(t, part, item_id=item, text="#### 5") for t, part, item in zip(sent, parts, items, strict=False)]
     asked += [answer(900, end=2100, slot=slot, item_id="q2", text="#### 7", output_tokens=0, prompt_tokens=20)
               for slot in range(1, of.concurrency)]  # fmt: skip
     b = float(of.concurrency)

@@ -106,6 +106,32 @@ def test_cells_that_located_b_star_are_in_no_interval_at_a_b_that_was_repeated(r
     assert others["tokens_per_s_lo"].isna().all(), "a single start has no interval"
 
 
+def test_a_repeat_is_read_without_the_answers_that_located_b_star(tmp_path: Path) -> None:
+    """Joules per query count the answers' lengths: 10 and 20 tokens in the repeat. At the same B, those of awq that
+    located B* had 25."""
+    metric = "energy_hli_per_query_j"
+    config = {
+        "mode": "target", "reference": "fp16", "concurrency": [1, 32], "tdp_w": 300.0, "repeats": 3,
+        "targets": [{"name": name, "precision": name} for name in ("awq", "fp16")],
+        "model": "some/model", "duration_s": 1.0, "requests": None, "find": [metric],
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest(config)))
+    (tmp_path / "items.json").write_text("{}")
+    steps = (
+        Step("locate", 1, (Start("fp16", (1, 4)), Start("awq", (1, 4)))),
+        Step("repeat", 2, (Start("fp16", (4,)), Start("awq", (4,)))),
+    )
+    told = replace(read_manifest(tmp_path), steps=steps)
+    for block in step_blocks(told.config.targets, told.steps):
+        for cell in block.cells:
+            length = 20 if cell.target == "fp16" else 25 if cell.repeat == 1 else 10
+            valid_cell(tmp_path, cell, tokens_per_s=1000, length=length, each_its_item=True)
+    fp16, awq = (reading.values[metric] for reading in Readings(tmp_path, told).read(told)[-2:])
+    assert fp16
+    assert awq
+    assert awq / fp16 == pytest.approx(10 / 20, rel=0.02), "the same joules per token"
+
+
 def test_the_search_is_told_step_by_step(run: Run) -> None:
     story = run.analysis.search
     assert story is not None
