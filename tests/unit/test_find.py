@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -33,21 +34,19 @@ def write(run_dir: Path, told: Manifest) -> None:
     (run_dir / "manifest.json").write_bytes(msgspec.json.encode(told))
 
 
-def measure(run_dir: Path, told: Manifest, draws: random.Random) -> None:
-    """The cells that the last step lacks; starts of a server differ by 0.5%."""
+def measure(run_dir: Path, told: Manifest, ratio: Callable[[int], float], draws: random.Random) -> None:
+    """The cells that the last step lacks; `ratio`: awq's throughput over fp16's; starts of a server differ by 0.5%."""
     for block in step_blocks(told.config.targets, told.steps):
         noise = math.exp(draws.gauss(0, 0.005))
         for cell in block.cells:
             if not cell_file(run_dir, cell).exists():
                 rate = 400 * cell.concurrency**0.6 * (noise if cell.target == "fp16" else 1)
-                rate *= (B_STAR / cell.concurrency) ** 0.3 if cell.target == "awq" else 1
+                rate *= ratio(cell.concurrency) if cell.target == "awq" else 1
                 valid_cell(run_dir, cell, tokens_per_s=round(rate))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run_dir = tmp_path_factory.mktemp("find") / "run"
-    run_dir.mkdir()
+def searched(run_dir: Path, ratio: Callable[[int], float]) -> Run:
+    """A run of a search from its first step to its end."""
     config = {
         "mode": "target", "reference": "fp16", "concurrency": [1, 32],
         "targets": [{"name": name, "precision": name} for name in ("awq", "fp16")],
@@ -60,9 +59,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     while (step := readings.search(told).next) is not None:
         told = replace(told, steps=(*told.steps, step))
         write(run_dir, told)
-        measure(run_dir, told, draws)
+        measure(run_dir, told, ratio, draws)
     analyse(run_dir)
     return load_run(run_dir)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return searched(tmp_path_factory.mktemp("find"), lambda b: (B_STAR / b) ** 0.3)
+
+
+def test_no_crossing_in_the_range_is_an_answer_after_three_starts_of_each_side(tmp_path: Path) -> None:
+    """25% faster: Student's t of three repeats that differ by 0.5% is 0.22 / (0.005 / sqrt(3)) = 77, and 7 is
+    needed."""
+    found = searched(tmp_path, lambda b: 1.25)
+    assert [step.repeat for step in found.manifest.steps] == [1, 2, 3]
+    said = "awq is faster than fp16 at every B from 1 to 32 (proven at B = 1, 3, 10, 32; false in at most 5%)"
+    crossover = found.crossover("awq", METRIC)
+    assert (crossover.status, crossover.crossings, crossover.sentence) == ("better", (), said)
+    assert said in section(found)
 
 
 def test_it_finds_b_star_within_the_goal(run: Run) -> None:
