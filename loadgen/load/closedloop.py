@@ -150,8 +150,8 @@ class ClosedLoop:
             self._idle.set()
 
 
-IDLE_S = 0.005
-"""How long the reader sleeps when nothing waits."""
+GATHERED_S = 0.005
+"""How long the reader waits after the first end of some: what ends then may end together."""
 MOST_BYTES = 4 << 30
 
 
@@ -168,6 +168,7 @@ class Backlog:
         self._most_bytes = min(free_memory_bytes() // 4, MOST_BYTES) if most_bytes is None else most_bytes
         self._unread: deque[Raw | Exchange] = deque()
         self._unread_bytes = 0
+        self._added = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._unread)
@@ -175,13 +176,15 @@ class Backlog:
     def add(self, ended: Raw | Exchange) -> None:
         self._unread.append(ended)
         self._unread_bytes += _size_bytes(ended)
+        self._added.set()
 
     async def read_on(self) -> None:
         """Reads what comes, until it is cancelled."""
         while True:
             if not self._unread:
-                await asyncio.sleep(IDLE_S)
-                continue
+                self._added.clear()
+                await self._added.wait()
+                await asyncio.sleep(GATHERED_S)
             self._read_one()
             while self._unread_bytes > self._most_bytes:
                 self._read_one()

@@ -413,6 +413,6 @@ class ClosedLoad(LocalLoad):
         self._backlog.add(raw)
 
     def _ended(self, exchange: Exchange) -> None:
-        if not self._closing:
+        if exchange.status == "broken" and not self._closing:
             exchange = straggler(exchange, self._drain.limit_s, "is the limit of the warm-up")
         super()._ended(exchange)

@@ -76,6 +76,8 @@ class Interrupt:
 
 
 TURN_S = 0.005
+WINDOW_TURN_S = 0.05
+"""Between two looks at a window whose end is known: each look costs the client as much CPU as two tokens."""
 PROGRESS_EVERY_NS = 250_000_000
 SAMPLES_EVERY_S = 0.25
 COUNTERS_SETTLE_S = 5.0
@@ -219,7 +221,7 @@ class CellRun:
                 if self._load.dry_ns is not None:
                     return
             self._show("window", share)
-            await asyncio.sleep(min(TURN_S, left_s))
+            await asyncio.sleep(min(WINDOW_TURN_S, left_s))
 
     def _planned_close_ns(self, open_ns: int) -> int | None:
         """None where requests are counted."""

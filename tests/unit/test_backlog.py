@@ -51,3 +51,20 @@ def test_read_all_leaves_none():
         backlog.add(raw)
     backlog.read_all()
     assert (len(backlog), [exchange.slot for exchange in read]) == (0, [0, 1, 2])
+
+
+def test_a_stream_that_ends_while_none_waits_is_read():
+    async def read_later():
+        read = []
+        backlog = Backlog(read.append)
+        reader = asyncio.create_task(backlog.read_on())
+        for raw in raws(2):
+            await asyncio.sleep(0.01)
+            backlog.add(raw)
+            async with asyncio.timeout(10):
+                while len(backlog):
+                    await asyncio.sleep(0.001)
+        reader.cancel()
+        return [exchange.slot for exchange in read]
+
+    assert asyncio.run(read_later()) == [0, 1]
