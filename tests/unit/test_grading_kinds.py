@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from loadgen.bounds import MOST_GRADED
 from loadgen.workload.grading import VERSION, grade
-from loadgen.workload.grading.marks import marks
+from loadgen.workload.grading.marks import answer_part, marks
 from loadgen.workload.item import ItemFacts
 
 ROWS = [(kind, (), "gsm8k_cot_zeroshot", *row) for kind, rows in NUMBERS.items() for row in rows] + [
@@ -90,3 +90,31 @@ def test_the_marks_of_a_text_are_the_same_beside_a_letter_that_is_not_ascii(text
     """ASCII texts are searched on some lines alone, others everywhere."""
     beside = [replace(mark, begin=mark.begin - 2) for mark in marks(f"é\n{text}")]
     assert list(marks(text)) == beside
+
+
+ASKING_PIECES = [
+    *(
+        "\n",
+        " ",
+        "#",
+        "*",
+        "Next ",
+        "New ",
+        "Another ",
+        "question",
+        "Question",
+        "Problem",
+        "Exercise",
+        "Example",
+        "Task",
+    ),
+    *("Human", "User", "Input", "Instruction", "Instructions", "Q", ":", " 2", ".", "Assistant", "Given the following"),
+    *(" problem", ",", "<|im_end|>", "</s>", "[INST]", "[/INST]", "<end_of_turn>", "18", "a"),
+]
+
+
+@given(st.lists(st.sampled_from(ASKING_PIECES), max_size=6).map("".join))
+def test_the_answer_s_part_is_the_same_before_a_letter_that_may_begin_a_question(text: str) -> None:
+    """A text without any such sign is not searched."""
+    part, goes_on = answer_part(f"{text}\nQ", lambda _: True, lambda _: True)
+    assert answer_part(text, lambda _: True, lambda _: True) == (part if goes_on else part.removesuffix("\nQ"), goes_on)

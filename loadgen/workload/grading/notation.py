@@ -106,6 +106,8 @@ def last_match(pattern: re.Pattern[str], text: str, begin: int = 0) -> re.Match[
 
 def boxes(text: str) -> Iterator[tuple[int, str]]:
     r"""Where each closed `\boxed{...}` ends and what it begins with, the last closed first; at most `BOXES`."""
+    if "\\" not in text:
+        return
     opened: list[int | None] = []
     closed: deque[tuple[int, int]] = deque(maxlen=BOXES)
     for brace in _BRACE.finditer(text):
