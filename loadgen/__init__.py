@@ -12,7 +12,16 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from loadgen.errors import Interrupted, ServerError, StorageError, UsageError
-from loadgen.options import AdviseOptions, QuantizeOptions, ReportOptions, RunOptions, SelftestOptions, complete, takes
+from loadgen.options import (
+    AdviseOptions,
+    GridOptions,
+    QuantizeOptions,
+    ReportOptions,
+    RunOptions,
+    SelftestOptions,
+    complete,
+    takes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +43,7 @@ __all__ = [
     "__version__",
     "advise",
     "compare",
+    "grid",
     "load_run",
     "quantize",
     "report",
@@ -155,6 +165,26 @@ def compare(
         write_comparison(comparison, Path(out))
         write_page(comparison, Path(out))
     return comparison
+
+
+@takes(GridOptions)
+def grid(study: str | Path | None = None, **options: Unpack[GridOptions]) -> RunComparison:
+    """What `loadgen grid` does: the tasks of a study file on a Ray cluster, and the comparison of their runs.
+
+    grid.json in the folder says what became of each task. Raises UsageError for wrong use, and if every task failed.
+    """
+    import sys
+    from pathlib import Path
+
+    from loadgen.cluster.run import grid as run
+    from loadgen.reports.grid import PlainTasks, QuietTasks
+    from loadgen.reports.terminal import console_of
+
+    complete(GridOptions, options)
+    console = console_of(sys.stderr, width=200)
+    view = QuietTasks(console) if options.get("quiet") else PlainTasks(console)
+    folder = run(None if study is None else Path(study), options, view)
+    return compare(folder, out=folder)
 
 
 @takes(AdviseOptions)

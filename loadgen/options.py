@@ -185,7 +185,8 @@ class SweepOptions(TypedDict, total=False):
         "[DIR]", "Start the services of the Docker Compose project in DIR one after another; --serve chooses some.",
         SERVERS, otherwise="without DIR: this folder", alone=".")]
     model: Annotated[str | None, Acts(
-        "ID", "The 16-bit model for --serve (id or folder); for --target, the model to request.", SERVERS)]
+        "ID", "The 16-bit model for --serve (id or folder, or simulated/NAME); for --target, the model to request.",
+        SERVERS)]
     device: Annotated[Literal["cuda", "cpu"], Measures("DEVICE", "For --serve: cuda or cpu.", SERVERS, "cuda")]
     vllm: Vllm
     max_num_seqs: Annotated[int | None, Measures(
@@ -358,6 +359,17 @@ class AdviseOptions(TypedDict, total=False):
     carbon: Annotated[Carbon, "the sweep's"]
     per: Annotated[Literal["query", "correct"], Option(
         "WHAT", "What joules and cost are divided by: query or correct (answers).", default="query")]
+
+
+class GridOptions(TypedDict, total=False):
+    """What `loadgen.grid` takes."""
+
+    ray_address: Annotated[str | None, Option(
+        "ADDRESS", "The Ray cluster: auto, HOST:PORT or ray://HOST:10001.",
+        otherwise="RAY_ADDRESS; else an instance on this machine")]
+    out: Annotated[str | Path | None, Option("DIR", "The grid's folder.", otherwise="grids/<time>-<study>")]
+    resume: Annotated[str | Path | None, Option("DIR", "Continue a grid: finished tasks are kept.")]
+    quiet: Annotated[bool, Option("", "No progress, only what goes wrong and the result.", default=False)]
 
 
 class QuantizeOptions(TypedDict, total=False):

@@ -28,6 +28,7 @@ COMMANDS = {
     "sweep": "Measure every target at every concurrency: the main job.",
     "data": "List, fetch and verify the published question sets.",
     "report": "Recompute tables, figures and report of a run directory.",
+    "grid": "Measure a study, models x precisions x GPUs, on a Ray cluster.",
     "compare": "Compare runs: two as a difference, several over model size (N*).",
     "advise": "Which precision for your traffic, on how many GPUs, for how much.",
     "regrade": "Grade stored answers again, without GPU or server.",

@@ -24,11 +24,14 @@ from loadgen.serving.launch import API_KEY, conflict
 from loadgen.serving.project import Project
 from loadgen.serving.recipe import Device, load_recipe, load_recipes
 from loadgen.serving.requirements import GRID
+from loadgen.serving.simulated.cost import load_presets
 from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.words import compiled
 from loadgen.workload.protocol import Thinking, default_protocol, protocol_named
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
+SIMULATED = "simulated/"
+"""What begins a `--model` whose servers are simulated; the simulator's name of the model follows."""
 OPEN_CAP = 1024
 """Requests in flight from which on an open loop drops arrivals."""
 OPEN_NUM_SEQS = 256
@@ -131,7 +134,8 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | N
     project = Project.found(o["compose"]) if o["compose"] else None
     if pairs and project:
         raise UsageError("--target and --compose exclude each other: measure running servers or start the project's")
-    mode: Mode = "target" if pairs else "compose" if project else "serve" if served else "simulated"
+    preset = model.removeprefix(SIMULATED) if (model := o["model"] or "").startswith(SIMULATED) and not pairs else ""
+    mode: Mode = "target" if pairs else "compose" if project else "serve" if served and not preset else "simulated"
     if mode == "target":
         specs = [_running(pair) for pair in pairs]
     elif project:
@@ -139,7 +143,8 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | N
     elif mode == "serve":
         specs = _sharing([_launched(name) for name in served], o["tensor_parallel"])
     else:
-        specs = [TargetSpec(name=name, precision=name) for name in SIMULATED_PRECISIONS]
+        specs = [_launched(name) for name in served or SIMULATED_PRECISIONS]
+        _check_simulated(specs, preset)
     names = [spec.name for spec in specs]
     for spec in specs:
         if names.count(spec.name) > 1:
@@ -147,6 +152,17 @@ def _targets(o: SweepOptions) -> tuple[Mode, tuple[TargetSpec, ...], Project | N
             raise UsageError(f"target {spec.name!r} is listed twice; give one of them a label, as in {labelled}")
     specs = _with_metrics(specs, [pages] if isinstance(pages, str) else list(pages), mode)
     return mode, tuple(specs), project
+
+
+def _check_simulated(specs: Sequence[TargetSpec], preset: str) -> None:
+    """Raises UsageError for a model or a precision that the simulator does not have."""
+    presets = load_presets()
+    if preset:
+        presets.named("model", preset)
+    for spec in specs:
+        presets.named("precision", spec.precision)
+        if spec.checkpoint is not None:
+            raise UsageError(f"--serve {spec.name}={spec.checkpoint}: simulated servers have no checkpoint; omit it")
 
 
 def _pairs(targets: str | Mapping[str, str] | Sequence[str]) -> list[str]:
@@ -180,7 +196,7 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
         raise UsageError(f"--model {model}: with --compose the project's .env names the checkpoints; {say}")
     if mode != "serve" and o["quantize_missing"]:
         raise UsageError("--quantize-missing needs --serve: it makes checkpoints for servers that loadgen launches")
-    if mode == "simulated" and model:
+    if mode == "simulated" and model and not model.startswith(SIMULATED):
         say = "without them the servers are simulated; add --serve fp16,awq to launch it"
         raise UsageError(f"--model {model} needs --serve or --target: {say}")
     if mode == "serve" and model and model.startswith((".", "/", "~")) and not Path(model).expanduser().is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from loadgen import httpget
 from loadgen.errors import ServerError, UsageError
 from loadgen.load.openloop import CLOSED
 from loadgen.load.sse import server_message
-from loadgen.measure.config import api_key
+from loadgen.measure.config import SIMULATED, api_key
 from loadgen.measure.observer import Observer
 from loadgen.measure.power import gpu_variables, gpus_needed, serving_gpus
 from loadgen.measure.preflight import NotReady, Patience
@@ -41,6 +42,8 @@ from loadgen.workload.protocol import MAX_TOKENS, PROMPT_ROOM_TOKENS
 
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 """What OpenSSL calls an answer without TLS."""
+COST_FILE = "LOADGEN_COST_FILE"
+"""The variable that names the cost file (`loadgen simulate --cost-file`) of a machine's simulated servers."""
 MOST_NAMED = 10
 """Models that a sentence lists."""
 
@@ -393,12 +396,17 @@ class _Simulated(_Processes):
         named = Path(self._config.data_file) if self._config.data_file else None
         data_file = data_path(self._config.dataset, named)
         room = self._config.max_model_len or _room_tokens(self._config)
+        preset, costs = (self._config.model or "").removeprefix(SIMULATED), os.environ.get(COST_FILE)
         return plan_simulated(
             spec.precision,
             port=port,
             seed=self._config.seed,
             data_file=data_file,
-            extra_args=["--max-model-len", str(room)] if room is not None else [],
+            extra_args=[
+                *(["--max-model-len", str(room)] if room is not None else []),
+                *(["--model", preset] if preset else []),
+                *(["--cost-file", costs] if costs else []),
+            ],
         )
 
 

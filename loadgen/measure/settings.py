@@ -121,7 +121,7 @@ def options_of(config: SweepConfig) -> dict[str, Any]:
     elif config.mode == "compose":
         options["serve"] = [spec.service for spec in config.targets]
         del options["device"]
-    elif config.mode == "serve":
+    elif config.mode == "serve" or config.model is not None:
         options["serve"] = [_label(spec) + (f"={spec.checkpoint}" * bool(spec.checkpoint)) for spec in config.targets]
         shared = {spec.name: spec.tensor_parallel for spec in config.targets if spec.tensor_parallel is not None}
         options["tensor_parallel"] = shared or None

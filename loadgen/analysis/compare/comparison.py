@@ -33,6 +33,7 @@ from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.notation import did_you_mean
+from loadgen.record.grid import runs_in
 from loadgen.words import count, span, too_wide
 
 
@@ -243,6 +244,7 @@ def _open(paths: Sequence[str | Path]) -> dict[str, Run]:
     """Runs by the shortest tails of their paths that tell them apart."""
     if not paths:
         raise UsageError("nothing to compare: name run directories")
+    paths = [run for path in paths for run in runs_in(Path(path))]
     runs = {Path(path).resolve(): load_run(path) for path in paths}
     if len(runs) < len(paths):
         twice = next(path for path in runs if sum(Path(other).resolve() == path for other in paths) > 1)
