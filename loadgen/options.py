@@ -195,6 +195,12 @@ class SweepOptions(TypedDict, total=False):
         "N", "For --serve: GPUs that share the model; NAME=N,... for some targets only.", SERVERS,
         otherwise="the recipe's, 1", field="targets", joint=",")]
     max_model_len: MaxModelLen
+    same_kv: Annotated[int | str | None, Measures(
+        "[TOKENS]", "For --serve: KV caches of one size, so that kernels are compared: TOKENS, else what the smallest "
+        "cache of the targets holds.", SERVERS, otherwise="each server's own", alone="smallest", rival="same_card")]
+    same_card: Annotated[bool, Measures(
+        "", "For --serve: each KV cache as large as the card allows, so that purchases are compared; nothing may set "
+        "it otherwise.", SERVERS, False, rival="same_kv")]
     vllm_args: Annotated[str | Sequence[str], Acts(
         "ARGS", "For --serve: further arguments of every vLLM, as one text; or behind `--` at the end.", SERVERS, (),
         joint=" ")]

@@ -27,6 +27,8 @@ class SimulateOptions(TypedDict, total=False):
     seed: Annotated[int, Option("N", "Seed of the answers.", default=0, zero=True)]
     max_num_seqs: Annotated[int, Option("N", "Largest running batch.", default=256)]
     max_model_len: Annotated[int, Option("N", "Most tokens of prompt and answer together.", default=8192)]
+    num_gpu_blocks_override: Annotated[int | None, Option(
+        "N", "Blocks of 16 tokens of its KV cache.", otherwise="all that the GPU has room for")]
     data_file: Annotated[str | None, Option("PATH", "GSM8K's file: its questions get answers too.")]
     accuracy: Annotated[float | str | None, Option(
         "X", "Share of right answers instead of the precision's, as in 0.4 or 40%.", unit="share", zero=True)]
@@ -104,7 +106,10 @@ def command(**_: Any) -> None:
         ),
         items=known_items(Path(o["data_file"]) if o["data_file"] else None),
         seed=o["seed"],
-        limits=EngineLimits(max_num_seqs=o["max_num_seqs"], max_model_len=o["max_model_len"]),
+        limits=EngineLimits(
+            max_num_seqs=o["max_num_seqs"], max_model_len=o["max_model_len"],
+            num_gpu_blocks_override=o["num_gpu_blocks_override"],
+        ),
         behaviour=BEHAVIOURS[precision].but(**shares),
     )  # fmt: skip
     listening = listen(host, port, backlog=1024)

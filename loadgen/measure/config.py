@@ -15,6 +15,7 @@ import msgspec
 from loadgen.bounds import shown_number
 from loadgen.errors import UsageError
 from loadgen.load.openloop import Arrivals, listed
+from loadgen.measure.kvcache import kv_asked
 from loadgen.measure.search import WITHIN, metrics_sought, range_sought
 from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file, with_own_arrivals
 from loadgen.notation import did_you_mean, entries, numerals, server_url, spelled, without_endpoint
@@ -60,6 +61,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
     names = [spec.name for spec in specs]
     _check_servers(o, mode)
     vllm_args = _vllm_args(o["vllm_args"], mode)
+    same_kv = kv_asked(o, mode, vllm_args)
     services = [project.services[spec.service or ""] for spec in specs] if project else []
     simulated = mode == "simulated" or (bool(services) and services[0].simulated)
     device: Device = services[0].device if services else o["device"]
@@ -114,6 +116,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         "slo": None if slo is None else str(Slo.parse(slo)),
         "thinking": _thinking(o["thinking"], o["thinking_budget"], o["api"]),
         "reference": reference or ("fp16" if "fp16" in names else names[0]),
+        "same_kv": same_kv,
         "vllm_args": vllm_args,
         "extra_body": _extra_body(o["extra_body"]),
         "power": _power(o["power"], mode, device, simulated=simulated),

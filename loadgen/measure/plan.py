@@ -97,7 +97,8 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def expected_s(self) -> float:
         """A first guess of the sweep's length."""
-        return self.timetable.expected_s
+        sizing = len(self.config.targets) if self.config.same_kv else 0  # a start of each
+        return self.timetable.expected_s + sizing * self.timetable.start_s
 
     @property
     def goal(self) -> Goal:
@@ -276,6 +277,7 @@ def cost_sentences(plan: SweepPlan, launches: Mapping[str, Launch], gpu_bytes: i
     longest prompts and answers. Nothing is said of what is not known.
     """
     minutes, starts = f"{plan.expected_s / 60:.1f} min", len(plan.blocks) if launches else 0
+    starts += len(launches) * bool(plan.config.same_kv)
     what = f"{len(plan.cells)} cell{'s' * (len(plan.cells) != 1)}"
     what += f" and {starts} start{'s' * (starts != 1)} of a server" * bool(starts)
     if not plan.config.find:  # its price is in the run's first line

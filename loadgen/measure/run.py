@@ -14,6 +14,7 @@ from loadgen.load.body import BodyChanges
 from loadgen.measure.block import BlockRun, Judge
 from loadgen.measure.cell import Interrupt
 from loadgen.measure.config import api_key
+from loadgen.measure.kvcache import kv_blocks
 from loadgen.measure.machine import (
     allow_open_files,
     await_old_servers,
@@ -276,6 +277,9 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
                 else:
                     file.add_idle(idle)
                     observer.note(f"before the first server: {idle}")
+            if config.same_kv is not None:
+                source.kv_blocks = file.manifest.kv_blocks or kv_blocks(source, config, run_dir, observer)
+                file.change(kv_blocks=dict(source.kv_blocks))
             for block in upcoming(plan, file, observer):
                 blocks.measure(block, workers, exporter_url)
     except KeyboardInterrupt:

@@ -18,6 +18,7 @@ from loadgen.errors import ServerError, UsageError
 from loadgen.load.openloop import CLOSED
 from loadgen.load.sse import server_message
 from loadgen.measure.config import SIMULATED, api_key
+from loadgen.measure.kvcache import kv_args
 from loadgen.measure.observer import Observer
 from loadgen.measure.power import gpu_variables, gpus_needed, serving_gpus
 from loadgen.measure.preflight import NotReady, Patience
@@ -27,7 +28,7 @@ from loadgen.record.manifest import FoundCheckpoint, ServerRecord
 from loadgen.secret import Mask, error_text
 from loadgen.serving.checkpoint import token_warning
 from loadgen.serving.compose import variable
-from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, read_models, read_version
+from loadgen.serving.facts import ServedModel, Target, given_kv_cache_dtype, kv_cache, read_models, read_version
 from loadgen.serving.hub import Derivatives, is_hub_id
 from loadgen.serving.launch import API_KEY, Launch, confirm_checkpoint, find_vllm, option, plan_launch, plan_simulated
 from loadgen.serving.metrics import UNVERIFIED, MetricsProbe, metrics_of
@@ -71,6 +72,8 @@ class Source(Protocol):
     """By target, checkpoints that `check`, or an earlier session, chose on the hub."""
     launches: Mapping[str, Launch]
     """By target, what will be started on this machine's GPUs or CPU, once `check` has been called."""
+    kv_blocks: Mapping[str, int]
+    """By target, the blocks of its KV cache; empty: vLLM chooses."""
 
     def check(self, patience: Patience) -> None:
         """Raises UsageError for what can be known to fail before anything is created or started."""
@@ -107,6 +110,7 @@ class _Running:
         self.running: Sequence[Server] = ()
         self.found: dict[str, FoundCheckpoint] = {}
         self.launches: Mapping[str, Launch] = {}
+        self.kv_blocks: Mapping[str, int] = {}
         self.simulated = False
 
     def check(self, patience: Patience) -> None:
@@ -181,7 +185,7 @@ class _Running:
         probe.close()
         record = _record(
             target, version=version, model_note=note, metric_names=tuple(names),
-            kv_cache_dtype=given_kv_cache_dtype(exposition),
+            kv_cache_dtype=given_kv_cache_dtype(exposition), kv_cache=kv_cache(exposition),
         )  # fmt: skip
         return Server(target=target, record=record, died=lambda: None)
 
@@ -248,6 +252,7 @@ class _Processes:
         self._config = config
         self.found = dict(found or {})
         self.launches: Mapping[str, Launch] = {}
+        self.kv_blocks: Mapping[str, int] = {}
 
     def plan(self, spec: TargetSpec, port: int) -> Launch:
         raise NotImplementedError
@@ -261,7 +266,8 @@ class _Processes:
 
     @contextlib.contextmanager
     def serve(self, spec: TargetSpec, repeat: int, run_dir: Path, observer: Observer) -> Iterator[Server]:
-        launch = msgspec.structs.replace(self.plan(spec, free_port()), name=spec.name)
+        launch = self.plan(spec, free_port())
+        launch = msgspec.structs.replace(launch, name=spec.name, argv=(*launch.argv, *kv_args(self.kv_blocks, spec)))
         observer.server_starts(spec.name, launch.argv)
         log = run_dir / "servers" / f"{spec.name}-r{repeat}.log"
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -330,6 +330,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: Text | None = None
     max_model_len: Count | None = None
     """Tokens of prompt and answer together that launched servers take; None: loadgen's choice."""
+    same_kv: Text | None = None
+    """Launched servers get KV caches of so many tokens, or of the `smallest` of theirs; None: each its own."""
+    same_card: bool = False
+    """Nothing but the GPU limits their KV caches: the user asked for it."""
     vllm_args: tuple[Text, ...] = ()
     """Further arguments of every vLLM that is launched."""
     transport: Text = "raw"

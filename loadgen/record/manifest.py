@@ -126,6 +126,24 @@ class QuantizeRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.calibration is not None and self.calibration.sha256 == dataset.sha256
 
 
+class KvCache(msgspec.Struct, frozen=True, kw_only=True):
+    """How much room a server has for keys and values, by its own figures; None: not known."""
+
+    tokens: Count
+    """Of all its engines together."""
+    blocks: Count | None = None
+    """Of one engine."""
+    block_tokens: Count | None = None
+    """A request gets room in whole blocks of so many tokens; None: layers keep different numbers of tokens."""
+    card_tokens: Count | None = None
+    """`tokens` with the share of the GPU that vLLM takes by default; None: it was restricted and does not tell."""
+
+    @property
+    def most_tokens(self) -> int:
+        """`card_tokens`, or `tokens` where that is not known."""
+        return self.tokens if self.card_tokens is None else self.card_tokens
+
+
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What one start of a server reports about itself; None, or empty: not known, as of a server that loadgen did not
     launch."""
@@ -166,6 +184,7 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """GPU memory of the weights of all workers, by vLLM's log; its CPU build does not log it."""
     kv_cache_bytes: Bytes | None = None
     """GPU memory of all workers for keys and values, likewise."""
+    kv_cache: KvCache | None = None
     metric_names: tuple[Text, ...] = ()
     """Sample names under /metrics, sorted."""
     started_ns: Nanoseconds | None = None
@@ -318,6 +337,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """sha256 of each recipe that servers are launched from."""
     checkpoints: dict[Text, FoundCheckpoint] = {}
     """By target, those that were chosen on the hub."""
+    kv_blocks: dict[Text, Count] = {}
+    """By target, the blocks of each engine's KV cache where all hold as many tokens (`--same-kv`)."""
     body_changes: BodyChangesRecord = BodyChangesRecord()
     graded: bool
     weights: Weights | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -15,10 +15,19 @@ from urllib.request import getproxies_environment, proxy_bypass
 import msgspec
 
 from loadgen import httpget
+from loadgen.record.manifest import KvCache
 
 MODEL_GIB = re.compile(r"Model loading took ([0-9.]+) GiB")
 KV_CACHE_GIB = re.compile(r"Available KV cache memory: ([0-9.]+) GiB|reserved ([0-9.]+) GiB memory for KV Cache")
+KV_CACHE_TOKENS = re.compile(r"\w+ KV cache size: ([0-9,]+) tokens")
+BLOCKS_OVERRIDDEN = re.compile(r"Overriding num_gpu_blocks=(\d+) with num_gpu_blocks_override=(\d+)")
+CACHE_CONFIG = re.compile(r"^\w*?vllm[:_]cache_config_info\{([^}\n]*)\}", re.MULTILINE)
+CARD_SHARE = 0.9
+"""The least --gpu-memory-utilization that counts as the whole card: vLLM's default was 0.9 before it was 0.92."""
+UNEVEN = 0.05
+"""Layers of one kind hold as many tokens as their blocks, but for what a --max-model-len leaves of its last block."""
 TIMEOUT_S = 5.0
+_LABEL = re.compile(r'(\w+)="((?:\\.|[^"\\])*)"')
 
 
 def model_bytes(log: str, workers: int | None = None) -> int | None:
@@ -28,7 +37,45 @@ def model_bytes(log: str, workers: int | None = None) -> int | None:
 
 def kv_cache_bytes(log: str, workers: int | None = None) -> int | None:
     """GPU memory for keys and values by vLLM's log, over its `workers` together."""
-    return _all_workers(KV_CACHE_GIB, log, workers)
+    found = _all_workers(KV_CACHE_GIB, log, workers)
+    if found is None or not (changed := BLOCKS_OVERRIDDEN.findall(log)):
+        return found
+    profiled, overriding = map(int, changed[-1])
+    return round(found * overriding / profiled) if profiled else None
+
+
+def kv_cache(exposition: str, log: str = "") -> KvCache | None:
+    """The room for keys and values by vLLM's /metrics, and by the log of this start; None where neither has it."""
+    engines = [dict(_LABEL.findall(labels)) for labels in CACHE_CONFIG.findall(exposition)]
+    first = engines[0] if engines else {}
+    logged = [int(tokens.replace(",", "")) for tokens in KV_CACHE_TOKENS.findall(log)]
+    each = [int(tokens) for one in engines if (tokens := one.get("kv_cache_size_tokens", "")).isdigit()]
+    blocks, size = (
+        int(first[name]) if first.get(name, "").isdigit() else 0 for name in ("num_gpu_blocks", "block_size")
+    )
+    tokens = sum(each) or (logged[-1] * max(len(engines), 1) if logged else blocks * size)
+    if not tokens:
+        return None
+    even = abs(blocks * size / tokens - 1) < UNEVEN
+    return KvCache(
+        tokens=tokens,
+        blocks=blocks // len(engines) if blocks else None,
+        block_tokens=size if even else None,
+        card_tokens=_card_tokens(tokens, first, log),
+    )
+
+
+def _card_tokens(tokens: int, labels: Mapping[str, str], log: str) -> int | None:
+    """The tokens with all the memory that vLLM takes by default: each block holds as many."""
+    share = labels.get("gpu_memory_utilization", "")
+    low = share.replace(".", "", 1).isdigit() and float(share) < CARD_SHARE
+    given = labels.get("kv_cache_memory_bytes", "").isdigit() or "GiB memory for KV Cache" in log
+    if low or given or any(device != "GPU" for device in re.findall(r"(\w+) KV cache size: ", log)):
+        return None
+    if changed := BLOCKS_OVERRIDDEN.findall(log):
+        profiled, overriding = min(int(blocks) for blocks, _ in changed), int(changed[-1][1])
+        return tokens * profiled // overriding if overriding else None
+    return None if labels.get("num_gpu_blocks_override", "").isdigit() else tokens
 
 
 def _all_workers(pattern: re.Pattern[str], log: str, workers: int | None) -> int | None:

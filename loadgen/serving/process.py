@@ -27,7 +27,7 @@ from loadgen.serving.checkpoint import (
     remarks,
     token_variables,
 )
-from loadgen.serving.facts import get, kv_cache_bytes, metric_names, model_bytes, read_models, read_version
+from loadgen.serving.facts import get, kv_cache, kv_cache_bytes, metric_names, model_bytes, read_models, read_version
 from loadgen.serving.launch import (
     CONTAINER,
     WAITING,
@@ -165,7 +165,7 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
     def facts(self) -> ServerFacts:
         """What the server reports about itself now; what it does not answer is None or empty."""
         served = next(iter(read_models(self._get("/v1/models") or b"") or []), None)
-        exposition = self._get("/metrics") or b""
+        exposition = (self._get("/metrics") or b"").decode("utf-8", "replace")
         log, checkpoint = self.log(), self.launch.checkpoint
         settings = engine_settings(log)
         workers = settings.workers or workers_of(self.launch.argv)
@@ -197,7 +197,8 @@ class ServerProcess(contextlib.AbstractContextManager["ServerProcess"]):
             kernels=self.kernels(),
             model_bytes=model_bytes(log, workers),
             kv_cache_bytes=kv_cache_bytes(log, workers),
-            metric_names=metric_names(exposition.decode("utf-8", "replace")),
+            kv_cache=kv_cache(exposition, log),
+            metric_names=metric_names(exposition),
             started_ns=self._started_ns,
             ready_ns=self._ready_ns,
         )

@@ -138,6 +138,11 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
         """Tokens whose keys and values fit next to the weights; 0 or less when the weights alone do not fit."""
         return int((MEMORY_SHARE * self.gpu.memory_bytes - self.weight_bytes) // self.model.kv_bytes_per_token)
 
+    @property
+    def kv_blocks(self) -> int:
+        """Whole blocks of the KV cache; 0 or less when the weights alone do not fit."""
+        return self.kv_capacity_tokens // BLOCK_TOKENS
+
     def step(self, *, batch: float, context_tokens: float, prefill_tokens: float) -> Step:
         """Seconds and watts of a step.
 

@@ -25,7 +25,7 @@ from loadgen.power.exporter import add_routes
 from loadgen.power.sample import GpuInfo
 from loadgen.power.sampler import Sampler
 from loadgen.power.simulated import Fault, PowerCurve, Sensors, SimulatedReader
-from loadgen.serving.simulated.cost import BLOCK_TOKENS, Cost, Gpu, Step
+from loadgen.serving.simulated.cost import BLOCK_TOKENS, MEMORY_SHARE, Cost, Gpu, Step
 
 _STEP_TOKENS = tuple(float(n) for n in (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384))
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
@@ -76,14 +76,19 @@ class EngineStats:
 class StatsCollector(Collector):
     """Turns EngineStats into Prometheus families when /metrics is read."""
 
-    def __init__(self, stats: EngineStats, *, model_name: str, kv_capacity_tokens: int) -> None:
+    def __init__(
+        self, stats: EngineStats, *, model_name: str, kv_capacity_tokens: int, blocks_override: int | None = None
+    ) -> None:
         self._stats = stats
         self._labels = (model_name, "0")
         self._created = time.time()
         self._cache_config = {
             "block_size": str(BLOCK_TOKENS),
             "num_gpu_blocks": str(kv_capacity_tokens // BLOCK_TOKENS),
+            "num_gpu_blocks_override": str(blocks_override),
             "kv_cache_size_tokens": str(kv_capacity_tokens),
+            "kv_cache_memory_bytes": "None",
+            "gpu_memory_utilization": str(MEMORY_SHARE),
             "enable_prefix_caching": "False",
             "engine": "0",
         }
@@ -188,6 +193,8 @@ class EngineLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     max_model_len: int = 8192
+    num_gpu_blocks_override: int | None = None
+    """Of the KV cache; None: as many as the memory holds."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -229,7 +236,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._reserved_tokens = 0
         self._last_end_s = 0.0
-        self.kv_capacity_tokens = cost.kv_capacity_tokens
+        self.kv_capacity_tokens = BLOCK_TOKENS * (limits.num_gpu_blocks_override or cost.kv_blocks)
 
     def submit(self, sequence: Sequence) -> None:
         """Adds a request, which joins the batch when a later step begins."""

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from loadgen import webserver
 from loadgen.errors import UsageError
 from loadgen.serving.simulated.answers import AnswerBook, Behaviour, Output, cut_output
-from loadgen.serving.simulated.cost import MEMORY_SHARE, Cost
+from loadgen.serving.simulated.cost import BLOCK_TOKENS, MEMORY_SHARE, Cost
 from loadgen.serving.simulated.engine import (
     Engine,
     EngineLimits,
@@ -148,7 +148,7 @@ class SimulatedServer:
         """`behaviour` replaces the precision's. Raises UsageError if the GPU lacks room for one sequence of the longest
         length beside the model."""
         self._limits = limits or EngineLimits()
-        _check_room(cost, precision, self._limits.max_model_len)
+        _check_room(cost, precision, self._limits)
         self._cost = cost
         self._stats = EngineStats()
         self._engine = Engine(cost, self._limits, self._stats)
@@ -158,18 +158,27 @@ class SimulatedServer:
         self._created = int(time.time())
         self._registry = CollectorRegistry()
         self._registry.register(
-            StatsCollector(self._stats, model_name=self._model, kv_capacity_tokens=cost.kv_capacity_tokens)
+            StatsCollector(
+                self._stats,
+                model_name=self._model,
+                kv_capacity_tokens=self._engine.kv_capacity_tokens,
+                blocks_override=self._limits.num_gpu_blocks_override,
+            )
         )
 
     @property
     def memory_report(self) -> str:
         """The lines of vLLM's log about the memory of the weights and of the KV cache."""
-        cost = self._cost
+        cost, blocks = self._cost, self._limits.num_gpu_blocks_override
         kv_bytes = cost.kv_capacity_tokens * cost.model.kv_bytes_per_token
-        return (
-            f"SIMULATED Model loading took {cost.weight_bytes / 2**30:.2f} GiB memory\n"
-            f"SIMULATED Available KV cache memory: {kv_bytes / 2**30:.2f} GiB"
+        overridden = f"Overriding num_gpu_blocks={cost.kv_blocks} with num_gpu_blocks_override={blocks}"
+        lines = (
+            f"Model loading took {cost.weight_bytes / 2**30:.2f} GiB memory",
+            f"Available KV cache memory: {kv_bytes / 2**30:.2f} GiB",
+            *([overridden] if blocks else []),
+            f"GPU KV cache size: {self._engine.kv_capacity_tokens:,} tokens",
         )
+        return "\n".join(f"SIMULATED {line}" for line in lines)
 
     def application(self) -> web.Application:
         """The aiohttp application; it belongs to the event loop that runs when it starts."""
@@ -263,8 +272,14 @@ class SimulatedServer:
         return response
 
 
-def _check_room(cost: Cost, precision: str, max_model_len: int) -> None:
-    room = max(0, cost.kv_capacity_tokens)
+def _check_room(cost: Cost, precision: str, limits: EngineLimits) -> None:
+    room, max_model_len, blocks = max(0, cost.kv_capacity_tokens), limits.max_model_len, limits.num_gpu_blocks_override
+    if blocks is not None and not max_model_len <= blocks * BLOCK_TOKENS <= room:
+        raise UsageError(
+            f"--num-gpu-blocks-override {blocks}: {blocks * BLOCK_TOKENS} tokens of KV cache are asked for; give at "
+            f"least --max-model-len, {max_model_len} tokens, and at most the {room} that {cost.gpu.name} has room for "
+            f"beside the {precision} weights; a block has {BLOCK_TOKENS}"
+        )
     usable_bytes = MEMORY_SHARE * cost.gpu.memory_bytes
     if room < max_model_len:
         raise UsageError(
