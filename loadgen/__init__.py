@@ -136,6 +136,7 @@ def report(run: str | Path, **options: Unpack[ReportOptions]) -> Run:
         ),
         slo=None if slo is None else Slo.parse(slo),
         start_sd=None if start_sd is None else start_share(float(start_sd)),
+        shape=o["shape"],
         out=None if out is None else Path(out),
     )
     opened = load_run(run_dir if out is None else out)

@@ -259,7 +259,7 @@ class SweepOptions(TypedDict, total=False):
 
     dataset: Annotated[str | None, Measures(
         "NAME", "gsm8k, mathqa (or gsm8k:platinum, mathqa:clean), jsonl, choices, sample. Without grades: "
-        "synthetic:IN/OUT in tokens, prompts:FILE, sharegpt:FILE, trace:FILE.", QUESTIONS,
+        "synthetic:IN/OUT[,IN/OUT...] in tokens, prompts:FILE, sharegpt:FILE, trace:FILE.", QUESTIONS,
         otherwise="gsm8k; sample if simulated")]
     data_file: Annotated[str | Path | None, Acts(
         "PATH", "The dataset's file as published.", QUESTIONS, otherwise="cached, else downloaded")]
@@ -347,6 +347,8 @@ class ReportOptions(TypedDict, total=False):
         "DIR", "Write everything there and nothing into RUN: for runs that you may only read.")]
     carbon: Annotated[Carbon, "the sweep's"]
     slo: Annotated[SloLimits, "the sweep's"]
+    shape: Annotated[str | None, Option(
+        "IN/OUT", "Of several shapes of requests, the one to show.", otherwise="the first")]
     start_sd: Annotated[StartSd, "the sweep's"]
 
 

@@ -459,7 +459,8 @@ def advise_run(run: Run, o: AdviseOptions) -> Advice | Day:
         return advise_day(run, demand, steps) if steps else advise(run, demand)
     with tempfile.TemporaryDirectory(prefix="loadgen-advise-") as folder:
         analyse(
-            run.path, run.analysis.index_settings, slo=slo, start_sd=run.analysis.start_sd, out=Path(folder) / "run"
-        )
+            run.path, run.analysis.index_settings, slo=slo, start_sd=run.analysis.start_sd, shape=run.shape,
+            out=Path(folder) / "run",
+        )  # fmt: skip
         again = Run(Path(folder) / "run")
         return advise_day(again, demand, steps) if steps else advise(again, demand)

@@ -20,7 +20,7 @@ from loadgen.analysis.energy import Server, read_powers
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.models.study import ModelStudy, cost_models
-from loadgen.analysis.runresult import run_result
+from loadgen.analysis.runresult import RunResult, run_result
 from loadgen.analysis.tables import RunTables, damaged, older, power_table, summarize, write_cells, write_summary
 from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest, study
@@ -31,7 +31,7 @@ from loadgen.folder import Folder, read_json
 from loadgen.power.trace import Calibration
 from loadgen.record.cell import Slo
 from loadgen.record.journal import cell_files
-from loadgen.record.manifest import FILE, read_manifest
+from loadgen.record.manifest import FILE, Manifest, read_manifest
 from loadgen.search.readings import Place, Readings, Result, counted, told_by
 from loadgen.search.story import Story
 from loadgen.secret import error_text
@@ -70,6 +70,9 @@ class Analysis(IndexStudy, frozen=True, kw_only=True):
     claims: tuple[Claim, ...] = ()
     slo: str | None = None
     """What goodput asks for, as `--slo` takes it."""
+    shape: str | None = None
+    """Of a run with several shapes of requests, the one that all lists but `invalid`, `warnings`, `client` and
+    `calibration` are about."""
     start_sd: float | None = None
     """Relative standard deviation between starts of a server, where the user stated it."""
     search: Story | None = None
@@ -89,6 +92,7 @@ def analyse(
     *,
     slo: Slo | None = None,
     start_sd: float | None = None,
+    shape: str | None = None,
     out: Path | None = None,
 ) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
@@ -97,10 +101,12 @@ def analyse(
 
     `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
     goodput asks for, by default what the sweep was told; `start_sd`: the relative standard deviation between starts of
-    a server, by default what the sweep was told. Raises UsageError if this is not a run directory, nothing was
-    measured, or `out` is a run directory.
+    a server, by default what the sweep was told; `shape`: which of several shapes of requests the analysis is about, by
+    default the first. Raises UsageError if this is not a run directory, nothing was measured, or `out` is a run
+    directory.
     """
     manifest = read_manifest(run_dir)
+    shape = _shape_of(run_dir, manifest, shape)
     if out is not None:
         if any(map(Folder(out).has, ("journal", "items.json"))):
             raise UsageError(f"{out} is a run directory, whose own files would be overwritten; name another folder")
@@ -130,9 +136,9 @@ def analyse(
             cells.append(cell)
             if result.damaged:
                 damages.append(f"{cell_name(cell)}: {_left_out(result.damaged)}")
-            if cell.phase is None:
+            if cell.phase is None and cell.shape == shape:
                 gathered.add(result.answers)
-            else:
+            elif cell.phase is not None:
                 searched[cell.target, cell.concurrency, cell.repeat] = cell, result.answers
             tables.add("requests", result.requests)
             tables.add("server", result.server)
@@ -148,7 +154,7 @@ def analyse(
     if not cells:
         why = "".join(f": {failure.error}" for failure in manifest.failures[:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
-    story, measured = None, cells
+    story, measured = None, [cell for cell in cells if cell.shape == shape]
     if searched:
         found_by_search = counted(list(searched.values()))
         measured = [cell for cell, _ in found_by_search]
@@ -156,24 +162,28 @@ def analyse(
             gathered.add(answers)
         story = Readings(run_dir, manifest, settings=settings, known=searched).story(manifest)
     trust = study(gathered.sides(), grader.items, reference=reference, processes=processes)
-    found = run_result(
-        measured,
-        gathered.answers,
-        trust,
-        reference=reference,
-        settings=settings,
-        start_sd=start_sd,
-        graph_sizes={server.name: server.graph_sizes for server in manifest.servers if server.graph_sizes is not None},
-        processes=processes,
-    )
+    graph_sizes = {server.name: server.graph_sizes for server in manifest.servers if server.graph_sizes is not None}
+
+    def result_of(chosen: Sequence[CellSummary]) -> RunResult:
+        return run_result(
+            chosen, gathered.answers, trust, reference=reference, settings=settings, start_sd=start_sd,
+            graph_sizes=graph_sizes, processes=processes,
+        )  # fmt: skip
+
+    found = result_of(measured)
+    rows = {shape: summarize(measured, gathered.answers, trust, found.indices, processes)}
+    for other in config.shapes:
+        if other != shape and (ours := [cell for cell in cells if cell.shape == other]):
+            rows[other] = summarize(ours, {}, trust, result_of(ours).indices, processes)
     write_cells(folder, cells)
-    write_summary(folder, summarize(measured, gathered.answers, trust, found.indices, processes))
+    write_summary(folder, [row for one in config.shapes or [None] for row in rows.get(one, ())])
     marks = share_marks(cells, reference)
     invalid = tuple(
         Invalid(
             target=c.target,
             concurrency=c.concurrency,
             arrival=c.traffic.arrival,
+            shape=c.shape,
             repeat=c.repeat,
             quantity=quantity,
             reasons=reasons,
@@ -209,15 +219,28 @@ def analyse(
             marks=marks,
             answers=[*hidden, *flaw_warnings(facts)],
             hli=found.hli_disagreements,
+            shape=shape,
         ),
         claims=claims_of(measured, found, trust, reference=reference, lengths=gathered.lengths),
         slo=None if slo is None else str(slo),
+        shape=shape,
         start_sd=start_sd,
         search=story,
         index_settings=settings,
         calibration=tuple(calibrations.values()),
     )
     write_analysis(folder, analysis)
+
+
+def _shape_of(run_dir: Path, manifest: Manifest, asked: str | None) -> str | None:
+    """The shape that the analysis is about; None for a run of one. Raises UsageError for one that was not measured."""
+    shapes = manifest.config.shapes
+    if asked is None:
+        return shapes[0] if shapes else None
+    if asked not in shapes:
+        known = f"give one of {', '.join(shapes)}" if shapes else "it has one shape; omit --shape"
+        raise UsageError(f"--shape {asked}: {run_dir} was not measured with it; {known}")
+    return asked
 
 
 def _searched(crossovers: Sequence[Crossover], story: Story | None) -> list[Crossover]:

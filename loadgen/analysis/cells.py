@@ -87,6 +87,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     repeat: int
     phase: Phase | None = None
     """Of a search for B* (`--find`), `locate` or `repeat`; None: of a grid."""
+    shape: str | None = None
+    """Tokens of prompts and answers, as `128/1024`, in a run with several shapes."""
     session: int
     """Which of the run's sessions, 1 unless it was resumed."""
     validity: Validity
@@ -169,8 +171,8 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def load(self) -> str:
-        """What was held: "B = 16", of an open loop "poisson:20"."""
-        return level(self.concurrency, self.traffic.arrival)
+        """What was held: "B = 16", of an open loop "poisson:20"; with its shape where a run has several."""
+        return level(self.concurrency, self.traffic.arrival, self.shape)
 
     @property
     def client_checks(self) -> list[Check]:
@@ -304,6 +306,7 @@ def summarize_cell(
         precision=data.cell.precision,
         repeat=data.cell.repeat,
         phase=data.cell.phase,
+        shape=data.cell.shape,
         session=data.session,
         validity=validity,
         failures=len(failures),

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from loadgen.analysis.run import Run, held_in
+from loadgen.analysis.run import Run, held_in, of_shape
 from loadgen.analysis.tables import read_table
 from loadgen.folder import Folder
 from loadgen.load.latency import e2e_s, inside, tpot_s, ttft_s
@@ -34,22 +34,23 @@ Cell = tuple[str, float, int]
 """Target, B or the rate of an open loop, repeat."""
 
 
-def read_cells(run_dir: Path, of: str | None = None) -> Iterator[tuple[Cell, pd.DataFrame]]:
+def read_cells(run_dir: Path, of: str | None = None, shape: str | None = None) -> Iterator[tuple[Cell, pd.DataFrame]]:
     """The requests of each cell, or each of one target's, warm-up and failed ones included, with `COLUMNS`; one cell in
-    memory at a time."""
-    for cell, pieces in groupby(_pieces(run_dir, of), key=lambda piece: piece[0]):
+    memory at a time. `shape`: that of a run with several, `Run.shape`."""
+    for cell, pieces in groupby(_pieces(run_dir, of, shape), key=lambda piece: piece[0]):
         if of in (None, cell[0]):
             yield cell, pd.concat([rows for _, rows in pieces])
 
 
-def _pieces(run_dir: Path, of: str | None) -> Iterator[tuple[Cell, pd.DataFrame]]:
+def _pieces(run_dir: Path, of: str | None, shape: str | None) -> Iterator[tuple[Cell, pd.DataFrame]]:
     """Those of others than the target `of` are skipped where the file says whose they are."""
+    columns = [*COLUMNS, *(["shape"] if shape else [])]
     with Folder(run_dir).open("requests.parquet") as opened, pq.ParquetFile(opened) as file:
         for group in range(file.num_row_groups):
             known = file.metadata.row_group(group).column(0).statistics
             if of is not None and known is not None and known.has_min_max and not known.min <= of <= known.max:
                 continue
-            table = file.read_row_group(group, columns=list(COLUMNS)).to_pandas()
+            table: Any = of_shape(file.read_row_group(group, columns=columns).to_pandas(), shape)
             for (target, b, arrival, repeat), rows in table.groupby(list(CELL), sort=False, dropna=False):
                 yield (str(target), held_of(int(b), arrival), int(repeat)), rows
 
@@ -146,9 +147,9 @@ class Traces:
     """Makes the trace of a cell from its requests and from the run's samples of server and power."""
 
     def __init__(self, run: Run) -> None:
-        columns = [*CELL, "t_ns", "running"]
+        columns = [*CELL, *(["shape"] if run.shape else []), "t_ns", "running"]
         server = read_table(run.path, "server.parquet", columns=columns, read_dictionary=["target"])
-        server = server.dropna(subset="running")
+        server = of_shape(server, run.shape).dropna(subset="running")
         groups: dict[Any, pd.DataFrame] = dict(iter(server.groupby(list(CELL), observed=True, dropna=False)))
         self._server = {(name, held_of(b, rate), repeat): rows for (name, b, rate, repeat), rows in groups.items()}
         columns = ["target", "repeat", "session", "gpu_uuid", "t_ns", "counter_j", "power_instant_w", "power_average_w"]

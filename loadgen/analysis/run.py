@@ -83,7 +83,7 @@ class Run:
         story = self.analysis.search
         if story is not None and not story.ended:
             return False
-        return len(self.cells) == planned_cells(self.manifest) and not self.invalid
+        return len(self.every_cell) == planned_cells(self.manifest) and not self.invalid
 
     @property
     def invalid(self) -> tuple[Invalid, ...]:
@@ -103,15 +103,37 @@ class Run:
     def _valid(self, figure: str) -> pd.Series[bool]:
         return (self.cells[[COLUMNS[quantity] for quantity in quantities_of(figure)]] == True).all(axis=1)  # noqa: E712
 
+    @property
+    def shape(self) -> str | None:
+        """Of a run with several shapes of requests, the one that `summary`, `cells` and the analysis are about; None:
+        it has one."""
+        return self.analysis.shape if self.manifest.config.shapes else None
+
+    @property
+    def dataset(self) -> str:
+        """What the figures are about: the dataset, of several shapes the run's."""
+        name = self.manifest.dataset.name
+        return name if self.shape is None else f"{name.partition(':')[0]}:{self.shape}"
+
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """One row per target x concurrency, with intervals."""
+        """One row per target x concurrency, with intervals; of `shape`."""
+        return of_shape(self.every_summary, self.shape)
+
+    @cached_property
+    def every_summary(self) -> pd.DataFrame:
+        """The rows of `summary` of every shape: summary.csv."""
         counts = ("concurrency", "repeats", *COLUMNS.values(), "questions")
         return _checked(self.path, "summary.csv", counts=counts, flags=("simulated",), numbers=SUMMARY)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One row per target x concurrency x repeat, with validity."""
+        """One row per target x concurrency x repeat, with validity; of `shape`."""
+        return of_shape(self.every_cell, self.shape)
+
+    @cached_property
+    def every_cell(self) -> pd.DataFrame:
+        """The rows of `cells` of every shape: cells.csv."""
         flags = ("simulated", *COLUMNS.values())
         cells = _checked(self.path, "cells.csv", counts=("concurrency", "repeat"), flags=flags)
         return cells.fillna(dict.fromkeys((*REASONS.values(), "first_failure"), "")).copy()
@@ -138,6 +160,11 @@ class Run:
         return read_table(self.path, "server.parquet")
 
 
+def of_shape(table: pd.DataFrame, shape: str | None) -> pd.DataFrame:
+    """The rows of a table of a run that are of a shape; all without one."""
+    return table if shape is None else table[table["shape"] == shape].reset_index(drop=True)
+
+
 def held_in(row: Mapping[Any, Any]) -> float:
     """B, or the rate of an open loop, of a row of `Run.summary` or `Run.cells`, or a request's."""
     return held_of(row["concurrency"], row.get("arrival"))
@@ -151,7 +178,7 @@ def batch_of(frame: pd.DataFrame) -> pd.Series[float]:
 _KEYS = ("precision", "concurrency", "repeat", "repeats", "valid")
 """Never empty."""
 _TEXTS = (
-    *("target", "precision", "phase", *REASONS.values(), "first_failure", "answer_notes", "arrival"),
+    *("target", "precision", "phase", *REASONS.values(), "first_failure", "answer_notes", "arrival", "shape"),
     *("running_source", "running_note", "energy_interval_note"),
 )
 

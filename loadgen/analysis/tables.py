@@ -41,7 +41,7 @@ _TOKEN_TIMES = pa.list_(pa.field("element", _TOKEN_TIME, nullable=False))
 """Never null, which Parquet writes faster."""
 _CELL = [
     ("target", pa.string()), ("precision", pa.string()), ("concurrency", pa.int32()), ("repeat", pa.int32()),
-    ("arrival", pa.string()),
+    ("arrival", pa.string()), ("shape", pa.string()),
 ]  # fmt: skip
 REQUESTS = pa.schema([
     *_CELL,
@@ -193,7 +193,7 @@ def _trace_table(given: dict[str, Any], trace: PowerTrace) -> pa.Table:
 def _cell_columns(data: CellData, rows: int) -> dict[str, Any]:
     cell = data.cell
     values: dict[str, Any] = {name: getattr(cell, name) for name in ("target", "precision", "concurrency", "repeat")}
-    values |= {"arrival": cell.arrival if data.open_loop else None, "simulated": data.simulated}
+    values |= {"arrival": cell.arrival if data.open_loop else None, "shape": cell.shape, "simulated": data.simulated}
     return {name: pa.repeat(pa.scalar(value, pa.string()) if value is None else value, rows)
             for name, value in values.items()}  # fmt: skip
 
@@ -231,7 +231,7 @@ COLUMNS = (
     "memory_needed_bytes", "cache_hit_share", "gpus", "tokens_per_s_per_gpu", "memory_needed_per_gpu_bytes",
     "arrival", "rate_asked_per_s", "arrivals", "rate_per_s", "completed_per_s", "late", "late_ms_p99", "dropped",
     "good", "goodput_per_s", "goodput_per_s_lo", "goodput_per_s_hi", "goodput_share", "energy_per_good_query_j",
-    "simulated",
+    "shape", "simulated",
 )  # fmt: skip
 
 Row = dict[str, str | int | float | bool | None]
@@ -273,7 +273,7 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None,
     first, traffics = cells[0], [cell.traffic for cell in counted]
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"target": first.target, "precision": first.precision, "concurrency": first.concurrency}
-    row |= {"repeats": len(cells), "simulated": any(cell.simulated for cell in cells)}
+    row |= {"shape": first.shape, "repeats": len(cells), "simulated": any(cell.simulated for cell in cells)}
     row |= {column: _sum([getattr(cell.validity, column) for cell in cells]) for column in VALID.values()}
     row |= {"requests": sum(c.requests for c in counted), "errors": sum(c.errors for c in counted)}
     row["gpus"] = max((cell.gpus for cell in counted if cell.gpus is not None), default=None)

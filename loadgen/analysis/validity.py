@@ -158,6 +158,8 @@ class Invalid(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     arrival: str | None = None
     """That of an open loop."""
+    shape: str | None = None
+    """Of a run with several."""
     repeat: int
     quantity: Quantity
     """`load`: latency and energy are invalid for the same reason, and are not listed again."""
@@ -170,7 +172,7 @@ def invalid_sentences(found: Iterable[Invalid], arrival: str | None) -> list[str
     entries that have none of their own."""
     cells: dict[str, list[tuple[str, str]]] = {}
     for one in found:
-        load = level(one.concurrency, one.arrival or arrival)
+        load = level(one.concurrency, one.arrival or arrival, one.shape)
         cells.setdefault(f"{one.target}, {load}, repeat {one.repeat}", []).append((one.quantity, one.reasons))
     alike: dict[str, list[str]] = {}
     for name, told in cells.items():

@@ -36,11 +36,13 @@ def run_warnings(
     marks: Mapping[str, Sequence[str]],
     answers: Sequence[str],
     hli: Sequence[str],
+    shape: str | None = None,
 ) -> tuple[str, ...]:
     """Every warning of a run; no list of them is empty for want of looking.
 
     `damaged`: which files have damaged lines; `marks`: as from `share_marks`; `answers`: what is odd about the
-    comparison of answers; `hli`: where board power times time contradicts the meter.
+    comparison of answers; `hli`: where board power times time contradicts the meter; `shape`: which of several the
+    analysis is about.
     """
     config, arrival = manifest.config, manifest.config.arrival
     measured = Counter((cell.target, cell.repeat) for cell in cells)
@@ -49,6 +51,7 @@ def run_warnings(
     latency = [cell for cell in cells if cell.validity.latency_valid]
     return (
         *checkpoint_notes(manifest),
+        *_shape_note(config.shapes, shape),
         *unequal_gpus(cells, config.reference),
         *invalid_sentences(invalid, arrival),
         *damaged,
@@ -90,6 +93,16 @@ def run_warnings(
             else ()
         ),
     )
+
+
+def _shape_note(shapes: Sequence[str], shape: str | None) -> list[str]:
+    if shape is None:
+        return []
+    others = [other for other in shapes if other != shape]
+    return [
+        f"figures, comparisons and B* are those of the shape {shape}; cells.csv and summary.csv also have "
+        f"{', '.join(others)}, and `loadgen report RUN --shape {others[0]}` shows that one"
+    ]
 
 
 def cell_name(cell: CellSummary) -> str:

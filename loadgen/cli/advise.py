@@ -26,12 +26,16 @@ def command(run: Path, **_: Any) -> None:
       loadgen advise runs/mistral-7b --rate 20 --price 2.5/h --per correct
       loadgen advise runs/mistral-7b --traffic diurnal:40/5 --carbon 0.4
     """
-    from loadgen import advise
+    from loadgen import advise, load_run
     from loadgen.analysis.advise import Advice
     from loadgen.reports.advise import print_advice, print_day
     from loadgen.reports.terminal import console_of
 
-    options = given_options(AdviseOptions)
+    options, opened = given_options(AdviseOptions), load_run(run)
+    if opened.shape is not None:
+        others = [shape for shape in opened.manifest.config.shapes if shape != opened.shape]
+        how = f"`loadgen report {run} --shape {others[0]}` changes it"
+        click.echo(f"for requests of the shape {opened.shape} (tokens of prompt/answer); {how}", err=True)
     found, console = advise(run, **options), console_of(sys.stdout, width=200)
     if isinstance(found, Advice):
         print_advice(found, console)

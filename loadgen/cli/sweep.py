@@ -167,8 +167,10 @@ def command(
         for heading, text in rehearsal.places.items():
             result.print(visible_line(f"{heading:9}  {text}"), soft_wrap=True)
         for block in plan.blocks:
-            levels = ", ".join(str(cell.concurrency) for cell in block.cells)
+            levels = ", ".join(dict.fromkeys(str(cell.concurrency) for cell in block.cells))
+            shapes = ", ".join(dict.fromkeys(cell.shape for cell in block.cells if cell.shape))
             held = f"B = {levels}" if plan.config.arrival == CLOSED else plan.config.load
+            held += f", each with {shapes}" if shapes else ""
             result.print(f"repeat {block.repeat}  {block.target.name:12} {held}")
         if plan.config.find:
             result.print(f"{len(plan.cells)} cells to begin with; the search decides on the others by what they show")

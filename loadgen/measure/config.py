@@ -29,6 +29,7 @@ from loadgen.serving.simulated.cost import load_presets
 from loadgen.workload.dataset import holds_texts
 from loadgen.workload.grading.words import compiled
 from loadgen.workload.protocol import Thinking, default_protocol, protocol_named
+from loadgen.workload.traffic import shapes_of
 
 SIMULATED_PRECISIONS = ("fp16", "awq", "gptq", "bnb-nf4")
 SIMULATED = "simulated/"
@@ -73,7 +74,8 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         levels: tuple[int, ...] = range_sought(o["range"], max(batch_sizes(sized)) if sized else None)
     else:
         levels = batch_sizes(sized if o["concurrency"] is None else o["concurrency"], arrivals)
-    check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * max(1, len(arrivals)), o["repeats"])
+    each = max(1, len(arrivals)) * max(1, len(shapes_of(dataset)))
+    check_size(f"--repeats {o['repeats']}", len(specs), len(levels) * each, o["repeats"])
     _check_load(o, levels, arrivals)
     check_lengths(o, dataset)
     reference = None if o["reference"] is None else spelled(o["reference"], names)

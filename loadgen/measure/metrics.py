@@ -19,8 +19,7 @@ from loadgen.record.cell import Cell, CellVerdict, Step
 from loadgen.webserver import MetricsServer, listen
 
 LABELS = ("target", "precision", "concurrency", "arrival", "repeat")
-"""`arrival` is `closed`, or an open loop's rate as `poisson:5`."""
-OF_RUN = ("run", *LABELS)
+"""`arrival` is `closed`, or an open loop's rate as `poisson:5`. A run with several shapes also has `shape`."""
 LAST_SCRAPE_S = 5.0
 """How long the end waits for two more scrapes, if there were any: rules look at the first until the second."""
 TTFT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0)
@@ -72,7 +71,7 @@ class SweepMetrics(Observer):
     """Prometheus series of a sweep: the cell that runs now, and what every ended cell came to.
 
     Those of the running cell are figures of the moment, those of ended cells are cells.csv's. By target, precision,
-    asked B, arrival and repeat, and by run where a series outlives its cell.
+    asked B, arrival and repeat, by shape where there are several, and by run where a series outlives its cell.
     """
 
     def __init__(
@@ -82,28 +81,31 @@ class SweepMetrics(Observer):
         run: str = "",
         model: str = "",
         dataset: str = "",
+        shapes: bool = False,
         now_ns: Callable[[], int] = monotonic_ns,
     ) -> None:
-        """`run` names the run directory; without a name the run's title is used."""
+        """`run` names the run directory; without a name the run's title is used. `shapes`: cells differ in theirs."""
+        cell_labels = (*LABELS, "shape") if shapes else LABELS
+        self._labels_of = _labels_with_shape if shapes else _labels
         self._run, self._model, self._dataset = run, model, dataset
         self._now_ns = now_ns
         self.registry = registry = CollectorRegistry()
         self._scrapes = _Scrapes(now_ns)
         registry.register(self._scrapes)
 
-        def gauge(name: str, text: str, labels: tuple[str, ...] = OF_RUN) -> Gauge:
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ("run", *cell_labels)) -> Gauge:
             return Gauge(f"loadgen_{name}", text, labels, registry=registry)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"loadgen_{name}", text, LABELS, buckets=buckets, registry=registry)
+            return Histogram(f"loadgen_{name}", text, cell_labels, buckets=buckets, registry=registry)
 
         def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
             return Counter(f"loadgen_{name}", f"{text}, warm-up and drain included.", labels, registry=registry)
 
-        self._info = gauge("cell_info", "1 while the cell runs.", (*LABELS, "stage"))
-        self._now = {key: gauge(key, text, LABELS) for key, (text, _) in NOW.items()}
-        self._tokens = counter("output_tokens", "Tokens of ended requests", LABELS)
-        self._requests = counter("requests", "Ended requests", (*LABELS, "status"))
+        self._info = gauge("cell_info", "1 while the cell runs.", (*cell_labels, "stage"))
+        self._now = {key: gauge(key, text, cell_labels) for key, (text, _) in NOW.items()}
+        self._tokens = counter("output_tokens", "Tokens of ended requests", cell_labels)
+        self._requests = counter("requests", "Ended requests", (*cell_labels, "status"))
         self._ttft = histogram(
             "ttft_seconds", "Send, or due, to first token, of measured requests in the window.", TTFT_BUCKETS_S
         )
@@ -148,7 +150,7 @@ class SweepMetrics(Observer):
         self._tell_pace()
 
     def progress(self, progress: Progress) -> None:
-        cell, labels = progress.cell, _labels(progress.cell)
+        cell, labels = progress.cell, self._labels_of(progress.cell)
         if self._last is None or cell != self._last.cell:
             self._start.labels(self._run, *labels).set(time.time())
             for histogram in (self._ttft, self._tpot):
@@ -162,7 +164,7 @@ class SweepMetrics(Observer):
         self._tell_pace()
 
     def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
-        labels = _labels(cell)
+        labels = self._labels_of(cell)
         self._requests.labels(*labels, exchange.status).inc()
         if exchange.output_tokens:
             self._tokens.labels(*labels).inc(exchange.output_tokens)
@@ -174,7 +176,7 @@ class SweepMetrics(Observer):
         """Removes the gauges of the running cell and sets those of the ended one."""
         for gauge in (self._info, *self._now.values()):
             gauge.clear()
-        labels = (self._run, *_labels(cell))
+        labels = (self._run, *self._labels_of(cell))
         self._batch.labels(*labels).set(cell.concurrency)
         for key, (_, verdict_of) in VERDICTS.items():
             _set(self._valid[key], labels, verdict_of(verdict))
@@ -225,6 +227,10 @@ class _Scrapes(Collector):
 
 def _labels(cell: Cell) -> tuple[str, ...]:
     return cell.target, cell.precision, str(cell.concurrency), cell.arrival, str(cell.repeat)
+
+
+def _labels_with_shape(cell: Cell) -> tuple[str, ...]:
+    return *_labels(cell), cell.shape or ""
 
 
 def _set(gauge: Gauge, labels: tuple[str, ...], figure: float | None) -> None:

@@ -123,7 +123,7 @@ class SweepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     def assignment(self, target: Target, cell: Cell, changes: BodyChanges) -> Assignment:
         """What the load of a cell asks its server."""
-        config, dataset = self.config, self.dataset
+        config, dataset = self.config, self.dataset.of_shape(cell.shape)
         shipped = tuple(warmup_items())
         if dataset.unwritten:  # asked before the others have texts: with the fields that these will have
             shipped = tuple(replace(item, output_tokens=self.max_tokens) for item in shipped)
@@ -239,7 +239,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
 
         blocks = step_blocks(config.targets, [first_step(config)])
     else:
-        blocks = plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
+        blocks = plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival, config.shapes)
     return SweepPlan(config=config, dataset=dataset, protocol=protocol, blocks=tuple(blocks))
 
 
@@ -345,7 +345,8 @@ def _weight_bytes(launch: Launch, size: ModelSize | None) -> float | None:
 def _longest(plan: SweepPlan) -> tuple[int, int]:
     """Tokens of the prompt and of the answer, at most, of the item that needs the most room."""
     config, lengths = plan.config, list[tuple[int, int]]()
-    for item in plan.dataset.items[:MOST_PROMPTS]:
+    parts = [plan.dataset.of_shape(shape).items for shape in plan.dataset.shapes or [None]]
+    for item in (item for items in parts for item in items[:MOST_PROMPTS]):
         text = "".join(str(turn.get("content")) for turn in item.messages) or plan.protocol.prompt(item)
         prompt = item.input_tokens or round(len(text) / CHARACTERS_PER_TOKEN)
         own = config.fixed_length or config.max_tokens or item.output_tokens or item.most_tokens

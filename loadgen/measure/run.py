@@ -311,7 +311,13 @@ def _title(plan: SweepPlan, file: ManifestFile, source: Source) -> str:
 
 def _metrics(plan: SweepPlan, run_dir: Path, observer: Observer, *, simulated: bool) -> SweepMetrics:
     config = plan.config
-    metrics = SweepMetrics(simulated=simulated, run=run_dir.name, model=config.model or "", dataset=plan.dataset.name)
+    metrics = SweepMetrics(
+        simulated=simulated,
+        run=run_dir.name,
+        model=config.model or "",
+        dataset=plan.dataset.name,
+        shapes=bool(config.shapes),
+    )
     if config.metrics_port is not None:
         try:
             metrics.serve(config.metrics_port, config.metrics_host)

@@ -16,7 +16,15 @@ from loadgen.notation import did_you_mean, numerals, spelled
 from loadgen.options import SweepOptions
 from loadgen.record.cell import TargetSpec
 from loadgen.workload.dataset import dataset_named, existing_file
-from loadgen.workload.traffic import FILE_KINDS, SYNTHETIC, Shape, read_traffic, trace_rate_per_s, without_answers
+from loadgen.workload.traffic import (
+    FILE_KINDS,
+    SYNTHETIC,
+    check_shapes,
+    read_traffic,
+    shapes_of,
+    trace_rate_per_s,
+    without_answers,
+)
 
 
 def with_data_file(o: SweepOptions) -> SweepOptions:
@@ -113,9 +121,13 @@ def check_lengths(o: SweepOptions, dataset: str) -> None:
     """That the answers' lengths come from one place only."""
     kind = dataset.partition(":")[0]
     if kind == SYNTHETIC:
-        Shape.parse(dataset)
+        check_shapes(dataset)
         if o["data_file"] is not None:
             raise UsageError(f"--data-file {o['data_file']}: --dataset {dataset} has no file; omit --data-file")
+        if o["find"] and (shapes := shapes_of(dataset)):
+            raise UsageError(
+                f"--dataset {dataset}: --find looks for the B* of one shape; give one, as in {SYNTHETIC}:{shapes[0]}"
+            )
     for name, value in (("max-tokens", o["max_tokens"]), ("fixed-length", o["fixed_length"])):
         if kind in (SYNTHETIC, TRACE) and value is not None:
             raise UsageError(f"--{name} {value}: --dataset {kind} gives the length of each answer; omit --{name}")

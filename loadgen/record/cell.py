@@ -18,6 +18,7 @@ from loadgen.load.openloop import CLOSED, Arrivals
 from loadgen.notation import did_you_mean, entries, number
 from loadgen.options import MAX_ERROR_RATE
 from loadgen.workload.protocol import Thinking
+from loadgen.workload.traffic import shapes_of
 
 CellState = Literal["valid", "partly_valid", "invalid", "unjudged"]
 """Partly valid: batch and load are valid, and latency, energy or answers are not."""
@@ -105,6 +106,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     repeat: Count
     arrival: str = CLOSED
     """As `--arrival` takes it."""
+    shape: Text | None = None
+    """Tokens of prompts and answers, as `128/1024`, in a run with several shapes."""
     phase: Phase | None = None
     """Of the search for B* that it belongs to, whose step is `repeat`; None: of a grid."""
 
@@ -125,8 +128,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def level(self) -> str:
-        """What it holds: "B = 16", in an open loop "poisson:20"."""
-        return level(self.concurrency, self.arrival)
+        """What it holds: "B = 16", in an open loop "poisson:20"; with its shape where a run has several."""
+        return level(self.concurrency, self.arrival, self.shape)
 
     @property
     def label(self) -> str:
@@ -157,9 +160,10 @@ def held_of(concurrency: float, arrival: object) -> float:
     return concurrency if arrivals is None else arrivals.rate_per_s
 
 
-def level(concurrency: float, arrival: str | None) -> str:
-    """What a cell's load is called: "B = 16", of an open loop "poisson:20"."""
-    return f"B = {concurrency:g}" if arrival in (None, CLOSED) else str(arrival)
+def level(concurrency: float, arrival: str | None, shape: str | None = None) -> str:
+    """What a cell's load is called: "B = 16", of an open loop "poisson:20", of a shape "B = 16, 128/1024"."""
+    load = f"B = {concurrency:g}" if arrival in (None, CLOSED) else str(arrival)
+    return load if shape is None else f"{load}, {shape}"
 
 
 def rates_of(arrival: str) -> tuple[str, ...]:
@@ -168,19 +172,24 @@ def rates_of(arrival: str) -> tuple[str, ...]:
 
 
 def plan_blocks(
-    targets: Sequence[TargetSpec], concurrency: Sequence[int], repeats: int, arrival: str = CLOSED
+    targets: Sequence[TargetSpec],
+    concurrency: Sequence[int],
+    repeats: int,
+    arrival: str = CLOSED,
+    shapes: Sequence[str] = (),
 ) -> list[Block]:
     """Blocks in the order they run: repeats outermost, targets and concurrencies reversed in every second repeat.
 
     For targets A and B: A B, B A, A B, ... (ABBA), so that slow drift (heat, other load) hits both alike. Several rates
-    of an `arrival`, or of a target's own, are a cell each.
+    of an `arrival`, or of a target's own, and several shapes, are a cell each.
     """
     blocks: list[Block] = []
     indices = itertools.count(1)
     for repeat in range(1, repeats + 1):
         forward = repeat % 2 == 1
         for target in targets if forward else list(reversed(targets)):
-            loads = [(b, rate) for rate in rates_of(target.arrival or arrival) for b in concurrency]
+            rates = rates_of(target.arrival or arrival)
+            loads = [(b, rate, shape) for rate in rates for b in concurrency for shape in shapes or (None,)]
             loads = loads if forward else loads[::-1]
             cells = tuple(
                 Cell(
@@ -190,8 +199,9 @@ def plan_blocks(
                     concurrency=b,
                     repeat=repeat,
                     arrival=rate,
+                    shape=shape,
                 )
-                for b, rate in loads
+                for b, rate, shape in loads
             )
             blocks.append(Block(target=target, repeat=repeat, cells=cells))
     return blocks
@@ -378,7 +388,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.find:
             return f"B* by {', '.join(self.find)} from B = {self.concurrency[0]} to {self.concurrency[-1]}"
         b = ",".join(map(str, self.concurrency))
-        return f"B {b}" if self.arrival == CLOSED else f"{self.asked_arrival}, at most {b} in flight"
+        load = f"B {b}" if self.arrival == CLOSED else f"{self.asked_arrival}, at most {b} in flight"
+        return f"{load} × {len(self.shapes)} shapes" if self.shapes else load
 
     @property
     def asked_arrival(self) -> str:
@@ -388,5 +399,10 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def levels(self) -> int:
-        """Cells of a target in one repeat, at most: batch sizes, or rates."""
-        return len(self.concurrency) * len(rates_of(self.arrival))
+        """Cells of a target in one repeat, at most: batch sizes, or rates, of each shape."""
+        return len(self.concurrency) * len(rates_of(self.arrival)) * max(1, len(self.shapes))
+
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """As from `shapes_of`."""
+        return shapes_of(self.dataset)

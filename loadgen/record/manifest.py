@@ -367,7 +367,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         config = self.config
         if config.find:
             return step_blocks(config.targets, self.steps)
-        return plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
+        return plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival, config.shapes)
 
 
 class ManifestFile:

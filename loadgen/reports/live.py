@@ -66,7 +66,7 @@ def _running(shown: ShownCell) -> str:
 CELLS: Sequence[Column[ShownCell]] = (
     Column("\n#", lambda shown: str(shown.place)),
     Column("\ntarget", lambda shown: visible_line(shown.cell.target), NAME),
-    Column("\nB", lambda shown: shown_held(shown.cell.held)),
+    Column("\nB", lambda shown: " ".join(filter(None, (shown_held(shown.cell.held), shown.cell.shape)))),
     Column("\nrepeat", lambda shown: str(shown.cell.repeat)),
     Column("running\nmean", _running),
     Column("\ntok/s", lambda shown: _now(shown, "tokens_per_s", "tokens_per_s")),

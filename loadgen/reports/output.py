@@ -41,9 +41,9 @@ def write_run(run: Run, form: str) -> None:
     if form == "table":
         print_end(run, console_of(sys.stdout, width=WIDTH))
     elif form == "csv":
-        sys.stdout.write(csv_text(run.summary))
+        sys.stdout.write(csv_text(run.every_summary))
     elif form == "json":
-        rows = [{name: _plain(value) for name, value in row.items()} for row in run.summary.to_dict("records")]
+        rows = [{name: _plain(value) for name, value in row.items()} for row in run.every_summary.to_dict("records")]
         analysis = msgspec.Raw(Folder(run.path).read(ANALYSIS))
         _write_json({"run": str(run.path), "simulated": run.manifest.simulated, "summary": rows, "analysis": analysis})
     else:

@@ -280,6 +280,7 @@ def head_of(run: Run) -> str:
     config, dataset = run.manifest.config, run.manifest.dataset
     targets, repeats = len(config.targets), config.repeats
     load = run.arrival or f"B {', '.join(map(str, config.concurrency))}"
+    load += f" × {len(config.shapes)} shapes" if config.shapes else ""
     measured = f"{targets} target{'s' * (targets > 1)} × {load} × {repeats} repeat{'s' * (repeats > 1)}"
     if config.find:
         measured = (
@@ -290,7 +291,7 @@ def head_of(run: Run) -> str:
         subject(run),
         f"{dataset.name}, {dataset.items} items",
         measured,
-        cells_valid(run.cells),
+        cells_valid(run.every_cell),
         f"good: {run.analysis.slo}" if run.analysis.slo else "",
     ]
     return " · ".join(filter(None, parts))

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from loadgen.bounds import MOST_DATA_BYTES
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
-from loadgen.notation import did_you_mean, spelled
+from loadgen.notation import did_you_mean, entries, spelled
 from loadgen.workload import gsm8k, mathqa, traffic
 from loadgen.workload.item import Item
 from loadgen.workload.published import PublishedFile, fetch, sha256_of
@@ -70,6 +70,18 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     warmup: tuple[Item, ...] = ()
     """Its own items for warming a server up; empty: the shipped ones."""
     notes: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    """As from `shapes_of`. Each has an equal part of `items` and of `warmup`, in this order."""
+
+    def of_shape(self, shape: str | None) -> Dataset:
+        """The part of one of its shapes; all of it without shapes."""
+        if shape is None:
+            return self
+        place, count = self.shapes.index(shape), len(self.shapes)
+        items, warmup = (
+            part[place * len(part) // count : (place + 1) * len(part) // count] for part in (self.items, self.warmup)
+        )
+        return replace(self, items=items, warmup=warmup)
 
     @property
     def unwritten(self) -> bool:
@@ -120,10 +132,19 @@ def load_dataset(
 
 def _traffic(name: str, file: Path | None, limit: int | None, seed: int, requests: int | None) -> Dataset:
     if name.startswith(traffic.SYNTHETIC):
-        count = limit or max(traffic.PROMPTS, requests or 0)
-        items = traffic.synthetic_items(traffic.Shape.parse(name), count, seed)
-        warmup, sha256 = traffic.warmup_of(items, seed), traffic.identity(name, seed, count)
-        return Dataset(name=name, items=tuple(items), sha256=sha256, published=True, answer="none", warmup=warmup)
+        traffic.check_shapes(name)
+        count, shapes = limit or max(traffic.PROMPTS, requests or 0), traffic.shapes_of(name)
+        parts = [traffic.synthetic_items(traffic.Shape.parse(f":{shape}"), count, seed, f"{traffic.SYNTHETIC}-{shape}")
+                 for shape in shapes] or [traffic.synthetic_items(traffic.Shape.parse(name), count, seed)]  # fmt: skip
+        return Dataset(
+            name=name,
+            items=tuple(item for part in parts for item in part),
+            sha256=traffic.identity(name, seed, count),
+            published=True,
+            answer="none",
+            warmup=tuple(item for part in parts for item in traffic.warmup_of(part, seed)),
+            shapes=shapes,
+        )
     path, _ = _file(name, file)
     rows = traffic.read_traffic(name, path, limit)
     return Dataset(
@@ -199,6 +220,8 @@ def dataset_named(text: str) -> str:
     name = spelled(text, DATASETS)
     if name not in DATASETS:
         name = spelled(kind, (traffic.SYNTHETIC, *traffic.FILE_KINDS)) + colon + rest.strip()
+    if name.startswith(f"{traffic.SYNTHETIC}:"):
+        name = f"{traffic.SYNTHETIC}:{','.join(entries(name.partition(':')[2]))}"
     _check_name(name)
     return name
 

@@ -21,13 +21,14 @@ import msgspec
 from msgspec.structs import replace
 
 from loadgen.errors import UsageError
+from loadgen.notation import entries
 from loadgen.workload.item import Item
 from loadgen.workload.questions import records
 
 SYNTHETIC = "synthetic"
 FILE_KINDS = ("prompts", "sharegpt", "sharegpt-history", "trace")
 """Written `KIND:FILE`."""
-KNOWN = (f"{SYNTHETIC}:IN/OUT", *(f"{kind}:FILE" for kind in FILE_KINDS))
+KNOWN = (f"{SYNTHETIC}:IN/OUT[,IN/OUT...]", *(f"{kind}:FILE" for kind in FILE_KINDS))
 PROMPTS = 1000
 """So many synthetic prompts are made where neither `--limit` nor `--requests` asks for more."""
 WARMUP_PROMPTS = 64
@@ -69,12 +70,29 @@ class Shape(msgspec.Struct, frozen=True):
     def parse(cls, dataset: str) -> Shape:
         """From `synthetic:IN/OUT`. Raises UsageError."""
         where, text = f"--dataset {dataset}", dataset.partition(":")[2]
-        if "," in text:
-            raise UsageError(f"{where}: several shapes; give one shape a run, as in synthetic:1024/128")
         prompt, slash, answer = text.partition("/")
         if not slash:
             raise UsageError(f"{where}: write synthetic:IN/OUT in tokens, as in synthetic:1024/128")
         return cls(_lengths(prompt, where), _lengths(answer, where))
+
+
+def shapes_of(dataset: str) -> tuple[str, ...]:
+    """The shapes, as `128/1024`, between which the cells of `synthetic:IN/OUT,IN/OUT` differ; none where there is one,
+    and for other datasets."""
+    kind, _, text = dataset.partition(":")
+    shapes = tuple(entries(text)) if kind == SYNTHETIC else ()
+    return shapes if len(shapes) > 1 else ()
+
+
+def check_shapes(dataset: str) -> None:
+    """Raises UsageError unless a synthetic dataset has shapes, each once."""
+    shapes = shapes_of(dataset)
+    for shape in shapes:
+        Shape.parse(f"{SYNTHETIC}:{shape}")
+        if shapes.count(shape) > 1:
+            raise UsageError(f"--dataset {dataset}: {shape} is listed twice; list each shape once")
+    if not shapes:
+        Shape.parse(dataset)
 
 
 def _lengths(text: str, where: str) -> Lengths:

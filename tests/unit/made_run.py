@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,18 @@ MS = 1_000_000
 WINDOW = (1000, 2000)
 
 
-def cell(b: int = 1, *, target: str = "fp16", repeat: int = 1, index: int = 1, arrival: str = "closed") -> Cell:
-    return Cell(index=index, target=target, precision=target, concurrency=b, repeat=repeat, arrival=arrival)
+def cell(
+    b: int = 1,
+    *,
+    target: str = "fp16",
+    repeat: int = 1,
+    index: int = 1,
+    arrival: str = "closed",
+    shape: str | None = None,
+) -> Cell:
+    return Cell(
+        index=index, target=target, precision=target, concurrency=b, repeat=repeat, arrival=arrival, shape=shape
+    )
 
 
 def answer(send: float, tokens: Sequence[tuple[float, int]] = (), end: float | None = None, **fields: Any) -> Exchange:
@@ -184,8 +195,10 @@ def make_run(
     arrival: str = "closed",
     without_metrics: Sequence[str] = (),
     length: int | None = None,
+    shapes: Sequence[str] = (),
 ) -> Path:
-    """A whole run directory as the sweep leaves it, nothing derived: manifest, items and a valid cell everywhere."""
+    """A whole run directory as the sweep leaves it, nothing derived: manifest, items and a valid cell everywhere. Each
+    of the `shapes` has twice the throughput of the one before."""
     run_dir.mkdir(parents=True)
     config = {
         "reference": targets[0],
@@ -195,6 +208,7 @@ def make_run(
         "model": model,
         "duration_s": 1.0,
         "requests": None,
+        "dataset": f"synthetic:{','.join(shapes)}" if shapes else "",
     }
     content = manifest(config, simulated=simulated, servers=list(servers), failures=list(failures))
     (run_dir / "manifest.json").write_text(json.dumps(content))
@@ -202,14 +216,15 @@ def make_run(
     index = 0
     for repeat in range(1, repeats + 1):
         for target in targets:
-            for b in concurrency:
+            for b, shape in product(concurrency, shapes or (None,)):
                 index += 1
-                of = cell(b, target=target, repeat=repeat, index=index, arrival=arrival)
+                of = cell(b, target=target, repeat=repeat, index=index, arrival=arrival, shape=shape)
+                tokens_per_s = (90 + 10 * repeat) * 2 ** (shapes.index(shape) if shape else 0)
                 if of.arrivals is not None:
                     open_cell(run_dir, of, simulated=simulated)
                 else:
                     valid_cell(
-                        run_dir, of, tokens_per_s=90 + 10 * repeat, length=length, simulated=simulated,
+                        run_dir, of, tokens_per_s=tokens_per_s, length=length, simulated=simulated,
                         metrics=target not in without_metrics,
                     )  # fmt: skip
     return run_dir

@@ -24,7 +24,7 @@ from loadgen.analysis.tables import COLUMNS, POWER, REQUESTS, SERVER
 from loadgen.analysis.validity import Validity
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-OF_THE_RUN = ("schema", "reference", "simulated", "slo", "start_sd", "warnings")
+OF_THE_RUN = ("schema", "reference", "simulated", "slo", "shape", "start_sd", "warnings")
 
 
 PARTS = {

@@ -109,7 +109,6 @@ def test_as_many_prompts_are_made_as_requests_are_asked_for() -> None:
         ("synthetic:abc/128", "'abc' is not a number of tokens; write 1024, 100-2000 (uniform) or 1024"),
         ("synthetic:0/128", "'0' is not between 1 and"),
         ("synthetic:200-100/8", "has the larger number first; write 100-200"),
-        ("synthetic:8/8,16/8", "several shapes; give one shape a run"),
     ],
 )
 def test_a_shape_that_cannot_be_read_says_what_to_write(text: str, words: str) -> None:

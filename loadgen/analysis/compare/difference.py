@@ -205,7 +205,7 @@ def _conditions_asked(runs: tuple[Run, Run]) -> Iterator[Condition]:
 
     of = [run.manifest for run in runs]
     yield both("origin", ["SIMULATED" if m.simulated else "measured" for m in of])
-    yield both("dataset", [f"{m.dataset.name} (sha256 {m.dataset.sha256[:8]})" for m in of])
+    yield both("dataset", [f"{run.dataset} (sha256 {run.manifest.dataset.sha256[:8]})" for run in runs])
     yield both("protocol", [f"{m.protocol.name} (sha256 {m.protocol.sha256[:8]})" for m in of])
     yield both("API", [m.protocol.api for m in of])
     yield both("temperature", [str(m.protocol.temperature) for m in of])

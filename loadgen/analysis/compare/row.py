@@ -211,7 +211,7 @@ def rows_of(run: Run, label: str, sizes: Mapping[str, float]) -> list[CompareRow
             "parameters_source": size.source,
             "gpu": gpu,
             "gpu_count": gpus,
-            "dataset": manifest.dataset.name,
+            "dataset": run.dataset,
             "protocol": manifest.protocol.name,
             "fixed_length": config.fixed_length,
             "vllm": _joined(server.version for server in servers),

@@ -50,13 +50,13 @@ def draw_figures(run: Run) -> list[Figure]:
 
 def _latencies(run: Run) -> Latencies:
     latencies = Latencies(run)
-    for cell, requests in read_cells(run.path):
+    for cell, requests in read_cells(run.path, shape=run.shape):
         latencies.add(cell, requests)
     return latencies
 
 
 def _timeline(run: Run, target: str, look: Look, folder: Path, traces: Traces) -> Iterator[Figure]:
-    of_cells = {cell: traces.of(cell, requests) for cell, requests in read_cells(run.path, target)}
+    of_cells = {cell: traces.of(cell, requests) for cell, requests in read_cells(run.path, target, run.shape)}
     return draw_timelines(run, {target: look}, folder, of_cells)
 
 

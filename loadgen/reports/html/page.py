@@ -53,6 +53,7 @@ def _conditions(manifest: Manifest) -> str:
         f"{dataset.name}, {dataset.items} items",
         f"protocol {protocol.name}, {protocol.api}, at most {protocol.max_tokens} tokens",
         config.load if config.find or config.arrival != CLOSED else f"B {b}",
+        f"{len(config.shapes)} shapes" if config.shapes and config.arrival == CLOSED else "",
         f"windows of {window}",
         f"{len(manifest.steps)} step{'s' * (len(manifest.steps) != 1)}" if config.find else f"{config.repeats} repeats",
         _started(manifest),

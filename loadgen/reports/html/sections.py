@@ -350,8 +350,8 @@ def models(run: Run) -> Html:
 
 def validity(run: Run) -> Html:
     """How many of the planned cells count, a link to why the others do not, and what the checkpoints say."""
-    planned, measured = planned_cells(run.manifest), len(run.cells)
-    line = rows.cells_valid(run.cells, of=planned)
+    planned, measured = planned_cells(run.manifest), len(run.every_cell)
+    line = rows.cells_valid(run.every_cell, of=planned)
     line += f", {planned - measured} not measured" if measured < planned else ""
     why = element("a", "What is invalid, and why", href="#doubts") if run.invalid else ""
     counts = element("p", element("strong", line + "."), " ", why)
@@ -366,6 +366,7 @@ def doubts(run: Run) -> Html:
         Column[Invalid](
             "arrivals" if run.arrival else "B", lambda one: one.arrival or run.arrival or str(one.concurrency)
         ),
+        *([Column[Invalid]("shape", lambda one: one.shape or "", SHORT)] if run.shape else []),
         Column[Invalid]("repeat", lambda one: str(one.repeat)),
         Column[Invalid]("invalid", lambda one: one.quantity, TEXT),
         Column[Invalid]("why", lambda one: one.reasons, TEXT),
