@@ -179,16 +179,6 @@ def grid_runs(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if Folder(path).has("manifest.json")}
 
 
-def runs_in(path: Path) -> list[Path]:
-    """The run directories that a path stands for: itself, or those of a grid. Raises UsageError for a grid without."""
-    if not is_grid(path):
-        return [path]
-    runs = list(grid_runs(path).values())
-    if not runs:
-        raise UsageError(f"{path}: none of the grid's tasks is finished; continue it: loadgen grid --resume {path}")
-    return runs
-
-
 def _files(run_dir: Path) -> Iterator[str]:
     for path in run_dir.rglob("*"):
         if path.is_file() and not path.is_symlink():

@@ -322,6 +322,20 @@ class FoundCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
         return f"{chosen}: {self.downloads:,} downloads{of}"
 
 
+class PooledRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the runs that a pooled run was made of (`loadgen.record.pool`)."""
+
+    name: Text
+    gpus: tuple[Text, ...] = ()
+    """That its servers ran on."""
+    node: Text = ""
+    first: Count
+    """Its first repeat in the pooled run."""
+    last: Count
+    sha256: Text
+    """Of its receipt, or its manifest."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What manifest.json holds."""
 
@@ -355,6 +369,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     failures: tuple[Failure, ...]
     attempts: tuple[Attempt, ...] = ()
     power_blocks: tuple[PowerBlock, ...] = ()
+    pooled: tuple[PooledRun, ...] = ()
+    """Of a run that was made of several, those."""
 
     @property
     def kept_servers(self) -> bool:

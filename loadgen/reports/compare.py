@@ -16,6 +16,7 @@ from loadgen.analysis.claims import Claim
 from loadgen.analysis.compare.comparison import RunComparison, size_words
 from loadgen.analysis.compare.difference import Condition, Difference, RunDifference
 from loadgen.analysis.compare.external import ImportedPoint, Ours, PublishedMatch
+from loadgen.analysis.compare.gpus import GpuEffect, GpuFactor, PrecisionEffect
 from loadgen.analysis.compare.nstar import Unmixed
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.load.openloop import CLOSED
@@ -120,6 +121,45 @@ CONDITIONS = (
     Column[Condition]("first", lambda one: one.first, TEXT),
     Column[Condition]("second", lambda one: one.second, TEXT),
 )
+
+
+OVER_GPUS = {"tokens_per_s": "tok/s", "energy_per_token_j": "J/token", "energy_per_query_j": "J/query"}
+PRECISIONS = (
+    Column[PrecisionEffect]("run", lambda one: one.run, NAME),
+    Column[PrecisionEffect]("target", lambda one: one.target, SHORT),
+    Column[PrecisionEffect]("at", lambda one: one.level, SHORT),
+    Column[PrecisionEffect]("metric", lambda one: OVER_GPUS[one.metric], SHORT),
+    Column[PrecisionEffect]("over reference", lambda one: f"× {number(one.change.value)}"),
+    Column[PrecisionEffect]("95% CI", lambda one: interval(one.change.lo, one.change.hi, floor=0.0), INTERVAL),
+    Column[PrecisionEffect]("on each GPU", lambda one: " · ".join(f"× {number(g.ratio)}" for g in one.gpus), SHORT),
+    Column[PrecisionEffect]("GPUs differ", lambda one: {True: "yes", False: "no", None: ""}[one.differs], SHORT),
+)
+GPUS = (
+    Column[GpuEffect]("run", lambda one: one.run, NAME),
+    Column[GpuEffect]("GPU", lambda one: one.gpu, SHORT),
+    Column[GpuEffect]("metric", lambda one: OVER_GPUS[one.metric], SHORT),
+    Column[GpuEffect]("over the first GPU", lambda one: f"× {number(one.change.value, 3)}"),
+    Column[GpuEffect]("95% CI", lambda one: interval(one.change.lo, one.change.hi, 3, floor=0.0), INTERVAL),
+    Column[GpuEffect]("first GPU", lambda one: one.first, SHORT),
+)
+GPU_MEANS = (
+    "Precisions are compared within a GPU, repeat by repeat, so a difference between GPUs is in none of these ratios. "
+    "The intervals hold for the mean of these GPUs."
+)
+
+
+def gpu_sentences(factor: GpuFactor) -> list[str]:
+    """How far the GPUs differ, and where a precision changes more on one than on another, a sentence each."""
+    told = [
+        f"{one.run}: {OVER_GPUS[one.metric]} on {one.gpu} is × {number(one.change.value, 3)} that on {one.first}"
+        + (f" ({interval(one.change.lo, one.change.hi, 3, floor=0.0)})" if one.change.lo is not None else "")
+        for one in factor.gpus
+    ]
+    return told + [
+        f"{one.run}, {one.target} at {one.level}: {OVER_GPUS[one.metric]} over the reference differs between the GPUs ("
+        + ", ".join(f"× {number(g.ratio)} on {g.gpu}" for g in one.gpus) + ")"
+        for one in factor.precisions if one.differs
+    ]  # fmt: skip
 
 
 def named_table(columns: Sequence[Column[Of]], entries: Sequence[Of], pair: RunDifference) -> Table:
@@ -265,6 +305,7 @@ def print_comparison(comparison: RunComparison, console: Console) -> None:
         console.print(f"  {COR_MEANS}", highlight=False)
     if comparison.pair is not None:
         _print_pair(console, comparison.pair)
+    _print_lines(console, "GPUs, of each other; precisions are compared within a GPU", gpu_sentences(comparison.gpus))
     _print_lines(console, "N*, the model size at which COR is zero", findings(comparison))
     _print_lines(console, "", [f"{c.source}: {c.verdict}; {c.evidence}" for c in comparison.claims])
     _print_lines(console, "Published figures compared with ours", published_lines(comparison.published))

@@ -26,6 +26,7 @@ from loadgen.analysis.compare.external import (
     published_n_star,
     read_import,
 )
+from loadgen.analysis.compare.gpus import GpuFactor, gpu_factor
 from loadgen.analysis.compare.nstar import NStar, SizeCrossing, Unmixed, n_stars, unmixed
 from loadgen.analysis.compare.row import CompareRow, given_size, rows_of
 from loadgen.analysis.run import Run, load_run
@@ -33,7 +34,7 @@ from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.notation import did_you_mean
-from loadgen.record.grid import runs_in
+from loadgen.record.pool import runs_in
 from loadgen.words import count, span, too_wide
 
 
@@ -180,6 +181,8 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     differences: dict[str, str]
     """How the definitions of the tools imported from differ."""
     warnings: tuple[str, ...]
+    gpus: GpuFactor = GpuFactor()
+    """The GPU as a factor, of runs that were measured on several."""
     pair: RunDifference | None = None
     """The second run against the first; None unless there are two."""
 
@@ -221,6 +224,7 @@ def compare_runs(
         imports=tuple(points),
         differences={point.tool: DIFFERENCES[point.tool] for point in points},
         warnings=tuple(unknown),
+        gpus=gpu_factor(opened),
         pair=run_difference(_two(list(opened)), _two(list(opened.values())), rows) if len(opened) == 2 else None,
     )
 

@@ -24,12 +24,16 @@ from loadgen.reports.compare import (
     CONDITIONS,
     COR_MEANS,
     DIFFERENCES,
+    GPU_MEANS,
+    GPUS,
     IMPORTED,
     METRICS,
+    PRECISIONS,
     PUBLISHED,
     RUNS,
     decided,
     findings,
+    gpu_sentences,
     named_table,
     notes,
     pair_note,
@@ -158,6 +162,7 @@ def _page(comparison: RunComparison, figures: Sequence[Figure]) -> str:
     n_star = (element("p", COR_MEANS), items(findings(comparison)), gallery(f for f in figures if f not in ours))
     contents = [
         ("sizes", "N*, the model size at which COR is zero", "COR over model size, speed over B", join(n_star)),
+        ("gpus", "GPUs", "the precisions on each GPU, and the GPUs over each other", _gpus(comparison)),
         ("runs", "Runs", "every figure, by run, target and B",
          table(table_of(RUNS, comparison.rows).filled, label="Runs", grouped_by=("run",))),
         ("claims", "The paper's claims over model size", "a verdict and the evidence for each",
@@ -210,6 +215,17 @@ def _difference(pair: RunDifference, figures: Sequence[Figure]) -> Html:
     shown = table(made, label="Differences", simulated=pair.simulated, grouped_by=("target", "at"))
     note = element("p", pair_note(pair), class_="small")
     return join((head, gallery(figures), element("h3", "Every difference"), note, shown, settings, missing))
+
+
+def _gpus(comparison: RunComparison) -> Html:
+    factor = comparison.gpus
+    if not factor.precisions and not factor.gpus:
+        return Html("")
+    return join((
+        element("p", GPU_MEANS), items(gpu_sentences(factor)),
+        table(table_of(PRECISIONS, factor.precisions).filled, label="Over the GPUs", grouped_by=("run", "target")),
+        table(table_of(GPUS, factor.gpus).filled, label="GPUs over each other", grouped_by=("run",)),
+    ))  # fmt: skip
 
 
 def _published_n_star(comparison: RunComparison) -> Html:
