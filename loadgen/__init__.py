@@ -192,11 +192,45 @@ def grid(study: str | Path | None = None, **options: Unpack[GridOptions]) -> Run
 def advise(run: str | Path, **options: Unpack[AdviseOptions]) -> Advice | Day:
     """What `loadgen advise` does: how a closed-loop run's targets serve a traffic.
 
-    Returns the `Advice` for a `rate`, the `Day` for a `traffic`. Raises UsageError for wrong use.
+    Returns the `Advice` for a `rate`, the `Day` for a `traffic`. With `verify` its `verification` has what one
+    replica's share of the rate does on the run's own servers, which are started again. Raises UsageError for wrong use,
+    and with `verify` as `sweep`.
     """
-    from loadgen.analysis.advise import advise_run
+    from msgspec.structs import replace
 
-    return advise_run(load_run(run), complete(AdviseOptions, options))
+    from loadgen.analysis.advise import Day, advise_run
+    from loadgen.analysis.verification import verification_of
+
+    o, opened = complete(AdviseOptions, options), load_run(run)
+    advice = advise_run(opened, o)
+    if isinstance(advice, Day) or not o["verify"]:
+        return advice
+    measured = _measured_at(opened, advice, o)
+    return replace(advice, verification=verification_of(opened, measured, advice.rates, advice.slo))
+
+
+def _measured_at(run: Run, advice: Advice, o: AdviseOptions) -> Run:
+    """The open loop that verifies the advice: measured now, or what it lacks, in a run directory of its own."""
+    from pathlib import Path
+
+    from loadgen.analysis.verification import arrivals_asked
+    from loadgen.measure.settings import options_again
+    from loadgen.record.manifest import FILE, read_manifest
+
+    out = Path(o["out"] or f"{run.path}-verify-{advice.demand.rate_per_s:g}")
+    asked: dict[str, Any] = {"arrival": arrivals_asked(run.manifest, advice.rates), "repeats": 1}
+    if o["duration"] is not None:
+        asked["duration"] = o["duration"]
+    again = options_again(run.path, run.manifest, {"extra_body": o["extra_body"]}, trusted=o["trust_manifest"])
+    if not (out / FILE).is_file():
+        return sweep(**cast("RunOptions", {**again, **asked, "out": out}))
+    begun = read_manifest(out).config
+    if begun.asked_arrival != asked["arrival"]:
+        raise UsageError(
+            f"--out {out}: was measured at {begun.asked_arrival}, and this advice needs {asked['arrival']}; name "
+            "another folder"
+        )
+    return sweep(**cast("RunOptions", {**again, **asked, "resume": out}))
 
 
 @takes(QuantizeOptions)

@@ -159,6 +159,9 @@ MaxModelLen = Annotated[int | None, Measures(
     "N", "For launched servers: most tokens of prompt and answer together.", SERVERS, unit="tokens",
     otherwise="4096; with --thinking on, enough for it")]
 Transport = Annotated[Literal["raw", "openai"], Measures("KIND", "raw or openai (the SDK).", LOAD, "raw")]
+ExtraBody = Annotated[str | Mapping[str, Any] | None, Acts(
+        "JSON", "Further fields of every request, e.g. '{\"top_k\": 1}'; null removes one that loadgen sends.",
+        QUESTIONS)]
 Carbon = Annotated[float | None, Measures(
         "G", "Grid intensity, kgCO2e/kWh.", POWER, unit="kgCO2e/kWh", field="carbon_kg_per_kwh")]
 SloLimits = Annotated[str | None, Measures(
@@ -283,9 +286,7 @@ class SweepOptions(TypedDict, total=False):
     thinking_budget: Annotated[int | None, Measures(
         "N", "Tokens after which the server ends the reasoning.", QUESTIONS, unit="tokens",
         field="thinking")]
-    extra_body: Annotated[str | Mapping[str, Any] | None, Acts(
-        "JSON", "Further fields of every request, e.g. '{\"top_k\": 1}'; null removes one that loadgen sends.",
-        QUESTIONS)]
+    extra_body: ExtraBody
     answer_regex: Annotated[str | None, Measures(
         "REGEX", "Grade the last match of your pattern: its group, else all of it.", QUESTIONS,
         otherwise="loadgen's rules")]
@@ -367,6 +368,15 @@ class AdviseOptions(TypedDict, total=False):
     carbon: Annotated[Carbon, "the sweep's"]
     per: Annotated[Literal["query", "correct"], Option(
         "WHAT", "What joules and cost are divided by: query or correct (answers).", default="query")]
+    verify: Annotated[bool, Option(
+        "", "Then send one replica's requests to each of the run's servers, and compare.", default=False)]
+    duration: Annotated[float | str | None, Option(
+        "S", "For --verify: length of each window.", otherwise="60; simulated 10", unit="s")]
+    out: Annotated[str | Path | None, Option(
+        "DIR", "For --verify: its run directory.", otherwise="RUN-verify-R")]
+    extra_body: Annotated[ExtraBody, "the run's; needed if it holds a secret"]
+    trust_manifest: Annotated[bool, Option(
+        "", "With --verify: do what a received run's manifest asks for, without a question.", default=False)]
 
 
 class GridOptions(TypedDict, total=False):

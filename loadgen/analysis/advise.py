@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import csv
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
 
-from loadgen.analysis.analyse import analyse
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.indices.formulas import JOULES_PER_KWH, TAIL, carbon_kg
 from loadgen.analysis.replica import OUTSIDE, Load, Replica, replicas_of
-from loadgen.analysis.run import Run
+from loadgen.analysis.run import Run, judged
+from loadgen.analysis.verification import Verification
 from loadgen.errors import UsageError
-from loadgen.options import AdviseOptions
-from loadgen.record.cell import Slo
+from loadgen.options import AdviseOptions, dashed
 
 DECIDED = 0.95
 Per = Literal["query", "correct"]
@@ -105,10 +103,17 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     kept_servers: bool = False
     """The repeats are of servers that were not restarted between them: their scatter lacks what a start changes."""
+    verification: Verification | None = None
+    """None: it was not asked for."""
 
     @property
     def decided(self) -> bool:
         return self.probability is not None and self.probability >= DECIDED
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Requests a second of one replica, by the targets that can be advised."""
+        return {arm.target: arm.rate_per_replica_per_s for arm in self.arms if arm.rate_per_replica_per_s is not None}
 
 
 class Fleet:
@@ -443,24 +448,26 @@ def advise_day(run: Run, demand: Demand, steps: Sequence[Step]) -> Day:
     )
 
 
+ONLY_TO_VERIFY = ("duration", "out", "extra_body")
+
+
 def advise_run(run: Run, o: AdviseOptions) -> Advice | Day:
     """By the completed options. Raises UsageError where they contradict each other, and as `replicas_of`."""
     rate, traffic = o["rate"], o["traffic"]
+    given = cast(Mapping[str, Any], o)
+    if not o["verify"] and (asked := next((name for name in ONLY_TO_VERIFY if given[name] is not None), None)):
+        what = f"--{dashed(asked)} {given[asked]}"
+        raise UsageError(f"{what} needs --verify: without it nothing is measured")
     if (rate is None) == (traffic is None):
         raise UsageError("give either --rate R, the requests a second, or --traffic, a day of them")
     steps = () if traffic is None else traffic_of(str(traffic))
     carbon = o["carbon"] if o["carbon"] is not None else run.manifest.config.carbon_kg_per_kwh
+    if o["verify"] and steps:
+        peak = max(step.rate_per_s for step in steps)
+        raise UsageError(f"--verify measures one rate: give --rate {peak:g}, the peak, instead of --traffic {traffic}")
     demand = Demand(
         rate_per_s=rate if rate is not None else max(step.rate_per_s for step in steps),
         attainment=o["attainment"], price_per_gpu_h=o["price"], carbon_kg_per_kwh=carbon, per=o["per"],
     )  # fmt: skip
-    slo = None if o["slo"] is None else Slo.parse(o["slo"])
-    if slo is None or str(slo) == run.analysis.slo:
-        return advise_day(run, demand, steps) if steps else advise(run, demand)
-    with tempfile.TemporaryDirectory(prefix="loadgen-advise-") as folder:
-        analyse(
-            run.path, run.analysis.index_settings, slo=slo, start_sd=run.analysis.start_sd, shape=run.shape,
-            out=Path(folder) / "run",
-        )  # fmt: skip
-        again = Run(Path(folder) / "run")
+    with judged(run, o["slo"]) as again:
         return advise_day(again, demand, steps) if steps else advise(again, demand)

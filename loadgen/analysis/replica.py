@@ -22,6 +22,8 @@ from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 
 RESAMPLES, SEED = 1000, 20
+NEGLIGIBLE, MOST_STATES = 1e-9, 100_000
+"""Numbers of requests that are rarer than that, and further ones, are left out."""
 OUTSIDE = 0.01
 """The largest share of time that a replica may hold more requests than were measured, or fewer than the fewest."""
 
@@ -44,6 +46,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that keep the objectives in a batch of n; None: there are no objectives."""
     accuracy: Floats | None
     """Shape (draws + 1,)."""
+    tokens_per_answer: float = math.nan
+    """Mean over all its cells, by which `rate_per_s` follows from tokens a second."""
     drawn: bool = True
     """Else something was measured in one repeat only: its draws are all the estimate."""
 
@@ -100,6 +104,16 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it has more requests than were measured too often at that rate, by the estimate."""
         return bool(self.load(np.full(len(self.rate_per_s), rate_per_s)).beyond[0] > OUTSIDE)
 
+    def states(self, rate_per_s: float) -> Floats:
+        """Share of time with 0, 1, 2, ... requests by the estimate, also beyond those that were measured; empty where
+        the rate is more than it can complete."""
+        one = msgspec.structs.replace(self, rate_per_s=self.rate_per_s[:1])
+        load, ratio = one.load(np.array([rate_per_s])), rate_per_s / float(self.rate_per_s[0, -1])
+        if ratio >= 1:
+            return np.empty(0)
+        tail = np.arange(1, min(math.ceil(math.log(NEGLIGIBLE) / math.log(ratio)), MOST_STATES) + 1)
+        return np.concatenate([load.share[0], load.share[0, -1] * ratio**tail])
+
     def power(self, load: Load) -> Floats | None:
         """Mean watts by draw; None where it was not measured, or where the replica rests and that power is unknown."""
         if self.power_w is None or (self.rest_w is None and load.share[0, 0] > OUTSIDE):
@@ -107,6 +121,28 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         rest = self.power_w[:, 0] if self.rest_w is None else self.rest_w
         busy = np.einsum("dn,dn->d", load.share[:, 1:], self.power_w) + load.beyond * self.power_w[:, -1]
         return np.asarray(load.share[:, 0] * rest + busy)
+
+
+def scatter(values: Floats, share: Floats, rate_per_s: float, window_s: float) -> float:
+    """By how much the mean of `values` over a window scatters (standard deviation) between windows in which the same
+    number of requests came, with answers of the same mean length; `values` and `share` of time by the number of
+    requests in the replica, as `Replica.states`.
+
+    The variance of the mean over a long window of a birth-death process (Whitt 1992, Management Science 38), less the
+    parts that the numbers of arrivals and the mean length explain, which are equal (a mean depends on their product
+    alone); and what the requests that are cut by the window's two edges add. For lengths that are exponentially
+    distributed; it is less for more equal ones.
+    """
+    held = np.arange(len(share))
+    above = (values - share @ values) * share
+    flows = rate_per_s * share[:-1]
+    passed = np.minimum(np.abs(above.cumsum()), np.abs(above[::-1].cumsum()[::-1] - above))[:-1]  # as exact as it gets
+    variance = 2 * np.divide(passed**2, flows, where=flows > 0, out=np.zeros(len(flows))).sum()
+    together, in_flight = float(above @ held), float(share @ held)
+    explained = 2 * together**2 / rate_per_s
+    slope = together / float(share @ (held - in_flight) ** 2)
+    edges = 2 * in_flight * (slope * in_flight / rate_per_s / window_s) ** 2
+    return math.sqrt(max(float(variance) - explained, 0.0) / window_s + edges)
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +166,11 @@ def replicas_of(run: Run) -> list[Replica | str]:
 
 
 def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Replica | str:
-    """Where there are objectives, of the cells alone that tell how many requests keep them."""
+    """Where there are objectives, of the cells alone that tell how many requests keep them.
+
+    One mean length of an answer holds for all batches: a cell of few answers knows tokens a second well, and their
+    length badly.
+    """
     cells = run.valid_cells("tokens_per_s")
     cells = cells[(cells["target"] == target) & cells["output_tokens_mean"].gt(0) & cells["tokens_per_s"].gt(0)]
     if cells.empty:
@@ -141,9 +181,10 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
         if cells.empty:
             return "none of its cells has valid latencies, by which the objectives are judged"
     measured = Measured()
+    tokens = float((cells["output_tokens_mean"] * cells["requests"]).sum() / cells["requests"].sum())
     for place, row in zip(cells.index, cells.to_dict("records"), strict=True):
         b, repeat = int(row["concurrency"]), int(row["repeat"])
-        measured.rate_per_s.setdefault(b, {})[repeat] = row["tokens_per_s"] / row["output_tokens_mean"]
+        measured.rate_per_s.setdefault(b, {})[repeat] = row["tokens_per_s"] / tokens
         if place in metered and row["power_w_mean"] > 0:
             measured.power_w.setdefault(b, {})[repeat] = row["power_w_mean"]
         if run.analysis.slo is not None:
@@ -152,7 +193,8 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
         if block.target == target and block.rest_w and all(block.rest_w.values()):
             measured.rest_w[block.repeat] = sum(watts for watts in block.rest_w.values() if watts is not None)
     gpus = int(cells["gpus"].fillna(1).max()) if "gpus" in cells else 1
-    return measured.replica(target, precision, noise, gpus=gpus, accuracy=_accuracy(run, target))
+    replica = measured.replica(target, precision, noise, gpus=gpus, accuracy=_accuracy(run, target))
+    return msgspec.structs.replace(replica, tokens_per_answer=tokens)
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

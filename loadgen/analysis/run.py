@@ -5,8 +5,10 @@ Regrade: the answers of a run graded once more by today's rules, without a serve
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from loadgen.errors import UsageError
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
 from loadgen.notation import did_you_mean, spelled
-from loadgen.record.cell import held_of, level, rates_of
+from loadgen.record.cell import Slo, held_of, level, rates_of
 from loadgen.record.manifest import Manifest, read_manifest
 from loadgen.workload.grading import VERSION
 
@@ -211,6 +213,19 @@ def load_run(path: str | Path) -> Run:
     if not Folder(run.path).has("analysis.json"):
         analyse(run.path)
     return run
+
+
+@contextlib.contextmanager
+def judged(run: Run, slo: str | None) -> Iterator[Run]:
+    """The run with these objectives in place of its own; None: with its own. Its directory stays as it is."""
+    asked = None if slo is None else Slo.parse(slo)
+    if asked is None or str(asked) == run.analysis.slo:
+        yield run
+        return
+    with tempfile.TemporaryDirectory(prefix="loadgen-judged-") as folder:
+        out, made = Path(folder) / "run", run.analysis
+        analyse(run.path, made.index_settings, slo=asked, start_sd=made.start_sd, shape=run.shape, out=out)
+        yield Run(out)
 
 
 _FILE = "requests.parquet"

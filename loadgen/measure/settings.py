@@ -104,6 +104,33 @@ def resumed_config(run_dir: Path, manifest: Manifest, given: Mapping[str, Any]) 
     return config
 
 
+_OF_A_LOAD = (
+    "concurrency", "arrival", "rate_scale", "duration", "requests", "repeats", "find", "within", "range",
+    "most_minutes", "workers", "out",
+)  # fmt: skip
+
+
+def options_again(
+    run_dir: Path, manifest: Manifest, given: Mapping[str, Any], *, trusted: bool = False
+) -> dict[str, Any]:
+    """The options of a new run with another load on the servers of this one, which are started as they were.
+
+    `given`: an `extra_body` that holds a secret. Raises UsageError as `require_consent`, and where that is missing.
+    """
+    require_consent(run_dir, manifest, None, trusted=trusted)
+    config = manifest.config
+    known = options_of(msgspec.structs.replace(config, extra_body=_unmasked(run_dir, config.extra_body, given)))
+    options = {name: value for name, value in _as_given(manifest.given, known).items() if name not in _OF_A_LOAD}
+    if config.mode == "serve":
+        options["max_num_seqs"] = config.max_num_seqs
+        chosen = {name: found.id for name, found in manifest.checkpoints.items()}
+        options["serve"] = [
+            f"{_label(spec)}={checkpoint}" if (checkpoint := spec.checkpoint or chosen.get(spec.name)) else _label(spec)
+            for spec in config.targets
+        ]
+    return options
+
+
 def options_of(config: SweepConfig) -> dict[str, Any]:
     """The options with which `configure` makes this very config, but for `out`."""
     special = {"targets", "thinking", "out"}
@@ -161,7 +188,7 @@ def _unmasked(run_dir: Path, stored: dict[str, Any], given: Mapping[str, Any]) -
         return again
     raise UsageError(
         f"{run_dir} was begun with an --extra-body that holds a secret, and secrets are not stored; give the same "
-        "--extra-body with --resume"
+        "--extra-body again"
     )
 
 
@@ -257,7 +284,7 @@ def acts_of(config: SweepConfig, manifest: Manifest | None) -> list[Act]:
 def require_consent(
     run_dir: Path,
     manifest: Manifest,
-    given: Mapping[str, Any],
+    given: Mapping[str, Any] | None,
     *,
     trusted: bool = False,
     confirm: Confirm | None = None,
@@ -265,13 +292,13 @@ def require_consent(
     """Returns if this user wants what the run's manifest asks for; raises UsageError if that is not known.
 
     It is known if the acts are those of a run that this user began or confirmed on this machine, if each is among the
-    `given` options (their agreement is checked elsewhere), if `trusted`, or if `confirm` says so. A program inside the
-    run directory is always refused.
+    `given` options (their agreement is checked elsewhere; None: none can be given), if `trusted`, or if `confirm` says
+    so. A program inside the run directory is always refused.
     """
     config = manifest.config
     _refuse_program_of(run_dir, config)
     acts = acts_of(config, manifest)
-    left = [act for act in acts if not _is_named(act, given)]
+    left = [act for act in acts if not _is_named(act, given or {})]
     if left and _marker(manifest).exists():
         left = [act for act in left if not act.chosen]
     if not left or trusted:
@@ -284,9 +311,10 @@ def require_consent(
         return
     ports = "metrics-port and --metrics-host"
     again = dict.fromkeys(f"--{ports if act.option == 'metrics_port' else dashed(act.option)}" for act in left)
+    by_name = "" if given is None else f"give it again ({', '.join(again)}), or "
     raise UsageError(
         f"{run_dir} was not begun by this user on this machine, and its manifest asks loadgen to "
-        f"{'; to '.join(sentences)}. If you want that, give it again ({', '.join(again)}), or give --trust-manifest"
+        f"{'; to '.join(sentences)}. If you want that, {by_name}give --trust-manifest"
     )
 
 

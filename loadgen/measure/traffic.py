@@ -14,7 +14,7 @@ from loadgen.errors import UsageError
 from loadgen.load.openloop import CLOSED, TRACE, Arrivals, listed
 from loadgen.notation import did_you_mean, numerals, spelled
 from loadgen.options import SweepOptions
-from loadgen.record.cell import TargetSpec
+from loadgen.record.cell import NOT_MEASURED, TargetSpec
 from loadgen.workload.dataset import dataset_named, existing_file
 from loadgen.workload.traffic import (
     FILE_KINDS,
@@ -87,15 +87,18 @@ def with_own_arrivals(o: SweepOptions, specs: Sequence[TargetSpec]) -> tuple[Swe
             raise UsageError(f"--arrival {part.strip()}: {say}")
         if name in own:
             raise UsageError(f"--arrival {text}: {name} is listed twice; write all its rates once, as in poisson:5,10")
-        own[name] = Arrivals.parse_each(arrival.strip().lower())
-        if not own[name] or own[name][0].kind == TRACE:
-            raise UsageError(f"--arrival {part.strip()}: a target's own arrivals are poisson:RATE or constant:RATE")
+        arrival = arrival.strip().lower()
+        own[name] = () if arrival == NOT_MEASURED else Arrivals.parse_each(arrival)
+        if arrival == CLOSED or any(one.kind == TRACE for one in own[name]):
+            say = "a target's own arrivals are poisson:RATE, constant:RATE or none"
+            raise UsageError(f"--arrival {part.strip()}: {say}")
     if lacking := [name for name in names if name not in own]:
         raise UsageError(f"--arrival {text}: {lacking[0]} has none; give every target its own, or one for all")
     every = tuple(dict.fromkeys(one for each in own.values() for one in each))
-    if len({one.kind for one in every}) > 1:
-        raise UsageError(f"--arrival {text}: use the same kind for all targets, poisson or constant")
-    return {**o, "arrival": listed(every)}, tuple(replace(spec, arrival=listed(own[spec.name])) for spec in specs)
+    if len({one.kind for one in every}) != 1:
+        raise UsageError(f"--arrival {text}: give rates of one kind, poisson or constant, to all targets")
+    asked = {name: listed(each) if each else NOT_MEASURED for name, each in own.items()}
+    return {**o, "arrival": listed(every)}, tuple(replace(spec, arrival=asked[spec.name]) for spec in specs)
 
 
 def _scales(scale: float | str | Sequence[float] | None) -> list[float]:

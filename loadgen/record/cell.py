@@ -68,7 +68,7 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     service: str | None = None
     """The service of a Docker Compose project that serves it."""
     arrival: Text | None = None
-    """Its own arrivals, as `SweepConfig.arrival`; None: those of the run."""
+    """Its own arrivals, as `SweepConfig.arrival`; `none`: it is not measured; None: those of the run."""
 
 
 Phase = Literal["locate", "repeat"]
@@ -166,8 +166,14 @@ def level(concurrency: float, arrival: str | None, shape: str | None = None) -> 
     return load if shape is None else f"{load}, {shape}"
 
 
+NOT_MEASURED = "none"
+"""In place of a target's own arrivals."""
+
+
 def rates_of(arrival: str) -> tuple[str, ...]:
-    """The arrival of each cell: `poisson:5` and `poisson:10` of `poisson:5,10`."""
+    """The arrival of each cell: `poisson:5` and `poisson:10` of `poisson:5,10`; none of `none`."""
+    if arrival == NOT_MEASURED:
+        return ()
     return tuple(map(str, Arrivals.parse_each(arrival))) or (arrival,)
 
 
@@ -204,7 +210,7 @@ def plan_blocks(
                 for b, rate, shape in loads
             )
             blocks.append(Block(target=target, repeat=repeat, cells=cells))
-    return blocks
+    return [block for block in blocks if block.cells]
 
 
 def check_steps(where: str, targets: Sequence[TargetSpec], steps: Sequence[Step]) -> None:

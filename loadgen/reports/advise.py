@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+import msgspec
 from rich.console import Console
 
 from loadgen.analysis.advise import Advice, ArmAdvice, Day, DayArm
 from loadgen.analysis.estimate import Estimate
+from loadgen.analysis.verification import ArmVerification, Compared, Verification
 from loadgen.analysis.warnings import KEPT_SERVERS
 from loadgen.reports.compare import print_table
 from loadgen.reports.rows import INTERVAL, NAME, Column, table_of
@@ -156,6 +158,89 @@ def print_day(day: Day, console: Console, *, priced: bool) -> None:
     if rows:
         print_table(console, table_of(DAY, rows))
     for sentence in day_sentences(day, priced=priced):
+        console.print(sentence, soft_wrap=True)
+
+
+FIGURES = {
+    "energy_per_query_j": "J/query",
+    "in_flight": "in flight",
+    "e2e_s": "E2E mean, s",
+    "power_w": "W",
+    "slo_share": "SLO kept",
+}
+
+
+class _Line(msgspec.Struct, frozen=True):
+    """A figure of a target, or how many requests came."""
+
+    target: str
+    figure: str
+    predicted: str
+    measured: str
+    ends: str = ""
+    difference: str = ""
+
+
+VERIFICATION = (
+    Column[_Line]("target", lambda line: line.target, NAME),
+    Column[_Line]("figure", lambda line: line.figure, NAME),
+    Column[_Line]("predicted", lambda line: line.predicted),
+    Column[_Line]("measured", lambda line: line.measured),
+    Column[_Line]("95% CI", lambda line: line.ends, INTERVAL),
+    Column[_Line]("difference", lambda line: line.difference),
+)
+
+
+def _lines(arm: ArmVerification, *, simulated: bool) -> Iterator[_Line]:
+    asked = f"{number(arm.rate_asked_per_s)} asked"
+    yield _Line(stamped(arm.target, simulated=simulated), "requests/s", asked, number(arm.rate_per_s))
+    advised = f"{number(arm.tokens_advised)} advised"
+    yield _Line("", "tokens/answer", advised, number(arm.tokens_per_answer))
+    for one in sorted(arm.figures, key=lambda one: list(FIGURES).index(one.figure)):
+        yield _line(one)
+
+
+def _line(one: Compared) -> _Line:
+    value, lo, hi = one.measured.value, one.measured.lo, one.measured.hi
+    if one.figure == "slo_share":
+        ends = percents(lo, None if hi is None else min(hi, 1.0))
+        predicted, measured = percent(one.predicted, 1), percent(value, 1)
+        far = percent(one.difference, 1, unit=" pp", sign=True)
+    else:
+        ends, predicted, measured = interval(lo, hi), number(one.predicted), number(value)
+        far = percent(one.difference, 1, sign=True)
+    return _Line("", FIGURES[one.figure], predicted, measured, ends, far)
+
+
+def verification_sentences(verification: Verification) -> Iterator[str]:
+    """How far apart the two are, and where chance does not explain it."""
+    compared = [(arm.target, one) for arm in verification.arms for one in arm.figures]
+    if compared:
+        target, most = max(compared, key=lambda pair: abs(pair[1].difference))
+        yield (
+            "Predictions are for the requests that came, and for the length of their answers. The largest difference "
+            f"is {_line(most).difference} ({target}, {FIGURES[most.figure]})."
+        )
+    off = [f"{target} {FIGURES[one.figure]} ({_line(one).difference})" for target, one in compared if not one.by_chance]
+    if off:
+        yield (f"More than chance explains: {', '.join(off)}; see docs/advise.md, What it does not know.")
+    elif compared:
+        yield "Chance explains every difference."
+    for arm in verification.arms:
+        if arm.refusal is not None:
+            yield f"{arm.target} is not compared: {arm.refusal}."
+    yield from (f"Not as when the advised run was measured: {sentence}." for sentence in verification.changed)
+    yield f"Measured in {verification.path}; its report: {verification.path}/report.html"
+
+
+def print_verification(verification: Verification, console: Console) -> None:
+    """The table, then the sentences."""
+    _print_stamp(console, simulated=verification.simulated)
+    arms = [arm for arm in verification.arms if arm.figures]
+    if arms:
+        lines = [line for arm in arms for line in _lines(arm, simulated=verification.simulated)]
+        print_table(console, table_of(VERIFICATION, lines))
+    for sentence in verification_sentences(verification):
         console.print(sentence, soft_wrap=True)
 
 

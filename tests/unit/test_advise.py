@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import heapq
+import io
 import json
+import math
 import random
+import re
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from made_run import made_open_run
 from made_study import WATTS, made_study
+from rich.console import Console
 
 import loadgen
 from loadgen.analysis.advise import Advice, Day, Fleet, traffic_of
-from loadgen.analysis.replica import Replica
+from loadgen.analysis.replica import Replica, scatter
+from loadgen.analysis.verification import Verification, arrivals_asked, verification_of
 from loadgen.analysis.warnings import KEPT_SERVERS
 from loadgen.cli.advise import command
 from loadgen.errors import UsageError
+from loadgen.reports.advise import print_verification, verification_sentences
 from loadgen.reports.compare import pair_note
 
 
@@ -79,6 +87,56 @@ def test_lengths_do_not_matter_where_requests_share_the_server_equally() -> None
             heapq.heappush(left, work + rng.choice([0.2, 1.8]))
             next_arrival = now + rng.expovariate(arrivals)
     assert one.load(np.array([arrivals])).in_flight[0] == pytest.approx(area / now, rel=0.05)
+
+
+def test_windows_scatter_as_the_formula_says() -> None:
+    """200 windows by events, one by one, each beside the prediction for its own arrivals and lengths."""
+    rates = np.array([4.0 * n / (1 + 0.15 * (n - 1)) for n in range(1, 65)])
+    rng, window_s, off = random.Random(3), 40.0, []
+    heap: list[tuple[float, float]] = []
+    now, work, arrival, area, lengths = 0.0, 0.0, 0.0, 0.0, list[float]()
+    close = window_s
+    while len(off) < 200:
+        speed = rates[len(heap) - 1] / len(heap) if heap else 0.0
+        ends = now + (heap[0][0] - work) / speed if heap else math.inf
+        at = min(ends, arrival, close)
+        area, work, now = area + len(heap) * (at - now), work + speed * (at - now), at
+        if at == close:
+            came = replica(list(rates / np.mean(lengths)))
+            share = came.states(len(lengths) / window_s)
+            off.append(area / window_s - share @ np.arange(len(share)))
+            area, lengths, close = 0.0, [], close + window_s
+        elif at == ends:
+            heapq.heappop(heap)
+        else:
+            lengths.append(rng.expovariate(1.0))
+            heapq.heappush(heap, (work + lengths[-1], 0.0))
+            arrival = now + rng.expovariate(9.0)
+    share = replica(list(rates)).states(9.0)
+    expected = scatter(np.arange(len(share)).astype(float), share, 9.0, window_s)
+    assert np.std(off) == pytest.approx(expected, rel=0.2)  # of 200 draws: 5%, and a window is not long
+    assert abs(np.mean(off)) < expected
+
+
+def test_servers_in_parallel_scatter_by_the_windows_edges_alone() -> None:
+    """X(n) = n mu: so many requests of such lengths keep it busy for as long, but for those that an edge cuts."""
+    one = replica([2.0 * n for n in range(1, 41)])
+    share = one.states(6.0)
+    held = np.arange(len(share)).astype(float)
+    assert scatter(held, share, 6.0, 50.0) == pytest.approx(math.sqrt(2 * 3.0) * 0.5 / 50, rel=0.01)
+
+
+def test_nothing_is_said_of_batches_that_were_not_measured() -> None:
+    """However much is asked for: no replica has more requests than were measured for over 1% of the time."""
+    fleet = Fleet(replica([4.0 * n / (1 + 0.15 * (n - 1)) for n in range(1, 17)]), attainment=0.99)
+    for rate in (1.0, 10.0, 19.0, 100.0, 5000.0):
+        share = fleet.for_rate(rate)
+        assert not isinstance(share, str)
+        assert share.load.beyond[0] <= 0.01 + 1e-9
+    few = replica([4.0 * n for n in range(1, 33)])
+    few = msgspec.structs.replace(few, fewest=16)
+    assert "below 16, the smallest that was measured, for" in str(Fleet(few, attainment=0.99).for_rate(8.0))
+    assert not few.states(4.0 * 32).size, "more than it completes at the largest measured batch"
 
 
 def test_the_fleet_is_the_smallest_that_keeps_the_objectives() -> None:
@@ -176,6 +234,11 @@ def test_traffic_is_a_file_or_a_cosine(tmp_path: Path) -> None:
         (("--rate", "1", "--traffic", "diurnal:2/1"), "give either --rate R"),
         (("--rate", "0"), "--rate 0: give a finite number above zero"),
         (("--rate", "1", "--attainment", "2"), "--attainment 2 is not between 0 and 1"),
+        (("--rate", "1", "--duration", "5"), "--duration 5.0 needs --verify: without it nothing is measured"),
+        (
+            ("--traffic", "diurnal:2/1", "--verify"),
+            "--verify measures one rate: give --rate 1.99572, the peak, instead",
+        ),
     ],
 )
 def test_what_cannot_be_advised_is_said(run: loadgen.analysis.run.Run, options: tuple[str, ...], said: str) -> None:
@@ -189,10 +252,57 @@ def test_the_answer_names_the_choice_and_what_to_measure_next(run: loadgen.analy
     assert done.exit_code == 0, done.output
     assert "30 requests/s: " in done.output
     assert "measure up to B = 16 first" in done.output  # B = 8 still gained
+    assert f"loadgen advise {run.path} --rate 30 --attainment 0.99 --price 2.5 --verify" in done.output
     one = CliRunner().invoke(command, [str(run.path), "--rate", "1"])
     assert "first" not in one.output  # there are no fewer GPUs than one
     day = CliRunner().invoke(command, [str(run.path), "--traffic", "diurnal:60/1"])
     assert "Best by the hour: 0–" in day.output
+
+
+@pytest.fixture(scope="module")
+def beside(run: loadgen.analysis.run.Run, tmp_path_factory: pytest.TempPathFactory) -> loadgen.analysis.run.Run:
+    """Four requests in a second: E2E 60, 100, 210 and 410 ms."""
+    folder = tmp_path_factory.mktemp("beside") / "run"
+    made_open_run(folder, targets=("fp16", "awq"), arrival="poisson:4", repeats=1)
+    return loadgen.load_run(folder)
+
+
+def test_a_verification_compares_what_was_predicted_for_the_requests_that_came(
+    run: loadgen.analysis.run.Run, beside: loadgen.analysis.run.Run
+) -> None:
+    found = verification_of(run, beside, {"fp16": 5.0, "awq": 5.0, "bnb-nf4": 5.0})
+    fp16, awq, other = found.arms
+    assert (fp16.rate_asked_per_s, fp16.rate_per_s, fp16.tokens_per_answer) == (5.0, 4.0, 2.0)
+    assert other.refusal == "it was not measured"
+    assert not found.complete
+    figures = {one.figure: one for one in fp16.figures}
+    assert list(figures) == ["in_flight", "e2e_s"], "power was not measured, and nothing is asked of latencies"
+    assert figures["e2e_s"].measured.value == pytest.approx((60 + 100 + 210 + 410) / 4e3, abs=1e-3)
+    cells = run.cells[(run.cells["target"] == "fp16") & (run.cells["concurrency"] == 1)]
+    alone_s = 2 / float(cells["tokens_per_s"].mean())  # answers of two tokens
+    assert figures["e2e_s"].predicted == pytest.approx(alone_s, rel=0.1)
+    assert figures["in_flight"].predicted == pytest.approx(4 * figures["e2e_s"].predicted)
+    assert not figures["e2e_s"].by_chance
+    assert awq.figures
+    assert arrivals_asked(run.manifest, {"awq": 2.5, "fp16": 5.0}) == "fp16=poisson:5,awq=poisson:2.5,bnb-nf4=none"
+    with pytest.raises(UsageError, match="--verify has nothing to measure: no target can be advised at this rate"):
+        arrivals_asked(run.manifest, {})
+
+
+def test_what_a_verification_found_is_told(run: loadgen.analysis.run.Run, beside: loadgen.analysis.run.Run) -> None:
+    found = verification_of(run, beside, {"fp16": 5.0, "bnb-nf4": 5.0})
+    console = Console(file=io.StringIO(), width=120)
+    print_verification(found, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"fp16 +requests/s +5.00 asked +4.00", shown)
+    assert re.search(r"E2E mean, s +0\.\d+ +0\.195 +\S+ to \S+ +\+\d+\.\d%", shown)
+    assert "More than chance explains: fp16 in flight (+" in shown
+    assert "bnb-nf4 is not compared: it was not measured." in shown
+    assert f"Measured in {beside.path}" in shown
+    fast = msgspec.structs.replace(found.arms[0], figures=())
+    assert "The largest difference" not in " ".join(
+        verification_sentences(Verification(path="p", arms=(fast,), changed=(), simulated=False))
+    )
 
 
 def changed(run: loadgen.analysis.run.Run, folder: Path, *, mode: str = "simulated", **columns: object) -> Path:

@@ -182,6 +182,8 @@ def test_each_target_may_have_its_own_arrivals() -> None:
     assert [(cell.index, cell.target, cell.rate_asked_per_s) for cell in planned] == [
         (1, "fp16", 5), (2, "fp16", 10), (3, "mine", 7.5), (4, "mine", 7.5), (5, "fp16", 10), (6, "fp16", 5)
     ]  # fmt: skip
+    one = configure(targets={"fp16": URL, "awq": "http://h:2"}, arrival="fp16=none,awq=poisson:2")
+    assert [block.target.name for block in plan_blocks(one.targets, (64,), 2, one.arrival)] == ["awq", "awq"]
 
 
 def test_a_server_launched_for_an_open_loop_has_the_largest_batch_that_is_usual() -> None:
@@ -360,11 +362,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ),
     ({"arrival": "fp16=poisson:3"}, "--arrival fp16=poisson:3: awq has none; give every target its own"),
     ({"arrival": "fp8=poisson:3"}, "--arrival fp8=poisson:3: no such target; the targets are fp16, awq, gptq, bnb-nf4"),
-    ({"arrival": "fp16=closed"}, "--arrival fp16=closed: a target's own arrivals are poisson:RATE or constant:RATE"),
+    ({"arrival": "fp16=closed"}, "--arrival fp16=closed: a target's own arrivals are poisson:RATE, constant:RATE or"),
     ({"arrival": "fp16=poisson:3,fp16=poisson:4"}, "fp16 is listed twice; write all its rates once"),
     (
         {"arrival": "fp16=poisson:3,awq=constant:4,gptq=poisson:1,bnb-nf4=poisson:2"},
-        "use the same kind for all targets, poisson or constant",
+        "give rates of one kind, poisson or constant, to all targets",
     ),
     ({"power": "nvml"}, "--power nvml measures a real machine, but these servers are simulated"),
     ({"power": "exporter=here"}, "--power exporter: 'here' has no port; write it, as in http://here:9401"),

@@ -13,7 +13,7 @@ from made_run import make_run, manifest_record
 import loadgen
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
-from loadgen.measure.settings import ACTS, remember, require_consent
+from loadgen.measure.settings import ACTS, options_again, remember, require_consent
 from loadgen.options import Acts, Measures, SweepOptions, declared
 from loadgen.record.cell import SweepConfig
 from loadgen.record.manifest import Manifest
@@ -50,6 +50,20 @@ def test_every_setting_either_measures_or_acts() -> None:
         "mode", "targets", "compose", "model", "vllm", "data_file", "platinum_file", "shots_file", "reasoning_parser",
         "vllm_args", "workers", "extra_body", "api_key_env", "power", "metrics_port", "metrics_host",
     } == ACTS  # fmt: skip
+
+
+def test_another_load_on_a_runs_servers_needs_consent_and_starts_them_as_they_were(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"send requests to http://author.example:80\. If you want that, give --trust-"
+    ):
+        options_again(tmp_path, manifest(targets=AWAY, concurrency="1,4"), {})
+    begun = configure(serve="fp16,mine:awq", model="some/model", concurrency="1,4", repeats=2, limit=9)
+    chosen = {"mine": {"id": "org/awq", "downloads": 1, "quantization": "awq", "alike": 1}}
+    known = manifest_record(begun, checkpoints=chosen)
+    again = configure(**options_again(tmp_path, known, {}, trusted=True), arrival="poisson:3", repeats=1)
+    assert (again.max_num_seqs, again.model, again.limit) == (begun.max_num_seqs, "some/model", 9)
+    assert [spec.checkpoint for spec in again.targets] == [None, "org/awq"]
+    assert (again.arrival, again.repeats, again.duration_s) == ("poisson:3", 1, 60.0)
 
 
 @pytest.mark.parametrize(
