@@ -222,6 +222,8 @@ def _measured_at(run: Run, advice: Advice, o: AdviseOptions) -> Run:
     if o["duration"] is not None:
         asked["duration"] = o["duration"]
     again = options_again(run.path, run.manifest, {"extra_body": o["extra_body"]}, trusted=o["trust_manifest"])
+    if run.shape is not None:
+        again["dataset"] = run.dataset
     if not (out / FILE).is_file():
         return sweep(**cast("RunOptions", {**again, **asked, "out": out}))
     begun = read_manifest(out).config
