@@ -221,18 +221,19 @@ def _measured_at(run: Run, advice: Advice, o: AdviseOptions) -> Run:
     asked: dict[str, Any] = {"arrival": arrivals_asked(run.manifest, advice.rates), "repeats": 1}
     if o["duration"] is not None:
         asked["duration"] = o["duration"]
-    again = options_again(run.path, run.manifest, {"extra_body": o["extra_body"]}, trusted=o["trust_manifest"])
+    body = {} if o["extra_body"] is None else {"extra_body": o["extra_body"]}
+    if (out / FILE).is_file():
+        begun = read_manifest(out).config
+        if begun.asked_arrival != asked["arrival"]:
+            raise UsageError(
+                f"--out {out}: was measured at {begun.asked_arrival}, and this advice needs {asked['arrival']}; name "
+                "another folder"
+            )
+        return sweep(**cast("RunOptions", {**asked, **body, "resume": out}))
+    again = options_again(run.path, run.manifest, body, trusted=o["trust_manifest"])
     if run.shape is not None:
         again["dataset"] = run.dataset
-    if not (out / FILE).is_file():
-        return sweep(**cast("RunOptions", {**again, **asked, "out": out}))
-    begun = read_manifest(out).config
-    if begun.asked_arrival != asked["arrival"]:
-        raise UsageError(
-            f"--out {out}: was measured at {begun.asked_arrival}, and this advice needs {asked['arrival']}; name "
-            "another folder"
-        )
-    return sweep(**cast("RunOptions", {**again, **asked, "resume": out}))
+    return sweep(**cast("RunOptions", {**again, **asked, "out": out}))
 
 
 @takes(QuantizeOptions)
