@@ -175,7 +175,7 @@ def _as_given(stored: Mapping[str, Any] | None, known: Mapping[str, Any]) -> dic
         options[name] = known.get(name) if masked else msgspec.convert(value, OPTIONS[name].stored)
     options.pop("out", None)
     if options.get("compose"):  # a relative path, and what the project's variables said
-        options |= {name: known[name] for name in ("compose", "serve", "concurrency")}
+        options |= {name: known[name] for name in ("compose", "serve", "concurrency", "range") if name in known}
     return options
 
 

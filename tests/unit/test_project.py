@@ -113,14 +113,15 @@ def test_a_file_that_is_no_project_is_refused(content: str, tmp_path: Path) -> N
         configure(compose=tmp_path)
 
 
+@pytest.mark.parametrize("more", [{}, {"find": "tokens_per_s"}])
 def test_a_run_is_resumed_whatever_the_profile_and_folder_are_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(tmp_path, "COMPOSE_PROFILES=gpu\nCONCURRENCY=1,4\n")
     monkeypatch.setenv("COMPOSE_PROFILES", "simulated")
     monkeypatch.chdir(folder)
-    given = {"compose": "."}
-    config = configure(compose=".")
+    given = {"compose": "."} | more
+    config = configure(**given)
     begun = manifest_record(config, client={"loadgen": "0.1.0"}, given=given)
     monkeypatch.delenv("COMPOSE_PROFILES")
     monkeypatch.chdir("/")
