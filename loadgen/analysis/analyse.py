@@ -20,6 +20,7 @@ from loadgen.analysis.energy import Server, read_powers
 from loadgen.analysis.indices.formulas import IndexSettings
 from loadgen.analysis.indices.study import IndexStudy
 from loadgen.analysis.models.study import ModelStudy, cost_models
+from loadgen.analysis.pareto import ParetoPoint, pareto_points
 from loadgen.analysis.runresult import RunResult, run_result
 from loadgen.analysis.tables import RunTables, damaged, older, power_table, summarize, write_cells, write_summary
 from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings
@@ -64,6 +65,7 @@ class Analysis(IndexStudy, frozen=True, kw_only=True):
     trust_invariance: tuple[BatchTest, ...] = ()
     depth: tuple[DepthTest, ...] = ()
     models: tuple[ModelStudy, ...] = ()
+    pareto: tuple[ParetoPoint, ...] = ()
     client: tuple[NearestCheck, ...] = ()
     """The client's figures that came closest to their limits."""
     warnings: tuple[str, ...] = ()
@@ -209,6 +211,7 @@ def analyse(
         **asdict(trust),
         models=cost_models(held, found.crossovers, reference=reference),
         **asdict(found.indices),
+        pareto=pareto_points(measured),
         client=tuple(nearest_checks(checks)),
         warnings=run_warnings(
             manifest,

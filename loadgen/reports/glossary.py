@@ -56,6 +56,11 @@ GLOSSARY = (
         "Quantiles of each cell, averaged over the repeats with valid latencies; so are those of TPOT and E2E.",
     ),
     Term("TPOT", "time per output token after the first.", "(last - first token) / (tokens - 1)."),
+    Term(
+        "per user", "the speed at which one request gets its tokens, 1 / its TPOT.",
+        "1 / the median TPOT of each cell, averaged over the repeats with valid latencies (InferenceX: interactivity, "
+        "AIPerf: output token throughput per user).",
+    ),
     Term("E2E", "end to end: time from the send of a request to its last byte."),
     Term("p99", "99% of the requests are at or below it."),
     Term(

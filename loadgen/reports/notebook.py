@@ -63,21 +63,26 @@ class Run(opened.Run):
     def plot(self, metric: str = "energy_per_query_j") -> Plot:
         """A metric over the running batch, in an open loop over several rates: a curve for each target.
 
-        `metric`: a column such as tokens_per_s, energy_per_query_j, accuracy or ttft_ms_p50, or `si`, `cor` or
-        `advantage`, as report.html has them. Raises UsageError for another one, and where it was not measured.
+        `metric`: a column such as tokens_per_s, energy_per_query_j, accuracy or ttft_ms_p50, or `si`, `cor`,
+        `advantage`, `pareto` or `pareto-energy`, as report.html has them. Raises UsageError for another one, and where
+        it was not measured.
         """
         from loadgen.reports.figures.curves import CURVES, draw_advantage, draw_cor, draw_curves, draw_si
+        from loadgen.reports.figures.pareto import draw_pareto
         from loadgen.reports.figures.sheet import looks_of
 
         names = {curve.column: curve.name for curve in CURVES}
         over_b = {"si": draw_si, "cor": draw_cor, "advantage": draw_advantage}
-        known = (*names, *over_b)
+        pareto = ("pareto", "pareto-energy")
+        known = (*names, *over_b, *pareto)
         if (name := spelled(metric, known)) not in known:
             raise UsageError(f"no figure of {metric!r}; {did_you_mean(metric, known)}choose from {', '.join(known)}")
         looks = looks_of(self.summary["target"])
         with TemporaryDirectory() as folder:
             given = (self, looks, Path(folder))
-            if name in over_b:
+            if name in pareto:
+                drawn = next(draw_pareto(*given, only=name), None)
+            elif name in over_b:
                 drawn = over_b[name](*given) if self.arrival is None else None
             else:
                 drawn = next(draw_curves(*given, only=names[name]), None)

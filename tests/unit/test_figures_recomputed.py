@@ -287,6 +287,8 @@ RECOMPUTED: dict[str, Callable[[Tables], list[Expected]]] = {
     "backends-4-bit": backends,
     "depth": depth,
 }
+PARETO = {"pareto": ("tokens_per_s", 1), "pareto-energy": ("energy_per_token_j", -1)}
+"""Name -> what is over the speed of a user, and whether more of it is better."""
 ACROSS = ("by-precision", "pillars")
 """Values lie along x, a row per target and B."""
 DISTRIBUTIONS = {"ttft-distribution": "ttft", "tpot-distribution": "tpot", "e2e-distribution": "e2e"}
@@ -311,7 +313,7 @@ def figures(run: Run) -> dict[str, Figure]:
 
 
 def test_every_figure_is_recomputed_here(figures: dict[str, Figure]) -> None:
-    assert set(figures) == {*RECOMPUTED, *DISTRIBUTIONS, *TIMELINES}
+    assert set(figures) == {*RECOMPUTED, *PARETO, *DISTRIBUTIONS, *TIMELINES}
 
 
 @pytest.mark.parametrize("name", RECOMPUTED)
@@ -322,6 +324,33 @@ def test_a_figure_shows_what_the_tables_say(figures: dict[str, Figure], tables: 
         same_points(panel, figure, of, where, along=0 if name in ACROSS else 1)
         if name not in (*ACROSS, "depth"):
             same_others(panel, of, where)
+
+
+@pytest.mark.parametrize("name", PARETO)
+def test_a_pareto_figure_shows_each_b_and_the_line_of_those_that_no_other_beats(
+    figures: dict[str, Figure], tables: Tables, name: str
+) -> None:
+    figure, (column, more) = figures[name], PARETO[name]
+    (panel,) = panels_of(figure)
+    assert panel.x is not None and panel.y is not None
+    users = {key: float(np.mean([1000 / ms for ms in tables.repeats(key, "tpot_ms_p50").values()])) for key in KEYS}
+    values = {key: (users[key], tables.mean(key, column)) for key in KEYS}
+    drawn = {named(figure.tips[mark.gid]): (mark.markers, figure.tips[mark.gid]) for mark in panel.of("pt")}
+    assert drawn.keys() == values.keys()
+    for key, value in values.items():
+        (marker,), tip = drawn[key]
+        assert near(marker, (panel.x.place(value[0]), panel.y.place(value[1]))), (key, marker)
+        assert all(says(tip, part) for part in value), tip
+    best = {
+        key for key, (x, y) in values.items()
+        if not any(a >= x and more * b >= more * y and (a, b) != (x, y) for a, b in values.values())
+    }  # fmt: skip
+    (line,) = next(mark for mark in panel.marks if mark.gid == "frontier").lines
+    expected = sorted((panel.x.place(values[key][0]), panel.y.place(values[key][1])) for key in best)
+    assert len(line) == len(expected) > 1
+    assert all(near(a, b) for a, b in zip(line, expected, strict=True)), (line, expected)
+    assert {key for key, (_, tip) in drawn.items() if tip.endswith("on the frontier")} == best
+    assert sum(gid.startswith("label-") for gid in figure.targets) == len(KEYS), "each is labelled with its B"
 
 
 def named(tip: str) -> Key:

@@ -52,7 +52,7 @@ def test_the_answer_is_a_sentence_for_each_target(run: Run) -> None:
         assert "|" not in text
 
 
-@pytest.mark.parametrize("metric", ["tokens_per_s", "TTFT-ms-p50"])
+@pytest.mark.parametrize("metric", ["tokens_per_s", "TTFT-ms-p50", "pareto"])
 def test_a_plot_is_a_picture_with_its_caption(run: Run, metric: str) -> None:
     before = sorted(run.path.rglob("*"))
     plot = run.plot(metric)

@@ -14,6 +14,7 @@ from loadgen.folder import Folder
 from loadgen.processgroup import forked, spare_processes
 from loadgen.reports.figures.curves import draw_advantage, draw_backends, draw_cor, draw_curves, draw_si
 from loadgen.reports.figures.forest import draw_by_precision, draw_depth, draw_pillars
+from loadgen.reports.figures.pareto import draw_pareto
 from loadgen.reports.figures.requests import draw_latency, draw_timelines
 from loadgen.reports.figures.search import draw_search
 from loadgen.reports.figures.sheet import STYLE, Figure, Look, looks_of
@@ -37,6 +38,7 @@ def draw_figures(run: Run) -> list[Figure]:
     ]
     tasks: list[Callable[[], Iterable[Figure | None]]] = [
         lambda: draw_curves(*given),
+        lambda: draw_pareto(*given),
         *(over_b if run.arrival is None else ()),
         lambda: (draw_search(*given),),
         lambda: (draw_depth(*given),),

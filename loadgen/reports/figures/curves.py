@@ -53,7 +53,7 @@ class Curve(msgspec.Struct, frozen=True):
     paper: str = ""
 
 
-_PANEL = (3.9, 2.6)
+PANEL = (3.9, 2.6)
 """Small enough that a phone shows a curve whole with text of 10 px."""
 _REPEATS = "bands are 95% intervals over repeats"
 _ITEMS = "bands are 95% intervals over items"
@@ -93,7 +93,7 @@ def _x_of(run: Run, rows: pd.DataFrame) -> pd.Series[float]:
 
 
 def _draw(run: Run, looks: Mapping[str, Look], folder: Path, curve: Curve) -> Figure:
-    sheet = Sheet(looks, simulated=run.manifest.simulated, panel=_PANEL)
+    sheet = Sheet(looks, simulated=run.manifest.simulated, panel=PANEL)
     axes = sheet.axes[0]
     for target in looks:
         _line(sheet, axes, run, target, curve)
@@ -260,7 +260,7 @@ def _draw_estimates(
     curves = {target: points for target, points in curves.items() if points}
     if not curves:
         return None
-    sheet = Sheet(looks, simulated=run.manifest.simulated, panel=_PANEL)
+    sheet = Sheet(looks, simulated=run.manifest.simulated, panel=PANEL)
     axes = sheet.axes[0]
     for value, words in borders.items():
         border(axes, value, dashed=value > 0 and len(borders) > 1)

@@ -24,7 +24,7 @@ from loadgen.folder import Folder
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.words import MINUS, NOT_KNOWN, interval, known, number
 
-Section = Literal["answer", "search", "paper", "latency", "time"]
+Section = Literal["answer", "pareto", "search", "paper", "latency", "time"]
 
 
 class Scale(msgspec.Struct, frozen=True):
@@ -259,6 +259,16 @@ class Sheet:
             text, (x, 1), xycoords=("data", "axes fraction"), textcoords="offset points",
             xytext=(-4 if at_the_right else 4, -10 - 12 * row), ha="right" if at_the_right else "left",
             color=colour, fontsize=9, gid=self.series(target), zorder=5,
+        )  # fmt: skip
+
+    def label(self, axes: Axes, target: str, x: float, y: float, text: str) -> None:
+        """A text beside a point of the target, at another corner than those of the targets next to it."""
+        right, up = [(1, 1), (-1, -1), (1, -1), (-1, 1)][list(self.looks).index(target) % 4]
+        gid = f"label-{self.series(target).removeprefix('series-')}"
+        axes.annotate(
+            text, (x, y), xytext=(4 * right, 4 * up), textcoords="offset points", fontsize=8, zorder=5,
+            ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
+            color=self.looks[target].colour, gid=self._owned(gid, target),
         )  # fmt: skip
 
     def legend(self, targets: Iterable[str], *, invalid: bool = False, extra: Sequence[Line2D] = ()) -> None:

@@ -79,7 +79,7 @@ class Panel {
       if (part.localName === "path") return part.closest("defs") ? [] : [{ part, path: part.getAttribute("d"), down: 0 }];
       const at = [Number(part.getAttribute("x")), Number(part.getAttribute("y"))];
       if (part.localName === "text") {
-        const along = { x: part.closest("[data-series]"), y: part.closest('[id*="-border-"]') };
+        const along = { x: part.closest("[data-series]"), y: part.closest('[id*="-border-"], [id*="-label-"]') };
         return along.x || along.y ? [{ part, at, along, turn: part.getAttribute("transform") }] : [];
       }
       if (at[0] || Math.abs(at[1] - this.height) > 0.01) return [{ part, at, along: { x: true, y: true } }];
