@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 
 import loadgen
-from loadgen.analysis.advise import Advice, Demand, Fleet, Share, choose
+from loadgen.analysis.advise import Advice, Demand, choose
 from loadgen.analysis.estimate import wilson_interval
 from loadgen.analysis.indices.formulas import RepeatNoise
-from loadgen.analysis.replica import RESAMPLES, Measured, Replica
+from loadgen.analysis.replica import RESAMPLES, Fleet, Measured, Replica, Share
 from loadgen.serving.process import free_port
 from loadgen.serving.simulated.cost import Cost, closed_loop, load_presets
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,7 +18,7 @@ import numpy as np
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.indices.formulas import JOULES_PER_KWH, TAIL, carbon_kg
-from loadgen.analysis.replica import OUTSIDE, Load, Replica, replicas_of
+from loadgen.analysis.replica import Fleet, Limit, Replica, Share, replicas_of
 from loadgen.analysis.run import Run, judged
 from loadgen.analysis.verification import Verification
 from loadgen.errors import UsageError
@@ -27,7 +26,6 @@ from loadgen.options import AdviseOptions, dashed
 
 DECIDED = 0.95
 Per = Literal["query", "correct"]
-Limit = Literal["range", "slo"]
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +74,8 @@ class ArmAdvice(msgspec.Struct, frozen=True, kw_only=True):
     """That was measured."""
     saturated: bool | None = None
     """Throughput gains less than 5% over the upper half of the measured batches, so that a larger one adds little."""
+    power_w: float | None = None
+    """Of all replicas."""
     energy_per_query_j: Estimate | None = None
     energy_per_correct_j: Estimate | None = None
     energy_note: str | None = None
@@ -116,74 +116,9 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
         return {arm.target: arm.rate_per_replica_per_s for arm in self.arms if arm.rate_per_replica_per_s is not None}
 
 
-class Fleet:
-    """As many replicas of a target as a demand needs; arrays are by draw, the estimate first."""
-
-    def __init__(self, replica: Replica, attainment: float) -> None:
-        self.replica = replica
-        self.attainment = attainment
-
-    @cached_property
-    def capacity_per_s(self) -> float:
-        """The most that one replica can take, by the estimate."""
-        return self.replica.capacity_per_s(self.attainment)
-
-    def _counts(self, rate_per_s: float) -> Floats:
-        """The replicas that each draw needs, from the estimate's number on; inf: many more than that."""
-        replica, first = self.replica, max(math.ceil(rate_per_s / self.capacity_per_s - 1e-9), 1)
-        counts = np.full(len(replica.rate_per_s), np.inf)
-        fits = replica.serves(np.full(len(counts), rate_per_s / first), self.attainment)
-        fits[0] = True
-        counts[fits], more, fewer = first, first, first
-        while not np.isfinite(counts).all() and (more := more + 1) < 1.2 * first + 3:
-            fits = replica.serves(np.full(len(counts), rate_per_s / more), self.attainment)
-            counts[fits & ~np.isfinite(counts)] = more
-        while fewer > 1 and (counts[1:] == fewer).any():
-            fewer -= 1
-            fits = replica.serves(np.full(len(counts), rate_per_s / fewer), self.attainment)
-            fits[0] = False
-            counts[fits & (counts == fewer + 1)] = fewer
-        return counts
-
-    def for_rate(self, rate_per_s: float) -> Share | str:
-        """The smallest fleet for so many requests a second, or a sentence that says why there is none."""
-        replica, capacity = self.replica, self.capacity_per_s
-        if capacity <= 0:
-            alone = 0.0 if replica.slo_share is None else replica.slo_share[0]
-            return f"{alone:.0%} of its requests keep the objectives at B = 1, and {self.attainment:.0%} are asked for"
-        count = self._counts(rate_per_s)
-        possible = np.isfinite(count)
-        load = replica.load(rate_per_s / np.where(possible, count, 1.0))
-        if (few := float(load.share[0, 1 : replica.fewest].sum())) > OUTSIDE:
-            return (
-                f"its batch would be below {replica.fewest}, the smallest that was measured, for {few:.0%} of the "
-                "time: measure --concurrency 1 too"
-            )
-        power = replica.power(load)
-        return Share(
-            count=count,
-            load=load,
-            power_w=None if power is None else power * count,
-        )
-
-
-class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """A fleet at work, by draw."""
-
-    count: Floats
-    """Replicas."""
-    load: Load
-    """Of one."""
-    power_w: Floats | None
-    """Of all."""
-
-
 def advise(run: Run, demand: Demand) -> Advice:
     """The targets of a closed-loop run for this demand, best first. Raises UsageError as `replicas_of`."""
-    replicas, refused = _told(run)
-    advice = choose(replicas, demand, slo=run.analysis.slo, simulated=run.analysis.simulated)
-    kept = run.manifest.kept_servers
-    return msgspec.structs.replace(advice, arms=(*advice.arms, *refused), kept_servers=kept)
+    return Fleets.of(run, demand.attainment).advise(demand)[0]
 
 
 def _told(run: Run) -> tuple[list[Replica], list[ArmAdvice]]:
@@ -199,20 +134,50 @@ def _told(run: Run) -> tuple[list[Replica], list[ArmAdvice]]:
 
 def choose(replicas: Sequence[Replica], demand: Demand, *, slo: str | None = None, simulated: bool = False) -> Advice:
     """The same of replicas, whose targets differ; `slo`: what their `slo_share` asks for."""
-    fleets = {one.target: Fleet(one, demand.attainment) for one in replicas}
-    shares = {name: fleet.for_rate(demand.rate_per_s) for name, fleet in fleets.items()}
-    scores = _scores(fleets, shares, demand)
-    order = sorted(scores, key=lambda name: tuple(scores[name][0]))
-    rest = [name for name in fleets if name not in scores]
-    return Advice(
-        demand=demand,
-        slo=slo,
-        arms=tuple(_arm(fleets[name], shares[name], demand) for name in (*order, *rest)),
-        choice=order[0] if order else None,
-        probability=_probability([scores[name] for name in order]) if _all_drawn(fleets, order) else None,
-        second=order[1] if len(order) > 1 else None,
-        simulated=simulated,
-    )
+    return Fleets(replicas, demand.attainment, slo=slo, simulated=simulated).advise(demand)[0]
+
+
+class Fleets:
+    """A fleet of each of several targets, which differ, for demands of one attainment."""
+
+    def __init__(
+        self, replicas: Sequence[Replica], attainment: float, refused: Sequence[ArmAdvice] = (), *,
+        slo: str | None = None, simulated: bool = False, kept_servers: bool = False,
+    ) -> None:  # fmt: skip
+        """`refused`: targets that no advice can be given of."""
+        self.by_target = {one.target: Fleet(one, attainment) for one in replicas}
+        self._refused = refused
+        self._facts: dict[str, Any] = {"slo": slo, "simulated": simulated, "kept_servers": kept_servers}
+
+    @classmethod
+    def of(cls, run: Run, attainment: float) -> Fleets:
+        """Those of a closed-loop run. Raises UsageError as `replicas_of`."""
+        slo, simulated = run.analysis.slo, run.analysis.simulated
+        replicas, refused = _told(run)
+        kept = run.manifest.kept_servers
+        return cls(replicas, attainment, refused, slo=slo, simulated=simulated, kept_servers=kept)
+
+    def advise(self, *demands: Demand) -> list[Advice]:
+        """For each of several demands of the same rate."""
+        fleets, rate = self.by_target, demands[0].rate_per_s
+        shares = {name: fleet.for_rate(rate) for name, fleet in fleets.items()}
+        arms = {name: _arm(fleet, shares[name], rate) for name, fleet in fleets.items()}
+        found = []
+        for demand in demands:
+            scores = _scores(fleets, shares, demand)
+            order = sorted(scores, key=lambda name: tuple(scores[name][0]))
+            rest = [name for name in fleets if name not in scores]
+            drawn = _all_drawn(fleets, order)
+            advice = Advice(
+                demand=demand,
+                arms=(*(_costed(arms[name], demand) for name in (*order, *rest)), *self._refused),
+                choice=order[0] if order else None,
+                probability=_probability([scores[name] for name in order]) if drawn else None,
+                second=order[1] if len(order) > 1 else None,
+                **self._facts,
+            )
+            found.append(advice)
+        return found
 
 
 def _all_drawn(fleets: Mapping[str, Fleet], names: Sequence[str]) -> bool:
@@ -259,22 +224,19 @@ def _estimate(values: Floats, drawn: bool) -> Estimate:
     return Estimate(value=float(values[0]), lo=float(lo), hi=float(hi))
 
 
-def _arm(fleet: Fleet, share: Share | str, demand: Demand) -> ArmAdvice:
+def _arm(fleet: Fleet, share: Share | str, rate_per_s: float) -> ArmAdvice:
+    """Without its costs."""
     replica = fleet.replica
     if isinstance(share, str):
         return ArmAdvice(target=replica.target, precision=replica.precision, refusal=share)
     load, count = share.load, int(share.count[0])
     rate = float(load.rate_per_s[0])
-    energy = None if share.power_w is None else _estimate(share.power_w / demand.rate_per_s, replica.drawn)
+    energy = None if share.power_w is None else _estimate(share.power_w / rate_per_s, replica.drawn)
     right, correct = None, None
     if replica.accuracy is not None:
         right = float(replica.accuracy[0])
         if share.power_w is not None:
-            correct = _estimate(share.power_w / demand.rate_per_s / replica.accuracy, replica.drawn)
-    joules, good = (energy, 1.0) if demand.per == "query" else (correct, right)
-    kwh = None if joules is None else joules.value * 1000 / JOULES_PER_KWH
-    gpu_h = count * replica.gpus / demand.rate_per_s * 1000 / 3600
-    price, carbon = demand.price_per_gpu_h, demand.carbon_kg_per_kwh
+            correct = _estimate(share.power_w / rate_per_s / replica.accuracy, replica.drawn)
     return ArmAdvice(
         target=replica.target,
         precision=replica.precision,
@@ -287,14 +249,27 @@ def _arm(fleet: Fleet, share: Share | str, demand: Demand) -> ArmAdvice:
         e2e_mean_s=float(load.in_flight[0]) / rate,
         slo_share=None if replica.slo_share is None else float(replica.kept(load)[0]),
         headroom=max(fleet.capacity_per_s / rate - 1, 0.0),
-        limit="range" if replica.outgrown(1.001 * fleet.capacity_per_s) else "slo",
+        limit=fleet.limit,
         largest_batch=replica.most,
         saturated=replica.saturated,
+        power_w=None if share.power_w is None else float(share.power_w[0]),
         energy_per_query_j=energy,
         energy_per_correct_j=correct,
         energy_note=_energy_note(replica, share),
         accuracy=right,
-        kwh_per_1000=kwh,
+    )
+
+
+def _costed(arm: ArmAdvice, demand: Demand) -> ArmAdvice:
+    """With what 1,000 queries or correct answers cost."""
+    if arm.gpus is None:
+        return arm
+    joules, good = (arm.energy_per_query_j, 1.0) if demand.per == "query" else (arm.energy_per_correct_j, arm.accuracy)
+    gpu_h = arm.gpus / demand.rate_per_s * 1000 / 3600
+    price, carbon = demand.price_per_gpu_h, demand.carbon_kg_per_kwh
+    return msgspec.structs.replace(
+        arm,
+        kwh_per_1000=None if joules is None else joules.value * 1000 / JOULES_PER_KWH,
         co2_kg_per_1000=None if joules is None or carbon is None else 1000 * carbon_kg(joules.value, carbon),
         cost_per_1000=None if price is None or not good else gpu_h * price / good,
     )

@@ -1,4 +1,5 @@
-"""Replica: one server of a target, by the batches that were measured; Load: the same under Poisson arrivals.
+"""Replica: one server of a target, by the batches that were measured; Load: the same under Poisson arrivals; Fleet: as
+many replicas as a rate needs.
 
 A replica that decodes n requests completes X(n) of them a second and draws P(n) watts: both measured in closed loops of
 n requests. Under Poisson arrivals the number of requests in it is then a birth-death process with birth rate lambda and
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from statistics import fmean
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -26,9 +29,12 @@ NEGLIGIBLE, MOST_STATES = 1e-9, 100_000
 """Numbers of requests that are rarer than that, and further ones, are left out."""
 OUTSIDE = 0.01
 """The largest share of time that a replica may hold more requests than were measured, or fewer than the fewest."""
+_LEAST_LOG_WEIGHT = -50.0
+"""Logarithm of a weight, to the largest one, below which a state does not count."""
+Limit = Literal["range", "slo"]
 
 
-class Replica(msgspec.Struct, frozen=True, kw_only=True):
+class Replica(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One server of a target. The first row of each array is the estimate, the others are joint draws."""
 
     target: str
@@ -67,33 +73,46 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         rate_per_s = np.maximum(rate_per_s, np.finfo(float).tiny)
         full = rate_per_s / self.rate_per_s[:, -1]
         stable = full < 1
-        logs = np.log(rate_per_s)[:, None] - np.log(self.rate_per_s)
-        weights = np.concatenate([np.zeros((len(logs), 1)), logs.cumsum(axis=1)], axis=1)
-        weights = np.exp(weights - weights.max(axis=1, keepdims=True))
+        logs, states = np.log(rate_per_s), np.arange(self.most + 1)
+        most = states * logs.max() - self._work[0]
+        states = states[: np.flatnonzero(most > most.max() + _LEAST_LOG_WEIGHT)[-1] + 1]
+        weights = np.multiply.outer(logs, states)
+        weights -= self._work[:, : len(states)]
+        weights -= weights.max(axis=1, keepdims=True)
+        np.exp(weights, out=weights)
         ratio = np.where(stable, full, 0.0)
-        beyond = weights[:, -1] * ratio / (1 - ratio)
+        beyond = weights[:, -1] * ratio / (1 - ratio) if len(states) > self.most else np.zeros(len(weights))
         total = weights.sum(axis=1) + beyond
-        share, beyond = weights / total[:, None], np.where(stable, beyond / total, 1.0)
-        in_flight = share @ np.arange(self.most + 1) + beyond * (self.most + 1 / (1 - ratio))
-        return Load(rate_per_s=rate_per_s, share=share, beyond=beyond, in_flight=in_flight)
+        weights /= total[:, None]
+        beyond = np.where(stable, beyond / total, 1.0)
+        in_flight = weights @ states + beyond * (self.most + 1 / (1 - ratio))
+        return Load(rate_per_s=rate_per_s, share=weights, beyond=beyond, in_flight=in_flight)
+
+    @cached_property
+    def _work(self) -> Floats:
+        """ln X(1) + ... + ln X(n) for n = 0 to the largest batch, by draw."""
+        return np.concatenate([np.zeros((len(self.rate_per_s), 1)), np.log(self.rate_per_s).cumsum(axis=1)], axis=1)
 
     def kept(self, load: Load) -> Floats:
         """The share of requests that keep the objectives, by draw. One that joins a batch that was not measured keeps
         none."""
         if self.slo_share is None:
             return np.ones(len(load.beyond))
-        return load.share[:, :-1] @ self.slo_share
+        joined = load.share[:, : self.most]
+        return joined @ self.slo_share[: joined.shape[1]]
 
-    def capacity_per_s(self, attainment: float) -> float:
-        """The highest rate at which it keeps the objectives and stays within what was measured; 0: there is none."""
-        one = msgspec.structs.replace(self, rate_per_s=self.rate_per_s[:1])
-        low, high = 1e-6 * float(one.rate_per_s[0, 0]), float(one.rate_per_s[0, -1]) * (1 - 1e-9)
-        if not one.serves(np.array([low]), attainment)[0]:
-            return 0.0
-        for _ in range(40):
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if one.serves(np.array([middle]), attainment)[0] else (low, middle)
-        return low
+    def capacity_per_s(self, attainment: float) -> Floats:
+        """The highest rate at which it keeps the objectives and stays within what was measured, by draw, those of the
+        draws to 1 in 10,000; 0: there is none."""
+        low, high = 1e-6 * self.rate_per_s[:, 0], self.rate_per_s[:, -1] * (1 - 1e-9)
+        some = self.serves(low, attainment)
+        for _ in range(18 if len(low) > 1 else 40):
+            middle = np.sqrt(low * high)
+            fits = self.serves(middle, attainment)
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+        if len(low) > 1:
+            low[:1] = msgspec.structs.replace(self, rate_per_s=self.rate_per_s[:1]).capacity_per_s(attainment)
+        return np.where(some, low, 0.0)
 
     def serves(self, rate_per_s: Floats, attainment: float) -> Mask:
         """Whether it does both at these rates, by draw."""
@@ -102,7 +121,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 
     def outgrown(self, rate_per_s: float) -> bool:
         """Whether it has more requests than were measured too often at that rate, by the estimate."""
-        return bool(self.load(np.full(len(self.rate_per_s), rate_per_s)).beyond[0] > OUTSIDE)
+        one = msgspec.structs.replace(self, rate_per_s=self.rate_per_s[:1])
+        return bool(one.load(np.array([rate_per_s])).beyond[0] > OUTSIDE)
 
     def states(self, rate_per_s: float) -> Floats:
         """Share of time with 0, 1, 2, ... requests by the estimate, also beyond those that were measured; empty where
@@ -119,7 +139,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
         if self.power_w is None or (self.rest_w is None and load.share[0, 0] > OUTSIDE):
             return None
         rest = self.power_w[:, 0] if self.rest_w is None else self.rest_w
-        busy = np.einsum("dn,dn->d", load.share[:, 1:], self.power_w) + load.beyond * self.power_w[:, -1]
+        share = load.share[:, 1:]
+        busy = np.einsum("dn,dn->d", share, self.power_w[:, : share.shape[1]]) + load.beyond * self.power_w[:, -1]
         return np.asarray(load.share[:, 0] * rest + busy)
 
 
@@ -150,10 +171,71 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     rate_per_s: Floats
     share: Floats
-    """Share of time with n requests, from 0 to the largest measured batch; shape (draws, n + 1)."""
+    """Share of time with n requests, from 0 to the largest measured batch, or to the largest that occurs at all; shape
+    (draws, n + 1)."""
     beyond: Floats
     """Share of time with more."""
     in_flight: Floats
+
+
+class Fleet:
+    """As many replicas of a target as a demand needs; arrays are by draw, the estimate first."""
+
+    def __init__(self, replica: Replica, attainment: float) -> None:
+        self.replica = replica
+        self.attainment = attainment
+
+    @cached_property
+    def capacity_per_s(self) -> float:
+        """The most that one replica can take, by the estimate."""
+        return float(self._capacities_per_s[0])
+
+    @cached_property
+    def _capacities_per_s(self) -> Floats:
+        return self.replica.capacity_per_s(self.attainment)
+
+    @cached_property
+    def limit(self) -> Limit:
+        """What ends the capacity: the largest measured batch, or the objectives."""
+        return "range" if self.replica.outgrown(1.001 * self.capacity_per_s) else "slo"
+
+    def _counts(self, rate_per_s: float) -> Floats:
+        """The replicas that each draw needs; inf: many more than the estimate's."""
+        with np.errstate(divide="ignore"):
+            counts = np.maximum(np.ceil(rate_per_s / self._capacities_per_s - 1e-9), 1)
+        return np.where(counts < 1.2 * counts[0] + 3, counts, np.inf)
+
+    def for_rate(self, rate_per_s: float) -> Share | str:
+        """The smallest fleet for so many requests a second, or a sentence that says why there is none."""
+        replica, capacity = self.replica, self.capacity_per_s
+        if capacity <= 0:
+            alone = 0.0 if replica.slo_share is None else replica.slo_share[0]
+            return f"{alone:.0%} of its requests keep the objectives at B = 1, and {self.attainment:.0%} are asked for"
+        count = self._counts(rate_per_s)
+        possible = np.isfinite(count)
+        load = replica.load(rate_per_s / np.where(possible, count, 1.0))
+        if (few := float(load.share[0, 1 : replica.fewest].sum())) > OUTSIDE:
+            return (
+                f"its batch would be below {replica.fewest}, the smallest that was measured, for {few:.0%} of the "
+                "time: measure --concurrency 1 too"
+            )
+        power = replica.power(load)
+        return Share(
+            count=count,
+            load=load,
+            power_w=None if power is None else power * count,
+        )
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """A fleet at work, by draw."""
+
+    count: Floats
+    """Replicas."""
+    load: Load
+    """Of one."""
+    power_w: Floats | None
+    """Of all."""
 
 
 def replicas_of(run: Run) -> list[Replica | str]:
@@ -182,7 +264,8 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
             return "none of its cells has valid latencies, by which the objectives are judged"
     measured = Measured()
     tokens = float((cells["output_tokens_mean"] * cells["requests"]).sum() / cells["requests"].sum())
-    for place, row in zip(cells.index, cells.to_dict("records"), strict=True):
+    read = ["concurrency", "repeat", "tokens_per_s", "output_tokens_mean", "power_w_mean", "goodput_share"]
+    for place, row in zip(cells.index, cells[read].to_dict("records"), strict=True):
         b, repeat = int(row["concurrency"]), int(row["repeat"])
         measured.rate_per_s.setdefault(b, {})[repeat] = row["tokens_per_s"] / tokens
         if place in metered and row["power_w_mean"] > 0:

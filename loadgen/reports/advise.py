@@ -16,7 +16,17 @@ from loadgen.reports.compare import print_table
 from loadgen.reports.rows import INTERVAL, NAME, Column, table_of
 from loadgen.words import SIMULATED, count, interval, number, percent, percents, span, stamped
 
-DISPENSABLE = ("idle", "batch p99", "replicas", "kWh/1,000 queries", "95% CI", "requests/s each", "right", "J/right")
+DISPENSABLE = (
+    "idle",
+    "W",
+    "batch p99",
+    "replicas",
+    "kWh/1,000 queries",
+    "95% CI",
+    "requests/s each",
+    "right",
+    "J/right",
+)
 """Columns that a narrow terminal omits, the first ones first."""
 MOST_BATCH = 256
 """The largest batch that is proposed at once."""
@@ -36,6 +46,7 @@ def arm_columns(advice: Advice) -> tuple[Column[ArmAdvice], ...]:
         Column("E2E mean, s", lambda arm: number(arm.e2e_mean_s)),
         Column("SLO kept", lambda arm: percent(arm.slo_share, 1)),
         Column("headroom", lambda arm: percent(arm.headroom, 0)),
+        Column("W", lambda arm: number(arm.power_w)),
         Column("J/query", lambda arm: _value(arm.energy_per_query_j)),
         Column("95% CI", lambda arm: _ends(arm.energy_per_query_j), INTERVAL),
         Column("J/right", lambda arm: _value(arm.energy_per_correct_j)),
@@ -70,7 +81,11 @@ def sentences(advice: Advice) -> Iterator[str]:
     arms = {arm.target: arm for arm in advice.arms}
     if advice.choice is None:
         known = any(arm.refusal is None for arm in advice.arms)
-        more = "; --price chooses by the number of GPUs" if known and advice.demand.price_per_gpu_h is None else ""
+        more = (
+            "; a price (--price) chooses by the number of GPUs"
+            if known and advice.demand.price_per_gpu_h is None
+            else ""
+        )
         yield f"No precision can be chosen: see below{more}."
     else:
         yield _choice(advice, arms[advice.choice])

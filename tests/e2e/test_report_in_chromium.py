@@ -292,6 +292,32 @@ def test_an_axis_is_turned_to_linear_and_back(page: Page) -> None:
     assert page.evaluate(ticks) == ["1", "2", "4"]
 
 
+def test_a_slider_chooses_the_rate_of_the_advice_and_a_price_what_it_costs(page: Page) -> None:
+    """Both targets are alike: each has as many GPU hours, and none is best."""
+    unfold(page)
+    rates = page.evaluate("JSON.parse(document.querySelector('.advice template').content.textContent).rates")
+    cells = (
+        "[...document.querySelectorAll('.advice tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    set_to = (
+        "(() => {{ const field = document.querySelectorAll('.advice input')[{}]; field.value = {};"
+        "field.dispatchEvent(new Event('{}')) }})()"
+    )
+    page.evaluate(set_to.format(1, 0, "input"))
+    assert [row[1:] for row in page.evaluate(cells)] == [row.split("|") for row in rates[0]["rows"]]
+    first = page.evaluate("document.querySelector('.advice .said').textContent")
+    page.evaluate(set_to.format(0, 1.02 * rates[-1]["rate"], "change"))
+    assert page.evaluate("document.querySelectorAll('.advice input')[0].value") == str(rates[-1]["rate"])
+    assert [row[1:] for row in page.evaluate(cells)] == [row.split("|") for row in rates[-1]["rows"]]
+    assert "No precision can be chosen" in first, "energy was not measured here; a price chooses by the GPUs"
+    page.evaluate(set_to.format(2, 2, "input"))
+    said = page.evaluate("document.querySelector('.advice .said').textContent")
+    assert f"{rates[-1]['rate']} requests/s: " in said
+    assert page.evaluate("document.querySelector('.advice th:last-child').textContent") == "cost/1,000 queries"
+    costs = [float(row[-1]) for row in page.evaluate(cells)]
+    assert costs == pytest.approx([2 * hours for hours in rates[-1]["gpuHours"]], rel=6e-3)
+
+
 def test_a_line_is_read_off_under_the_pointer_and_with_the_arrow_keys(page: Page) -> None:
     unfold(page)
     page.evaluate("document.querySelector('[id^=time-] [data-read]').focus({focusVisible: true})")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import html
 import io
 import json
 import math
 import random
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -21,14 +23,17 @@ from made_study import WATTS, made_study
 from rich.console import Console
 
 import loadgen
-from loadgen.analysis.advise import Advice, Day, Fleet, traffic_of
-from loadgen.analysis.replica import Replica, scatter
+from loadgen.analysis.advise import Advice, Day, traffic_of
+from loadgen.analysis.ratetable import rate_table, rates_of
+from loadgen.analysis.replica import Fleet, Replica, replicas_of, scatter
 from loadgen.analysis.verification import Verification, arrivals_asked, verification_of
 from loadgen.analysis.warnings import KEPT_SERVERS
 from loadgen.cli.advise import command
 from loadgen.errors import UsageError
-from loadgen.reports.advise import print_verification, verification_sentences
+from loadgen.reports.advise import print_verification, sentences, verification_sentences
 from loadgen.reports.compare import pair_note
+from loadgen.reports.html.advice import advice
+from loadgen.words import number
 
 
 def replica(rates: list[float], watts: list[float] | None = None, rest_w: float | None = None,
@@ -182,6 +187,45 @@ def test_a_run_is_advised_from_what_it_measured(run: loadgen.analysis.run.Run) -
     assert best.accuracy is not None
     assert best.gpus == min((arm.gpus or 0) / (arm.accuracy or 1) for arm in priced.arms) * best.accuracy
     assert best.cost_per_1000 == pytest.approx((best.gpus or 0) * 3.0 / 200 * 1000 / 3600 / best.accuracy)
+
+
+def test_the_report_has_what_the_command_says_at_each_of_its_rates(run: loadgen.analysis.run.Run) -> None:
+    """From 0.1 requests in flight on one replica of the slowest target to 8 replicas of the best one."""
+    table = rate_table(run)
+    rates = [at.rate_per_s for at in table]
+    alone = min(one.rate_per_s[0, 0] for one in replicas_of(run) if isinstance(one, Replica))
+    assert rates[0] / 1.2 < 0.1 * alone <= rates[0]
+    assert max(arm.replicas or 0 for arm in table[-1].by_joules.arms) >= 7
+    assert min(arm.replicas or 99 for arm in table[-1].by_joules.arms) in (7, 8)
+    assert max(b / a for a, b in pairwise(rates)) <= 1.26
+    at = table[2 * len(table) // 3]
+    assert at.by_joules == loadgen.advise(run.path, rate=at.rate_per_s)
+    assert at.by_gpus == loadgen.advise(run.path, rate=at.rate_per_s, price=1.0)
+    content = advice(run)
+    ((told,),) = [re.findall("<template>(.*)</template>", content)]
+    page = json.loads(html.unescape(told))
+    shown = page["rates"][2 * len(table) // 3]
+    awq = next(arm for arm in at.by_gpus.arms if arm.target == "awq")
+    assert shown["rate"] == at.rate_per_s
+    assert awq.energy_per_query_j is not None
+    assert number(awq.energy_per_query_j.value) in shown["rows"][1].split("|")
+    assert shown["gpuHours"][1] == pytest.approx((awq.gpus or 0) / at.rate_per_s / 3.6, rel=1e-5)
+    assert [page["texts"][place] for place in shown["joules"]["said"]] == list(sentences(at.by_joules))
+    assert shown["joules"]["best"] == (
+        {"fp16": 0, "awq": 1}[at.by_joules.choice or ""] if at.by_joules.decided else None
+    )
+    assert content.count("<tr") == 1 + 5 * 3, "a heading, and three targets at five rates without JavaScript"
+
+
+def test_many_batches_have_fewer_rates_and_too_many_none() -> None:
+    """A rate takes as long as there are batches: 40,000 in all."""
+    few, more, none = (
+        rates_of([Fleet(replica([0.5 * n for n in range(1, most + 1)]), 0.99)]) for most in (64, 1500, 14_000)
+    )
+    assert len(few) * 64 <= 40_000
+    assert len(few) > len(more) > 0
+    assert len(more) * 1500 <= 40_000
+    assert none == []
 
 
 def test_an_objective_that_is_not_the_runs_own_is_counted_anew(run: loadgen.analysis.run.Run) -> None:

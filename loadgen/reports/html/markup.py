@@ -36,7 +36,7 @@ def element(tag: str, *children: str, **attributes: str | bool) -> Html:
     return Html(opened if tag in _VOID else f"{opened}{join(children)}</{tag}>")
 
 
-_NO_WORDS = re.compile(r"<(svg|pre|script)\b.*?</\1>", re.DOTALL)
+_NO_WORDS = re.compile(r"<(svg|pre|script|template)\b.*?</\1>", re.DOTALL)
 
 
 def words_of(content: Html) -> str:

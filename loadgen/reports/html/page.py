@@ -18,6 +18,7 @@ from loadgen.record.manifest import Manifest, ServerRecord
 from loadgen.reports.figures import Figure, draw_figures
 from loadgen.reports.glossary import GLOSSARY, Term, first_used
 from loadgen.reports.html import sections
+from loadgen.reports.html.advice import advice
 from loadgen.reports.html.answer import answer, in_full, lead
 from loadgen.reports.html.markup import Html, element, facts, gallery, join, words_of
 from loadgen.reports.rows import NAME, SHORT, TEXT, Column
@@ -173,7 +174,7 @@ def _explained(content: Html, known: Sequence[Term]) -> tuple[Html, tuple[Term, 
 def document(title: str, main: Html, *, banner: str | None) -> str:
     """A self-contained page. It loads nothing, and no script but its own runs, whatever its texts hold. `banner`: of a
     simulated run, what to say behind the stamp."""
-    style, script = _part("report.css"), join(map(_part, ("report.js", "tables.js", "figures.js")))
+    style, script = _part("report.css"), join(map(_part, ("report.js", "tables.js", "figures.js", "advice.js")))
     digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
     head = element(
@@ -204,6 +205,7 @@ def _sections(run: Run, figures: Sequence[Figure]) -> list[tuple[str, str, str, 
     contents = [
         ("search", "The search for B*", "step by step", join((sections.search(run), drawn("search")))),
         ("compared", compared, f"verdicts with their reasons{'' if run.arrival else '; ratios B by B'}", in_full(run)),
+        ("advice", "Advice for your rate", "which target, how many GPUs, joules and cost", advice(run)),
         ("result", "Result", f"every figure, by target and {'rate' if run.arrival else 'B'}", sections.result(run)),
         ("curves", "Curves", f"each metric over the {'rate' if run.arrival else 'batch'}", drawn("answer")),
         ("pareto", "Speed per user", "against throughput per GPU and energy: the Pareto frontier", drawn("pareto")),

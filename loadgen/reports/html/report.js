@@ -98,6 +98,7 @@ addEventListener("DOMContentLoaded", () => {
   stampCopies();
   themeToggle();
   seriesButtons();
+  advice();
   tables();
   figures();
 });
