@@ -42,7 +42,7 @@ def locks() -> tuple[Lock, ...]:
     extras = project["project"]["optional-dependencies"]
     build = project["build-system"]["requires"]
     exporter = ("aiohttp", "click", "msgspec", "numpy", "nvidia-ml-py", "prometheus-client")
-    tools = [text for extra in ("dev", "harness", "docs") for text in extras[extra]]
+    tools = [text for extra in ("dev", "harness", "docs", "ray") for text in extras[extra]]
     every = [*needed.values(), *tools, *build, *project["dependency-groups"]["audit"]]
     bnb = [text for text in REQUIREMENTS if text.startswith("bitsandbytes")]
     ci = ".ci/requirements.txt"

@@ -385,8 +385,10 @@ class GridOptions(TypedDict, total=False):
     ray_address: Annotated[str | None, Option(
         "ADDRESS", "The Ray cluster: auto, HOST:PORT or ray://HOST:10001.",
         otherwise="RAY_ADDRESS; else an instance on this machine")]
-    out: Annotated[str | Path | None, Option("DIR", "The grid's folder.", otherwise="grids/<time>-<study>")]
-    resume: Annotated[str | Path | None, Option("DIR", "Continue a grid: finished tasks are kept.")]
+    out: Annotated[str | Path | None, Option(
+        "DIR|URL", "The grid's folder; or a URL of fsspec (s3://...), to which grids/NAME is copied.",
+        otherwise="grids/<time>-<study>")]
+    resume: Annotated[str | Path | None, Option("DIR|URL", "Continue a grid: finished tasks are kept.")]
     quiet: Annotated[bool, Option("", "No progress, only what goes wrong and the result.", default=False)]
 
 

@@ -32,7 +32,7 @@ def command(study: Path | None, dry_run: bool, **_: Any) -> None:
       loadgen grid --resume grids/qwen3 --ray-address auto
     """
     from loadgen import compare
-    from loadgen.cluster.run import grid, rehearse
+    from loadgen.cluster.run import archive_of, grid, rehearse
     from loadgen.record.grid import read_grid
     from loadgen.reports.grid import LiveTasks, PlainTasks, QuietTasks, failed_tasks, rehearsal_lines
     from loadgen.reports.output import write_comparison
@@ -55,5 +55,7 @@ def command(study: Path | None, dry_run: bool, **_: Any) -> None:
         click.echo(f"{len(failed)} of {len(record.tasks)} tasks failed: {', '.join(failed)}; {again}", err=True)
     if len(failed) < len(record.tasks):
         write_comparison(compare(folder, out=folder), form)
+        if archive := archive_of(options):
+            archive.put(folder, ("compare.csv", "compare.json", "compare.html", "figures"))
         click.echo(f"Report: {folder / 'compare.html'}", err=form != "table")
     sys.exit(1 if failed else 0)

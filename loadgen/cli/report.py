@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from loadgen.cli import CONTEXT, Command, completed, given_options, parameters
 from loadgen.errors import UsageError
 from loadgen.notation import entries, number
 from loadgen.options import OutputOptions, ReportOptions
+from loadgen.record.grid import is_grid
 
 
 @click.command(
@@ -19,6 +21,8 @@ from loadgen.options import OutputOptions, ReportOptions
 @click.argument("run", type=click.Path(path_type=Path))
 def command(run: Path, **_: Any) -> None:
     """Recompute tables, figures and report.html of a run directory from its journal; also of a run that was killed.
+
+    Of a grid's folder: report.html of every run, the comparison, and a report.html that leads to them.
 
     \b
     Examples:
@@ -34,6 +38,15 @@ def command(run: Path, **_: Any) -> None:
     options, form = given_options(ReportOptions), completed(OutputOptions)["format"]
     if "weights" in options:
         options["weights"] = _three(options["weights"])
+    if is_grid(run):
+        from loadgen.reports.html.grid import write_index
+
+        if "out" in options:
+            raise UsageError(
+                f"--out {options['out']}: {run} is a grid, whose pages are written into its folder; omit it"
+            )
+        click.echo(f"Report: {write_index(run, partial(report, **options))}")
+        return
     write_run(report(run, **options), form)
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from loadgen import __version__
+from loadgen.cluster.archive import Archive, is_url
 from loadgen.cluster.node import Order, unpack
 from loadgen.cluster.ray import Cluster, Ended, Slot
 from loadgen.cluster.study import Study, parse_study, read_study
@@ -80,11 +81,18 @@ def grid(study: Path | None, options: GridOptions, observer: GridObserver) -> Pa
     Raises UsageError before anything is measured; on Ctrl-C KeyboardInterrupt, with `--resume` as the way to go on.
     """
     folder, text, known = _given(study, options)
+    archive = archive_of(options)
     with _cluster(known, options) as cluster:
         if text is not None:
             begin_grid(folder, text, known, cluster)
-        run_grid(folder, cluster, observer)
+        run_grid(folder, cluster, observer, archive)
     return folder
+
+
+def archive_of(options: GridOptions) -> Archive | None:
+    """Where the grid's folder is copied to, if `--out` or `--resume` is a URL. Raises UsageError."""
+    url = options.get("resume") or options.get("out")
+    return Archive(str(url)) if url is not None and is_url(url) else None
 
 
 def rehearse(study: Path | None, options: GridOptions) -> Rehearsal:
@@ -102,19 +110,29 @@ def rehearse(study: Path | None, options: GridOptions) -> Rehearsal:
 
 def _given(study: Path | None, options: GridOptions) -> tuple[Path, str | None, Study]:
     """The folder, the text of a new study (None: the folder's is continued), and the study."""
-    resume, out = options.get("resume"), options.get("out")
+    resume, out, archive = options.get("resume"), options.get("out"), archive_of(options)
+    if archive is not None:
+        copied = Path("grids") / archive.url.rpartition("/")[2]
+        if resume is not None:
+            archive.fetch(copied)
+        elif archive.has_grid():
+            raise UsageError(f"--out {out}: a grid is there already; continue it with --resume {out}")
     if resume is not None:
-        folder = Path(resume)
+        folder = copied if archive is not None else Path(resume)
         if study is not None:
             raise UsageError(f"{study}: --resume {resume} continues the study in that folder; omit the file")
-        if out is not None and Path(out).resolve() != folder.resolve():
+        if out is not None and str(out) != str(resume):
             raise UsageError(f"--out {out}: --resume continues in {resume}; omit --out")
         return folder, None, study_of(folder)
     if study is None:
         raise UsageError("name a study, as in loadgen grid study.toml, or a grid to continue with --resume DIR")
     known = read_study(study)
-    folder = Path(out or Path("grids") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{known.name}")
+    folder = copied if archive is not None else Path(out or _default(known))
     return folder, read_file(study).decode(), known
+
+
+def _default(study: Study) -> Path:
+    return Path("grids") / f"{datetime.now():%Y-%m-%d-%H%M%S}-{study.name}"
 
 
 def _cluster(study: Study, options: GridOptions) -> Cluster:
@@ -157,18 +175,19 @@ def study_of(folder: Path) -> Study:
     return parse_study(Folder(folder).read(STUDY).decode(), str(folder / STUDY))
 
 
-def run_grid(folder: Path, cluster: Cluster, observer: GridObserver) -> GridRecord:
+def run_grid(folder: Path, cluster: Cluster, observer: GridObserver, archive: Archive | None = None) -> GridRecord:
     """Runs the tasks that a grid's folder lacks and returns what became of all.
 
     A finished task is known by its whole run directory alone, so that none is run or counted twice, however the head
     ended. Raises UsageError if another loadgen is at it.
     """
     with held(folder), stored(folder):
-        return _Grid(folder, cluster, observer).run()
+        return _Grid(folder, cluster, observer, archive).run()
 
 
 class _Grid:
-    def __init__(self, folder: Path, cluster: Cluster, observer: GridObserver) -> None:
+    def __init__(self, folder: Path, cluster: Cluster, observer: GridObserver, archive: Archive | None) -> None:
+        self._archive = archive
         self._folder, self._cluster, self._observer = folder, cluster, observer
         self._record = read_grid(folder)
         self._tries: Counter[tuple[str, str]] = Counter()
@@ -269,6 +288,8 @@ class _Grid:
             if attempt.number == number else attempt
             for attempt in self._record.attempts[task.id]
         ))  # fmt: skip
+        if self._archive is not None and (state == "done" or partial):
+            self._archive.put(self._folder, (STUDY, f"{RUNS}/{task.id}"))
         if state == "done":
             return True
         tries = self._tries[task.id, "failed"] + self._tries[task.id, "lost"]

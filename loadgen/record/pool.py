@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from loadgen.errors import UsageError
 from loadgen.folder import Folder
-from loadgen.record.cell import Cell, plan_blocks
+from loadgen.record.cell import Cell
 from loadgen.record.grid import POOLED, RECEIPT, grid_runs, is_grid, read_receipt
 from loadgen.record.journal import CellStart, cell_file, cell_files, power_file, read_records, sealed
 from loadgen.record.manifest import FILE, Manifest, PooledRun, read_manifest
@@ -88,12 +88,11 @@ def pool_runs(runs: Sequence[Path], out: Path) -> None:
     for path, other in zip(runs[1:], manifests[1:], strict=True):
         _require_alike(runs[0], first, path, other)
     config = replace(first.config, repeats=sum(one.config.repeats for one in manifests), out=None)
-    blocks = plan_blocks(config.targets, config.concurrency, config.repeats, config.arrival)
-    planned = {_key(cell): cell for block in blocks for cell in block.cells}
     merged = replace(
         first, config=config, given=None, sessions=(), clock_anchors=(), servers=(), failures=(), attempts=(),
         power_blocks=(), pooled=(),
     )  # fmt: skip
+    planned = {_key(cell): cell for block in merged.blocks for cell in block.cells}
     for path, manifest in zip(runs, manifests, strict=True):
         repeats, sessions = merged.pooled[-1].last if merged.pooled else 0, len(merged.sessions)
         _copy_cells(path, out, planned, repeats, sessions)
@@ -127,9 +126,7 @@ def _with(merged: Manifest, path: Path, manifest: Manifest, repeats: int, sessio
     return replace(merged, **changes, pooled=(*merged.pooled, part))
 
 
-def _copy_cells(
-    path: Path, out: Path, planned: dict[tuple[str, int, str, int], Cell], repeats: int, sessions: int
-) -> None:
+def _copy_cells(path: Path, out: Path, planned: Mapping[Cell, Cell], repeats: int, sessions: int) -> None:
     """The journals of a run's cells, with their places in the pooled run in the first line."""
     for file in cell_files(path):
         start = next(read_records(file), None)
@@ -153,8 +150,9 @@ def _copy(path: Path, source: Path, out: Path, target: Path, first: bytes | None
         shutil.copyfileobj(old, new)
 
 
-def _key(cell: Cell) -> tuple[str, int, str, int]:
-    return cell.target, cell.concurrency, cell.arrival, cell.repeat
+def _key(cell: Cell) -> Cell:
+    """What a cell is, wherever it stands in the plan."""
+    return replace(cell, index=0, precision="")
 
 
 def _require_alike(path: Path, first: Manifest, other_path: Path, other: Manifest) -> None:

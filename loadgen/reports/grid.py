@@ -6,18 +6,21 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from time import time_ns
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from loadgen.cluster.run import Rehearsal
 from loadgen.record.grid import GridRecord, Task, TaskAttempt
 from loadgen.reports.rows import NAME, SHORT, TEXT, Column, Table, table_of
 from loadgen.reports.textable import fitting, lines_of
 from loadgen.secret import visible_message
 from loadgen.words import STAMP
+
+if TYPE_CHECKING:
+    from loadgen.cluster.run import Rehearsal
 
 
 class ShownTask(msgspec.Struct, frozen=True, kw_only=True):
