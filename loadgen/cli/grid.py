@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from loadgen.cli import CONTEXT, Command, completed, parameters
+from loadgen.errors import Interrupted
 from loadgen.options import GridOptions, OutputOptions
 
 
@@ -48,7 +49,14 @@ def command(study: Path | None, dry_run: bool, **_: Any) -> None:
         view = QuietTasks(messages) if options["quiet"] else PlainTasks(messages)
         if messages.is_terminal and not messages.is_dumb_terminal and not options["quiet"]:
             view = stack.enter_context(LiveTasks(messages))
-        folder = grid(study, options, view)
+        try:
+            folder = grid(study, options, view)
+        except Interrupted as stop:
+            kept = f"finished tasks are kept in {stop.run_dir}"
+            click.echo(
+                f"Interrupted: {kept}; to go on: loadgen grid --resume {shlex.quote(str(stop.run_dir))}", err=True
+            )
+            sys.exit(130)
     record = read_grid(folder)
     if failed := failed_tasks(record):
         again = f"to try again: loadgen grid --resume {shlex.quote(str(folder))}"

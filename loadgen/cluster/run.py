@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from time import time_ns
@@ -19,7 +20,7 @@ from loadgen.cluster.node import Order, unpack
 from loadgen.cluster.ray import Cluster, Ended, Slot
 from loadgen.cluster.study import Study, parse_study, read_study
 from loadgen.cluster.tasks import expected_s, tasks_of
-from loadgen.errors import UsageError
+from loadgen.errors import Interrupted, StorageError, UsageError, is_of_storage
 from loadgen.folder import Folder, read_file
 from loadgen.options import GridOptions
 from loadgen.record.grid import (
@@ -36,7 +37,7 @@ from loadgen.record.grid import (
     why_not_whole,
     write_grid,
 )
-from loadgen.record.journal import held, stored
+from loadgen.record.journal import held
 
 MOST_FAILURES = 2
 """Times that a task may fail by itself."""
@@ -78,14 +79,17 @@ class Rehearsal(msgspec.Struct, frozen=True):
 def grid(study: Path | None, options: GridOptions, observer: GridObserver) -> Path:
     """Does what `loadgen grid` does up to the comparison, and returns the grid's folder.
 
-    Raises UsageError before anything is measured; on Ctrl-C KeyboardInterrupt, with `--resume` as the way to go on.
+    Raises UsageError before anything is measured, and Interrupted on Ctrl-C: `--resume` continues.
     """
     folder, text, known = _given(study, options)
     archive = archive_of(options)
     with _cluster(known, options) as cluster:
         if text is not None:
             begin_grid(folder, text, known, cluster)
-        run_grid(folder, cluster, observer, archive)
+        try:
+            run_grid(folder, cluster, observer, archive)
+        except KeyboardInterrupt:
+            raise Interrupted(folder, hurried=True) from None
     return folder
 
 
@@ -156,7 +160,7 @@ def begin_grid(folder: Path, text: str, study: Study, cluster: Cluster) -> GridR
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {folder}: cannot be written ({error.strerror}); name a writable folder") from None
-    with stored(folder):
+    with _writable(folder):
         Folder(folder).write(STUDY, text.encode())
         write_grid(folder, record)
     return record
@@ -181,8 +185,22 @@ def run_grid(folder: Path, cluster: Cluster, observer: GridObserver, archive: Ar
     A finished task is known by its whole run directory alone, so that none is run or counted twice, however the head
     ended. Raises UsageError if another loadgen is at it.
     """
-    with held(folder), stored(folder):
+    with held(folder), _writable(folder):
         return _Grid(folder, cluster, observer, archive).run()
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Within, a disk that is full or has become read-only raises StorageError, which says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if not is_of_storage(error):
+            raise
+        raise StorageError(
+            f"{folder} can no longer be written ({error.strerror}); finished tasks are kept: make room, then go on: "
+            f"loadgen grid --resume {folder}"
+        ) from None
 
 
 class _Grid:
