@@ -35,8 +35,9 @@ repeats = 2
 concurrency = "1"
 duration = "0.5s"
 limit = 8
+workers = 1
 """
-PATIENCE_S = 200.0
+PATIENCE_S = 500.0
 
 
 @contextmanager
