@@ -102,11 +102,14 @@ def sweep(**options: Unpack[RunOptions]) -> Run:
 
 def load_run(path: str | Path) -> Run:
     """A run directory, opened: `.summary`, `.cells`, `.requests`, `.server` are pandas data frames, `.answer` is what
-    the run says of each target, and `.plot(metric)` draws a figure."""
+    the run says of each target, and `.plot(metric)` draws a figure. Of a grid with one model, its run on all GPUs."""
+    from pathlib import Path
+
     from loadgen.analysis.run import load_run as load
+    from loadgen.record.pool import run_in
     from loadgen.reports.notebook import Run
 
-    return Run(load(path).path)
+    return Run(load(run_in(Path(path))).path)
 
 
 @takes(ReportOptions)

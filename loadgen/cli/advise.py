@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from loadgen.cli import CONTEXT, Command, given_options, parameters, say
-from loadgen.errors import Interrupted
+from loadgen.errors import Interrupted, UsageError
 from loadgen.options import AdviseOptions
 
 
@@ -23,6 +23,7 @@ def command(run: Path, **_: Any) -> None:
     The number of requests in a replica follows from the measured rates at every batch and Poisson arrivals. Nothing is
     extrapolated beyond the largest batch that was measured. With --verify, each of the run's servers is started again
     as it was, gets one replica's share of the rate as Poisson arrivals, and what is measured stands beside the advice.
+    Of a grid's folder, every model gets its advice.
     Exit status: 0 done, 1 something could not be compared, 2 wrong use, 130 interrupted (the same command goes on).
 
     \b
@@ -32,12 +33,24 @@ def command(run: Path, **_: Any) -> None:
       loadgen advise runs/mistral-7b --traffic diurnal:40/5 --carbon 0.4
       loadgen advise runs/mistral-7b --rate 20 --verify --duration 2m
     """
+    from loadgen.record.pool import runs_in
+
+    options, runs = given_options(AdviseOptions), runs_in(run)
+    if len(runs) > 1 and options.get("verify"):
+        raise UsageError(f"--verify: {run} is a grid of {len(runs)} models; name one of them, as in {runs[0]}")
+    for one in runs:
+        if len(runs) > 1:
+            click.echo(f"\n{one.name}")
+        _advise(one, options)
+
+
+def _advise(run: Path, options: Mapping[str, Any]) -> None:
     from loadgen import advise, load_run
     from loadgen.analysis.advise import ONLY_TO_VERIFY, Advice
     from loadgen.reports.advise import print_advice, print_day, print_verification
     from loadgen.reports.terminal import console_of
 
-    options, console, opened = given_options(AdviseOptions), console_of(sys.stdout, width=200), load_run(run)
+    console, opened = console_of(sys.stdout, width=200), load_run(run)
     if opened.shape is not None:
         others = [shape for shape in opened.manifest.config.shapes if shape != opened.shape]
         how = f"`loadgen report {run} --shape {others[0]}` changes it"

@@ -40,6 +40,14 @@ def runs_in(path: Path) -> list[Path]:
     return [runs[0] if len(runs) == 1 else _pooled(path, name, runs) for name, runs in groups.items()]
 
 
+def run_in(path: Path) -> Path:
+    """The one run that a path stands for. Raises UsageError as `runs_in`, and for a grid with several, naming them."""
+    runs = runs_in(path)
+    if len(runs) > 1:
+        raise UsageError(f"{path} is a grid of {len(runs)} runs; name one of them: {', '.join(map(str, runs))}")
+    return runs[0]
+
+
 def _groups(folder: Path) -> dict[str, list[Path]]:
     """The runs that are repeats of each other, by a name."""
     found: dict[str, dict[tuple[str, ...], list[Path]]] = {}

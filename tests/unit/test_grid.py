@@ -58,7 +58,7 @@ def test_options_of_a_model_go_before_those_of_the_study_and_decide_its_gpus() -
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("models =", "modelz ="), "'modelz' is not a key of a study; did you mean models?"),
+        (("precisions =", "precision ="), "'precision' is not a key of a study; did you mean precisions?"),
         (("[sweep]", "duration = 1\n[sweep]"), "write it under [sweep]"),
         (("duration", "duraton"), "[sweep]: 'duraton' is not an option of loadgen sweep; did you mean duration?"),
         (("concurrency = [1, 4]", "repeats = 4"), "repeats is decided by the grid for each task; write repeats = ..."),

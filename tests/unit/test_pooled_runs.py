@@ -95,6 +95,13 @@ def test_a_precision_that_gains_more_on_one_gpu_is_said_and_its_interval_is_over
     assert _differs([[-0.01, 0.01], [-0.02, 0.02]], 1) is False
 
 
+def test_one_run_of_several_is_named(compared: tuple[RunComparison, Path]) -> None:
+    folder = compared[1]
+    with pytest.raises(UsageError, match=r"is a grid of 2 runs; name one of them: .*pooled/a, .*pooled/b"):
+        loadgen.load_run(folder)
+    assert loadgen.load_run(folder / "pooled" / "a").manifest.config.repeats == 6
+
+
 def test_a_pooled_run_is_made_again_only_when_its_runs_changed(compared: tuple[RunComparison, Path]) -> None:
     folder = compared[1]
     first = {path.name: (path / "manifest.json").stat().st_mtime_ns for path in runs_in(folder)}
