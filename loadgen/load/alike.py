@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain, groupby, islice, pairwise, repeat
-from operator import indexOf
+from itertools import chain, groupby, repeat
+from operator import indexOf, ne
 from typing import NamedTuple
 
 import msgspec
@@ -126,29 +126,30 @@ def _run(
     t_ns: Sequence[int], pieces: Sequence[bytes], begin: int, shape: _Shape
 ) -> tuple[Alike, list[int], int] | None:
     """The events alike from a piece on, which begins one; the arrival of each; and the piece behind them."""
-    before, place = _FIELD + shape.head, begin
-    size, tails = len(before), shape.tails(len(pieces) - begin + 1)
+    before, place, at_once = _FIELD + shape.head, begin, _AT_ONCE
+    tails = shape.tails(len(pieces) - begin + 1)
     texts: list[bytes] = []
     ends: list[int] = []
     while place < len(pieces):
-        following = tails[len(texts) :]
-        fit = _true(map(bytes.startswith, islice(pieces, place, None), repeat(before)))
-        fit = _true(map(bytes.endswith, islice(pieces, place, place + fit), following))
+        some, following = pieces[place : place + at_once], tails[len(texts) : len(texts) + at_once + 1]
+        begun = list(map(bytes.removeprefix, some, repeat(before)))
+        said = list(map(bytes.removesuffix, begun, following))
+        fit = min(_true(map(ne, begun, some)), _true(map(ne, said, begun)))
         ends += range(place, place + fit)
-        fitting = zip(islice(pieces, place, place + fit), following, strict=False)
-        texts += [piece[size : -len(tail)] for piece, tail in fitting]
+        texts += said[:fit]
         place += fit
+        if fit == len(some):
+            at_once = min(2 * at_once, _AT_ONCE)
+            continue
+        at_once = 2 * fit + 1  # where many events are two pieces, few are tried at once
         both, tail = b"".join(pieces[place : place + 2]), following[fit]
-        if not (both.startswith(before) and both.endswith(tail)):
+        text = both.removeprefix(before).removesuffix(tail)
+        if len(text) != len(both) - len(before) - len(tail):
             break
         ends.append(place + 1)
-        texts.append(both[size : -len(tail)])
+        texts.append(text)
         place += 2
-    if b"" in texts:  # where head and tail overlap, the piece is neither
-        edges = [begin - 1, *ends]
-        sizes = (sum(map(len, pieces[a + 1 : b + 1])) for a, b in pairwise(edges))
-        del texts[_true(bool(t) or n == size + len(tail) for t, n, tail in zip(texts, sizes, tails, strict=False)) :]
-    text = _joined(texts)
+    joined = _joined(texts)
     if len(texts) < FEWEST:
         return None
     usage, end = shape.usage, ends[len(texts) - 1]
@@ -156,7 +157,8 @@ def _run(
         usage = msgspec.structs.replace(usage, completion_tokens=usage.completion_tokens + len(texts))
     alone = end + 1 - begin == len(texts)
     arrived_ns = [*t_ns[begin : end + 1]] if alone else [t_ns[k] for k in ends[: len(texts)]]
-    return Alike(text, shape.is_reasoning, list(map(bool, texts)), usage), arrived_ns, end + 1
+    brought = [True] * len(texts) if all(texts) else list(map(bool, texts))
+    return Alike(joined, shape.is_reasoning, brought, usage), arrived_ns, end + 1
 
 
 def _true(truths: Iterable[bool]) -> int:

@@ -79,6 +79,14 @@ class TestOneEntry:
         exchange, _ = read_both_ways(pieces)
         assert exchange.text == "".join(TEXTS)
 
+    def test_many_events_of_which_every_third_comes_in_two_reads(self):
+        texts = [f" {k}" for k in range(600)]
+        whole = one_read_per_event(*counted(texts), completion("", 601, finish="stop"), usage(601), DONE)
+        halves = [((t_ns, data[:70]), (t_ns, data[70:])) for t_ns, data in whole]
+        reads = [half for k, two in enumerate(halves) for half in (two if k % 3 == 2 else [whole[k]])]
+        exchange, entries = read_both_ways(reads)
+        assert (exchange.text, exchange.output_tokens, entries) == ("".join(texts), 601, 5)
+
     def test_a_read_of_several_events_gives_them_its_own_time(self):
         raw = finished([])
         pieces = tuple(data for _, data in one_read_per_event(*counted(TEXTS), usage(10), DONE))
