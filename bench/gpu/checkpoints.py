@@ -28,10 +28,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bench.gpu.shapes import FORMATS, GROUP, SHAPES, Format, ModelShape, config, four_bits, load_shapes
+from bench.gpu.shapes import FORMATS, GROUP, SHAPES, Format, ModelShape, config, load_shapes
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "servers" / "cpu"))
+import four_bits  # noqa: E402
 from make_tiny_model import BOS, CHAT_TEMPLATE, EOS, PAD, quantization_config, quantize, texts, train_tokenizer  # noqa: E402
 
 SAMPLE = PROJECT / "loadgen" / "workload" / "sample.jsonl"
@@ -96,50 +97,9 @@ def in_format(tensors: Tensors, kind: Format) -> Tensors:
         if "_proj." not in name:
             found[name] = weight
             continue
-        stored = awq(weight) if kind == "awq" else gptq(weight)
+        stored = four_bits.stored(weight, kind, GROUP)
         found |= {name.replace("weight", part): tensor for part, tensor in stored.items()}
     return found
-
-
-def awq(weight: torch.Tensor) -> Tensors:
-    """Asymmetric int4: weight[out, in] ~ (q - zero) * scale; eight columns in an int32, even ones first."""
-    groups = _groups(weight)
-    low, high = groups.amin(dim=1), groups.amax(dim=1)
-    scales = ((high - low) / 15).clamp(min=1e-8)
-    zeros = (-low / scales).round().clamp(0, 15)
-    q = (groups / scales[:, None] + zeros[:, None]).round().clamp(0, 15).reshape(-1, weight.shape[0])
-    return {"qweight": _packed(q, 1, _AWQ_ORDER), "qzeros": _packed(zeros, 1, _AWQ_ORDER), "scales": scales.half()}
-
-
-def gptq(weight: torch.Tensor) -> Tensors:
-    """Symmetric int4 around 8, without act-order; eight rows in an int32. The format stores zeros less one."""
-    groups = _groups(weight)
-    scales = (groups.abs().amax(dim=1) / 7).clamp(min=1e-8)
-    q = (groups / scales[:, None] + 8).round().clamp(0, 15).reshape(-1, weight.shape[0])
-    rows = torch.arange(weight.shape[1], device=weight.device, dtype=torch.int32)
-    return {
-        "qweight": _packed(q, 0, range(8)),
-        "qzeros": _packed(torch.full_like(scales, 7), 1, range(8)),
-        "scales": scales.half(),
-        "g_idx": rows // GROUP,
-    }
-
-
-_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-
-
-def _groups(weight: torch.Tensor) -> torch.Tensor:
-    """[out, in] -> [in / 128, 128, out], float32."""
-    return weight.float().t().reshape(-1, GROUP, weight.shape[0])
-
-
-def _packed(values: torch.Tensor, dim: int, order: range | tuple[int, ...]) -> torch.Tensor:
-    """Eight 4-bit values along `dim` in each int32, the one at `order[i]` of eight in bits 4i to 4i + 3."""
-    nibbles = values.to(torch.int32).unflatten(dim, (-1, 8))
-    packed = torch.zeros_like(nibbles.select(dim + 1, 0))
-    for bit, place in enumerate(order):
-        packed |= nibbles.select(dim + 1, place) << (4 * bit)
-    return packed.contiguous()
 
 
 def write_model(
@@ -180,7 +140,7 @@ def _quantization(kind: Format | None) -> dict[str, object] | None:
     if kind is None:
         return None
     if kind in ("awq", "gptq"):
-        return four_bits(kind)
+        return four_bits.config(kind, GROUP)
     return quantization_config("int" if kind == "int8" else "float")
 
 

@@ -99,11 +99,3 @@ def config(shape: ModelShape, quantization: dict[str, Any] | None) -> dict[str, 
         "loadgen_note": NOTE,
     }
     return content | ({"quantization_config": quantization} if quantization else {})
-
-
-def four_bits(kind: Literal["awq", "gptq"]) -> dict[str, Any]:
-    """The `quantization_config` of a 4-bit checkpoint in groups of 128, as public ones of these formats have it."""
-    common = {"quant_method": kind, "bits": 4, "group_size": GROUP}
-    if kind == "awq":
-        return {**common, "zero_point": True, "version": "gemm", "modules_to_not_convert": None}
-    return {**common, "sym": True, "desc_act": False, "checkpoint_format": "gptq", "lm_head": False}

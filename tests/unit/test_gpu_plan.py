@@ -6,18 +6,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
 from bench.gpu.measure import MODEL_S
 from bench.gpu.plan import load_plan
 from bench.gpu.sensors import SETTLE_S, STATES
-from bench.gpu.shapes import NOTE, config, four_bits, load_shapes
+from bench.gpu.shapes import GROUP, NOTE, config, load_shapes
 from bench.gpu.simulator import preset_gpu, preset_model
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.serving.checkpoint import mismatch
-from loadgen.serving.recipe import load_recipe
+from loadgen.serving.recipe import load_recipe, recipes_dir
 from loadgen.serving.simulated.cost import load_presets
 
 PROJECT = Path(__file__).parents[2]
@@ -118,14 +119,15 @@ def test_a_gpu_has_the_preset_of_its_name_and_no_other(name: str, preset: str | 
 
 
 def test_the_checkpoints_config_is_what_each_recipe_wants() -> None:
+    stored = run_path(str(recipes_dir() / "cpu" / "four_bits.py"))["config"]
     for shape in load_shapes().values():
         plain = config(shape, None)
         assert plain["loadgen_note"] == NOTE
         assert mismatch(load_recipe("fp16"), "DIR", plain, in_flight=False) is None
         assert mismatch(load_recipe("bnb-nf4"), "DIR", plain, in_flight=True) is None
-        assert mismatch(load_recipe("awq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is None
-        assert mismatch(load_recipe("gptq"), "DIR-gptq", config(shape, four_bits("gptq")), in_flight=False) is None
-        assert mismatch(load_recipe("gptq"), "DIR-awq", config(shape, four_bits("awq")), in_flight=False) is not None
+        assert mismatch(load_recipe("awq"), "DIR-awq", config(shape, stored("awq", GROUP)), in_flight=False) is None
+        assert mismatch(load_recipe("gptq"), "DIR-gptq", config(shape, stored("gptq", GROUP)), in_flight=False) is None
+        assert mismatch(load_recipe("gptq"), "DIR", config(shape, stored("awq", GROUP)), in_flight=False) is not None
 
 
 def test_the_story_in_the_readme_is_of_commands_that_exist() -> None:
