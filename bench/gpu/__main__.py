@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tomllib
 from io import TextIOWrapper
@@ -66,6 +67,7 @@ def install_wheels(options: argparse.Namespace) -> None:
 def visit(options: argparse.Namespace) -> int:
     from bench.gpu.visit import Visit
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped by its time limit: pack what there is
     how = {name: getattr(options, name) for name in ("seconds", "plan", "until", "again", "vllm")}
     return Visit(options.kit, options.out, preset=options.simulated, **how).make(options.carried, options.earlier)
 
@@ -79,6 +81,7 @@ def measure(options: argparse.Namespace) -> int:
         models=options.models or options.work / "models",
         vllm=str(options.vllm) if options.vllm else None,
         torch_python=options.torch_python,
+        results=options.results,
         preset=options.simulated,
     )
     state = steps.measure(
@@ -164,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     one = add("measure", measure, "There: go on with the plan until the time is up.")
     _work(one)
     one.add_argument("--budget", type=float, metavar="S", help="seconds of this call [the plan's]")
+    one.add_argument("--results", type=Path, help="pack what there is into this folder while a server starts")
     one.add_argument("--torch-python", type=Path, help="a Python with torch [the one beside --vllm]")
     _how(one)
     one = add("pack", pack, "There: the results as small archives.")

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bench.gpu import sensors
+from bench.gpu import pack, sensors
 from bench.gpu.plan import ENDED, Plan, State, Step, StepState
 from bench.gpu.simulator import servers
 from loadgen.errors import Interrupted, ServerError, UsageError
@@ -58,9 +60,11 @@ class Cutter(Observer):
         start_s: float,
         cell_s: float,
         wanted: Sequence[Cell] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """`wanted`: the first cells, which are to be measured; None: all of them."""
+        """`wanted`: the first cells, which are to be measured; None: all of them. `meanwhile`: done while a server
+        starts, in a thread."""
         self.start_s, self.cell_s = start_s, cell_s
         self.cut: str | None = None
         """Why there was not enough time for the sweep."""
@@ -69,6 +73,7 @@ class Cutter(Observer):
         self._wanted = None if wanted is None else {cell.label for cell in wanted}
         self._blocks = None if wanted is None else len({(cell.repeat, cell.target) for cell in wanted})
         self._deadline, self._say, self._since = deadline, say, deadline.clock()
+        self._meanwhile, self._pool = meanwhile, ThreadPoolExecutor(max_workers=1)
         self._seen_start = False
 
     def server_starts(self, name: str, argv: Sequence[str] | None) -> None:
@@ -77,6 +82,7 @@ class Cutter(Observer):
             if self._blocks < 0:
                 self._end()
         self._need(self.start_s + self.cell_s, f"the start of {name} and a cell")
+        self._pool.submit(self._meanwhile).add_done_callback(self._tell_failure)
         self._since = self._deadline.clock()
 
     def server_ready(self, name: str, note: str) -> None:
@@ -104,6 +110,10 @@ class Cutter(Observer):
 
     def warn(self, sentence: str) -> None:
         self._say(f"! {sentence}")
+
+    def _tell_failure(self, done: Future[None]) -> None:
+        if (error := done.exception()) is not None:
+            self.warn(f"what was measured could not be packed yet: {error}")
 
     def _end(self) -> None:
         self.enough = True
@@ -140,12 +150,21 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """The `vllm` command; None: what loadgen finds."""
     torch_python: Path | None = None
     """A Python with torch for checkpoints and the sensors' load; None: the one beside the `vllm` command."""
+    results: Path | None = None
+    """Where all that was measured is packed while a server starts, so that it is there when the command is stopped."""
     preset: str | None = None
     """A GPU of the simulator: nothing is measured, and everything says SIMULATED."""
 
     def run(self, step: Step) -> Path:
         """The run directory of a sweep's step."""
         return self.work / "runs" / step.name
+
+    def pack(self, plan: Plan) -> None:
+        """Packs what there is into `results`, where that is named."""
+        if self.results is not None:
+            vllm = Path(self.vllm) if self.vllm else None
+            folders = pack.machine_folders(work=self.work, models=self.models, vllm=vllm)
+            pack.pack(self.work, plan, self.results, folders=folders, keep=True)
 
 
 def measure(
@@ -240,12 +259,15 @@ def _run(
     sweep = plan.sweep_of(step)
     run_dir, repeats = site.run(sweep), plan.repeats_of(step)
     options = {**plan.options_of(sweep), **where, "metrics_port": None}
+    if site.preset is not None:
+        options.pop("vllm_args", None)
     begun = (run_dir / "manifest.json").exists()
     config = None if begun else configure(**options, out=run_dir)
     left = unfinished_cells(run_dir) if config is None else _cells(config)
     wanted = _up_to(repeats, left)
     first = wanted if len(wanted) < len(left) else None
-    cutter = Cutter(deadline, start_s=start_s, cell_s=plan.cell_s, wanted=first, say=say)
+    meanwhile = partial(site.pack, plan)
+    cutter = Cutter(deadline, start_s=start_s, cell_s=plan.cell_s, wanted=first, meanwhile=meanwhile, say=say)
     try:
         if config is not None:
             run_sweep(config, cutter)

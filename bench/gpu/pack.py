@@ -40,7 +40,9 @@ def pack(
         | {"options": plan.options_of(step)}
         for step in plan.step
     ]
-    plan_text = json.dumps({"name": plan.name, "sha256": plan.sha256, "steps": steps}, indent=1)
+    plan_text = json.dumps(
+        {"name": plan.name, "sha256": plan.sha256, "shortened": plan.shortened, "steps": steps}, indent=1
+    )
     kept = []
     with ThreadPoolExecutor() as pool:
         writing = [pool.submit(_write, out / REST, dict(_files(work, _REST)), names, plan_text)]
@@ -79,7 +81,7 @@ def _files(folder: Path, names: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
 
 def _write(archive: Path, files: Mapping[str, Path], names: Mapping[str, str], plan: str | None = None) -> Path:
     partial = archive.with_name(f"{archive.name}.partial")
-    with tarfile.open(partial, "w:xz", preset=6) as out:
+    with tarfile.open(partial, "w:xz", preset=2) as out:
         for name, path in files.items():
             content = path.read_bytes()
             if path.suffix == ".json":  # a journal's lines have checksums, and name no folder

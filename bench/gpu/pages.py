@@ -138,7 +138,10 @@ def _steps(study: Study) -> str:
         status = "not reached" if status == "open" else status
         rows.append([step["name"], step["why"], status, cells, number(state.get("seconds"), ".0f")])
     head = ["step", "why", "how it ended", "cells", "seconds"]
-    return f"## What was done{study.stamp}\n\n{table(head, rows)}"
+    parts = [f"## What was done{study.stamp}", table(head, rows)]
+    if shortened := study.plan.get("shortened"):
+        parts += ["Shortened, since the machine was lent for a short time:", items(shortened)]
+    return "\n\n".join(parts)
 
 
 def _sensors(study: Study) -> str:

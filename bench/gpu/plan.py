@@ -54,6 +54,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Options of `loadgen sweep`, for every sweep."""
     env: dict[str, str] = {}
     """Set for the servers."""
+    shortened: tuple[str, ...] = ()
+    """What is done otherwise than with time in plenty; sentences for the study."""
     step: tuple[Step, ...]
     sha256: str = ""
 

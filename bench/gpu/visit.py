@@ -29,7 +29,7 @@ LOCK, KIT = Path(__file__).with_name("wheels.txt"), Path(__file__).with_name("ki
 RAM_DISK = Path("/dev/shm")
 MODELS_BYTES = 50e9
 """What the plan's checkpoints take, and a little more."""
-PACK_S = 45.0
+PACK_S = 25.0
 """Kept back at the end for packing."""
 GRACE_S = 20.0
 """How long a measurement that runs over has to stop its server."""
@@ -86,6 +86,7 @@ class Visit:
         `carried`: pieces with pieces.json. `earlier`: packed results of another machine, which are continued.
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        _copy(self.kit / "results", self.out)
         try:
             return self._make(carried, earlier)
         finally:
@@ -141,7 +142,7 @@ class Visit:
 
     def _measure(self, python: Path) -> int:
         budget_s = self.left_s - PACK_S
-        command = [*self._command(python, "measure"), "--budget", f"{budget_s:.0f}"]
+        command = [*self._command(python, "measure"), "--budget", f"{budget_s:.0f}", "--results", str(self.out)]
         command += ["--simulated", self._preset] if self._preset else []
         command += ["--until", self._until] if self._until else []
         command += ["--again"] if self._again else []
@@ -149,23 +150,23 @@ class Visit:
         with subprocess.Popen(command, cwd=PROJECT) as process:
             try:
                 return process.wait(timeout=max(budget_s, 0) + GRACE_S)
-            except subprocess.TimeoutExpired:
-                self._tell("a start or a cell took longer than any before; it is stopped, and the next visit goes on")
+            except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
+                self._tell("it is stopped within a start or a cell, and the next visit goes on")
                 process.send_signal(signal.SIGTERM)
                 try:
                     process.wait(timeout=GRACE_S / 2)
                 except subprocess.TimeoutExpired:
                     process.kill()
+                if isinstance(stopped, KeyboardInterrupt):
+                    raise
                 return 1
 
     def _pack(self, python: Path) -> None:
         if (self.work / "state.json").exists():
-            results = self.kit / "results"
-            command = [*self._command(python, "pack"), "--out", str(results), "--keep"]
+            command = [*self._command(python, "pack"), "--out", str(self.out), "--keep"]
             packed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
             self._tell((packed.stdout + packed.stderr).strip())
-            for archive in results.glob(f"*{SUFFIX}"):
-                shutil.copy(archive, self.out)
+            _copy(self.out, self.kit / "results", but=LOGS)
 
     def _pack_logs(self) -> None:
         """To see what failed; they may name anything of the machine, so no study holds them."""
@@ -184,3 +185,11 @@ class Visit:
 
     def _tell(self, sentence: str) -> None:
         self._say(f"[{time.monotonic() - self._begun:4.0f} s] {sentence}")
+
+
+def _copy(source: Path, target: Path, but: str = "") -> None:
+    """Copies the archives with their times, by which `pack --keep` knows whether they are newer than what they hold."""
+    target.mkdir(parents=True, exist_ok=True)
+    for archive in source.glob(f"*{SUFFIX}"):
+        if archive.name != but:
+            shutil.copy2(archive, target)

@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,8 @@ def test_from_an_empty_folder_to_a_study(site: Site, tmp_path: Path) -> None:
     journal = site.kit / "work" / "runs" / "d-qwen3-0.6b" / "journal"
     kill_when(journal / "002-fp16-b4-r1.jsonl", site.visiting(pieces[2]))
     first = (journal / "001-fp16-b1-r1.jsonl").read_bytes()
+    stop_when(journal / "003-awq-b1-r1.jsonl", site.visiting())
+    assert (site.out / "d-qwen3-0.6b.tar.xz").exists(), "a visit that is stopped by its limit brings back what there is"
     said = site.visit(until="d-qwen3-0.6b")
     assert "2 wheels are already in" in said
     assert "001-fp16" not in said, "a cell that was finished is not measured again"
@@ -160,6 +164,20 @@ def carry_over(site: Site, folder: Path) -> list[Path]:
 
 def kill_when(file: Path, arguments: list[str]) -> None:
     """Kills the command and everything it started as soon as it has begun that file."""
+    with begun(file, arguments) as process:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop_when(file: Path, arguments: list[str]) -> None:
+    """Ends the command alone, as a limit of its time does."""
+    with begun(file, arguments) as process:
+        process.terminate()
+    assert process.returncode == 130
+
+
+@contextmanager
+def begun(file: Path, arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """The command, in a session of its own, as soon as it has begun that file; its end is waited for."""
     command = [sys.executable, "-m", "bench.gpu", *arguments]
     process = subprocess.Popen(
         command, cwd=PROJECT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -167,7 +185,7 @@ def kill_when(file: Path, arguments: list[str]) -> None:
     deadline = time.monotonic() + 120
     while not file.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    begun = file.exists()
-    os.killpg(process.pid, signal.SIGKILL)
+    found = file.exists()
+    yield process
     said, _ = process.communicate()
-    assert begun, said
+    assert found, said
