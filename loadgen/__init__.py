@@ -224,6 +224,8 @@ def _measured_at(run: Run, advice: Advice, o: AdviseOptions) -> Run:
     asked: dict[str, Any] = {"arrival": arrivals_asked(run.manifest, advice.rates), "repeats": 1}
     if o["duration"] is not None:
         asked["duration"] = o["duration"]
+    if o["wait_ready"]:
+        asked["wait_ready"] = o["wait_ready"]
     body = {} if o["extra_body"] is None else {"extra_body": o["extra_body"]}
     if (out / FILE).is_file():
         begun = read_manifest(out).config

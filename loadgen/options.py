@@ -152,6 +152,9 @@ Host = Annotated[str, Option("ADDRESS", "Address to listen on.", default="127.0.
 Served = Annotated[str | None, Option("ID", "The 16-bit model: a Hugging Face id or a folder.")]
 Vllm = Annotated[str | Path | None, Acts(
     "PATH", "The vllm command.", SERVERS, otherwise="LOADGEN_VLLM, cpu-env's, or PATH's")]
+WaitReady = Annotated[float | str, Measures(
+    "S", "For --target: wait up to S for servers that are still loading.", SERVERS, 0.0, unit="s", zero=True,
+    field="wait_ready_s", free=True)]
 StartTimeout = Annotated[float | str, Measures(
     "S", "How long a server may take to start while neither its log nor its downloads grow.", SERVERS, 900.0, unit="s",
     field="start_timeout_s", free=True)]
@@ -212,9 +215,7 @@ class SweepOptions(TypedDict, total=False):
     reasoning_parser: Annotated[str | None, Acts(
         "NAME", "For --serve: vLLM's, e.g. qwen3; keeps reasoning apart.", SERVERS)]
     start_timeout: StartTimeout
-    wait_ready: Annotated[float | str, Measures(
-        "S", "For --target: wait up to S for servers that are still loading.", SERVERS, 0.0, unit="s", zero=True,
-        field="wait_ready_s", free=True)]
+    wait_ready: WaitReady
     api_key_env: Annotated[str | None, Acts(
         "VAR", "Environment variable that holds the servers' API key.", SERVERS, free=True)]
 
@@ -374,6 +375,7 @@ class AdviseOptions(TypedDict, total=False):
         "S", "For --verify: length of each window.", otherwise="60; simulated 10", unit="s")]
     out: Annotated[str | Path | None, Option(
         "DIR", "For --verify: its run directory.", otherwise="RUN-verify-R")]
+    wait_ready: WaitReady
     extra_body: Annotated[ExtraBody, "the run's; needed if it holds a secret"]
     trust_manifest: Annotated[bool, Option(
         "", "With --verify: do what a received run's manifest asks for, without a question.", default=False)]

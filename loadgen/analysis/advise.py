@@ -423,14 +423,14 @@ def advise_day(run: Run, demand: Demand, steps: Sequence[Step]) -> Day:
     )
 
 
-ONLY_TO_VERIFY = ("duration", "out", "extra_body")
+ONLY_TO_VERIFY = ("duration", "out", "wait_ready", "extra_body")
 
 
 def advise_run(run: Run, o: AdviseOptions) -> Advice | Day:
     """By the completed options. Raises UsageError where they contradict each other, and as `replicas_of`."""
     rate, traffic = o["rate"], o["traffic"]
     given = cast(Mapping[str, Any], o)
-    if not o["verify"] and (asked := next((name for name in ONLY_TO_VERIFY if given[name] is not None), None)):
+    if not o["verify"] and (asked := next((name for name in ONLY_TO_VERIFY if given[name] not in (None, 0.0)), None)):
         what = f"--{dashed(asked)} {given[asked]}"
         raise UsageError(f"{what} needs --verify: without it nothing is measured")
     if (rate is None) == (traffic is None):

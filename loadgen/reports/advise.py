@@ -244,6 +244,8 @@ def verification_sentences(verification: Verification) -> Iterator[str]:
     for arm in verification.arms:
         if arm.refusal is not None:
             yield f"{arm.target} is not compared: {arm.refusal}."
+    if not verification.complete:
+        yield "To measure again, name another folder with --out."
     yield from (f"Not as when the advised run was measured: {sentence}." for sentence in verification.changed)
     yield f"Measured in {verification.path}; its report: {verification.path}/report.html"
 

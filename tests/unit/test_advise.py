@@ -342,6 +342,7 @@ def test_what_a_verification_found_is_told(run: loadgen.analysis.run.Run, beside
     assert re.search(r"E2E mean, s +0\.\d+ +0\.195 +\S+ to \S+ +\+\d+\.\d%", shown)
     assert "More than chance explains: fp16 in flight (+" in shown
     assert "bnb-nf4 is not compared: it was not measured." in shown
+    assert "To measure again, name another folder with --out." in shown
     assert f"Measured in {beside.path}" in shown
     fast = msgspec.structs.replace(found.arms[0], figures=())
     assert "The largest difference" not in " ".join(
