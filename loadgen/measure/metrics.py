@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from time import monotonic_ns
 from typing import Any
 
@@ -124,6 +125,8 @@ class SweepMetrics(Observer):
         self._valid = {key: gauge(ended + key, text) for key, (text, _) in VERDICTS.items()}
         self._ended = {key: gauge(ended + key, text) for key, (text, _) in ENDED.items()}
         self._accuracy = gauge(f"{ended}accuracy_ratio", "Share of graded answers correct.")
+        self._series: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
+        """Of metrics that no `clear` empties: an answer finds its own here in half of the time."""
         self._last: Progress | None = None
         self._pace = Pace(now_ns=now_ns)
         self.server: MetricsServer | None = None
@@ -165,12 +168,12 @@ class SweepMetrics(Observer):
 
     def answered(self, cell: Cell, exchange: Exchange, latencies: Latencies) -> None:
         labels = self._labels_of(cell)
-        self._requests.labels(*labels, exchange.status).inc()
+        self._series(self._requests, *labels, exchange.status).inc()
         if exchange.output_tokens:
-            self._tokens.labels(*labels).inc(exchange.output_tokens)
+            self._series(self._tokens, *labels).inc(exchange.output_tokens)
         for latency_s, histogram in zip(latencies, (self._ttft, self._tpot), strict=True):
             if latency_s is not None:
-                histogram.labels(*labels).observe(latency_s)
+                self._series(histogram, *labels).observe(latency_s)
 
     def cell_ends(self, cell: Cell, line: str, verdict: CellVerdict) -> None:
         """Removes the gauges of the running cell and sets those of the ended one."""
