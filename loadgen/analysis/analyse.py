@@ -23,6 +23,7 @@ from loadgen.analysis.models.study import ModelStudy, cost_models
 from loadgen.analysis.pareto import ParetoPoint, pareto_points
 from loadgen.analysis.runresult import RunResult, run_result
 from loadgen.analysis.tables import RunTables, damaged, older, power_table, summarize, write_cells, write_summary
+from loadgen.analysis.tokenenergy import TokenEnergy, token_energies
 from loadgen.analysis.trust.answers import flaw_warnings, hidden_warnings
 from loadgen.analysis.trust.study import BatchTest, DepthTest, TrustTest, study
 from loadgen.analysis.validity import Invalid
@@ -66,6 +67,8 @@ class Analysis(IndexStudy, frozen=True, kw_only=True):
     depth: tuple[DepthTest, ...] = ()
     models: tuple[ModelStudy, ...] = ()
     pareto: tuple[ParetoPoint, ...] = ()
+    token_energy: tuple[TokenEnergy, ...] = ()
+    """Of a run with several shapes of requests."""
     client: tuple[NearestCheck, ...] = ()
     """The client's figures that came closest to their limits."""
     warnings: tuple[str, ...] = ()
@@ -73,8 +76,8 @@ class Analysis(IndexStudy, frozen=True, kw_only=True):
     slo: str | None = None
     """What goodput asks for, as `--slo` takes it."""
     shape: str | None = None
-    """Of a run with several shapes of requests, the one that all lists but `invalid`, `warnings`, `client` and
-    `calibration` are about."""
+    """Of a run with several shapes of requests, the one that all lists but `token_energy`, `invalid`, `warnings`,
+    `client` and `calibration` are about."""
     start_sd: float | None = None
     """Relative standard deviation between starts of a server, where the user stated it."""
     search: Story | None = None
@@ -212,6 +215,7 @@ def analyse(
         models=cost_models(held, found.crossovers, reference=reference),
         **asdict(found.indices),
         pareto=pareto_points(measured),
+        token_energy=tuple(token_energies(cells, config.shapes, prefix_cache=config.prefix_cache)),
         client=tuple(nearest_checks(checks)),
         warnings=run_warnings(
             manifest,

@@ -25,7 +25,7 @@ from loadgen.reports.compare import (
     published_doubts,
     published_lines,
 )
-from loadgen.reports.rows import RATE, B, Table, table_of
+from loadgen.reports.rows import RATE, TOKEN_ENERGY, B, Table, table_of, token_energy_notes
 from loadgen.reports.terminal import answers_of, console_of, head_of, meaning, print_end, result_table, warnings_of
 from loadgen.secret import visible_json, visible_line
 from loadgen.words import STAMP
@@ -51,6 +51,10 @@ def write_run(run: Run, form: str) -> None:
         table, _ = result_table(run.summary, simulated=run.manifest.simulated, concurrency=held, mark="**{}**")
         told = [line for answers in answers_of(run, UNBROKEN) for lines in answers for line in lines]
         _write_lines([head_of(run), "", *_markdown(table), "", meaning(run.summary, table, mark="Bold:"), ""])
+        if entries := run.analysis.token_energy:
+            told += token_energy_notes(entries)
+            fitted = [entry for entry in entries if entry.prompt_token_energy_j is not None]
+            _write_lines([*_markdown(table_of(TOKEN_ENERGY, fitted).filled), ""] if fitted else [])
         _write_lines([*_bullets(told), *_bullets(f"! {warning}" for warning in warnings_of(run))])
     if form != "table":
         print(f"Report: {run.path / 'report.html'}", file=sys.stderr)

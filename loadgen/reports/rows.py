@@ -16,9 +16,10 @@ from loadgen.analysis.indices.study import TargetIndices
 from loadgen.analysis.models.fit import BStar, ModelFit, Parameter
 from loadgen.analysis.models.study import ModelStudy, Observed
 from loadgen.analysis.run import Run, held_in
+from loadgen.analysis.tokenenergy import TokenEnergy, unknown
 from loadgen.analysis.validity import COLUMNS
 from loadgen.record.cell import held_of
-from loadgen.words import batch, count, interval, known, number, percent, percents, span, spanned
+from loadgen.words import NOT_KNOWN, batch, count, interval, known, number, percent, percents, span, spanned
 
 Kind = Literal["figure", "interval", "name", "short", "text"]
 """Figures are aligned to the right; `interval` belongs to the column before it; `name` heads its row; `short` is text
@@ -239,7 +240,7 @@ def _traffic(row: CsvRow, slo: str | None) -> str:
     return "; ".join(parts)
 
 
-def value(estimate: Estimate | None, digits: int = 3, *, sign: bool = False) -> str:
+def value(estimate: Estimate | None, digits: int | None = 3, *, sign: bool = False) -> str:
     """The figure without its interval; empty where it was not measured."""
     return "" if estimate is None else number(estimate.value, digits, sign=sign)
 
@@ -357,6 +358,41 @@ MODELS_NOTE = (
     "the model. scatter: of the cells around it; left out: its error at each B when fitted without it; misfit p: its "
     "residuals against the scatter of repeats, below 0.01 refuted."
 )
+
+TOKEN_ENERGY = (
+    Column[TokenEnergy]("target", lambda entry: entry.target, NAME),
+    Column[TokenEnergy](B, lambda entry: shown_held(held_of(entry.concurrency, entry.arrival))),
+    Column[TokenEnergy]("J/prompt token", lambda entry: _joules(entry.prompt_token_energy_j)),
+    Column[TokenEnergy]("95% CI", lambda entry: _joules_ends(entry.prompt_token_energy_j), INTERVAL),
+    Column[TokenEnergy]("J/output token", lambda entry: _joules(entry.output_token_energy_j)),
+    Column[TokenEnergy]("95% CI", lambda entry: _joules_ends(entry.output_token_energy_j), INTERVAL),
+    Column[TokenEnergy]("residual", lambda entry: percent(entry.residual, 1)),
+    Column[TokenEnergy]("starts", lambda entry: str(entry.starts)),
+)
+TOKEN_ENERGY_NOTE = (
+    "Energy per query = a × prompt tokens + b × output tokens, fitted over the shapes by least squares of relative "
+    "misfits, once for each start of a server; intervals over starts. A prompt token's joules include what its keys "
+    "and values cost while the answer is decoded, and both have their share of idle power. residual: how far the "
+    "shapes are from the fit."
+)
+
+
+def token_energy_notes(entries: Iterable[TokenEnergy]) -> list[str]:
+    """What to know of these figures, or why there are none, equal sentences together."""
+    where: dict[str, list[str]] = {}
+    for entry in entries:
+        for note in filter(None, (entry.why, *entry.notes)):
+            where.setdefault(note, []).append(f"{entry.target}, {entry.level}")
+    return [f"{places[0]}{f' and {len(places) - 1} more' if places[1:] else ''}: {note}"
+            for note, places in where.items()]  # fmt: skip
+
+
+def _joules(found: Estimate | None) -> str:
+    return NOT_KNOWN if unknown(found) else value(found, None)
+
+
+def _joules_ends(found: Estimate | None) -> str:
+    return "" if found is None else interval(found.lo, found.hi)
 
 
 def model_sentences(studies: Sequence[ModelStudy]) -> dict[str, list[str]]:

@@ -15,11 +15,13 @@ from loadgen.analysis.analyse import Analysis
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.indices.study import TrapOverBatches
 from loadgen.analysis.run import Run, held_in
+from loadgen.analysis.tokenenergy import TokenEnergy
 from loadgen.analysis.trust.study import TrustTest
 from loadgen.reports.rows import (
     NAME,
     RATE,
     SHORT,
+    TOKEN_ENERGY,
     B,
     Column,
     CsvRow,
@@ -29,6 +31,7 @@ from loadgen.reports.rows import (
     right,
     shown_held,
     table_of,
+    token_energy_notes,
     traffic_sentences,
 )
 from loadgen.reports.textable import Lines, fitting, lines_of, wrapped
@@ -255,6 +258,7 @@ def end_lines(run: Run, width: int) -> Lines:
     head = wrapped(head_of(run), width)
     head += table_lines(run.summary, width, simulated=simulated, concurrency=held)
     head += answered_lines(run.summary, width)
+    head += token_energy_lines(run.analysis.token_energy, width)
     head += wrapped(terms(run.analysis), width)
     room = MOST_TOLD
     warnings = [wrapped(f"! {warning}", width, indent=_INDENT, most=2) for warning in warnings_of(run)]
@@ -295,6 +299,19 @@ def head_of(run: Run) -> str:
         f"good: {run.analysis.slo}" if run.analysis.slo else "",
     ]
     return " · ".join(filter(None, parts))
+
+
+def token_energy_lines(entries: Sequence[TokenEnergy], width: int) -> Lines:
+    """Joules of a prompt token and of an output token, a row per target and B; then what to know of them."""
+    fitted = [entry for entry in entries if entry.prompt_token_energy_j is not None][:MOST_ROWS]
+    notes = [line for note in token_energy_notes(entries) for line in wrapped(note, width, indent=_INDENT)]
+    if not fitted:
+        return notes
+    table = table_of(TOKEN_ENERGY, fitted).filled
+    if any(entry.simulated for entry in fitted):
+        table = replace(table, headings=(f"{STAMP}\n{table.headings[0]}", *table.headings[1:]))
+    head, rows = lines_of(fitting(table, width, ("starts", "95% CI", "95% CI", "residual"))[0], width)
+    return [*head, *rows, *notes]
 
 
 def answered_lines(summary: pd.DataFrame, width: int) -> Lines:

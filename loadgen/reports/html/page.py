@@ -45,8 +45,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _conditions(manifest: Manifest) -> str:
-    """Dataset, protocol, batches, windows, repeats and date in one line."""
+def _conditions(manifest: Manifest, shape: str | None) -> str:
+    """Dataset, protocol, batches, windows, repeats and date in one line; `shape`: which one of several is shown."""
     dataset, protocol, config = manifest.dataset, manifest.protocol, manifest.config
     window = f"{config.duration_s:g} s" if config.duration_s else f"{config.requests} requests"
     b = ", ".join(map(str, config.concurrency))
@@ -54,7 +54,7 @@ def _conditions(manifest: Manifest) -> str:
         f"{dataset.name}, {dataset.items} items",
         f"protocol {protocol.name}, {protocol.api}, at most {protocol.max_tokens} tokens",
         config.load if config.find or config.arrival != CLOSED else f"B {b}",
-        f"{len(config.shapes)} shapes" if config.shapes and config.arrival == CLOSED else "",
+        f"of {len(config.shapes)} shapes {shape} is shown" if shape else "",
         f"windows of {window}",
         f"{len(manifest.steps)} step{'s' * (len(manifest.steps) != 1)}" if config.find else f"{config.repeats} repeats",
         _started(manifest),
@@ -138,7 +138,7 @@ def write_report(run: Run) -> Path:
 
 def page(run: Run, figures: Sequence[Figure]) -> str:
     """The page's markup, with those figures."""
-    shown, conditions = lead(figures), element("p", _conditions(run.manifest), class_="small")
+    shown, conditions = lead(figures), element("p", _conditions(run.manifest, run.shape), class_="small")
     heading = element("header", element("h1", subject(run)), conditions, sections.validity(run))
     first = answer(run, shown, Html(""))
     terms, explained = _explained(join((heading, first)), ())
@@ -215,6 +215,7 @@ def _sections(run: Run, figures: Sequence[Figure]) -> list[tuple[str, str, str, 
         ("accuracy", "Accuracy", "question by question, over B, by reasoning steps", sections.accuracy(run)),
         ("indices", "Indices", "SI and its parts, weights, dominance", sections.indices(run)),
         ("claims", "Claims of the paper", "a verdict and the evidence for each", sections.claims(run)),
+        ("tokens", "Joules by token", "prompt and output tokens apart, over the shapes", sections.token_energy(run)),
         ("models", "Cost models", "fits, and what they say", sections.models(run)),
         ("latency", "Latency", "distributions over all requests", drawn("latency")),
         ("time", "Time lines", "power, in flight and running, cell by cell", drawn("time")),

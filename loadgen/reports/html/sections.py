@@ -323,6 +323,16 @@ def indices(run: Run) -> Html:
     return join(parts)
 
 
+def token_energy(run: Run) -> Html:
+    """Joules of a prompt token and of an output token, of a run with several shapes."""
+    entries = run.analysis.token_energy
+    if not entries:
+        return Html("")
+    fitted = [entry for entry in entries if entry.prompt_token_energy_j is not None]
+    made = run_table(run, rows.TOKEN_ENERGY, fitted, "Joules by token", by=("target",))
+    return join((element("p", rows.TOKEN_ENERGY_NOTE, class_="small"), made, items(rows.token_energy_notes(entries))))
+
+
 def client(run: Run) -> Html:
     """How close the client came to its limits."""
     checks = run.analysis.client
