@@ -69,9 +69,11 @@ class ArmAdvice(msgspec.Struct, frozen=True, kw_only=True):
     headroom: float | None = None
     """How much more traffic these replicas can take: 0.25 is 25%."""
     limit: Limit | None = None
-    """What ends the headroom: the largest measured batch, or the objectives."""
+    """What ends the headroom: the largest measured batch, the objectives, or the KV cache."""
     largest_batch: int | None = None
-    """That was measured."""
+    """That was measured, and that the KV cache holds."""
+    memory_batch: int | None = None
+    """The most requests that the KV cache holds without preemption."""
     saturated: bool | None = None
     """Throughput gains less than 5% over the upper half of the measured batches, so that a larger one adds little."""
     power_w: float | None = None
@@ -251,6 +253,7 @@ def _arm(fleet: Fleet, share: Share | str, rate_per_s: float) -> ArmAdvice:
         headroom=max(fleet.capacity_per_s / rate - 1, 0.0),
         limit=fleet.limit,
         largest_batch=replica.most,
+        memory_batch=replica.memory_batch,
         saturated=replica.saturated,
         power_w=None if share.power_w is None else float(share.power_w[0]),
         energy_per_query_j=energy,

@@ -18,6 +18,7 @@ from loadgen.analysis.celldata import (
     Floats,
     Goodput,
     Ints,
+    Mask,
     Traffic,
     answered_in,
     e2e_s,
@@ -39,11 +40,13 @@ from loadgen.analysis.client import (
     streaming_reasons,
 )
 from loadgen.analysis.energy import CellEnergy, PowerData, ServerMemory, Work, energy_of_cell
+from loadgen.analysis.kvcache import largest_batch
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import inside, mean_in_flight
 from loadgen.options import MAX_ERROR_RATE
 from loadgen.record.cell import Phase, Slo, held_of, level
+from loadgen.record.manifest import KvCache
 from loadgen.serving.exposition import ServerSample, gauge_lags
 from loadgen.serving.metrics import UNVERIFIED
 from loadgen.workload.grading import FAILED, Grade, Grader
@@ -154,6 +157,13 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
     """That share the model."""
     tokens_per_s_per_gpu: float | None = None
     memory_needed_per_gpu_bytes: float | None = None
+    kv_cache_tokens: int | None = None
+    """Tokens that the server's KV cache holds, by its own count."""
+    kv_cache_card_tokens: int | None = None
+    """The same with all the memory that vLLM takes of the card by default."""
+    kv_batch: int | None = None
+    """The most requests of the window's lengths that the card's KV cache, else the server's, holds without preemption;
+    see `analysis.kvcache.largest_batch`."""
     traffic: Traffic
     goodput: Goodput
     energy: CellEnergy
@@ -300,6 +310,7 @@ def summarize_cell(
     )  # fmt: skip
     outcomes = [grade.outcome for grade in grades if grade is not None and grade.correct is not None]
     gpus, needed_bytes = (memory.gpus, memory.needed_bytes(samples)) if memory else (None, None)
+    kv_cache = memory.kv_cache if memory else None
     return CellSummary(
         **figures,
         target=data.cell.target,
@@ -332,6 +343,9 @@ def summarize_cell(
         gpus=gpus,
         tokens_per_s_per_gpu=figures["tokens_per_s"] / gpus if gpus and figures["tokens_per_s"] is not None else None,
         memory_needed_per_gpu_bytes=needed_bytes / gpus if gpus and needed_bytes is not None else None,
+        kv_cache_tokens=kv_cache.tokens if kv_cache else None,
+        kv_cache_card_tokens=kv_cache.card_tokens if kv_cache else None,
+        kv_batch=_kv_batch(kv_cache, data, ended) if kv_cache else None,
         traffic=traffic,
         goodput=goodput_of(data, slo, energy.energy_j),
         energy=energy,
@@ -386,6 +400,16 @@ def lengths_of(exchanges: Sequence[Exchange], facts: Mapping[str, ItemFacts]) ->
         prompts_off=len(off) if prompts else None,
     )
     return AskedLengths(means, tuple(tokens for tokens, asked in outputs if tokens not in (asked, asked + 1)))
+
+
+def _kv_batch(cache: KvCache, data: CellData, ended: Mask) -> int | None:
+    known = [
+        (e.prompt_tokens, e.output_tokens)
+        for e, ours in zip(data.exchanges, ended.tolist(), strict=True)
+        if ours and e.prompt_tokens is not None and e.output_tokens is not None
+    ]
+    prompts, outputs = np.array(known, dtype=np.int64).reshape(-1, 2).T
+    return largest_batch(cache, prompts, outputs)
 
 
 def _other_lengths(lengths: Ints, fixed_length: int | None) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from loadgen.power.sample import PowerSample, Scope
 from loadgen.power.trace import Calibration, Owners, PowerTrace, Uses, calibration_of, traces_of, uses_in
 from loadgen.processgroup import forked
 from loadgen.record.journal import known_records, power_file, read_lines
-from loadgen.record.manifest import Manifest, PowerBlock
+from loadgen.record.manifest import KvCache, Manifest, PowerBlock
 from loadgen.serving.exposition import ServerSample
 
 Number = TypeVar("Number", int, float)
@@ -362,6 +362,7 @@ class ServerMemory(msgspec.Struct, frozen=True, kw_only=True):
 
     model_bytes: int | None = None
     kv_cache_bytes: int | None = None
+    kv_cache: KvCache | None = None
     gpus: int | None = None
     """That share the model: the server's workers, else the GPUs whose energy is measured; None: neither is known."""
 
@@ -387,5 +388,8 @@ def server_memory(manifest: Manifest, target: str, repeat: int, session: int = 1
     for server in manifest.servers:
         if (server.name, server.repeat, server.session) == place:
             gpus = None if on_cpu else server.workers or measured
-            return ServerMemory(model_bytes=server.model_bytes, kv_cache_bytes=server.kv_cache_bytes, gpus=gpus)
+            return ServerMemory(
+                model_bytes=server.model_bytes, kv_cache_bytes=server.kv_cache_bytes, kv_cache=server.kv_cache,
+                gpus=gpus,
+            )  # fmt: skip
     return ServerMemory(gpus=measured)

@@ -21,6 +21,7 @@ import numpy as np
 
 from loadgen.analysis.celldata import Floats, Mask
 from loadgen.analysis.indices.formulas import RepeatNoise, Resampled
+from loadgen.analysis.kvcache import mean_batch
 from loadgen.analysis.run import Run
 from loadgen.errors import UsageError
 
@@ -31,7 +32,7 @@ OUTSIDE = 0.01
 """The largest share of time that a replica may hold more requests than were measured, or fewer than the fewest."""
 _LEAST_LOG_WEIGHT = -50.0
 """Logarithm of a weight, to the largest one, below which a state does not count."""
-Limit = Literal["range", "slo"]
+Limit = Literal["range", "slo", "memory"]
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -56,11 +57,26 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Mean over all its cells, by which `rate_per_s` follows from tokens a second."""
     drawn: bool = True
     """Else something was measured in one repeat only: its draws are all the estimate."""
+    memory_batch: int | None = None
+    """The most requests that its KV cache holds without preemption; None: not known."""
 
     @property
     def most(self) -> int:
-        """The largest batch that was measured."""
+        """The largest batch that was measured and that its memory holds."""
         return int(self.rate_per_s.shape[1])
+
+    def within(self, memory_batch: int | None) -> Replica:
+        """The same replica, which takes no more requests than its memory holds; at least the fewest measured."""
+        if memory_batch is None:
+            return self
+        power_w, slo_share = self.power_w, self.slo_share
+        return msgspec.structs.replace(
+            self,
+            memory_batch=memory_batch,
+            rate_per_s=self.rate_per_s[:, :memory_batch],
+            power_w=None if power_w is None else power_w[:, :memory_batch],
+            slo_share=None if slo_share is None else slo_share[:memory_batch],
+        )
 
     @property
     def saturated(self) -> bool:
@@ -196,8 +212,10 @@ class Fleet:
 
     @cached_property
     def limit(self) -> Limit:
-        """What ends the capacity: the largest measured batch, or the objectives."""
-        return "range" if self.replica.outgrown(1.001 * self.capacity_per_s) else "slo"
+        """What ends the capacity: the largest measured batch, the objectives, or the KV cache."""
+        if not self.replica.outgrown(1.001 * self.capacity_per_s):
+            return "slo"
+        return "memory" if self.replica.most == self.replica.memory_batch else "range"
 
     def _counts(self, rate_per_s: float) -> Floats:
         """The replicas that each draw needs; inf: many more than the estimate's."""
@@ -276,8 +294,16 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
         if block.target == target and block.rest_w and all(block.rest_w.values()):
             measured.rest_w[block.repeat] = sum(watts for watts in block.rest_w.values() if watts is not None)
     gpus = int(cells["gpus"].fillna(1).max()) if "gpus" in cells else 1
+    held = None
+    if "kv_batch" in cells:
+        held = mean_batch(zip(cells["kv_batch"].tolist(), cells["requests"].tolist(), strict=True))
     replica = measured.replica(target, precision, noise, gpus=gpus, accuracy=_accuracy(run, target))
-    return msgspec.structs.replace(replica, tokens_per_answer=tokens)
+    if held is not None and held < replica.fewest:
+        return (
+            f"its KV cache holds {held} requests of these lengths without preemption, and B = {replica.fewest} is the "
+            f"smallest that was measured: measure up to B = {held}"
+        )
+    return msgspec.structs.replace(replica.within(held), tokens_per_answer=tokens)
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import PowerData
 from loadgen.analysis.estimate import Estimate, rate_interval, wilson_interval
 from loadgen.analysis.indices.study import IndexStudy, TargetIndices
+from loadgen.analysis.kvcache import mean_batch
 from loadgen.analysis.trust.accuracy import correct_energy
 from loadgen.analysis.trust.answers import Answers, guessed_rate, item_means, outcome_rate, stopped_rate
 from loadgen.analysis.trust.study import TrustStudy, TrustTest
@@ -228,7 +229,8 @@ COLUMNS = (
     "output_tokens_mean", "accuracy", "accuracy_lo", "accuracy_hi", "questions", "truncated_rate", "unparsed_rate",
     "guessed_rate", "stopped_rate", "cor", "t_si", "t_si_lo", "t_si_hi", "e_si", "s_si", "si",
     *ENERGY[5:],
-    "memory_needed_bytes", "cache_hit_share", "gpus", "tokens_per_s_per_gpu", "memory_needed_per_gpu_bytes",
+    "memory_needed_bytes", "kv_cache_tokens", "kv_cache_card_tokens", "kv_batch", "preemptions",
+    "cache_hit_share", "gpus", "tokens_per_s_per_gpu", "memory_needed_per_gpu_bytes",
     "arrival", "rate_asked_per_s", "arrivals", "rate_per_s", "completed_per_s", "late", "late_ms_p99", "dropped",
     "good", "goodput_per_s", "goodput_per_s_lo", "goodput_per_s_hi", "goodput_share", "energy_per_good_query_j",
     "shape", "simulated",
@@ -277,6 +279,10 @@ def _row(cells: Sequence[CellSummary], answers: Answers, test: TrustTest | None,
     row |= {column: _sum([getattr(cell.validity, column) for cell in cells]) for column in VALID.values()}
     row |= {"requests": sum(c.requests for c in counted), "errors": sum(c.errors for c in counted)}
     row["gpus"] = max((cell.gpus for cell in counted if cell.gpus is not None), default=None)
+    for column in ("kv_cache_tokens", "kv_cache_card_tokens"):
+        row[column] = min((size for cell in counted if (size := getattr(cell, column)) is not None), default=None)
+    row["kv_batch"] = mean_batch((cell.kv_batch, cell.requests) for cell in counted)
+    row["preemptions"] = _sum([None if cell.preemptions is None else int(cell.preemptions) for cell in cells])
     row["running_source"] = ", ".join(sorted({cell.running_source for cell in counted}))
     row |= {column: _mean([getattr(cell, column) for cell in counted]) for column in DIAGNOSTICS}
     row |= {column: _mean(_known_of(cells, column)) for column in (*AVERAGED, *ENERGY, *GOODPUT, "tokens_per_s")}

@@ -94,12 +94,20 @@ def sentences(advice: Advice) -> Iterator[str]:
             yield f"{arm.target} cannot be advised: {arm.refusal}."
         elif arm.energy_note is not None:
             yield f"{arm.target}'s joules are not known: {arm.energy_note}."
+    for arm in advice.arms:
+        if arm.limit == "memory" and not arm.saturated:
+            yield (
+                f"Memory, not speed, limits a replica of {arm.target}: its KV cache holds {arm.memory_batch} requests "
+                "of these lengths without preemption."
+            )
     if short := _growing(advice):
         most = min(2 * max(arm.largest_batch or 1 for arm in short), max(MOST_BATCH, short[0].largest_batch or 1))
+        held = min((arm.memory_batch for arm in short if arm.memory_batch is not None), default=None)
+        most, fits = (most, "") if held is None else (min(most, held), ": the memory holds it")
         names = ", ".join(f"{arm.target} (B ≤ {arm.largest_batch})" for arm in short)
         yield (
             f"Throughput still rose at the largest measured batch of {names}: fewer GPUs may be enough; "
-            f"measure up to B = {most} first."
+            f"measure up to B = {most} first{fits}."
         )
     if advice.kept_servers and advice.choice is not None:
         yield KEPT_SERVERS

@@ -284,7 +284,11 @@ def _unmixed(pairs: Sequence[Unmixed]) -> list[str]:
 def notes(comparison: RunComparison) -> list[str]:
     """Warnings, and the notes of the strata that have a curve."""
     curves = [found for found in comparison.n_stars if found.refusal is None]
-    return [*comparison.warnings, *dict.fromkeys(note for found in curves for note in found.notes)]
+    return [
+        *comparison.warnings,
+        *comparison.kv_caches,
+        *dict.fromkeys(note for found in curves for note in found.notes),
+    ]
 
 
 _DISPENSABLE = (

@@ -14,6 +14,7 @@ from rich.console import Console
 from loadgen.analysis.analyse import Analysis
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.analysis.indices.study import TrapOverBatches
+from loadgen.analysis.kvcache import kv_caches
 from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.tokenenergy import TokenEnergy
 from loadgen.analysis.trust.study import TrustTest
@@ -257,6 +258,8 @@ def end_lines(run: Run, width: int) -> Lines:
     held = B if run.arrival is None else RATE
     head = wrapped(head_of(run), width)
     head += table_lines(run.summary, width, simulated=simulated, concurrency=held)
+    if (caches := kv_caches(run.manifest)) is not None:
+        head += wrapped(caches.sentence, width)
     head += answered_lines(run.summary, width)
     head += token_energy_lines(run.analysis.token_energy, width)
     head += wrapped(terms(run.analysis), width)

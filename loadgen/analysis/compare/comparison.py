@@ -29,6 +29,7 @@ from loadgen.analysis.compare.external import (
 from loadgen.analysis.compare.gpus import GpuFactor, gpu_factor
 from loadgen.analysis.compare.nstar import NStar, SizeCrossing, Unmixed, n_stars, unmixed
 from loadgen.analysis.compare.row import CompareRow, given_size, rows_of
+from loadgen.analysis.kvcache import kv_caches
 from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import write_csv
 from loadgen.errors import UsageError
@@ -183,6 +184,8 @@ class RunComparison(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     gpus: GpuFactor = GpuFactor()
     """The GPU as a factor, of runs that were measured on several."""
+    kv_caches: tuple[str, ...] = ()
+    """A sentence per run: whether its targets had one size of KV cache, or what the card left them."""
     pair: RunDifference | None = None
     """The second run against the first; None unless there are two."""
 
@@ -212,6 +215,7 @@ def compare_runs(
     _check_names(sizes, rows, [run.manifest.config.model for run in opened.values()])
     found = n_stars(rows)
     unknown = dict.fromkeys(f"{row.run}: {row.parameters_source}" for row in rows if row.parameters is None)
+    caches = {label: kv_caches(run.manifest) for label, run in opened.items()}
     return RunComparison(
         simulated=any(row.simulated for row in rows),
         rows=rows,
@@ -225,6 +229,7 @@ def compare_runs(
         differences={point.tool: DIFFERENCES[point.tool] for point in points},
         warnings=tuple(unknown),
         gpus=gpu_factor(opened),
+        kv_caches=tuple(f"{label}: {found.sentence}" for label, found in caches.items() if found is not None),
         pair=run_difference(_two(list(opened)), _two(list(opened.values())), rows) if len(opened) == 2 else None,
     )
 

@@ -9,6 +9,7 @@ import msgspec
 
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.estimate import Estimate, rate_ratio
+from loadgen.analysis.kvcache import kv_caches
 from loadgen.analysis.run import Run, held_in
 from loadgen.analysis.tables import read_table
 from loadgen.analysis.trust.accuracy import compare_accuracy
@@ -224,6 +225,7 @@ def _conditions(runs: tuple[Run, Run], ours: Sequence[CompareRow], theirs: Seque
     fields = {"model": "model", "hardware": "gpu", "number of GPUs": "gpu_count", "vLLM": "vllm", "kernels": "kernels"}
     sides = {what: [said(rows, field) for rows in (ours, theirs)] for what, field in fields.items()}
     sides |= {
+        "KV caches": [caches.rule if (caches := kv_caches(m)) is not None else "" for m in of],
         "driver": [", ".join(sorted({gpu.driver for gpu in m.gpu or () if gpu.driver})) for m in of],
         "power source": [m.power.kind or "" for m in of],
         "questions": [str(m.dataset.items) for m in of],

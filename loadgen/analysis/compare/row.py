@@ -157,6 +157,9 @@ class CompareRow(msgspec.Struct, frozen=True, kw_only=True):
     memory_total_bytes: float | None = None
     memory_headroom: float | None = None
     """1 - memory needed (else peak) over the GPUs' total."""
+    kv_cache_tokens: int | None = None
+    kv_cache_card_tokens: int | None = None
+    kv_batch: int | None = None
     repeats: int
     valid: int
     """Repeats with a valid load; the three below count those with valid latencies, energy and answers."""

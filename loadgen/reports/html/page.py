@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from loadgen import __version__
+from loadgen.analysis.kvcache import kv_caches
 from loadgen.analysis.run import Run
 from loadgen.folder import Folder
 from loadgen.load.openloop import CLOSED
@@ -23,7 +24,7 @@ from loadgen.reports.html.answer import answer, in_full, lead
 from loadgen.reports.html.markup import Html, element, facts, gallery, join, words_of
 from loadgen.reports.rows import NAME, SHORT, TEXT, Column
 from loadgen.reports.terminal import subject
-from loadgen.words import STAMP, number
+from loadgen.words import STAMP, count, number
 
 _FILES = (
     "cells.csv has every cell's own figures, requests.parquet single requests with their time stamps, analysis.json "
@@ -58,6 +59,7 @@ def _conditions(manifest: Manifest, shape: str | None) -> str:
         f"windows of {window}",
         f"{len(manifest.steps)} step{'s' * (len(manifest.steps) != 1)}" if config.find else f"{config.repeats} repeats",
         _started(manifest),
+        caches.sentence if (caches := kv_caches(manifest)) is not None else "",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -75,6 +77,7 @@ _SERVERS = (
     Column[ServerRecord]("vLLM", lambda server: server.version or "not known", SHORT),
     Column[ServerRecord]("weights", lambda server: server.quantization or "not known", TEXT),
     Column[ServerRecord]("KV cache", lambda server: server.kv_cache_dtype or "not known", TEXT),
+    Column[ServerRecord]("KV tokens", lambda server: count(server.kv_cache.tokens) if server.kv_cache else ""),
     Column[ServerRecord]("CUDA graphs", lambda server: _GRAPHS[server.eager], TEXT),
     Column[ServerRecord]("kernel", lambda server: ", ".join(server.kernels or ()) or "not known", TEXT),
     Column[ServerRecord]("command or URL", lambda s: " ".join(s.argv or ()) or s.url or "not known", TEXT),
