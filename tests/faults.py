@@ -288,6 +288,20 @@ MACHINE_FAULTS = (
         "tests/integration/test_faults.py::test_the_key_that_a_server_repeats_is_kept_nowhere",
     ),
     MachineFault(
+        "a node of a Ray cluster dies (`loadgen grid`)",
+        "SIGKILL of a raylet while its task runs",
+        "the task runs on another node; no repeat is counted twice",
+        "0",
+        "tests/integration/test_grid_on_ray.py::test_every_task_is_done_exactly_once_on_the_nodes_that_were_left",
+    ),
+    MachineFault(
+        "the head of a grid dies",
+        "SIGKILL of loadgen and of Ray's head",
+        "`--resume` keeps every finished task and runs the others",
+        "0",
+        "tests/integration/test_grid_on_ray.py::test_what_was_done_before_the_head_was_killed_is_kept",
+    ),
+    MachineFault(
         "hostile text",
         "HTML, terminal commands, direction marks, NULs and formulas in model name, answers, errors and headers",
         "terminal and page show it, and it has no effect",

@@ -34,7 +34,7 @@ def package(name: str) -> None:
     found = find_spec(name) is not None
     if not found and os.environ.get("CI") != "true":
         pytest.skip(f"without {name}", allow_module_level=True)
-    assert found, f"{name} is not installed: pip install -e '.[dev,harness]'"
+    assert found, f"{name} is not installed: pip install -e '.[dev,harness,ray]'"
 
 
 def compiler() -> str:

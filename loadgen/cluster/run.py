@@ -140,9 +140,10 @@ def _default(study: Study) -> Path:
 
 
 def _cluster(study: Study, options: GridOptions) -> Cluster:
-    """Simulated servers need no GPU: an instance on this machine gets made ones for them."""
+    """Simulated servers and those on a CPU need no GPU: an instance on this machine gets made ones for them."""
     made = sum(study.gpus.values()) or 1
-    return Cluster(options.get("ray_address"), local_gpus=made if study.simulated else None)
+    without = study.simulated or study.sweep.get("device") == "cpu"
+    return Cluster(options.get("ray_address"), local_gpus=made if without else None)
 
 
 def begin_grid(folder: Path, text: str, study: Study, cluster: Cluster) -> GridRecord:

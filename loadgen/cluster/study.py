@@ -61,7 +61,10 @@ def read_study(path: Path) -> Study:
     try:
         text = read_file(path).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'it is not text'})") from None
+        why = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(
+            f"{path}: cannot be read ({why}); name a study, a TOML file with models and precisions"
+        ) from None
     return parse_study(text, str(path))
 
 

@@ -114,7 +114,9 @@ def read_grid(folder: Path) -> GridRecord:
     try:
         record: GridRecord = read_json(folder, FILE, GridRecord)
     except OSError as error:
-        raise UsageError(f"{folder} is not a grid's folder: {FILE} cannot be read ({error.strerror})") from None
+        raise UsageError(
+            f"{folder} is not a grid's folder: {FILE} cannot be read ({error.strerror}); name one made by loadgen grid"
+        ) from None
     except ValueError as error:
         raise UsageError(
             f"{folder}/{FILE} is not what loadgen writes ({error_text(error)}); put that file back"

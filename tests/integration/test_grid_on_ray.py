@@ -55,7 +55,7 @@ def raylet(*options: str) -> Iterator[int]:
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[tuple[str, list[int]]]:
+def cluster(nodes: int, *options: str) -> Iterator[tuple[str, list[int]]]:
     """Its address, and the processes of its nodes, the head first."""
     with (
         tempfile.TemporaryDirectory(prefix="lg", dir="/tmp", ignore_cleanup_errors=True) as folder,
@@ -69,6 +69,7 @@ def cluster(nodes: int) -> Iterator[tuple[str, list[int]]]:
             "--node-ip-address=127.0.0.1",
             "--include-dashboard=false",
             f"--temp-dir={folder}",
+            *options,
         )
         pids = [stack.enter_context(head)]
         until(lambda: answers(address), "the head answers")
@@ -138,7 +139,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
             process.kill()
             told["first"] = process.communicate()[0]
         told["before"] = {task: receipt(out, task) for task in done(out)}
-    with cluster(1) as (address, _):
+    with cluster(1, "--num-gpus=2") as (address, _):
         process = begin("--resume", str(out), "--ray-address", address)
         told["second"] = process.communicate(timeout=PATIENCE_S)[0]
         told["status"] = process.returncode

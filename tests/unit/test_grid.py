@@ -12,7 +12,10 @@ from loadgen.cluster.study import Study, parse_study
 from loadgen.cluster.tasks import tasks_of
 from loadgen.errors import UsageError
 from loadgen.measure.config import configure
+from loadgen.measure.servers import COST_FILE, _Simulated, source_of
+from loadgen.measure.settings import options_of
 from loadgen.record.grid import Place, Receipt, Task, done, receipt_of, why_not_whole, write_receipt
+from loadgen.serving.launch import option
 
 TWO = """
 models = ["simulated/qwen3-0.6b", "simulated/mistral-7b"]
@@ -116,3 +119,19 @@ def test_a_run_is_whole_only_if_every_file_is_as_the_node_wrote_it(tmp_path: Pat
     assert why_not_whole(run_dir, task) == "has another journal/001.jsonl than the node wrote"
     (run_dir / "journal" / "001.jsonl").unlink()
     assert why_not_whole(run_dir, task) == "lacks journal/001.jsonl"
+
+
+def test_simulated_servers_have_the_named_model_and_the_machines_cost_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = configure(serve="fp16,awq", model="simulated/qwen3-0.6b")
+    source = source_of(config)
+    assert isinstance(source, _Simulated)
+    argv = source.plan(config.targets[1], 1234).argv
+    assert (option(argv, "--precision"), option(argv, "--model")) == ("awq", "qwen3-0.6b")
+    assert option(argv, "--cost-file") is None
+    monkeypatch.setenv(COST_FILE, str(tmp_path / "hot.toml"))
+    assert option(source.plan(config.targets[1], 1234).argv, "--cost-file") == str(tmp_path / "hot.toml")
+    assert configure(**options_of(config)) == config  # as --resume makes it again
+    with pytest.raises(UsageError, match="--serve awq=org/x: simulated servers have no checkpoint; omit it"):
+        configure(serve="fp16,awq=org/x", model="simulated/qwen3-0.6b")

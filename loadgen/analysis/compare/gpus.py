@@ -18,7 +18,6 @@ from loadgen.analysis.estimate import ROUNDING, Estimate
 from loadgen.analysis.run import Run
 from loadgen.load.openloop import CLOSED
 from loadgen.record.cell import level
-from loadgen.record.manifest import PooledRun
 
 METRICS = ("tokens_per_s", "energy_per_token_j", "energy_per_query_j")
 ALPHA = 0.05
@@ -83,25 +82,27 @@ def gpu_factor(runs: Mapping[str, Run]) -> GpuFactor:
     precisions: list[PrecisionEffect] = []
     gpus: list[GpuEffect] = []
     for label, run in runs.items():
-        places = _gpus(run.manifest.pooled)
+        places = _gpus(run)
         if len(set(places.values())) > 1:
             for metric in METRICS:
-                logs = _logs(run, metric)
+                logs = _logs(run, metric, places)
                 precisions += _precisions(label, metric, logs, places, run.manifest.config.reference)
                 gpus += _levels(label, metric, logs, places)
     return GpuFactor(precisions=tuple(precisions), gpus=tuple(gpus))
 
 
-def _gpus(parts: Sequence[PooledRun]) -> dict[int, str]:
-    """The GPUs of each repeat."""
-    return {repeat: "+".join(part.gpus) for part in parts for repeat in range(part.first, part.last + 1)}
+def _gpus(run: Run) -> dict[int, str]:
+    """The GPUs of each repeat that was measured."""
+    parts = run.manifest.pooled
+    repeats = sorted({int(repeat) for repeat in run.cells["repeat"]}) if parts else []
+    return {repeat: "+".join(part.gpus) for repeat in repeats for part in parts if part.first <= repeat <= part.last}
 
 
-def _logs(run: Run, metric: str) -> Logs:
+def _logs(run: Run, metric: str, places: Mapping[int, str]) -> Logs:
     found: dict[Key, dict[int, float]] = {}
     for cell in run.valid_cells(metric).to_dict("records"):
         value = cell.get(metric)
-        if isinstance(value, int | float) and 0 < value < math.inf:
+        if isinstance(value, int | float) and 0 < value < math.inf and cell["repeat"] in places:
             arrival = str(cell.get("arrival") or CLOSED) if isinstance(cell.get("arrival"), str) else CLOSED
             key = str(cell["target"]), int(cell["concurrency"]), arrival
             found.setdefault(key, {})[int(cell["repeat"])] = math.log(value)
