@@ -18,6 +18,7 @@ from loadgen.analysis.compare.gpus import _differs, _estimate
 from loadgen.errors import UsageError
 from loadgen.record.grid import GridRecord, Place, Task, receipt_of, write_grid, write_receipt
 from loadgen.record.pool import pool_runs, runs_in
+from loadgen.reports.html.grid import write_index
 
 FASTER = 1.1
 """The second GPU over the first, in everything."""
@@ -93,6 +94,15 @@ def test_a_precision_that_gains_more_on_one_gpu_is_said_and_its_interval_is_over
     assert math.log(estimate.value / estimate.lo) == pytest.approx(stats.t.ppf(0.975, 1) * 0.25)
     assert _differs([[0.1], [0.2]], 1) is None
     assert _differs([[-0.01, 0.01], [-0.02, 0.02]], 1) is False
+
+
+def test_the_report_of_a_grid_leads_to_every_run_and_to_the_comparison(compared: tuple[RunComparison, Path]) -> None:
+    folder, reported = compared[1], list[Path]()
+    text = write_index(folder, reported.append).read_text()
+    places = ["pooled/a", "pooled/b", "runs/a-g1", "runs/a-g2", "runs/b-g1", "runs/b-g2"]
+    assert [path.relative_to(folder).as_posix() for path in reported] == places
+    for link in ("compare.html", *(f"{place}/report.html" for place in places)):
+        assert f'href="{link}"' in text
 
 
 def test_one_run_of_several_is_named(compared: tuple[RunComparison, Path]) -> None:
