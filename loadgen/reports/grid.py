@@ -144,9 +144,10 @@ class LiveTasks(PlainTasks):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._lines: list[Text] = []
+        self.lines: list[Text] = []
+        """What is shown now."""
         self._live = Live(
-            console=console, refresh_per_second=4, get_renderable=lambda: Group(*self._lines),
+            console=console, refresh_per_second=4, get_renderable=lambda: Group(*self.lines),
             redirect_stdout=sys.stdout.isatty(),
         )  # fmt: skip
 
@@ -172,4 +173,4 @@ class LiveTasks(PlainTasks):
             styled = [styled[place] for place in sorted(order[:room])]
         stamp = f"{STAMP} · " if record.simulated else ""
         title = Text(f"{stamp}{record.name}: {total}", style="bold")
-        self._lines = [title, *(Text(line, style="dim") for line in head), *styled]
+        self.lines = [title, *(Text(line, style="dim") for line in head), *styled]

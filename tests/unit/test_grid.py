@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from loadgen.cluster.ray import INSTALL, Cluster
 from loadgen.cluster.study import Study, parse_study
@@ -14,7 +16,18 @@ from loadgen.errors import UsageError
 from loadgen.measure.config import configure
 from loadgen.measure.servers import COST_FILE, _Simulated, source_of
 from loadgen.measure.settings import options_of
-from loadgen.record.grid import Place, Receipt, Task, done, receipt_of, why_not_whole, write_receipt
+from loadgen.record.grid import (
+    GridRecord,
+    Place,
+    Receipt,
+    Task,
+    TaskAttempt,
+    done,
+    receipt_of,
+    why_not_whole,
+    write_receipt,
+)
+from loadgen.reports.grid import LiveTasks
 from loadgen.serving.launch import option
 
 TWO = """
@@ -135,3 +148,22 @@ def test_simulated_servers_have_the_named_model_and_the_machines_cost_file(
     assert configure(**options_of(config)) == config  # as --resume makes it again
     with pytest.raises(UsageError, match="--serve awq=org/x: simulated servers have no checkpoint; omit it"):
         configure(serve="fp16,awq=org/x", model="simulated/qwen3-0.6b")
+
+
+def test_a_low_terminal_shows_the_tasks_that_run_or_failed() -> None:
+    names = [f"m-g{number}" for number in range(1, 31)]
+    tasks = tuple(Task(id=name, model="m", gpu=1, repeats=2, options={}) for name in names)
+    attempts = {
+        "m-g1": (TaskAttempt(number=1, state="done", place=Place(node="n", gpus=("GPU-1",))),),
+        "m-g20": (TaskAttempt(number=1, state="lost"), TaskAttempt(number=2, state="running", begun_ns=1)),
+        "m-g30": (TaskAttempt(number=1, state="failed", error="no checkpoint"),),
+    }
+    record = GridRecord(name="g", loadgen="0", simulated=True, tasks=tasks, attempts=attempts)
+    console = Console(file=io.StringIO(), width=90, height=8, force_terminal=True)
+    view = LiveTasks(console)
+    view.changed(record, {"m-g20": ("0@abc", "3/12 cells, awq")})
+    lines = [line.plain for line in view.lines]
+    assert lines[0] == "SIMULATED · g: 1 of 30 tasks done, 27 waits, 1 runs, 1 failed"
+    assert len(lines) <= 8
+    assert any("m-g20" in line and "try 2, 3/12 cells, awq" in line and "0@abc" in line for line in lines)
+    assert any("m-g30" in line and "no checkpoint" in line for line in lines)
