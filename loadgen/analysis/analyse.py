@@ -107,10 +107,10 @@ def analyse(
     `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
     goodput asks for, by default what the sweep was told; `start_sd`: the relative standard deviation between starts of
     a server, by default what the sweep was told; `shape`: which of several shapes of requests the analysis is about, by
-    default the first. Raises UsageError if this is not a run directory, nothing was measured, or `out` is a run
-    directory.
+    default the first that was measured. Raises UsageError if this is not a run directory, nothing was measured, or
+    `out` is a run directory.
     """
-    manifest = read_manifest(run_dir)
+    manifest, asked = read_manifest(run_dir), shape
     shape = _shape_of(run_dir, manifest, shape)
     if out is not None:
         if any(map(Folder(out).has, ("journal", "items.json"))):
@@ -160,6 +160,13 @@ def analyse(
         why = "".join(f": {failure.error}" for failure in manifest.failures[:1])
         raise UsageError(f"{run_dir} holds no measured cell, there is nothing to report{why}")
     story, measured = None, [cell for cell in cells if cell.shape == shape]
+    if not measured:
+        there = [other for other in config.shapes if any(cell.shape == other for cell in cells)]
+        if asked is None and there:
+            analyse(run_dir, settings, slo=slo, start_sd=start_sd, shape=there[0], out=out)
+            return
+        other = f"; give --shape {there[0]}" if there else ""
+        raise UsageError(f"{run_dir} holds no measured cell of the shape {shape or 'that its manifest names'}{other}")
     if searched:
         found_by_search = counted(list(searched.values()))
         measured = [cell for cell, _ in found_by_search]

@@ -125,3 +125,19 @@ def test_what_is_invalid_is_told_with_its_shape(run_dir: Path, tmp_path: Path) -
     [invalid] = {(one.shape, one.repeat) for one in load_run(copy).invalid if one.quantity == "load"}
     assert invalid == ("64/8", 1)
     assert any(warning.startswith("fp16, B = 1, 64/8, repeat 1: ") for warning in load_run(copy).analysis.warnings)
+
+
+def test_of_a_run_that_was_killed_a_shape_that_was_measured_is_shown(run_dir: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    for path in sorted((copy / "journal").glob("*.jsonl"))[::2]:
+        path.unlink()
+    analyse(copy)
+    assert load_run(copy).shape == "64/8"
+    with pytest.raises(UsageError, match="no measured cell of the shape 8/8; give --shape 64/8"):
+        analyse(copy, shape="8/8")
+    for path in (copy / "journal").glob("*.jsonl"):
+        path.unlink()
+    write_cell(copy, cell(1), [], [], ended(None, aborted="the server died"))
+    with pytest.raises(UsageError, match="no measured cell of the shape 8/8"):
+        analyse(copy)
