@@ -9,7 +9,8 @@ slow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ _EVENTS = b',"token_times":['
 _ZERO = np.uint8(ord("0"))
 _FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
 """What every `[t,n],` has besides digits."""
+_AT_ONCE = 1 << 15
 _MOST_DIGITS = 18
 """Digits of a time that 64 bits hold, whatever they are."""
 _WIDEST_COUNT = len(",999999999],")
@@ -94,6 +96,18 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
         last_ns = np.full(len(self.exchanges), -1, dtype=np.int64)
         last_ns[there] = self.token_t_ns[self.token_offsets[1:][there] - 1]
         return last_ns
+
+    def tokens_in(self, window: tuple[int, int], events: Ints | None = None) -> int:
+        """Tokens that arrived in a window; of some events only, if they are given by their places."""
+        some = [slice(*ends) for ends in slices(len(self.token_t_ns))] if events is None else [events]
+        return sum(int(self.token_counts[s][latency.inside(self.token_t_ns[s], window)].sum()) for s in some)
+
+    def joined(self) -> Ints:
+        """The places of the events that came in one read with the answer's event before."""
+        t_ns, first = self.token_t_ns, self.token_offsets
+        found = [np.flatnonzero(t_ns[a + 1 : b + 1] == t_ns[a:b][: len(t_ns) - a - 1]) for a, b in slices(len(t_ns))]
+        places = np.concatenate([_NO_INTS, *(1 + a + f for (a, _), f in zip(slices(len(t_ns)), found, strict=True))])
+        return places[first[np.searchsorted(first, places)] != places] if len(places) else places
 
     @property
     def window(self) -> tuple[int, int] | None:
@@ -273,10 +287,25 @@ def in_window(data: CellData, window: tuple[int, int]) -> Mask:
 
 def _gaps(data: CellData, window: tuple[int, int]) -> tuple[Floats, Counts]:
     """Seconds from the event before, and tokens, of the events of measured requests; a request's first has no gap."""
-    events = np.diff(data.token_offsets)
-    chosen = np.repeat(data.measured & data.ok, events) & latency.inside(data.token_t_ns, window)
-    chosen[data.token_offsets[:-1][events > 0]] = False
-    return latency.gaps_s(data.token_offsets, data.token_t_ns)[chosen], data.token_counts[chosen]
+    gaps, counts, number = np.empty(len(data.token_t_ns)), np.empty_like(data.token_counts), 0
+    ours, cuts = data.measured & data.ok, np.searchsorted(data.token_offsets, [a for a, _ in slices(len(gaps))])
+    for begin, end in pairwise([*cuts.tolist(), len(data.exchanges)]):
+        offsets = data.token_offsets[begin : end + 1]
+        some, offsets = slice(offsets[0], offsets[-1]), offsets - offsets[0]
+        events = np.diff(offsets)
+        chosen = np.repeat(ours[begin:end], events) & latency.inside(data.token_t_ns[some], window)
+        chosen[offsets[:-1][events > 0]] = False
+        found = latency.gaps_s(offsets, data.token_t_ns[some])[chosen]
+        gaps[number : number + len(found)] = found
+        counts[number : number + len(found)] = data.token_counts[some][chosen]
+        number += len(found)
+    return gaps[:number], counts[:number]
+
+
+def slices(length: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of parts of a long array, each of which the processor's own memory holds: its intermediate results
+    need no memory of the system, which clears it first."""
+    return ((begin, min(begin + _AT_ONCE, length)) for begin in range(0, length, _AT_ONCE))
 
 
 def percentiles(values: Floats, quantiles: Sequence[int]) -> list[float]:

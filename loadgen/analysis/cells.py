@@ -43,7 +43,7 @@ from loadgen.analysis.energy import CellEnergy, PowerData, ServerMemory, Work, e
 from loadgen.analysis.kvcache import largest_batch
 from loadgen.analysis.validity import Evidence, Validity, validity_of
 from loadgen.load.exchange import Exchange
-from loadgen.load.latency import inside, mean_in_flight
+from loadgen.load.latency import mean_in_flight
 from loadgen.options import MAX_ERROR_RATE
 from loadgen.record.cell import Phase, Slo, held_of, level
 from loadgen.record.manifest import KvCache
@@ -243,7 +243,7 @@ def summarize_cell(
     window_s = (window[1] - window[0]) / 1e9 if window else None
     ended = answered_in(data, window) if window else np.zeros(len(data.exchanges), dtype=np.bool_)
     errors, failures = _errors(data, window), _errors(data, None)
-    tokens = int(data.token_counts[inside(data.token_t_ns, window)].sum()) if window else None
+    tokens = data.tokens_in(window) if window else None
     samples = [s for s in data.samples if window and window[0] <= s.t_ns <= window[1]]
     counted = data.dropped | (data.ok & (data.output_tokens >= 0))
     latencies, traffic, client = _latencies(data, window), traffic_of(data), client_figures(data)

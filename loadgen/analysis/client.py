@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from loadgen.analysis.celldata import CellData, Floats, Ints, Mask, answered_in
-from loadgen.load.latency import inside, ttft_s
+from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
+from loadgen.load.latency import ttft_s
 
 CPU_SHARE = 0.95
 """Share of one core, by the busiest process, over the window: an event loop has no more than a core."""
@@ -232,18 +232,8 @@ def _refill_gaps_ms(data: CellData, window: tuple[int, int]) -> Floats:
 
 
 def _joined_share(data: CellData, window: tuple[int, int]) -> float | None:
-    counted = inside(data.token_t_ns, window)
-    tokens = int(data.token_counts[counted].sum())
-    joined = np.append(_read_with_the_last(data)[1:], False) if tokens else counted
-    return int(data.token_counts[counted & joined].sum()) / tokens if tokens else None
-
-
-def _read_with_the_last(data: CellData) -> Mask:
-    """Events with tokens that came in one read with the answer's event before."""
-    together = np.zeros(len(data.token_t_ns), dtype=np.bool_)
-    together[1:] = data.token_t_ns[1:] == data.token_t_ns[:-1]
-    together[data.token_offsets[:-1][np.diff(data.token_offsets) > 0]] = False
-    return together
+    tokens = data.tokens_in(window)
+    return data.tokens_in(window, data.joined() - 1) / tokens if tokens else None
 
 
 def _against_server(data: CellData, window: tuple[int, int]) -> tuple[float | None, int | None, float | None]:
@@ -328,11 +318,11 @@ def streaming_of(data: CellData, window: tuple[int, int] | None) -> Streaming:
     events = np.diff(data.token_offsets)
     if window is None or not data.token_t_ns.size:
         return Streaming()
-    begins_read, there = ~_read_with_the_last(data), events > 0
-    lengths = np.diff(np.append(np.flatnonzero(begins_read), len(begins_read)))
-    reads, longest = np.zeros_like(events), np.zeros_like(events)
-    reads[there] = np.add.reduceat(begins_read, data.token_offsets[:-1][there], dtype=np.int64)
-    longest[there] = np.maximum.reduceat(lengths, (np.cumsum(reads) - reads)[there])
+    joined = data.joined()
+    answer = np.searchsorted(data.token_offsets, joined, side="right") - 1
+    reads, longest = events - np.bincount(answer, minlength=len(events)), np.minimum(events, 1)
+    begins = np.flatnonzero(np.diff(joined, prepend=-1) != 1)  # the first event of an answer is never joined
+    np.maximum.at(longest, answer[begins], np.diff(begins, append=len(joined)) + 1)
     chosen = answered_in(data, window) & (data.output_tokens > 1) & (events > 0)
     several = chosen & (events > 1)
     buffered = several & (

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from loadgen.analysis.celldata import CellData, Counts, Floats, Ints
+from loadgen.analysis.celldata import CellData, Counts, Floats, Ints, slices
 from loadgen.analysis.estimate import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
 from loadgen.folder import Folder
 from loadgen.load.latency import inside
@@ -130,8 +130,6 @@ def _latest(path: Path, since_ns: int, uuids: Sequence[str]) -> tuple[list[Power
         reach = size if enough else reach * 4
 
 
-_AT_ONCE = 1 << 15
-"""Tokens."""
 SHORTEST_MEASURED = 4.0
 """Correlation times in a window; where it holds fewer, how many cannot be told."""
 
@@ -335,11 +333,13 @@ def tokens_by_part(token_t_ns: Ints, token_counts: Counts, window: tuple[int, in
     parts_per_ns = parts / (window[1] - window[0])
     counts = np.zeros(parts + 2)  # with what came before and after
     ends = np.full(parts + 2, window[0])
-    for first in range(0, len(token_t_ns), _AT_ONCE):
-        some = slice(first, first + _AT_ONCE)
-        part = np.ceil((token_t_ns[some] - window[0]) * parts_per_ns).clip(0, parts + 1).astype(np.intp)
-        counts += np.bincount(part, token_counts[some], minlength=parts + 2)
-        np.maximum.at(ends, part, token_t_ns[some])
+    for begin, end in slices(len(token_t_ns)):
+        t_ns = token_t_ns[begin:end]
+        part = np.ceil((t_ns - window[0]) * parts_per_ns).clip(0, parts + 1).astype(np.intp)
+        last = np.append((part[1:] != part[:-1]) | (t_ns[1:] < t_ns[:-1]), True).nonzero()[0]
+        runs = np.add.reduceat(token_counts[begin:end], np.append(0, last[:-1] + 1), dtype=np.int64)
+        counts += np.bincount(part[last], runs, minlength=parts + 2)
+        np.maximum.at(ends, part[last], t_ns[last])
     ends[0], ends[parts] = window
     return counts[1:-1], np.maximum.accumulate(ends[:-1])
 
