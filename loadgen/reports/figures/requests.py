@@ -116,7 +116,7 @@ def _draw_timeline(
         doubts[held_in(cell), cell["repeat"]] = f":{what} invalid ×" if bad else ""
     sheet = Sheet(
         looks, simulated=run.manifest.simulated, rows=len(batches), columns=len(repeats), panel=(2.4, 0.95),
-        gap=(0.62 if powered else 0.3, 0.42), left=0.62, right=0.66 if powered else 0.18,
+        gap=(0.62 if powered else 0.3, 0.42), left=0.62, right=0.66 if powered else 0.18, grid=False,
     )  # fmt: skip
     panels = iter(sheet.axes)
     for b in batches:
@@ -154,10 +154,9 @@ def _panel(sheet: Sheet, axes: Axes, trace: CellTrace, target: str, title: str, 
     _step(sheet, axes, trace.in_flight, _FLIGHT, where + "{y} in flight")
     _step(sheet, axes, trace.running, _RUNNING, where + "{y} running")
     axes.set_ylim(0, 1.15 * max(axes.get_ylim()[1], 1.0))
-    axes.grid(False)
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    axes.set_title(title + doubt, fontsize=8.5, color=INVALID if doubt else TEXT, pad=3)
+    axes.set_title(title + doubt, fontsize=8.5, color=INVALID if doubt else TEXT, pad=3, y=1.0)  # y: not looked for
     axes.tick_params(labelsize=7.5)
     if trace.power is not None:
         watts = axes.twinx()

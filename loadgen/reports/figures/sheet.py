@@ -156,6 +156,7 @@ class Sheet:
         gap: tuple[float, float] = (0.78, 0.72),
         left: float = _LEFT,
         right: float = _RIGHT,
+        grid: bool = True,
         **shared: Any,
     ) -> None:
         """`panel`: width and height in inches; `gap`: between columns, between rows; `left`, `right`: margins."""
@@ -174,7 +175,8 @@ class Sheet:
         )
         self._grow(legend_lines=1)
         for axes in self.axes:
-            axes.grid(True, which="major", alpha=0.45)
+            if grid:
+                axes.grid(True, which="major", alpha=0.45)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
 
@@ -300,6 +302,9 @@ class Sheet:
             for axes in self.axes:
                 if axes.get_visible():
                     _stamp(axes)
+        for axis in (axis for axes in self._canvas.axes for axis in (axes.xaxis, axes.yaxis)):
+            if not axis.get_label_text():
+                axis.set_label_coords(0, 0)  # its place is not looked for: a tenth of a figure of many panels
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         drawn = io.StringIO()
         self._canvas.savefig(drawn, format="svg", transparent=True, metadata=_NO_METADATA)
