@@ -155,7 +155,7 @@ def test_tokens_are_counted_in_the_part_of_the_window_that_they_arrived_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     """(10, 20] ms in four parts of 2.5 ms; an instant between two belongs to the first, as the window's close to it."""
-    monkeypatch.setattr("loadgen.analysis.energy._AT_ONCE", at_once)
+    monkeypatch.setattr("loadgen.analysis.celldata._AT_ONCE", at_once)
     tokens = [(9, 1), (10, 2), (10.1, 3), (12.5, 4), (12.6, 5), (17, 6), (20, 7), (20.1, 8)]
     data = cell_data(tmp_path, [answer(1, tokens, end=21)], [], end=ended((10.0, 20.0)))
     counts, ends = tokens_by_part(data.token_t_ns, data.token_counts, (10 * MS, 20 * MS), 4)

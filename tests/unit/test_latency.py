@@ -16,6 +16,12 @@ CHUNKED = answer(1000, [(1100, 2), (1200, 1), (1500, 2), (1600, 1)], end=1650)
 """6 tokens in 4 events: 2 at first, then gaps of 100, 300 and 100 ms for 1, 2 and 1 tokens."""
 
 
+@pytest.fixture(autouse=True, params=[2, 1 << 15])
+def _at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events that are gone through at a time; the figures do not depend on it."""
+    monkeypatch.setattr("loadgen.analysis.celldata._AT_ONCE", request.param)
+
+
 def ms(values_of: object, tmp_path: Path, *exchanges: Exchange) -> list[float]:
     assert callable(values_of)
     values = values_of(cell_data(tmp_path, exchanges), OPEN_CLOSE)

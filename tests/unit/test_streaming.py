@@ -17,6 +17,12 @@ STEPS = [10.0 * k for k in range(1, 13)]
 """Answers of 12 tokens, the first after 10 ms, one each 10 ms."""
 
 
+@pytest.fixture(autouse=True, params=[2, 1 << 15])
+def _at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events that are gone through at a time; the figures do not depend on it."""
+    monkeypatch.setattr("loadgen.analysis.celldata._AT_ONCE", request.param)
+
+
 def data_of(tmp_path: Path, *answers: Events) -> CellData:
     asked = [answer(200 * k, [(200 * k + t, n) for t, n in events]) for k, events in enumerate(answers)]
     data = read_cell(write_cell(tmp_path, cell(), asked, [], ended(window=(0, 100_000))))
