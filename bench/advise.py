@@ -1,7 +1,8 @@
 """How often is advice wrong, and how far is it from what an open loop measures?
 
     python bench/advise.py             # about 4 minutes; prints the first table of docs/advise.md
-    python bench/advise.py --verify bench/results/advise.json --runs FOLDER     # about 20 minutes; the second table
+    python bench/advise.py --engine bench/results/advise.json     # about half a minute; the table of its verification
+    python bench/advise.py --verify FILE.json --runs FOLDER       # about 20 minutes on a quiet machine: over sockets
 
 Wrong choices: made studies of two precisions whose curves and noise are known.
 The truth is the simulator's closed form (SIMULATED): X(B) and P(B) of a GPU, a model and a precision, at every B. A
@@ -9,6 +10,9 @@ study measures a grid of B in three repeats; every start of a server multiplies 
 lognormal factor (1%), every cell by another (0.5%). The demand is a rate that keeps 1 to 60 requests in flight.
 A choice counts where the true joules a query differ by 3% or more; it is wrong if loadgen calls it decided and the
 other is better.
+
+Engine: the simulator's steps one by one, in virtual time, under Poisson arrivals, beside the advice of the closed form
+at the same batches: 6 rates x 4 precisions, 3,000 requests each. This tells the model's own error.
 
 Verification: four simulated servers at twice their speed (SIMULATED), closed loops at B = 1 to 32 in two repeats, then
 `loadgen.advise(..., verify=True)` at six rates. Beside them is the advice of the closed form for the same requests.
@@ -26,8 +30,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import msgspec
 import numpy as np
 
 import loadgen
@@ -84,6 +90,88 @@ def true_joules(truth: Replica, rate_per_s: float) -> float | None:
     return float(share.power_w[0]) / rate_per_s
 
 
+RATES_PER_S, REQUESTS, WARM_UP_S, SHORT_PROMPT = (1.0, 2.0, 4.0, 6.0, 8.0, 10.0), 3000, 20.0, 135
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What came and what happened after the warm-up."""
+
+    rate_per_s: float
+    tokens: float
+    """Mean length of an answer."""
+    power_w: float
+    in_flight: float
+    e2e_s: float
+
+
+def stepped(cost: Cost, rate_per_s: float, rng: random.Random) -> Seen:
+    """The engine in virtual time: a step decodes a token of each sequence and processes the prompts that came during
+    the step before; between steps it idles if there is nothing to do."""
+    now, end = 0.0, WARM_UP_S + REQUESTS / rate_per_s
+    due, waiting, active = rng.expovariate(rate_per_s), list[list[float]](), list[list[float]]()
+    joules, held, ended = 0.0, 0.0, list[float]()
+    lengths: list[float] = []
+
+    def come(until: float) -> None:
+        nonlocal due, held
+        while due <= until:
+            tokens = max(1, round(rng.lognormvariate(math.log(64) - 0.08, 0.4)))
+            waiting.append([due, tokens, 0.0])
+            if due > WARM_UP_S:
+                lengths.append(tokens)
+                held += until - due
+            due += rng.expovariate(rate_per_s)
+
+    while now < end:
+        new, before = waiting, now
+        waiting = []
+        if not new and not active:
+            watts, now = cost.gpu.idle_w, due
+        else:
+            context = sum(SHORT_PROMPT + done for _, _, done in active)
+            step = cost.step(batch=len(active), context_tokens=context, prefill_tokens=len(new) * SHORT_PROMPT)
+            watts, now = step.power_w, now + step.duration_s
+        active += new
+        if now > WARM_UP_S:
+            joules += watts * (now - before)
+            held += len(active) * (now - before)
+        for one in active:
+            one[2] += 1
+        ended += [now - came for came, tokens, done in active if done >= tokens and came > WARM_UP_S]
+        active = [one for one in active if one[2] < one[1]]
+        come(now)
+    window_s = now - WARM_UP_S
+    return Seen(rate_per_s=len(lengths) / window_s, tokens=fmean(lengths), power_w=joules / window_s,
+                in_flight=held / window_s, e2e_s=fmean(ended))  # fmt: skip
+
+
+def check_engine(out: Path) -> None:
+    """Writes `out` and prints the table."""
+    arms = []
+    for rate in RATES_PER_S:
+        for name in VERIFIED:
+            cost = load_presets().cost(name)
+            seen = stepped(cost, rate, random.Random(rate))
+            states = {b: closed_loop(cost, b, SHORT_PROMPT, seen.tokens) for b in BATCHES}
+            found = Measured(rate_per_s={b: {1: state.tokens_per_s / seen.tokens} for b, state in states.items()},
+                             power_w={b: {1: state.power_w} for b, state in states.items()},
+                             rest_w={1: cost.gpu.idle_w})  # fmt: skip
+            replica = found.replica(name, name, RepeatNoise({1}, resamples=RESAMPLES, seed=1))
+            load = replica.load(np.full(len(replica.rate_per_s), seen.rate_per_s))
+            power = replica.power(load)
+            assert power is not None
+            predicted = {"energy_per_query_j": float(power[0]) / seen.rate_per_s, "in_flight": float(load.in_flight[0]),
+                         "e2e_s": float(load.in_flight[0]) / seen.rate_per_s, "power_w": float(power[0])}  # fmt: skip
+            happened = {"energy_per_query_j": seen.power_w / seen.rate_per_s, "in_flight": seen.in_flight,
+                        "e2e_s": seen.e2e_s, "power_w": seen.power_w}  # fmt: skip
+            arms.append({"target": name, "rate_asked_per_s": rate, "rate_per_s": seen.rate_per_s, **{
+                figure: {"predicted": value, "measured": happened[figure], "difference": happened[figure] / value - 1}
+                for figure, value in predicted.items()
+            }})  # fmt: skip
+    out.write_text(json.dumps({"simulated": True, "virtual_time": True, "arms": arms}, indent=1) + "\n")
+    show(arms)
+
+
 @contextlib.contextmanager
 def servers() -> Iterator[dict[str, str]]:
     """The URL of a simulated server for each precision."""
@@ -128,10 +216,9 @@ def verify(out: Path, runs: Path) -> None:
             requests = loadgen.load_run(advice.verification.path).requests
             prompts = requests.groupby("target")["prompt_tokens"].mean()
             for arm in advice.verification.arms:
-                print(rate, arm, flush=True)
-                assert arm.refusal is None, arm
-                assert arm.rate_per_s is not None
-                assert arm.tokens_per_answer is not None
+                if arm.refusal is not None or arm.rate_per_s is None or arm.tokens_per_answer is None:
+                    print(f"{arm.target} at {rate:g}/s is not compared: {arm.refusal}", flush=True)
+                    continue
                 truth = closed_form_of(arm.target, float(prompts[arm.target]), arm.tokens_per_answer)
                 load = truth.load(np.array([arm.rate_per_s]))
                 power = truth.power(load)
@@ -150,25 +237,21 @@ def verify(out: Path, runs: Path) -> None:
 
 
 def show(arms: Sequence[Mapping[str, Any]]) -> None:
-    """The table of docs/advise.md."""
-    each = "closed form | predicted | measured"
-    print(
-        f"| requests/s | precision | J/query: {each} | in flight: {each} | E2E off | W off |\n|---:|---|{'---:|' * 8}"
-    )
-    for arm in arms:
-        figures = [arm["closed_form"][name] for name in ("energy_per_query_j", "in_flight")]
-        pairs = [arm[name] for name in ("energy_per_query_j", "in_flight")]
-        shown = [
-            f"{form:.3g} | {pair['predicted']:.3g} | {pair['measured']:.3g}"
-            for form, pair in zip(figures, pairs, strict=True)
+    """The table of docs/advise.md: the largest differences of each rate, and the worst of all."""
+    shown = {"energy_per_query_j": "J/query", "in_flight": "in flight", "e2e_s": "E2E"}
+    print(f"| requests/s asked | {' | '.join(shown.values())} |\n|---:|" + "---:|" * len(shown))
+    for rate in dict.fromkeys(arm["rate_asked_per_s"] for arm in arms):
+        alike = [arm for arm in arms if arm["rate_asked_per_s"] == rate]
+        worst = [
+            max((arm[name]["difference"] for arm in alike if name in arm), key=abs, default=None) for name in shown
         ]
-        off = [f"{arm[name]['difference']:+.1%}" if name in arm else "" for name in ("e2e_s", "power_w")]
-        print(f"| {arm['rate_per_s']:.3g} | {arm['target']} | {' | '.join([*shown, *off])} |")
-    pairs = [
-        arm[name] for arm in arms for name in ("energy_per_query_j", "in_flight", "e2e_s", "power_w") if name in arm
-    ]
-    inside = sum(pair["lo"] <= pair["predicted"] <= pair["hi"] for pair in pairs)
-    print(f"largest difference {max(abs(pair['difference']) for pair in pairs):.1%}; {inside} of {len(pairs)} inside")
+        print(f"| {rate:g} | {' | '.join('' if off is None else f'{off:+.1%}' for off in worst)} |")
+    pairs = [arm[name] for arm in arms for name in shown if name in arm]
+    most = max(abs(pair["difference"]) for pair in pairs)
+    print(f"{len(arms)} cells, largest difference {most:.1%}")
+    if known := [pair for pair in pairs if "lo" in pair]:
+        inside = sum(pair["lo"] <= pair["predicted"] <= pair["hi"] for pair in known)
+        print(f"{inside} of {len(known)} predictions inside the interval")
 
 
 def main() -> None:
@@ -177,7 +260,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--verify", type=Path, metavar="FILE", help="measure, and write the figures there")
     parser.add_argument("--runs", type=Path, default=Path("advise-runs"), help="where the runs are, or are made")
+    parser.add_argument("--engine", type=Path, metavar="FILE", help="step the engine, and write the figures there")
     args = parser.parse_args()
+    if args.engine:
+        check_engine(args.engine)
+        return
     if args.verify:
         verify(args.verify, args.runs)
         return
