@@ -80,9 +80,9 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def saturated(self) -> bool:
-        """Whether throughput gains less than 5% over the upper half of the measured batches."""
+        """Whether throughput gains less than 5% over the upper half of the measured batches; not of B = 1 alone."""
         rates = self.rate_per_s[0]
-        return bool(rates[-1] < 1.05 * rates[max(self.most // 2, 1) - 1])
+        return self.most > 1 and bool(rates[-1] < 1.05 * rates[max(self.most // 2, 1) - 1])
 
     def load(self, rate_per_s: Floats) -> Load:
         """The replica under Poisson arrivals; `rate_per_s` by draw, above 0."""

@@ -106,7 +106,7 @@ def sentences(advice: Advice) -> Iterator[str]:
         most, fits = (most, "") if held is None else (min(most, held), ": the memory holds it")
         names = ", ".join(f"{arm.target} (B ≤ {arm.largest_batch})" for arm in short)
         yield (
-            f"Throughput still rose at the largest measured batch of {names}: fewer GPUs may be enough; "
+            f"Throughput may rise further beyond the largest measured batch of {names}: fewer GPUs may be enough; "
             f"measure up to B = {most} first{fits}."
         )
     if advice.kept_servers and advice.choice is not None:

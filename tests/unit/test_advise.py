@@ -66,6 +66,15 @@ def test_a_server_that_gains_nothing_by_batching_is_a_queue() -> None:
     assert one.capacity_per_s(0.99) == pytest.approx(10 * 0.01 ** (1 / 9), rel=1e-3)
 
 
+def test_a_single_batch_does_not_tell_whether_more_would_gain() -> None:
+    """10 to 10.4 requests/s from half of the batches on gain 4%."""
+    assert [replica(rates).saturated for rates in ([10.0], [5.0, 10.0], [5.0, 10.0, 10.2, 10.4])] == [
+        False,
+        False,
+        True,
+    ]
+
+
 def test_power_is_that_of_every_state_and_at_rest() -> None:
     one = replica([10.0] * 8, watts=[200.0] * 8, rest_w=60.0)
     load = one.load(np.array([5.0]))
