@@ -318,6 +318,22 @@ def test_a_slider_chooses_the_rate_of_the_advice_and_a_price_what_it_costs(page:
     assert costs == pytest.approx([2 * hours for hours in rates[-1]["gpuHours"]], rel=6e-3)
 
 
+def test_a_label_stays_beside_its_point_when_an_axis_is_turned(page: Page) -> None:
+    unfold(page)
+    figure = "[...document.querySelectorAll('figure')].find(f => f.querySelector('[id^=pareto-]'))"
+    apart = (
+        f"[...{figure}.querySelectorAll('[id*=-label-]')].map(label => ['x', 'y'].map(name => {{"
+        "const point = document.getElementById(label.id.replace('-label-', '-pt-')).querySelector('use');"
+        "return label.querySelector('text').getAttribute(name) - point.getAttribute(name) }))"
+    )
+    at_first = page.evaluate(apart)
+    assert len(at_first) == 6
+    page.evaluate(f"{figure}.querySelectorAll('.tools button').forEach(button => button.click())")
+    assert page.evaluate(f"{figure}.querySelector('.tools button').textContent") == "x: linear"
+    for before, now in zip(at_first, page.evaluate(apart), strict=True):
+        assert now == pytest.approx(before, abs=0.01)
+
+
 def test_a_line_is_read_off_under_the_pointer_and_with_the_arrow_keys(page: Page) -> None:
     unfold(page)
     page.evaluate("document.querySelector('[id^=time-] [data-read]').focus({focusVisible: true})")

@@ -13,14 +13,14 @@ from loadgen.analysis.pareto import ParetoPoint, ParetoRank
 from loadgen.analysis.run import Run
 from loadgen.reports.figures.curves import PANEL
 from loadgen.reports.figures.sheet import GRID, Figure, Look, Sheet, log_axis, plain_line, tip_of
-from loadgen.words import known
+from loadgen.words import known, too_wide
 
 PER_USER = "output tokens/s per user (1 / median TPOT)"
 _HOW = (
-    "Points are labelled with B and joined in its order; bars are 95% intervals over repeats. The grey line is the "
-    "frontier by the means: no other point is at least as good in both and better in one. Hollow points are worse: "
-    "another point is better in both, and the intervals do not overlap. Other points that are not on the line are not "
-    "decided: the intervals overlap, or a single repeat has none. Only valid cells."
+    "Points are labelled with B and joined in its order; bars are 95% intervals over repeats, if known. The grey line "
+    "is the frontier by the means: no other point is at least as good in both and better in one. Hollow points are "
+    "worse: another point is better in both, and the intervals do not overlap. Other points that are not on the line "
+    "are not decided: the intervals overlap, or a single repeat has none. Only valid cells."
 )
 _Mark = tuple[ParetoPoint, Estimate, ParetoRank]
 """A point, its place on the y axis, and its rank by both axes."""
@@ -93,9 +93,9 @@ def _mark(sheet: Sheet, unit: str, mark: _Mark) -> None:
     (point, other, rank), (x, y), axes = mark, _place(mark), sheet.axes[0]
     user, target = point.tokens_per_s_per_user, point.target
     bars: dict[str, Any] = {"color": sheet.looks[target].colour, "linewidth": 1.2, "alpha": 0.7}
-    if known(user.lo) and known(user.hi):
+    if known(user.lo) and known(user.hi) and not too_wide(user.lo, user.hi):
         axes.hlines(y, user.lo, user.hi, gid=sheet.series(target), **bars)
-    if known(other.lo) and known(other.hi):
+    if known(other.lo) and known(other.hi) and not too_wide(other.lo, other.hi):
         axes.vlines(x, other.lo, other.hi, gid=sheet.series(target), **bars)
     shown = f"{tip_of(user, unit=' tok/s per user', floor=0.0)}, {tip_of(other, unit=unit, floor=0.0)}"
     said = {

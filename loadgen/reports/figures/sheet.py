@@ -264,9 +264,10 @@ class Sheet:
         )  # fmt: skip
 
     def label(self, axes: Axes, target: str, x: float, y: float, text: str) -> None:
-        """A text beside a point of the target, at another corner than those of the targets next to it."""
+        """A text beside the target's latest point, at another corner than those of the targets next to it."""
         right, up = [(1, 1), (-1, -1), (1, -1), (-1, 1)][list(self.looks).index(target) % 4]
-        gid = f"label-{self.series(target).removeprefix('series-')}"
+        slug = self.looks[target].slug
+        gid = f"label-{slug}-{self._used[f'pt-{slug}']}"
         axes.annotate(
             text, (x, y), xytext=(4 * right, 4 * up), textcoords="offset points", fontsize=8, zorder=5,
             ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",

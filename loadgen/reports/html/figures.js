@@ -79,8 +79,11 @@ class Panel {
       if (part.localName === "path") return part.closest("defs") ? [] : [{ part, path: part.getAttribute("d"), down: 0 }];
       const at = [Number(part.getAttribute("x")), Number(part.getAttribute("y"))];
       if (part.localName === "text") {
-        const along = { x: part.closest("[data-series]"), y: part.closest('[id*="-border-"], [id*="-label-"]') };
-        return along.x || along.y ? [{ part, at, along, turn: part.getAttribute("transform") }] : [];
+        const label = part.closest('[id*="-label-"]');
+        const along = { x: part.closest("[data-series]"), y: label ?? part.closest('[id*="-border-"]') };
+        const point = label && svg.getElementById(label.id.replace("-label-", "-pt-"))?.querySelector("use");
+        const anchor = point ? ["x", "y"].map((name) => Number(point.getAttribute(name))) : at;
+        return along.x || along.y ? [{ part, at, along, anchor, turn: part.getAttribute("transform") }] : [];
       }
       if (at[0] || Math.abs(at[1] - this.height) > 0.01) return [{ part, at, along: { x: true, y: true } }];
       const shape = svg.querySelector(`[id="${CSS.escape(part.getAttribute("xlink:href").slice(1))}"]`);
@@ -113,13 +116,13 @@ class Panel {
 
   turn(name) {
     this.now[name] = this.now[name] === this.drawn[name] ? turned(this.drawn[name]) : this.drawn[name];
-    for (const { part, path, down, at, along, turn } of this.parts) {
+    for (const { part, path, down, at, along, turn, anchor = at } of this.parts) {
       if (path !== undefined) {
         const same = this.now.x === this.drawn.x && this.now.y === this.drawn.y;
         part.setAttribute("d", same ? path : movedPath(path, down, (x, y) => this.moved(x, y)));
         continue;
       }
-      const there = this.moved(...at);
+      const there = this.moved(...anchor).map((place, k) => place + at[k] - anchor[k]);
       const [x, y] = [along.x ? there[0] : at[0], along.y ? there[1] : at[1]];
       part.setAttribute("x", x);
       part.setAttribute("y", y);
