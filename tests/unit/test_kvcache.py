@@ -225,6 +225,6 @@ def test_advice_says_when_memory_is_the_limit_and_how_far_it_reaches() -> None:
     assert others == [
         "Memory, not speed, limits a replica of fp16: its KV cache holds 5 requests of these lengths without "
         "preemption.",
-        "Throughput still rose at the largest measured batch of awq (B ≤ 8): fewer GPUs may be enough; measure up to "
-        "B = 12 first: the memory holds it.",
+        "Throughput may rise further beyond the largest measured batch of awq (B ≤ 8): fewer GPUs may be enough; "
+        "measure up to B = 12 first: the memory holds it.",
     ]
