@@ -115,19 +115,17 @@ def _spent(cell: CellSummary, *, prefix_cache: bool) -> Spent | str:
 def token_energy(starts: Iterable[Mapping[str, Spent]], shapes: Sequence[str], why: str = "") -> TokenEnergy:
     """The fit over what each start measured by shape; `target` and `concurrency` are to be filled in.
 
-    Only starts that have every shape count, or where no start has, the shapes that most starts have; `why`: why others
-    are missing.
+    The shapes are all that any start has, at most; only starts that have all of these count. `why`: why others are
+    missing.
     """
     observed = [*starts]
-    counts = {shape: sum(shape in start for start in observed) for shape in shapes}
-    complete = any(all(shape in start for shape in shapes) for start in observed)
-    most = max(counts.values(), default=0)
-    chosen = tuple(shape for shape in shapes if complete or 0 < counts[shape] == most)
+    sets = [tuple(shape for shape in shapes if shape in start) for start in observed]
+    chosen = max(sets, key=lambda one: (len(one), sum({*one} <= start.keys() for start in observed)), default=())
     whole = [[start[shape] for shape in chosen] for start in observed if all(shape in start for shape in chosen)]
     empty = TokenEnergy(target="", concurrency=0, shapes=chosen, starts=len(whole))
     reason = f" ({why})" if why else ""
     if len(chosen) < 2 or not whole:
-        sentence = f"fewer than two shapes have a valid energy{reason}"
+        sentence = f"no start of the server has two shapes with a valid energy{reason}"
         return msgspec.structs.replace(empty, why=sentence)
     ratios = [float(np.mean([start[k].prompt_tokens / start[k].output_tokens for start in whole]))
               for k in range(len(chosen))]  # fmt: skip

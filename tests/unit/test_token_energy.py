@@ -102,8 +102,8 @@ def test_the_error_on_simulated_servers_is_what_the_page_says() -> None:
 @pytest.mark.parametrize(
     ("starts", "shapes", "why"),
     [
-        ([spent(0.02, 0.5, SHAPES[:1])], SHAPES, "fewer than two shapes have a valid energy (because)"),
-        ([], SHAPES, "fewer than two shapes have a valid energy (because)"),
+        ([spent(0.02, 0.5, SHAPES[:1])], SHAPES, "no start of the server has two shapes with a valid energy (because)"),
+        ([], SHAPES, "no start of the server has two shapes with a valid energy (because)"),
         ([{"8/8": Spent(4.0, 8, 8), "64/64": Spent(32.0, 64, 64)}], ("8/8", "64/64"), "in about the same proportion"),
     ],
 )
@@ -130,6 +130,13 @@ def test_a_start_that_lacks_a_shape_is_left_out_and_counted() -> None:
     assert "1 of 3 starts lack a shape and are left out (energy of shape 128/1024 is not" in found.notes[0]
 
 
+def test_where_no_start_has_every_shape_those_with_the_most_count() -> None:
+    starts = [spent(0.02, 0.5, SHAPES[1:]), spent(9.0, 9.0, SHAPES[2:]), spent(9.0, 9.0, SHAPES[2:])]
+    found = token_energy(starts, SHAPES, why="because")
+    assert (found.shapes, found.starts, value(found.prompt_token_energy_j)) == (SHAPES[1:], 1, pytest.approx(0.02))
+    assert found.notes[:2] == ("without 128/128 (because)", "2 of 3 starts lack a shape and are left out (because)")
+
+
 def test_no_negative_joules_are_shown_as_a_figure() -> None:
     uncertain = token_energy([spent(0.02, 0.5), spent(-0.01, 0.5)], SHAPES)
     negative = token_energy([spent(-0.02, 0.5), spent(-0.02, 0.5)], SHAPES)
@@ -148,7 +155,9 @@ def test_a_terminal_shows_a_row_for_each_fit_and_a_line_for_each_reason(width: i
     assert max(map(len, lines)) <= width
     assert lines[0] == "SIMULATED"
     assert lines[2].split()[:3] == ["awq", "16", "0.0200"]
-    assert " ".join(lines[3:]).startswith("fp16, B = 16: fewer than two shapes have a valid energy")
+    assert " ".join(" ".join(lines[3:]).split()).startswith(
+        "fp16, B = 16: no start of the server has two shapes with a valid energy"
+    )
 
 
 def cells_of(tmp_path: Path, prompt_j: float, hits: float | None) -> list[CellSummary]:
@@ -192,5 +201,6 @@ def test_a_cell_whose_energy_is_invalid_is_not_used(tmp_path: Path) -> None:
     [found] = token_energies(cells, SHAPES, prefix_cache=False)
     assert found == TokenEnergy(
         target="fp16", concurrency=1, shapes=SHAPES[:1], starts=1,
-        why="fewer than two shapes have a valid energy (energy of shape 1024/128 is not valid in repeat 1)",
+        why="no start of the server has two shapes with a valid energy "
+        "(energy of shape 1024/128 is not valid in repeat 1)",
     )  # fmt: skip
