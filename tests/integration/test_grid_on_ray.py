@@ -133,7 +133,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         try:
             until(lambda: len(sweeps()) >= 2, "two tasks run")
             running = sweeps()
-            os.kill(raylet_of(nodes[1]), signal.SIGKILL)
+            os.kill(raylet_of(nodes[1]), signal.SIGKILL)  # that one alone: its sweep must notice
             until(lambda: any("lost" in tries for tries in states(out).values()), "a task is lost with its node")
             until(lambda: sum(started(pid) is not None for pid in running) < 2, "its sweep has ended")
             until(lambda: len(done(out)) >= 1, "a task is done")
