@@ -14,8 +14,8 @@ from loadgen.analysis.run import Run
 MANTISSAS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 7, 8, 9)
 """Of the rates, in each decade; fewer where many batches make each rate take long."""
 FEWER = (MANTISSAS, (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5))
-MOST_RATE_STATES = 40_000
-"""Rates times the batches of all targets, as far as a report waits for it: about half a second."""
+MOST_RATE_STATES = 24_000
+"""Rates times the batches of all targets, as far as a report waits for it: less than half a second."""
 MOST_RATES = 100
 LEAST_IN_FLIGHT, MOST_REPLICAS = 0.1, 8
 """The rates begin where one replica of the slowest target is nearly idle, and end where the best target needs so
