@@ -27,10 +27,11 @@ from loadgen.words import batch, percent
 
 FACTOR = 4.0
 """Of neighbouring batches of the grid, at most."""
-MOST_REPEATS = 24
+MOST_REPEATS = 32
 """Of a crossing, where no time is given."""
-OUT_OF_REACH = 4.0
-"""A search ends when it would take so many times as many repeats as it may have."""
+LEEWAY = 0.5
+"""A search ends when it would take more repeats than it may have, even if the curve is so many standard errors steeper
+than it seems."""
 MOVES = 3
 """Times that the batches beside B* may move."""
 FARTHEST = 0.7
@@ -238,10 +239,7 @@ class _Quest:
         if 1 <= len(changes) <= 2 and not self._elsewhere:
             x = np.array([self._log_batch(b) for b in grid])
             noise = self.goal.noise.get(self.metric.name)
-            self.pursuits = tuple(
-                _Pursuit(self.goal, crossing_in(x, mean, at), x, grid, noise, falling=bool(mean[at] > 0))
-                for at in changes
-            )
+            self.pursuits = tuple(_Pursuit(self.goal, x, mean, at, grid, noise) for at in changes)
             return
         self._prove(grid)
         signs = set(self._signs.values())
@@ -343,9 +341,13 @@ class _Pursuit:
     """The search of one crossing: repeats in turn below and above it."""
 
     def __init__(
-        self, goal: Goal, at: float, log_batch: Floats, grid: Sequence[int], noise: Noise | None, *, falling: bool
+        self, goal: Goal, log_batch: Floats, advantage: Floats, place: int, grid: Sequence[int], noise: Noise | None
     ) -> None:
-        self.goal, self.at, self.noise, self.falling = goal, at, noise, falling
+        """The sign changes after that place of the grid."""
+        self.goal, self.noise = goal, noise
+        self._gap = float(log_batch[place + 1] - log_batch[place])
+        self._located = float(advantage[place + 1] - advantage[place]) / self._gap
+        """The slope that the first step showed."""
         self.root: Root | None = None
         self.asked = self._moves = self._failed = 0
         self._reached = False
@@ -354,7 +356,7 @@ class _Pursuit:
         self.end: End = ""
         self._log_batch, self._log_asked = log_batch, np.log(grid)
         self._range: tuple[float, float] | None = None
-        self._settle(at)
+        self._settle(crossing_in(log_batch, advantage, place))
 
     def _settle(self, at: float) -> None:
         """Takes the batches beside it, and no reading of others."""
@@ -420,8 +422,16 @@ class _Pursuit:
         if left < 1:
             self.end = "repeats" if self.goal.most_s is None else "time"
         elif root is not None and n >= FEWEST and n % 2 == 0:
-            needed = root.needed(n, self.goal.reach)
-            self.end = "out of reach" if needed > OUT_OF_REACH * (n + left) else ""
+            slope, error = self._slope(root)
+            needed = root.needed(self.goal.reach, slope + LEEWAY * error)
+            self.end = "out of reach" if needed > n + left else ""
+
+    def _slope(self, root: Root) -> tuple[float, float]:
+        """How steep the curve is at B*, and the standard error, by the repeats and the first step together; an
+        interval rests on the repeats alone."""
+        ours, located = self.repeats * root.apart**2, self._gap**2 / 2
+        both = ours + located
+        return abs(ours * root.slope + located * self._located) / both, root.sd / math.sqrt(both)
 
     def _move(self, at: float) -> bool:
         """Whether the batches beside B* moved."""
@@ -441,7 +451,7 @@ class _Pursuit:
         """What is known of it; given are all log-advantages by batch between the neighbouring crossings."""
         root, end = self.root, self.end
         if root is None or self._range is None:
-            direction: Direction = "wins_below" if self.falling else "wins_above"
+            direction: Direction = "wins_below" if self._located < 0 else "wins_above"
             return FoundCrossing(b=math.exp(self.at), direction=direction, repeats=self.repeats, end=end)
         sign = 1 if root.slope < 0 else -1
         left = [b for b in advantages if math.log(b) < root.at]
@@ -452,7 +462,7 @@ class _Pursuit:
         lo, hi = root.lo, root.hi
         if lo is None or hi is None or below is None or above is None or not low <= lo <= hi <= high:
             lo = hi = None
-        needed = root.needed(self.repeats, self.goal.reach)
+        needed = root.needed(self.goal.reach, self._slope(root)[0])
         return FoundCrossing(
             b=math.exp(root.at if self._inside(root.at) else self.at),
             lo=None if lo is None else math.exp(lo),

@@ -19,9 +19,10 @@ from scipy import special
 from loadgen.analysis.celldata import Floats
 from loadgen.analysis.estimate import NORMAL_95
 
-ALPHA = 0.035
-"""The error of one look. The interval is looked at after every repeat, and the search stops when it is narrow: of a
-straight line with normal noise it then covers B* in 94.5 to 98%, by the noise (bench/find.py), without `BEND`."""
+ALPHA = 0.045
+"""The error of one look, without `BEND`. The interval is looked at after every repeat, and the search stops when it is
+narrow. With `BEND` it then covers B* in at least 95% even where the slope changes as much as that allows, because this
+takes up the margin of one end only (bench/find.py)."""
 FEWEST = 6
 """Repeats before the first look, three on each side of B*: Student's t with four degrees."""
 SPACING = 1.25
@@ -58,14 +59,12 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
     lo: float | None
     """95% interval, bend included; None: it is not closed, the curve may be level."""
     hi: float | None
-    half_width: float
-    """Half of the interval without the bend; where it is not closed, as if the slope were known."""
     bend: float
     """What the interval was widened by on each side."""
-    items: float
-    """The part of the half width that the choice of items causes, which no repeat makes smaller."""
-    quantile: float
-    """Student's, by which the rest of it was multiplied."""
+    shared: float
+    """Half of the 95% interval of the log-advantage by the choice of items, which no repeat makes narrower."""
+    apart: float
+    """Standard deviation of the batches of the repeats, on ln(batch)."""
     slope: float
     """Change of the log-advantage per factor e of the batch."""
     sd: float
@@ -77,16 +76,17 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
         """How far the farther end of the interval is; infinite where it is not closed."""
         return math.inf if self.lo is None or self.hi is None else max(self.hi - self.at, self.at - self.lo)
 
-    def needed(self, repeats: int, within: float) -> float:
-        """How many repeats an interval of +-`within` takes, after so many; infinite where the bend alone exceeds it.
+    def needed(self, within: float, slope: float) -> float:
+        """How many repeats an interval of +-`within` takes at that slope; infinite where no number is enough.
 
-        The width falls with the root of the repeats, and Student's quantile to that of the normal distribution.
+        Half of Fieller's set of n repeats is t s / (slope sqrt(n)) at the middle of both batches, and wider by the
+        uncertainty of the slope; Student's t falls to the normal quantile.
         """
         room = within - self.bend
-        if room <= self.items:
+        left = (room * slope) ** 2 - self.shared**2
+        if room <= 0 or left <= 0:
             return math.inf
-        noise = (self.half_width**2 - self.items**2) * (quantile(ALPHA, math.inf) / self.quantile) ** 2
-        return repeats * max(noise, 0.0) / (room**2 - self.items**2)
+        return (quantile(ALPHA, math.inf) * self.sd) ** 2 * (1 + (room / self.apart) ** 2) / left
 
 
 def quantile(alpha: float, degrees: float) -> float:
@@ -127,18 +127,16 @@ def root_of(points: Sequence[Point], known: Noise | None = None, item_error: flo
     apart, away = float(np.ptp(x)) / 2, abs(at - middle)
     bend = BEND * max(apart**2, away**2 - apart**2)
     lo = hi = None
-    width = math.sqrt(error * (1 / n + (at - middle) ** 2 / spread) + shared**2) / abs(slope)
     if a > 0:
         reach = math.sqrt(max(b * b - a * c, 0.0)) / a
-        lo, hi, width = middle - b / a - reach - bend, middle - b / a + reach + bend, reach
+        lo, hi = middle - b / a - reach - bend, middle - b / a + reach + bend
     return Root(
         at=at,
         lo=lo,
         hi=hi,
-        half_width=width,
         bend=bend,
-        items=min(shared / abs(slope), width),
-        quantile=t,
+        shared=shared,
+        apart=math.sqrt(spread / n),
         slope=slope,
         sd=math.sqrt(square),
         degrees=degrees,
@@ -181,4 +179,4 @@ def proven(readings: Sequence[float], sign: int, root: Root, tests: int) -> bool
     """Whether the mean of these log-advantages of one batch has that sign, one-sided at 2.5% over so many tests, with
     the noise of the repeats beside the root."""
     t = quantile(0.05 / tests, root.degrees)
-    return sign * float(np.mean(readings)) > math.hypot(t * root.sd / math.sqrt(len(readings)), root.items * root.slope)
+    return sign * float(np.mean(readings)) > math.hypot(t * root.sd / math.sqrt(len(readings)), root.shared)

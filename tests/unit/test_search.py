@@ -62,7 +62,7 @@ def answer_of(curves: dict[str, Curve], goal: Goal | None = None, **noise: float
 
 @pytest.mark.parametrize("b_star", [4.5, 20.0, 61.0, 117.0])
 def test_a_crossing_is_found_in_the_fewest_repeats_that_an_interval_takes(b_star: float) -> None:
-    """0.2 per octave and 0.6% of noise: after six repeats t(4 degrees, 3.5%) * 0.006 / (0.29 * sqrt(6)) is 0.03, a
+    """0.2 per octave and 0.6% of noise: after six repeats t(4 degrees, 4.5%) * 0.006 / (0.29 * sqrt(6)) is 0.03, a
     third of ln 1.1."""
     done, readings = played({SPEED: falling(b_star)})
     answer = done.answers[0]
@@ -133,6 +133,14 @@ def test_a_level_curve_ends_early_and_says_what_is_out_of_reach() -> None:
     answer = done.answers[0]
     assert not answer.reached and answer.ended
     assert len(readings) < 60
+
+
+@pytest.mark.parametrize("seed", [1, 6, 10])
+def test_a_gentle_curve_is_not_given_up_for_what_its_first_repeats_show(seed: int) -> None:
+    """0.03 per octave and 0.6% of noise: (2 * 0.006 / (0.043 * 0.0755))^2 = 14 repeats of 32, 0.0755 being what the
+    bend and the uncertain slope leave of ln 1.1. These draws seem gentler at first: six repeats know the slope to a
+    quarter, and the first step to a tenth."""
+    assert answer_of({SPEED: falling(20.0, 0.03)}, starts=0.003, cells=0.003, seed=seed).reached
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -245,7 +253,7 @@ def test_intervals_of_many_searches_hold_the_truth_and_cost_less_than_a_grid() -
     assert measured / 24 < 36
 
 
-def test_one_look_at_a_straight_line_errs_in_three_and_a_half_percent() -> None:
+def test_one_look_at_a_straight_line_errs_in_four_and_a_half_percent() -> None:
     """Fieller's set without the margin for the bend, four repeats on each side: what docs/find.md says of one look."""
     rng, draws = np.random.default_rng(22), 2000
     half = math.log(1.25)
@@ -258,4 +266,4 @@ def test_one_look_at_a_straight_line_errs_in_three_and_a_half_percent() -> None:
         assert root.lo is not None
         assert root.hi is not None
         covered += root.lo + root.bend <= zero <= root.hi - root.bend
-    assert stats.binom.ppf(0.001, draws, 0.965) <= covered <= stats.binom.ppf(0.999, draws, 0.965)
+    assert stats.binom.ppf(0.001, draws, 0.955) <= covered <= stats.binom.ppf(0.999, draws, 0.955)
