@@ -16,6 +16,8 @@ PREEMPTED = 0.01
 """The share of time that a batch may need more tokens than the KV cache holds: vLLM then preempts a request."""
 NORMAL_QUANTILE = 2.326
 """Of a normal distribution: `PREEMPTED` lies above it."""
+AGES = 16
+"""Into so many equal parts an answer is cut to look at its need while it grows."""
 SAME = 0.01
 """Sizes that differ by no more count as one."""
 
@@ -34,10 +36,13 @@ def largest_batch(cache: KvCache, prompts: Ints, outputs: Ints) -> int | None:
     room, p, o = float(cache.most_tokens - block), prompts.astype(float), np.maximum(outputs, 1).astype(float)
     whole = np.ceil((p + o) / block) * block
     weight = o / o.sum()
-    mean = float(weight @ (p + o / 2))
-    square = float(weight @ (p * p + p * o + o * o / 3))
+    mean = square = 0.0
+    for age in range(AGES):
+        size = np.ceil((p + o * (age + 0.5) / AGES) / block) * block
+        mean += float(weight @ size) / AGES
+        square += float(weight @ (size * size)) / AGES
     together = _held(room, float(whole.mean()), float(whole.std()))
-    apart = _held(room, mean + block / 2, math.sqrt(max(square - mean * mean, 0.0)))
+    apart = _held(room, mean, math.sqrt(max(square - mean * mean, 0.0)))
     return max(min(together, apart), 1)
 
 

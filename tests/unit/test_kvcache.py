@@ -159,6 +159,7 @@ def test_the_largest_batch_by_hand() -> None:
     assert largest_batch(replace(WHOLE, tokens=8_000, card_tokens=16_000), p, o) == 199
     assert largest_batch(replace(WHOLE, card_tokens=None), p, o) == 199
     assert largest_batch(replace(WHOLE, block_tokens=None), p, o) is None
+    assert largest_batch(KvCache(tokens=65_536, blocks=512, block_tokens=128), p, o) == 511, "a block each"
     assert largest_batch(WHOLE, p[:0], o[:0]) is None
     assert mean_batch([(100, 1), (200, 3), (None, 5)]) == 175
     assert mean_batch([(None, 5)]) is None
