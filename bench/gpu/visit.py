@@ -151,13 +151,15 @@ class Visit:
             try:
                 return process.wait(timeout=max(budget_s, 0) + GRACE_S)
             except (subprocess.TimeoutExpired, KeyboardInterrupt) as stopped:
-                self._tell("it is stopped within a start or a cell, and the next visit goes on")
+                late = isinstance(stopped, subprocess.TimeoutExpired)
+                why = "a start or a cell took longer than any before" if late else "this visit was told to end"
+                self._tell(f"{why}; it is stopped, and the next visit goes on")
                 process.send_signal(signal.SIGTERM)
                 try:
                     process.wait(timeout=GRACE_S / 2)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                if isinstance(stopped, KeyboardInterrupt):
+                if not late:
                     raise
                 return 1
 
