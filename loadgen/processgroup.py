@@ -156,13 +156,16 @@ class ProcessGroup:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """A shell's background job (`nohup loadgen sweep &`) ignores SIGINT, and a server would inherit that."""
+    """A shell's background job (`nohup loadgen sweep &`) ignores SIGINT, and what Ray starts blocks it. A server would
+    inherit that."""
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if ignored:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 

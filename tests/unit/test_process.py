@@ -374,3 +374,18 @@ def test_a_server_hears_the_interrupt_although_loadgen_is_a_background_job(tmp_p
         signal.signal(signal.SIGINT, before)
     group.end(interrupt_s=1.0, terminate_s=1.0)
     assert log.read_text() == "False\n"
+
+
+def test_a_server_hears_the_interrupt_although_loadgen_was_started_with_it_blocked(tmp_path: Path) -> None:
+    """Ray starts its processes so, and children inherit it: a server would run on until it is killed."""
+    log = tmp_path / "log"
+    says = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), flush=True)"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        group = ProcessGroup([sys.executable, "-c", says], os.environ, log)
+        group.leader.wait()
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    group.end(interrupt_s=1.0, terminate_s=1.0)
+    assert log.read_text() == "set()\n"
