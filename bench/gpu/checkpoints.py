@@ -92,14 +92,7 @@ def in_format(tensors: Tensors, kind: Format) -> Tensors:
     """The same tensors with every linear map's weight replaced by what the format stores."""
     if kind in ("int8", "fp8"):
         return quantize(tensors, "int" if kind == "int8" else "float")
-    found: Tensors = {}
-    for name, weight in tensors.items():
-        if "_proj." not in name:
-            found[name] = weight
-            continue
-        stored = four_bits.stored(weight, kind, GROUP)
-        found |= {name.replace("weight", part): tensor for part, tensor in stored.items()}
-    return found
+    return four_bits.quantize(tensors, kind, GROUP)
 
 
 def write_model(

@@ -188,7 +188,7 @@ def build(
     begins = f"training a tokenizer and writing tiny, tiny-int8 and tiny-fp8 into {environment.model.parent}"
     sources = [_script("make_tiny_model"), *texts]
     if not _are_made(environment, "tiny", hashes := file_hashes(*sources), rebuild, say):
-        _make_models(environment, "tiny", begins, [sources[0], *texts], hashes, say)
+        _make_models(environment, "tiny", begins, sources, hashes, say)
     if trained:
         begins = f"training a model on word problems, 3 to 4 minutes on two cores (progress: {environment.log})"
         sources = [_script(name) for name in ("train_tiny_model", "make_tiny_model", "word_problems")]

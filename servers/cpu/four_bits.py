@@ -21,9 +21,16 @@ def config(kind: Kind, group: int) -> dict[str, object]:
     return {**common, "sym": True, "desc_act": False, "checkpoint_format": "gptq", "lm_head": False}
 
 
-def stored(weight: Tensor, kind: Kind, group: int) -> dict[str, Tensor]:
-    """What the format has in the place of `weight` [out, in]: `qweight`, `qzeros`, `scales` and, GPTQ, `g_idx`."""
-    return awq(weight, group) if kind == "awq" else gptq(weight, group)
+def quantize(weights: dict[str, Tensor], kind: Kind, group: int) -> dict[str, Tensor]:
+    """The same tensors, with `qweight`, `qzeros`, `scales` and, GPTQ, `g_idx` in place of each linear layer's weight."""
+    quantized: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if "_proj." not in name:
+            quantized[name] = weight
+            continue
+        stored = awq(weight, group) if kind == "awq" else gptq(weight, group)
+        quantized |= {name.replace("weight", part): tensor for part, tensor in stored.items()}
+    return quantized
 
 
 def awq(weight: Tensor, group: int) -> dict[str, Tensor]:

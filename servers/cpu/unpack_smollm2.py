@@ -49,14 +49,7 @@ def in_format(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Te
     """The same tensors with the weight of every linear map in a layer replaced by what the format stores."""
     if kind in ("int8", "fp8"):
         return quantize(tensors, "int" if kind == "int8" else "float")
-    found = {}
-    for name, weight in tensors.items():
-        if "_proj." in name:
-            stored = four_bits.stored(weight, kind, GROUP)
-            found |= {name.replace("weight", part): tensor for part, tensor in stored.items()}
-        else:
-            found[name] = weight
-    return found
+    return four_bits.quantize(tensors, kind, GROUP)
 
 
 def quantization(kind: str) -> dict[str, object]:
