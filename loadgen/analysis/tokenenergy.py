@@ -4,9 +4,10 @@ Energy per output token hides what prompts cost. Over shapes, the energy of a re
 
     energy per query = a × computed prompt tokens + b × output tokens
 
-by least squares of relative misfits (each shape has the weight 1 / energy²), once for each start of a server. A start
-is one observation: figures are means over starts, intervals Student's t over them. A prompt token's joules include what
-its keys and values cost while the answer is decoded; both include their share of idle power.
+by least squares of relative misfits (each shape has the weight 1 / energy²), once for each repeat, which starts its
+server again unless that was already running. Figures are means over repeats, intervals Student's t over them. A prompt
+token's joules include what its keys and values cost while the answer is decoded; both include their share of idle
+power.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class TokenEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """That of an open loop."""
     shapes: tuple[str, ...] = ()
     """Those that were fitted."""
-    starts: int = 0
-    """Starts of the server in which each of these shapes has a valid energy."""
+    repeats: int = 0
+    """Those in which each of these shapes has a valid energy."""
     prompt_token_energy_j: Estimate | None = None
     """J per computed prompt token; None: `why` says why not."""
     output_token_energy_j: Estimate | None = None
@@ -112,22 +113,22 @@ def _spent(cell: CellSummary, *, prefix_cache: bool) -> Spent | str:
     return Spent(energy_j, prompt * (1 - (cell.cache_hit_share or 0.0)), output)
 
 
-def token_energy(starts: Iterable[Mapping[str, Spent]], shapes: Sequence[str], why: str = "") -> TokenEnergy:
-    """The fit over what each start measured by shape; `target` and `concurrency` are to be filled in.
+def token_energy(repeats: Iterable[Mapping[str, Spent]], shapes: Sequence[str], why: str = "") -> TokenEnergy:
+    """The fit over what each repeat measured by shape; `target` and `concurrency` are to be filled in.
 
-    The shapes are all that any start has, at most; only starts that have all of these count. `why`: why others are
+    The shapes are all that any repeat has, at most; only repeats that have all of these count. `why`: why others are
     missing.
     """
-    observed = [*starts]
-    sets = [tuple(shape for shape in shapes if shape in start) for start in observed]
-    chosen = max(sets, key=lambda one: (len(one), sum({*one} <= start.keys() for start in observed)), default=())
-    whole = [[start[shape] for shape in chosen] for start in observed if all(shape in start for shape in chosen)]
-    empty = TokenEnergy(target="", concurrency=0, shapes=chosen, starts=len(whole))
+    observed = [*repeats]
+    sets = [tuple(shape for shape in shapes if shape in repeat) for repeat in observed]
+    chosen = max(sets, key=lambda one: (len(one), sum({*one} <= repeat.keys() for repeat in observed)), default=())
+    whole = [[repeat[shape] for shape in chosen] for repeat in observed if all(shape in repeat for shape in chosen)]
+    empty = TokenEnergy(target="", concurrency=0, shapes=chosen, repeats=len(whole))
     reason = f" ({why})" if why else ""
     if len(chosen) < 2 or not whole:
-        sentence = f"no start of the server has two shapes with a valid energy{reason}"
+        sentence = f"no repeat has two shapes with a valid energy{reason}"
         return msgspec.structs.replace(empty, why=sentence)
-    ratios = [float(np.mean([start[k].prompt_tokens / start[k].output_tokens for start in whole]))
+    ratios = [float(np.mean([repeat[k].prompt_tokens / repeat[k].output_tokens for repeat in whole]))
               for k in range(len(chosen))]  # fmt: skip
     if max(ratios) < LEAST_CONTRAST * min(ratios):
         sentence = (
@@ -135,7 +136,7 @@ def token_energy(starts: Iterable[Mapping[str, Spent]], shapes: Sequence[str], w
             "cannot be told apart; add a shape such as 1024/128 or 128/1024"
         )
         return msgspec.structs.replace(empty, why=sentence)
-    fits = [_fit(start) for start in whole]
+    fits = [_fit(repeat) for repeat in whole]
     prompt, output = _mean([fit[0] for fit in fits]), _mean([fit[1] for fit in fits])
     misfits = np.mean([fit[2] for fit in fits], axis=0)
     degrees = len(chosen) - 2
@@ -143,10 +144,10 @@ def token_energy(starts: Iterable[Mapping[str, Spent]], shapes: Sequence[str], w
     left = [shape for shape in shapes if shape not in chosen]
     notes = [f"without {', '.join(left)}{reason}"] if left else []
     if len(whole) < len(observed):
-        notes.append(f"{len(observed) - len(whole)} of {len(observed)} starts lack a shape and are left out{reason}")
+        notes.append(f"{len(observed) - len(whole)} of {len(observed)} repeats lack a shape and are left out{reason}")
     notes += [note for name, found in (("prompt", prompt), ("output", output)) if (note := _doubt(name, found))]
     if len(whole) == 1:
-        notes.append("one start of the server has no interval; measure with --repeats 3 or more")
+        notes.append("one repeat has no interval; measure with --repeats 3 or more")
     if residual is None:
         notes.append("two shapes are always fitted exactly; a third one would show how well the split holds")
     elif residual >= LARGE_RESIDUAL:
@@ -156,10 +157,10 @@ def token_energy(starts: Iterable[Mapping[str, Spent]], shapes: Sequence[str], w
     )
 
 
-def _fit(start: Sequence[Spent]) -> tuple[float, float, np.ndarray[tuple[int], np.dtype[np.float64]]]:
+def _fit(repeat: Sequence[Spent]) -> tuple[float, float, np.ndarray[tuple[int], np.dtype[np.float64]]]:
     """Joules of a prompt token and of an output token, and each shape's misfit as a share of its energy."""
-    shares = np.array([(one.prompt_tokens / one.energy_j, one.output_tokens / one.energy_j) for one in start])
-    (prompt, output), *_ = np.linalg.lstsq(shares, np.ones(len(start)))
+    shares = np.array([(one.prompt_tokens / one.energy_j, one.output_tokens / one.energy_j) for one in repeat])
+    (prompt, output), *_ = np.linalg.lstsq(shares, np.ones(len(repeat)))
     return float(prompt), float(output), 1 - shares @ np.array([prompt, output])
 
 

@@ -367,11 +367,11 @@ TOKEN_ENERGY = (
     Column[TokenEnergy]("J/output token", lambda entry: _joules(entry.output_token_energy_j)),
     Column[TokenEnergy]("95% CI", lambda entry: _joules_ends(entry.output_token_energy_j), INTERVAL),
     Column[TokenEnergy]("residual", lambda entry: percent(entry.residual, 1)),
-    Column[TokenEnergy]("starts", lambda entry: str(entry.starts)),
+    Column[TokenEnergy]("repeats", lambda entry: str(entry.repeats)),
 )
 TOKEN_ENERGY_NOTE = (
     "Energy per query = a × prompt tokens + b × output tokens, fitted over the shapes by least squares of relative "
-    "misfits, once for each start of a server; intervals over starts. A prompt token's joules include what its keys "
+    "misfits, once for each repeat; intervals over repeats. A prompt token's joules include what its keys "
     "and values cost while the answer is decoded, and both have their share of idle power. residual: how far the "
     "shapes are from the fit."
 )

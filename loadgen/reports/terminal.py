@@ -298,6 +298,7 @@ def head_of(run: Run) -> str:
         subject(run),
         f"{dataset.name}, {dataset.items} items",
         measured,
+        f"shape {run.shape} is shown" if run.shape else "",
         cells_valid(run.every_cell),
         f"good: {run.analysis.slo}" if run.analysis.slo else "",
     ]
@@ -313,7 +314,7 @@ def token_energy_lines(entries: Sequence[TokenEnergy], width: int) -> Lines:
     table = table_of(TOKEN_ENERGY, fitted).filled
     if any(entry.simulated for entry in fitted):
         table = replace(table, headings=(f"{STAMP}\n{table.headings[0]}", *table.headings[1:]))
-    head, rows = lines_of(fitting(table, width, ("starts", "95% CI", "95% CI", "residual"))[0], width)
+    head, rows = lines_of(fitting(table, width, ("repeats", "95% CI", "95% CI", "residual"))[0], width)
     return [*head, *rows, *notes]
 
 

@@ -46,7 +46,7 @@ def test_joules_that_are_proportional_to_tokens_are_found_again() -> None:
         assert estimate is not None
         assert (estimate.value, estimate.lo, estimate.hi) == pytest.approx((truth, truth, truth))
     assert found.residual == pytest.approx(0, abs=1e-9)
-    assert (found.starts, found.why, found.notes) == (2, "", ())
+    assert (found.repeats, found.why, found.notes) == (2, "", ())
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says_where_starts_differ() -> None:
@@ -102,8 +102,8 @@ def test_the_error_on_simulated_servers_is_what_the_page_says() -> None:
 @pytest.mark.parametrize(
     ("starts", "shapes", "why"),
     [
-        ([spent(0.02, 0.5, SHAPES[:1])], SHAPES, "no start of the server has two shapes with a valid energy (because)"),
-        ([], SHAPES, "no start of the server has two shapes with a valid energy (because)"),
+        ([spent(0.02, 0.5, SHAPES[:1])], SHAPES, "no repeat has two shapes with a valid energy (because)"),
+        ([], SHAPES, "no repeat has two shapes with a valid energy (because)"),
         ([{"8/8": Spent(4.0, 8, 8), "64/64": Spent(32.0, 64, 64)}], ("8/8", "64/64"), "in about the same proportion"),
     ],
 )
@@ -126,15 +126,15 @@ def test_two_shapes_and_one_start_have_neither_residual_nor_interval() -> None:
 def test_a_start_that_lacks_a_shape_is_left_out_and_counted() -> None:
     starts = [spent(0.02, 0.5), spent(9.0, 9.0, SHAPES[:2]), spent(0.02, 0.5)]
     found = token_energy(starts, SHAPES, why="energy of shape 128/1024 is not valid in repeat 2")
-    assert (found.starts, value(found.prompt_token_energy_j)) == (2, pytest.approx(0.02))
-    assert "1 of 3 starts lack a shape and are left out (energy of shape 128/1024 is not" in found.notes[0]
+    assert (found.repeats, value(found.prompt_token_energy_j)) == (2, pytest.approx(0.02))
+    assert "1 of 3 repeats lack a shape and are left out (energy of shape 128/1024 is not" in found.notes[0]
 
 
 def test_where_no_start_has_every_shape_those_with_the_most_count() -> None:
     starts = [spent(0.02, 0.5, SHAPES[1:]), spent(9.0, 9.0, SHAPES[2:]), spent(9.0, 9.0, SHAPES[2:])]
     found = token_energy(starts, SHAPES, why="because")
-    assert (found.shapes, found.starts, value(found.prompt_token_energy_j)) == (SHAPES[1:], 1, pytest.approx(0.02))
-    assert found.notes[:2] == ("without 128/128 (because)", "2 of 3 starts lack a shape and are left out (because)")
+    assert (found.shapes, found.repeats, value(found.prompt_token_energy_j)) == (SHAPES[1:], 1, pytest.approx(0.02))
+    assert found.notes[:2] == ("without 128/128 (because)", "2 of 3 repeats lack a shape and are left out (because)")
 
 
 def test_no_negative_joules_are_shown_as_a_figure() -> None:
@@ -156,7 +156,7 @@ def test_a_terminal_shows_a_row_for_each_fit_and_a_line_for_each_reason(width: i
     assert lines[0] == "SIMULATED"
     assert lines[2].split()[:3] == ["awq", "16", "0.0200"]
     assert " ".join(" ".join(lines[3:]).split()).startswith(
-        "fp16, B = 16: no start of the server has two shapes with a valid energy"
+        "fp16, B = 16: no repeat has two shapes with a valid energy"
     )
 
 
@@ -200,7 +200,7 @@ def test_a_cell_whose_energy_is_invalid_is_not_used(tmp_path: Path) -> None:
     cells[1:] = [replace(c, validity=Validity(energy=("another process used the GPU",))) for c in cells[1:]]
     [found] = token_energies(cells, SHAPES, prefix_cache=False)
     assert found == TokenEnergy(
-        target="fp16", concurrency=1, shapes=SHAPES[:1], starts=1,
-        why="no start of the server has two shapes with a valid energy "
+        target="fp16", concurrency=1, shapes=SHAPES[:1], repeats=1,
+        why="no repeat has two shapes with a valid energy "
         "(energy of shape 1024/128 is not valid in repeat 1)",
     )  # fmt: skip
