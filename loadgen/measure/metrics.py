@@ -39,8 +39,8 @@ NOW: dict[str, tuple[str, Callable[[Progress], float | None]]] = {
     ),
     "power_watts": ("Power now, the target's GPUs together.", lambda p: p.power_w),
     "energy_per_token_joules": ("Power now over tokens per second.", lambda p: p.energy_per_token_j),
-    "accuracy_ratio": ("Share of graded answers correct.", lambda p: p.accuracy),
-    "graded_answers": ("Answers graded so far, which the accuracy rests on.", lambda p: p.graded),
+    "accuracy_ratio": ("Share correct of the answers graded so far, a sample.", lambda p: p.accuracy),
+    "graded_answers": ("Answers graded so far, the sample that the accuracy rests on.", lambda p: p.graded),
     "cell_progress_ratio": ("Share of the cell's window that is over.", lambda p: p.share),
 }
 """Gauges of the cell that runs: name after `loadgen_`, help, figure."""
@@ -124,7 +124,7 @@ class SweepMetrics(Observer):
         self._batch = gauge(f"{ended}concurrency", "Requests held in flight, B.")
         self._valid = {key: gauge(ended + key, text) for key, (text, _) in VERDICTS.items()}
         self._ended = {key: gauge(ended + key, text) for key, (text, _) in ENDED.items()}
-        self._accuracy = gauge(f"{ended}accuracy_ratio", "Share of graded answers correct.")
+        self._accuracy = gauge(f"{ended}accuracy_ratio", "Share correct of the answers graded while the cell ran, a sample.")
         self._series: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
         """Of metrics that no `clear` empties: an answer finds its own here in half of the time."""
         self._last: Progress | None = None
