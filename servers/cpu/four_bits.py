@@ -22,7 +22,7 @@ def config(kind: Kind, group: int) -> dict[str, object]:
 
 
 def quantize(weights: dict[str, Tensor], kind: Kind, group: int) -> dict[str, Tensor]:
-    """The same tensors, with `qweight`, `qzeros`, `scales` and, GPTQ, `g_idx` in place of each linear layer's weight."""
+    """The same tensors, each linear map's weight as `qweight`, `qzeros`, `scales` and, GPTQ, `g_idx`."""
     quantized: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if "_proj." not in name:
