@@ -124,7 +124,7 @@ class SweepMetrics(Observer):
         self._batch = gauge(f"{ended}concurrency", "Requests held in flight, B.")
         self._valid = {key: gauge(ended + key, text) for key, (text, _) in VERDICTS.items()}
         self._ended = {key: gauge(ended + key, text) for key, (text, _) in ENDED.items()}
-        self._accuracy = gauge(f"{ended}accuracy_ratio", "Share correct of the answers graded while the cell ran, a sample.")
+        self._accuracy = gauge(f"{ended}accuracy_ratio", "Share correct of the answers graded in it, a sample.")
         self._series: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
         """Of metrics that no `clear` empties: an answer finds its own here in half of the time."""
         self._last: Progress | None = None
