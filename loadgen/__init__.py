@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from loadgen.analysis.advise import Advice, Day
+    from loadgen.analysis.advise import Advice
     from loadgen.analysis.compare.comparison import RunComparison
+    from loadgen.analysis.day import Day
     from loadgen.clienttest.selftest import Selftest
     from loadgen.options import SweepOptions
     from loadgen.reports.notebook import Run
@@ -201,7 +202,8 @@ def advise(run: str | Path, **options: Unpack[AdviseOptions]) -> Advice | Day:
     """
     from msgspec.structs import replace
 
-    from loadgen.analysis.advise import Day, advise_run
+    from loadgen.analysis.advise import advise_run
+    from loadgen.analysis.day import Day
     from loadgen.analysis.verification import verification_of
 
     o, opened = complete(AdviseOptions, options), load_run(run)

@@ -8,7 +8,8 @@ from itertools import groupby
 import msgspec
 from rich.console import Console
 
-from loadgen.analysis.advise import Advice, ArmAdvice, Day, DayArm
+from loadgen.analysis.advise import Advice, ArmAdvice
+from loadgen.analysis.day import Day, DayArm
 from loadgen.analysis.estimate import Estimate
 from loadgen.analysis.verification import ArmVerification, Compared, Verification
 from loadgen.analysis.warnings import KEPT_SERVERS

@@ -23,13 +23,16 @@ from made_study import WATTS, made_study
 from rich.console import Console
 
 import loadgen
-from loadgen.analysis.advise import Advice, Day, traffic_of
+from loadgen.analysis.advise import Advice
+from loadgen.analysis.analyse import analyse
+from loadgen.analysis.day import Day, traffic_of
 from loadgen.analysis.ratetable import rate_table, rates_of
 from loadgen.analysis.replica import Fleet, Replica, replicas_of, scatter
 from loadgen.analysis.verification import Verification, arrivals_asked, verification_of
 from loadgen.analysis.warnings import KEPT_SERVERS
 from loadgen.cli.advise import command
 from loadgen.errors import UsageError
+from loadgen.record.cell import Slo
 from loadgen.reports.advise import print_verification, sentences, verification_sentences
 from loadgen.reports.compare import pair_note
 from loadgen.reports.html.advice import advice
@@ -272,10 +275,13 @@ def test_traffic_is_a_file_or_a_cosine(tmp_path: Path) -> None:
     assert max(steps, key=lambda step: step.rate_per_s).from_h in (11, 12)
     bad = tmp_path / "bad.csv"
     for text, said in (("rate,hour\n1,2\n", "must be `hour,rate`"), ("hour,rate\n0,x\n", "'0,x' is not an hour"),
-                       ("hour,rate\n1,5\n", "begin at 0"), ("hour,rate\n0,5\n24,5\n", "below 24")):  # fmt: skip
+                       ("hour,rate\n1,5\n", "begin at 0"), ("hour,rate\n0,5\n24,5\n", "below 24"),
+                       ("hour,rate\n0,0\n", "every rate is 0")):  # fmt: skip
         bad.write_text(text)
         with pytest.raises(UsageError, match=said):
             traffic_of(str(bad))
+    bad.write_text("hour,rate\n0,5\n", encoding="utf-8-sig")
+    assert traffic_of(str(bad))[0].rate_per_s == 5, "as spreadsheets save it"
     with pytest.raises(UsageError, match="as in diurnal:40/5"):
         traffic_of("diurnal:5/40")
 
@@ -388,7 +394,7 @@ def test_objectives_are_never_ignored_for_want_of_valid_latencies(
     run: loadgen.analysis.run.Run, tmp_path: Path
 ) -> None:
     """awq's latencies count at B = 1 alone: that is then the largest batch of which its objectives are known."""
-    loadgen.report(run.path, slo="ttft:1s", out=tmp_path / "judged")
+    analyse(run.path, slo=Slo.parse("ttft:1s"), out=tmp_path / "judged")
     judged = loadgen.load_run(tmp_path / "judged")
     cells = judged.cells
     valid = (cells["target"] != "awq") | (cells["concurrency"] == 1)
@@ -409,7 +415,7 @@ def test_repeats_of_servers_that_were_kept_are_said_to_lack_a_restart(
     for options in (["--rate", "1"], ["--traffic", "diurnal:2/1"]):
         assert KEPT_SERVERS not in CliRunner().invoke(command, [str(run.path), *options]).output
         assert KEPT_SERVERS in CliRunner().invoke(command, [str(kept), *options]).output
-    loadgen.report(kept)
+    analyse(kept)
     assert KEPT_SERVERS in loadgen.load_run(kept).analysis.warnings
     pair = loadgen.compare(run.path, kept).pair
     assert pair is not None
