@@ -50,7 +50,7 @@ class ArmAdvice(msgspec.Struct, frozen=True, kw_only=True):
     """Why it cannot serve the demand, as far as it was measured."""
     replicas: int | None = None
     gpus: int | None = None
-    """Of all replicas."""
+    """Of all replicas; None also where nobody knows how many share a model: their cost is then not known."""
     rate_per_replica_per_s: float | None = None
     in_flight: float | None = None
     """Mean number of requests in a replica."""
@@ -69,6 +69,8 @@ class ArmAdvice(msgspec.Struct, frozen=True, kw_only=True):
     """That was measured, and that the KV cache holds."""
     memory_batch: int | None = None
     """The most requests that the KV cache holds without preemption."""
+    unjudged_batch: int | None = None
+    """Batches above `largest_batch` up to this one do not count: their latencies are not valid."""
     saturated: bool | None = None
     """Throughput gains less than 5% over the upper half of the measured batches, so that a larger one adds little."""
     power_w: float | None = None
@@ -87,7 +89,8 @@ class ArmAdvice(msgspec.Struct, frozen=True, kw_only=True):
 
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """The arms, best first, and which to choose: by the GPUs where they have a price (equal ones by joules), else by
-    joules."""
+    joules. Where the GPUs of no target are known, replicas stand for them; where those of some are, the others are not
+    chosen by a price."""
 
     demand: Demand
     slo: str | None
@@ -183,14 +186,15 @@ def _all_drawn(fleets: Mapping[str, Fleet], names: Sequence[str]) -> bool:
 
 def _scores(fleets: Mapping[str, Fleet], shares: Mapping[str, Share | str], demand: Demand) -> dict[str, Floats]:
     """By target and draw, what is compared from left to right, smaller is better; those without it are left out."""
-    found = {}
+    found, counted = {}, any(fleet.replica.gpus for fleet in fleets.values())
+    priced = demand.price_per_gpu_h is not None
     for name, share in shares.items():
-        if isinstance(share, str):
+        if isinstance(share, str) or (priced and counted and fleets[name].replica.gpus is None):
             continue
         replica, energy = fleets[name].replica, share.power_w
         columns = [] if energy is None else [energy]
-        if demand.price_per_gpu_h is not None:
-            columns.insert(0, share.count * replica.gpus)
+        if priced:
+            columns.insert(0, share.count * (replica.gpus or 1))
         if demand.per == "correct":
             columns = [] if replica.accuracy is None else [column / replica.accuracy for column in columns]
         if columns:
@@ -238,7 +242,7 @@ def _arm(fleet: Fleet, share: Share | str, rate_per_s: float) -> ArmAdvice:
         target=replica.target,
         precision=replica.precision,
         replicas=count,
-        gpus=count * replica.gpus,
+        gpus=None if replica.gpus is None else count * replica.gpus,
         rate_per_replica_per_s=rate,
         in_flight=float(load.in_flight[0]),
         batch_p99=min(int(np.searchsorted(np.cumsum(load.share[0]), 0.99)) + 1, replica.most),
@@ -249,6 +253,7 @@ def _arm(fleet: Fleet, share: Share | str, rate_per_s: float) -> ArmAdvice:
         limit=fleet.limit,
         largest_batch=replica.most,
         memory_batch=replica.memory_batch,
+        unjudged_batch=replica.unjudged_batch,
         saturated=replica.saturated,
         power_w=None if share.power_w is None else float(share.power_w[0]),
         energy_per_query_j=energy,
@@ -260,16 +265,16 @@ def _arm(fleet: Fleet, share: Share | str, rate_per_s: float) -> ArmAdvice:
 
 def _costed(arm: ArmAdvice, demand: Demand) -> ArmAdvice:
     """With what 1,000 queries or correct answers cost."""
-    if arm.gpus is None:
+    if arm.replicas is None:
         return arm
     joules, good = (arm.energy_per_query_j, 1.0) if demand.per == "query" else (arm.energy_per_correct_j, arm.accuracy)
-    gpu_h = arm.gpus / demand.rate_per_s * 1000 / 3600
+    gpu_h = None if arm.gpus is None else arm.gpus / demand.rate_per_s * 1000 / 3600
     price, carbon = demand.price_per_gpu_h, demand.carbon_kg_per_kwh
     return msgspec.structs.replace(
         arm,
         kwh_per_1000=None if joules is None else joules.value * 1000 / JOULES_PER_KWH,
         co2_kg_per_1000=None if joules is None or carbon is None else 1000 * carbon_kg(joules.value, carbon),
-        cost_per_1000=None if price is None or not good else gpu_h * price / good,
+        cost_per_1000=None if price is None or gpu_h is None or not good else gpu_h * price / good,
     )
 
 
@@ -308,14 +313,16 @@ def advise_day(run: Run, demand: Demand, steps: Sequence[Step]) -> Day:
         if (refusal := next((part for part in parts if isinstance(part, str)), None)) is not None:
             return DayArm(target=label, refusal=refusal)
         known = [part for part in parts if isinstance(part, Share)]
-        gpus = [int(p.count[0]) * fleets[name].replica.gpus for p, name in zip(known, names, strict=True)]
-        gpu_h = float(np.dot(hours, gpus))
+        counts = [int(part.count[0]) for part in known]
+        gpus = [n * each for n, name in zip(counts, names, strict=True) if (each := fleets[name].replica.gpus)]
+        gpu_h = float(np.dot(hours, gpus)) if len(gpus) == len(counts) else None
         powers = [part.power_w for part in known]
         energy = [hour * power / 1000 for hour, power in zip(hours, powers, strict=True) if power is not None]
         kwh = _estimate(np.sum(energy, axis=0), _all_drawn(fleets, names)) if len(energy) == len(hours) else None
         price, carbon = demand.price_per_gpu_h, demand.carbon_kg_per_kwh
         return DayArm(
-            target=label, most_gpus=max(gpus), gpu_h=gpu_h, kwh=kwh, cost=None if price is None else gpu_h * price,
+            target=label, most_replicas=max(counts), most_gpus=None if gpu_h is None else max(gpus), gpu_h=gpu_h,
+            kwh=kwh, cost=None if price is None or gpu_h is None else gpu_h * price,
             co2_kg=None if kwh is None or carbon is None else kwh.value * carbon,
         )  # fmt: skip
 

@@ -72,6 +72,7 @@ class DayArm(msgspec.Struct, frozen=True, kw_only=True):
 
     target: str
     refusal: str | None = None
+    most_replicas: int | None = None
     most_gpus: int | None = None
     gpu_h: float | None = None
     kwh: Estimate | None = None

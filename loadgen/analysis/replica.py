@@ -40,7 +40,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     target: str
     precision: str
-    gpus: int
+    gpus: int | None
+    """That share the model; None: not known."""
     fewest: int
     """The smallest batch that was measured."""
     rate_per_s: Floats
@@ -59,6 +60,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Else something was measured in one repeat only: its draws are all the estimate."""
     memory_batch: int | None = None
     """The most requests that its KV cache holds without preemption; None: not known."""
+    unjudged_batch: int | None = None
+    """The largest batch with a valid load, where it does not count because its latencies are not valid."""
 
     @property
     def most(self) -> int:
@@ -135,10 +138,13 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         load = self.load(rate_per_s)
         return np.asarray((load.beyond <= OUTSIDE) & (self.kept(load) >= attainment))
 
-    def outgrown(self, rate_per_s: float) -> bool:
-        """Whether it has more requests than were measured too often at that rate, by the estimate."""
+    def misses(self, rate_per_s: float, attainment: float) -> bool:
+        """Whether it misses the objectives at that rate even if they are kept in every batch that was not measured, by
+        the estimate."""
         one = msgspec.structs.replace(self, rate_per_s=self.rate_per_s[:1])
-        return bool(one.load(np.array([rate_per_s])).beyond[0] > OUTSIDE)
+        load = one.load(np.array([rate_per_s]))
+        measured = float(load.share[0, : self.most].sum())
+        return bool(one.kept(load)[0] + 1 - measured < attainment)
 
     def states(self, rate_per_s: float) -> Floats:
         """Share of time with 0, 1, 2, ... requests by the estimate, also beyond those that were measured; empty where
@@ -213,7 +219,7 @@ class Fleet:
     @cached_property
     def limit(self) -> Limit:
         """What ends the capacity: the largest measured batch, the objectives, or the KV cache."""
-        if not self.replica.outgrown(1.001 * self.capacity_per_s):
+        if self.replica.misses(1.001 * self.capacity_per_s, self.attainment):
             return "slo"
         return "memory" if self.replica.most == self.replica.memory_batch else "range"
 
@@ -276,6 +282,7 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
     if cells.empty:
         return "none of its cells has a valid load"
     judged, metered = run.valid_cells("goodput_share").index, run.valid_cells("power_w_mean").index
+    loaded = int(cells["concurrency"].max())
     if run.analysis.slo is not None:
         cells = cells[cells.index.isin(judged) & cells["goodput_share"].notna()]
         if cells.empty:
@@ -293,8 +300,8 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
     for block in run.manifest.power_blocks:
         if block.target == target and block.rest_w and all(block.rest_w.values()):
             measured.rest_w[block.repeat] = sum(watts for watts in block.rest_w.values() if watts is not None)
-    gpus = int(cells["gpus"].fillna(1).max()) if "gpus" in cells else 1
-    held = None
+    gpus = int(cells["gpus"].max()) if "gpus" in cells and cells["gpus"].notna().any() else None
+    counts, held = int(cells["concurrency"].max()), None
     if "kv_batch" in cells:
         held = mean_batch(zip(cells["kv_batch"].tolist(), cells["requests"].tolist(), strict=True))
     replica = measured.replica(target, precision, noise, gpus=gpus, accuracy=_accuracy(run, target))
@@ -303,7 +310,8 @@ def _replica(run: Run, target: str, precision: str, noise: RepeatNoise) -> Repli
             f"its KV cache holds {held} requests of these lengths without preemption, and B = {replica.fewest} is the "
             f"smallest that was measured: measure up to B = {held}"
         )
-    return msgspec.structs.replace(replica.within(held), tokens_per_answer=tokens)
+    unjudged = loaded if loaded > counts and (held is None or held > counts) else None
+    return msgspec.structs.replace(replica.within(held), tokens_per_answer=tokens, unjudged_batch=unjudged)
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -317,7 +325,13 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """By repeat."""
 
     def replica(
-        self, target: str, precision: str, noise: RepeatNoise, *, gpus: int = 1, accuracy: Floats | None = None
+        self,
+        target: str,
+        precision: str,
+        noise: RepeatNoise,
+        *,
+        gpus: int | None = None,
+        accuracy: Floats | None = None,
     ) -> Replica:
         """The replica, with draws of `noise`."""
         batches = sorted(self.rate_per_s)

@@ -113,10 +113,15 @@ def _arm(replica: Replica, measured: Run, rate_asked_per_s: float) -> ArmVerific
     row = cells.iloc[0]
     rate, window_s = float(row["rate_per_s"]), float(row["window_s"])
     arm = msgspec.structs.replace(arm, rate_per_s=rate, window_s=window_s)
+    if rate == 0:
+        return msgspec.structs.replace(
+            arm,
+            refusal=f"no request came in {window_s:.3g} s at {rate_asked_per_s:.3g} a second; give a longer --duration",
+        )
     if not row["valid"]:
         return msgspec.structs.replace(arm, refusal=str(row["reasons"]))
     if not rate > 0 or not row["output_tokens_mean"] > 0:
-        return msgspec.structs.replace(arm, refusal="no request came in the window")
+        return msgspec.structs.replace(arm, refusal="no answer was measured in the window")
     came = float(row["output_tokens_mean"])
     arm = msgspec.structs.replace(arm, tokens_per_answer=came)
     replica = msgspec.structs.replace(replica, rate_per_s=replica.rate_per_s * (tokens / came))

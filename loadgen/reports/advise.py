@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import msgspec
@@ -61,6 +61,7 @@ def arm_columns(advice: Advice) -> tuple[Column[ArmAdvice], ...]:
 DAY = (
     Column[DayArm]("target", lambda arm: arm.target, NAME),
     Column[DayArm]("most GPUs", lambda arm: count(arm.most_gpus)),
+    Column[DayArm]("most replicas", lambda arm: count(arm.most_replicas) if arm.most_gpus != arm.most_replicas else ""),
     Column[DayArm]("GPU hours", lambda arm: number(arm.gpu_h)),
     Column[DayArm]("kWh", lambda arm: _value(arm.kwh)),
     Column[DayArm]("95% CI", lambda arm: _ends(arm.kwh), INTERVAL),
@@ -95,23 +96,48 @@ def sentences(advice: Advice) -> Iterator[str]:
             yield f"{arm.target} cannot be advised: {arm.refusal}."
         elif arm.energy_note is not None:
             yield f"{arm.target}'s joules are not known: {arm.energy_note}."
+    if advice.demand.price_per_gpu_h is not None:
+        unknown = [arm.target for arm in advice.arms if arm.gpus is None and arm.refusal is None]
+        yield from _without_gpus(unknown, some=any(arm.gpus is not None for arm in advice.arms))
+    for arm in advice.arms:
+        if arm.unjudged_batch is not None:
+            yield (
+                f"Batches of {arm.target} above {arm.largest_batch}, up to {arm.unjudged_batch}, do not count: their "
+                "latencies are not valid, so loadgen cannot tell whether they keep the objectives; measure them again."
+            )
     for arm in advice.arms:
         if arm.limit == "memory" and not arm.saturated:
             yield (
                 f"Memory, not speed, limits a replica of {arm.target}: its KV cache holds {arm.memory_batch} requests "
                 "of these lengths without preemption."
             )
-    if short := _growing(advice):
+    if short := [arm for arm in _growing(advice) if arm.unjudged_batch is None]:
         most = min(2 * max(arm.largest_batch or 1 for arm in short), max(MOST_BATCH, short[0].largest_batch or 1))
         held = min((arm.memory_batch for arm in short if arm.memory_batch is not None), default=None)
         most, fits = (most, "") if held is None else (min(most, held), ": the memory holds it")
         names = ", ".join(f"{arm.target} (B ≤ {arm.largest_batch})" for arm in short)
         yield (
-            f"Throughput may rise further beyond the largest measured batch of {names}: fewer GPUs may be enough; "
+            f"Throughput may rise further beyond the largest measured batch of {names}: fewer "
+            f"{_units(short[0].gpus)} may be enough; "
             f"measure up to B = {most} first{fits}."
         )
     if advice.kept_servers and advice.choice is not None:
         yield KEPT_SERVERS
+
+
+def _without_gpus(targets: Sequence[str], *, some: bool) -> Iterator[str]:
+    """That their cost is not known; `some`: the GPUs of other targets are."""
+    if targets:
+        instead = "a price cannot choose them" if some else "replicas are compared instead"
+        yield (
+            f"The cost of {', '.join(targets)} is not known, as the GPUs of their servers are not: {instead}. loadgen "
+            "knows GPUs whose power it measures, and those of servers that it starts on GPUs (--serve)."
+        )
+
+
+def _units(gpus: int | None, of: int = 2) -> str:
+    """What a fleet consists of, as far as is known."""
+    return ("replica" if gpus is None else "GPU") + "s" * (of != 1)
 
 
 def _growing(advice: Advice) -> list[ArmAdvice]:
@@ -122,12 +148,13 @@ def _growing(advice: Advice) -> list[ArmAdvice]:
 def _choice(advice: Advice, best: ArmAdvice) -> str:
     demand = advice.demand
     rate = f"{count(demand.rate_per_s)} requests/s"
-    need = f"{best.gpus} GPU{'s' * (best.gpus != 1)}"
+    units = best.replicas or 0 if best.gpus is None else best.gpus
+    need = f"{units} {_units(best.gpus, units)}"
     if best.energy_per_query_j is not None:
         need += f", {number(best.energy_per_query_j.value)} J a query"
     if advice.second is None:
         return f"{rate}: {best.target}, the only precision that can be advised ({need})."
-    by = "fewest GPUs, then fewest joules" if demand.price_per_gpu_h is not None else "fewest joules"
+    by = f"fewest {_units(best.gpus)}, then fewest joules" if demand.price_per_gpu_h is not None else "fewest joules"
     by += " per right answer" if demand.per == "correct" else ""
     if advice.probability is None:
         unsure = "its probability is unknown: something was measured in only one repeat"
@@ -152,13 +179,16 @@ def day_sentences(day: Day, *, priced: bool) -> Iterator[str]:
         yield f"Best by the hour: {', '.join(parts)}."
     if day.saving is not None and len(set(day.chosen)) > 1:
         ends = percents(day.saving.lo, day.saving.hi)
-        what = "GPU hours" if priced else "joules"
+        what = f"{_units(day.arms[0].most_gpus, 1)} hours" if priced else "joules"
         saved = percent(day.saving.value, 1) if day.saving.value >= 0.0005 else "none"
         shown = f" ({ends})" if ends and saved != "none" else ""
         yield f"A fleet that changes its precision saves {saved} of the {what} of {day.arms[0].target} alone{shown}."
     for arm in day.arms:
         if arm.refusal is not None:
             yield f"{arm.target} cannot be advised: {arm.refusal}."
+    if priced:
+        unknown = [arm.target for arm in day.arms if arm.most_gpus is None and arm.refusal is None]
+        yield from _without_gpus(unknown, some=any(arm.most_gpus is not None for arm in day.arms))
     if day.kept_servers and day.chosen:
         yield KEPT_SERVERS
 
@@ -242,8 +272,9 @@ def verification_sentences(verification: Verification) -> Iterator[str]:
     if compared:
         target, most = max(compared, key=lambda pair: abs(pair[1].difference))
         yield (
-            "Predictions are for the requests that came, and for the length of their answers. The largest difference "
-            f"is {_line(most).difference} ({target}, {FIGURES[most.figure]})."
+            "Predictions are for the requests that came, and for the length of their answers. The intervals hold the "
+            "chance of one such window, not what another start of a server changes. The largest difference is "
+            f"{_line(most).difference} ({target}, {FIGURES[most.figure]})."
         )
     off = [f"{target} {FIGURES[one.figure]} ({_line(one).difference})" for target, one in compared if not one.by_chance]
     if off:

@@ -23,7 +23,7 @@ from made_study import WATTS, made_study
 from rich.console import Console
 
 import loadgen
-from loadgen.analysis.advise import Advice
+from loadgen.analysis.advise import Advice, Demand, choose
 from loadgen.analysis.analyse import analyse
 from loadgen.analysis.day import Day, traffic_of
 from loadgen.analysis.ratetable import rate_table, rates_of
@@ -163,6 +163,9 @@ def test_the_fleet_is_the_smallest_that_keeps_the_objectives() -> None:
     share = fleet.for_rate(7.5)
     assert not isinstance(share, str)
     assert share.count[0] == 8
+    assert fleet.limit == "slo"
+    kept = Fleet(replica([10.0] * 8, kept=[1.0] * 8), attainment=0.9)
+    assert kept.limit == "range", "in each batch that was measured they are kept: larger ones may keep them too"
     assert Fleet(replica([10.0], kept=[0.5]), attainment=0.9).for_rate(1.0) == (
         "50% of its requests keep the objectives at B = 1, and 90% are asked for"
     )
@@ -342,15 +345,26 @@ def test_a_verification_compares_what_was_predicted_for_the_requests_that_came(
     assert figures["e2e_s"].predicted == pytest.approx(alone_s, rel=0.1)
     assert figures["in_flight"].predicted == pytest.approx(4 * figures["e2e_s"].predicted)
     assert not figures["e2e_s"].by_chance
+    one = next(one for one in replicas_of(run) if isinstance(one, Replica) and one.target == "fp16")
+    states = msgspec.structs.replace(one, rate_per_s=one.rate_per_s * one.tokens_per_answer / 2).states(4.0)
+    error, measured = scatter(np.arange(len(states)) * 1.0, states, 4.0, 1.0), figures["in_flight"].measured
+    assert measured.lo == pytest.approx(measured.value - 1.96 * error, rel=1e-3)
+    assert measured.hi == pytest.approx(measured.value + 1.96 * error, rel=1e-3)
     assert awq.figures
     assert arrivals_asked(run.manifest, {"awq": 2.5, "fp16": 5.0}) == "fp16=poisson:5,awq=poisson:2.5,bnb-nf4=none"
     with pytest.raises(UsageError, match="--verify has nothing to measure: no target can be advised at this rate"):
         arrivals_asked(run.manifest, {})
 
 
-def test_what_a_verification_found_is_told(run: loadgen.analysis.run.Run, beside: loadgen.analysis.run.Run) -> None:
+def test_what_a_verification_found_is_told(
+    run: loadgen.analysis.run.Run, beside: loadgen.analysis.run.Run, tmp_path: Path
+) -> None:
     found = verification_of(run, beside, {"fp16": 5.0, "bnb-nf4": 5.0})
     console = Console(file=io.StringIO(), width=120)
+    nothing = verification_of(
+        run, loadgen.load_run(changed(beside, tmp_path, valid=False, rate_per_s=0.0)), {"awq": 0.01}
+    )
+    assert nothing.arms[0].refusal == "no request came in 1 s at 0.01 a second; give a longer --duration"
     print_verification(found, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"fp16 +requests/s +5.00 asked +4.00", shown)
@@ -403,9 +417,36 @@ def test_objectives_are_never_ignored_for_want_of_valid_latencies(
     assert isinstance(advice, Advice)
     by_name = {arm.target: arm for arm in advice.arms}
     assert (by_name["awq"].largest_batch, by_name["fp16"].largest_batch) == (1, 8)
+    said = "Batches of awq above 1, up to 8, do not count: their latencies are not valid"
+    assert [said in sentence for sentence in sentences(advice)].count(True) == 1
+    assert not any("awq (B ≤ 1)" in sentence for sentence in sentences(advice)), "they were measured"
+    at = rate_table(loadgen.load_run(tmp_path / "judged"))[30]
+    assert at.by_joules == loadgen.advise(tmp_path / "judged", rate=at.rate_per_s)
     none = loadgen.advise(changed(judged, tmp_path, latency_valid=False), rate=1.0)
     assert isinstance(none, Advice)
     assert "valid latencies" in str({arm.target: arm.refusal for arm in none.arms}["awq"])
+
+
+def test_gpus_that_nobody_knows_cost_nothing_that_is_known(run: loadgen.analysis.run.Run, tmp_path: Path) -> None:
+    """Where the GPUs of no target are known, replicas stand for them."""
+    some = changed(run, tmp_path, gpus=math.nan)
+    advice, all_known = loadgen.advise(some, rate=1.0, price=3.0), loadgen.advise(run.path, rate=1.0, price=3.0)
+    assert isinstance(advice, Advice) and isinstance(all_known, Advice) and all_known.choice == "awq"
+    awq = next(arm for arm in advice.arms if arm.target == "awq")
+    assert (awq.gpus, awq.cost_per_1000, advice.choice) == (None, None, "fp16")
+    assert awq.replicas == 1 and awq.kwh_per_1000
+    assert "The cost of awq is not known" in " ".join(sentences(advice))
+    by_joules = loadgen.advise(some, rate=1.0)
+    assert isinstance(by_joules, Advice) and by_joules.choice == "awq"
+    day = loadgen.advise(some, traffic="diurnal:2/1", price=3.0)
+    assert isinstance(day, Day) and set(day.chosen) == {"fp16"}
+    spent = {arm.target: (arm.most_gpus, arm.gpu_h, arm.cost) for arm in day.arms}
+    assert spent["awq"] == (None, None, None) and None not in spent["fp16"]
+    known = [msgspec.structs.replace(one, gpus=None) for one in replicas_of(run) if isinstance(one, Replica)]
+    none = choose(known, Demand(rate_per_s=1.0, price_per_gpu_h=3.0))
+    assert none.choice == "awq"
+    assert next(sentences(none)).startswith("1 requests/s: awq (1 replica, ")
+    assert "by the fewest replicas, then fewest joules" in next(sentences(none))
 
 
 def test_repeats_of_servers_that_were_kept_are_said_to_lack_a_restart(
