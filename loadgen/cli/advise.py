@@ -54,7 +54,7 @@ def _advise(run: Path, options: Mapping[str, Any]) -> None:
     if opened.shape is not None:
         others = [shape for shape in opened.manifest.config.shapes if shape != opened.shape]
         how = f"`loadgen report {run} --shape {others[0]}` changes it"
-        click.echo(f"for requests of the shape {opened.shape} (tokens of prompt/answer); {how}", err=True)
+        click.echo(f"for requests of the shape {opened.shape} (tokens of prompt/answer); {how}")
     verify = options.get("verify", False)
     shown = {name: value for name, value in options.items() if name not in ("verify", *ONLY_TO_VERIFY)}
     found = advise(run, **(shown if verify and "traffic" not in options else options))

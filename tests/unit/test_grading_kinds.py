@@ -92,29 +92,19 @@ def test_the_marks_of_a_text_are_the_same_beside_a_letter_that_is_not_ascii(text
     assert list(marks(text)) == beside
 
 
-ASKING_PIECES = [
-    *(
-        "\n",
-        " ",
-        "#",
-        "*",
-        "Next ",
-        "New ",
-        "Another ",
-        "question",
-        "Question",
-        "Problem",
-        "Exercise",
-        "Example",
-        "Task",
-    ),
-    *("Human", "User", "Input", "Instruction", "Instructions", "Q", ":", " 2", ".", "Assistant", "Given the following"),
-    *(" problem", ",", "<|im_end|>", "</s>", "[INST]", "[/INST]", "<end_of_turn>", "18", "a"),
+@pytest.mark.parametrize("word", ["answer", "Answers", "ans", "Antwort", "RESPUESTA", "resposta", "Risposta"])
+def test_an_answer_is_told_in_several_languages(word: str) -> None:
+    assert [mark.line for mark in marks(f"So it is.\n{word}: 18")] == ["18"]
+
+
+OPENINGS = [
+    *("Question:", "Q:", "Problem 2.", "Exercise:", "Example 3:", "Task:", "Human:", "User:", "Input:", "Instruction:"),
+    *("Next task:", "New example:", "Another exercise:", "Assistant:", "Given the following problem:", "<|im_end|>"),
+    *("</s>", "[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>"),
 ]
 
 
-@given(st.lists(st.sampled_from(ASKING_PIECES), max_size=6).map("".join))
-def test_the_answer_s_part_is_the_same_before_a_letter_that_may_begin_a_question(text: str) -> None:
-    """A text without any such sign is not searched."""
-    part, goes_on = answer_part(f"{text}\nQ", lambda _: True, lambda _: True)
-    assert answer_part(text, lambda _: True, lambda _: True) == (part if goes_on else part.removesuffix("\nQ"), goes_on)
+@pytest.mark.parametrize("opening", OPENINGS)
+def test_an_answer_ends_where_the_next_question_begins(opening: str) -> None:
+    part, goes_on = answer_part(f"#### 18\n{opening} more", lambda _: True, lambda _: True)
+    assert (part.rstrip(), goes_on) == ("#### 18", True)

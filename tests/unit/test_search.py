@@ -135,12 +135,19 @@ def test_a_level_curve_ends_early_and_says_what_is_out_of_reach() -> None:
     assert len(readings) < 60
 
 
-@pytest.mark.parametrize("seed", [1, 6, 10])
-def test_a_gentle_curve_is_not_given_up_for_what_its_first_repeats_show(seed: int) -> None:
+@pytest.mark.parametrize(("per_octave", "seed"), [(0.03, 10), (0.02, 6), (0.02, 11)])
+def test_a_gentle_curve_is_not_given_up_for_what_its_first_repeats_show(per_octave: float, seed: int) -> None:
     """0.03 per octave and 0.6% of noise: (2 * 0.006 / (0.043 * 0.0755))^2 = 14 repeats of 32, 0.0755 being what the
-    bend and the uncertain slope leave of ln 1.1. These draws seem gentler at first: six repeats know the slope to a
-    quarter, and the first step to a tenth."""
-    assert answer_of({SPEED: falling(20.0, 0.03)}, starts=0.003, cells=0.003, seed=seed).reached
+    bend and the uncertain slope leave of ln 1.1; 0.02: 30. These draws seem gentler at first: six repeats know the
+    slope to a quarter, and the first step to a tenth."""
+    assert answer_of({SPEED: falling(20.0, per_octave)}, starts=0.003, cells=0.003, seed=seed).reached
+
+
+def test_a_curve_that_takes_more_repeats_than_there_are_is_given_up() -> None:
+    """0.015 per octave: 54 repeats of 32."""
+    [found] = answer_of({SPEED: falling(20.0, 0.015)}, starts=0.003, cells=0.003, seed=0).crossings
+    assert found.end == "out of reach"
+    assert found.repeats < 16
 
 
 @pytest.mark.parametrize("seed", range(3))

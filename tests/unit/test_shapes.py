@@ -10,7 +10,7 @@ import pytest
 from made_run import cell, ended, make_run, write_cell
 
 from loadgen.analysis.analyse import analyse
-from loadgen.analysis.requests import read_cells
+from loadgen.analysis.requests import Traces, read_cells
 from loadgen.analysis.run import load_run
 from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges
@@ -100,6 +100,10 @@ def test_no_figure_mixes_shapes(run_dir: Path) -> None:
     assert all(len(requests) == b for (_, b, _), requests in read_cells(run.path, "awq", run.shape)), (
         "the requests of one shape alone"
     )
+    traces = [Traces(run).of(cell, requests) for cell, requests in read_cells(run.path, "awq", run.shape)]
+    assert [len(trace.running[0]) for trace in traces if trace.running] == [2] * 4, "server samples of one shape alone"
+    compared = [test.comparison for test in run.analysis.trust]
+    assert [of.output_tokens_mean for of in compared if of] == [105, 52.5], "lengths of answers of one shape alone"
 
 
 def test_the_analysis_is_about_one_shape_the_first_or_the_one_that_is_named(run_dir: Path, tmp_path: Path) -> None:

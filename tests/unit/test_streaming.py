@@ -71,6 +71,11 @@ def test_such_answers_are_in_no_time_per_token(tmp_path: Path) -> None:
     assert tpot_s(data, data.window).tolist() == pytest.approx([0.01])
 
 
+def test_the_first_event_of_an_answer_is_never_joined_to_the_last_of_another(tmp_path: Path) -> None:
+    data = data_of(tmp_path, [(10.0, 1), (220.0, 1)], [(20.0, 1), (20.0, 1), (30.0, 1)])
+    assert data.joined().tolist() == [3]
+
+
 @pytest.mark.parametrize(("lag_ms", "blamed"), [(0.3, BUFFERS), (6.0, "the client joined them")])
 def test_a_client_that_is_late_joins_events_itself(tmp_path: Path, lag_ms: float, blamed: str) -> None:
     """The answers took 120 ms for 12 events: one each 10 ms, had they come evenly."""
