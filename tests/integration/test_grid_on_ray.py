@@ -43,25 +43,30 @@ PATIENCE_S = 500.0
 
 @contextmanager
 def raylet(*options: str) -> Iterator[int]:
-    """A node with one made GPU; its process, of which everything of the node descends."""
+    """A node with one made GPU; its process, of which everything of the node descends. Ray gives a node 30 s to start:
+    one that a slow machine did not start in time is started again."""
     argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-gpus=1", "--num-cpus=4",
-            "--object-store-memory=100000000", "--disable-usage-stats", *options]  # fmt: skip
-    process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        said = ""
-        while "runtime started" not in said:
-            said = process.stdout.readline()
-            assert said, "ray start ended before its node was there"
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield process.pid
-    finally:
-        members = family(process.pid)
-        signal_all(members, signal.SIGKILL)
-        process.wait()
+            "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
+            *options]  # fmt: skip
+    told = ""
+    for _ in range(3):
+        process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                told += line
+                if "runtime started" in line:
+                    threading.Thread(target=process.stdout.read, daemon=True).start()
+                    yield process.pid
+                    return
+        finally:
+            members = family(process.pid)
+            signal_all(members, signal.SIGKILL)
+            process.wait()
+    raise AssertionError(f"ray start ended before its node was there:\n{told}")
 
 
 @contextmanager
@@ -76,7 +81,6 @@ def cluster(nodes: int, *options: str) -> Iterator[tuple[str, list[int]]]:
         head = raylet(
             "--head",
             f"--port={port}",
-            "--node-ip-address=127.0.0.1",
             "--include-dashboard=false",
             f"--temp-dir={folder}",
             *options,
