@@ -2,7 +2,7 @@
 
     python bench/advise.py             # about 4 minutes; prints the first table of docs/advise.md
     python bench/advise.py --engine bench/results/advise.json     # about half a minute; the table of its verification
-    python bench/advise.py --verify FILE.json --runs FOLDER       # about 20 minutes on a quiet machine: over sockets
+    python bench/advise.py --verify bench/results/advise-verified.json --runs FOLDER   # 23 minutes, quiet: over sockets
 
 Wrong choices: made studies of two precisions whose curves and noise are known.
 The truth is the simulator's closed form (SIMULATED): X(B) and P(B) of a GPU, a model and a precision, at every B. A
