@@ -56,6 +56,11 @@ def test_exact_mcnemar_over_the_share_of_flips(lost: int, won: int, p: float) ->
     assert measured == pytest.approx(mcnemar([[400, lost], [won, 0]], exact=True).pvalue)
 
 
+def test_as_many_won_as_lost_is_no_evidence() -> None:
+    """Both tails hold the middle: their sum is over 1."""
+    assert mcnemar_p(pairs(60, 12, 12, 16)) == 1
+
+
 def test_nothing_changed_is_no_evidence() -> None:
     same = pairs(60, 0, 0, 40)
     assert mcnemar_p(same) == 1
