@@ -257,8 +257,9 @@ class SweepOptions(TypedDict, total=False):
         "", "Measure with the server's prefix cache.", LOAD, False,
         otherwise="no request profits from an earlier one")]
     transport: Transport
-    workers: Annotated[int | None, Acts(
-        "N", "Client processes that share the B slots.", LOAD, otherwise="automatic")]
+    workers: Annotated[int | str | None, Acts(
+        "N|ray:N", "Client processes that share the B slots; ray:N on the nodes of a Ray cluster.", LOAD,
+        otherwise="automatic")]
     seed: Annotated[int, Measures("N", "Seed of arrival times; also sent with each request.", LOAD, 0, zero=True)]
 
     dataset: Annotated[str | None, Measures(

@@ -33,6 +33,7 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What loadgen remembers of runs and its servers' logs, apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # else a token of this user's, if there is one, is asked for
         yield
 
 

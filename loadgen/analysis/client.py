@@ -54,6 +54,8 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     joined_token_share: float | None = None
     """Share of the window's tokens read together with a later one of the same answer: their stamp is that one's, an
     upper bound."""
+    client_clock_bound_ms: float | None = None
+    """How far the times of a process on another node may be from the sweep's clock, all by the same; None: none is."""
     loop_lag_ms_mean: float | None = None
     """How late the event loop came to a timer: how long bytes waited to be read."""
     loop_lag_ms_p50: float | None = None
@@ -128,6 +130,7 @@ def client_figures(data: CellData) -> ClientFigures:
         client_processes=end.client_processes,
         client_cpu_share=cores if end.client_processes is None else end.client_cpu_share,
         client_cpu_cores=cores,
+        client_clock_bound_ms=max((node.clock.bound_ns / 1e6 for node in end.client_nodes), default=None),
         loop_lag_ms_mean=end.loop_lag_ms_mean,
         loop_lag_ms_p50=end.loop_lag_ms_p50,
         loop_lag_ms_p90=end.loop_lag_ms_p90,

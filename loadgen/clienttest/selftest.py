@@ -22,7 +22,7 @@ from loadgen.analysis.client import BUSY_SHARE
 from loadgen.clienttest.server import MODEL
 from loadgen.clienttest.trial import IN_FLIGHT_SHARE, TTFT_MEAN_MS, TTFT_P99_MS, Trial, trial_of
 from loadgen.errors import ServerError, UsageError
-from loadgen.load.workers import Assignment
+from loadgen.load.worker import Assignment
 from loadgen.measure.cell import CellRun, Interrupt
 from loadgen.measure.observer import Observer
 from loadgen.options import SelftestOptions, complete

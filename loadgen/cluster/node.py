@@ -88,7 +88,7 @@ def _sweep(order: Order, run_dir: Path, log: Path, tell: Callable[[str], None]) 
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "loadgen.cluster.node", str(os.getpid())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=_environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, env=environment(),
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -110,7 +110,7 @@ def _sweep(order: Order, run_dir: Path, log: Path, tell: Callable[[str], None]) 
     return error
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, with the loadgen that it uses: Ray may have found it in the head's folder."""
     ours = str(Path(__file__).resolve().parents[2])
     paths = [ours, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

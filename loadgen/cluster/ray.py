@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,11 +18,34 @@ from loadgen.cluster.node import Delivery, Order, carry_out
 from loadgen.errors import UsageError
 from loadgen.secret import error_text
 
-INSTALL = "loadgen grid needs Ray: pip install 'vllm-loadgen[ray]'"
+INSTALL = "{} needs Ray: pip install 'vllm-loadgen[ray]'"
 LOCAL = "local"
 HEAD = "node:__internal_head__"
 """The resource that only the head node has."""
-ADDRESSES = "write auto (the cluster of this machine), HOST:6379 or ray://HOST:10001"
+ADDRESSES = (
+    "write auto (the cluster of this machine), HOST:6379 or ray://HOST:10001; "
+    "for a cluster that wants a token set RAY_AUTH_MODE=token"
+)
+
+
+def connected(address: str, option: str, what: str, **options: Any) -> Any:
+    """Ray, connected to the cluster at an address, or to one that it starts here (`local`).
+
+    Raises UsageError where Ray is not installed, which `what` needs, or no cluster is at the address of the `option`.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError:
+        raise UsageError(INSTALL.format(what)) from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", namespace="loadgen", **options)
+    except Exception as error:
+        raise UsageError(f"{option} {address}: no Ray cluster answers ({error_text(error)}); {ADDRESSES}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own prints the stack of whatever runs
+    return ray
 
 
 class Slot(msgspec.Struct, frozen=True):
@@ -61,19 +86,9 @@ class Cluster:
 
         Raises UsageError where Ray is not installed, or no cluster is at the address.
         """
-        try:
-            self._ray: Any = importlib.import_module("ray")
-        except ImportError:
-            raise UsageError(INSTALL) from None
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         address = address or os.environ.get("RAY_ADDRESS") or LOCAL
         options: dict[str, Any] = {"num_gpus": local_gpus} if address == LOCAL and local_gpus else {}
-        try:
-            self._ray.init(address, log_to_driver=False, logging_level="ERROR", namespace="loadgen", **options)
-        except Exception as error:
-            raise UsageError(
-                f"--ray-address {address}: no Ray cluster answers ({error_text(error)}); {ADDRESSES}"
-            ) from None
+        self._ray = connected(address, "--ray-address", "loadgen grid", **options)
         self.address = address
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         self._affinity: Any = strategies.NodeAffinitySchedulingStrategy

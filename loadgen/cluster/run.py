@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -79,7 +81,7 @@ class Rehearsal(msgspec.Struct, frozen=True):
 def grid(study: Path | None, options: GridOptions, observer: GridObserver) -> Path:
     """Does what `loadgen grid` does up to the comparison, and returns the grid's folder.
 
-    Raises UsageError before anything is measured, and Interrupted on Ctrl-C: `--resume` continues.
+    Raises UsageError before anything is measured, and Interrupted on Ctrl-C and SIGTERM: `--resume` continues.
     """
     folder, text, known = _given(study, options)
     archive = archive_of(options)
@@ -87,10 +89,24 @@ def grid(study: Path | None, options: GridOptions, observer: GridObserver) -> Pa
         if text is not None:
             begin_grid(folder, text, known, cluster)
         try:
-            run_grid(folder, cluster, observer, archive)
+            with _sigterm_as_ctrl_c():
+                run_grid(folder, cluster, observer, archive)
         except KeyboardInterrupt:
             raise Interrupted(folder, hurried=True) from None
     return folder
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """What is finished is kept, and the command to go on is said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def archive_of(options: GridOptions) -> Archive | None:

@@ -137,6 +137,21 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
         return self.t_send_ns if self.t_scheduled_ns is None else self.t_scheduled_ns
 
 
+def shifted(exchange: Exchange, by_ns: int) -> Exchange:
+    """The exchange with all its times later by so much."""
+    if not by_ns:
+        return exchange
+    due_ns, first_ns = exchange.t_scheduled_ns, exchange.t_first_ns
+    return msgspec.structs.replace(
+        exchange,
+        t_scheduled_ns=None if due_ns is None else due_ns + by_ns,
+        t_send_ns=exchange.t_send_ns + by_ns,
+        t_first_ns=None if first_ns is None else first_ns + by_ns,
+        t_end_ns=exchange.t_end_ns + by_ns,
+        token_times=tuple((t_ns + by_ns, tokens) for t_ns, tokens in exchange.token_times),
+    )
+
+
 def read_exchange(raw: Raw) -> Exchange:
     """The Exchange of a finished stream; whatever is wrong with it ends in `status` and `error`, never in a raise."""
     if raw.http_status is None or raw.http_status == 200:

@@ -17,10 +17,12 @@ from time import monotonic, monotonic_ns, process_time
 
 import msgspec
 
+from loadgen.bounds import Text
 from loadgen.load.body import RequestMaker
 from loadgen.load.closedloop import Backlog, ClosedLoop, Slot
 from loadgen.load.exchange import STOPPED, Exchange, Raw, Request
 from loadgen.load.openloop import Arrived, OpenLoop
+from loadgen.power.sample import ClockOffset
 from loadgen.workload.item import Item
 
 PROBE_S = 0.02
@@ -65,6 +67,13 @@ class ClientUse(msgspec.Struct, frozen=True, kw_only=True):
             client_cpu_share=max(use.cpu_s / use.wall_s for use in uses),
             **{f"loop_{name}": max(found, default=None) for name, found in lags.items()},
         )
+
+
+class ClientNode(msgspec.Struct, frozen=True, kw_only=True):
+    """Another node of a cluster, on which a client process ran, and its clock over the whole cell."""
+
+    name: Text
+    clock: ClockOffset
 
 
 class ClientProbe:
@@ -262,6 +271,11 @@ class Load(ABC):
     @abstractmethod
     def use(self) -> ClientUse | None:
         """What the client's processes spent between `open_window` and `close_window`; known after `close`."""
+
+    @property
+    def nodes(self) -> tuple[ClientNode, ...]:
+        """Of each client process that another node runs; known after `close`."""
+        return ()
 
     async def prepare(self) -> None:  # noqa: B027
         """Returns when `start` can send at once, or `failure` says why it never will."""

@@ -1,172 +1,58 @@
-"""Workers: a cell's load in several processes, seen from the one that runs the cell, and from within a worker.
+"""Workers: a cell's load in several processes, seen from the one that runs the cell.
 
-Each worker has a share of the slots and of the items, and all stamp with CLOCK_MONOTONIC, one for all processes of a
-machine. Ended requests come back over a socket pair. A worker: `python -m loadgen.load.workers FD PARENT`.
-Assignment: everything that a process needs to be a cell's load, or its share of one.
+Each worker has a share of the slots and of the items. On one machine all stamp with CLOCK_MONOTONIC, one for all its
+processes; elsewhere `set_clock` brings a worker's times to it. Ended requests come back over a socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from time import monotonic_ns, process_time
-from typing import Any, Generic, Literal, TypeVar, cast
+from time import process_time
 
 import msgspec
-import uvloop
 
-from loadgen.load.body import RequestMaker, RequestSettings
-from loadgen.load.closedloop import Slot
-from loadgen.load.exchange import Exchange, concealed
-from loadgen.load.http import Endpoint, HttpSlot
-from loadgen.load.load import WHOLE, ClientUse, ClosedLoad, Feed, Load, LocalLoad, OnExchange, ProcessUse, Share
-from loadgen.load.openai_sdk import SdkSlot, sdk_client
-from loadgen.load.openload import OpenLoad
-from loadgen.load.openloop import Arrivals, Schedule
-from loadgen.processgroup import end_with, exit_words
+from loadgen.load.exchange import Exchange
+from loadgen.load.load import ClientNode, ClientUse, Load, OnExchange, ProcessUse, Share
+from loadgen.load.worker import Assignment, Channel, Command, Method, Report, WorkerState
+from loadgen.processgroup import exit_words
 from loadgen.secret import Mask, without_secrets
-from loadgen.workload.item import Item
-
-
-class Assignment(RequestSettings, frozen=True, kw_only=True, tag="assignment"):
-    """Which server to ask what, how, and how many requests at a time."""
-
-    url: str
-    api_key: str | None
-    masked: tuple[str, ...] = ()
-    """Values that no row may hold, besides the key and those in this process's environment."""
-    transport: str
-    timeout_s: float
-    items: tuple[Item, ...]
-    warmup_items: tuple[Item, ...]
-    concurrency: int
-    """The slots of all processes together; in an open loop the most requests in flight."""
-    requests: int | None
-    duration_s: float | None = None
-    """The window's length, where it is known."""
-    arrivals: Arrivals | None = None
-    """None: a closed loop."""
-    arrival_seed: str = ""
-    drain_s: float | None = None
-    """As `--drain` gives it."""
-    share: Share = WHOLE
-
-    def load(self, on_exchange: OnExchange) -> LocalLoad:
-        """The share's load, on the running event loop. Raises UsageError when the transport is not installed."""
-        mask = Mask(self.api_key, *self.masked)
-        maker, make_slot = self.maker(), self.slot_maker()
-
-        def on_masked(exchange: Exchange) -> None:
-            on_exchange(concealed(exchange, mask))
-
-        if self.arrivals is None:
-            feed = Feed(maker, self.items, self.warmup_items, self.concurrency, self.requests, self.share)
-            slots = {slot: make_slot(slot) for slot in self.share.slots(self.concurrency)}
-            return ClosedLoad(slots, feed, on_masked, self.drain_s)
-        schedule = Schedule(maker, self.items, self.warmup_items, self.arrivals, self.arrival_seed, self.requests)
-        window_s = self.duration_s if self.duration_s is not None else (self.requests or 0) / self.arrivals.rate_per_s
-        return OpenLoad(make_slot, self.concurrency, schedule, on_masked, window_s=window_s, drain_s=self.drain_s)
-
-    def maker(self) -> RequestMaker:
-        """What makes the share's requests."""
-        return RequestMaker(self, self.share.first)
-
-    def slot_maker(self) -> Callable[[int], Slot]:
-        """What makes its slots, by number; to be called on the running event loop."""
-        if self.transport == "openai":
-            client = sdk_client(self.url, api_key=self.api_key, timeout_s=self.timeout_s)
-            return lambda slot: SdkSlot(client, self.protocol.api, slot)
-        endpoint = Endpoint(self.url, self.protocol.api, self.api_key)
-        return lambda slot: HttpSlot(endpoint, slot, self.timeout_s)
-
-
-M = TypeVar("M")
-_LENGTH_BYTES = 4
-Method = Literal["start", "end_warmup", "open_window", "close_window", "stop_feeding", "close"]
-_encode = msgspec.msgpack.Encoder().encode
-
-
-class Command(msgspec.Struct, frozen=True, tag="command"):
-    """What follows a worker's Assignment: the method of its load to call."""
-
-    method: Method
-
-
-class WorkerState(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
-    """A worker's load, sent whenever it changes."""
-
-    steady: bool = False
-    dry_ns: int | None = None
-    in_flight: int = 0
-    drained: bool = False
-
-
-class Channel(asyncio.Protocol, Generic[M]):
-    """One end. `send` never waits: what the other end does not take yet stays in this process's memory."""
-
-    def __init__(self, kind: Any, on_message: Callable[[M], None], on_end: Callable[[], None]) -> None:
-        """`kind`: the type of what comes in; `on_end`: the other end is closed, or its process gone."""
-        self._decode = msgspec.msgpack.Decoder(kind).decode
-        self._on_message = on_message
-        self._on_end = on_end
-        self._unread = bytearray()
-
-    async def open(self, end: socket.socket) -> None:
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=end)
-
-    def send(self, message: msgspec.Struct) -> None:
-        data = _encode(message)
-        self._transport.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
-
-    def close(self) -> None:
-        """After what was sent has left."""
-        self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._unread += data
-        start = 0
-        while len(self._unread) >= start + _LENGTH_BYTES:
-            body = start + _LENGTH_BYTES
-            end = body + int.from_bytes(self._unread[start:body], "big")
-            if len(self._unread) < end:
-                break
-            self._on_message(self._decode(memoryview(self._unread)[body:end]))
-            start = end
-        del self._unread[:start]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._on_end()
-
 
 PREPARE_DEADLINE_S = 120.0
 CLOSE_DEADLINE_S = 30.0
+CLOCK_EVERY_S = 10.0
+"""Two quartz clocks drift apart by at most about 1 ms in between (100 ppm)."""
 _EXIT_DEADLINE_S = 5.0
 
 
 class Workers(Load):
     """A load of `count` processes, started for this cell."""
 
-    def __init__(self, assignment: Assignment, count: int, on_exchange: OnExchange) -> None:
-        """No process is without a slot: a `count` above B counts as B."""
+    def __init__(
+        self,
+        assignment: Assignment,
+        count: int,
+        on_exchange: OnExchange,
+        make: MakeWorker | None = None,
+    ) -> None:
+        """No process is without a slot: a `count` above B counts as B. `make`: of a share's process; None: it runs on
+        this machine."""
         super().__init__(on_exchange, assignment.drain_s)
         of = min(count, assignment.concurrency)
         self._changed = asyncio.Event()
         self._sent: set[Method] = set()
         self._error: Exception | None = None
         self._cpu_before_s = self._cpu_s = 0.0
+        make = make or WorkerProcess
+        self._clocks: asyncio.Task[None] | None = None
         self._workers = [
-            _WorkerProcess(msgspec.structs.replace(assignment, share=Share(first, of)), self._ended, self._changed)
+            make(msgspec.structs.replace(assignment, share=Share(first, of)), self._ended, self._changed)
             for first in range(of)
         ]
 
@@ -193,13 +79,26 @@ class Workers(Load):
         uses = [worker.use for worker in self._workers if worker.use is not None]
         return ClientUse.of(uses, beside_s=self._cpu_s) if len(uses) == len(self._workers) else None
 
+    @property
+    def nodes(self) -> tuple[ClientNode, ...]:
+        return tuple(worker.node for worker in self._workers if worker.node is not None)
+
     async def prepare(self) -> None:
-        for worker in self._workers:
-            await worker.begin()
+        await asyncio.gather(*(worker.begin() for worker in self._workers))
         await self._until(lambda worker: worker.ready, PREPARE_DEADLINE_S)
         for worker in self._workers:
             if not worker.ready:
                 worker.fail(f"was not ready after {PREPARE_DEADLINE_S:g} s")
+        await self._set_clocks()
+        self._clocks = asyncio.create_task(self._keep_clocks())
+
+    async def _set_clocks(self) -> None:
+        await asyncio.gather(*(worker.set_clock() for worker in self._workers if worker.running))
+
+    async def _keep_clocks(self) -> None:
+        while True:
+            await asyncio.sleep(CLOCK_EVERY_S)
+            await self._set_clocks()
 
     def start(self) -> None:
         self._send("start")
@@ -223,6 +122,11 @@ class Workers(Load):
 
     async def close(self) -> None:
         """Raises what `on_exchange` raised."""
+        if self._clocks is not None:
+            self._clocks.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._clocks
+            await self._set_clocks()
         self._send("close")
         await self._until(lambda worker: not worker.running, CLOSE_DEADLINE_S)
         for worker in self._workers:
@@ -237,7 +141,7 @@ class Workers(Load):
             for worker in self._workers:
                 worker.send(method)
 
-    async def _until(self, reached: Callable[[_WorkerProcess], bool], deadline_s: float | None = None) -> None:
+    async def _until(self, reached: Callable[[WorkerProcess], bool], deadline_s: float | None = None) -> None:
         """Returns when every worker has reached something, or has ended, or the deadline has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
@@ -253,14 +157,18 @@ class Workers(Load):
                 self._error = error
 
 
-class _WorkerProcess:
+class WorkerProcess:
     """One worker: its process, its last state and why it failed."""
+
+    node: ClientNode | None = None
+    """Where it runs, unless that is here."""
 
     def __init__(self, assignment: Assignment, on_ended: OnExchange, changed: asyncio.Event) -> None:
         self._assignment = assignment
         self._on_ended = on_ended
         self._changed = changed
         self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel[Report] | None = None
         self._closing = False
         self.running = False
         self.ready = False
@@ -269,30 +177,38 @@ class _WorkerProcess:
         self.failure: str | None = None
 
     async def begin(self) -> None:
-        ours = self._spawn()
+        """Starts it; where that fails, `failure` says why."""
+        ours = await self._spawn()
+        if ours is None:
+            return
         self.running = True
-        kinds = Exchange | WorkerState | ProcessUse
-        self._channel = Channel[Exchange | WorkerState | ProcessUse](kinds, self._on_report, self._on_end)
+        self._channel = Channel[Report](Report, self._on_report, self._on_end)
         await self._channel.open(ours)
         masked = tuple(Mask(self._assignment.api_key).secrets)
         self._channel.send(msgspec.structs.replace(self._assignment, masked=masked))
 
-    def _spawn(self) -> socket.socket:
+    async def _spawn(self) -> socket.socket | None:
+        """Our end of the connection to a new process; None where it did not come, and `failure` says why."""
+        return self._start()
+
+    def _start(self) -> socket.socket:
         """In its own session: Ctrl-C in the terminal reaches the parent alone, which then closes its workers."""
         ours, theirs = socket.socketpair()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         with theirs:
-            argv = [sys.executable, "-m", "loadgen.load.workers", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(
-                argv, env=without_secrets(os.environ, self._assignment.api_key),
+                worker_argv(theirs), env=without_secrets(os.environ, self._assignment.api_key),
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output,
                 start_new_session=True,
             )  # fmt: skip
         return ours
 
+    async def set_clock(self) -> None:
+        """From now on its times are on this machine's clock; those of a process here are."""
+
     def send(self, method: Method) -> None:
         self._closing = self._closing or method == "close"
-        if self.running:
+        if self.running and self._channel is not None:
             self._channel.send(Command(method))
 
     def fail(self, what: str) -> None:
@@ -307,10 +223,11 @@ class _WorkerProcess:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
         self._output.close()
 
-    def _on_report(self, report: Exchange | WorkerState | ProcessUse) -> None:
+    def _on_report(self, report: Report) -> None:
         match report:
             case Exchange():
                 self._on_ended(report)
@@ -323,92 +240,28 @@ class _WorkerProcess:
     def _on_end(self) -> None:
         self.running = False
         self._changed.set()
+        if not self._closing:
+            self.fail(self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_DEADLINE_S)
-        if not self._closing:
-            status = self._process.returncode
-            how = "closed its channel" if status is None else f"ended with {exit_words(status)}"
-            self._output.seek(0)
-            last = self._output.read().decode(errors="replace").strip().rpartition("\n")[2]
-            self.fail(how + (f": {last}" if last else ""))
+        self._output.seek(0)
+        return ended_words(self._process.returncode, self._output.read())
 
 
-TURN_S = 0.005
+MakeWorker = Callable[[Assignment, OnExchange, asyncio.Event], WorkerProcess]
+"""Makes the process of a share, which hands over its ended requests and says when anything has changed."""
 
 
-class Worker:
-    """Does what the parent commands, and sends it every ended request and every change of state."""
-
-    def __init__(self) -> None:
-        self._channel = Channel[Assignment | Command](Assignment | Command, self._on_message, self._on_parent_gone)
-        self._load: LocalLoad | None = None
-        self._assigned = asyncio.Event()
-        self._sent: WorkerState | None = None
-        self._drained: asyncio.Task[None] | None = None
-        self._closing = asyncio.Event()
-        self._parent_gone = asyncio.Event()
-
-    async def run(self, end: socket.socket) -> None:
-        await self._channel.open(end)
-        await self._assigned.wait()
-        assert self._load is not None
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        while not self._closing.is_set():
-            self._send_state(self._load)
-            await asyncio.sleep(TURN_S)
-        await self._load.close()
-        self._channel.close()
-        await self._parent_gone.wait()
-
-    def _on_message(self, message: Assignment | Command) -> None:
-        if isinstance(message, Assignment):
-            self._load = message.load(self._channel.send)
-            self._assigned.set()
-            return
-        load = self._load
-        assert load is not None
-        match message.method:
-            case "start":
-                load.start()
-                self._drained = asyncio.create_task(load.idle())
-            case "open_window":
-                load.open_window(monotonic_ns(), None)
-            case "close_window":
-                load.close_window()
-                if load.process_use is not None:
-                    self._channel.send(load.process_use)
-            case "close":
-                self._closing.set()
-            case "end_warmup" | "stop_feeding" as method:
-                getattr(load, method)()
-
-    def _send_state(self, load: LocalLoad) -> None:
-        state = WorkerState(
-            steady=load.steady,
-            dry_ns=load.dry_ns,
-            in_flight=load.in_flight,
-            drained=self._drained is not None and self._drained.done(),
-        )
-        if state != self._sent:
-            self._sent = state
-            self._channel.send(state)
-
-    def _on_parent_gone(self) -> None:
-        self._parent_gone.set()
-        if not self._closing.is_set():
-            os._exit(1)
+def worker_argv(end: socket.socket) -> list[str]:
+    """The command of a worker on its end of a connection, which ends with this process."""
+    return [sys.executable, "-m", "loadgen.load.worker", str(end.fileno()), str(os.getpid())]
 
 
-def main() -> None:
-    """Ends on the parent's command, or when the parent is gone."""
-    fd, parent = int(sys.argv[1]), int(sys.argv[2])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with(parent)
-    uvloop.run(Worker().run(socket.socket(fileno=fd)))
-
-
-if __name__ == "__main__":
-    main()
+def ended_words(status: int | None, output: bytes) -> str:
+    """How a worker ended, with its last line; `status` None: it still runs."""
+    how = "closed its channel" if status is None else f"ended with {exit_words(status)}"
+    last = output.decode(errors="replace").strip().rpartition("\n")[2]
+    return how + (f": {last}" if last else "")

@@ -14,6 +14,7 @@ from msgspec.structs import asdict, replace
 
 from loadgen.errors import ServerError, UsageError
 from loadgen.load.body import BodyChanges
+from loadgen.load.workers import MakeWorker
 from loadgen.measure.cell import INTERRUPTED, CellRun, Interrupt
 from loadgen.measure.config import api_key
 from loadgen.measure.machine import begin_session, clock_anchor, compare_gpus, require_same_server
@@ -49,6 +50,8 @@ class BlockRun:
     judge: Judge | None
     interrupt: Interrupt
     prompts: Prompts
+    make: MakeWorker | None = None
+    """Of client processes that run elsewhere."""
 
     def warn(self, sentence: str) -> None:
         """Warns the observers and writes the warning into the manifest."""
@@ -172,6 +175,7 @@ class BlockRun:
                     grader=self.plan.grader,
                     power=power,
                     interrupt=self.interrupt,
+                    make=self.make,
                 )
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     end = runner.run(run.run())

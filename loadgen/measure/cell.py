@@ -20,7 +20,8 @@ import msgspec
 from loadgen.load.exchange import Exchange
 from loadgen.load.latency import Window, latencies_in
 from loadgen.load.load import Load
-from loadgen.load.workers import Assignment, Workers
+from loadgen.load.worker import Assignment
+from loadgen.load.workers import MakeWorker, Workers
 from loadgen.measure.observer import LiveFigures, Observer, Progress
 from loadgen.measure.power import PowerRecorder
 from loadgen.record.cell import Cell
@@ -110,8 +111,11 @@ class CellRun:
         grader: Grader,
         power: PowerRecorder | None,
         interrupt: Interrupt,
+        make: MakeWorker | None = None,
     ) -> None:
+        """`make`: where the client processes run elsewhere."""
         self._cell = cell
+        self._make = make
         self._assignment = assignment
         self._workers = workers
         self._duration_s, self._requests = assignment.duration_s, assignment.requests
@@ -142,10 +146,10 @@ class CellRun:
         """
         tokens_before = await asyncio.to_thread(self._generation_tokens)
         load: Load
-        if self._workers == 1:
+        if self._workers == 1 and self._make is None:
             load = self._assignment.load(self._on_exchange)
         else:
-            load = Workers(self._assignment, self._workers, self._on_exchange)
+            load = Workers(self._assignment, self._workers, self._on_exchange, self._make)
         self._load = load
         self._sampler.start()
         sampled = asyncio.create_task(self._journal_samples_now_and_then())
@@ -178,6 +182,7 @@ class CellRun:
             window_open_ns=window[0] if window else None,
             window_close_ns=window[1] if window else None,
             generation_tokens=None if self._interrupt.hurried else self._tokens_since(tokens_before),
+            client_nodes=load.nodes,
             aborted=self._aborted or load.failure,
             server_lost=self._server_lost,
             batch_gauge=self._sampler.probe.gauge or self._probe.gauge,

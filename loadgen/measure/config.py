@@ -18,9 +18,9 @@ from loadgen.load.openloop import Arrivals, listed
 from loadgen.measure.kvcache import kv_asked
 from loadgen.measure.search import WITHIN, metrics_sought, range_sought
 from loadgen.measure.traffic import arrivals_of, check_lengths, with_data_file, with_own_arrivals
-from loadgen.notation import did_you_mean, entries, numerals, server_url, spelled, without_endpoint
+from loadgen.notation import did_you_mean, entries, numerals, server_url, shown, spelled, without_endpoint
 from loadgen.options import SweepOptions, complete, dashed, declared, takes
-from loadgen.record.cell import Mode, Slo, SweepConfig, TargetSpec, check_size
+from loadgen.record.cell import ON_RAY, Mode, Slo, SweepConfig, TargetSpec, check_size
 from loadgen.serving.launch import API_KEY, conflict
 from loadgen.serving.project import Project
 from loadgen.serving.recipe import Device, load_recipe, load_recipes
@@ -41,6 +41,7 @@ OPEN_NUM_SEQS = 256
 SIMULATED_DURATION_S = 1.0
 SIMULATED_OPEN_DURATION_S = 10.0
 DURATION_S = 60.0
+MOST_WORKERS = 1000
 HEADROOM_SEQS = 8
 KEPT_FIELDS = ("model", "prompt", "messages", "stream")
 """Fields of a request that `--extra-body` may not touch: without them it is another measurement, or none."""
@@ -119,6 +120,7 @@ def configure(**given: Unpack[SweepOptions]) -> SweepConfig:
         "thinking": _thinking(o["thinking"], o["thinking_budget"], o["api"]),
         "reference": reference or ("fp16" if "fp16" in names else names[0]),
         "same_kv": same_kv,
+        "workers": _workers(o["workers"]),
         "vllm_args": vllm_args,
         "extra_body": _extra_body(o["extra_body"]),
         "power": _power(o["power"], mode, device, simulated=simulated),
@@ -223,8 +225,21 @@ def _check_servers(o: SweepOptions, mode: Mode) -> None:
         raise UsageError(f"--wait-ready {wait} needs --target: loadgen waits for the servers that it starts")
 
 
+def _workers(given: int | str | None) -> int | str | None:
+    """N, or `ray:N`. Raises UsageError."""
+    if given is None:
+        return None
+    place, _, count = str(given).rpartition(":")
+    if place not in ("", ON_RAY[:-1]) or not count.isdecimal() or not 0 < int(count) <= MOST_WORKERS:
+        raise UsageError(
+            f"--workers {shown(given)}: give the number of client processes, as in 4, or ray:4 for as many on the "
+            f"nodes of a Ray cluster (at most {MOST_WORKERS:,})"
+        )
+    return f"{ON_RAY}{int(count)}" if place else int(count)
+
+
 def _check_load(o: SweepOptions, levels: Sequence[int], arrivals: Sequence[Arrivals]) -> None:
-    requests, workers = o["requests"], o["workers"]
+    requests, workers = o["requests"], _workers(o["workers"])
     if not 0 <= (rate := float(o["max_error_rate"])) < 1:
         share = shown_number(rate)
         raise UsageError(f"--max-error-rate {share}: give a share from 0 up to, but not including, 1, as in 0.5%")
@@ -234,7 +249,7 @@ def _check_load(o: SweepOptions, levels: Sequence[int], arrivals: Sequence[Arriv
         raise UsageError(
             f"--requests {requests}: B = {max(levels)} needs at least {2 * max(levels)}, so that every slot is refilled"
         )
-    if arrivals and workers is not None and workers > 1:
+    if arrivals and workers is not None and workers != 1:
         raise UsageError(
             f"--workers {workers} is for a closed loop; with --arrival {listed(arrivals)} one process sends: "
             "omit --workers"

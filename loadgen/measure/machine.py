@@ -31,7 +31,8 @@ from loadgen.guardian import PROC
 from loadgen.load.kernelstamps import read_clocks
 from loadgen.load.openloop import CLOSED
 from loadgen.measure.observer import Observer
-from loadgen.power.feed import PowerFacts, boot_id
+from loadgen.power.feed import PowerFacts
+from loadgen.power.sample import boot_id
 from loadgen.record.cell import SweepConfig
 from loadgen.record.manifest import (
     ClientRecord,
@@ -220,7 +221,7 @@ BESIDE_CONNECTIONS = 64
 
 def files_needed(config: SweepConfig) -> int:
     """The most open files of one client process: its share of the largest B, and what it needs besides."""
-    return math.ceil(max(config.concurrency) / (config.workers or 1)) + BESIDE_CONNECTIONS
+    return math.ceil(max(config.concurrency) / (config.client_processes or 1)) + BESIDE_CONNECTIONS
 
 
 def allow_open_files(config: SweepConfig) -> None:
@@ -260,13 +261,13 @@ def client_workers(config: SweepConfig, file: ManifestFile, observer: Observer) 
     known = file.manifest.client.workers
     workers: dict[int, int] = {}
     for b in config.concurrency[-1:] if config.find else config.concurrency:
-        workers[b] = known.get(str(b)) or config.workers or _tried(b, config.transport, file, observer)
+        workers[b] = known.get(str(b)) or config.client_processes or _tried(b, config.transport, file, observer)
     stored = {str(b): count for b, count in workers.items()}
     file.change(client=msgspec.structs.replace(file.manifest.client, workers=stored))
     if config.find:
         low, high = config.concurrency[0], config.concurrency[-1]
         sure = int(SURE_TOKENS_PER_S[config.transport] * ITL_S)
-        return {b: workers[high] if b > sure else config.workers or 1 for b in range(low, high + 1)}
+        return {b: workers[high] if b > sure else config.client_processes or 1 for b in range(low, high + 1)}
     return workers
 
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges
-from loadgen.load.workers import Assignment
+from loadgen.load.worker import Assignment
 from loadgen.measure.config import api_key
 from loadgen.measure.machine import client_record, host_record
 from loadgen.measure.observer import Timetable

@@ -16,7 +16,7 @@ import uvloop
 from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges, named_fields
 from loadgen.load.exchange import Exchange, Raw, concealed, read_exchange
-from loadgen.load.workers import Assignment
+from loadgen.load.worker import Assignment
 from loadgen.measure.observer import Observer
 from loadgen.secret import Mask
 from loadgen.workload.item import Item

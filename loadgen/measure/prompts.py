@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from loadgen import httpget
 from loadgen.errors import ServerError
-from loadgen.load.workers import Assignment
+from loadgen.load.worker import Assignment
 from loadgen.measure.plan import SweepPlan
 from loadgen.measure.preflight import short_answer
 from loadgen.workload.item import Item

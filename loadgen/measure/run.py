@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -49,6 +49,9 @@ from loadgen.webserver import host_port
 from loadgen.workload.dataset import data_path
 from loadgen.workload.item import write_facts
 
+if TYPE_CHECKING:
+    from loadgen.cluster.clients import RayClients
+
 
 @dataclass(frozen=True)
 class _Ready:
@@ -60,6 +63,12 @@ class _Ready:
     learned: Learned
     warnings: tuple[str, ...] = ()
     """What is different on this machine from the sessions before."""
+    clients: RayClients | None = None
+    """Where the client processes run, unless that is here; to be closed."""
+
+    def close(self) -> None:
+        if self.clients is not None:
+            self.clients.close()
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ def rehearse_sweep(config: SweepConfig, observer: Observer | None = None) -> Reh
     Raises UsageError for all that would be refused. Servers that run already get the first short requests.
     """
     ready, run_dir = _make_ready(config, observer or Observer(), keep=False)
+    ready.close()
     return Rehearsal(ready.plan, _places(ready, run_dir))
 
 
@@ -89,6 +99,7 @@ def rehearse_rest(run_dir: Path, given: Mapping[str, Any], observer: Observer | 
         if not blocks_left(run_dir, begun):
             return Rehearsal(plan_rest(run_dir, begun, config), {"run": f"{run_dir} is complete"})
         ready = _make_ready_again(run_dir, begun, config, observer or Observer())
+        ready.close()
         return Rehearsal(ready.plan, _places(ready, run_dir))
 
 
@@ -120,6 +131,7 @@ def _places(ready: _Ready, run_dir: Path) -> dict[str, str]:
         "questions": f"{plan.dataset.name}, {items} item{'s' * (items > 1)}" + (f" from {file}" if file else ""),
         "asked by": f"protocol {protocol.name}, API {protocol.api}, an answer has {answers}",
         "servers": "; ".join(servers),
+        **({} if ready.clients is None else {"client": ready.clients.placed(config.client_processes or 1)}),
         "power": meter,
         "run": f"{run_dir}" + ("" if port is None else f", /metrics on {host_port(config.metrics_host, port)}"),
     }
@@ -128,6 +140,7 @@ def _places(ready: _Ready, run_dir: Path) -> dict[str, str]:
 def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -> tuple[_Ready, Path]:
     """A new sweep and its empty folder, which is removed again unless it is to be kept."""
     allow_open_files(config)
+    clients = _clients(config)
     source, patience = source_of(config), Patience(config.wait_ready_s, observer)
     source.check(patience)
     power = _planned_power(config, source)
@@ -139,7 +152,7 @@ def _make_ready(config: SweepConfig, observer: Observer, *, keep: bool = True) -
             source.make_missing(patience)
         learned = _learn(plan, source, patience, BodyChanges(extra=config.extra_body))
     _say_cost(plan, source, observer)
-    return _Ready(plan, source, power, learned), run_dir
+    return _Ready(plan, source, power, learned, clients=clients), run_dir
 
 
 def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, observer: Observer) -> _Ready:
@@ -147,6 +160,7 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
     plan = plan_rest(run_dir, begun, config)
     require_same_data(begun, plan.dataset_record, plan.protocol_record(BodyChanges()), plan.recipes)
     allow_open_files(config)
+    clients = _clients(config)
     source = source_of(replace(config, quantize_missing=False), begun.checkpoints)
     patience = Patience(config.wait_ready_s, observer)
     source.check(patience)
@@ -160,7 +174,16 @@ def _make_ready_again(run_dir: Path, begun: Manifest, config: SweepConfig, obser
     serves = config.mode in ("serve", "compose")
     warnings = compare_machines(begun, client=client_record(), host=host_record(), serves=serves)
     _say_cost(plan, source, observer)
-    return _Ready(plan, source, power, learned, tuple(warnings))
+    return _Ready(plan, source, power, learned, tuple(warnings), clients)
+
+
+def _clients(config: SweepConfig) -> RayClients | None:
+    """Where the client processes run, unless that is here. Raises UsageError where no cluster answers."""
+    if not config.on_ray:
+        return None
+    from loadgen.cluster.clients import RayClients
+
+    return RayClients()
 
 
 def _check_room(plan: SweepPlan, source: Source) -> None:
@@ -255,7 +278,10 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
     observer = Tee(observer, metrics)
     timetable = replace(plan.timetable, cells=(), cells_s=()) if config.find else plan.timetable
     observer.run_begins(_title(plan, file, source), timetable, source.simulated)
-    blocks = BlockRun(plan, source, power, ready.learned.changes, file, observer, judge, Interrupt(), Prompts(plan))
+    blocks = BlockRun(
+        plan, source, power, ready.learned.changes, file, observer, judge, Interrupt(), Prompts(plan),
+        make=ready.clients.worker if ready.clients is not None else None,
+    )  # fmt: skip
     for warning in (*ready.warnings, *ready.learned.notes, *power.warnings):
         blocks.warn(warning)
     for note in plan.dataset.notes:
@@ -263,6 +289,8 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
     if proxies := proxies_passed_by(spec.url for spec in config.targets if spec.url is not None):
         shown = ", ".join(map(Mask(), proxies))
         observer.note(f"the proxy {shown} of the environment is not used: servers are measured directly")
+    if ready.clients is not None:
+        observer.note(f"the client is {ready.clients.placed(config.client_processes or 1)}")
     interrupt = blocks.interrupt
     try:
         with interrupt.heard(), exporter_of(power, run_dir, blocks.warn) as exporter_url:
@@ -288,6 +316,7 @@ def _sweep(ready: _Ready, file: ManifestFile, observer: Observer, judge: Judge |
         try:
             file.anchor(clock_anchor())
         finally:
+            ready.close()
             metrics.close(wait=not interrupt.asked)
 
 

@@ -274,8 +274,10 @@ def acts_of(config: SweepConfig, manifest: Manifest | None) -> list[Act]:
         host = config.metrics_host
         if config.metrics_port != METRICS_PORT or not is_on_loopback(f"http://{f'[{host}]' if ':' in host else host}"):
             acts.append(Act("metrics_port", f"listen on {host}, port {config.metrics_port}"))
-    processes = max([config.workers or 1, *(manifest.client.workers.values() if manifest is not None else ())])
-    if processes > (os.cpu_count() or 1):
+    if config.on_ray:
+        acts.append(Act("workers", f"start {config.client_processes} client processes on a Ray cluster"))
+    processes = max([config.client_processes or 1, *(manifest.client.workers.values() if manifest is not None else ())])
+    if not config.on_ray and processes > (os.cpu_count() or 1):
         chosen = processes == config.workers
         acts.append(Act("workers", f"start {processes} client processes on {os.cpu_count()} CPUs", chosen))
     return acts

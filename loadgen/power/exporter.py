@@ -19,10 +19,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from loadgen.power.energy import MARGIN_S
-from loadgen.power.feed import boot_id
 from loadgen.power.nvml import NvmlReader
 from loadgen.power.rapl import RaplReader
-from loadgen.power.sample import GpuInfo, PowerSample, SourceKind, UnreadableGpu
+from loadgen.power.sample import GpuInfo, PowerSample, SourceKind, UnreadableGpu, boot_id
 from loadgen.power.sampler import DARK_S, Sampler, SamplerStatistics, dark_reason, select_gpus
 from loadgen.power.trace import calibrate
 from loadgen.power.wire import (

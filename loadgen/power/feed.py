@@ -5,9 +5,8 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
-from pathlib import Path
 from time import monotonic_ns
 from typing import TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -17,20 +16,11 @@ import msgspec
 from loadgen.bounds import MOST_EXPORTER_BYTES
 from loadgen.errors import UsageError
 from loadgen.httpget import Connection
-from loadgen.power.sample import ClockOffset, GpuInfo, PowerSample, SourceKind
+from loadgen.power.sample import ClockOffset, GpuInfo, PowerSample, SourceKind, boot_id
 from loadgen.power.trace import Calibration
 from loadgen.power.wire import REACH_NS, ClockReading, Gpus, SamplePage
 
 EXCHANGES = 20
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot_id() -> str | None:
-    """The id of this kernel's boot, None where the kernel does not tell it."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return None
 
 
 def measure_offset(
@@ -41,18 +31,25 @@ def measure_offset(
     An equal boot id means one shared clock, unless the readings contradict it (time namespaces). Raises what `read`
     raises.
     """
-    exchanges: list[tuple[int, int]] = []
-    shared = True
+    exchanges = []
     for _ in range(EXCHANGES):
         before_ns = now_ns()
         theirs = read()
-        after_ns = now_ns()
+        exchanges.append((before_ns, theirs, now_ns()))
+    return clock_offset(exchanges, own_boot_id=own_boot_id)
+
+
+def clock_offset(exchanges: Iterable[tuple[int, ClockReading, int]], *, own_boot_id: str | None) -> ClockOffset:
+    """The offset by the quickest of exchanges: what the other clock read between two readings of ours."""
+    shared = True
+    offsets: list[tuple[int, int]] = []
+    for before_ns, theirs, after_ns in exchanges:
         shared &= theirs.boot_id is not None and theirs.boot_id == own_boot_id
         shared &= before_ns <= theirs.monotonic_ns <= after_ns
-        exchanges.append((after_ns - before_ns, theirs.monotonic_ns - (before_ns + after_ns) // 2))
+        offsets.append((after_ns - before_ns, theirs.monotonic_ns - (before_ns + after_ns) // 2))
     if shared:
         return ClockOffset(offset_ns=0, bound_ns=0, same_machine=True)
-    took_ns, offset_ns = min(exchanges, key=itemgetter(0))
+    took_ns, offset_ns = min(offsets, key=itemgetter(0))
     return ClockOffset(offset_ns=offset_ns, bound_ns=(took_ns + 1) // 2, same_machine=False)
 
 

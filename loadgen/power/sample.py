@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -114,8 +115,19 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str | None:
+    """The id of this kernel's boot, None where the kernel does not tell it."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return None
+
+
 class ClockOffset(msgspec.Struct, frozen=True, kw_only=True):
-    """Exporter's clock minus ours."""
+    """Another machine's clock, an exporter's or a client process's, minus ours."""
 
     offset_ns: int
     bound_ns: int

@@ -295,6 +295,9 @@ Mode = Literal["target", "serve", "compose", "simulated"]
 _Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 
 
+ON_RAY = "ray:"
+
+
 class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a sweep does. Made by `loadgen.measure.config.configure` and written into the manifest unchanged.
 
@@ -353,8 +356,8 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     vllm_args: tuple[Text, ...] = ()
     """Further arguments of every vLLM that is launched."""
     transport: Text = "raw"
-    workers: Count | None = None
-    """Client processes; None: as many as are needed."""
+    workers: Count | Text | None = None
+    """Client processes, `ray:N`: on the nodes of a Ray cluster; None: as many as are needed."""
     reference: Text
     out: Text | None = None
     seed: int = 0
@@ -380,6 +383,16 @@ class SweepConfig(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int | None = None
     metrics_host: Text = "127.0.0.1"
     """The address on which this run's own /metrics listens."""
+
+    @property
+    def client_processes(self) -> int | None:
+        """None: as many as are needed."""
+        return int(self.workers.removeprefix(ON_RAY)) if isinstance(self.workers, str) else self.workers
+
+    @property
+    def on_ray(self) -> bool:
+        """The client processes run on the nodes of a Ray cluster."""
+        return isinstance(self.workers, str)
 
     @property
     def sides(self) -> tuple[str, ...]:

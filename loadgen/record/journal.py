@@ -28,6 +28,7 @@ from loadgen.bounds import MOST_LINE_BYTES, Amount, Count, Nanoseconds, shown_by
 from loadgen.errors import StorageError, UsageError, is_of_storage
 from loadgen.folder import Folder
 from loadgen.load.exchange import Exchange
+from loadgen.load.load import ClientNode
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import Block, Cell
 from loadgen.record.manifest import ManifestFile, read_manifest
@@ -68,6 +69,8 @@ class CellEnd(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     loop_lag_ms_p90: Amount | None = None
     loop_lag_ms_p99: Amount | None = None
     loop_lag_ms_max: Amount | None = None
+    client_nodes: tuple[ClientNode, ...] = ()
+    """Of the processes that ran on other nodes of a cluster, one each. All times here are on the sweep's clock."""
     aborted: str | None = None
     """Why it ended early."""
     server_lost: bool = False

@@ -9,20 +9,17 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from programs import package
+from ray_cluster import cluster
 
 import loadgen
-from loadgen.guardian import family, process_stat, signal_all, started
+from loadgen.guardian import family, process_stat, started
 from loadgen.record.grid import GridRecord, grid_runs, read_grid, read_receipt
-from loadgen.serving.process import free_port
 
 package("ray")
 pytestmark = pytest.mark.slow
@@ -39,55 +36,6 @@ limit = 8
 workers = 1
 """
 PATIENCE_S = 500.0
-
-
-@contextmanager
-def raylet(*options: str) -> Iterator[int]:
-    """A node with one made GPU; its process, of which everything of the node descends. Ray gives a node 30 s to start:
-    one that a slow machine did not start in time is started again."""
-    argv = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-gpus=1", "--num-cpus=4",
-            "--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
-            *options]  # fmt: skip
-    told = ""
-    for _ in range(3):
-        process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                told += line
-                if "runtime started" in line:
-                    threading.Thread(target=process.stdout.read, daemon=True).start()
-                    yield process.pid
-                    return
-        finally:
-            members = family(process.pid)
-            signal_all(members, signal.SIGKILL)
-            process.wait()
-    raise AssertionError(f"ray start ended before its node was there:\n{told}")
-
-
-@contextmanager
-def cluster(nodes: int, *options: str) -> Iterator[tuple[str, list[int]]]:
-    """Its address, and the processes of its nodes, the head first."""
-    with (
-        tempfile.TemporaryDirectory(prefix="lg", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        ExitStack() as stack,
-    ):
-        address = f"127.0.0.1:{free_port()}"
-        port = address.partition(":")[2]
-        head = raylet(
-            "--head",
-            f"--port={port}",
-            "--include-dashboard=false",
-            f"--temp-dir={folder}",
-            *options,
-        )
-        pids = [stack.enter_context(head)]
-        pids += [stack.enter_context(raylet(f"--address={address}")) for _ in range(nodes - 1)]
-        yield address, pids
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -159,7 +159,7 @@ def test_running_servers_get_the_key_from_every_worker_and_no_process_inherits_i
         known.terminate()
         known.wait()
     assert sweep.returncode in (0, 1), place.said
-    assert any("loadgen.load.workers" in command for command in seen)
+    assert any("loadgen.load.worker" in command for command in seen)
     assert having == set()
     assert place.files_with(KEY, HUB_TOKEN) == []
     assert place.answers > 0

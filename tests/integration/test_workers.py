@@ -21,7 +21,8 @@ from conftest import KnownServer, known_server
 import loadgen
 from loadgen.guardian import PROC
 from loadgen.load.exchange import Exchange
-from loadgen.load.workers import Assignment, Workers
+from loadgen.load.worker import Assignment
+from loadgen.load.workers import Workers
 from loadgen.record.journal import CellEnd, cell_files, read_records
 from loadgen.workload.protocol import load_protocol
 from loadgen.workload.questions import sample_items, warmup_items
@@ -157,7 +158,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str] | N
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
     children = (PROC / str(process.pid) / "task").glob("*/children")
     ids = [int(child) for file in children for child in file.read_text().split()]
-    return [child for child in ids if "loadgen.load.workers" in (PROC / str(child) / "cmdline").read_text()]
+    return [child for child in ids if "loadgen.load.worker" in (PROC / str(child) / "cmdline").read_text()]
 
 
 def is_running(pid: int) -> bool:

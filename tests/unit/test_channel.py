@@ -7,7 +7,7 @@ from made_run import answer
 
 from loadgen.load.exchange import Exchange
 from loadgen.load.load import ProcessUse
-from loadgen.load.workers import Channel, WorkerState
+from loadgen.load.worker import Channel, WorkerState
 
 Report = Exchange | WorkerState | ProcessUse
 SENT: list[Report] = [

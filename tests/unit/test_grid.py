@@ -112,7 +112,7 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'vllm-loadgen\[ray\]'") as caught:
         Cluster(None)
-    assert str(caught.value) == INSTALL
+    assert str(caught.value) == INSTALL.format("loadgen grid")
 
 
 def test_a_run_is_whole_only_if_every_file_is_as_the_node_wrote_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from loadgen.analysis.warnings import hit_warnings, share_marks
 from loadgen.errors import UsageError
 from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.load import Share
-from loadgen.load.workers import Assignment
+from loadgen.load.worker import Assignment
 from loadgen.measure.config import configure
 from loadgen.serving.metrics import read_metrics
 from loadgen.serving.recipe import fair_settings

@@ -12,7 +12,7 @@ from wild_server import DONE, Wild, serving, whole
 
 from loadgen.errors import UsageError
 from loadgen.load.body import BodyChanges
-from loadgen.load.workers import Assignment
+from loadgen.load.worker import Assignment
 from loadgen.measure import preflight
 from loadgen.measure.observer import Observer
 from loadgen.measure.preflight import NotReady, Patience, learn_from
