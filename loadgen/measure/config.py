@@ -41,7 +41,7 @@ OPEN_NUM_SEQS = 256
 SIMULATED_DURATION_S = 1.0
 SIMULATED_OPEN_DURATION_S = 10.0
 DURATION_S = 60.0
-MOST_WORKERS = 1000
+MOST_WORKERS = 10_000
 HEADROOM_SEQS = 8
 KEPT_FIELDS = ("model", "prompt", "messages", "stream")
 """Fields of a request that `--extra-body` may not touch: without them it is another measurement, or none."""

@@ -65,7 +65,7 @@ RUNS = (
 )
 PUBLISHED = (
     Column[PublishedMatch]("run", lambda match: match.run, NAME),
-    Column[PublishedMatch]("target", lambda match: stamped(match.target, simulated=match.simulated), SHORT),
+    Column[PublishedMatch]("target", lambda match: match.target, SHORT),
     Column[PublishedMatch]("figure", lambda match: _figure(match), SHORT),
     Column[PublishedMatch]("theirs", lambda match: _theirs(match), SHORT),
     Column[PublishedMatch]("ours (× theirs)", lambda match: " · ".join(map(_ours, match.ours)), TEXT),
@@ -370,7 +370,7 @@ def _print_lines(console: Console, title: str, lines: Sequence[str]) -> None:
 def published_lines(found: Sequence[PublishedMatch]) -> list[str]:
     """A line each, ratios to theirs in brackets; why they may differ is one line for all."""
     return [
-        f"{match.run}, {stamped(match.target, simulated=match.simulated)}, {_figure(match)}: "
+        f"{match.run}, {match.target}, {_figure(match)}: "
         f"{' · '.join(map(_ours, match.ours))}; theirs{'†' if match.published.contradiction else ''} {_theirs(match)}, "
         f"{match.published.source}"
         for match in found

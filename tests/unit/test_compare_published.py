@@ -13,7 +13,9 @@ def mistral(**changed: object) -> CompareRow:
     fields: dict[str, object] = {
         "model": "mistralai/Mistral-7B-Instruct-v0.3", "run": "mistral", "target": "fp16", "precision": "fp16",
     }  # fmt: skip
-    return row(7e9, steady(0.0), **fields | {"cor": None} | changed)
+    fields |= {"cor": None} | changed
+    parameters = fields.pop("parameters", 7e9)
+    return row(parameters, steady(0.0), **fields)  # type: ignore[arg-type]
 
 
 def of(found: tuple[PublishedMatch, ...], value: float, column: str) -> PublishedMatch:
@@ -41,12 +43,12 @@ def test_ours_stands_beside_theirs_with_the_ratio_at_every_b() -> None:
     assert found.published.source.endswith("s4.3")
     assert "their B is not stated" in found.differs
     assert "theirs is power limit × time (HLI), ours the GPU's own counter" in found.differs
-    assert "another GPU" not in found.differs
     assert "two absolute energies" in found.published.contradiction
 
 
 def test_the_hli_bound_stands_beside_it_too() -> None:
-    found = of(published_matches([mistral(energy_hli_per_query_j=235.47)]), 235.47, "energy_hli_per_query_j")
+    found = of(published_matches([mistral(energy_hli_per_query_j=235.47, gpu="NVIDIA A100")]), 235.47,
+               "energy_hli_per_query_j")  # fmt: skip
     assert found.ours[0].ratio == 1
     assert not any("HLI" in reason for reason in found.differs)
 
@@ -57,7 +59,6 @@ def test_cor_is_compared_as_a_slowdown() -> None:
         published_matches([mistral(target="nf4", precision="bnb-nf4", cor=3.0, gpu="NVIDIA H100 PCIe")]), 1.5, "cor"
     )
     assert found.ours[0].ratio == pytest.approx(1.6)
-    assert "another GPU" not in found.differs
 
 
 def test_accuracy_of_another_dataset_is_not_compared() -> None:
@@ -80,10 +81,38 @@ def test_a_precision_is_its_kernel_not_its_bits() -> None:
     assert found == ()
 
 
-def test_simulated_figures_say_so() -> None:
-    (found, *_) = published_matches([mistral(accuracy=0.4, simulated=True)])
-    assert found.simulated
-    assert found.differs[0] == "ours is SIMULATED, not measured"
+def test_simulated_figures_are_compared_with_none() -> None:
+    shown = mistral(accuracy=0.4, energy_per_query_j=100.0, gpu="NVIDIA A100")
+    assert published_matches([shown])
+    assert published_matches([mistral(accuracy=0.4, energy_per_query_j=100.0, gpu="NVIDIA A100", simulated=True)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "matches"),
+    [("NVIDIA A100-SXM4-80GB", 1, True), ("NVIDIA A100-SXM4-80GB", 2, False), ("NVIDIA H100 PCIe", 1, False),
+     (None, 1, False)],
+)  # fmt: skip
+def test_energy_needs_the_same_class_of_gpu_and_as_many(gpu: str | None, count: int, matches: bool) -> None:
+    found = published_matches([mistral(energy_per_query_j=100.0, gpu=gpu, gpu_count=count)])
+    assert [one.published.value for one in found] == ([235.47] if matches else [])
+
+
+@pytest.mark.parametrize(("parameters", "matches"), [(8e9, True), (9.1e9, True), (9.3e9, False), (6.9e9, False)])
+def test_another_model_must_be_as_large(parameters: float, matches: bool) -> None:
+    """Figures of Qwen3-8B and Llama-3.1-8B."""
+    other = {"model": "org/Other", "parameters": parameters, "precision": "bf16", "gpu": "NVIDIA H100 80GB HBM3"}
+    found = published_matches([mistral(concurrency=64, energy_per_token_j=0.2, **other)])
+    assert bool(found) == matches
+    assert all(one.other_model and one.published.batch == "64" for one in found)
+
+
+def test_a_run_has_three_at_most_its_own_model_first() -> None:
+    llama = {"model": "Llama-3.1-8B-Instruct", "parameters": 8e9, "precision": "bf16", "gpu": "NVIDIA H100"}
+    rows = [mistral(concurrency=b, energy_per_token_j=0.2, **llama) for b in (8, 16, 32, 64, 128)]
+    found = published_matches([*rows, *(mistral(run="second", concurrency=b, energy_per_token_j=0.2, **llama)
+                                        for b in (8, 16, 32, 64))])  # fmt: skip
+    assert [one.run for one in found] == ["mistral"] * 3 + ["second"] * 3
+    assert not found[0].other_model
 
 
 def test_the_anchors_of_the_paper_are_there() -> None:

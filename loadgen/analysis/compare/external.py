@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.analysis.compare.row import CompareRow
+from loadgen.analysis.compare.row import CompareRow, model_size
 from loadgen.errors import UsageError
 from loadgen.folder import read_file
 from loadgen.load.openloop import CLOSED
@@ -83,8 +83,9 @@ class PublishedMatch(msgspec.Struct, frozen=True, kw_only=True):
     column: str
     """A column of compare.csv."""
     gpu: str | None
-    simulated: bool
     ours: tuple[Ours, ...]
+    other_model: bool
+    """Theirs is another one, about as large."""
     differs: tuple[str, ...]
     """Why the two may differ."""
 
@@ -101,21 +102,46 @@ def published_n_star() -> tuple[Published, ...]:
     return tuple(figure for figure in published() if figure.metric.startswith("N_star"))
 
 
-def published_matches(rows: Sequence[CompareRow]) -> tuple[PublishedMatch, ...]:
-    """Every published figure of a model, precision and metric that a run measured, in the order of published.csv.
+SIZES, MOST_MATCHES = 1.15, 3
+"""How many times another model's size ours may be, and the published figures that a run is compared with."""
 
-    Models match by name, without organisation, version and tuning ("Mistral-7B"); a stated batch must be the asked
-    concurrency, accuracy also the dataset.
+
+def published_matches(rows: Sequence[CompareRow]) -> tuple[PublishedMatch, ...]:
+    """Published figures of what a run measured, at most `MOST_MATCHES` of them, the nearest first.
+
+    The format must be the same, the GPU of the same class and their number (accuracy needs none), and the size within
+    `SIZES`; accuracy needs the same model and dataset, by name without organisation, version and tuning
+    ("Mistral-7B"). A stated batch must be the asked concurrency. Simulated figures are compared with none.
     """
-    targets: dict[tuple[str, str], list[CompareRow]] = {}
+    targets: dict[str, dict[str, list[CompareRow]]] = {}
     for row in rows:
-        targets.setdefault((row.run, row.target), []).append(row)
-    found = []
-    for figure in published():
-        for members in targets.values():
-            if figure.model and model_key(members[0].model or "") == model_key(figure.model):
-                found += [_match(figure, members, column) for column in _MEASURED_BY.get(figure.metric, ())]
-    return tuple(match for match in found if match is not None)
+        if not row.simulated:
+            targets.setdefault(row.run, {}).setdefault(row.target, []).append(row)
+    found: list[PublishedMatch] = []
+    for run in targets.values():
+        matches = [
+            match
+            for figure in published()
+            for members in run.values()
+            if _comparable(figure, members[0])
+            for column in _MEASURED_BY.get(figure.metric, ())
+            if (match := _match(figure, members, column)) is not None
+        ]
+        found += sorted(matches, key=lambda match: (match.other_model, len(match.differs)))[:MOST_MATCHES]
+    return tuple(found)
+
+
+def _comparable(figure: Published, row: CompareRow) -> bool:
+    """The same model; or, for what its size decides, one as large. On the same class of GPU, and as many."""
+    named = model_key(row.model or "") == model_key(figure.model)
+    if figure.metric == "accuracy" or not figure.model:
+        return named and bool(figure.model)
+    theirs, ours = model_size(figure.model, None, {}, row.run).parameters, row.parameters
+    if not named and (theirs is None or ours is None or not 1 / SIZES <= ours / theirs <= SIZES):
+        return False
+    count = re.match(r"(\d+)x", figure.gpu)
+    class_ = _gpu_key(figure.gpu)
+    return bool(class_) and class_ in _gpu_key(row.gpu or "") and row.gpu_count == (int(count[1]) if count else 1)
 
 
 def model_key(name: str) -> str:
@@ -147,8 +173,8 @@ def _match(figure: Published, members: Sequence[CompareRow], column: str) -> Pub
         target=first.target,
         column=column,
         gpu=f"{first.gpu} × {first.gpu_count}" if first.gpu else None,
-        simulated=first.simulated,
         ours=ours,
+        other_model=model_key(first.model or "") != model_key(figure.model),
         differs=tuple(_differs(figure, first, column, stated)),
     )
 
@@ -162,13 +188,7 @@ def _same(theirs: str, ours: str) -> bool:
 
 
 def _differs(figure: Published, row: CompareRow, column: str, stated: int | None) -> list[str]:
-    reasons = ["ours is SIMULATED, not measured"] if row.simulated else []
-    if not figure.gpu or "not stated" in figure.gpu:
-        reasons.append("their GPU is not stated")
-    elif row.gpu is None:
-        reasons.append("our GPU is not recorded")
-    elif _gpu_key(figure.gpu) not in _gpu_key(row.gpu):
-        reasons.append("another GPU")
+    reasons = []
     if stated is None and column not in _OF_ACCURACY:
         reasons.append("their B is not stated")
     if figure.dataset and not _same(figure.dataset, row.dataset):
