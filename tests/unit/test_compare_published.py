@@ -68,6 +68,13 @@ def test_accuracy_of_another_dataset_is_not_compared() -> None:
     assert "prompt, shots and extraction are not published" in found[0].differs
 
 
+def test_a_measurement_without_a_server_says_so() -> None:
+    gpu = {"gpu": "NVIDIA A800-SXM4-80GB", "model": "mistralai/Mistral-7B-v0.1", "concurrency": 1}
+    found = of(published_matches([mistral(energy_per_token_j=4.40243, **gpu)]), 4.40243, "energy_per_token_j")
+    assert found.ours[0].ratio == 1
+    assert any("transformers, without a server" in reason for reason in found.differs)
+
+
 def test_a_stated_batch_must_be_ours() -> None:
     llama = {"model": "Llama-3.1-8B-Instruct", "precision": "bf16", "energy_per_token_j": 0.2372, "gpu": "NVIDIA H100"}
     at_64 = published_matches([mistral(concurrency=64, **llama)])

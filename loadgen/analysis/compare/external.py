@@ -1,7 +1,8 @@
 """External: figures that were measured elsewhere: published ones, compared with ours, and other tools' results.
 
 published.csv holds the figures of the paper and of public energy measurements, and where they are from: arXiv
-2602.13595 v1, captions of v2, the authors' rebuttal, and joules per output token of the ML.ENERGY leaderboard. Its
+2602.13595 v1, captions of v2, the authors' rebuttal, joules per output token of the ML.ENERGY leaderboard, and those of
+FP16, LLM.int8() and NF4 on T4, RTX 5090 and A800 of Zenodo 18900289 (transformers, without a server). Its
 column `contradiction` says where a source contradicts itself.
 
 Imported are curves without energy: `vllm bench serve --save-result` (one object, or one per line with
@@ -203,6 +204,8 @@ def _differs(figure: Published, row: CompareRow, column: str, stated: int | None
         reasons.append(f"ours is {row.model}")
     if figure.source.startswith("arXiv") or "rebuttal" in figure.source:
         reasons.append("their serving engine is not stated")
+    elif figure.source.startswith("Zenodo"):
+        reasons.append("theirs is one sequence in transformers, without a server")
     else:
         reasons.append("another vLLM version, other prompts")
     return reasons
