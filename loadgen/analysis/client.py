@@ -55,7 +55,8 @@ class ClientFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the window's tokens read together with a later one of the same answer: their stamp is that one's, an
     upper bound."""
     client_clock_bound_ms: float | None = None
-    """How far the times of a process on another node may be from the sweep's clock, all by the same; None: none is."""
+    """How far the times of processes on nodes of a cluster may be from the sweep's clock; None: there are none. 0: they
+    are on its machine."""
     loop_lag_ms_mean: float | None = None
     """How late the event loop came to a timer: how long bytes waited to be read."""
     loop_lag_ms_p50: float | None = None

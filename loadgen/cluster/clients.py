@@ -27,7 +27,7 @@ from loadgen.cluster.ray import connected
 from loadgen.errors import UsageError
 from loadgen.load.exchange import Exchange, shifted
 from loadgen.load.load import ClientNode, OnExchange
-from loadgen.load.worker import Assignment, Report, WorkerClock
+from loadgen.load.worker import Assignment, Report, WorkerClock, WorkerState
 from loadgen.load.workers import PREPARE_DEADLINE_S, WorkerProcess, ended_words, worker_argv
 from loadgen.power.feed import EXCHANGES, clock_offset
 from loadgen.power.sample import ClockOffset, boot_id
@@ -176,8 +176,8 @@ class RayWorker(WorkerProcess):
         offset_ns = self._clock.offset_ns if self._clock is not None else 0
         if isinstance(report, Exchange):
             report = shifted(report, -offset_ns)
-        elif offset_ns and (dry_ns := getattr(report, "dry_ns", None)) is not None:
-            report = replace(report, dry_ns=dry_ns - offset_ns)
+        elif isinstance(report, WorkerState) and report.dry_ns is not None:
+            report = replace(report, dry_ns=report.dry_ns - offset_ns)
         super()._on_report(report)
 
     def _how_it_ended(self) -> str:

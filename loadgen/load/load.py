@@ -70,7 +70,7 @@ class ClientUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClientNode(msgspec.Struct, frozen=True, kw_only=True):
-    """Another node of a cluster, on which a client process ran, and its clock over the whole cell."""
+    """The node of a cluster on which a client process ran, and its clock over the whole cell."""
 
     name: Text
     clock: ClockOffset
