@@ -267,7 +267,8 @@ def replicas_of(run: Run) -> list[Replica | str]:
     tells of. Raises UsageError for an open loop."""
     if run.arrival is not None:
         raise UsageError(f"{run.path} is an open loop: advice needs the closed-loop batches of `--concurrency`")
-    noise = RepeatNoise(set(run.cells["repeat"].tolist()), resamples=RESAMPLES, seed=SEED)
+    started = (block.repeat for block in run.manifest.power_blocks)  # perhaps without a cell: the sweep was killed
+    noise = RepeatNoise({*run.cells["repeat"].tolist(), *started}, resamples=RESAMPLES, seed=SEED)
     return [_replica(run, spec.name, spec.precision, noise) for spec in run.manifest.config.targets]
 
 

@@ -232,6 +232,18 @@ def test_the_report_has_what_the_command_says_at_each_of_its_rates(run: loadgen.
     assert content.count("<tr") == 1 + 5 * 3, "a heading, and three targets at five rates without JavaScript"
 
 
+def test_a_start_without_a_cell_counts_for_its_idle_power(tmp_path: Path) -> None:
+    """A sweep killed between a server's start and its first cell: the report is written."""
+    path = made_study(tmp_path / "run")
+    manifest = json.loads((path / "manifest.json").read_text())
+    first = next(block for block in manifest["power_blocks"] if block["target"] == "fp16")
+    manifest["power_blocks"].append({**first, "repeat": 3, "rest_w": {"GPU-a": 90.0}})
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    analyse(path)
+    one = next(one for one in replicas_of(loadgen.load_run(path)) if isinstance(one, Replica) and one.target == "fp16")
+    assert one.rest_w is not None and one.rest_w[0] == pytest.approx((60 * 60 * 90) ** (1 / 3))
+
+
 def test_many_batches_have_fewer_rates_and_too_many_none() -> None:
     """A rate takes as long as there are batches: 24,000 in all."""
     few, more, none = (
