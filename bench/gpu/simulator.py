@@ -19,14 +19,14 @@ import msgspec
 
 from bench.gpu.markdown import number, paragraph, table
 from bench.gpu.plan import Step
-from loadgen.analysis.compare.external import Published, model_key, published
-from loadgen.analysis.compare.row import CompareRow
+from loadgen.analysis.compare.external import PRECISIONS, Published, model_key, published
+from loadgen.analysis.compare.row import CompareRow, model_size
 from loadgen.errors import UsageError
 from loadgen.measure.config import HEADROOM_SEQS
 from loadgen.record.manifest import read_manifest
 from loadgen.serving.launch import Launch
 from loadgen.serving.process import ServerProcess, free_port
-from loadgen.serving.simulated.cost import Model, Presets, closed_loop, load_presets
+from loadgen.serving.simulated.cost import Presets, SteadyState, closed_loop, decode_only, load_presets
 
 START_S = 60.0
 _LEARNING = "h100-like"
@@ -71,9 +71,13 @@ def preset_model(presets: Presets, name: str) -> str:
     return key
 
 
+_ALIKE = {"a800": "a100"}
+"""An A800 is an A100 with a slower NVLink."""
+
+
 def preset_gpu(presets: Presets, name: str) -> str | None:
     """The preset of a GPU by the name that its driver gives it; None where there is none of it."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
+    words = [_ALIKE.get(word, word) for word in re.findall(r"[a-z0-9]+", name.lower())]
     fitting = [key for key in presets.gpu if key != _LEARNING and _stands_in(key.split("-"), words)]
     return max(fitting, key=len, default=None)
 
@@ -85,10 +89,6 @@ def _stands_in(part: list[str], words: list[str]) -> bool:
 SOURCE = "ML.ENERGY leaderboard"
 WORKLOAD = "LMArena chat"
 ANCHOR_HEAD = ("published", "B", "J/token", "ours", "J/token", "ours / published", "parameters, ours / theirs")
-SIMULATED_HEAD = ("published", "B", "J/token", "preset", "J/token SIMULATED", "off", "parameters, preset / theirs")
-PROMPT_TOKENS, ANSWER_TOKENS = 100, 500
-"""Assumed of that chat: the leaderboard states neither."""
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)B")
 
 
 def anchors(rows: Sequence[CompareRow]) -> list[list[str]]:
@@ -114,44 +114,130 @@ def anchors(rows: Sequence[CompareRow]) -> list[list[str]]:
     return found
 
 
-def simulated_anchors(presets: Presets) -> list[list[str]]:
-    """For each published 16-bit figure of one GPU that has a preset: what the closed form says of the preset of the
-    nearest model size."""
-    found = []
-    for figure in filter(_is_anchor, published()):
-        gpu = preset_gpu(presets, figure.gpu)
-        if gpu is None:
-            continue
-        theirs = _size(figure)
-        key = min(presets.model, key=lambda name: abs(_parameters(presets.model[name]) - theirs))
-        cost = presets.cost("bf16", gpu=gpu, model=key)
-        said = closed_loop(cost, int(figure.batch), PROMPT_TOKENS, ANSWER_TOKENS).energy_per_token_j
-        found.append(
-            [
-                f"{figure.model}, {figure.gpu}", figure.batch, number(figure.value), f"{key} on {gpu}",
-                number(said, ".3g"), f"{round(100 * (said / figure.value - 1)):+d}%",
-                number(_parameters(presets.model[key]) / theirs, ".2f"),
-            ]
-        )  # fmt: skip
-    return found
-
-
-def _parameters(model: Model) -> float:
-    """With an embedding beside the head, which a step does not read."""
-    return model.linear_params + 2 * model.head_params
-
-
 def _is_anchor(figure: Published) -> bool:
-    one_gpu = re.match(r"\d+x", figure.gpu) is None
     return (
-        figure.source.startswith(SOURCE) and figure.dataset == WORKLOAD and one_gpu and bool(_SIZE.search(figure.model))
-    )
+        figure.source.startswith(SOURCE) and figure.dataset == WORKLOAD and figure.precision == "bf16"
+        and _gpus(figure) == 1 and _parameters(figure) is not None
+    )  # fmt: skip
 
 
 def _size(figure: Published) -> float:
-    found = _SIZE.search(figure.model)
+    found = _parameters(figure)
     assert found is not None
-    return float(found[1]) * 1e9
+    return found
+
+
+def _parameters(figure: Published) -> float | None:
+    return model_size(figure.model, None, {}, figure.model).parameters
+
+
+def _gpus(figure: Published) -> int:
+    found = re.match(r"(\d+)x", figure.gpu)
+    return int(found[1]) if found else 1
+
+
+PROMPT_TOKENS, ANSWER_TOKENS = 100, 400
+"""Where the source states none."""
+CURVE_HEAD = ("published by", "of what", "B", "J/token", "preset", "J/token SIMULATED, off", "tokens/s SIMULATED, off")
+_OF_A_CURVE = ("energy_per_token", "tps")
+_DECODING = "decoding alone"
+
+
+class Curve(msgspec.Struct, kw_only=True):
+    """What one source published of one model, format and GPU, and how far off the closed form of its preset is."""
+
+    source: str
+    of: str
+    preset: str
+    batches: list[int] = []
+    joules: list[float] = []
+    """Published, per output token."""
+    energy: list[float] = []
+    """Ours over theirs, less one."""
+    speed: list[float] = []
+
+
+def curves(presets: Presets) -> list[Curve]:
+    """One for each published curve of joules per token or tokens/s over a stated batch whose GPU, model and format a
+    preset knows."""
+    found: dict[tuple[str, ...], Curve] = {}
+    for figure in published():
+        if _left_out(presets, figure) is not None:
+            continue
+        gpu, model = str(preset_gpu(presets, figure.gpu)), model_key(figure.model)
+        key = (figure.source, figure.dataset, figure.model, figure.gpu, figure.precision)
+        names = [re.split(r" \(| @", figure.source)[0], *([_DECODING] if _DECODING in figure.source else [])]
+        curve = found.setdefault(
+            key,
+            Curve(
+                source=", ".join([*names, *([figure.dataset] if figure.dataset not in ("", "not stated") else [])]),
+                of=f"{figure.model}, {figure.precision}, {figure.gpu}",
+                preset=f"{model} on {gpu}",
+            ),
+        )
+        said = _said(presets, figure, gpu, model)
+        batch = int(figure.batch)
+        if batch not in curve.batches:
+            curve.batches.append(batch)
+        if figure.metric == "tps":
+            curve.speed.append(said.tokens_per_s / figure.value - 1)
+        else:
+            curve.joules.append(figure.value)
+            curve.energy.append(said.energy_per_token_j / figure.value - 1)
+    return list(found.values())
+
+
+def _said(presets: Presets, figure: Published, gpu: str, model: str) -> SteadyState:
+    cost = presets.cost(_precision(presets, figure), gpu=gpu, model=model)
+    slots = round(float(figure.running or figure.batch))
+    prompt, answer = float(figure.prompt_tokens or PROMPT_TOKENS), float(figure.answer_tokens or ANSWER_TOKENS)
+    if _DECODING in figure.source:
+        return decode_only(cost, slots, prompt + answer / 2)
+    return closed_loop(cost, slots, prompt, answer)
+
+
+def _precision(presets: Presets, figure: Published) -> str:
+    return next((name for name in PRECISIONS.get(figure.precision, ()) if name in presets.precision), "")
+
+
+_NO_CURVE, _NO_BATCH, _NO_GPU, _GPUS, _NO_MODEL = "no curve", "B", "GPU", "GPUs", "model"
+
+
+def _left_out(presets: Presets, figure: Published) -> str | None:
+    """Why a figure is in no curve; None where it is in one."""
+    if figure.metric not in _OF_A_CURVE or not _precision(presets, figure):
+        return _NO_CURVE
+    if preset_gpu(presets, _one(figure.gpu)) is None:
+        return _NO_GPU
+    if _gpus(figure) > 1:
+        return _GPUS
+    if model_key(figure.model) not in presets.model:
+        return _NO_MODEL
+    return None if figure.batch.isdigit() else _NO_BATCH
+
+
+def _one(gpu: str) -> str:
+    return re.sub(r"^\d+x", "", gpu)
+
+
+def _curve_row(curve: Curve) -> list[str]:
+    batches = [*curve.batches[:1], *curve.batches[1:][-1:]]
+    joules = [number(value) for value in (*curve.joules[:1], *curve.joules[1:][-1:])]
+    return [
+        curve.source, curve.of, " to ".join(map(str, batches)), " to ".join(joules), curve.preset,
+        _range(curve.energy), _range(curve.speed),
+    ]  # fmt: skip
+
+
+def _range(off: Sequence[float]) -> str:
+    """In the geometric mean, and the least and greatest."""
+    if len(off) < 2:
+        return "".join(map(_percent, off))
+    return f"{_percent(_typical(off))} ({_percent(min(off))} to {_percent(max(off))})"
+
+
+def _typical(off: Sequence[float]) -> float:
+    return geometric_mean([1 + value for value in off]) - 1
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -234,14 +320,35 @@ def section(studies: Path) -> str:
 
 def _published() -> str:
     """What others measured, beside the closed form; on every page, measured or not."""
+    presets = load_presets()
+    found = curves(presets)
+    served = [value for curve in found if curve.source.startswith(SOURCE) for value in curve.energy]
     words = (
-        "**No measurement of ours.** ML.ENERGY's leaderboard (BF16, LMArena chat, vLLM 0.11.1) compared with the "
-        f"closed form of the preset nearest in size, for prompts of {PROMPT_TOKENS} and answers of {ANSWER_TOKENS} "
-        "tokens (assumed of that chat). The GPU's preset was fitted to Llama-3.1-8B's watts and joules, so those rows "
-        "show the fit; nothing was fitted to the others. Another size, chat and vLLM lie between the two."
+        "**No measurement of ours.** A line is one published curve whose GPU, model and format have a preset, compared "
+        "with the preset's closed form at the same B: the geometric mean, the least and the greatest. ML.ENERGY's "
+        f"leaderboard is of vLLM 0.11.1: joules per token are {_percent(_typical(served))} in the geometric mean, "
+        f"{_percent(min(served))} to {_percent(max(served))}. The h100 preset was fitted to Llama-3.1-8B's watts "
+        f"and joules, to nothing else. Where a source states no lengths, prompts have {PROMPT_TOKENS} and answers "
+        f"{ANSWER_TOKENS} tokens (the leaderboard states answers only). Zenodo's and its author's are of transformers, which launches "
+        "each kernel from Python; the simulator stands for vLLM, so its tokens/s are higher there in every format. An "
+        "A800 counts as an A100."
     )
-    rows = table(SIMULATED_HEAD, simulated_anchors(load_presets()))
-    return f"### Beside published figures\n\n{paragraph(words)}\n\n{rows}"
+    left = {
+        reason: sorted({word(figure) for figure in published() if _left_out(presets, figure) == reason})
+        for reason, word in (
+            (_NO_GPU, lambda figure: _one(figure.gpu)),
+            (_NO_MODEL, lambda figure: figure.model),
+            (_GPUS, lambda figure: figure.gpu),
+            (_NO_BATCH, lambda figure: f"{figure.model} on {figure.gpu}"),
+        )
+    }
+    out = (
+        f"Left out: GPUs without a preset ({', '.join(left[_NO_GPU])}); models without one "
+        f"({', '.join(left[_NO_MODEL])}); several GPUs ({', '.join(left[_GPUS])}); figures whose B is not stated "
+        f"({', '.join(left[_NO_BATCH])})."
+    )
+    rows = table(CURVE_HEAD, map(_curve_row, found))
+    return f"### Beside published figures\n\n{paragraph(words)}\n\n{rows}\n\n{paragraph(out)}"
 
 
 def write(page: Path = DOCS / "simulator.md", studies: Path = DOCS / "studies") -> Path:

@@ -22,7 +22,8 @@ class SimulateOptions(TypedDict, total=False):
     host: Host
     gpu: Annotated[str, Option("NAME", "l4, a100, h100, h200, rtx-pro-6000.", default="h100-like")]
     model: Annotated[str, Option(
-        "NAME", "qwen3-0.6b, falcon3-3b, mistral-7b, qwen2.5-14b, qwen2.5-32b, qwen2.5-72b.", default="mistral-7b")]
+        "NAME", "qwen3-0.6b, qwen2.5-3b, falcon3-3b, mistral-7b, llama-3.1-8b, qwen3-8b, qwen2.5-14b, qwen3-14b, "
+        "qwen2.5-32b, qwen3-32b, qwen2.5-72b.", default="mistral-7b")]
     cost_file: Annotated[str | None, Option("PATH", "TOML file with other constants of the cost model.")]
     seed: Annotated[int, Option("N", "Seed of the answers.", default=0, zero=True)]
     max_num_seqs: Annotated[int, Option("N", "Largest running batch.", default=256)]

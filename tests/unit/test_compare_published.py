@@ -104,9 +104,34 @@ def test_energy_needs_the_same_class_of_gpu_and_as_many(gpu: str | None, count: 
     assert [one.published.value for one in found] == ([235.47] if matches else [])
 
 
-@pytest.mark.parametrize(("parameters", "matches"), [(8e9, True), (9.1e9, True), (9.3e9, False), (6.9e9, False)])
+@pytest.mark.parametrize(
+    ("gpu", "matches"),
+    [
+        ("NVIDIA GeForce RTX 4090", True),
+        ("NVIDIA GeForce RTX 4090 D", False),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", False),
+    ],
+)
+def test_a_class_is_no_beginning_of_another(gpu: str, matches: bool) -> None:
+    qwen = {"model": "Qwen/Qwen2-7B", "concurrency": 1, "energy_per_token_j": 5.0}
+    assert bool(published_matches([mistral(gpu=gpu, **qwen)])) == matches
+
+
+def test_a_batch_that_did_not_run_whole_says_so() -> None:
+    """Of 96 sequences of 8000 tokens 82 fit."""
+    qwen = {"model": "Qwen/Qwen3-8B", "precision": "bf16", "gpu": "NVIDIA H100 80GB HBM3", "dataset": "gpqa"}
+    rows = [mistral(run=f"b{b}", concurrency=b, energy_per_token_j=0.2, **qwen) for b in (64, 96)]
+    found = published_matches(rows)
+    said = "on average 82 of their 96 sequences ran"
+    assert said not in of(found, 0.2668, "energy_per_token_j").differs
+    long = of(found, 0.2211, "energy_per_token_j")
+    assert said in long.differs
+    assert long.published.answer_tokens == "8052"
+
+
+@pytest.mark.parametrize(("parameters", "matches"), [(8e9, True), (9.1e9, True), (10.4e9, False), (6.9e9, False)])
 def test_another_model_must_be_as_large(parameters: float, matches: bool) -> None:
-    """Figures of Qwen3-8B and Llama-3.1-8B."""
+    """Figures of models of 8, 9 and 12 billion parameters."""
     other = {"model": "org/Other", "parameters": parameters, "precision": "bf16", "gpu": "NVIDIA H100 80GB HBM3"}
     found = published_matches([mistral(concurrency=64, energy_per_token_j=0.2, **other)])
     assert bool(found) == matches
@@ -130,3 +155,33 @@ def test_the_anchors_of_the_paper_are_there() -> None:
     assert tps[0] / tps[2] - 1 == pytest.approx(1.010, abs=5e-4)
     assert figures["Mistral-7B-v0.3", "GSM8K", "H100", "int8", "COR"] == 2.45
     assert all(figure.source and figure.metric for figure in published())
+
+
+def test_every_source_has_its_figures_and_a_figure_is_there_once() -> None:
+    sources = [figure.source.split(" ")[0] for figure in published()]
+    assert {"ML.ENERGY", "InferenceX", "Zenodo", "hongping-zh.github.io"} < set(sources)
+    leaderboard = [figure for figure in published() if figure.source.startswith("ML.ENERGY leaderboard")]
+    assert {"Llama-3.1-8B", "Qwen3-8B", "Qwen3-14B", "Qwen3-32B", "Llama-3.1-70B"} < {f.model for f in leaderboard}
+    assert {f.precision for f in leaderboard} == {"bf16", "fp8"}
+    conditions = [(f.model, f.dataset, f.gpu, f.precision, f.batch) for f in leaderboard]
+    assert len(conditions) == len(set(conditions))
+
+
+def test_joules_of_inferencex_are_measured_ones_over_the_concurrency() -> None:
+    """Watts of all GPUs times seconds over output tokens; its tokens per megawatt, of rated power, are not there."""
+    curve = {
+        int(f.batch): f.value
+        for f in published()
+        if f.source.startswith("InferenceX")
+        and f.dataset == "random 8192/1024, tensor parallel"
+        and f.precision == "fp4"
+    }
+    assert (curve[1], curve[64], curve[256]) == (31.658597, 3.606447, 3.0446)
+    (alone,) = (f for f in published() if f.model == "Qwen3.5-397B-A17B" and f.batch == "1")
+    assert alone.value == pytest.approx(12.937902, rel=1e-4), "what InferenceX itself gives for this run"
+
+
+def test_a_figure_that_was_not_measured_is_not_there() -> None:
+    """The RTX 4090 D's energy is published less idle power, or not at one value: its tokens/s alone are there."""
+    assert {figure.metric for figure in published() if figure.gpu == "RTX 4090 D"} == {"tps"}
+    assert all(figure.value > 0 for figure in published() if figure.metric in ("tps", "energy_per_token"))

@@ -24,7 +24,9 @@ def test_the_name_says_the_size(name: str, parameters: float) -> None:
     assert (size.parameters, size.source) == (parameters, "name")
 
 
-@pytest.mark.parametrize("name", ["Mixtral-8x7B-v0.1", "Qwen3-30B-A3B", "tiny", "gpt2", "draft-1B-of-7B"])
+@pytest.mark.parametrize(
+    "name", ["Mixtral-8x7B-v0.1", "Qwen3-30B-A3B", "Llama-4-Scout-17B-16E", "tiny", "gpt2", "draft-1B-of-7B"]
+)
 def test_a_mixture_of_experts_and_a_silent_name_are_asked_for(name: str) -> None:
     size = model_size(name, None, {}, "run")
     assert size.parameters is None

@@ -18,7 +18,7 @@ from bench.gpu.pack import machine_folders, pack
 from bench.gpu.pages import answer_words, write
 from bench.gpu.pieces import unpack
 from bench.gpu.plan import Plan, State, Step, StepState
-from bench.gpu.simulator import DOCS, anchors, pairs, replaced, section, simulated_anchors
+from bench.gpu.simulator import DOCS, anchors, curves, pairs, preset_gpu, replaced, section
 from loadgen.analysis.compare.row import CompareRow
 from loadgen.analysis.crossover.crossover import Crossover
 from loadgen.errors import UsageError
@@ -229,17 +229,38 @@ def test_a_published_figure_is_that_of_the_nearest_size_on_one_gpu_at_the_same_b
     assert anchors([msgspec.structs.replace(row, parameters=3.2e9)]) == [], "the nearest has more than twice as many"
 
 
-def test_the_simulator_stands_beside_published_joules_of_the_nearest_size_that_nobody_takes_for_ours() -> None:
-    rows = {(row[0], row[1]): row for row in simulated_anchors(load_presets())}
-    # Mistral-7B with prompts of 100 and answers of 500 tokens on the h100 preset: 0.4165 J/token by the closed form.
-    said = closed_loop(load_presets().cost("bf16", gpu="h100", model="mistral-7b"), 8, 100, 500).energy_per_token_j
-    off = f"{100 * (said / 0.4548 - 1):+.0f}%"
-    assert rows[("Llama-3.1-8B, H100 SXM", "8")][2:] == ["0.4548", "mistral-7b on h100", f"{said:.3g}", off, "0.91"]
-    assert rows[("Qwen3-14B, H100 SXM", "64")][3] == "qwen2.5-14b on h100"
-    assert not any("B200" in name or "2xH100" in name for name, _ in rows), "no preset, several GPUs"
-    text = section(DOCS / "studies")
+def test_the_simulator_stands_beside_every_published_curve_of_its_gpus_models_and_formats() -> None:
+    presets = load_presets()
+    found = {(curve.source, curve.of): curve for curve in curves(presets)}
+    llama = found[("ML.ENERGY leaderboard, LMArena chat", "Llama-3.1-8B, bf16, H100 SXM")]
+    assert (llama.preset, llama.batches[0], llama.batches[-1]) == ("llama-3.1-8b on h100", 8, 768)
+    # Answers of 389 tokens are the leaderboard's mean at B = 8, prompts of 100 are assumed.
+    said = closed_loop(presets.cost("bf16", gpu="h100", model="llama-3.1-8b"), 8, 100, 389).energy_per_token_j
+    assert (llama.joules[0], llama.energy[0]) == (0.4548, pytest.approx(said / 0.4548 - 1))
+    assert not llama.speed
+    int8 = found[("Zenodo 10.5281/zenodo.18900289", "Mistral-7B-v0.1, int8, A800")]
+    assert int8.preset == "mistral-7b on a100"
+    slow = closed_loop(presets.cost("bnb-int8", gpu="a100", model="mistral-7b"), 1, 100, 400)
+    assert int8.speed == [pytest.approx(slow.tokens_per_s / 10.24 - 1)]
+    assert not any(gpu in of for _, of in found for gpu in ("B200", "2xH100", "4090", "5090", "T4", "gemma"))
+
+
+def test_transformers_are_slower_than_the_simulated_vllm_in_every_format_as_the_page_says() -> None:
+    others = [curve for curve in curves(load_presets()) if not curve.source.startswith("ML.ENERGY")]
+    assert len(others) >= 10
+    assert all(value > 0 for curve in others for value in curve.speed)
+
+
+def test_the_page_says_which_published_curves_have_no_preset() -> None:
+    text = " ".join(section(DOCS / "studies").split())
     assert "**No measurement of ours.**" in text
-    assert text.count("SIMULATED") == 1
+    assert "GPUs without a preset (B200, RTX 4090, RTX 4090 D, RTX 5090, T4)" in text
+    assert "2xH100 SXM" in text
+    assert text.count("| -9% (-13% to -4%) |") == 1
+
+
+def test_an_a800_is_an_a100() -> None:
+    assert preset_gpu(load_presets(), "NVIDIA A800-SXM4-80GB") == "a100"
 
 
 def test_numbers_are_empty_where_nothing_was_measured() -> None:

@@ -1,9 +1,9 @@
 """External: figures that were measured elsewhere: published ones, compared with ours, and other tools' results.
 
 published.csv holds the figures of the paper and of public energy measurements, and where they are from: arXiv
-2602.13595 v1, captions of v2, the authors' rebuttal, joules per output token of the ML.ENERGY leaderboard, and those of
-FP16, LLM.int8() and NF4 on T4, RTX 5090 and A800 of Zenodo 18900289 (transformers, without a server). Its
-column `contradiction` says where a source contradicts itself.
+2602.13595 v1, captions of v2, the authors' rebuttal, joules per output token of the ML.ENERGY leaderboard and of
+InferenceX, and those of FP16, LLM.int8() and NF4 by Zenodo 18900289 and its author's newer data (transformers, without
+a server). Its column `contradiction` says where a source contradicts itself.
 
 Imported are curves without energy: `vllm bench serve --save-result` (one object, or one per line with
 --append-result), GuideLLM's benchmarks.json, AIPerf's profile_export_aiperf.json (GenAI-Perf's is alike). Figures stay
@@ -40,7 +40,7 @@ _MEASURED_BY = {
     "T_SI": ("t_si",),
 }
 """Published metric -> our columns. Bounds, approximations and derived percentages have no column of ours."""
-_PRECISIONS = {
+PRECISIONS = {
     "fp16": ("fp16", "bf16"), "bf16": ("bf16", "fp16"), "nf4": ("bnb-nf4",), "4bit": ("bnb-nf4",),
     "4bit (implied)": ("bnb-nf4",), "int8": ("bnb-int8",), "awq-int4": ("awq",), "fp8": ("fp8",),
 }  # fmt: skip
@@ -49,6 +49,8 @@ _NOT_THE_NAME = re.compile(
     r"v\d+(\.\d+)*|instruct|it|chat|base|hf|awq|gptq|fp8|int[48]|bnb|nf4|[48]bit|w4a16|simulated|implied"
 )
 _OF_ACCURACY = ("accuracy", "t_si")
+_FULL = 0.9
+"""The share of the stated batch from which on it counts as having run."""
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,11 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     precision: str
     batch: str
+    """The batch or concurrency asked for."""
+    running: str
+    """Mean sequences in a step."""
+    prompt_tokens: str
+    answer_tokens: str
     metric: str
     value: float
     unit: str
@@ -142,7 +149,7 @@ def _comparable(figure: Published, row: CompareRow) -> bool:
         return False
     count = re.match(r"(\d+)x", figure.gpu)
     class_ = _gpu_key(figure.gpu)
-    return bool(class_) and class_ in _gpu_key(row.gpu or "") and row.gpu_count == (int(count[1]) if count else 1)
+    return _same_class(class_, _gpu_key(row.gpu or "")) and row.gpu_count == (int(count[1]) if count else 1)
 
 
 def model_key(name: str) -> str:
@@ -153,7 +160,7 @@ def model_key(name: str) -> str:
 
 def _match(figure: Published, members: Sequence[CompareRow], column: str) -> PublishedMatch | None:
     first = members[0]
-    if first.precision not in _PRECISIONS.get(figure.precision, ()):
+    if first.precision not in PRECISIONS.get(figure.precision, ()):
         return None
     if column in _OF_ACCURACY and not _same(figure.dataset, first.dataset):
         return None
@@ -192,23 +199,30 @@ def _differs(figure: Published, row: CompareRow, column: str, stated: int | None
     reasons = []
     if stated is None and column not in _OF_ACCURACY:
         reasons.append("their B is not stated")
+    if stated is not None and figure.running and float(figure.running) < _FULL * stated:
+        reasons.append(f"on average {float(figure.running):.0f} of their {stated} sequences ran")
     if figure.dataset and not _same(figure.dataset, row.dataset):
         reasons.append(f"another dataset ({row.dataset})")
     elif column in _OF_ACCURACY:
         reasons.append("prompt, shots and extraction are not published")
     if figure.metric == "energy_per_query" and column == "energy_per_query_j":
         reasons.append("theirs is power limit × time (HLI), ours the GPU's own counter")
-    if row.precision not in (figure.precision, *_PRECISIONS[figure.precision][:1]):
+    if row.precision not in (figure.precision, *PRECISIONS[figure.precision][:1]):
         reasons.append(f"ours is {row.precision}")
     if row.model and row.model.lower() != figure.model.lower():
         reasons.append(f"ours is {row.model}")
     if figure.source.startswith("arXiv") or "rebuttal" in figure.source:
         reasons.append("their serving engine is not stated")
-    elif figure.source.startswith("Zenodo"):
-        reasons.append("theirs is one sequence in transformers, without a server")
+    elif "hongping-zh" in figure.source:
+        reasons.append("theirs is transformers, without a server")
     else:
         reasons.append("another vLLM version, other prompts")
     return reasons
+
+
+def _same_class(theirs: str, ours: str) -> bool:
+    """An RTX 4090 is no RTX 4090 D."""
+    return bool(theirs) and re.search(rf"{re.escape(theirs)}(?!d$|ti|super|laptop)", ours) is not None
 
 
 def _gpu_key(name: str) -> str:

@@ -21,7 +21,10 @@ from loadgen.record.manifest import Manifest, ServerRecord, Weights
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 _GIVEN = re.compile(r"\s*([0-9.]+(?:[eE][0-9]+)?)\s*([KMBT]?)\s*", re.IGNORECASE)
 _IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([MB])(?![A-Za-z0-9])", re.IGNORECASE)
-_EXPERTS_IN_NAME = re.compile(r"\d+x\d+(\.\d+)?[MB]|(?<![A-Za-z0-9])A\d+(\.\d+)?[MB](?![A-Za-z0-9])", re.IGNORECASE)
+_EXPERTS_IN_NAME = re.compile(
+    r"\d+x\d+(\.\d+)?[MB]|(?<![A-Za-z0-9])(A\d+(\.\d+)?[MB]|\d+E)(?![A-Za-z0-9])", re.IGNORECASE
+)
+"""`8x7B`, `30B-A3B`, `17B-16E`."""
 
 
 class ModelSize(msgspec.Struct, frozen=True, kw_only=True):
