@@ -327,11 +327,11 @@ def _published() -> str:
         "**No measurement of ours.** A line is one published curve whose GPU, model and format have a preset, compared "
         "with the preset's closed form at the same B: the geometric mean, the least and the greatest. ML.ENERGY's "
         f"leaderboard is of vLLM 0.11.1: joules per token are {_percent(_typical(served))} in the geometric mean, "
-        f"{_percent(min(served))} to {_percent(max(served))}. The h100 preset was fitted to Llama-3.1-8B's watts "
-        f"and joules, to nothing else. Where a source states no lengths, prompts have {PROMPT_TOKENS} and answers "
-        f"{ANSWER_TOKENS} tokens (the leaderboard states answers only). Zenodo's and its author's are of transformers, which launches "
-        "each kernel from Python; the simulator stands for vLLM, so its tokens/s are higher there in every format. An "
-        "A800 counts as an A100."
+        f"{_percent(min(served))} to {_percent(max(served))}. The h100 preset was fitted to Llama-3.1-8B's watts and "
+        f"joules, to nothing else. Where a source states no lengths, prompts have {PROMPT_TOKENS} and answers "
+        f"{ANSWER_TOKENS} tokens (the leaderboard states answers only). Zenodo's and its author's are of transformers, "
+        "which launches each kernel from Python; the simulator stands for vLLM, so its tokens/s are higher there in "
+        "every format. An A800 counts as an A100."
     )
     left = {
         reason: sorted({word(figure) for figure in published() if _left_out(presets, figure) == reason})
