@@ -88,6 +88,13 @@ def test_a_precision_is_its_kernel_not_its_bits() -> None:
     assert found == ()
 
 
+def test_a_figure_of_sglang_says_that_the_engine_may_be_another() -> None:
+    qwen = {"model": "Qwen/Qwen3.5-397B-A17B-FP8", "precision": "fp8", "gpu": "NVIDIA B200", "gpu_count": 4}
+    (found,) = published_matches([mistral(concurrency=64, energy_per_token_j=2.0, **qwen)])
+    assert found.ours[0].ratio == pytest.approx(2.0 / found.published.value)
+    assert "another engine or version, other prompts" in found.differs
+
+
 def test_simulated_figures_are_compared_with_none() -> None:
     shown = mistral(accuracy=0.4, energy_per_query_j=100.0, gpu="NVIDIA A100")
     assert published_matches([shown])
@@ -177,6 +184,8 @@ def test_joules_of_inferencex_are_measured_ones_over_the_concurrency() -> None:
         and f.precision == "fp4"
     }
     assert (curve[1], curve[64], curve[256]) == (31.658597, 3.606447, 3.0446)
+    four = [f.value for f in published() if f.model == "Qwen3.5-397B-A17B" and f.gpu == "4xB200"]
+    assert (len(four), four[0], four[-1]) == (13, 4.694, 0.69855)
     (alone,) = (f for f in published() if f.model == "Qwen3.5-397B-A17B" and f.batch == "1")
     assert alone.value == pytest.approx(12.937902, rel=1e-4), "what InferenceX itself gives for this run"
 

@@ -215,6 +215,8 @@ def _differs(figure: Published, row: CompareRow, column: str, stated: int | None
         reasons.append("their serving engine is not stated")
     elif "hongping-zh" in figure.source:
         reasons.append("theirs is transformers, without a server")
+    elif figure.source.startswith("InferenceX"):
+        reasons.append("another engine or version, other prompts")
     else:
         reasons.append("another vLLM version, other prompts")
     return reasons
