@@ -3,9 +3,9 @@
 A pure function of the readings: nothing else is kept, so that an interrupted search goes on from its journal.
 
 Locate: one start of each side over a few batches, far apart. Where the sign changes, repeats follow: one fresh start
-of each side at one batch, in turn just below and just above B*, until the interval of B* is narrow enough or cannot
-become so within the budget. Where B* proves to lie elsewhere the batches move, and what was read at the old ones is
-discarded. Where no sign changes, the batches of the grid are repeated until each sign is proven.
+of each side at one batch, in turn just below and just above B*, until the interval of B* is narrow enough or may
+not become so within the budget. Where B* proves to lie elsewhere the batches move, and what was read at the old ones
+is discarded. Where no sign changes, the batches of the grid are repeated until each sign is proven.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from loadgen.words import batch, percent
 
 FACTOR = 4.0
 """Of neighbouring batches of the grid, at most."""
-MOST_REPEATS = 32
+MOST_REPEATS = 48
 """Of a crossing, where no time is given."""
-LEEWAY = 0.5
-"""A search ends when it would take more repeats than it may have, even if the curve is so many standard errors steeper
-than it seems."""
+SURE = 2.0
+"""Standard errors within which a slope is taken to be known."""
+FLAT = 0.04
+"""Change of the log-advantage per factor e of the batch; nine of ten cost models are steeper at B*. A search ends
+when its goal is out of reach at the flattest slope that its readings allow. But it goes on while they allow `FLAT`, if
+the goal is within reach there: that is only where noise is small."""
 MOVES = 3
 """Times that the batches beside B* may move."""
 FARTHEST = 0.7
@@ -348,6 +351,9 @@ class _Pursuit:
         self._gap = float(log_batch[place + 1] - log_batch[place])
         self._located = float(advantage[place + 1] - advantage[place]) / self._gap
         """The slope that the first step showed."""
+        self._between = float(log_batch[place]), float(log_batch[place + 1])
+        self._curve = dict(zip(map(float, log_batch), map(float, advantage), strict=True))
+        """Log-advantage by ln(batch): of the first step, and the means of batches that were left."""
         self.root: Root | None = None
         self.asked = self._moves = self._failed = 0
         self._reached = False
@@ -407,6 +413,8 @@ class _Pursuit:
         points = [point for at in self._points.values() for point in at]
         root = self.root = root_of(points, self.noise, max((point.item_error for point in points), default=0.0))
         n, fewest = len(points), 2 if self.noise else FEWEST
+        if root is not None and n >= FEWEST and n % 2 == 0 and self._relocate(root):
+            return
         if root is not None and root.lo is not None and root.hi is not None and min(map(len, self._points.values())):
             below, above = (self._points[b][0].batch for b in (self.below, self.above))
             away, apart = abs(root.at - (below + above) / 2), (above - below) / 2
@@ -423,7 +431,8 @@ class _Pursuit:
             self.end = "repeats" if self.goal.most_s is None else "time"
         elif root is not None and n >= FEWEST and n % 2 == 0:
             slope, error = self._slope(root)
-            needed = root.needed(self.goal.reach, slope + LEEWAY * error)
+            counted = max(slope - SURE * error, min(FLAT, slope + SURE * error))
+            needed = root.needed(self.goal.reach, counted)
             self.end = "out of reach" if needed > n + left else ""
 
     def _slope(self, root: Root) -> tuple[float, float]:
@@ -432,6 +441,22 @@ class _Pursuit:
         ours, located = self.repeats * root.apart**2, self._gap**2 / 2
         both = ours + located
         return abs(ours * root.slope + located * self._located) / both, root.sd / math.sqrt(both)
+
+    def _relocate(self, root: Root) -> bool:
+        """Whether the batches moved because both proved to lie on one side of B*. It is then sought where the sign
+        changes between their means and the first step's readings; the chord through both may point anywhere."""
+        readings = {b: [point.advantage for point in points] for b, points in self._points.items()}
+        sign = 1 if np.mean(readings[self.below]) > 0 else -1
+        if not all(proven(each, sign, root, 1) for each in readings.values()):
+            return False
+        for b, points in self._points.items():
+            self._curve[float(np.mean([point.batch for point in points]))] = float(np.mean(readings[b]))
+        x = np.array(sorted(self._curve))
+        y = np.array([self._curve[at] for at in x])
+        low, high = self._between
+        changes = [at for at in changes_of(y) if low <= x[at] < high and (y[at] < 0) == (self._located > 0)]
+        roots = [crossing_in(x, y, at) for at in changes]
+        return bool(roots) and self._move(min(roots, key=lambda root: abs(root - self.at)))
 
     def _move(self, at: float) -> bool:
         """Whether the batches beside B* moved."""

@@ -77,12 +77,13 @@ class Root(msgspec.Struct, frozen=True, kw_only=True):
         return math.inf if self.lo is None or self.hi is None else max(self.hi - self.at, self.at - self.lo)
 
     def needed(self, within: float, slope: float) -> float:
-        """How many repeats an interval of +-`within` takes at that slope; infinite where no number is enough.
+        """How many repeats an interval of +-`within` takes at that slope, with B* in the middle of both batches;
+        infinite where no number is enough.
 
-        Half of Fieller's set of n repeats is t s / (slope sqrt(n)) at the middle of both batches, and wider by the
-        uncertainty of the slope; Student's t falls to the normal quantile.
+        Half of Fieller's set of n repeats is t s / (slope sqrt(n)) there, and wider by the uncertainty of the slope;
+        Student's t falls to the normal quantile.
         """
-        room = within - self.bend
+        room = within - BEND * self.apart**2
         left = (room * slope) ** 2 - self.shared**2
         if room <= 0 or left <= 0:
             return math.inf
