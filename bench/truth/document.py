@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from bench.truth.engine import RESULTS as ENGINE_RESULTS
 from bench.truth.server import Case
 from bench.truth.tools import FLOOR, FLOORS, KEEPING_FLOOR, OURS
 
@@ -113,6 +114,13 @@ folder with Python 3.12. Without peers only loadgen is measured; `--cases` and `
 compiler and a quiet machine. How late the server itself was is recorded for every run in `bench/results/truth.json`."""
 
 
+ENGINE = """The same on a real engine: {engine} with the model {model} on a CPU of {cores} cores that engine and client
+share, B streams of 64 tokens, {when}. `vllm:time_to_first_token_seconds` runs in vLLM's front end, from the request
+that was read and understood until the engine hands over the first token. Loadgen's runs from the sending to the
+kernel's stamp of the token. What lies between is the front end's (HTTP, JSON, text), its wait for a core, and loopback.
+Figures are medians of {starts} starts with the least and the largest in brackets."""
+
+
 AHEAD = """Where it paces, the server has a real-time priority: else it waits some milliseconds for its turn when a
 client takes the CPU that it was put on, and is late by as much. """
 
@@ -122,8 +130,8 @@ def ahead(cases: dict[str, Case], outcomes: Outcomes) -> bool:
     return all(outcome["server_ahead"] for outcome in outcomes if not cases[outcome["case"]].flat_out)
 
 
-def document(results: dict[str, Any]) -> str:
-    """The page as Markdown."""
+def document(results: dict[str, Any], engine: dict[str, Any] | None = None) -> str:
+    """The page as Markdown; `engine`: what `bench.truth.engine` wrote."""
     cases = {case["name"]: msgspec.convert(case, Case) for case in results["cases"]}
     outcomes = [outcome for outcome in results["outcomes"] if not outcome["failure"]]
     machine = results["machine"]
@@ -145,6 +153,8 @@ def document(results: dict[str, Any]) -> str:
             fill(STAMPS.format(floor=FLOOR, keeping=KEEPING_FLOOR)),
             stamps(cases, outcomes),
         ]
+    if engine is not None:
+        parts += ["## TTFT beside vLLM's own histogram", *beside_engine(engine)]
     parts += ["## The bars", bars(cases, outcomes), "## Again", f"    {COMMAND}", fill(AGAIN)]
     return "\n\n".join(parts) + "\n"
 
@@ -182,6 +192,23 @@ def stamps(cases: dict[str, Case], outcomes: Outcomes, show: Callable[..., str] 
             row += [show(CPU, case, own, floor), "" if over is None else f"{over:.2f}×"]
         table.append(row)
     return markdown(table)
+
+
+def beside_engine(results: dict[str, Any]) -> list[str]:
+    """A row for each B: the client's TTFT, the server's, and the first less the second."""
+    cells = [cell for cell in results["cells"] if cell["ttft_excess_ms"] and float(cell["kernel_stamp_share"]) == 1]
+    starts = len({cell["repeat"] for cell in cells})
+    machine = results["machine"]
+    said = ENGINE.format(
+        engine=f"vLLM {results['engine']}", model=results["model"], cores=machine["cores"], when=results["when"],
+        starts=starts,
+    )  # fmt: skip
+    table = [["B", "TTFT by the client, ms", "by vLLM's histogram, ms", "difference, ms"]]
+    for b in sorted({int(cell["concurrency"]) for cell in cells}):
+        own = [cell for cell in cells if int(cell["concurrency"]) == b]
+        columns = ("ttft_ms_mean", "server_ttft_ms_mean", "ttft_excess_ms")
+        table.append([str(b), *(spread([float(cell[name]) for cell in own], 2) for name in columns)])
+    return [fill(said), markdown(table)]
 
 
 def ratio(case: Case, own: Outcomes, floor: str = FLOOR) -> float | None:
@@ -279,4 +306,5 @@ if __name__ == "__main__":
     if "--short" in sys.argv[1:]:
         print(short(json.loads(RESULTS.read_text())), end="")
     else:
-        DOCUMENT.write_text(document(json.loads(RESULTS.read_text())))
+        of_engine = json.loads(ENGINE_RESULTS.read_text()) if ENGINE_RESULTS.exists() else None
+        DOCUMENT.write_text(document(json.loads(RESULTS.read_text()), of_engine))
