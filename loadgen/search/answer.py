@@ -92,7 +92,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 WHY_NOT: dict[End, str] = {
     "time": "the time is up; give more with --most-minutes",
     "repeats": "it had its {repeats} repeats; give more time with --most-minutes",
-    "out of reach": "not surely within reach; a longer --duration or a wider --within takes fewer repeats",
+    "out of reach": "not surely within reach; a longer --duration or a wider --within takes fewer repeats, and "
+    "--most-minutes allows more",
     "edge": "it may lie outside of the range; widen --range",
     "unreadable": "a batch size that it needs could not be measured; cells.csv gives the reason",
 }
