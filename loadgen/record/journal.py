@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import itertools
 import os
 import re
@@ -152,11 +153,7 @@ class Lines:
                 yield self.good(lines)
 
     def _next_lines(self, file: IO[bytes]) -> list[bytes]:
-        lines, size = [], 0
-        while size < _BLOCK_BYTES and (line := self.next_line(file)):
-            lines.append(line)
-            size += len(line)
-        return lines
+        return io.BytesIO(file.read(_BLOCK_BYTES) + self.next_line(file)).readlines()
 
     def next_line(self, file: IO[bytes]) -> bytes:
         """Raises UsageError if it is longer than MOST_LINE_BYTES."""
@@ -170,9 +167,13 @@ class Lines:
 
     def good(self, lines: Sequence[bytes]) -> list[bytes]:
         """The whole good ones of some lines."""
+        jsons = [line[:-_SEAL_BYTES] for line in lines]
+        seals = b"\t%08x\n" * len(lines) % tuple(map(crc32, jsons))
+        if b"".join([line[-_SEAL_BYTES:] for line in lines]) == seals:  # all at once, as nearly always
+            self._sealed = self._sealed or bool(lines)
+            return jsons
         good = []
-        for line in lines:
-            json = line[:-_SEAL_BYTES]
+        for line, json in zip(lines, jsons, strict=True):
             if line[-_SEAL_BYTES:] == b"\t%08x\n" % crc32(json):
                 self._sealed = True
                 good.append(json)

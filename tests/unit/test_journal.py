@@ -212,6 +212,7 @@ def test_damage_is_told_with_the_cell_it_is_in(tmp_path: Path) -> None:
 
 def test_a_line_without_end_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "MOST_LINE_BYTES", 1000)
+    monkeypatch.setattr(journal_module, "_BLOCK_BYTES", 100)
     path = tmp_path / "cell.jsonl"
     path.write_bytes(b"x" * 999 + b"\n" + sealed(msgspec.json.encode(CellEnd(t_ns=1))))
     assert [*read_records(path)] == [CellEnd(t_ns=1)]
