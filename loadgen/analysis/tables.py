@@ -89,16 +89,17 @@ POWER = pa.schema([
 ])  # fmt: skip
 
 
-_T_NS = "token_times.list.element.t_ns"
+_T_NS, _TOKENS = (f"token_times.list.element.{name}" for name in ("t_ns", "tokens"))
 """Rising numbers, nearly all of requests.parquet: their differences are a third of the size, in a third of the time;
-that they leave nothing to compress shows in the time only."""
+that they leave nothing to compress shows in the time only. The tokens are compressed as they are: a dictionary of so
+few values takes more time than it saves."""
 _OTHERS = [
-    *REQUESTS.names, "token_times.list.element.tokens", *SERVER.names, *POWER.names,
+    *REQUESTS.names, _TOKENS, *SERVER.names, *POWER.names,
     *(f"engines.list.element.{name}" for name in ("engine", "running", "generation_tokens", "iterations")),
 ]  # fmt: skip
 _ENCODING: dict[str, Any] = {
     "compression": dict.fromkeys(_OTHERS, "zstd") | {_T_NS: "none"},
-    "use_dictionary": _OTHERS,
+    "use_dictionary": [name for name in _OTHERS if name != _TOKENS],
     "column_encoding": {_T_NS: "DELTA_BINARY_PACKED"},
     "write_statistics": [name for name in _OTHERS if not name.startswith("token_times")],
 }
@@ -132,7 +133,7 @@ class RunTables:
 
 def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mapping[str, ItemFacts]) -> pa.Table:
     """One row per request, warm-up, failed and dropped ones included."""
-    exchanges = data.exchanges
+    exchanges, facts = data.exchanges, [items.get(e.item_id) for e in data.exchanges]
     in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
     times = pa.StructArray.from_arrays(
         [pa.array(data.token_t_ns), pa.array(data.token_counts)], fields=list(_TOKEN_TIME)
@@ -149,9 +150,9 @@ def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mappin
         "output_tokens": _known(data.output_tokens),
         "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
         "notes": ["; ".join(e.notes) or None for e in exchanges],
-        "steps": [items[e.item_id].steps if e.item_id in items else None for e in exchanges],
-        "prompt_tokens_asked": [items[e.item_id].input_tokens if e.item_id in items else None for e in exchanges],
-        "output_tokens_asked": [items[e.item_id].output_tokens if e.item_id in items else None for e in exchanges],
+        "steps": [f and f.steps for f in facts],
+        "prompt_tokens_asked": [f and f.input_tokens for f in facts],
+        "output_tokens_asked": [f and f.output_tokens for f in facts],
     }
     for name in _VERDICT:
         of = attrgetter(name)
@@ -160,7 +161,14 @@ def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mappin
     for name in REQUESTS.names:
         if name not in columns:
             columns[name] = list(map(attrgetter(name), exchanges))
-    return pa.table({name: columns[name] for name in REQUESTS.names}, schema=REQUESTS)
+    return pa.table({field.name: _alike(columns[field.name], field.type) for field in REQUESTS}, schema=REQUESTS)
+
+
+def _alike(values: Any, kind: pa.DataType) -> Any:
+    """A list in which all are one, as in most columns, as an array: else each is converted by itself."""
+    if isinstance(values, list) and values and values.count(values[0]) == len(values):
+        return pa.repeat(pa.scalar(values[0], kind), len(values))
+    return values
 
 
 def server_table(data: CellData) -> pa.Table:
