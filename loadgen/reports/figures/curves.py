@@ -140,7 +140,8 @@ def _line(sheet: Sheet, axes: Axes, run: Run, target: str, curve: Curve) -> None
         sheet.line(
             axes, target, _x_of(run, cells), cells[column], linestyle="none", marker=".", markersize=4, alpha=0.6
         )
-    for row in rows.to_dict("records"):
+    shown_of = [column, low, high, "x", "concurrency", "arrival", "running_mean", "questions"]
+    for row in rows.filter(shown_of).to_dict("records"):
         unit = f"% {curve.unit} of n = {row['questions']:.0f}" if graded else f" {curve.unit}"
         shown = estimate_of(row, column) if bounded else Estimate(value=row[column])
         tip = tip_of(shown, unit=unit, scale=100 if graded else 1, floor=None if graded else 0.0)
@@ -193,7 +194,7 @@ def rests_on(run: Run, column: str, *, paired: bool = False) -> dict[tuple[str, 
     cells = run.valid_cells(column)
     cells = cells.dropna(subset=[column]) if column in cells else cells
     found: dict[tuple[str, float], set[int]] = {}
-    for cell in cells.to_dict("records"):
+    for cell in cells.filter(["target", "concurrency", "arrival", "repeat"]).to_dict("records"):
         found.setdefault((cell["target"], held_in(cell)), set()).add(cell["repeat"])
     if paired:
         reference = run.manifest.config.reference
