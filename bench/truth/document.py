@@ -135,7 +135,7 @@ def document(results: dict[str, Any], engine: dict[str, Any] | None = None) -> s
     cases = {case["name"]: msgspec.convert(case, Case) for case in results["cases"]}
     outcomes = [outcome for outcome in results["outcomes"] if not outcome["failure"]]
     machine = results["machine"]
-    versions = ", ".join(f"{tool} {version}" for tool, version in results["versions"].items())
+    versions = ", ".join(f"{tool} {version}" for tool, version in results["versions"].items() if tool not in FLOORS)
     measured = (
         f"Figures are medians of {results['rounds']} runs with the least and the largest in brackets; in every run the "
         f"clients took turns in another order. Measured {results['when']} on {machine['cores']} cores "
@@ -248,7 +248,8 @@ def section(case: Case, outcomes: Outcomes) -> list[str]:
             pairs = zip(rows[tool], rows[OURS], strict=True)
             ratios.append([tool, *(f"{median(a) / median(b):.2g}×" if a and b else "" for a, b in pairs)])
         parts.append(markdown(ratios))
-    reasons = sorted({f"{o['tool']}: {o['told']['why_none']}" for o in outcomes if o["told"] and o["told"]["why_none"]})
+    peers = [o for o in outcomes if o["told"] and o["tool"] not in FLOORS]
+    reasons = sorted({f"{o['tool']}: {o['told']['why_none']}" for o in peers if o["told"]["why_none"]})
     if case.flat_out:
         read = spread(values(READ, case, outcomes, OURS), READ.digits)
         return [*parts, fill(DEFERRED.format(read=read))]
