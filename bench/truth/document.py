@@ -307,5 +307,4 @@ if __name__ == "__main__":
     if "--short" in sys.argv[1:]:
         print(short(json.loads(RESULTS.read_text())), end="")
     else:
-        of_engine = json.loads(ENGINE_RESULTS.read_text()) if ENGINE_RESULTS.exists() else None
-        DOCUMENT.write_text(document(json.loads(RESULTS.read_text()), of_engine))
+        DOCUMENT.write_text(document(json.loads(RESULTS.read_text()), json.loads(ENGINE_RESULTS.read_text())))

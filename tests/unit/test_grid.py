@@ -98,7 +98,7 @@ def test_what_is_wrong_with_a_study_is_one_sentence(change: tuple[str, str], sen
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("qwen3-0.6b", "qwen3-7b"), "simulated/qwen3-7b: no simulated model 'qwen3-7b'; did you mean qwen3-0.6b?"),
+        (("qwen3-0.6b", "qwen3-7b"), "simulated/qwen3-7b: no simulated model 'qwen3-7b'; did you mean qwen3-8b?"),
         (('"gptq"', '"gpt"'), "gpt"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from bench.truth.document import DOCUMENT, RESULTS, document, short  # noqa: E402
+from bench.truth.document import DOCUMENT, ENGINE_RESULTS, RESULTS, document, short  # noqa: E402
 from bench.truth.inputs import write_inputs  # noqa: E402
 from bench.truth.server import Case, Stats  # noqa: E402
 from bench.truth.tools import FLOOR, KEEPING_FLOOR, AiPerf, GuideLlm, Loadgen, MlPerfEndpoints, Told, Tool, VllmBench  # noqa: E402
@@ -228,8 +228,23 @@ def test_a_failed_run_is_in_no_figure() -> None:
 
 
 def test_the_page_is_that_of_the_results() -> None:
-    fresh = document(json.loads(RESULTS.read_text()))
+    fresh = document(json.loads(RESULTS.read_text()), json.loads(ENGINE_RESULTS.read_text()))
     assert DOCUMENT.read_text() == fresh, "stale: run `python -m bench.truth.document`"
+
+
+def test_ttft_stands_beside_the_engines_own_where_the_kernel_stamped_every_token() -> None:
+    cell = {"concurrency": "4", "ttft_ms_mean": "350.0", "server_ttft_ms_mean": "346.0", "kernel_stamp_share": "1.0"}
+    cells = [
+        {**cell, "repeat": "1", "ttft_excess_ms": "4.0"},
+        {**cell, "repeat": "2", "ttft_excess_ms": "6.0"},
+        {**cell, "repeat": "3", "ttft_excess_ms": "5.0"},
+        {**cell, "repeat": "4", "ttft_excess_ms": "90.0", "kernel_stamp_share": "0.5"},
+        {**cell, "repeat": "5", "ttft_excess_ms": ""},
+    ]
+    engine = {"engine": "0.32.0", "model": "m", "when": "2026-11-30", "machine": {"cores": 2}, "cells": cells}
+    page = document(results(outcome("loadgen", 20.0)), engine)
+    assert "| 4 | 350.00 (350.00–350.00) | 346.00 (346.00–346.00) | 5.00 (4.00–6.00) |" in page
+    assert "medians of 3 starts" in " ".join(page.split())
 
 
 def test_the_page_says_that_the_server_ran_ahead_only_where_it_always_did() -> None:
