@@ -25,7 +25,8 @@ from loadgen.analysis.crossover.crossover import crossover
 from loadgen.analysis.crossover.curve import Curve, CurvePoint
 from loadgen.analysis.estimate import wilson_interval
 from loadgen.search.answer import Answer, FoundCrossing
-from loadgen.search.design import MOST_REPEATS, Goal, Reading, search
+from loadgen.search.design import Reading, search
+from loadgen.search.goal import MOST_REPEATS, Goal
 from loadgen.search.root import ALPHA, BEND, FEWEST, SPACING, Noise, Point, root_of
 from loadgen.serving.simulated.cost import load_presets
 

@@ -145,7 +145,7 @@ def _plan_search(o: PlanOptions, asked: str) -> None:
     from loadgen.analysis.crossover.curve import METRICS
     from loadgen.measure.search import range_sought
     from loadgen.notation import did_you_mean, spelled
-    from loadgen.search.design import MOST_REPEATS, Goal
+    from loadgen.search.goal import MOST_REPEATS, Goal
     from loadgen.search.price import GENTLE, STEEP, USUAL, USUAL_NOISE, expected, stated_start_sd
 
     metric = spelled(asked, METRICS)

@@ -37,7 +37,7 @@ from loadgen.workload.protocol import Protocol, load_protocol
 from loadgen.workload.questions import warmup_items
 
 if TYPE_CHECKING:
-    from loadgen.search.design import Goal
+    from loadgen.search.goal import Goal
     from loadgen.search.price import Price
 
 EXPECTED_ANSWER_S = {"simulated": 0.6, "target": 5.0, "serve": 5.0, "compose": 5.0}

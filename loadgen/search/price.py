@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from loadgen.analysis.estimate import NORMAL_95
-from loadgen.search.design import MOST_REPEATS, Goal
+from loadgen.search.goal import MOST_REPEATS, Goal
 from loadgen.search.root import ALPHA, BEND, FEWEST, SPACING, Noise, quantile
 
 STEEP, USUAL, GENTLE = 0.39, 0.25, 0.10

@@ -27,7 +27,8 @@ from loadgen.record.cell import Cell, Step, SweepConfig, step_blocks
 from loadgen.record.journal import CellStart, cell_end, cell_file, read_records, why_unfinished
 from loadgen.record.manifest import Manifest
 from loadgen.search.answer import Answer, FoundCrossing
-from loadgen.search.design import Goal, Reading, Search, search
+from loadgen.search.design import Reading, Search, search
+from loadgen.search.goal import Goal
 from loadgen.search.root import Noise
 from loadgen.search.story import Chapter, Story, story_of
 from loadgen.workload.grading import Grader

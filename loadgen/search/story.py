@@ -8,7 +8,8 @@ import msgspec
 
 from loadgen.record.cell import Phase, Start
 from loadgen.search.answer import Answer
-from loadgen.search.design import Goal, Reading, search
+from loadgen.search.design import Reading, search
+from loadgen.search.goal import Goal
 
 
 class Mark(msgspec.Struct, frozen=True):

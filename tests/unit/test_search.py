@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 
 from loadgen.search.answer import Answer
-from loadgen.search.design import Goal, Reading, Search, search
+from loadgen.search.design import Reading, Search, search
+from loadgen.search.goal import Goal
 from loadgen.search.price import expected, noise_of
 from loadgen.search.root import Noise, Point, root_of
 
@@ -294,3 +295,12 @@ def test_one_look_at_a_straight_line_errs_in_four_and_a_half_percent() -> None:
         assert root.hi is not None
         covered += root.lo + root.bend <= zero <= root.hi - root.bend
     assert stats.binom.ppf(0.001, draws, 0.955) <= covered <= stats.binom.ppf(0.999, draws, 0.955)
+
+
+def test_how_many_repeats_a_goal_takes_does_not_hang_on_where_b_star_seems_to_be() -> None:
+    """An estimate far from both batches, as the first repeats may give, would ask for any number."""
+    scatter = [0.01, -0.02, 0.02, -0.01, 0.015, -0.015]
+    points = [Point(0.2 * (-1) ** k, 0.05 * (-1) ** k + error) for k, error in enumerate(scatter)]
+    centred, away = (root_of([Point(p.batch, p.advantage + up) for p in points]) for up in (0.0, 0.2))
+    assert centred is not None and away is not None and abs(away.at) > 0.6
+    assert away.needed(0.1, 0.25) == pytest.approx(centred.needed(0.1, 0.25)) and centred.needed(0.1, 0.25) < 100
