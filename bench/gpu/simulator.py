@@ -117,7 +117,7 @@ def anchors(rows: Sequence[CompareRow]) -> list[list[str]]:
 def _is_anchor(figure: Published) -> bool:
     return (
         figure.source.startswith(SOURCE) and figure.dataset == WORKLOAD and figure.precision == "bf16"
-        and _gpus(figure) == 1 and _parameters(figure) is not None
+        and figure.metric == "energy_per_token" and _gpus(figure) == 1 and _parameters(figure) is not None
     )  # fmt: skip
 
 
@@ -322,12 +322,14 @@ def _published() -> str:
     """What others measured, beside the closed form; on every page, measured or not."""
     presets = load_presets()
     found = curves(presets)
-    served = [value for curve in found if curve.source.startswith(SOURCE) for value in curve.energy]
+    served = [curve for curve in found if curve.source.startswith(SOURCE)]
+    energy = [value for curve in served for value in curve.energy]
+    speed = [value for curve in served for value in curve.speed]
     words = (
         "**No measurement of ours.** A line is one published curve whose GPU, model and format have a preset, compared "
         "with the preset's closed form at the same B: the geometric mean, the least and the greatest. ML.ENERGY's "
-        f"leaderboard is of vLLM 0.11.1: joules per token are {_percent(_typical(served))} in the geometric mean, "
-        f"{_percent(min(served))} to {_percent(max(served))}. The h100 preset was fitted to Llama-3.1-8B's watts and "
+        f"leaderboard is of vLLM 0.11.1: joules per token are {_range(energy)}, tokens/s {_range(speed)}. The h100 "
+        "preset was fitted to Llama-3.1-8B's watts and "
         f"joules, to nothing else. Where a source states no lengths, prompts have {PROMPT_TOKENS} and answers "
         f"{ANSWER_TOKENS} tokens (the leaderboard states answers only). Zenodo's and its author's are of transformers, "
         "which launches each kernel from Python; the simulator stands for vLLM, so its tokens/s are higher there in "

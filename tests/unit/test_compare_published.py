@@ -170,8 +170,9 @@ def test_every_source_has_its_figures_and_a_figure_is_there_once() -> None:
     leaderboard = [figure for figure in published() if figure.source.startswith("ML.ENERGY leaderboard")]
     assert {"Llama-3.1-8B", "Qwen3-8B", "Qwen3-14B", "Qwen3-32B", "Llama-3.1-70B"} < {f.model for f in leaderboard}
     assert {f.precision for f in leaderboard} == {"bf16", "fp8"}
-    conditions = [(f.model, f.dataset, f.gpu, f.precision, f.batch) for f in leaderboard]
+    conditions = [(f.model, f.dataset, f.gpu, f.precision, f.batch, f.metric) for f in leaderboard]
     assert len(conditions) == len(set(conditions))
+    assert {f.metric for f in leaderboard} == {"energy_per_token", "tps"}
 
 
 def test_joules_of_inferencex_are_measured_ones_over_the_concurrency() -> None:

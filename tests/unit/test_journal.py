@@ -201,6 +201,18 @@ def test_a_line_that_lost_its_checksum_is_damaged(tmp_path: Path) -> None:
     assert damaged(path) == 1
 
 
+def test_a_line_that_lost_its_checksum_is_damaged_in_a_later_block_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_BLOCK_BYTES", 1)
+    path = tmp_path / "cell.jsonl"
+    ends = [msgspec.json.encode(CellEnd(t_ns=t_ns)) for t_ns in (1, 2, 3)]
+    path.write_bytes(sealed(ends[0]) + ends[1] + b"\n" + sealed(ends[2]))
+    lines = read_lines(path)
+    assert b"".join(lines) == ends[0] + b"\n" + ends[2] + b"\n"
+    assert lines.damaged == 1
+
+
 def test_damage_is_told_with_the_cell_it_is_in(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", targets=["fp16"])
     path = cell_files(run_dir)[1]
