@@ -13,17 +13,17 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 from made_answer import BATCHES, answered, cells, trusted
-from made_run import answer, cell_data, make_run
+from made_run import answer, cell_data, made_open_run, make_run
 
 from loadgen.analysis.analyse import Analysis, analyse, write_analysis
 from loadgen.analysis.cells import CellSummary, summarize_cell
 from loadgen.analysis.requests import Latencies, Traces, read_cells
-from loadgen.analysis.run import Run
+from loadgen.analysis.run import Run, load_run
 from loadgen.analysis.tables import summarize, write_cells, write_summary
 from loadgen.analysis.trust.study import DepthTest
 from loadgen.analysis.validity import Validity
 from loadgen.reports.figures import Figure, draw_figures
-from loadgen.reports.figures.curves import draw_backends, draw_curves, equal_bits
+from loadgen.reports.figures.curves import draw_backends, draw_curves, equal_bits, rests_on
 from loadgen.reports.figures.requests import draw_latency, draw_timelines
 from loadgen.reports.figures.sheet import COLOURS, GRID, INVALID, MOST_POINTS, STAMP, STYLE, TEXT, Sheet, looks_of
 from loadgen.reports.html.answer import lead
@@ -286,3 +286,12 @@ def test_a_figure_of_many_points_keeps_its_ids_few(tmp_path: Path) -> None:
     figure = sheet.save(tmp_path, "many", "answer", "Many", "Many.", "Many")
     assert len(figure.tips) == MOST_POINTS
     assert svg_of(figure).count('id="series-fp16') == 20
+
+
+def test_the_note_of_an_open_loop_tells_how_many_repeats_its_rate_rests_on(tmp_path: Path) -> None:
+    run_dir = made_open_run(tmp_path / "run", targets=("fp16", "awq"), arrival="poisson:4", repeats=2)
+    analyse(run_dir)
+    assert rests_on(load_run(run_dir), "running_mean") == {
+        ("fp16", 4.0): ", n = 2 repeats",
+        ("awq", 4.0): ", n = 2 repeats",
+    }
