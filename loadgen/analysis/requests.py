@@ -6,7 +6,7 @@ Latencies: those of a run by target and concurrency. CellTrace: requests in flig
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,28 +30,34 @@ COLUMNS = (
 
 
 CELL = ("target", "concurrency", "arrival", "repeat")
+_TEXTS = ["target", "arrival", "phase", "status"]
+"""Columns of few different texts, which are read as numbers of these."""
 Cell = tuple[str, float, int]
 """Target, B or the rate of an open loop, repeat."""
 
 
-def read_cells(run_dir: Path, of: str | None = None, shape: str | None = None) -> Iterator[tuple[Cell, pd.DataFrame]]:
-    """The requests of each cell, or each of one target's, warm-up and failed ones included, with `COLUMNS`; one cell in
-    memory at a time. `shape`: that of a run with several, `Run.shape`."""
-    for cell, pieces in groupby(_pieces(run_dir, of, shape), key=lambda piece: piece[0]):
+def read_cells(
+    run_dir: Path, of: str | None = None, shape: str | None = None, columns: Sequence[str] = COLUMNS
+) -> Iterator[tuple[Cell, pd.DataFrame]]:
+    """The requests of each cell, or each of one target's, warm-up and failed ones included; one cell in memory at a
+    time. `shape`: that of a run with several, `Run.shape`."""
+    for cell, pieces in groupby(_pieces(run_dir, of, shape, columns), key=lambda piece: piece[0]):
         if of in (None, cell[0]):
             yield cell, pd.concat([rows for _, rows in pieces])
 
 
-def _pieces(run_dir: Path, of: str | None, shape: str | None) -> Iterator[tuple[Cell, pd.DataFrame]]:
+def _pieces(
+    run_dir: Path, of: str | None, shape: str | None, columns: Sequence[str]
+) -> Iterator[tuple[Cell, pd.DataFrame]]:
     """Those of others than the target `of` are skipped where the file says whose they are."""
-    columns = [*COLUMNS, *(["shape"] if shape else [])]
-    with Folder(run_dir).open("requests.parquet") as opened, pq.ParquetFile(opened) as file:
+    read = [*CELL, *(name for name in columns if name not in CELL), *(["shape"] if shape else [])]
+    with Folder(run_dir).open("requests.parquet") as opened, pq.ParquetFile(opened, read_dictionary=_TEXTS) as file:
         for group in range(file.num_row_groups):
             known = file.metadata.row_group(group).column(0).statistics
             if of is not None and known is not None and known.has_min_max and not known.min <= of <= known.max:
                 continue
-            table: Any = of_shape(file.read_row_group(group, columns=columns).to_pandas(), shape)
-            for (target, b, arrival, repeat), rows in table.groupby(list(CELL), sort=False, dropna=False):
+            table: Any = of_shape(file.read_row_group(group, columns=read).to_pandas(), shape)
+            for (target, b, arrival, repeat), rows in table.groupby(list(CELL), sort=False, dropna=False, observed=True):
                 yield (str(target), held_of(int(b), arrival), int(repeat)), rows
 
 
@@ -86,7 +92,8 @@ def latencies_ms(rows: pd.DataFrame, window: tuple[float, float]) -> dict[str, N
 
 def _whole(column: pd.Series[float]) -> NDArray[np.int64]:
     """With -1 where there is none."""
-    return np.asarray(column.astype("Int64").fillna(-1), dtype=np.int64)
+    whole = column if column.dtype == np.int64 else column.astype("Int64").fillna(-1)
+    return np.asarray(whole, dtype=np.int64)
 
 
 Samples = dict[str, list[NDArray[np.float64]]]
@@ -126,6 +133,8 @@ class Latencies:
 Floats = NDArray[np.float64]
 
 
+TRACED = ("t_send_ns", "t_end_ns")
+"""What of the requests `Traces.of` reads."""
 Trace = tuple[Floats, Floats]
 """Times and values."""
 

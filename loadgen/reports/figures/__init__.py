@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib
 
-from loadgen.analysis.requests import Latencies, Traces, read_cells
+from loadgen.analysis.requests import TRACED, Latencies, Traces, read_cells
 from loadgen.analysis.run import Run
 from loadgen.folder import Folder
 from loadgen.processgroup import forked, spare_processes
@@ -58,7 +58,8 @@ def _latencies(run: Run) -> Latencies:
 
 
 def _timeline(run: Run, target: str, look: Look, folder: Path, traces: Traces) -> Iterator[Figure]:
-    of_cells = {cell: traces.of(cell, requests) for cell, requests in read_cells(run.path, target, run.shape)}
+    cells = read_cells(run.path, target, run.shape, TRACED)
+    of_cells = {cell: traces.of(cell, requests) for cell, requests in cells}
     return draw_timelines(run, {target: look}, folder, of_cells)
 
 
