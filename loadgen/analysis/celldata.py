@@ -27,12 +27,12 @@ from loadgen.serving.exposition import ServerSample
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int32]
+Counts = NDArray[np.uint8] | NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 _NO_INTS: Ints = np.empty(0, dtype=np.int64)
-_NO_COUNTS: Counts = np.empty(0, dtype=np.int32)
-_EVENTS = b',"token_times":['
+_NO_COUNTS: Counts = np.empty(0, dtype=np.uint8)
+_EVENTS, _EVENTS_END = b',"token_times":[', b"],"
 _ZERO = np.uint8(ord("0"))
 _FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
 """What every `[t,n],` has besides digits."""
@@ -78,6 +78,7 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     """Events of exchange k are `token_t_ns[token_offsets[k]:token_offsets[k + 1]]`."""
     token_t_ns: Ints
     token_counts: Counts
+    """Of a byte each where none has two digits, as nearly always."""
 
     @property
     def open_loop(self) -> bool:
@@ -134,21 +135,24 @@ def _read_cell(path: Path) -> CellData | None:
     samples: list[ServerSample] = []
     events = [_Events(_NO_INTS, _NO_INTS, _NO_COUNTS)]
     journal = read_lines(path)
-    for block in journal.blocks():
-        texts: list[bytes] = []
-        rests, cut = zip(*map(_parted, block), strict=True) if block else ((), ())
-        for record, text in zip(_decode_lines(b"\n".join(rests)), cut, strict=True):
+    for block in journal:
+        rests, texts = _parted(block)
+        records = _decode_lines(rests)
+        lines = [record for record in records if type(record) is Line]
+        if len(lines) != len(texts):  # not all are written as this version writes them
+            records = _decode_lines(block)
+            lines = [record for record in records if type(record) is Line]
+            texts = list(map(_uncut, lines))
+        exchanges += lines
+        events.append(_events(texts))
+        for record in records:
             match record:
-                case Line():
-                    exchanges.append(record)
-                    texts.append(text or _uncut(record))
                 case ServerSample():
                     samples.append(record)
                 case CellStart():
                     start = record
                 case CellEnd():
                     end = record
-        events.append(_events(texts))
     if start is None:
         return None
     of_exchange, t_ns, tokens = (np.concatenate(columns) for columns in zip(*events, strict=True))
@@ -178,18 +182,25 @@ def _ints(values: Iterable[int | None]) -> Ints:
     return np.array([-1 if value is None else value for value in values], dtype=np.int64)
 
 
-def _parted(line: bytes) -> tuple[bytes, bytes]:
-    """A record without its token times, and these, `[t,n],[t,n]`: most of a journal, and skipping them is most of the
-    work of decoding it.
+def _parted(block: bytes) -> tuple[bytes, list[bytes]]:
+    """Records without their token times, and these, `[t,n],[t,n]`, of each exchange: most of a journal, and skipping
+    them is most of the work of decoding it. Nothing is cut where a record has them elsewhere than this version.
 
     They are found by what cannot stand inside a text, a quotation mark after a comma, and end before the next one.
     """
-    begin = line.find(_EVENTS)
-    if begin < 0:
-        return line, b""
-    begin += len(_EVENTS)
-    end = line.find(b'"', begin) - len("],")
-    return (line[:begin] + line[end:], line[begin:end]) if line[end : end + 2] == b"]," else (line, b"")
+    rests: list[bytes] = []
+    texts: list[bytes] = []
+    place = line = 0
+    while (begin := block.find(_EVENTS, line)) >= 0:
+        begin += len(_EVENTS)
+        end = block.find(b'"', begin) - len(_EVENTS_END)
+        if block[end : end + 2] != _EVENTS_END:
+            return block, []
+        rests.append(block[place:begin])
+        texts.append(block[begin:end])
+        place, line = end, block.index(b"\n", end)
+    rests.append(block[place:])
+    return b"".join(rests), texts
 
 
 def _uncut(line: Line) -> bytes:
@@ -223,7 +234,8 @@ def _events(texts: Sequence[bytes]) -> _Events:
         times, tokens = digits[1:comma], digits[comma + 1 : -2]
         if (characters[[0, comma, -2, -1]] == _FRAME).all() and times.max() < 10 and tokens.max() < 10:
             of_exchange = [(len(text) + 1) // width for text in texts]
-            return _Events(np.array(of_exchange, dtype=np.int64), _numbers(times), _numbers(tokens).astype(np.int32))
+            counts = tokens[0].copy() if len(tokens) == 1 else _numbers(tokens).astype(np.int32)
+            return _Events(np.array(of_exchange, dtype=np.int64), _numbers(times), counts)
     events = [msgspec.json.decode(b"[%b]" % text, type=list[tuple[int, int]]) for text in texts]
     return _Events(
         np.array([len(ours) for ours in events], dtype=np.int64),

@@ -57,7 +57,9 @@ def _pieces(
             if of is not None and known is not None and known.has_min_max and not known.min <= of <= known.max:
                 continue
             table: Any = of_shape(file.read_row_group(group, columns=read).to_pandas(), shape)
-            for (target, b, arrival, repeat), rows in table.groupby(list(CELL), sort=False, dropna=False, observed=True):
+            for (target, b, arrival, repeat), rows in table.groupby(
+                list(CELL), sort=False, dropna=False, observed=True
+            ):
                 yield (str(target), held_of(int(b), arrival), int(repeat)), rows
 
 

@@ -35,11 +35,13 @@ from loadgen.secret import error_text, text_of_cell, visible_cell
 from loadgen.workload.grading import VERSION, Grade
 from loadgen.workload.item import ItemFacts
 
-_TOKEN_TIME = pa.struct([
-    pa.field("t_ns", pa.int64(), nullable=False), pa.field("tokens", pa.int32(), nullable=False),
-])  # fmt: skip
-_TOKEN_TIMES = pa.list_(pa.field("element", _TOKEN_TIME, nullable=False))
-"""Never null, which Parquet writes faster."""
+
+def _token_times(kind: pa.DataType) -> pa.Field:
+    """The column of events, with their tokens as numbers of this kind; never null, which Parquet writes faster."""
+    event = pa.struct([pa.field("t_ns", pa.int64(), nullable=False), pa.field("tokens", kind, nullable=False)])
+    return pa.field("token_times", pa.list_(pa.field("element", event, nullable=False)), nullable=False)
+
+
 _CELL = [
     ("target", pa.string()), ("precision", pa.string()), ("concurrency", pa.int32()), ("repeat", pa.int32()),
     ("arrival", pa.string()), ("shape", pa.string()),
@@ -50,7 +52,7 @@ REQUESTS = pa.schema([
     ("t_scheduled_ns", pa.int64()),
     ("t_send_ns", pa.int64()), ("t_first_ns", pa.int64()), ("t_last_ns", pa.int64()), ("t_end_ns", pa.int64()),
     ("in_window", pa.bool_()),
-    pa.field("token_times", _TOKEN_TIMES, nullable=False), ("stamps", pa.string()),
+    _token_times(pa.int32()), ("stamps", pa.string()),
     ("token_source", pa.string()),
     ("prompt_tokens", pa.int32()), ("prompt_tokens_asked", pa.int32()), ("output_tokens_asked", pa.int32()),
     ("cached_tokens", pa.int32()), ("output_tokens", pa.int32()),
@@ -125,19 +127,19 @@ class RunTables:
     def add(self, name: str, table: pa.Table) -> None:
         """One more row group for a file: `requests`, `server` or `power`."""
         if table.num_rows:
-            self._writers[name].write_table(table)
+            self._writers[name].write_table(table.cast(self._writers[name].schema))
 
     def __exit__(self, *failed: Any) -> None:
         self._open.__exit__(*failed)
 
 
 def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mapping[str, ItemFacts]) -> pa.Table:
-    """One row per request, warm-up, failed and dropped ones included."""
+    """One row per request, warm-up, failed and dropped ones included; tokens are of the kind that `data` has."""
     exchanges, facts = data.exchanges, [items.get(e.item_id) for e in data.exchanges]
     in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
-    times = pa.StructArray.from_arrays(
-        [pa.array(data.token_t_ns), pa.array(data.token_counts)], fields=list(_TOKEN_TIME)
-    )
+    counts = pa.array(data.token_counts)
+    events = _token_times(counts.type)
+    times = pa.StructArray.from_arrays([pa.array(data.token_t_ns), counts], fields=list(events.type.value_type))
     columns: dict[str, Any] = {
         **_cell_columns(data, len(exchanges)),
         "t_scheduled_ns": _known(data.t_scheduled_ns),
@@ -146,7 +148,7 @@ def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mappin
         "t_last_ns": _known(data.t_last_ns),
         "t_end_ns": data.t_end_ns,
         "in_window": in_window,
-        "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times, _TOKEN_TIMES),
+        "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times, events.type),
         "output_tokens": _known(data.output_tokens),
         "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
         "notes": ["; ".join(e.notes) or None for e in exchanges],
@@ -161,7 +163,8 @@ def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mappin
     for name in REQUESTS.names:
         if name not in columns:
             columns[name] = list(map(attrgetter(name), exchanges))
-    return pa.table({field.name: _alike(columns[field.name], field.type) for field in REQUESTS}, schema=REQUESTS)
+    schema = REQUESTS.set(REQUESTS.get_field_index("token_times"), events)
+    return pa.table({field.name: _alike(columns[field.name], field.type) for field in schema}, schema=schema)
 
 
 def _alike(values: Any, kind: pa.DataType) -> Any:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 from made_run import answer, cell, ended, make_run, scrape, write_cell
 
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cellresult import LARGE_BYTES, CellReader, cell_answers, processes_for
-from loadgen.analysis.tables import requests_table
+from loadgen.analysis.tables import REQUESTS, RunTables, requests_table
 from loadgen.errors import UsageError
 from loadgen.record import journal
 from loadgen.record.journal import cell_files
@@ -118,6 +119,33 @@ def test_token_times_are_found_whatever_stands_around_them(
     assert [e.item_id for e in data.exchanges] == [item_id, item_id]
     assert data.token_offsets.tolist() == [0, 2, 2]
     assert list(zip(data.token_t_ns.tolist(), data.token_counts.tolist(), strict=True)) == list(events)
+
+
+@pytest.mark.parametrize("foreign", [0, 1, 2])
+def test_token_times_stay_with_their_request_beside_one_that_is_written_otherwise(tmp_path: Path, foreign: int) -> None:
+    asked = [answer(k, token_times=((k, 1), (k + 10, 2))) for k in (1, 2, 3)]
+    path = write_cell(tmp_path, cell(), asked, [], ended())
+    lines = [line.rpartition(b"\t")[0] for line in path.read_bytes().splitlines()]
+    lines[1 + foreign] = lines[1 + foreign].replace(b'"token_times":[', b'"token_times": [')
+    path.write_bytes(b"".join(map(journal.sealed, lines)))
+    data = read_cell(path)
+    assert data is not None
+    assert data.token_offsets.tolist() == [0, 2, 4, 6]
+    assert data.token_t_ns.tolist() == [1, 11, 2, 12, 3, 13]
+
+
+def test_tokens_are_written_as_32_bits_however_few_digits_they_have(tmp_path: Path) -> None:
+    """A cell with events of one token, and one with an event of 300."""
+    for index, tokens in ((1, 1), (2, 300)):
+        data = read_cell(write_cell(tmp_path, cell(index=index), [answer(1, [(2, tokens), (3, 1)])], [], ended()))
+        assert data is not None
+        with RunTables(tmp_path) as tables:
+            tables.add("requests", requests_table(data, [None], {}))
+        written = pq.read_table(tmp_path / "requests.parquet")
+        assert written.schema.equals(REQUESTS)
+        assert written["token_times"].to_pylist() == [
+            [{"t_ns": 2_000_000, "tokens": tokens}, {"t_ns": 3_000_000, "tokens": 1}]
+        ]
 
 
 @pytest.mark.parametrize("count", [2**31, 10**12])
