@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import hypothesis
 import pytest
 from kinds import EVERYTHING, left_out, skip_slow_kinds
-from undisturbed import MeasuredInOneProcess, measured, measured_alone
+from undisturbed import MeasuredInOneProcess, measured_alone, place
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -39,7 +39,7 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if EVERYTHING:
-        items.sort(key=lambda item: measured(item.nodeid))
+        items.sort(key=lambda item: place(item.nodeid))
     else:
         skip_slow_kinds(items, asked=config.option.markexpr)
 

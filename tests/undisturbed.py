@@ -10,11 +10,34 @@ from pathlib import Path
 from xdist.scheduler import LoadFileScheduling
 
 MEASURED = ("tests/integration/", "tests/e2e/")
+BESIDE = (
+    "tests/e2e/test_docker_stack.py",
+    "tests/e2e/test_environments.py",
+    "tests/e2e/test_gpu_studies.py",
+    "tests/e2e/test_gpu_dry_run.py",
+    "tests/integration/test_find_kill.py",
+    "tests/integration/test_kill.py",
+    "tests/integration/test_secrets.py",
+    "tests/e2e/test_report_in_chromium.py",
+    "tests/integration/test_dashboards_grafana.py",
+)
+"""Files there whose tests compare no measured figure and need no valid cell: they run beside other tests. They take
+long, the first ones longest, so that they are begun first."""
+ORDER = {file: place for place, file in enumerate(BESIDE)}
 
 
 def measured(nodeid: str) -> bool:
     """Whether the test starts servers and measures them."""
-    return nodeid.startswith(MEASURED)
+    return nodeid.startswith(MEASURED) and _file(nodeid) not in ORDER
+
+
+def place(nodeid: str) -> int:
+    """Where the test's file comes in a complete run: those that take long first, those that measure last."""
+    return len(ORDER) + 1 if measured(nodeid) else ORDER.get(_file(nodeid), len(ORDER))
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 class MeasuredInOneProcess(LoadFileScheduling):

@@ -112,8 +112,8 @@ def test_the_sweep_ends_with_a_complete_run_directory(sweep: Sweep) -> None:
     run = loadgen.load_run(sweep.run_dir)
     cells = run.cells
     assert sweep.status == (0 if run.complete else 1), sweep.said
-    # Other work on this machine starves a server now and then: such a cell must say so, and nothing else.
-    assert cells["reasons"].str.fullmatch("|running batch .* the server was slow .*").all()
+    # Other work on this machine starves a server or the client: such a cell must say so, and nothing else.
+    assert cells["reasons"].str.fullmatch("|running batch .* the server was slow .*|client-bound: .*").all()
     assert sorted(zip(cells["target"], cells["concurrency"], strict=True)) == sorted(
         (target, batch) for target in SERVERS for batch in BATCHES
     )

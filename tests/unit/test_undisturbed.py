@@ -16,6 +16,7 @@ import undisturbed
         ("tests/unit/test_a.py::test", fcntl.LOCK_EX, True),
         ("tests/integration/test_a.py::test", fcntl.LOCK_SH, True),
         ("tests/e2e/test_a.py::test", fcntl.LOCK_EX, True),
+        ("tests/integration/test_kill.py::test", fcntl.LOCK_SH, False),
     ],
 )
 def test_one_that_measures_and_another_wait_for_each_other(
@@ -32,3 +33,10 @@ def test_one_that_measures_and_another_wait_for_each_other(
             assert waits
         else:
             assert not waits
+
+
+def test_files_that_take_long_come_first_and_those_that_measure_last() -> None:
+    long, other, measuring = "tests/e2e/test_docker_stack.py::a", "tests/unit/test_a.py::a", "tests/e2e/test_a.py::a"
+    assert sorted([measuring, other, long], key=undisturbed.place) == [long, other, measuring]
+    tests = Path(undisturbed.__file__).parent
+    assert [file for file in undisturbed.BESIDE if not (tests.parent / file).is_file()] == []
