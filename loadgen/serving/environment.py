@@ -190,7 +190,7 @@ def build(
     if not _are_made(environment, "tiny", hashes := file_hashes(*sources), rebuild, say):
         _make_models(environment, "tiny", begins, sources, hashes, say)
     if trained:
-        begins = f"training a model on word problems, 3 to 4 minutes on two cores (progress: {environment.log})"
+        begins = f"training a model on word problems, about 4 minutes (progress: {environment.log})"
         sources = [_script(name) for name in ("train_tiny_model", "make_tiny_model", "word_problems")]
         if not _are_made(environment, "trained", hashes := file_hashes(*sources), rebuild, say):
             _make_models(environment, "trained", begins, [sources[0]], hashes, say)
