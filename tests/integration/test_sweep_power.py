@@ -76,7 +76,7 @@ def test_sensors_are_known_from_the_start(stub: Path, server: KnownServer, tmp_p
     """Before the first cell: how often each sensor updates, and power with nothing asked."""
     out = tmp_path / "run"
     env = Curve(base_w=WATTS).environment(stub, COUNTER_PERIOD_MS=100)
-    done = sweep(server, out, env, "--power", "nvml")
+    done = sweep(server, out, env, "--power", "nvml", duration="1")
     (block,) = loadgen.load_run(out).manifest.power_blocks
     rest_w = block.rest_w[uuid_of(0)]
     period_s = block.calibration[uuid_of(0)].counter_period_s
@@ -336,14 +336,14 @@ def test_several_gpus_are_never_all_measured_by_accident(stub: Path, server: Kno
     assert "--gpu" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not out.exists()
-    done = sweep(server, out, Curve().environment(stub, GPUS=2), "--power", "nvml", "--gpu", uuid_of(1))
+    done = sweep(server, out, Curve().environment(stub, GPUS=2), "--power", "nvml", "--gpu", uuid_of(1), duration="1")
     assert set(loadgen.load_run(out).power["gpu_uuid"]) == {uuid_of(1)}, done.stderr
 
 
 @pytest.mark.slow
 def test_without_a_driver_auto_says_why_there_is_no_energy(server: KnownServer, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = sweep(server, out, dict(os.environ))
+    done = sweep(server, out, dict(os.environ), duration="1")
     assert "! energy not measured: " in done.stdout, done.stderr
     run = loadgen.load_run(out)
     assert run.cells["energy_j"].isna().all()
