@@ -13,9 +13,9 @@ import numpy as np
 
 from bench.truth.stamps import NUMBER
 from loadgen.cli import main
+from loadgen.load.clockreading import ClockReading
 from loadgen.load.exchange import Status
 from loadgen.load.http import HttpRaw
-from loadgen.load.kernelstamps import ClockReading
 
 ended: list[HttpRaw] = []
 _end = HttpRaw.ended

@@ -22,6 +22,7 @@ from loadgen.analysis.client import BUSY_SHARE
 from loadgen.clienttest.server import MODEL
 from loadgen.clienttest.trial import IN_FLIGHT_SHARE, TTFT_MEAN_MS, TTFT_P99_MS, Trial, trial_of
 from loadgen.errors import ServerError, UsageError
+from loadgen.load.compiled import reader_name
 from loadgen.load.worker import Assignment
 from loadgen.measure.cell import CellRun, Interrupt
 from loadgen.measure.observer import Observer
@@ -309,6 +310,7 @@ def selftest_lines(result: Selftest) -> list[str]:
         ("in flight", f"{t.inflight_share:.2%} of B, {t.served_share:.2%} by the server", f"{IN_FLIGHT_SHARE:.1%}"),
         ("CPU", f"{t.cpu_us_per_token:.1f} µs per token, {t.cpu_share:.0%} of a core", f"{BUSY_SHARE:.0%}"),
         ("stamps", _stamps(t), ""),
+        ("reader", reader_name(), ""),
         ("event loop lag", lag, ""),
     ]  # fmt: skip
     return [
@@ -326,5 +328,6 @@ def selftest_lines(result: Selftest) -> list[str]:
 
 def selftest_json(result: Selftest) -> str:
     """Every figure of every trial, and the result."""
-    content = {"sentence": result.sentence, "enough": result.enough, **msgspec.to_builtins(result)}
+    judged = {"sentence": result.sentence, "enough": result.enough, "reader": reader_name()}
+    content = {**judged, **msgspec.to_builtins(result)}
     return msgspec.json.format(msgspec.json.encode(content), indent=2).decode()

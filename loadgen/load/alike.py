@@ -6,17 +6,23 @@ A stream read so is read as one that is decoded event by event: what is not sure
 
 from __future__ import annotations
 
+import ctypes
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain, groupby, repeat
+from itertools import accumulate, chain, groupby, pairwise, repeat
 from operator import indexOf, ne
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from loadgen.load.compiled import AlikeRun, compiled
 from loadgen.load.sse import NULL, UNREADABLE, Delta, Event, Usage, decode_event, decode_events, split_events
 
+Ints = NDArray[np.int64]
 _FIELD, _END = b"data: ", b"\n\n"
 _TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)+)"')
 _COUNT = re.compile(rb'"(?:total|completion)_tokens":\s?([0-9]+)(?![0-9.eE])')
@@ -30,6 +36,51 @@ TRIED = 4
 """Pieces that are tried as the event before a run, from where the search begins."""
 MOST_RUNS = 16
 """Runs of an answer; what follows is decoded event by event."""
+
+
+MOST_TAIL, MOST_COUNTS, MOST_COUNT = 4096, 4, 1 << 60
+"""Bytes of an event's tail, its counts, and each of these: what reader.c has room for."""
+
+
+class Pieces(NamedTuple):
+    """A body in pieces, as reader.c keeps it."""
+
+    body: bytes
+    places: Ints
+    """Of shape (pieces, 3): where each ends in the body; when the read came that brought it, by the process; and by the
+    kernel, on the realtime clock (0: not stamped)."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[bytes], t_ns: Sequence[int], realtime_ns: Sequence[int]) -> Pieces:
+        """Each with its stamps."""
+        ends = accumulate(map(len, pieces))
+        numbers = [*chain.from_iterable(zip(ends, t_ns, realtime_ns, strict=True))]
+        return cls(b"".join(pieces), np.array(numbers, dtype=np.int64).reshape(-1, 3))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pieces]) -> Pieces:
+        """One after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        places, done, size = np.concatenate([part.places for part in parts]), 0, 0
+        for part in parts:
+            end = done + len(part.places)
+            if size:
+                places[done:end, 0] += size
+            done, size = end, size + len(part.body)
+        bodies = [part.body for part in parts if part.body]
+        return cls(bodies[0] if len(bodies) == 1 else b"".join(bodies), places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def some(self, begin: int, end: int) -> list[bytes]:
+        """Those from `begin` to before `end`, or to the last."""
+        body, bounds = self.body, self.places[max(begin - 1, 0) : end, 0].tolist()
+        return [body[a:b] for a, b in pairwise(bounds if begin else [0, *bounds])]
+
+    def all(self) -> list[bytes]:
+        return self.some(0, len(self.places))
 
 
 class Alike(NamedTuple):
@@ -48,19 +99,33 @@ class _Shape(NamedTuple):
     """What an event has around its text."""
 
     head: bytes
-    tail: bytes
-    """A format of its numbers."""
+    tail: tuple[bytes, ...]
+    """Between two parts stands a number."""
     numbers: tuple[int, ...]
     """Counts that rise by one."""
     is_reasoning: bool
     usage: Usage | None
 
+    @property
+    def is_small(self) -> bool:
+        """For reader.c."""
+        of_counts = len(self.numbers) <= MOST_COUNTS and max(self.numbers, default=0) <= MOST_COUNT
+        return of_counts and sum(map(len, self.tail)) <= MOST_TAIL
+
     def tails(self, events: int) -> list[bytes]:
         """The tails of so many events that follow, or more."""
+        form = b"%d".join([part.replace(b"%", b"%%") for part in self.tail])
         tails: list[bytes] = []
         while len(tails) < events:
-            tails += _tails(self.tail, tuple(number + len(tails) for number in self.numbers))
+            tails += _tails(form, tuple(number + len(tails) for number in self.numbers))
         return tails
+
+    def alike(self, run: _Run) -> Alike:
+        """The entry of some events of this shape that follow it."""
+        usage = self.usage
+        if usage is not None and usage.completion_tokens is not None:
+            usage = msgspec.structs.replace(usage, completion_tokens=usage.completion_tokens + len(run.ends))
+        return Alike(run.text, self.is_reasoning, run.brought, usage)
 
 
 _AT_ONCE = 256
@@ -75,9 +140,7 @@ def _tails(tail: bytes, numbers: tuple[int, ...]) -> tuple[bytes, ...]:
     return tuple(map(tail.__mod__, zip(*rising, strict=True)))
 
 
-def alike_events(
-    t_ns: Sequence[int], pieces: Sequence[bytes], *, ended: bool = False
-) -> tuple[list[int], list[bytes | Alike]]:
+def alike_events(t_ns: Ints, pieces: Pieces, *, ended: bool = False) -> tuple[list[int], list[bytes | Alike]]:
     """As `sse.split_events`, of a stream in pieces with the arrival of each; alike events in a row are one entry.
 
     They are found where a piece is an event, or two are.
@@ -85,24 +148,28 @@ def alike_events(
     times: list[int] = []
     parts: list[bytes | Alike] = []
     done = place = tried = runs = 0
-    while place + FEWEST < len(pieces) and tried < TRIED and runs < MOST_RUNS:
-        piece = pieces[place]
+    number = len(pieces.places)
+    while place + FEWEST < number and tried < TRIED and runs < MOST_RUNS:
+        [piece] = pieces.some(place, place + 1)
         place += 1
         shape = _shape(piece) if piece.startswith(_FIELD) and piece.endswith(_END) else None
-        found = _run(t_ns, pieces, place, shape) if shape is not None else None
-        if found is None:
+        run = _run(pieces, place, shape) if shape is not None else None
+        if shape is None or run is None:
             tried += 1
             continue
-        run, arrived_ns, end = found
-        before_ns, before = split_events(t_ns[done:place], pieces[done:place])
+        if done == place - 1:
+            before_ns, before = [t_ns.item(done)], [piece[len(_FIELD) : -len(_END)]]
+        else:
+            before_ns, before = split_events(t_ns[done:place].tolist(), pieces.some(done, place))
         times += before_ns
-        times += arrived_ns
+        end = int(run.ends[-1]) + 1
+        times += (t_ns[place:end] if isinstance(run.ends, range) else t_ns[run.ends]).tolist()
         parts += before
-        parts.append(run)
+        parts.append(shape.alike(run))
         done = place = end
         tried, runs = 0, runs + 1
-    if done < len(pieces):
-        rest_ns, rest = split_events(t_ns[done:], pieces[done:], ended=ended)
+    if done < number:
+        rest_ns, rest = split_events(t_ns[done:].tolist(), pieces.some(done, number), ended=ended)
         times += rest_ns
         parts += rest
     return times, parts
@@ -122,16 +189,75 @@ def decode_parts(parts: Sequence[bytes | Alike]) -> tuple[list[Event | Alike], E
     return events, None
 
 
-def _run(
-    t_ns: Sequence[int], pieces: Sequence[bytes], begin: int, shape: _Shape
-) -> tuple[Alike, list[int], int] | None:
-    """The events alike from a piece on, which begins one; the arrival of each; and the piece behind them."""
-    before, place, at_once = _FIELD + shape.head, begin, _AT_ONCE
-    tails = shape.tails(len(pieces) - begin + 1)
+class _Run(NamedTuple):
+    """Events alike in a row."""
+
+    text: str
+    brought: list[bool]
+    ends: Ints | range
+    """The piece that ends each."""
+
+
+def _run(pieces: Pieces, begin: int, shape: _Shape) -> _Run | None:
+    """Those from a piece on, which begins one; None if they are too few."""
+    library = compiled()
+    texts: str | list[bytes]
+    if library is not None and shape.is_small:
+        texts, ends = _compiled_texts(library, pieces, begin, shape)
+    else:
+        texts, ends = _texts(pieces, begin, shape)
+    if isinstance(texts, str):
+        text, brought = texts, [True] * len(ends)
+    else:
+        text = _joined(texts)
+        brought, ends = list(map(bool, texts)), ends[: len(texts)]
+    return _Run(text, brought, ends) if len(ends) >= FEWEST else None
+
+
+class _Memory(threading.local):
+    run = AlikeRun(0, 0)
+
+
+_memory = _Memory()
+
+
+def _compiled_texts(
+    library: ctypes.CDLL, pieces: Pieces, begin: int, shape: _Shape
+) -> tuple[str | list[bytes], Ints | range]:
+    """As `_texts`; where no text is empty, and all are plain ASCII, what they say."""
+    body, number, found, before = pieces.body, len(pieces.places), _memory.run, _FIELD + shape.head
+    if found.room[0] < len(body) or found.room[1] < number:
+        found = _memory.run = AlikeRun(2 * len(body), 2 * number)
+    tail, sizes_and_numbers = _in_c(shape.tail, shape.numbers)
+    places = pieces.places.__array_interface__["data"][0]
+    events = library.reader_alike(
+        body, places, begin, number, before, len(before), tail, sizes_and_numbers, len(shape.numbers), found
+    )
+    if not events:
+        return [], range(0)
+    ends: Ints | range = range(begin, begin + events)
+    if found.last_pieces[events - 1] != ends[-1]:
+        ends = np.array(found.last_pieces[:events])
+    if not found.odd:
+        return found.texts.decode("ascii"), ends
+    texts = found.texts
+    return [texts[a:b] for a, b in pairwise([0, *found.text_ends[:events]])], ends
+
+
+@lru_cache(maxsize=256)
+def _in_c(tail: tuple[bytes, ...], numbers: tuple[int, ...]) -> tuple[bytes, Any]:
+    """The tail's bytes; and the sizes of its parts, with the numbers behind them."""
+    return b"".join(tail), (ctypes.c_int64 * (len(tail) + len(numbers)))(*map(len, tail), *numbers)
+
+
+def _texts(pieces: Pieces, begin: int, shape: _Shape) -> tuple[list[bytes], Ints]:
+    """The texts of events alike, and the piece that ends each."""
+    before, number, place, at_once = _FIELD + shape.head, len(pieces.places), begin, _AT_ONCE
+    tails = shape.tails(number - begin + 1)
     texts: list[bytes] = []
     ends: list[int] = []
-    while place < len(pieces):
-        some, following = pieces[place : place + at_once], tails[len(texts) : len(texts) + at_once + 1]
+    while place < number:
+        some, following = pieces.some(place, place + at_once), tails[len(texts) : len(texts) + at_once + 1]
         begun = list(map(bytes.removeprefix, some, repeat(before)))
         said = list(map(bytes.removesuffix, begun, following))
         fit = min(_true(map(ne, begun, some)), _true(map(ne, said, begun)))
@@ -142,23 +268,14 @@ def _run(
             at_once = min(2 * at_once, _AT_ONCE)
             continue
         at_once = 2 * fit + 1  # where many events are two pieces, few are tried at once
-        both, tail = b"".join(pieces[place : place + 2]), following[fit]
+        both, tail = b"".join(pieces.some(place, place + 2)), following[fit]
         text = both.removeprefix(before).removesuffix(tail)
         if len(text) != len(both) - len(before) - len(tail):
             break
         ends.append(place + 1)
         texts.append(text)
         place += 2
-    joined = _joined(texts)
-    if len(texts) < FEWEST:
-        return None
-    usage, end = shape.usage, ends[len(texts) - 1]
-    if usage is not None and usage.completion_tokens is not None:
-        usage = msgspec.structs.replace(usage, completion_tokens=usage.completion_tokens + len(texts))
-    alone = end + 1 - begin == len(texts)
-    arrived_ns = [*t_ns[begin : end + 1]] if alone else [t_ns[k] for k in ends[: len(texts)]]
-    brought = [True] * len(texts) if all(texts) else list(map(bool, texts))
-    return Alike(joined, shape.is_reasoning, brought, usage), arrived_ns, end + 1
+    return texts, np.array(ends, dtype=np.int64)
 
 
 def _true(truths: Iterable[bool]) -> int:
@@ -197,14 +314,14 @@ def _shape(event: bytes) -> _Shape | None:
         return None
     for found in _TEXT.finditer(data):
         head, rest = data[: found.start(1)], data[found.end(1) :]
-        tail, numbers, place = b"", [], 0
+        tail, numbers, place = [], [], 0
         for number in _COUNT.finditer(rest):
-            tail += rest[place : number.start(1)].replace(b"%", b"%%") + b"%d"
+            tail.append(rest[place : number.start(1)])
             numbers.append(int(number[1]))
             place = number.end(1)
-        tail += rest[place:].replace(b"%", b"%%")
+        tail.append(rest[place:])
         try:
-            probe = decode_event(head + _PROBE[0] + tail % ((_PROBE[1],) * len(numbers)))
+            probe = decode_event(head + _PROBE[0] + (b"%d" % _PROBE[1]).join(tail))
             usage = decode_event(data).usage
         except UNREADABLE:
             return None
@@ -213,7 +330,8 @@ def _shape(event: bytes) -> _Shape | None:
             continue
         if usage is not None and (probe.usage is None or probe.usage.completion_tokens != _PROBE[1]):
             return None
-        return _Shape(head, tail + _END, tuple(numbers), of_text == "reasoning", usage)
+        tail[-1] += _END
+        return _Shape(head, tuple(tail), tuple(numbers), of_text == "reasoning", usage)
     return None
 
 

@@ -11,11 +11,13 @@ from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
 import httptools
+import numpy as np
 
 from loadgen.bounds import MOST_ANSWER_BYTES, shown_bytes
-from loadgen.load.alike import Alike, alike_events
+from loadgen.load.alike import Alike, Ints, Pieces, alike_events
+from loadgen.load.clockreading import MOST_STEP_NS, ClockReading
 from loadgen.load.exchange import STOPPED, Raw, Request, Status
-from loadgen.load.kernelstamps import MOST_STEP_NS, ClockReading, StampedTransport, open_stamped
+from loadgen.load.kernelstamps import Kept, StampedTransport, open_stamped
 from loadgen.load.sse import GZIP_MAGIC, split_events, undone
 
 Done = Callable[[Raw], None]
@@ -24,6 +26,7 @@ _CHUNK_BYTES = {form % size: len(form % size) + size + 2 for form in (b"%x\r\n",
 """The bytes of a whole chunk, with its line of the size and its end, by that line (RFC 9112, section 7.1): two digits
 or three, as a token's event has."""
 _LINE_FEED = ord("\n")
+_HEAD_END = b"\r\n\r\n"
 
 
 class Endpoint:
@@ -58,7 +61,7 @@ class Endpoint:
 class HttpRaw(Raw):
     """A stream as it arrived: what each read brought of the body, and when."""
 
-    __slots__ = ("_end_clock", "clock", "coding", "read_realtime_ns", "read_t_ns", "reads")
+    __slots__ = ("_earlier", "_end_clock", "clock", "coding", "read_realtime_ns", "read_t_ns", "reads")
 
     def __init__(self, request: Request, slot: int) -> None:
         self.reads: list[bytes | tuple[bytes, ...]] = []
@@ -67,6 +70,8 @@ class HttpRaw(Raw):
         """By the process."""
         self.read_realtime_ns: list[int] = []
         """By the kernel; 0: not stamped."""
+        self._earlier: list[Pieces] = []
+        """What came before `reads`."""
         self.clock: ClockReading | None = None
         """Just before it was sent; None: the kernel is not asked."""
         self._end_clock: ClockReading | None = None
@@ -80,25 +85,39 @@ class HttpRaw(Raw):
         self.read_t_ns.append(t_ns)
         self.read_realtime_ns.append(realtime_ns)
 
+    def kept(self, kept: Kept) -> None:
+        """Reads that brought whole chunks."""
+        if self.reads:
+            self._earlier.append(self._pieces())
+            self.reads, self.read_t_ns, self.read_realtime_ns = [], [], []
+        self._earlier.append(Pieces(kept.body, np.frombuffer(kept.chunks, dtype=np.int64).reshape(-1, 3)))
+
+    @property
+    def begun(self) -> bool:
+        """Some of the body has come."""
+        return bool(self._earlier) or any(self.reads)
+
     def ended(self, t_ns: int, failure: tuple[Status, str] | None, clock: ClockReading | None = None) -> None:
         """At `t_ns`, where it failed, else with its last byte; `clock`: then. `events` and `error_body` correct it by
         the kernel's stamps, which is not to hold up the slot's next request."""
         self.failure, self.t_end_ns, self._end_clock = failure, t_ns, clock
 
-    def _settle(self) -> None:
-        """The kernel's stamps count if every read has one, the realtime clock was not set meanwhile, and they lie
-        between the sending and the process's own."""
+    def _stamped(self, pieces: Pieces) -> Ints:
+        """When the read of each came. The kernel's stamps count if every read has one, the realtime clock was not set
+        meanwhile, and they lie between the sending and the process's own."""
         end, self._end_clock = self._end_clock, None
-        stamps = self.read_realtime_ns
-        if end is None or self.clock is None or not stamps or not all(stamps) or not self.clock.agrees(end):
-            return
-        first_ns, last_ns = stamps[0] - self.clock.offset_ns, stamps[-1] - self.clock.offset_ns
-        slack_ns = MOST_STEP_NS + self.clock.error_ns
-        if first_ns < self.t_send_ns - slack_ns or last_ns > self.read_t_ns[-1] + slack_ns:
-            return
-        self.stamps = "kernel"
-        if self.failure is None:
-            self.t_end_ns = last_ns
+        _, by_process, stamps = pieces.places.T
+        if end is not None and self.clock is not None and len(stamps) and stamps.all() and self.clock.agrees(end):
+            first_ns, last_ns = stamps.item(0) - self.clock.offset_ns, stamps.item(-1) - self.clock.offset_ns
+            slack_ns = MOST_STEP_NS + self.clock.error_ns
+            if first_ns >= self.t_send_ns - slack_ns and last_ns <= by_process.item(-1) + slack_ns:
+                self.stamps = "kernel"
+                if self.failure is None:
+                    self.t_end_ns = last_ns
+        if self.clock is None or self.stamps == "process":
+            return pieces.places[:, 1]
+        times: Ints = stamps - self.clock.offset_ns
+        return times
 
     def keep(self, t_ns: int, data: bytes) -> None:
         """A read that brought so much of the body."""
@@ -106,50 +125,52 @@ class HttpRaw(Raw):
 
     def events(self) -> tuple[list[int], list[bytes]]:
         times, pieces = self._decoded()
-        return split_events(times, pieces, ended=self.failure is None)
+        return split_events(times.tolist(), pieces.all(), ended=self.failure is None)
 
     def parts(self) -> tuple[list[int], list[bytes | Alike]]:
         times, pieces = self._decoded()
         return alike_events(times, pieces, ended=self.failure is None)
 
     def error_body(self) -> bytes:
-        return b"".join(self._decoded()[1])
+        return self._decoded()[1].body
 
-    def _decoded(self) -> tuple[list[int], list[bytes]]:
-        """The pieces with their content coding undone; nothing, and a failure, where that cannot be done."""
-        times, pieces = self._arrived()
-        coding = self.coding
-        if not coding and pieces and pieces[0].startswith(GZIP_MAGIC[: len(pieces[0])]):
-            coding = "gzip" if b"".join(pieces[:3]).startswith(GZIP_MAGIC) else ""
+    def _decoded(self) -> tuple[Ints, Pieces]:
+        """When the read came that brought each piece of the answer's body, and the pieces, with their content coding
+        undone; none, and a failure, where that cannot be done."""
+        pieces = Pieces.joined([*self._earlier, self._pieces()] if self.reads or not self._earlier else self._earlier)
+        times = self._stamped(pieces)
+        coding = self.coding or ("gzip" if pieces.body.startswith(GZIP_MAGIC) else "")
         if not coding:
             return times, pieces
         try:
-            return times, undone(coding, pieces, MOST_ANSWER_BYTES)
+            decoded = undone(coding, pieces.all(), MOST_ANSWER_BYTES)
         except ValueError as error:
             self.failure = self.failure or ("malformed", str(error))
-            return [], []
+            return times[:0], Pieces.of([], [], [])
+        return times, Pieces.of(decoded, *pieces.places.T[1:].tolist())
 
-    def _arrived(self) -> tuple[list[int], list[bytes]]:
-        """When the read came that brought each piece of the answer's body, and the pieces."""
-        self._settle()
-        stamps, offset_ns = self.read_t_ns, 0
-        if self.clock is not None and self.stamps == "kernel":
-            stamps, offset_ns = self.read_realtime_ns, self.clock.offset_ns
-        times: list[int] = []
+    def _pieces(self) -> Pieces:
+        """What the transport did not keep. A read that brought nothing of the body has an empty piece."""
+        if self.reads == [()]:
+            return Pieces(b"", np.array([[0, self.read_t_ns[0], self.read_realtime_ns[0]]], dtype=np.int64))
         pieces: list[bytes] = []
+        t_ns: list[int] = []
+        realtime_ns: list[int] = []
         begin = 0
         for kind, some in groupby(self.reads, type):
             reads: list[Any] = list(some)
-            came_ns = [t_ns - offset_ns for t_ns in stamps[begin : begin + len(reads)]]
-            begin += len(reads)
+            end = begin + len(reads)
             if kind is bytes:
-                times += came_ns
                 pieces += [read[4:-2] if read[3] == _LINE_FEED else read[5:-2] for read in reads]
+                t_ns += self.read_t_ns[begin:end]
+                realtime_ns += self.read_realtime_ns[begin:end]
             else:
-                for t_ns, read in zip(came_ns, reads, strict=True):
-                    times += [t_ns] * len(read)
-                    pieces += read
-        return times, pieces
+                for place, read in enumerate(reads, begin):
+                    pieces += read or (b"",)
+                    t_ns += [self.read_t_ns[place]] * (len(read) or 1)
+                    realtime_ns += [self.read_realtime_ns[place]] * (len(read) or 1)
+            begin = end
+        return Pieces.of(pieces, t_ns, realtime_ns)
 
 
 class HttpSlot:
@@ -184,9 +205,9 @@ class _Connection(asyncio.Protocol):
     """One TCP connection. Nothing is parsed here but HTTP framing (httptools); after a failure it is not used again."""
 
     __slots__ = (
-        *("_again", "_between_chunks", "_complete", "_connecting", "_done", "_due_s", "_endpoint", "_framed"),
-        *("_keep_alive", "_kept", "_loop", "_now_ns", "_parser", "_pieces", "_raw", "_realtime_ns", "_received"),
-        *("_timeout_s", "_timer", "_transport", "on_body", "usable"),
+        *("_again", "_between_chunks", "_chunked", "_complete", "_connecting", "_done", "_due_s", "_endpoint"),
+        *("_framed", "_keep_alive", "_keeper", "_kept", "_loop", "_now_ns", "_parser", "_pieces", "_raw"),
+        *("_realtime_ns", "_received", "_timeout_s", "_timer", "_transport", "on_body", "usable"),
     )
 
     def __init__(self, endpoint: Endpoint, again: Callable[[HttpRaw, Done, float], None] | None = None) -> None:
@@ -195,6 +216,8 @@ class _Connection(asyncio.Protocol):
         self._again = again
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | StampedTransport | None = None
+        self._keeper: StampedTransport | None = None
+        """The transport, if it keeps chunks."""
         self._connecting: asyncio.Task[None] | None = None
         self._raw: HttpRaw | None = None
         self._done: Done | None = None
@@ -213,15 +236,17 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = False
         self._between_chunks = False
         """The parser waits for a chunk to begin: fed a whole one, it would be where it is."""
+        self._chunked = False
         self.usable = True
 
     @property
     def answering(self) -> bool:
-        return self._raw is not None and any(self._raw.reads)
+        kept = self._keeper is not None and self._keeper.has_kept
+        return self._raw is not None and (kept or self._raw.begun)
 
     def start(self, raw: HttpRaw, done: Done, timeout_s: float) -> None:
         self._raw, self._done = raw, done
-        self._complete = self._framed = self._keep_alive = self._between_chunks = False
+        self._complete = self._framed = self._keep_alive = self._between_chunks = self._chunked = False
         self._received = 0
         self._pieces.clear()
         self._kept = self._transport is not None
@@ -259,7 +284,7 @@ class _Connection(asyncio.Protocol):
             if stamped is None:
                 await self._loop.create_connection(lambda: self, endpoint.host, endpoint.port, ssl=endpoint.tls)
             else:
-                self._transport = stamped
+                self.stamped_connection_made(stamped)
         except (OSError, UnicodeError) as error:
             self._finish(("connect", f"{endpoint.host}:{endpoint.port}: {getattr(error, 'strerror', None) or error}"))
             return
@@ -278,11 +303,20 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(0)  # before 0.23 uvloop else writes only when its turn ends
 
-    def data_received(self, data: bytes) -> None:
-        self.stamped_data_received(data, 0)
+    def stamped_connection_made(self, transport: StampedTransport) -> None:
+        """In place of `connection_made`."""
+        self._transport = transport
+        self._keeper = transport if transport.keeps else None
 
-    def stamped_data_received(self, data: bytes, realtime_ns: int) -> None:
-        now_ns = monotonic_ns()
+    def data_received(self, data: bytes) -> None:
+        self.stamped_data_received(data, monotonic_ns(), 0)
+
+    def chunks_received(self, kept: Kept) -> None:
+        if self._raw is not None:
+            self._received += kept.wire_bytes
+            self._raw.kept(kept)
+
+    def stamped_data_received(self, data: bytes, t_ns: int, realtime_ns: int) -> None:
         raw = self._raw
         if raw is None:
             self._abandon()
@@ -296,12 +330,18 @@ class _Connection(asyncio.Protocol):
             and (_CHUNK_BYTES.get(data[:5]) == size or _CHUNK_BYTES.get(data[:4]) == size)
         ):  # a token, as a rule; as `came` does, without the call
             raw.reads.append(data)
-            raw.read_t_ns.append(now_ns)
+            raw.read_t_ns.append(t_ns)
             raw.read_realtime_ns.append(realtime_ns)
             return
-        self._now_ns, self._realtime_ns = now_ns, realtime_ns
+        self._now_ns, self._realtime_ns = t_ns, realtime_ns
+        taken = size
+        if self._keeper is not None and self._received == size and _HEAD_END in data:
+            taken = data.index(_HEAD_END) + len(_HEAD_END)  # its chunks are the transport's
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(data[:taken])
+            if taken < size and not self._between_chunks:
+                self._parser.feed_data(data[taken:])
+                taken = size
         except _NOT_HTTP as error:
             self._misunderstood(raw, error)
             return
@@ -311,6 +351,9 @@ class _Connection(asyncio.Protocol):
         self._came(raw)
         if self._received > MOST_ANSWER_BYTES:
             self._finish(("broken", f"the answer is longer than {shown_bytes(MOST_ANSWER_BYTES)}"))
+        elif self._between_chunks and self._keeper is not None:
+            self._received -= size - taken
+            self._keeper.keep_chunks(taken)
 
     def _came(self, raw: HttpRaw) -> None:
         """A read that was parsed, or the part of it that ends the answer."""
@@ -362,8 +405,11 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         match name.lower():
-            case b"content-length" | b"transfer-encoding":
+            case b"content-length":
                 self._framed = True
+            case b"transfer-encoding":
+                self._framed = True
+                self._chunked = value.strip().lower() == b"chunked"
             case b"content-encoding" if self._raw is not None and not self._complete:
                 coding = value.strip().lower().decode("latin-1")
                 self._raw.coding = "" if coding == "identity" else coding
@@ -373,13 +419,14 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._raw is not None and not self._complete:
             self._raw.http_status = self._parser.get_status_code()
+            self._between_chunks = self._chunked and self._raw.http_status >= 200
 
     def on_message_complete(self) -> None:
         self._between_chunks = False
         if self._complete or self._raw is None:
             return
         if self._parser.get_status_code() < 200:
-            self._raw.http_status, self._framed = None, False
+            self._raw.http_status, self._framed, self._chunked = None, False, False
             self._raw.coding, self._raw.location = "", None
             return
         self._came(self._raw)
@@ -387,12 +434,18 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = self._framed and self._parser.should_keep_alive()
 
     def _finish(self, failure: tuple[Status, str] | None) -> None:
+        if failure is not None and self._keeper is not None:
+            self._keeper.give()
         raw, done, transport = self._raw, self._done, self._transport
         if raw is None or done is None:
             return
         self._raw = self._done = None
         raw.size_bytes = self._received
-        clock = transport.clocks() if isinstance(transport, StampedTransport) else None
+        clock = None
+        if isinstance(transport, StampedTransport):
+            clock = transport.clocks()
+            if failure is None and self._realtime_ns and raw.request.t_scheduled_ns is None:
+                transport.answered(self._now_ns - raw.t_send_ns)
         raw.ended(monotonic_ns() if failure else self._now_ns, failure, clock)
         if failure is not None or not self._keep_alive:
             self._abandon()

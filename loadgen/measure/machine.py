@@ -28,7 +28,7 @@ import msgspec
 from loadgen import __version__
 from loadgen.errors import ServerError, UsageError
 from loadgen.guardian import PROC
-from loadgen.load.kernelstamps import read_clocks
+from loadgen.load.clockreading import read_clocks
 from loadgen.load.openloop import CLOSED
 from loadgen.measure.observer import Observer
 from loadgen.power.feed import PowerFacts

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import select
+import socket
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -27,8 +29,10 @@ from loadgen.analysis.compare.external import ImportedPoint, read_import
 from loadgen.cli import given_options
 from loadgen.cli.sweep import command as sweep
 from loadgen.errors import UsageError
+from loadgen.load.compiled import compiled
 from loadgen.load.exchange import Exchange, Request, Status, concealed, read_exchange
 from loadgen.load.http import Endpoint, HttpRaw, _Connection
+from loadgen.load.kernelstamps import Reader, StampedTransport
 from loadgen.load.sse import GZIP_MAGIC, MOST_MESSAGE, server_message
 from loadgen.load.tokens import MOST_OVER
 from loadgen.measure.config import configure
@@ -145,14 +149,51 @@ def _answered(reads: Reads, *, reset: bool) -> tuple[Any, ...]:
     return _LOOP.run_until_complete(run())
 
 
+def _answered_in_c(reads: Reads, *, reset: bool) -> tuple[Any, ...]:
+    """As `_answered`, by the compiled reader."""
+
+    async def run() -> tuple[Any, ...]:
+        ours, peer = socket.socketpair()
+        ours.setblocking(False)
+        connection, done = _Connection(Endpoint("http://h:1", "completions")), []
+        reader = Reader.of(asyncio.get_running_loop())
+        transport = StampedTransport(reader, ours, connection)
+        assert transport.keeps
+        connection.stamped_connection_made(transport)
+        connection.start(HttpRaw(REQUEST, 0), done.append, 60.0)
+
+        def read() -> None:
+            while transport.is_open and select.select([ours], [], [], 0)[0]:
+                reader._read()
+
+        for _, data in reads:
+            for begin in range(0, len(data), 1 << 15):  # more may not fit into the socket
+                if transport.is_open:
+                    peer.sendall(data[begin : begin + (1 << 15)])
+                    read()
+        if not reset:  # a socket that is closed with something unread resets the connection
+            peer.recv(1 << 16)
+        peer.close()
+        read()
+        connection.close()
+        assert len(done) == 1, "a request ends once"
+        (raw,) = done
+        return raw.http_status, raw.failure and raw.failure[0], raw.error_body() if raw.failure is None else b""
+
+    return _LOOP.run_until_complete(run())
+
+
 _LOOP = asyncio.new_event_loop()
 
 
 def http(data: bytes) -> None:
-    """An answer's status, kind of failure and body do not depend on how its bytes are divided."""
+    """An answer's status, kind of failure and body do not depend on how its bytes are divided, nor on who reads it."""
     wire, reads = cut(data)
     for reset in (False, True):
-        assert _answered(reads, reset=reset) == _answered([(1, wire)], reset=reset)
+        whole = _answered([(1, wire)], reset=reset)
+        assert _answered(reads, reset=reset) == whole
+        if compiled() is not None:
+            assert _answered_in_c(reads, reset=reset) == whole
 
 
 def coded(data: bytes) -> None:

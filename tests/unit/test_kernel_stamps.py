@@ -16,9 +16,9 @@ import uvloop
 from streams import REQUEST, finished
 
 from loadgen.load import kernelstamps
+from loadgen.load.clockreading import read_clocks
 from loadgen.load.exchange import Exchange, Request, read_exchange
 from loadgen.load.http import Endpoint, HttpRaw, HttpSlot
-from loadgen.load.kernelstamps import read_clocks
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="SO_TIMESTAMPING is Linux's")
 TOKENS = 6
@@ -71,6 +71,13 @@ class Server:
     def close(self) -> None:
         self.listener.close()
         self.thread.join()
+
+
+@pytest.fixture(params=["compiled", "python"], autouse=True)
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both read alike; where there is no compiler, both are the one in Python."""
+    if request.param == "python":
+        monkeypatch.setattr(kernelstamps, "compiled", lambda: None)
 
 
 @pytest.fixture
