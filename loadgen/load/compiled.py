@@ -146,7 +146,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("reader_add", c_int, (reader, c_int)),
         ("reader_write_wanted", c_int, (reader, c_int, c_int)),
         ("reader_remove", c_int, (reader, c_int)),
-        ("reader_keep", events, (reader, c_int, c_size_t)),
+        ("reader_keep", events, (reader, c_int, c_size_t, c_size_t)),
         ("reader_has_kept", c_int, (reader, c_int)),
         ("reader_take", events, (reader, c_int)),
         ("reader_events", events, (reader,)),

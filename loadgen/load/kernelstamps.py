@@ -171,11 +171,11 @@ class CompiledReader(Reader):
     def want_to_write(self, fd: int, *, wanted: bool) -> None:
         _check(self._library.reader_write_wanted(self._reader, fd, wanted))
 
-    def keep_chunks(self, fd: int, taken: int, receiver: Receiver) -> None:
+    def keep_chunks(self, fd: int, taken: int) -> None:
         """As `StampedTransport.keep_chunks`."""
-        event = self._library.reader_keep(self._reader, fd, taken)
+        event = self._library.reader_keep(self._reader, fd, taken, MOST_ANSWER_BYTES)
         if event:
-            self._give(event.contents, receiver)
+            self._see(event.contents, self._transports[fd])
 
     def has_kept(self, fd: int) -> bool:
         return bool(self._library.reader_has_kept(self._reader, fd))
@@ -209,17 +209,18 @@ class CompiledReader(Reader):
         for k in range(self._seen):
             if not transports:  # an earlier one of these events closed the last, and with it the reader
                 return
-            event: Event = events[k]
-            transport = transports.get(event.fd)
-            if transport is None:  # an earlier one closed it
-                continue
-            lost, error = event.lost, event.error
-            if event.writable:
-                transport.send_rest()
-            if transport.is_open:
-                self._give(event, transport.receiver)
-            if lost:
-                transport.lose(OSError(error, os.strerror(error)) if error else None)
+            transport = transports.get(events[k].fd)
+            if transport is not None:  # else an earlier one closed it
+                self._see(events[k], transport)
+
+    def _see(self, event: Event, transport: StampedTransport) -> None:
+        lost, error = event.lost, event.error
+        if event.writable:
+            transport.send_rest()
+        if transport.is_open:
+            self._give(event, transport.receiver)
+        if lost:
+            transport.lose(OSError(error, os.strerror(error)) if error else None)
 
     @staticmethod
     def _give(event: Event, receiver: Receiver) -> None:
@@ -308,7 +309,7 @@ class StampedTransport:
         """The receiver took so many bytes of what it got last, and a chunk begins there. From now on the transport
         keeps whole chunks, and gives them with what follows them, the answer's end as a rule; which may be now."""
         if self.is_open and isinstance(self._reader, CompiledReader):
-            self._reader.keep_chunks(self._fd, taken, self.receiver)
+            self._reader.keep_chunks(self._fd, taken)
 
     @property
     def has_kept(self) -> bool:

@@ -21,7 +21,7 @@
 #define LEAST_READ 512 /* a token's event has 200 to 450 bytes; a read takes more only while reads come back full */
 #define MOST_READ (1 << 16)
 #define MOST_CHUNK (1 << 20) /* a longer one is Python's */
-#define AT_ONCE 256
+#define AT_ONCE 1024
 #define SCM_STAMPS 37 /* SCM_TIMESTAMPING */
 #define MOST_TAIL 4096 /* these two in alike.py, too */
 #define MOST_COUNTS 4
@@ -254,18 +254,21 @@ int reader_remove(struct reader *r, int fd) {
     return epoll_ctl(r->epoll, EPOLL_CTL_DEL, fd, NULL) ? errno : 0;
 }
 
-/* The parser took so many bytes of what it was given last, and stands before a chunk. An event where Python has to see
- * to what follows, or NULL. */
-const struct event *reader_keep(struct reader *r, int fd, size_t taken) {
+/* The parser took so many bytes of what it was given last, and stands before a chunk. What else waits is read at once if
+ * the last read came back full: later it would come with a later token. An event where Python has to see to what
+ * follows, or NULL. */
+const struct event *reader_keep(struct reader *r, int fd, size_t taken, size_t most) {
     struct stream *s = &r->stream[fd];
     size_t left = s->given && taken < s->begun_size ? s->begun_size - taken : 0;
     begin(s);
     memmove(s->begun, s->begun + taken, left);
     s->begun_size = left;
     s->keeps = 1;
-    if (keep_chunks(s) > 0) return NULL;
     r->taken = (struct event){.fd = fd};
-    give(s, &r->taken);
+    if (keep_chunks(s) <= 0)
+        give(s, &r->taken);
+    else if (s->read_size == LEAST_READ || !read_stream(s, fd, &r->taken, most))
+        return NULL;
     return &r->taken;
 }
 

@@ -22,6 +22,7 @@ import uvloop
 
 from loadgen.load.body import RequestMaker, RequestSettings
 from loadgen.load.closedloop import Slot
+from loadgen.load.compiled import compiled
 from loadgen.load.exchange import Exchange, concealed
 from loadgen.load.http import Endpoint, HttpSlot
 from loadgen.load.load import WHOLE, ClosedLoad, Feed, LocalLoad, OnExchange, ProcessUse, Share
@@ -82,6 +83,7 @@ class Assignment(RequestSettings, frozen=True, kw_only=True, tag="assignment"):
         if self.transport == "openai":
             client = sdk_client(self.url, api_key=self.api_key, timeout_s=self.timeout_s)
             return lambda slot: SdkSlot(client, self.protocol.api, slot)
+        compiled()  # built now, where it has not been: not while requests wait
         endpoint = Endpoint(self.url, self.protocol.api, self.api_key)
         return lambda slot: HttpSlot(endpoint, slot, self.timeout_s)
 

@@ -149,7 +149,8 @@ def test_the_loop_drains_when_there_is_no_next_request():
         assert not drained.done()
         assert pool.in_flight == 1
         slots[1].end()
-        await asyncio.sleep(0)
+        for _ in range(5):  # on a busy machine slots are refilled in a later turn
+            await asyncio.sleep(0)
         assert drained.done()
         assert pool.in_flight == 0
         assert log.count(("done", 0)) + log.count(("done", 1)) == 3
