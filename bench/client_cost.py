@@ -44,7 +44,8 @@ from tick_server import FIRST_MS, TICK_MS, TOKENS
 
 from loadgen.load.closedloop import ClosedLoop, Slot
 from loadgen.load.exchange import Exchange, Raw, Request, read_exchange
-from loadgen.load.http import Endpoint, HttpRaw, HttpSlot
+from loadgen.load.http import Endpoint, HttpSlot
+from loadgen.load.httpraw import HttpRaw
 from loadgen.load.openai_sdk import SdkSlot, sdk_client
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loadgen.load.exchange import Request
-from loadgen.load.http import HttpRaw
+from loadgen.load.httpraw import HttpRaw
 from loadgen.load.sse import split_events
 
 REQUEST = Request(item_id="sample-0000", prompt_sha="0" * 64, phase="measured", body=b"{}")

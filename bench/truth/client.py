@@ -15,7 +15,7 @@ from bench.truth.stamps import NUMBER
 from loadgen.cli import main
 from loadgen.load.clockreading import ClockReading
 from loadgen.load.exchange import Status
-from loadgen.load.http import HttpRaw
+from loadgen.load.httpraw import HttpRaw
 
 ended: list[HttpRaw] = []
 _end = HttpRaw.ended

@@ -11,18 +11,17 @@ import re
 import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import accumulate, chain, groupby, pairwise, repeat
+from itertools import chain, groupby, pairwise, repeat
 from operator import indexOf, ne
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from loadgen.load.compiled import AlikeRun, compiled
+from loadgen.load.pieces import Ints, Pieces
 from loadgen.load.sse import NULL, UNREADABLE, Delta, Event, Usage, decode_event, decode_events, split_events
 
-Ints = NDArray[np.int64]
 _FIELD, _END = b"data: ", b"\n\n"
 _TEXT = re.compile(rb'"(?:text|content|reasoning|reasoning_content)":\s?"((?:[^"\\]|\\.)+)"')
 _COUNT = re.compile(rb'"(?:total|completion)_tokens":\s?([0-9]+)(?![0-9.eE])')
@@ -36,51 +35,8 @@ TRIED = 4
 """Pieces that are tried as the event before a run, from where the search begins."""
 MOST_RUNS = 16
 """Runs of an answer; what follows is decoded event by event."""
-
-
 MOST_TAIL, MOST_COUNTS, MOST_COUNT = 4096, 4, 1 << 60
 """Bytes of an event's tail, its counts, and each of these: what reader.c has room for."""
-
-
-class Pieces(NamedTuple):
-    """A body in pieces, as reader.c keeps it."""
-
-    body: bytes
-    places: Ints
-    """Of shape (pieces, 3): where each ends in the body; when the read came that brought it, by the process; and by the
-    kernel, on the realtime clock (0: not stamped)."""
-
-    @classmethod
-    def of(cls, pieces: Sequence[bytes], t_ns: Sequence[int], realtime_ns: Sequence[int]) -> Pieces:
-        """Each with its stamps."""
-        ends = accumulate(map(len, pieces))
-        numbers = [*chain.from_iterable(zip(ends, t_ns, realtime_ns, strict=True))]
-        return cls(b"".join(pieces), np.array(numbers, dtype=np.int64).reshape(-1, 3))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Pieces]) -> Pieces:
-        """One after the other."""
-        if len(parts) == 1:
-            return parts[0]
-        places, done, size = np.concatenate([part.places for part in parts]), 0, 0
-        for part in parts:
-            end = done + len(part.places)
-            if size:
-                places[done:end, 0] += size
-            done, size = end, size + len(part.body)
-        bodies = [part.body for part in parts if part.body]
-        return cls(bodies[0] if len(bodies) == 1 else b"".join(bodies), places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def some(self, begin: int, end: int) -> list[bytes]:
-        """Those from `begin` to before `end`, or to the last."""
-        body, bounds = self.body, self.places[max(begin - 1, 0) : end, 0].tolist()
-        return [body[a:b] for a, b in pairwise(bounds if begin else [0, *bounds])]
-
-    def all(self) -> list[bytes]:
-        return self.some(0, len(self.places))
 
 
 class Alike(NamedTuple):
@@ -157,7 +113,7 @@ def alike_events(t_ns: Ints, pieces: Pieces, *, ended: bool = False) -> tuple[li
         if shape is None or run is None:
             tried += 1
             continue
-        if done == place - 1:
+        if done == place - 1:  # as a rule
             before_ns, before = [t_ns.item(done)], [piece[len(_FIELD) : -len(_END)]]
         else:
             before_ns, before = split_events(t_ns[done:place].tolist(), pieces.some(done, place))

@@ -1,6 +1,6 @@
 /* The compiled part of the client: it reads all streams of an event loop, keeps what a token's chunk brought with the
  * kernel's stamp of its last byte, and tells events that are alike. Python has the rest; loadgen/load/compiled.py builds
- * and calls this, and loadgen/load/kernelstamps.py and alike.py do the same where there is no C compiler.
+ * and calls this, and reader.py, kernelstamps.py and alike.py do the same where there is no C compiler.
  *
  * A stream is in one of two states. At first all that is read goes to Python, whose parser reads the head of the answer.
  * From there on (reader_keep) whole chunks of a plain form are kept here, without their framing (RFC 9112,
@@ -38,6 +38,7 @@ struct stream {
     size_t count, room;
     char *begun; /* read, and not yet a whole chunk; or for Python */
     size_t begun_size, begun_room;
+    size_t usual_size, usual_count; /* of the data and the chunks of the answer before */
     size_t wire_size; /* bytes that the kept chunks had with their framing */
     size_t read_size;
     int64_t t_ns, realtime_ns; /* of the latest read */
@@ -75,9 +76,10 @@ static int64_t now_ns(void) {
     return nanoseconds(t);
 }
 
-/* The memory at `at`, which has room for `*room` things of `each` bytes, with room for `wanted`; NULL: none is left. */
-static void *grown(void *at, size_t *room, size_t wanted, size_t each) {
-    size_t more = *room ? *room : 64;
+/* The memory at `at`, which has room for `*room` things of `each` bytes, with room for `wanted`, and at first for as many
+ * as usual; NULL: none is left. */
+static void *grown(void *at, size_t *room, size_t wanted, size_t usual, size_t each) {
+    size_t more = *room ? *room : usual > 64 ? usual : 64;
     if (wanted <= *room) return at;
     while (more < wanted) more *= 2;
     void *moved = realloc(at, more * each);
@@ -121,9 +123,9 @@ static int keep_chunks(struct stream *s) {
             more = 0;
             break;
         }
-        char *data = grown(s->data, &s->data_room, s->data_size + chunk, 1);
+        char *data = grown(s->data, &s->data_room, s->data_size + chunk, s->usual_size, 1);
         if (data) s->data = data;
-        struct kept *chunks = grown(s->chunks, &s->room, s->count + 1, sizeof *chunks);
+        struct kept *chunks = grown(s->chunks, &s->room, s->count + 1, s->usual_count, sizeof *chunks);
         if (chunks) s->chunks = chunks;
         if (!data || !chunks) {
             more = -1;
@@ -171,7 +173,7 @@ static int read_stream(struct stream *s, int fd, struct event *e, size_t most) {
         size_t size = s->read_size;
         if (s->given) begin(s);
         e->error = ENOMEM;
-        char *begun = grown(s->begun, &s->begun_room, s->begun_size + size, 1);
+        char *begun = grown(s->begun, &s->begun_room, s->begun_size + size, 0, 1);
         if (!begun) break;
         s->begun = begun;
         struct iovec part = {begun + s->begun_size, size};
@@ -279,6 +281,21 @@ const struct event *reader_take(struct reader *r, int fd) {
     r->taken = (struct event){.fd = fd};
     give(s, &r->taken);
     return &r->taken;
+}
+
+/* What the event gave of kept chunks is no longer the stream's; `reader_free` gives it back to the system. */
+void reader_release(struct reader *r, int fd) {
+    struct stream *s = &r->stream[fd];
+    s->data = NULL;
+    s->chunks = NULL;
+    s->usual_size = s->data_size;
+    s->usual_count = s->count;
+    s->data_size = s->count = s->data_room = s->room = s->wire_size = 0;
+}
+
+void reader_free(void *data, void *chunks) {
+    free(data);
+    free(chunks);
 }
 
 int reader_has_kept(const struct reader *r, int fd) { return !r->stream[fd].given && r->stream[fd].count > 0; }

@@ -31,8 +31,10 @@ from loadgen.cli.sweep import command as sweep
 from loadgen.errors import UsageError
 from loadgen.load.compiled import compiled
 from loadgen.load.exchange import Exchange, Request, Status, concealed, read_exchange
-from loadgen.load.http import Endpoint, HttpRaw, _Connection
-from loadgen.load.kernelstamps import Reader, StampedTransport
+from loadgen.load.http import Endpoint, _Connection
+from loadgen.load.httpraw import HttpRaw
+from loadgen.load.kernelstamps import StampedTransport
+from loadgen.load.reader import Reader
 from loadgen.load.sse import GZIP_MAGIC, MOST_MESSAGE, server_message
 from loadgen.load.tokens import MOST_OVER
 from loadgen.measure.config import configure

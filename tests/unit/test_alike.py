@@ -10,7 +10,7 @@ from streams import DONE, chat, completion, finished, one_read_per_event, usage
 
 from loadgen.load import alike
 from loadgen.load.exchange import Raw, read_exchange
-from loadgen.load.http import HttpRaw
+from loadgen.load.httpraw import HttpRaw
 
 ENDING = [usage(12), DONE]
 

@@ -18,11 +18,12 @@ from programs import compiler
 from streams import REQUEST
 
 from loadgen.load import compiled as compiling
-from loadgen.load import kernelstamps
+from loadgen.load import reader as reading
 from loadgen.load.compiled import SOURCE, VARIABLE, compiled, why_not
 from loadgen.load.exchange import Exchange, read_exchange
 from loadgen.load.http import Endpoint, HttpSlot
-from loadgen.load.kernelstamps import CompiledReader, Kept, Reader, StampedTransport
+from loadgen.load.kernelstamps import StampedTransport
+from loadgen.load.reader import CompiledReader, Kept, Reader
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "SO_MARK"), reason="it is for Linux")
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -48,7 +49,7 @@ def built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both read alike."""
     if request.param == "python":
-        monkeypatch.setattr(kernelstamps, "compiled", lambda: None)
+        monkeypatch.setattr(reading, "compiled", lambda: None)
     else:
         compiler()
     return str(request.param)
@@ -182,7 +183,7 @@ class Receiver:
         self.got: list[object] = []
 
     def chunks_received(self, kept: Kept) -> None:
-        self.got.append(kept.body)
+        self.got.append(kept.pieces().body)
 
     def stamped_data_received(self, data: bytes, t_ns: int, realtime_ns: int) -> None:
         self.got.append(data)
@@ -198,7 +199,7 @@ class TestWaiting:
     def waits_s(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         compiler()
         waits: list[float] = []
-        monkeypatch.setattr(kernelstamps, "sleep", waits.append)
+        monkeypatch.setattr(reading, "sleep", waits.append)
         return waits
 
     @staticmethod

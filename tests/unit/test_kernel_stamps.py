@@ -16,9 +16,11 @@ import uvloop
 from streams import REQUEST, finished
 
 from loadgen.load import kernelstamps
+from loadgen.load import reader as reading
 from loadgen.load.clockreading import read_clocks
 from loadgen.load.exchange import Exchange, Request, read_exchange
-from loadgen.load.http import Endpoint, HttpRaw, HttpSlot
+from loadgen.load.http import Endpoint, HttpSlot
+from loadgen.load.httpraw import HttpRaw
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="SO_TIMESTAMPING is Linux's")
 TOKENS = 6
@@ -77,7 +79,7 @@ class Server:
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both read alike; where there is no compiler, both are the one in Python."""
     if request.param == "python":
-        monkeypatch.setattr(kernelstamps, "compiled", lambda: None)
+        monkeypatch.setattr(reading, "compiled", lambda: None)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from loadgen.clienttest.server import Frames
 from loadgen.clienttest.trial import Trial, trial_of
 from loadgen.errors import ServerError, UsageError
 from loadgen.load.exchange import Exchange, Request
-from loadgen.load.http import HttpRaw
+from loadgen.load.httpraw import HttpRaw
 
 
 def stamped(send: float, read: float, tokens: list[tuple[float, float]], **fields: Any) -> Exchange:

@@ -8,7 +8,7 @@ import pytest
 from streams import DONE, chat, completion, finished, one_read_per_event, usage
 
 from loadgen.load.exchange import NOTE_NO_DONE, read_exchange
-from loadgen.load.http import HttpRaw
+from loadgen.load.httpraw import HttpRaw
 from loadgen.load.tokens import NOTE_NO_TOTAL, NOTE_NOT_RUNNING
 
 WORDS = [" a", " b", " c", " d"]
@@ -291,6 +291,6 @@ def test_a_coded_error_is_read():
 
 
 def test_a_small_body_that_becomes_a_huge_one_is_given_up(monkeypatch):
-    monkeypatch.setattr("loadgen.load.http.MOST_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr("loadgen.load.httpraw.MOST_ANSWER_BYTES", 2**20)
     exchange = read_exchange(coded("gzip", [gzip.compress(bytes(2**24))]))
     assert (exchange.status, exchange.error) == ("malformed", "the answer is longer than 1 MiB")
