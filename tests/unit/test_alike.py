@@ -80,6 +80,12 @@ class TestOneEntry:
         exchange, entries = read_both_ways(one_read_per_event(*events, completion("", finish="stop"), usage(10), DONE))
         assert (exchange.token_source, entries) == ("chunks", 5)
 
+    def test_a_text_that_is_empty_brings_no_token(self):
+        texts = [*TEXTS[:5], "", *TEXTS[5:]]
+        events = [completion(text) for text in texts]
+        exchange, _ = read_both_ways(one_read_per_event(*events, completion("", finish="stop"), usage(10), DONE))
+        assert [t_ns for t_ns, _ in exchange.token_times] == [10 * k for k in range(1, 12) if k != 6]
+
     def test_escapes_and_letters_of_several_bytes(self):
         texts = ["a", "\n", "é", "\\", '"', "\t", "語", "b"]
         exchange, entries = read_both_ways(

@@ -4,6 +4,7 @@ where that costs a slot nothing that shows."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import threading
@@ -12,15 +13,17 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvloop
 from programs import compiler
 from streams import REQUEST
 
 from loadgen.load import compiled as compiling
+from loadgen.load import http
 from loadgen.load import reader as reading
 from loadgen.load.compiled import SOURCE, VARIABLE, compiled, why_not
-from loadgen.load.exchange import Exchange, read_exchange
+from loadgen.load.exchange import Exchange, Request, read_exchange
 from loadgen.load.http import Endpoint, HttpSlot
 from loadgen.load.kernelstamps import StampedTransport
 from loadgen.load.reader import CompiledReader, Kept, Reader
@@ -106,7 +109,9 @@ def event(k: int, finish: str = "null") -> bytes:
 END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 
 
-def ask(writes: list[tuple[float, bytes]], *, timeout_s: float = 20.0) -> tuple[Exchange, list[int]]:
+def ask(
+    writes: list[tuple[float, bytes]], *, timeout_s: float = 20.0, request: Request = REQUEST
+) -> tuple[Exchange, list[int]]:
     """One answer, written so, each after so many seconds, and when; then the server is silent until the client has
     ended it."""
     written_ns: list[int] = []
@@ -120,12 +125,13 @@ def ask(writes: list[tuple[float, bytes]], *, timeout_s: float = 20.0) -> tuple[
                 time.sleep(after_s)
                 written_ns.append(time.monotonic_ns())
                 peer.sendall(data)
-            peer.recv(1)
+            with contextlib.suppress(ConnectionResetError):
+                peer.recv(1)
 
     async def client() -> Exchange:
         ended: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
         slot = HttpSlot(Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}", "completions"), 0, timeout_s)
-        slot.send(REQUEST, lambda raw: ended.set_result(read_exchange(raw)))
+        slot.send(request, lambda raw: ended.set_result(read_exchange(raw)))
         exchange = await ended
         slot.close()
         return exchange
@@ -176,6 +182,44 @@ class TestAnswers:
         exchange, _ = ask([(0, HEAD + event(1) + event(2)), (0.05, whole[:40])], timeout_s=1.5)
         assert (exchange.status, exchange.text) == ("timeout", " t1 t2")
         assert [tokens for _, tokens in exchange.token_times] == [1, 1]
+
+    def test_longer_than_any_may_be(self, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (http, reading):
+            monkeypatch.setattr(module, "MOST_ANSWER_BYTES", 1 << 12)
+        exchange, _ = ask([(0, HEAD + b"".join(map(event, range(1, 48))) + b"ff\r\n")], timeout_s=3)
+        assert (exchange.status, exchange.error) == ("broken", "the answer is longer than 4 KiB")
+
+    def test_one_that_has_begun_is_answering(self, reader: str) -> None:
+        async def client() -> list[bool]:
+            peer = asyncio.get_running_loop().create_future()
+            server = await asyncio.start_server(lambda _, writer: peer.set_result(writer), "127.0.0.1", 0)
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            slot = HttpSlot(Endpoint(url, "completions"), 0, 20)
+            slot.send(REQUEST, lambda raw: None)
+            answering = []
+            for data in (HEAD, event(1)):
+                (await peer).write(data)
+                for _ in range(20 if data == HEAD else 500):
+                    await asyncio.sleep(0.01)
+                    if slot.answering:
+                        break
+                answering.append(slot.answering)
+            slot.close()
+            (await peer).close()
+            server.close()
+            return answering
+
+        assert asyncio.run(client()) == [False, True]
+
+    def test_none_of_an_open_loop_makes_the_reader_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiler()
+        noted: list[int] = []
+        monkeypatch.setattr(StampedTransport, "answered", lambda transport, e2e_ns: noted.append(e2e_ns))
+        answer = HEAD + event(1, '"stop"') + END
+        ask([(0, answer)], request=msgspec.structs.replace(REQUEST, t_scheduled_ns=time.monotonic_ns()))
+        assert noted == []
+        ask([(0, answer)])
+        assert len(noted) == 1
 
 
 class Receiver:

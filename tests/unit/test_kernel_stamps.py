@@ -121,6 +121,30 @@ def test_a_token_is_stamped_when_it_was_sent_however_late_it_is_read(server: Ser
 
 
 @linux
+def test_a_first_token_behind_a_long_head_is_not_read_with_the_second() -> None:
+    """The first read ends inside the head; the client sleeps until the second token has come, too."""
+    head = HEAD.removesuffix(b"\r\n") + b"Padding: " + b"x" * 600 + b"\r\n\r\n"
+    with listening() as listener:
+        second_ns: list[int] = []
+
+        def run() -> None:
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(65536)
+                peer.sendall(head + event(1))
+                time.sleep(0.3)
+                second_ns.append(time.monotonic_ns())
+                peer.sendall(event(2) + event(TOKENS) + END)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        exchange = ask(f"http://127.0.0.1:{listener.getsockname()[1]}", 0.2)
+        thread.join()
+    assert exchange.stamps == "kernel"
+    assert exchange.token_times[0][0] < second_ns[0]
+
+
+@linux
 def test_a_reset_ends_the_answer_at_once() -> None:
     with listening() as listener:
 
