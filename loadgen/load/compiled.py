@@ -25,6 +25,11 @@ VARIABLE = "LOADGEN_READER"
 """`python`: the compiled part is not used."""
 _OPTIONS = ("-O2", "-shared", "-fPIC")
 _COMPILERS = ("cc", "gcc", "clang")
+_NEEDED = (
+    *("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
+    *("GCC_EXEC_PREFIX", "COMPILER_PATH", "LIBRARY_PATH", "CPATH", "C_INCLUDE_PATH"),
+)
+"""The variables that a compiler gets: no other, for a secret may have any name (`--api-key-env`)."""
 _LONGEST_S = 60.0
 
 
@@ -125,8 +130,11 @@ def _built() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as building:
         made = Path(building) / library.name
         command = [*shlex.split(compiler), *_OPTIONS, "-o", str(made), str(SOURCE)]
+        environment = {name: os.environ[name] for name in _NEEDED if name in os.environ}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S
+            )
         except subprocess.TimeoutExpired:
             raise OSError(f"{compiler} took longer than {_LONGEST_S:.0f} s") from None
         if done.returncode or not made.exists():

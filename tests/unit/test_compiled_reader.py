@@ -83,6 +83,21 @@ class TestBuilding:
         assert compiled() is None
         assert "no-such-compiler" in (why_not() or "")
 
+    def test_the_compiler_is_told_no_secret_whatever_its_name(
+        self, built_anew: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`--api-key-env MINE`: nothing in the name says so."""
+        script, told = tmp_path / "compiler", tmp_path / "told"
+        script.write_text(f'#!/bin/sh\nenv >{told}\nexec {compiler()} "$@"\n')
+        script.chmod(0o755)
+        for name, value in {"CC": str(script), "MINE": "no-secret-is-this", "VLLM_API_KEY": "abcdefghijkl"}.items():
+            monkeypatch.setenv(name, value)
+        assert compiled() is not None
+        said = told.read_text()
+        assert "PATH=" in said
+        assert "no-secret-is-this" not in said
+        assert "abcdefghijkl" not in said
+
     def test_not_where_it_is_not_wanted(self, built_anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(VARIABLE, "python")
         assert (compiled(), why_not()) == (None, "LOADGEN_READER is python")
