@@ -152,14 +152,17 @@ class ClosedLoop:
 
 GATHERED_S = 0.005
 """How long the reader waits after the first end of some: what ends then may end together."""
+READ_NS = 200_000
+"""How long streams are read in a turn of the event loop: a few, which is cheaper than one after a pause."""
 MOST_BYTES = 4 << 30
 
 
 class Backlog:
     """Reads ended streams in their order and hands each on, a turn of the event loop or more after its end.
 
-    Bytes come first: one stream is read per turn, so that what arrives meanwhile waits for one parse at most. Where
-    streams end faster than that, they wait in memory; from `most_bytes` on reading comes first.
+    Bytes come first: a stream is read in a turn, and more for `READ_NS`, so that what arrives meanwhile waits for that
+    and one parse at most. Where streams end faster than that, they wait in memory; from `most_bytes` on reading comes
+    first.
     """
 
     def __init__(self, on_exchange: Callable[[Exchange], None], most_bytes: int | None = None) -> None:
@@ -185,8 +188,9 @@ class Backlog:
                 self._added.clear()
                 await self._added.wait()
                 await asyncio.sleep(GATHERED_S)
+            until_ns = monotonic_ns() + READ_NS
             self._read_one()
-            while self._unread_bytes > self._most_bytes:
+            while self._unread and (self._unread_bytes > self._most_bytes or monotonic_ns() < until_ns):
                 self._read_one()
             await asyncio.sleep(0)
 

@@ -4,6 +4,7 @@ import asyncio
 
 from streams import DONE, completion, finished, one_read_per_event, usage
 
+from loadgen.load import closedloop
 from loadgen.load.closedloop import Backlog
 
 STREAM = one_read_per_event(completion("4", 1, finish="stop"), usage(1), DONE)
@@ -27,7 +28,8 @@ async def turns(backlog, count):
     return waiting
 
 
-def test_one_stream_is_read_in_a_turn_of_the_loop():
+def test_one_stream_is_read_in_a_turn_of_the_loop_where_it_takes_long(monkeypatch):
+    monkeypatch.setattr(closedloop, "READ_NS", 0)
     read = []
     backlog = Backlog(read.append)
     for raw in raws(4):
@@ -37,7 +39,17 @@ def test_one_stream_is_read_in_a_turn_of_the_loop():
     assert {(exchange.status, exchange.text) for exchange in read} == {("ok", "4")}
 
 
-def test_more_than_may_wait_is_read_first():
+def test_several_are_read_in_a_turn_until_their_time_is_over(monkeypatch):
+    now_ns = iter(range(0, 10**9, closedloop.READ_NS // 2))
+    monkeypatch.setattr(closedloop, "monotonic_ns", lambda: next(now_ns))
+    backlog = Backlog(lambda exchange: None)
+    for raw in raws(5):
+        backlog.add(raw)
+    assert asyncio.run(turns(backlog, 4)) == [3, 1, 0, 0]
+
+
+def test_more_than_may_wait_is_read_first(monkeypatch):
+    monkeypatch.setattr(closedloop, "READ_NS", 0)
     backlog = Backlog(lambda exchange: None, most_bytes=350)
     for raw in raws(10):
         backlog.add(raw)
