@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -196,14 +197,15 @@ def forked(tasks: Sequence[Callable[[], T]], processes: int) -> Iterator[T]:
     context, ours = multiprocessing.get_context("fork"), os.getpid()
     with (
         TemporaryDirectory() as folder,
-        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(tasks, folder, ours)) as pool,
+        ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(tasks, ours)) as pool,
     ):
+        free: list[Path] = []
         for place in range(len(tasks)):
-            waiting.append(pool.submit(_result, place))
+            waiting.append(pool.submit(_result, place, free.pop() if free else Path(folder, str(place))))
             if len(waiting) > 2 * processes:
-                yield _unpacked(waiting.popleft().result())
+                yield _unpacked(waiting.popleft().result(), free)
         while waiting:
-            yield _unpacked(waiting.popleft().result())
+            yield _unpacked(waiting.popleft().result(), free)
 
 
 class _Packed(NamedTuple):
@@ -216,40 +218,44 @@ class _Packed(NamedTuple):
 
 
 _tasks: Sequence[Callable[[], Any]] = ()
-_folder = Path()
-"""Both of a forked process: inherited, so that they need not be sent."""
+"""Of a forked process: inherited, so that they need not be sent."""
 
 
-def _begin(tasks: Sequence[Callable[[], Any]], folder: str, parent: int) -> None:
+def _begin(tasks: Sequence[Callable[[], Any]], parent: int) -> None:
     """A forked process would wait for tasks for ever if its parent was killed: its siblings hold the pipe open.
 
     A Ctrl-C in the terminal reaches all of them; the parent alone does something about it.
     """
-    global _tasks, _folder
+    global _tasks
     end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _tasks, _folder = tasks, Path(folder)
+    _tasks = tasks
     gc.freeze()
-    gc.disable()  # but once a task: what was there before is the parent's to look through
+    gc.disable()  # but once a task, and then of what the task left: the rest was looked through before
 
 
-def _result(place: int) -> _Packed:
-    path, spans = _folder / str(place), []
+def _result(place: int, path: Path) -> _Packed:
+    spans: list[slice] = []
     arrays: list[pickle.PickleBuffer] = []
     frame = pickle.dumps(_tasks[place](), protocol=5, buffer_callback=arrays.append)
-    with path.open("wb") as file:
+    with os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb"
+    ) as file:  # over what an earlier result left there
         file.write(bytes(_ALIGNED))  # an empty file cannot be mapped
         for array in arrays:
             begin = file.tell()
             spans.append(slice(begin, begin + file.write(array.raw())))
             file.write(bytes(-file.tell() % _ALIGNED))
     gc.collect()
+    gc.freeze()
     return _Packed(frame, path, spans)
 
 
-def _unpacked(packed: _Packed) -> Any:
-    """The file has no name any more, and is gone with the last array that lies in it."""
+def _unpacked(packed: _Packed, free: list[Path]) -> Any:
+    """The file is `free` for another result when the last array that lies in it is gone: to write over it takes the
+    system a third of the time of a new one."""
     with packed.path.open("rb") as file:
-        whole = memoryview(mmap(file.fileno(), 0, access=ACCESS_READ))
-    packed.path.unlink()
+        mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
+    weakref.finalize(mapped, free.append, packed.path).atexit = False
+    whole = memoryview(mapped)
     return pickle.loads(packed.frame, buffers=[whole[span] for span in packed.spans])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +39,28 @@ def test_arrays_and_tables_come_as_they_were() -> None:
     for (array, table, text), size in zip(found, sizes, strict=True):
         expected = arrays(size)
         assert (array.tolist(), table, text) == (expected[0].tolist(), *expected[1:])
+
+
+def test_a_result_that_is_kept_stays_while_others_come_and_go() -> None:
+    """Smaller and larger ones after it, of which each is let go before the next; an array taken out of it, too."""
+    sizes = [50, 7, 400, 0, 50, 3] * 4
+    results = forked([partial(arrays, size) for size in sizes], 2)
+    kept, table, _ = next(results)
+    part = kept[10:20]
+    for (array, other, _), size in zip(results, sizes[1:], strict=True):
+        assert (array.tolist(), other) == (arrays(size)[0].tolist(), arrays(size)[1])
+    del kept
+    assert part.tolist() == arrays(50)[0][10:20].tolist()
+    assert table == arrays(50)[1]
+
+
+def test_results_that_are_let_go_take_no_more_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for array, table, _ in forked([partial(arrays, 1000)] * 40, 2):
+        assert (len(array), len(table)) == (1000, 1000)
+        del array, table
+        assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 8
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_a_task_raises_is_raised_in_its_place() -> None:
