@@ -216,7 +216,6 @@ def hit_share(samples: Sequence[ServerSample], data: CellData, ended: Mask) -> f
     if queries is not None:
         hits = increase([s.prefix_cache_hits for s in samples]) or 0.0
         return hits / queries if queries else 0.0
-    answered = [data.exchanges[place] for place in np.flatnonzero(ended).tolist()]
-    cached = [e.cached_tokens for e in answered if e.cached_tokens is not None]
-    prompts = sum(e.prompt_tokens or 0 for e in answered)
-    return sum(cached) / prompts if cached and prompts else None
+    cached, prompts = data.exchanges.cached_tokens[ended], int(data.exchanges.prompt_tokens[ended].clip(0).sum())
+    known = cached[cached >= 0]
+    return int(known.sum()) / prompts if known.size and prompts else None

@@ -9,7 +9,7 @@ slow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.analysis.exchanges import Exchanges, Gatherer, Line, equal_to
 from loadgen.load import latency
-from loadgen.load.exchange import Exchange
 from loadgen.load.openloop import LATE_NS
 from loadgen.record.cell import Cell, Slo
 from loadgen.record.journal import CellEnd, CellStart, known_records, read_lines
@@ -43,10 +43,6 @@ _WIDEST_COUNT = len(",999999999],")
 """That 32 bits hold."""
 
 
-class Line(Exchange, frozen=True, kw_only=True, tag="exchange", gc=False):
-    """An Exchange without its token times: `CellData` has those of all in one array."""
-
-
 _decode_lines = msgspec.json.Decoder(CellStart | Line | ServerSample | CellEnd).decode_lines
 
 
@@ -61,15 +57,8 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     """None: the cell was interrupted before its last record."""
     damaged: int
     """Lines of its file that were no longer what had been written, and are left out."""
-    exchanges: Sequence[Exchange]
+    exchanges: Exchanges
     samples: list[ServerSample]
-    t_scheduled_ns: Ints
-    """-1 in a closed loop."""
-    t_send_ns: Ints
-    t_first_ns: Ints
-    t_end_ns: Ints
-    output_tokens: Ints
-    """-1 where the server gave no usage."""
     measured: Mask
     ok: Mask
     dropped: Mask
@@ -79,6 +68,28 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     token_t_ns: Ints
     token_counts: Counts
     """Of a byte each where none has two digits, as nearly always."""
+
+    @property
+    def t_scheduled_ns(self) -> Ints:
+        """-1 in a closed loop."""
+        return self.exchanges.t_scheduled_ns
+
+    @property
+    def t_send_ns(self) -> Ints:
+        return self.exchanges.t_send_ns
+
+    @property
+    def t_first_ns(self) -> Ints:
+        return self.exchanges.t_first_ns
+
+    @property
+    def t_end_ns(self) -> Ints:
+        return self.exchanges.t_end_ns
+
+    @property
+    def output_tokens(self) -> Ints:
+        """-1 where the server gave no usage."""
+        return self.exchanges.output_tokens
 
     @property
     def open_loop(self) -> bool:
@@ -131,7 +142,7 @@ def read_cell(path: Path) -> CellData | None:
 def _read_cell(path: Path) -> CellData | None:
     start: CellStart | None = None
     end: CellEnd | None = None
-    exchanges: list[Line] = []
+    gatherer = Gatherer()
     samples: list[ServerSample] = []
     events = [_Events(_NO_INTS, _NO_INTS, _NO_COUNTS)]
     journal = read_lines(path)
@@ -143,9 +154,9 @@ def _read_cell(path: Path) -> CellData | None:
             records = _decode_lines(block)
             lines = [record for record in records if type(record) is Line]
             texts = list(map(_uncut, lines))
-        exchanges += lines
+        gatherer.add(lines)
         events.append(_events(texts))
-        for record in records:
+        for record in records if len(lines) < len(records) else ():
             match record:
                 case ServerSample():
                     samples.append(record)
@@ -155,6 +166,7 @@ def _read_cell(path: Path) -> CellData | None:
                     end = record
     if start is None:
         return None
+    exchanges = gatherer.exchanges()
     of_exchange, t_ns, tokens = (np.concatenate(columns) for columns in zip(*events, strict=True))
     return CellData(
         cell=start.cell,
@@ -164,22 +176,13 @@ def _read_cell(path: Path) -> CellData | None:
         damaged=journal.damaged,
         exchanges=exchanges,
         samples=samples,
-        t_scheduled_ns=_ints(e.t_scheduled_ns for e in exchanges),
-        t_send_ns=_ints(e.t_send_ns for e in exchanges),
-        t_first_ns=_ints(e.t_first_ns for e in exchanges),
-        t_end_ns=_ints(e.t_end_ns for e in exchanges),
-        output_tokens=_ints(e.output_tokens for e in exchanges),
-        measured=np.array([e.phase == "measured" for e in exchanges], dtype=np.bool_),
-        ok=np.array([e.status == "ok" for e in exchanges], dtype=np.bool_),
-        dropped=np.array([e.status == "dropped" for e in exchanges], dtype=np.bool_),
+        measured=equal_to("measured", exchanges.phase),
+        ok=equal_to("ok", exchanges.status),
+        dropped=equal_to("dropped", exchanges.status),
         token_offsets=np.concatenate([[0], np.cumsum(of_exchange)]),
         token_t_ns=t_ns,
         token_counts=tokens,
     )
-
-
-def _ints(values: Iterable[int | None]) -> Ints:
-    return np.array([-1 if value is None else value for value in values], dtype=np.int64)
 
 
 def _parted(block: bytes) -> tuple[bytes, list[bytes]]:

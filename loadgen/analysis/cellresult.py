@@ -11,9 +11,9 @@ from functools import partial
 from hashlib import blake2b
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from loadgen.analysis.celldata import CellData, read_cell
@@ -22,7 +22,6 @@ from loadgen.analysis.energy import PowerData, Server, read_power, server_memory
 from loadgen.analysis.tables import requests_table, server_table
 from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, Lengths
 from loadgen.analysis.trust.study import TargetAnswers
-from loadgen.load.exchange import Exchange
 from loadgen.processgroup import forked, spare_processes
 from loadgen.record.cell import CellVerdict, Slo, held_of
 from loadgen.record.manifest import Manifest, ProtocolRecord, read_manifest
@@ -61,12 +60,14 @@ def _unpacked(packed: bytes) -> CellAnswers:
 
 def cell_answers(data: CellData, grades: Sequence[Grade | None], *, load_valid: bool = True) -> CellAnswers:
     """The exchanges that have a grade; lengths of all that were measured, if the cell's load is valid."""
-    graded = [v is not None for v in grades]
-    asked, judged = list(compress(data.exchanges, graded)), [v for v in grades if v is not None]
-    alike = Counter(
-        (e.item_id, e.text, e.output_tokens, v.outcome, v.extractor in GUESSES, _stopped(e))
-        for e, v in zip(asked, judged, strict=True)
-    )
+    e, graded = data.exchanges, [v is not None for v in grades]
+    told = zip(e.item_id, e.text, data.output_tokens.tolist(), e.stop_reason, map(id, grades), strict=True)
+    known, alike = dict(zip(map(id, grades), grades, strict=True)), Counter[tuple[Any, ...]]()
+    for (item, text, tokens, reason, grade), times in Counter(compress(told, graded)).items():
+        v = known[grade]
+        assert v is not None
+        output_tokens = None if tokens < 0 else tokens
+        alike[item, text, output_tokens, v.outcome, v.extractor in GUESSES, _stopped(reason)] += times
     answers: dict[str, list[GradedAnswer]] = defaultdict(list)
     for (item, text, output_tokens, outcome, guessed, stopped), times in alike.items():
         answers[item].append(
@@ -86,23 +87,23 @@ def cell_answers(data: CellData, grades: Sequence[Grade | None], *, load_valid: 
         concurrency=data.cell.concurrency,
         arrival=data.cell.arrival if data.open_loop else None,
         answers=dict(answers),
-        prompt_sha={exchange.item_id: exchange.prompt_sha for exchange in asked},
+        prompt_sha=dict(compress(zip(e.item_id, e.prompt_sha, strict=True), graded)),
         lengths=_lengths(data) if load_valid else {},
     )
 
 
 def _lengths(data: CellData) -> dict[str, tuple[int, int]]:
     lengths: dict[str, tuple[int, int]] = {}
-    for place in np.flatnonzero(data.measured & data.ok & (data.output_tokens >= 0)).tolist():
-        item = data.exchanges[place].item_id
-        answers, tokens = lengths.get(item, (0, 0))
-        lengths[item] = answers + 1, tokens + int(data.output_tokens[place])
+    chosen = data.measured & data.ok & (data.output_tokens >= 0)
+    told = zip(data.exchanges.item_id, data.output_tokens.tolist(), strict=True)
+    for (item, tokens), times in Counter(compress(told, chosen.tolist())).items():
+        answers, before = lengths.get(item, (0, 0))
+        lengths[item] = answers + times, before + times * tokens
     return lengths
 
 
-def _stopped(exchange: Exchange) -> bool:
+def _stopped(reason: str | int | None) -> bool:
     """By a stop string; a number is the token that ends a turn."""
-    reason = exchange.stop_reason
     return isinstance(reason, str) and not reason.lstrip("-").isdecimal()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, compress, pairwise
 from operator import gt
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -42,7 +42,6 @@ from loadgen.analysis.client import (
 from loadgen.analysis.energy import CellEnergy, PowerData, ServerMemory, Work, energy_of_cell
 from loadgen.analysis.kvcache import largest_batch
 from loadgen.analysis.validity import Evidence, Validity, validity_of
-from loadgen.load.exchange import Exchange
 from loadgen.load.latency import mean_in_flight
 from loadgen.options import MAX_ERROR_RATE
 from loadgen.record.cell import Phase, Slo, held_of, level
@@ -220,8 +219,14 @@ class CellSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def grade_cell(data: CellData, grader: Grader) -> list[Grade | None]:
-    """A grade per exchange; None for warm-up and for items that are not to be graded."""
-    return [_grade_of(e, grader) if e.phase == "measured" else None for e in data.exchanges]
+    """A grade per exchange; None for warm-up and dropped ones, and for items that are not to be graded."""
+    e, asked, grade = data.exchanges, (data.measured & ~data.dropped).tolist(), grader.grade
+    return [
+        None if not asked else grade(item, text, reason) if ok else FAILED if item in grader.items else None
+        for asked, ok, item, text, reason in zip(
+            asked, data.ok.tolist(), e.item_id, e.text, e.finish_reason, strict=True
+        )
+    ]
 
 
 def summarize_cell(
@@ -252,7 +257,7 @@ def summarize_cell(
     )
     asked = data.measured & ~data.dropped
     lengths = data.output_tokens[ended & (data.output_tokens >= 0)]
-    asked_lengths = lengths_of([e for e, ours in zip(data.exchanges, ended.tolist(), strict=True) if ours], facts or {})
+    asked_lengths = lengths_of(data, ended, facts or {})
     tokens_per_query = float(lengths.mean()) if lengths.size else None
     inflight = mean_in_flight(data.t_send_ns, data.t_end_ns, window) if window else None
     running = running_batch(
@@ -284,7 +289,7 @@ def summarize_cell(
             **figures,
             aborted=data.end.aborted if data.end else None,
             has_window=bool(window_s),
-            given_up=sum(e.status == "timeout" for e in data.exchanges),
+            given_up=data.exchanges.status.count("timeout"),
             uncounted=int((ended & (data.output_tokens < 0)).sum()),
             first_error=errors[0] if errors else None,
             running_slack=running.slack,
@@ -322,8 +327,8 @@ def summarize_cell(
         validity=validity,
         failures=len(failures),
         first_failure=failures[0] if failures else "",
-        retries=sum(e.retries for e in data.exchanges),
-        answer_notes=dict(Counter(note for e in data.exchanges for note in e.notes)),
+        retries=int(data.exchanges.retries.sum()),
+        answer_notes=dict(Counter(chain.from_iterable(data.exchanges.notes))),
         window_open_ns=window[0] if window else None,
         window_close_ns=window[1] if window else None,
         output_tokens=tokens,
@@ -354,14 +359,6 @@ def summarize_cell(
     )
 
 
-def _grade_of(exchange: Exchange, grader: Grader) -> Grade | None:
-    if exchange.status == "dropped":
-        return None
-    if exchange.status != "ok":
-        return FAILED if exchange.item_id in grader.items else None
-    return grader.grade(exchange.item_id, exchange.text, exchange.finish_reason)
-
-
 def _note(running: RunningBatch, data: CellData, samples: Sequence[ServerSample]) -> Note:
     """Why the batch is not verified, of one that is which figure was taken and why; empty where there is no doubt."""
     if running.source != "none" or not data.window:
@@ -378,38 +375,40 @@ def _errors(data: CellData, window: tuple[int, int] | None) -> list[str]:
     One that the window's end found stalled is among them, though it was given up only later. Dropped ones are not: they
     never reached the server.
     """
-    failed = [data.exchanges[place] for place in np.flatnonzero(~data.ok & ~data.dropped).tolist()]
-    return [
-        f"{e.status}: {e.error}"
-        for e in failed
-        if window is None or (e.t_end_ns > window[0] and e.t_due_ns <= window[1])
-    ]
+    failed = ~data.ok & ~data.dropped
+    if window is not None:
+        failed &= (data.t_end_ns > window[0]) & (data.t_due_ns <= window[1])
+    e = data.exchanges
+    return [f"{e.status[place]}: {e.error[place]}" for place in np.flatnonzero(failed).tolist()]
 
 
-def lengths_of(exchanges: Sequence[Exchange], facts: Mapping[str, ItemFacts]) -> AskedLengths:
+def lengths_of(data: CellData, ended: Mask, facts: Mapping[str, ItemFacts]) -> AskedLengths:
     """Of the answered requests of a window, tokens beside those that their items ask for."""
-    known = [(e, facts.get(e.item_id)) for e in exchanges]
-    prompts = [(e.prompt_tokens, f.input_tokens) for e, f in known if f and f.input_tokens and e.prompt_tokens]
-    outputs = [(e.output_tokens, f.output_tokens) for e, f in known if f and f.output_tokens and e.output_tokens]
-    had = [e.prompt_tokens for e in exchanges if e.prompt_tokens is not None]
-    off = [tokens for tokens, asked in prompts if tokens != asked]
+    had, made = data.exchanges.prompt_tokens[ended], data.output_tokens[ended]
+    prompts = _beside(data, ended, had, {item: f.input_tokens for item, f in facts.items() if f.input_tokens})
+    outputs = _beside(data, ended, made, {item: f.output_tokens for item, f in facts.items() if f.output_tokens})
+    known = had[had >= 0]
     means = Lengths(
-        prompt_tokens_mean=fmean(had) if had else None,
+        prompt_tokens_mean=int(known.sum()) / len(known) if known.size else None,
         prompt_tokens_asked=fmean(asked for _, asked in prompts) if prompts else None,
         output_tokens_asked=fmean(asked for _, asked in outputs) if outputs else None,
-        prompts_off=len(off) if prompts else None,
+        prompts_off=sum(tokens != asked for tokens, asked in prompts) if prompts else None,
     )
     return AskedLengths(means, tuple(tokens for tokens, asked in outputs if tokens not in (asked, asked + 1)))
 
 
+def _beside(data: CellData, ended: Mask, tokens: Ints, asked: Mapping[str, int]) -> list[tuple[int, int]]:
+    """The tokens of the `ended` requests, where there are any, with those that their items ask for."""
+    if not asked:
+        return []
+    items = compress(data.exchanges.item_id, ended.tolist())
+    return [(n, asked[item]) for item, n in zip(items, tokens.tolist(), strict=True) if n > 0 and item in asked]
+
+
 def _kv_batch(cache: KvCache, data: CellData, ended: Mask) -> int | None:
-    known = [
-        (e.prompt_tokens, e.output_tokens)
-        for e, ours in zip(data.exchanges, ended.tolist(), strict=True)
-        if ours and e.prompt_tokens is not None and e.output_tokens is not None
-    ]
-    prompts, outputs = np.array(known, dtype=np.int64).reshape(-1, 2).T
-    return largest_batch(cache, prompts, outputs)
+    prompts, outputs = data.exchanges.prompt_tokens, data.output_tokens
+    known = ended & (prompts >= 0) & (outputs >= 0)
+    return largest_batch(cache, prompts[known], outputs[known])
 
 
 def _other_lengths(lengths: Ints, fixed_length: int | None) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
+from loadgen.analysis.exchanges import equal_to
 from loadgen.load.latency import ttft_s
 
 CPU_SHARE = 0.95
@@ -124,7 +125,7 @@ def client_figures(data: CellData) -> ClientFigures:
     gaps_ms = _refill_gaps_ms(data, window)
     server_ms, count, excess_ms = _against_server(data, window)
     answered = answered_in(data, window)
-    by_kernel = np.fromiter((e.stamps == "kernel" for e in data.exchanges), dtype=np.bool_, count=len(data.exchanges))
+    by_kernel = equal_to("kernel", data.exchanges.stamps)
     return ClientFigures(
         kernel_stamp_share=float(by_kernel[answered].mean()) if answered.any() else None,
         joined_token_share=_joined_share(data, window),
@@ -226,7 +227,7 @@ def _refill_gaps_ms(data: CellData, window: tuple[int, int]) -> Floats:
     """After answers alone: a slot whose request failed waits on purpose."""
     if data.open_loop:
         return np.empty(0)
-    slot = np.array([e.slot for e in data.exchanges], dtype=np.int64)
+    slot = data.exchanges.slot
     order = np.lexsort((data.t_send_ns, slot))
     before, after = order[:-1], order[1:]
     sent_ns = data.t_send_ns[after]

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from loadgen.analysis.celldata import CellData, Floats, Ints, answered_in
 from loadgen.analysis.cells import CellSummary
 from loadgen.analysis.energy import PowerData
 from loadgen.analysis.estimate import Estimate, rate_interval, wilson_interval
+from loadgen.analysis.exchanges import NUMBERS
 from loadgen.analysis.indices.study import IndexStudy, TargetIndices
 from loadgen.analysis.kvcache import mean_batch
 from loadgen.analysis.trust.accuracy import correct_energy
@@ -64,6 +64,8 @@ REQUESTS = pa.schema([
     ("strict", pa.bool_()), ("flexible", pa.bool_()), ("grader", pa.int16()),
     ("steps", pa.int32()), ("simulated", pa.bool_()),
 ])  # fmt: skip
+_ASKED = {"steps": "steps", "prompt_tokens_asked": "input_tokens", "output_tokens_asked": "output_tokens"}
+"""Columns, and what they are called among an item's facts."""
 _VERDICT = ("outcome", "answer", "correct", "extractor", "correct_but_truncated", "strict", "flexible")
 SERVER = pa.schema([
     *_CELL,
@@ -135,7 +137,7 @@ class RunTables:
 
 def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mapping[str, ItemFacts]) -> pa.Table:
     """One row per request, warm-up, failed and dropped ones included; tokens are of the kind that `data` has."""
-    exchanges, facts = data.exchanges, [items.get(e.item_id) for e in data.exchanges]
+    exchanges = data.exchanges
     in_window = answered_in(data, data.window) if data.window else np.zeros(len(exchanges), dtype=np.bool_)
     counts = pa.array(data.token_counts)
     events = _token_times(counts.type)
@@ -150,21 +152,29 @@ def requests_table(data: CellData, grades: Sequence[Grade | None], items: Mappin
         "in_window": in_window,
         "token_times": pa.ListArray.from_arrays(pa.array(data.token_offsets.astype(np.int32)), times, events.type),
         "output_tokens": _known(data.output_tokens),
-        "stop_reason": [None if e.stop_reason is None else str(e.stop_reason) for e in exchanges],
-        "notes": ["; ".join(e.notes) or None for e in exchanges],
-        "steps": [f and f.steps for f in facts],
-        "prompt_tokens_asked": [f and f.input_tokens for f in facts],
-        "output_tokens_asked": [f and f.output_tokens for f in facts],
+        "stop_reason": [None if reason is None else str(reason) for reason in exchanges.stop_reason],
+        "notes": ["; ".join(notes) if notes else None for notes in exchanges.notes],
     }
-    for name in _VERDICT:
-        of = attrgetter(name)
-        columns[name] = [v and of(v) for v in grades]
-    columns["grader"] = [v and VERSION for v in grades]
+    for name, asked in _ASKED.items():
+        of_item = {item: getattr(facts, asked) for item, facts in items.items()}
+        columns[name] = list(map(of_item.get, exchanges.item_id))
+    columns |= _verdicts(grades)
     for name in REQUESTS.names:
         if name not in columns:
-            columns[name] = list(map(attrgetter(name), exchanges))
+            values = getattr(exchanges, name)
+            columns[name] = _known(values) if name in NUMBERS else values
     schema = REQUESTS.set(REQUESTS.get_field_index("token_times"), events)
     return pa.table({field.name: _alike(columns[field.name], field.type) for field in schema}, schema=schema)
+
+
+def _verdicts(grades: Sequence[Grade | None]) -> dict[str, pa.Array]:
+    """The columns of the grades; many answers have the very same one, and of each it is looked at once."""
+    different = {id(grade): grade for grade in grades}
+    place = dict(zip(different, range(len(different)), strict=True))
+    places = pa.array(np.fromiter(map(place.__getitem__, map(id, grades)), np.int64, len(grades)))
+    told = {name: [grade and getattr(grade, name) for grade in different.values()] for name in _VERDICT}
+    told["grader"] = [grade and VERSION for grade in different.values()]
+    return {name: pa.array(values, REQUESTS.field(name).type).take(places) for name, values in told.items()}
 
 
 def _alike(values: Any, kind: pa.DataType) -> Any:

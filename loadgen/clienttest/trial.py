@@ -95,11 +95,12 @@ def _server_times(data: CellData) -> tuple[Ints, Ints]:
     entries as in CellData); -1 where an answer is not complete."""
     read_ns = np.full(len(data.exchanges), -1)
     token_ns = np.full(data.token_t_ns.size, -1)
-    for place, exchange in enumerate(data.exchanges):
+    answers = zip(data.exchanges.text, data.exchanges.stop_reason, data.ok.tolist(), strict=True)
+    for place, (text, stop_reason, ok) in enumerate(answers):
         first, end = data.token_offsets[place : place + 2]
-        stamps = np.array(exchange.text.split(), dtype=np.int64)
-        if exchange.status == "ok" and stamps.size == end - first and exchange.stop_reason is not None:
-            read_ns[place] = int(exchange.stop_reason)
+        stamps = np.array(text.split(), dtype=np.int64)
+        if ok and stamps.size == end - first and stop_reason is not None:
+            read_ns[place] = int(stop_reason)
             token_ns[first:end] = stamps
     return read_ns, token_ns
 

@@ -116,7 +116,7 @@ def test_token_times_are_found_whatever_stands_around_them(
     path.write_bytes(b"".join(journal.sealed(foreign(line)) for line in lines))
     data = read_cell(path)
     assert data is not None
-    assert [e.item_id for e in data.exchanges] == [item_id, item_id]
+    assert data.exchanges.item_id == [item_id, item_id]
     assert data.token_offsets.tolist() == [0, 2, 2]
     assert list(zip(data.token_t_ns.tolist(), data.token_counts.tolist(), strict=True)) == list(events)
 
@@ -162,7 +162,7 @@ def test_equal_answers_of_a_cell_are_one_that_counts(tmp_path: Path) -> None:
     data = read_cell(write_cell(tmp_path, cell(repeat=2), asked, [], ended()))
     assert data is not None
     graded = Grader({"q": ItemFacts(gold="5")}, "gsm8k")
-    verdicts = [graded.grade(e.item_id, e.text, e.finish_reason) for e in data.exchanges]
+    verdicts = [graded.grade("q", text, "stop") for text in data.exchanges.text]
     found = cell_answers(data, verdicts).answers["q"]
     assert [(a.repeat, a.times, a.correct, a.output_tokens) for a in found] == [(2, 3, True, 4), (2, 1, False, 4)]
 

@@ -123,7 +123,7 @@ def test_token_times_are_those_of_the_record_however_its_json_is_written(tmp_pat
     times = [t_ns for record in records for t_ns, _ in record["token_times"]]
     assert data.token_t_ns.tolist() == times
     assert data.token_counts.tolist() == [1, 4, 2, 3]
-    assert data.exchanges[0].text == ',"token_times":[[9,9]],'
+    assert data.exchanges.text[0] == ',"token_times":[[9,9]],'
 
 
 def damaged(path: Path) -> int:
