@@ -42,6 +42,7 @@ from bench.truth.tools import (
     version_of,
 )
 from bench.truth.watch import Seen, Watch, steady
+from loadgen.load.compiled import reader_name
 
 RESULTS = Path(__file__).parent.parent / "results" / "truth.json"
 CASES = {
@@ -140,6 +141,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "reader": reader_name(),
         "load_average_at_start": os.getloadavg()[0],
     }
 

@@ -1,8 +1,8 @@
 """The floor: B streams read by epoll and recv alone, `python -m bench.truth.floor URL B ANSWERS [--keep]`.
 
 It sends a request, reads until the answer's last chunk, stamps each read, and sends again: no framing, no JSON, no
-journal. What a Python process pays for less than this, it does not do at all. With `--keep` it does what a client must
-that stamps by the kernel and parses later: it reads with recvmsg, and keeps bytes and stamps until the answer's end.
+journal. A client in Python does at least this. With `--keep` it does what one must that stamps by the kernel and parses
+later: it reads with recvmsg, and keeps bytes and stamps until the answer's end.
 """
 
 from __future__ import annotations
