@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from loadgen.cli import CONTEXT, Command, completed, given_options, parameters
 from loadgen.errors import UsageError
 from loadgen.notation import entries, number
 from loadgen.options import OutputOptions, ReportOptions
-from loadgen.record.grid import is_grid
 
 
 @click.command(
@@ -32,7 +32,10 @@ def command(run: Path, **_: Any) -> None:
       loadgen report /mnt/colleague/runs/a --out a-report
       loadgen report runs/2026-11-22-091500-tiny --format markdown > result.md
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded: threads that wait for work spin
+
     from loadgen import report
+    from loadgen.record.grid import is_grid
     from loadgen.reports.output import write_run
 
     options, form = given_options(ReportOptions), completed(OutputOptions)["format"]

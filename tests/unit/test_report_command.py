@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,30 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def report(run_dir: Path, *options: str) -> Result:
     return CliRunner().invoke(group, ["report", str(run_dir), *options])
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "3"}, "3")])
+def test_linear_algebra_has_one_thread_unless_the_user_says_otherwise(
+    tmp_path: Path, given: dict[str, str], used: str
+) -> None:
+    """A program's own thread for each core would wait for work beside the processes that share it. The number must be
+    known before numpy is loaded."""
+    program = (
+        "import os, sys\n"
+        "from loadgen.cli import group\n"
+        "class Seen:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy':\n            print('threads', os.environ.get('OPENBLAS_NUM_THREADS'))\n"
+        "sys.meta_path.insert(0, Seen())\n"
+        "group.main(['report', sys.argv[1]], standalone_mode=False)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"} | given
+    run = make_run(tmp_path / "run", targets=("fp16",), concurrency=(1,), repeats=1)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(run)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[0] == f"threads {used}"
+    assert (run / "report.html").exists()
 
 
 def choices(run_dir: Path) -> dict[str, Any]:
