@@ -253,7 +253,7 @@ def _result(place: int, path: Path) -> _Packed:
 
 def _unpacked(packed: _Packed, free: list[Path]) -> Any:
     """The file is `free` for another result when the last array that lies in it is gone: to write over it takes the
-    system a third of the time of a new one."""
+    system about 0.57 of the time of a new one (40 MB, ext4)."""
     with packed.path.open("rb") as file:
         mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
     weakref.finalize(mapped, free.append, packed.path).atexit = False
