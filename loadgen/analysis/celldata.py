@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.analysis.exchanges import Exchanges, Gatherer, Line, equal_to
+from loadgen.analysis.parted import TokenTimes, events_of, parted_lines
 from loadgen.load import latency
 from loadgen.load.openloop import LATE_NS
 from loadgen.record.cell import Cell, Slo
@@ -31,17 +31,9 @@ Counts = NDArray[np.uint8] | NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 _NO_INTS: Ints = np.empty(0, dtype=np.int64)
-_NO_COUNTS: Counts = np.empty(0, dtype=np.uint8)
-_EVENTS, _EVENTS_END = b',"token_times":[', b"],"
-_ZERO = np.uint8(ord("0"))
-_FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
-"""What every `[t,n],` has besides digits."""
+_EVENT_BYTES = 16
+"""Of an event's `[t,n],`, hardly fewer."""
 _AT_ONCE = 1 << 15
-_MOST_DIGITS = 18
-"""Digits of a time that 64 bits hold, whatever they are."""
-_WIDEST_COUNT = len(",999999999],")
-"""That 32 bits hold."""
-
 
 _decode_lines = msgspec.json.Decoder(CellStart | Line | ServerSample | CellEnd).decode_lines
 
@@ -144,18 +136,19 @@ def _read_cell(path: Path) -> CellData | None:
     end: CellEnd | None = None
     gatherer = Gatherer()
     samples: list[ServerSample] = []
-    events = [_Events(_NO_INTS, _NO_INTS, _NO_COUNTS)]
-    journal = read_lines(path)
-    for block in journal:
-        rests, texts = _parted(block)
-        records = _decode_lines(rests)
+    journal, times, of_exchange = read_lines(path), TokenTimes(path.stat().st_size // _EVENT_BYTES), [_NO_INTS]
+    for part in parted_lines(journal, times):
+        numbers, records = part.of_exchange, _decode_lines(part.rests)
         lines = [record for record in records if type(record) is Line]
-        if len(lines) != len(texts):  # not all are written as this version writes them
-            records = _decode_lines(block)
+        if len(lines) != len(numbers):  # not all are written as this version writes them
+            times.wrote(-int(numbers.sum()))
+            records = _decode_lines(part.whole())
             lines = [record for record in records if type(record) is Line]
-            texts = list(map(_uncut, lines))
+            events = events_of(list(map(_uncut, lines)))
+            times.add(events)
+            numbers = events.of_exchange
         gatherer.add(lines)
-        events.append(_events(texts))
+        of_exchange.append(numbers)
         for record in records if len(lines) < len(records) else ():
             match record:
                 case ServerSample():
@@ -167,7 +160,6 @@ def _read_cell(path: Path) -> CellData | None:
     if start is None:
         return None
     exchanges = gatherer.exchanges()
-    of_exchange, t_ns, tokens = (np.concatenate(columns) for columns in zip(*events, strict=True))
     return CellData(
         cell=start.cell,
         simulated=start.simulated,
@@ -179,31 +171,10 @@ def _read_cell(path: Path) -> CellData | None:
         measured=equal_to("measured", exchanges.phase),
         ok=equal_to("ok", exchanges.status),
         dropped=equal_to("dropped", exchanges.status),
-        token_offsets=np.concatenate([[0], np.cumsum(of_exchange)]),
-        token_t_ns=t_ns,
-        token_counts=tokens,
+        token_offsets=np.concatenate([[0], np.cumsum(np.concatenate(of_exchange))]),
+        token_t_ns=times.t_ns,
+        token_counts=times.tokens,
     )
-
-
-def _parted(block: bytes) -> tuple[bytes, list[bytes]]:
-    """Records without their token times, and these, `[t,n],[t,n]`, of each exchange: most of a journal, and skipping
-    them is most of the work of decoding it. Nothing is cut where a record has them elsewhere than this version.
-
-    They are found by what cannot stand inside a text, a quotation mark after a comma, and end before the next one.
-    """
-    rests: list[bytes] = []
-    texts: list[bytes] = []
-    place = line = 0
-    while (begin := block.find(_EVENTS, line)) >= 0:
-        begin += len(_EVENTS)
-        end = block.find(b'"', begin) - len(_EVENTS_END)
-        if block[end : end + 2] != _EVENTS_END:
-            return block, []
-        rests.append(block[place:begin])
-        texts.append(block[begin:end])
-        place, line = end, block.index(b"\n", end)
-    rests.append(block[place:])
-    return b"".join(rests), texts
 
 
 def _uncut(line: Line) -> bytes:
@@ -213,52 +184,6 @@ def _uncut(line: Line) -> bytes:
     text = msgspec.json.encode(line.token_times)[1:-1]
     msgspec.structs.force_setattr(line, "token_times", ())
     return text
-
-
-class _Events(NamedTuple):
-    """Events of some exchanges: how many each has, then time and tokens of all."""
-
-    of_exchange: Ints
-    t_ns: Ints
-    tokens: Counts
-
-
-def _events(texts: Sequence[bytes]) -> _Events:
-    """From the texts `[t,n],[t,n]`.
-
-    Where all t have as many digits, and all n, as nearly always, the events are rows of a table of bytes, and numbers
-    are made a column of digits at a time; else event by event.
-    """
-    joined = b",".join([*filter(None, texts), b""])
-    comma, width = joined.find(b","), joined.find(b"]") + 2
-    if 0 < comma <= _MOST_DIGITS and width - comma <= _WIDEST_COUNT and len(joined) % width == 0:
-        characters = np.frombuffer(joined, dtype=np.uint8).reshape(-1, width).T.copy()
-        digits = characters - _ZERO
-        times, tokens = digits[1:comma], digits[comma + 1 : -2]
-        if (characters[[0, comma, -2, -1]] == _FRAME).all() and times.max() < 10 and tokens.max() < 10:
-            of_exchange = [(len(text) + 1) // width for text in texts]
-            counts = tokens[0].copy() if len(tokens) == 1 else _numbers(tokens).astype(np.int32)
-            return _Events(np.array(of_exchange, dtype=np.int64), _numbers(times), counts)
-    events = [msgspec.json.decode(b"[%b]" % text, type=list[tuple[int, int]]) for text in texts]
-    return _Events(
-        np.array([len(ours) for ours in events], dtype=np.int64),
-        np.array([t_ns for ours in events for t_ns, _ in ours], dtype=np.int64),
-        np.array([tokens for ours in events for _, tokens in ours], dtype=np.int32),
-    )
-
-
-def _numbers(digits: NDArray[np.unsignedinteger[Any]]) -> Ints:
-    """Numbers from a row for each decimal place: neighbours are joined, to numbers of two places, of four, and so on,
-    in the smallest type that holds them."""
-    numbers, base = digits, 10
-    for kind in (np.uint8, np.uint16, np.uint32, np.uint64, np.uint64):
-        if len(numbers) % 2:
-            numbers = np.concatenate([np.zeros_like(numbers[:1]), numbers])
-        numbers = np.multiply(numbers[::2], base, dtype=kind) + numbers[1::2]
-        if len(numbers) == 1:
-            break
-        base *= base
-    return np.asarray(numbers[0], dtype=np.int64)
 
 
 def ttft_s(data: CellData, window: tuple[int, int]) -> Floats:

@@ -1,4 +1,4 @@
-"""The compiled part of the client (reader.c), built by this machine's C compiler when it is first wanted, and kept.
+"""The compiled part of the client (reader.c).
 
 Without a compiler the client does the same in Python, at 1.3 to 1.9 times the CPU time a token.
 """
@@ -6,31 +6,13 @@ Without a compiler the client does the same in Python, at 1.3 to 1.9 times the C
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import tempfile
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from loadgen.clibrary import library
 
 SOURCE = Path(__file__).with_name("reader.c")
-VARIABLE = "LOADGEN_READER"
-"""`python`: the compiled part is not used."""
-_OPTIONS = ("-O2", "-shared", "-fPIC")
-_COMPILERS = ("cc", "gcc", "clang")
-_NEEDED = (
-    *("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH"),
-    *("GCC_EXEC_PREFIX", "COMPILER_PATH", "LIBRARY_PATH", "CPATH", "C_INCLUDE_PATH"),
-)
-"""The variables that a compiler gets: no other, for a secret may have any name (`--api-key-env`)."""
-_LONGEST_S = 60.0
 
 
 class Event(ctypes.Structure):
@@ -105,46 +87,11 @@ def reader_name() -> str:
 
 @cache
 def _compiled() -> ctypes.CDLL | str:
-    if sys.platform != "linux":
-        return "it is for Linux"
-    if os.environ.get(VARIABLE) == "python":
-        return f"{VARIABLE} is python"
-    try:
-        return _declared(ctypes.PyDLL(str(_built())))  # no call waits: the GIL is kept
-    except OSError as error:
-        return str(error)
+    functions = library(SOURCE)
+    return functions if isinstance(functions, str) else _declared(functions)
 
 
-def _built() -> Path:
-    """The library of this very source, for this kind of machine. Raises OSError."""
-    source = SOURCE.read_bytes()
-    named = hashlib.sha256(source + platform.machine().encode() + platform.libc_ver()[0].encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("LOADGEN_CACHE") or user_cache_path("loadgen")) / "compiled"
-    library = folder / f"reader-{named}.so"
-    if library.exists():
-        return library
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        raise OSError("there is no C compiler (Debian: gcc and libc6-dev)")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as building:
-        made = Path(building) / library.name
-        command = [*shlex.split(compiler), *_OPTIONS, "-o", str(made), str(SOURCE)]
-        environment = {name: os.environ[name] for name in _NEEDED if name in os.environ}
-        try:
-            done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, errors="replace", timeout=_LONGEST_S
-            )
-        except subprocess.TimeoutExpired:
-            raise OSError(f"{compiler} took longer than {_LONGEST_S:.0f} s") from None
-        if done.returncode or not made.exists():
-            said = next(iter(done.stderr.strip().splitlines()), f"status {done.returncode}")
-            raise OSError(f"{compiler}: {said}")
-        made.replace(library)
-    return library
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+def _declared(functions: ctypes.CDLL) -> ctypes.CDLL:
     reader, events = c_void_p, POINTER(Event)
     alike = (c_char_p, c_void_p, c_int64, c_int64, c_char_p, c_int64, c_char_p, c_void_p, c_int64, POINTER(AlikeRun))
     for name, result, arguments in (
@@ -163,6 +110,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("reader_poll", c_int, (reader, c_size_t)),
         ("reader_alike", c_int64, alike),
     ):
-        function = getattr(library, name)
+        function = getattr(functions, name)
         function.restype, function.argtypes = result, arguments
-    return library
+    return functions

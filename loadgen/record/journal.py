@@ -136,7 +136,8 @@ class Lines:
     def __init__(self, path: Path, start: int = 0) -> None:
         self._path = path
         self._start = start
-        self._sealed = False
+        self.sealed = False
+        """A line so far had its checksum: then a line without one is damaged."""
         self.damaged = 0
         """Lines left out so far; a torn last one does not count."""
 
@@ -145,15 +146,16 @@ class Lines:
 
     def blocks(self) -> Iterator[list[bytes]]:
         """Some lines at a time, without their ends."""
+        return (self.good(io.BytesIO(raw).readlines()) for raw in self.raw_blocks())
+
+    def raw_blocks(self) -> Iterator[bytes]:
+        """Some lines at a time as they are in the file; only its last may lack its end. `good` tells which count."""
         with opened(self._path) as file:
             if self._start:
                 file.seek(self._start - 1)
                 self.next_line(file)
-            while lines := self._next_lines(file):
-                yield self.good(lines)
-
-    def _next_lines(self, file: IO[bytes]) -> list[bytes]:
-        return io.BytesIO(file.read(_BLOCK_BYTES) + self.next_line(file)).readlines()
+            while raw := file.read(_BLOCK_BYTES) + self.next_line(file):
+                yield raw
 
     def next_line(self, file: IO[bytes]) -> bytes:
         """Raises UsageError if it is longer than MOST_LINE_BYTES."""
@@ -170,12 +172,12 @@ class Lines:
         jsons = [line[:-_SEAL_BYTES] for line in lines]
         seals = b"\t%08x\n" * len(lines) % tuple(map(crc32, jsons))
         if b"".join([line[-_SEAL_BYTES:] for line in lines]) == seals:  # all at once, as nearly always
-            self._sealed = self._sealed or bool(lines)
+            self.sealed = self.sealed or bool(lines)
             return jsons
         good = []
         for line, json in zip(lines, jsons, strict=True):
             if line[-_SEAL_BYTES:] == b"\t%08x\n" % crc32(json):
-                self._sealed = True
+                self.sealed = True
                 good.append(json)
             elif line[-1:] != b"\n":
                 pass  # torn
@@ -187,7 +189,7 @@ class Lines:
 
     def _is_earlier(self, line: bytes) -> bool:
         """A line of a version that wrote no checksums: then none in the file has one."""
-        if self._sealed or _SEAL.search(line):
+        if self.sealed or _SEAL.search(line):
             return False
         try:
             _any_json.decode(line)

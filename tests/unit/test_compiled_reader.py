@@ -19,10 +19,11 @@ import uvloop
 from programs import compiler
 from streams import REQUEST
 
+from loadgen.clibrary import VARIABLE
 from loadgen.load import compiled as compiling
 from loadgen.load import http
 from loadgen.load import reader as reading
-from loadgen.load.compiled import SOURCE, VARIABLE, compiled, why_not
+from loadgen.load.compiled import SOURCE, compiled, why_not
 from loadgen.load.exchange import Exchange, Request, read_exchange
 from loadgen.load.http import Endpoint, HttpSlot
 from loadgen.load.kernelstamps import StampedTransport
