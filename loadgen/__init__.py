@@ -127,7 +127,6 @@ def report(run: str | Path, **options: Unpack[ReportOptions]) -> Run:
     from loadgen.measure.config import start_share
     from loadgen.record.cell import Slo
     from loadgen.record.manifest import read_manifest
-    from loadgen.reports.html import write_report
 
     o, run_dir = complete(ReportOptions, options), Path(run)
     carbon, slo, start_sd, out = o["carbon"], o["slo"], o["start_sd"], o["out"]
@@ -142,10 +141,20 @@ def report(run: str | Path, **options: Unpack[ReportOptions]) -> Run:
         start_sd=None if start_sd is None else start_share(float(start_sd)),
         shape=o["shape"],
         out=None if out is None else Path(out),
+        meanwhile=_import_drawing,
     )
+    from loadgen.reports.html import write_report
+
     opened = load_run(run_dir if out is None else out)
     write_report(opened)
     return opened
+
+
+def _import_drawing() -> None:
+    """Takes a third of a second."""
+    from importlib import import_module
+
+    import_module("loadgen.reports.html")
 
 
 def compare(

@@ -5,7 +5,7 @@ A run directory in, numbers out: no server and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -99,6 +99,7 @@ def analyse(
     start_sd: float | None = None,
     shape: str | None = None,
     out: Path | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """(Re)write every derived file of a run directory from its journal, also of a run that was killed.
 
@@ -107,8 +108,8 @@ def analyse(
     `settings`: the indices' free choices, by default the paper's with the sweep's own carbon intensity; `slo`: what
     goodput asks for, by default what the sweep was told; `start_sd`: the relative standard deviation between starts of
     a server, by default what the sweep was told; `shape`: which of several shapes of requests the analysis is about, by
-    default the first that was measured. Raises UsageError if this is not a run directory, nothing was measured, or
-    `out` is a run directory.
+    default the first that was measured; `meanwhile` is called while cells are read. Raises UsageError if this is not a
+    run directory, nothing was measured, or `out` is a run directory.
     """
     manifest, asked = read_manifest(run_dir), shape
     shape = _shape_of(run_dir, manifest, shape)
@@ -137,6 +138,8 @@ def analyse(
     searched: dict[Place, Result] = {}
     with RunTables(folder) as tables:
         for result in CellReader(manifest, grader, powers, slo, known).results(paths, processes):
+            if meanwhile is not None and not cells:
+                meanwhile()
             cell = result.summary
             cells.append(cell)
             if result.damaged:

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_run import answer, arrived, cell, cell_data, ended, scrape, turned_away, write_cell
+from made_run import answer, arrived, cell, cell_data, ended, make_run, scrape, turned_away, write_cell
 
+from loadgen.analysis.analyse import analyse
 from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.exchanges import NUMBERS, Exchanges, equal_to, whole_numbers
 from loadgen.analysis.tables import requests_table
@@ -80,3 +81,9 @@ def test_requests_have_their_own_grade_and_what_their_item_asks(tmp_path: Path) 
         assert table[name].to_pylist() == [grade and getattr(grade, name) for grade in grades]
     assert [version is None for version in table["grader"].to_pylist()] == [False, True, False, False, False]
     assert table["steps"].to_pylist() == [None] * 5
+
+
+def test_what_the_caller_does_meanwhile_is_done_once(tmp_path: Path) -> None:
+    done: list[str] = []
+    analyse(make_run(tmp_path / "run"), meanwhile=lambda: done.append("done"))
+    assert done == ["done"]
