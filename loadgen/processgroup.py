@@ -238,9 +238,8 @@ def _result(place: int, path: Path) -> _Packed:
     spans: list[slice] = []
     arrays: list[pickle.PickleBuffer] = []
     frame = pickle.dumps(_tasks[place](), protocol=5, buffer_callback=arrays.append)
-    with os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb"
-    ) as file:  # over what an earlier result left there
+    over_an_earlier_one = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    with os.fdopen(over_an_earlier_one, "wb") as file:
         file.write(bytes(_ALIGNED))  # an empty file cannot be mapped
         for array in arrays:
             begin = file.tell()

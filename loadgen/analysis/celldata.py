@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.analysis.exchanges import Exchanges, Gatherer, Line, equal_to
-from loadgen.analysis.parted import TokenTimes, events_of, parted_lines
+from loadgen.analysis.tokentimes import Counts, TokenTimes, cut_lines, events_of
 from loadgen.load import latency
 from loadgen.load.openloop import LATE_NS
 from loadgen.record.cell import Cell, Slo
@@ -27,12 +27,9 @@ from loadgen.serving.exposition import ServerSample
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Counts = NDArray[np.uint8] | NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 _NO_INTS: Ints = np.empty(0, dtype=np.int64)
-_EVENT_BYTES = 16
-"""Of an event's `[t,n],`, hardly fewer."""
 _AT_ONCE = 1 << 15
 
 _decode_lines = msgspec.json.Decoder(CellStart | Line | ServerSample | CellEnd).decode_lines
@@ -59,7 +56,6 @@ class CellData(msgspec.Struct, frozen=True, kw_only=True):
     """Events of exchange k are `token_t_ns[token_offsets[k]:token_offsets[k + 1]]`."""
     token_t_ns: Ints
     token_counts: Counts
-    """Of a byte each where none has two digits, as nearly always."""
 
     @property
     def t_scheduled_ns(self) -> Ints:
@@ -136,12 +132,12 @@ def _read_cell(path: Path) -> CellData | None:
     end: CellEnd | None = None
     gatherer = Gatherer()
     samples: list[ServerSample] = []
-    journal, times, of_exchange = read_lines(path), TokenTimes(path.stat().st_size // _EVENT_BYTES), [_NO_INTS]
-    for part in parted_lines(journal, times):
+    journal, times, of_exchange = read_lines(path), TokenTimes(path.stat().st_size), [_NO_INTS]
+    for part in cut_lines(journal, times):
         numbers, records = part.of_exchange, _decode_lines(part.rests)
         lines = [record for record in records if type(record) is Line]
         if len(lines) != len(numbers):  # not all are written as this version writes them
-            times.wrote(-int(numbers.sum()))
+            times.take_back(int(numbers.sum()))
             records = _decode_lines(part.whole())
             lines = [record for record in records if type(record) is Line]
             events = events_of(list(map(_uncut, lines)))

@@ -14,8 +14,9 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from loadgen.analysis.celldata import CellData, Counts, Floats, Ints, slices
+from loadgen.analysis.celldata import CellData, Floats, Ints, slices
 from loadgen.analysis.estimate import CORRELATION_TIMES, PARTS, READINGS_PER_PART, finest, window_spread
+from loadgen.analysis.tokentimes import Counts
 from loadgen.folder import Folder
 from loadgen.load.latency import inside
 from loadgen.power.energy import WindowEnergy, energy_of_window

@@ -1,6 +1,6 @@
-/* Lines of a journal, parted: their checksums compared and taken off, and the token times of each, `[t,n],[t,n]`, taken
- * out and made numbers. They are most of a journal. loadgen/analysis/parted.py calls this; what is not written as this
- * version of loadgen writes it is left to Python.
+/* Token times, `[t,n],[t,n]`, cut out of a journal's lines and made numbers; checksums are compared and taken off. Token
+ * times are most of a journal. loadgen/analysis/tokentimes.py calls this; what is not written as this version of loadgen
+ * writes it is left to Python.
  */
 
 #define _GNU_SOURCE
@@ -13,7 +13,7 @@
 static const char EVENTS[] = ",\"token_times\":[";
 static const char EVENTS_END[] = "],\"";
 
-struct parted {
+struct cut {
     int64_t rest_size, lines, events; /* `lines`: those that have token times */
     char *rest;                       /* the lines without them, each with an end of line; room for all that is read */
     int64_t *of_line, *t_ns;          /* how many each has; and when they came */
@@ -69,7 +69,7 @@ static int is_sealed(const char *line, const char *seal) {
 }
 
 /* Where the token times end that begin at `at`; NULL: they are of another form. */
-static const char *read_events(const char *at, const char *end, struct parted *p) {
+static const char *read_events(const char *at, const char *end, struct cut *p) {
     int64_t before = p->events;
     while (*at == '[') {
         uint64_t t_ns = 0;
@@ -99,7 +99,7 @@ static const char *read_events(const char *at, const char *end, struct parted *p
 
 /* 0, or -1 where a line is not whole, its checksum is not its own, or its token times are of another form. There is room
  * for as many bytes, lines and events as `size` bytes can have. */
-int parted_lines(const char *raw, int64_t size, struct parted *p) {
+int tokentimes_cut(const char *raw, int64_t size, struct cut *p) {
     const char *line = raw, *end = raw + size;
     if (!table[0][1]) fill_table();
     p->rest_size = p->lines = p->events = 0;

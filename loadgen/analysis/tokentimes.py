@@ -1,7 +1,7 @@
-"""Parted: a journal's lines without their token times, and these as numbers.
+"""TokenTimes: when each token came, of all exchanges of a journal, cut out of its lines.
 
-Token times are most of a journal, and decoding them with the rest is most of the work of reading it. That of parted.c
-where there is a C compiler, else in Python.
+They are most of a journal, and decoding them with the rest would be most of the work of reading it. tokentimes.c cuts
+them out where there is a C compiler, else Python does.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from loadgen.record.journal import Lines
 Ints = NDArray[np.int64]
 Counts = NDArray[np.uint8] | NDArray[np.int32]
 
-SOURCE = Path(__file__).with_name("parted.c")
+SOURCE = Path(__file__).with_name("tokentimes.c")
 _EVENTS, _EVENTS_END = b',"token_times":[', b"],"
-_SHORTEST_EVENT = len("[1,1],")
+_SHORTEST_EVENT, _USUAL_EVENT = len("[1,1],"), 16
+"""Bytes; the usual ones have hardly fewer."""
 _ZERO = np.uint8(ord("0"))
 _FRAME = np.frombuffer(b"[,],", dtype=np.uint8)[:, None]
 """What every `[t,n],` has besides digits."""
@@ -47,9 +48,10 @@ class Events(NamedTuple):
 class TokenTimes:
     """Events of a journal's exchanges, one behind the other in memory that grows as they come."""
 
-    def __init__(self, most: int = 0) -> None:
-        """With room for so many: memory that is not used yet costs nothing."""
-        self._t_ns, self._tokens = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.uint8)
+    def __init__(self, journal_bytes: int = 0) -> None:
+        """With room for what a journal of so many bytes has, as a rule: memory that is not used yet costs nothing."""
+        room = journal_bytes // _USUAL_EVENT
+        self._t_ns, self._tokens = np.empty(room, dtype=np.int64), np.empty(room, dtype=np.uint8)
         self._number = 0
 
     @property
@@ -58,41 +60,42 @@ class TokenTimes:
 
     @property
     def tokens(self) -> Counts:
+        """Of a byte each where none has two digits, as nearly always."""
         return self._tokens[: self._number]
 
     def add(self, events: Events) -> None:
         """Those that follow."""
         begin, end = self._number, self._number + len(events.t_ns)
-        if events.tokens.dtype != self._tokens.dtype and self._tokens.dtype == np.uint8:
-            self._tokens = self._tokens.astype(np.int32)
-        self.room_for(len(events.t_ns))
+        self._make_room(len(events.t_ns), np.promote_types(self._tokens.dtype, events.tokens.dtype))
         self._t_ns[begin:end], self._tokens[begin:end], self._number = events.t_ns, events.tokens, end
 
-    def room_for(self, events: int) -> tuple[int, int]:
-        """The addresses where so many can be written; `wrote` makes them count."""
-        wanted = self._number + events
-        if wanted > len(self._t_ns):
-            self._t_ns, self._tokens = (_longer(column, 2 * wanted) for column in (self._t_ns, self._tokens))
-        itemsize = self._tokens.dtype.itemsize
-        return self._t_ns.ctypes.data + 8 * self._number, self._tokens.ctypes.data + itemsize * self._number
+    def take_back(self, events: int) -> None:
+        """The last so many."""
+        self._number -= events
 
-    @property
-    def takes_bytes(self) -> bool:
-        """Each number of tokens is a byte."""
-        return self._tokens.dtype == np.uint8
+    def cut(self, cutter: Cutter, raw: bytes) -> tuple[bytes, Ints] | None:
+        """Adds those of some lines: the lines without them, and how many each had that had some. None, and adds none,
+        where one is damaged, or not surely as this version writes it."""
+        if self._tokens.dtype != np.uint8:
+            return None
+        self._make_room(len(raw) // _SHORTEST_EVENT + 1, self._tokens.dtype)
+        found = cutter(raw, self._t_ns[self._number :], self._tokens[self._number :])
+        if found is None:
+            return None
+        rests, of_exchange = found
+        self._number += int(of_exchange.sum())
+        return rests, of_exchange
 
-    def wrote(self, events: int) -> None:
-        """So many more count; or less, the last ones."""
-        self._number += events
+    def _make_room(self, events: int, kind: np.dtype[Any]) -> None:
+        wanted, room = self._number + events, len(self._t_ns)
+        if wanted <= room and kind == self._tokens.dtype:
+            return
+        t_ns, tokens, room = self.t_ns, self.tokens, room if wanted <= room else 2 * wanted
+        self._t_ns, self._tokens = np.empty(room, dtype=np.int64), np.empty(room, dtype=kind)
+        self._t_ns[: self._number], self._tokens[: self._number] = t_ns, tokens
 
 
-def _longer(column: NDArray[Any], length: int) -> NDArray[Any]:
-    longer = np.empty(length, dtype=column.dtype)
-    longer[: len(column)] = column
-    return longer
-
-
-class Parted(NamedTuple):
+class CutLines(NamedTuple):
     """Some lines of a journal."""
 
     rests: bytes
@@ -103,21 +106,22 @@ class Parted(NamedTuple):
     """As they are, an end of line after each."""
 
 
-def parted_lines(journal: Lines, times: TokenTimes) -> Iterator[Parted]:
+def cut_lines(journal: Lines, times: TokenTimes) -> Iterator[CutLines]:
     """The good lines of a journal, some at a time; their events are added to `times`. Where a line has them elsewhere
     than this version writes them, some may be missing, and `whole` has all."""
-    parter = _Parter.of_this_machine()
+    functions = _functions()
+    cutter = Cutter(functions) if isinstance(functions, ctypes.CDLL) else None
     for raw in journal.raw_blocks():
-        found = parter.parted(raw, times) if parter is not None and times.takes_bytes else None
+        found = None if cutter is None else times.cut(cutter, raw)
         if found is None:
             whole = _good(journal, raw)
             rests, texts = _cut(whole)
             events = events_of(texts)
             times.add(events)
-            yield Parted(rests, events.of_exchange, partial(_same, whole))
+            yield CutLines(rests, events.of_exchange, partial(_same, whole))
         else:
             journal.sealed = True
-            yield Parted(*found, partial(_good, journal, raw))
+            yield CutLines(*found, partial(_good, journal, raw))
 
 
 def _good(journal: Lines, raw: bytes) -> bytes:
@@ -128,8 +132,8 @@ def _same(whole: bytes) -> bytes:
     return whole
 
 
-class _Memory(ctypes.Structure):
-    """`struct parted` of parted.c."""
+class _Cut(ctypes.Structure):
+    """`struct cut` of tokentimes.c."""
 
     _fields_ = (
         *((name, c_int64) for name in ("rest_size", "lines", "events")),
@@ -137,33 +141,25 @@ class _Memory(ctypes.Structure):
     )
     rest_size: int
     lines: int
-    events: int
 
 
-class _Parter:
-    """Calls parted.c."""
+class Cutter:
+    """Calls tokentimes.c."""
 
     def __init__(self, functions: ctypes.CDLL) -> None:
-        self._parted = functions.parted_lines
-        self._parted.restype, self._parted.argtypes = c_int, (c_char_p, c_int64, POINTER(_Memory))
+        self._cut = functions.tokentimes_cut
+        self._cut.restype, self._cut.argtypes = c_int, (c_char_p, c_int64, POINTER(_Cut))
         self._rest, self._of_line = np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64)
 
-    @classmethod
-    def of_this_machine(cls) -> _Parter | None:
-        """None: it cannot be built here, or is not wanted."""
-        functions = _functions()
-        return cls(functions) if isinstance(functions, ctypes.CDLL) else None
-
-    def parted(self, raw: bytes, times: TokenTimes) -> tuple[bytes, Ints] | None:
-        """The lines without their token times, and how many each has; None where a line is damaged, or not surely as
-        this version writes it."""
-        most = len(raw) // _SHORTEST_EVENT + 1
+    def __call__(self, raw: bytes, t_ns: Ints, tokens: NDArray[Any]) -> tuple[bytes, Ints] | None:
+        """As `TokenTimes.cut`; times and tokens are written into arrays that have room for as many as there can be."""
         if len(raw) > len(self._rest):
-            self._rest, self._of_line = np.empty(len(raw), dtype=np.uint8), np.empty(most, dtype=np.int64)
-        found = _Memory(0, 0, 0, self._rest.ctypes.data, self._of_line.ctypes.data, *times.room_for(most))
-        if self._parted(raw, len(raw), found):
+            self._rest = np.empty(len(raw), dtype=np.uint8)
+            self._of_line = np.empty(len(raw) // _SHORTEST_EVENT + 1, dtype=np.int64)
+        arrays = self._rest, self._of_line, t_ns, tokens
+        found = _Cut(0, 0, 0, *(array.ctypes.data for array in arrays))
+        if self._cut(raw, len(raw), found):
             return None
-        times.wrote(found.events)
         return self._rest[: found.rest_size].tobytes(), self._of_line[: found.lines].copy()
 
 

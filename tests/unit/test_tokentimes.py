@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from programs import compiler
 
-from loadgen.analysis import parted
-from loadgen.analysis.parted import Parted, TokenTimes, parted_lines
+from loadgen.analysis import tokentimes
+from loadgen.analysis.tokentimes import CutLines, TokenTimes, cut_lines
 from loadgen.load.exchange import Exchange
 from loadgen.record.journal import read_lines, sealed
 
@@ -73,13 +73,13 @@ def compiled_and_python(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[obj
     """What both take apart, with how many lines were damaged; or what is wrong."""
     compiler()
     found: list[object] = []
-    for functions in (parted._functions(), "not wanted"):
+    for functions in (tokentimes._functions(), "not wanted"):
         with monkeypatch.context() as patch:
-            patch.setattr(parted, "_functions", lambda functions=functions: functions)
+            patch.setattr(tokentimes, "_functions", lambda functions=functions: functions)
             journal = read_lines(path)
             times = TokenTimes()
             try:
-                parts = [content(part) for part in parted_lines(journal, times)]
+                parts = [content(part) for part in cut_lines(journal, times)]
             except ValueError as error:
                 found.append(str(error))
             else:
@@ -87,7 +87,7 @@ def compiled_and_python(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[obj
     return found
 
 
-def content(part: Parted) -> tuple[object, ...]:
+def content(part: CutLines) -> tuple[object, ...]:
     return part.rests, part.whole(), part.of_exchange.tolist()
 
 
@@ -101,9 +101,9 @@ def test_both_take_the_same_apart(lines: list[bytes], path: Path, monkeypatch: p
 def test_compiled_code_reads_what_this_version_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_bytes(b"".join([line(*steps(200)), OTHER, line(), line((T_NS, 2), (T_NS + 5, 1))]))
     compiler()
-    monkeypatch.setattr(parted, "events_of", None)
+    monkeypatch.setattr(tokentimes, "events_of", None)
     times = TokenTimes()
-    [part] = parted_lines(read_lines(path), times)
+    [part] = cut_lines(read_lines(path), times)
     assert part.of_exchange.tolist() == [200, 0, 2]
     assert times.t_ns.tolist() == [*(t_ns for t_ns, _ in steps(200)), T_NS, T_NS + 5]
     assert times.tokens.tolist() == [1] * 200 + [2, 1]
