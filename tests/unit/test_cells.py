@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from made_run import answer, cell_data, ended, scrape
 
-from loadgen.analysis.cells import CellSummary, grade_cell, summarize_cell
+from loadgen.analysis.celldata import answered_in
+from loadgen.analysis.cells import CellSummary, grade_cell, lengths_of, summarize_cell
+from loadgen.analysis.energy import ServerMemory
 from loadgen.load.exchange import Exchange
 from loadgen.record.journal import CellEnd
+from loadgen.record.manifest import KvCache
 from loadgen.serving.exposition import ServerSample
 from loadgen.workload.grading import Grader
 from loadgen.workload.item import ItemFacts
@@ -185,3 +188,22 @@ def test_errors_of_the_window_count_and_the_first_is_quoted(tmp_path: Path) -> N
     figures = row(tmp_path, lines)
     assert (figures.requests, figures.errors) == (1, 2)
     assert "2 of 3 requests failed, the first: http: 503: full" in figures.validity.sentence
+
+
+def test_an_answer_of_unknown_length_is_in_no_figure_of_lengths(tmp_path: Path) -> None:
+    """Its columns hold -1, which is no length."""
+    told = answer(1000, [(1100, 1), (1500, 1)], prompt_tokens=19)
+    untold = answer(1200, [(1300, 1), (1600, 1)], prompt_tokens=None, output_tokens=None)
+    data, facts = cell_data(tmp_path, [told, untold]), {"sample-0000": ItemFacts(input_tokens=20, output_tokens=9)}
+    lengths = lengths_of(data, answered_in(data, (1_000_000_000, 2_000_000_000)), facts)
+    assert lengths.means.prompt_tokens_mean == 19
+    assert lengths.means.prompts_off == 1
+    assert lengths.means.output_tokens_asked == 9
+    assert lengths.other_outputs == (2,)
+    cache = KvCache(tokens=8_000, blocks=500, block_tokens=16)
+    known = cell_data(tmp_path / "known", [told])
+    grader = Grader({}, "gsm8k")
+    both, one = (
+        summarize_cell(d, grade_cell(d, grader), memory=ServerMemory(kv_cache=cache)).kv_batch for d in (data, known)
+    )
+    assert both == one is not None

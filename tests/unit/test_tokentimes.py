@@ -14,6 +14,7 @@ from programs import compiler
 from loadgen.analysis import tokentimes
 from loadgen.analysis.tokentimes import CutLines, TokenTimes, cut_lines
 from loadgen.load.exchange import Exchange
+from loadgen.record import journal
 from loadgen.record.journal import read_lines, sealed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is compiled is for Linux")
@@ -49,7 +50,12 @@ JOURNALS = {
     "answers": [line(*steps(200)), line(*steps(3)), line(), line((T_NS, 1))],
     "other records between": [OTHER, line(*steps(20)), OTHER, OTHER, line(*steps(4))],
     "times of other lengths": [line((9, 1), (10, 1), (100, 2)), line((10**17, 3))],
-    "a time that 64 bits do not hold": [line((10**18, 1))],
+    "a time of nineteen digits": [line((10**18, 1))],
+    "a time that 64 bits do not hold": [line((10**19 - 1, 1))],
+    "a number that JSON does not allow": [
+        line(*steps(2)),
+        sealed(line((15, 1), (6, 1))[:-10].replace(b"[15,", b"[05,")),
+    ],
     "several tokens at a time": [line(*steps(9, tokens=9)), line(*steps(9, tokens=12)), line((T_NS, 0))],
     "words of the journal in a text": [line(*steps(5), text=',"token_times":[[1,1]],"'), line(text='],"\n[1,2]\té')],
     "token times elsewhere": [line(*steps(5)), elsewhere(b"a"), line(*steps(2))],
@@ -61,6 +67,8 @@ JOURNALS = {
     "empty lines": [line(*steps(5)), b"\n", b"short\n", line(*steps(5))],
     "nothing": [],
     "more than is read at once": [line(*steps(200)), OTHER] * 200,
+    "many tokens at a time, and later one": [line(*steps(200, tokens=12))] * 100 + [line(*steps(200))] * 200,
+    "a line without a checksum far behind others": [*[line(*steps(200))] * 200, EARLIER, line(*steps(2))],
 }
 
 
@@ -76,14 +84,16 @@ def compiled_and_python(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[obj
     for functions in (tokentimes._functions(), "not wanted"):
         with monkeypatch.context() as patch:
             patch.setattr(tokentimes, "_functions", lambda functions=functions: functions)
-            journal = read_lines(path)
+            lines = read_lines(path)
             times = TokenTimes()
             try:
-                parts = [content(part) for part in cut_lines(journal, times)]
-            except ValueError as error:
+                parts = list(cut_lines(lines, times))  # all, before one is looked at whole
+            except (ValueError, OverflowError) as error:
                 found.append(str(error))
             else:
-                found.append((parts, times.t_ns.tolist(), times.tokens.tolist(), journal.damaged))
+                found.append(
+                    ([content(part) for part in parts], times.t_ns.tolist(), times.tokens.tolist(), lines.damaged)
+                )
     return found
 
 
@@ -91,8 +101,12 @@ def content(part: CutLines) -> tuple[object, ...]:
     return part.rests, part.whole(), part.of_exchange.tolist()
 
 
+@pytest.mark.parametrize("at_once", [1, journal._BLOCK_BYTES], ids=["line by line", "many lines at once"])
 @pytest.mark.parametrize("lines", JOURNALS.values(), ids=JOURNALS)
-def test_both_take_the_same_apart(lines: list[bytes], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_take_the_same_apart(
+    lines: list[bytes], at_once: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_BLOCK_BYTES", at_once)
     path.write_bytes(b"".join(lines))
     ours, python = compiled_and_python(path, monkeypatch)
     assert ours == python
