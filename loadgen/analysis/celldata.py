@@ -22,7 +22,7 @@ from loadgen.analysis.tokentimes import Counts, TokenTimes, cut_lines, events_of
 from loadgen.load import latency
 from loadgen.load.openloop import LATE_NS
 from loadgen.record.cell import Cell, Slo
-from loadgen.record.journal import CellEnd, CellStart, known_records, read_lines
+from loadgen.record.journal import CellEnd, CellStart, file_bytes, known_records, read_lines
 from loadgen.serving.exposition import ServerSample
 
 Ints = NDArray[np.int64]
@@ -132,7 +132,7 @@ def _read_cell(path: Path) -> CellData | None:
     end: CellEnd | None = None
     gatherer = Gatherer()
     samples: list[ServerSample] = []
-    journal, times, of_exchange = read_lines(path), TokenTimes(path.stat().st_size), [_NO_INTS]
+    journal, times, of_exchange = read_lines(path), TokenTimes(file_bytes(path)), [_NO_INTS]
     for part in cut_lines(journal, times):
         numbers, records = part.of_exchange, _decode_lines(part.rests)
         lines = [record for record in records if type(record) is Line]

@@ -24,6 +24,7 @@ from loadgen.analysis.trust.answers import Answers, GradedAnswer, ItemRequest, L
 from loadgen.analysis.trust.study import TargetAnswers
 from loadgen.processgroup import forked, spare_processes
 from loadgen.record.cell import CellVerdict, Slo, held_of
+from loadgen.record.journal import file_bytes
 from loadgen.record.manifest import Manifest, ProtocolRecord, read_manifest
 from loadgen.workload.grading import GUESSES, Grade, Grader
 from loadgen.workload.item import ItemFacts, read_facts
@@ -251,7 +252,7 @@ def judge_cell(run_dir: Path, path: Path, *, largest_bytes: int = LARGEST_BYTES)
 
     By the same rules from the same files. Power samples that come later can only move an energy that is at a limit.
     """
-    size = path.stat().st_size
+    size = file_bytes(path)
     if size > largest_bytes:
         return CellVerdict(valid=None, reasons=f"its journal of {size / 1e6:.0f} MB is read by the report only")
     data = read_cell(path)

@@ -23,7 +23,7 @@ from loadgen.power.energy import WindowEnergy, energy_of_window
 from loadgen.power.sample import PowerSample, Scope
 from loadgen.power.trace import Calibration, Owners, PowerTrace, Uses, calibration_of, traces_of, uses_in
 from loadgen.processgroup import forked
-from loadgen.record.journal import known_records, power_file, read_lines
+from loadgen.record.journal import file_bytes, known_records, power_file, read_lines
 from loadgen.record.manifest import KvCache, Manifest, PowerBlock
 from loadgen.serving.exposition import ServerSample
 
@@ -121,7 +121,7 @@ def _samples(path: Path, start: int = 0) -> tuple[list[PowerSample], int]:
 def _latest(path: Path, since_ns: int, uuids: Sequence[str]) -> tuple[list[PowerSample], int]:
     """From before `since_ns` on; the file is in the order of time, give or take a pull's GPUs. All of it where one of
     `uuids` has no sample there: its last one says whether it was lost."""
-    size, reach = path.stat().st_size, TAIL_BYTES
+    size, reach = file_bytes(path), TAIL_BYTES
     while True:
         start = max(0, size - reach)
         samples, damaged = _samples(path, start)

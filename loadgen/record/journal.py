@@ -203,6 +203,12 @@ def opened(path: Path) -> IO[bytes]:
     return Folder(path.parent).open(path.name, _BLOCK_BYTES)
 
 
+def file_bytes(path: Path) -> int:
+    """The size of a journal's file; UsageError if it is a link or no regular file."""
+    with opened(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
 def read_lines(path: Path, start: int = 0) -> Lines:
     """Blocks of whole good lines, to be decoded with `decode_lines`."""
     return Lines(path, start)

@@ -11,8 +11,10 @@ from rich.console import Console
 
 import loadgen
 from loadgen.analysis import energy
+from loadgen.analysis.celldata import read_cell
 from loadgen.analysis.cellresult import judge_cell
 from loadgen.analysis.energy import read_power
+from loadgen.errors import UsageError
 from loadgen.measure.observer import Timetable
 from loadgen.power.sample import PowerSample
 from loadgen.record.cell import CellVerdict
@@ -72,6 +74,24 @@ def test_a_journal_beyond_the_limit_is_left_to_the_report(tmp_path: Path) -> Non
     verdict = judge_cell(run_dir, path, largest_bytes=size - 1)
     assert verdict.valid is None
     assert "is read by the report only" in verdict.reasons
+
+
+@pytest.mark.parametrize("place", ["elsewhere", "itself"])
+def test_a_journal_that_is_a_link_is_refused_before_its_size_is_asked(tmp_path: Path, place: str) -> None:
+    run_dir = make_run(tmp_path / "run", targets=("fp16",), repeats=1)
+    path, power = cell_files(run_dir)[0], power_file(run_dir, "fp16", 1)
+    power.parent.mkdir(exist_ok=True)
+    for linked in (path, power):
+        target = linked.rename(tmp_path / linked.name) if linked == path and place == "elsewhere" else linked
+        linked.unlink(missing_ok=True)
+        linked.symlink_to(target)
+    for read in (
+        lambda: read_cell(path),
+        lambda: judge_cell(run_dir, path),
+        lambda: read_power(run_dir, read_manifest(run_dir), "fp16", 1, since_ns=0),
+    ):
+        with pytest.raises(UsageError, match="link"):
+            read()
 
 
 def with_power(tmp_path: Path, *, gpus: tuple[str, ...], until_ms: int, lost_ms: int | None = None) -> Path:
