@@ -31,6 +31,9 @@ Mask = NDArray[np.bool_]
 
 _NO_INTS: Ints = np.empty(0, dtype=np.int64)
 _AT_ONCE = 1 << 15
+_SAMPLE, _MARGIN = 1 << 14, 400
+"""Values of a long array that are sampled, and places in the sample on either side of what is looked for: six standard
+deviations of the median's rank."""
 
 _decode_lines = msgspec.json.Decoder(CellStart | Line | ServerSample | CellEnd).decode_lines
 
@@ -245,22 +248,38 @@ def slices(length: int) -> Iterator[tuple[int, int]]:
 
 
 def percentiles(values: Floats, quantiles: Sequence[int]) -> list[float]:
-    """What `np.percentile` gives for ascending `quantiles` (0 to 100) of values without nan, digit for digit.
-
-    numpy looks for one place in an array several times as fast as for a few at once: here each is looked for in what
-    lies above the one before.
-    """
-    found, above, left_behind = [], values.copy(), 0
+    """What `np.percentile` gives for quantiles (0 to 100) of values without nan, digit for digit."""
+    found = []
     for quantile in quantiles:
         place = (len(values) - 1) * (quantile / 100)
         low = int(place)
-        above.partition(low - left_behind)
-        above, left_behind = above[low - left_behind :], low
-        here, share = above[0], place - low
-        following = above[1:].min() if share else here
+        near, below = _near(values, low)
+        near.partition(low - below)
+        here, share = near[low - below], place - low
+        following = near[low - below + 1 :].min() if share else here
         step = following - here
         found.append(float(here + step * share if share < 0.5 else following - step * (1 - share)))
     return found
+
+
+def _near(values: Floats, place: int) -> tuple[Floats, int]:
+    """Some of the values, and how many of the others are less: that at a place of the ascending ones and the next are
+    among them. To choose them by a sample is several times as fast as to look for the place among all."""
+    step = len(values) // _SAMPLE
+    if step < 8:
+        return values.copy(), 0
+    sample, at = np.sort(values[::step]), place // step
+    least = sample[at - _MARGIN] if at >= _MARGIN else -np.inf
+    most = sample[at + _MARGIN] if at + _MARGIN < len(sample) else np.inf
+    parts, below = [], 0
+    for begin, end in slices(len(values)):
+        part = values[begin:end]
+        less = part < least
+        below += int(np.count_nonzero(less))
+        parts.append(part[~less & (part <= most)])
+    near = np.concatenate(parts)
+    inside = below <= place and min(place + 2, len(values)) <= below + len(near)
+    return (near, below) if inside else (values.copy(), 0)
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,11 +56,16 @@ NUMBERS = frozenset((
 """The columns that are arrays."""
 
 
+_REPEATED = frozenset(("item_id", "prompt_sha", "finish_reason", "text"))
+"""Columns whose texts come again and again: each is kept once, and found again in a processor's own memory."""
+
+
 class Gatherer:
     """Makes `Exchanges` of lines: `add` some while they are at hand, and none of them need be kept."""
 
     def __init__(self) -> None:
         self._columns: dict[str, list[Any]] = {name: [] for name in Exchanges.__struct_fields__}
+        self._once: dict[str, str] = {}
 
     def add(self, lines: Sequence[Line]) -> None:
         """Those that follow, in their order."""
@@ -68,6 +73,8 @@ class Gatherer:
         for name, values in zip(Line.__struct_fields__, columns, strict=False):
             if name in NUMBERS:
                 self._columns[name].append(whole_numbers(values))
+            elif name in _REPEATED:
+                self._columns[name] += map(self._once.setdefault, values, values)
             elif name in self._columns:
                 self._columns[name] += values
 

@@ -204,7 +204,7 @@ def test_a_line_that_lost_its_checksum_is_damaged(tmp_path: Path) -> None:
 def test_a_line_that_lost_its_checksum_is_damaged_in_a_later_block_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(journal_module, "_BLOCK_BYTES", 2)
     path = tmp_path / "cell.jsonl"
     ends = [msgspec.json.encode(CellEnd(t_ns=t_ns)) for t_ns in (1, 2, 3)]
     path.write_bytes(sealed(ends[0]) + ends[1] + b"\n" + sealed(ends[2]))

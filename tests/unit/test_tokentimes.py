@@ -101,7 +101,7 @@ def content(part: CutLines) -> tuple[object, ...]:
     return part.rests, part.whole(), part.of_exchange.tolist()
 
 
-@pytest.mark.parametrize("at_once", [1, journal._BLOCK_BYTES], ids=["line by line", "many lines at once"])
+@pytest.mark.parametrize("at_once", [2, journal._BLOCK_BYTES], ids=["line by line", "many lines at once"])
 @pytest.mark.parametrize("lines", JOURNALS.values(), ids=JOURNALS)
 def test_both_take_the_same_apart(
     lines: list[bytes], at_once: int, path: Path, monkeypatch: pytest.MonkeyPatch
@@ -140,3 +140,14 @@ def test_both_take_the_same_apart_where_bytes_are_changed(
         path.write_bytes(sealed(bytes(whole[:-10])) if chance.random() < 0.8 else bytes(whole))
         ours, python = compiled_and_python(path, monkeypatch)
         assert ours == python, whole
+
+
+def test_compiled_code_agrees_with_the_checksum_of_a_line_of_any_length(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [sealed(b'{"a":"%b"}' % (b"7" * length)) for length in range(400)]
+    lines += [line(*steps(2), text="é" * length) for length in range(130)]
+    path.write_bytes(b"".join(lines))
+    compiler()
+    monkeypatch.setattr(tokentimes, "events_of", None)
+    assert sum(part.rests.count(b"\n") for part in cut_lines(read_lines(path), TokenTimes())) == len(lines)
