@@ -10,9 +10,16 @@ from pathlib import Path
 from xdist.scheduler import LoadFileScheduling
 
 MEASURED = ("tests/integration/", "tests/e2e/")
-BESIDE = (
-    "tests/e2e/test_docker_stack.py",
+ON_VLLM = (
     "tests/e2e/test_environments.py",
+    "tests/e2e/test_real_accuracy.py",
+    "tests/e2e/test_real_precisions.py",
+    "tests/e2e/test_gpu_checkpoints.py",
+)
+"""They use the environments and models that the first of them makes: one after another in one process."""
+BESIDE = (
+    *ON_VLLM,
+    "tests/e2e/test_docker_stack.py",
     "tests/e2e/test_gpu_studies.py",
     "tests/e2e/test_gpu_dry_run.py",
     "tests/integration/test_find_kill.py",
@@ -20,6 +27,9 @@ BESIDE = (
     "tests/integration/test_secrets.py",
     "tests/e2e/test_report_in_chromium.py",
     "tests/integration/test_dashboards_grafana.py",
+    "tests/integration/test_hostile_text.py",
+    "tests/integration/test_caching_servers.py",
+    "tests/integration/test_shapes_of_a_server.py",
 )
 """Files there whose tests compare no measured figure and need no valid cell: they run beside other tests. They take
 long, the first ones longest, so that they are begun first."""
@@ -41,9 +51,12 @@ def _file(nodeid: str) -> str:
 
 
 class MeasuredInOneProcess(LoadFileScheduling):
-    """A file's tests in one process, and all that measure in one, which keeps what they have started and built."""
+    """A file's tests in one process. So are those on vLLM that run beside others, and all that measure: it keeps what
+    they have started and built."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if _file(nodeid) in ON_VLLM:
+            return "vllm"
         return "measured" if measured(nodeid) else str(super()._split_scope(nodeid))
 
 

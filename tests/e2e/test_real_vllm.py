@@ -10,8 +10,7 @@ import pytest
 from published import FOLDER
 
 import loadgen
-from loadgen.serving.environment import CpuEnvironment, default_environment
-from loadgen.serving.requirements import CPU_INFO
+from loadgen.serving.environment import CpuEnvironment
 
 pytestmark = pytest.mark.vllm
 
@@ -104,23 +103,3 @@ def test_a_checkpoint_that_is_not_its_recipes_is_refused(tiny: Path, tmp_path: P
     assert "recipe 'int8' serves compressed-tensors int8/int8" in swept.stderr
     assert "has no quantization_config" in swept.stderr
     assert not out.exists(), "refused by its config.json, before anything is created or started"
-
-
-@pytest.mark.skipif("avx512f" not in CPU_INFO.read_text().split(), reason="AWQ and GPTQ need AVX-512 (avx512f)")
-def test_a_real_model_in_all_four_precisions_of_the_card_and_int8(tmp_path: Path) -> None:
-    built = command("cpu-env", "--smollm2")
-    assert built.returncode == 0, built.stdout + built.stderr
-    assert "--serve bf16,awq,gptq,bnb-nf4,int8 " in built.stdout
-    out = tmp_path / "run"
-    swept = command(
-        "sweep", "--serve", "bf16,awq,gptq,bnb-nf4,int8", "--model", default_environment().smollm2, "--device", "cpu",
-        "--concurrency", "4", *gsm8k(), "--max-tokens", "40", "--duration", "6", "--repeats", "1", "--out", out,
-    )  # fmt: skip
-    print(swept.stdout, swept.stderr)
-    run = loadgen.load_run(out)
-    assert (run.requests["status"] == "ok").all()
-    assert (run.cells["server_tokens"] == run.cells["recorded_tokens"]).all()
-    servers = {server.name: server for server in run.manifest.servers}
-    for name in ("awq", "gptq"):
-        assert any("WNA16" in kernel for kernel in servers[name].kernels), servers[name].kernels
-    assert all("4-bit weights" in server.note for server in servers.values())

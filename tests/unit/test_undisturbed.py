@@ -40,3 +40,13 @@ def test_files_that_take_long_come_first_and_those_that_measure_last() -> None:
     assert sorted([measuring, other, long], key=undisturbed.place) == [long, other, measuring]
     tests = Path(undisturbed.__file__).parent
     assert [file for file in undisturbed.BESIDE if not (tests.parent / file).is_file()] == []
+    made, used = "tests/e2e/test_environments.py::a", "tests/e2e/test_real_precisions.py::a"
+    assert undisturbed.place(made) < undisturbed.place(used)
+
+
+def test_those_on_one_environment_run_in_one_process_behind_what_makes_it() -> None:
+    scheduling = object.__new__(undisturbed.MeasuredInOneProcess)
+    scopes = [scheduling._split_scope(f"{file}::a") for file in undisturbed.ON_VLLM]
+    assert len({*scopes}) == 1
+    assert not any(undisturbed.measured(f"{file}::a") for file in undisturbed.ON_VLLM)
+    assert scheduling._split_scope("tests/e2e/test_real_vllm.py::a") not in scopes
