@@ -28,8 +28,9 @@ def test_they_are_numpys_to_the_last_digit(quantiles: tuple[int, ...], decimals:
         np.arange(300_000) % 7 / 3,
         np.repeat([1.0, 5.0], 150_000),
         np.where(np.arange(300_000) % (300_000 // (1 << 14)), 0.0, np.arange(300_000)),
+        (np.arange(18 << 14) % 18 >= 9) * 1.0,
     ],
-    ids=["scattered", "falling", "few values", "two values", "a sample unlike the others"],
+    ids=["scattered", "falling", "few values", "two values", "a sample unlike the others", "a step behind the median"],
 )
 def test_those_of_many_values_are_too(values: np.ndarray) -> None:
     before, quantiles = values.copy(), (0, 1, 25, 50, 75, 99, 100)
