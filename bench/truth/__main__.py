@@ -1,6 +1,6 @@
 """What a client says of a server whose timing is known, beside what is true: loadgen and its peers.
 
-    python -m bench.truth                                         loadgen alone: every case, five rounds (6 minutes)
+    python -m bench.truth                                         loadgen alone: every case, five rounds (10 minutes)
     python -m bench.truth --vllm ENV --guidellm ENV --aiperf ENV --mlperf ENV
                                                                   peers beside it, each from its own virtual environment
     python -m bench.truth --rounds 1 --cases b128 --out new.json  a quick look
@@ -53,7 +53,7 @@ CASES = {
     "flat-out": Case(name="flat-out", concurrency=128, flat_out=True),
 }
 """128 streams at 10 ms are 12.7k tok/s; 512 at 17 ms and 1024 at 34 ms are 30k, near what two cores carry."""
-WAVES = {"b128": 4, "b512": 4, "b1024": 3, "b128-busy": 4, "flat-out": 4}
+WAVES = {"b128": 12, "b512": 4, "b1024": 3, "b128-busy": 4, "flat-out": 4}
 """Answers asked of each stream after the warm-up; loadgen flat out has a window of its own."""
 PEER_CASES = "b128,flat-out"
 LONGEST_S = 300.0
