@@ -106,8 +106,11 @@ def measure(binary: Path, case: Case, tool: Tool, turn: int, inputs: Inputs) -> 
             failure=failure,
         )
         stack.close()
-        if case.flat_out or not (out / STAMPS).exists():
+        if case.flat_out or not isinstance(tool, Loadgen):
             return outcome
+        if not (out / STAMPS).exists():
+            said = (out / "log").read_text(errors="replace").strip().splitlines()[-1:]
+            return msgspec.structs.replace(outcome, failure=failure or f"no stamps were written: {' '.join(said)}")
         return msgspec.structs.replace(outcome, stamps=stamp_errors(of_server, out / STAMPS, case.tokens))
 
 

@@ -21,7 +21,7 @@ from loadgen.load.pieces import Ints, Pieces
 _BEGIN_BYTES = 4096
 """Of a body: its first token is there."""
 _APART_BYTES = 16
-"""By which the events of an answer's tokens differ in size at most: their texts and counts grow."""
+"""By which an answer's tokens differ in size at most: texts and counts grow, and the last says why it is the last."""
 
 
 class Kept(NamedTuple):
@@ -32,7 +32,7 @@ class Kept(NamedTuple):
     times: Ints
     """By loadgen."""
     pieces: Pieces
-    """With the begin of the body alone."""
+    """Of the body, only its beginning."""
 
 
 kept: list[Kept] = []
@@ -48,21 +48,23 @@ def keep(raw: HttpRaw) -> tuple[Ints, Pieces]:
 
 
 def rows_of(answer: Kept) -> list[tuple[int, int, int, int, int]]:
-    """Per token, and per event behind the last: number, token, sent, by the kernel (-1: not stamped by it), by the
-    process. Each piece that is not empty is an event, or ValueError is raised."""
+    """Per token: number, token, sent, by the kernel (-1: not stamped by it), by the process.
+
+    Raises ValueError unless each piece that is not empty is an event of the truth server: after the tokens come the
+    usage and [DONE].
+    """
     sizes = np.diff(answer.pieces.places[:, 0], prepend=0)
-    events = np.flatnonzero(sizes)
-    begins = answer.pieces.some(0, int(events[3]))
-    first = next(k for k, event in enumerate(events[:3]) if b" #" in begins[event])
-    found = NUMBER.search(begins[events[first]])
-    tokens = sizes[events[first:-3]]  # behind them: the last token, the usage, [DONE]
-    if found is None or np.abs(tokens - tokens[0]).max(initial=0) > _APART_BYTES:
+    *events, _, _ = np.flatnonzero(sizes).tolist()
+    begins = list(filter(None, answer.pieces.some(0, events[min(1, len(events) - 1)] + 1)))
+    role = NUMBER.search(begins[0]) is None  # a chat begins with it
+    tokens = events[role:]
+    found = NUMBER.search(begins[role]) if tokens else None
+    if found is None or np.ptp(sizes[tokens]) > _APART_BYTES:
         raise ValueError("the server's events did not come one in each chunk")
-    used, process = answer.times[events[first:]].tolist(), answer.pieces.places[events[first:], 1].tolist()
-    return [
-        (int(found[1]), token, answer.t_send_ns, by_kernel if answer.by_kernel else -1, by_process)
-        for token, (by_kernel, by_process) in enumerate(zip(used, process, strict=True))
-    ]
+    by_kernel = answer.times[tokens].tolist() if answer.by_kernel else [-1] * len(tokens)
+    by_process = answer.pieces.places[tokens, 1].tolist()
+    number, sent_ns = int(found[1]), answer.t_send_ns
+    return [(number, token, sent_ns, *stamps) for token, stamps in enumerate(zip(by_kernel, by_process, strict=True))]
 
 
 def write(path: Path) -> None:

@@ -45,7 +45,7 @@ def stamp_errors(of_server: Path, of_client: Path, tokens: int) -> StampErrors |
     rows = np.load(of_client)
     place = np.full(int(max(answers[:, 0].max(initial=0), rows[:, 0].max(initial=0))) + 1, -1)
     place[answers[:, 0]] = np.arange(len(answers))
-    rows = rows[(place[rows[:, 0]] >= 0) & (rows[:, 1] < tokens)]  # the others are the events behind the last token
+    rows = rows[place[rows[:, 0]] >= 0]
     if not len(rows):
         return None
     at = place[rows[:, 0]]

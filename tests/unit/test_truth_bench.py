@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
+from bench.truth.client import Kept, rows_of  # noqa: E402
 from bench.truth.document import DOCUMENT, ENGINE_RESULTS, RESULTS, document, short  # noqa: E402
 from bench.truth.inputs import write_inputs  # noqa: E402
 from bench.truth.server import Case, Stats  # noqa: E402
+from bench.truth.stamps import stamp_errors  # noqa: E402
 from bench.truth.tools import FLOOR, KEEPING_FLOOR, AiPerf, GuideLlm, Loadgen, MlPerfEndpoints, Told, Tool, VllmBench  # noqa: E402
 from bench.truth.watch import Poll, cpu_s, steady  # noqa: E402
+from loadgen.load.pieces import Pieces  # noqa: E402
 
 EIGHT = Case(name="eight", concurrency=8, ttft_ms=20.0, itl_ms=10.0, tokens=5)
 
@@ -252,3 +256,42 @@ def test_the_page_says_that_the_server_ran_ahead_only_where_it_always_did() -> N
     ahead, behind = outcome("loadgen", 20.0), outcome("loadgen", 20.0, server_ahead=False)
     assert said in " ".join(document(results(ahead, ahead)).split())
     assert said not in " ".join(document(results(ahead, behind)).split())
+
+
+# the stamps that the client kept
+
+TOKENS = [b'data: {"text":" #00000042"}', *(b'data: {"text":" %d"}' % k for k in range(1, 9))]
+ENDING = [b'data: {"usage":{}}', b"data: [DONE]"]
+
+
+def kept(pieces: list[bytes], *, by_kernel: bool = True) -> Kept:
+    """An answer sent at 5, whose pieces were read at 10, 11, ..., 2 after the kernel had stamped them."""
+    read_ns = [10 + k for k in range(len(pieces))]
+    return Kept(5, by_kernel, np.array(read_ns) - 2, Pieces.of(pieces, read_ns, [0] * len(pieces)))
+
+
+@pytest.mark.parametrize("before", [[], [b""], [b"", b'data: {"role":"assistant","content":""}']])
+def test_each_token_has_the_stamps_of_its_piece(before: list[bytes]) -> None:
+    first = 10 + len(before)
+    rows = rows_of(kept([*before, *TOKENS, *ENDING]))
+    assert rows == [(42, k, 5, first + k - 2, first + k) for k in range(9)]
+    assert {row[3] for row in rows_of(kept([*before, *TOKENS, *ENDING], by_kernel=False))} == {-1}
+
+
+@pytest.mark.parametrize("pieces", [[*TOKENS[:3], TOKENS[3] + TOKENS[4], *TOKENS[5:]], TOKENS[1:], [TOKENS[0][:9]]])
+def test_events_that_do_not_come_one_in_each_piece_are_not_guessed_at(pieces: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="did not come one in each chunk"):
+        rows_of(kept([*pieces, *ENDING]))
+
+
+def test_the_error_of_a_stamp_is_the_clients_less_the_servers(tmp_path: Path) -> None:
+    """Answer 7 was read at 1 ms and written at 2 and 3 ms; the other was never read by this client."""
+    ms = 1_000_000
+    np.array([[7, ms, 2 * ms, 3 * ms], [8, ms, 2 * ms, 3 * ms]], dtype=np.int64).tofile(tmp_path / "server")
+    np.save(tmp_path / "client.npy", [(7, 0, 0, 2 * ms + 100_000, 4 * ms), (7, 1, 0, 3 * ms + 300_000, 4 * ms)])
+    errors = stamp_errors(tmp_path / "server", tmp_path / "client.npy", 2)
+    assert errors is not None and errors.kernel is not None
+    assert (errors.answers, errors.tokens, errors.ttft_ms_mean, errors.request_ms_mean) == (1, 2, 1.0, 1.0)
+    assert (errors.kernel.median_ms, errors.kernel.max_ms) == pytest.approx((0.2, 0.3))
+    assert (errors.process.median_ms, errors.process.max_ms, errors.joined_share) == (1.5, 2.0, 0.0)
+    assert errors.kernel.ttft_ms_mean == pytest.approx(2.1)
